@@ -1,0 +1,128 @@
+"""Typed settings from flags, environment and a TOML file, in that order of precedence."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+S = TypeVar("S", bound="Settings")
+
+USAGE_ERROR = 2
+
+
+class Settings(BaseSettings):
+    """Base of every program's settings: frozen, and unknown keys are errors.
+
+    Flags win over environment variables (where a prefix is set), those over the TOML file, that over
+    defaults. Nested keys use ``--a.b``, ``PREFIX_A__B`` and ``[a] b = ...``.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_nested_delimiter="__",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_exit_on_error=True,
+        nested_model_default_partial_update=True,
+        protected_namespaces=(),
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Init values are the file's here, so the environment goes first; no prefix, no environment."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        prefixed = cls.model_config.get("env_prefix")
+        return (env_settings, init_settings) if prefixed else (init_settings,)
+
+
+def load_settings(
+    settings_type: type[S], arguments: Sequence[str], *, program: str
+) -> S:
+    """Resolve settings for a command line; ``--config FILE`` (or ``PREFIX_CONFIG``) names a TOML file.
+
+    Exits with status 2 and one line per mistake, naming the key, the value and what is allowed.
+    """
+    prefix = settings_type.model_config.get("env_prefix") or ""
+    rest, config = _take_config(list(arguments), prefix)
+    try:
+        _refuse_unknown_environment(settings_type, prefix)
+        values = _read_toml(config) if config else {}
+        return settings_type(
+            **values,
+            _cli_parse_args=rest,
+            _cli_prog_name=program,
+        )
+    except ValidationError as error:
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"]) or "settings"
+            given = f" (got {problem['input']!r})" if problem["type"] != "missing" else ""
+            print(f"{program}: {key}: {problem['msg']}{given}", file=sys.stderr)
+    except (SettingsError, ValueError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+    _exit(program)
+
+
+def _exit(program: str) -> NoReturn:
+    print(f"try: {program} --help", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)
+
+
+def _take_config(arguments: list[str], prefix: str) -> tuple[list[str], Path | None]:
+    config = os.environ.get(f"{prefix}CONFIG") if prefix else None
+    rest: list[str] = []
+    pending = iter(arguments)
+    for argument in pending:
+        if argument == "--config":
+            config = next(pending, None)
+            if config is None:
+                raise SystemExit("--config needs a file name")
+        elif argument.startswith("--config="):
+            config = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return rest, Path(config) if config else None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"configuration {path} is not valid TOML: {error}") from error
+
+
+def _refuse_unknown_environment(settings_type: type[BaseSettings], prefix: str) -> None:
+    """``extra="forbid"`` does not look at the environment; a misspelt variable must not pass."""
+    if not prefix:
+        return
+    known = {prefix + name.upper() for name in settings_type.model_fields} | {f"{prefix}CONFIG"}
+    for variable in os.environ:
+        if variable.upper().startswith(prefix):
+            head = variable.upper().split("__")[0]
+            if head not in known:
+                raise ValueError(
+                    f"unknown environment variable {variable}; known are {', '.join(sorted(known))}"
+                )

@@ -1,0 +1,5 @@
+"""Generation engines behind one protocol; vLLM is the real one."""
+
+from bestofn.engine.protocol import Candidate, Engine, FinishReason, ModelInfo, Sampling
+
+__all__ = ["Candidate", "Engine", "FinishReason", "ModelInfo", "Sampling"]

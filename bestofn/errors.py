@@ -1,0 +1,99 @@
+"""Every error this project raises on purpose.
+
+::
+
+    BestOfNError
+    ├── InvalidInputError        the request or configuration is wrong; names the field and the limit
+    │   └── PromptTooLongError
+    ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
+    ├── DataError                a corpus, prompt file or reward cache cannot be used
+    ├── ExportError              writing a result failed; what was there before is untouched
+    ├── EngineError              generation failed for this request; the engine goes on
+    │   ├── EngineDeadError      the engine process is gone; no request can be served by it
+    │   └── CandidateCountError  the engine returned more or fewer candidates than asked for
+    ├── RewardError              the reward model could not score
+    ├── OverloadedError          the admission queue is full; retry later
+    ├── NotReadyError            models are still loading
+    └── RequestTimeoutError      the request ran past its time limit
+"""
+
+from __future__ import annotations
+
+
+class BestOfNError(Exception):
+    """Base of all errors raised on purpose; its text is fit for a user to read."""
+
+
+class InvalidInputError(BestOfNError):
+    """The caller's input is wrong.
+
+    Attributes:
+        field: the offending field's path, such as ``"prompt"`` or ``"n"``.
+    """
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class PromptTooLongError(InvalidInputError):
+    """Prompt and answer together do not fit the model's context."""
+
+    def __init__(self, *, prompt_tokens: int, max_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}: together "
+            f"{prompt_tokens + max_tokens}, over the model's limit of {limit}; shorten the prompt "
+            "or lower max_tokens",
+            field="prompt",
+        )
+
+
+class CheckpointError(BestOfNError):
+    """A model directory cannot be loaded; says which, why, and what would help."""
+
+
+class DataError(BestOfNError):
+    """A data file cannot be used; says which line and why."""
+
+
+class ExportError(BestOfNError):
+    """A directory or file could not be written; the previous version is whole."""
+
+
+class EngineError(BestOfNError):
+    """Generation failed for one request."""
+
+
+class EngineDeadError(EngineError):
+    """The engine behind a policy has died."""
+
+
+class CandidateCountError(EngineError):
+    """The engine did not return exactly the number of candidates asked for."""
+
+    def __init__(self, *, expected: int, received: int) -> None:
+        super().__init__(f"the engine returned {received} candidates where {expected} were asked")
+
+
+class RewardError(BestOfNError):
+    """The reward model failed or returned something that is not a finite number."""
+
+
+class OverloadedError(BestOfNError):
+    """No room for another request.
+
+    Attributes:
+        retry_after_s: seconds after which a retry is sensible.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(BestOfNError):
+    """The service is up but its models are not."""
+
+
+class RequestTimeoutError(BestOfNError):
+    """A request ran longer than the limit it was given."""

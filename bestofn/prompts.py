@@ -1,0 +1,77 @@
+"""A prompt as a user gives it: plain text to continue, or a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(TypedDict):
+    """One turn of a chat, as chat templates take it."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Either ``text`` (the answer continues it) or ``messages`` (the answer is the next turn)."""
+
+    text: str | None = None
+    messages: tuple[Message, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (not self.messages):
+            raise ValueError("a prompt is either text or messages")
+
+    @property
+    def key(self) -> str:
+        """A readable identity: the text itself, or the chat flattened."""
+        if self.text is not None:
+            return self.text
+        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+
+
+ChatTemplate = Callable[..., Any]
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids that a policy sees for a prompt: its chat template if there are messages.
+
+    Text is encoded as the tokenizer does by default (its own BOS included); a template's text is
+    encoded without special tokens, since templates write their own.
+
+    Raises:
+        ValueError: if messages are given and the tokenizer has no chat template.
+    """
+    if prompt.text is not None:
+        return list(tokenizer(prompt.text)["input_ids"])
+    if not tokenizer.chat_template:
+        raise ValueError("the policy's tokenizer has no chat template; send `prompt`, not `messages`")
+    rendered = tokenizer.apply_chat_template(
+        list(prompt.messages), tokenize=False, add_generation_prompt=True
+    )
+    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[str, bool]:
+    """The text a reward model scores, and whether the tokenizer should add its special tokens.
+
+    A reward model with a chat template sees a finished conversation in its *own* template
+    (``add_generation_prompt=False``) with a doubled BOS stripped; one without sees the prompt and
+    the completion as one text.
+    """
+    if tokenizer.chat_template:
+        messages: Sequence[Message] = prompt.messages or (
+            Message(role="user", content=prompt.text or ""),
+        )
+        turns = [*messages, Message(role="assistant", content=completion)]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+        bos = tokenizer.bos_token
+        while bos and text.startswith(bos + bos):
+            text = text[len(bos) :]
+        return text, not (bos and text.startswith(bos))
+    return prompt.key + completion, True

@@ -1,0 +1,59 @@
+"""A scorer behind HTTP as the reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import httpx
+
+from bestofn.errors import RewardError
+from bestofn.rewards.protocol import Scorable, checked_scores
+
+
+class RemoteReward:
+    """POSTs ``{"prompts": [...], "completions": [...]}`` and reads ``{"rewards": [...]}``.
+
+    The same shape is what OpenRLHF's ``serve_rm`` answers. ``null`` means "no score".
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        batch_size: int = 64,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.name, self.revision = url, "remote"
+        self._batch_size = batch_size
+        self._client = httpx.Client(timeout=timeout_s, transport=transport)
+
+    def load(self) -> None:
+        """Nothing to load: the scorer runs elsewhere, and may come up after us."""
+
+    def score(self, items: Sequence[Scorable]) -> list[float | None]:
+        """One call per batch."""
+        scores: list[float | None] = []
+        for start in range(0, len(items), self._batch_size):
+            scores.extend(self._call(items[start : start + self._batch_size]))
+        return scores
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _call(self, items: Sequence[Scorable]) -> list[float | None]:
+        body = {
+            "prompts": [item.prompt.key for item in items],
+            "completions": [item.completion for item in items],
+        }
+        try:
+            response = self._client.post(self.name, json=body)
+            response.raise_for_status()
+            payload = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise RewardError(f"remote scorer {self.name} failed: {error}") from error
+        rewards = payload.get("rewards") if isinstance(payload, dict) else None
+        if not isinstance(rewards, list):
+            raise RewardError(f"remote scorer {self.name} answered without a list `rewards`")
+        return checked_scores(rewards, len(items), f"remote scorer {self.name}")

@@ -1,0 +1,1 @@
+"""Serves live best-of-N and its distilled checkpoints behind one API."""

@@ -1,0 +1,61 @@
+"""The FastAPI application around a runtime."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from bestofn import __version__
+from service.errors import add_error_handlers
+from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
+from service.routes import compare, generate, health, modes
+from service.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(runtime: Runtime, *, on_failure: Callable[[], None] | None = None) -> FastAPI:
+    """The application; models load in the background while ``/healthz`` already answers.
+
+    Args:
+        runtime: owned by the application from here on.
+        on_failure: called once if loading fails, so that a server can exit.
+    """
+
+    async def load() -> None:
+        try:
+            await runtime.start()
+        except Exception as error:  # whatever stops a model from loading ends the process
+            logger.error("start-up failed: %s", error)
+            if on_failure is not None:
+                on_failure()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        loading = asyncio.create_task(load(), name="load-models")
+        try:
+            yield
+        finally:
+            loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
+            await runtime.stop()
+
+    app = FastAPI(
+        title="bestofn",
+        version=__version__,
+        summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
+        lifespan=lifespan,
+    )
+    app.state.runtime = runtime
+    for module in (generate, compare, modes, health):
+        app.include_router(module.router)
+    add_error_handlers(app)
+    # The last added runs first: every answer, a refused body's too, carries a request id.
+    app.add_middleware(JsonByDefaultMiddleware)
+    app.add_middleware(BodyLimitMiddleware, max_bytes=runtime.settings.limits.max_body_bytes)
+    app.add_middleware(RequestIdMiddleware)
+    return app

@@ -1,0 +1,76 @@
+"""Builds the runtime from settings: which engine serves which policy, which model scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bestofn.engine import Engine
+from bestofn.engine.vllm_engine import VllmEngine, VllmHost, VllmOptions
+from bestofn.errors import CheckpointError
+from bestofn.rewards import open_reward_model
+from service.runtime import Runtime
+from service.scoring import BatchingScorer
+from service.settings import REFERENCE, ServiceSettings
+
+
+def build_runtime(settings: ServiceSettings) -> Runtime:
+    """Check every configured checkpoint and wire the parts; loads nothing heavy yet.
+
+    Raises:
+        CheckpointError: a configured model is missing, truncated or of the wrong kind.
+    """
+    reward = _scorer(settings.reward, settings)
+    gold = _scorer(settings.gold, settings)
+    return Runtime(settings, _policies(settings), reward, gold)
+
+
+def _scorer(spec: str | None, settings: ServiceSettings) -> BatchingScorer | None:
+    if spec is None:
+        return None
+    model = open_reward_model(
+        spec,
+        trust_remote_code=settings.trust_remote_code,
+        batch_size=settings.reward_batch_size,
+        timeout_s=settings.reward_timeout_s,
+    )
+    return BatchingScorer(model)
+
+
+def _policies(settings: ServiceSettings) -> dict[str, Engine]:
+    adapters = {name: path for name, path in settings.policies.items() if _is_adapter(path)}
+    if REFERENCE in adapters:
+        raise CheckpointError(
+            f"{adapters[REFERENCE]} is a LoRA adapter; the reference policy must be a full model"
+        )
+    full = {name: path for name, path in settings.policies.items() if name not in adapters}
+    options = _options(settings, num_engines=len(full))
+    hosts = {
+        name: VllmHost(path, options, tuple(adapters.values()) if name == REFERENCE else ())
+        for name, path in full.items()
+    }
+    return {
+        name: VllmEngine(hosts[REFERENCE], adapters[name])
+        if name in adapters
+        else VllmEngine(hosts[name])
+        for name in settings.policies
+    }
+
+
+def _is_adapter(path: str) -> bool:
+    return (Path(path).expanduser() / "adapter_config.json").is_file()
+
+
+def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
+    engine = settings.engine
+    share = engine.gpu_memory_utilization or round(0.9 / num_engines, 3)
+    return VllmOptions(
+        dtype=engine.dtype,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        gpu_memory_utilization=share,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        kv_cache_gib=engine.kv_cache_gib,
+        enforce_eager=engine.enforce_eager,
+        executor=engine.executor if engine.tensor_parallel_size == 1 else None,
+        trust_remote_code=settings.trust_remote_code,
+    )

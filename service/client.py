@@ -1,0 +1,191 @@
+"""A small client: waits for a server, asks it to compare modes, prints the tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bestofn.errors import BestOfNError, DataError
+from bestofn.files import write_json
+
+BUILT_IN_PROMPTS = (
+    "the film was",
+    "i watched this movie",
+    "what i remember of the new comedy",
+    "in this french drama",
+    "the acting is",
+    "this low budget thriller set in winter",
+    "another recent documentary",
+    "i watched the old western with my brother and",
+)
+
+
+class ServerError(BestOfNError):
+    """The server cannot be reached or refused; carries its words."""
+
+
+def read_prompts(path: str | None, limit: int) -> list[str]:
+    """Prompts of a file (JSONL with ``prompt``, or one a line), or the built-in ones.
+
+    Raises:
+        DataError: missing or empty file, or a line of JSON without ``prompt``.
+    """
+    if path is None:
+        return list(BUILT_IN_PROMPTS[:limit])
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"prompt file {path} does not exist")
+    prompts = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        if line.startswith("{"):
+            try:
+                prompts.append(str(json.loads(line)["prompt"]))
+            except (ValueError, KeyError) as error:
+                raise DataError(f'{path}:{number} is no JSON object with "prompt"') from error
+        else:
+            prompts.append(line)
+    if not prompts:
+        raise DataError(f"prompt file {path} holds no prompt")
+    return prompts[:limit]
+
+
+def wait_until_ready(client: httpx.Client, limit_s: float, console: Console) -> None:
+    """Poll ``/readyz``.
+
+    Raises:
+        ServerError: not ready in time; says what the server said last.
+    """
+    deadline = time.monotonic() + limit_s
+    with console.status("waiting for the server ...") as status:
+        while True:
+            try:
+                response = client.get("/readyz")
+                if response.status_code == httpx.codes.OK:
+                    return
+                said = response.json()["error"]["message"]
+            except httpx.TransportError as error:
+                said = f"not reachable ({error})"
+            except (ValueError, KeyError):
+                said = f"HTTP {response.status_code}, which is not this service"
+            if time.monotonic() >= deadline:
+                raise ServerError(f"{client.base_url} is not ready: {said}")
+            status.update(f"waiting for the server: {said}")
+            time.sleep(0.5)
+
+
+def run_comparison(
+    url: str,
+    prompts_file: str | None,
+    limit: int,
+    body: dict[str, Any],
+    levels: list[int],
+    *,
+    wait_s: float,
+    json_file: str | None,
+) -> None:
+    """One ``/compare`` per concurrency level, as tables and optionally JSON.
+
+    Raises:
+        ServerError, DataError: nothing is printed as a result then.
+    """
+    console = Console()
+    prompts = read_prompts(prompts_file, limit)
+    results = []
+    with httpx.Client(base_url=url, timeout=600) as client:
+        wait_until_ready(client, wait_s, console)
+        for level in levels:
+            with console.status(f"comparing at concurrency {level} ..."):
+                result = _post(client, body | {"prompts": prompts, "concurrency": level})
+            results.append(result)
+            console.print(comparison_table(result))
+    console.print(answers_table(results[0]))
+    if json_file is not None:
+        write_json(Path(json_file), {"comparisons": results})
+        console.print(f"full result: {json_file}")
+
+
+def _post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    try:
+        response = client.post("/compare", json=body)
+        payload = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServerError(f"{client.base_url} did not answer: {error}") from error
+    if response.status_code != httpx.codes.OK:
+        error = payload.get("error", {}).get("message", payload)
+        raise ServerError(f"the server refused (HTTP {response.status_code}): {error}")
+    return dict(payload)
+
+
+def _interval(value: dict[str, float] | None, digits: int = 2) -> str:
+    if value is None:
+        return "-"
+    return f"{value['mean']:.{digits}f} [{value['ci95_low']:.{digits}f}, {value['ci95_high']:.{digits}f}]"
+
+
+def _ratio(value: dict[str, float]) -> str:
+    return f"{value['median']:.2f}x [{value['min']:.2f}, {value['max']:.2f}]"
+
+
+def comparison_table(result: dict[str, Any]) -> Table:
+    """One comparison: a column a mode, so that both sides stand beside each other."""
+    sampling = result["sampling"]
+    load = "idle engine" if result["concurrency"] == 1 else "loaded engine"
+    table = Table(
+        title=f"{len(result['prompts'])} prompts x {result['repeats']} repeats, concurrency "
+        f"{result['concurrency']} ({load}), temperature {sampling['temperature']:g}, "
+        f"max_tokens {sampling['max_tokens']}",
+        caption="[mean 95% interval over prompts] or [median, range over repeats]; "
+        f"win rate and ratios against {result['baseline']}; gold reward never selects",
+    )
+    table.add_column("")
+    for mode in result["modes"]:
+        label = f"{mode['mode']} (N={mode['n']})" if mode["n"] > 1 else mode["mode"]
+        table.add_column(label, justify="right")
+    rows = (
+        ("mean reward", lambda m: _interval(m["reward"])),
+        ("win rate", lambda m: _interval(m["win_rate"])),
+        ("mean gold reward", lambda m: _interval(m["gold_reward"])),
+        ("gold win rate", lambda m: _interval(m["gold_win_rate"])),
+        ("E2E latency p50 / p95, ms", lambda m: f"{m['e2e_ms']['p50']:.0f} / {m['e2e_ms']['p95']:.0f}"),
+        ("E2E latency ratio", lambda m: _ratio(m["ratio_e2e"])),
+        ("requests/s", lambda m: f"{m['requests_per_s']['median']:.2f}"),
+        ("requests/s ratio", lambda m: _ratio(m["ratio_requests_per_s"])),
+        ("generated tokens/s", lambda m: f"{m['generated_tokens_per_s']['median']:.0f}"),
+        ("returned tokens/s", lambda m: f"{m['returned_tokens_per_s']['median']:.0f}"),
+        ("tokens generated / returned", lambda m: f"{m['generated_tokens']} / {m['returned_tokens']}"),
+    )  # fmt: skip
+    for name, cell in rows:
+        table.add_row(name, *(cell(mode) for mode in result["modes"]))
+    for pair in result["head_to_head"]:
+        if {pair["mode"], pair["against"]} == {"bon", "vbon"}:
+            table.add_row(
+                f"{pair['mode']} against {pair['against']}",
+                f"{pair['wins']} won, {pair['losses']} lost, {pair['ties']} tied",
+            )
+    return table
+
+
+def answers_table(result: dict[str, Any], rows: int = 4) -> Table:
+    """The first few prompts and what each mode answered."""
+    table = Table(title="the same prompts, answered live", show_lines=True)
+    table.add_column("prompt", ratio=1)
+    names = [mode["mode"] for mode in result["modes"]]
+    for name in names:
+        table.add_column(name, ratio=2)
+    for row in result["prompts"][:rows]:
+        cells = []
+        for name in names:
+            answer = row["answers"][name]
+            reward = "-" if answer["reward"] is None else f"{answer['reward']:+.2f}"
+            cells.append(escape(f"[{reward}]{answer['text']}"))
+        table.add_row(escape(row["prompt"]), *cells)
+    return table

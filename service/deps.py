@@ -1,0 +1,23 @@
+"""What routes depend on, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from service.runtime import Runtime
+
+
+def get_runtime(request: Request) -> Runtime:
+    """The application's runtime."""
+    return cast(Runtime, request.app.state.runtime)
+
+
+def get_request_id(request: Request) -> str:
+    """The id that the middleware gave this request."""
+    return str(request.scope["state"]["request_id"])
+
+
+RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
+RequestId = Annotated[str, Depends(get_request_id)]

@@ -1,0 +1,63 @@
+"""Prometheus metrics, named to sit beside vLLM's: the same words under the prefix ``bestofn:``."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from service.strategies import Outcome
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_REWARDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
+
+
+class Metrics:
+    """One registry per application, so that tests and reloads do not collide."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        mode = ("mode",)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(f"bestofn:{name}", text, mode, buckets=buckets, registry=self.registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = mode) -> Counter:
+            return Counter(f"bestofn:{name}", text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"bestofn:{name}", text, registry=self.registry)
+
+        self.success = counter("request_success", "Prompts answered.")
+        self.errors = counter("request_errors", "Requests failed, by error.", ("mode", "error"))
+        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of answered prompts.")
+        self.generation_tokens = counter("generation_tokens", "Tokens decoded, discarded included.")
+        self.returned_tokens = counter("returned_tokens", "Tokens of the answers returned.")
+        self.candidates = counter("candidates", "Candidates decoded.")
+        self.unscored = counter("unscored_candidates", "Candidates the reward model could not score.")
+        self.e2e = histogram("e2e_request_latency_seconds", "From admission request to answer.")
+        self.queue = histogram("request_queue_time_seconds", "Waiting for admission.")
+        self.decode = histogram("request_decode_time_seconds", "Until the last candidate finished.")
+        self.rerank = histogram("request_rerank_time_seconds", "Scoring not hidden by decoding.")
+        self.reward = histogram("reward", "Raw reward of the answer.", _REWARDS)
+        self.running = gauge("num_sequences_running", "Candidates admitted.")
+        self.waiting = gauge("num_sequences_waiting", "Candidates waiting for admission.")
+        self.ready = gauge("ready", "1 when every model is loaded and warm.")
+
+    def observe(
+        self, mode: str, outcome: Outcome, *, prompt_tokens: int, queue_ms: float, total_ms: float
+    ) -> None:
+        """Record one answered prompt."""
+        self.success.labels(mode).inc()
+        self.prompt_tokens.labels(mode).inc(prompt_tokens)
+        self.generation_tokens.labels(mode).inc(outcome.generated_tokens)
+        self.returned_tokens.labels(mode).inc(outcome.returned_tokens)
+        self.candidates.labels(mode).inc(len(outcome.candidates))
+        self.e2e.labels(mode).observe(total_ms / 1e3)
+        self.queue.labels(mode).observe(queue_ms / 1e3)
+        self.decode.labels(mode).observe(outcome.decode_ms / 1e3)
+        self.rerank.labels(mode).observe(outcome.rerank_ms / 1e3)
+        if outcome.selected.reward is not None:
+            self.reward.labels(mode).observe(outcome.selected.reward)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,21 @@
+"""``POST /compare``: modes side by side on the same prompts."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from service.comparison import compare
+from service.deps import RequestId, RuntimeDep
+from service.disconnect import run_while_connected
+from service.routes.generate import ERRORS
+from service.schemas import CompareRequest, CompareResponse
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post("/compare", responses=ERRORS)
+async def post_compare(
+    body: CompareRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
+) -> CompareResponse:
+    """Reward, win rate, latency and throughput of each mode, with intervals and ratios."""
+    return await run_while_connected(request, compare(runtime, body, request_id))

@@ -1,0 +1,48 @@
+"""``POST /generate``: one answer per prompt in the mode asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.deps import RequestId, RuntimeDep
+from service.disconnect import run_while_connected
+from service.generation import generate
+from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer, GenerateRequest
+
+router = APIRouter(tags=["generation"])
+
+ERRORS: dict[int | str, dict[str, object]] = {
+    422: {"model": ErrorResponse, "description": "wrong input; names the field and the limit"},
+    429: {"model": ErrorResponse, "description": "too much waits already; see Retry-After"},
+    503: {"model": ErrorResponse, "description": "models loading or an engine dead"},
+    504: {"model": ErrorResponse, "description": "no answer within the time limit"},
+}
+
+
+class GenerateQuery(BaseModel):
+    """Query parameters; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    mode: str | None = Field(
+        None, description="see GET /modes: `ref`, `bon`, `vbon`, ...; default: the server's"
+    )
+
+
+@router.post("/generate", responses=ERRORS)
+async def post_generate(
+    body: GenerateRequest,
+    query: Annotated[GenerateQuery, Query()],
+    request: Request,
+    runtime: RuntimeDep,
+    request_id: RequestId,
+) -> GenerateAnswer | BatchAnswer:
+    """Answer a prompt, several prompts, or a chat.
+
+    `mode=bon` draws `n` candidates from the reference policy and returns the one with the highest
+    reward; `mode=vbon` draws one sample of the distilled checkpoint; `mode=ref` one of the reference.
+    """
+    return await run_while_connected(request, generate(runtime, query.mode, body, request_id))

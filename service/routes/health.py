@@ -1,0 +1,31 @@
+"""``GET /healthz``, ``/readyz`` and ``/metrics``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from bestofn.errors import NotReadyError
+from service.deps import RuntimeDep
+
+router = APIRouter(tags=["server"])
+
+
+@router.get("/healthz")
+async def get_healthz() -> dict[str, str]:
+    """Alive: the event loop turns. Says nothing of the models."""
+    return {"status": "alive"}
+
+
+@router.get("/readyz")
+async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
+    """Ready: every model is loaded and warmed up, and every engine lives; else 503."""
+    if not runtime.ready:
+        raise NotReadyError(runtime.status())
+    return {"status": "ready"}
+
+
+@router.get("/metrics")
+async def get_metrics(runtime: RuntimeDep) -> Response:
+    """Prometheus metrics."""
+    return Response(runtime.metrics.render(), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,32 @@
+"""``GET /modes``: what this server can do."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.deps import RuntimeDep
+from service.generation import policy_ref, scorer_ref
+from service.schemas import ModeInfo, ModesResponse
+
+router = APIRouter(tags=["server"])
+
+
+@router.get("/modes")
+async def get_modes(runtime: RuntimeDep) -> ModesResponse:
+    """Every mode with its policy, reward model and default N."""
+    settings = runtime.settings
+    return ModesResponse(
+        default_mode=settings.default_mode,
+        modes=[
+            ModeInfo(
+                name=mode.name,
+                description=mode.strategy.description,
+                policy=policy_ref(runtime, mode),
+                reward_model=scorer_ref("reward", runtime.reward) if mode.needs_reward else None,
+                default_n=settings.default_n if mode.strategy.reranks else 1,
+            )
+            for mode in runtime.modes.values()
+        ],
+        gold_model=scorer_ref("gold", runtime.gold),
+        limits=settings.limits.model_dump(),
+    )

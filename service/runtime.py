@@ -1,0 +1,187 @@
+"""Owns what lives as long as the process: engines, scorers, admission, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from time import perf_counter
+
+from bestofn.engine import Engine, Sampling
+from bestofn.errors import InvalidInputError, NotReadyError, RequestTimeoutError
+from bestofn.prompts import Prompt
+from service.admission import Admission
+from service.metrics import Metrics
+from service.scoring import BatchingScorer
+from service.settings import REFERENCE, ServiceSettings
+from service.strategies import RERANKERS, SINGLE, Outcome, Strategy, Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A strategy over a policy, under the name requests use."""
+
+    name: str
+    strategy: Strategy
+    policy: str
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether it cannot answer without a reward model."""
+        return self.strategy.reranks
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One prompt's outcome with the time it took from arrival."""
+
+    mode: Mode
+    prompt_tokens: int
+    num_samples: int
+    outcome: Outcome
+    queue_ms: float
+    total_ms: float
+
+
+class Runtime:
+    """Everything a request needs. Build it with :func:`service.assembly.build_runtime`.
+
+    Attributes:
+        failure: why start-up failed, once it has.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        policies: dict[str, Engine],
+        reward: BatchingScorer | None,
+        gold: BatchingScorer | None,
+    ) -> None:
+        self.settings = settings
+        self.policies = policies
+        self.reward, self.gold = reward, gold
+        self.metrics = Metrics()
+        limits = settings.limits
+        self.admission = Admission(
+            running=limits.running_sequences, waiting=limits.waiting_sequences
+        )
+        self.metrics.running.set_function(lambda: self.admission.running)
+        self.metrics.waiting.set_function(lambda: self.admission.waiting)
+        self.metrics.ready.set_function(lambda: float(self.ready))
+        self.modes = {name: Mode(name, SINGLE, name) for name in policies}
+        for name, strategy in RERANKERS.items():
+            if name in self.modes:
+                raise InvalidInputError(
+                    f"policy name {name!r} is taken by a strategy; rename the policy",
+                    field="policies",
+                )
+            if reward is not None:
+                self.modes[name] = Mode(name, strategy, REFERENCE)
+        self.failure: Exception | None = None
+        self._loaded = False
+
+    @property
+    def ready(self) -> bool:
+        """All models loaded and warm, and every engine alive."""
+        return self._loaded and all(engine.alive for engine in self.policies.values())
+
+    def status(self) -> str:
+        """One sentence on readiness."""
+        if self.failure is not None:
+            return f"start-up failed: {self.failure}"
+        if not self._loaded:
+            return "models are loading"
+        dead = [name for name, engine in self.policies.items() if not engine.alive]
+        return f"engine of {', '.join(dead)} has died" if dead else "ready"
+
+    async def start(self) -> None:
+        """Load and warm up everything; engines start side by side."""
+        begun = perf_counter()
+        try:
+            for scorer in filter(None, (self.reward, self.gold)):
+                await scorer.start()
+            await asyncio.gather(*(engine.start() for engine in self.policies.values()))
+            self._loaded = True
+            logger.info("ready after %.1f s: modes %s", perf_counter() - begun, list(self.modes))
+        except Exception as error:
+            self.failure = error
+            raise
+
+    async def stop(self) -> None:
+        """Free engines and scorers."""
+        self._loaded = False
+        await asyncio.gather(*(engine.stop() for engine in self.policies.values()))
+        for scorer in filter(None, (self.reward, self.gold)):
+            await scorer.stop()
+
+    def mode(self, name: str) -> Mode:
+        """The mode a request named.
+
+        Raises:
+            InvalidInputError: unknown, or known but without its model.
+        """
+        if name in self.modes:
+            return self.modes[name]
+        if name in RERANKERS:
+            raise InvalidInputError(
+                f"mode {name!r} needs a reward model and none is configured; set `reward`",
+                field="mode",
+            )
+        raise InvalidInputError(
+            f"mode {name!r} is not configured; this server has {', '.join(self.modes)}. "
+            f"To add it: --policies {name}=DIR",
+            field="mode",
+        )
+
+    async def answer(
+        self,
+        mode: Mode,
+        prompt: Prompt,
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        *,
+        score: bool = True,
+    ) -> Answer:
+        """Answer one prompt: wait for a place, decode, rerank, record.
+
+        Raises:
+            NotReadyError, OverloadedError, RequestTimeoutError, InvalidInputError, EngineError,
+            RewardError: exactly one of them, or an answer is returned.
+        """
+        if not self.ready:
+            raise NotReadyError(self.status())
+        engine = self.policies[mode.policy]
+        token_ids = engine.encode(prompt)
+        drawn = num_samples if mode.strategy.reranks else 1
+        task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
+        limit = self.settings.limits.timeout_s
+        arrived = perf_counter()
+        try:
+            async with asyncio.timeout(limit), self.admission.enter(drawn):
+                admitted = perf_counter()
+                outcome = await mode.strategy.answer(task, engine, self.reward)
+        except TimeoutError as error:
+            raise RequestTimeoutError(f"no answer within {limit:g} s (limits.timeout_s)") from error
+        finished = perf_counter()
+        answer = Answer(
+            mode=mode,
+            prompt_tokens=len(token_ids),
+            num_samples=drawn,
+            outcome=outcome,
+            queue_ms=(admitted - arrived) * 1e3,
+            total_ms=(finished - arrived) * 1e3,
+        )
+        self.metrics.observe(
+            mode.name,
+            outcome,
+            prompt_tokens=len(token_ids),
+            queue_ms=answer.queue_ms,
+            total_ms=answer.total_ms,
+        )
+        if mode.strategy.reranks:
+            unscored = sum(scored.reward is None for scored in outcome.candidates)
+            self.metrics.unscored.labels(mode.name).inc(unscored)
+        return answer

@@ -1,0 +1,323 @@
+"""What goes over the wire. Unknown fields are refused everywhere."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from bestofn.engine import FinishReason
+from bestofn.prompts import Message, Prompt
+
+EXAMPLE = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"holds a lone surrogate at position {error.start}, which is not text"
+        ) from error
+    return text
+
+
+Text = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
+StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_encodable)]
+
+
+class Wire(BaseModel):
+    """Base of requests: unknown fields are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ChatMessage(Wire):
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class SamplingFields(Wire):
+    """How to draw; shared by every request that generates."""
+
+    n: int | None = Field(None, ge=1, description="candidates a prompt; single-sample modes draw 1")
+    max_tokens: int | None = Field(None, ge=1, description="most new tokens of a candidate")
+    temperature: float = Field(1.0, ge=0, le=10, allow_inf_nan=False, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0, le=1_000_000, description="0 keeps every token")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="same seed, settings and batch: same answer"
+    )
+    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
+        None, description="strings that end a candidate"
+    )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """``stop`` as a tuple whichever form was sent."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class GenerateRequest(SamplingFields):
+    """One prompt, several prompts, or a chat."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    prompt: Text | None = Field(None, description="text to continue")
+    prompts: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None, description="several texts; the answer is then a list in the same order"
+    )
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = Field(
+        None, description="a chat, for policies with a chat template"
+    )
+    return_candidates: bool = Field(False, description="also return every candidate")
+    score: bool = Field(
+        True, description="single-sample modes: report the answer's reward (costs one scoring)"
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one_input(self) -> GenerateRequest:
+        given = [name for name in ("prompt", "prompts", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of prompt, prompts and messages; got "
+                + (", ".join(given) if given else "none")
+            )
+        return self
+
+    def to_prompts(self) -> list[Prompt]:
+        """The prompts asked about, one or many."""
+        if self.prompts is not None:
+            return [Prompt(text=text) for text in self.prompts]
+        if self.messages is not None:
+            turns = (Message(role=turn.role, content=turn.content) for turn in self.messages)
+            return [Prompt(messages=tuple(turns))]
+        return [Prompt(text=self.prompt)]
+
+
+class ModelRef(BaseModel):
+    """Which weights: path and content revision."""
+
+    name: str
+    path: str
+    revision: str
+
+
+class SamplingUsed(BaseModel):
+    """The sampling actually used, defaults filled in, so that results can be compared."""
+
+    n: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int | None
+    stop: list[str]
+
+
+class Usage(BaseModel):
+    """Tokens: everything decoded apart from what was returned."""
+
+    prompt_tokens: int
+    generated_tokens: int = Field(description="of all candidates, discarded ones included")
+    returned_tokens: int = Field(description="of the answer")
+
+
+class Timings(BaseModel):
+    """Milliseconds; queue + decode + rerank make up total to within scheduling."""
+
+    queue: float
+    decode: float
+    rerank: float = Field(description="scoring that decoding did not hide")
+    total: float
+
+
+class CandidateOut(BaseModel):
+    """One candidate."""
+
+    index: int
+    text: str
+    reward: float | None
+    cumulative_logprob: float = Field(description="nats under the policy at temperature 1")
+    num_tokens: int
+    finish_reason: FinishReason
+
+
+class GenerateAnswer(BaseModel):
+    """One prompt's answer."""
+
+    request_id: str
+    mode: str
+    text: str
+    reward: float | None = Field(description="raw reward; null if not asked for or not scorable")
+    finish_reason: FinishReason
+    selected_index: int
+    unscored_candidates: int | None = Field(
+        description="candidates the reward model could not score; null where none was scored"
+    )
+    candidates: list[CandidateOut] | None = None
+    sampling: SamplingUsed
+    usage: Usage
+    timings_ms: Timings
+    policy: ModelRef
+    reward_model: ModelRef | None
+
+
+class BatchAnswer(BaseModel):
+    """Answers to ``prompts``, in order, with totals."""
+
+    request_id: str
+    mode: str
+    answers: list[GenerateAnswer]
+    usage: Usage
+
+
+class CompareRequest(SamplingFields):
+    """The same prompts through several modes."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompts": ["the film was", "i watched this comedy"], "n": 16, "repeats": 3}
+            ]
+        }
+    )
+
+    prompts: Annotated[list[Text], Field(min_length=1)]
+    modes: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="default: every mode of the server"
+    )
+    baseline: str | None = Field(
+        None, description="mode the ratios are against; default `ref` if compared, else the first"
+    )
+    repeats: int = Field(1, ge=1, le=100, description="rounds; modes are interleaved in each")
+    concurrency: int = Field(
+        1, ge=1, le=1024, description="prompts in flight; 1 measures idle latency, many throughput"
+    )
+
+
+class Interval(BaseModel):
+    """A mean over prompts with its 95% bootstrap interval."""
+
+    mean: float
+    ci95_low: float
+    ci95_high: float
+    count: int
+
+
+class Range(BaseModel):
+    """Median of the repeats with the smallest and largest."""
+
+    median: float
+    min: float
+    max: float
+    count: int
+
+
+class LatencySummary(BaseModel):
+    """E2E latency in milliseconds."""
+
+    mean: float
+    p50: float
+    p95: float
+
+
+class ModeReport(BaseModel):
+    """One mode's side of a comparison."""
+
+    mode: str
+    policy: ModelRef
+    n: int
+    reward: Interval | None
+    gold_reward: Interval | None
+    unscored_answers: int
+    win_rate: Interval | None = Field(description="against the baseline's answers, ties 1/2")
+    gold_win_rate: Interval | None
+    e2e_ms: LatencySummary
+    requests_per_s: Range
+    generated_tokens_per_s: Range
+    returned_tokens_per_s: Range
+    generated_tokens: int
+    returned_tokens: int
+    ratio_requests_per_s: Range = Field(description="this mode's over the baseline's, per repeat")
+    ratio_e2e: Range
+    ratio_generated_tokens: float
+
+
+class HeadToHead(BaseModel):
+    """Wins and losses of one mode against another by the reward model, over all answer pairs."""
+
+    mode: str
+    against: str
+    wins: int
+    losses: int
+    ties: int
+
+
+class ComparedAnswer(BaseModel):
+    """One mode's first answer to a prompt."""
+
+    text: str
+    reward: float | None
+    gold_reward: float | None
+
+
+class PromptRow(BaseModel):
+    """One prompt and what each mode answered first."""
+
+    prompt: str
+    answers: dict[str, ComparedAnswer]
+
+
+class CompareResponse(BaseModel):
+    """A comparison with everything needed to run it again."""
+
+    request_id: str
+    baseline: str
+    sampling: SamplingUsed
+    repeats: int
+    concurrency: int
+    reward_model: ModelRef | None
+    gold_model: ModelRef | None
+    modes: list[ModeReport]
+    head_to_head: list[HeadToHead]
+    prompts: list[PromptRow]
+
+
+class ModeInfo(BaseModel):
+    """A mode that requests may name."""
+
+    name: str
+    description: str
+    policy: ModelRef
+    reward_model: ModelRef | None
+    default_n: int
+
+
+class ModesResponse(BaseModel):
+    """Every mode, with the defaults and limits of the server."""
+
+    default_mode: str
+    modes: list[ModeInfo]
+    gold_model: ModelRef | None
+    limits: dict[str, Any]
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, in OpenAI's shape."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: int
+    request_id: str
+
+
+class ErrorResponse(BaseModel):
+    """Every error of this service."""
+
+    error: ErrorBody

@@ -1,0 +1,97 @@
+"""Batches scoring across requests, in one worker thread, off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from bestofn.errors import RewardError
+from bestofn.prompts import Prompt
+from bestofn.rewards import RewardModel, Scorable
+
+logger = logging.getLogger(__name__)
+
+_Waiting = tuple[Scorable, "asyncio.Future[float | None]"]
+
+
+class BatchingScorer:
+    """Whatever arrives while one batch is being scored makes up the next; nothing waits for a timer.
+
+    Candidates whose request has gone are dropped before they are scored.
+    """
+
+    def __init__(self, model: RewardModel, *, max_batch: int = 256) -> None:
+        self.name, self.revision = model.name, model.revision
+        self._model = model
+        self._max_batch = max_batch
+        self._waiting: list[_Waiting] = []
+        self._arrived = asyncio.Event()
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
+        self._loop_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load the model, score once to warm up, begin to serve."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._worker, self._model.load)
+        self._loop_task = asyncio.create_task(self._serve(), name="reward-scorer")
+
+    async def stop(self) -> None:
+        """Fail what waits and free the model."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            await asyncio.gather(self._loop_task, return_exceptions=True)
+        for _, future in self._waiting:
+            if not future.done():
+                future.set_exception(RewardError("the service is shutting down"))
+        self._waiting.clear()
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._model.close)
+        self._worker.shutdown(wait=False)
+
+    async def score(self, prompt: Prompt, completion: str) -> float | None:
+        """One raw reward; ``None`` if the model has none for this text.
+
+        Raises:
+            RewardError: if the batch it was in failed.
+        """
+        future: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((Scorable(prompt, completion), future))
+        self._arrived.set()
+        return await future
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch = self._take_batch()
+            if not batch:
+                continue
+            try:
+                scores = await loop.run_in_executor(
+                    self._worker, self._model.score, [item for item, _ in batch]
+                )
+                if len(scores) != len(batch):
+                    raise RewardError(
+                        f"{self.name} returned {len(scores)} scores for {len(batch)} candidates"
+                    )
+            except Exception as error:  # a failed batch must fail its requests, not this loop
+                logger.exception("reward model %s failed on %d candidates", self.name, len(batch))
+                self._fail(batch, error)
+                continue
+            for (_, future), score in zip(batch, scores, strict=True):
+                if not future.done():
+                    future.set_result(score)
+
+    def _take_batch(self) -> list[_Waiting]:
+        wanted = [entry for entry in self._waiting if not entry[1].done()]
+        batch, self._waiting = wanted[: self._max_batch], wanted[self._max_batch :]
+        if not self._waiting:
+            self._arrived.clear()
+        return batch
+
+    @staticmethod
+    def _fail(batch: list[_Waiting], error: Exception) -> None:
+        known = error if isinstance(error, RewardError) else RewardError(f"scoring failed: {error}")
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(known)

@@ -1,0 +1,40 @@
+"""Runs the application under uvicorn until a signal or a failed start-up."""
+
+from __future__ import annotations
+
+import logging
+
+import uvicorn
+
+from service.app import create_app
+from service.assembly import build_runtime
+from service.settings import ServiceSettings
+
+logger = logging.getLogger(__name__)
+
+
+def serve_until_stopped(settings: ServiceSettings) -> int:
+    """Serve; the exit status: 0 after a signal, 1 if the models could not be loaded.
+
+    Raises:
+        CheckpointError: a configured model is missing or of the wrong kind, before anything starts.
+    """
+    runtime = build_runtime(settings)
+
+    def stop_server() -> None:
+        server.should_exit = True
+
+    app = create_app(runtime, on_failure=stop_server)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        log_level=settings.log_level,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+    logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)
+    server.run()
+    return 1 if runtime.failure is not None or not server.started else 0

@@ -1,0 +1,105 @@
+"""The service's settings: flags, ``BESTOFN_*`` environment variables, or a TOML file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from bestofn.config import Settings
+
+REFERENCE = "ref"
+_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
+
+
+class EngineSettings(BaseModel):
+    """Settings of every vLLM engine; equal for all policies, so that they compare fairly."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: str = Field("auto", description="weights' type; auto takes the checkpoint's")
+    max_model_len: int | None = Field(None, ge=8, description="context in tokens")
+    max_num_seqs: int = Field(256, ge=1, description="sequences decoded at once, per engine")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="share of GPU memory per engine; default: .9 / engines"
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
+    kv_cache_gib: int = Field(1, ge=1, description="KV cache per engine, GiB; CPU only")
+    enforce_eager: bool = Field(False, description="no compilation: starts sooner, decodes slower")
+    executor: str | None = Field("uni", description="vLLM executor; uni is fastest on one device")
+
+
+class LimitSettings(BaseModel):
+    """What one request, and all of them together, may ask for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_n: int = Field(128, ge=1, description="most candidates a prompt")
+    max_prompts: int = Field(128, ge=1, description="most prompts a request")
+    max_tokens: int = Field(4096, ge=1, description="most new tokens a candidate")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="most bytes of a request body")
+    running_sequences: int = Field(512, ge=1, description="candidates in the engines at once")
+    waiting_sequences: int = Field(2048, ge=0, description="candidates that may wait; beyond: 429")
+    timeout_s: float = Field(120.0, gt=0, description="longest a request may take, seconds")
+
+
+class ServiceSettings(Settings):
+    """Best-of-N service.
+
+    Examples:
+      python -m service --policies ref=sandbox/policy --policies vbon=sandbox/vbon
+      BESTOFN_PORT=9000 python -m service --config service.toml
+    """
+
+    model_config = SettingsConfigDict(env_prefix="BESTOFN_", title="bestofn service")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    policies: dict[str, str] = Field(
+        default={REFERENCE: "sandbox/policy", "vbon": "sandbox/vbon"},
+        description="NAME=DIR for each policy (or hub id); `ref` is the reference policy that "
+        "best-of-N draws from; a LoRA adapter directory is served on the reference engine; "
+        "each policy is a mode of its name",
+    )
+    reward: str | None = Field(
+        "sandbox/reward",
+        description="reward model that selects: a sequence-classifier directory, "
+        "python:package.module:function, or the URL of a scorer",
+    )
+    gold: str | None = Field(
+        None, description="held-out reward model, same forms; reports in /compare, never selects"
+    )
+    reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
+    reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
+    trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")
+    default_mode: str = Field("bon", description="mode of a request that names none")
+    default_n: Annotated[int, Field(ge=1)] = Field(16, description="N where a request names none")
+    default_max_tokens: Annotated[int, Field(ge=1)] = Field(
+        64, description="max_tokens where a request names none"
+    )
+    engine: EngineSettings = Field(EngineSettings(), description="vLLM engine settings")
+    limits: LimitSettings = Field(LimitSettings(), description="limits per request and in total")
+    log_level: str = Field("info", description="debug, info, warning or error")
+
+    @field_validator("policies")
+    @classmethod
+    def _named_policies(cls, policies: dict[str, str]) -> dict[str, str]:
+        for name in policies:
+            if not _NAME.match(name):
+                raise ValueError(f"policy name {name!r} must be lower-case letters, digits, . _ -")
+        if REFERENCE not in policies:
+            raise ValueError(f"no policy is named {REFERENCE!r}; best-of-N needs a reference policy")
+        return policies
+
+    @model_validator(mode="after")
+    def _defaults_within_limits(self) -> ServiceSettings:
+        if self.default_n > self.limits.max_n:
+            raise ValueError(f"default_n {self.default_n} is over limits.max_n {self.limits.max_n}")
+        if self.default_max_tokens > self.limits.max_tokens:
+            raise ValueError(
+                f"default_max_tokens {self.default_max_tokens} is over limits.max_tokens "
+                f"{self.limits.max_tokens}"
+            )
+        return self

@@ -1,0 +1,67 @@
+"""The part all strategies share: draw candidates and score each while the others still decode."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import perf_counter
+
+from bestofn.engine import Candidate, Engine
+from bestofn.errors import CandidateCountError
+from service.strategies.protocol import ScoredCandidate, Scorer, Task
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """All candidates by index, with the moments that matter (``perf_counter`` seconds)."""
+
+    candidates: tuple[ScoredCandidate, ...]
+    started_s: float
+    decoded_s: float
+    scored_s: float
+
+    @property
+    def decode_ms(self) -> float:
+        """From submission to the last finished candidate."""
+        return (self.decoded_s - self.started_s) * 1e3
+
+    @property
+    def rerank_ms(self) -> float:
+        """Scoring time left over after decoding."""
+        return (self.scored_s - self.decoded_s) * 1e3
+
+
+async def collect(task: Task, engine: Engine, scorer: Scorer | None, num_samples: int) -> Collected:
+    """Exactly ``num_samples`` candidates, scored if there is a scorer.
+
+    Each candidate goes to the scorer the moment it finishes. Cancelling aborts what decodes and
+    withdraws what waits to be scored.
+
+    Raises:
+        CandidateCountError: if the engine broke its promise of exactly that many.
+    """
+    started = perf_counter()
+    finished: list[Candidate] = []
+    scoring: list[asyncio.Task[float | None]] = []
+    try:
+        stream = engine.generate(task.prompt_token_ids, task.sampling, num_samples, task.request_id)
+        async with aclosing(stream):
+            async for candidate in stream:
+                finished.append(candidate)
+                if scorer is not None:
+                    scoring.append(asyncio.create_task(scorer.score(task.prompt, candidate.text)))
+        decoded = perf_counter()
+        if sorted(candidate.index for candidate in finished) != list(range(num_samples)):
+            raise CandidateCountError(expected=num_samples, received=len(finished))
+        rewards: list[float | None] = [None] * num_samples
+        if scorer is not None:
+            rewards = list(await asyncio.gather(*scoring))
+    finally:
+        for pending in scoring:
+            pending.cancel()
+        # Retrieve what failed beside the first failure, so that nothing is reported as lost.
+        await asyncio.gather(*scoring, return_exceptions=True)
+    pairs = zip(finished, rewards, strict=True)
+    scored = sorted((ScoredCandidate(c, r) for c, r in pairs), key=lambda s: s.candidate.index)
+    return Collected(tuple(scored), started, decoded, perf_counter())

@@ -1,0 +1,189 @@
+"""The numbers of an evaluation: reference, best-of-n for every n, tuned policies.
+
+All means are over prompts with 95% bootstrap intervals (prompts resampled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from bestofn.curves import (
+    expected_best,
+    pairwise_win_rate,
+    selection_weights,
+    win_rate_of_best,
+)
+from bestofn.distribution import kl_estimate, kl_upper_bound
+from bestofn.errors import DataError
+from bestofn.statistics import Estimate, bootstrap_mean
+from training.measure import Float, PromptSamples
+
+KlKind = Literal["zero", "upper bound", "Rao-Blackwellised"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method's held-out figures.
+
+    Attributes:
+        n: best-of-n's n, else 1.
+        kl_nats: distance from the reference, of the kind ``kl_kind`` names.
+        kl_other: other estimators of the same distance, by name.
+        win_rate: against one reference sample, ties counted 1/2.
+    """
+
+    method: str
+    n: int
+    reward: Estimate
+    gold: Estimate | None
+    win_rate: Estimate
+    gold_win_rate: Estimate | None
+    kl_nats: Estimate
+    kl_kind: KlKind
+    kl_other: dict[str, Estimate]
+    tokens: Estimate | None = None
+    unscored: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def curve_ns(num_samples: int, most: int) -> list[int]:
+    """Powers of two up to ``most``, and N itself."""
+    powers = {2**k for k in range(1, 20) if 2**k <= most}
+    return sorted(powers | {num_samples})
+
+
+def _over_prompts(
+    samples: Sequence[PromptSamples], value: Callable[[PromptSamples], float]
+) -> Estimate:
+    return bootstrap_mean([value(sample) for sample in samples])
+
+
+def reference_row(reference: Sequence[PromptSamples]) -> Row:
+    """The reference policy against itself: half of all comparisons, by symmetry."""
+    has_gold = reference[0].gold is not None
+    half = Estimate(0.5, 0.5, 0.5, len(reference))
+    zero = Estimate(0.0, 0.0, 0.0, len(reference))
+    return Row(
+        method="reference",
+        n=1,
+        reward=_over_prompts(reference, lambda s: float(s.rewards.mean())),
+        gold=_over_prompts(reference, lambda s: float(_gold(s).mean())) if has_gold else None,
+        win_rate=half,
+        gold_win_rate=half if has_gold else None,
+        kl_nats=zero,
+        kl_kind="zero",
+        kl_other={},
+        tokens=_over_prompts(reference, lambda s: float(s.tokens.mean())),
+        unscored=sum(s.unscored for s in reference),
+    )
+
+
+def bon_row(reference: Sequence[PromptSamples], n: int) -> Row:
+    """Best-of-n of the reference, by the unbiased estimators over one batch of M samples.
+
+    Its KL is the upper bound ``log n - (n-1)/n``; the closer estimate from the probability of the
+    selected answer stands in ``kl_other``.
+    """
+    has_gold = reference[0].gold is not None
+    bound = kl_upper_bound(n)
+
+    def estimate(sample: PromptSamples) -> float:
+        probability = np.exp(sample.ref_logprob)
+        return float(
+            selection_weights(sample.rewards, n) @ [kl_estimate(min(1.0, p), n) for p in probability]
+        )
+
+    return Row(
+        method="best-of-n",
+        n=n,
+        reward=_over_prompts(reference, lambda s: expected_best(s.rewards, n)),
+        gold=_over_prompts(reference, lambda s: expected_best(s.rewards, n, _gold(s)))
+        if has_gold
+        else None,
+        win_rate=_over_prompts(reference, lambda s: win_rate_of_best(s.rewards, n)),
+        gold_win_rate=_over_prompts(reference, lambda s: _bon_gold_win_rate(s, n))
+        if has_gold
+        else None,
+        kl_nats=Estimate(bound, bound, bound, len(reference)),
+        kl_kind="upper bound",
+        kl_other={"estimate from p(selected)": _over_prompts(reference, estimate)},
+    )
+
+
+def _gold(sample: PromptSamples) -> Float:
+    if sample.gold is None:
+        raise ValueError("no gold rewards were measured")
+    return sample.gold
+
+
+def _bon_gold_win_rate(sample: PromptSamples, n: int) -> float:
+    """Proxy-picked best of n against reference samples by the gold reward.
+
+    Candidates come from one half of the samples and opponents from the other, so that no sample is
+    its own opponent; n must not exceed half of M.
+    """
+    gold = _gold(sample)
+    half = len(gold) // 2
+    weights = selection_weights(sample.rewards[:half], n)
+    opponents = np.sort(gold[half:])
+    below = np.searchsorted(opponents, gold[:half], side="left")
+    up_to = np.searchsorted(opponents, gold[:half], side="right")
+    return float(weights @ ((below + up_to) / 2)) / len(opponents)
+
+
+def policy_row(
+    method: str, policy: Sequence[PromptSamples], reference: Sequence[PromptSamples]
+) -> Row:
+    """A tuned policy: one sample an answer."""
+    has_gold = reference[0].gold is not None
+    pairs = list(zip(policy, reference, strict=True))
+    return Row(
+        method=method,
+        n=1,
+        reward=_over_prompts(policy, lambda s: float(s.rewards.mean())),
+        gold=_over_prompts(policy, lambda s: float(_gold(s).mean())) if has_gold else None,
+        win_rate=bootstrap_mean([pairwise_win_rate(q.rewards, p.rewards) for q, p in pairs]),
+        gold_win_rate=bootstrap_mean([pairwise_win_rate(_gold(q), _gold(p)) for q, p in pairs])
+        if has_gold
+        else None,
+        kl_nats=_over_prompts(policy, lambda s: float(s.kl_rb.mean())),
+        kl_kind="Rao-Blackwellised",
+        kl_other={
+            "naive": _over_prompts(policy, lambda s: float(s.kl_naive.mean())),
+            "k3": _over_prompts(policy, lambda s: float(s.kl_k3.mean())),
+        },
+        tokens=_over_prompts(policy, lambda s: float(s.tokens.mean())),
+        unscored=sum(s.unscored for s in policy),
+    )
+
+
+def evaluation_rows(
+    reference: Sequence[PromptSamples],
+    policies: dict[str, Sequence[PromptSamples]],
+    num_samples: int,
+) -> list[Row]:
+    """Reference, the best-of-n curve, then each tuned policy.
+
+    Raises:
+        DataError: if too few samples of some prompt could be scored to give best-of-N.
+    """
+    fewest = min(len(sample.rewards) for sample in reference)
+    most = fewest // 2 if reference[0].gold is not None else fewest - 1
+    if most < num_samples:
+        raise DataError(
+            f"only {fewest} scored reference samples for some prompt: too few for best-of-"
+            f"{num_samples}; raise --reference-samples"
+        )
+    if any(len(sample.rewards) == 0 for samples in policies.values() for sample in samples):
+        raise DataError("no sample of some prompt could be scored")
+    rows = [reference_row(reference)]
+    rows += [bon_row(reference, n) for n in curve_ns(num_samples, most)]
+    rows += [policy_row(name, samples, reference) for name, samples in policies.items()]
+    return rows

@@ -1,0 +1,127 @@
+"""Samples a policy on held-out prompts and measures what best-of-N is compared by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bestofn.prompts import Prompt
+from bestofn.rewards import RewardModel, Scorable
+from training.progress import ProgressBar
+from training.rollout import Rollout, response_logits, sample_responses, terms_of
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSamples:
+    """Samples of one policy for one prompt; unscorable ones are left out, and counted.
+
+    Attributes:
+        rewards: shape ``(K,)``.
+        gold: shape ``(K,)`` or ``None`` without a gold reward model.
+        ref_logprob: ``log p(y)`` in nats, shape ``(K,)``.
+        kl_naive: ``log q(y) - log p(y)`` in nats; one sample each, may be negative.
+        kl_rb: Rao-Blackwellised KL in nats: exact per-token KL summed along each sample.
+        tokens: response tokens per sample.
+        unscored: samples without a finite reward or gold reward.
+    """
+
+    rewards: Float
+    gold: Float | None
+    ref_logprob: Float
+    kl_naive: Float
+    kl_rb: Float
+    tokens: Float
+    unscored: int
+
+    @property
+    def kl_k3(self) -> Float:
+        """``exp(d) - 1 - d`` with ``d = log p - log q``: never negative, high variance far from p."""
+        d = -self.kl_naive
+        return np.exp(d) - 1 - d
+
+
+@dataclass(frozen=True, slots=True)
+class Measurer:
+    """Samples and scores with fixed settings, so that every policy is measured alike."""
+
+    tokenizer: Any
+    reference: Any
+    reward: RewardModel
+    gold: RewardModel | None
+    max_new_tokens: int
+    temperature: float
+    batch_size: int
+    seed: int
+
+    def measure(
+        self, policy: Any, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int, title: str
+    ) -> list[PromptSamples]:
+        """``num_samples`` of each prompt, in order."""
+        torch.manual_seed(self.seed)
+        per_batch = max(1, self.batch_size // num_samples)
+        results: list[PromptSamples] = []
+        with ProgressBar(title, len(prompts)) as progress:
+            for start in range(0, len(prompts), per_batch):
+                part = prompts[start : start + per_batch]
+                results.extend(self._measure_batch(policy, part, num_samples))
+                progress.advance(len(part))
+        return results
+
+    @torch.no_grad()
+    def _measure_batch(
+        self, policy: Any, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int
+    ) -> list[PromptSamples]:
+        rollout = sample_responses(
+            policy,
+            self.tokenizer,
+            [ids for _, ids in prompts],
+            num_samples=num_samples,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+        )
+
+        def logits(model: Any) -> Any:
+            return lambda part: response_logits(model, part, self.temperature)
+
+        terms = terms_of(logits(policy), logits(self.reference), rollout)
+        rewards, gold = self._scores(rollout, prompts, num_samples)
+        logprob, ref_logprob = terms.logprob_BT.sum(1), terms.ref_logprob_BT.sum(1)
+        columns = {
+            "ref_logprob": ref_logprob,
+            "kl_naive": logprob - ref_logprob,
+            "kl_rb": terms.kl_BT.sum(1),
+            "tokens": rollout.mask_BT.sum(1),
+        }
+        arrays = {name: value.double().cpu().numpy() for name, value in columns.items()}
+        scored = np.isfinite(rewards) if gold is None else np.isfinite(rewards) & np.isfinite(gold)
+        results = []
+        for i in range(len(prompts)):
+            rows = slice(i * num_samples, (i + 1) * num_samples)
+            keep = scored[rows]
+            results.append(
+                PromptSamples(
+                    rewards=rewards[rows][keep],
+                    gold=None if gold is None else gold[rows][keep],
+                    unscored=int((~keep).sum()),
+                    **{name: value[rows][keep] for name, value in arrays.items()},
+                )
+            )
+        return results
+
+    def _scores(
+        self, rollout: Rollout, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int
+    ) -> tuple[Float, Float | None]:
+        texts = rollout.texts(self.tokenizer)
+        items = [Scorable(prompts[i // num_samples][0], text) for i, text in enumerate(texts)]
+
+        def scores(model: RewardModel) -> Float:
+            return np.array([np.nan if r is None else r for r in model.score(items)])
+
+        return scores(self.reward), None if self.gold is None else scores(self.gold)

@@ -1,0 +1,41 @@
+"""Loads causal language models for training and evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bestofn.checkpoints import Checkpoint, check_checkpoint
+from bestofn.errors import CheckpointError
+
+
+def load_policy(
+    path: str, *, dtype: str = "float32", trust_remote_code: bool = False
+) -> tuple[Any, Any, Checkpoint]:
+    """Model in evaluation mode on the GPU if there is one, its tokenizer, and the checked source.
+
+    Dropout stays off in training too: the policy that samples and the policy that learns must be
+    the same distribution.
+
+    Raises:
+        CheckpointError: missing, truncated, or not a causal LM.
+    """
+    checkpoint = check_checkpoint(path, "causal-lm")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            checkpoint.path, trust_remote_code=trust_remote_code, padding_side="left"
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            checkpoint.path,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"cannot load policy {path}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(f"the tokenizer of {path} names no EOS token; set one in its config")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer, checkpoint

@@ -1,0 +1,87 @@
+"""The policy-gradient estimator for ``E_q[R(y)] - beta KL(q || p)``. Shapes: B sequences, T tokens.
+
+Where the textbook RLOO puts one sequence-level reward ``R - beta log(q/p)`` on every token, this
+uses what is known exactly:
+
+- the KL of each position is the exact KL between the two next-token distributions
+  (Rao-Blackwellised), differentiated directly instead of by its sampled score;
+- a token is credited only with the KL that comes after it (reward-to-go): what came before does
+  not depend on it;
+- the baseline is the leave-one-out mean of the same quantity over the other samples of the prompt.
+
+All three leave the expected gradient as it is (tested by enumeration) and cut its variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTerms:
+    """Per-token quantities of sampled responses; padded positions are masked out by ``mask_BT``.
+
+    Attributes:
+        logprob_BT: ``log q`` of the sampled token, with gradient.
+        ref_logprob_BT: ``log p`` of it.
+        kl_BT: exact KL(q(.|y_<t) || p(.|y_<t)) in nats, with gradient.
+        mask_BT: True on response tokens, EOS included.
+    """
+
+    logprob_BT: torch.Tensor  # noqa: N815
+    ref_logprob_BT: torch.Tensor  # noqa: N815
+    kl_BT: torch.Tensor  # noqa: N815
+    mask_BT: torch.Tensor  # noqa: N815
+
+
+def token_terms(
+    logits_BTV: torch.Tensor,  # noqa: N803
+    ref_logits_BTV: torch.Tensor,  # noqa: N803
+    tokens_BT: torch.Tensor,  # noqa: N803
+    mask_BT: torch.Tensor,  # noqa: N803
+) -> TokenTerms:
+    """From the logits that *predict* each token (already shifted by one), in float32."""
+    log_q = torch.log_softmax(logits_BTV.float(), dim=-1)
+    log_p = torch.log_softmax(ref_logits_BTV.float(), dim=-1)
+    picked = tokens_BT[..., None]
+    kl = (log_q.exp() * (log_q - log_p)).sum(-1)
+    return TokenTerms(
+        logprob_BT=log_q.gather(-1, picked)[..., 0] * mask_BT,
+        ref_logprob_BT=log_p.gather(-1, picked)[..., 0] * mask_BT,
+        kl_BT=kl * mask_BT,
+        mask_BT=mask_BT,
+    )
+
+
+def leave_one_out(values: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Mean over the *other* members of each group of consecutive rows; same shape as the input.
+
+    Raises:
+        ValueError: if a group has fewer than two members: there is nobody else to average.
+    """
+    if group_size < 2:
+        raise ValueError(f"leave-one-out needs at least 2 samples a prompt, got {group_size}")
+    grouped = values.view(-1, group_size, *values.shape[1:])
+    others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
+    return others.view_as(values)
+
+
+def policy_gradient_loss(
+    terms: TokenTerms, sequence_reward_B: torch.Tensor, kl_coefficient: float, group_size: int  # noqa: N803
+) -> torch.Tensor:
+    """Scalar whose gradient is an unbiased estimate of ``-grad (E_q[R] - beta KL(q || p))``.
+
+    Args:
+        terms: rows ordered so that the samples of one prompt are consecutive.
+        sequence_reward_B: R, paid when the sample ends.
+        kl_coefficient: beta.
+        group_size: samples per prompt, at least 2.
+    """
+    kl = terms.kl_BT.detach()
+    kl_after = kl.flip(1).cumsum(1).flip(1) - kl
+    return_BT = sequence_reward_B.detach()[:, None] - kl_coefficient * kl_after  # noqa: N806
+    advantage = return_BT - leave_one_out(return_BT, group_size)
+    score = -(advantage * terms.logprob_BT).sum(1)
+    return (score + kl_coefficient * terms.kl_BT.sum(1)).mean()

@@ -1,0 +1,99 @@
+"""Progress bars on the terminal; plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback
+
+LINE_EVERY_S = 15.0
+
+
+class ProgressBar:
+    """A bar with a line of facts behind it; in a log file a line every 15 seconds instead."""
+
+    def __init__(self, title: str, total: int, done: int = 0) -> None:
+        self._title, self._total, self._done = title, total, done
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done, facts="")
+        self._last_line_s = time.monotonic()
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def advance(self, steps: int = 1, facts: str = "") -> None:
+        """Move on, and say how it goes."""
+        self._done += steps
+        self._bar.update(self._task, advance=steps, facts=facts)
+        now = time.monotonic()
+        if self._bar.disable and (
+            now - self._last_line_s > LINE_EVERY_S or self._done == self._total
+        ):
+            self._last_line_s = now
+            self._console.print(f"{self._title}: {self._done}/{self._total} {facts}", highlight=False)
+
+
+class TrainerProgress:
+    """A :class:`ProgressBar` fed by a Hugging Face ``Trainer`` through :attr:`callback`."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._bar: ProgressBar | None = None
+        self.callback = _Callback(self)
+
+    def __enter__(self) -> TrainerProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+    def begin(self, total: int) -> None:
+        """Called once the trainer knows its steps."""
+        self._bar = ProgressBar(self._title, total).__enter__()
+
+    def step(self) -> None:
+        """Called after each optimizer step."""
+        if self._bar is not None:
+            self._bar.advance()
+
+
+class _Callback(TrainerCallback):
+    def __init__(self, progress: TrainerProgress) -> None:
+        self._progress = progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress.begin(state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._progress.step()

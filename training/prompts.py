@@ -1,0 +1,51 @@
+"""Reads prompt files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bestofn.errors import DataError
+from bestofn.files import write_text
+from bestofn.prompts import Message, Prompt
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a file, duplicates dropped, in order.
+
+    A line is JSON with ``"prompt"`` (text) or ``"messages"`` (a chat), or else the text itself.
+
+    Raises:
+        DataError: missing or empty file, or a malformed line, which it names.
+    """
+    if not path.is_file():
+        raise DataError(f"prompt file {path} does not exist")
+    prompts: dict[str, Prompt] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            prompt = _parse(line, f"{path}:{number}")
+            prompts.setdefault(prompt.key, prompt)
+    if not prompts:
+        raise DataError(f"prompt file {path} holds no prompt")
+    return list(prompts.values())
+
+
+def _parse(line: str, where: str) -> Prompt:
+    if not line.lstrip().startswith("{"):
+        return Prompt(text=line)
+    try:
+        record = json.loads(line)
+        if "messages" in record:
+            turns = (Message(role=m["role"], content=m["content"]) for m in record["messages"])
+            return Prompt(messages=tuple(turns))
+        text = record["prompt"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{where} is no JSON object with "prompt" or "messages"') from error
+    if not isinstance(text, str) or not text:
+        raise DataError(f'{where}: "prompt" must be a non-empty string')
+    return Prompt(text=text)
+
+
+def write_prompts(path: Path, prompts: list[str]) -> None:
+    """One JSON object a line."""
+    write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))

@@ -1,0 +1,1 @@
+"""The embedded sandbox: a policy and two reward models made from nothing in minutes."""

@@ -1,0 +1,239 @@
+"""Builds the sandbox: tokenizer, reference policy, reward model, gold reward model, prompts.
+
+Layout of the directory made::
+
+    policy/  reward/  gold/       Hugging Face directories (safetensors, tokenizer, config, card)
+    prompts/train.jsonl           openings to fine-tune on
+    prompts/heldout.jsonl         openings kept aside
+    sandbox.json                  resolved config, revision, seeds, versions, held-out metrics
+
+Parts already whole and of the same configuration are kept, so a killed build goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from bestofn.checkpoints import Kind, check_checkpoint
+from bestofn.errors import CheckpointError, DataError
+from bestofn.files import recover_directory, replacing_directory, write_json
+from bestofn.provenance import provenance
+from training.cards import write_card
+from training.configs import SandboxConfig
+from training.progress import TrainerProgress
+from training.prompts import write_prompts
+from training.records import is_same, read_record
+from training.sandbox.corpus import ReviewGrammar
+from training.sandbox.labelled import read_labelled
+from training.sandbox.models import Shape, train_classifier, train_policy, train_tokenizer
+
+logger = logging.getLogger(__name__)
+
+Labelled = tuple[list[str], list[int]]
+
+HELDOUT_SHARE = 0.1
+PROMPT_WORDS = (3, 7)  # a prompt is the first 3 to 6 words of a review
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Splits that share no review: what reward and gold learn from is disjoint too.
+
+    Attributes:
+        policy: texts for tokenizer and policy.
+        reward: texts and labels of the proxy annotator.
+        gold: other texts and, where there are two annotators, the other one's labels.
+        heldout_reward: kept aside, with labels to check the reward model against.
+        heldout_gold: kept aside, with labels to check the gold reward model against.
+        openings: distinct prompts, from texts kept aside.
+    """
+
+    policy: list[str]
+    reward: Labelled
+    gold: Labelled
+    heldout_reward: Labelled
+    heldout_gold: Labelled
+    openings: list[str]
+
+
+def build_sandbox(config: SandboxConfig) -> None:
+    """Make the sandbox, or what is missing of it.
+
+    Raises:
+        DataError: the corpus is unusable. ExportError: the disk refused; finished parts stay.
+    """
+    begun = time.perf_counter()
+    out = config.out
+    settings = config.model_dump(mode="json", exclude={"replace", "out"})
+    manifest = read_record(out / "sandbox.json") or {}
+    recorded = manifest.get("config")
+    if recorded is not None and not is_same(out, recorded, settings, replace=config.replace):
+        logger.info("%s was made with other settings; making it again", out)
+        manifest = {}
+        for part in ("policy", "reward", "gold", "prompts"):
+            shutil.rmtree(out / part, ignore_errors=True)
+    metrics: dict[str, Any] = dict(manifest.get("metrics", {}))
+    write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
+    corpus = _user_corpus(config) if config.corpus else _synthetic_corpus(config)
+    count = config.train_prompts + config.heldout_prompts
+    if len(corpus.openings) < count:
+        raise DataError(
+            f"the corpus has {len(corpus.openings)} distinct openings kept aside, fewer than "
+            f"train_prompts + heldout_prompts = {count}; ask for fewer"
+        )
+    prompts = out / "prompts"
+    write_prompts(prompts / "train.jsonl", corpus.openings[: config.train_prompts])
+    write_prompts(prompts / "heldout.jsonl", corpus.openings[config.train_prompts : count])
+    for part, kind, build in _parts(config, corpus):
+        target = out / part
+        recover_directory(target)
+        if part in metrics and _is_whole(target, kind):
+            logger.info("%s: kept", target)
+            continue
+        started = time.perf_counter()
+        with replacing_directory(target) as directory:
+            metrics[part] = build(directory)
+        metrics[part]["seconds"] = round(time.perf_counter() - started, 1)
+        write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
+        logger.info("%s: %s", target, _shown(metrics[part]))
+    logger.info("sandbox in %s after %.0f s", out, time.perf_counter() - begun)
+
+
+def _is_whole(path: Path, kind: Kind) -> bool:
+    try:
+        check_checkpoint(str(path.resolve()), kind)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+
+def _openings(texts: list[str], seed: int) -> list[str]:
+    rng = np.random.default_rng([seed, 3])
+    cut = (" ".join(text.split()[: int(rng.integers(*PROMPT_WORDS))]) for text in texts)
+    return list(dict.fromkeys(opening for opening in cut if len(opening) > 2))
+
+
+def _synthetic_corpus(config: SandboxConfig) -> Corpus:
+    reviews = ReviewGrammar(config.seed).reviews(config.num_reviews)
+    heldout_size = int(config.num_reviews * HELDOUT_SHARE)
+    heldout, rest = reviews[:heldout_size], reviews[heldout_size:]
+    third, texts = len(rest) * 2 // 5, [review.text for review in rest]
+    return Corpus(
+        policy=texts,
+        reward=(texts[:third], [review.labels["proxy"] for review in rest[:third]]),
+        gold=(texts[third:], [review.labels["gold"] for review in rest[third:]]),
+        heldout_reward=([r.text for r in heldout], [r.labels["proxy"] for r in heldout]),
+        heldout_gold=([r.text for r in heldout], [r.labels["gold"] for r in heldout]),
+        openings=_openings([review.text for review in heldout], config.seed),
+    )
+
+
+def _user_corpus(config: SandboxConfig) -> Corpus:
+    pairs = read_labelled(config.corpus, config.encoding)
+    order = np.random.default_rng([config.seed, 1]).permutation(len(pairs))
+    pairs = [pairs[int(i)] for i in order]
+    size = int(len(pairs) * HELDOUT_SHARE)
+    heldout, rest = pairs[:size], pairs[size:]
+    half = len(rest) // 2
+
+    def columns(rows: list[tuple[str, int]]) -> Labelled:
+        return [text for text, _ in rows], [label for _, label in rows]
+
+    return Corpus(
+        policy=[text for text, _ in rest],
+        reward=columns(rest[:half]),
+        gold=columns(rest[half:]),
+        heldout_reward=columns(heldout),
+        heldout_gold=columns(heldout),
+        openings=_openings([text for text, _ in heldout], config.seed),
+    )
+
+
+def _parts(
+    config: SandboxConfig, corpus: Corpus
+) -> list[tuple[str, Kind, Callable[[Path], dict[str, float]]]]:
+    """Name, kind and builder of each model; the tokenizer is the policy's, shared by all three."""
+    texts = corpus.policy[: config.policy_texts]
+    epochs = config.policy_epochs or max(1.0, 1.5 * config.policy_texts / len(texts))
+    source = ", ".join(config.corpus) or "the embedded synthetic movie reviews"
+
+    def policy(directory: Path) -> dict[str, float]:
+        tokenizer = train_tokenizer(texts, config.vocab_size, config.max_length)
+        shape = Shape(config.policy_hidden, config.policy_layers, epochs, 2e-3)
+        with _scratch() as scratch, TrainerProgress("policy") as progress:
+            model, metrics = train_policy(
+                tokenizer, texts, corpus.heldout_reward[0][:1000], shape,
+                max_length=config.max_length, seed=config.seed, scratch=scratch,
+                callbacks=[progress.callback],
+            )  # fmt: skip
+        _save(directory, model, tokenizer, "Reference policy", source, config, metrics)
+        return metrics
+
+    def classifier(
+        name: str, title: str, data: Labelled, heldout: Labelled, shape: Shape, seed: int
+    ) -> Callable[[Path], dict[str, float]]:
+        def build(directory: Path) -> dict[str, float]:
+            tokenizer = AutoTokenizer.from_pretrained(config.out / "policy")
+            with _scratch() as scratch, TrainerProgress(name) as progress:
+                model, metrics = train_classifier(
+                    tokenizer, data, heldout, shape, max_length=config.max_length, seed=seed,
+                    scratch=scratch, callbacks=[progress.callback],
+                )  # fmt: skip
+            _save(directory, model, tokenizer, title, source, config, metrics)
+            return metrics
+
+        return build
+
+    # A classifier sees few texts of a small corpus more often, but not for ever.
+    def classifier_epochs(data: Labelled) -> float:
+        return float(np.clip(16_000 / len(data[0]), 2, 4))
+
+    reward_shape = Shape(64, 2, classifier_epochs(corpus.reward), 2e-3)
+    gold_shape = Shape(128, 3, classifier_epochs(corpus.gold), 1e-3)
+    return [
+        ("policy", "causal-lm", policy),
+        ("reward", "reward", classifier(
+            "reward model", "Reward model (proxy: selects and trains)", corpus.reward,
+            corpus.heldout_reward, reward_shape, config.seed + 1)),
+        ("gold", "reward", classifier(
+            "gold reward model", "Gold reward model (held out: only reports)", corpus.gold,
+            corpus.heldout_gold, gold_shape, config.seed + 1001)),
+    ]  # fmt: skip
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bestofn-")
+
+
+def _save(
+    directory: Path,
+    model: Any,
+    tokenizer: Any,
+    title: str,
+    source: str,
+    config: SandboxConfig,
+    metrics: dict[str, float],
+) -> None:
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    write_card(
+        directory,
+        title=f"{title} of the bestofn sandbox",
+        summary=f"Trained from nothing on {source}, seed {config.seed}. A toy: it shows how "
+        "best-of-N and its distillation behave, and is good for nothing else.",
+        facts={"seed": config.seed, "data": source, **metrics},
+    )

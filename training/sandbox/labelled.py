@@ -1,0 +1,99 @@
+"""Reads a user's labelled text in the forms people have it in."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from bestofn.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_LABEL_BY_SUFFIX = {".pos": 1, ".neg": 0}
+_DELIMITER = {".csv": ",", ".tsv": "\t"}
+
+
+def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int]]:
+    """``(text, label)`` pairs of several files, label 1 (liked) or 0, duplicates dropped.
+
+    Raises:
+        DataError: missing file, unknown form, bad label, or only one label present.
+    """
+    pairs: dict[str, int] = {}
+    for spec in specs:
+        path, label = _split(spec)
+        for text, found in _read(path, label, encoding):
+            if text.strip():
+                pairs.setdefault(" ".join(text.split()), found)
+    labels = set(pairs.values())
+    if labels != {0, 1}:
+        raise DataError(f"{', '.join(specs)}: labels 0 and 1 must both occur, found {sorted(labels)}")
+    return list(pairs.items())
+
+
+def _split(spec: str) -> tuple[Path, int | None]:
+    name, separator, label = spec.rpartition("=")
+    if separator and label in {"0", "1"}:
+        return Path(name), int(label)
+    return Path(spec), _LABEL_BY_SUFFIX.get(Path(spec).suffix)
+
+
+def _read(path: Path, label: int | None, encoding: str | None) -> Iterator[tuple[str, int]]:
+    if not path.is_file():
+        raise DataError(f"corpus file {path} does not exist")
+    text = _decode(path, encoding)
+    if label is not None:
+        yield from ((line, label) for line in text.splitlines())
+    elif path.suffix in {".jsonl", ".json"}:
+        yield from _read_jsonl(path, text)
+    elif path.suffix in _DELIMITER:
+        yield from _read_table(path, text, _DELIMITER[path.suffix])
+    else:
+        raise DataError(
+            f"cannot tell the labels of {path}: write {path}=1 or {path}=0 if all its lines are of "
+            "one label, or give .jsonl, .csv or .tsv with text and label"
+        )
+
+
+def _decode(path: Path, encoding: str | None) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode(encoding or "utf-8")
+    except UnicodeDecodeError as error:
+        if encoding is None:
+            logger.info("%s is not UTF-8; read as Latin-1", path)
+            return raw.decode("latin-1")
+        raise DataError(f"{path} is not {encoding}: {error}") from error
+    except LookupError as error:
+        raise DataError(f"unknown encoding {encoding!r}") from error
+
+
+def _label(value: object, where: str) -> int:
+    if str(value) in {"0", "1"}:
+        return int(str(value))
+    raise DataError(f"{where}: label {value!r} is neither 0 nor 1")
+
+
+def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, int]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+            content, value = str(record["text"]), record["label"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f'{where} is no JSON object with "text" and "label"') from error
+        yield content, _label(value, where)
+
+
+def _read_table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, int]]:
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    if not {"text", "label"} <= set(reader.fieldnames or ()):
+        raise DataError(f"{path} needs a header with text and label, found {reader.fieldnames}")
+    for row in reader:
+        yield row["text"], _label(row["label"], f"{path}:{reader.line_num}")

@@ -1,0 +1,264 @@
+"""The sandbox's tokenizer, policy and classifiers, trained with the Hugging Face ``Trainer``."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch.utils.data import Dataset
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Size of a small transformer and how long it learns."""
+
+    hidden: int
+    layers: int
+    epochs: float
+    learning_rate: float
+    batch_size: int = 64
+
+
+def _policy_config(shape: Shape, tokenizer: PreTrainedTokenizerFast, max_length: int) -> LlamaConfig:
+    """A Llama with heads 64 wide, which every vLLM attention backend serves."""
+    heads = shape.hidden // 64
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.hidden * 5 // 2,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        head_dim=64,
+        max_position_embeddings=max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+
+
+def _classifier_config(
+    shape: Shape, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> ModernBertConfig:
+    """A ModernBERT that averages over tokens: from nothing, far quicker to learn than a last token."""
+    return ModernBertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden,
+        intermediate_size=shape.hidden * 3 // 2,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.hidden // 32,
+        max_position_embeddings=max_length,
+        local_attention=max_length,
+        classifier_pooling="mean",
+        num_labels=1,
+        bos_token_id=tokenizer.bos_token_id,
+        cls_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        sep_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with BOS put in front of every text; any Unicode string has an encoding."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class _Texts(Dataset[dict[str, Any]]):
+    """Token ids (and labels for a classifier), tokenised once."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        texts: Sequence[str],
+        labels: Sequence[int] | None,
+        max_length: int,
+    ) -> None:
+        ending = [] if labels is not None else [tokenizer.eos_token_id]
+        encoded = tokenizer(list(texts), truncation=True, max_length=max_length - len(ending))
+        self._ids = [list(ids) + ending for ids in encoded["input_ids"]]
+        self._labels = labels
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item: dict[str, Any] = {"input_ids": self._ids[index]}
+        if self._labels is not None:
+            item["labels"] = float(self._labels[index])
+        return item
+
+
+class _Collator:
+    """Right-pads a batch; for a language model the labels are the ids, -100 where padded."""
+
+    def __init__(self, pad_id: int, *, classify: bool) -> None:
+        self._pad_id, self._classify = pad_id, classify
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        width = max(len(item["input_ids"]) for item in items)
+        ids = torch.full((len(items), width), self._pad_id)
+        mask = torch.zeros((len(items), width), dtype=torch.long)
+        for row, item in enumerate(items):
+            length = len(item["input_ids"])
+            ids[row, :length] = torch.tensor(item["input_ids"])
+            mask[row, :length] = 1
+        if self._classify:
+            labels = torch.tensor([item["labels"] for item in items])
+        else:
+            labels = ids.masked_fill(mask == 0, -100)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class _LogitTrainer(Trainer):
+    """Binary cross-entropy on the single logit (``num_labels = 1`` would default to regression)."""
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits[:, 0], labels)
+        return (loss, {"logits": outputs.logits}) if return_outputs else loss
+
+
+def _arguments(shape: Shape, seed: int, scratch: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=shape.batch_size,
+        per_device_eval_batch_size=256,
+        num_train_epochs=shape.epochs,
+        learning_rate=shape.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        weight_decay=0.01,
+        train_sampling_strategy="group_by_length",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        seed=seed,
+        dataloader_pin_memory=False,
+    )
+
+
+def train_policy(
+    tokenizer: PreTrainedTokenizerFast,
+    train_texts: Sequence[str],
+    heldout_texts: Sequence[str],
+    shape: Shape,
+    *,
+    max_length: int,
+    seed: int,
+    scratch: Path,
+    callbacks: list[TrainerCallback],
+) -> tuple[LlamaForCausalLM, dict[str, float]]:
+    """A causal LM from nothing; metrics: held-out perplexity per token."""
+    set_seed(seed)
+    model = LlamaForCausalLM(_policy_config(shape, tokenizer, max_length))
+    trainer = Trainer(
+        model=model,
+        args=_arguments(shape, seed, scratch),
+        train_dataset=_Texts(tokenizer, train_texts, None, max_length),
+        eval_dataset=_Texts(tokenizer, heldout_texts, None, max_length),
+        data_collator=_Collator(tokenizer.pad_token_id, classify=False),
+        callbacks=callbacks,
+    )
+    _run(trainer)
+    loss = trainer.evaluate()["eval_loss"]
+    return model, {"heldout_perplexity": math.exp(loss), "parameters": model.num_parameters()}
+
+
+def train_classifier(
+    tokenizer: PreTrainedTokenizerFast,
+    train: tuple[Sequence[str], Sequence[int]],
+    heldout: tuple[Sequence[str], Sequence[int]],
+    shape: Shape,
+    *,
+    max_length: int,
+    seed: int,
+    scratch: Path,
+    callbacks: list[TrainerCallback],
+) -> tuple[ModernBertForSequenceClassification, dict[str, float]]:
+    """A one-logit classifier from nothing; metrics: held-out accuracy and AUC."""
+    set_seed(seed)
+    model = ModernBertForSequenceClassification(
+        _classifier_config(shape, tokenizer, max_length)
+    )
+    trainer = _LogitTrainer(
+        model=model,
+        args=_arguments(shape, seed, scratch),
+        train_dataset=_Texts(tokenizer, *train, max_length),
+        data_collator=_Collator(tokenizer.pad_token_id, classify=True),
+        callbacks=callbacks,
+    )
+    _run(trainer)
+    prediction = trainer.predict(_Texts(tokenizer, *heldout, max_length))  # type: ignore[arg-type]
+    logits = torch.as_tensor(prediction.predictions).flatten()
+    # The trainer groups evaluation texts by length too: take the labels in its order.
+    labels = torch.as_tensor(prediction.label_ids, dtype=torch.float).flatten()
+    return model, {
+        "heldout_accuracy": float(((logits > 0).float() == labels).float().mean()),
+        "heldout_auc": _auc(logits, labels),
+        "parameters": model.num_parameters(),
+    }
+
+
+def _auc(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """P[a liked text scores above a disliked one], ties 1/2."""
+    liked, disliked = logits[labels == 1], logits[labels == 0]
+    if len(liked) == 0 or len(disliked) == 0:
+        return float("nan")
+    order = torch.sort(disliked).values
+    below = torch.searchsorted(order, liked, right=False).float()
+    up_to = torch.searchsorted(order, liked, right=True).float()
+    return float(((below + up_to) / 2).mean() / len(disliked))
+
+
+def _run(trainer: Trainer) -> None:
+    trainer.remove_callback(PrinterCallback)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")
+        trainer.train()
