@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +16,12 @@ from bestofn.errors import CheckpointError
 
 Kind = Literal["causal-lm", "reward", "adapter"]
 
+HUB_PREFIX = "hf://"
+
 _ARCHITECTURE_SUFFIX = {"causal-lm": "ForCausalLM", "reward": "ForSequenceClassification"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 _FULL_HASH_LIMIT = 256 * 2**20
 _SAMPLE_BLOCKS, _BLOCK = 64, 64 * 1024
-_HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Checkpoint:
     """A checked model directory.
 
     Attributes:
-        path: the directory, or a hub id left for the library to resolve.
+        path: the directory, or the hub id without its prefix, for the library to resolve.
         revision: content fingerprint, ``sha256:`` and 16 hex digits, or ``hub`` for a hub id.
     """
 
@@ -40,16 +40,20 @@ class Checkpoint:
 def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
     """Validate a model directory of the given kind.
 
-    A name of the form ``org/model`` that is no local directory is taken for a hub id and passed on.
+    ``hf://org/model`` names a model of the hub and is passed on unchecked: the prefix keeps a
+    misspelt path from being looked up on the internet.
 
     Raises:
         CheckpointError: missing, truncated, pickled only, or of another kind.
     """
+    if path.startswith(HUB_PREFIX):
+        return Checkpoint(path.removeprefix(HUB_PREFIX), "hub")
     directory = Path(path).expanduser()
     if not directory.exists():
-        if _HUB_ID.match(path) and not path.startswith("."):
-            return Checkpoint(path, "hub")
-        raise CheckpointError(f"model directory {path!r} does not exist; check the path")
+        raise CheckpointError(
+            f"model directory {path!r} does not exist; check the path (a model of the Hugging Face "
+            "hub is written hf://org/name; the sandbox is made by scripts/demo)"
+        )
     if not directory.is_dir():
         raise CheckpointError(f"{path!r} is a file; give the directory that holds config.json")
     if kind == "adapter":

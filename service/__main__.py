@@ -57,6 +57,9 @@ def compare(
     ] = "1,32",
     repeats: Annotated[int, typer.Option(help="interleaved rounds per concurrency")] = 3,
     wait_s: Annotated[float, typer.Option(help="wait so long for the server to be ready")] = 0.0,
+    while_pid: Annotated[
+        int | None, typer.Option(help="stop waiting if this process (the server) ends")
+    ] = None,
     json_file: Annotated[str | None, typer.Option("--json", help="write the full result")] = None,
 ) -> None:
     """Send the same prompts through several modes; print reward, win rate, latency, throughput."""
@@ -75,7 +78,16 @@ def compare(
     except ValueError as error:
         raise typer.BadParameter(f"{concurrency!r}: numbers separated by commas") from error
     try:
-        run_comparison(url, prompts, limit, body, levels, wait_s=wait_s, json_file=json_file)
+        run_comparison(
+            url,
+            prompts,
+            limit,
+            body,
+            levels,
+            wait_s=wait_s,
+            while_pid=while_pid,
+            json_file=json_file,
+        )
     except BestOfNError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

@@ -58,11 +58,13 @@ def read_prompts(path: str | None, limit: int) -> list[str]:
     return prompts[:limit]
 
 
-def wait_until_ready(client: httpx.Client, limit_s: float, console: Console) -> None:
+def wait_until_ready(
+    client: httpx.Client, limit_s: float, console: Console, while_pid: int | None = None
+) -> None:
     """Poll ``/readyz``.
 
     Raises:
-        ServerError: not ready in time; says what the server said last.
+        ServerError: not ready in time, or process ``while_pid`` is gone; says what the server said.
     """
     deadline = time.monotonic() + limit_s
     with console.status("waiting for the server ...") as status:
@@ -76,10 +78,21 @@ def wait_until_ready(client: httpx.Client, limit_s: float, console: Console) -> 
                 said = f"not reachable ({error})"
             except (ValueError, KeyError):
                 said = f"HTTP {response.status_code}, which is not this service"
+            if while_pid is not None and not _runs(while_pid):
+                raise ServerError(f"the server (process {while_pid}) has ended before it was ready")
             if time.monotonic() >= deadline:
                 raise ServerError(f"{client.base_url} is not ready: {said}")
             status.update(f"waiting for the server: {said}")
             time.sleep(0.5)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process exists and is no zombie that its parent has yet to collect."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
 
 
 def run_comparison(
@@ -90,6 +103,7 @@ def run_comparison(
     levels: list[int],
     *,
     wait_s: float,
+    while_pid: int | None,
     json_file: str | None,
 ) -> None:
     """One ``/compare`` per concurrency level, as tables and optionally JSON.
@@ -101,16 +115,24 @@ def run_comparison(
     prompts = read_prompts(prompts_file, limit)
     results = []
     with httpx.Client(base_url=url, timeout=600) as client:
-        wait_until_ready(client, wait_s, console)
+        wait_until_ready(client, wait_s, console, while_pid)
         for level in levels:
             with console.status(f"comparing at concurrency {level} ..."):
                 result = _post(client, body | {"prompts": prompts, "concurrency": level})
             results.append(result)
             console.print(comparison_table(result))
     console.print(answers_table(results[0]))
+    _check_all_answered(results[0])
     if json_file is not None:
         write_json(Path(json_file), {"comparisons": results})
         console.print(f"full result: {json_file}")
+
+
+def _check_all_answered(result: dict[str, Any]) -> None:
+    """A comparison in which a mode returned nothing is no comparison."""
+    for mode in result["modes"]:
+        if mode["returned_tokens"] == 0 or mode["reward"] is None:
+            raise ServerError(f"mode {mode['mode']} returned no scorable answer")
 
 
 def _post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:

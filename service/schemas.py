@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bestofn.engine import FinishReason
 from bestofn.prompts import Message, Prompt
@@ -12,18 +12,8 @@ from bestofn.prompts import Message, Prompt
 EXAMPLE = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 
 
-def _encodable(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"holds a lone surrogate at position {error.start}, which is not text"
-        ) from error
-    return text
-
-
-Text = Annotated[str, Field(min_length=1), AfterValidator(_encodable)]
-StopString = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_encodable)]
+Text = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class Wire(BaseModel):

@@ -11,7 +11,9 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,21 @@ Float = NDArray[np.float64]
 
 # log F^ is floored at log(1/(M+1)); below this many samples per candidate of N the floor is felt.
 SAMPLES_PER_CANDIDATE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CachedSamples:
+    """The reference samples of one prompt, aligned; only some uses need the texts.
+
+    Attributes:
+        truncated: whether each response hit the token limit instead of ending; ``None`` where the
+            file does not say (caches made elsewhere).
+    """
+
+    prompt: str
+    responses: list[str]
+    rewards: Float
+    truncated: list[bool] | None
 
 
 class RewardCache:
@@ -108,20 +125,49 @@ class RewardCache:
         if not path.is_file():
             raise DataError(f"reward cache {path} does not exist; make it with `sample`")
         pooled: dict[str, list[float]] = {}
-        for number, line in enumerate(_lines(path), start=1):
-            prompt, rewards = _parse(line, f"{path}:{number}")
+        for where, line in _lines(path):
+            prompt, rewards = _parse(line, where)[:2]
             pooled.setdefault(prompt, []).extend(rewards)
         if not pooled:
             raise DataError(f"reward cache {path} is empty; run `python -m training sample` first")
         return cls(pooled)
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_samples(path: Path) -> Iterator[CachedSamples]:
+    """Responses with their rewards, pooled by prompt.
+
+    Raises:
+        DataError: on a line without responses, or as :meth:`RewardCache.load`.
+    """
+    pooled: dict[str, list[tuple[str, float, bool | None]]] = {}
+    for where, line in _lines(path):
+        prompt, rewards, record = _parse(line, where)
+        responses = record["responses"] if "rewards" in record else [record.get("text")]
+        if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
+            raise DataError(f"{where} has rewards but no responses; imitating needs the texts")
+        reasons = record.get("finish_reasons") or [None] * len(rewards)
+        truncated = (None if reason is None else reason == "length" for reason in reasons)
+        pooled.setdefault(prompt, []).extend(zip(responses, rewards, truncated, strict=True))
+    for prompt, samples in pooled.items():
+        texts, rewards, truncations = (list(column) for column in zip(*samples, strict=True))
+        known = [flag for flag in truncations if flag is not None]
+        yield CachedSamples(
+            prompt,
+            texts,
+            np.asarray(rewards, dtype=np.float64),
+            known if len(known) == len(texts) else None,
+        )
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Non-blank lines with where they stand."""
     with path.open(encoding="utf-8") as handle:
-        yield from (line for line in handle if line.strip())
+        for number, line in enumerate(handle, start=1):
+            if line.strip():
+                yield f"{path}:{number}", line
 
 
-def _parse(line: str, where: str) -> tuple[str, list[float]]:
+def _parse(line: str, where: str) -> tuple[str, list[float], dict[str, Any]]:
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -144,4 +190,4 @@ def _parse(line: str, where: str) -> tuple[str, list[float]]:
             raise DataError(f"{where}: reward {reward!r} is not a number")
         if not math.isfinite(reward):
             raise DataError(f"{where}: reward {reward} is not finite; leave such samples out")
-    return record["prompt"], [float(reward) for reward in rewards]
+    return record["prompt"], [float(reward) for reward in rewards], record

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from bestofn.config import Settings
 
-POLICY = Field(Path("sandbox/policy"), description="reference policy: a Hugging Face directory")
+POLICY = Field("sandbox/policy", description="reference policy: a directory or hf://org/name")
 REWARD = Field(
     "sandbox/reward",
     description="reward model: a one-logit classifier directory, python:module:function or a URL",
@@ -57,12 +57,12 @@ class SandboxConfig(Settings):
 class SampleConfig(Settings):
     """Draw M reference completions a prompt, score them, write the reward cache (JSONL, resumable)."""
 
-    policy: Path = POLICY
+    policy: str = POLICY
     reward: str = REWARD
     prompts: Path = TRAIN_PROMPTS
     out: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache to write")
     num_samples: int = Field(256, ge=2, description="M, samples a prompt; several times N")
-    max_new_tokens: int = Field(48, ge=1, description="most tokens of a completion")
+    max_new_tokens: int = Field(40, ge=1, description="most tokens of a completion")
     temperature: float = Field(1.0, gt=0, le=10, description="of the reference policy")
     seed: int = Field(0, ge=0, description="makes the samples repeatable")
     backend: Literal["vllm", "transformers"] = Field(
@@ -81,7 +81,7 @@ class VbonConfig(Settings):
     Minimises KL(q || p_bon) (arXiv 2407.06057). A killed run resumes where it stopped.
     """
 
-    policy: Path = POLICY
+    policy: str = POLICY
     reward: str = REWARD
     cache: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache made by `sample`")
     heldout: Path | None = Field(
@@ -93,20 +93,21 @@ class VbonConfig(Settings):
     bound: Literal["lower", "exact"] = Field(
         "lower", description="i = 1 lower bound, or the exact sum over i"
     )
-    steps: int = Field(60, ge=1, description="optimizer steps")
+    steps: int = Field(30, ge=1, description="on-policy optimizer steps")
     prompts_per_step: int = Field(32, ge=1, description="prompts sampled each step")
     samples_per_prompt: int = Field(8, ge=2, description="samples of each; baseline leaves one out")
     micro_batch_size: int = Field(256, ge=2, description="sequences per forward pass")
-    max_new_tokens: int = Field(48, ge=1, description="as the cache was sampled")
+    max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
     temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
-    learning_rate: float = Field(3e-4, gt=0, description="peak")
-    warmup_steps: int = Field(5, ge=0, description="linear steps to the peak")
-    hold_share: float = Field(
-        0.5, ge=0, le=1, description="share of the run at the peak before the linear decay to 0"
+    learning_rate: float = Field(1e-4, gt=0, description="peak of the on-policy steps")
+    warmup_steps: int = Field(3, ge=0, description="linear steps to the peak; linear decay after")
+    warm_start_epochs: float = Field(
+        3.0,
+        ge=0,
+        description="passes over the cached samples, weighted toward best-of-N, before the on-policy "
+        "steps (forward KL); 0 trains as in the paper, from the reference",
     )
-    average_decay: float = Field(
-        0.93, ge=0, lt=1, description="decay of the weight average that is exported; 0: the last step"
-    )
+    warm_start_learning_rate: float = Field(8e-4, gt=0, description="peak of the warm start")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     lora_rank: int | None = Field(None, ge=1, description="train a LoRA of this rank, merged on export")
     lora_alpha: int = Field(32, ge=1, description="LoRA scale: alpha / rank")
@@ -133,9 +134,9 @@ class EvaluateConfig(Settings):
     Prints a table, writes evaluation.json and the (KL, win rate) and (KL, reward) frontier.
     """
 
-    policy: Path = POLICY
-    checkpoints: dict[str, Path] = Field(
-        default={"vbon": Path("sandbox/vbon")}, description="NAME=DIR; repeat for several"
+    policy: str = POLICY
+    checkpoints: dict[str, str] = Field(
+        default={"vbon": "sandbox/vbon"}, description="NAME=DIR; repeat for several"
     )
     reward: str = REWARD
     gold: str | None = Field("sandbox/gold", description="held-out reward model; `none` for none")
@@ -144,7 +145,7 @@ class EvaluateConfig(Settings):
     num_samples: int = Field(16, ge=2, description="N to point out among the n of the curve")
     reference_samples: int = Field(256, ge=4, description="M reference samples a prompt")
     policy_samples: int = Field(64, ge=1, description="samples a prompt of each checkpoint")
-    max_new_tokens: int = Field(48, ge=1, description="as trained")
+    max_new_tokens: int = Field(40, ge=1, description="as trained")
     temperature: float = Field(1.0, gt=0, le=10, description="as trained")
     batch_size: int = Field(512, ge=1, description="sequences generated at once")
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")

@@ -30,7 +30,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
         CheckpointError, DataError, RewardError, ExportError.
     """
     reference, tokenizer, checkpoint = load_policy(
-        str(config.policy), dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
     )
     reward = _loaded(config.reward, config)
     gold = _loaded(config.gold, config) if config.gold is not None else None
@@ -52,7 +52,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     tuned = {}
     for name, path in config.checkpoints.items():
         policy, policy_tokenizer, policy_checkpoint = load_policy(
-            str(path), dtype=config.dtype, trust_remote_code=config.trust_remote_code
+            path, dtype=config.dtype, trust_remote_code=config.trust_remote_code
         )
         if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise DataError(f"{path} and {config.policy} have different tokenizers; KL is undefined")

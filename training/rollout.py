@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bestofn.engine import FinishReason
 from training.policy_gradient import TokenTerms, token_terms
 
 # Rows per forward pass. On CPU small passes stay in cache (a third faster than 256 at once); rows
@@ -39,6 +40,11 @@ class Rollout:
             tokenizer.decode(ids[mask], skip_special_tokens=True)
             for ids, mask in zip(self.response_BT.cpu(), self.mask_BT.cpu(), strict=True)
         ]
+
+    def finish_reasons(self, tokenizer: Any) -> list[FinishReason]:
+        """``stop`` where a response ended with EOS, ``length`` where it was cut off."""
+        eos = (self.response_BT == tokenizer.eos_token_id) & self.mask_BT
+        return ["stop" if ended else "length" for ended in eos.any(1).tolist()]
 
     def rows(self, index: torch.Tensor | slice) -> Rollout:
         """Some of the sequences, without the columns that only the others needed."""

@@ -9,11 +9,12 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bestofn.checkpoints import check_checkpoint
-from bestofn.engine import Sampling
+from bestofn.engine import FinishReason, Sampling
 from bestofn.errors import DataError, ExportError, RewardError
 from bestofn.files import write_json
 from bestofn.prompts import Prompt
@@ -42,7 +43,7 @@ def build_cache(config: SampleConfig) -> None:
         CheckpointError, DataError, RewardError, ExportError: what is written so far is kept.
     """
     prompts = read_prompts(config.prompts)
-    policy = check_checkpoint(str(config.policy), "causal-lm")
+    policy = check_checkpoint(config.policy, "causal-lm")
     reward = open_reward_model(
         config.reward,
         trust_remote_code=config.trust_remote_code,
@@ -112,7 +113,7 @@ async def _fill(
     ):
         async with aclosing(source(config, prompts)) as stream:
             async for prompt, responses in stream:
-                items = [Scorable(prompt, response) for response in responses]
+                items = [Scorable(prompt, response.text) for response in responses]
                 rewards = await asyncio.to_thread(reward.score, items)
                 line, missing = _line(prompt, responses, rewards)
                 unscored += missing
@@ -122,14 +123,25 @@ async def _fill(
         logger.warning("%d samples had no finite reward and are left out of the cache", unscored)
 
 
-def _line(prompt: Prompt, responses: list[str], rewards: list[float | None]) -> tuple[str, int]:
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One completion; ``finish_reason`` says whether it ended or was cut off."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+def _line(
+    prompt: Prompt, responses: list[Response], rewards: list[float | None]
+) -> tuple[str, int]:
     kept = [(text, r) for text, r in zip(responses, rewards, strict=True) if r is not None]
     if not kept:
         raise RewardError(f"no completion of {prompt.key[:80]!r} has a finite reward")
     record: dict[str, Any] = {
         "prompt": prompt.key,
-        "responses": [text for text, _ in kept],
+        "responses": [response.text for response, _ in kept],
         "rewards": [value for _, value in kept],
+        "finish_reasons": [response.finish_reason for response, _ in kept],
     }
     if prompt.messages:
         record["messages"] = list(prompt.messages)
@@ -154,19 +166,19 @@ def _prompt_seed(seed: int, prompt: Prompt) -> int:
 
 async def _from_vllm(
     config: SampleConfig, prompts: list[Prompt]
-) -> AsyncGenerator[tuple[Prompt, list[str]], None]:
+) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """A few prompts in the engine at once; each arrives when its last sample has."""
     from bestofn.engine.vllm_engine import VllmEngine, VllmHost, VllmOptions
 
     options = VllmOptions(
         dtype=config.dtype, executor="uni", trust_remote_code=config.trust_remote_code
     )
-    engine = VllmEngine(VllmHost(str(config.policy), options))
+    engine = VllmEngine(VllmHost(config.policy, options))
     gate = asyncio.Semaphore(config.concurrency)
 
-    async def one(prompt: Prompt) -> tuple[Prompt, list[str]]:
+    async def one(prompt: Prompt) -> tuple[Prompt, list[Response]]:
         async with gate:
-            texts = [""] * config.num_samples
+            responses: dict[int, Response] = {}
             sampling = Sampling(
                 max_tokens=config.max_new_tokens,
                 temperature=config.temperature,
@@ -178,10 +190,10 @@ async def _from_vllm(
                 engine.generate(ids, sampling, config.num_samples, name)
             ) as stream:
                 async for candidate in stream:
-                    texts[candidate.index] = candidate.text
-            return prompt, texts
+                    responses[candidate.index] = Response(candidate.text, candidate.finish_reason)
+            return prompt, [responses[index] for index in range(config.num_samples)]
 
-    tasks: list[asyncio.Task[tuple[Prompt, list[str]]]] = []
+    tasks: list[asyncio.Task[tuple[Prompt, list[Response]]]] = []
     try:
         await engine.start()
         tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
@@ -196,7 +208,7 @@ async def _from_vllm(
 
 async def _from_transformers(
     config: SampleConfig, prompts: list[Prompt]
-) -> AsyncGenerator[tuple[Prompt, list[str]], None]:
+) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """One prompt at a time through the training sampler."""
     import torch
 
@@ -205,7 +217,7 @@ async def _from_transformers(
     from training.rollout import sample_responses
 
     model, tokenizer, _ = load_policy(
-        str(config.policy), dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
     )
     for prompt in prompts:
         try:
@@ -222,4 +234,6 @@ async def _from_transformers(
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,
         )
-        yield prompt, rollout.texts(tokenizer)
+        reasons = rollout.finish_reasons(tokenizer)
+        texts = rollout.texts(tokenizer)
+        yield prompt, [Response(*pair) for pair in zip(texts, reasons, strict=True)]

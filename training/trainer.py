@@ -1,6 +1,6 @@
 """The on-policy trainer: sample -> score -> weight -> loss -> step, blind to which objective.
 
-Every step draws its randomness from (seed, step, process) alone, so a resumed run takes the very
+It may begin with a warm start that imitates cached samples (``training.warm_start``). Every step draws its randomness from (seed, step, process) alone, so a resumed run takes the very
 steps an unbroken one would have taken.
 """
 
@@ -11,20 +11,21 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from bestofn.errors import DataError, RewardError
 from bestofn.prompts import Prompt
 from bestofn.rewards import RewardModel, Scorable
-from training.averaging import WeightAverage
 from training.cache import RewardCache
 from training.objectives import OnPolicyObjective, ScoredBatch
 from training.policy_gradient import TokenTerms, policy_gradient_loss
 from training.rollout import Rollout, response_logits, sample_responses, terms_of
+from training.warm_start import Example, imitation_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,8 @@ class TrainerOptions:
     temperature: float
     learning_rate: float
     warmup_steps: int
-    hold_share: float
-    average_decay: float
+    warm_start_steps: int
+    warm_start_learning_rate: float
     max_grad_norm: float
     seed: int
 
@@ -56,13 +57,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One row of the training history; rewards and KL are means over the step's samples."""
+    """One row of the training history; rewards and KL are means over the step's samples.
+
+    The warm start draws nothing, so it has no rewards and no KL.
+    """
 
     step: int
+    phase: Literal["warm-start", "on-policy"]
     loss: float
-    reward: float
-    log_cdf: float
-    kl_nats: float
+    reward: float | None
+    log_cdf: float | None
+    kl_nats: float | None
     response_tokens: float
     grad_norm: float
     learning_rate: float
@@ -71,12 +76,15 @@ class StepMetrics:
     learn_s: float
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup_steps: int, hold_share: float) -> float:
-    """Linear warm-up, a plateau until ``hold_share`` of the run, then linear decay to zero."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    decay_from = max(warmup_steps, round(hold_share * steps))
-    return 1.0 if step < decay_from else (steps - step) / max(1, steps - decay_from)
+def scheduled_learning_rate(step: int, options: TrainerOptions) -> float:
+    """Linear warm-up and linear decay, once for the warm start and once for the on-policy steps."""
+    if step < options.warm_start_steps:
+        peak, at, length = options.warm_start_learning_rate, step, options.warm_start_steps
+    else:
+        peak, at, length = options.learning_rate, step - options.warm_start_steps, options.steps
+    rising = (at + 1) / (options.warmup_steps + 1)
+    falling = max(0.0, (length - at) / max(1, length))
+    return peak * min(rising, falling)
 
 
 class OnPolicyTrainer:
@@ -86,6 +94,7 @@ class OnPolicyTrainer:
         policy: the model to tune; a PEFT model serves as its own reference with adapters off.
         reference: the frozen reference, or ``None`` for a PEFT policy.
         prompts: what to draw from; each must be in the cache.
+        examples: what the warm start imitates; needed if there are warm-start steps.
     """
 
     def __init__(
@@ -98,31 +107,30 @@ class OnPolicyTrainer:
         objective: OnPolicyObjective,
         prompts: Sequence[tuple[Prompt, list[int]]],
         options: TrainerOptions,
+        examples: Sequence[Example] = (),
     ) -> None:
         self.options = options
         self.accelerator = Accelerator()
         self._tokenizer, self._reward, self._cache = tokenizer, reward, cache
-        self._objective, self._prompts = objective, prompts
+        self._objective, self._prompts, self._examples = objective, prompts, examples
         for prompt, _ in prompts:
             cache.rewards(prompt.key)
         trainable = [p for p in policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trainable, lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-        )
+        optimizer = torch.optim.AdamW(trainable, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
+        # Base rate 1, so that what the schedule returns is the learning rate itself.
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(
-                step,
-                steps=options.steps,
-                warmup_steps=options.warmup_steps,
-                hold_share=options.hold_share,
-            ),
+            optimizer, lambda step: scheduled_learning_rate(step, options)
         )
         self.policy, self._optimizer = self.accelerator.prepare(policy, optimizer)
         self._schedule = schedule
         self._reference = reference
-        self.average = WeightAverage(self._unwrapped, options.average_decay)
-        self.accelerator.register_for_checkpointing(self._schedule, self.average)
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self.accelerator.register_for_checkpointing(self._schedule)
+
+    @property
+    def total_steps(self) -> int:
+        """Warm-start and on-policy steps."""
+        return self.options.warm_start_steps + self.options.steps
 
     @property
     def _unwrapped(self) -> Any:
@@ -134,39 +142,76 @@ class OnPolicyTrainer:
         Raises:
             DataError: the loss is no longer a number.
         """
-        begun = time.perf_counter()
         self._seed(step)
+        if step < self.options.warm_start_steps:
+            return self._imitate(step)
+        if step == self.options.warm_start_steps:
+            self._optimizer.state.clear()  # its averages are of another loss
+        return self._explore(step)
+
+    def _imitate(self, step: int) -> StepMetrics:
+        begun = time.perf_counter()
+        batch = self._choose_examples(step)
+        self._optimizer.zero_grad()
+        loss = imitation_loss(self.policy, batch, self.options.temperature)
+        self.accelerator.backward(loss)
+        learning_rate = self._schedule.get_last_lr()[0]
+        grad_norm = self._update(step, float(loss.detach()))
+        return StepMetrics(
+            step=step,
+            phase="warm-start",
+            loss=float(loss.detach()),
+            reward=None,
+            log_cdf=None,
+            kl_nats=None,
+            response_tokens=sum(e.response_tokens for e in batch) / len(batch),
+            grad_norm=grad_norm,
+            learning_rate=learning_rate,
+            sample_s=0.0,
+            score_s=0.0,
+            learn_s=time.perf_counter() - begun,
+        )
+
+    def _explore(self, step: int) -> StepMetrics:
+        begun = time.perf_counter()
         chosen = self._choose_prompts(step)
         rollout = self._sample(chosen)
         sampled = time.perf_counter()
         batch = self._weight(rollout, chosen, self._score(rollout, chosen))
         scored = time.perf_counter()
         loss, kl = self._learn(batch)
-        grad_norm = self.accelerator.clip_grad_norm_(
-            self.policy.parameters(), self.options.max_grad_norm
-        )
-        if not math.isfinite(loss) or not math.isfinite(float(grad_norm)):
-            raise DataError(
-                f"step {step}: loss {loss}, gradient norm {float(grad_norm)}: the run diverged; "
-                "lower --learning-rate"
-            )
         learning_rate = self._schedule.get_last_lr()[0]
-        self._optimizer.step()
-        self._schedule.step()
-        self.average.update(self._unwrapped)
+        grad_norm = self._update(step, loss)
         return StepMetrics(
             step=step,
+            phase="on-policy",
             loss=loss,
             reward=float(batch.reward_B.mean()),
             log_cdf=float(batch.log_cdf_B.mean()),
             kl_nats=kl,
             response_tokens=float(rollout.mask_BT.sum(1).float().mean()),
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             learning_rate=learning_rate,
             sample_s=sampled - begun,
             score_s=scored - sampled,
             learn_s=time.perf_counter() - scored,
         )
+
+    def _update(self, step: int, loss: float) -> float:
+        """Clip, step and move the schedule; the gradient norm before clipping."""
+        grad_norm = float(
+            self.accelerator.clip_grad_norm_(
+                self.policy.parameters(), self.options.max_grad_norm
+            )
+        )
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise DataError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm}: the run diverged; lower "
+                "the learning rate"
+            )
+        self._optimizer.step()
+        self._schedule.step()
+        return grad_norm
 
     def _seed(self, step: int) -> None:
         process = self.accelerator.process_index
@@ -183,6 +228,22 @@ class OnPolicyTrainer:
             picks.extend(int(i) for i in rng.permutation(len(self._prompts)))
         share = picks[:count][self.accelerator.process_index :: self.accelerator.num_processes]
         return [self._prompts[i] for i in share]
+
+    def _choose_examples(self, step: int) -> list[Example]:
+        """This process's share of a batch; every example once an epoch, in an order of its own."""
+        size = self.options.prompts_per_step * self.options.samples_per_prompt
+        count = len(self._examples)
+        picks = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, place = divmod(position, count)
+            picks.append(self._examples[self._epoch_order(epoch)[place]])
+        return picks[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng([self.options.seed, epoch, len(self._examples)])
+            self._order = (epoch, rng.permutation(len(self._examples)))
+        return self._order[1]
 
     def _sample(self, chosen: list[tuple[Prompt, list[int]]]) -> Rollout:
         return sample_responses(

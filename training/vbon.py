@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import shutil
 import time
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from bestofn.files import recover_directory, replacing_directory, write_json, wr
 from bestofn.prompts import Prompt
 from bestofn.provenance import provenance
 from bestofn.rewards import RewardModel, open_reward_model
-from training.cache import RewardCache
+from training.cache import RewardCache, read_samples
 from training.cards import write_card
 from training.configs import VbonConfig
 from training.evaluate import encode_prompts
@@ -31,6 +32,7 @@ from training.prompts import read_prompts
 from training.records import is_same, read_record
 from training.sample import meta_path
 from training.trainer import OnPolicyTrainer, StepMetrics, TrainerOptions
+from training.warm_start import Example, weighted_examples
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def train_vbon(config: VbonConfig) -> None:
     """
     objective = OBJECTIVES["vbon" if config.bound == "lower" else "vbon-exact"](config.num_samples)
     cache = RewardCache.load(config.cache)
-    policy_source = check_checkpoint(str(config.policy), "causal-lm")
+    policy_source = check_checkpoint(config.policy, "causal-lm")
     reward = open_reward_model(
         config.reward,
         trust_remote_code=config.trust_remote_code,
@@ -75,7 +77,6 @@ def train_vbon(config: VbonConfig) -> None:
     trainer, reference, tokenizer = _trainer(config, cache, reward, objective)
     history = _train(config, trainer, identity)
     policy = trainer.accelerator.unwrap_model(trainer.policy)
-    trainer.average.copy_to(policy)
     merged = policy.merge_and_unload() if config.lora_rank is not None else policy
     heldout = _heldout_row(config, merged, reference, tokenizer, reward)
     _export(config, merged, tokenizer, identity, history, heldout, cache, cache_warnings)
@@ -140,7 +141,7 @@ def _trainer(
     config: VbonConfig, cache: RewardCache, reward: RewardModel, objective: Any
 ) -> tuple[OnPolicyTrainer, Any, Any]:
     policy, tokenizer, _ = load_policy(
-        str(config.policy), dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
     )
     reference = copy.deepcopy(policy).requires_grad_(False)
     if config.lora_rank is not None:
@@ -156,6 +157,17 @@ def _trainer(
 
         torch.manual_seed(config.seed)
         policy = get_peft_model(policy, lora)
+    prompts = encode_prompts(tokenizer, _prompts(cache, config.cache))
+    examples: list[Example] = []
+    if config.warm_start_epochs:
+        examples = weighted_examples(
+            read_samples(config.cache),
+            {prompt.key: ids for prompt, ids in prompts},
+            tokenizer,
+            config.num_samples,
+            config.max_new_tokens,
+        )
+    batch = config.prompts_per_step * config.samples_per_prompt
     options = TrainerOptions(
         steps=config.steps,
         prompts_per_step=config.prompts_per_step,
@@ -165,14 +177,13 @@ def _trainer(
         temperature=config.temperature,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
-        hold_share=config.hold_share,
-        average_decay=config.average_decay,
+        warm_start_steps=math.ceil(config.warm_start_epochs * len(examples) / batch),
+        warm_start_learning_rate=config.warm_start_learning_rate,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
     )
-    prompts = encode_prompts(tokenizer, _prompts(cache, config.cache))
     trainer = OnPolicyTrainer(
-        policy, reference, tokenizer, reward, cache, objective, prompts, options
+        policy, reference, tokenizer, reward, cache, objective, prompts, options, examples
     )
     return trainer, reference, tokenizer
 
@@ -184,22 +195,25 @@ def _train(
     state = state_path(config.out)
     history = _resume(config, trainer, identity)
     begun = time.perf_counter()
-    with ProgressBar(f"vBoN N={config.num_samples}", config.steps, done=len(history)) as progress:
-        for step in range(len(history), config.steps):
+    total = trainer.total_steps
+    with ProgressBar(f"vBoN N={config.num_samples}", total, done=len(history)) as progress:
+        for step in range(len(history), total):
             metrics = trainer.step(step)
             history.append(asdict(metrics))
             progress.advance(1, _facts(metrics))
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
                 with replacing_directory(state) as directory:
                     trainer.accelerator.save_state(str(directory / "accelerate"))
                     write_json(
                         directory / "run.json", {"identity": identity, "history": history}
                     )
-    logger.info("trained %d steps in %.0f s", config.steps, time.perf_counter() - begun)
+    logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
     return history
 
 
 def _facts(metrics: StepMetrics) -> str:
+    if metrics.phase == "warm-start":
+        return f"warm start: loss {metrics.loss:.3f}, gradient {metrics.grad_norm:.2f}"
     return (
         f"reward {metrics.reward:+.2f}, log F {metrics.log_cdf:.3f}, KL {metrics.kl_nats:.2f} nats, "
         f"gradient {metrics.grad_norm:.2f}"
@@ -298,6 +312,8 @@ def _export(
                 "reference policy": f"{config.policy} ({identity['policy_revision']})",
                 "reward model": f"{config.reward} ({identity['reward_revision']})",
                 "temperature": config.temperature,
+                "warm start, epochs of weighted imitation": config.warm_start_epochs,
+                "on-policy steps": config.steps,
                 "seed": config.seed,
                 "LoRA": "no" if config.lora_rank is None else f"rank {config.lora_rank}, merged",
                 **cost,

@@ -1,0 +1,147 @@
+"""What makes a model directory unfit, and what the error says."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from bestofn.checkpoints import check_checkpoint
+from bestofn.errors import CheckpointError
+
+
+def write_safetensors(path: Path, payload: bytes = b"\0" * 16) -> None:
+    header = {"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, len(payload)]}}
+    raw = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + payload)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (directory / "tokenizer.json").write_text("{}")
+    write_safetensors(directory / "model.safetensors")
+    return directory
+
+
+def test_a_good_directory_has_a_revision_that_follows_its_content(model: Path) -> None:
+    first = check_checkpoint(str(model), "causal-lm")
+    assert first.revision.startswith("sha256:")
+    assert check_checkpoint(str(model), "causal-lm") == first
+    write_safetensors(model / "model.safetensors", b"\1" * 16)
+    assert check_checkpoint(str(model), "causal-lm").revision != first.revision
+
+
+def test_large_files_are_sampled_but_still_told_apart(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bestofn.checkpoints._FULL_HASH_LIMIT", 0)
+    monkeypatch.setattr("bestofn.checkpoints._BLOCK", 8)
+    first = check_checkpoint(str(model), "causal-lm").revision
+    write_safetensors(model / "model.safetensors", b"\0" * 15 + b"\1")
+    assert check_checkpoint(str(model), "causal-lm").revision != first
+
+
+def spoil_missing(model: Path) -> None:
+    model.rename(model.with_name("elsewhere"))
+
+
+def spoil_file(model: Path) -> None:
+    spoil_missing(model)
+    model.write_text("not a directory")
+
+
+def spoil_config(model: Path) -> None:
+    (model / "config.json").unlink()
+
+
+def spoil_json(model: Path) -> None:
+    (model / "config.json").write_text("{")
+
+
+def spoil_kind(model: Path) -> None:
+    (model / "config.json").write_text('{"architectures": ["BertForMaskedLM"]}')
+
+
+def spoil_tokenizer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+
+
+def spoil_weights(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+
+
+def spoil_pickle(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def truncate(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+
+
+def truncate_header(model: Path) -> None:
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:6])
+
+
+def spoil_shard(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    index = {"weight_map": {"w": "model-00001-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_missing, "does not exist"),
+        (spoil_file, "is a file"),
+        (spoil_config, "no config.json"),
+        (spoil_json, "not valid JSON"),
+        (spoil_kind, "BertForMaskedLM, not a causal language model"),
+        (spoil_tokenizer, "no tokenizer"),
+        (spoil_weights, "no model.safetensors"),
+        (spoil_pickle, "pickled weights"),
+        (truncate, "truncated or damaged"),
+        (truncate_header, "truncated"),
+        (spoil_shard, "00001-of-00002.safetensors is missing"),
+    ],
+)
+def test_an_unfit_directory_says_why(model: Path, spoil, words: str) -> None:
+    spoil(model)
+    with pytest.raises(CheckpointError, match=words):
+        check_checkpoint(str(model), "causal-lm")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "not a sequence classifier"),
+        ({"architectures": ["BertForSequenceClassification"]}, "head of 2 labels"),
+        (
+            {"architectures": ["XForSequenceClassification"], "id2label": {"0": "a", "1": "b"}},
+            "head of 2 labels",
+        ),
+    ],
+)
+def test_a_reward_model_needs_one_logit(model: Path, config: dict, words: str) -> None:
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=words):
+        check_checkpoint(str(model), "reward")
+
+
+def test_one_logit_is_accepted(model: Path) -> None:
+    config = {"architectures": ["XForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    (model / "config.json").write_text(json.dumps(config))
+    check_checkpoint(str(model), "reward")
+
+
+def test_a_hub_id_is_left_to_the_library() -> None:
+    found = check_checkpoint("hf://some-org/some-model", "causal-lm")
+    assert (found.path, found.revision) == ("some-org/some-model", "hub")
+    with pytest.raises(CheckpointError, match="hf://org/name"):
+        check_checkpoint("some-org/some-model", "causal-lm")

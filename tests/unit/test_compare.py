@@ -1,0 +1,121 @@
+"""``POST /compare`` over ASGI: fairness, figures, and what it does with trouble."""
+
+from __future__ import annotations
+
+import httpx
+import numpy as np
+import pytest
+
+from bestofn.engine.fake import FakeEngine
+from bestofn.rewards import Scorable
+from service.comparison import run_seed
+from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+
+PROMPTS = [f"prompt number {i}" for i in range(6)]
+
+
+async def compare(client: httpx.AsyncClient, **changes: object) -> httpx.Response:
+    body = {"prompts": PROMPTS, "n": 8, "max_tokens": 12, "seed": 5, "repeats": 3, **changes}
+    return await client.post("/compare", json=body)
+
+
+async def test_figures_follow_from_the_answers() -> None:
+    async with serving(make_runtime(gold=FakeReward())) as (_, client):
+        result = (await compare(client, repeats=1)).json()
+    assert result["baseline"] == "ref"
+    modes = {mode["mode"]: mode for mode in result["modes"]}
+    assert set(modes) == {"ref", "bon", "vbon"}
+    for name, mode in modes.items():
+        answers = [row["answers"][name] for row in result["prompts"]]
+        rewards = [answer["reward"] for answer in answers]
+        assert rewards == [pytest.approx(score_text(answer["text"])) for answer in answers]
+        assert mode["reward"]["mean"] == pytest.approx(np.mean(rewards))
+        assert mode["reward"]["ci95_low"] <= mode["reward"]["mean"] <= mode["reward"]["ci95_high"]
+        assert mode["gold_reward"]["mean"] == pytest.approx(mode["reward"]["mean"])
+        base = [row["answers"]["ref"]["reward"] for row in result["prompts"]]
+        wins = [0.5 * (1 + np.sign(a - b)) for a, b in zip(rewards, base, strict=True)]
+        if name == "ref":
+            assert mode["win_rate"] is None
+        else:
+            assert mode["win_rate"]["mean"] == pytest.approx(np.mean(wins))
+    assert modes["bon"]["n"] == 8
+    assert modes["bon"]["generated_tokens"] > modes["bon"]["returned_tokens"]
+    assert modes["vbon"]["generated_tokens"] == modes["vbon"]["returned_tokens"]
+    assert modes["ref"]["ratio_e2e"]["median"] == 1.0
+
+
+async def test_head_to_head_counts_every_pair_of_answers() -> None:
+    async with serving(make_runtime()) as (_, client):
+        result = (await compare(client, modes=["bon", "vbon"])).json()
+    (pair,) = result["head_to_head"]
+    assert (pair["mode"], pair["against"]) == ("bon", "vbon")
+    assert pair["wins"] + pair["losses"] + pair["ties"] == len(PROMPTS) * 3 * 3
+    assert pair["wins"] > pair["losses"]
+    assert result["baseline"] == "bon"
+
+
+async def test_baseline_is_not_one_of_bons_candidates() -> None:
+    """With a shared seed ref's answer would be candidate 0 of bon, and ref could never win."""
+    async with serving(make_runtime()) as (_, client):
+        result = (await compare(client, n=2, repeats=10)).json()
+    bon = next(mode for mode in result["modes"] if mode["mode"] == "bon")
+    # Best-of-2 wins 2/3 of the time against an independent sample, 3/4 against its own candidate 0.
+    # 600 pairs of 60 independent answers a side: a miss by .09 is beyond 4 standard errors.
+    assert bon["win_rate"]["mean"] == pytest.approx(2 / 3, abs=0.09)
+    assert run_seed(5, "ref", 0, 1) != run_seed(5, "bon", 0, 1)
+
+
+async def test_same_seed_same_comparison() -> None:
+    async with serving(make_runtime()) as (_, client):
+        first, second = [(await compare(client)).json()["prompts"] for _ in range(2)]
+    assert first == second
+
+
+async def test_single_sample_modes_are_not_charged_for_scoring() -> None:
+    async with serving(make_runtime(reward=FakeReward(seconds=0.1))) as (_, client):
+        result = (await compare(client, modes=["ref", "bon"], repeats=1)).json()
+    latency = {mode["mode"]: mode["e2e_ms"]["p50"] for mode in result["modes"]}
+    assert latency["ref"] < 90 < latency["bon"]
+    assert result["modes"][0]["reward"]["count"] == len(PROMPTS)
+
+
+async def test_unscored_answers_are_left_out_and_counted() -> None:
+    class Picky(FakeReward):
+        def score(self, items: list[Scorable]) -> list[float | None]:  # type: ignore[override]
+            return [None if "prompt number 2" in item.prompt.key else 1.0 for item in items]
+
+    async with serving(make_runtime(reward=Picky())) as (_, client):
+        result = (await compare(client, modes=["ref", "vbon"], repeats=2)).json()
+    for mode in result["modes"]:
+        assert mode["unscored_answers"] == 2
+        assert mode["reward"]["count"] == len(PROMPTS) - 1
+        assert mode["reward"]["mean"] == 1.0
+    assert result["modes"][1]["win_rate"]["mean"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompts": []}, "at least 1"),
+        ({"modes": ["ref", "bond"]}, "'bond' is not configured"),
+        ({"baseline": "bond"}, "'bond' is not configured"),
+        ({"repeats": 0}, "greater than or equal to 1"),
+        ({"n": 1000}, "at most 128"),
+        ({"prompts": ["x"] * 200}, "prompts is 200"),
+        ({"mode": "ref"}, "Extra inputs"),
+    ],
+)
+async def test_bad_input(changes: dict[str, object], words: str) -> None:
+    async with serving(make_runtime()) as (_, client):
+        response = await compare(client, **changes)
+    assert response.status_code == 422
+    assert words in response.json()["error"]["message"]
+
+
+async def test_an_error_in_one_prompt_is_the_comparisons_error() -> None:
+    engine = FakeEngine(seconds_per_token=0.01)
+    async with serving(make_runtime(engines={"ref": engine})) as (_, client):
+        response = await compare(client, prompts=["fine", "x" * 300], concurrency=2)
+    assert response.status_code == 422
+    assert response.json()["error"]["type"] == "prompt_too_long"
+    assert engine.running == 0

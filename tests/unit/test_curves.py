@@ -1,0 +1,70 @@
+"""Unbiased curves against averages over every subset."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bestofn import curves
+
+REWARDS = np.array([0.5, -1.0, 2.0, 0.5, 1.5, 3.0, -0.2])
+GOLD = np.array([1.0, 0.0, 5.0, 2.0, -1.0, 0.5, 0.3])
+
+
+def best_of(subset: tuple[int, ...], rewards: np.ndarray) -> int:
+    return max(subset, key=lambda i: (rewards[i], -i))
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_expected_best_is_the_mean_over_all_subsets(n: int) -> None:
+    subsets = list(itertools.combinations(range(len(REWARDS)), n))
+    picks = [best_of(subset, REWARDS) for subset in subsets]
+    assert curves.expected_best(REWARDS, n) == pytest.approx(np.mean(REWARDS[picks]))
+    assert curves.expected_best(REWARDS, n, GOLD) == pytest.approx(np.mean(GOLD[picks]))
+    assert curves.selection_weights(REWARDS, n).sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rewards", [REWARDS, np.array([1.0, 1.0, 1.0, 0.0, 2.0, 2.0, 0.0])])
+@pytest.mark.parametrize("n", range(1, 7))
+def test_win_rate_is_the_mean_over_all_subsets_and_opponents(n: int, rewards: np.ndarray) -> None:
+    outcomes = []
+    for subset in itertools.combinations(range(len(rewards)), n):
+        best = rewards[list(subset)].max()
+        for opponent in set(range(len(rewards))) - set(subset):
+            outcomes.append(0.5 * (1 + np.sign(best - rewards[opponent])))
+    assert curves.win_rate_of_best(rewards, n) == pytest.approx(np.mean(outcomes))
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-10, 10), min_size=3, max_size=40, unique=True), st.data())
+def test_without_ties_the_win_rate_is_n_over_n_plus_one(values: list[float], data) -> None:
+    n = data.draw(st.integers(1, len(values) - 1))
+    assert curves.win_rate_of_best(np.array(values), n) == pytest.approx(n / (n + 1))
+
+
+def test_all_ties_win_half() -> None:
+    assert curves.win_rate_of_best(np.ones(9), 4) == pytest.approx(0.5)
+
+
+def test_large_m_does_not_overflow() -> None:
+    rewards = np.arange(5000, dtype=float)
+    assert curves.selection_weights(rewards, 2048).sum() == pytest.approx(1.0)
+    assert curves.win_rate_of_best(rewards, 2048) == pytest.approx(2048 / 2049)
+
+
+def test_pairwise_win_rate_counts_ties_half() -> None:
+    ours, theirs = np.array([1.0, 2.0]), np.array([1.0, 0.0, 3.0])
+    expected = np.mean([[0.5, 1, 0], [1, 1, 0]])
+    assert curves.pairwise_win_rate(ours, theirs) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n", [0, 8])
+def test_n_outside_the_batch_is_refused_with_the_range(n: int) -> None:
+    with pytest.raises(ValueError, match=r"1\.\.7"):
+        curves.expected_best(REWARDS, n)
+    with pytest.raises(ValueError, match=r"1\.\.6"):
+        curves.win_rate_of_best(REWARDS, n)

@@ -1,0 +1,80 @@
+"""Written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from bestofn.errors import ExportError
+from bestofn.files import recover_directory, replacing_directory, write_json, write_text
+
+
+def disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(ExportError, match="No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_refuses_not_a_number(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "x.json", {"reward": float("nan")})
+    assert not (tmp_path / "x.json").exists()
+
+
+def make(target: Path, text: str) -> None:
+    with replacing_directory(target) as directory:
+        (directory / "weights").write_text(text)
+
+
+def test_replaces_the_directory_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    make(target, "old")
+    make(target, "new")
+    assert (target / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: full")]
+)
+def test_a_full_disk_keeps_the_old_directory(tmp_path: Path, error: Exception) -> None:
+    target = tmp_path / "model"
+    make(target, "old")
+    with pytest.raises(ExportError, match="previous .* is untouched"):  # noqa: SIM117
+        with replacing_directory(target) as directory:
+            (directory / "weights").write_text("half")
+            raise error
+    assert (target / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_other_errors_pass_through_and_keep_the_old_directory(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    make(target, "old")
+    with pytest.raises(KeyError), replacing_directory(target):
+        raise KeyError("bug")
+    assert (target / "weights").read_text() == "old"
+
+
+def test_a_kill_between_the_two_renames_is_recovered(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    make(target, "old")
+    target.rename(tmp_path / ".model.retired")
+    recover_directory(target)
+    assert (target / "weights").read_text() == "old"
+
+
+def test_written_json_is_readable(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "x.json", {"a": 1})
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"a": 1}

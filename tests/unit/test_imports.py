@@ -1,0 +1,87 @@
+"""Data flows one way, and light parts stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "vllm", "transformers", "peft", "accelerate", "matplotlib")
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages a file imports anywhere, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [("service", {"training", "torch", "transformers"}), ("training", {"service", "fastapi"}),
+     ("bestofn", {"service", "training", "fastapi"})],
+)  # fmt: skip
+def test_packages_keep_to_their_side(package: str, forbidden: set[str]) -> None:
+    for module in modules(package):
+        assert not imported(module) & forbidden, module
+
+
+def test_only_the_engine_module_imports_vllm() -> None:
+    users = [m.name for p in ("bestofn", "service", "training") for m in modules(p)
+             if "vllm" in imported(m)]  # fmt: skip
+    assert users == ["vllm_engine.py"]
+
+
+def test_strategies_and_routes_know_no_engine_implementation() -> None:
+    for module in [*modules("service/strategies"), *modules("service/routes")]:
+        assert "vllm_engine" not in module.read_text(encoding="utf-8"), module
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import bestofn, bestofn.engine, bestofn.rewards, bestofn.checkpoints, bestofn.curves",
+        "import service.app, service.assembly, service.client, service.settings, service.__main__",
+        "import training.__main__, training.configs, training.prompts, training.cache",
+    ],
+)
+def test_importing_needs_nothing_heavy(statement: str) -> None:
+    """In a fresh interpreter in which the heavy packages cannot be imported at all."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
+    subprocess.run([sys.executable, "-c", f"{block}; {statement}"], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["service", "--help"], ["serve", "compare"]),
+        (["service", "serve", "--help"], ["--policies", "--limits.max-n", "LoRA"]),
+        (["service", "compare", "--help"], ["--concurrency", "--prompts"]),
+        (["training", "--help"], ["sandbox", "sample", "vbon", "evaluate"]),
+        (["training", "sandbox", "--help"], ["--corpus", "--seed"]),
+        (["training", "sample", "--help"], ["--num-samples", "default: 256"]),
+        (["training", "vbon", "--help"], ["--bound", "--lora-rank", "best-of-N"]),
+        (["training", "evaluate", "--help"], ["--gold", "--checkpoints"]),
+    ],
+)
+def test_help_teaches_without_anything_heavy(arguments: list[str], words: list[str]) -> None:
+    block = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
+    run = f"import runpy; sys.argv = {arguments!r}; runpy.run_module({arguments[0]!r}, run_name='__main__', alter_sys=False)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{block}; {run}"],
+        capture_output=True, text=True, check=True, cwd=ROOT, env={"COLUMNS": "200", "PATH": ""},
+    )  # fmt: skip
+    for word in words:
+        assert word in done.stdout, done.stdout
