@@ -1,0 +1,68 @@
+"""A tiny sandbox, made once a session by the project's own command, and what is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from training.configs import SampleConfig, SandboxConfig, VbonConfig
+
+
+def sample_config(sandbox: Path, out: Path, **changes: object) -> SampleConfig:
+    values: dict[str, object] = {
+        "policy": str(sandbox / "policy"),
+        "reward": str(sandbox / "reward"),
+        "prompts": sandbox / "prompts" / "train.jsonl",
+        "out": out,
+        "num_samples": 32,
+        "max_new_tokens": 12,
+        "backend": "transformers",
+    }
+    return SampleConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def vbon_config(sandbox: Path, out: Path, **changes: object) -> VbonConfig:
+    values: dict[str, object] = {
+        "policy": str(sandbox / "policy"),
+        "reward": str(sandbox / "reward"),
+        "cache": sandbox / "cache.jsonl",
+        "heldout": sandbox / "prompts" / "heldout.jsonl",
+        "out": out,
+        "num_samples": 4,
+        "steps": 4,
+        "prompts_per_step": 4,
+        "samples_per_prompt": 4,
+        "micro_batch_size": 16,
+        "max_new_tokens": 12,
+        "warm_start_epochs": 0.5,
+        "checkpoint_every": 2,
+    }
+    return VbonConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from training.sample import build_cache
+    from training.sandbox.build import build_sandbox
+
+    out = tmp_path_factory.mktemp("sandbox")
+    build_sandbox(
+        SandboxConfig(
+            out=out, num_reviews=1200, policy_texts=600, policy_hidden=64, policy_layers=1,
+            train_prompts=6, heldout_prompts=5, max_length=96,
+        )
+    )  # fmt: skip
+    build_cache(sample_config(out, out / "cache.jsonl"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def vbon_checkpoint(sandbox: Path) -> Path:
+    from training.vbon import train_vbon
+
+    out = sandbox / "vbon"
+    train_vbon(vbon_config(sandbox, out))
+    return out

@@ -1,0 +1,324 @@
+"""The training commands on a tiny sandbox: what they write, resume, and refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.train
+
+from safetensors.torch import load_file  # noqa: E402
+
+from bestofn.checkpoints import check_checkpoint  # noqa: E402
+from bestofn.errors import CheckpointError, DataError, ExportError, RewardError  # noqa: E402
+from bestofn.prompts import Prompt  # noqa: E402
+from bestofn.rewards import Scorable, open_reward_model  # noqa: E402
+from tests.integration.conftest import sample_config, vbon_config  # noqa: E402
+from training.cache import RewardCache, read_samples  # noqa: E402
+from training.configs import EvaluateConfig, SandboxConfig  # noqa: E402
+from training.evaluate import evaluate_checkpoints  # noqa: E402
+from training.policies import load_policy  # noqa: E402
+from training.rollout import response_logits, sample_responses, terms_of  # noqa: E402
+from training.sample import build_cache  # noqa: E402
+from training.sandbox.build import build_sandbox  # noqa: E402
+from training.vbon import state_path, train_vbon  # noqa: E402
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    ours, theirs = weights(a), weights(b)
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_sandbox_makes_standard_directories(sandbox: Path) -> None:
+    for part, kind in (("policy", "causal-lm"), ("reward", "reward"), ("gold", "reward")):
+        check_checkpoint(str(sandbox / part), kind)  # type: ignore[arg-type]
+        card = (sandbox / part / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: transformers")
+        assert "seed" in card
+    record = json.loads((sandbox / "sandbox.json").read_text())
+    assert set(record["metrics"]) == {"policy", "reward", "gold"}
+    assert record["metrics"]["gold"]["parameters"] > record["metrics"]["reward"]["parameters"]
+    assert record["versions"]["torch"]
+    assert record["git_revision"]
+
+
+def test_prompts_are_kept_apart(sandbox: Path) -> None:
+    train, heldout = [
+        {row["prompt"] for row in read_jsonl(sandbox / "prompts" / name)}
+        for name in ("train.jsonl", "heldout.jsonl")
+    ]
+    assert (len(train), len(heldout)) == (6, 5)
+    assert not train & heldout
+
+
+def test_sandbox_again_keeps_what_is_whole_and_mends_what_is_not(sandbox: Path, caplog) -> None:
+    copy = sandbox.with_name("copy")
+    shutil.copytree(sandbox, copy)
+    whole = (copy / "policy" / "model.safetensors").stat().st_mtime_ns
+    damaged = copy / "reward" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    config = SandboxConfig(
+        out=copy, num_reviews=1200, policy_texts=600, policy_hidden=64, policy_layers=1,
+        train_prompts=6, heldout_prompts=5, max_length=96,
+    )  # fmt: skip
+    build_sandbox(config)
+    assert (copy / "policy" / "model.safetensors").stat().st_mtime_ns == whole
+    assert same(copy / "reward", sandbox / "reward")  # deterministic under the seed
+    with pytest.raises(DataError, match="seed: 0 -> 1"):
+        build_sandbox(config.model_copy(update={"seed": 1}))
+
+
+def test_cache_has_m_scored_samples_a_prompt(sandbox: Path) -> None:
+    cache = RewardCache.load(sandbox / "cache.jsonl")
+    assert (len(cache), cache.smallest) == (6, 32)
+    reward = open_reward_model(str(sandbox / "reward"))
+    reward.load()
+    first = next(read_samples(sandbox / "cache.jsonl"))
+    items = [Scorable(Prompt(text=first.prompt), text) for text in first.responses]
+    np.testing.assert_allclose(reward.score(items), first.rewards, atol=1e-4)
+    assert first.truncated is not None
+
+
+def test_sampling_resumes_after_a_torn_line(sandbox: Path, tmp_path: Path) -> None:
+    whole = (sandbox / "cache.jsonl").read_bytes()
+    out = tmp_path / "cache.jsonl"
+    build_cache(sample_config(sandbox, out))
+    assert out.read_bytes() == whole  # the seed fixes every sample
+    lines = whole.splitlines(keepends=True)
+    out.rename(tmp_path / "cache.jsonl.partial")
+    (tmp_path / "cache.jsonl.partial").write_bytes(b"".join(lines[:2]) + lines[2][:50])
+    build_cache(sample_config(sandbox, out))
+    assert out.read_bytes() == whole
+    with pytest.raises(DataError, match="num_samples: 32 -> 16"):
+        build_cache(sample_config(sandbox, out, num_samples=16))
+
+
+def test_a_reward_without_a_number_for_a_prompt_stops_sampling(
+    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad_reward.py").write_text(
+        "def score(prompts, completions):\n    return [float('nan')] * len(prompts)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = sample_config(sandbox, tmp_path / "c.jsonl", reward="python:bad_reward:score")
+    with pytest.raises(RewardError, match="finite reward"):
+        build_cache(config)
+
+
+def test_vbon_writes_a_loadable_checkpoint_with_a_full_card(vbon_checkpoint: Path) -> None:
+    check_checkpoint(str(vbon_checkpoint), "causal-lm")
+    card = (vbon_checkpoint / "README.md").read_text()
+    for fact in ("| N | 4 |", "| M, reference samples a prompt | 32 |", "| seed | 0 |", "sha256:",
+                 "held-out win rate", "held-out KL"):  # fmt: skip
+        assert fact in card
+    record = json.loads((vbon_checkpoint / "training.json").read_text())
+    assert record["config"]["num_samples"] == 4
+    assert 0 <= record["heldout"]["win_rate"]["mean"] <= 1
+    history = read_jsonl(vbon_checkpoint / "history.jsonl")
+    phases = [row["phase"] for row in history]
+    assert phases == sorted(phases, reverse=True)
+    assert phases.count("on-policy") == 4
+    assert phases.count("warm-start") > 0
+    assert not state_path(vbon_checkpoint).exists()
+
+
+def test_training_again_changes_nothing_and_other_settings_are_refused(
+    sandbox: Path, vbon_checkpoint: Path
+) -> None:
+    before = (vbon_checkpoint / "model.safetensors").stat().st_mtime_ns
+    train_vbon(vbon_config(sandbox, vbon_checkpoint))
+    assert (vbon_checkpoint / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(DataError, match="num_samples: 4 -> 8"):
+        train_vbon(vbon_config(sandbox, vbon_checkpoint, num_samples=8))
+
+
+def test_a_killed_run_resumes_to_the_same_weights(
+    sandbox: Path, vbon_checkpoint: Path, tmp_path: Path
+) -> None:
+    """kill -9 as soon as the first resumable state is on disk, then run the same command again."""
+    out = tmp_path / "vbon"
+    flags = []
+    for name, value in vbon_config(sandbox, out).model_dump(mode="json").items():
+        if value is not None and not isinstance(value, bool):
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    command = [sys.executable, "-m", "training", "vbon", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while not (state_path(out) / "run.json").exists():
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not out.exists()
+    resumed = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "resuming after step" in resumed.stderr
+    assert same(out, vbon_checkpoint)
+    ours, theirs = [
+        json.loads((d / "training.json").read_text())["heldout"] for d in (out, vbon_checkpoint)
+    ]
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("bound", ["lower", "exact"])
+def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> None:
+    out = tmp_path / "lora"
+    train_vbon(
+        vbon_config(sandbox, out, lora_rank=4, steps=2, warm_start_epochs=0, bound=bound,
+                    learning_rate=1e-2, heldout=None)
+    )  # fmt: skip
+    tuned, base = weights(out), weights(sandbox / "policy")
+    assert set(tuned) == set(base)
+    assert any(not torch.equal(tuned[name], base[name]) for name in base)
+
+
+def test_a_cache_of_other_settings_or_models_is_refused(sandbox: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="max_new_tokens"):
+        train_vbon(vbon_config(sandbox, tmp_path / "v", max_new_tokens=20))
+    with pytest.raises(DataError, match="reward_revision"):
+        train_vbon(vbon_config(sandbox, tmp_path / "v", reward=str(sandbox / "gold")))
+
+
+def test_policy_and_reward_of_the_wrong_kind_are_refused(sandbox: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="not a causal language model"):
+        train_vbon(vbon_config(sandbox, tmp_path / "v", policy=str(sandbox / "reward")))
+    with pytest.raises(CheckpointError, match="not a sequence classifier"):
+        train_vbon(vbon_config(sandbox, tmp_path / "v", reward=str(sandbox / "policy")))
+
+
+def test_a_full_disk_during_export_keeps_the_old_checkpoint(
+    sandbox: Path, vbon_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is there; training it again with other settings runs out of disk at the end."""
+    import errno
+
+    out = tmp_path / "vbon"
+    shutil.copytree(vbon_checkpoint, out)
+    config = vbon_config(sandbox, out, steps=1, warm_start_epochs=0, heldout=None, replace=True)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(ExportError, match="No space left .* untouched"):
+        train_vbon(config)
+    assert same(out, vbon_checkpoint)
+    assert not list(tmp_path.glob(".vbon.partial*"))
+
+
+def test_sampling_matches_the_policy_and_padding_changes_nothing(sandbox: Path) -> None:
+    """Log-probabilities recomputed from one prompt alone equal those of the mixed batch."""
+    policy, tokenizer, _ = load_policy(str(sandbox / "policy"))
+    prompts = [tokenizer(text)["input_ids"] for text in ("the film was", "in this old french")]
+    torch.manual_seed(0)
+    rollout = sample_responses(policy, tokenizer, prompts, num_samples=40, max_new_tokens=12)
+    lengths = rollout.mask_BT.sum(1)
+    assert int(lengths.min()) < int(lengths.max())  # rows left the batch at different steps
+
+    def logits(part):  # type: ignore[no-untyped-def]
+        return response_logits(policy, part)
+
+    with torch.no_grad():
+        terms = terms_of(logits, logits, rollout)
+        torch.testing.assert_close(terms.kl_BT, torch.zeros_like(terms.kl_BT))
+        for row in (0, 45, 79):
+            ids = prompts[row // 40]
+            response = rollout.response_BT[row][rollout.mask_BT[row]]
+            alone = torch.tensor([[*ids, *response.tolist()]])
+            log_q = torch.log_softmax(policy(alone).logits[0, :-1], -1)
+            expected = log_q.gather(-1, alone[0, 1:, None])[len(ids) - 1 :, 0]
+            found = terms.logprob_BT[row][rollout.mask_BT[row]]
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sampler_draws_from_the_policy(sandbox: Path) -> None:
+    """First-token frequencies against the exact distribution; chi-square, false alarm below 1e-4."""
+    policy, tokenizer, _ = load_policy(str(sandbox / "policy"))
+    ids = tokenizer("the film")["input_ids"]
+    torch.manual_seed(1)
+    draws = 20_000
+    rollout = sample_responses(policy, tokenizer, [ids], num_samples=draws, max_new_tokens=1)
+    with torch.no_grad():
+        p = torch.softmax(policy(torch.tensor([ids])).logits[0, -1].double(), -1)
+    counts = torch.bincount(rollout.response_BT[:, 0], minlength=len(p)).double()
+    common = p * draws >= 10
+    rest_p, rest_count = p[~common].sum(), counts[~common].sum()
+    expected = torch.cat([p[common], rest_p[None]]) * draws
+    observed = torch.cat([counts[common], rest_count[None]])
+    statistic = float(((observed - expected) ** 2 / expected).sum())
+    freedom = len(expected) - 1
+    # Wilson-Hilferty: the .9999 quantile of chi-square.
+    quantile = freedom * (1 - 2 / (9 * freedom) + 3.719 * np.sqrt(2 / (9 * freedom))) ** 3
+    assert statistic < quantile
+
+
+def test_evaluate_writes_table_json_and_plots(sandbox: Path, vbon_checkpoint: Path, capsys) -> None:
+    out = sandbox / "evaluation"
+    evaluate_checkpoints(
+        EvaluateConfig(
+            policy=str(sandbox / "policy"), checkpoints={"vbon": str(vbon_checkpoint)},
+            reward=str(sandbox / "reward"), gold=str(sandbox / "gold"),
+            prompts=sandbox / "prompts" / "heldout.jsonl", out=out, num_samples=4,
+            reference_samples=32, policy_samples=8, max_new_tokens=12,
+        )
+    )  # fmt: skip
+    result = json.loads((out / "evaluation.json").read_text())
+    rows = {(row["method"], row["n"]): row for row in result["rows"]}
+    assert [n for method, n in rows if method == "best-of-n"] == [2, 4, 8, 16]
+    for (method, n), row in rows.items():
+        if method == "best-of-n":
+            assert row["win_rate"]["mean"] == pytest.approx(n / (n + 1), abs=1e-2)
+            assert row["kl_kind"] == "upper bound"
+            estimate = row["kl_other"]["estimate from p(selected)"]["mean"]
+            assert estimate <= row["kl_nats"]["mean"] + 1e-9
+    vbon = rows[("vbon", 1)]
+    assert vbon["kl_kind"] == "Rao-Blackwellised"
+    assert set(vbon["kl_other"]) == {"naive", "k3"}
+    assert vbon["gold"]["count"] == 5
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "frontier.svg").read_text()
+    assert "best-of-4" in capsys.readouterr().out
+
+
+def test_own_labelled_text_builds_the_same_three(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    good, bad = ["fine", "superb", "lovely"], ["dull", "awful", "grim"]
+    for name, words in (("r.pos", good), ("r.neg", bad)):
+        lines = [
+            f"sentence {i} about caf\xe9 number {rng.integers(99)} is {rng.choice(words)} and "
+            f"{rng.choice(words)} indeed"
+            for i in range(400)
+        ]
+        (tmp_path / name).write_bytes("\n".join(lines).encode("latin-1"))
+    out = tmp_path / "sandbox"
+    build_sandbox(
+        SandboxConfig(
+            out=out, corpus=[str(tmp_path / "r.pos"), f"{tmp_path / 'r.neg'}=0"],
+            policy_texts=200, policy_hidden=64, policy_layers=1, train_prompts=6,
+            heldout_prompts=5, max_length=64,
+        )
+    )  # fmt: skip
+    metrics = json.loads((out / "sandbox.json").read_text())["metrics"]
+    assert metrics["reward"]["heldout_auc"] > 0.8
+    (tmp_path / "plain.txt").write_text("a line")
+    with pytest.raises(DataError, match="cannot tell the labels"):
+        build_sandbox(SandboxConfig(out=tmp_path / "x", corpus=[str(tmp_path / "plain.txt")]))
