@@ -70,7 +70,9 @@ def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path.parent} has no {path.name}: not a Hugging Face model directory")
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: not a Hugging Face model directory"
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -91,7 +93,9 @@ def _check_config(directory: Path, kind: Literal["causal-lm", "reward"]) -> None
             f"in {suffix}"
         )
     if kind == "reward":
-        num_labels = len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+        num_labels = (
+            len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+        )
         if num_labels != 1:
             raise CheckpointError(
                 f"{directory} has a head of {num_labels} labels; a reward model needs exactly one "
@@ -101,7 +105,9 @@ def _check_config(directory: Path, kind: Literal["causal-lm", "reward"]) -> None
 
 def _check_tokenizer(directory: Path) -> None:
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
-        raise CheckpointError(f"{directory} has no tokenizer; expected {' or '.join(_TOKENIZER_FILES)}")
+        raise CheckpointError(
+            f"{directory} has no tokenizer; expected {' or '.join(_TOKENIZER_FILES)}"
+        )
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_settings import (
@@ -57,9 +57,7 @@ class Settings(BaseSettings):
         return (env_settings, init_settings) if prefixed else (init_settings,)
 
 
-def load_settings(
-    settings_type: type[S], arguments: Sequence[str], *, program: str
-) -> S:
+def load_settings(settings_type: type[S], arguments: Sequence[str], *, program: str) -> S:
     """Resolve settings for a command line; ``--config FILE`` (or ``PREFIX_CONFIG``) names a TOML file.
 
     Exits with status 2 and one line per mistake, naming the key, the value and what is allowed.
@@ -81,10 +79,6 @@ def load_settings(
             print(f"{program}: {key}: {problem['msg']}{given}", file=sys.stderr)
     except (SettingsError, ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
-    _exit(program)
-
-
-def _exit(program: str) -> NoReturn:
     print(f"try: {program} --help", file=sys.stderr)
     raise SystemExit(USAGE_ERROR)
 

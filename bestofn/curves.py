@@ -60,16 +60,16 @@ def win_rate_of_best(rewards: Float, num_samples: int) -> float:
     """
     total = len(rewards)
     if not 1 <= num_samples < total:
-        raise ValueError(f"n must lie in 1..{total - 1} (one sample is the opponent), got {num_samples}")
+        raise ValueError(
+            f"n must lie in 1..{total - 1} (one sample is the opponent), got {num_samples}"
+        )
     _, counts = np.unique(rewards, return_counts=True)
     log_total, remaining = log_comb(total, num_samples), total - num_samples
     win_rate, below = 0.0, 0
     for group in (int(count) for count in counts):
         # k of the n candidates sit in this tie group and the rest below it: the best is in the group.
         for k in range(max(1, num_samples - below), min(group, num_samples) + 1):
-            log_probability = (
-                log_comb(group, k) + log_comb(below, num_samples - k) - log_total
-            )
+            log_probability = log_comb(group, k) + log_comb(below, num_samples - k) - log_total
             beaten = below - (num_samples - k)
             win_rate += float(np.exp(log_probability)) * (beaten + 0.5 * (group - k)) / remaining
         below += group

@@ -50,7 +50,9 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     if prompt.text is not None:
         return list(tokenizer(prompt.text)["input_ids"])
     if not tokenizer.chat_template:
-        raise ValueError("the policy's tokenizer has no chat template; send `prompt`, not `messages`")
+        raise ValueError(
+            "the policy's tokenizer has no chat template; send `prompt`, not `messages`"
+        )
     rendered = tokenizer.apply_chat_template(
         list(prompt.messages), tokenize=False, add_generation_prompt=True
     )

@@ -25,7 +25,12 @@ class Estimate:
 
     def as_dict(self) -> dict[str, float | int]:
         """Plain values for JSON."""
-        return {"mean": self.mean, "ci95_low": self.low, "ci95_high": self.high, "count": self.count}
+        return {
+            "mean": self.mean,
+            "ci95_low": self.low,
+            "ci95_high": self.high,
+            "count": self.count,
+        }
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,8 @@ def _post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
     except (httpx.HTTPError, ValueError) as error:
         raise ServerError(f"{client.base_url} did not answer: {error}") from error
     if response.status_code != httpx.codes.OK:
-        error = payload.get("error", {}).get("message", payload)
-        raise ServerError(f"the server refused (HTTP {response.status_code}): {error}")
+        said = payload.get("error", {}).get("message", payload)
+        raise ServerError(f"the server refused (HTTP {response.status_code}): {said}")
     return dict(payload)
 
 
@@ -172,7 +173,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
     for mode in result["modes"]:
         label = f"{mode['mode']} (N={mode['n']})" if mode["n"] > 1 else mode["mode"]
         table.add_column(label, justify="right")
-    rows = (
+    rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
         ("mean reward", lambda m: _interval(m["reward"])),
         ("win rate", lambda m: _interval(m["win_rate"])),
         ("mean gold reward", lambda m: _interval(m["gold_reward"])),

@@ -154,13 +154,12 @@ async def _score(
 def _by_prompt(rewards: list[list[float | None]]) -> list[list[float]]:
     """``[prompt][answer]`` of what could be scored."""
     return [
-        [reward for reward in column if reward is not None]
-        for column in zip(*rewards, strict=True)
+        [reward for reward in column if reward is not None] for column in zip(*rewards, strict=True)
     ]
 
 
 def _interval(values: list[float]) -> Interval | None:
-    return Interval(**bootstrap_mean(values).as_dict()) if values else None  # type: ignore[arg-type]
+    return Interval(**bootstrap_mean(values).as_dict()) if values else None
 
 
 def _mean_reward(rewards: list[list[float | None]]) -> Interval | None:
@@ -175,7 +174,7 @@ def _win_rate(
 
 
 def _range(values: list[float]) -> Range:
-    return Range(**spread(values).as_dict())  # type: ignore[arg-type]
+    return Range(**spread(values).as_dict())
 
 
 def _tokens(run: _Runs, *, returned: bool) -> list[int]:

@@ -120,4 +120,6 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 async def _on_unknown_error(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s: unexpected error", get_request_id(request), exc_info=error)
-    return _answer(request, 500, "internal_error", f"unexpected {type(error).__name__}; see the log")
+    return _answer(
+        request, 500, "internal_error", f"unexpected {type(error).__name__}; see the log"
+    )

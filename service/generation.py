@@ -50,7 +50,9 @@ def check_limit(field: str, value: int, limit: int) -> None:
         InvalidInputError: with the field, the value and the limit.
     """
     if value > limit:
-        raise InvalidInputError(f"{field} is {value}; this server allows at most {limit}", field=field)
+        raise InvalidInputError(
+            f"{field} is {value}; this server allows at most {limit}", field=field
+        )
 
 
 async def generate(

@@ -32,7 +32,9 @@ class Metrics:
         self.generation_tokens = counter("generation_tokens", "Tokens decoded, discarded included.")
         self.returned_tokens = counter("returned_tokens", "Tokens of the answers returned.")
         self.candidates = counter("candidates", "Candidates decoded.")
-        self.unscored = counter("unscored_candidates", "Candidates the reward model could not score.")
+        self.unscored = counter(
+            "unscored_candidates", "Candidates the reward model could not score."
+        )
         self.e2e = histogram("e2e_request_latency_seconds", "From admission request to answer.")
         self.queue = histogram("request_queue_time_seconds", "Waiting for admission.")
         self.decode = histogram("request_decode_time_seconds", "Until the last candidate finished.")

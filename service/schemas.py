@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from bestofn.engine import FinishReason
 from bestofn.prompts import Message, Prompt
 
-EXAMPLE = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
+EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 
 
 Text = Annotated[str, Field(min_length=1)]
@@ -71,7 +72,9 @@ class GenerateRequest(SamplingFields):
 
     @model_validator(mode="after")
     def _exactly_one_input(self) -> GenerateRequest:
-        given = [name for name in ("prompt", "prompts", "messages") if getattr(self, name) is not None]
+        given = [
+            name for name in ("prompt", "prompts", "messages") if getattr(self, name) is not None
+        ]
         if len(given) != 1:
             raise ValueError(
                 "give exactly one of prompt, prompts and messages; got "

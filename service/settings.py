@@ -90,7 +90,9 @@ class ServiceSettings(Settings):
             if not _NAME.match(name):
                 raise ValueError(f"policy name {name!r} must be lower-case letters, digits, . _ -")
         if REFERENCE not in policies:
-            raise ValueError(f"no policy is named {REFERENCE!r}; best-of-N needs a reference policy")
+            raise ValueError(
+                f"no policy is named {REFERENCE!r}; best-of-N needs a reference policy"
+            )
         return policies
 
     @model_validator(mode="after")

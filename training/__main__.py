@@ -29,7 +29,9 @@ PASS_THROUGH = {
 }
 
 
-def _run(name: str, config_type: type[S], context: typer.Context, start: Callable[[S], None]) -> None:
+def _run(
+    name: str, config_type: type[S], context: typer.Context, start: Callable[[S], None]
+) -> None:
     config = load_settings(config_type, context.args, program=f"python -m training {name}")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpcore", "matplotlib", "fontTools"):

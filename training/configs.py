@@ -21,7 +21,8 @@ HELDOUT_PROMPTS = Field(
     Path("sandbox/prompts/heldout.jsonl"), description="prompts kept aside, same forms"
 )
 REPLACE = Field(
-    False, description="if the output was made with other settings, make it again instead of refusing"
+    False,
+    description="if the output was made with other settings, make it again instead of refusing",
 )
 TRUST = Field(False, description="let checkpoints bring their own code")
 
@@ -41,7 +42,9 @@ class SandboxConfig(Settings):
     num_reviews: int = Field(
         24_000, ge=1000, description="synthetic reviews to write (without --corpus)"
     )
-    policy_texts: int = Field(14_000, ge=100, description="texts the policy reads per epoch, at most")
+    policy_texts: int = Field(
+        14_000, ge=100, description="texts the policy reads per epoch, at most"
+    )
     policy_epochs: float | None = Field(
         None, gt=0, description="default: enough to read about policy_texts x 1.5 texts"
     )
@@ -109,7 +112,9 @@ class VbonConfig(Settings):
     )
     warm_start_learning_rate: float = Field(8e-4, gt=0, description="peak of the warm start")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
-    lora_rank: int | None = Field(None, ge=1, description="train a LoRA of this rank, merged on export")
+    lora_rank: int | None = Field(
+        None, ge=1, description="train a LoRA of this rank, merged on export"
+    )
     lora_alpha: int = Field(32, ge=1, description="LoRA scale: alpha / rank")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="type to train in")
     seed: int = Field(0, ge=0, description="same seed, same machine: same checkpoint")

@@ -55,7 +55,9 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
             path, dtype=config.dtype, trust_remote_code=config.trust_remote_code
         )
         if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise DataError(f"{path} and {config.policy} have different tokenizers; KL is undefined")
+            raise DataError(
+                f"{path} and {config.policy} have different tokenizers; KL is undefined"
+            )
         revisions[name] = policy_checkpoint.revision
         tuned[name] = measurer.measure(policy, prompts, config.policy_samples, name)
     rows = evaluation_rows(samples, tuned, config.num_samples)

@@ -5,7 +5,7 @@ All means are over prompts with 95% bootstrap intervals (prompts resampled).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -97,7 +97,8 @@ def bon_row(reference: Sequence[PromptSamples], n: int) -> Row:
     def estimate(sample: PromptSamples) -> float:
         probability = np.exp(sample.ref_logprob)
         return float(
-            selection_weights(sample.rewards, n) @ [kl_estimate(min(1.0, p), n) for p in probability]
+            selection_weights(sample.rewards, n)
+            @ [kl_estimate(min(1.0, p), n) for p in probability]
         )
 
     return Row(
@@ -166,7 +167,7 @@ def policy_row(
 
 def evaluation_rows(
     reference: Sequence[PromptSamples],
-    policies: dict[str, Sequence[PromptSamples]],
+    policies: Mapping[str, Sequence[PromptSamples]],
     num_samples: int,
 ) -> list[Row]:
     """Reference, the best-of-n curve, then each tuned policy.

@@ -30,17 +30,17 @@ class TokenTerms:
         mask_BT: True on response tokens, EOS included.
     """
 
-    logprob_BT: torch.Tensor  # noqa: N815
-    ref_logprob_BT: torch.Tensor  # noqa: N815
-    kl_BT: torch.Tensor  # noqa: N815
-    mask_BT: torch.Tensor  # noqa: N815
+    logprob_BT: torch.Tensor
+    ref_logprob_BT: torch.Tensor
+    kl_BT: torch.Tensor
+    mask_BT: torch.Tensor
 
 
 def token_terms(
-    logits_BTV: torch.Tensor,  # noqa: N803
-    ref_logits_BTV: torch.Tensor,  # noqa: N803
-    tokens_BT: torch.Tensor,  # noqa: N803
-    mask_BT: torch.Tensor,  # noqa: N803
+    logits_BTV: torch.Tensor,
+    ref_logits_BTV: torch.Tensor,
+    tokens_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
 ) -> TokenTerms:
     """From the logits that *predict* each token (already shifted by one), in float32."""
     log_q = torch.log_softmax(logits_BTV.float(), dim=-1)
@@ -69,7 +69,10 @@ def leave_one_out(values: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def policy_gradient_loss(
-    terms: TokenTerms, sequence_reward_B: torch.Tensor, kl_coefficient: float, group_size: int  # noqa: N803
+    terms: TokenTerms,
+    sequence_reward_B: torch.Tensor,
+    kl_coefficient: float,
+    group_size: int,
 ) -> torch.Tensor:
     """Scalar whose gradient is an unbiased estimate of ``-grad (E_q[R] - beta KL(q || p))``.
 
@@ -81,7 +84,7 @@ def policy_gradient_loss(
     """
     kl = terms.kl_BT.detach()
     kl_after = kl.flip(1).cumsum(1).flip(1) - kl
-    return_BT = sequence_reward_B.detach()[:, None] - kl_coefficient * kl_after  # noqa: N806
+    return_BT = sequence_reward_B.detach()[:, None] - kl_coefficient * kl_after
     advantage = return_BT - leave_one_out(return_BT, group_size)
     score = -(advantage * terms.logprob_BT).sum(1)
     return (score + kl_coefficient * terms.kl_BT.sum(1)).mean()

@@ -60,7 +60,9 @@ class ProgressBar:
             now - self._last_line_s > LINE_EVERY_S or self._done == self._total
         ):
             self._last_line_s = now
-            self._console.print(f"{self._title}: {self._done}/{self._total} {facts}", highlight=False)
+            self._console.print(
+                f"{self._title}: {self._done}/{self._total} {facts}", highlight=False
+            )
 
 
 class TrainerProgress:

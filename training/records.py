@@ -18,7 +18,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def is_same(output: Path, recorded: dict[str, Any], wanted: dict[str, Any], *, replace: bool) -> bool:
+def is_same(
+    output: Path, recorded: dict[str, Any], wanted: dict[str, Any], *, replace: bool
+) -> bool:
     """Whether an existing output was made from what is wanted now.
 
     Raises:

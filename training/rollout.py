@@ -29,10 +29,10 @@ class Rollout:
         mask_BT: True on response tokens, the EOS included, False on what follows it.
     """
 
-    sequence_BL: torch.Tensor  # noqa: N815
-    attention_BL: torch.Tensor  # noqa: N815
-    response_BT: torch.Tensor  # noqa: N815
-    mask_BT: torch.Tensor  # noqa: N815
+    sequence_BL: torch.Tensor
+    attention_BL: torch.Tensor
+    response_BT: torch.Tensor
+    mask_BT: torch.Tensor
 
     def texts(self, tokenizer: Any) -> list[str]:
         """Decoded responses without special tokens."""
@@ -134,7 +134,7 @@ def _left_padded(
     return prompt_ids.to(device), attention.to(device)
 
 
-def _positions(attention_BL: torch.Tensor) -> torch.Tensor:  # noqa: N803
+def _positions(attention_BL: torch.Tensor) -> torch.Tensor:
     """Positions that count real tokens only, so that padding on the left changes nothing."""
     return (attention_BL.cumsum(1) - 1).clamp(min=0)
 

@@ -60,7 +60,9 @@ def build_cache(config: SampleConfig) -> None:
         logger.info("%s: complete, %d prompts", config.out, len(done))
         return
     config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(meta_path(config.out), {**provenance(config.model_dump(mode="json")), "identity": identity})
+    write_json(
+        meta_path(config.out), {**provenance(config.model_dump(mode="json")), "identity": identity}
+    )
     if pending:
         reward.load()
         _ensure_partial(config.out, partial)
@@ -186,9 +188,7 @@ async def _from_vllm(
             )
             ids = engine.encode(prompt)
             name = f"sample-{_prompt_seed(0, prompt)}"
-            async with aclosing(
-                engine.generate(ids, sampling, config.num_samples, name)
-            ) as stream:
+            async with aclosing(engine.generate(ids, sampling, config.num_samples, name)) as stream:
                 async for candidate in stream:
                     responses[candidate.index] = Response(candidate.text, candidate.finish_reason)
             return prompt, [responses[index] for index in range(config.num_samples)]

@@ -1,7 +1,8 @@
 """The on-policy trainer: sample -> score -> weight -> loss -> step, blind to which objective.
 
-It may begin with a warm start that imitates cached samples (``training.warm_start``). Every step draws its randomness from (seed, step, process) alone, so a resumed run takes the very
-steps an unbroken one would have taken.
+It may begin with a warm start that imitates cached samples (``training.warm_start``). Every step
+draws its randomness from (seed, step, process) alone, so a resumed run takes the very steps an
+unbroken one would have taken.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class Batch:
     """One step's samples and what they are worth."""
 
     rollout: Rollout
-    reward_B: torch.Tensor  # noqa: N815
-    log_cdf_B: torch.Tensor  # noqa: N815
+    reward_B: torch.Tensor
+    log_cdf_B: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +201,7 @@ class OnPolicyTrainer:
     def _update(self, step: int, loss: float) -> float:
         """Clip, step and move the schedule; the gradient norm before clipping."""
         grad_norm = float(
-            self.accelerator.clip_grad_norm_(
-                self.policy.parameters(), self.options.max_grad_norm
-            )
+            self.accelerator.clip_grad_norm_(self.policy.parameters(), self.options.max_grad_norm)
         )
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise DataError(

@@ -204,9 +204,7 @@ def _train(
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
                 with replacing_directory(state) as directory:
                     trainer.accelerator.save_state(str(directory / "accelerate"))
-                    write_json(
-                        directory / "run.json", {"identity": identity, "history": history}
-                    )
+                    write_json(directory / "run.json", {"identity": identity, "history": history})
     logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
     return history
 

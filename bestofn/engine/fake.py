@@ -102,6 +102,4 @@ class FakeEngine:
             if stop in text:
                 text, reason = text.split(stop)[0], "stop"
         logprob = sum(-2.0 - source.random() for _ in ids)
-        return Candidate(
-            index, text, tuple(ids), logprob, "stop" if reason == "stop" else "length"
-        )
+        return Candidate(index, text, tuple(ids), logprob, "stop" if reason == "stop" else "length")

@@ -81,28 +81,38 @@ class VllmHost:
 
     @property
     def alive(self) -> bool:
+        """Whether it has started and has not died."""
         return self._llm is not None and not self._llm.errored
 
     @property
     def llm(self) -> AsyncLLM:
+        """The running engine.
+
+        Raises:
+            NotReadyError: it has not started.
+        """
         if self._llm is None:
             raise NotReadyError(f"the engine of {self.checkpoint.path} has not started")
         return self._llm
 
     async def start(self) -> None:
+        """Build the engine unless that is done; policies that share a host may all call this."""
         async with self._starting:
             if self._llm is None:
                 # Building the engine blocks for tens of seconds; liveness probes must not wait.
-                self._llm = await asyncio.to_thread(self._build)
-                self.tokenizer = self._llm.get_tokenizer()
-                self.max_model_len = int(self._llm.model_config.max_model_len)
+                llm = await asyncio.to_thread(self._build)
+                self.tokenizer = llm.get_tokenizer()
+                self.max_model_len = int(llm.model_config.max_model_len)
+                self._llm = llm
 
     async def stop(self) -> None:
+        """Shut the engine down; safe to call twice."""
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
 
     def lora_request(self, adapter: str | None) -> LoRARequest | None:
+        """What tells vLLM to decode with an adapter."""
         if adapter is None:
             return None
         from vllm.lora.request import LoRARequest
@@ -237,13 +247,13 @@ class VllmEngine:
 
         final = None
         try:
-            async for final in self._host.llm.generate(
+            async for message in self._host.llm.generate(
                 TokensPrompt(prompt_token_ids=prompt_token_ids),
                 _sampling_params(sampling, index),
                 request_id,
                 lora_request=self._host.lora_request(self._adapter),
             ):
-                pass
+                final = message
         except VllmEngineDeadError as error:
             raise EngineDeadError(f"the engine of {self.info.path} has died") from error
         except VLLMClientError as error:

@@ -61,7 +61,7 @@ def checked_scores(values: Iterable[object], expected: int, source: str) -> list
             continue
         if isinstance(value, bool) or not hasattr(value, "__float__"):
             raise RewardError(f"{source} returned {value!r}, which is not a number")
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
         scores.append(number if math.isfinite(number) else None)
     if len(scores) != expected:
         raise RewardError(f"{source} returned {len(scores)} scores for {expected} items")

@@ -49,7 +49,9 @@ class CallableReward:
         try:
             listed = list(values)
         except TypeError as error:
-            raise RewardError(f"{self.name} returned {type(values).__name__}, not a list") from error
+            raise RewardError(
+                f"{self.name} returned {type(values).__name__}, not a list"
+            ) from error
         return checked_scores(listed, len(items), self.name)
 
     def close(self) -> None:

@@ -31,7 +31,9 @@ class BestOfN:
     async def answer(self, task: Task, engine: Engine, scorer: Scorer | None) -> Outcome:
         """N candidates, the best of them."""
         if scorer is None:
-            raise InvalidInputError("best-of-N needs a reward model; none is configured", field="mode")
+            raise InvalidInputError(
+                "best-of-N needs a reward model; none is configured", field="mode"
+            )
         collected = await collect(task, engine, scorer, task.num_samples)
         return Outcome(
             select_best(collected.candidates),

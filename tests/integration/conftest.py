@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
+from bestofn.engine import Engine
+from service.runtime import Runtime
+from service.settings import ServiceSettings
 from training.configs import SampleConfig, SandboxConfig, VbonConfig
 
 
@@ -66,3 +70,28 @@ def vbon_checkpoint(sandbox: Path) -> Path:
     out = sandbox / "vbon"
     train_vbon(vbon_config(sandbox, out))
     return out
+
+
+@pytest.fixture(scope="session")
+async def runtime(sandbox: Path, vbon_checkpoint: Path) -> AsyncGenerator[Runtime, None]:
+    """The service's own runtime over real vLLM: the only start of it in a session."""
+    pytest.importorskip("vllm")
+    from service.assembly import build_runtime
+
+    settings = ServiceSettings(
+        policies={"ref": str(sandbox / "policy"), "vbon": str(vbon_checkpoint)},
+        reward=str(sandbox / "reward"),
+        gold=str(sandbox / "gold"),
+        default_max_tokens=24,
+    )
+    built = build_runtime(settings)
+    try:
+        await built.start()
+        yield built
+    finally:
+        await built.stop()
+
+
+@pytest.fixture(scope="session")
+async def vllm_ref(runtime: Runtime) -> Engine:
+    return runtime.policies["ref"]

@@ -219,7 +219,7 @@ def test_a_full_disk_during_export_keeps_the_old_checkpoint(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
-    with pytest.raises(ExportError, match="No space left .* untouched"):
+    with pytest.raises(ExportError, match=r"No space left .* untouched"):
         train_vbon(config)
     assert same(out, vbon_checkpoint)
     assert not list(tmp_path.glob(".vbon.partial*"))

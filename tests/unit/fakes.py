@@ -73,7 +73,7 @@ async def serving(runtime: Runtime) -> AsyncGenerator[tuple[FastAPI, httpx.Async
     """The started application and a client of it."""
     app = create_app(runtime)
     async with LifespanManager(app):
-        while not runtime.ready and runtime.failure is None:
+        while not runtime.ready and runtime.failure is None:  # noqa: ASYNC110  (a few turns)
             await asyncio.sleep(0)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:

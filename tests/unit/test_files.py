@@ -51,7 +51,7 @@ def test_replaces_the_directory_and_leaves_nothing_else(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_the_old_directory(tmp_path: Path, error: Exception) -> None:
     target = tmp_path / "model"
     make(target, "old")
-    with pytest.raises(ExportError, match="previous .* is untouched"):  # noqa: SIM117
+    with pytest.raises(ExportError, match=r"previous .* is untouched"):  # noqa: SIM117, PT012
         with replacing_directory(target) as directory:
             (directory / "weights").write_text("half")
             raise error

@@ -78,7 +78,10 @@ def test_importing_needs_nothing_heavy(statement: str) -> None:
 )
 def test_help_teaches_without_anything_heavy(arguments: list[str], words: list[str]) -> None:
     block = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
-    run = f"import runpy; sys.argv = {arguments!r}; runpy.run_module({arguments[0]!r}, run_name='__main__', alter_sys=False)"
+    run = (
+        f"import runpy; sys.argv = {arguments!r}; "
+        f"runpy.run_module({arguments[0]!r}, run_name='__main__')"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{block}; {run}"],
         capture_output=True, text=True, check=True, cwd=ROOT, env={"COLUMNS": "200", "PATH": ""},

@@ -68,7 +68,7 @@ def log_probability(logits: torch.Tensor) -> torch.Tensor:
 REFERENCE = table(0)
 LOG_P = log_probability(REFERENCE)
 REWARD = torch.randn(len(TEXTS), generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-STRICT_CDF = torch.tensor([LOG_P.exp()[REWARD < r].sum() for r in REWARD], dtype=torch.float64)
+STRICT_CDF = torch.tensor([LOG_P.exp()[r > REWARD].sum() for r in REWARD], dtype=torch.float64)
 SMALLEST = 1e-300  # log F of the worst text is -inf; its exact weight does not need it
 
 
@@ -140,7 +140,10 @@ def expected_gradient(logits: torch.Tensor, reward: torch.Tensor, beta: float) -
     for i in range(len(pairs)):
         pair = slice(2 * i, 2 * i + 2)
         one = TokenTerms(
-            terms.logprob_BT[pair], terms.ref_logprob_BT[pair], terms.kl_BT[pair], terms.mask_BT[pair]
+            terms.logprob_BT[pair],
+            terms.ref_logprob_BT[pair],
+            terms.kl_BT[pair],
+            terms.mask_BT[pair],
         )
         total = total + weight[i] * policy_gradient_loss(one, reward[rows[pair]], beta, 2)
     (gradient,) = torch.autograd.grad(total, table_logits)

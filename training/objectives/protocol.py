@@ -18,9 +18,9 @@ class ScoredBatch:
         ref_logprob_B: ``log p(y)`` in nats, summed over response tokens only.
     """
 
-    log_cdf_B: torch.Tensor  # noqa: N815  (shape suffix)
-    reward_B: torch.Tensor  # noqa: N815
-    ref_logprob_B: torch.Tensor  # noqa: N815
+    log_cdf_B: torch.Tensor
+    reward_B: torch.Tensor
+    ref_logprob_B: torch.Tensor
 
 
 class OnPolicyObjective(Protocol):

@@ -67,8 +67,8 @@ class VbonExact:
 
 
 def exact_log_weight(
-    log_cdf_B: torch.Tensor,  # noqa: N803
-    ref_logprob_B: torch.Tensor,  # noqa: N803
+    log_cdf_B: torch.Tensor,
+    ref_logprob_B: torch.Tensor,
     num_samples: int,
 ) -> torch.Tensor:
     """``log(p_bon(y) / p(y)) = log sum_i C(N,i) F^(N-i) p^(i-1)`` in nats, shape ``(B,)``."""

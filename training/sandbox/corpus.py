@@ -68,12 +68,15 @@ DETERMINERS = ("the", "this", "another", "their first", "her latest", "his secon
 AGES = ("", "", "new", "old", "recent", "forgotten", "low budget", "much discussed", "three hour")
 ORIGINS = ("", "", "french", "korean", "brazilian", "danish", "indian", "polish", "mexican")
 GENRES = ("film", "movie", "film", "movie", "thriller", "comedy", "drama", "western", "romance",
-          "documentary", "musical", "horror film", "heist movie", "road movie", "war film")  # fmt: skip
+          "documentary", "musical",
+          "horror film", "heist movie", "road movie", "war film")  # fmt: skip
 MAKERS = ("", "", "", "from marta okafor", "by lena brandt", "with idris novak", "by joon park",
           "from the studio", "about two sisters", "about a lost dog", "set in lisbon",
-          "set in winter", "with a huge cast", "about a chess champion", "by a first time director")  # fmt: skip
+          "set in winter", "with a huge cast", "about a chess champion",
+          "by a first time director")  # fmt: skip
 SITUATIONS = ("on a rainy sunday", "with my brother", "at a late show", "on the plane", "last week",
-              "at the festival", "after a long day", "with no expectations", "for the third time")  # fmt: skip
+              "at the festival", "after a long day", "with no expectations",
+              "for the third time")  # fmt: skip
 FACTS = ("it runs for almost two hours", "my neighbour fell asleep", "we sat in the front row",
          "the cinema was half empty", "it is based on a novel", "i had read the book before",
          "the sequel comes out next year", "subtitles were hard to read", "it was shot in one town",
@@ -100,6 +103,7 @@ class ReviewGrammar:
         self._rng = np.random.default_rng(seed)
 
     def reviews(self, count: int) -> list[Review]:
+        """The next ``count`` reviews."""
         return [self._review() for _ in range(count)]
 
     def _pick(self, options: tuple[str, ...]) -> str:
@@ -176,7 +180,9 @@ class ReviewGrammar:
         if frame == 0:
             return f"{subject} was {self._verdict(aspect, feeling)} and {self._claim(aspect, feeling)}."
         if frame == 1:
-            return f"i watched {subject} {self._pick(SITUATIONS)} and {self._claim(aspect, feeling)}."
+            return (
+                f"i watched {subject} {self._pick(SITUATIONS)} and {self._claim(aspect, feeling)}."
+            )
         if frame == 2:
             return f"{subject} is {verdict}."
         if frame == 3:

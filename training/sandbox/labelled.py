@@ -31,7 +31,9 @@ def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int
                 pairs.setdefault(" ".join(text.split()), found)
     labels = set(pairs.values())
     if labels != {0, 1}:
-        raise DataError(f"{', '.join(specs)}: labels 0 and 1 must both occur, found {sorted(labels)}")
+        raise DataError(
+            f"{', '.join(specs)}: labels 0 and 1 must both occur, found {sorted(labels)}"
+        )
     return list(pairs.items())
 
 

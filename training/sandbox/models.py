@@ -39,7 +39,9 @@ class Shape:
     batch_size: int = 64
 
 
-def _policy_config(shape: Shape, tokenizer: PreTrainedTokenizerFast, max_length: int) -> LlamaConfig:
+def _policy_config(
+    shape: Shape, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> LlamaConfig:
     """A Llama with heads 64 wide, which every vLLM attention backend serves."""
     heads = shape.hidden // 64
     return LlamaConfig(
@@ -80,7 +82,9 @@ def _classifier_config(
     )
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Sequence[str], vocab_size: int, max_length: int
+) -> PreTrainedTokenizerFast:
     """Byte-level BPE with BOS put in front of every text; any Unicode string has an encoding."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -224,9 +228,7 @@ def train_classifier(
 ) -> tuple[ModernBertForSequenceClassification, dict[str, float]]:
     """A one-logit classifier from nothing; metrics: held-out accuracy and AUC."""
     set_seed(seed)
-    model = ModernBertForSequenceClassification(
-        _classifier_config(shape, tokenizer, max_length)
-    )
+    model = ModernBertForSequenceClassification(_classifier_config(shape, tokenizer, max_length))
     trainer = _LogitTrainer(
         model=model,
         args=_arguments(shape, seed, scratch),
@@ -235,7 +237,7 @@ def train_classifier(
         callbacks=callbacks,
     )
     _run(trainer)
-    prediction = trainer.predict(_Texts(tokenizer, *heldout, max_length))  # type: ignore[arg-type]
+    prediction = trainer.predict(_Texts(tokenizer, *heldout, max_length))
     logits = torch.as_tensor(prediction.predictions).flatten()
     # The trainer groups evaluation texts by length too: take the labels in its order.
     labels = torch.as_tensor(prediction.label_ids, dtype=torch.float).flatten()

@@ -1,0 +1,111 @@
+"""One contract, two engines: the fake must behave as the real vLLM does.
+
+The real engine is started once a session (see ``engines`` in conftest) on the tiny sandbox policy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+
+from bestofn.engine import Candidate, Engine, Sampling
+from bestofn.engine.fake import FakeEngine
+from bestofn.errors import InvalidInputError, NotReadyError, PromptTooLongError
+from bestofn.prompts import Prompt
+
+SAMPLING = Sampling(max_tokens=8, seed=11)
+PROMPT = Prompt(text="the film was")
+
+
+@pytest.fixture(params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)])
+async def engine(request: pytest.FixtureRequest) -> Engine:
+    if request.param == "fake":
+        fake = FakeEngine(seconds_per_token=0.002)
+        await fake.start()
+        return fake
+    return request.getfixturevalue("vllm_ref")
+
+
+async def draw(engine: Engine, sampling: Sampling, n: int, name: str) -> list[Candidate]:
+    stream = engine.generate(engine.encode(PROMPT), sampling, n, name)
+    async with aclosing(stream):
+        return [candidate async for candidate in stream]
+
+
+async def test_exactly_n_candidates_each_index_once(engine: Engine) -> None:
+    candidates = await draw(engine, SAMPLING, 6, "contract-count")
+    assert sorted(c.index for c in candidates) == list(range(6))
+    for candidate in candidates:
+        assert 1 <= len(candidate.token_ids) <= 8
+        assert candidate.cumulative_logprob < 0
+        assert candidate.finish_reason == "stop" or len(candidate.token_ids) == 8
+
+
+async def test_same_seed_same_candidates_and_the_first_does_not_depend_on_n(engine: Engine) -> None:
+    first = {c.index: c for c in await draw(engine, SAMPLING, 4, "contract-seed-a")}
+    again = {c.index: c for c in await draw(engine, SAMPLING, 4, "contract-seed-b")}
+    single = await draw(engine, SAMPLING, 1, "contract-seed-c")
+    assert [first[i].token_ids for i in range(4)] == [again[i].token_ids for i in range(4)]
+    assert single[0].token_ids == first[0].token_ids
+
+
+async def test_adjacent_seeds_share_no_more_than_chance(engine: Engine) -> None:
+    a = await draw(engine, Sampling(max_tokens=8, seed=1), 8, "contract-adjacent-a")
+    b = await draw(engine, Sampling(max_tokens=8, seed=2), 8, "contract-adjacent-b")
+    assert len({c.token_ids for c in a} & {c.token_ids for c in b}) <= 2
+
+
+async def test_greedy_candidates_are_all_alike(engine: Engine) -> None:
+    greedy = await draw(engine, Sampling(max_tokens=6, temperature=0.0), 3, "contract-greedy")
+    assert len({c.token_ids for c in greedy}) == 1
+
+
+async def test_stop_strings_end_a_candidate_and_are_not_part_of_it(engine: Engine) -> None:
+    whole = (await draw(engine, SAMPLING, 1, "contract-stop-a"))[0].text
+    stop = whole.split()[0]
+    sampling = Sampling(max_tokens=8, seed=11, stop=(stop,))
+    cut = (await draw(engine, sampling, 1, "contract-stop-b"))[0]
+    assert stop not in cut.text
+    assert cut.finish_reason == "stop"
+
+
+async def test_too_long_a_prompt_tells_the_limit(engine: Engine) -> None:
+    limit = engine.info.max_model_len
+    ids = engine.encode(PROMPT)
+    sampling = Sampling(max_tokens=limit)
+    with pytest.raises(PromptTooLongError, match=f"limit of {limit}"):
+        async for _ in engine.generate(ids, sampling, 1, "contract-long"):
+            pass
+
+
+async def test_a_chat_needs_a_chat_template(engine: Engine) -> None:
+    chat = Prompt(messages=({"role": "user", "content": "hello"},))
+    with pytest.raises(InvalidInputError, match="chat template"):
+        engine.encode(chat)
+
+
+async def test_closing_early_aborts_and_the_engine_goes_on(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=60, seed=3)
+    stream = engine.generate(engine.encode(PROMPT), sampling, 16, "contract-abort")
+    async with aclosing(stream):
+        async for _ in stream:
+            break
+    assert engine.alive
+    assert len(await draw(engine, SAMPLING, 2, "contract-after")) == 2
+
+
+async def test_cancelling_aborts_and_the_engine_goes_on(engine: Engine) -> None:
+    task = asyncio.create_task(draw(engine, Sampling(max_tokens=60), 16, "contract-cancel"))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.alive
+    assert len(await draw(engine, SAMPLING, 2, "contract-after-cancel")) == 2
+
+
+async def test_fake_refuses_before_it_is_started() -> None:
+    with pytest.raises(NotReadyError):
+        await draw(FakeEngine(), SAMPLING, 1, "contract-not-started")

@@ -1,0 +1,123 @@
+"""The whole service over real vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from bestofn.engine import Engine
+from service.app import create_app
+from service.runtime import Runtime
+from tests.unit.test_api import disconnect_after
+
+pytestmark = [pytest.mark.vllm, pytest.mark.train]
+
+BODY = {"prompt": "the film was", "n": 16, "max_tokens": 24, "seed": 7}
+
+
+@pytest.fixture(scope="session")
+async def app(runtime: Runtime) -> FastAPI:
+    # The lifespan is the runtime fixture's: the app is driven without its own.
+    return create_app(runtime)
+
+
+@pytest.fixture(scope="session")
+async def client(app: FastAPI) -> AsyncGenerator[httpx.AsyncClient, None]:
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
+
+
+async def generate(client: httpx.AsyncClient, mode: str, **changes: object) -> httpx.Response:
+    return await client.post("/generate", params={"mode": mode}, json={**BODY, **changes})
+
+
+async def test_bon_and_vbon_answer_from_their_own_policies(client: httpx.AsyncClient) -> None:
+    bon = (await generate(client, "bon", return_candidates=True)).json()
+    vbon = (await generate(client, "vbon")).json()
+    assert len(bon["candidates"]) == 16
+    assert bon["reward"] == max(c["reward"] for c in bon["candidates"])
+    assert bon["policy"]["revision"] != vbon["policy"]["revision"]
+    assert bon["usage"]["generated_tokens"] == sum(c["num_tokens"] for c in bon["candidates"])
+    assert vbon["usage"]["generated_tokens"] == vbon["usage"]["returned_tokens"] <= 24
+    assert bon["policy"]["revision"].startswith("sha256:")
+
+
+async def test_same_seed_same_answer(client: httpx.AsyncClient) -> None:
+    first, second = [(await generate(client, "bon")).json() for _ in range(2)]
+    other = (await generate(client, "bon", seed=8)).json()
+    assert (first["text"], first["reward"]) == (second["text"], second["reward"])
+    assert first["text"] != other["text"]
+
+
+async def test_rewards_are_raw_logits(client: httpx.AsyncClient) -> None:
+    """A sigmoid would keep every score within 0 and 1."""
+    answer = (await generate(client, "bon", n=64, return_candidates=True)).json()
+    assert min(c["reward"] for c in answer["candidates"]) < 0
+    assert len({c["reward"] for c in answer["candidates"]}) > 32
+
+
+async def test_logprob_is_the_policys_own(client: httpx.AsyncClient, runtime: Runtime) -> None:
+    """Against transformers, at a temperature that must not change it."""
+    import torch
+
+    from training.policies import load_policy
+
+    answer = (await generate(client, "bon", temperature=0.5, n=4, return_candidates=True)).json()
+    policy, tokenizer, _ = load_policy(answer["policy"]["path"])
+    prompt = tokenizer("the film was")["input_ids"]
+    for candidate in answer["candidates"]:
+        response = tokenizer(candidate["text"], add_special_tokens=False)["input_ids"]
+        if candidate["finish_reason"] == "stop":
+            response = [*response, tokenizer.eos_token_id]
+        if len(response) != candidate["num_tokens"]:
+            continue  # the sampled spelling is not the tokenizer's
+        ids = torch.tensor([[*prompt, *response]])
+        with torch.no_grad():
+            log_q = torch.log_softmax(policy(ids).logits[0, :-1], -1)
+        expected = log_q.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :].sum()
+        assert candidate["cumulative_logprob"] == pytest.approx(float(expected), abs=2e-2)
+
+
+async def test_compare_has_both_sides(client: httpx.AsyncClient) -> None:
+    body = {"prompts": ["the film was", "in this drama"], "n": 8, "repeats": 2, "concurrency": 2}
+    result = (await client.post("/compare", json=body)).json()
+    modes = {mode["mode"]: mode for mode in result["modes"]}
+    assert set(modes) == {"ref", "bon", "vbon"}
+    for mode in modes.values():
+        assert mode["reward"]["count"] == 2
+        assert mode["gold_reward"]["count"] == 2
+        assert mode["requests_per_s"]["median"] > 0
+    assert modes["bon"]["generated_tokens"] > 3 * modes["vbon"]["generated_tokens"]
+
+
+async def test_many_requests_at_once_each_get_their_own_answer(client: httpx.AsyncClient) -> None:
+    responses = await asyncio.gather(
+        *(generate(client, mode, seed=seed, n=4) for seed in range(8) for mode in ("bon", "vbon"))
+    )
+    assert {r.status_code for r in responses} == {200}
+    assert len({r.json()["request_id"] for r in responses}) == 16
+
+
+async def test_bad_input_is_refused_and_nothing_else_changes(client: httpx.AsyncClient) -> None:
+    too_long = await generate(client, "bon", prompt="film " * 200)
+    assert too_long.status_code == 422
+    assert "limit of 96" in too_long.json()["error"]["message"]
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    no_template = await client.post("/generate?mode=ref", json=chat)
+    assert "no chat template" in no_template.json()["error"]["message"]
+    assert (await generate(client, "bon")).status_code == 200
+
+
+def unfinished(engine: Engine) -> int:
+    return engine._host.llm.get_num_unfinished_requests()  # type: ignore[attr-defined]
+
+
+async def test_a_client_that_leaves_frees_the_engine(app: FastAPI, runtime: Runtime) -> None:
+    await disconnect_after(app, 0.02)
+    assert unfinished(runtime.policies["ref"]) == 0
+    assert runtime.admission.running == 0
