@@ -103,6 +103,8 @@ class Runtime:
             for scorer in filter(None, (self.reward, self.gold)):
                 await scorer.start()
             await asyncio.gather(*(engine.start() for engine in self.policies.values()))
+            for scorer in filter(None, (self.reward, self.gold)):
+                await scorer.warm_up()
             self._loaded = True
             logger.info("ready after %.1f s: modes %s", perf_counter() - begun, list(self.modes))
         except Exception as error:

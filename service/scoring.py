@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
@@ -31,7 +32,7 @@ class BatchingScorer:
         self._loop_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Load the model, score once to warm up, begin to serve."""
+        """Load the model and begin to serve."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, self._model.load)
         self._loop_task = asyncio.create_task(self._serve(), name="reward-scorer")
@@ -47,6 +48,14 @@ class BatchingScorer:
         self._waiting.clear()
         await asyncio.get_running_loop().run_in_executor(self._worker, self._model.close)
         self._worker.shutdown(wait=False)
+
+    async def warm_up(self) -> None:
+        """Score once, so that the first request does not pay for what torch does lazily.
+
+        What it says is not looked at: a remote scorer may come up after this service.
+        """
+        with contextlib.suppress(RewardError):
+            await self.score(Prompt(text="warm"), " up")
 
     async def score(self, prompt: Prompt, completion: str) -> float | None:
         """One raw reward; ``None`` if the model has none for this text.

@@ -43,17 +43,17 @@ class SandboxConfig(Settings):
         24_000, ge=1000, description="synthetic reviews to write (without --corpus)"
     )
     policy_texts: int = Field(
-        14_000, ge=100, description="texts the policy reads per epoch, at most"
+        12_000, ge=100, description="texts the policy reads per epoch, at most"
     )
     policy_epochs: float | None = Field(
         None, gt=0, description="default: enough to read about policy_texts x 1.5 texts"
     )
     policy_hidden: int = Field(192, ge=64, multiple_of=64, description="policy width")
-    policy_layers: int = Field(4, ge=1, description="policy depth")
+    policy_layers: int = Field(3, ge=1, description="policy depth")
     vocab_size: int = Field(4096, ge=300, description="most entries of the byte-level BPE")
     max_length: int = Field(128, ge=32, description="context of all three models, tokens")
-    train_prompts: int = Field(96, ge=1, description="openings to train on")
-    heldout_prompts: int = Field(128, ge=1, description="openings kept aside for evaluation")
+    train_prompts: int = Field(64, ge=1, description="openings to train on")
+    heldout_prompts: int = Field(64, ge=1, description="openings kept aside for evaluation")
     replace: bool = REPLACE
 
 
@@ -96,13 +96,13 @@ class VbonConfig(Settings):
     bound: Literal["lower", "exact"] = Field(
         "lower", description="i = 1 lower bound, or the exact sum over i"
     )
-    steps: int = Field(30, ge=1, description="on-policy optimizer steps")
+    steps: int = Field(24, ge=1, description="on-policy optimizer steps")
     prompts_per_step: int = Field(32, ge=1, description="prompts sampled each step")
     samples_per_prompt: int = Field(8, ge=2, description="samples of each; baseline leaves one out")
     micro_batch_size: int = Field(256, ge=2, description="sequences per forward pass")
     max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
     temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
-    learning_rate: float = Field(1e-4, gt=0, description="peak of the on-policy steps")
+    learning_rate: float = Field(3e-5, gt=0, description="peak of the on-policy steps")
     warmup_steps: int = Field(3, ge=0, description="linear steps to the peak; linear decay after")
     warm_start_epochs: float = Field(
         3.0,

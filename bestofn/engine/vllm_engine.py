@@ -123,6 +123,10 @@ class VllmHost:
     def _build(self) -> AsyncLLM:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.options.kv_cache_gib))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if self.options.executor == "uni":
+            # Otherwise vLLM's CPU platform silently puts `mp` in the place of `uni`; the engine core
+            # of AsyncLLM is a process of its own whatever this says.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

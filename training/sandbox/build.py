@@ -201,7 +201,7 @@ def _parts(
 
     # A classifier sees few texts of a small corpus more often, but not for ever.
     def classifier_epochs(data: Labelled) -> float:
-        return float(np.clip(16_000 / len(data[0]), 2, 4))
+        return float(np.clip(16_000 / len(data[0]), 1, 4))
 
     reward_shape = Shape(64, 2, classifier_epochs(corpus.reward), 2e-3)
     gold_shape = Shape(128, 3, classifier_epochs(corpus.gold), 1e-3)
