@@ -56,6 +56,13 @@ def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
         )
     if not directory.is_dir():
         raise CheckpointError(f"{path!r} is a file; give the directory that holds config.json")
+    try:
+        return _checked(directory, kind)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _checked(directory: Path, kind: Kind) -> Checkpoint:
     if kind == "adapter":
         _read_json(directory / "adapter_config.json")
         weights = [directory / "adapter_model.safetensors"]

@@ -14,7 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def serve_until_stopped(settings: ServiceSettings) -> int:
-    """Serve; the exit status: 0 after a signal, 1 if the models could not be loaded.
+    """Serve; the exit status: 1 if the models could not be loaded, else 0.
+
+    After a signal and a graceful shutdown uvicorn raises the signal again, so the process then ends
+    as a supervisor expects of it: by SIGTERM (143) or SIGINT (130).
 
     Raises:
         CheckpointError: a configured model is missing or of the wrong kind, before anything starts.

@@ -145,3 +145,16 @@ def test_a_hub_id_is_left_to_the_library() -> None:
     assert (found.path, found.revision) == ("some-org/some-model", "hub")
     with pytest.raises(CheckpointError, match="hf://org/name"):
         check_checkpoint("some-org/some-model", "causal-lm")
+
+
+def test_a_directory_that_may_not_be_read_is_an_error_with_its_name(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot read .*safetensors: Permission denied"):
+        check_checkpoint(str(model), "causal-lm")
