@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ BUILT_IN_PROMPTS = (
     "another recent documentary",
     "i watched the old western with my brother and",
 )
+
+
+TABLE_WIDTH = 130
 
 
 class ServerError(BestOfNError):
@@ -112,7 +116,8 @@ def run_comparison(
     Raises:
         ServerError, DataError: nothing is printed as a result then.
     """
-    console = Console()
+    # A log file has no width of its own; 80 columns would break every interval in three.
+    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     prompts = read_prompts(prompts_file, limit)
     results = []
     with httpx.Client(base_url=url, timeout=600) as client:

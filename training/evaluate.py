@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,8 @@ from training.policies import load_policy
 from training.prompts import read_prompts
 
 logger = logging.getLogger(__name__)
+
+TABLE_WIDTH = 130
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> None:
@@ -74,7 +77,8 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
             "rows": [row.as_dict() for row in rows],
         },
     )
-    console = Console()
+    # A log file has no width of its own; 80 columns would break every interval in three.
+    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
     console.print(evaluation_table(rows, config.num_samples, len(prompts)))
     console.print(f"{config.out / 'evaluation.json'}, {', '.join(str(plot) for plot in plots)}")
 
