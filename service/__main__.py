@@ -46,7 +46,10 @@ def compare(
     prompts: Annotated[
         str | None, typer.Option(help="file of prompts: JSONL with `prompt`, or one a line")
     ] = None,
-    limit: Annotated[int, typer.Option(help="use the first so many prompts")] = 32,
+    limit: Annotated[int, typer.Option(min=1, help="use the first so many prompts")] = 64,
+    idle_limit: Annotated[
+        int, typer.Option(min=1, help="of them at concurrency 1, where each is waited for")
+    ] = 16,
     modes: Annotated[str, typer.Option(help="comma-separated")] = "ref,bon,vbon",
     n: Annotated[int, typer.Option(help="N of the reranking modes")] = 16,
     max_tokens: Annotated[int, typer.Option(help="most new tokens of a candidate")] = 48,
@@ -54,7 +57,7 @@ def compare(
     seed: Annotated[int, typer.Option(help="makes the answers repeatable")] = 0,
     concurrency: Annotated[
         str, typer.Option(help="prompts in flight; one table each, so idle and loaded show apart")
-    ] = "1,32",
+    ] = "1,64",
     repeats: Annotated[int, typer.Option(help="interleaved rounds per concurrency")] = 3,
     wait_s: Annotated[float, typer.Option(help="wait so long for the server to be ready")] = 0.0,
     while_pid: Annotated[
@@ -82,6 +85,7 @@ def compare(
             url,
             prompts,
             limit,
+            idle_limit,
             body,
             levels,
             wait_s=wait_s,

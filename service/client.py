@@ -104,6 +104,7 @@ def run_comparison(
     url: str,
     prompts_file: str | None,
     limit: int,
+    idle_limit: int,
     body: dict[str, Any],
     levels: list[int],
     *,
@@ -118,11 +119,12 @@ def run_comparison(
     """
     # A log file has no width of its own; 80 columns would break every interval in three.
     console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
-    prompts = read_prompts(prompts_file, limit)
+    all_prompts = read_prompts(prompts_file, limit)
     results = []
     with httpx.Client(base_url=url, timeout=600) as client:
         wait_until_ready(client, wait_s, console, while_pid)
         for level in levels:
+            prompts = all_prompts[:idle_limit] if level == 1 else all_prompts
             with console.status(f"comparing at concurrency {level} ..."):
                 result = _post(client, body | {"prompts": prompts, "concurrency": level})
             results.append(result)
@@ -156,7 +158,8 @@ def _post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
 def _interval(value: dict[str, float] | None, digits: int = 2) -> str:
     if value is None:
         return "-"
-    return f"{value['mean']:.{digits}f} [{value['ci95_low']:.{digits}f}, {value['ci95_high']:.{digits}f}]"
+    low, high = value["ci95_low"], value["ci95_high"]
+    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _ratio(value: dict[str, float]) -> str:
@@ -171,8 +174,8 @@ def comparison_table(result: dict[str, Any]) -> Table:
         title=f"{len(result['prompts'])} prompts x {result['repeats']} repeats, concurrency "
         f"{result['concurrency']} ({load}), temperature {sampling['temperature']:g}, "
         f"max_tokens {sampling['max_tokens']}",
-        caption="[mean 95% interval over prompts] or [median, range over repeats]; "
-        f"win rate and ratios against {result['baseline']}; gold reward never selects",
+        caption=escape("means [95% interval over prompts], medians [range over repeats]; ")
+        + f"win rate and ratios against {result['baseline']}; gold reward never selects",
     )
     table.add_column("")
     for mode in result["modes"]:

@@ -19,13 +19,17 @@ SAMPLING = Sampling(max_tokens=8, seed=11)
 PROMPT = Prompt(text="the film was")
 
 
-@pytest.fixture(params=["fake", pytest.param("vllm", marks=pytest.mark.vllm)])
-async def engine(request: pytest.FixtureRequest) -> Engine:
-    if request.param == "fake":
-        fake = FakeEngine(seconds_per_token=0.002)
-        await fake.start()
-        return fake
-    return request.getfixturevalue("vllm_ref")
+@pytest.fixture
+async def fake_engine() -> Engine:
+    fake = FakeEngine(seconds_per_token=0.002)
+    await fake.start()
+    return fake
+
+
+# Not async: the real engine's fixtures run commands that have an event loop of their own.
+@pytest.fixture(params=["fake_engine", pytest.param("vllm_ref", marks=pytest.mark.vllm)])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return request.getfixturevalue(request.param)
 
 
 async def draw(engine: Engine, sampling: Sampling, n: int, name: str) -> list[Candidate]:
