@@ -6,12 +6,11 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 
-from bestofn.engine.protocol import Candidate, ModelInfo, Sampling, candidate_seed
+from bestofn.engine.protocol import Candidate, ModelInfo, Sampling, candidate_seed, check_fits
 from bestofn.errors import (
     EngineDeadError,
     InvalidInputError,
     NotReadyError,
-    PromptTooLongError,
 )
 from bestofn.prompts import Prompt
 
@@ -63,12 +62,7 @@ class FakeEngine:
         """Yield candidates in order of their length."""
         if not self._alive:
             raise NotReadyError("the fake engine has not started")
-        if len(prompt_token_ids) + sampling.max_tokens > self.info.max_model_len:
-            raise PromptTooLongError(
-                prompt_tokens=len(prompt_token_ids),
-                max_tokens=sampling.max_tokens,
-                limit=self.info.max_model_len,
-            )
+        check_fits(self.info, prompt_token_ids, sampling)
         candidates = [self._candidate(prompt_token_ids, sampling, i) for i in range(num_samples)]
         candidates.sort(key=lambda candidate: len(candidate.token_ids))
         self.running += num_samples

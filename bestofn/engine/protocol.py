@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from bestofn.errors import PromptTooLongError
 from bestofn.prompts import Prompt
 
 FinishReason = Literal["stop", "length"]
@@ -66,6 +67,20 @@ def candidate_seed(seed: int, index: int) -> int:
     """
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling) -> None:
+    """Refuse what the model's context cannot hold.
+
+    Raises:
+        PromptTooLongError: tells the limit.
+    """
+    if len(prompt_token_ids) + sampling.max_tokens > info.max_model_len:
+        raise PromptTooLongError(
+            prompt_tokens=len(prompt_token_ids),
+            max_tokens=sampling.max_tokens,
+            limit=info.max_model_len,
+        )
 
 
 class Engine(Protocol):

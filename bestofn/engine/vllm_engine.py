@@ -17,6 +17,7 @@ from bestofn.engine.protocol import (
     ModelInfo,
     Sampling,
     candidate_seed,
+    check_fits,
 )
 from bestofn.errors import (
     CandidateCountError,
@@ -25,7 +26,6 @@ from bestofn.errors import (
     EngineError,
     InvalidInputError,
     NotReadyError,
-    PromptTooLongError,
 )
 from bestofn.prompts import Prompt, encode_prompt
 
@@ -216,13 +216,7 @@ class VllmEngine:
         self, prompt_token_ids: list[int], sampling: Sampling, num_samples: int, request_id: str
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing aborts the rest in the engine."""
-        needed = len(prompt_token_ids) + sampling.max_tokens
-        if needed > self.info.max_model_len:
-            raise PromptTooLongError(
-                prompt_tokens=len(prompt_token_ids),
-                max_tokens=sampling.max_tokens,
-                limit=self.info.max_model_len,
-            )
+        check_fits(self.info, prompt_token_ids, sampling)
         tasks = [
             asyncio.create_task(
                 self._one(prompt_token_ids, sampling, index, f"{request_id}-{index}")

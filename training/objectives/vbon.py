@@ -23,20 +23,16 @@ from bestofn.errors import InvalidInputError
 from training.objectives.protocol import ScoredBatch
 
 
-def _check(num_samples: int) -> int:
-    if num_samples < 2:
-        raise InvalidInputError(
-            f"N must be at least 2, got {num_samples}: best-of-1 is the reference policy itself",
-            field="num_samples",
-        )
-    return num_samples
-
-
 class VbonLowerBound:
     """The i = 1 lower bound, ``log F - KL / (N-1)``: the paper's simplified objective."""
 
     def __init__(self, num_samples: int) -> None:
-        self.num_samples = _check(num_samples)
+        if num_samples < 2:
+            raise InvalidInputError(
+                f"N must be at least 2, got {num_samples}: best-of-1 is the reference policy itself",
+                field="num_samples",
+            )
+        self.num_samples = num_samples
 
     @property
     def kl_coefficient(self) -> float:
@@ -48,16 +44,8 @@ class VbonLowerBound:
         return batch.log_cdf_B
 
 
-class VbonExact:
+class VbonExact(VbonLowerBound):
     """The exact objective: every i. Differs from the bound where N p(y) is not small."""
-
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples = _check(num_samples)
-
-    @property
-    def kl_coefficient(self) -> float:
-        """``1 / (N-1)``."""
-        return 1.0 / (self.num_samples - 1)
 
     def sequence_reward(self, batch: ScoredBatch) -> torch.Tensor:
         """``log(sum_i C(N,i) F^(N-i) p^(i-1)) / (N-1)``, by log-sum-exp."""
