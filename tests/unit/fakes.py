@@ -75,6 +75,8 @@ async def serving(runtime: Runtime) -> AsyncGenerator[tuple[FastAPI, httpx.Async
     async with LifespanManager(app):
         while not runtime.ready and runtime.failure is None:  # noqa: ASYNC110  (a few turns)
             await asyncio.sleep(0)
+        for scorer in filter(None, (runtime.reward, runtime.gold)):
+            scorer._model.batches.clear()  # type: ignore[attr-defined]  # the warm-up's
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield app, client

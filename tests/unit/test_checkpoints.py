@@ -156,5 +156,5 @@ def test_a_directory_that_may_not_be_read_is_an_error_with_its_name(
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(CheckpointError, match=r"cannot read .*safetensors: Permission denied"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*config.json: Permission denied"):
         check_checkpoint(str(model), "causal-lm")
