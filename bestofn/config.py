@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,14 @@ from pydantic_settings import (
 S = TypeVar("S", bound="Settings")
 
 USAGE_ERROR = 2
+
+
+def _none_word(value: Any) -> Any:
+    return None if value == "none" else value
+
+
+# TOML has no null and flags have no value for it: `none` switches an optional thing off anywhere.
+NoneWord = BeforeValidator(_none_word)
 
 
 class Settings(BaseSettings):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from bestofn.config import Settings
+from bestofn.config import NoneWord, Settings
 
 REFERENCE = "ref"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -63,12 +63,12 @@ class ServiceSettings(Settings):
         "best-of-N draws from; a LoRA adapter directory is served on the reference engine; "
         "each policy is a mode of its name",
     )
-    reward: str | None = Field(
+    reward: Annotated[str | None, NoneWord] = Field(
         "sandbox/reward",
-        description="reward model that selects: a sequence-classifier directory, "
+        description="reward model that selects, or `none`: a sequence-classifier directory, "
         "python:package.module:function, or the URL of a scorer",
     )
-    gold: str | None = Field(
+    gold: Annotated[str | None, NoneWord] = Field(
         None, description="held-out reward model, same forms; reports in /compare, never selects"
     )
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")

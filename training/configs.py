@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bestofn.config import Settings
+from bestofn.config import NoneWord, Settings
 
 POLICY = Field("sandbox/policy", description="reference policy: a directory or hf://org/name")
 REWARD = Field(
@@ -87,7 +87,7 @@ class VbonConfig(Settings):
     policy: str = POLICY
     reward: str = REWARD
     cache: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache made by `sample`")
-    heldout: Path | None = Field(
+    heldout: Annotated[Path | None, NoneWord] = Field(
         Path("sandbox/prompts/heldout.jsonl"),
         description="held-out prompts for the metrics on the card; `none` skips them",
     )
@@ -144,7 +144,9 @@ class EvaluateConfig(Settings):
         default={"vbon": "sandbox/vbon"}, description="NAME=DIR; repeat for several"
     )
     reward: str = REWARD
-    gold: str | None = Field("sandbox/gold", description="held-out reward model; `none` for none")
+    gold: Annotated[str | None, NoneWord] = Field(
+        "sandbox/gold", description="held-out reward model; `none` for none"
+    )
     prompts: Path = HELDOUT_PROMPTS
     out: Path = Field(Path("sandbox/evaluation"), description="directory for JSON and plots")
     num_samples: int = Field(16, ge=2, description="N to point out among the n of the curve")

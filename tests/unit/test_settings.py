@@ -1,0 +1,118 @@
+"""Settings: where they come from, which source wins, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bestofn.config import USAGE_ERROR, Settings, load_settings
+from service.settings import ServiceSettings
+from training.configs import VbonConfig
+
+
+def load(*arguments: str) -> ServiceSettings:
+    return load_settings(ServiceSettings, arguments, program="service")
+
+
+def test_flags_win_over_environment_over_file_over_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "service.toml"
+    config.write_text(
+        'port = 1\ndefault_n = 2\nreward_batch_size = 3\n[limits]\nmax_n = 50\n[policies]\nref = "a"\n'
+    )
+    monkeypatch.setenv("BESTOFN_PORT", "11")
+    monkeypatch.setenv("BESTOFN_DEFAULT_N", "12")
+    monkeypatch.setenv("BESTOFN_LIMITS__MAX_TOKENS", "99")
+    settings = load("--config", str(config), "--port", "21")
+    assert (settings.port, settings.default_n, settings.reward_batch_size) == (21, 12, 3)
+    assert (settings.limits.max_n, settings.limits.max_tokens) == (50, 99)
+    assert settings.policies == {"ref": "a"}
+    monkeypatch.setenv("BESTOFN_CONFIG", str(config))
+    assert load().reward_batch_size == 3
+
+
+def test_policies_by_flag() -> None:
+    settings = load("--policies", "ref=a/b", "--policies", "bond=c/d", "--limits.max-n", "64")
+    assert settings.policies == {"ref": "a/b", "bond": "c/d"}
+    assert settings.limits.max_n == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prot", "1"], "--prot"),
+        (["--port", "many"], "port"),
+        (["--port", "70000"], "65535"),
+        (["--policies", "vbon=x"], "no policy is named 'ref'"),
+        (["--policies", "ref=x", "--policies", "Bad Name=y"], "lower-case"),
+        (["--default-n", "500"], "over limits.max_n 128"),
+        (["--config", "/nonexistent.toml"], "cannot read"),
+    ],
+)
+def test_mistakes_name_the_key_and_end_with_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        load(*arguments)
+    assert caught.value.code == USAGE_ERROR
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", "prot: Extra inputs"),
+        ("[limits]\nmax_m = 1", "limits.max_m: Extra inputs"),
+        ("port = ", "not valid TOML"),
+    ],
+)
+def test_a_file_with_an_unknown_key_is_refused(
+    text: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "service.toml"
+    config.write_text(text)
+    with pytest.raises(SystemExit):
+        load("--config", str(config))
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["BESTOFN_PROT", "BESTOFN_LIMITS__MAX_M"])
+def test_a_misspelt_variable_is_refused(
+    variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(SystemExit):
+        load()
+    assert variable.split("__")[-1].lower() in capsys.readouterr().err.lower()
+
+
+def test_training_takes_a_file_instead_of_flags_and_no_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "vbon.toml"
+    config.write_text('num_samples = 4\nbound = "exact"\nheldout = "none.jsonl"\n')
+    monkeypatch.setenv("STEPS", "7")
+    loaded = load_settings(
+        VbonConfig, ["--config", str(config), "--steps", "9"], program="training vbon"
+    )
+    assert (loaded.num_samples, loaded.bound, loaded.steps) == (4, "exact", 9)
+    with pytest.raises(SystemExit):
+        load_settings(VbonConfig, ["--micro-batch-size", "30"], program="training vbon")
+    assert "multiple of samples_per_prompt 8" in capsys.readouterr().err
+
+
+def test_settings_are_frozen() -> None:
+    class Example(Settings):
+        """An example."""
+
+        value: int = 1
+
+    with pytest.raises(ValueError, match="frozen"):
+        Example().value = 2  # type: ignore[misc]
+
+
+def test_none_switches_an_optional_model_off() -> None:
+    assert load("--reward", "none").reward is None
+    assert load_settings(VbonConfig, ["--heldout", "none"], program="x").heldout is None
