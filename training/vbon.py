@@ -37,6 +37,8 @@ from training.warm_start import Example, weighted_examples
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
+# A LoRA is exported merged, and beside it as it is, for serving on the reference engine.
+ADAPTER = "adapter"
 # What may change between a run and its continuation without changing a single step.
 _INCIDENTAL = {"out", "checkpoint_every", "reward_batch_size", "replace", "heldout"}
 # The card's own held-out figures; `evaluate` takes more samples and draws the whole curve.
@@ -77,9 +79,8 @@ def train_vbon(config: VbonConfig) -> None:
     trainer, reference, tokenizer = _trainer(config, cache, reward, objective)
     history = _train(config, trainer, identity)
     policy = trainer.accelerator.unwrap_model(trainer.policy)
-    merged = policy.merge_and_unload() if config.lora_rank is not None else policy
-    heldout = _heldout_row(config, merged, reference, tokenizer, reward)
-    _export(config, merged, tokenizer, identity, history, heldout, cache, cache_warnings)
+    heldout = _heldout_row(config, policy, reference, tokenizer, reward)
+    _export(config, policy, tokenizer, identity, history, heldout, cache, cache_warnings)
     shutil.rmtree(state_path(config.out), ignore_errors=True)
     if heldout is not None:
         logger.info(
@@ -279,6 +280,9 @@ def _export(
             "held-out mean reward": str(heldout.reward),
         }  # fmt: skip
     with replacing_directory(config.out) as directory:
+        if config.lora_rank is not None:
+            policy.save_pretrained(directory / ADAPTER)
+            policy = policy.merge_and_unload()
         policy.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         write_json(
@@ -313,7 +317,9 @@ def _export(
                 "warm start, epochs of weighted imitation": config.warm_start_epochs,
                 "on-policy steps": config.steps,
                 "seed": config.seed,
-                "LoRA": "no" if config.lora_rank is None else f"rank {config.lora_rank}, merged",
+                "LoRA": "no"
+                if config.lora_rank is None
+                else f"rank {config.lora_rank}, merged; also in {ADAPTER}/",
                 **cost,
                 **figures,
             },

@@ -73,13 +73,34 @@ def vbon_checkpoint(sandbox: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-async def runtime(sandbox: Path, vbon_checkpoint: Path) -> AsyncGenerator[Runtime, None]:
+def lora_checkpoint(sandbox: Path) -> Path:
+    """Tuned hard enough that it cannot be mistaken for the reference."""
+    from training.vbon import train_vbon
+
+    out = sandbox / "lora"
+    train_vbon(
+        vbon_config(
+            sandbox, out, lora_rank=8, steps=3, learning_rate=2e-2, warm_start_epochs=0,
+            heldout=None,
+        )
+    )  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="session")
+async def runtime(
+    sandbox: Path, vbon_checkpoint: Path, lora_checkpoint: Path
+) -> AsyncGenerator[Runtime, None]:
     """The service's own runtime over real vLLM: the only start of it in a session."""
     pytest.importorskip("vllm")
     from service.assembly import build_runtime
 
     settings = ServiceSettings(
-        policies={"ref": str(sandbox / "policy"), "vbon": str(vbon_checkpoint)},
+        policies={
+            "ref": str(sandbox / "policy"),
+            "vbon": str(vbon_checkpoint),
+            "lora": str(lora_checkpoint / "adapter"),
+        },
         reward=str(sandbox / "reward"),
         gold=str(sandbox / "gold"),
         default_max_tokens=24,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -87,12 +88,43 @@ async def test_compare_has_both_sides(client: httpx.AsyncClient) -> None:
     body = {"prompts": ["the film was", "in this drama"], "n": 8, "repeats": 2, "concurrency": 2}
     result = (await client.post("/compare", json=body)).json()
     modes = {mode["mode"]: mode for mode in result["modes"]}
-    assert set(modes) == {"ref", "bon", "vbon"}
+    assert set(modes) == {"ref", "bon", "vbon", "lora"}
     for mode in modes.values():
         assert mode["reward"]["count"] == 2
         assert mode["gold_reward"]["count"] == 2
         assert mode["requests_per_s"]["median"] > 0
     assert modes["bon"]["generated_tokens"] > 3 * modes["vbon"]["generated_tokens"]
+
+
+async def test_a_lora_adapter_is_served_on_the_reference_engine(
+    client: httpx.AsyncClient, runtime: Runtime, lora_checkpoint: Path
+) -> None:
+    """Its log-probability of an answer is that of the merged weights, and not the reference's."""
+    import torch
+
+    from training.policies import load_policy
+
+    assert runtime.policies["lora"]._host is runtime.policies["ref"]._host  # type: ignore[attr-defined]
+    answer = (await generate(client, "lora", return_candidates=True)).json()
+    (candidate,) = answer["candidates"]
+    logprobs = {}
+    for name, path in (("merged", str(lora_checkpoint)), ("ref", answer_path(runtime, "ref"))):
+        policy, tokenizer, _ = load_policy(path)
+        prompt = tokenizer("the film was")["input_ids"]
+        response = tokenizer(candidate["text"], add_special_tokens=False)["input_ids"]
+        if candidate["finish_reason"] == "stop":
+            response = [*response, tokenizer.eos_token_id]
+        ids = torch.tensor([[*prompt, *response]])
+        with torch.no_grad():
+            log_q = torch.log_softmax(policy(ids).logits[0, :-1], -1)
+        logprobs[name] = float(log_q.gather(-1, ids[0, 1:, None])[len(prompt) - 1 :].sum())
+    if len(response) == candidate["num_tokens"]:
+        assert candidate["cumulative_logprob"] == pytest.approx(logprobs["merged"], abs=5e-2)
+    assert abs(logprobs["ref"] - logprobs["merged"]) > 0.5
+
+
+def answer_path(runtime: Runtime, policy: str) -> str:
+    return runtime.policies[policy].info.path
 
 
 async def test_many_requests_at_once_each_get_their_own_answer(client: httpx.AsyncClient) -> None:

@@ -186,6 +186,7 @@ def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> 
         vbon_config(sandbox, out, lora_rank=4, steps=2, warm_start_epochs=0, bound=bound,
                     learning_rate=1e-2, heldout=None)
     )  # fmt: skip
+    check_checkpoint(str(out / "adapter"), "adapter")
     tuned, base = weights(out), weights(sandbox / "policy")
     assert set(tuned) == set(base)
     assert any(not torch.equal(tuned[name], base[name]) for name in base)
