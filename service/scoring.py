@@ -42,9 +42,7 @@ class BatchingScorer:
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
-        for _, future in self._waiting:
-            if not future.done():
-                future.set_exception(RewardError("the service is shutting down"))
+        self._fail(self._waiting, RewardError("the service is shutting down"))
         self._waiting.clear()
         await asyncio.get_running_loop().run_in_executor(self._worker, self._model.close)
         self._worker.shutdown(wait=False)
@@ -83,6 +81,9 @@ class BatchingScorer:
                     raise RewardError(
                         f"{self.name} returned {len(scores)} scores for {len(batch)} candidates"
                     )
+            except asyncio.CancelledError:
+                self._fail(batch, RewardError("the service is shutting down"))
+                raise
             except Exception as error:  # a failed batch must fail its requests, not this loop
                 logger.exception("reward model %s failed on %d candidates", self.name, len(batch))
                 self._fail(batch, error)

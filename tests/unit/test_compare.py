@@ -8,7 +8,6 @@ import pytest
 
 from bestofn.engine.fake import FakeEngine
 from bestofn.rewards import Scorable
-from service.comparison import run_seed
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
 
 PROMPTS = [f"prompt number {i}" for i in range(6)]
@@ -56,13 +55,16 @@ async def test_head_to_head_counts_every_pair_of_answers() -> None:
 
 async def test_baseline_is_not_one_of_bons_candidates() -> None:
     """With a shared seed ref's answer would be candidate 0 of bon, and ref could never win."""
-    async with serving(make_runtime()) as (_, client):
-        result = (await compare(client, n=2, repeats=10)).json()
-    bon = next(mode for mode in result["modes"] if mode["mode"] == "bon")
-    # Best-of-2 wins 2/3 of the time against an independent sample, 3/4 against its own candidate 0.
-    # 600 pairs of 60 independent answers a side: a miss by .09 is beyond 4 standard errors.
-    assert bon["win_rate"]["mean"] == pytest.approx(2 / 3, abs=0.09)
-    assert run_seed(5, "ref", 0, 1) != run_seed(5, "bon", 0, 1)
+    seeds: list[int | None] = []
+
+    class Recording(FakeEngine):
+        def generate(self, ids, sampling, n, request_id):  # type: ignore[no-untyped-def, override]
+            seeds.append(sampling.seed)
+            return super().generate(ids, sampling, n, request_id)
+
+    async with serving(make_runtime(engines={"ref": Recording()})) as (_, client):
+        await compare(client, modes=["ref", "bon"])
+    assert len(seeds) == len(set(seeds)) == 2 * 3 * len(PROMPTS)  # modes x repeats x prompts
 
 
 async def test_same_seed_same_comparison() -> None:

@@ -67,6 +67,25 @@ def test_other_errors_pass_through_and_keep_the_old_directory(tmp_path: Path) ->
     assert (target / "weights").read_text() == "old"
 
 
+def test_a_failure_between_the_two_renames_puts_the_old_directory_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    make(target, "old")
+    rename = Path.replace
+
+    def fail_for_the_new(self: Path, other: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "replace", fail_for_the_new)
+    with pytest.raises(ExportError, match="untouched"):
+        make(target, "new")
+    assert (target / "weights").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
 def test_a_kill_between_the_two_renames_is_recovered(tmp_path: Path) -> None:
     target = tmp_path / "model"
     make(target, "old")

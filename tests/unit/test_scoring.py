@@ -1,0 +1,68 @@
+"""Batching across requests, and what happens to scores nobody waits for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bestofn.errors import RewardError
+from bestofn.prompts import Prompt
+from service.scoring import BatchingScorer
+from tests.unit.fakes import FakeReward, score_text
+
+PROMPT = Prompt(text="p")
+
+
+async def test_each_caller_gets_its_own_score_from_shared_batches() -> None:
+    reward = FakeReward(seconds=0.02)
+    scorer = BatchingScorer(reward, max_batch=8)
+    await scorer.start()
+    texts = [f" good{' dull' * i}" for i in range(20)]
+    scores = await asyncio.gather(*(scorer.score(PROMPT, text) for text in texts))
+    await scorer.stop()
+    assert scores == [score_text(text) for text in texts]
+    assert max(reward.batches) == 8
+    assert len(reward.batches) < 20
+    assert reward.closed
+
+
+async def test_what_nobody_waits_for_is_not_scored() -> None:
+    reward = FakeReward(seconds=0.05)
+    scorer = BatchingScorer(reward)
+    await scorer.start()
+    first = asyncio.create_task(scorer.score(PROMPT, "a"))
+    await asyncio.sleep(0.02)  # its batch is being scored; what comes now waits for the next
+    gone = [asyncio.create_task(scorer.score(PROMPT, "b")) for _ in range(5)]
+    kept = asyncio.create_task(scorer.score(PROMPT, "c"))
+    await asyncio.sleep(0)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(first, kept)
+    await scorer.stop()
+    assert reward.batches == [1, 1]
+
+
+async def test_stopping_fails_what_still_waits() -> None:
+    scorer = BatchingScorer(FakeReward(seconds=0.05))
+    await scorer.start()
+    running = asyncio.create_task(scorer.score(PROMPT, "a"))
+    await asyncio.sleep(0.02)
+    waiting = asyncio.create_task(scorer.score(PROMPT, "b"))
+    await asyncio.sleep(0)
+    await scorer.stop()
+    for task in (running, waiting):
+        with pytest.raises(RewardError, match="shutting down"):
+            await asyncio.wait_for(task, 1)
+
+
+async def test_a_wrong_number_of_scores_is_an_error() -> None:
+    class Short(FakeReward):
+        def score(self, items):  # type: ignore[no-untyped-def, override]
+            return [1.0] * (len(items) - 1)
+
+    scorer = BatchingScorer(Short())
+    await scorer.start()
+    with pytest.raises(RewardError, match="0 scores for 1"):
+        await scorer.score(PROMPT, "a")
+    await scorer.stop()
