@@ -323,3 +323,30 @@ def test_own_labelled_text_builds_the_same_three(tmp_path: Path) -> None:
     (tmp_path / "plain.txt").write_text("a line")
     with pytest.raises(DataError, match="cannot tell the labels"):
         build_sandbox(SandboxConfig(out=tmp_path / "x", corpus=[str(tmp_path / "plain.txt")]))
+
+
+def test_padding_does_not_change_a_reward_even_where_pad_is_eos(
+    sandbox: Path, tmp_path: Path
+) -> None:
+    """Batches of mixed length against one text at a time, for both kinds of tokenizer."""
+    items = [
+        Scorable(Prompt(text="the film"), " was" + " good" * i + " and dull" * (i % 3))
+        for i in range(1, 12)
+    ]
+    own_pad = sandbox / "reward"
+    eos_pad = tmp_path / "reward"
+    shutil.copytree(own_pad, eos_pad)
+    config = json.loads((eos_pad / "tokenizer_config.json").read_text())
+    config["pad_token"] = config["eos_token"]
+    (eos_pad / "tokenizer_config.json").write_text(json.dumps(config))
+    scores = []
+    for path in (own_pad, eos_pad):
+        model = open_reward_model(str(path))
+        model.load()
+        together = model.score(items)
+        alone = [model.score([item])[0] for item in items]
+        np.testing.assert_allclose(together, alone, atol=1e-4)
+        scores.append(together)
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
+    too_long = model.score([Scorable(Prompt(text="film"), " film" * 500)])
+    assert too_long == [None]  # counted as unscored, never cut to fit

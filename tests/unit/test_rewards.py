@@ -1,0 +1,140 @@
+"""Reward models by callable and by URL, and the texts that models see."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bestofn.errors import CheckpointError, RewardError
+from bestofn.prompts import Prompt, encode_prompt, render_for_reward
+from bestofn.rewards import Scorable, open_reward_model
+from bestofn.rewards.remote import RemoteReward
+
+ITEMS = [Scorable(Prompt(text="p"), text) for text in ("a", "bb", "ccc")]
+
+
+@pytest.fixture
+def callables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "def length(prompts, completions):\n    return [len(c) for c in completions]\n"
+        "def short(prompts, completions):\n    return [1.0]\n"
+        "def words(prompts, completions):\n    return ['good'] * len(completions)\n"
+        "def holes(prompts, completions):\n    return [None, float('nan'), 2]\n"
+        "def broken(prompts, completions):\n    raise KeyError('x')\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("callables")
+def test_a_callable_scores_and_has_no_score_for_nan() -> None:
+    for name, expected in (("length", [1.0, 2.0, 3.0]), ("holes", [None, None, 2.0])):
+        model = open_reward_model(f"python:my_rewards:{name}")
+        model.load()
+        assert model.score(ITEMS) == expected
+
+
+@pytest.mark.usefixtures("callables")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("short", "1 scores for 3"),
+        ("words", "'good', which is not a number"),
+        ("broken", "KeyError"),
+    ],
+)
+def test_a_callable_that_misbehaves_is_named(name: str, words: str) -> None:
+    model = open_reward_model(f"python:my_rewards:{name}")
+    model.load()
+    with pytest.raises(RewardError, match=words):
+        model.score(ITEMS)
+
+
+@pytest.mark.usefixtures("callables")
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("python:my_rewards:none", "cannot import"),
+        ("python:no_such_module:f", "cannot import"),
+        ("python:my_rewards:number", "int, not callable"),
+        ("python:my_rewards", "package.module:function"),
+    ],
+)
+def test_a_callable_that_is_not_there_is_named(spec: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        open_reward_model(spec).load()
+
+
+def remote(answer: httpx.Response) -> RemoteReward:
+    return RemoteReward("http://scorer/score", transport=httpx.MockTransport(lambda _: answer))
+
+
+def test_a_remote_scorer_is_asked_in_batches() -> None:
+    sizes = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        sizes.append(len(body["completions"]))
+        assert body["prompts"] == ["p"] * sizes[-1]
+        return httpx.Response(200, json={"rewards": [len(c) for c in body["completions"]]})
+
+    model = RemoteReward("http://x", batch_size=2, transport=httpx.MockTransport(handler))
+    assert model.score(ITEMS) == [1.0, 2.0, 3.0]
+    assert sizes == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (httpx.Response(500), "500"),
+        (httpx.Response(200, text="rubbish"), "failed"),
+        (httpx.Response(200, json={"scores": [1, 2, 3]}), "without a list `rewards`"),
+        (httpx.Response(200, json={"rewards": [1, 2]}), "2 scores for 3"),
+        (httpx.Response(200, json=[1, 2, 3]), "without a list"),
+    ],
+)
+def test_a_remote_scorer_that_misbehaves_is_named(answer: httpx.Response, words: str) -> None:
+    with pytest.raises(RewardError, match=words):
+        remote(answer).score(ITEMS)
+
+
+def test_a_remote_null_means_no_score() -> None:
+    assert remote(httpx.Response(200, json={"rewards": [1, None, 3]})).score(ITEMS) == [1, None, 3]
+
+
+class Tokenizer:
+    """The little of a tokenizer that rendering needs; a template that writes its own BOS."""
+
+    chat_template = "yes"
+    bos_token = "<s>"
+
+    def apply_chat_template(self, turns, *, tokenize, add_generation_prompt):  # type: ignore[no-untyped-def]
+        assert not tokenize
+        text = "<s><s>" + "".join(f"[{t['role']}]{t['content']}" for t in turns)
+        return text + ("[assistant]" if add_generation_prompt else "")
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1] * add_special_tokens + [ord(c) for c in text]}
+
+
+def test_a_policy_with_a_template_sees_a_generation_prompt_and_no_second_bos() -> None:
+    chat = Prompt(messages=({"role": "user", "content": "hi"},))
+    assert encode_prompt(Tokenizer(), chat) == [ord(c) for c in "<s><s>[user]hi[assistant]"]
+    assert encode_prompt(Tokenizer(), Prompt(text="hi")) == [1, ord("h"), ord("i")]
+
+
+def test_a_reward_model_with_a_template_sees_a_finished_conversation_with_one_bos() -> None:
+    chat = Prompt(messages=({"role": "system", "content": "s"}, {"role": "user", "content": "q"}))
+    text, add_special = render_for_reward(Tokenizer(), chat, "a")
+    assert (text, add_special) == ("<s>[system]s[user]q[assistant]a", False)
+    text, _ = render_for_reward(Tokenizer(), Prompt(text="q"), "a")
+    assert text == "<s>[user]q[assistant]a"
+
+
+def test_without_a_template_a_reward_model_sees_one_text() -> None:
+    plain = Tokenizer()
+    plain.chat_template = ""
+    assert render_for_reward(plain, Prompt(text="q"), " a") == ("q a", True)
