@@ -290,7 +290,7 @@ async def test_a_client_that_leaves_takes_its_sequences_along() -> None:
 
 
 async def test_overload_is_shed_with_retry_after() -> None:
-    engine = FakeEngine("slow", seconds_per_token=0.02)
+    engine = FakeEngine("slow", seconds_per_token=0.05)
     runtime = make_runtime(
         engines={"ref": engine}, limits={"running_sequences": 8, "waiting_sequences": 16}
     )

@@ -74,11 +74,20 @@ async def test_same_seed_same_comparison() -> None:
 
 
 async def test_single_sample_modes_are_not_charged_for_scoring() -> None:
-    async with serving(make_runtime(reward=FakeReward(seconds=0.1))) as (_, client):
-        result = (await compare(client, modes=["ref", "bon"], repeats=1)).json()
-    latency = {mode["mode"]: mode["e2e_ms"]["p50"] for mode in result["modes"]}
-    assert latency["ref"] < 90 < latency["bon"]
-    assert result["modes"][0]["reward"]["count"] == len(PROMPTS)
+    """Nothing has been scored whenever one of them is asked; all of it is afterwards."""
+    reward = FakeReward()
+    scored_before: list[int] = []
+
+    class Watching(FakeEngine):
+        def generate(self, ids, sampling, n, request_id):  # type: ignore[no-untyped-def, override]
+            scored_before.append(sum(reward.batches))
+            return super().generate(ids, sampling, n, request_id)
+
+    engines: dict[str, FakeEngine] = {"ref": Watching(), "vbon": Watching()}
+    async with serving(make_runtime(reward=reward, engines=engines)) as (_, client):
+        result = (await compare(client, modes=["ref", "vbon"], repeats=2)).json()
+    assert scored_before == [0] * (2 * 2 * len(PROMPTS))
+    assert [mode["reward"]["count"] for mode in result["modes"]] == [len(PROMPTS)] * 2
 
 
 async def test_unscored_answers_are_left_out_and_counted() -> None:
