@@ -98,11 +98,13 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
     lines, first = [], None
     for problem in error.errors():
         place = [str(part) for part in problem["loc"]]
+        if problem["type"] == "json_invalid":
+            first = "body"
+            at = f"character {place[-1]}"
+            lines.append(f"the body is not valid JSON: {problem['ctx']['error']} (at {at})")
+            continue
         name = ".".join(place[1:]) or place[0]
         first = first or name
-        if problem["type"] == "json_invalid":
-            lines.append(f"the body is not valid JSON: {problem['ctx']['error']} (at {name})")
-            continue
         given = problem.get("input")
         shown = "" if isinstance(given, dict | list) or given is None else f" (got {given!r:.60})"
         lines.append(f"{name}: {problem['msg']}{shown}")

@@ -169,7 +169,10 @@ async def test_wrong_json_says_where() -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.post("/generate?mode=bon", content='{"prompt": "a",}')
     assert response.status_code == 422
-    assert "not valid JSON" in response.json()["error"]["message"]
+    error = response.json()["error"]
+    assert "not valid JSON" in error["message"]
+    assert "character 15" in error["message"]
+    assert error["param"] == "body"
 
 
 async def test_unknown_mode_lists_the_modes() -> None:
