@@ -96,16 +96,16 @@ class VbonConfig(Settings):
     bound: Literal["lower", "exact"] = Field(
         "lower", description="i = 1 lower bound, or the exact sum over i"
     )
-    steps: int = Field(24, ge=1, description="on-policy optimizer steps")
+    steps: int = Field(20, ge=1, description="on-policy optimizer steps")
     prompts_per_step: int = Field(32, ge=1, description="prompts sampled each step")
     samples_per_prompt: int = Field(8, ge=2, description="samples of each; baseline leaves one out")
     micro_batch_size: int = Field(256, ge=2, description="sequences per forward pass")
     max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
     temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
-    learning_rate: float = Field(3e-5, gt=0, description="peak of the on-policy steps")
+    learning_rate: float = Field(2e-5, gt=0, description="peak of the on-policy steps")
     warmup_steps: int = Field(3, ge=0, description="linear steps to the peak; linear decay after")
     warm_start_epochs: float = Field(
-        3.0,
+        2.4,
         ge=0,
         description="passes over the cached samples, weighted toward best-of-N, before the on-policy "
         "steps (forward KL); 0 trains as in the paper, from the reference",
