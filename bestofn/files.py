@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,7 @@ def replacing_directory(target: Path) -> Iterator[Path]:
     retired = target.with_name(f".{target.name}.retired")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        if retired.exists() and not target.exists():
-            retired.replace(target)  # a kill between the two renames below
+        recover_directory(target)
         shutil.rmtree(retired, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
@@ -75,8 +74,7 @@ def replacing_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if retired.exists() and not target.exists():
-            retired.replace(target)
+        recover_directory(target)
         if is_storage_failure(error):
             kept = f"; the previous {target} is untouched" if target.exists() else ""
             raise ExportError(f"could not write {target}: {error}{kept}") from error
@@ -93,9 +91,3 @@ def recover_directory(target: Path) -> None:
     retired = target.with_name(f".{target.name}.retired")
     if retired.exists() and not target.exists():
         retired.replace(target)
-
-
-def build_directory(target: Path, build: Callable[[Path], None]) -> None:
-    """:func:`replacing_directory` around one function."""
-    with replacing_directory(target) as directory:
-        build(directory)

@@ -27,11 +27,6 @@ class Mode:
     strategy: Strategy
     policy: str
 
-    @property
-    def needs_reward(self) -> bool:
-        """Whether it cannot answer without a reward model."""
-        return self.strategy.reranks
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -92,8 +92,8 @@ class OnPolicyTrainer:
     """Tunes a policy against a frozen reference.
 
     Args:
-        policy: the model to tune; a PEFT model serves as its own reference with adapters off.
-        reference: the frozen reference, or ``None`` for a PEFT policy.
+        policy: the model to tune, maybe a PEFT model.
+        reference: the frozen reference.
         prompts: what to draw from; each must be in the cache.
         examples: what the warm start imitates; needed if there are warm-start steps.
     """
@@ -101,7 +101,7 @@ class OnPolicyTrainer:
     def __init__(
         self,
         policy: Any,
-        reference: Any | None,
+        reference: Any,
         tokenizer: Any,
         reward: RewardModel,
         cache: RewardCache,
@@ -318,9 +318,6 @@ class OnPolicyTrainer:
             return response_logits(self.policy, part, temperature)
 
         def reference(part: Rollout) -> torch.Tensor:
-            if self._reference is not None:
-                return response_logits(self._reference, part, temperature)
-            with self._unwrapped.disable_adapter():
-                return response_logits(self._unwrapped, part, temperature)
+            return response_logits(self._reference, part, temperature)
 
         return terms_of(policy, reference, rollout)

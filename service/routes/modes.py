@@ -22,7 +22,9 @@ async def get_modes(runtime: RuntimeDep) -> ModesResponse:
                 name=mode.name,
                 description=mode.strategy.description,
                 policy=policy_ref(runtime, mode),
-                reward_model=scorer_ref("reward", runtime.reward) if mode.needs_reward else None,
+                reward_model=scorer_ref("reward", runtime.reward)
+                if mode.strategy.reranks
+                else None,
                 default_n=settings.default_n if mode.strategy.reranks else 1,
             )
             for mode in runtime.modes.values()
