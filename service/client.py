@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Table
 
 from bestofn.errors import BestOfNError, DataError
 from bestofn.files import write_json
+from bestofn.terminal import table_console
 
 BUILT_IN_PROMPTS = (
     "the film was",
@@ -27,9 +27,6 @@ BUILT_IN_PROMPTS = (
     "another recent documentary",
     "i watched the old western with my brother and",
 )
-
-
-TABLE_WIDTH = 130
 
 
 class ServerError(BestOfNError):
@@ -117,8 +114,7 @@ def run_comparison(
     Raises:
         ServerError, DataError: nothing is printed as a result then.
     """
-    # A log file has no width of its own; 80 columns would break every interval in three.
-    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+    console = table_console()
     all_prompts = read_prompts(prompts_file, limit)
     results = []
     with httpx.Client(base_url=url, timeout=600) as client:

@@ -10,7 +10,6 @@ and gold rewards of all, are scored after the clock has stopped.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -19,6 +18,7 @@ import numpy as np
 from bestofn.curves import pairwise_win_rate
 from bestofn.engine import Sampling
 from bestofn.prompts import Prompt
+from bestofn.seeds import seed_of
 from bestofn.statistics import bootstrap_mean, spread
 from service.concurrency import all_or_first_error
 from service.generation import (
@@ -95,8 +95,7 @@ async def compare(runtime: Runtime, request: CompareRequest, request_id: str) ->
 
 def run_seed(seed: int, *parts: object) -> int:
     """An independent seed for each part of a run."""
-    digest = hashlib.blake2b(repr((seed, *parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return seed_of(repr((seed, *parts)))
 
 
 async def _run_once(

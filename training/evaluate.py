@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import logging
-import sys
-from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from bestofn.errors import DataError
 from bestofn.files import write_json
-from bestofn.prompts import Prompt, encode_prompt
 from bestofn.provenance import provenance
 from bestofn.rewards import RewardModel, open_reward_model
 from bestofn.statistics import Estimate
+from bestofn.terminal import table_console
 from training.configs import EvaluateConfig
 from training.evaluation import Row, evaluation_rows
 from training.measure import Measurer
 from training.policies import load_policy
-from training.prompts import read_prompts
+from training.prompts import encode_prompts, read_prompts
 
 logger = logging.getLogger(__name__)
-
-TABLE_WIDTH = 130
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> None:
@@ -77,8 +72,7 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
             "rows": [row.as_dict() for row in rows],
         },
     )
-    # A log file has no width of its own; 80 columns would break every interval in three.
-    console = Console() if sys.stdout.isatty() else Console(width=TABLE_WIDTH)
+    console = table_console()
     console.print(evaluation_table(rows, config.num_samples, len(prompts)))
     console.print(f"{config.out / 'evaluation.json'}, {', '.join(str(plot) for plot in plots)}")
 
@@ -89,24 +83,6 @@ def _loaded(spec: str, config: EvaluateConfig) -> RewardModel:
     )
     model.load()
     return model
-
-
-def encode_prompts(tokenizer: Any, prompts: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
-    """Prompts with their token ids.
-
-    Raises:
-        DataError: for a prompt without tokens, or a chat without a chat template.
-    """
-    encoded = []
-    for prompt in prompts:
-        try:
-            ids = encode_prompt(tokenizer, prompt)
-        except ValueError as error:
-            raise DataError(f"prompt {prompt.key[:80]!r}: {error}") from error
-        if not ids:
-            raise DataError(f"prompt {prompt.key[:80]!r} has no tokens")
-        encoded.append((prompt, ids))
-    return encoded
 
 
 def evaluation_table(rows: list[Row], num_samples: int, num_prompts: int) -> Table:

@@ -1,13 +1,14 @@
-"""Reads prompt files."""
+"""Reads and encodes prompts."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from bestofn.errors import DataError
 from bestofn.files import write_text
-from bestofn.prompts import Message, Prompt
+from bestofn.prompts import Message, Prompt, encode_prompt
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -49,3 +50,21 @@ def _parse(line: str, where: str) -> Prompt:
 def write_prompts(path: Path, prompts: list[str]) -> None:
     """One JSON object a line."""
     write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+
+
+def encode_prompts(tokenizer: Any, prompts: list[Prompt]) -> list[tuple[Prompt, list[int]]]:
+    """Prompts with their token ids.
+
+    Raises:
+        DataError: for a prompt without tokens, or a chat without a chat template.
+    """
+    encoded = []
+    for prompt in prompts:
+        try:
+            ids = encode_prompt(tokenizer, prompt)
+        except ValueError as error:
+            raise DataError(f"prompt {prompt.key[:80]!r}: {error}") from error
+        if not ids:
+            raise DataError(f"prompt {prompt.key[:80]!r} has no tokens")
+        encoded.append((prompt, ids))
+    return encoded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import os
@@ -15,14 +14,15 @@ from typing import Any
 
 from bestofn.checkpoints import check_checkpoint
 from bestofn.engine import FinishReason, Sampling
-from bestofn.errors import DataError, ExportError, RewardError
+from bestofn.errors import ExportError, RewardError
 from bestofn.files import write_json
 from bestofn.prompts import Prompt
 from bestofn.provenance import provenance
 from bestofn.rewards import RewardModel, Scorable, open_reward_model
+from bestofn.seeds import seed_of
 from training.configs import SampleConfig
 from training.progress import ProgressBar
-from training.prompts import read_prompts
+from training.prompts import encode_prompts, read_prompts
 from training.records import is_same, read_record
 
 logger = logging.getLogger(__name__)
@@ -162,8 +162,7 @@ def _append(handle: Any, line: str) -> None:
 
 
 def _prompt_seed(seed: int, prompt: Prompt) -> int:
-    digest = hashlib.blake2b(f"{seed}:{prompt.key}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return seed_of(f"{seed}:{prompt.key}")
 
 
 async def _from_vllm(
@@ -212,18 +211,13 @@ async def _from_transformers(
     """One prompt at a time through the training sampler."""
     import torch
 
-    from bestofn.prompts import encode_prompt
     from training.policies import load_policy
     from training.rollout import sample_responses
 
     model, tokenizer, _ = load_policy(
         config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
     )
-    for prompt in prompts:
-        try:
-            ids = encode_prompt(tokenizer, prompt)
-        except ValueError as error:
-            raise DataError(f"prompt {prompt.key[:80]!r}: {error}") from error
+    for prompt, ids in encode_prompts(tokenizer, prompts):
         torch.manual_seed(_prompt_seed(config.seed, prompt))
         rollout = await asyncio.to_thread(
             sample_responses,

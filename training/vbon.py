@@ -22,13 +22,12 @@ from bestofn.rewards import RewardModel, open_reward_model
 from training.cache import RewardCache, read_samples
 from training.cards import write_card
 from training.configs import VbonConfig
-from training.evaluate import encode_prompts
 from training.evaluation import Row, policy_row
 from training.measure import Measurer
 from training.objectives import OBJECTIVES
 from training.policies import load_policy
 from training.progress import ProgressBar
-from training.prompts import read_prompts
+from training.prompts import encode_prompts, read_prompts
 from training.records import is_same, read_record
 from training.sample import meta_path
 from training.trainer import OnPolicyTrainer, StepMetrics, TrainerOptions

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from bestofn.errors import PromptTooLongError
 from bestofn.prompts import Prompt
+from bestofn.seeds import seed_of
 
 FinishReason = Literal["stop", "length"]
 
@@ -65,8 +65,7 @@ def candidate_seed(seed: int, index: int) -> int:
 
     (vLLM's own ``seed + index`` makes 15 of 16 candidates common to seeds 7 and 8.)
     """
-    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return seed_of(f"{seed}:{index}")
 
 
 def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling) -> None:
