@@ -65,7 +65,6 @@ async def compare(runtime: Runtime, request: CompareRequest, request_id: str) ->
     runs = {name: _Runs(runtime.mode(name)) for name in names}
     baseline = request.baseline or (REFERENCE if REFERENCE in runs else names[0])
     if baseline not in runs:
-        runtime.mode(baseline)
         runs[baseline] = _Runs(runtime.mode(baseline))
         names.append(baseline)
     sampling, num_samples = resolve_sampling(request, runtime)
