@@ -1,24 +1,40 @@
 """The reward cache: rewards of M reference samples a prompt, from which F is estimated.
 
-Two JSONL forms are read, both those of the official vBoN code: one prompt a line
-(``{"prompt", "responses", "rewards"}``, also what ``sample`` writes) and one response a line
-(``{"prompt", "text", "reward"}``). Lines of the same prompt are pooled.
+JSONL is how caches are exchanged (``training.cache_lines``); what is read here are columns compiled
+from it once and memory-mapped (``training.cache_columns``), so that a cache may be larger than
+memory. A row is a prompt, and two prompts are the same when their token ids are.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bestofn.errors import DataError
+from bestofn.errors import DataError, ExportError
+from bestofn.prompts import Prompt
+from training.cache_columns import (
+    INDEX,
+    Columns,
+    columns_path,
+    create_column,
+    key_of,
+    open_columns,
+    write_columns,
+)
+from training.cache_lines import Line
+from training.records import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -26,85 +42,199 @@ Float = NDArray[np.float64]
 
 # log F^ is floored at log(1/(M+1)); below this many samples per candidate of N the floor is felt.
 SAMPLES_PER_CANDIDATE = 4
-
-
-@dataclass(frozen=True, slots=True)
-class CachedSamples:
-    """The reference samples of one prompt, aligned; only some uses need the texts.
-
-    Attributes:
-        truncated: whether each response hit the token limit instead of ending; ``None`` where the
-            file does not say (caches made elsewhere).
-    """
-
-    prompt: str
-    responses: list[str]
-    rewards: Float
-    truncated: list[bool] | None
+TIES_LOOKED_AT = 1000
 
 
 class RewardCache:
-    """Sorted reference rewards per prompt.
+    """Rewards and responses of the reference samples, by row; make it with :meth:`open`."""
 
-    Args:
-        rewards: per prompt key, at least one finite reward, in any order.
-    """
+    def __init__(
+        self,
+        columns: Columns,
+        directory: Path | None = None,
+        index: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._columns, self._directory, self._index = columns, directory, dict(index or {})
+        self._ref_logprob: Float | None = None
 
-    def __init__(self, rewards: Mapping[str, Iterable[float]]) -> None:
-        self._sorted: dict[str, Float] = {
-            prompt: np.sort(np.asarray(list(values), dtype=np.float64))
-            for prompt, values in rewards.items()
-        }
-        if not self._sorted:
-            raise DataError("the reward cache is empty; run `python -m training sample` first")
+    @classmethod
+    def open(cls, path: Path, tokenizer: Any, *, max_new_tokens: int) -> RewardCache:
+        """Map a JSONL cache's columns, compiling them first if the file or the tokenizer changed.
+
+        Raises:
+            DataError: on a missing or empty file or a malformed line, which it names.
+            ExportError: if the columns cannot be written beside the file.
+        """
+        columns, index = open_columns(path, tokenizer, max_new_tokens)
+        return cls(columns, columns_path(path), index)
+
+    @classmethod
+    def from_rewards(
+        cls,
+        rewards: Mapping[tuple[int, ...], Sequence[float]],
+        responses: Mapping[tuple[int, ...], Sequence[Sequence[int]]] | None = None,
+    ) -> RewardCache:
+        """A cache in memory, by prompt token ids; the ids are the prompts' texts too."""
+        lines = (
+            Line(
+                Prompt(text=" ".join(map(str, ids))),
+                ids,
+                np.asarray(values, dtype=np.float64),
+                responses[ids] if responses is not None else None,
+            )
+            for ids, values in rewards.items()
+        )
+        with tempfile.TemporaryDirectory() as directory:
+            write_columns(Path(directory), lines)
+            return cls(Columns.load(Path(directory), mmap_mode=None))
 
     def __len__(self) -> int:
-        return len(self._sorted)
-
-    @property
-    def prompts(self) -> list[str]:
-        """Prompt keys in the order of the file."""
-        return list(self._sorted)
+        return len(self._columns.keys)
 
     @property
     def smallest(self) -> int:
         """M of the prompt with the fewest samples."""
-        return min(len(values) for values in self._sorted.values())
+        return int(np.diff(self._columns.offsets).min())
 
-    def rewards(self, prompt: str) -> Float:
-        """Ascending reference rewards of a prompt, shape ``(M,)``.
+    @property
+    def total_samples(self) -> int:
+        """Samples of all prompts together."""
+        return int(self._columns.offsets[-1])
+
+    @property
+    def has_responses(self) -> bool:
+        """Whether every sample came with its response."""
+        return bool(self._columns.has_responses.all())
+
+    @property
+    def sha256(self) -> str:
+        """Of the JSONL file; empty for a cache made in memory."""
+        return str(self._index.get("sha256", ""))
+
+    def prompt(self, row: int) -> Prompt:
+        """The prompt as it was asked."""
+        start, end = self._columns.text_offsets[row : row + 2]
+        record = json.loads(self._columns.prompts[start:end].tobytes())
+        if "messages" in record:
+            return Prompt(messages=tuple(record["messages"]))
+        return Prompt(text=record["prompt"])
+
+    def prompt_ids(self, row: int) -> list[int]:
+        """The prompt as the policy sees it."""
+        start, end = self._columns.prompt_offsets[row : row + 2]
+        return self._columns.prompt_ids[start:end].tolist()
+
+    def row_of(self, ids: Sequence[int]) -> int:
+        """The row of a prompt's token ids.
 
         Raises:
             DataError: if the prompt was never sampled.
         """
-        try:
-            return self._sorted[prompt]
-        except KeyError:
+        key = np.array(key_of(ids), dtype="S16")
+        at = int(np.searchsorted(self._columns.keys, key))
+        if at == len(self) or self._columns.keys[at] != key:
+            more = ", ..." if len(ids) > 8 else ""
             raise DataError(
-                f"prompt {prompt[:80]!r} is not in the reward cache ({len(self)} prompts); "
-                "sample it with `python -m training sample`"
-            ) from None
+                f"the prompt with token ids [{', '.join(map(str, ids[:8]))}{more}] is not in the "
+                f"reward cache ({len(self)} prompts); sample it with `python -m training sample`"
+            )
+        return int(self._columns.key_rows[at])
 
-    def log_cdf(self, prompt: str, rewards: Float) -> Float:
-        """``log F^ = log((rank + 1) / (M + 1))``, rank the count of strictly smaller rewards.
+    def rewards(self, row: int) -> Float:
+        """Rewards of a prompt's samples in the order of the file, shape (M,), a copy."""
+        return self._columns.rewards[self._samples(row)].copy()
 
-        Never ``-inf``; the floor is ``1/(M+1)``. Its mean under the reference tends to -1 as M
-        grows (-0.95 at 64, -0.987 at 300), so M should be well above N.
+    def sorted_rewards(self, row: int) -> Float:
+        """:meth:`rewards` ascending, a copy."""
+        return self._columns.sorted_rewards[self._samples(row)].copy()
+
+    def responses(self, row: int) -> list[list[int]]:
+        """Token ids of every sample, aligned with :meth:`rewards`, EOS included where it was drawn.
+
+        A response is empty only if it was an empty text cut off by the token limit.
+
+        Raises:
+            DataError: if the file has rewards only.
         """
-        reference = self.rewards(prompt)
-        rank = np.searchsorted(reference, rewards, side="left")
+        samples = self._samples(row)
+        bounds = self._response_offsets(row, samples.start, samples.stop)
+        flat = self._columns.response_ids[bounds[0] : bounds[-1]].tolist()
+        first = bounds[0]
+        return [flat[a - first : b - first] for a, b in pairwise(bounds)]
+
+    def response(self, row: int, index: int) -> list[int]:
+        """One of :meth:`responses`.
+
+        Raises:
+            IndexError: if the prompt has no such sample.
+        """
+        samples = self._samples(row)
+        at = range(samples.start, samples.stop)[index]
+        start, end = self._response_offsets(row, at, at + 1)
+        return self._columns.response_ids[start:end].tolist()
+
+    def _samples(self, row: int) -> slice:
+        start, end = self._columns.offsets[row : row + 2].tolist()
+        return slice(start, end)
+
+    def _response_offsets(self, row: int, start: int, end: int) -> list[int]:
+        if not self._columns.has_responses[row]:
+            raise DataError(
+                f"prompt {self.prompt(row).key[:80]!r} of the reward cache has rewards but no "
+                "responses; imitating needs the texts"
+            )
+        return self._columns.response_offsets[start : end + 1].tolist()
+
+    def log_cdf(self, row: int, rewards: Float, *, inclusive: bool = False) -> Float:
+        """``log F^ = log((rank + 1) / (M + 1))``, of the shape of ``rewards``.
+
+        ``rank`` counts the cached rewards that are strictly smaller, or with ``inclusive`` those
+        that are not larger. Never ``-inf``; the floor is ``1/(M+1)``. Its mean under the reference
+        tends to -1 as M grows (-0.95 at 64, -0.987 at 300), so M should be well above N.
+        """
+        reference = self._columns.sorted_rewards[self._samples(row)]
+        rank = np.searchsorted(reference, rewards, side="right" if inclusive else "left")
         return np.log((rank + 1) / (len(reference) + 1))
 
-    def warn_about(self, num_samples: int) -> list[str]:
-        """What makes this cache a poor teacher for best-of-N; logged and returned."""
+    def tied_share(self) -> float:
+        """Probability that two samples of a prompt have the same reward, a mean over prompts.
+
+        Estimated from the pairs of cached samples of the first 1,000 prompts.
+        """
+        shares = []
+        for row in range(min(len(self), TIES_LOOKED_AT)):
+            counts = np.unique(self._columns.rewards[self._samples(row)], return_counts=True)[1]
+            total = counts.sum()
+            if total > 1:
+                shares.append((counts * (counts - 1)).sum() / (total * (total - 1)))
+        return float(np.mean(shares)) if shares else 0.0
+
+    def check_informative(self) -> None:
+        """Refuse a cache in which no prompt tells one sample from another.
+
+        Raises:
+            DataError: if every prompt's rewards are all equal.
+        """
+        if self._columns.distinct.max() < 2:
+            raise DataError(
+                "every prompt's rewards are all equal: nothing to learn from; check the reward "
+                "model, and that more than one sample is drawn for each prompt"
+            )
+
+    def warn_about(self, num_samples: int | None) -> list[str]:
+        """What makes this cache a poor teacher for best-of-N; logged and returned.
+
+        Args:
+            num_samples: N; ``None`` where no M is too small for it.
+        """
         warnings = []
-        flat = [prompt for prompt, values in self._sorted.items() if values[0] == values[-1]]
-        if flat:
+        flat = np.flatnonzero(self._columns.distinct < 2)
+        if len(flat):
             warnings.append(
                 f"{len(flat)} of {len(self)} prompts have all-equal rewards (first: "
-                f"{flat[0][:60]!r}): ties carry no signal"
+                f"{self.prompt(int(flat[0])).key[:60]!r}): ties carry no signal"
             )
-        if self.smallest < SAMPLES_PER_CANDIDATE * num_samples:
+        if num_samples is not None and self.smallest < SAMPLES_PER_CANDIDATE * num_samples:
             warnings.append(
                 f"M = {self.smallest} reference samples a prompt is small for N = {num_samples}: "
                 f"F below 1/{self.smallest + 1} cannot be told apart; use at least "
@@ -114,80 +244,86 @@ class RewardCache:
             logger.warning(warning)
         return warnings
 
-    @classmethod
-    def load(cls, path: Path) -> RewardCache:
-        """Read a cache file in either form.
+    def ref_logprob(self, row: int) -> Float | None:
+        """The reference's log-probability of every sample, aligned with :meth:`rewards`, a copy.
+
+        ``None`` before :meth:`store_ref_logprob` or :meth:`load_ref_logprob`.
+        """
+        return None if self._ref_logprob is None else self._ref_logprob[self._samples(row)].copy()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold other runs off the columns, so that what two need is made by one."""
+        if self._directory is None:
+            yield
+            return
+        with (self._directory / INDEX).open("rb") as handle:
+            with suppress(OSError):  # some network file systems refuse
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def load_ref_logprob(self, key: str) -> bool:
+        """Map the log-probabilities stored under ``key``; says whether they are there."""
+        if self._directory is None or not self._is_current():
+            return False
+        try:
+            values = np.load(_ref_logprob_path(self._directory, key), mmap_mode="r")
+        except (OSError, ValueError):
+            return False
+        if values.shape != self._columns.rewards.shape:
+            return False
+        self._ref_logprob = np.asarray(values)
+        return True
+
+    def store_ref_logprob(self, values: Iterable[Float], key: str) -> None:
+        """Write log-probabilities beside the columns, whole or not at all, and use them.
+
+        Args:
+            values: for each row in order, shape (M,).
+            key: what they depend on besides the cache: policy revision and temperature.
 
         Raises:
-            DataError: on a missing or empty file, a malformed line, or a reward that is not finite;
-                names the line.
+            ValueError: if the values do not fit the rows.
+            ExportError: if they cannot be written, or the columns were compiled anew meanwhile.
         """
-        if not path.is_file():
-            raise DataError(f"reward cache {path} does not exist; make it with `sample`")
-        pooled: dict[str, list[float]] = {}
-        for where, line in _lines(path):
-            prompt, rewards = _parse(line, where)[:2]
-            pooled.setdefault(prompt, []).extend(rewards)
-        if not pooled:
-            raise DataError(f"reward cache {path} is empty; run `python -m training sample` first")
-        return cls(pooled)
+        if self._directory is None:
+            self._ref_logprob = np.concatenate(list(self._aligned(values)))
+            return
+        if not self._is_current():
+            raise ExportError(f"the reward cache of {self._directory} changed; run again")
+        path = _ref_logprob_path(self._directory, key)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            column = create_column(partial, np.float64, len(self._columns.rewards))
+            for row, row_values in enumerate(self._aligned(values)):
+                column[self._samples(row)] = row_values
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise ExportError(f"could not write {path}: {error.strerror or error}") from error
+            raise
+        if not self.load_ref_logprob(key):
+            raise ExportError(f"{path} could not be read back")
 
+    def _aligned(self, values: Iterable[Float]) -> Iterable[Float]:
+        sizes = np.diff(self._columns.offsets)
+        for size, row_values in zip(sizes, values, strict=True):
+            if row_values.shape != (size,):
+                raise ValueError(f"{row_values.shape} log-probabilities for {size} samples")
+            yield np.asarray(row_values, dtype=np.float64)
 
-def read_samples(path: Path) -> Iterator[CachedSamples]:
-    """Responses with their rewards, pooled by prompt.
-
-    Raises:
-        DataError: on a line without responses, or as :meth:`RewardCache.load`.
-    """
-    pooled: dict[str, list[tuple[str, float, bool | None]]] = {}
-    for where, line in _lines(path):
-        prompt, rewards, record = _parse(line, where)
-        responses = record["responses"] if "rewards" in record else [record.get("text")]
-        if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
-            raise DataError(f"{where} has rewards but no responses; imitating needs the texts")
-        reasons = record.get("finish_reasons") or [None] * len(rewards)
-        truncated = (None if reason is None else reason == "length" for reason in reasons)
-        pooled.setdefault(prompt, []).extend(zip(responses, rewards, truncated, strict=True))
-    for prompt, samples in pooled.items():
-        texts, rewards, truncations = (list(column) for column in zip(*samples, strict=True))
-        known = [flag for flag in truncations if flag is not None]
-        yield CachedSamples(
-            prompt,
-            texts,
-            np.asarray(rewards, dtype=np.float64),
-            known if len(known) == len(texts) else None,
+    def _is_current(self) -> bool:
+        """Whether the directory still holds what is mapped here, row for row."""
+        assert self._directory is not None
+        index = read_record(self._directory / INDEX) or {}
+        return all(
+            index.get(name) == self._index.get(name)
+            for name in ("sha256", "tokenizer", "max_new_tokens", "version")
         )
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Non-blank lines with where they stand."""
-    with path.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if line.strip():
-                yield f"{path}:{number}", line
-
-
-def _parse(line: str, where: str) -> tuple[str, list[float], dict[str, Any]]:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not valid JSON ({error}); a truncated file?") from error
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise DataError(f'{where} has no string "prompt"')
-    if "rewards" in record:
-        rewards = record["rewards"]
-        responses = record.get("responses")
-        if not isinstance(rewards, list) or not rewards:
-            raise DataError(f'{where}: "rewards" must be a list with at least one number')
-        if isinstance(responses, list) and len(responses) != len(rewards):
-            raise DataError(f"{where} has {len(responses)} responses but {len(rewards)} rewards")
-    elif "reward" in record:
-        rewards = [record["reward"]]
-    else:
-        raise DataError(f'{where} has neither "rewards" nor "reward"')
-    for reward in rewards:
-        if isinstance(reward, bool) or not isinstance(reward, int | float):
-            raise DataError(f"{where}: reward {reward!r} is not a number")
-        if not math.isfinite(reward):
-            raise DataError(f"{where}: reward {reward} is not finite; leave such samples out")
-    return record["prompt"], [float(reward) for reward in rewards], record
+def _ref_logprob_path(directory: Path, key: str) -> Path:
+    return directory / f"ref_logprob-{quote(key, safe='')}.npy"

@@ -127,9 +127,14 @@ async def _fill(
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One completion; ``finish_reason`` says whether it ended or was cut off."""
+    """One completion; ``finish_reason`` says whether it ended or was cut off.
+
+    Attributes:
+        token_ids: as drawn, EOS included; ``text`` encoded anew may be spelled in other tokens.
+    """
 
     text: str
+    token_ids: list[int]
     finish_reason: FinishReason
 
 
@@ -142,6 +147,7 @@ def _line(
     record: dict[str, Any] = {
         "prompt": prompt.key,
         "responses": [response.text for response, _ in kept],
+        "response_ids": [response.token_ids for response, _ in kept],
         "rewards": [value for _, value in kept],
         "finish_reasons": [response.finish_reason for response, _ in kept],
     }
@@ -189,7 +195,9 @@ async def _from_vllm(
             name = f"sample-{_prompt_seed(0, prompt)}"
             async with aclosing(engine.generate(ids, sampling, config.num_samples, name)) as stream:
                 async for candidate in stream:
-                    responses[candidate.index] = Response(candidate.text, candidate.finish_reason)
+                    responses[candidate.index] = Response(
+                        candidate.text, list(candidate.token_ids), candidate.finish_reason
+                    )
             return prompt, [responses[index] for index in range(config.num_samples)]
 
     tasks: list[asyncio.Task[tuple[Prompt, list[Response]]]] = []
@@ -209,25 +217,27 @@ async def _from_transformers(
     config: SampleConfig, prompts: list[Prompt]
 ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """One prompt at a time through the training sampler."""
-    import torch
-
     from training.policies import load_policy
     from training.rollout import sample_responses
 
     model, tokenizer, _ = load_policy(
         config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
     )
-    for prompt, ids in encode_prompts(tokenizer, prompts):
-        torch.manual_seed(_prompt_seed(config.seed, prompt))
+    for prompt, prompt_ids in encode_prompts(tokenizer, prompts):
         rollout = await asyncio.to_thread(
             sample_responses,
             model,
             tokenizer,
-            [ids],
+            [prompt_ids],
             num_samples=config.num_samples,
             max_new_tokens=config.max_new_tokens,
+            seeds=[_prompt_seed(config.seed, prompt)],
             temperature=config.temperature,
         )
-        reasons = rollout.finish_reasons(tokenizer)
-        texts = rollout.texts(tokenizer)
-        yield prompt, [Response(*pair) for pair in zip(texts, reasons, strict=True)]
+        drawn = zip(rollout.response_BT.cpu(), rollout.mask_BT.cpu(), strict=True)
+        columns = (
+            rollout.texts(tokenizer),
+            (ids[mask].tolist() for ids, mask in drawn),
+            rollout.finish_reasons(tokenizer),
+        )
+        yield prompt, [Response(*row) for row in zip(*columns, strict=True)]

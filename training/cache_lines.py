@@ -1,0 +1,220 @@
+"""The interchange form of the reward cache: JSONL, read line by line.
+
+Two forms are read, both those of the official vBoN code: one prompt a line (``{"prompt",
+"responses", "rewards"}``, also what ``sample`` writes, with ``"response_ids"``,
+``"finish_reasons"`` and ``"messages"`` beside them) and one response a line (``{"prompt", "text",
+"reward"}``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bestofn.errors import DataError
+from bestofn.prompts import Message, Prompt
+from training.prompts import encode_prompts
+
+Float = NDArray[np.float64]
+
+# Encoded into the fingerprint, since a vocabulary does not tell normalisation and added tokens.
+PROBE = "The Quick\n  brown fox, 1,234 Ünïcödé 狐"
+PROGRESS_FROM = 32 << 20
+# Samples tokenised in one call: far faster than one by one, and all that is in memory at a time.
+BLOCK = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line in tokens; ``rewards`` (M,) and ``responses`` are aligned, ``None`` if not given."""
+
+    prompt: Prompt
+    ids: Sequence[int]
+    rewards: Float
+    responses: Sequence[Sequence[int]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A line as it stands; ``response_ids`` were sampled, ``texts`` are to be encoded.
+
+    Attributes:
+        truncated: whether each response hit the token limit, ``None`` where the line does not say.
+    """
+
+    prompt: Prompt
+    rewards: Float
+    texts: list[str] | None
+    response_ids: list[list[int]] | None
+    truncated: list[bool | None]
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """Changes with whatever may change a token id of a prompt or response."""
+    parts = [
+        sorted(tokenizer.get_vocab().items()),
+        tokenizer.eos_token_id,
+        list(tokenizer(PROBE)["input_ids"]),
+        getattr(tokenizer, "chat_template", None),
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Takes megabytes done; shows them if there are many."""
+    if total < PROGRESS_FROM:
+        yield lambda megabytes: None
+        return
+    from training.progress import ProgressBar  # imports transformers
+
+    with ProgressBar(f"compiling {name} (MB)", total >> 20) as bar:
+        yield bar.advance
+
+
+def raw_lines(
+    source: BinaryIO, path: Path, digest: Any, advance: Callable[[int], None]
+) -> Iterator[tuple[str, bytes]]:
+    """Non-blank lines with where they stand."""
+    done = 0
+    for number, line in enumerate(source, start=1):
+        digest.update(line)
+        before, done = done, done + len(line)
+        if done >> 20 > before >> 20:
+            advance((done >> 20) - (before >> 20))
+        if line.strip():
+            yield f"{path}:{number}", line
+
+
+def tokenised(
+    raw: Iterable[tuple[str, bytes]], tokenizer: Any, max_new_tokens: int
+) -> Iterator[Line]:
+    """Lines in tokens, from ``(where, line)`` pairs.
+
+    Responses that come as text are encoded anew, which is the tokenizer's spelling of them and not
+    always the sampled one; EOS is appended to those that ended, the others are cut to
+    ``max_new_tokens``. Where a line does not say which, full length counts as cut off.
+
+    Raises:
+        DataError: on a malformed line, which it names, or a prompt that cannot be encoded.
+    """
+    block: list[tuple[Record, list[int]]] = []
+    samples = 0
+    prompt: Prompt | None = None
+    ids: list[int] = []
+    for where, line in raw:
+        record = parse(line, where, max_new_tokens)
+        if record.prompt != prompt:  # lines of one prompt mostly follow each other
+            [(prompt, ids)] = encode_prompts(tokenizer, [record.prompt])
+        block.append((record, ids))
+        samples += len(record.rewards)
+        if samples >= BLOCK:
+            yield from _encoded(block, tokenizer, max_new_tokens)
+            block, samples = [], 0
+    yield from _encoded(block, tokenizer, max_new_tokens)
+
+
+def _encoded(
+    block: list[tuple[Record, list[int]]], tokenizer: Any, max_new_tokens: int
+) -> Iterator[Line]:
+    texts = [text for record, _ in block for text in record.texts or ()]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
+    for record, ids in block:
+        responses = record.response_ids
+        if record.texts is not None:
+            responses = []
+            for cut in record.truncated:
+                response = list(next(encoded))
+                if cut is None:
+                    cut = len(response) >= max_new_tokens
+                ended = [*response, tokenizer.eos_token_id]
+                responses.append(response[:max_new_tokens] if cut else ended)
+        yield Line(record.prompt, ids, record.rewards, responses)
+
+
+def parse(line: bytes, where: str, max_new_tokens: int) -> Record:
+    """A line of either form.
+
+    Raises:
+        DataError: names the line and what is wrong with it.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is not valid JSON ({error}); a truncated file?") from error
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise DataError(f'{where} has no string "prompt"')
+    if "rewards" in record:
+        values, texts = record["rewards"], record.get("responses")
+        if not isinstance(values, list) or not values:
+            raise DataError(f'{where}: "rewards" must be a list with at least one number')
+    elif "reward" in record:
+        values, texts = [record["reward"]], None
+        if record.get("text") is not None:
+            texts = [record["text"]]
+    else:
+        raise DataError(f'{where} has neither "rewards" nor "reward"')
+    rewards = _rewards(values, where)
+    response_ids = record.get("response_ids")
+    reasons = record.get("finish_reasons") or [None] * len(values)
+    for name, column in (
+        ("responses", texts), ("response_ids", response_ids), ("finish_reasons", reasons),
+    ):  # fmt: skip
+        if column is not None and not isinstance(column, list):
+            raise DataError(f'{where}: "{name}" must be a list')
+        if column is not None and len(column) != len(values):
+            raise DataError(f"{where} has {len(column)} {name} but {len(values)} rewards")
+    if response_ids is not None:
+        _check_ids(response_ids, where, max_new_tokens)
+        texts = None
+    elif texts is not None and not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{where} has a response that is no text")
+    truncated = [None if reason is None else reason == "length" for reason in reasons]
+    return Record(_prompt(record, where), rewards, texts, response_ids, truncated)
+
+
+def _rewards(values: list[Any], where: str) -> Float:
+    if not set(map(type, values)) <= {int, float}:
+        wrong = next(value for value in values if type(value) not in (int, float))
+        raise DataError(f"{where}: reward {wrong!r} is not a number")
+    try:
+        rewards = np.asarray(values, dtype=np.float64)
+    except OverflowError as error:
+        raise DataError(f"{where} has a reward that no float can hold") from error
+    if not np.isfinite(rewards).all():
+        wrong = rewards[~np.isfinite(rewards)][0]
+        raise DataError(f"{where}: reward {wrong} is not finite; leave such samples out")
+    return rewards
+
+
+def _check_ids(responses: list[Any], where: str, max_new_tokens: int) -> None:
+    for ids in responses:
+        if (
+            not isinstance(ids, list)
+            or set(map(type, ids)) != {int}
+            or not 0 <= min(ids) <= max(ids) <= np.iinfo(np.int32).max
+        ):
+            raise DataError(f'{where}: "response_ids" must be non-empty lists of token ids')
+        if len(ids) > max_new_tokens:
+            raise DataError(
+                f"{where} has a response of {len(ids)} tokens, over max_new_tokens = "
+                f"{max_new_tokens}; give the limit that it was sampled with"
+            )
+
+
+def _prompt(record: dict[str, Any], where: str) -> Prompt:
+    if not record.get("messages"):
+        return Prompt(text=record["prompt"])
+    try:
+        turns = (Message(role=m["role"], content=m["content"]) for m in record["messages"])
+        return Prompt(messages=tuple(turns))
+    except (KeyError, TypeError) as error:
+        raise DataError(f'{where}: "messages" must be turns with "role" and "content"') from error
