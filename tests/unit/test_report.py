@@ -1,0 +1,278 @@
+"""The report on synthetic sweeps: whole, self-contained, and honest about what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("plotly")
+
+from bestofn.errors import DataError
+from training.report import write_report
+from training.report_template import PAGE
+
+pytestmark = pytest.mark.train
+
+EVIL = "<script>alert('x')</script> $\\frac{$ | {{main}} [/red]"
+
+
+def estimate(mean: float, half: float = 0.02) -> dict[str, Any]:
+    return {"mean": mean, "low": mean - half, "high": mean + half, "count": 64}
+
+
+def row(
+    method: str, n: int, kl: float, win: float, kind: str, *, gold: bool = True
+) -> dict[str, Any]:
+    exact = kind != "Rao-Blackwellised"
+    return {
+        "method": method, "n": n,
+        "reward": estimate(8 * win - 4, 0.1),
+        "gold": estimate(6 * win - 3, 0.1) if gold else None,
+        "win_rate": estimate(win),
+        "gold_win_rate": estimate(0.9 * win + 0.05) if gold else None,
+        "kl_nats": estimate(kl, 0.0 if exact else 0.05),
+        "kl_kind": kind,
+        "kl_other": {"naive": estimate(kl)},
+        "tokens": estimate(20.0), "unscored": 0,
+    }  # fmt: skip
+
+
+def cell(
+    variant: str, value: int | float, seed: int, kl: float, win: float, *,
+    parameter: str = "num_samples", gold: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "cell": {"objective": "vbon", "variant": variant, "parameter": parameter, "value": value,
+                 "seed": seed},
+        "status": "ok", "message": None,
+        "row": row(variant, 1, kl, win, "Rao-Blackwellised", gold=gold),
+        "cost": {"samples_drawn": 1000, "cached_samples": 4096, "sequences_trained": 900,
+                 "tokens_drawn": 20000, "training_seconds": 12.5, "sample_seconds": 3.0,
+                 "steps": 20},
+        "config": {"seed": seed, "learning_rate": 2e-5}, "git_revision": "abc123",
+        "versions": {"torch": "2.13"}, "checkpoint": f"checkpoints/{variant[:4]}-{value}-{seed}",
+        "best_of_tuned": None,
+    }  # fmt: skip
+
+
+def ended(status: str, message: str, *, seed: int = 0) -> dict[str, Any]:
+    lost = cell("bond", 4, seed, 0.1, 0.6)
+    return {**lost, "status": status, "message": message, "row": None, "cost": None,
+            "checkpoint": None}  # fmt: skip
+
+
+def write_sweep(
+    directory: Path, cells: list[dict[str, Any]], *, title: str = "sandbox", gold: bool = True
+) -> Path:
+    rows = [row("reference", 1, 0.0, 0.5, "zero", gold=gold)]
+    rows += [
+        row("best-of-n", n, math.log(n) - (n - 1) / n, n / (n + 1), "upper bound", gold=gold)
+        for n in (2, 4, 8, 16)
+    ]
+    directory.mkdir(parents=True)
+    baseline = {
+        "config": {"num_samples": 16}, "git_revision": "abc123", "versions": {"torch": "2.13"},
+        "machine": {"processor": "x"}, "created": "2026-01-01T00:00:00+00:00", "title": title,
+        "prompts": 64, "revisions": {"policy": "p1", "reward": "r1"}, "rows": rows,
+    }  # fmt: skip
+    (directory / "baseline.json").write_text(json.dumps(baseline))
+    for number, record in enumerate(cells):
+        folder = directory / "cells" / f"cell-{number:02d}"
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps(record))
+    return directory
+
+
+class Page(HTMLParser):
+    """Element names, addresses of what they load or link, and text outside scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self._silent = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in {"src", "href", "srcset", "data"}]
+        self._silent = tag in {"script", "style"}
+
+    def handle_endtag(self, tag: str) -> None:
+        self._silent = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._silent:
+            self.text += data
+
+
+@pytest.fixture
+def cells() -> list[dict[str, Any]]:
+    return [
+        cell("vbon", 4, 0, 0.8, 0.78), cell("vbon", 4, 1, 0.9, 0.80),
+        cell("vbon", 16, 0, 2.0, 0.90), cell("kl-rl", 0.1, 0, 1.0, 0.77, parameter="beta"),
+        cell("kl-rl", 0.1, 1, 1.0, 0.82, parameter="beta"),
+        ended("diverged", "KL above the limit"), ended("failed", "out of memory", seed=1),
+    ]  # fmt: skip
+
+
+def test_report_is_one_whole_file_that_loads_nothing(tmp_path: Path, cells: list[Any]) -> None:
+    sweep = write_sweep(tmp_path / "sweep", cells)
+    write_report([sweep], tmp_path / "out")
+    names = {"frontier.png", "frontier.svg", "report.html", "report.json", "report.md"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert [address for address in page.addresses if not address.startswith("#")] == []
+    assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
+    assert page.tags.count("figure") == 4
+    assert page.tags.count("table") == page.tags.count("caption") > 0
+    assert "default-src 'none'" in PAGE
+    assert "https://" not in PAGE
+    assert "http://" not in PAGE
+    for words in ("KL above the limit", "out of memory", "5 measured, 1 diverged, 1 failed",
+                  "4,096", "checkpoints/vbon-4-0"):  # fmt: skip
+        assert words in page.text
+
+
+def test_figures_in_json_are_those_derived_by_hand(tmp_path: Path, cells: list[Any]) -> None:
+    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    tables = json.loads((tmp_path / "out" / "report.json").read_text())["sweeps"][0]["tables"]
+    # Seed 0: kl-rl (1.0, .77) is dominated by vbon (.8, .78). Seed 1: nothing is dominated.
+    by_method = {r["method"]: r for r in tables["pareto_win_rate"]}
+    assert by_method["vbon"]["share"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "seeds": 2}
+    assert by_method["kl-rl"]["share"] == {"mean": 0.5, "low": 0.0, "high": 1.0, "seeds": 2}
+    target = tables["target_4"]["rows"]
+    assert [r["method"] for r in target] == ["vbon"]
+    assert target[0]["win_rate"]["mean"] == pytest.approx(0.79)
+    assert target[0]["win_ratio"]["mean"] == pytest.approx(0.79 / 0.8)
+    assert target[0]["kl_ratio"]["mean"] == pytest.approx(0.85 / (math.log(4) - 0.75))
+    assert {row["method"]: row["samples_drawn"] for row in tables["cost"]["rows"]} == {
+        "vbon": 1000, "kl-rl": 1000,
+    }  # fmt: skip
+
+
+def test_only_num_samples_makes_a_target(tmp_path: Path) -> None:
+    cells = [cell("vbon", 4, 0, 0.8, 0.78), cell("dpo", 4, 0, 0.8, 0.78, parameter="beta")]
+    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    tables = json.loads((tmp_path / "out" / "report.json").read_text())["sweeps"][0]["tables"]
+    assert [r["method"] for r in tables["target_4"]["rows"]] == ["vbon"]
+
+
+def test_summary_follows_the_tables(tmp_path: Path, cells: list[Any]) -> None:
+    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Most often on the frontier of KL and win rate: vbon with 100% of its 3 points." in text
+    assert "Closest to best-of-4's win rate of 0.800 among those trained towards it: vbon" in text
+    assert "Closest to best-of-16's win rate of 0.941" in text
+
+
+def test_texts_of_records_stay_text(tmp_path: Path) -> None:
+    cells = [cell(EVIL, 4, 0, 0.8, 0.78), {**ended("failed", EVIL), "checkpoint": EVIL}]
+    write_report([write_sweep(tmp_path / "sweep", cells, title=EVIL)], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert EVIL in Page(page).text
+    assert Page(page).tags.count("h2") == 1
+    # Plotly draws markup in names and hover texts, so its JSON must hold them escaped.
+    for text in re.findall(r'"(?:name|hovertext)":(\[.*?\]|".*?")[,}]', page):
+        assert "u003cscript" not in text
+    assert "<script>" not in (tmp_path / "out" / "report.md").read_text()
+    assert "<script>" not in (tmp_path / "out" / "frontier.svg").read_text()
+
+
+def test_without_gold_there_are_two_planes(tmp_path: Path) -> None:
+    cells = [cell("vbon", 4, 0, 0.8, 0.78, gold=False)]
+    write_report([write_sweep(tmp_path / "sweep", cells, gold=False)], tmp_path / "out")
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert page.tags.count("figure") == 2
+    assert "gold win rate" not in page.text
+
+
+def test_a_cell_without_gold_is_left_out_of_the_gold_planes_only(tmp_path: Path) -> None:
+    cells = [cell("vbon", 4, 0, 0.8, 0.78), cell("wind", 4, 0, 0.9, 0.79, gold=False)]
+    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    tables = json.loads((tmp_path / "out" / "report.json").read_text())["sweeps"][0]["tables"]
+    assert {row["method"] for row in tables["pareto_win_rate"]} == {"vbon", "wind"}
+    assert {row["method"] for row in tables["pareto_gold"]} == {"vbon"}
+
+
+def test_several_sweeps_share_one_page_and_one_plotly(tmp_path: Path, cells: list[Any]) -> None:
+    sweeps = [write_sweep(tmp_path / name, cells, title="same") for name in ("one", "two")]
+    write_report(sweeps, tmp_path / "out")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert len(re.findall(r"plotly\.js v", text)) == 1
+    page = Page(text)
+    assert page.addresses == ["#sweep-0", "#sweep-1"]
+    assert page.tags.count("figure") == 8
+    ids = re.findall(r'<(?:section|div) id="([^"]+)"', text)
+    assert len(ids) == len(set(ids)) == 10
+
+
+def test_only_failed_cells_give_a_page_that_says_so(tmp_path: Path) -> None:
+    cells = [ended("failed", "out of memory"), ended("diverged", "KL above the limit")]
+    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    assert "No cell has figures, so the methods cannot be compared." in text
+    assert "out of memory" in text
+    assert "Most often" not in text
+
+
+def test_cells_without_a_record_are_counted(tmp_path: Path, cells: list[Any]) -> None:
+    sweep = write_sweep(tmp_path / "sweep", cells)
+    (sweep / "cells" / "running").mkdir()
+    (sweep / "cells" / ".cell.partial").mkdir()
+    write_report([sweep], tmp_path / "out")
+    assert "1 failed, 1 without a record yet" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_same_records_give_the_same_files(tmp_path: Path, cells: list[Any]) -> None:
+    sweep = write_sweep(tmp_path / "sweep", cells)
+    for name in ("one", "two"):
+        write_report([sweep], tmp_path / name)
+    for path in (tmp_path / "one").iterdir():
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+
+
+def test_no_sweep_and_empty_sweeps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no sweep directory"):
+        write_report([], tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty holds no baseline\.json"):
+        write_report([tmp_path / "empty"], tmp_path / "out")
+    with pytest.raises(DataError, match="no cell of the sweep has ended"):
+        write_report([write_sweep(tmp_path / "sweep", [])], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda record: "{", "Invalid JSON"),
+        (lambda record: json.dumps({**record, "row": None}), 'needs a "row"'),
+        (lambda record: json.dumps({**record, "status": "done"}), "status: "),
+        (lambda record: json.dumps(record).replace("0.78,", "NaN,"), r"row\.win_rate\.mean: "),
+        (lambda record: json.dumps(record).replace('"seed": 0', '"seed": "x"'), r"cell\.seed: "),
+    ],
+)
+def test_a_malformed_record_is_named(tmp_path: Path, change: Any, says: str) -> None:
+    record = cell("vbon", 4, 0, 0.8, 0.78)
+    sweep = write_sweep(tmp_path / "sweep", [record])
+    (sweep / "cells" / "cell-00" / "record.json").write_text(change(record))
+    with pytest.raises(DataError, match=f"cell-00/record\\.json.*{says}"):
+        write_report([sweep], tmp_path / "out")
+
+
+def test_a_baseline_without_a_curve_is_refused(tmp_path: Path, cells: list[Any]) -> None:
+    sweep = write_sweep(tmp_path / "sweep", cells)
+    record = json.loads((sweep / "baseline.json").read_text())
+    (sweep / "baseline.json").write_text(json.dumps({**record, "rows": record["rows"][:1]}))
+    with pytest.raises(DataError, match=r"baseline\.json.*best-of-n"):
+        write_report([sweep], tmp_path / "out")

@@ -1,0 +1,153 @@
+"""The report as one HTML file that loads nothing, and the same tables as Markdown."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from training.report_plots import CURVE_COLOUR, CURVE_NAME, Style, page_figure
+from training.report_sheet import Sheet, planes_of
+from training.report_template import PAGE
+from training.sweep_records import Sweep, methods_of
+
+TITLE = "Ways to distil best-of-N"
+_FIGURE = re.compile(r"(<= )?-?[\d,.]+%?|-")
+_RANGE = re.compile(r"-?[\d,.]+%?( [\[(][^\])]*[\])])?|-")
+TERMS = (
+    "Win rate: share of comparisons with one sample of the reference policy that the answer wins "
+    "by the reward model, ties counted 1/2. KL: nats from the reference policy; best-of-n's is the "
+    "upper bound log n - (n-1)/n, a tuned policy's is Rao-Blackwellised. [a, b] is a 95% interval "
+    "over prompts; (a to b) the smallest and largest seed or point, which is no interval. A gold "
+    "reward model, where there is one, neither selects nor trains: where the reward rises and gold "
+    "does not, the method over-optimises."
+)
+
+
+def html_page(
+    sweeps: Sequence[Sweep],
+    summaries: Sequence[list[str]],
+    sheets: Sequence[list[Sheet]],
+    look: dict[str, Style],
+) -> str:
+    """The whole page; every text from a record is escaped."""
+    titles = [html.escape(sweep.baseline.title) for sweep in sweeps]
+    entries = "".join(f'<li><a href="#sweep-{i}">{t}</a></li>' for i, t in enumerate(titles))
+    sections = "\n".join(
+        _section(i, sweep, summaries[i], sheets[i], look) for i, sweep in enumerate(sweeps)
+    )
+    contents = f"<nav aria-label='Sweeps'><ul>{entries}</ul></nav>" if len(sweeps) > 1 else ""
+    parts = {"title": TITLE, "terms": html.escape(TERMS), "contents": contents, "main": sections}
+    # One pass, so that a record's text that looks like a slot stays text.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], PAGE)
+
+
+def _section(
+    number: int, sweep: Sweep, lines: list[str], sheets: list[Sheet], look: dict[str, Style]
+) -> str:
+    found = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    plots = "".join(
+        _plot(sweep, field, look, f"plot-{number}-{field}", first=number == 0 and i == 0)
+        for i, field in enumerate(planes_of(sweep))
+    )
+    tables = "".join(html_table(sheet) for sheet in sheets)
+    return (
+        f'<section id="sweep-{number}"><h2>{html.escape(sweep.baseline.title)}</h2>'
+        f"<h3>What was found</h3><ul>{found}</ul><h3>Frontier</h3>{_legend(sweep, look)}"
+        f'<div class="plots">{plots}</div>{tables}</section>'
+    )
+
+
+def _legend(sweep: Sweep, look: dict[str, Style]) -> str:
+    drawn = {cell.cell.variant for cell in sweep.measured.values()}
+    entries = [(CURVE_NAME, CURVE_COLOUR, "\N{EM DASH}")]
+    entries += [(m, look[m].colour, look[m].glyph) for m in methods_of([sweep]) if m in drawn]
+    boxes = "".join(
+        f'<label><input type="checkbox" checked data-method="{html.escape(name)}">'
+        f'<span class="glyph" style="color:{colour}" aria-hidden="true">{glyph}&#xfe0e;</span>'
+        f"{html.escape(name)}</label>"
+        for name, colour, glyph in entries
+    )
+    return f'<fieldset class="legend"><legend>Show</legend>{boxes}</fieldset>'
+
+
+def _plot(sweep: Sweep, field: str, look: dict[str, Style], name: str, *, first: bool) -> str:
+    label = html.escape(planes_of(sweep)[field])
+    drawn = page_figure(sweep, field, look).to_html(
+        full_html=False,
+        include_plotlyjs=first,
+        div_id=name,
+        config={
+            "displaylogo": False,
+            "responsive": True,
+            "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
+        },
+    )
+    return (
+        f"<figure>{drawn}<figcaption>KL and {label}. Grey: best-of-n at its KL upper bound. "
+        "Bars: 95% intervals over prompts. Pale points: another point of the same seed has no more "
+        f"KL and no lower {label}.</figcaption></figure>"
+    )
+
+
+def _aligned(sheet: Sheet) -> list[str]:
+    """``figure`` for a column of figures, ``range`` if some come with theirs, else nothing."""
+
+    def kind(texts: tuple[str, ...]) -> str:
+        if all(_FIGURE.fullmatch(text) for text in texts):
+            return "figure"
+        return "range" if all(_RANGE.fullmatch(text) for text in texts) else ""
+
+    return [kind(texts) for texts in zip(*sheet.rows, strict=True)]
+
+
+def html_table(sheet: Sheet) -> str:
+    """A scrollable table with caption and headers; long ones stand in a box that opens."""
+    kinds = _aligned(sheet)
+    heads = "".join(
+        f'<th scope="col" class="{kind}">{html.escape(column)}</th>'
+        for column, kind in zip(sheet.columns, kinds, strict=True)
+    )
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(
+            f'<td class="{kind}">{html.escape(text)}</td>'
+            for text, kind in zip(row[1:], kinds[1:], strict=True)
+        )
+        + "</tr>"
+        for row in sheet.rows
+    )
+    title = html.escape(sheet.title)
+    table = (
+        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table '
+        f'class="{sheet.key}"><caption>{html.escape(sheet.caption)}</caption>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+    if sheet.key == "settings":
+        return f"<details><summary>{title}</summary>{table}</details>"
+    return f"<h3>{title}</h3>{table}"
+
+
+def markdown(
+    sweeps: Sequence[Sweep], summaries: Sequence[list[str]], sheets: Sequence[list[Sheet]]
+) -> str:
+    """The summaries and tables as Markdown."""
+    lines = [f"# {TITLE}", "", TERMS, ""]
+    for sweep, found, tables in zip(sweeps, summaries, sheets, strict=True):
+        lines += [f"## {_plain(sweep.baseline.title)}", ""]
+        lines += [*(f"- {_plain(line)}" for line in found), ""]
+        for sheet in tables:
+            marks = ("---:" if kind == "figure" else "---" for kind in _aligned(sheet))
+            lines += [f"### {_plain(sheet.title)}", "", _plain(sheet.caption), ""]
+            lines += [_line(sheet.columns), f"| {' | '.join(marks)} |"]
+            lines += [*(_line(row) for row in sheet.rows), ""]
+    return "\n".join(lines)
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(_plain(text) for text in texts)} |"
+
+
+def _plain(text: str) -> str:
+    one_line = " ".join(text.split())
+    return html.escape(one_line, quote=False).replace("|", "\\|")

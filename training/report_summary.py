@@ -1,0 +1,58 @@
+"""What a sweep found, in plain words."""
+
+from __future__ import annotations
+
+from training import frontier_tables as tables
+from training.frontier_tables import CurvePoint, Point
+from training.report_sheet import WIN_RATE, percent, planes_of, seed_range, win_points
+from training.sweep_records import Sweep
+
+SUMMARY_TARGETS = (4, 16)
+
+
+def summary(sweep: Sweep) -> list[str]:
+    """What was found, sentence by sentence; every sentence follows from the tables by rule."""
+    statuses = f"{len(sweep.measured)} measured, {sweep.count('diverged')} diverged, "
+    statuses += f"{sweep.count('failed')} failed"
+    if sweep.unfinished:
+        statuses += f", {len(sweep.unfinished)} without a record yet"
+    lines = [f"Cells: {statuses}. Held-out prompts: {sweep.baseline.prompts}."]
+    if not sweep.measured:
+        return [*lines, "No cell has figures, so the methods cannot be compared."]
+    seeds = len({cell.cell.seed for cell in sweep.measured.values()})
+    methods = len({cell.cell.variant for cell in sweep.measured.values()})
+    lines.append(f"Methods with figures: {methods}, over {seeds} seed{'s' if seeds > 1 else ''}.")
+    for field, label in planes_of(sweep).items():
+        points = list(sweep.points(field).values())
+        if points:
+            lines.append(_frontier_sentence(points, sweep.curve(field), label))
+    points, curve = win_points(sweep), sweep.curve(WIN_RATE)
+    for num_samples in tables.targets(points, curve):
+        if num_samples in SUMMARY_TARGETS:
+            lines.append(_target_sentence(points, curve, num_samples))
+    return lines
+
+
+def _frontier_sentence(points: list[Point], curve: list[CurvePoint], label: str) -> str:
+    rows = tables.pareto_rows(points, curve)
+    best = [row for row in rows if row.share.mean == rows[0].share.mean]
+    each = "; ".join(
+        f"{row.method} with {percent(row.share)} of its {row.points} "
+        f"point{'s' if row.points > 1 else ''}"
+        for row in best
+    )
+    left = sum(row.share_with_curve.mean > 0 for row in rows)
+    return (
+        f"Most often on the frontier of KL and {label}: {each}. Beside best-of-n at its KL bound, "
+        f"{left} of {len(rows)} methods keep a point on it."
+    )
+
+
+def _target_sentence(points: list[Point], curve: list[CurvePoint], num_samples: int) -> str:
+    first = tables.target_rows(points, curve, num_samples)[0]
+    best = next(c for c in curve if c.n == num_samples)
+    return (
+        f"Closest to best-of-{num_samples}'s win rate of {best.value:.3f} among those trained "
+        f"towards it: {first.method}, {seed_range(first.win_rate, 3)} at "
+        f"{seed_range(first.kl_ratio, 2)} times best-of-{num_samples}'s KL bound."
+    )
