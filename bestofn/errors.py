@@ -7,6 +7,7 @@
     │   └── PromptTooLongError
     ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
     ├── DataError                a corpus, prompt file or reward cache cannot be used
+    ├── DivergedError            a training run is no longer a number, or too far from the reference
     ├── ExportError              writing a result failed; what was there before is untouched
     ├── EngineError              generation failed for this request; the engine goes on
     │   ├── EngineDeadError      the engine process is gone; no request can be served by it
@@ -97,3 +98,7 @@ class NotReadyError(BestOfNError):
 
 class RequestTimeoutError(BestOfNError):
     """A request ran longer than the limit it was given."""
+
+
+class DivergedError(BestOfNError):
+    """A training run went where no policy should: not a number, or too far from the reference."""

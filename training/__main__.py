@@ -13,6 +13,7 @@ import typer
 from bestofn.config import Settings, load_settings
 from bestofn.errors import BestOfNError
 from training import configs
+from training.objectives import OBJECTIVES
 
 S = TypeVar("S", bound=Settings)
 
@@ -20,7 +21,8 @@ cli = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Distil best-of-N into one sample. In order: sandbox (or bring your own models), sample, "
-    "vbon, evaluate. Every command takes --help, flags, or --config FILE.toml instead of flags.",
+    "vbon (or another objective), evaluate; or sweep and report, which compare them all. Every "
+    "command takes --help, flags, or --config FILE.toml instead of flags.",
 )
 PASS_THROUGH = {
     "ignore_unknown_options": True,
@@ -74,16 +76,26 @@ def sample(context: typer.Context) -> None:
     _run("sample", configs.SampleConfig, context, start)
 
 
-@cli.command(context_settings=PASS_THROUGH)
-def vbon(context: typer.Context) -> None:
-    """Fine-tune the policy toward its own best-of-N."""
+def _add_objective(name: str, help_line: str) -> None:
+    """One command an objective: ``python -m training NAME``."""
 
-    def start(config: configs.VbonConfig) -> None:
-        from training.vbon import train_vbon
+    def command(context: typer.Context) -> None:
+        from training.objective_config import train_config_type
 
-        train_vbon(config)
+        def start(config: configs.TrainConfig) -> None:
+            from training.run import train
 
-    _run("vbon", configs.VbonConfig, context, start)
+            train(name, config)
+
+        _run(name, train_config_type(name), context, start)
+
+    cli.command(name, help=help_line, context_settings=PASS_THROUGH, rich_help_panel="Objectives")(
+        command
+    )
+
+
+for _name, (_, _help_line) in OBJECTIVES.items():
+    _add_objective(_name, _help_line)
 
 
 @cli.command(context_settings=PASS_THROUGH)
@@ -96,6 +108,42 @@ def evaluate(context: typer.Context) -> None:
         evaluate_checkpoints(config)
 
     _run("evaluate", configs.EvaluateConfig, context, start)
+
+
+@cli.command(context_settings=PASS_THROUGH)
+def sweep(context: typer.Context) -> None:
+    """Train objectives x N (or beta) x seeds from one budget; resumable cell by cell."""
+
+    def start(config: configs.SweepConfig) -> None:
+        from training.sweep import run_sweep
+
+        run_sweep(config)
+
+    _run("sweep", configs.SweepConfig, context, start)
+
+
+@cli.command(context_settings=PASS_THROUGH)
+def report(context: typer.Context) -> None:
+    """Draw sweeps: frontier, Pareto shares, efficiency, cost; one HTML page."""
+
+    def start(config: configs.ReportConfig) -> None:
+        from training.report import write_report
+
+        write_report(config.sweeps, config.out)
+
+    _run("report", configs.ReportConfig, context, start)
+
+
+@cli.command(context_settings=PASS_THROUGH)
+def bench(context: typer.Context) -> None:
+    """Samples trained a second, against TRL's RLOOTrainer in the same run."""
+
+    def start(config: configs.BenchConfig) -> None:
+        from training.bench import run_bench
+
+        run_bench(config)
+
+    _run("bench", configs.BenchConfig, context, start)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AliasChoices, Field, model_validator
 
 from bestofn.config import NoneWord, Settings
 
@@ -78,59 +78,61 @@ class SampleConfig(Settings):
     trust_remote_code: bool = TRUST
 
 
-class VbonConfig(Settings):
-    """Fine-tune the reference policy to answer once what best-of-N answers with N samples.
+GOLD = Field(
+    None, description="held-out gold reward model, never trained on; reported beside the proxy"
+)
 
-    Minimises KL(q || p_bon) (arXiv 2407.06057). A killed run resumes where it stopped.
-    """
+
+class TrainConfig(Settings):
+    """What every objective's command shares; each adds its own settings."""
 
     policy: str = POLICY
     reward: str = REWARD
+    gold: Annotated[str | None, NoneWord] = GOLD
     cache: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache made by `sample`")
     heldout: Annotated[Path | None, NoneWord] = Field(
         Path("sandbox/prompts/heldout.jsonl"),
         description="held-out prompts for the metrics on the card; `none` skips them",
     )
-    out: Path = Field(Path("sandbox/vbon"), description="checkpoint directory to write")
-    num_samples: int = Field(16, description="N of the best-of-N to imitate")
-    bound: Literal["lower", "exact"] = Field(
-        "lower", description="i = 1 lower bound, or the exact sum over i"
+    out: Path = Field(Path("sandbox/tuned"), description="checkpoint directory to write")
+    steps: int = Field(40, ge=1, description="optimizer steps after the warm start")
+    prompts_per_step: int = Field(32, ge=1, description="prompts of each step, over all processes")
+    samples_per_prompt: int = Field(
+        8, ge=1, description="samples of each, drawn or cached; baselines leave one out"
     )
-    steps: int = Field(20, ge=1, description="on-policy optimizer steps")
-    prompts_per_step: int = Field(32, ge=1, description="prompts sampled each step")
-    samples_per_prompt: int = Field(8, ge=2, description="samples of each; baseline leaves one out")
-    micro_batch_size: int = Field(256, ge=2, description="sequences per forward pass")
+    micro_batch_size: int = Field(
+        256, ge=2, description="sequences per backward pass and process; gradients accumulate"
+    )
     max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
     temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
-    learning_rate: float = Field(2e-5, gt=0, description="peak of the on-policy steps")
+    learning_rate: float = Field(1e-4, gt=0, description="peak of the main steps")
     warmup_steps: int = Field(3, ge=0, description="linear steps to the peak; linear decay after")
-    warm_start_epochs: float = Field(
-        2.4,
-        ge=0,
-        description="passes over the cached samples, weighted toward best-of-N, before the on-policy "
-        "steps (forward KL); 0 trains as in the paper, from the reference",
+    warm_start_steps: int = Field(
+        0, ge=0, description="steps before that imitate cached bests of N (forward KL, as bon-sft)"
+    )
+    warm_start_num_samples: int = Field(
+        16, ge=2, description="N of the warm start where the objective has none of its own"
     )
     warm_start_learning_rate: float = Field(8e-4, gt=0, description="peak of the warm start")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    max_kl: float = Field(
+        50.0, gt=0, description="nats from the reference beyond which a run counts as diverged"
+    )
     lora_rank: int | None = Field(
         None, ge=1, description="train a LoRA of this rank, merged on export"
     )
     lora_alpha: int = Field(32, ge=1, description="LoRA scale: alpha / rank")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type to train in")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="type to run in; weights stay float32 in training"
+    )
+    generation: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what draws the policy's samples; vllm for large policies"
+    )
     seed: int = Field(0, ge=0, description="same seed, same machine: same checkpoint")
     checkpoint_every: int = Field(10, ge=1, description="steps between resumable states")
     replace: bool = REPLACE
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     trust_remote_code: bool = TRUST
-
-    @model_validator(mode="after")
-    def _whole_groups(self) -> VbonConfig:
-        if self.micro_batch_size % self.samples_per_prompt:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} must be a multiple of samples_per_prompt "
-                f"{self.samples_per_prompt}: the baseline needs a prompt's samples together"
-            )
-        return self
 
 
 class EvaluateConfig(Settings):
@@ -168,3 +170,75 @@ class EvaluateConfig(Settings):
                 f"{self.num_samples}: best-of-N needs N of them and one opponent"
             )
         return self
+
+
+# Every published way on the sandbox; `--grid` replaces the whole list.
+DEFAULT_GRID = [
+    "vbon: num_samples=2 4 8 16",
+    "kl-rl: beta=0.1 0.2 0.4 0.8",
+    "dpo: beta=0.05 0.1 0.3 1",
+    "bon-sft: num_samples=2 4 8 16",
+    "bonbon: num_samples=2 4 8 16",
+    "j-bond: anchor_rate=0.02 0.05 0.1 0.2",
+    "bond: num_samples=4 16",
+    "wind: beta=0.05 0.1",
+    "bon-aware-sft: num_samples=2 4",
+    "bon-aware-rl: num_samples=2 4",
+    "qrpo: beta=0.05 0.1",
+]
+
+
+class SweepConfig(TrainConfig):
+    """Objectives x N (or beta) x seeds from the same policy, reward, prompts and budget.
+
+    One record a cell, resumable cell by cell; `report` draws them. --steps counts all steps of a cell,
+    a warm start included. A grid entry is 'NAME: PARAMETER=V1 V2 ...' or, for a variant,
+    'NAME=OBJECTIVE: PARAMETER=V1 V2 ...; SETTING=VALUE; ...' with any setting of the objective's command.
+    """
+
+    out: Path = Field(Path("runs/sweep"), description="directory of the sweep")
+    title: str = Field("sandbox", description="what the report calls it")
+    gold: Annotated[str | None, NoneWord] = GOLD
+    grid: list[str] = Field(DEFAULT_GRID, description="what to train; repeat for several")
+    seeds: list[int] = Field([0, 1, 2], description="training seeds of each cell; repeat")
+    jobs: int = Field(1, ge=1, description="cells trained at once, each in a process of its own")
+    heldout_prompts: int = Field(64, ge=2, description="held-out prompts to measure on, at most")
+    reference_samples: int = Field(128, ge=8, description="reference samples a held-out prompt")
+    policy_samples: int = Field(32, ge=4, description="samples a held-out prompt of each cell")
+    keep_checkpoints: bool = Field(True, description="keep each cell's checkpoint, ready to serve")
+
+
+class ReportConfig(Settings):
+    """Frontier plots, Pareto shares, efficiency and cost of one or several sweeps, as one HTML page."""
+
+    sweeps: list[Path] = Field([Path("runs/sweep")], description="sweep directories; repeat")
+    out: Path = Field(Path("runs/report"), description="directory for the page, plots and tables")
+
+
+class BenchConfig(Settings):
+    """Samples trained a second by this trainer (kl-rl) and by TRL's RLOOTrainer: same batch, same run.
+
+    Repeats of the two alternate; the ratio is the median [smallest, largest] over pairs. Needs `trl`.
+    """
+
+    policy: str = POLICY
+    reward: str = REWARD
+    cache: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache made by `sample`")
+    steps: int = Field(6, ge=2, description="optimizer steps of a repeat; the first is left out")
+    repeats: int = Field(3, ge=1, description="repeats of each side")
+    prompts_per_step: int = Field(32, ge=1, description="prompts of each step")
+    samples_per_prompt: int = Field(8, ge=2, description="samples of each")
+    max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
+    temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
+    beta: float = Field(0.1, gt=0, description="weight of the KL, in units of reward a nat")
+    learning_rate: float = Field(1e-4, gt=0, description="at the first step; linear decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type to run in")
+    seed: int = Field(0, ge=0, description="of the first repeat; each takes the next")
+    reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
+    json_file: Path | None = Field(
+        None,
+        validation_alias=AliasChoices("json", "json_file"),
+        description="write every step's figures, with provenance",
+    )
+    trust_remote_code: bool = TRUST

@@ -52,6 +52,17 @@ class Row:
         """Plain values for JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Row:
+        """What :meth:`as_dict` made."""
+
+        def estimate(value: Any) -> Any:
+            return Estimate(**value) if isinstance(value, dict) and "low" in value else value
+
+        plain = {name: estimate(value) for name, value in values.items()}
+        others = {name: estimate(value) for name, value in values["kl_other"].items()}
+        return cls(**{**plain, "kl_other": others})
+
 
 def curve_ns(num_samples: int, most: int) -> list[int]:
     """Powers of two up to ``most``, and N itself."""
@@ -162,6 +173,24 @@ def policy_row(
         },
         tokens=_over_prompts(policy, lambda s: float(s.tokens.mean())),
         unscored=sum(s.unscored for s in policy),
+    )
+
+
+def best_of_policy(
+    policy: Sequence[PromptSamples], reference: Sequence[PromptSamples], n: int
+) -> tuple[Estimate, Estimate]:
+    """Win rate against one reference sample, and mean reward, of best-of-n *of* a tuned policy."""
+
+    def win_rate(ours: PromptSamples, theirs: PromptSamples) -> float:
+        ordered = np.sort(theirs.rewards)
+        below = np.searchsorted(ordered, ours.rewards, side="left")
+        up_to = np.searchsorted(ordered, ours.rewards, side="right")
+        return float(selection_weights(ours.rewards, n) @ ((below + up_to) / 2)) / len(ordered)
+
+    pairs = zip(policy, reference, strict=True)
+    return (
+        bootstrap_mean([win_rate(ours, theirs) for ours, theirs in pairs]),
+        _over_prompts(policy, lambda s: expected_best(s.rewards, n)),
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bestofn.prompts import Prompt
 from bestofn.rewards import RewardModel, Scorable
+from bestofn.seeds import seed_of
 from training.progress import ProgressBar
 from training.rollout import Rollout, response_logits, sample_responses, terms_of
 
@@ -64,19 +65,23 @@ class Measurer:
         self, policy: Any, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int, title: str
     ) -> list[PromptSamples]:
         """``num_samples`` of each prompt, in order."""
-        torch.manual_seed(self.seed)
         per_batch = max(1, self.batch_size // num_samples)
         results: list[PromptSamples] = []
         with ProgressBar(title, len(prompts)) as progress:
             for start in range(0, len(prompts), per_batch):
                 part = prompts[start : start + per_batch]
-                results.extend(self._measure_batch(policy, part, num_samples))
+                seeds = [seed_of(f"measure:{self.seed}:{title}:{p.key}") for p, _ in part]
+                results.extend(self._measure_batch(policy, part, num_samples, seeds))
                 progress.advance(len(part))
         return results
 
     @torch.no_grad()
     def _measure_batch(
-        self, policy: Any, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int
+        self,
+        policy: Any,
+        prompts: Sequence[tuple[Prompt, list[int]]],
+        num_samples: int,
+        seeds: Sequence[int],
     ) -> list[PromptSamples]:
         rollout = sample_responses(
             policy,
@@ -84,6 +89,7 @@ class Measurer:
             [ids for _, ids in prompts],
             num_samples=num_samples,
             max_new_tokens=self.max_new_tokens,
+            seeds=seeds,
             temperature=self.temperature,
         )
 

@@ -1,7 +1,7 @@
 """The policy-gradient estimator for ``E_q[R(y)] - beta KL(q || p)``. Shapes: B sequences, T tokens.
 
-Where the textbook RLOO puts one sequence-level reward ``R - beta log(q/p)`` on every token, this
-uses what is known exactly:
+Where the textbook RLOO puts one sequence-level reward ``R - beta log(q/p)`` on every token
+(``kl_estimator="sampled"``), the default uses what is known exactly:
 
 - the KL of each position is the exact KL between the two next-token distributions
   (Rao-Blackwellised), differentiated directly instead of by its sampled score;
@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
+from training.objectives.protocol import Baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,14 @@ def token_terms(
     )
 
 
+def token_logprobs(
+    logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, mask_BT: torch.Tensor
+) -> torch.Tensor:
+    """``log q`` of each token alone, shape ``(B, T)``, 0 on padding, in float32."""
+    log_q = torch.log_softmax(logits_BTV.float(), dim=-1)
+    return log_q.gather(-1, tokens_BT[..., None])[..., 0] * mask_BT
+
+
 def leave_one_out(values: torch.Tensor, group_size: int) -> torch.Tensor:
     """Mean over the *other* members of each group of consecutive rows; same shape as the input.
 
@@ -69,22 +79,45 @@ def leave_one_out(values: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def policy_gradient_loss(
-    terms: TokenTerms,
+    logprob_BT: torch.Tensor,
+    kl_BT: torch.Tensor,
     sequence_reward_B: torch.Tensor,
     kl_coefficient: float,
     group_size: int,
+    *,
+    baseline: Baseline = "leave-one-out",
 ) -> torch.Tensor:
     """Scalar whose gradient is an unbiased estimate of ``-grad (E_q[R] - beta KL(q || p))``.
 
     Args:
-        terms: rows ordered so that the samples of one prompt are consecutive.
+        logprob_BT: ``log q`` of each token with gradient; the samples of a prompt are consecutive.
+        kl_BT: exact KL of each position with gradient.
         sequence_reward_B: R, paid when the sample ends.
         kl_coefficient: beta.
-        group_size: samples per prompt, at least 2.
+        group_size: samples per prompt, at least 2 for the leave-one-out baseline.
+        baseline: what is subtracted; ``none`` is for ablations.
     """
-    kl = terms.kl_BT.detach()
+    kl = kl_BT.detach()
     kl_after = kl.flip(1).cumsum(1).flip(1) - kl
-    return_BT = sequence_reward_B.detach()[:, None] - kl_coefficient * kl_after
-    advantage = return_BT - leave_one_out(return_BT, group_size)
-    score = -(advantage * terms.logprob_BT).sum(1)
-    return (score + kl_coefficient * terms.kl_BT.sum(1)).mean()
+    advantage = sequence_reward_B.detach()[:, None] - kl_coefficient * kl_after
+    if baseline == "leave-one-out":
+        advantage = advantage - leave_one_out(advantage, group_size)
+    score = -(advantage * logprob_BT).sum(1)
+    return (score + kl_coefficient * kl_BT.sum(1)).mean()
+
+
+def sampled_kl_loss(
+    logprob_BT: torch.Tensor,
+    ref_logprob_B: torch.Tensor,
+    sequence_reward_B: torch.Tensor,
+    kl_coefficient: float,
+    group_size: int,
+    *,
+    baseline: Baseline = "leave-one-out",
+) -> torch.Tensor:
+    """The textbook estimator: one return ``R - beta (log q - log p)`` on every token of a sample."""
+    logprob_B = logprob_BT.sum(1)
+    value = sequence_reward_B.detach() - kl_coefficient * (logprob_B.detach() - ref_logprob_B)
+    if baseline == "leave-one-out":
+        value = value - leave_one_out(value, group_size)
+    return -(value * logprob_B).mean()

@@ -1,37 +1,36 @@
-"""``vbon``: fine-tunes the reference policy toward its own best-of-N; resumable, exported whole."""
+"""Trains one objective: prepares, trains or resumes, measures on held-out prompts, exports whole."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
-import math
 import shutil
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bestofn.checkpoints import check_checkpoint
-from bestofn.errors import DataError
+import torch
+
+from bestofn.errors import DivergedError
 from bestofn.files import recover_directory, replacing_directory, write_json, write_text
-from bestofn.prompts import Prompt
 from bestofn.provenance import provenance
-from bestofn.rewards import RewardModel, open_reward_model
-from training.cache import RewardCache, read_samples
+from training.assets import Assets
 from training.cards import write_card
-from training.configs import VbonConfig
+from training.configs import TrainConfig
 from training.evaluation import Row, policy_row
-from training.measure import Measurer
-from training.objectives import OBJECTIVES
-from training.policies import load_policy
+from training.generation import Generator, TransformersGenerator
+from training.measure import PromptSamples
+from training.objective_config import objective_of
+from training.objectives import OBJECTIVES, objective_type
+from training.objectives.bon_sft import BonSft
+from training.objectives.protocol import Objective
 from training.progress import ProgressBar
-from training.prompts import encode_prompts, read_prompts
 from training.records import is_same, read_record
-from training.sample import meta_path
-from training.trainer import OnPolicyTrainer, StepMetrics, TrainerOptions
-from training.warm_start import Example, weighted_examples
+from training.reference_logprobs import ensure_reference_logprobs
+from training.trainer import StepMetrics, Trainer, TrainerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +38,27 @@ RECORD = "training.json"
 # A LoRA is exported merged, and beside it as it is, for serving on the reference engine.
 ADAPTER = "adapter"
 # What may change between a run and its continuation without changing a single step.
-_INCIDENTAL = {"out", "checkpoint_every", "reward_batch_size", "replace", "heldout"}
+INCIDENTAL = {
+    "out", "checkpoint_every", "reward_batch_size", "replace", "heldout", "gold", "max_kl",
+}  # fmt: skip
 # The card's own held-out figures; `evaluate` takes more samples and draws the whole curve.
 CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
+# Tied pairs of samples above this share make rewards anything but strictly ordered.
+TIED_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A trained checkpoint.
+
+    Attributes:
+        row: held-out figures, ``None`` if none were asked for.
+        cost: samples, tokens and seconds it took.
+    """
+
+    out: Path
+    row: Row | None
+    cost: Mapping[str, Any]
 
 
 def state_path(out: Path) -> Path:
@@ -49,272 +66,332 @@ def state_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.state")
 
 
-def train_vbon(config: VbonConfig) -> None:
+def train(
+    name: str,
+    config: TrainConfig,
+    assets: Assets | None = None,
+    on_measured: Callable[[list[PromptSamples]], object] | None = None,
+) -> Finished:
     """Train, resume, or report that there is nothing to do.
 
+    Args:
+        name: of the objective.
+        config: of the objective's command (``train_config_type``).
+        assets: shared ones; else they are loaded as the configuration says.
+        on_measured: given the held-out samples behind the figures, when they are drawn.
+
     Raises:
-        CheckpointError, DataError, InvalidInputError, RewardError, ExportError.
+        CheckpointError, DataError, InvalidInputError, RewardError, ExportError, DivergedError.
     """
-    objective = OBJECTIVES["vbon" if config.bound == "lower" else "vbon-exact"](config.num_samples)
-    cache = RewardCache.load(config.cache)
-    policy_source = check_checkpoint(config.policy, "causal-lm")
-    reward = open_reward_model(
-        config.reward,
-        trust_remote_code=config.trust_remote_code,
-        batch_size=config.reward_batch_size,
-    )
-    identity = config.model_dump(mode="json", exclude=_INCIDENTAL) | {
-        "policy_revision": policy_source.revision,
-        "reward_revision": reward.revision,
-        "cache_sha256": hashlib.sha256(config.cache.read_bytes()).hexdigest()[:16],
+    objective = objective_of(name, config)
+    assets = assets or Assets(config, CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES)
+    identity = {
+        "objective": name,
+        **config.model_dump(mode="json", exclude=INCIDENTAL),
+        **assets.identity,
     }
     recover_directory(config.out)
-    if _finished(config, identity):
+    finished = _finished(config, identity)
+    if finished is not None:
         logger.info("%s: already trained with these settings", config.out)
-        return
-    _check_cache_settings(config, policy_source.revision, reward.revision)
-    cache_warnings = cache.warn_about(config.num_samples)
-    reward.load()
-    trainer, reference, tokenizer = _trainer(config, cache, reward, objective)
-    history = _train(config, trainer, identity)
-    policy = trainer.accelerator.unwrap_model(trainer.policy)
-    heldout = _heldout_row(config, policy, reference, tokenizer, reward)
-    _export(config, policy, tokenizer, identity, history, heldout, cache, cache_warnings)
-    shutil.rmtree(state_path(config.out), ignore_errors=True)
-    if heldout is not None:
-        logger.info(
-            "%s: held-out win rate %s at KL %s nats", config.out, heldout.win_rate, heldout.kl_nats
-        )
+        return finished
+    return _Run(name, config, objective, assets, identity, on_measured).train()
 
 
-def _finished(config: VbonConfig, identity: dict[str, Any]) -> bool:
-    """Whether the output is this very run's.
+def _finished(config: TrainConfig, identity: dict[str, Any]) -> Finished | None:
+    """The output, if it is this very run's.
 
     Raises:
         DataError: it is another's and --replace was not given.
     """
     record = read_record(config.out / RECORD)
     if record is None:
-        return False
-    return is_same(config.out, record.get("identity", {}), identity, replace=config.replace)
+        return None
+    if not is_same(config.out, record.get("identity", {}), identity, replace=config.replace):
+        return None
+    row = record["heldout"]
+    return Finished(config.out, None if row is None else Row.from_dict(row), record["cost"])
 
 
-def _check_cache_settings(config: VbonConfig, policy_revision: str, reward_revision: str) -> None:
-    """The cache must be of this policy, this reward model and this sampling.
+class _Run:
+    """One training run from start (or the state a killed one left) to the exported checkpoint."""
 
-    A cache without a record beside it (made elsewhere) is taken on trust.
+    def __init__(
+        self,
+        name: str,
+        config: TrainConfig,
+        objective: Objective,
+        assets: Assets,
+        identity: dict[str, Any],
+        on_measured: Callable[[list[PromptSamples]], object] | None,
+    ) -> None:
+        self._on_measured = on_measured
+        self._name, self._config, self._objective = name, config, objective
+        self._assets, self._identity = assets, identity
+        self._state = state_path(config.out)
+        self._warnings = self._check_data()
+        self._trainer = self._make_trainer()
+        self._history: list[dict[str, Any]] = []
 
-    Raises:
-        DataError: names the mismatch.
-    """
-    recorded = (read_record(meta_path(config.cache)) or {}).get("identity")
-    if recorded is None:
-        logger.info("%s has no record of how it was sampled; taken on trust", config.cache)
-        return
-    wanted = {
-        "policy_revision": policy_revision,
-        "reward_revision": reward_revision,
-        "max_new_tokens": config.max_new_tokens,
-        "temperature": config.temperature,
-    }
-    for key, value in wanted.items():
-        if recorded.get(key) != value:
-            raise DataError(
-                f"the cache {config.cache} was sampled with {key} {recorded.get(key)!r}, this run "
-                f"has {value!r}: F would be another policy's. Sample again or align the settings"
+    @property
+    def _main(self) -> bool:
+        return bool(self._trainer.accelerator.is_main_process)
+
+    def train(self) -> Finished:
+        """The loop and what follows."""
+        try:
+            self._loop()
+        except DivergedError as error:
+            raise self._stopped(error) from error
+        self._trainer.accelerator.wait_for_everyone()
+        cost, row = self._cost(), None
+        if self._main:
+            policy = self._trainer.unwrapped
+            row = self._measure(policy)
+            self._export(policy, self._config.out, cost, row)
+            shutil.rmtree(self._state, ignore_errors=True)
+            if row is not None:
+                logger.info(
+                    "%s: held-out win rate %s at KL %s nats",
+                    self._config.out, row.win_rate, row.kl_nats,
+                )  # fmt: skip
+        self._trainer.accelerator.wait_for_everyone()
+        return Finished(self._config.out, row, cost)
+
+    def _check_data(self) -> list[str]:
+        cache, objective = self._assets.cache, self._objective
+        warnings = cache.warn_about(getattr(objective, "num_samples", None))
+        tied = cache.tied_share()
+        if objective.strict_order and tied > TIED_SHARE:
+            others = [n for n in OBJECTIVES if not objective_type(n).strict_order]
+            text = (
+                f"{tied:.0%} of the cached pairs of a prompt have equal rewards, but "
+                f"{objective.title} assumes a strict order; {', '.join(others)} handle ties"
+            )
+            logger.warning(text)
+            warnings.append(text)
+        return warnings
+
+    def _make_trainer(self) -> Trainer:
+        config, assets = self._config, self._assets
+        assets.reward  # noqa: B018  a reward model that does not load must fail before training
+        policy = copy.deepcopy(assets.reference).requires_grad_(True)
+        if config.lora_rank is not None:
+            policy = _with_lora(policy, config)
+        draw = self._objective.draws.cached
+        warm_start = None
+        if config.warm_start_steps:
+            own = getattr(self._objective, "num_samples", config.warm_start_num_samples)
+            warm_start = BonSft(num_samples=own)
+        trainer = Trainer(
+            policy,
+            assets.reference,
+            assets.tokenizer,
+            assets.reward,
+            assets.cache,
+            self._objective,
+            TrainerOptions(
+                steps=config.steps,
+                prompts_per_step=config.prompts_per_step,
+                samples_per_prompt=config.samples_per_prompt,
+                micro_batch_size=config.micro_batch_size,
+                temperature=config.temperature,
+                learning_rate=config.learning_rate,
+                warmup_steps=config.warmup_steps,
+                warm_start_steps=config.warm_start_steps,
+                warm_start_learning_rate=config.warm_start_learning_rate,
+                max_grad_norm=config.max_grad_norm,
+                seed=config.seed,
+                dtype=config.dtype,
+            ),
+            self._generator(),
+            warm_start,
+        )
+        if draw is not None and draw.ref_logprob:
+            with trainer.accelerator.main_process_first():
+                ensure_reference_logprobs(
+                    assets.cache, assets.reference, assets.tokenizer,
+                    revision=str(self._identity["policy_revision"]),
+                    temperature=config.temperature,
+                )  # fmt: skip
+        return trainer
+
+    def _generator(self) -> Generator:
+        config = self._config
+        if config.generation == "vllm":
+            from training.vllm_generation import VllmGenerator
+
+            return VllmGenerator(config.policy, self._assets.tokenizer, config)
+        return TransformersGenerator(
+            self._assets.tokenizer, config.max_new_tokens, config.temperature
+        )
+
+    def _loop(self) -> None:
+        """A step, a row of history, now and then a resumable state."""
+        trainer, config = self._trainer, self._config
+        self._history = self._resume()
+        begun, total = time.perf_counter(), trainer.total_steps
+        title = f"{self._objective.title} {self._objective.label}"
+        with ProgressBar(title, total, done=len(self._history)) as progress:
+            for step in range(len(self._history), total):
+                metrics = trainer.step(step)
+                self._check_kl(step, metrics.kl_nats)
+                self._history.append(asdict(metrics))
+                progress.advance(1, _facts(metrics))
+                if (step + 1) % config.checkpoint_every == 0 or step + 1 == total:
+                    if metrics.kl_nats is None:
+                        self._check_kl(step, trainer.kl_from_reference())
+                    if step + 1 < total:
+                        self._save_state()
+        logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
+
+    def _check_kl(self, step: int, kl: float | None) -> None:
+        if kl is not None and not kl <= self._config.max_kl:
+            raise DivergedError(
+                f"step {step}: {kl:.1f} nats from the reference policy, over --max-kl "
+                f"{self._config.max_kl:g}"
             )
 
+    def _save_state(self) -> None:
+        """Written whole or not at all; every process has its part in it."""
+        accelerator = self._trainer.accelerator
+        partial = self._state.with_name(f".{self._state.name}.partial")
+        accelerator.wait_for_everyone()
+        if self._main:
+            with replacing_directory(self._state) as directory:
+                accelerator.wait_for_everyone()
+                accelerator.save_state(str(directory / "accelerate"))
+                accelerator.wait_for_everyone()
+                write_json(
+                    directory / "run.json", {"identity": self._identity, "history": self._history}
+                )
+        else:
+            accelerator.wait_for_everyone()
+            accelerator.save_state(str(partial / "accelerate"))
+            accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
-def _prompts(cache: RewardCache, path: Path) -> list[Prompt]:
-    """The cache's prompts as they were asked (chats keep their turns)."""
-    chats: dict[str, Prompt] = {}
-    with path.open(encoding="utf-8") as handle:
-        for line in handle:
-            if '"messages"' in line:
-                record = json.loads(line)
-                if record.get("messages"):
-                    chats[record["prompt"]] = Prompt(messages=tuple(record["messages"]))
-    return [chats.get(key) or Prompt(text=key) for key in cache.prompts]
+    def _resume(self) -> list[dict[str, Any]]:
+        if self._main:
+            recover_directory(self._state)
+        self._trainer.accelerator.wait_for_everyone()
+        run = read_record(self._state / "run.json")
+        if run is None:
+            return []
+        if not is_same(self._state, run["identity"], self._identity, replace=self._config.replace):
+            if self._main:
+                shutil.rmtree(self._state)
+            return []
+        self._trainer.accelerator.load_state(str(self._state / "accelerate"))
+        history = list(run["history"])
+        logger.info("resuming after step %d", len(history))
+        return history
 
-
-def _trainer(
-    config: VbonConfig, cache: RewardCache, reward: RewardModel, objective: Any
-) -> tuple[OnPolicyTrainer, Any, Any]:
-    policy, tokenizer, _ = load_policy(
-        config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
-    )
-    reference = copy.deepcopy(policy).requires_grad_(False)
-    if config.lora_rank is not None:
-        from peft import LoraConfig, get_peft_model
-
-        lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
+    def _stopped(self, error: DivergedError) -> DivergedError:
+        """Export the last good state, and say where it is."""
+        run = read_record(self._state / "run.json")
+        advice = "lower --learning-rate or raise the weight of the KL"
+        if run is None or run["identity"] != self._identity:
+            return DivergedError(
+                f"the run diverged at {error}; no earlier state was kept; {advice}"
+            )
+        self._trainer.accelerator.load_state(str(self._state / "accelerate"))
+        self._history = list(run["history"])
+        out = self._config.out.with_name(f"{self._config.out.name}.step{len(self._history)}")
+        if self._main:
+            self._export(self._trainer.unwrapped, out, self._cost(), None)
+            # The same settings would walk the same way again.
+            shutil.rmtree(self._state, ignore_errors=True)
+        return DivergedError(
+            f"the run diverged at {error}; the last good checkpoint, after {len(self._history)} "
+            f"steps, is {out}; {advice}"
         )
-        import torch
 
-        torch.manual_seed(config.seed)
-        policy = get_peft_model(policy, lora)
-    prompts = encode_prompts(tokenizer, _prompts(cache, config.cache))
-    examples: list[Example] = []
-    if config.warm_start_epochs:
-        examples = weighted_examples(
-            read_samples(config.cache),
-            {prompt.key: ids for prompt, ids in prompts},
-            tokenizer,
-            config.num_samples,
-            config.max_new_tokens,
+    def _measure(self, policy: Any) -> Row | None:
+        assets = self._assets
+        if not assets.heldout:
+            return None
+        reference = assets.heldout_reference
+        ours = assets.measurer.measure(
+            policy, assets.heldout, assets.policy_samples, f"held-out {self._name}"
         )
-    batch = config.prompts_per_step * config.samples_per_prompt
-    options = TrainerOptions(
-        steps=config.steps,
-        prompts_per_step=config.prompts_per_step,
-        samples_per_prompt=config.samples_per_prompt,
-        micro_batch_size=config.micro_batch_size,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        warm_start_steps=math.ceil(config.warm_start_epochs * len(examples) / batch),
-        warm_start_learning_rate=config.warm_start_learning_rate,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-    )
-    trainer = OnPolicyTrainer(
-        policy, reference, tokenizer, reward, cache, objective, prompts, options, examples
-    )
-    return trainer, reference, tokenizer
+        if self._on_measured is not None:
+            self._on_measured(ours)
+        return policy_row(self._name, ours, reference)
 
+    def _cost(self) -> dict[str, Any]:
+        """What the run took; cached samples were paid for once, by ``sample``."""
 
-def _train(
-    config: VbonConfig, trainer: OnPolicyTrainer, identity: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The loop: a step, a row of history, now and then a resumable state."""
-    state = state_path(config.out)
-    history = _resume(config, trainer, identity)
-    begun = time.perf_counter()
-    total = trainer.total_steps
-    with ProgressBar(f"vBoN N={config.num_samples}", total, done=len(history)) as progress:
-        for step in range(len(history), total):
-            metrics = trainer.step(step)
-            history.append(asdict(metrics))
-            progress.advance(1, _facts(metrics))
-            if (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
-                with replacing_directory(state) as directory:
-                    trainer.accelerator.save_state(str(directory / "accelerate"))
-                    write_json(directory / "run.json", {"identity": identity, "history": history})
-    logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
-    return history
+        def total(*names: str) -> float:
+            return float(sum(row[name] for row in self._history for name in names))
 
+        return {
+            "steps": len(self._history),
+            "samples_drawn": round(total("samples_drawn")),
+            "tokens_drawn": round(total("tokens_drawn")),
+            "sequences_trained": round(total("sequences_trained")),
+            "sample_seconds": round(total("sample_s", "score_s"), 2),
+            "training_seconds": round(total("sample_s", "score_s", "learn_s"), 2),
+            "processes": self._trainer.accelerator.num_processes,
+        }
 
-def _facts(metrics: StepMetrics) -> str:
-    if metrics.phase == "warm-start":
-        return f"warm start: loss {metrics.loss:.3f}, gradient {metrics.grad_norm:.2f}"
-    return (
-        f"reward {metrics.reward:+.2f}, log F {metrics.log_cdf:.3f}, KL {metrics.kl_nats:.2f} nats, "
-        f"gradient {metrics.grad_norm:.2f}"
-    )
-
-
-def _resume(
-    config: VbonConfig, trainer: OnPolicyTrainer, identity: dict[str, Any]
-) -> list[dict[str, Any]]:
-    state = state_path(config.out)
-    recover_directory(state)
-    run = read_record(state / "run.json")
-    if run is None:
-        return []
-    if not is_same(state, run["identity"], identity, replace=config.replace):
-        shutil.rmtree(state)
-        return []
-    trainer.accelerator.load_state(str(state / "accelerate"))
-    history = list(run["history"])
-    logger.info("resuming after step %d", len(history))
-    return history
-
-
-def _heldout_row(
-    config: VbonConfig, policy: Any, reference: Any, tokenizer: Any, reward: RewardModel
-) -> Row | None:
-    if config.heldout is None:
-        return None
-    prompts = encode_prompts(tokenizer, read_prompts(config.heldout)[:CARD_PROMPTS])
-    measurer = Measurer(
-        tokenizer=tokenizer,
-        reference=reference,
-        reward=reward,
-        gold=None,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        batch_size=512,
-        seed=config.seed,
-    )
-    theirs = measurer.measure(reference, prompts, CARD_REFERENCE_SAMPLES, "held-out reference")
-    ours = measurer.measure(policy, prompts, CARD_POLICY_SAMPLES, "held-out vBoN")
-    return policy_row("vbon", ours, theirs)
-
-
-def _export(
-    config: VbonConfig,
-    policy: Any,
-    tokenizer: Any,
-    identity: dict[str, Any],
-    history: list[dict[str, Any]],
-    heldout: Row | None,
-    cache: RewardCache,
-    cache_warnings: list[str],
-) -> None:
-    """Weights, tokenizer, card, record and history, in one step; an old checkpoint stays till then."""
-    drawn = config.steps * config.prompts_per_step * config.samples_per_prompt
-    seconds = sum(row["sample_s"] + row["score_s"] + row["learn_s"] for row in history)
-    cost = {"samples_drawn": drawn, "training_seconds": round(seconds, 1)}
-    figures: dict[str, Any] = {}
-    if heldout is not None:
-        figures = {
-            f"held-out win rate against the reference ({CARD_PROMPTS} prompts at most)":
-                str(heldout.win_rate),
-            "held-out KL from the reference, nats (Rao-Blackwellised)": str(heldout.kl_nats),
-            "held-out mean reward": str(heldout.reward),
-        }  # fmt: skip
-    with replacing_directory(config.out) as directory:
-        if config.lora_rank is not None:
-            policy.save_pretrained(directory / ADAPTER)
-            policy = policy.merge_and_unload()
-        policy.save_pretrained(directory)
-        tokenizer.save_pretrained(directory)
-        write_json(
-            directory / RECORD,
-            {
-                **provenance(config.model_dump(mode="json")),
-                "identity": identity,
-                "cost": cost,
-                "cache": {
-                    "prompts": len(cache),
-                    "smallest_M": cache.smallest,
-                    "warnings": cache_warnings,
+    def _export(self, policy: Any, out: Path, cost: Mapping[str, Any], row: Row | None) -> None:
+        """Weights, tokenizer, card, record, history in one step; an old checkpoint stays till then."""
+        config, assets = self._config, self._assets
+        with replacing_directory(out) as directory:
+            if config.lora_rank is not None:
+                policy.save_pretrained(directory / ADAPTER)
+                policy = policy.merge_and_unload()
+            policy.save_pretrained(directory)
+            assets.tokenizer.save_pretrained(directory)
+            write_json(
+                directory / RECORD,
+                {
+                    **provenance(config.model_dump(mode="json")),
+                    "objective": self._name,
+                    "identity": self._identity,
+                    "cost": cost,
+                    "cache": {
+                        "prompts": len(assets.cache),
+                        "smallest_M": assets.cache.smallest,
+                        "warnings": self._warnings,
+                    },
+                    "heldout": None if row is None else row.as_dict(),
                 },
-                "heldout": None if heldout is None else heldout.as_dict(),
-            },
-        )
-        lines = (json.dumps(row) + "\n" for row in history)
-        write_text(directory / "history.jsonl", "".join(lines))
+            )
+            lines = (json.dumps(line) + "\n" for line in self._history)
+            write_text(directory / "history.jsonl", "".join(lines))
+            self._write_card(directory, cost, row)
+
+    def _write_card(self, directory: Path, cost: Mapping[str, Any], row: Row | None) -> None:
+        config, objective = self._config, self._objective
+        figures: dict[str, Any] = {}
+        if row is not None:
+            figures = {
+                f"held-out win rate against the reference ({row.win_rate.count} prompts)":
+                    str(row.win_rate),
+                "held-out KL from the reference, nats (Rao-Blackwellised)": str(row.kl_nats),
+                "held-out mean reward": str(row.reward),
+            }  # fmt: skip
+            if row.gold is not None:
+                figures["held-out mean gold reward"] = str(row.gold)
+                figures["held-out gold win rate"] = str(row.gold_win_rate)
+        named = {"num_samples": "N"}
+        own = {named.get(key, key): value for key, value in objective.model_dump().items()}
         write_card(
             directory,
-            title=f"vBoN, N = {config.num_samples}",
-            summary="A policy that answers once what best-of-N of its reference policy answers with "
-            "N samples: fine-tuned to minimise the reverse KL to the best-of-N distribution "
-            "(Variational Best-of-N Alignment, arXiv 2407.06057).",
+            title=f"{objective.title}: {objective.label}",
+            summary=f"{(objective.__doc__ or '').splitlines()[0]} Source: {objective.source}.",
             facts={
-                "N": config.num_samples,
-                "M, reference samples a prompt": cache.smallest,
-                "bound": config.bound,
-                "reference policy": f"{config.policy} ({identity['policy_revision']})",
-                "reward model": f"{config.reward} ({identity['reward_revision']})",
+                **own,
+                "M, reference samples a prompt": self._assets.cache.smallest,
+                "reference policy": f"{config.policy} ({self._identity['policy_revision']})",
+                "reward model": f"{config.reward} ({self._identity['reward_revision']})",
                 "temperature": config.temperature,
-                "warm start, epochs of weighted imitation": config.warm_start_epochs,
-                "on-policy steps": config.steps,
+                "warm start, steps imitating cached bests of N": config.warm_start_steps,
+                "steps": config.steps,
+                "prompts x samples a step": f"{config.prompts_per_step} x {config.samples_per_prompt}",
+                "learning rate": config.learning_rate,
                 "seed": config.seed,
                 "LoRA": "no"
                 if config.lora_rank is None
@@ -323,3 +400,27 @@ def _export(
                 **figures,
             },
         )
+
+
+def _with_lora(policy: Any, config: TrainConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = LoraConfig(
+        r=config.lora_rank or 0,
+        lora_alpha=config.lora_alpha,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(config.seed)
+    return get_peft_model(policy, lora)
+
+
+def _facts(metrics: StepMetrics) -> str:
+    facts = [f"loss {metrics.loss:.3f}"]
+    if metrics.phase == "warm-start":
+        facts.insert(0, "warm start")
+    if metrics.reward is not None and metrics.log_cdf is not None:
+        facts.append(f"reward {metrics.reward:+.2f}, log F {metrics.log_cdf:.3f}")
+    if metrics.kl_nats is not None:
+        facts.append(f"KL {metrics.kl_nats:.2f} nats")
+    return ", ".join([*facts, f"gradient {metrics.grad_norm:.2f}"])

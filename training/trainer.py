@@ -1,43 +1,44 @@
-"""The on-policy trainer: sample -> score -> weight -> loss -> step, blind to which objective.
+"""The trainer: draw -> score -> weight -> loss -> step, blind to which objective.
 
-It may begin with a warm start that imitates cached samples (``training.warm_start``). Every step
-draws its randomness from (seed, step, process) alone, so a resumed run takes the very steps an
-unbroken one would have taken.
+It may begin with a warm start that imitates cached bests of N. Every step draws its randomness from
+(seed, step, prompt) alone, so a resumed run takes the very steps an unbroken one would have taken, and
+several processes draw the samples that one would have drawn.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
-from bestofn.errors import DataError, RewardError
-from bestofn.prompts import Prompt
+from bestofn.errors import DivergedError, InvalidInputError, RewardError
 from bestofn.rewards import RewardModel, Scorable
+from bestofn.seeds import seed_of
 from training.cache import RewardCache
-from training.objectives import OnPolicyObjective, ScoredBatch
-from training.policy_gradient import TokenTerms, policy_gradient_loss
-from training.rollout import Rollout, response_logits, sample_responses, terms_of
-from training.warm_start import Example, imitation_loss
+from training.cached_draws import draw_indices
+from training.generation import Generator
+from training.objectives.protocol import CachedDraw, Draws, Objective, Samples, StepBatch
+from training.rollout import Rollout, logprobs_of, response_logits, rollout_of, terms_of
+
+Phase = Literal["warm-start", "main"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerOptions:
-    """What one step does; see ``VbonConfig`` for the meanings."""
+    """What one step does; see ``TrainConfig`` for the meanings."""
 
     steps: int
     prompts_per_step: int
     samples_per_prompt: int
     micro_batch_size: int
-    max_new_tokens: int
     temperature: float
     learning_rate: float
     warmup_steps: int
@@ -45,26 +46,53 @@ class TrainerOptions:
     warm_start_learning_rate: float
     max_grad_norm: float
     seed: int
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's samples and what they are worth."""
+class Drawn:
+    """One source's sequences for a step, and what they are worth; see :class:`Samples`."""
 
     rollout: Rollout
+    group_size: int
     reward_B: torch.Tensor
     log_cdf_B: torch.Tensor
+    log_cdf_le_B: torch.Tensor
+    ref_logprob_B: torch.Tensor | None
+
+    def of_prompts(self, start: int, stop: int) -> Drawn:
+        """The rows of some of the step's prompts."""
+        rows = slice(start * self.group_size, stop * self.group_size)
+        reference = self.ref_logprob_B
+        return Drawn(
+            self.rollout.rows(rows),
+            self.group_size,
+            self.reward_B[rows],
+            self.log_cdf_B[rows],
+            self.log_cdf_le_B[rows],
+            None if reference is None else reference[rows],
+        )
+
+
+Source = Literal["policy", "cached", "anchor"]
+Sources = dict[Source, Drawn]
 
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """One row of the training history; rewards and KL are means over the step's samples.
+    """One row of the training history; means over the step's samples and processes.
 
-    The warm start draws nothing, so it has no rewards and no KL.
+    Attributes:
+        reward: of the policy's own samples; ``None`` where a step draws none.
+        log_cdf: ``log F^`` of them.
+        kl_nats: exact per-token KL from the objective's anchor: the reference, but for j-bond.
+        response_tokens: mean length of what was trained on.
+        samples_drawn: fresh samples, of the policy or its anchor.
+        tokens_drawn: their tokens.
     """
 
     step: int
-    phase: Literal["warm-start", "on-policy"]
+    phase: Phase
     loss: float
     reward: float | None
     log_cdf: float | None
@@ -72,13 +100,26 @@ class StepMetrics:
     response_tokens: float
     grad_norm: float
     learning_rate: float
+    samples_drawn: int
+    tokens_drawn: int
+    sequences_trained: int
     sample_s: float
     score_s: float
     learn_s: float
 
 
+@dataclass(slots=True)
+class _Totals:
+    """What the micro-batches of a step add up to, on this process."""
+
+    loss: float = 0.0
+    kl: float | None = None
+    grad_norm: float = 0.0
+    parts: list[float] = field(default_factory=list)
+
+
 def scheduled_learning_rate(step: int, options: TrainerOptions) -> float:
-    """Linear warm-up and linear decay, once for the warm start and once for the on-policy steps."""
+    """Linear warm-up and linear decay, once for the warm start and once for the main steps."""
     if step < options.warm_start_steps:
         peak, at, length = options.warm_start_learning_rate, step, options.warm_start_steps
     else:
@@ -88,14 +129,17 @@ def scheduled_learning_rate(step: int, options: TrainerOptions) -> float:
     return peak * min(rising, falling)
 
 
-class OnPolicyTrainer:
+class Trainer:
     """Tunes a policy against a frozen reference.
 
     Args:
         policy: the model to tune, maybe a PEFT model.
         reference: the frozen reference.
-        prompts: what to draw from; each must be in the cache.
-        examples: what the warm start imitates; needed if there are warm-start steps.
+        cache: prompts and reference samples; must know ``log p`` if the objective needs it.
+        warm_start: what the first ``warm_start_steps`` minimise instead of ``objective``.
+
+    Raises:
+        InvalidInputError: settings that do not fit the objective or the number of processes.
     """
 
     def __init__(
@@ -105,159 +149,151 @@ class OnPolicyTrainer:
         tokenizer: Any,
         reward: RewardModel,
         cache: RewardCache,
-        objective: OnPolicyObjective,
-        prompts: Sequence[tuple[Prompt, list[int]]],
+        objective: Objective,
         options: TrainerOptions,
-        examples: Sequence[Example] = (),
+        generator: Generator,
+        warm_start: Objective | None = None,
     ) -> None:
         self.options = options
-        self.accelerator = Accelerator()
-        self._tokenizer, self._reward, self._cache = tokenizer, reward, cache
-        self._objective, self._prompts, self._examples = objective, prompts, examples
-        for prompt, _ in prompts:
-            cache.rewards(prompt.key)
-        trainable = [p for p in policy.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
-        # Base rate 1, so that what the schedule returns is the learning rate itself.
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: scheduled_learning_rate(step, options)
+        # bfloat16 by autocast: master weights and optimizer stay float32.
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if options.dtype == "bfloat16" else "no"
         )
+        self._tokenizer, self._reward, self._cache = tokenizer, reward, cache
+        self._objective, self._warm_start, self._generator = objective, warm_start, generator
+        self._check()
+        trainable = [p for p in policy.parameters() if p.requires_grad]
+        # Base rate 1: the schedule sets the learning rate itself, the same for each of a step's updates.
+        optimizer = torch.optim.AdamW(trainable, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
+        self._anchor = reference
+        if objective.draws.anchor == "moving":
+            self._anchor = copy.deepcopy(policy).requires_grad_(False)
+            self.accelerator.register_for_checkpointing(self._anchor)
         self.policy, self._optimizer = self.accelerator.prepare(policy, optimizer)
-        self._schedule = schedule
         self._reference = reference
-        self._order: tuple[int, NDArray[np.int64]] | None = None
-        self.accelerator.register_for_checkpointing(self._schedule)
+
+    def _check(self) -> None:
+        options, processes = self.options, self.accelerator.num_processes
+        if options.prompts_per_step % processes:
+            raise InvalidInputError(
+                f"prompts_per_step {options.prompts_per_step} must be a multiple of the "
+                f"{processes} processes",
+                field="prompts_per_step",
+            )
+        least = self._objective.least_samples()
+        if options.samples_per_prompt < least:
+            raise InvalidInputError(
+                f"samples_per_prompt {options.samples_per_prompt} is too few for "
+                f"{self._objective.title} with {self._objective.label}: at least {least}",
+                field="samples_per_prompt",
+            )
+        draws = self._objective.draws
+        if draws.cached and draws.cached.kind == "best-worst" and options.samples_per_prompt % 2:
+            raise InvalidInputError(
+                f"samples_per_prompt {options.samples_per_prompt} must be even: "
+                f"{self._objective.title} trains on pairs",
+                field="samples_per_prompt",
+            )
+        if options.prompts_per_step // processes % draws.updates:
+            raise InvalidInputError(
+                f"updates {draws.updates} must divide the {options.prompts_per_step // processes} "
+                "prompts a process has in a step",
+                field="updates",
+            )
 
     @property
     def total_steps(self) -> int:
-        """Warm-start and on-policy steps."""
+        """Warm-start and main steps."""
         return self.options.warm_start_steps + self.options.steps
 
     @property
-    def _unwrapped(self) -> Any:
+    def unwrapped(self) -> Any:
+        """The policy without what spreads it over processes."""
         return self.accelerator.unwrap_model(self.policy)
 
     def step(self, step: int) -> StepMetrics:
-        """One optimizer step.
+        """One batch of samples and the optimizer updates made from it.
 
         Raises:
-            DataError: the loss is no longer a number.
+            DivergedError: the loss or its gradient is no longer a number.
         """
-        self._seed(step)
-        if step < self.options.warm_start_steps:
-            return self._imitate(step)
+        warm = step < self.options.warm_start_steps
+        objective = self._warm_start if warm and self._warm_start else self._objective
         if step == self.options.warm_start_steps:
             self._optimizer.state.clear()  # its averages are of another loss
-        return self._explore(step)
-
-    def _imitate(self, step: int) -> StepMetrics:
+        draws, rows = objective.draws, self._choose_prompts(step)
         begun = time.perf_counter()
-        batch = self._choose_examples(step)
-        self._optimizer.zero_grad()
-        loss = imitation_loss(self.policy, batch, self.options.temperature)
-        self.accelerator.backward(loss)
-        learning_rate = self._schedule.get_last_lr()[0]
-        grad_norm = self._update(step, float(loss.detach()))
-        return StepMetrics(
-            step=step,
-            phase="warm-start",
-            loss=float(loss.detach()),
-            reward=None,
-            log_cdf=None,
-            kl_nats=None,
-            response_tokens=sum(e.response_tokens for e in batch) / len(batch),
-            grad_norm=grad_norm,
-            learning_rate=learning_rate,
-            sample_s=0.0,
-            score_s=0.0,
-            learn_s=time.perf_counter() - begun,
-        )
-
-    def _explore(self, step: int) -> StepMetrics:
-        begun = time.perf_counter()
-        chosen = self._choose_prompts(step)
-        rollout = self._sample(chosen)
+        rollouts = self._sample(step, draws, rows)
         sampled = time.perf_counter()
-        batch = self._weight(rollout, chosen, self._score(rollout, chosen))
+        sources = {name: self._score(rollout, rows) for name, rollout in rollouts.items()}
+        if draws.cached is not None:
+            sources["cached"] = self._from_cache(step, draws.cached, rows)
         scored = time.perf_counter()
-        loss, kl = self._learn(batch)
-        learning_rate = self._schedule.get_last_lr()[0]
-        grad_norm = self._update(step, loss)
-        return StepMetrics(
-            step=step,
-            phase="on-policy",
-            loss=loss,
-            reward=float(batch.reward_B.mean()),
-            log_cdf=float(batch.log_cdf_B.mean()),
-            kl_nats=kl,
-            response_tokens=float(rollout.mask_BT.sum(1).float().mean()),
-            grad_norm=grad_norm,
-            learning_rate=learning_rate,
-            sample_s=sampled - begun,
-            score_s=scored - sampled,
-            learn_s=time.perf_counter() - scored,
-        )
+        learning_rate = scheduled_learning_rate(step, self.options)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        totals = self._learn(step, objective, sources, len(rows))
+        if draws.anchor == "moving":
+            self._move_anchor(draws.anchor_rate)
+        return self._metrics(
+            step, "warm-start" if warm else "main", totals, sources, learning_rate,
+            (sampled - begun, scored - sampled, time.perf_counter() - scored),
+        )  # fmt: skip
 
-    def _update(self, step: int, loss: float) -> float:
-        """Clip, step and move the schedule; the gradient norm before clipping."""
-        grad_norm = float(
-            self.accelerator.clip_grad_norm_(self.policy.parameters(), self.options.max_grad_norm)
+    @torch.no_grad()
+    def kl_from_reference(self, num_prompts: int = 16, num_samples: int = 4) -> float:
+        """Rao-Blackwellised KL(q || p) in nats on a few training prompts: is the run still sane?"""
+        rows = list(range(min(num_prompts, len(self._cache))))
+        rollout = self._generator.sample(
+            self.unwrapped,
+            [self._cache.prompt_ids(row) for row in rows],
+            num_samples,
+            [seed_of(f"probe:{self.options.seed}:{row}") for row in rows],
         )
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            raise DataError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}: the run diverged; lower "
-                "the learning rate"
-            )
-        self._optimizer.step()
-        self._schedule.step()
-        return grad_norm
+        terms = terms_of(self._logits(self.unwrapped), self._logits(self._reference), rollout)
+        return float(terms.kl_BT.sum(1).mean())
 
-    def _seed(self, step: int) -> None:
-        process = self.accelerator.process_index
-        torch.manual_seed(
-            int(np.random.default_rng([self.options.seed, step, process]).integers(2**62))
-        )
-
-    def _choose_prompts(self, step: int) -> list[tuple[Prompt, list[int]]]:
-        """This process's share of the step's prompts, the same draw on every process."""
+    def _choose_prompts(self, step: int) -> list[tuple[int, int]]:
+        """(place in the step, row of the cache) of this process's share; the draw is the same on all."""
         rng = np.random.default_rng([self.options.seed, step])
         count = self.options.prompts_per_step
         picks: list[int] = []
         while len(picks) < count:  # a small prompt set is gone through more than once
-            picks.extend(int(i) for i in rng.permutation(len(self._prompts)))
-        share = picks[:count][self.accelerator.process_index :: self.accelerator.num_processes]
-        return [self._prompts[i] for i in share]
+            picks.extend(int(i) for i in rng.permutation(len(self._cache)))
+        places = list(enumerate(picks[:count]))
+        share = count // self.accelerator.num_processes
+        first = self.accelerator.process_index * share
+        return places[first : first + share]
 
-    def _choose_examples(self, step: int) -> list[Example]:
-        """This process's share of a batch; every example once an epoch, in an order of its own."""
-        size = self.options.prompts_per_step * self.options.samples_per_prompt
-        count = len(self._examples)
-        picks = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, place = divmod(position, count)
-            picks.append(self._examples[self._epoch_order(epoch)[place]])
-        return picks[self.accelerator.process_index :: self.accelerator.num_processes]
+    def _seed(self, step: int, place: int, source: Source) -> int:
+        return seed_of(f"{self.options.seed}:{step}:{place}:{source}")
 
-    def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
-        if self._order is None or self._order[0] != epoch:
-            rng = np.random.default_rng([self.options.seed, epoch, len(self._examples)])
-            self._order = (epoch, rng.permutation(len(self._examples)))
-        return self._order[1]
+    def _sample(
+        self, step: int, draws: Draws, rows: Sequence[tuple[int, int]]
+    ) -> dict[Source, Rollout]:
+        prompts = [self._cache.prompt_ids(row) for _, row in rows]
+        rollouts: dict[Source, Rollout] = {}
+        if draws.policy:
+            rollouts["policy"] = self._generator.sample(
+                self.unwrapped,
+                prompts,
+                self.options.samples_per_prompt,
+                [self._seed(step, place, "policy") for place, _ in rows],
+            )
+        if draws.anchor_samples:
+            rollouts["anchor"] = self._generator.sample(
+                self._anchor,
+                prompts,
+                draws.anchor_samples,
+                [self._seed(step, place, "anchor") for place, _ in rows],
+            )
+        return rollouts
 
-    def _sample(self, chosen: list[tuple[Prompt, list[int]]]) -> Rollout:
-        return sample_responses(
-            self._unwrapped,
-            self._tokenizer,
-            [ids for _, ids in chosen],
-            num_samples=self.options.samples_per_prompt,
-            max_new_tokens=self.options.max_new_tokens,
-            temperature=self.options.temperature,
-        )
-
-    def _score(self, rollout: Rollout, chosen: list[tuple[Prompt, list[int]]]) -> list[float]:
-        group = self.options.samples_per_prompt
+    def _score(self, rollout: Rollout, rows: Sequence[tuple[int, int]]) -> Drawn:
+        group = len(rollout.mask_BT) // len(rows)
         texts = rollout.texts(self._tokenizer)
-        items = [Scorable(chosen[i // group][0], text) for i, text in enumerate(texts)]
+        prompts = [self._cache.prompt(row) for _, row in rows]
+        items = [Scorable(prompts[i // group], text) for i, text in enumerate(texts)]
         rewards = self._reward.score(items)
         missing = [item.completion for item, r in zip(items, rewards, strict=True) if r is None]
         if missing:
@@ -265,59 +301,193 @@ class OnPolicyTrainer:
                 f"{len(missing)} of {len(items)} samples have no finite reward, the first "
                 f"{missing[0][:80]!r}; training cannot leave samples out without a bias"
             )
-        return [float(r) for r in rewards if r is not None]
+        return self._drawn(rollout, rows, [float(r) for r in rewards if r is not None], None)
 
-    def _weight(
-        self, rollout: Rollout, chosen: list[tuple[Prompt, list[int]]], rewards: list[float]
-    ) -> Batch:
-        group = self.options.samples_per_prompt
-        by_prompt = np.asarray(rewards).reshape(len(chosen), group)
-        log_cdf = np.concatenate(
-            [
-                self._cache.log_cdf(prompt.key, row)
-                for (prompt, _), row in zip(chosen, by_prompt, strict=True)
-            ]
-        )
+    def _from_cache(self, step: int, draw: CachedDraw, rows: Sequence[tuple[int, int]]) -> Drawn:
+        count = self.options.samples_per_prompt
+        prompts, responses, rewards, reference = [], [], [], []
+        for place, row in rows:
+            of_prompt = self._cache.rewards(row)
+            rng = np.random.default_rng(self._seed(step, place, "cached"))
+            picks = draw_indices(draw, of_prompt, count, rng)
+            prompts += [self._cache.prompt_ids(row)] * count
+            responses += [self._cache.response(row, index) for index in picks]
+            rewards += [float(of_prompt[index]) for index in picks]
+            if draw.ref_logprob:
+                known = self._cache.ref_logprob(row)
+                assert known is not None, "the run prepares log p before it trains"
+                reference += [float(known[index]) for index in picks]
+        device = self.accelerator.device
+        rollout = rollout_of(prompts, responses, self._tokenizer, device)
+        return self._drawn(
+            rollout, rows, rewards,
+            torch.tensor(reference, device=device) if draw.ref_logprob else None,
+        )  # fmt: skip
+
+    def _drawn(
+        self,
+        rollout: Rollout,
+        rows: Sequence[tuple[int, int]],
+        rewards: list[float],
+        reference: torch.Tensor | None,
+    ) -> Drawn:
+        group = len(rewards) // len(rows)
+        by_prompt = np.asarray(rewards).reshape(len(rows), group)
         device = rollout.mask_BT.device
-        return Batch(
-            rollout,
-            torch.tensor(rewards, dtype=torch.float32, device=device),
-            torch.tensor(log_cdf, dtype=torch.float32, device=device),
+
+        def ranks(inclusive: bool) -> torch.Tensor:
+            values = [
+                self._cache.log_cdf(row, of_prompt, inclusive=inclusive)
+                for (_, row), of_prompt in zip(rows, by_prompt, strict=True)
+            ]
+            return torch.tensor(np.concatenate(values), dtype=torch.float32, device=device)
+
+        reward = torch.tensor(rewards, dtype=torch.float32, device=device)
+        return Drawn(rollout, group, reward, ranks(False), ranks(True), reference)
+
+    def _learn(
+        self, step: int, objective: Objective, sources: Sources, num_prompts: int
+    ) -> _Totals:
+        """The updates of a step, each on its own share of the prompts, by micro-batches."""
+        totals = _Totals()
+        updates = objective.draws.updates
+        share = num_prompts // updates
+        for update in range(updates):
+            self._optimizer.zero_grad()
+            loss = 0.0
+            first = update * share
+            for start, stop, last in self._micro_batches(sources, first, first + share):
+                weight = (stop - start) / share
+                with nullcontext() if last else self.accelerator.no_sync(self.policy):
+                    part = {name: drawn.of_prompts(start, stop) for name, drawn in sources.items()}
+                    batch = self._forward(objective, part)
+                    value = objective.loss(batch)
+                    self.accelerator.backward(value * weight)
+                loss += float(value.detach()) * weight
+                if batch.policy is not None and batch.policy.kl_BT is not None:
+                    kl = float(batch.policy.kl_BT.detach().sum(1).mean())
+                    totals.kl = (totals.kl or 0.0) + kl * weight / updates
+            totals.grad_norm = self._update(step, loss)
+            totals.loss += loss / updates
+        return totals
+
+    def _micro_batches(
+        self, sources: Sources, first: int, end: int
+    ) -> Iterator[tuple[int, int, bool]]:
+        rows_per_prompt = sum(drawn.group_size for drawn in sources.values())
+        size = max(1, self.options.micro_batch_size // rows_per_prompt)
+        for start in range(first, end, size):
+            stop = min(start + size, end)
+            yield start, stop, stop == end
+
+    def _update(self, step: int, loss: float) -> float:
+        """Clip and step; the gradient norm before clipping."""
+        grad_norm = float(
+            self.accelerator.clip_grad_norm_(self.policy.parameters(), self.options.max_grad_norm)
+        )
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise DivergedError(f"step {step}: loss {loss}, gradient norm {grad_norm}")
+        self._optimizer.step()
+        return grad_norm
+
+    def _logits(self, model: Any) -> Any:
+        def logits(part: Rollout) -> torch.Tensor:
+            # Policy and anchor under the same rounding: equal weights must give a KL of zero.
+            with self.accelerator.autocast():
+                return response_logits(model, part, self.options.temperature)
+
+        return logits
+
+    def _forward(self, objective: Objective, sources: Sources) -> StepBatch:
+        """Run the models over the sequences; the policy's own samples against the anchor too."""
+        parts: dict[str, Samples] = {}
+        moving = objective.draws.anchor == "moving"
+        for name, drawn in sources.items():
+            kl = reference = None
+            if name == "policy":
+                terms = terms_of(
+                    self._logits(self.policy), self._logits(self._anchor), drawn.rollout
+                )
+                logprob, kl = terms.logprob_BT, terms.kl_BT
+                # Against a moving anchor log p of the reference is not computed: nothing uses it.
+                reference = None if moving else terms.ref_logprob_BT.sum(1)
+            else:
+                logprob = logprobs_of(self._logits(self.policy), drawn.rollout)
+                reference = drawn.ref_logprob_B
+            sampled = drawn.rollout.sampled_logprob_BT
+            parts[name] = Samples(
+                logprob_BT=logprob,
+                mask_BT=drawn.rollout.mask_BT,
+                group_size=drawn.group_size,
+                reward_B=drawn.reward_B,
+                log_cdf_B=drawn.log_cdf_B,
+                log_cdf_le_B=drawn.log_cdf_le_B,
+                ref_logprob_B=reference,
+                kl_BT=kl,
+                sampled_logprob_B=None if sampled is None else sampled.sum(1),
+            )
+        return StepBatch(**parts)
+
+    @torch.no_grad()
+    def _move_anchor(self, rate: float) -> None:
+        for anchor, current in zip(
+            self._anchor.parameters(), self.unwrapped.parameters(), strict=True
+        ):
+            if current.requires_grad:
+                anchor.lerp_(current.to(anchor), rate)
+
+    def _metrics(
+        self,
+        step: int,
+        phase: Phase,
+        totals: _Totals,
+        sources: Sources,
+        learning_rate: float,
+        seconds: tuple[float, float, float],
+    ) -> StepMetrics:
+        """Means and sums over processes."""
+        own = sources.get("policy")
+        fresh = [drawn for name, drawn in sources.items() if name != "cached"]
+        every = list(sources.values())
+
+        def tokens(drawn: list[Drawn]) -> float:
+            return float(sum(int(d.rollout.mask_BT.sum()) for d in drawn))
+
+        def rows(drawn: list[Drawn]) -> float:
+            return float(sum(len(d.reward_B) for d in drawn))
+
+        mean = self._reduced("mean", totals.loss, totals.kl, _mean(own and own.reward_B),
+                             _mean(own and own.log_cdf_B), tokens(every) / rows(every))  # fmt: skip
+        total = self._reduced("sum", rows(fresh), tokens(fresh), rows(every))
+        loss, kl, reward, log_cdf, length = mean
+        return StepMetrics(
+            step=step,
+            phase=phase,
+            loss=float(loss or 0.0),
+            reward=reward,
+            log_cdf=log_cdf,
+            kl_nats=kl,
+            response_tokens=float(length or 0.0),
+            grad_norm=totals.grad_norm,
+            learning_rate=learning_rate,
+            samples_drawn=round(total[0] or 0),
+            tokens_drawn=round(total[1] or 0),
+            sequences_trained=round(total[2] or 0),
+            sample_s=seconds[0],
+            score_s=seconds[1],
+            learn_s=seconds[2],
         )
 
-    def _learn(self, batch: Batch) -> tuple[float, float]:
-        """Accumulate gradients over micro-batches of whole groups; mean loss and KL."""
-        total, size = len(batch.reward_B), self.options.micro_batch_size
-        self._optimizer.zero_grad()
-        loss_sum = kl_sum = 0.0
-        for start in range(0, total, size):
-            rows = slice(start, min(start + size, total))
-            last = rows.stop == total
-            with nullcontext() if last else self.accelerator.no_sync(self.policy):
-                terms = self._terms(batch.rollout.rows(rows))
-                reward = self._objective.sequence_reward(
-                    ScoredBatch(
-                        log_cdf_B=batch.log_cdf_B[rows],
-                        reward_B=batch.reward_B[rows],
-                        ref_logprob_B=terms.ref_logprob_BT.sum(1),
-                    )
-                )
-                loss = policy_gradient_loss(
-                    terms, reward, self._objective.kl_coefficient, self.options.samples_per_prompt
-                )
-                share = (rows.stop - rows.start) / total
-                self.accelerator.backward(loss * share)
-            loss_sum += float(loss.detach()) * share
-            kl_sum += float(terms.kl_BT.detach().sum(1).mean()) * share
-        return loss_sum, kl_sum
+    def _reduced(self, how: str, *values: float | None) -> list[float | None]:
+        """Each value over all processes; ``None`` stays ``None``."""
+        known = torch.tensor(
+            [0.0 if value is None else value for value in values],
+            dtype=torch.float64 if self.accelerator.device.type != "mps" else torch.float32,
+            device=self.accelerator.device,
+        )
+        together = self.accelerator.reduce(known, reduction=how).tolist()
+        return [None if v is None else t for v, t in zip(values, together, strict=True)]
 
-    def _terms(self, rollout: Rollout) -> TokenTerms:
-        temperature = self.options.temperature
 
-        def policy(part: Rollout) -> torch.Tensor:
-            return response_logits(self.policy, part, temperature)
-
-        def reference(part: Rollout) -> torch.Tensor:
-            return response_logits(self._reference, part, temperature)
-
-        return terms_of(policy, reference, rollout)
+def _mean(values: torch.Tensor | None) -> float | None:
+    return None if values is None else float(values.mean())

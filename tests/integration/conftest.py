@@ -12,7 +12,8 @@ pytest.importorskip("torch")
 from bestofn.engine import Engine
 from service.runtime import Runtime
 from service.settings import ServiceSettings
-from training.configs import SampleConfig, SandboxConfig, VbonConfig
+from training.configs import SampleConfig, SandboxConfig, TrainConfig
+from training.objective_config import train_config_type
 
 
 def sample_config(sandbox: Path, out: Path, **changes: object) -> SampleConfig:
@@ -28,23 +29,27 @@ def sample_config(sandbox: Path, out: Path, **changes: object) -> SampleConfig:
     return SampleConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def vbon_config(sandbox: Path, out: Path, **changes: object) -> VbonConfig:
+def train_config(
+    sandbox: Path, out: Path, objective: str = "vbon", **changes: object
+) -> TrainConfig:
     values: dict[str, object] = {
         "policy": str(sandbox / "policy"),
         "reward": str(sandbox / "reward"),
         "cache": sandbox / "cache.jsonl",
         "heldout": sandbox / "prompts" / "heldout.jsonl",
         "out": out,
-        "num_samples": 4,
         "steps": 4,
         "prompts_per_step": 4,
         "samples_per_prompt": 4,
         "micro_batch_size": 16,
         "max_new_tokens": 12,
-        "warm_start_epochs": 0.5,
+        "warm_start_steps": 3,
         "checkpoint_every": 2,
     }
-    return VbonConfig(**{**values, **changes})  # type: ignore[arg-type]
+    config_type = train_config_type(objective)
+    if "num_samples" in config_type.model_fields:
+        values["num_samples"] = 4
+    return config_type(**{**values, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
@@ -65,25 +70,23 @@ def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vbon_checkpoint(sandbox: Path) -> Path:
-    from training.vbon import train_vbon
+    from training.run import train
 
     out = sandbox / "vbon"
-    train_vbon(vbon_config(sandbox, out))
+    train("vbon", train_config(sandbox, out))
     return out
 
 
 @pytest.fixture(scope="session")
 def lora_checkpoint(sandbox: Path) -> Path:
     """Tuned hard enough that it cannot be mistaken for the reference."""
-    from training.vbon import train_vbon
+    from training.run import train
 
     out = sandbox / "lora"
-    train_vbon(
-        vbon_config(
-            sandbox, out, lora_rank=8, steps=3, learning_rate=2e-2, warm_start_epochs=0,
-            heldout=None,
-        )
-    )  # fmt: skip
+    config = train_config(
+        sandbox, out, lora_rank=8, steps=3, learning_rate=2e-2, warm_start_steps=0, heldout=None
+    )
+    train("vbon", config)
     return out
 
 

@@ -22,15 +22,21 @@ from bestofn.checkpoints import check_checkpoint  # noqa: E402
 from bestofn.errors import CheckpointError, DataError, ExportError, RewardError  # noqa: E402
 from bestofn.prompts import Prompt  # noqa: E402
 from bestofn.rewards import Scorable, open_reward_model  # noqa: E402
-from tests.integration.conftest import sample_config, vbon_config  # noqa: E402
-from training.cache import RewardCache, read_samples  # noqa: E402
+from tests.integration.conftest import sample_config, train_config  # noqa: E402
+from training.cache import RewardCache  # noqa: E402
 from training.configs import EvaluateConfig, SandboxConfig  # noqa: E402
 from training.evaluate import evaluate_checkpoints  # noqa: E402
 from training.policies import load_policy  # noqa: E402
-from training.rollout import response_logits, sample_responses, terms_of  # noqa: E402
+from training.rollout import (  # noqa: E402
+    Rollout,
+    logprobs_of,
+    response_logits,
+    sample_responses,
+    terms_of,
+)
+from training.run import state_path, train  # noqa: E402
 from training.sample import build_cache  # noqa: E402
 from training.sandbox.build import build_sandbox  # noqa: E402
-from training.vbon import state_path, train_vbon  # noqa: E402
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -86,14 +92,20 @@ def test_sandbox_again_keeps_what_is_whole_and_mends_what_is_not(sandbox: Path, 
 
 
 def test_cache_has_m_scored_samples_a_prompt(sandbox: Path) -> None:
-    cache = RewardCache.load(sandbox / "cache.jsonl")
+    tokenizer = load_policy(str(sandbox / "policy"))[1]
+    cache = RewardCache.open(sandbox / "cache.jsonl", tokenizer, max_new_tokens=12)
     assert (len(cache), cache.smallest) == (6, 32)
+    first = read_jsonl(sandbox / "cache.jsonl")[0]
     reward = open_reward_model(str(sandbox / "reward"))
     reward.load()
-    first = next(read_samples(sandbox / "cache.jsonl"))
-    items = [Scorable(Prompt(text=first.prompt), text) for text in first.responses]
-    np.testing.assert_allclose(reward.score(items), first.rewards, atol=1e-4)
-    assert first.truncated is not None
+    items = [Scorable(cache.prompt(0), text) for text in first["responses"]]
+    np.testing.assert_allclose(reward.score(items), cache.rewards(0), atol=1e-4)
+    # The ids are those that were drawn, so they spell the text and end as the reason says.
+    drawn = zip(cache.responses(0), first["responses"], first["finish_reasons"], strict=True)
+    for ids, text, reason in drawn:
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert (ids[-1] == tokenizer.eos_token_id) == (reason == "stop")
+        assert reason == "stop" or len(ids) == 12
 
 
 def test_sampling_resumes_after_a_torn_line(sandbox: Path, tmp_path: Path) -> None:
@@ -133,9 +145,9 @@ def test_vbon_writes_a_loadable_checkpoint_with_a_full_card(vbon_checkpoint: Pat
     assert 0 <= record["heldout"]["win_rate"]["mean"] <= 1
     history = read_jsonl(vbon_checkpoint / "history.jsonl")
     phases = [row["phase"] for row in history]
-    assert phases == sorted(phases, reverse=True)
-    assert phases.count("on-policy") == 4
-    assert phases.count("warm-start") > 0
+    assert phases == sorted(phases, reverse=True)  # "warm-start" before "main"
+    assert phases.count("main") == 4
+    assert phases.count("warm-start") == 3
     assert not state_path(vbon_checkpoint).exists()
 
 
@@ -143,10 +155,10 @@ def test_training_again_changes_nothing_and_other_settings_are_refused(
     sandbox: Path, vbon_checkpoint: Path
 ) -> None:
     before = (vbon_checkpoint / "model.safetensors").stat().st_mtime_ns
-    train_vbon(vbon_config(sandbox, vbon_checkpoint))
+    train("vbon", train_config(sandbox, vbon_checkpoint))
     assert (vbon_checkpoint / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="num_samples: 4 -> 8"):
-        train_vbon(vbon_config(sandbox, vbon_checkpoint, num_samples=8))
+        train("vbon", train_config(sandbox, vbon_checkpoint, num_samples=8))
 
 
 def test_a_killed_run_resumes_to_the_same_weights(
@@ -155,7 +167,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     """kill -9 as soon as the first resumable state is on disk, then run the same command again."""
     out = tmp_path / "vbon"
     flags = []
-    for name, value in vbon_config(sandbox, out).model_dump(mode="json").items():
+    for name, value in train_config(sandbox, out).model_dump(mode="json").items():
         if value is not None and not isinstance(value, bool):
             flags += [f"--{name.replace('_', '-')}", str(value)]
     command = [sys.executable, "-m", "training", "vbon", *flags]
@@ -182,8 +194,8 @@ def test_a_killed_run_resumes_to_the_same_weights(
 @pytest.mark.parametrize("bound", ["lower", "exact"])
 def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> None:
     out = tmp_path / "lora"
-    train_vbon(
-        vbon_config(sandbox, out, lora_rank=4, steps=2, warm_start_epochs=0, bound=bound,
+    train(
+        "vbon", train_config(sandbox, out, lora_rank=4, steps=2, warm_start_steps=0, bound=bound,
                     learning_rate=1e-2, heldout=None)
     )  # fmt: skip
     check_checkpoint(str(out / "adapter"), "adapter")
@@ -194,16 +206,16 @@ def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> 
 
 def test_a_cache_of_other_settings_or_models_is_refused(sandbox: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="max_new_tokens"):
-        train_vbon(vbon_config(sandbox, tmp_path / "v", max_new_tokens=20))
+        train("vbon", train_config(sandbox, tmp_path / "v", max_new_tokens=20))
     with pytest.raises(DataError, match="reward_revision"):
-        train_vbon(vbon_config(sandbox, tmp_path / "v", reward=str(sandbox / "gold")))
+        train("vbon", train_config(sandbox, tmp_path / "v", reward=str(sandbox / "gold")))
 
 
 def test_policy_and_reward_of_the_wrong_kind_are_refused(sandbox: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a causal language model"):
-        train_vbon(vbon_config(sandbox, tmp_path / "v", policy=str(sandbox / "reward")))
+        train("vbon", train_config(sandbox, tmp_path / "v", policy=str(sandbox / "reward")))
     with pytest.raises(CheckpointError, match="not a sequence classifier"):
-        train_vbon(vbon_config(sandbox, tmp_path / "v", reward=str(sandbox / "policy")))
+        train("vbon", train_config(sandbox, tmp_path / "v", reward=str(sandbox / "policy")))
 
 
 def test_a_full_disk_during_export_keeps_the_old_checkpoint(
@@ -214,14 +226,14 @@ def test_a_full_disk_during_export_keeps_the_old_checkpoint(
 
     out = tmp_path / "vbon"
     shutil.copytree(vbon_checkpoint, out)
-    config = vbon_config(sandbox, out, steps=1, warm_start_epochs=0, heldout=None, replace=True)
+    config = train_config(sandbox, out, steps=1, warm_start_steps=0, heldout=None, replace=True)
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
     with pytest.raises(ExportError, match=r"No space left .* untouched"):
-        train_vbon(config)
+        train("vbon", config)
     assert same(out, vbon_checkpoint)
     assert not list(tmp_path.glob(".vbon.partial*"))
 
@@ -230,8 +242,9 @@ def test_sampling_matches_the_policy_and_padding_changes_nothing(sandbox: Path) 
     """Log-probabilities recomputed from one prompt alone equal those of the mixed batch."""
     policy, tokenizer, _ = load_policy(str(sandbox / "policy"))
     prompts = [tokenizer(text)["input_ids"] for text in ("the film was", "in this old french")]
-    torch.manual_seed(0)
-    rollout = sample_responses(policy, tokenizer, prompts, num_samples=40, max_new_tokens=12)
+    rollout = sample_responses(
+        policy, tokenizer, prompts, num_samples=40, max_new_tokens=12, seeds=[0, 1]
+    )
     lengths = rollout.mask_BT.sum(1)
     assert int(lengths.min()) < int(lengths.max())  # rows left the batch at different steps
 
@@ -251,13 +264,35 @@ def test_sampling_matches_the_policy_and_padding_changes_nothing(sandbox: Path) 
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_prompts_samples_do_not_depend_on_its_batch(sandbox: Path) -> None:
+    """Alone, and in a batch of others: the same tokens, and the log-probabilities they were drawn with."""
+    policy, tokenizer, _ = load_policy(str(sandbox / "policy"))
+    texts = ("the film was", "in this old french", "i think that")
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+
+    def drawn(ids: list[list[int]], seeds: list[int]) -> Rollout:
+        return sample_responses(
+            policy, tokenizer, ids, num_samples=4, max_new_tokens=12, seeds=seeds
+        )
+
+    together, alone = drawn(prompts, [5, 6, 7]), drawn(prompts[1:2], [6])
+    theirs = together.rows(slice(4, 8))
+    width = alone.mask_BT.shape[1]
+    torch.testing.assert_close(theirs.response_BT[:, :width] * theirs.mask_BT[:, :width],
+                               alone.response_BT * alone.mask_BT)  # fmt: skip
+    recomputed = logprobs_of(lambda part: response_logits(policy, part), alone)
+    assert alone.sampled_logprob_BT is not None
+    torch.testing.assert_close(alone.sampled_logprob_BT, recomputed.detach(), atol=1e-4, rtol=1e-4)
+
+
 def test_sampler_draws_from_the_policy(sandbox: Path) -> None:
     """First-token frequencies against the exact distribution; chi-square, false alarm below 1e-4."""
     policy, tokenizer, _ = load_policy(str(sandbox / "policy"))
     ids = tokenizer("the film")["input_ids"]
-    torch.manual_seed(1)
     draws = 20_000
-    rollout = sample_responses(policy, tokenizer, [ids], num_samples=draws, max_new_tokens=1)
+    rollout = sample_responses(
+        policy, tokenizer, [ids], num_samples=draws, max_new_tokens=1, seeds=[1]
+    )
     with torch.no_grad():
         p = torch.softmax(policy(torch.tensor([ids])).logits[0, -1].double(), -1)
     counts = torch.bincount(rollout.response_BT[:, 0], minlength=len(p)).double()

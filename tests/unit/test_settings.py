@@ -8,7 +8,8 @@ import pytest
 
 from bestofn.config import USAGE_ERROR, Settings, load_settings
 from service.settings import ServiceSettings
-from training.configs import VbonConfig
+from training.configs import TrainConfig
+from training.objective_config import train_config_type
 
 
 def load(*arguments: str) -> ServiceSettings:
@@ -95,12 +96,14 @@ def test_training_takes_a_file_instead_of_flags_and_no_environment(
     config.write_text('num_samples = 4\nbound = "exact"\nheldout = "none.jsonl"\n')
     monkeypatch.setenv("STEPS", "7")
     loaded = load_settings(
-        VbonConfig, ["--config", str(config), "--steps", "9"], program="training vbon"
+        train_config_type("vbon"),
+        ["--config", str(config), "--steps", "9"],
+        program="training vbon",
     )
     assert (loaded.num_samples, loaded.bound, loaded.steps) == (4, "exact", 9)
     with pytest.raises(SystemExit):
-        load_settings(VbonConfig, ["--micro-batch-size", "30"], program="training vbon")
-    assert "multiple of samples_per_prompt 8" in capsys.readouterr().err
+        load_settings(train_config_type("vbon"), ["--num-samples", "1"], program="training vbon")
+    assert "N must be at least 2, got 1" in capsys.readouterr().err
 
 
 def test_settings_are_frozen() -> None:
@@ -115,4 +118,4 @@ def test_settings_are_frozen() -> None:
 
 def test_none_switches_an_optional_model_off() -> None:
     assert load("--reward", "none").reward is None
-    assert load_settings(VbonConfig, ["--heldout", "none"], program="x").heldout is None
+    assert load_settings(TrainConfig, ["--heldout", "none"], program="x").heldout is None

@@ -4,54 +4,63 @@ With F the strict reward cdf under the reference p, equation (b) of the BoN dist
 
     -KL(q || p_bon) = E_q[log sum_{i=1..N} C(N, i) F^(N-i) p^i] + H(q)
                     = E_q[log sum_{i=1..N} C(N, i) F^(N-i) p^(i-1)] - KL(q || p)        (exact)
-                   >= log N + (N-1) E_q[log F] - KL(q || p)                             (keep i = 1)
+                   >= log N + (N-1) E_q[log F] - KL(q || p)                             (lower)
+                   >= gamma E_q[log F] - alpha H(q) - beta KL(q || p)                   (l1)
 
-Both are KL-regularised RL. They are divided by N - 1 here, which changes no optimum and keeps the
-reward's scale independent of N; so beta = 1/(N-1) in both (the official code's 1/N reward beside
-a beta of 1/(N-1) optimises something else). Binomials stay in log space: float(comb) overflows past
-N of about 1030. F is estimated from M cached reference rewards; ties share the strict rank.
+``lower`` keeps i = 1 alone. ``l1`` is the paper's bound, gamma = N(N-1)/2, alpha = (N+2)(N-1)/2,
+beta = N(N+1)/2. As -alpha H(q) - beta KL = (beta - 1) E_q[log p] - KL(q || p), since beta - alpha = 1
+(derived; checked by enumeration), it too is KL-regularised RL, with log p in the reward: it pays
+(N+2)/2 nats for every nat of likelihood and collapses onto likely texts.
+
+All are divided by N - 1 here, which changes no optimum and keeps the reward's scale independent of N;
+so the KL's weight is 1/(N-1) in all (the official code's 1/N reward beside a beta of 1/(N-1) optimises
+something else). Binomials stay in log space: float(comb) overflows past N of about 1030. F is
+estimated from M cached reference rewards; ties share the strict rank.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
+from pydantic import Field
 
 from bestofn.curves import log_comb
-from bestofn.errors import InvalidInputError
-from training.objectives.protocol import ScoredBatch
+from training.objectives.protocol import Samples, required
+from training.objectives.regularised_rl import RegularisedRL
+from training.objectives.settings import BestOfN
+
+if TYPE_CHECKING:
+    import torch
 
 
-class VbonLowerBound:
-    """The i = 1 lower bound, ``log F - KL / (N-1)``: the paper's simplified objective."""
+class Vbon(BestOfN, RegularisedRL):
+    """Fine-tune the reference policy to answer once what best-of-N answers with N samples.
 
-    def __init__(self, num_samples: int) -> None:
-        if num_samples < 2:
-            raise InvalidInputError(
-                f"N must be at least 2, got {num_samples}: best-of-1 is the reference policy itself",
-                field="num_samples",
-            )
-        self.num_samples = num_samples
+    Minimises KL(q || p_bon) (arXiv 2407.06057) with on-policy samples.
+    """
+
+    title: ClassVar[str] = "vBoN"
+    source: ClassVar[str] = "Variational Best-of-N Alignment, arXiv 2407.06057"
+    strict_order: ClassVar[bool] = True
+
+    bound: Literal["lower", "exact", "l1"] = Field(
+        "lower", description="i = 1 lower bound, the exact sum over i, or the paper's L1"
+    )
 
     @property
     def kl_coefficient(self) -> float:
         """``1 / (N-1)``."""
         return 1.0 / (self.num_samples - 1)
 
-    def sequence_reward(self, batch: ScoredBatch) -> torch.Tensor:
-        """``log F^``."""
-        return batch.log_cdf_B
-
-
-class VbonExact(VbonLowerBound):
-    """The exact objective: every i. Differs from the bound where N p(y) is not small."""
-
-    def sequence_reward(self, batch: ScoredBatch) -> torch.Tensor:
-        """``log(sum_i C(N,i) F^(N-i) p^(i-1)) / (N-1)``, by log-sum-exp."""
-        return exact_log_weight(batch.log_cdf_B, batch.ref_logprob_B, self.num_samples) / (
-            self.num_samples - 1
-        )
+    def sequence_reward(self, samples: Samples) -> torch.Tensor:
+        """``log F^``, the exact log-weight, or the L1 reward; each divided by N - 1."""
+        n = self.num_samples
+        if self.bound == "lower":
+            return samples.log_cdf_B
+        if self.bound == "l1":
+            return (n * samples.log_cdf_B + (n + 2) * required(samples.ref_logprob_B)) / 2
+        return exact_log_weight(samples.log_cdf_B, required(samples.ref_logprob_B), n) / (n - 1)
 
 
 def exact_log_weight(
@@ -60,6 +69,8 @@ def exact_log_weight(
     num_samples: int,
 ) -> torch.Tensor:
     """``log(p_bon(y) / p(y)) = log sum_i C(N,i) F^(N-i) p^(i-1)`` in nats, shape ``(B,)``."""
+    import torch
+
     i = torch.arange(1, num_samples + 1, dtype=torch.float64)
     log_binomial = torch.tensor([log_comb(num_samples, int(k)) for k in i], dtype=torch.float64)
     log_cdf = log_cdf_B.double().cpu()[:, None]

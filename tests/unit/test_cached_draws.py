@@ -1,0 +1,75 @@
+"""Which cached samples a step takes, against enumeration of subsets."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from bestofn.curves import selection_weights
+from bestofn.errors import DataError
+from training.cached_draws import draw_indices
+from training.objectives.protocol import CachedDraw
+
+REWARDS = np.array([0.5, -1.0, 2.0, 0.0, 1.5, 1.0])
+
+
+def frequencies(draw: CachedDraw, rounds: int, count: int) -> np.ndarray:
+    found = np.zeros(len(REWARDS))
+    for seed in range(rounds):
+        for index in draw_indices(draw, REWARDS, count, np.random.default_rng(seed)):
+            found[index] += 1
+    return found / found.sum()
+
+
+def test_best_comes_as_often_as_the_best_of_n_is_it() -> None:
+    """6,000 draws; systematic resampling only lowers the spread of a binomial, so 5 sigma is < 1e-6."""
+    expected = np.zeros(6)
+    for subset in itertools.combinations(range(6), 3):
+        expected[max(subset, key=lambda i: REWARDS[i])] += 1 / 20
+    np.testing.assert_allclose(selection_weights(REWARDS, 3), expected)
+    found = frequencies(CachedDraw("best", 3), 1500, 4)
+    sigma = np.sqrt(expected * (1 - expected) / 6000)
+    assert (np.abs(found - expected) <= 5 * sigma + 1e-12).all()
+
+
+def test_best_is_spread_evenly_over_a_draw() -> None:
+    """Each sample comes floor or ceil of count times its probability: that is systematic resampling."""
+    weights = selection_weights(REWARDS, 2)
+    picks = draw_indices(CachedDraw("best", 2), REWARDS, 10, np.random.default_rng(3))
+    counts = np.bincount(picks, minlength=6)
+    assert (np.abs(counts - 10 * weights) < 1).all()
+
+
+def test_best_and_worst_are_of_one_subset() -> None:
+    joint = np.zeros((6, 6))
+    for subset in itertools.combinations(range(6), 3):
+        best = max(subset, key=lambda i: REWARDS[i])
+        worst = min(subset, key=lambda i: REWARDS[i])
+        joint[best, worst] += 1 / 20
+    found = np.zeros((6, 6))
+    for seed in range(3000):
+        picks = draw_indices(CachedDraw("best-worst", 3), REWARDS, 4, np.random.default_rng(seed))
+        for best, worst in zip(picks[::2], picks[1::2], strict=True):
+            found[best, worst] += 1 / 6000
+    # 5.5 sigma over 36 cells: false alarm below 2e-6
+    assert (np.abs(found - joint) <= 5.5 * np.sqrt(joint * (1 - joint) / 6000) + 1e-12).all()
+
+
+def test_uniform_takes_no_sample_twice() -> None:
+    picks = draw_indices(CachedDraw("uniform"), REWARDS, 6, np.random.default_rng(0))
+    assert sorted(picks) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("draw", "words"),
+    [
+        (CachedDraw("best", 7), "6 cached samples where 7 are needed.*lower N"),
+        (CachedDraw("best-worst", 7), "lower N"),
+        (CachedDraw("uniform"), "lower samples_per_prompt"),
+    ],
+)
+def test_too_few_samples_are_refused(draw: CachedDraw, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        draw_indices(draw, REWARDS, 8 if draw.kind == "uniform" else 2, np.random.default_rng(0))

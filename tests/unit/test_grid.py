@@ -1,0 +1,77 @@
+"""Sweep grids: what an entry means, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bestofn.errors import InvalidInputError
+from training.configs import DEFAULT_GRID, SweepConfig
+from training.grid import cells
+from training.objectives import OBJECTIVES
+
+
+def sweep(*grid: str, **changes: object) -> SweepConfig:
+    return SweepConfig(grid=list(grid), **changes)  # type: ignore[arg-type]
+
+
+def test_an_entry_gives_a_cell_a_value_and_seed() -> None:
+    made = cells(sweep("vbon: num_samples=2 16", seeds=[0, 7], out=Path("s")))
+    assert [(c.value, c.seed) for c in made] == [(2, 0), (16, 0), (2, 7), (16, 7)]
+    assert made[1].config.num_samples == 16  # type: ignore[attr-defined]
+    assert made[3].directory == Path("s/cells/vbon-num_samples=16-seed=7")
+    assert made[3].config.seed == 7
+
+
+def test_a_variant_names_its_objective_and_settings() -> None:
+    (cell,) = cells(sweep("vbon, l1=vbon: num_samples=4; bound=l1; learning_rate=3e-4", seeds=[0]))
+    assert (cell.variant, cell.objective) == ("vbon, l1", "vbon")
+    assert cell.config.bound == "l1"  # type: ignore[attr-defined]
+    assert cell.config.learning_rate == 3e-4
+
+
+def test_settings_of_the_sweep_reach_every_cell_and_an_entrys_own_win() -> None:
+    first, second = cells(
+        sweep("dpo: beta=0.1", "bonbon: num_samples=4; learning_rate=1e-3", seeds=[0],
+              learning_rate=5e-5, prompts_per_step=8)
+    )  # fmt: skip
+    assert (first.config.learning_rate, second.config.learning_rate) == (5e-5, 1e-3)
+    assert first.config.prompts_per_step == second.config.prompts_per_step == 8
+
+
+def test_a_warm_start_is_paid_from_the_same_budget_of_steps() -> None:
+    warm, cold = cells(
+        sweep("w=vbon: num_samples=4; warm_start_steps=15", "vbon: num_samples=4; warm_start_steps=0",
+              seeds=[0], steps=40)
+    )  # fmt: skip
+    assert (warm.config.warm_start_steps, warm.config.steps) == (15, 25)
+    assert (cold.config.warm_start_steps, cold.config.steps) == (0, 40)
+
+
+def test_the_default_grid_has_every_objective() -> None:
+    assert {cell.objective for cell in cells(sweep(*DEFAULT_GRID))} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("vbon", "is not 'NAME"),
+        ("vbon: num_samples", "is not 'NAME"),
+        ("nothing: beta=1", "no objective 'nothing'; there are vbon"),
+        ("vbon: beta=1", "vbon has no setting beta"),
+        ("vbon: num_samples=4; tea=1", "vbon has no setting tea"),
+        ("vbon: num_samples=4; bound", "is no SETTING=VALUE"),
+        ("vbon: num_samples=1", "at least 2, got 1"),
+        ("dpo: beta=-1", "greater than 0"),
+        ("vbon: num_samples=4; warm_start_steps=40", "steps"),
+    ],
+)
+def test_a_bad_entry_is_named(entry: str, words: str) -> None:
+    with pytest.raises(InvalidInputError, match=words):
+        cells(sweep(entry, steps=40))
+
+
+def test_two_cells_of_one_name_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="twice; name variants apart"):
+        cells(sweep("dpo: beta=0.1 0.3", "dpo: beta=0.3; num_samples=8"))

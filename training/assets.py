@@ -1,0 +1,174 @@
+"""What a training run works with, loaded once; a sweep shares it among its cells."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bestofn.checkpoints import check_checkpoint
+from bestofn.errors import DataError
+from bestofn.prompts import Prompt
+from bestofn.rewards import RewardModel, open_reward_model
+from training.cache import RewardCache
+from training.configs import TrainConfig
+from training.measure import Measurer, PromptSamples
+from training.policies import load_policy
+from training.prompts import encode_prompts, read_prompts
+from training.records import read_record
+from training.sample import meta_path
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Assets:
+    """Models and data of a run; heavy ones are loaded at first use.
+
+    Attributes:
+        config: where everything is; settings of the objective are not looked at.
+        heldout_limit: most held-out prompts to measure on.
+        reference_samples: samples of the reference a held-out prompt.
+        policy_samples: samples of a tuned policy a held-out prompt.
+    """
+
+    config: TrainConfig
+    heldout_limit: int
+    reference_samples: int
+    policy_samples: int
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Fingerprints of policy, reward model and cache.
+
+        Raises:
+            CheckpointError, DataError: something is missing or of the wrong kind.
+        """
+        config = self.config
+        if not config.cache.is_file():
+            raise DataError(f"reward cache {config.cache} does not exist; make it with `sample`")
+        return {
+            "policy_revision": check_checkpoint(config.policy, "causal-lm").revision,
+            "reward_revision": self._unloaded_reward.revision,
+            "cache_sha256": file_digest(config.cache),
+        }
+
+    @cached_property
+    def _unloaded_reward(self) -> RewardModel:
+        return self._open(self.config.reward)
+
+    @cached_property
+    def _unloaded_gold(self) -> RewardModel | None:
+        return None if self.config.gold is None else self._open(self.config.gold)
+
+    def _open(self, spec: str) -> RewardModel:
+        return open_reward_model(
+            spec,
+            trust_remote_code=self.config.trust_remote_code,
+            batch_size=self.config.reward_batch_size,
+        )
+
+    @cached_property
+    def reward(self) -> RewardModel:
+        """The reward model, loaded."""
+        self._unloaded_reward.load()
+        return self._unloaded_reward
+
+    @cached_property
+    def gold(self) -> RewardModel | None:
+        """The gold reward model, loaded."""
+        if self._unloaded_gold is not None:
+            self._unloaded_gold.load()
+        return self._unloaded_gold
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        policy, tokenizer, _ = load_policy(
+            self.config.policy,
+            dtype="float32",
+            trust_remote_code=self.config.trust_remote_code,
+        )
+        return policy.requires_grad_(False), tokenizer
+
+    @property
+    def reference(self) -> Any:
+        """The frozen reference policy."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return self._loaded[1]
+
+    @cached_property
+    def cache(self) -> RewardCache:
+        """The reward cache, checked to be of these models and this sampling."""
+        self._check_cache_settings()
+        cache = RewardCache.open(
+            self.config.cache, self.tokenizer, max_new_tokens=self.config.max_new_tokens
+        )
+        cache.check_informative()
+        return cache
+
+    def _check_cache_settings(self) -> None:
+        """A cache without a record beside it (made elsewhere) is taken on trust.
+
+        Raises:
+            DataError: names the mismatch.
+        """
+        config = self.config
+        recorded = (read_record(meta_path(config.cache)) or {}).get("identity")
+        if recorded is None:
+            logger.info("%s has no record of how it was sampled; taken on trust", config.cache)
+            return
+        wanted = {
+            "policy_revision": self.identity["policy_revision"],
+            "reward_revision": self.identity["reward_revision"],
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": config.temperature,
+        }
+        for key, value in wanted.items():
+            if recorded.get(key) != value:
+                raise DataError(
+                    f"the cache {config.cache} was sampled with {key} {recorded.get(key)!r}, this "
+                    f"run has {value!r}: F would be another policy's. Sample again or align the "
+                    "settings"
+                )
+
+    @cached_property
+    def heldout(self) -> list[tuple[Prompt, list[int]]]:
+        """Encoded held-out prompts; none if the run asks for none."""
+        if self.config.heldout is None:
+            return []
+        prompts = read_prompts(self.config.heldout)[: self.heldout_limit]
+        return encode_prompts(self.tokenizer, prompts)
+
+    @cached_property
+    def measurer(self) -> Measurer:
+        """Measures any policy on the held-out prompts, alike."""
+        return Measurer(
+            tokenizer=self.tokenizer,
+            reference=self.reference,
+            reward=self.reward,
+            gold=self.gold,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            batch_size=512,
+            seed=1,
+        )
+
+    @cached_property
+    def heldout_reference(self) -> list[PromptSamples]:
+        """Held-out samples of the reference, drawn once."""
+        return self.measurer.measure(
+            self.reference, self.heldout, self.reference_samples, "held-out reference"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """First 16 hex digits of a file's sha256, read by blocks."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]

@@ -1,0 +1,73 @@
+r"""Inference-aware supervised fine-tuning (arXiv 2412.15287): make best-of-N of q answer as an expert.
+
+Maximises ``E_expert[log q_bon(y*)]``, q_bon the best-of-N distribution *of q*. With y* rare,
+
+    log q_bon(y*) = log N + log q(y*) + (N-1) log F_q(y*)      (the i = 1 bound, as in vBoN)
+    grad F_q(y*)  = E_{y ~ q}[1{r(y) < r(y*)} grad log q(y)]
+
+The paper approximates q_bon by q exp(lambda_N Q_q)/Z instead; the form above needs no lambda and
+no Z (departure). The second line is estimated from G samples of q with their leave-one-out mean as
+baseline; 1/F_q is estimated by (G + 1)/(count + 1), which is biased by O(1/G).
+
+Experts are bests of ``expert_samples`` reference samples from the cache. As BoN of BoN multiplies, q =
+best-of-(expert_samples / N) of p makes q_bon the expert's distribution: that is the optimum.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field, model_validator
+
+from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.settings import BestOfN
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BonAwareSft(BestOfN, Objective):
+    """Inference-aware SFT: make best-of-N of the tuned policy answer as an expert."""
+
+    title: ClassVar[str] = "BoN-aware SFT"
+    source: ClassVar[str] = "Inference-Aware Fine-Tuning for Best-of-N, arXiv 2412.15287"
+    strict_order: ClassVar[bool] = True
+
+    num_samples: int = Field(4, description="N that will be drawn from the tuned policy")
+    expert_samples: int = Field(
+        64, description="an expert's answer is the best of so many reference samples; above N"
+    )
+
+    @model_validator(mode="after")
+    def _expert_is_better(self) -> BonAwareSft:
+        if self.expert_samples <= self.num_samples:
+            raise ValueError(
+                f"expert_samples {self.expert_samples} must be above num_samples "
+                f"{self.num_samples}: else the reference policy is already the optimum"
+            )
+        return self
+
+    @property
+    def draws(self) -> Draws:
+        """Samples of the policy, and experts from the cache."""
+        return Draws(policy=True, cached=CachedDraw("best", self.expert_samples))
+
+    def loss(self, batch: StepBatch) -> torch.Tensor:
+        """Minus the mean of log q_bon over experts, in gradient."""
+        samples, experts = samples_of(batch.policy), samples_of(batch.cached)
+        expert_reward = experts.reward_B.view(-1, experts.group_size)
+        weight = win_gradient_weights(
+            samples.reward_B.view(-1, samples.group_size), expert_reward
+        ).flatten()
+        lifted = (weight * samples.logprob_B).mean()
+        return -experts.logprob_B.mean() - (self.num_samples - 1) * lifted
+
+
+def win_gradient_weights(reward_PG: torch.Tensor, expert_PE: torch.Tensor) -> torch.Tensor:
+    """Weights w, shape ``(P, G)``: ``mean_g w_g grad log q(y_g)`` estimates ``grad mean_e log F_q(y*_e)``."""
+    group = reward_PG.shape[1]
+    below = (reward_PG[:, :, None] < expert_PE[:, None, :]).double()  # P, G, E
+    count = below.sum(1, keepdim=True)
+    others = (count - below) / max(1, group - 1)
+    inverse_cdf = (group + 1) / (count + 1)
+    return ((below - others) * inverse_cdf).mean(-1).to(reward_PG)

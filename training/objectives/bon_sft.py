@@ -1,0 +1,32 @@
+"""Supervised fine-tuning on the best of N reference samples: minimise ``E_{p_bon}[-log q]``.
+
+This is the forward KL(p_bon || q) up to a constant: mode covering, and without any sample of q. Also
+known as best-of-n distillation by SFT or rejection-sampling fine-tuning; a baseline of the vBoN paper
+(arXiv 2407.06057). The draws are independent bests of N over the cached samples of p.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.settings import BestOfN
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BonSft(BestOfN, Objective):
+    """Supervised fine-tuning on the best of N cached samples."""
+
+    title: ClassVar[str] = "BoN-SFT"
+    source: ClassVar[str] = "baseline of arXiv 2407.06057"
+
+    @property
+    def draws(self) -> Draws:
+        """Bests of N from the cache."""
+        return Draws(cached=CachedDraw("best", self.num_samples))
+
+    def loss(self, batch: StepBatch) -> torch.Tensor:
+        """Mean negative log-likelihood of whole responses, nats."""
+        return -samples_of(batch.cached).logprob_B.mean()

@@ -1,0 +1,56 @@
+r"""BoNBoN alignment (arXiv 2406.00832): supervised on the best, IPO on best against worst.
+
+    loss = a (-log q(best)) + (1 - a) [(log q - log p)(best) - (log q - log p)(worst) - 1/(2 beta*)]^2
+    1/(2 beta*) = (n - 1) sum_{k=1..n-1} 1/k
+
+The target is the mean margin of the best-of-n distribution itself, so nothing is left to tune:
+under p_bon = n p F^(n-1) the margin is (n-1)(log F(best) - log F(worst)), and E[log F(best)] = -1/n,
+E[log F(worst)] = -H_n, whose difference times n - 1 is (n-1)(H_n - 1/n) = (n-1) H_{n-1} (derived; n = 8 gives
+beta* = 0.0275482). a = .005 in the official code. Tied pairs are left out of the second term.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from training.objectives.dpo import pair_margin
+from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.settings import BestOfN
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Bonbon(BestOfN, Objective):
+    """BoNBoN: supervised on the best of N plus IPO on best against worst."""
+
+    title: ClassVar[str] = "BoNBoN"
+    source: ClassVar[str] = "BoNBoN Alignment, arXiv 2406.00832"
+    strict_order: ClassVar[bool] = True
+
+    sft_weight: float = Field(
+        0.005, ge=0, le=1, description="weight of the supervised part; IPO has the rest"
+    )
+
+    @property
+    def draws(self) -> Draws:
+        """Pairs from the cache, with log p."""
+        return Draws(cached=CachedDraw("best-worst", self.num_samples, ref_logprob=True))
+
+    @property
+    def target_margin(self) -> float:
+        """``1 / (2 beta*)`` in nats."""
+        n = self.num_samples
+        return (n - 1) * sum(1 / k for k in range(1, n))
+
+    def loss(self, batch: StepBatch) -> torch.Tensor:
+        """The two parts, each a mean over the pairs."""
+        samples = samples_of(batch.cached)
+        margin, told_apart = pair_margin(samples.log_ratio_B, samples.reward_B)
+        ipo = ((margin - self.target_margin) ** 2 * told_apart).sum() / told_apart.sum().clamp(
+            min=1
+        )
+        best = samples.logprob_B.view(-1, 2)[:, 0]
+        return -self.sft_weight * best.mean() + (1 - self.sft_weight) * ipo

@@ -1,0 +1,48 @@
+r"""Direct Preference Optimization (arXiv 2305.18290) on the best and worst of N reference samples.
+
+    loss = -log sigmoid(beta [(log q - log p)(best) - (log q - log p)(worst)])
+
+Pairs come from the reward cache, so the reward model is the annotator and p drew both. Pairs whose
+rewards are equal say nothing and are left out. Its optimum is p exp(r~/beta)/Z only if a Bradley-Terry
+model with r~ fits the pairs; with a deterministic annotator nothing stops the margin from growing, and
+the KL is bounded by the number of steps alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.settings import BestOfN, Regularised
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Dpo(BestOfN, Regularised, Objective):
+    """DPO on the best against the worst of N cached samples."""
+
+    title: ClassVar[str] = "DPO, best against worst of N"
+    source: ClassVar[str] = "Direct Preference Optimization, arXiv 2305.18290"
+
+    @property
+    def draws(self) -> Draws:
+        """Pairs from the cache, with log p."""
+        return Draws(cached=CachedDraw("best-worst", self.num_samples, ref_logprob=True))
+
+    def loss(self, batch: StepBatch) -> torch.Tensor:
+        """Mean over the pairs that are not tied."""
+        import torch
+
+        samples = samples_of(batch.cached)
+        margin, told_apart = pair_margin(samples.log_ratio_B, samples.reward_B)
+        losses = -torch.nn.functional.logsigmoid(self.beta * margin)
+        return (losses * told_apart).sum() / told_apart.sum().clamp(min=1)
+
+
+def pair_margin(
+    log_ratio_B: torch.Tensor, reward_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Best minus worst log-ratio of each pair of rows, and 1 where their rewards differ: ``(B/2,)``."""
+    ratio, reward = log_ratio_B.view(-1, 2), reward_B.view(-1, 2)
+    return ratio[:, 0] - ratio[:, 1], (reward[:, 0] > reward[:, 1]).to(ratio)

@@ -1,0 +1,66 @@
+r"""J-BOND (arXiv 2407.14622, sec. 5): iterated best-of-2 against a moving anchor.
+
+A step draws samples y of q and two of the anchor, and descends
+
+    (1 - b) (-log q(better anchor sample)) + b [KL(q || anchor) - E_q r_J] + g KL(q || anchor)
+    r_J(y) = -log 16 if r(y) < both anchor rewards, else 0;   anchor <- (1 - eta) anchor + eta q
+
+The first part is the forward KL to best-of-2 of the anchor, the second the reverse one with log F<=
+replaced by r_J. As P(y below both) = (1 - F<=)^2 over anchor draws, E[r_J] = -log 16 (1 - F<=)^2, whose
+mean under the anchor, -log(16)/3 = -.924, is near that of log F<= (-1): a bounded stand-in. The anchor
+moves, so there is no N: best-of-2 iterated climbs to best-of-2^k, and steps x eta sets how far.
+
+Departures: several samples of q a prompt, with their leave-one-out baseline, where the paper draws
+one and averages over the batch (the same expected gradient, less variance); the KL to the anchor is
+exact per token instead of sampled.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import Field
+
+from training.objectives.protocol import Draws, Objective, StepBatch, required, samples_of
+
+if TYPE_CHECKING:
+    import torch
+
+WORST_REWARD = -math.log(16)
+
+
+class JBond(Objective):
+    """J-BOND: iterated best-of-2 of a moving anchor."""
+
+    title: ClassVar[str] = "J-BOND"
+    source: ClassVar[str] = "BOND: Aligning LLMs with Best-of-N Distillation, arXiv 2407.14622"
+    strict_order: ClassVar[bool] = True
+
+    backward_weight: float = Field(0.5, ge=0, le=1, description="b, share of the reverse KL")
+    anchor_weight: float = Field(0.0, ge=0, description="g, extra weight of KL(q || anchor)")
+    anchor_rate: float = Field(0.02, gt=0, le=1, description="eta of the moving anchor")
+
+    @property
+    def draws(self) -> Draws:
+        """Samples of the policy and two of the anchor."""
+        return Draws(policy=True, anchor_samples=2, anchor="moving", anchor_rate=self.anchor_rate)
+
+    def loss(self, batch: StepBatch) -> torch.Tensor:
+        """The three parts in nats, up to constants, in gradient."""
+        from training.policy_gradient import policy_gradient_loss
+
+        samples, anchors = samples_of(batch.policy), samples_of(batch.anchor)
+        anchor_reward = anchors.reward_B.view(-1, 2)
+        better = anchors.logprob_B.view(-1, 2).gather(1, anchor_reward.argmax(1, keepdim=True))
+        worst = anchor_reward.amin(1).repeat_interleave(samples.group_size)
+        b = self.backward_weight
+        reward = b * WORST_REWARD * (samples.reward_B < worst)
+        backward = policy_gradient_loss(
+            samples.logprob_BT,
+            required(samples.kl_BT),
+            reward,
+            b + self.anchor_weight,
+            samples.group_size,
+        )
+        return -(1 - b) * better.mean() + backward

@@ -1,0 +1,33 @@
+"""KL-regularised RL on the raw reward: maximise ``E_q[r] - beta KL(q || p)``.
+
+The baseline of the vBoN paper (arXiv 2407.06057, there by PPO), here by REINFORCE with a leave-one-out
+baseline (RLOO, arXiv 2402.14740). Its optimum is ``p exp(r / beta) / Z``. The reward's scale matters:
+beta means nothing without it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from training.objectives.protocol import Samples
+from training.objectives.regularised_rl import RegularisedRL
+from training.objectives.settings import Regularised
+
+if TYPE_CHECKING:
+    import torch
+
+
+class KlRl(Regularised, RegularisedRL):
+    """KL-regularised RL on the raw reward (RLOO)."""
+
+    title: ClassVar[str] = "KL-regularised RL"
+    source: ClassVar[str] = "RLOO, arXiv 2402.14740; the baseline of arXiv 2407.06057"
+
+    @property
+    def kl_coefficient(self) -> float:
+        """beta, in units of reward a nat."""
+        return self.beta
+
+    def sequence_reward(self, samples: Samples) -> torch.Tensor:
+        """The raw reward."""
+        return samples.reward_B

@@ -1,0 +1,60 @@
+r"""Quantile Reward Policy Optimization (arXiv 2507.08068): pointwise regression, offline.
+
+The quantile of a reference sample's reward is uniform on [0, 1], so the partition function of
+p exp(R/beta) is known in closed form for R any function of the quantile, and one can regress on each
+sample alone:
+
+    loss = [R(y) - beta log Z - beta (log q - log p)(y)]^2
+    identity: R = F<=,      Z = beta (exp(1/beta) - 1)
+    log:      R = log F<=,  Z = 1 / (1 + 1/beta)
+
+Minimised by q = p exp(R/beta)/Z. With ``log`` and beta = 1/(N-1) that is p F<=^(N-1) N: vBoN's target.
+The cached quantile has M + 1 values, so Z is off by O(1/M); with tied rewards the quantile is not
+uniform and Z is wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field
+
+from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.settings import Regularised
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Qrpo(Regularised, Objective):
+    """QRPO: regression of the log-ratio onto the quantile reward, offline."""
+
+    title: ClassVar[str] = "QRPO"
+    source: ClassVar[str] = "Quantile Reward Policy Optimization, arXiv 2507.08068"
+    strict_order: ClassVar[bool] = True
+
+    transform: Literal["identity", "log"] = Field(
+        "identity", description="reward as a function of the quantile"
+    )
+
+    @property
+    def draws(self) -> Draws:
+        """Any samples from the cache, with log p."""
+        return Draws(cached=CachedDraw("uniform", ref_logprob=True))
+
+    @property
+    def scaled_log_partition(self) -> float:
+        """``beta log Z``, in units of R."""
+        if self.transform == "log":
+            return -self.beta * math.log1p(1 / self.beta)
+        # beta log(beta (e^(1/beta) - 1)) without overflow at small beta
+        return 1 + self.beta * (math.log(self.beta) + math.log1p(-math.exp(-1 / self.beta)))
+
+    def loss(self, batch: StepBatch) -> torch.Tensor:
+        """Mean squared residual, divided by beta^2: in nats squared, so that beta scales no step."""
+        samples = samples_of(batch.cached)
+        log_quantile = samples.log_cdf_le_B
+        reward = log_quantile if self.transform == "log" else log_quantile.exp()
+        target = (reward - self.scaled_log_partition) / self.beta
+        return ((target - samples.log_ratio_B) ** 2).mean()

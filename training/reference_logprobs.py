@@ -1,0 +1,48 @@
+"""``log p`` of every cached sample under the reference policy: computed once a cache, then mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.cache import RewardCache
+from training.progress import ProgressBar
+from training.rollout import logprobs_of, response_logits, rollout_of
+
+BATCH = 256
+
+
+def ensure_reference_logprobs(
+    cache: RewardCache, reference: Any, tokenizer: Any, *, revision: str, temperature: float
+) -> None:
+    """Make ``cache.ref_logprob`` known, in nats at the temperature of the samples."""
+    dtype = str(next(reference.parameters()).dtype).removeprefix("torch.")
+    key = f"{revision.replace(':', '-')}-{dtype}-T{temperature:g}"
+    with cache.exclusive():
+        if cache.load_ref_logprob(key):
+            return
+        cache.store_ref_logprob(_all(cache, reference, tokenizer, temperature), key)
+
+
+@torch.no_grad()
+def _all(
+    cache: RewardCache, reference: Any, tokenizer: Any, temperature: float
+) -> Iterator[NDArray[np.float64]]:
+    device = next(reference.parameters()).device
+    with ProgressBar("log p of the cached samples", len(cache)) as progress:
+        for row in range(len(cache)):
+            responses, prompt = cache.responses(row), cache.prompt_ids(row)
+            parts = []
+            for start in range(0, len(responses), BATCH):
+                part = responses[start : start + BATCH]
+                rollout = rollout_of([prompt] * len(part), part, tokenizer, device)
+                logprob = logprobs_of(
+                    lambda chunk: response_logits(reference, chunk, temperature), rollout
+                )
+                parts.append(logprob.sum(1).double().cpu().numpy())
+            progress.advance()
+            yield np.concatenate(parts)
