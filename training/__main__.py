@@ -35,7 +35,9 @@ def _run(
     name: str, config_type: type[S], context: typer.Context, start: Callable[[S], None]
 ) -> None:
     config = load_settings(config_type, context.args, program=f"python -m training {name}")
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    # Of several processes (torchrun) one tells how it goes.
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpcore", "matplotlib", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Each resumable state would be five lines, among them a warning about the tied output layer.

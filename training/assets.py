@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -88,10 +89,22 @@ class Assets:
     def _loaded(self) -> tuple[Any, Any]:
         policy, tokenizer, _ = load_policy(
             self.config.policy,
-            dtype="float32",
+            dtype=self.config.frozen_dtype,
             trust_remote_code=self.config.trust_remote_code,
         )
         return policy.requires_grad_(False), tokenizer
+
+    def fresh_policy(self) -> Any:
+        """A policy to tune whose changes leave the reference as it is.
+
+        float32, but for the base of a LoRA, which is frozen too.
+        """
+        if self.config.frozen_dtype == "float32" or self.config.lora_rank is not None:
+            return copy.deepcopy(self.reference).requires_grad_(True)
+        policy, _, _ = load_policy(
+            self.config.policy, dtype="float32", trust_remote_code=self.config.trust_remote_code
+        )
+        return policy
 
     @property
     def reference(self) -> Any:

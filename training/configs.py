@@ -125,8 +125,18 @@ class TrainConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="type to run in; weights stay float32 in training"
     )
+    frozen_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of frozen weights, the reference's and a LoRA's base; bfloat16 halves them",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: slower, far less memory"
+    )
     generation: Literal["transformers", "vllm"] = Field(
         "transformers", description="what draws the policy's samples; vllm for large policies"
+    )
+    generation_gpu_memory: float = Field(
+        0.3, gt=0, lt=1, description="share of a GPU's memory for vLLM's weights and KV cache"
     )
     seed: int = Field(0, ge=0, description="same seed, same machine: same checkpoint")
     checkpoint_every: int = Field(10, ge=1, description="steps between resumable states")

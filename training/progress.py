@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 from typing import Any
@@ -25,7 +26,8 @@ class ProgressBar:
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self._title, self._total, self._done = title, total, done
-        self._console = Console(stderr=True)
+        # Of several processes (torchrun) one tells how it goes.
+        self._console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

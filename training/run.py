@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from bestofn.errors import DivergedError
 from bestofn.files import recover_directory, replacing_directory, write_json, write_text
@@ -83,6 +83,9 @@ def train(
     Raises:
         CheckpointError, DataError, InvalidInputError, RewardError, ExportError, DivergedError.
     """
+    # Before any model is loaded: it makes this process's GPU the default one. Without `cpu`, processes
+    # on a machine without GPUs would not know of each other, and each would write the same output.
+    processes = PartialState(cpu=not torch.cuda.is_available())
     objective = objective_of(name, config)
     assets = assets or Assets(config, CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES)
     identity = {
@@ -90,7 +93,8 @@ def train(
         **config.model_dump(mode="json", exclude=INCIDENTAL),
         **assets.identity,
     }
-    recover_directory(config.out)
+    with processes.main_process_first():
+        recover_directory(config.out)
     finished = _finished(config, identity)
     if finished is not None:
         logger.info("%s: already trained with these settings", config.out)
@@ -130,6 +134,7 @@ class _Run:
         self._assets, self._identity = assets, identity
         self._state = state_path(config.out)
         self._warnings = self._check_data()
+        self._generator = self._make_generator()
         self._trainer = self._make_trainer()
         self._history: list[dict[str, Any]] = []
 
@@ -143,12 +148,15 @@ class _Run:
             self._loop()
         except DivergedError as error:
             raise self._stopped(error) from error
+        finally:
+            self._generator.close()
         self._trainer.accelerator.wait_for_everyone()
         cost, row = self._cost(), None
+        weights = self._trainer.gathered_weights()
         if self._main:
             policy = self._trainer.unwrapped
             row = self._measure(policy)
-            self._export(policy, self._config.out, cost, row)
+            self._export(policy, weights, self._config.out, cost, row)
             shutil.rmtree(self._state, ignore_errors=True)
             if row is not None:
                 logger.info(
@@ -175,9 +183,13 @@ class _Run:
     def _make_trainer(self) -> Trainer:
         config, assets = self._config, self._assets
         assets.reward  # noqa: B018  a reward model that does not load must fail before training
-        policy = copy.deepcopy(assets.reference).requires_grad_(True)
+        policy = assets.fresh_policy()
         if config.lora_rank is not None:
             policy = _with_lora(policy, config)
+        if config.gradient_checkpointing:
+            policy.enable_input_require_grads()
+            policy.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.train()  # transformers checkpoints in training mode only; the models have no dropout
         draw = self._objective.draws.cached
         warm_start = None
         if config.warm_start_steps:
@@ -204,7 +216,7 @@ class _Run:
                 seed=config.seed,
                 dtype=config.dtype,
             ),
-            self._generator(),
+            self._generator,
             warm_start,
         )
         if draw is not None and draw.ref_logprob:
@@ -216,12 +228,14 @@ class _Run:
                 )  # fmt: skip
         return trainer
 
-    def _generator(self) -> Generator:
+    def _make_generator(self) -> Generator:
         config = self._config
         if config.generation == "vllm":
             from training.vllm_generation import VllmGenerator
 
-            return VllmGenerator(config.policy, self._assets.tokenizer, config)
+            # Several updates from one batch need the log-probabilities it was drawn with.
+            drawn_with = self._objective.draws.updates > 1
+            return VllmGenerator(config.policy, self._assets.tokenizer, config, logprobs=drawn_with)
         return TransformersGenerator(
             self._assets.tokenizer, config.max_new_tokens, config.temperature
         )
@@ -296,10 +310,12 @@ class _Run:
                 f"the run diverged at {error}; no earlier state was kept; {advice}"
             )
         self._trainer.accelerator.load_state(str(self._state / "accelerate"))
+        self._trainer.accelerator.wait_for_everyone()  # until all have read what is removed below
         self._history = list(run["history"])
         out = self._config.out.with_name(f"{self._config.out.name}.step{len(self._history)}")
+        weights = self._trainer.gathered_weights()
         if self._main:
-            self._export(self._trainer.unwrapped, out, self._cost(), None)
+            self._export(self._trainer.unwrapped, weights, out, self._cost(), None)
             # The same settings would walk the same way again.
             shutil.rmtree(self._state, ignore_errors=True)
         return DivergedError(
@@ -310,6 +326,11 @@ class _Run:
     def _measure(self, policy: Any) -> Row | None:
         assets = self._assets
         if not assets.heldout:
+            return None
+        if self._trainer.sharded:
+            logger.warning(
+                "held-out figures are not measured under FSDP; run `evaluate` on the result"
+            )
             return None
         reference = assets.heldout_reference
         ours = assets.measurer.measure(
@@ -335,14 +356,21 @@ class _Run:
             "processes": self._trainer.accelerator.num_processes,
         }
 
-    def _export(self, policy: Any, out: Path, cost: Mapping[str, Any], row: Row | None) -> None:
+    def _export(
+        self,
+        policy: Any,
+        weights: Mapping[str, Any] | None,
+        out: Path,
+        cost: Mapping[str, Any],
+        row: Row | None,
+    ) -> None:
         """Weights, tokenizer, card, record, history in one step; an old checkpoint stays till then."""
         config, assets = self._config, self._assets
         with replacing_directory(out) as directory:
             if config.lora_rank is not None:
                 policy.save_pretrained(directory / ADAPTER)
                 policy = policy.merge_and_unload()
-            policy.save_pretrained(directory)
+            policy.save_pretrained(directory, state_dict=weights)
             assets.tokenizer.save_pretrained(directory)
             write_json(
                 directory / RECORD,

@@ -17,14 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 
 from bestofn.errors import DivergedError, InvalidInputError, RewardError
 from bestofn.rewards import RewardModel, Scorable
 from bestofn.seeds import seed_of
 from training.cache import RewardCache
 from training.cached_draws import draw_indices
-from training.generation import Generator
+from training.generation import Generator, TransformersGenerator
 from training.objectives.protocol import CachedDraw, Draws, Objective, Samples, StepBatch
 from training.rollout import Rollout, logprobs_of, response_logits, rollout_of, terms_of
 
@@ -188,6 +188,14 @@ class Trainer:
                 field="samples_per_prompt",
             )
         draws = self._objective.draws
+        if self.sharded and (
+            draws.anchor == "moving" or isinstance(self._generator, TransformersGenerator)
+        ):
+            raise InvalidInputError(
+                "under FSDP samples come from --generation vllm, and j-bond's moving anchor does not "
+                "work on shards; use DDP, or another objective",
+                field="generation",
+            )
         if draws.cached and draws.cached.kind == "best-worst" and options.samples_per_prompt % 2:
             raise InvalidInputError(
                 f"samples_per_prompt {options.samples_per_prompt} must be even: "
@@ -205,6 +213,15 @@ class Trainer:
     def total_steps(self) -> int:
         """Warm-start and main steps."""
         return self.options.warm_start_steps + self.options.steps
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP spreads the weights over processes."""
+        return bool(self.accelerator.distributed_type == DistributedType.FSDP)
+
+    def gathered_weights(self) -> dict[str, torch.Tensor] | None:
+        """Whole weights of a sharded policy (every process must ask); ``None`` where they are whole."""
+        return self.accelerator.get_state_dict(self.policy) if self.sharded else None
 
     @property
     def unwrapped(self) -> Any:
@@ -261,9 +278,8 @@ class Trainer:
         while len(picks) < count:  # a small prompt set is gone through more than once
             picks.extend(int(i) for i in rng.permutation(len(self._cache)))
         places = list(enumerate(picks[:count]))
-        share = count // self.accelerator.num_processes
-        first = self.accelerator.process_index * share
-        return places[first : first + share]
+        # Dealt out in turn: each of a step's updates then has the prompts it has in one process.
+        return places[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _seed(self, step: int, place: int, source: Source) -> int:
         return seed_of(f"{self.options.seed}:{step}:{place}:{source}")

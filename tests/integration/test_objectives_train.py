@@ -124,6 +124,35 @@ def test_micro_batches_change_nothing(sandbox: Path, assets: Assets, tmp_path: P
             assert in_parts["grad_norm"] == pytest.approx(all_at_once["grad_norm"], rel=2e-3)
 
 
+def test_gradient_checkpointing_changes_nothing_but_memory(
+    sandbox: Path, assets: Assets, tmp_path: Path
+) -> None:
+    rows = []
+    for flag in (False, True):
+        out = tmp_path / str(flag)
+        config = config_of(sandbox, out, "bond", gradient_checkpointing=flag, steps=3)
+        train("bond", config, assets)
+        rows.append(steps_of(out))
+    for plain, checkpointed in zip(*rows, strict=True):
+        assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-5)
+        assert checkpointed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
+
+
+def test_a_frozen_reference_in_bfloat16_leaves_the_policy_float32(
+    sandbox: Path, tmp_path: Path
+) -> None:
+    for rank, expected in ((None, torch.float32), (4, torch.bfloat16)):
+        out = tmp_path / f"rank-{rank}"
+        config = config_of(
+            sandbox, out, "kl-rl", frozen_dtype="bfloat16", dtype="bfloat16", steps=1,
+            lora_rank=rank,
+        )  # fmt: skip
+        train("kl-rl", config)
+        assert steps_of(out)[0]["kl_nats"] < 0.05  # rounding, not distance
+        saved = load_file(out / "model.safetensors")
+        assert {tensor.dtype for tensor in saved.values()} == {expected}
+
+
 def test_bfloat16_starts_at_a_kl_of_zero_and_stays_near_float32(
     sandbox: Path, assets: Assets, tmp_path: Path
 ) -> None:
@@ -147,9 +176,7 @@ def test_a_run_that_goes_too_far_stops_with_its_last_good_checkpoint(
     config = config_of(
         sandbox, out, "kl-rl", learning_rate=3e-2, steps=30, beta=1e-6, max_kl=3, warmup_steps=8
     )
-    with pytest.raises(
-        DivergedError, match=r"over --max-kl 3; the last good checkpoint"
-    ) as e:
+    with pytest.raises(DivergedError, match=r"over --max-kl 3; the last good checkpoint") as e:
         train("kl-rl", config, assets)
     (kept,) = tmp_path.glob("far.step*")
     assert str(kept) in str(e.value)

@@ -12,7 +12,8 @@ vBoN bound has log F in its place; the two differ only at the lowest ranks.)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -36,6 +37,7 @@ class Bond(BestOfN, Objective):
     title: ClassVar[str] = "BOND"
     source: ClassVar[str] = "BOND: Aligning LLMs with Best-of-N Distillation, arXiv 2407.14622"
     strict_order: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 2e-4}
 
     backward_weight: float = Field(0.5, ge=0, le=1, description="b, share of the reverse KL")
 

@@ -31,13 +31,13 @@ class Dpo(BestOfN, Regularised, Objective):
         return Draws(cached=CachedDraw("best-worst", self.num_samples, ref_logprob=True))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Mean over the pairs that are not tied."""
+        """Mean over the pairs; a tied one counts nothing, so that parts of a batch add up to it."""
         import torch
 
         samples = samples_of(batch.cached)
         margin, told_apart = pair_margin(samples.log_ratio_B, samples.reward_B)
         losses = -torch.nn.functional.logsigmoid(self.beta * margin)
-        return (losses * told_apart).sum() / told_apart.sum().clamp(min=1)
+        return (losses * told_apart).mean()
 
 
 def pair_margin(

@@ -7,7 +7,10 @@ beta means nothing without it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
 
 from training.objectives.protocol import Samples
 from training.objectives.regularised_rl import RegularisedRL
@@ -22,6 +25,11 @@ class KlRl(Regularised, RegularisedRL):
 
     title: ClassVar[str] = "KL-regularised RL"
     source: ClassVar[str] = "RLOO, arXiv 2402.14740; the baseline of arXiv 2407.06057"
+    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 3e-4}
+
+    beta: float = Field(
+        1.0, gt=0, description="weight of the KL from the reference, in units of reward a nat"
+    )
 
     @property
     def kl_coefficient(self) -> float:

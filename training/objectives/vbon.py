@@ -21,7 +21,8 @@ estimated from M cached reference rewards; ties share the strict rank.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,6 +44,12 @@ class Vbon(BestOfN, RegularisedRL):
     title: ClassVar[str] = "vBoN"
     source: ClassVar[str] = "Variational Best-of-N Alignment, arXiv 2407.06057"
     strict_order: ClassVar[bool] = True
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "warm_start_steps": 40,
+        "warm_start_learning_rate": 6e-4,
+        "steps": 20,
+        "learning_rate": 1e-4,
+    }
 
     bound: Literal["lower", "exact", "l1"] = Field(
         "lower", description="i = 1 lower bound, the exact sum over i, or the paper's L1"
