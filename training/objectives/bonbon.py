@@ -49,8 +49,6 @@ class Bonbon(BestOfN, Objective):
         """The two parts, each a mean over the pairs."""
         samples = samples_of(batch.cached)
         margin, told_apart = pair_margin(samples.log_ratio_B, samples.reward_B)
-        ipo = ((margin - self.target_margin) ** 2 * told_apart).sum() / told_apart.sum().clamp(
-            min=1
-        )
+        ipo = ((margin - self.target_margin) ** 2 * told_apart).mean()
         best = samples.logprob_B.view(-1, 2)[:, 0]
         return -self.sft_weight * best.mean() + (1 - self.sft_weight) * ipo
