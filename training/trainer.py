@@ -11,7 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -155,10 +155,7 @@ class Trainer:
         warm_start: Objective | None = None,
     ) -> None:
         self.options = options
-        # bfloat16 by autocast: master weights and optimizer stay float32.
-        self.accelerator = Accelerator(
-            mixed_precision="bf16" if options.dtype == "bfloat16" else "no"
-        )
+        self.accelerator = Accelerator()
         self._tokenizer, self._reward, self._cache = tokenizer, reward, cache
         self._objective, self._warm_start, self._generator = objective, warm_start, generator
         self._check()
@@ -240,7 +237,8 @@ class Trainer:
             self._optimizer.state.clear()  # its averages are of another loss
         draws, rows = objective.draws, self._choose_prompts(step)
         begun = time.perf_counter()
-        rollouts = self._sample(step, draws, rows)
+        with self._rounding():
+            rollouts = self._sample(step, draws, rows)
         sampled = time.perf_counter()
         sources = {name: self._score(rollout, rows) for name, rollout in rollouts.items()}
         if draws.cached is not None:
@@ -406,10 +404,18 @@ class Trainer:
         self._optimizer.step()
         return grad_norm
 
+    def _rounding(self) -> AbstractContextManager[Any]:
+        """bfloat16 by autocast where asked for: master weights and optimizer stay float32.
+
+        Not by the ``Accelerator``, whose precision is one for the whole process, sweeps included.
+        """
+        device = self.accelerator.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.options.dtype == "bfloat16")
+
     def _logits(self, model: Any) -> Any:
         def logits(part: Rollout) -> torch.Tensor:
             # Policy and anchor under the same rounding: equal weights must give a KL of zero.
-            with self.accelerator.autocast():
+            with self._rounding():
                 return response_logits(model, part, self.options.temperature)
 
         return logits
