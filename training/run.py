@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -14,13 +13,12 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from bestofn.errors import DivergedError
-from bestofn.files import recover_directory, replacing_directory, write_json, write_text
-from bestofn.provenance import provenance
+from bestofn.errors import DivergedError, InvalidInputError
+from bestofn.files import recover_directory, replacing_directory, write_json
 from training.assets import Assets
-from training.cards import write_card
 from training.configs import TrainConfig
 from training.evaluation import Row, policy_row
+from training.export import RECORD, Trained, export_checkpoint
 from training.generation import Generator, TransformersGenerator
 from training.measure import PromptSamples
 from training.objective_config import objective_of
@@ -34,9 +32,6 @@ from training.trainer import StepMetrics, Trainer, TrainerOptions
 
 logger = logging.getLogger(__name__)
 
-RECORD = "training.json"
-# A LoRA is exported merged, and beside it as it is, for serving on the reference engine.
-ADAPTER = "adapter"
 # What may change between a run and its continuation without changing a single step.
 INCIDENTAL = {
     "out", "checkpoint_every", "reward_batch_size", "replace", "heldout", "gold", "max_kl",
@@ -219,6 +214,10 @@ class _Run:
             self._generator,
             warm_start,
         )
+        if trainer.sharded and config.lora_rank is not None:
+            raise InvalidInputError(
+                "a LoRA cannot be merged from shards; train it with DDP", field="lora_rank"
+            )
         if draw is not None and draw.ref_logprob:
             with trainer.accelerator.main_process_first():
                 ensure_reference_logprobs(
@@ -364,70 +363,22 @@ class _Run:
         cost: Mapping[str, Any],
         row: Row | None,
     ) -> None:
-        """Weights, tokenizer, card, record, history in one step; an old checkpoint stays till then."""
-        config, assets = self._config, self._assets
-        with replacing_directory(out) as directory:
-            if config.lora_rank is not None:
-                policy.save_pretrained(directory / ADAPTER)
-                policy = policy.merge_and_unload()
-            policy.save_pretrained(directory, state_dict=weights)
-            assets.tokenizer.save_pretrained(directory)
-            write_json(
-                directory / RECORD,
-                {
-                    **provenance(config.model_dump(mode="json")),
-                    "objective": self._name,
-                    "identity": self._identity,
-                    "cost": cost,
-                    "cache": {
-                        "prompts": len(assets.cache),
-                        "smallest_M": assets.cache.smallest,
-                        "warnings": self._warnings,
-                    },
-                    "heldout": None if row is None else row.as_dict(),
-                },
-            )
-            lines = (json.dumps(line) + "\n" for line in self._history)
-            write_text(directory / "history.jsonl", "".join(lines))
-            self._write_card(directory, cost, row)
-
-    def _write_card(self, directory: Path, cost: Mapping[str, Any], row: Row | None) -> None:
-        config, objective = self._config, self._objective
-        figures: dict[str, Any] = {}
-        if row is not None:
-            figures = {
-                f"held-out win rate against the reference ({row.win_rate.count} prompts)":
-                    str(row.win_rate),
-                "held-out KL from the reference, nats (Rao-Blackwellised)": str(row.kl_nats),
-                "held-out mean reward": str(row.reward),
-            }  # fmt: skip
-            if row.gold is not None:
-                figures["held-out mean gold reward"] = str(row.gold)
-                figures["held-out gold win rate"] = str(row.gold_win_rate)
-        named = {"num_samples": "N"}
-        own = {named.get(key, key): value for key, value in objective.model_dump().items()}
-        write_card(
-            directory,
-            title=f"{objective.title}: {objective.label}",
-            summary=f"{(objective.__doc__ or '').splitlines()[0]} Source: {objective.source}.",
-            facts={
-                **own,
-                "M, reference samples a prompt": self._assets.cache.smallest,
-                "reference policy": f"{config.policy} ({self._identity['policy_revision']})",
-                "reward model": f"{config.reward} ({self._identity['reward_revision']})",
-                "temperature": config.temperature,
-                "warm start, steps imitating cached bests of N": config.warm_start_steps,
-                "steps": config.steps,
-                "prompts x samples a step": f"{config.prompts_per_step} x {config.samples_per_prompt}",
-                "learning rate": config.learning_rate,
-                "seed": config.seed,
-                "LoRA": "no"
-                if config.lora_rank is None
-                else f"rank {config.lora_rank}, merged; also in {ADAPTER}/",
-                **cost,
-                **figures,
+        cache = self._assets.cache
+        trained = Trained(
+            name=self._name,
+            config=self._config,
+            objective=self._objective,
+            identity=self._identity,
+            history=self._history,
+            cost=cost,
+            row=row,
+            cache={
+                "prompts": len(cache),
+                "smallest_M": cache.smallest,
+                "warnings": self._warnings,
             },
         )
+        export_checkpoint(out, policy, weights, self._assets.tokenizer, trained)
 
 
 def _with_lora(policy: Any, config: TrainConfig) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 
-from bestofn.errors import DivergedError, InvalidInputError, RewardError
-from bestofn.rewards import RewardModel, Scorable
+from bestofn.errors import DivergedError, InvalidInputError
+from bestofn.rewards import RewardModel
 from bestofn.seeds import seed_of
 from training.cache import RewardCache
-from training.cached_draws import draw_indices
+from training.drawing import Drawer, Drawn, Sources
 from training.generation import Generator, TransformersGenerator
-from training.objectives.protocol import CachedDraw, Draws, Objective, Samples, StepBatch
-from training.rollout import Rollout, logprobs_of, response_logits, rollout_of, terms_of
+from training.objectives.protocol import Objective, Samples, StepBatch
+from training.rollout import Rollout, logprobs_of, response_logits, terms_of
 
 Phase = Literal["warm-start", "main"]
 
@@ -47,35 +47,6 @@ class TrainerOptions:
     max_grad_norm: float
     seed: int
     dtype: Literal["float32", "bfloat16"] = "float32"
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """One source's sequences for a step, and what they are worth; see :class:`Samples`."""
-
-    rollout: Rollout
-    group_size: int
-    reward_B: torch.Tensor
-    log_cdf_B: torch.Tensor
-    log_cdf_le_B: torch.Tensor
-    ref_logprob_B: torch.Tensor | None
-
-    def of_prompts(self, start: int, stop: int) -> Drawn:
-        """The rows of some of the step's prompts."""
-        rows = slice(start * self.group_size, stop * self.group_size)
-        reference = self.ref_logprob_B
-        return Drawn(
-            self.rollout.rows(rows),
-            self.group_size,
-            self.reward_B[rows],
-            self.log_cdf_B[rows],
-            self.log_cdf_le_B[rows],
-            None if reference is None else reference[rows],
-        )
-
-
-Source = Literal["policy", "cached", "anchor"]
-Sources = dict[Source, Drawn]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +127,17 @@ class Trainer:
     ) -> None:
         self.options = options
         self.accelerator = Accelerator()
-        self._tokenizer, self._reward, self._cache = tokenizer, reward, cache
-        self._objective, self._warm_start, self._generator = objective, warm_start, generator
+        self._cache, self._generator = cache, generator
+        self._objective, self._warm_start = objective, warm_start
+        self._drawer = Drawer(
+            tokenizer,
+            reward,
+            cache,
+            generator,
+            samples_per_prompt=options.samples_per_prompt,
+            seed=options.seed,
+            device=self.accelerator.device,
+        )
         self._check()
         trainable = [p for p in policy.parameters() if p.requires_grad]
         # Base rate 1: the schedule sets the learning rate itself, the same for each of a step's updates.
@@ -238,11 +218,11 @@ class Trainer:
         draws, rows = objective.draws, self._choose_prompts(step)
         begun = time.perf_counter()
         with self._rounding():
-            rollouts = self._sample(step, draws, rows)
+            rollouts = self._drawer.sample(step, draws, rows, self.unwrapped, self._anchor)
         sampled = time.perf_counter()
-        sources = {name: self._score(rollout, rows) for name, rollout in rollouts.items()}
+        sources = {name: self._drawer.score(rollout, rows) for name, rollout in rollouts.items()}
         if draws.cached is not None:
-            sources["cached"] = self._from_cache(step, draws.cached, rows)
+            sources["cached"] = self._drawer.from_cache(step, draws.cached, rows)
         scored = time.perf_counter()
         learning_rate = scheduled_learning_rate(step, self.options)
         for group in self._optimizer.param_groups:
@@ -278,86 +258,6 @@ class Trainer:
         places = list(enumerate(picks[:count]))
         # Dealt out in turn: each of a step's updates then has the prompts it has in one process.
         return places[self.accelerator.process_index :: self.accelerator.num_processes]
-
-    def _seed(self, step: int, place: int, source: Source) -> int:
-        return seed_of(f"{self.options.seed}:{step}:{place}:{source}")
-
-    def _sample(
-        self, step: int, draws: Draws, rows: Sequence[tuple[int, int]]
-    ) -> dict[Source, Rollout]:
-        prompts = [self._cache.prompt_ids(row) for _, row in rows]
-        rollouts: dict[Source, Rollout] = {}
-        if draws.policy:
-            rollouts["policy"] = self._generator.sample(
-                self.unwrapped,
-                prompts,
-                self.options.samples_per_prompt,
-                [self._seed(step, place, "policy") for place, _ in rows],
-            )
-        if draws.anchor_samples:
-            rollouts["anchor"] = self._generator.sample(
-                self._anchor,
-                prompts,
-                draws.anchor_samples,
-                [self._seed(step, place, "anchor") for place, _ in rows],
-            )
-        return rollouts
-
-    def _score(self, rollout: Rollout, rows: Sequence[tuple[int, int]]) -> Drawn:
-        group = len(rollout.mask_BT) // len(rows)
-        texts = rollout.texts(self._tokenizer)
-        prompts = [self._cache.prompt(row) for _, row in rows]
-        items = [Scorable(prompts[i // group], text) for i, text in enumerate(texts)]
-        rewards = self._reward.score(items)
-        missing = [item.completion for item, r in zip(items, rewards, strict=True) if r is None]
-        if missing:
-            raise RewardError(
-                f"{len(missing)} of {len(items)} samples have no finite reward, the first "
-                f"{missing[0][:80]!r}; training cannot leave samples out without a bias"
-            )
-        return self._drawn(rollout, rows, [float(r) for r in rewards if r is not None], None)
-
-    def _from_cache(self, step: int, draw: CachedDraw, rows: Sequence[tuple[int, int]]) -> Drawn:
-        count = self.options.samples_per_prompt
-        prompts, responses, rewards, reference = [], [], [], []
-        for place, row in rows:
-            of_prompt = self._cache.rewards(row)
-            rng = np.random.default_rng(self._seed(step, place, "cached"))
-            picks = draw_indices(draw, of_prompt, count, rng)
-            prompts += [self._cache.prompt_ids(row)] * count
-            responses += [self._cache.response(row, index) for index in picks]
-            rewards += [float(of_prompt[index]) for index in picks]
-            if draw.ref_logprob:
-                known = self._cache.ref_logprob(row)
-                assert known is not None, "the run prepares log p before it trains"
-                reference += [float(known[index]) for index in picks]
-        device = self.accelerator.device
-        rollout = rollout_of(prompts, responses, self._tokenizer, device)
-        return self._drawn(
-            rollout, rows, rewards,
-            torch.tensor(reference, device=device) if draw.ref_logprob else None,
-        )  # fmt: skip
-
-    def _drawn(
-        self,
-        rollout: Rollout,
-        rows: Sequence[tuple[int, int]],
-        rewards: list[float],
-        reference: torch.Tensor | None,
-    ) -> Drawn:
-        group = len(rewards) // len(rows)
-        by_prompt = np.asarray(rewards).reshape(len(rows), group)
-        device = rollout.mask_BT.device
-
-        def ranks(inclusive: bool) -> torch.Tensor:
-            values = [
-                self._cache.log_cdf(row, of_prompt, inclusive=inclusive)
-                for (_, row), of_prompt in zip(rows, by_prompt, strict=True)
-            ]
-            return torch.tensor(np.concatenate(values), dtype=torch.float32, device=device)
-
-        reward = torch.tensor(rewards, dtype=torch.float32, device=device)
-        return Drawn(rollout, group, reward, ranks(False), ranks(True), reference)
 
     def _learn(
         self, step: int, objective: Objective, sources: Sources, num_prompts: int
