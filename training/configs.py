@@ -105,7 +105,9 @@ class TrainConfig(Settings):
     )
     max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
     temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
-    learning_rate: float = Field(1e-4, gt=0, description="peak of the main steps")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak of the main steps; default: what suits the objective"
+    )
     warmup_steps: int = Field(3, ge=0, description="linear steps to the peak; linear decay after")
     warm_start_steps: int = Field(
         0, ge=0, description="steps before that imitate cached bests of N (forward KL, as bon-sft)"

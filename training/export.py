@@ -35,6 +35,7 @@ class Trained:
 
     name: str
     config: TrainConfig
+    learning_rate: float
     objective: Objective
     identity: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
@@ -95,7 +96,7 @@ def _settings(trained: Trained) -> dict[str, Any]:
         "warm start, steps imitating cached bests of N": config.warm_start_steps,
         "steps after it": config.steps,
         "prompts x samples a step": f"{config.prompts_per_step} x {config.samples_per_prompt}",
-        "learning rate": config.learning_rate,
+        "peak learning rate": trained.learning_rate,
         "seed": config.seed,
         "LoRA": "no"
         if config.lora_rank is None

@@ -203,7 +203,7 @@ class _Run:
                 samples_per_prompt=config.samples_per_prompt,
                 micro_batch_size=config.micro_batch_size,
                 temperature=config.temperature,
-                learning_rate=config.learning_rate,
+                learning_rate=self._learning_rate,
                 warmup_steps=config.warmup_steps,
                 warm_start_steps=config.warm_start_steps,
                 warm_start_learning_rate=config.warm_start_learning_rate,
@@ -226,6 +226,10 @@ class _Run:
                     temperature=config.temperature,
                 )  # fmt: skip
         return trainer
+
+    @property
+    def _learning_rate(self) -> float:
+        return self._config.learning_rate or self._objective.peak_learning_rate()
 
     def _make_generator(self) -> Generator:
         config = self._config
@@ -367,6 +371,7 @@ class _Run:
         trained = Trained(
             name=self._name,
             config=self._config,
+            learning_rate=self._learning_rate,
             objective=self._objective,
             identity=self._identity,
             history=self._history,

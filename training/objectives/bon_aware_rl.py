@@ -15,8 +15,7 @@ below their peers: once some candidate is good, the rest may explore.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -33,7 +32,7 @@ class BonAwareRl(BestOfN, Regularised, Objective):
 
     title: ClassVar[str] = "BoN-aware RL"
     source: ClassVar[str] = "Inference-Aware Fine-Tuning for Best-of-N, arXiv 2412.15287"
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 3e-4}
+    learning_rate: ClassVar[float] = 3e-4
 
     num_samples: int = Field(4, description="N that will be drawn from the tuned policy")
 

@@ -15,8 +15,7 @@ best-of-(expert_samples / N) of p makes q_bon the expert's distribution: that is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -33,7 +32,7 @@ class BonAwareSft(BestOfN, Objective):
     title: ClassVar[str] = "BoN-aware SFT"
     source: ClassVar[str] = "Inference-Aware Fine-Tuning for Best-of-N, arXiv 2412.15287"
     strict_order: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 2e-4}
+    learning_rate: ClassVar[float] = 2e-4
 
     num_samples: int = Field(4, description="N that will be drawn from the tuned policy")
     expert_samples: int = Field(

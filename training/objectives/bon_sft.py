@@ -7,8 +7,7 @@ known as best-of-n distillation by SFT or rejection-sampling fine-tuning; a base
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
 from training.objectives.settings import BestOfN
@@ -22,7 +21,7 @@ class BonSft(BestOfN, Objective):
 
     title: ClassVar[str] = "BoN-SFT"
     source: ClassVar[str] = "baseline of arXiv 2407.06057"
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 6e-4}
+    learning_rate: ClassVar[float] = 6e-4
 
     @property
     def draws(self) -> Draws:

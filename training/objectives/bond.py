@@ -12,8 +12,7 @@ vBoN bound has log F in its place; the two differ only at the lowest ranks.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -37,7 +36,7 @@ class Bond(BestOfN, Objective):
     title: ClassVar[str] = "BOND"
     source: ClassVar[str] = "BOND: Aligning LLMs with Best-of-N Distillation, arXiv 2407.14622"
     strict_order: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 2e-4}
+    learning_rate: ClassVar[float] = 2e-4
 
     backward_weight: float = Field(0.5, ge=0, le=1, description="b, share of the reverse KL")
 

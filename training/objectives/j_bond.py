@@ -18,8 +18,7 @@ exact per token instead of sampled.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -37,7 +36,7 @@ class JBond(Objective):
     title: ClassVar[str] = "J-BOND"
     source: ClassVar[str] = "BOND: Aligning LLMs with Best-of-N Distillation, arXiv 2407.14622"
     strict_order: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 2e-4}
+    learning_rate: ClassVar[float] = 2e-4
 
     backward_weight: float = Field(0.5, ge=0, le=1, description="b, share of the reverse KL")
     anchor_weight: float = Field(0.0, ge=0, description="g, extra weight of KL(q || anchor)")

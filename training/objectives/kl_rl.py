@@ -7,8 +7,7 @@ beta means nothing without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -25,7 +24,7 @@ class KlRl(Regularised, RegularisedRL):
 
     title: ClassVar[str] = "KL-regularised RL"
     source: ClassVar[str] = "RLOO, arXiv 2402.14740; the baseline of arXiv 2407.06057"
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 3e-4}
+    learning_rate: ClassVar[float] = 3e-4
 
     beta: float = Field(
         1.0, gt=0, description="weight of the KL from the reference, in units of reward a nat"

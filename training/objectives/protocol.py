@@ -112,6 +112,7 @@ class Objective(BaseModel):
     Attributes:
         title: what a card calls it.
         source: the paper.
+        learning_rate: peak of the main steps, where the run names none.
         strict_order: whether it assumes that no two samples have the same reward.
         defaults: common settings (``TrainConfig``) that suit it better than the common defaults.
     """
@@ -120,6 +121,7 @@ class Objective(BaseModel):
 
     title: ClassVar[str]
     source: ClassVar[str]
+    learning_rate: ClassVar[float] = 1e-4
     strict_order: ClassVar[bool] = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
@@ -131,6 +133,10 @@ class Objective(BaseModel):
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Scalar: the mean over the batch's prompts, to be minimised."""
         raise NotImplementedError
+
+    def peak_learning_rate(self) -> float:
+        """Of the main steps, where the run names none."""
+        return self.learning_rate
 
     def least_samples(self) -> int:
         """Fewest ``samples_per_prompt`` it can work with."""

@@ -16,8 +16,7 @@ uniform and Z is wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,7 +33,7 @@ class Qrpo(Regularised, Objective):
     title: ClassVar[str] = "QRPO"
     source: ClassVar[str] = "Quantile Reward Policy Optimization, arXiv 2507.08068"
     strict_order: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 2e-4}
+    learning_rate: ClassVar[float] = 2e-4
 
     transform: Literal["identity", "log"] = Field(
         "identity", description="reward as a function of the quantile"

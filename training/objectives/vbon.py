@@ -46,9 +46,7 @@ class Vbon(BestOfN, RegularisedRL):
     strict_order: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "warm_start_steps": 40,
-        "warm_start_learning_rate": 6e-4,
-        "steps": 20,
-        "learning_rate": 1e-4,
+        "warm_start_learning_rate": 7e-4,
     }
 
     bound: Literal["lower", "exact", "l1"] = Field(
@@ -59,6 +57,10 @@ class Vbon(BestOfN, RegularisedRL):
     def kl_coefficient(self) -> float:
         """``1 / (N-1)``."""
         return 1.0 / (self.num_samples - 1)
+
+    def peak_learning_rate(self) -> float:
+        """In proportion to the KL's weight: the weaker its pull, the smaller the steps (docs/log.md)."""
+        return min(3e-4, 6e-4 * self.kl_coefficient)
 
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
         """``log F^``, the exact log-weight, or the L1 reward; each divided by N - 1."""

@@ -26,8 +26,7 @@ parts of them. eta defaults to 1/b.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -45,7 +44,7 @@ class Wind(Regularised, Objective):
 
     title: ClassVar[str] = "WIND"
     source: ClassVar[str] = "Faster WIND, arXiv 2410.20727"
-    defaults: ClassVar[Mapping[str, Any]] = {"learning_rate": 2e-4}
+    learning_rate: ClassVar[float] = 2e-4
 
     regression: Literal["squared", "kl", "nce"] = Field(
         "squared", description="loss of the regression onto the win rate"
