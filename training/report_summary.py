@@ -7,6 +7,7 @@ from training.frontier_tables import CurvePoint, Point
 from training.report_sheet import WIN_RATE, percent, planes_of, seed_range, win_points
 from training.sweep_records import Sweep
 
+HEADLINE_POINTS = 4
 SUMMARY_TARGETS = (4, 16)
 
 
@@ -33,9 +34,19 @@ def summary(sweep: Sweep) -> list[str]:
     return lines
 
 
+def _among(ranged: list[tables.ParetoRow], rows: list[tables.ParetoRow], least: int) -> str:
+    if len(ranged) == len(rows):
+        return ""
+    count = "1 method" if len(ranged) == 1 else f"{len(ranged)} methods"
+    return f" (of the {count} with at least {least} points)"
+
+
 def _frontier_sentence(points: list[Point], curve: list[CurvePoint], label: str) -> str:
     rows = tables.pareto_rows(points, curve)
-    best = [row for row in rows if row.share.mean == rows[0].share.mean]
+    # One point on the frontier is 100% of one: a headline needs a method's range of N or beta.
+    least = min(HEADLINE_POINTS, max(row.points for row in rows))
+    ranged = [row for row in rows if row.points >= least]
+    best = [row for row in ranged if row.share.mean == ranged[0].share.mean]
     each = "; ".join(
         f"{row.method} with {percent(row.share)} of its {row.points} "
         f"point{'s' if row.points > 1 else ''}"
@@ -43,7 +54,8 @@ def _frontier_sentence(points: list[Point], curve: list[CurvePoint], label: str)
     )
     left = sum(row.share_with_curve.mean > 0 for row in rows)
     return (
-        f"Most often on the frontier of KL and {label}: {each}. Beside best-of-n at its KL bound, "
+        f"Most often on the frontier of KL and {label}"
+        f"{_among(ranged, rows, least)}: {each}. Beside best-of-n at its KL bound, "
         f"{left} of {len(rows)} methods keep a point on it."
     )
 

@@ -169,7 +169,10 @@ def test_only_num_samples_makes_a_target(tmp_path: Path) -> None:
 def test_summary_follows_the_tables(tmp_path: Path, cells: list[Any]) -> None:
     write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "Most often on the frontier of KL and win rate: vbon with 100% of its 3 points." in text
+    assert (
+        "Most often on the frontier of KL and win rate (of the 1 method with at least 3 points): "
+        "vbon with 100% of its 3 points." in text
+    )
     assert "Closest to best-of-4's win rate of 0.800 among those trained towards it: vbon" in text
     assert "Closest to best-of-16's win rate of 0.941" in text
 
