@@ -84,7 +84,7 @@ def lora_checkpoint(sandbox: Path) -> Path:
 
     out = sandbox / "lora"
     config = train_config(
-        sandbox, out, lora_rank=8, steps=3, learning_rate=2e-2, warm_start_steps=0, heldout=None
+        sandbox, out, lora_rank=8, steps=8, learning_rate=3e-2, warm_start_steps=0, heldout=None
     )
     train("vbon", config)
     return out

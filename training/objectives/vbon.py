@@ -46,7 +46,8 @@ class Vbon(BestOfN, RegularisedRL):
     strict_order: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {
         "warm_start_steps": 40,
-        "warm_start_learning_rate": 7e-4,
+        "warm_start_learning_rate": 8e-4,
+        "steps": 30,
     }
 
     bound: Literal["lower", "exact", "l1"] = Field(
