@@ -203,13 +203,14 @@ DEFAULT_GRID = [
 class SweepConfig(TrainConfig):
     """Objectives x N (or beta) x seeds from the same policy, reward, prompts and budget.
 
-    One record a cell, resumable cell by cell; `report` draws them. --steps counts all steps of a cell,
-    a warm start included. A grid entry is 'NAME: PARAMETER=V1 V2 ...' or, for a variant,
+    One record a cell, resumable cell by cell; `report` draws them. A grid entry is
+    'NAME: PARAMETER=V1 V2 ...' or, for a variant,
     'NAME=OBJECTIVE: PARAMETER=V1 V2 ...; SETTING=VALUE; ...' with any setting of the objective's command.
     """
 
     out: Path = Field(Path("runs/sweep"), description="directory of the sweep")
     title: str = Field("sandbox", description="what the report calls it")
+    steps: int = Field(70, ge=1, description="optimizer steps of each cell, a warm start included")
     gold: Annotated[str | None, NoneWord] = GOLD
     grid: list[str] = Field(DEFAULT_GRID, description="what to train; repeat for several")
     seeds: list[int] = Field([0, 1, 2], description="training seeds of each cell; repeat")

@@ -84,7 +84,7 @@ def _entry(sweep: SweepConfig, entry: str, seed: int) -> list[Cell]:
         shared = {
             field: getattr(sweep, field)
             for field in TrainConfig.model_fields
-            if field in sweep.model_fields_set or field in {"gold", "heldout"}
+            if field in sweep.model_fields_set or field in {"gold", "heldout", "steps"}
         }
         shared |= {"seed": seed, "out": sweep.out / "cells" / name / "checkpoint", "replace": True}
         made.append(_cell(variant, objective, match["parameter"], config_type, shared | settings))
@@ -107,10 +107,15 @@ def _cell(
 ) -> Cell:
     try:
         config = config_type(**settings)
-        # Equal budgets: the sweep's steps are all of a cell's steps.
+        # Equal budgets: the sweep's steps are all of a cell's steps. A warm start that is only the
+        # objective's default keeps its share of them.
         if config.warm_start_steps:
-            main = config.steps - config.warm_start_steps
-            config = config_type(**(settings | {"steps": main}))
+            warm = config.warm_start_steps
+            if "warm_start_steps" not in settings:
+                usual = config_type.model_fields["steps"].default
+                warm = round(config.steps * warm / (warm + usual))
+            steps = {"warm_start_steps": warm, "steps": config.steps - warm}
+            config = config_type(**(settings | steps))
     except ValidationError as error:
         said = "; ".join(
             f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()

@@ -49,6 +49,11 @@ def test_a_warm_start_is_paid_from_the_same_budget_of_steps() -> None:
     assert (cold.config.warm_start_steps, cold.config.steps) == (0, 40)
 
 
+def test_a_default_warm_start_keeps_its_share_of_fewer_steps() -> None:
+    (cell,) = cells(sweep("vbon: num_samples=4", seeds=[0], steps=35))
+    assert (cell.config.warm_start_steps, cell.config.steps) == (20, 15)  # 40 and 30 by default
+
+
 def test_the_default_grid_has_every_objective() -> None:
     assert {cell.objective for cell in cells(sweep(*DEFAULT_GRID))} == set(OBJECTIVES)
 
