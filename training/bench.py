@@ -9,7 +9,6 @@ The first step of every repeat is left out. See ``bench_trl`` for what of TRL is
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import time
@@ -220,7 +219,7 @@ def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int)
     from training.trainer import Trainer, TrainerOptions
 
     trainer = Trainer(
-        copy.deepcopy(assets.reference).requires_grad_(True),
+        assets.fresh_policy(),
         assets.reference,
         assets.tokenizer,
         assets.reward,

@@ -14,7 +14,6 @@ Everything else is stock: fused AdamW, linear decay, one iteration, ``transforme
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -79,7 +78,7 @@ def trl_steps(config: BenchConfig, assets: Assets, seed: int) -> list[Step]:
         clock.score_s += now() - begun
         return scores
 
-    policy = copy.deepcopy(assets.reference).requires_grad_(True)
+    policy = assets.fresh_policy()
     generate = policy.generate
 
     def timed_generate(*args: Any, **kwargs: Any) -> Any:

@@ -211,7 +211,6 @@ class SweepConfig(TrainConfig):
     out: Path = Field(Path("runs/sweep"), description="directory of the sweep")
     title: str = Field("sandbox", description="what the report calls it")
     steps: int = Field(70, ge=1, description="optimizer steps of each cell, a warm start included")
-    gold: Annotated[str | None, NoneWord] = GOLD
     grid: list[str] = Field(DEFAULT_GRID, description="what to train; repeat for several")
     seeds: list[int] = Field([0, 1, 2], description="training seeds of each cell; repeat")
     jobs: int = Field(1, ge=1, description="cells trained at once, each in a process of its own")

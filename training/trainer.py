@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -86,7 +86,6 @@ class _Totals:
     loss: float = 0.0
     kl: float | None = None
     grad_norm: float = 0.0
-    parts: list[float] = field(default_factory=list)
 
 
 def scheduled_learning_rate(step: int, options: TrainerOptions) -> float:
