@@ -1,4 +1,4 @@
-"""``python -m training``: make the sandbox, sample, fine-tune, evaluate."""
+"""``python -m training``: make the sandbox, sample, fine-tune, evaluate, compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import typer
 
@@ -14,8 +16,6 @@ from bestofn.config import Settings, load_settings
 from bestofn.errors import BestOfNError
 from training import configs
 from training.objectives import OBJECTIVES
-
-S = TypeVar("S", bound=Settings)
 
 cli = typer.Typer(
     add_completion=False,
@@ -31,10 +31,65 @@ PASS_THROUGH = {
 }
 
 
-def _run(
-    name: str, config_type: type[S], context: typer.Context, start: Callable[[S], None]
-) -> None:
-    config = load_settings(config_type, context.args, program=f"python -m training {name}")
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command, which imports what it runs when it runs.
+
+    Attributes:
+        config_type: gives the type of its settings.
+        target: ``module:function``, called with ``arguments`` and the settings.
+    """
+
+    help: str
+    config_type: Callable[[], type[Settings]]
+    target: str
+    arguments: tuple[Any, ...] = ()
+    panel: str = "Steps"
+
+
+def _settings_of(objective: str) -> Callable[[], type[Settings]]:
+    def config_type() -> type[Settings]:
+        from training.objective_config import train_config_type
+
+        return train_config_type(objective)
+
+    return config_type
+
+
+COMMANDS = {
+    "sandbox": Command(
+        "Make a toy policy, reward model and gold reward model from nothing.",
+        lambda: configs.SandboxConfig, "sandbox.build:build_sandbox",
+    ),
+    "sample": Command(
+        "Draw and score M reference completions a prompt: the reward cache.",
+        lambda: configs.SampleConfig, "sample:build_cache",
+    ),
+    **{
+        name: Command(line, _settings_of(name), "run:train", (name,), panel="Objectives")
+        for name, (_, line) in OBJECTIVES.items()
+    },
+    "evaluate": Command(
+        "Reward, gold reward, win rate and KL of reference, best-of-n and checkpoints.",
+        lambda: configs.EvaluateConfig, "evaluate:evaluate_checkpoints",
+    ),
+    "sweep": Command(
+        "Train objectives x N (or beta) x seeds from one budget; resumable cell by cell.",
+        lambda: configs.SweepConfig, "sweep:run_sweep",
+    ),
+    "report": Command(
+        "Draw sweeps: frontier, Pareto shares, efficiency, cost; one HTML page.",
+        lambda: configs.ReportConfig, "report:write_report",
+    ),
+    "bench": Command(
+        "Samples trained a second, against TRL's RLOOTrainer in the same run.",
+        lambda: configs.BenchConfig, "bench:run_bench",
+    ),
+}  # fmt: skip
+
+
+def _run(name: str, command: Command, arguments: list[str]) -> None:
+    config = load_settings(command.config_type(), arguments, program=f"python -m training {name}")
     # Of several processes (torchrun) one tells how it goes.
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(message)s")
@@ -44,8 +99,9 @@ def _run(
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    module, _, function = command.target.partition(":")
     try:
-        start(config)
+        getattr(import_module(f"training.{module}"), function)(*command.arguments, config)
     except BestOfNError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
@@ -54,98 +110,17 @@ def _run(
         raise typer.Exit(130) from error
 
 
-@cli.command(context_settings=PASS_THROUGH)
-def sandbox(context: typer.Context) -> None:
-    """Make a toy policy, reward model and gold reward model from nothing."""
+def _add(name: str, command: Command) -> None:
+    def start(context: typer.Context) -> None:
+        _run(name, command, context.args)
 
-    def start(config: configs.SandboxConfig) -> None:
-        from training.sandbox.build import build_sandbox
-
-        build_sandbox(config)
-
-    _run("sandbox", configs.SandboxConfig, context, start)
+    cli.command(
+        name, help=command.help, context_settings=PASS_THROUGH, rich_help_panel=command.panel
+    )(start)
 
 
-@cli.command(context_settings=PASS_THROUGH)
-def sample(context: typer.Context) -> None:
-    """Draw and score M reference completions a prompt: the reward cache."""
-
-    def start(config: configs.SampleConfig) -> None:
-        from training.sample import build_cache
-
-        build_cache(config)
-
-    _run("sample", configs.SampleConfig, context, start)
-
-
-def _add_objective(name: str, help_line: str) -> None:
-    """One command an objective: ``python -m training NAME``."""
-
-    def command(context: typer.Context) -> None:
-        from training.objective_config import train_config_type
-
-        def start(config: configs.TrainConfig) -> None:
-            from training.run import train
-
-            train(name, config)
-
-        _run(name, train_config_type(name), context, start)
-
-    cli.command(name, help=help_line, context_settings=PASS_THROUGH, rich_help_panel="Objectives")(
-        command
-    )
-
-
-for _name, (_, _help_line) in OBJECTIVES.items():
-    _add_objective(_name, _help_line)
-
-
-@cli.command(context_settings=PASS_THROUGH)
-def evaluate(context: typer.Context) -> None:
-    """Reward, gold reward, win rate and KL of reference, best-of-n and checkpoints."""
-
-    def start(config: configs.EvaluateConfig) -> None:
-        from training.evaluate import evaluate_checkpoints
-
-        evaluate_checkpoints(config)
-
-    _run("evaluate", configs.EvaluateConfig, context, start)
-
-
-@cli.command(context_settings=PASS_THROUGH)
-def sweep(context: typer.Context) -> None:
-    """Train objectives x N (or beta) x seeds from one budget; resumable cell by cell."""
-
-    def start(config: configs.SweepConfig) -> None:
-        from training.sweep import run_sweep
-
-        run_sweep(config)
-
-    _run("sweep", configs.SweepConfig, context, start)
-
-
-@cli.command(context_settings=PASS_THROUGH)
-def report(context: typer.Context) -> None:
-    """Draw sweeps: frontier, Pareto shares, efficiency, cost; one HTML page."""
-
-    def start(config: configs.ReportConfig) -> None:
-        from training.report import write_report
-
-        write_report(config.sweeps, config.out)
-
-    _run("report", configs.ReportConfig, context, start)
-
-
-@cli.command(context_settings=PASS_THROUGH)
-def bench(context: typer.Context) -> None:
-    """Samples trained a second, against TRL's RLOOTrainer in the same run."""
-
-    def start(config: configs.BenchConfig) -> None:
-        from training.bench import run_bench
-
-        run_bench(config)
-
-    _run("bench", configs.BenchConfig, context, start)
+for _name, _command in COMMANDS.items():
+    _add(_name, _command)
 
 
 def main() -> None:

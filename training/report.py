@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.markup import escape
 from rich.table import Table
 
 from bestofn.errors import DataError, ExportError
 from bestofn.files import write_json, write_text
 from bestofn.terminal import table_console
+from training.configs import ReportConfig
 from training.report_sheet import Sheet
 from training.report_summary import summary
 from training.report_tables import pareto_sheets, sheets, target_sheets
 from training.sweep_records import methods_of, read_sweep
 
 
-def write_report(sweep_dirs: list[Path], out: Path) -> None:
-    """Write ``report.html``, ``.md``, ``.json`` and ``frontier.png``, ``.svg`` into ``out``.
+def write_report(config: ReportConfig) -> None:
+    """Write ``report.html``, ``.md``, ``.json`` and ``frontier.png``, ``.svg`` into ``config.out``.
 
     A method looks the same in all sweeps. The main tables are printed as well.
 
@@ -25,9 +24,9 @@ def write_report(sweep_dirs: list[Path], out: Path) -> None:
         DataError: no sweep, or one without records, or a malformed record (names the file).
         ExportError: if a file cannot be written; what was there before is untouched.
     """
-    if not sweep_dirs:
+    if not config.sweeps:
         raise DataError("no sweep directory was given")
-    sweeps = [read_sweep(directory) for directory in sweep_dirs]
+    sweeps, out = [read_sweep(directory) for directory in config.sweeps], config.out
     from training.report_page import html_page, markdown
     from training.report_plots import draw_sweeps, styles
 

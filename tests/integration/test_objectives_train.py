@@ -20,7 +20,7 @@ from bestofn.checkpoints import check_checkpoint  # noqa: E402
 from bestofn.errors import DataError, DivergedError, InvalidInputError  # noqa: E402
 from tests.integration.conftest import train_config  # noqa: E402
 from training.assets import Assets  # noqa: E402
-from training.configs import SweepConfig  # noqa: E402
+from training.configs import ReportConfig, SweepConfig  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
 from training.report import write_report  # noqa: E402
 from training.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
@@ -299,7 +299,7 @@ def test_a_sweep_writes_a_record_a_cell_resumes_and_reports(
     shutil.rmtree(records[0].parent)
     run_sweep(sweep_config(sandbox, out))  # only the missing cell is trained
     assert {p for p in records if p.stat().st_mtime_ns != untouched[p]} == {records[0]}
-    write_report([out], tmp_path / "report")
+    write_report(ReportConfig(sweeps=[out], out=tmp_path / "report"))
     page = (tmp_path / "report" / "report.html").read_text()
     assert "tiny" in page
     assert "dpo" in page

@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 
 from bestofn.errors import DataError
+from training.configs import ReportConfig
 from training.report import write_report
 from training.report_template import PAGE
 
@@ -126,7 +127,7 @@ def cells() -> list[dict[str, Any]]:
 
 def test_report_is_one_whole_file_that_loads_nothing(tmp_path: Path, cells: list[Any]) -> None:
     sweep = write_sweep(tmp_path / "sweep", cells)
-    write_report([sweep], tmp_path / "out")
+    write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
     names = {"frontier.png", "frontier.svg", "report.html", "report.json", "report.md"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     page = Page((tmp_path / "out" / "report.html").read_text())
@@ -143,7 +144,9 @@ def test_report_is_one_whole_file_that_loads_nothing(tmp_path: Path, cells: list
 
 
 def test_figures_in_json_are_those_derived_by_hand(tmp_path: Path, cells: list[Any]) -> None:
-    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    write_report(
+        ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", cells)], out=tmp_path / "out")
+    )
     tables = json.loads((tmp_path / "out" / "report.json").read_text())["sweeps"][0]["tables"]
     # Seed 0: kl-rl (1.0, .77) is dominated by vbon (.8, .78). Seed 1: nothing is dominated.
     by_method = {r["method"]: r for r in tables["pareto_win_rate"]}
@@ -161,13 +164,17 @@ def test_figures_in_json_are_those_derived_by_hand(tmp_path: Path, cells: list[A
 
 def test_only_num_samples_makes_a_target(tmp_path: Path) -> None:
     cells = [cell("vbon", 4, 0, 0.8, 0.78), cell("dpo", 4, 0, 0.8, 0.78, parameter="beta")]
-    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    write_report(
+        ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", cells)], out=tmp_path / "out")
+    )
     tables = json.loads((tmp_path / "out" / "report.json").read_text())["sweeps"][0]["tables"]
     assert [r["method"] for r in tables["target_4"]["rows"]] == ["vbon"]
 
 
 def test_summary_follows_the_tables(tmp_path: Path, cells: list[Any]) -> None:
-    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    write_report(
+        ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", cells)], out=tmp_path / "out")
+    )
     text = (tmp_path / "out" / "report.md").read_text()
     assert (
         "Most often on the frontier of KL and win rate (of the 1 method with at least 3 points): "
@@ -179,7 +186,11 @@ def test_summary_follows_the_tables(tmp_path: Path, cells: list[Any]) -> None:
 
 def test_texts_of_records_stay_text(tmp_path: Path) -> None:
     cells = [cell(EVIL, 4, 0, 0.8, 0.78), {**ended("failed", EVIL), "checkpoint": EVIL}]
-    write_report([write_sweep(tmp_path / "sweep", cells, title=EVIL)], tmp_path / "out")
+    write_report(
+        ReportConfig(
+            sweeps=[write_sweep(tmp_path / "sweep", cells, title=EVIL)], out=tmp_path / "out"
+        )
+    )
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>alert" not in page
     assert EVIL in Page(page).text
@@ -193,7 +204,11 @@ def test_texts_of_records_stay_text(tmp_path: Path) -> None:
 
 def test_without_gold_there_are_two_planes(tmp_path: Path) -> None:
     cells = [cell("vbon", 4, 0, 0.8, 0.78, gold=False)]
-    write_report([write_sweep(tmp_path / "sweep", cells, gold=False)], tmp_path / "out")
+    write_report(
+        ReportConfig(
+            sweeps=[write_sweep(tmp_path / "sweep", cells, gold=False)], out=tmp_path / "out"
+        )
+    )
     page = Page((tmp_path / "out" / "report.html").read_text())
     assert page.tags.count("figure") == 2
     assert "gold win rate" not in page.text
@@ -201,7 +216,9 @@ def test_without_gold_there_are_two_planes(tmp_path: Path) -> None:
 
 def test_a_cell_without_gold_is_left_out_of_the_gold_planes_only(tmp_path: Path) -> None:
     cells = [cell("vbon", 4, 0, 0.8, 0.78), cell("wind", 4, 0, 0.9, 0.79, gold=False)]
-    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    write_report(
+        ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", cells)], out=tmp_path / "out")
+    )
     tables = json.loads((tmp_path / "out" / "report.json").read_text())["sweeps"][0]["tables"]
     assert {row["method"] for row in tables["pareto_win_rate"]} == {"vbon", "wind"}
     assert {row["method"] for row in tables["pareto_gold"]} == {"vbon"}
@@ -209,7 +226,7 @@ def test_a_cell_without_gold_is_left_out_of_the_gold_planes_only(tmp_path: Path)
 
 def test_several_sweeps_share_one_page_and_one_plotly(tmp_path: Path, cells: list[Any]) -> None:
     sweeps = [write_sweep(tmp_path / name, cells, title="same") for name in ("one", "two")]
-    write_report(sweeps, tmp_path / "out")
+    write_report(ReportConfig(sweeps=sweeps, out=tmp_path / "out"))
     text = (tmp_path / "out" / "report.html").read_text()
     assert len(re.findall(r"plotly\.js v", text)) == 1
     page = Page(text)
@@ -221,7 +238,9 @@ def test_several_sweeps_share_one_page_and_one_plotly(tmp_path: Path, cells: lis
 
 def test_only_failed_cells_give_a_page_that_says_so(tmp_path: Path) -> None:
     cells = [ended("failed", "out of memory"), ended("diverged", "KL above the limit")]
-    write_report([write_sweep(tmp_path / "sweep", cells)], tmp_path / "out")
+    write_report(
+        ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", cells)], out=tmp_path / "out")
+    )
     text = Page((tmp_path / "out" / "report.html").read_text()).text
     assert "No cell has figures, so the methods cannot be compared." in text
     assert "out of memory" in text
@@ -232,26 +251,28 @@ def test_cells_without_a_record_are_counted(tmp_path: Path, cells: list[Any]) ->
     sweep = write_sweep(tmp_path / "sweep", cells)
     (sweep / "cells" / "running").mkdir()
     (sweep / "cells" / ".cell.partial").mkdir()
-    write_report([sweep], tmp_path / "out")
+    write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
     assert "1 failed, 1 without a record yet" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_same_records_give_the_same_files(tmp_path: Path, cells: list[Any]) -> None:
     sweep = write_sweep(tmp_path / "sweep", cells)
     for name in ("one", "two"):
-        write_report([sweep], tmp_path / name)
+        write_report(ReportConfig(sweeps=[sweep], out=tmp_path / name))
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
 
 
 def test_no_sweep_and_empty_sweeps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no sweep directory"):
-        write_report([], tmp_path / "out")
+        write_report(ReportConfig(sweeps=[], out=tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty holds no baseline\.json"):
-        write_report([tmp_path / "empty"], tmp_path / "out")
+        write_report(ReportConfig(sweeps=[tmp_path / "empty"], out=tmp_path / "out"))
     with pytest.raises(DataError, match="no cell of the sweep has ended"):
-        write_report([write_sweep(tmp_path / "sweep", [])], tmp_path / "out")
+        write_report(
+            ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", [])], out=tmp_path / "out")
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -270,7 +291,7 @@ def test_a_malformed_record_is_named(tmp_path: Path, change: Any, says: str) -> 
     sweep = write_sweep(tmp_path / "sweep", [record])
     (sweep / "cells" / "cell-00" / "record.json").write_text(change(record))
     with pytest.raises(DataError, match=f"cell-00/record\\.json.*{says}"):
-        write_report([sweep], tmp_path / "out")
+        write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
 
 
 def test_a_baseline_without_a_curve_is_refused(tmp_path: Path, cells: list[Any]) -> None:
@@ -278,4 +299,4 @@ def test_a_baseline_without_a_curve_is_refused(tmp_path: Path, cells: list[Any])
     record = json.loads((sweep / "baseline.json").read_text())
     (sweep / "baseline.json").write_text(json.dumps({**record, "rows": record["rows"][:1]}))
     with pytest.raises(DataError, match=r"baseline\.json.*best-of-n"):
-        write_report([sweep], tmp_path / "out")
+        write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
