@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from bestofn.checkpoints import check_checkpoint
@@ -15,6 +13,7 @@ from bestofn.errors import DataError
 from bestofn.prompts import Prompt
 from bestofn.rewards import RewardModel, open_reward_model
 from training.cache import RewardCache
+from training.cache_columns import source_digest
 from training.configs import TrainConfig
 from training.measure import Measurer, PromptSamples
 from training.policies import load_policy
@@ -54,7 +53,7 @@ class Assets:
         return {
             "policy_revision": check_checkpoint(config.policy, "causal-lm").revision,
             "reward_revision": self._unloaded_reward.revision,
-            "cache_sha256": file_digest(config.cache),
+            "cache_sha256": source_digest(config.cache)[:16],
         }
 
     @cached_property
@@ -179,9 +178,3 @@ class Assets:
         return self.measurer.measure(
             self.reference, self.heldout, self.reference_samples, "held-out reference"
         )
-
-
-def file_digest(path: Path) -> str:
-    """First 16 hex digits of a file's sha256, read by blocks."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()[:16]

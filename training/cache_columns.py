@@ -170,6 +170,16 @@ def _current(
     return columns, index
 
 
+def source_digest(path: Path) -> str:
+    """A JSONL cache's sha256 in hex: as its columns recorded it, if the file is as it was then."""
+    index = read_record(columns_path(path) / INDEX) or {}
+    with path.open("rb") as source:
+        stat = _stat(source)
+        if "sha256" in index and stat == {name: index.get(name) for name in stat}:
+            return str(index["sha256"])
+        return hashlib.file_digest(source, "sha256").hexdigest()
+
+
 def _stat(source: BufferedReader) -> dict[str, int]:
     stat = os.fstat(source.fileno())
     return {"source_bytes": stat.st_size, "source_mtime_ns": stat.st_mtime_ns}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from bestofn.errors import DataError, ExportError
 from bestofn.prompts import Prompt
 from training import cache_columns, cache_lines
 from training.cache import RewardCache
+from training.cache_columns import source_digest
 
 EOS = 0
 ROOT = Path(__file__).resolve().parents[2]
@@ -308,6 +311,20 @@ def test_a_copied_file_is_read_but_not_compiled(
     opened(path)
     monkeypatch.setattr("hashlib.file_digest", None)  # the new time was written down
     opened(path)
+
+
+def test_digest_is_taken_once_for_a_file_and_again_when_it_changes(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = opened(path, OK).sha256
+    assert compiled == hashlib.sha256(path.read_bytes()).hexdigest()
+    with monkeypatch.context() as patched:
+        patched.setattr("hashlib.file_digest", None)
+        assert source_digest(path) == compiled
+    path.write_text(path.read_text() + "\n")
+    assert source_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest() != compiled
+    shutil.rmtree(columns(path))
+    assert source_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_compiled_again_when_what_it_was_made_from_changes(
