@@ -225,20 +225,7 @@ def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int)
         assets.reward,
         assets.cache,
         objective_of("kl-rl", common),
-        TrainerOptions(
-            steps=config.steps,
-            prompts_per_step=config.prompts_per_step,
-            samples_per_prompt=config.samples_per_prompt,
-            micro_batch_size=common.micro_batch_size,
-            temperature=config.temperature,
-            learning_rate=config.learning_rate,
-            warmup_steps=0,
-            warm_start_steps=0,
-            warm_start_learning_rate=common.warm_start_learning_rate,
-            max_grad_norm=config.max_grad_norm,
-            seed=seed,
-            dtype=config.dtype,
-        ),
+        TrainerOptions.of(common, config.learning_rate, seed),
         TransformersGenerator(assets.tokenizer, config.max_new_tokens, config.temperature),
     )
     steps = []

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ INCIDENTAL = {
 CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
 # Tied pairs of samples above this share make rewards anything but strictly ordered.
 TIED_SHARE = 0.05
+LONGEST_WAIT = timedelta(hours=6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ def train(
     """
     # Before any model is loaded: it makes this process's GPU the default one. Without `cpu`, processes
     # on a machine without GPUs would not know of each other, and each would write the same output.
-    processes = PartialState(cpu=not torch.cuda.is_available())
+    # One process measures and exports while the others wait, longer than the usual half hour if large.
+    processes = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     objective = objective_of(name, config)
     assets = assets or Assets(config, CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES)
     identity = {
@@ -197,20 +200,7 @@ class _Run:
             assets.reward,
             assets.cache,
             self._objective,
-            TrainerOptions(
-                steps=config.steps,
-                prompts_per_step=config.prompts_per_step,
-                samples_per_prompt=config.samples_per_prompt,
-                micro_batch_size=config.micro_batch_size,
-                temperature=config.temperature,
-                learning_rate=self._learning_rate,
-                warmup_steps=config.warmup_steps,
-                warm_start_steps=config.warm_start_steps,
-                warm_start_learning_rate=config.warm_start_learning_rate,
-                max_grad_norm=config.max_grad_norm,
-                seed=config.seed,
-                dtype=config.dtype,
-            ),
+            TrainerOptions.of(config, self._learning_rate),
             self._generator,
             warm_start,
         )

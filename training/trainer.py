@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from bestofn.errors import DivergedError, InvalidInputError
 from bestofn.rewards import RewardModel
 from bestofn.seeds import seed_of
 from training.cache import RewardCache
+from training.configs import TrainConfig
 from training.drawing import Drawer, Drawn, Sources
 from training.generation import Generator, TransformersGenerator
 from training.objectives.protocol import Objective, Samples, StepBatch
@@ -47,6 +48,17 @@ class TrainerOptions:
     max_grad_norm: float
     seed: int
     dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, learning_rate: float, seed: int | None = None
+    ) -> TrainerOptions:
+        """A run's settings, which know the learning rate only once the objective is known."""
+        shared = {field.name: getattr(config, field.name) for field in fields(cls)}
+        shared["learning_rate"] = learning_rate
+        if seed is not None:
+            shared["seed"] = seed
+        return cls(**shared)
 
 
 @dataclass(frozen=True, slots=True)
