@@ -19,6 +19,7 @@ from service.schemas import (
 )
 from service.scoring import BatchingScorer
 from service.strategies import ScoredCandidate
+from service.strategy_fields import settings_in
 
 
 def resolve_sampling(fields: SamplingFields, runtime: Runtime) -> tuple[Sampling, int]:
@@ -56,11 +57,17 @@ def check_limit(field: str, value: int, limit: int) -> None:
 
 
 async def generate(
-    runtime: Runtime, mode_name: str | None, request: GenerateRequest, request_id: str
+    runtime: Runtime,
+    mode_name: str | None,
+    request: GenerateRequest,
+    request_id: str,
+    policy: str | None = None,
 ) -> GenerateAnswer | BatchAnswer:
     """Answer every prompt of a request, or raise: a batch fails as a whole."""
-    mode = runtime.mode(mode_name or runtime.settings.default_mode)
+    name = mode_name or runtime.settings.default_mode
+    mode = runtime.mode(name, settings_in(request), policy)
     sampling, num_samples = resolve_sampling(request, runtime)
+    check_limit("max_n", mode.strategy.most_candidates(num_samples), runtime.settings.limits.max_n)
     prompts = request.to_prompts()
     check_limit("prompts", len(prompts), runtime.settings.limits.max_prompts)
     found = await all_or_first_error(
@@ -128,6 +135,8 @@ def _to_wire(
         selected_index=selected.candidate.index,
         unscored_candidates=unscored,
         candidates=[_candidate(c) for c in outcome.candidates] if with_candidates else None,
+        strategy=answer.mode.strategy.model_dump(mode="json"),
+        details=dict(outcome.details),
         sampling=sampling_used(sampling, answer.num_samples),
         usage=Usage(
             prompt_tokens=answer.prompt_tokens,

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
-from bestofn.engine import Engine, Sampling
+from bestofn.embedders import Embedder, open_embedder
+from bestofn.engine import Engine, Sampling, check_fits
 from bestofn.errors import InvalidInputError, NotReadyError, RequestTimeoutError
 from bestofn.prompts import Prompt
 from service.admission import Admission
 from service.metrics import Metrics
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE, ServiceSettings
-from service.strategies import RERANKERS, SINGLE, Outcome, Strategy, Task
+from service.strategies import (
+    STRATEGIES,
+    Outcome,
+    Resources,
+    Single,
+    Strategy,
+    Task,
+)
+from service.strategy_fields import configured
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +64,12 @@ class Runtime:
         policies: dict[str, Engine],
         reward: BatchingScorer | None,
         gold: BatchingScorer | None,
+        embedder: Embedder | None = None,
     ) -> None:
         self.settings = settings
         self.policies = policies
         self.reward, self.gold = reward, gold
+        self.embedder = embedder or open_embedder(settings.embedder)
         self.metrics = Metrics()
         limits = settings.limits
         self.admission = Admission(
@@ -65,15 +78,15 @@ class Runtime:
         self.metrics.running.set_function(lambda: self.admission.running)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         self.metrics.ready.set_function(lambda: float(self.ready))
-        self.modes = {name: Mode(name, SINGLE, name) for name in policies}
-        for name, strategy in RERANKERS.items():
+        self.modes = {name: Mode(name, Single(), name) for name in policies}
+        for name, strategy in STRATEGIES.items():
             if name in self.modes:
                 raise InvalidInputError(
                     f"policy name {name!r} is taken by a strategy; rename the policy",
                     field="policies",
                 )
             if reward is not None:
-                self.modes[name] = Mode(name, strategy, REFERENCE)
+                self.modes[name] = Mode(name, strategy(), REFERENCE)
         self.failure: Exception | None = None
         self._loaded = False
 
@@ -113,15 +126,19 @@ class Runtime:
         for scorer in filter(None, (self.reward, self.gold)):
             await scorer.stop()
 
-    def mode(self, name: str) -> Mode:
-        """The mode a request named.
+    def mode(
+        self, name: str, settings: Mapping[str, Any] | None = None, policy: str | None = None
+    ) -> Mode:
+        """The mode a request named, with the settings and over the policy it asks for.
 
         Raises:
-            InvalidInputError: unknown, or known but without its model.
+            InvalidInputError: unknown, known but without its model, or not with these settings.
         """
         if name in self.modes:
-            return self.modes[name]
-        if name in RERANKERS:
+            mode = self.modes[name]
+            strategy = configured(name, mode.strategy, settings or {})
+            return Mode(name, strategy, self._policy(mode, policy))
+        if name in STRATEGIES:
             raise InvalidInputError(
                 f"mode {name!r} needs a reward model and none is configured; set `reward`",
                 field="mode",
@@ -131,6 +148,21 @@ class Runtime:
             f"To add it: --policies {name}=DIR",
             field="mode",
         )
+
+    def _policy(self, mode: Mode, asked: str | None) -> str:
+        if asked is None or asked == mode.policy:
+            return mode.policy
+        if not mode.strategy.reranks:
+            raise InvalidInputError(
+                f"mode {mode.name!r} is one sample of policy {mode.policy!r}; ask for mode {asked!r}",
+                field="policy",
+            )
+        if asked not in self.policies:
+            raise InvalidInputError(
+                f"policy {asked!r} is not configured; this server has {', '.join(self.policies)}",
+                field="policy",
+            )
+        return asked
 
     async def answer(
         self,
@@ -152,14 +184,17 @@ class Runtime:
             raise NotReadyError(self.status())
         engine = self.policies[mode.policy]
         token_ids = engine.encode(prompt)
+        check_fits(engine.info, token_ids, sampling)
         drawn = num_samples if mode.strategy.reranks else 1
+        resources = Resources(engine, self.policies, self.reward, self.embedder)
         task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
         limit = self.settings.limits.timeout_s
+        sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
         try:
-            async with asyncio.timeout(limit), self.admission.enter(drawn):
+            async with asyncio.timeout(limit), self.admission.enter(sequences):
                 admitted = perf_counter()
-                outcome = await mode.strategy.answer(task, engine, self.reward)
+                outcome = await mode.strategy.answer(task, resources)
         except TimeoutError as error:
             raise RequestTimeoutError(f"no answer within {limit:g} s (limits.timeout_s)") from error
         finished = perf_counter()

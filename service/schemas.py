@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
 from bestofn.engine import FinishReason
 from bestofn.prompts import Message, Prompt
+from service.strategy_fields import with_strategy_settings
 
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 
@@ -53,8 +54,8 @@ class SamplingFields(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class GenerateRequest(SamplingFields):
-    """One prompt, several prompts, or a chat."""
+class GenerateFields(SamplingFields):
+    """One prompt, several prompts, or a chat; settings of the mode's strategy beside them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
@@ -71,7 +72,7 @@ class GenerateRequest(SamplingFields):
     )
 
     @model_validator(mode="after")
-    def _exactly_one_input(self) -> GenerateRequest:
+    def _exactly_one_input(self) -> Self:
         given = [
             name for name in ("prompt", "prompts", "messages") if getattr(self, name) is not None
         ]
@@ -90,6 +91,15 @@ class GenerateRequest(SamplingFields):
             turns = (Message(role=turn.role, content=turn.content) for turn in self.messages)
             return [Prompt(messages=tuple(turns))]
         return [Prompt(text=self.prompt)]
+
+
+if TYPE_CHECKING:
+
+    class GenerateRequest(GenerateFields):
+        """With the fields of every strategy, which the registry adds."""
+
+else:
+    GenerateRequest = with_strategy_settings("GenerateRequest", GenerateFields)
 
 
 class ModelRef(BaseModel):
@@ -153,6 +163,8 @@ class GenerateAnswer(BaseModel):
         description="candidates the reward model could not score; null where none was scored"
     )
     candidates: list[CandidateOut] | None = None
+    strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
+    details: dict[str, Any] = Field(description="what the strategy reports of its choice")
     sampling: SamplingUsed
     usage: Usage
     timings_ms: Timings
@@ -182,7 +194,11 @@ class CompareRequest(SamplingFields):
 
     prompts: Annotated[list[Text], Field(min_length=1)]
     modes: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="default: every mode of the server"
+        None, description="default: `bon` and one sample of every policy"
+    )
+    settings: dict[str, dict[str, Any]] = Field(
+        default={},
+        description='strategy settings by mode, {"soft-bon": {"reward_temperature": 0.5}}',
     )
     baseline: str | None = Field(
         None, description="mode the ratios are against; default `ref` if compared, else the first"
@@ -225,6 +241,7 @@ class ModeReport(BaseModel):
     mode: str
     policy: ModelRef
     n: int
+    strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
     reward: Interval | None
     gold_reward: Interval | None
     unscored_answers: int
@@ -286,6 +303,8 @@ class ModeInfo(BaseModel):
 
     name: str
     description: str
+    source: str = Field(description="the paper it follows; empty where there is none")
+    settings: dict[str, Any] = Field(description="settings a request may send, with their defaults")
     policy: ModelRef
     reward_model: ModelRef | None
     default_n: int

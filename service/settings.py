@@ -71,6 +71,11 @@ class ServiceSettings(Settings):
     gold: Annotated[str | None, NoneWord] = Field(
         None, description="held-out reward model, same forms; reports in /compare, never selects"
     )
+    embedder: str = Field(
+        "ngrams",
+        description="what says how alike candidates are (mbr-bon, srbon-wd): ngrams, sentences:MODEL "
+        "(sentence-transformers), hidden:DIR (a language model's own hidden states)",
+    )
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
     trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")

@@ -10,7 +10,7 @@ from bestofn.errors import PromptTooLongError
 from bestofn.prompts import Prompt
 from bestofn.seeds import seed_of
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "rejected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ class Candidate:
         index: 0..n-1 within its request.
         token_ids: generated ids, EOS included when the policy emitted it.
         cumulative_logprob: nats under the policy at temperature 1, before top-k and top-p.
+        finish_reason: ``rejected`` marks one that a strategy gave up; engines never say so.
+        token_logprobs: the summands of ``cumulative_logprob``, one a token.
     """
 
     index: int
@@ -49,6 +51,28 @@ class Candidate:
     token_ids: tuple[int, ...]
     cumulative_logprob: float
     finish_reason: FinishReason
+    token_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A sample so far; each is a longer one of the same than the one before.
+
+    Attributes:
+        text: detokenised so far; a character may still be missing bytes and is then left out.
+        finish_reason: ``None`` until it has ended.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    token_logprobs: tuple[float, ...]
+    finish_reason: FinishReason | None
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Nats under the policy at temperature 1."""
+        return sum(self.token_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +132,44 @@ class Engine(Protocol):
             InvalidInputError: for an empty prompt or messages without a chat template.
         """
 
+    def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        """The text of generated token ids as they continue the prompt, special tokens left out."""
+
     def generate(
-        self, prompt_token_ids: list[int], sampling: Sampling, num_samples: int, request_id: str
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        first_index: int = 0,
     ) -> AsyncGenerator[Candidate, None]:
         """Yield exactly ``num_samples`` candidates in order of completion.
 
+        Their indices start at ``first_index``; a candidate depends on its index, not on the others.
         Closing the generator (or cancelling its task) aborts what still decodes.
 
         Raises:
             PromptTooLongError: if prompt and max_tokens exceed the context.
             EngineDeadError: if the engine process is gone.
             EngineError: if this request failed.
+        """
+
+    def stream(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+    ) -> AsyncGenerator[Partial, None]:
+        """Yield the sample that :meth:`generate` gives under ``index``, as it grows, to its end.
+
+        A slow reader gets fewer and longer steps, never stale ones. Closing aborts it.
+
+        Raises:
+            As :meth:`generate`.
+        """
+
+    async def logprobs(
+        self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
+    ) -> list[float]:
+        """``log q`` of each completion token given what precedes it, nats, at temperature 1.
+
+        Raises:
+            As :meth:`generate`.
         """

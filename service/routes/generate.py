@@ -30,6 +30,9 @@ class GenerateQuery(BaseModel):
     mode: str | None = Field(
         None, description="see GET /modes: `ref`, `bon`, `vbon`, ...; default: the server's"
     )
+    policy: str | None = Field(
+        None, description="policy that a strategy draws from, `vbon` say; default: `ref`"
+    )
 
 
 @router.post("/generate", responses=ERRORS)
@@ -44,5 +47,9 @@ async def post_generate(
 
     `mode=bon` draws `n` candidates from the reference policy and returns the one with the highest
     reward; `mode=vbon` draws one sample of the distilled checkpoint; `mode=ref` one of the reference.
+    Other modes choose by other rules and take settings of their own; `policy=vbon` lets them draw from
+    another policy than the reference.
     """
-    return await run_while_connected(request, generate(runtime, query.mode, body, request_id))
+    return await run_while_connected(
+        request, generate(runtime, query.mode, body, request_id, query.policy)
+    )

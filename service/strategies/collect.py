@@ -32,8 +32,10 @@ class Collected:
         return (self.scored_s - self.decoded_s) * 1e3
 
 
-async def collect(task: Task, engine: Engine, scorer: Scorer | None, num_samples: int) -> Collected:
-    """Exactly ``num_samples`` candidates, scored if there is a scorer.
+async def collect(
+    task: Task, engine: Engine, scorer: Scorer | None, num_samples: int, *, first_index: int = 0
+) -> Collected:
+    """Exactly ``num_samples`` candidates from ``first_index`` on, scored if there is a scorer.
 
     Each candidate goes to the scorer the moment it finishes. Cancelling aborts what decodes and
     withdraws what waits to be scored.
@@ -45,14 +47,17 @@ async def collect(task: Task, engine: Engine, scorer: Scorer | None, num_samples
     finished: list[Candidate] = []
     scoring: list[asyncio.Task[float | None]] = []
     try:
-        stream = engine.generate(task.prompt_token_ids, task.sampling, num_samples, task.request_id)
+        stream = engine.generate(
+            task.prompt_token_ids, task.sampling, num_samples, task.request_id, first_index
+        )
         async with aclosing(stream):
             async for candidate in stream:
                 finished.append(candidate)
                 if scorer is not None:
                     scoring.append(asyncio.create_task(scorer.score(task.prompt, candidate.text)))
         decoded = perf_counter()
-        if sorted(candidate.index for candidate in finished) != list(range(num_samples)):
+        expected = list(range(first_index, first_index + num_samples))
+        if sorted(candidate.index for candidate in finished) != expected:
             raise CandidateCountError(expected=num_samples, received=len(finished))
         rewards: list[float | None] = [None] * num_samples
         if scorer is not None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from bestofn.engine import Engine
+from typing import ClassVar
+
 from service.strategies.collect import collect
-from service.strategies.protocol import Outcome, Scorer, Task
+from service.strategies.protocol import Outcome, Resources, Strategy, Task, tokens_of
 
 
-class Single:
+class Single(Strategy):
     """Draws once; scores the answer only to report it."""
 
-    description = "one sample of the policy"
-    reranks = False
+    description: ClassVar[str] = "one sample of the policy"
+    reranks: ClassVar[bool] = False
 
-    async def answer(self, task: Task, engine: Engine, scorer: Scorer | None) -> Outcome:
+    async def answer(self, task: Task, resources: Resources) -> Outcome:
         """One candidate, which is the answer."""
-        collected = await collect(task, engine, scorer if task.score else None, 1)
+        scorer = resources.scorer if task.score else None
+        collected = await collect(task, resources.engine, scorer, 1)
         return Outcome(
-            collected.candidates[0], collected.candidates, collected.decode_ms, collected.rerank_ms
+            collected.candidates[0],
+            collected.candidates,
+            collected.decode_ms,
+            collected.rerank_ms,
+            tokens_of(collected.candidates),
         )

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from itertools import pairwise
 
 import pytest
 
-from bestofn.engine import Candidate, Engine, Sampling
+from bestofn.engine import Candidate, Engine, Partial, Sampling
 from bestofn.engine.fake import FakeEngine
 from bestofn.errors import InvalidInputError, NotReadyError, PromptTooLongError
 from bestofn.prompts import Prompt
@@ -113,3 +114,77 @@ async def test_cancelling_aborts_and_the_engine_goes_on(engine: Engine) -> None:
 async def test_fake_refuses_before_it_is_started() -> None:
     with pytest.raises(NotReadyError):
         await draw(FakeEngine(), SAMPLING, 1, "contract-not-started")
+
+
+async def watch(engine: Engine, sampling: Sampling, index: int, name: str) -> list[Partial]:
+    stream = engine.stream(engine.encode(PROMPT), sampling, index, name)
+    async with aclosing(stream):
+        return [partial async for partial in stream]
+
+
+async def test_candidates_from_an_index_on_are_the_same_ones(engine: Engine) -> None:
+    whole = {c.index: c for c in await draw(engine, SAMPLING, 5, "contract-whole")}
+    stream = engine.generate(engine.encode(PROMPT), SAMPLING, 2, "contract-part", 3)
+    async with aclosing(stream):
+        part = {c.index: c async for c in stream}
+    assert part.keys() == {3, 4}
+    assert [part[i].token_ids for i in (3, 4)] == [whole[i].token_ids for i in (3, 4)]
+
+
+async def test_token_logprobs_add_up(engine: Engine) -> None:
+    for candidate in await draw(engine, SAMPLING, 3, "contract-logprobs"):
+        assert len(candidate.token_logprobs) == len(candidate.token_ids)
+        assert sum(candidate.token_logprobs) == pytest.approx(candidate.cumulative_logprob)
+        assert all(logprob <= 0 for logprob in candidate.token_logprobs)
+
+
+async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:
+    whole = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-stream-a")}
+    partials = await watch(engine, SAMPLING, 2, "contract-stream-b")
+    for before, after in pairwise(partials):
+        assert before.finish_reason is None
+        assert len(before.token_ids) < len(after.token_ids)
+        assert after.token_ids[: len(before.token_ids)] == before.token_ids
+        assert after.text.startswith(before.text)
+    last = partials[-1]
+    assert len(partials) > 1
+    assert (last.text, last.token_ids, last.finish_reason) == (
+        whole[2].text, whole[2].token_ids, whole[2].finish_reason,
+    )  # fmt: skip
+    assert last.token_logprobs == pytest.approx(whole[2].token_logprobs, abs=1e-4)
+
+
+async def test_a_slow_reader_misses_nothing(engine: Engine) -> None:
+    stream = engine.stream(engine.encode(PROMPT), SAMPLING, 1, "contract-slow")
+    async with aclosing(stream):
+        async for partial in stream:
+            last = partial
+            await asyncio.sleep(0.05)
+    whole = {c.index: c for c in await draw(engine, SAMPLING, 2, "contract-slow-whole")}
+    assert last.token_ids == whole[1].token_ids
+    assert last.text == whole[1].text
+
+
+async def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=60, seed=3)
+    stream = engine.stream(engine.encode(PROMPT), sampling, 0, "contract-leave")
+    async with aclosing(stream):
+        async for _ in stream:
+            break
+    assert len(await draw(engine, SAMPLING, 2, "contract-after-leaving")) == 2
+
+
+async def test_logprobs_of_a_completion(engine: Engine) -> None:
+    candidate = (await draw(engine, SAMPLING, 1, "contract-scored"))[0]
+    ids = engine.encode(PROMPT)
+    scored = await engine.logprobs(ids, list(candidate.token_ids), "contract-scoring")
+    assert len(scored) == len(candidate.token_ids)
+    if not isinstance(engine, FakeEngine):  # whose numbers are made up
+        assert scored == pytest.approx(candidate.token_logprobs, abs=2e-3)
+    assert await engine.logprobs(ids, [], "contract-scoring-nothing") == []
+
+
+async def test_decoding_gives_the_text_of_the_candidate(engine: Engine) -> None:
+    ids = engine.encode(PROMPT)
+    for candidate in await draw(engine, Sampling(max_tokens=30, seed=5), 8, "contract-decode"):
+        assert engine.decode(ids, list(candidate.token_ids)) == candidate.text

@@ -1,0 +1,198 @@
+"""Speculative rejection (arXiv 2410.20290): drop the worst partial candidates while decoding.
+
+N candidates start; each time all that are left have reached a further ``check_tokens`` tokens, their
+partial texts are scored and the lowest ``reject_fraction`` of them is aborted in the engine. The paper
+rejects when the GPU's memory is nearly full; by tokens, what is spent does not depend on what else the
+engine is doing. Nothing waits for a decision: leaders decode on while the others catch up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from bestofn.engine import Candidate, Engine, Partial
+from service.concurrency import all_or_first_error
+from service.strategies.protocol import (
+    Outcome,
+    Resources,
+    ScoredCandidate,
+    Scorer,
+    Strategy,
+    Task,
+    tokens_of,
+)
+from service.strategies.rerank import required_scorer, scored_only
+
+
+class SpeculativeRejection(Strategy):
+    """Best-of-N that decodes only the promising candidates to their end."""
+
+    description: ClassVar[str] = "N samples begun, the worst given up while they decode"
+    source: ClassVar[str] = "arXiv 2410.20290"
+
+    reject_fraction: float = Field(
+        0.5, gt=0, lt=1, description="share of what is left that each check gives up"
+    )
+    check_tokens: int | None = Field(
+        None, ge=1, description="tokens between checks; default: an eighth of max_tokens"
+    )
+    keep: int = Field(1, ge=1, description="candidates that are never given up")
+
+    async def answer(self, task: Task, resources: Resources) -> Outcome:
+        """A race; the best of those that finished."""
+        scorer = required_scorer(resources.scorer, self.description)
+        race = _Race(task, resources.engine, scorer)
+        started = perf_counter()
+        try:
+            checks = await self._run(race, task)
+            decoded = await race.finish()
+        finally:
+            await race.close()
+        finished = perf_counter()
+        candidates = tuple(runner.outcome() for runner in race.runners)
+        survivors = scored_only([c for c in candidates if c.candidate.finish_reason != "rejected"])
+        rewards = np.array([c.reward for c in survivors], dtype=np.float64)
+        return Outcome(
+            survivors[int(np.argmax(rewards))],
+            candidates,
+            (decoded - started) * 1e3,
+            (finished - decoded) * 1e3,
+            tokens_of(candidates),
+            {"checks": checks, "finished": len(survivors)},
+        )
+
+    async def _run(self, race: _Race, task: Task) -> list[dict[str, int]]:
+        """Check after check, until few enough are left or all have ended."""
+        every = self.check_tokens or max(1, task.sampling.max_tokens // 8)
+        checks = []
+        for tokens in range(every, task.sampling.max_tokens, every):
+            if len(race.left) <= self.keep or all(runner.ended.done() for runner in race.left):
+                break
+            scores = await all_or_first_error(runner.score_at(tokens) for runner in race.left)
+            given_up = self.rejected(scores, [runner.ended.done() for runner in race.left])
+            await race.reject([race.left[i] for i in given_up])
+            checks.append({"tokens": tokens, "rejected": len(given_up), "left": len(race.left)})
+        return checks
+
+    def rejected(self, scores: Sequence[float | None], ended: Sequence[bool]) -> list[int]:
+        """Which to give up: the unfinished among the lowest; what has no score is left alone.
+
+        A finished candidate keeps its place in the ranking, but giving it up would save nothing.
+        """
+        ranked = sorted(
+            (i for i, score in enumerate(scores) if score is not None),
+            key=lambda i: (-float(scores[i] or 0.0), i),
+        )
+        kept = max(self.keep, math.ceil(len(ranked) * (1 - self.reject_fraction)))
+        return [i for i in ranked[kept:] if not ended[i]]
+
+
+@dataclass(eq=False)
+class _Runner:
+    """One candidate on its way."""
+
+    index: int
+    task: Task
+    scorer: Scorer
+    ended: asyncio.Task[None] = field(init=False)
+    latest: Partial | None = None
+    rejected: bool = False
+    reward: float | None = None
+    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+    _scored_tokens: int = -1
+
+    def start(self, engine: Engine) -> None:
+        self.ended = asyncio.create_task(self._follow(engine))
+
+    async def _follow(self, engine: Engine) -> None:
+        stream = engine.stream(
+            self.task.prompt_token_ids,
+            self.task.sampling,
+            self.index,
+            f"{self.task.request_id}-{self.index}",
+        )
+        async with aclosing(stream):
+            async for partial in stream:
+                self.latest = partial
+                self._moved.set()
+
+    async def score_at(self, tokens: int) -> float | None:
+        """The reward of what there is once it has reached that many tokens, or its end."""
+        while not self.ended.done() and (
+            self.latest is None or len(self.latest.token_ids) < tokens
+        ):
+            self._moved.clear()
+            moved = asyncio.create_task(self._moved.wait())
+            try:
+                await asyncio.wait({self.ended, moved}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                moved.cancel()
+        if self.ended.done():
+            self.ended.result()  # raises what ended it
+        return await self.score()
+
+    async def score(self) -> float | None:
+        """The reward of what there is now; a text is scored once."""
+        assert self.latest is not None
+        length = len(self.latest.token_ids)
+        if length != self._scored_tokens:
+            self._scored_tokens = length
+            self.reward = await self.scorer.score(self.task.prompt, self.latest.text)
+        return self.reward
+
+    def outcome(self) -> ScoredCandidate:
+        latest = self.latest
+        assert latest is not None
+        candidate = Candidate(
+            index=self.index,
+            text=latest.text,
+            token_ids=latest.token_ids,
+            cumulative_logprob=latest.cumulative_logprob,
+            finish_reason="rejected" if self.rejected else latest.finish_reason or "length",
+            token_logprobs=latest.token_logprobs,
+        )
+        return ScoredCandidate(candidate, self.reward)
+
+
+class _Race:
+    """All runners, and those still in it."""
+
+    def __init__(self, task: Task, engine: Engine, scorer: Scorer) -> None:
+        self.runners = [_Runner(i, task, scorer) for i in range(task.num_samples)]
+        for runner in self.runners:
+            runner.start(engine)
+        self.left = list(self.runners)
+
+    async def reject(self, runners: Sequence[_Runner]) -> None:
+        """Abort them in the engine."""
+        for runner in runners:
+            runner.rejected = True
+            runner.ended.cancel()
+        await asyncio.gather(*(runner.ended for runner in runners), return_exceptions=True)
+        self.left = [runner for runner in self.left if not runner.rejected]
+
+    async def finish(self) -> float:
+        """Let the rest end, scoring each as it does; the moment the last one ended."""
+
+        async def end(runner: _Runner) -> float:
+            await runner.ended
+            ended = perf_counter()
+            await runner.score()
+            return ended
+
+        return max(await all_or_first_error(end(runner) for runner in self.left))
+
+    async def close(self) -> None:
+        """Abort whatever still decodes."""
+        for runner in self.runners:
+            runner.ended.cancel()
+        await asyncio.gather(*(runner.ended for runner in self.runners), return_exceptions=True)
