@@ -129,7 +129,7 @@ async def _run_once(
             return await runtime.answer(
                 run.mode,
                 Prompt(text=prompt),
-                replace(sampling, seed=seed),
+                replace(sampling, seed=seed, logprobs=False),
                 num_samples,
                 f"{request_id}-{run.mode.name}-{repeat}-{index}",
                 score=False,

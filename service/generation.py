@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bestofn.engine import Engine, Sampling
 from bestofn.errors import InvalidInputError
 from service.concurrency import all_or_first_error
@@ -67,6 +69,8 @@ async def generate(
     name = mode_name or runtime.settings.default_mode
     mode = runtime.mode(name, settings_in(request), policy)
     sampling, num_samples = resolve_sampling(request, runtime)
+    # Candidates are shown with their log-probabilities; who does not look does not pay.
+    sampling = replace(sampling, logprobs=request.return_candidates)
     check_limit("max_n", mode.strategy.most_candidates(num_samples), runtime.settings.limits.max_n)
     prompts = request.to_prompts()
     check_limit("prompts", len(prompts), runtime.settings.limits.max_prompts)

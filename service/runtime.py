@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -185,6 +185,8 @@ class Runtime:
         engine = self.policies[mode.policy]
         token_ids = engine.encode(prompt)
         check_fits(engine.info, token_ids, sampling)
+        if mode.strategy.uses_logprobs and not sampling.logprobs:
+            sampling = replace(sampling, logprobs=True)
         drawn = num_samples if mode.strategy.reranks else 1
         resources = Resources(engine, self.policies, self.reward, self.embedder)
         task = Task(prompt, token_ids, sampling, num_samples, request_id, score)

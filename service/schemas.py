@@ -145,7 +145,7 @@ class CandidateOut(BaseModel):
     index: int
     text: str
     reward: float | None
-    cumulative_logprob: float = Field(description="nats under the policy at temperature 1")
+    cumulative_logprob: float | None = Field(description="nats under the policy at temperature 1")
     num_tokens: int
     finish_reason: FinishReason
 

@@ -126,8 +126,8 @@ class FakeEngine:
                     index,
                     whole.text if ended else words(whole.token_ids[:count]),
                     whole.token_ids[:count],
-                    whole.token_logprobs[:count],
                     whole.finish_reason if ended else None,
+                    whole.token_logprobs and whole.token_logprobs[:count],
                 )
         finally:
             self.running -= 1
@@ -175,7 +175,6 @@ class FakeEngine:
             index,
             text,
             tuple(ids),
-            sum(logprobs),
             "stop" if reason == "stop" else "length",
-            logprobs,
+            logprobs if sampling.logprobs else None,
         )

@@ -24,6 +24,7 @@ class Sampling:
         top_k: 0 keeps every token.
         seed: ``None`` draws freely; else candidate ``i`` uses :func:`candidate_seed` of it.
         stop: strings that end a candidate; not part of its text.
+        logprobs: whether candidates carry log-probabilities, which cost the engine a few percent.
     """
 
     max_tokens: int
@@ -32,6 +33,7 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +43,21 @@ class Candidate:
     Attributes:
         index: 0..n-1 within its request.
         token_ids: generated ids, EOS included when the policy emitted it.
-        cumulative_logprob: nats under the policy at temperature 1, before top-k and top-p.
         finish_reason: ``rejected`` marks one that a strategy gave up; engines never say so.
-        token_logprobs: the summands of ``cumulative_logprob``, one a token.
+        token_logprobs: nats of each token under the policy at temperature 1, before top-k and top-p;
+            ``None`` unless the sampling asked for them.
     """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
-    cumulative_logprob: float
     finish_reason: FinishReason
-    token_logprobs: tuple[float, ...] = ()
+    token_logprobs: tuple[float, ...] | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Of the whole completion, nats; ``None`` unless asked for."""
+        return None if self.token_logprobs is None else sum(self.token_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +72,8 @@ class Partial:
     index: int
     text: str
     token_ids: tuple[int, ...]
-    token_logprobs: tuple[float, ...]
     finish_reason: FinishReason | None
-
-    @property
-    def cumulative_logprob(self) -> float:
-        """Nats under the policy at temperature 1."""
-        return sum(self.token_logprobs)
+    token_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,14 +265,13 @@ class VllmEngine:
         reason = _FINISHED.get(output.finish_reason or "") if output is not None else None
         if output is None or reason is None:
             raise _unfinished(index, output.finish_reason if output else None)
-        logprobs = _token_logprobs(output.logprobs, output.token_ids)
+        ids = tuple(output.token_ids)
         return Candidate(
             index=index,
-            text=output.text,
-            token_ids=tuple(output.token_ids),
-            cumulative_logprob=sum(logprobs),
+            text=output.text if params.detokenize else self.decode(prompt_token_ids, list(ids)),
+            token_ids=ids,
             finish_reason=reason,
-            token_logprobs=logprobs,
+            token_logprobs=_token_logprobs(output.logprobs, ids) if sampling.logprobs else None,
         )
 
     async def stream(
@@ -281,18 +280,20 @@ class VllmEngine:
         """Steps as vLLM decodes them; those that a slow reader missed come as one."""
         check_fits(self.info, prompt_token_ids, sampling)
         params = _sampling_params(sampling, index, streamed=True)
-        text, ids, logprobs = "", (), ()  # type: tuple[str, tuple[int, ...], tuple[float, ...]]
+        text, ids = "", ()  # type: tuple[str, tuple[int, ...]]
+        logprobs: tuple[float, ...] | None = () if sampling.logprobs else None
         finished: str | None = None
         async with aclosing(self._messages(prompt_token_ids, params, request_id)) as messages:
             async for message in messages:
                 step = message.outputs[0]
                 text += step.text
                 ids += tuple(step.token_ids)
-                logprobs += _token_logprobs(step.logprobs, step.token_ids)
+                if logprobs is not None:
+                    logprobs += _token_logprobs(step.logprobs, step.token_ids)
                 finished = step.finish_reason
                 if finished is not None and finished not in _FINISHED:
                     break
-                yield Partial(index, text, ids, logprobs, _FINISHED.get(finished or ""))
+                yield Partial(index, text, ids, _FINISHED.get(finished or ""), logprobs)
         if finished not in _FINISHED:
             raise _unfinished(index, finished)
 
@@ -375,6 +376,9 @@ def _sampling_params(sampling: Sampling, index: int, *, streamed: bool = False) 
         top_k=sampling.top_k,
         seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
         stop=list(sampling.stop) or None,
-        logprobs=0,
+        logprobs=0 if sampling.logprobs else None,
+        # vLLM decodes every token as it comes, to look for stop strings or to stream; without either,
+        # decoding once at the end gives the same text for less.
+        detokenize=streamed or bool(sampling.stop),
         output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
     )

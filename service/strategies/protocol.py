@@ -108,6 +108,7 @@ class Strategy(BaseModel, ABC):
     Attributes:
         description: one line for ``GET /modes``.
         reranks: whether it needs a reward model and draws several candidates.
+        uses_logprobs: whether it looks at log-probabilities, which the engine then computes.
         source: the paper it follows.
     """
 
@@ -115,6 +116,7 @@ class Strategy(BaseModel, ABC):
 
     description: ClassVar[str]
     reranks: ClassVar[bool] = True
+    uses_logprobs: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
     @abstractmethod

@@ -17,6 +17,7 @@ class RbonKl(RegularisedReranker):
 
     description: ClassVar[str] = "N samples, the highest reward + reg_strength x log-likelihood"
     source: ClassVar[str] = "RBoN-KL, arXiv 2404.01054"
+    uses_logprobs: ClassVar[bool] = True
 
     def distribution(self, pool: Pool) -> Float:
         """All on the highest regularised reward."""

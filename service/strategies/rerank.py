@@ -30,7 +30,8 @@ class Pool:
 
     Attributes:
         rewards: raw, shape ``(N,)``.
-        logprobs: nats of the whole completion under its policy, shape ``(N,)``.
+        logprobs: nats of the whole completion under its policy, shape ``(N,)``; not a number unless
+            the strategy ``uses_logprobs``.
         lengths: tokens, shape ``(N,)``.
         similarity: cosines in [-1, 1], shape ``(N, N)``; ``None`` unless the rule compares texts.
     """
@@ -110,7 +111,7 @@ def pool_of(scored: Sequence[ScoredCandidate], similarity: Float | None = None) 
     """What a rule sees of scored candidates."""
     return Pool(
         rewards=np.array([c.reward for c in scored], dtype=np.float64),
-        logprobs=np.array([c.candidate.cumulative_logprob for c in scored]),
+        logprobs=np.array([c.candidate.cumulative_logprob for c in scored], dtype=np.float64),
         lengths=np.array([float(len(c.candidate.token_ids)) for c in scored]),
         similarity=similarity,
     )

@@ -2,8 +2,9 @@
 
 N candidates start; each time all that are left have reached a further ``check_tokens`` tokens, their
 partial texts are scored and the lowest ``reject_fraction`` of them is aborted in the engine. The paper
-rejects when the GPU's memory is nearly full; by tokens, what is spent does not depend on what else the
-engine is doing. Nothing waits for a decision: leaders decode on while the others catch up.
+rejects when the GPU's memory is nearly full; by tokens, neither the answer nor what is spent depends on
+what else the engine is doing. Nothing waits for a decision: leaders decode on while the others catch
+up, and what they decoded meanwhile is not looked at, so that one seed has one answer.
 """
 
 from __future__ import annotations
@@ -75,10 +76,10 @@ class SpeculativeRejection(Strategy):
         every = self.check_tokens or max(1, task.sampling.max_tokens // 8)
         checks = []
         for tokens in range(every, task.sampling.max_tokens, every):
-            if len(race.left) <= self.keep or all(runner.ended.done() for runner in race.left):
+            if len(race.left) <= self.keep or all(r.ended_by(tokens - every) for r in race.left):
                 break
             scores = await all_or_first_error(runner.score_at(tokens) for runner in race.left)
-            given_up = self.rejected(scores, [runner.ended.done() for runner in race.left])
+            given_up = self.rejected(scores, [runner.ended_by(tokens) for runner in race.left])
             await race.reject([race.left[i] for i in given_up])
             checks.append({"tokens": tokens, "rejected": len(given_up), "left": len(race.left)})
         return checks
@@ -102,19 +103,20 @@ class _Runner:
 
     index: int
     task: Task
+    engine: Engine
     scorer: Scorer
-    ended: asyncio.Task[None] = field(init=False)
+    following: asyncio.Task[None] = field(init=False)
     latest: Partial | None = None
     rejected: bool = False
+    text: str = ""
     reward: float | None = None
     _moved: asyncio.Event = field(default_factory=asyncio.Event)
-    _scored_tokens: int = -1
 
-    def start(self, engine: Engine) -> None:
-        self.ended = asyncio.create_task(self._follow(engine))
+    def __post_init__(self) -> None:
+        self.following = asyncio.create_task(self._follow())
 
-    async def _follow(self, engine: Engine) -> None:
-        stream = engine.stream(
+    async def _follow(self) -> None:
+        stream = self.engine.stream(
             self.task.prompt_token_ids,
             self.task.sampling,
             self.index,
@@ -125,40 +127,54 @@ class _Runner:
                 self.latest = partial
                 self._moved.set()
 
+    @property
+    def tokens(self) -> int:
+        return 0 if self.latest is None else len(self.latest.token_ids)
+
+    def ended_by(self, tokens: int) -> bool:
+        """Whether the whole of it has no more tokens than that."""
+        ended = self.latest is not None and self.latest.finish_reason is not None
+        return ended and self.tokens <= tokens
+
     async def score_at(self, tokens: int) -> float | None:
-        """The reward of what there is once it has reached that many tokens, or its end."""
-        while not self.ended.done() and (
-            self.latest is None or len(self.latest.token_ids) < tokens
-        ):
+        """The reward of its first so many tokens (of all, if it has fewer), once they are there."""
+        while not self.following.done() and self.tokens < tokens:
             self._moved.clear()
             moved = asyncio.create_task(self._moved.wait())
             try:
-                await asyncio.wait({self.ended, moved}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({self.following, moved}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 moved.cancel()
-        if self.ended.done():
-            self.ended.result()  # raises what ended it
-        return await self.score()
-
-    async def score(self) -> float | None:
-        """The reward of what there is now; a text is scored once."""
+        if self.following.done():
+            self.following.result()  # raises what ended it
         assert self.latest is not None
-        length = len(self.latest.token_ids)
-        if length != self._scored_tokens:
-            self._scored_tokens = length
-            self.reward = await self.scorer.score(self.task.prompt, self.latest.text)
+        if self.ended_by(tokens):
+            return await self._score(self.latest.text)
+        first = list(self.latest.token_ids[:tokens])
+        return await self._score(self.engine.decode(self.task.prompt_token_ids, first))
+
+    async def score_whole(self) -> float:
+        """Wait for its end and score it; the moment it ended."""
+        await self.following
+        ended = perf_counter()
+        assert self.latest is not None
+        await self._score(self.latest.text)
+        return ended
+
+    async def _score(self, text: str) -> float | None:
+        if text != self.text or self.reward is None:
+            self.text = text
+            self.reward = await self.scorer.score(self.task.prompt, text)
         return self.reward
 
     def outcome(self) -> ScoredCandidate:
+        """Of a rejected one: text and reward at the check that gave it up, all tokens it cost."""
         latest = self.latest
         assert latest is not None
+        reason = "rejected" if self.rejected else latest.finish_reason
+        assert reason is not None
         candidate = Candidate(
-            index=self.index,
-            text=latest.text,
-            token_ids=latest.token_ids,
-            cumulative_logprob=latest.cumulative_logprob,
-            finish_reason="rejected" if self.rejected else latest.finish_reason or "length",
-            token_logprobs=latest.token_logprobs,
+            self.index, self.text, latest.token_ids, reason, latest.token_logprobs
         )
         return ScoredCandidate(candidate, self.reward)
 
@@ -167,32 +183,23 @@ class _Race:
     """All runners, and those still in it."""
 
     def __init__(self, task: Task, engine: Engine, scorer: Scorer) -> None:
-        self.runners = [_Runner(i, task, scorer) for i in range(task.num_samples)]
-        for runner in self.runners:
-            runner.start(engine)
+        self.runners = [_Runner(i, task, engine, scorer) for i in range(task.num_samples)]
         self.left = list(self.runners)
 
     async def reject(self, runners: Sequence[_Runner]) -> None:
         """Abort them in the engine."""
         for runner in runners:
             runner.rejected = True
-            runner.ended.cancel()
-        await asyncio.gather(*(runner.ended for runner in runners), return_exceptions=True)
+            runner.following.cancel()
+        await asyncio.gather(*(runner.following for runner in runners), return_exceptions=True)
         self.left = [runner for runner in self.left if not runner.rejected]
 
     async def finish(self) -> float:
         """Let the rest end, scoring each as it does; the moment the last one ended."""
-
-        async def end(runner: _Runner) -> float:
-            await runner.ended
-            ended = perf_counter()
-            await runner.score()
-            return ended
-
-        return max(await all_or_first_error(end(runner) for runner in self.left))
+        return max(await all_or_first_error(runner.score_whole() for runner in self.left))
 
     async def close(self) -> None:
         """Abort whatever still decodes."""
         for runner in self.runners:
-            runner.ended.cancel()
-        await asyncio.gather(*(runner.ended for runner in self.runners), return_exceptions=True)
+            runner.following.cancel()
+        await asyncio.gather(*(runner.following for runner in self.runners), return_exceptions=True)

@@ -23,6 +23,7 @@ class SrbonKl(RegularisedReranker):
 
     description: ClassVar[str] = "N samples, one drawn by reward and likelihood"
     source: ClassVar[str] = "SRBoN-KL, arXiv 2502.12668"
+    uses_logprobs: ClassVar[bool] = True
 
     reg_strength: float = Field(
         0.1, gt=0, allow_inf_nan=False, description="weight of the KL; to 0: best-of-N"

@@ -48,6 +48,7 @@ class TreeBon(Strategy):
         "a tree of partial answers, pruned by a tuned checkpoint's log-ratio"
     )
     source: ClassVar[str] = "arXiv 2410.16033"
+    uses_logprobs: ClassVar[bool] = True
 
     children: int = Field(4, ge=2, description="continuations of each partial answer kept")
     layer_tokens: int | None = Field(
@@ -73,10 +74,9 @@ class TreeBon(Strategy):
         leaves = await self._grow(tree, task)
         decoded = perf_counter()
         candidates = [
-            Candidate(i, tree.text(leaf), leaf.token_ids, sum(leaf.logprobs), leaf.finished or "length",
-                      leaf.logprobs)
+            Candidate(i, tree.text(leaf), leaf.token_ids, leaf.finished or "length", leaf.logprobs)
             for i, leaf in enumerate(leaves)
-        ]  # fmt: skip
+        ]
         rewards = await all_or_first_error(scorer.score(task.prompt, c.text) for c in candidates)
         scored = tuple(ScoredCandidate(c, r) for c, r in zip(candidates, rewards, strict=True))
         usable = scored_only(scored)
@@ -165,7 +165,7 @@ class _Tree:
             finished = "stop"
         elif len(ids) >= self._task.sampling.max_tokens:
             finished = "length"
-        return Branch(ids, branch.logprobs + candidate.token_logprobs, finished)
+        return Branch(ids, branch.logprobs + (candidate.token_logprobs or ()), finished)
 
     async def judged(self, branches: Sequence[Branch]) -> list[Branch]:
         """The same with their worth."""

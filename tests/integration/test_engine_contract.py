@@ -185,6 +185,23 @@ async def test_logprobs_of_a_completion(engine: Engine) -> None:
 
 
 async def test_decoding_gives_the_text_of_the_candidate(engine: Engine) -> None:
+    """With a stop string to look for, vLLM decodes token by token; else it is done once, by us."""
     ids = engine.encode(PROMPT)
-    for candidate in await draw(engine, Sampling(max_tokens=30, seed=5), 8, "contract-decode"):
+    sampling = Sampling(max_tokens=30, seed=5, stop=("@never@",))
+    step_by_step = {c.index: c for c in await draw(engine, sampling, 8, "contract-decode-a")}
+    at_once = await draw(engine, Sampling(max_tokens=30, seed=5), 8, "contract-decode-b")
+    for candidate in at_once:
+        assert candidate.token_ids == step_by_step[candidate.index].token_ids
+        assert candidate.text == step_by_step[candidate.index].text
         assert engine.decode(ids, list(candidate.token_ids)) == candidate.text
+
+
+async def test_without_logprobs_there_are_none(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=8, seed=11, logprobs=False)
+    with_them = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-with")}
+    for candidate in await draw(engine, sampling, 3, "contract-without"):
+        assert candidate.token_logprobs is None
+        assert candidate.cumulative_logprob is None
+        assert candidate.token_ids == with_them[candidate.index].token_ids
+    last = (await watch(engine, sampling, 0, "contract-without-stream"))[-1]
+    assert last.token_logprobs is None
