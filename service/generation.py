@@ -151,6 +151,7 @@ def _to_wire(
             queue=round(answer.queue_ms, 3),
             decode=round(outcome.decode_ms, 3),
             rerank=round(outcome.rerank_ms, 3),
+            scoring=round(answer.scoring_ms, 3),
             total=round(answer.total_ms, 3),
         ),
         policy=policy_ref(runtime, answer.mode),

@@ -15,7 +15,7 @@ from bestofn.errors import InvalidInputError, NotReadyError, RequestTimeoutError
 from bestofn.prompts import Prompt
 from service.admission import Admission
 from service.metrics import Metrics
-from service.scoring import BatchingScorer
+from service.scoring import BatchingScorer, MeteredScorer
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import (
     STRATEGIES,
@@ -48,6 +48,7 @@ class Answer:
     num_samples: int
     outcome: Outcome
     queue_ms: float
+    scoring_ms: float
     total_ms: float
 
 
@@ -188,7 +189,8 @@ class Runtime:
         if mode.strategy.uses_logprobs and not sampling.logprobs:
             sampling = replace(sampling, logprobs=True)
         drawn = num_samples if mode.strategy.reranks else 1
-        resources = Resources(engine, self.policies, self.reward, self.embedder)
+        scorer = MeteredScorer(self.reward) if self.reward is not None else None
+        resources = Resources(engine, self.policies, scorer, self.embedder)
         task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
         limit = self.settings.limits.timeout_s
         sequences = mode.strategy.sequences(num_samples)
@@ -206,6 +208,7 @@ class Runtime:
             num_samples=drawn,
             outcome=outcome,
             queue_ms=(admitted - arrived) * 1e3,
+            scoring_ms=0.0 if scorer is None else scorer.busy_s * 1e3,
             total_ms=(finished - arrived) * 1e3,
         )
         self.metrics.observe(

@@ -136,6 +136,7 @@ class Timings(BaseModel):
     queue: float
     decode: float
     rerank: float = Field(description="scoring that decoding did not hide")
+    scoring: float = Field(description="while any candidate was being scored, hidden or not")
     total: float
 
 

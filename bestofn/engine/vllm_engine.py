@@ -216,6 +216,11 @@ class VllmEngine:
             raise InvalidInputError("the prompt holds no token", field="prompt")
         return ids
 
+    @property
+    def unfinished(self) -> int:
+        """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
+        return self._host.llm.output_processor.get_num_unfinished_requests()
+
     def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """As vLLM detokenises: in the context of the prompt's last tokens."""
         decode = self._host.tokenizer.decode
@@ -258,7 +263,7 @@ class VllmEngine:
     ) -> Candidate:
         final = None
         params = _sampling_params(sampling, index)
-        async with aclosing(self._messages(prompt_token_ids, params, request_id)) as messages:
+        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
             async for message in messages:
                 final = message
         output = final.outputs[0] if final is not None and final.outputs else None
@@ -283,7 +288,7 @@ class VllmEngine:
         text, ids = "", ()  # type: tuple[str, tuple[int, ...]]
         logprobs: tuple[float, ...] | None = () if sampling.logprobs else None
         finished: str | None = None
-        async with aclosing(self._messages(prompt_token_ids, params, request_id)) as messages:
+        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
             async for message in messages:
                 step = message.outputs[0]
                 text += step.text
@@ -315,7 +320,7 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         final = None
-        async with aclosing(self._messages(ids, params, request_id)) as messages:
+        async with aclosing(self.messages(ids, params, request_id)) as messages:
             async for message in messages:
                 final = message
         if final is None or final.prompt_logprobs is None:
@@ -325,7 +330,7 @@ class VllmEngine:
             _token_logprobs(final.prompt_logprobs[len(prompt_token_ids) :], completion_token_ids)
         )
 
-    async def _messages(
+    async def messages(
         self, prompt_token_ids: list[int], params: SamplingParams, request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's messages of one request, its errors as ours; closing aborts it."""
@@ -351,6 +356,31 @@ class VllmEngine:
         except (EngineGenerateError, GracefulHTTPError) as error:
             cause = error.__cause__ or error
             raise EngineError(f"the engine of {self.info.path} failed: {cause}") from error
+
+
+async def generate_bare(
+    engine: VllmEngine, prompt_token_ids: list[int], sampling: Sampling, n: int, request_id: str
+) -> int:
+    """What a plain user of vLLM writes: one request of ``n`` samples, waited for whole; tokens decoded.
+
+    Only for the bench, which measures the service against it.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        n=n,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    tokens = 0
+    async with aclosing(engine.messages(prompt_token_ids, params, request_id)) as messages:
+        async for message in messages:
+            tokens += sum(len(output.token_ids) for output in message.outputs)
+    return tokens
 
 
 def _unfinished(index: int, reason: str | None) -> EngineError:
