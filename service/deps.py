@@ -19,5 +19,14 @@ def get_request_id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
-RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
-RequestId = Annotated[str, Depends(get_request_id)]
+# As dependencies they are coroutines: FastAPI sends plain functions to a thread, for each request.
+async def _runtime(request: Request) -> Runtime:
+    return get_runtime(request)
+
+
+async def _request_id(request: Request) -> str:
+    return get_request_id(request)
+
+
+RuntimeDep = Annotated[Runtime, Depends(_runtime)]
+RequestId = Annotated[str, Depends(_request_id)]

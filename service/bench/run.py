@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
+import uvicorn
 from rich.table import Table
 
 from bestofn.errors import InvalidInputError
@@ -34,7 +35,10 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     for row in settings.rows:
         if row not in ROWS:
             raise InvalidInputError(f"no row {row!r}; there are {', '.join(ROWS)}", field="rows")
-    figures = asyncio.run(_measure(settings))
+    # The event loop that uvicorn would choose to serve with.
+    loop_factory = uvicorn.Config("service.app:create_app").get_loop_factory()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        figures = runner.run(_measure(settings))
     result = {
         **provenance(settings.model_dump(mode="json")),
         "figures": [figure.as_dict() for figure in figures],
