@@ -34,7 +34,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 
 
 async def draw(engine: Engine, sampling: Sampling, n: int, name: str) -> list[Candidate]:
-    stream = engine.generate(engine.encode(PROMPT), sampling, n, name)
+    stream = engine.generate(await engine.encode(PROMPT), sampling, n, name)
     async with aclosing(stream):
         return [candidate async for candidate in stream]
 
@@ -78,7 +78,7 @@ async def test_stop_strings_end_a_candidate_and_are_not_part_of_it(engine: Engin
 
 async def test_too_long_a_prompt_tells_the_limit(engine: Engine) -> None:
     limit = engine.info.max_model_len
-    ids = engine.encode(PROMPT)
+    ids = await engine.encode(PROMPT)
     sampling = Sampling(max_tokens=limit)
     with pytest.raises(PromptTooLongError, match=f"limit of {limit}"):
         async for _ in engine.generate(ids, sampling, 1, "contract-long"):
@@ -88,12 +88,12 @@ async def test_too_long_a_prompt_tells_the_limit(engine: Engine) -> None:
 async def test_a_chat_needs_a_chat_template(engine: Engine) -> None:
     chat = Prompt(messages=({"role": "user", "content": "hello"},))
     with pytest.raises(InvalidInputError, match="chat template"):
-        engine.encode(chat)
+        await engine.encode(chat)
 
 
 async def test_closing_early_aborts_and_the_engine_goes_on(engine: Engine) -> None:
     sampling = Sampling(max_tokens=60, seed=3)
-    stream = engine.generate(engine.encode(PROMPT), sampling, 16, "contract-abort")
+    stream = engine.generate(await engine.encode(PROMPT), sampling, 16, "contract-abort")
     async with aclosing(stream):
         async for _ in stream:
             break
@@ -117,14 +117,14 @@ async def test_fake_refuses_before_it_is_started() -> None:
 
 
 async def watch(engine: Engine, sampling: Sampling, index: int, name: str) -> list[Partial]:
-    stream = engine.stream(engine.encode(PROMPT), sampling, index, name)
+    stream = engine.stream(await engine.encode(PROMPT), sampling, index, name)
     async with aclosing(stream):
         return [partial async for partial in stream]
 
 
 async def test_candidates_from_an_index_on_are_the_same_ones(engine: Engine) -> None:
     whole = {c.index: c for c in await draw(engine, SAMPLING, 5, "contract-whole")}
-    stream = engine.generate(engine.encode(PROMPT), SAMPLING, 2, "contract-part", 3)
+    stream = engine.generate(await engine.encode(PROMPT), SAMPLING, 2, "contract-part", 3)
     async with aclosing(stream):
         part = {c.index: c async for c in stream}
     assert part.keys() == {3, 4}
@@ -155,7 +155,7 @@ async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:
 
 
 async def test_a_slow_reader_misses_nothing(engine: Engine) -> None:
-    stream = engine.stream(engine.encode(PROMPT), SAMPLING, 1, "contract-slow")
+    stream = engine.stream(await engine.encode(PROMPT), SAMPLING, 1, "contract-slow")
     async with aclosing(stream):
         async for partial in stream:
             last = partial
@@ -167,7 +167,7 @@ async def test_a_slow_reader_misses_nothing(engine: Engine) -> None:
 
 async def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
     sampling = Sampling(max_tokens=60, seed=3)
-    stream = engine.stream(engine.encode(PROMPT), sampling, 0, "contract-leave")
+    stream = engine.stream(await engine.encode(PROMPT), sampling, 0, "contract-leave")
     async with aclosing(stream):
         async for _ in stream:
             break
@@ -176,7 +176,7 @@ async def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
 
 async def test_logprobs_of_a_completion(engine: Engine) -> None:
     candidate = (await draw(engine, SAMPLING, 1, "contract-scored"))[0]
-    ids = engine.encode(PROMPT)
+    ids = await engine.encode(PROMPT)
     scored = await engine.logprobs(ids, list(candidate.token_ids), "contract-scoring")
     assert len(scored) == len(candidate.token_ids)
     if not isinstance(engine, FakeEngine):  # whose numbers are made up
@@ -185,6 +185,6 @@ async def test_logprobs_of_a_completion(engine: Engine) -> None:
 
 
 async def test_decoding_gives_the_text_of_the_candidate(engine: Engine) -> None:
-    ids = engine.encode(PROMPT)
+    ids = await engine.encode(PROMPT)
     for candidate in await draw(engine, Sampling(max_tokens=30, seed=5), 8, "contract-decode"):
-        assert engine.decode(ids, list(candidate.token_ids)) == candidate.text
+        assert await engine.decode(ids, list(candidate.token_ids)) == candidate.text
