@@ -1,4 +1,4 @@
-"""One contract, two engines: the fake must behave as the real vLLM does.
+"""One contract, three engines: the fake and the one over HTTP must behave as the real vLLM does.
 
 The real engine is started once a session (see ``engines`` in conftest) on the tiny sandbox policy.
 """
@@ -6,6 +6,7 @@ The real engine is started once a session (see ``engines`` in conftest) on the t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -13,8 +14,10 @@ import pytest
 
 from bestofn.engine import Candidate, Engine, Partial, Sampling
 from bestofn.engine.fake import FakeEngine
+from bestofn.engine.remote_engine import RemoteEngine
 from bestofn.errors import InvalidInputError, NotReadyError, PromptTooLongError
 from bestofn.prompts import Prompt
+from tests.unit.openai_imitation import imitation
 
 SAMPLING = Sampling(max_tokens=8, seed=11)
 PROMPT = Prompt(text="the film was")
@@ -27,8 +30,21 @@ async def fake_engine() -> Engine:
     return fake
 
 
+@pytest.fixture
+async def remote_engine() -> AsyncGenerator[Engine, None]:
+    async with imitation(seconds_per_token=0.002) as server:
+        remote = RemoteEngine(server.url)
+        await remote.start()
+        try:
+            yield remote
+        finally:
+            await remote.stop()
+
+
 # Not async: the real engine's fixtures run commands that have an event loop of their own.
-@pytest.fixture(params=["fake_engine", pytest.param("vllm_ref", marks=pytest.mark.vllm)])
+@pytest.fixture(
+    params=["fake_engine", "remote_engine", pytest.param("vllm_ref", marks=pytest.mark.vllm)]
+)
 def engine(request: pytest.FixtureRequest) -> Engine:
     return request.getfixturevalue(request.param)
 
