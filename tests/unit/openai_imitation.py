@@ -306,7 +306,10 @@ async def disconnected(request: Request) -> None:
 async def imitation(port: int = 0, **settings: Any) -> AsyncGenerator[Server, None]:
     """A running server on a free port, or on that one."""
     server = Server(**settings)
-    listening = socket.create_server(("127.0.0.1", port), backlog=256)
+    # asyncio switches Nagle's delay of small writes off only for sockets that are explicitly TCP.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
     server.port = listening.getsockname()[1]
     config = uvicorn.Config(server.app(), log_level="critical", access_log=False, lifespan="off")
     config.timeout_graceful_shutdown = 0

@@ -213,9 +213,8 @@ async def test_start_waits_for_a_server_that_comes_up() -> None:
     port = free_port()
     engine = RemoteEngine(f"http://127.0.0.1:{port}", replace(OPTIONS, start_timeout_s=5.0))
     starting = asyncio.create_task(engine.start())
-    await asyncio.sleep(0.1)
+    await until(lambda: "ConnectError" in engine.trouble)
     assert not engine.alive
-    assert "ConnectError" in engine.trouble
     async with imitation(port):
         await starting
         assert engine.alive
@@ -575,4 +574,4 @@ async def test_a_slow_reader_is_given_what_is_new() -> None:
                 lengths.append(len(partial.token_ids))
                 await asyncio.sleep(0.06)
         assert lengths[-1] == 20
-        assert len(lengths) <= 6
+        assert 1 < len(lengths) <= 6
