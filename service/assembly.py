@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bestofn.engine import Engine
 from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.engine.remote_replicas import RemoteOptions, is_remote
+from bestofn.engine.remote_server import RemoteOptions, is_remote
 from bestofn.engine.vllm_engine import VllmEngine, VllmHost, VllmOptions
 from bestofn.errors import CheckpointError
 from bestofn.rewards import open_reward_model

@@ -23,13 +23,8 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from bestofn.engine.protocol import Candidate, ModelInfo, Partial, Sampling, check_fits
-from bestofn.engine.remote_replicas import (
-    RemoteOptions,
-    Replica,
-    ReplicaError,
-    Replicas,
-    parse_address,
-)
+from bestofn.engine.remote_replicas import Replicas
+from bestofn.engine.remote_server import RemoteOptions, Replica, ReplicaError, parse_address
 from bestofn.engine.remote_wire import (
     UNKNOWN_TOKEN,
     Growth,

@@ -15,7 +15,7 @@ import pytest
 from bestofn.engine import Candidate, Partial, Sampling
 from bestofn.engine.protocol import candidate_seed
 from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.engine.remote_replicas import RemoteOptions, parse_address
+from bestofn.engine.remote_server import RemoteOptions, parse_address
 from bestofn.engine.remote_wire import UNKNOWN_TOKEN
 from bestofn.errors import (
     CheckpointError,
