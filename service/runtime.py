@@ -100,10 +100,15 @@ class Runtime:
         """One sentence on readiness."""
         if self.failure is not None:
             return f"start-up failed: {self.failure}"
+        troubles = "".join(
+            f"; {name}: {engine.trouble}"
+            for name, engine in self.policies.items()
+            if engine.trouble
+        )
         if not self._loaded:
-            return "models are loading"
+            return f"models are loading{troubles}"
         dead = [name for name, engine in self.policies.items() if not engine.alive]
-        return f"engine of {', '.join(dead)} has died" if dead else "ready"
+        return (f"engine of {', '.join(dead)} has died" if dead else "ready") + troubles
 
     async def start(self) -> None:
         """Load and warm up everything; engines start side by side."""
@@ -184,21 +189,22 @@ class Runtime:
         if not self.ready:
             raise NotReadyError(self.status())
         engine = self.policies[mode.policy]
-        token_ids = engine.encode(prompt)
-        check_fits(engine.info, token_ids, sampling)
         if mode.strategy.uses_logprobs and not sampling.logprobs:
             sampling = replace(sampling, logprobs=True)
         drawn = num_samples if mode.strategy.reranks else 1
         scorer = MeteredScorer(self.reward) if self.reward is not None else None
         resources = Resources(engine, self.policies, scorer, self.embedder)
-        task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
         limit = self.settings.limits.timeout_s
         sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
         try:
-            async with asyncio.timeout(limit), self.admission.enter(sequences):
-                admitted = perf_counter()
-                outcome = await mode.strategy.answer(task, resources)
+            async with asyncio.timeout(limit):
+                token_ids = await engine.encode(prompt)
+                check_fits(engine.info, token_ids, sampling)
+                task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
+                async with self.admission.enter(sequences):
+                    admitted = perf_counter()
+                    outcome = await mode.strategy.answer(task, resources)
         except TimeoutError as error:
             raise RequestTimeoutError(f"no answer within {limit:g} s (limits.timeout_s)") from error
         finished = perf_counter()

@@ -61,6 +61,11 @@ class FakeEngine:
         """Whether it was started and not killed."""
         return self._alive
 
+    @property
+    def trouble(self) -> str:
+        """Only death."""
+        return "" if self._alive else "not started, or stopped"
+
     async def start(self) -> None:
         """Come alive."""
         self._alive = True
@@ -69,7 +74,7 @@ class FakeEngine:
         """Die."""
         self._alive = False
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    async def encode(self, prompt: Prompt) -> list[int]:
         """One id a character; messages are refused, as by a policy without a chat template."""
         if prompt.messages:
             raise InvalidInputError("the policy's tokenizer has no chat template", field="messages")
@@ -78,7 +83,7 @@ class FakeEngine:
             raise InvalidInputError("the prompt holds no token", field="prompt")
         return ids
 
-    def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """The words."""
         return words(token_ids)
 

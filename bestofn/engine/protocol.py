@@ -126,14 +126,18 @@ class Engine(Protocol):
     def alive(self) -> bool:
         """Whether the engine can still take requests."""
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, or with a part that it can do without; empty if nothing is."""
+
+    async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template for messages.
 
         Raises:
             InvalidInputError: for an empty prompt or messages without a chat template.
         """
 
-    def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """The text of generated token ids as they continue the prompt, special tokens left out."""
 
     def generate(

@@ -29,7 +29,7 @@ from bestofn.errors import (
     InvalidInputError,
     NotReadyError,
 )
-from bestofn.prompts import Prompt, encode_prompt
+from bestofn.prompts import Prompt, decode_completion, encode_prompt
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -40,8 +40,6 @@ logger = logging.getLogger(__name__)
 
 # vLLM reports why a sequence ended; anything else than these two did not finish.
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-# Enough of the prompt for a tokenizer to know whether a word begins: vLLM looks back as far.
-CONTEXT_TOKENS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +189,11 @@ class VllmEngine:
         """Whether the engine process runs."""
         return self._host.alive
 
+    @property
+    def trouble(self) -> str:
+        """Only that its process does not run."""
+        return "" if self._host.alive else "the engine process does not run"
+
     async def start(self) -> None:
         """Start the host if no other policy on it has, then decode once to compile everything."""
         await self._host.start()
@@ -204,7 +207,7 @@ class VllmEngine:
         """Stop the host, and with it every policy on it."""
         await self._host.stop()
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids through the policy's own tokenizer and chat template."""
         if self._host.tokenizer is None:
             raise NotReadyError(f"the engine of {self.info.path} has not started")
@@ -221,14 +224,12 @@ class VllmEngine:
         """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
         return self._host.llm.output_processor.get_num_unfinished_requests()
 
-    def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """As vLLM detokenises: in the context of the prompt's last tokens."""
-        decode = self._host.tokenizer.decode
-        context = prompt_token_ids[-CONTEXT_TOKENS:]
-        before = decode(context, skip_special_tokens=True)
-        whole = decode([*context, *token_ids], skip_special_tokens=True)
-        text: str = whole[len(before) :]
-        return text
+        return self._decode(prompt_token_ids, token_ids)
+
+    def _decode(self, prompt_token_ids: list[int], token_ids: Sequence[int]) -> str:
+        return decode_completion(self._host.tokenizer, prompt_token_ids, list(token_ids))
 
     async def generate(
         self,
@@ -273,7 +274,7 @@ class VllmEngine:
         ids = tuple(output.token_ids)
         return Candidate(
             index=index,
-            text=output.text if params.detokenize else self.decode(prompt_token_ids, list(ids)),
+            text=output.text if params.detokenize else self._decode(prompt_token_ids, ids),
             token_ids=ids,
             finish_reason=reason,
             token_logprobs=_token_logprobs(output.logprobs, ids) if sampling.logprobs else None,

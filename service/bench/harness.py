@@ -88,7 +88,7 @@ class Bench:
         async def worker() -> None:
             nonlocal tokens
             for index, prompt in work:
-                ids = engine.encode(prompt)
+                ids = await engine.encode(prompt)
                 name = f"bare-{perf_counter()}-{index}"
                 found = await generate_bare(engine, ids, sampling, n, name)
                 tokens += found

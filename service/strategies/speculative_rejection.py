@@ -151,7 +151,8 @@ class _Runner:
         if self.ended_by(tokens):
             return await self._score(self.latest.text)
         first = list(self.latest.token_ids[:tokens])
-        return await self._score(self.engine.decode(self.task.prompt_token_ids, first))
+        text = await self.engine.decode(self.task.prompt_token_ids, first)
+        return await self._score(text)
 
     async def score_whole(self) -> float:
         """Wait for its end and score it; the moment it ended."""

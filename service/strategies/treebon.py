@@ -74,7 +74,9 @@ class TreeBon(Strategy):
         leaves = await self._grow(tree, task)
         decoded = perf_counter()
         candidates = [
-            Candidate(i, tree.text(leaf), leaf.token_ids, leaf.finished or "length", leaf.logprobs)
+            Candidate(
+                i, await tree.text(leaf), leaf.token_ids, leaf.finished or "length", leaf.logprobs
+            )
             for i, leaf in enumerate(leaves)
         ]
         rewards = await all_or_first_error(scorer.score(task.prompt, c.text) for c in candidates)
@@ -156,12 +158,12 @@ class _Tree:
                 found.append(candidate)
                 self.generated_tokens += len(candidate.token_ids)
         found.sort(key=lambda candidate: candidate.index)
-        return [self._grown(branch, candidate) for candidate in found]
+        return [await self._grown(branch, candidate) for candidate in found]
 
-    def _grown(self, branch: Branch, candidate: Candidate) -> Branch:
+    async def _grown(self, branch: Branch, candidate: Candidate) -> Branch:
         ids = branch.token_ids + candidate.token_ids
         finished: FinishReason | None = None
-        if candidate.finish_reason == "stop" or self._stopped(ids):
+        if candidate.finish_reason == "stop" or await self._stopped(ids):
             finished = "stop"
         elif len(ids) >= self._task.sampling.max_tokens:
             finished = "length"
@@ -181,18 +183,18 @@ class _Tree:
         )
         return replace(branch, worth=implicit_reward(guided, branch.logprobs))
 
-    def text(self, branch: Branch) -> str:
+    async def text(self, branch: Branch) -> str:
         """All its layers decoded together, cut at the first stop string."""
-        text = self._decoded(branch.token_ids)
+        text = await self._decoded(branch.token_ids)
         ends = [text.find(stop) for stop in self._task.sampling.stop]
         return text[: min((end for end in ends if end >= 0), default=len(text))]
 
-    def _stopped(self, ids: tuple[int, ...]) -> bool:
+    async def _stopped(self, ids: tuple[int, ...]) -> bool:
         stops = self._task.sampling.stop
         if not stops:
             return False
-        text = self._decoded(ids)
+        text = await self._decoded(ids)
         return any(stop in text for stop in stops)
 
-    def _decoded(self, ids: tuple[int, ...]) -> str:
-        return self._engine.decode(self._task.prompt_token_ids, list(ids))
+    async def _decoded(self, ids: tuple[int, ...]) -> str:
+        return await self._engine.decode(self._task.prompt_token_ids, list(ids))

@@ -1,4 +1,4 @@
-"""One contract, two engines: the fake must behave as the real vLLM does.
+"""One contract, three engines: the fake and the one over HTTP must behave as the real vLLM does.
 
 The real engine is started once a session (see ``engines`` in conftest) on the tiny sandbox policy.
 """
@@ -6,6 +6,7 @@ The real engine is started once a session (see ``engines`` in conftest) on the t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from itertools import pairwise
 
@@ -13,8 +14,10 @@ import pytest
 
 from bestofn.engine import Candidate, Engine, Partial, Sampling
 from bestofn.engine.fake import FakeEngine
+from bestofn.engine.remote_engine import RemoteEngine
 from bestofn.errors import InvalidInputError, NotReadyError, PromptTooLongError
 from bestofn.prompts import Prompt
+from tests.unit.openai_imitation import imitation
 
 SAMPLING = Sampling(max_tokens=8, seed=11)
 PROMPT = Prompt(text="the film was")
@@ -27,14 +30,27 @@ async def fake_engine() -> Engine:
     return fake
 
 
+@pytest.fixture
+async def remote_engine() -> AsyncGenerator[Engine, None]:
+    async with imitation(seconds_per_token=0.002) as server:
+        remote = RemoteEngine(server.url)
+        await remote.start()
+        try:
+            yield remote
+        finally:
+            await remote.stop()
+
+
 # Not async: the real engine's fixtures run commands that have an event loop of their own.
-@pytest.fixture(params=["fake_engine", pytest.param("vllm_ref", marks=pytest.mark.vllm)])
+@pytest.fixture(
+    params=["fake_engine", "remote_engine", pytest.param("vllm_ref", marks=pytest.mark.vllm)]
+)
 def engine(request: pytest.FixtureRequest) -> Engine:
     return request.getfixturevalue(request.param)
 
 
 async def draw(engine: Engine, sampling: Sampling, n: int, name: str) -> list[Candidate]:
-    stream = engine.generate(engine.encode(PROMPT), sampling, n, name)
+    stream = engine.generate(await engine.encode(PROMPT), sampling, n, name)
     async with aclosing(stream):
         return [candidate async for candidate in stream]
 
@@ -78,7 +94,7 @@ async def test_stop_strings_end_a_candidate_and_are_not_part_of_it(engine: Engin
 
 async def test_too_long_a_prompt_tells_the_limit(engine: Engine) -> None:
     limit = engine.info.max_model_len
-    ids = engine.encode(PROMPT)
+    ids = await engine.encode(PROMPT)
     sampling = Sampling(max_tokens=limit)
     with pytest.raises(PromptTooLongError, match=f"limit of {limit}"):
         async for _ in engine.generate(ids, sampling, 1, "contract-long"):
@@ -88,12 +104,12 @@ async def test_too_long_a_prompt_tells_the_limit(engine: Engine) -> None:
 async def test_a_chat_needs_a_chat_template(engine: Engine) -> None:
     chat = Prompt(messages=({"role": "user", "content": "hello"},))
     with pytest.raises(InvalidInputError, match="chat template"):
-        engine.encode(chat)
+        await engine.encode(chat)
 
 
 async def test_closing_early_aborts_and_the_engine_goes_on(engine: Engine) -> None:
     sampling = Sampling(max_tokens=60, seed=3)
-    stream = engine.generate(engine.encode(PROMPT), sampling, 16, "contract-abort")
+    stream = engine.generate(await engine.encode(PROMPT), sampling, 16, "contract-abort")
     async with aclosing(stream):
         async for _ in stream:
             break
@@ -117,14 +133,14 @@ async def test_fake_refuses_before_it_is_started() -> None:
 
 
 async def watch(engine: Engine, sampling: Sampling, index: int, name: str) -> list[Partial]:
-    stream = engine.stream(engine.encode(PROMPT), sampling, index, name)
+    stream = engine.stream(await engine.encode(PROMPT), sampling, index, name)
     async with aclosing(stream):
         return [partial async for partial in stream]
 
 
 async def test_candidates_from_an_index_on_are_the_same_ones(engine: Engine) -> None:
     whole = {c.index: c for c in await draw(engine, SAMPLING, 5, "contract-whole")}
-    stream = engine.generate(engine.encode(PROMPT), SAMPLING, 2, "contract-part", 3)
+    stream = engine.generate(await engine.encode(PROMPT), SAMPLING, 2, "contract-part", 3)
     async with aclosing(stream):
         part = {c.index: c async for c in stream}
     assert part.keys() == {3, 4}
@@ -155,7 +171,7 @@ async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:
 
 
 async def test_a_slow_reader_misses_nothing(engine: Engine) -> None:
-    stream = engine.stream(engine.encode(PROMPT), SAMPLING, 1, "contract-slow")
+    stream = engine.stream(await engine.encode(PROMPT), SAMPLING, 1, "contract-slow")
     async with aclosing(stream):
         async for partial in stream:
             last = partial
@@ -167,7 +183,7 @@ async def test_a_slow_reader_misses_nothing(engine: Engine) -> None:
 
 async def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
     sampling = Sampling(max_tokens=60, seed=3)
-    stream = engine.stream(engine.encode(PROMPT), sampling, 0, "contract-leave")
+    stream = engine.stream(await engine.encode(PROMPT), sampling, 0, "contract-leave")
     async with aclosing(stream):
         async for _ in stream:
             break
@@ -176,7 +192,7 @@ async def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
 
 async def test_logprobs_of_a_completion(engine: Engine) -> None:
     candidate = (await draw(engine, SAMPLING, 1, "contract-scored"))[0]
-    ids = engine.encode(PROMPT)
+    ids = await engine.encode(PROMPT)
     scored = await engine.logprobs(ids, list(candidate.token_ids), "contract-scoring")
     assert len(scored) == len(candidate.token_ids)
     if not isinstance(engine, FakeEngine):  # whose numbers are made up
@@ -186,14 +202,14 @@ async def test_logprobs_of_a_completion(engine: Engine) -> None:
 
 async def test_decoding_gives_the_text_of_the_candidate(engine: Engine) -> None:
     """With a stop string to look for, vLLM decodes token by token; else it is done once, by us."""
-    ids = engine.encode(PROMPT)
+    ids = await engine.encode(PROMPT)
     sampling = Sampling(max_tokens=30, seed=5, stop=("@never@",))
     step_by_step = {c.index: c for c in await draw(engine, sampling, 8, "contract-decode-a")}
     at_once = await draw(engine, Sampling(max_tokens=30, seed=5), 8, "contract-decode-b")
     for candidate in at_once:
         assert candidate.token_ids == step_by_step[candidate.index].token_ids
         assert candidate.text == step_by_step[candidate.index].text
-        assert engine.decode(ids, list(candidate.token_ids)) == candidate.text
+        assert await engine.decode(ids, list(candidate.token_ids)) == candidate.text
 
 
 async def test_without_logprobs_there_are_none(engine: Engine) -> None:

@@ -66,7 +66,11 @@ async def ask(
     )
     prompt = Prompt(text="the film was")
     task = Task(
-        prompt, engine.encode(prompt), Sampling(max_tokens=max_tokens, seed=seed, stop=stop), n, "t"
+        prompt,
+        await engine.encode(prompt),
+        Sampling(max_tokens=max_tokens, seed=seed, stop=stop),
+        n,
+        "t",
     )
     return await strategy.answer(task, resources), engine
 
