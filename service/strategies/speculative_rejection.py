@@ -19,8 +19,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from bestofn.engine import Candidate, Engine, Partial
+from bestofn.engine import Engine, Partial
 from service.concurrency import all_or_first_error
+from service.strategies.collect import as_candidate
 from service.strategies.protocol import (
     Outcome,
     Resources,
@@ -150,17 +151,8 @@ class _Runner:
         return self.reward
 
     def outcome(self) -> ScoredCandidate:
-        latest = self.latest
-        assert latest is not None
-        candidate = Candidate(
-            index=self.index,
-            text=latest.text,
-            token_ids=latest.token_ids,
-            cumulative_logprob=latest.cumulative_logprob,
-            finish_reason="rejected" if self.rejected else latest.finish_reason or "length",
-            token_logprobs=latest.token_logprobs,
-        )
-        return ScoredCandidate(candidate, self.reward)
+        assert self.latest is not None
+        return ScoredCandidate(as_candidate(self.latest, rejected=self.rejected), self.reward)
 
 
 class _Race:
@@ -178,6 +170,8 @@ class _Race:
             runner.rejected = True
             runner.ended.cancel()
         await asyncio.gather(*(runner.ended for runner in runners), return_exceptions=True)
+        for runner in runners:
+            self._tell(runner)
         self.left = [runner for runner in self.left if not runner.rejected]
 
     async def finish(self) -> float:
@@ -187,9 +181,16 @@ class _Race:
             await runner.ended
             ended = perf_counter()
             await runner.score()
+            self._tell(runner)
             return ended
 
         return max(await all_or_first_error(end(runner) for runner in self.left))
+
+    @staticmethod
+    def _tell(runner: _Runner) -> None:
+        scored = runner.outcome()
+        runner.task.observer.finished(scored.candidate)
+        runner.task.observer.scored(scored)
 
     async def close(self) -> None:
         """Abort whatever still decodes."""
