@@ -19,6 +19,8 @@ from service.scoring import BatchingScorer
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import (
     STRATEGIES,
+    UNOBSERVED,
+    Observer,
     Outcome,
     Resources,
     Single,
@@ -173,8 +175,14 @@ class Runtime:
         request_id: str,
         *,
         score: bool = True,
+        timeout_s: float | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> Answer:
         """Answer one prompt: wait for a place, decode, rerank, record.
+
+        Args:
+            timeout_s: a time limit shorter than the server's.
+            observer: told of what happens on the way.
 
         Raises:
             NotReadyError, OverloadedError, RequestTimeoutError, InvalidInputError, EngineError,
@@ -187,16 +195,19 @@ class Runtime:
         check_fits(engine.info, token_ids, sampling)
         drawn = num_samples if mode.strategy.reranks else 1
         resources = Resources(engine, self.policies, self.reward, self.embedder)
-        task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
-        limit = self.settings.limits.timeout_s
+        task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
+        limit, named = self.settings.limits.timeout_s, "limits.timeout_s"
+        if timeout_s is not None and timeout_s < limit:
+            limit, named = timeout_s, "timeout_s"
         sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
         try:
             async with asyncio.timeout(limit), self.admission.enter(sequences):
                 admitted = perf_counter()
+                observer.admitted(len(token_ids))
                 outcome = await mode.strategy.answer(task, resources)
         except TimeoutError as error:
-            raise RequestTimeoutError(f"no answer within {limit:g} s (limits.timeout_s)") from error
+            raise RequestTimeoutError(f"no answer within {limit:g} s ({named})") from error
         finished = perf_counter()
         answer = Answer(
             mode=mode,
@@ -210,6 +221,7 @@ class Runtime:
             mode.name,
             outcome,
             prompt_tokens=len(token_ids),
+            arrived_s=arrived,
             queue_ms=answer.queue_ms,
             total_ms=answer.total_ms,
         )

@@ -115,6 +115,7 @@ class FakeEngine:
         """A word at a time."""
         self._check(prompt_token_ids, sampling)
         whole = self._candidate(prompt_token_ids, sampling, index)
+        held_back = max((len(stop) - 1 for stop in sampling.stop), default=0)
         self.running += 1
         ended = False
         try:
@@ -122,9 +123,11 @@ class FakeEngine:
                 await self._decode_for(1)
                 self.decoded_tokens += 1
                 ended = count == len(whole.token_ids)
+                # The end may turn out to be the beginning of a stop string.
+                sure = max(0, len(words(whole.token_ids[:count])) - held_back)
                 yield Partial(
                     index,
-                    whole.text if ended else words(whole.token_ids[:count]),
+                    whole.text if ended else whole.text[:sure],
                     whole.token_ids[:count],
                     whole.token_logprobs[:count],
                     whole.finish_reason if ended else None,
@@ -162,7 +165,7 @@ class FakeEngine:
         else:
             source = random.Random(f"{prompt_ids}{candidate_seed(sampling.seed, index)}")
         length = source.randint(1, sampling.max_tokens + 2)
-        if self._endless:
+        if self._endless or sampling.ignore_eos:
             length = sampling.max_tokens + 1
         ids = [source.randrange(len(WORDS)) for _ in range(min(length, sampling.max_tokens))]
         text = words(ids)

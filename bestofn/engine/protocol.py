@@ -24,6 +24,7 @@ class Sampling:
         top_k: 0 keeps every token.
         seed: ``None`` draws freely; else candidate ``i`` uses :func:`candidate_seed` of it.
         stop: strings that end a candidate; not part of its text.
+        ignore_eos: decode on to ``max_tokens``, for load tests.
     """
 
     max_tokens: int
@@ -32,6 +33,7 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -375,6 +375,7 @@ def _sampling_params(sampling: Sampling, index: int, *, streamed: bool = False) 
         top_k=sampling.top_k,
         seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
         stop=list(sampling.stop) or None,
+        ignore_eos=sampling.ignore_eos,
         logprobs=0,
         output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
     )
