@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
@@ -57,6 +58,7 @@ class Runtime:
     """Everything a request needs. Build it with :func:`service.assembly.build_runtime`.
 
     Attributes:
+        created: Unix time of construction, seconds.
         failure: why start-up failed, once it has.
     """
 
@@ -68,6 +70,7 @@ class Runtime:
         gold: BatchingScorer | None,
         embedder: Embedder | None = None,
     ) -> None:
+        self.created = int(time.time())
         self.settings = settings
         self.policies = policies
         self.reward, self.gold = reward, gold
