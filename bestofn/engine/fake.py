@@ -115,7 +115,6 @@ class FakeEngine:
         """A word at a time."""
         self._check(prompt_token_ids, sampling)
         whole = self._candidate(prompt_token_ids, sampling, index)
-        held_back = max((len(stop) - 1 for stop in sampling.stop), default=0)
         self.running += 1
         ended = False
         try:
@@ -123,11 +122,11 @@ class FakeEngine:
                 await self._decode_for(1)
                 self.decoded_tokens += 1
                 ended = count == len(whole.token_ids)
-                # The end may turn out to be the beginning of a stop string.
-                sure = max(0, len(words(whole.token_ids[:count])) - held_back)
+                # Never what turns out to be a stop string: vLLM holds such text back too.
+                length = len(words(whole.token_ids[:count]))
                 yield Partial(
                     index,
-                    whole.text if ended else whole.text[:sure],
+                    whole.text[:length],
                     whole.token_ids[:count],
                     whole.token_logprobs[:count],
                     whole.finish_reason if ended else None,

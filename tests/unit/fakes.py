@@ -132,8 +132,12 @@ async def stream(
     path: str,
     body: dict[str, Any],
     leave: Callable[[Streamed], bool] = lambda _: False,
+    stall_after: int | None = None,
 ) -> Streamed:
-    """Post to the app as a server would; the client leaves as soon as ``leave`` says so."""
+    """Post to the app as a server would; the client leaves as soon as ``leave`` says so.
+
+    One that stalls reads no more after so many pieces, while its connection stays open.
+    """
     seen = Streamed()
     changed = asyncio.Event()
     inbox = [{"type": "http.request", "body": json.dumps(body).encode()}]
@@ -157,6 +161,8 @@ async def stream(
                 seen.pieces.append((time.perf_counter(), message["body"].decode()))
             seen.ended = not message.get("more_body", False)
         changed.set()
+        if len(seen.pieces) == stall_after:
+            await asyncio.Event().wait()
 
     route, _, query = path.partition("?")
     scope = {

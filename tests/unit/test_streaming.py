@@ -246,6 +246,18 @@ async def test_a_client_that_leaves_before_the_first_token_stops_the_work() -> N
     assert seen.status == 499  # for the log; nobody reads it
 
 
+async def test_a_client_that_stalls_and_then_leaves_stops_the_work() -> None:
+    found = engines(0.01, endless=True)
+    runtime = make_runtime(engines=found)
+    async with serving(runtime) as (app, _):
+        seen = await stream(
+            app, "/v1/completions", {**V1, "max_tokens": 200}, stall_after=2,
+            leave=lambda _: found["vbon"].decoded_tokens > 5,
+        )  # fmt: skip
+        assert (found["vbon"].running, found["vbon"].aborted) == (0, 1)
+    assert len(seen.pieces) == 2
+
+
 async def test_a_slow_reader_gets_fewer_and_longer_steps() -> None:
     mailbox = live._Mailbox()
     for count in range(1, 6):
