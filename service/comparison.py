@@ -72,7 +72,7 @@ async def compare(runtime: Runtime, request: CompareRequest, request_id: str) ->
     if baseline not in runs:
         runs[baseline] = _Runs(runtime.mode(baseline))
         names.append(baseline)
-    sampling, num_samples = resolve_sampling(request, runtime)
+    sampling, num_samples = resolve_sampling(request, request.n, runtime)
     for run in runs.values():
         most = run.mode.strategy.most_candidates(num_samples)
         check_limit("max_n", most, runtime.settings.limits.max_n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -19,6 +20,8 @@ from service.scoring import BatchingScorer, MeteredScorer
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import (
     STRATEGIES,
+    UNOBSERVED,
+    Observer,
     Outcome,
     Resources,
     Single,
@@ -56,6 +59,7 @@ class Runtime:
     """Everything a request needs. Build it with :func:`service.assembly.build_runtime`.
 
     Attributes:
+        created: Unix time of construction, seconds.
         failure: why start-up failed, once it has.
     """
 
@@ -67,6 +71,7 @@ class Runtime:
         gold: BatchingScorer | None,
         embedder: Embedder | None = None,
     ) -> None:
+        self.created = int(time.time())
         self.settings = settings
         self.policies = policies
         self.reward, self.gold = reward, gold
@@ -179,8 +184,14 @@ class Runtime:
         request_id: str,
         *,
         score: bool = True,
+        timeout_s: float | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> Answer:
         """Answer one prompt: wait for a place, decode, rerank, record.
+
+        Args:
+            timeout_s: a time limit shorter than the server's.
+            observer: told of what happens on the way.
 
         Raises:
             NotReadyError, OverloadedError, RequestTimeoutError, InvalidInputError, EngineError,
@@ -194,19 +205,22 @@ class Runtime:
         drawn = num_samples if mode.strategy.reranks else 1
         scorer = MeteredScorer(self.reward) if self.reward is not None else None
         resources = Resources(engine, self.policies, scorer, self.embedder)
-        limit = self.settings.limits.timeout_s
+        limit, named = self.settings.limits.timeout_s, "limits.timeout_s"
+        if timeout_s is not None and timeout_s < limit:
+            limit, named = timeout_s, "timeout_s"
         sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
         try:
             async with asyncio.timeout(limit):
                 token_ids = await engine.encode(prompt)
                 check_fits(engine.info, token_ids, sampling)
-                task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
+                task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
                 async with self.admission.enter(sequences):
                     admitted = perf_counter()
+                    observer.admitted(len(token_ids))
                     outcome = await mode.strategy.answer(task, resources)
         except TimeoutError as error:
-            raise RequestTimeoutError(f"no answer within {limit:g} s (limits.timeout_s)") from error
+            raise RequestTimeoutError(f"no answer within {limit:g} s ({named})") from error
         finished = perf_counter()
         answer = Answer(
             mode=mode,
@@ -221,6 +235,7 @@ class Runtime:
             mode.name,
             outcome,
             prompt_tokens=len(token_ids),
+            arrived_s=arrived,
             queue_ms=answer.queue_ms,
             total_ms=answer.total_ms,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
 from bestofn.engine import FinishReason
@@ -34,7 +34,6 @@ class ChatMessage(Wire):
 class SamplingFields(Wire):
     """How to draw; shared by every request that generates."""
 
-    n: int | None = Field(None, ge=1, description="candidates a prompt; single-sample modes draw 1")
     max_tokens: int | None = Field(None, ge=1, description="most new tokens of a candidate")
     temperature: float = Field(1.0, ge=0, le=10, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
@@ -45,6 +44,7 @@ class SamplingFields(Wire):
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
         None, description="strings that end a candidate"
     )
+    ignore_eos: bool = Field(False, description="decode on to max_tokens, for load tests")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -54,11 +54,24 @@ class SamplingFields(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+Count = Annotated[int, Field(ge=1)]
+# Told apart before they are checked, so that a wrong value gets one message and not one of each form.
+Counts = Annotated[
+    Annotated[Count, Tag("one")] | Annotated[list[Count], Field(min_length=1), Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+]
+
+
 class GenerateFields(SamplingFields):
     """One prompt, several prompts, or a chat; settings of the mode's strategy beside them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
+    n: Counts | None = Field(
+        None,
+        description="candidates a prompt; single-sample modes draw 1. Mode bon also takes a list: the "
+        "answer is that of the largest, and reward_curve estimates every one from the same candidates",
+    )
     prompt: Text | None = Field(None, description="text to continue")
     prompts: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None, description="several texts; the answer is then a list in the same order"
@@ -69,6 +82,16 @@ class GenerateFields(SamplingFields):
     return_candidates: bool = Field(False, description="also return every candidate")
     score: bool = Field(
         True, description="single-sample modes: report the answer's reward (costs one scoring)"
+    )
+    logprobs: bool = Field(
+        False,
+        description="also return token ids and their log-probabilities, nats at temperature 1",
+    )
+    stream: bool = Field(
+        False, description="server-sent events: token, candidate, progress, then answer or error"
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
     )
 
     @model_validator(mode="after")
@@ -82,6 +105,11 @@ class GenerateFields(SamplingFields):
                 + (", ".join(given) if given else "none")
             )
         return self
+
+    @property
+    def num_samples(self) -> int | None:
+        """N: the largest of a list."""
+        return max(self.n) if isinstance(self.n, list) else self.n
 
     def to_prompts(self) -> list[Prompt]:
         """The prompts asked about, one or many."""
@@ -120,6 +148,7 @@ class SamplingUsed(BaseModel):
     top_k: int
     seed: int | None
     stop: list[str]
+    ignore_eos: bool
 
 
 class Usage(BaseModel):
@@ -149,6 +178,17 @@ class CandidateOut(BaseModel):
     cumulative_logprob: float | None = Field(description="nats under the policy at temperature 1")
     num_tokens: int
     finish_reason: FinishReason
+    token_ids: list[int] | None = None
+    token_logprobs: list[float] | None = Field(None, description="nats, one a token")
+
+
+class CurvePoint(BaseModel):
+    """What best-of-n is worth on this prompt, estimated without bias from the candidates drawn."""
+
+    n: int
+    expected_reward: float | None = Field(
+        description="null where fewer than n candidates could be scored"
+    )
 
 
 class GenerateAnswer(BaseModel):
@@ -164,6 +204,9 @@ class GenerateAnswer(BaseModel):
         description="candidates the reward model could not score; null where none was scored"
     )
     candidates: list[CandidateOut] | None = None
+    token_ids: list[int] | None = Field(None, description="on request (logprobs)")
+    token_logprobs: list[float] | None = Field(None, description="on request; nats, one a token")
+    reward_curve: list[CurvePoint] | None = Field(None, description="where n was a list")
     strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
     details: dict[str, Any] = Field(description="what the strategy reports of its choice")
     sampling: SamplingUsed
@@ -193,6 +236,7 @@ class CompareRequest(SamplingFields):
         }
     )
 
+    n: int | None = Field(None, ge=1, description="candidates a prompt; single-sample modes draw 1")
     prompts: Annotated[list[Text], Field(min_length=1)]
     modes: Annotated[list[str], Field(min_length=1)] | None = Field(
         None, description="default: `bon` and one sample of every policy"
@@ -326,7 +370,7 @@ class ErrorBody(BaseModel):
     message: str
     type: str
     param: str | None = None
-    code: int
+    code: int | str
     request_id: str
 
 

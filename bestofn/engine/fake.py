@@ -127,9 +127,11 @@ class FakeEngine:
                 await self._decode_for(1)
                 self.decoded_tokens += 1
                 ended = count == len(whole.token_ids)
+                # Never what turns out to be a stop string: vLLM holds such text back too.
+                length = len(words(whole.token_ids[:count]))
                 yield Partial(
                     index,
-                    whole.text if ended else words(whole.token_ids[:count]),
+                    whole.text[:length],
                     whole.token_ids[:count],
                     whole.finish_reason if ended else None,
                     whole.token_logprobs and whole.token_logprobs[:count],
@@ -167,7 +169,7 @@ class FakeEngine:
         else:
             source = random.Random(f"{prompt_ids}{candidate_seed(sampling.seed, index)}")
         length = source.randint(1, sampling.max_tokens + 2)
-        if self._endless:
+        if self._endless or sampling.ignore_eos:
             length = sampling.max_tokens + 1
         ids = [source.randrange(len(WORDS)) for _ in range(min(length, sampling.max_tokens))]
         text = words(ids)

@@ -25,6 +25,7 @@ class Sampling:
         seed: ``None`` draws freely; else candidate ``i`` uses :func:`candidate_seed` of it.
         stop: strings that end a candidate; not part of its text.
         logprobs: whether candidates carry log-probabilities, which cost the engine a few percent.
+        ignore_eos: decode on to ``max_tokens``, for load tests.
     """
 
     max_tokens: int
@@ -34,6 +35,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: bool = True
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -407,6 +407,7 @@ def _sampling_params(sampling: Sampling, index: int, *, streamed: bool = False) 
         top_k=sampling.top_k,
         seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
         stop=list(sampling.stop) or None,
+        ignore_eos=sampling.ignore_eos,
         logprobs=0 if sampling.logprobs else None,
         # vLLM decodes every token as it comes, to look for stop strings or to stream; without either,
         # decoding once at the end gives the same text for less.

@@ -8,6 +8,7 @@ from service.strategies.adaptive_bon import AdaptiveBon
 from service.strategies.bon import BestOfN
 from service.strategies.bon_uniform_top import BonUniformTop
 from service.strategies.mbr_bon import MbrBon
+from service.strategies.observer import UNOBSERVED, Observer
 from service.strategies.pessimistic_bon import PessimisticBon
 from service.strategies.protocol import (
     Outcome,
@@ -43,6 +44,8 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 __all__ = [
     "STRATEGIES",
+    "UNOBSERVED",
+    "Observer",
     "Outcome",
     "Resources",
     "ScoredCandidate",

@@ -12,8 +12,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from bestofn.embedders import Embedder
-from bestofn.engine import Candidate, Engine, Sampling
+from bestofn.engine import Engine, Sampling
 from bestofn.prompts import Prompt
+from service.strategies.observer import UNOBSERVED, Observer
+from service.strategies.scored import ScoredCandidate
+
+__all__ = [
+    "Float",
+    "Observer",
+    "Outcome",
+    "Resources",
+    "ScoredCandidate",
+    "Scorer",
+    "Strategy",
+    "Task",
+    "tokens_of",
+]
 
 Float = NDArray[np.float64]
 
@@ -36,6 +50,7 @@ class Task:
         prompt_token_ids: the prompt as the policy sees it.
         num_samples: N; single-sample strategies draw one whatever it says.
         score: whether a strategy that needs no reward should report one all the same.
+        observer: told of candidates as they are finished and scored, of single samples as they grow.
     """
 
     prompt: Prompt
@@ -44,6 +59,7 @@ class Task:
     num_samples: int
     request_id: str
     score: bool = True
+    observer: Observer = UNOBSERVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +80,6 @@ class Resources:
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredCandidate:
-    """A candidate and its reward; ``None`` if it was not or could not be scored."""
-
-    candidate: Candidate
-    reward: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a strategy chose and what it cost.
 
@@ -82,6 +90,7 @@ class Outcome:
         rerank_ms: from then until the choice: what scoring adds that decoding did not hide.
         generated_tokens: everything decoded, discarded tokens included.
         details: what else the strategy has to report, as JSON.
+        step_times_s: when a sample that was followed grew, ``perf_counter`` seconds, one a step.
     """
 
     selected: ScoredCandidate
@@ -90,6 +99,7 @@ class Outcome:
     rerank_ms: float
     generated_tokens: int
     details: Mapping[str, Any] = field(default_factory=dict)
+    step_times_s: tuple[float, ...] = ()
 
     @property
     def returned_tokens(self) -> int:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+from time import perf_counter
 from typing import ClassVar
 
-from service.strategies.collect import collect
-from service.strategies.protocol import Outcome, Resources, Strategy, Task, tokens_of
+from bestofn.errors import CandidateCountError
+from service.strategies.collect import as_candidate, collect
+from service.strategies.protocol import (
+    Outcome,
+    Resources,
+    ScoredCandidate,
+    Strategy,
+    Task,
+    tokens_of,
+)
 
 
 class Single(Strategy):
@@ -16,6 +26,8 @@ class Single(Strategy):
 
     async def answer(self, task: Task, resources: Resources) -> Outcome:
         """One candidate, which is the answer."""
+        if task.observer.follows_tokens:
+            return await self._followed(task, resources)
         scorer = resources.scorer if task.score else None
         collected = await collect(task, resources.engine, scorer, 1)
         return Outcome(
@@ -24,4 +36,32 @@ class Single(Strategy):
             collected.decode_ms,
             collected.rerank_ms,
             tokens_of(collected.candidates),
+        )
+
+    async def _followed(self, task: Task, resources: Resources) -> Outcome:
+        """The same candidate, told token by token."""
+        started = perf_counter()
+        times = []
+        partial = None
+        stream = resources.engine.stream(
+            task.prompt_token_ids, task.sampling, 0, f"{task.request_id}-0"
+        )
+        async with aclosing(stream):
+            async for partial in stream:
+                times.append(perf_counter())
+                task.observer.grown(partial)
+        if partial is None:
+            raise CandidateCountError(expected=1, received=0)
+        candidate = as_candidate(partial)
+        reward = None
+        if task.score and resources.scorer is not None:
+            reward = await resources.scorer.score(task.prompt, candidate.text)
+        scored = ScoredCandidate(candidate, reward)
+        return Outcome(
+            scored,
+            (scored,),
+            (times[-1] - started) * 1e3,
+            (perf_counter() - times[-1]) * 1e3,
+            len(candidate.token_ids),
+            step_times_s=tuple(times),
         )

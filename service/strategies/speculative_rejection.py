@@ -13,15 +13,16 @@ import asyncio
 import math
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from bestofn.engine import Candidate, Engine, Partial
+from bestofn.engine import Engine, Partial
 from service.concurrency import all_or_first_error
+from service.strategies.collect import as_candidate
 from service.strategies.protocol import (
     Outcome,
     Resources,
@@ -172,11 +173,7 @@ class _Runner:
         """Of a rejected one: text and reward at the check that gave it up, all tokens it cost."""
         latest = self.latest
         assert latest is not None
-        reason = "rejected" if self.rejected else latest.finish_reason
-        assert reason is not None
-        candidate = Candidate(
-            self.index, self.text, latest.token_ids, reason, latest.token_logprobs
-        )
+        candidate = replace(as_candidate(latest, rejected=self.rejected), text=self.text)
         return ScoredCandidate(candidate, self.reward)
 
 
@@ -193,11 +190,25 @@ class _Race:
             runner.rejected = True
             runner.following.cancel()
         await asyncio.gather(*(runner.following for runner in runners), return_exceptions=True)
+        for runner in runners:
+            self._tell(runner)
         self.left = [runner for runner in self.left if not runner.rejected]
 
     async def finish(self) -> float:
         """Let the rest end, scoring each as it does; the moment the last one ended."""
-        return max(await all_or_first_error(runner.score_whole() for runner in self.left))
+
+        async def end(runner: _Runner) -> float:
+            ended = await runner.score_whole()
+            self._tell(runner)
+            return ended
+
+        return max(await all_or_first_error(end(runner) for runner in self.left))
+
+    @staticmethod
+    def _tell(runner: _Runner) -> None:
+        scored = runner.outcome()
+        runner.task.observer.finished(scored.candidate)
+        runner.task.observer.scored(scored)
 
     async def close(self) -> None:
         """Abort whatever still decodes."""

@@ -79,8 +79,16 @@ class TreeBon(Strategy):
             )
             for i, leaf in enumerate(leaves)
         ]
-        rewards = await all_or_first_error(scorer.score(task.prompt, c.text) for c in candidates)
-        scored = tuple(ScoredCandidate(c, r) for c, r in zip(candidates, rewards, strict=True))
+
+        async def score(candidate: Candidate) -> ScoredCandidate:
+            reward = await scorer.score(task.prompt, candidate.text)
+            scored = ScoredCandidate(candidate, reward)
+            task.observer.scored(scored)
+            return scored
+
+        for candidate in candidates:
+            task.observer.finished(candidate)
+        scored = tuple(await all_or_first_error(score(candidate) for candidate in candidates))
         usable = scored_only(scored)
         chosen = int(np.argmax([c.reward for c in usable if c.reward is not None]))
         return Outcome(

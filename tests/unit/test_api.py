@@ -49,7 +49,7 @@ async def test_answer_says_what_made_it() -> None:
         answer = response.json()
     assert answer["sampling"] == {
         "n": 8, "max_tokens": 12, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "seed": 3,
-        "stop": ["superb"],
+        "stop": ["superb"], "ignore_eos": False,
     }  # fmt: skip
     assert answer["policy"] == {"name": "ref", "path": "fake-ref", "revision": "fake"}
     assert answer["reward_model"]["path"] == "fake-reward"
