@@ -35,6 +35,7 @@ def _scorer(spec: str | None, settings: ServiceSettings) -> BatchingScorer | Non
         trust_remote_code=settings.trust_remote_code,
         batch_size=settings.reward_batch_size,
         timeout_s=settings.reward_timeout_s,
+        threads=settings.reward_threads,
     )
     return BatchingScorer(model)
 

@@ -102,6 +102,12 @@ class ServiceSettings(Settings):
         "(sentence-transformers), hidden:DIR (a language model's own hidden states)",
     )
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
+    reward_threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads of the reward models where there is no GPU; the engines have all cores, "
+        "and threads that wait for each other across both slow both down",
+    )
     reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
     trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")
     default_mode: str = Field("bon", description="mode of a request that names none")

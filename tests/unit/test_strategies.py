@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -419,3 +420,12 @@ async def test_reward_error_when_nothing_was_scored_by_a_strategy() -> None:
 
     with pytest.raises(RewardError, match="none of the"):
         await ask(SpeculativeRejection(), scorer=Nothing())
+
+
+def test_every_strategy_and_setting_has_its_row_in_the_docs() -> None:
+    rows = (Path(__file__).resolve().parents[2] / "docs" / "strategies.md").read_text().splitlines()
+    for mode, strategy in STRATEGIES.items():
+        row = next((row for row in rows if row.startswith(f"| `{mode}` |")), "")
+        assert row, f"docs/strategies.md has no row for {mode}"
+        if "the same" not in row and "as `" not in row:
+            assert all(f"`{name}`" in row for name in strategy.model_fields), mode
