@@ -333,6 +333,30 @@ async def test_who_is_rejected_follows_from_the_scores_at_the_check() -> None:
     assert sorted(found) == sorted(expected)
 
 
+async def test_what_a_leader_decoded_meanwhile_is_not_looked_at() -> None:
+    """Every other candidate is at its end while the rest still approach the check."""
+
+    class Uneven(FakeEngine):
+        async def stream(self, ids: Any, sampling: Any, index: int, request_id: str) -> Any:  # type: ignore[override]
+            async for partial in super().stream(ids, sampling, index, request_id):
+                if index % 2:
+                    await asyncio.sleep(0.01)
+                yield partial
+
+    strategy = SpeculativeRejection(check_tokens=6, keep=1)
+    outcome, _ = await ask(strategy, n=8, max_tokens=12, engine=Uneven(endless=True))
+    whole, _ = await ask(BestOfN(), n=8, max_tokens=12, engine=FakeEngine(endless=True))
+    at_check = [score_text(words(c.candidate.token_ids[:6])) for c in whole.candidates]
+    found = [c for c in outcome.candidates if c.candidate.finish_reason == "rejected"]
+    assert sorted(c.candidate.index for c in found) == sorted(
+        strategy.rejected(at_check, [False] * 8)
+    )
+    for rejected in found:
+        index = rejected.candidate.index
+        assert rejected.candidate.text == words(whole.candidates[index].candidate.token_ids[:6])
+        assert rejected.reward == at_check[index]
+
+
 async def test_a_dead_engine_ends_the_race() -> None:
     engine = FakeEngine(seconds_per_token=0.01)
     task = asyncio.create_task(ask(SpeculativeRejection(), engine=engine))
@@ -358,6 +382,20 @@ async def test_tree_counts_shared_tokens_once() -> None:
         assert candidate.text == words(candidate.token_ids)
         assert len(candidate.token_ids) == len(candidate.token_logprobs) <= 20
         assert candidate.cumulative_logprob == pytest.approx(sum(candidate.token_logprobs))
+
+
+async def test_no_two_branches_of_a_tree_are_drawn_with_one_seed() -> None:
+    drawn: list[int] = []
+
+    class Recording(FakeEngine):
+        def generate(self, ids, sampling, n, request_id, first_index=0):  # type: ignore[no-untyped-def, override]
+            drawn.extend(range(first_index, first_index + n))
+            return super().generate(ids, sampling, n, request_id, first_index)
+
+    await ask(
+        TreeBon(children=2, layer_tokens=5), n=8, max_tokens=20, engine=Recording(endless=True)
+    )
+    assert len(drawn) == len(set(drawn)) == 4 * 8
 
 
 async def test_tree_keeps_the_branches_that_the_guide_prefers() -> None:
