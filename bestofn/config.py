@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, ValidationError
 from pydantic_settings import (
@@ -30,12 +31,21 @@ def _none_word(value: Any) -> Any:
 NoneWord = BeforeValidator(_none_word)
 
 
+# NAME=URL,URL: pydantic-settings would take the comma for the end of the entry.
+_URL_LIST = re.compile(r"^(--[^=\s]+=)?([^=,\"\s]+)=(https?://[^,=\"]*(?:,\s*https?://[^,=\"]*)+)$")
+
+
 class Settings(BaseSettings):
     """Base of every program's settings: frozen, and unknown keys are errors.
 
     Flags win over environment variables (where a prefix is set), those over the TOML file, that over
     defaults. Nested keys use ``--a.b``, ``PREFIX_A__B`` and ``[a] b = ...``.
+
+    Attributes:
+        other_variables: environment variables with the prefix that are no settings.
     """
+
+    other_variables: ClassVar[frozenset[str]] = frozenset()
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -103,7 +113,7 @@ def _take_config(arguments: list[str], prefix: str) -> tuple[list[str], Path | N
         elif argument.startswith("--config="):
             config = argument.partition("=")[2]
         else:
-            rest.append(argument)
+            rest.append(_URL_LIST.sub(r'\1\2="\3"', argument))
     return rest, Path(config) if config else None
 
 
@@ -116,11 +126,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ValueError(f"configuration {path} is not valid TOML: {error}") from error
 
 
-def _refuse_unknown_environment(settings_type: type[BaseSettings], prefix: str) -> None:
+def _refuse_unknown_environment(settings_type: type[Settings], prefix: str) -> None:
     """``extra="forbid"`` does not look at the environment; a misspelt variable must not pass."""
     if not prefix:
         return
     known = {prefix + name.upper() for name in settings_type.model_fields} | {f"{prefix}CONFIG"}
+    known |= settings_type.other_variables
     for variable in os.environ:
         if variable.upper().startswith(prefix):
             head = variable.upper().split("__")[0]

@@ -4,7 +4,8 @@
 
     BestOfNError
     ├── InvalidInputError        the request or configuration is wrong; names the field and the limit
-    │   └── PromptTooLongError
+    │   ├── PromptTooLongError
+    │   └── ModelNotFoundError   no mode of that model name
     ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
     ├── DataError                a corpus, prompt file or reward cache cannot be used
     ├── DivergedError            a training run is no longer a number, or too far from the reference
@@ -47,6 +48,13 @@ class PromptTooLongError(InvalidInputError):
             "or lower max_tokens",
             field="prompt",
         )
+
+
+class ModelNotFoundError(InvalidInputError):
+    """The server has no mode of the model name that an OpenAI client asked for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="model")
 
 
 class CheckpointError(BestOfNError):

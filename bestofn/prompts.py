@@ -35,6 +35,9 @@ class Prompt:
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
 
 
+# Enough of the prompt for a tokenizer to know whether a word begins: vLLM looks back as far.
+CONTEXT_TOKENS = 5
+
 ChatTemplate = Callable[..., Any]
 
 
@@ -57,6 +60,17 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         list(prompt.messages), tokenize=False, add_generation_prompt=True
     )
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def decode_completion(
+    tokenizer: Any, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
+) -> str:
+    """Text of generated ids in the context of the prompt's last tokens, without special tokens."""
+    context = prompt_token_ids[-CONTEXT_TOKENS:]
+    before = tokenizer.decode(list(context), skip_special_tokens=True)
+    whole = tokenizer.decode([*context, *token_ids], skip_special_tokens=True)
+    text: str = whole[len(before) :]
+    return text
 
 
 def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[str, bool]:

@@ -40,6 +40,24 @@ def serve(context: typer.Context) -> None:
         raise typer.Exit(1) from error
 
 
+@cli.command(context_settings=PASS_THROUGH)
+def bench(context: typer.Context) -> None:
+    """Measure the service against the bare engine under it, and modes against each other."""
+    from service.bench.config import BenchSettings
+
+    settings = load_settings(BenchSettings, context.args, program="python -m service bench")
+    logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
+    for noisy in ("httpx", "httpcore", "service.serving"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from service.bench.run import run_bench
+
+    try:
+        run_bench(settings)
+    except BestOfNError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
 @cli.command()
 def compare(
     url: Annotated[str, typer.Option(help="the running server")] = "http://127.0.0.1:8000",
@@ -99,7 +117,7 @@ def compare(
 
 def main() -> None:
     """Entry point; without a command, ``serve``."""
-    known = {"serve", "compare", "--help", "-h"}
+    known = {"serve", "bench", "compare", "--help", "-h"}
     if len(sys.argv) < 2 or sys.argv[1] not in known:
         sys.argv.insert(1, "serve")
     cli(prog_name="python -m service")

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from bestofn import __version__
 from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
-from service.routes import compare, generate, health, modes
+from service.routes import compare, generate, health, modes, openai
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def create_app(runtime: Runtime, *, on_failure: Callable[[], None] | None = None
         lifespan=lifespan,
     )
     app.state.runtime = runtime
-    for module in (generate, compare, modes, health):
+    for module in (generate, openai, compare, modes, health):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from bestofn.engine import Engine
+from bestofn.engine.remote_engine import RemoteEngine
+from bestofn.engine.remote_server import RemoteOptions, is_remote
 from bestofn.engine.vllm_engine import VllmEngine, VllmHost, VllmOptions
 from bestofn.errors import CheckpointError
 from bestofn.rewards import open_reward_model
@@ -32,6 +35,7 @@ def _scorer(spec: str | None, settings: ServiceSettings) -> BatchingScorer | Non
         trust_remote_code=settings.trust_remote_code,
         batch_size=settings.reward_batch_size,
         timeout_s=settings.reward_timeout_s,
+        threads=settings.reward_threads,
     )
     return BatchingScorer(model)
 
@@ -42,22 +46,48 @@ def _policies(settings: ServiceSettings) -> dict[str, Engine]:
         raise CheckpointError(
             f"{adapters[REFERENCE]} is a LoRA adapter; the reference policy must be a full model"
         )
-    full = {name: path for name, path in settings.policies.items() if name not in adapters}
-    options = _options(settings, num_engines=len(full))
-    hosts = {
-        name: VllmHost(path, options, tuple(adapters.values()) if name == REFERENCE else ())
-        for name, path in full.items()
+    remote = {name: url for name, url in settings.policies.items() if is_remote(url)}
+    if adapters and REFERENCE in remote:
+        raise CheckpointError(
+            f"{next(iter(adapters.values()))} is a LoRA adapter, which is served on the reference "
+            "engine; that one is remote, so serve the adapter there too and give its URL#name"
+        )
+    full = {
+        name: path
+        for name, path in settings.policies.items()
+        if name not in adapters and name not in remote
     }
-    return {
-        name: VllmEngine(hosts[REFERENCE], adapters[name])
-        if name in adapters
-        else VllmEngine(hosts[name])
-        for name in settings.policies
+    engines: dict[str, Engine] = {
+        name: RemoteEngine(url, _remote_options(settings)) for name, url in remote.items()
     }
+    if full:
+        options = _options(settings, num_engines=len(full))
+        hosts = {
+            name: VllmHost(path, options, tuple(adapters.values()) if name == REFERENCE else ())
+            for name, path in full.items()
+        }
+        engines |= {name: VllmEngine(host) for name, host in hosts.items()}
+        engines |= {name: VllmEngine(hosts[REFERENCE], path) for name, path in adapters.items()}
+    return {name: engines[name] for name in settings.policies}
 
 
 def _is_adapter(path: str) -> bool:
     return (Path(path).expanduser() / "adapter_config.json").is_file()
+
+
+def _remote_options(settings: ServiceSettings) -> RemoteOptions:
+    engine = settings.engine
+    return RemoteOptions(
+        api_key=os.environ.get(engine.remote_api_key_env) or None,
+        tokenizer=engine.remote_tokenizer,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        connect_timeout_s=engine.remote_connect_timeout_s,
+        request_timeout_s=engine.remote_timeout_s,
+        start_timeout_s=engine.remote_start_timeout_s,
+        max_backoff_s=engine.remote_max_backoff_s,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
 
 def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:

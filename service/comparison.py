@@ -17,6 +17,7 @@ import numpy as np
 
 from bestofn.curves import pairwise_win_rate
 from bestofn.engine import Sampling
+from bestofn.errors import InvalidInputError
 from bestofn.prompts import Prompt
 from bestofn.seeds import seed_of
 from bestofn.statistics import bootstrap_mean, spread
@@ -61,13 +62,20 @@ async def compare(runtime: Runtime, request: CompareRequest, request_id: str) ->
     Raises:
         InvalidInputError: unknown mode or over a limit; whatever a single prompt can raise.
     """
-    names = list(dict.fromkeys(request.modes or runtime.modes))
-    runs = {name: _Runs(runtime.mode(name)) for name in names}
+    names = list(dict.fromkeys(request.modes or default_modes(runtime)))
+    runs = {name: _Runs(runtime.mode(name, request.settings.get(name))) for name in names}
+    for name in request.settings.keys() - runs.keys():
+        raise InvalidInputError(
+            f"settings for mode {name!r}, which is not compared", field="settings"
+        )
     baseline = request.baseline or (REFERENCE if REFERENCE in runs else names[0])
     if baseline not in runs:
         runs[baseline] = _Runs(runtime.mode(baseline))
         names.append(baseline)
-    sampling, num_samples = resolve_sampling(request, runtime)
+    sampling, num_samples = resolve_sampling(request, request.n, runtime)
+    for run in runs.values():
+        most = run.mode.strategy.most_candidates(num_samples)
+        check_limit("max_n", most, runtime.settings.limits.max_n)
     check_limit("prompts", len(request.prompts), runtime.settings.limits.max_prompts)
     for repeat in range(request.repeats):
         offset = repeat % len(names)
@@ -90,6 +98,11 @@ async def compare(runtime: Runtime, request: CompareRequest, request_id: str) ->
         ],
         prompts=[_row(prompt, i, runs) for i, prompt in enumerate(request.prompts)],
     )
+
+
+def default_modes(runtime: Runtime) -> list[str]:
+    """One sample of each policy, and best-of-N where there is a reward model."""
+    return [*runtime.policies, *(["bon"] if "bon" in runtime.modes else [])]
 
 
 def run_seed(seed: int, *parts: object) -> int:
@@ -116,7 +129,7 @@ async def _run_once(
             return await runtime.answer(
                 run.mode,
                 Prompt(text=prompt),
-                replace(sampling, seed=seed),
+                replace(sampling, seed=seed, logprobs=False),
                 num_samples,
                 f"{request_id}-{run.mode.name}-{repeat}-{index}",
                 score=False,
@@ -201,6 +214,7 @@ def _report(runtime: Runtime, run: _Runs, base: _Runs) -> ModeReport:
         mode=run.mode.name,
         policy=policy_ref(runtime, run.mode),
         n=run.answers[0][0].num_samples,
+        strategy=run.mode.strategy.model_dump(mode="json"),
         reward=_mean_reward(run.rewards),
         gold_reward=_mean_reward(run.gold),
         unscored_answers=sum(reward is None for row in run.rewards for reward in row),

@@ -19,5 +19,24 @@ def get_request_id(request: Request) -> str:
     return str(request.scope["state"]["request_id"])
 
 
-RuntimeDep = Annotated[Runtime, Depends(get_runtime)]
-RequestId = Annotated[str, Depends(get_request_id)]
+def remember_model(request: Request, model: str) -> None:
+    """Keep the model a body names, so that errors are counted under its mode."""
+    request.scope["state"]["model"] = model
+
+
+def asked_model(request: Request) -> str:
+    """The model remembered; empty before the body was read."""
+    return str(request.scope["state"].get("model", ""))
+
+
+# As dependencies they are coroutines: FastAPI sends plain functions to a thread, for each request.
+async def _runtime(request: Request) -> Runtime:
+    return get_runtime(request)
+
+
+async def _request_id(request: Request) -> str:
+    return get_request_id(request)
+
+
+RuntimeDep = Annotated[Runtime, Depends(_runtime)]
+RequestId = Annotated[str, Depends(_request_id)]

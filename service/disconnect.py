@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.types import Receive
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) ->
         ClientDisconnectedError: the client has gone; nobody will read an answer.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_disconnected(request))
+    watching = asyncio.create_task(disconnected(request.receive))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -34,6 +35,7 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) ->
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def disconnected(receive: Receive) -> None:
+    """Return once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
         pass

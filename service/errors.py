@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -18,13 +19,14 @@ from bestofn.errors import (
     EngineDeadError,
     EngineError,
     InvalidInputError,
+    ModelNotFoundError,
     NotReadyError,
     OverloadedError,
     PromptTooLongError,
     RequestTimeoutError,
     RewardError,
 )
-from service.deps import get_request_id, get_runtime
+from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.disconnect import ClientDisconnectedError
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ logger = logging.getLogger(__name__)
 # First match wins, so subclasses come before their bases. (error, status, type on the wire)
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (PromptTooLongError, 422, "prompt_too_long"),
+    (ModelNotFoundError, 404, "model_not_found"),
     (InvalidInputError, 422, "invalid_input"),
     (OverloadedError, 429, "overloaded"),
     (NotReadyError, 503, "not_ready"),
@@ -52,45 +55,84 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
     for error_type, _, _ in TABLE:
-        app.add_exception_handler(error_type, _on_known_error)
-    app.add_exception_handler(Exception, _on_unknown_error)
+        app.add_exception_handler(error_type, _on_error)
+    app.add_exception_handler(Exception, _on_error)
 
 
-def _answer(
-    request: Request,
-    status: int,
-    kind: str,
-    message: str,
-    *,
-    param: str | None = None,
-    retry_after_s: float | None = None,
-) -> JSONResponse:
-    runtime = get_runtime(request)
-    if request.method == "POST":
-        # Only names this server knows become labels; anything else would let a client make series.
-        named = request.query_params.get("mode", runtime.settings.default_mode)
-        mode = named if named in runtime.modes else "unknown"
-        runtime.metrics.errors.labels(mode, kind).inc()
-    headers = {} if retry_after_s is None else {"retry-after": str(math.ceil(retry_after_s))}
-    body = {
-        "message": message,
-        "type": kind,
-        "param": param,
-        "code": status,
-        "request_id": get_request_id(request),
-    }
-    return JSONResponse({"error": body}, status_code=status, headers=headers)
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error on its way to the client."""
+
+    status: int
+    kind: str
+    message: str
+    param: str | None = None
+    code: int | str | None = None
+    retry_after_s: float | None = None
+
+    def body(self, request: Request) -> dict[str, object]:
+        """OpenAI's shape."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.status if self.code is None else self.code,
+                "request_id": get_request_id(request),
+            }
+        }
 
 
-async def _on_known_error(request: Request, error: Exception) -> JSONResponse:
-    status, kind = next((s, k) for t, s, k in TABLE if isinstance(error, t))
+def tell(request: Request, error: Exception) -> dict[str, object]:
+    """Count and log an error that strikes when the status has long been sent; its JSON."""
+    failure = _failure_of(request, error)
+    _count(request, failure)
+    return failure.body(request)
+
+
+def _failure_of(request: Request, error: Exception) -> Failure:
+    known = next(((s, k) for t, s, k in TABLE if isinstance(error, t)), None)
+    if known is None:
+        logger.error("%s: unexpected error", get_request_id(request), exc_info=error)
+        return Failure(500, "internal_error", f"unexpected {type(error).__name__}; see the log")
+    status, kind = known
     if status >= 500:
         logger.warning("%s: %s: %s", get_request_id(request), kind, error)
     retry_after_s = _RETRY_AFTER_S.get(status)
     if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s
-    param = error.field if isinstance(error, InvalidInputError) else None
-    return _answer(request, status, kind, str(error), param=param, retry_after_s=retry_after_s)
+    return Failure(
+        status,
+        kind,
+        str(error),
+        param=error.field if isinstance(error, InvalidInputError) else None,
+        code="model_not_found" if isinstance(error, ModelNotFoundError) else None,
+        retry_after_s=retry_after_s,
+    )
+
+
+def _count(request: Request, failure: Failure) -> None:
+    if request.method != "POST":
+        return
+    # Only names this server knows become labels; anything else would let a client make series.
+    runtime = get_runtime(request)
+    named = request.query_params.get("mode", runtime.settings.default_mode)
+    if request.url.path.startswith("/v1/"):
+        named = asked_model(request).partition("@")[0]
+    mode = named if named in runtime.modes else "unknown"
+    runtime.metrics.errors.labels(mode, failure.kind).inc()
+
+
+def _answer(request: Request, failure: Failure) -> JSONResponse:
+    _count(request, failure)
+    headers = {}
+    if failure.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(failure.retry_after_s))
+    return JSONResponse(failure.body(request), status_code=failure.status, headers=headers)
+
+
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    return _answer(request, _failure_of(request, error))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
@@ -109,19 +151,14 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
         shown = "" if isinstance(given, dict | list) or given is None else f" (got {given!r:.60})"
         lines.append(f"{name}: {problem['msg']}{shown}")
     message = "; ".join(lines).encode("utf-8", "backslashreplace").decode()
-    return _answer(request, 422, "invalid_input", message, param=first)
+    if isinstance(error.body, dict) and isinstance(error.body.get("model"), str):
+        remember_model(request, error.body["model"])
+    return _answer(request, Failure(422, "invalid_input", message, param=first))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    response = _answer(request, error.status_code, kind, str(error.detail))
+    response = _answer(request, Failure(error.status_code, kind, str(error.detail)))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _on_unknown_error(request: Request, error: Exception) -> JSONResponse:
-    logger.error("%s: unexpected error", get_request_id(request), exc_info=error)
-    return _answer(
-        request, 500, "internal_error", f"unexpected {type(error).__name__}; see the log"
-    )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bestofn.curves import expected_best
 from bestofn.engine import Engine, Sampling
 from bestofn.errors import InvalidInputError
+from bestofn.prompts import Prompt
 from service.concurrency import all_or_first_error
 from service.runtime import Answer, Mode, Runtime
 from service.schemas import (
     BatchAnswer,
     CandidateOut,
+    CurvePoint,
     GenerateAnswer,
     GenerateRequest,
     ModelRef,
@@ -18,17 +26,86 @@ from service.schemas import (
     Usage,
 )
 from service.scoring import BatchingScorer
-from service.strategies import ScoredCandidate
+from service.strategies import UNOBSERVED, Observer, ScoredCandidate
+from service.strategies.bon import BestOfN
+from service.strategy_fields import settings_in
 
 
-def resolve_sampling(fields: SamplingFields, runtime: Runtime) -> tuple[Sampling, int]:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request whose mode, limits and defaults are settled."""
+
+    runtime: Runtime
+    request: GenerateRequest
+    request_id: str
+    mode: Mode
+    sampling: Sampling
+    num_samples: int
+    prompts: list[Prompt]
+
+    async def answer(self, index: int, observer: Observer = UNOBSERVED) -> Answer:
+        """Answer one of the prompts."""
+        return await self.runtime.answer(
+            self.mode,
+            self.prompts[index],
+            self.sampling,
+            self.num_samples,
+            f"{self.request_id}-{index}",
+            score=self.request.score,
+            timeout_s=self.request.timeout_s,
+            observer=observer,
+        )
+
+    def to_wire(self, answer: Answer) -> GenerateAnswer:
+        """An answer as it is sent."""
+        return _to_wire(self, answer)
+
+
+def make_plan(
+    runtime: Runtime,
+    mode_name: str | None,
+    request: GenerateRequest,
+    request_id: str,
+    policy: str | None = None,
+) -> Plan:
+    """Settle what a request asks for.
+
+    Raises:
+        InvalidInputError: unknown mode, settings that are not its, or over a limit.
+    """
+    limits = runtime.settings.limits
+    mode = runtime.mode(mode_name or runtime.settings.default_mode, settings_in(request), policy)
+    if isinstance(request.n, list) and not isinstance(mode.strategy, BestOfN):
+        raise InvalidInputError(
+            f"mode {mode.name!r} takes one n; a list is for mode 'bon', whose candidates for the "
+            "largest n estimate all the others",
+            field="n",
+        )
+    sampling, num_samples = resolve_sampling(request, request.num_samples, runtime)
+    check_limit("max_n", mode.strategy.most_candidates(num_samples), limits.max_n)
+    # Who does not look at log-probabilities does not pay for them.
+    sampling = replace(sampling, logprobs=request.logprobs or request.return_candidates)
+    if request.timeout_s is not None:
+        check_limit("timeout_s", request.timeout_s, limits.timeout_s)
+    if request.stream and request.prompts is not None:
+        raise InvalidInputError(
+            "stream takes one prompt; send `prompt` or `messages`, not `prompts`", field="prompts"
+        )
+    prompts = request.to_prompts()
+    check_limit("prompts", len(prompts), limits.max_prompts)
+    return Plan(runtime, request, request_id, mode, sampling, num_samples, prompts)
+
+
+def resolve_sampling(
+    fields: SamplingFields, asked: int | None, runtime: Runtime
+) -> tuple[Sampling, int]:
     """The sampling a request gets, and its N, with the server's defaults and limits applied.
 
     Raises:
         InvalidInputError: over a limit; names it.
     """
     settings = runtime.settings
-    num_samples = fields.n if fields.n is not None else settings.default_n
+    num_samples = asked if asked is not None else settings.default_n
     max_tokens = fields.max_tokens if fields.max_tokens is not None else settings.default_max_tokens
     check_limit("n", num_samples, settings.limits.max_n)
     check_limit("max_tokens", max_tokens, settings.limits.max_tokens)
@@ -39,11 +116,12 @@ def resolve_sampling(fields: SamplingFields, runtime: Runtime) -> tuple[Sampling
         top_k=fields.top_k,
         seed=fields.seed,
         stop=fields.stop_strings,
+        ignore_eos=fields.ignore_eos,
     )
     return sampling, num_samples
 
 
-def check_limit(field: str, value: int, limit: int) -> None:
+def check_limit(field: str, value: float, limit: float) -> None:
     """Refuse a value over a limit of the server.
 
     Raises:
@@ -55,29 +133,15 @@ def check_limit(field: str, value: int, limit: int) -> None:
         )
 
 
-async def generate(
-    runtime: Runtime, mode_name: str | None, request: GenerateRequest, request_id: str
-) -> GenerateAnswer | BatchAnswer:
+async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
     """Answer every prompt of a request, or raise: a batch fails as a whole."""
-    mode = runtime.mode(mode_name or runtime.settings.default_mode)
-    sampling, num_samples = resolve_sampling(request, runtime)
-    prompts = request.to_prompts()
-    check_limit("prompts", len(prompts), runtime.settings.limits.max_prompts)
-    found = await all_or_first_error(
-        runtime.answer(
-            mode, prompt, sampling, num_samples, f"{request_id}-{i}", score=request.score
-        )
-        for i, prompt in enumerate(prompts)
-    )
-    answers = [
-        _to_wire(runtime, answer, sampling, request_id, request.return_candidates)
-        for answer in found
-    ]
-    if request.prompts is None:
+    found = await all_or_first_error(plan.answer(i) for i in range(len(plan.prompts)))
+    answers = [plan.to_wire(answer) for answer in found]
+    if plan.request.prompts is None:
         return answers[0]
     return BatchAnswer(
-        request_id=request_id,
-        mode=mode.name,
+        request_id=plan.request_id,
+        mode=plan.mode.name,
         answers=answers,
         usage=Usage(
             prompt_tokens=sum(a.usage.prompt_tokens for a in answers),
@@ -110,25 +174,51 @@ def sampling_used(sampling: Sampling, num_samples: int) -> SamplingUsed:
         top_k=sampling.top_k,
         seed=sampling.seed,
         stop=list(sampling.stop),
+        ignore_eos=sampling.ignore_eos,
     )
 
 
-def _to_wire(
-    runtime: Runtime, answer: Answer, sampling: Sampling, request_id: str, with_candidates: bool
-) -> GenerateAnswer:
-    outcome, selected = answer.outcome, answer.outcome.selected
+def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateOut:
+    """A candidate as it is sent."""
+    candidate = scored.candidate
+    return CandidateOut(
+        index=candidate.index,
+        text=candidate.text,
+        reward=scored.reward,
+        cumulative_logprob=candidate.cumulative_logprob,
+        num_tokens=len(candidate.token_ids),
+        finish_reason=candidate.finish_reason,
+        token_ids=list(candidate.token_ids) if with_logprobs else None,
+        token_logprobs=list(candidate.token_logprobs or ()) if with_logprobs else None,
+    )
+
+
+def _to_wire(plan: Plan, answer: Answer) -> GenerateAnswer:
+    runtime, request = plan.runtime, plan.request
+    outcome = answer.outcome
+    selected = candidate_out(outcome.selected, with_logprobs=request.logprobs)
     scored = runtime.reward is not None and any(c.reward is not None for c in outcome.candidates)
     unscored = sum(c.reward is None for c in outcome.candidates) if scored else None
+    candidates = None
+    if request.return_candidates:
+        candidates = [candidate_out(c, with_logprobs=request.logprobs) for c in outcome.candidates]
     return GenerateAnswer(
-        request_id=request_id,
+        request_id=plan.request_id,
         mode=answer.mode.name,
-        text=selected.candidate.text,
+        text=selected.text,
         reward=selected.reward,
-        finish_reason=selected.candidate.finish_reason,
-        selected_index=selected.candidate.index,
+        finish_reason=selected.finish_reason,
+        selected_index=selected.index,
         unscored_candidates=unscored,
-        candidates=[_candidate(c) for c in outcome.candidates] if with_candidates else None,
-        sampling=sampling_used(sampling, answer.num_samples),
+        candidates=candidates,
+        token_ids=selected.token_ids,
+        token_logprobs=selected.token_logprobs,
+        reward_curve=_reward_curve(request.n, outcome.candidates)
+        if isinstance(request.n, list)
+        else None,
+        strategy=answer.mode.strategy.model_dump(mode="json"),
+        details=dict(outcome.details),
+        sampling=sampling_used(plan.sampling, answer.num_samples),
         usage=Usage(
             prompt_tokens=answer.prompt_tokens,
             generated_tokens=outcome.generated_tokens,
@@ -138,6 +228,7 @@ def _to_wire(
             queue=round(answer.queue_ms, 3),
             decode=round(outcome.decode_ms, 3),
             rerank=round(outcome.rerank_ms, 3),
+            scoring=round(answer.scoring_ms, 3),
             total=round(answer.total_ms, 3),
         ),
         policy=policy_ref(runtime, answer.mode),
@@ -145,13 +236,9 @@ def _to_wire(
     )
 
 
-def _candidate(scored: ScoredCandidate) -> CandidateOut:
-    candidate = scored.candidate
-    return CandidateOut(
-        index=candidate.index,
-        text=candidate.text,
-        reward=scored.reward,
-        cumulative_logprob=candidate.cumulative_logprob,
-        num_tokens=len(candidate.token_ids),
-        finish_reason=candidate.finish_reason,
-    )
+def _reward_curve(counts: list[int], candidates: Sequence[ScoredCandidate]) -> list[CurvePoint]:
+    rewards = np.array([c.reward for c in candidates if c.reward is not None], dtype=np.float64)
+    return [
+        CurvePoint(n=n, expected_reward=expected_best(rewards, n) if n <= len(rewards) else None)
+        for n in sorted(set(counts))
+    ]

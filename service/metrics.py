@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service.strategies import Outcome
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _REWARDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
 
 
@@ -39,15 +42,28 @@ class Metrics:
         self.queue = histogram("request_queue_time_seconds", "Waiting for admission.")
         self.decode = histogram("request_decode_time_seconds", "Until the last candidate finished.")
         self.rerank = histogram("request_rerank_time_seconds", "Scoring not hidden by decoding.")
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "From admission request to first token, where streamed."
+        )
+        self.inter_token = histogram(
+            "inter_token_latency_seconds", "Between steps of a streamed sample.", _STEPS
+        )
         self.reward = histogram("reward", "Raw reward of the answer.", _REWARDS)
         self.running = gauge("num_sequences_running", "Candidates admitted.")
         self.waiting = gauge("num_sequences_waiting", "Candidates waiting for admission.")
         self.ready = gauge("ready", "1 when every model is loaded and warm.")
 
     def observe(
-        self, mode: str, outcome: Outcome, *, prompt_tokens: int, queue_ms: float, total_ms: float
+        self,
+        mode: str,
+        outcome: Outcome,
+        *,
+        prompt_tokens: int,
+        arrived_s: float,
+        queue_ms: float,
+        total_ms: float,
     ) -> None:
-        """Record one answered prompt."""
+        """Record one answered prompt; ``arrived_s`` is on the clock of ``perf_counter``."""
         self.success.labels(mode).inc()
         self.prompt_tokens.labels(mode).inc(prompt_tokens)
         self.generation_tokens.labels(mode).inc(outcome.generated_tokens)
@@ -59,6 +75,11 @@ class Metrics:
         self.rerank.labels(mode).observe(outcome.rerank_ms / 1e3)
         if outcome.selected.reward is not None:
             self.reward.labels(mode).observe(outcome.selected.reward)
+
+        if outcome.step_times_s:
+            self.first_token.labels(mode).observe(outcome.step_times_s[0] - arrived_s)
+        for before, after in pairwise(outcome.step_times_s):
+            self.inter_token.labels(mode).observe(after - before)
 
     def render(self) -> bytes:
         """The text exposition format."""

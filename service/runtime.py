@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
-from bestofn.engine import Engine, Sampling
+from bestofn.embedders import Embedder, open_embedder
+from bestofn.engine import Engine, Sampling, check_fits
 from bestofn.errors import InvalidInputError, NotReadyError, RequestTimeoutError
 from bestofn.prompts import Prompt
 from service.admission import Admission
 from service.metrics import Metrics
-from service.scoring import BatchingScorer
+from service.scoring import BatchingScorer, MeteredScorer
 from service.settings import REFERENCE, ServiceSettings
-from service.strategies import RERANKERS, SINGLE, Outcome, Strategy, Task
+from service.strategies import (
+    STRATEGIES,
+    UNOBSERVED,
+    Observer,
+    Outcome,
+    Resources,
+    Single,
+    Strategy,
+    Task,
+)
+from service.strategy_fields import configured
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +51,7 @@ class Answer:
     num_samples: int
     outcome: Outcome
     queue_ms: float
+    scoring_ms: float
     total_ms: float
 
 
@@ -44,6 +59,7 @@ class Runtime:
     """Everything a request needs. Build it with :func:`service.assembly.build_runtime`.
 
     Attributes:
+        created: Unix time of construction, seconds.
         failure: why start-up failed, once it has.
     """
 
@@ -53,10 +69,13 @@ class Runtime:
         policies: dict[str, Engine],
         reward: BatchingScorer | None,
         gold: BatchingScorer | None,
+        embedder: Embedder | None = None,
     ) -> None:
+        self.created = int(time.time())
         self.settings = settings
         self.policies = policies
         self.reward, self.gold = reward, gold
+        self.embedder = embedder or open_embedder(settings.embedder)
         self.metrics = Metrics()
         limits = settings.limits
         self.admission = Admission(
@@ -65,15 +84,15 @@ class Runtime:
         self.metrics.running.set_function(lambda: self.admission.running)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         self.metrics.ready.set_function(lambda: float(self.ready))
-        self.modes = {name: Mode(name, SINGLE, name) for name in policies}
-        for name, strategy in RERANKERS.items():
+        self.modes = {name: Mode(name, Single(), name) for name in policies}
+        for name, strategy in STRATEGIES.items():
             if name in self.modes:
                 raise InvalidInputError(
                     f"policy name {name!r} is taken by a strategy; rename the policy",
                     field="policies",
                 )
             if reward is not None:
-                self.modes[name] = Mode(name, strategy, REFERENCE)
+                self.modes[name] = Mode(name, strategy(), REFERENCE)
         self.failure: Exception | None = None
         self._loaded = False
 
@@ -86,10 +105,15 @@ class Runtime:
         """One sentence on readiness."""
         if self.failure is not None:
             return f"start-up failed: {self.failure}"
+        troubles = "".join(
+            f"; {name}: {engine.trouble}"
+            for name, engine in self.policies.items()
+            if engine.trouble
+        )
         if not self._loaded:
-            return "models are loading"
+            return f"models are loading{troubles}"
         dead = [name for name, engine in self.policies.items() if not engine.alive]
-        return f"engine of {', '.join(dead)} has died" if dead else "ready"
+        return (f"engine of {', '.join(dead)} has died" if dead else "ready") + troubles
 
     async def start(self) -> None:
         """Load and warm up everything; engines start side by side."""
@@ -113,15 +137,19 @@ class Runtime:
         for scorer in filter(None, (self.reward, self.gold)):
             await scorer.stop()
 
-    def mode(self, name: str) -> Mode:
-        """The mode a request named.
+    def mode(
+        self, name: str, settings: Mapping[str, Any] | None = None, policy: str | None = None
+    ) -> Mode:
+        """The mode a request named, with the settings and over the policy it asks for.
 
         Raises:
-            InvalidInputError: unknown, or known but without its model.
+            InvalidInputError: unknown, known but without its model, or not with these settings.
         """
         if name in self.modes:
-            return self.modes[name]
-        if name in RERANKERS:
+            mode = self.modes[name]
+            strategy = configured(name, mode.strategy, settings or {})
+            return Mode(name, strategy, self._policy(mode, policy))
+        if name in STRATEGIES:
             raise InvalidInputError(
                 f"mode {name!r} needs a reward model and none is configured; set `reward`",
                 field="mode",
@@ -132,6 +160,21 @@ class Runtime:
             field="mode",
         )
 
+    def _policy(self, mode: Mode, asked: str | None) -> str:
+        if asked is None or asked == mode.policy:
+            return mode.policy
+        if not mode.strategy.reranks:
+            raise InvalidInputError(
+                f"mode {mode.name!r} is one sample of policy {mode.policy!r}; ask for mode {asked!r}",
+                field="policy",
+            )
+        if asked not in self.policies:
+            raise InvalidInputError(
+                f"policy {asked!r} is not configured; this server has {', '.join(self.policies)}",
+                field="policy",
+            )
+        return asked
+
     async def answer(
         self,
         mode: Mode,
@@ -141,8 +184,14 @@ class Runtime:
         request_id: str,
         *,
         score: bool = True,
+        timeout_s: float | None = None,
+        observer: Observer = UNOBSERVED,
     ) -> Answer:
         """Answer one prompt: wait for a place, decode, rerank, record.
+
+        Args:
+            timeout_s: a time limit shorter than the server's.
+            observer: told of what happens on the way.
 
         Raises:
             NotReadyError, OverloadedError, RequestTimeoutError, InvalidInputError, EngineError,
@@ -151,17 +200,27 @@ class Runtime:
         if not self.ready:
             raise NotReadyError(self.status())
         engine = self.policies[mode.policy]
-        token_ids = engine.encode(prompt)
+        if mode.strategy.uses_logprobs and not sampling.logprobs:
+            sampling = replace(sampling, logprobs=True)
         drawn = num_samples if mode.strategy.reranks else 1
-        task = Task(prompt, token_ids, sampling, num_samples, request_id, score)
-        limit = self.settings.limits.timeout_s
+        scorer = MeteredScorer(self.reward) if self.reward is not None else None
+        resources = Resources(engine, self.policies, scorer, self.embedder)
+        limit, named = self.settings.limits.timeout_s, "limits.timeout_s"
+        if timeout_s is not None and timeout_s < limit:
+            limit, named = timeout_s, "timeout_s"
+        sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
         try:
-            async with asyncio.timeout(limit), self.admission.enter(drawn):
-                admitted = perf_counter()
-                outcome = await mode.strategy.answer(task, engine, self.reward)
+            async with asyncio.timeout(limit):
+                token_ids = await engine.encode(prompt)
+                check_fits(engine.info, token_ids, sampling)
+                task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
+                async with self.admission.enter(sequences):
+                    admitted = perf_counter()
+                    observer.admitted(len(token_ids))
+                    outcome = await mode.strategy.answer(task, resources)
         except TimeoutError as error:
-            raise RequestTimeoutError(f"no answer within {limit:g} s (limits.timeout_s)") from error
+            raise RequestTimeoutError(f"no answer within {limit:g} s ({named})") from error
         finished = perf_counter()
         answer = Answer(
             mode=mode,
@@ -169,12 +228,14 @@ class Runtime:
             num_samples=drawn,
             outcome=outcome,
             queue_ms=(admitted - arrived) * 1e3,
+            scoring_ms=0.0 if scorer is None else scorer.busy_s * 1e3,
             total_ms=(finished - arrived) * 1e3,
         )
         self.metrics.observe(
             mode.name,
             outcome,
             prompt_tokens=len(token_ids),
+            arrived_s=arrived,
             queue_ms=answer.queue_ms,
             total_ms=answer.total_ms,
         )

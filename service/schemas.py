@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
 from bestofn.engine import FinishReason
 from bestofn.prompts import Message, Prompt
+from service.strategy_fields import with_strategy_settings
 
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 
@@ -33,7 +34,6 @@ class ChatMessage(Wire):
 class SamplingFields(Wire):
     """How to draw; shared by every request that generates."""
 
-    n: int | None = Field(None, ge=1, description="candidates a prompt; single-sample modes draw 1")
     max_tokens: int | None = Field(None, ge=1, description="most new tokens of a candidate")
     temperature: float = Field(1.0, ge=0, le=10, allow_inf_nan=False, description="0 is greedy")
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
@@ -44,6 +44,7 @@ class SamplingFields(Wire):
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
         None, description="strings that end a candidate"
     )
+    ignore_eos: bool = Field(False, description="decode on to max_tokens, for load tests")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -53,11 +54,24 @@ class SamplingFields(Wire):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class GenerateRequest(SamplingFields):
-    """One prompt, several prompts, or a chat."""
+Count = Annotated[int, Field(ge=1)]
+# Told apart before they are checked, so that a wrong value gets one message and not one of each form.
+Counts = Annotated[
+    Annotated[Count, Tag("one")] | Annotated[list[Count], Field(min_length=1), Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+]
+
+
+class GenerateFields(SamplingFields):
+    """One prompt, several prompts, or a chat; settings of the mode's strategy beside them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
+    n: Counts | None = Field(
+        None,
+        description="candidates a prompt; single-sample modes draw 1. Mode bon also takes a list: the "
+        "answer is that of the largest, and reward_curve estimates every one from the same candidates",
+    )
     prompt: Text | None = Field(None, description="text to continue")
     prompts: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None, description="several texts; the answer is then a list in the same order"
@@ -69,9 +83,19 @@ class GenerateRequest(SamplingFields):
     score: bool = Field(
         True, description="single-sample modes: report the answer's reward (costs one scoring)"
     )
+    logprobs: bool = Field(
+        False,
+        description="also return token ids and their log-probabilities, nats at temperature 1",
+    )
+    stream: bool = Field(
+        False, description="server-sent events: token, candidate, progress, then answer or error"
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
+    )
 
     @model_validator(mode="after")
-    def _exactly_one_input(self) -> GenerateRequest:
+    def _exactly_one_input(self) -> Self:
         given = [
             name for name in ("prompt", "prompts", "messages") if getattr(self, name) is not None
         ]
@@ -82,6 +106,11 @@ class GenerateRequest(SamplingFields):
             )
         return self
 
+    @property
+    def num_samples(self) -> int | None:
+        """N: the largest of a list."""
+        return max(self.n) if isinstance(self.n, list) else self.n
+
     def to_prompts(self) -> list[Prompt]:
         """The prompts asked about, one or many."""
         if self.prompts is not None:
@@ -90,6 +119,15 @@ class GenerateRequest(SamplingFields):
             turns = (Message(role=turn.role, content=turn.content) for turn in self.messages)
             return [Prompt(messages=tuple(turns))]
         return [Prompt(text=self.prompt)]
+
+
+if TYPE_CHECKING:
+
+    class GenerateRequest(GenerateFields):
+        """With the fields of every strategy, which the registry adds."""
+
+else:
+    GenerateRequest = with_strategy_settings("GenerateRequest", GenerateFields)
 
 
 class ModelRef(BaseModel):
@@ -110,6 +148,7 @@ class SamplingUsed(BaseModel):
     top_k: int
     seed: int | None
     stop: list[str]
+    ignore_eos: bool
 
 
 class Usage(BaseModel):
@@ -126,6 +165,7 @@ class Timings(BaseModel):
     queue: float
     decode: float
     rerank: float = Field(description="scoring that decoding did not hide")
+    scoring: float = Field(description="while any candidate was being scored, hidden or not")
     total: float
 
 
@@ -135,9 +175,20 @@ class CandidateOut(BaseModel):
     index: int
     text: str
     reward: float | None
-    cumulative_logprob: float = Field(description="nats under the policy at temperature 1")
+    cumulative_logprob: float | None = Field(description="nats under the policy at temperature 1")
     num_tokens: int
     finish_reason: FinishReason
+    token_ids: list[int] | None = None
+    token_logprobs: list[float] | None = Field(None, description="nats, one a token")
+
+
+class CurvePoint(BaseModel):
+    """What best-of-n is worth on this prompt, estimated without bias from the candidates drawn."""
+
+    n: int
+    expected_reward: float | None = Field(
+        description="null where fewer than n candidates could be scored"
+    )
 
 
 class GenerateAnswer(BaseModel):
@@ -153,6 +204,11 @@ class GenerateAnswer(BaseModel):
         description="candidates the reward model could not score; null where none was scored"
     )
     candidates: list[CandidateOut] | None = None
+    token_ids: list[int] | None = Field(None, description="on request (logprobs)")
+    token_logprobs: list[float] | None = Field(None, description="on request; nats, one a token")
+    reward_curve: list[CurvePoint] | None = Field(None, description="where n was a list")
+    strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
+    details: dict[str, Any] = Field(description="what the strategy reports of its choice")
     sampling: SamplingUsed
     usage: Usage
     timings_ms: Timings
@@ -180,9 +236,14 @@ class CompareRequest(SamplingFields):
         }
     )
 
+    n: int | None = Field(None, ge=1, description="candidates a prompt; single-sample modes draw 1")
     prompts: Annotated[list[Text], Field(min_length=1)]
     modes: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="default: every mode of the server"
+        None, description="default: `bon` and one sample of every policy"
+    )
+    settings: dict[str, dict[str, Any]] = Field(
+        default={},
+        description='strategy settings by mode, {"soft-bon": {"reward_temperature": 0.5}}',
     )
     baseline: str | None = Field(
         None, description="mode the ratios are against; default `ref` if compared, else the first"
@@ -225,6 +286,7 @@ class ModeReport(BaseModel):
     mode: str
     policy: ModelRef
     n: int
+    strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
     reward: Interval | None
     gold_reward: Interval | None
     unscored_answers: int
@@ -286,6 +348,8 @@ class ModeInfo(BaseModel):
 
     name: str
     description: str
+    source: str = Field(description="the paper it follows; empty where there is none")
+    settings: dict[str, Any] = Field(description="settings a request may send, with their defaults")
     policy: ModelRef
     reward_model: ModelRef | None
     default_n: int
@@ -306,7 +370,7 @@ class ErrorBody(BaseModel):
     message: str
     type: str
     param: str | None = None
-    code: int
+    code: int | str
     request_id: str
 
 

@@ -6,12 +6,41 @@ import asyncio
 import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 
 from bestofn.errors import RewardError
 from bestofn.prompts import Prompt
 from bestofn.rewards import RewardModel, Scorable
 
 logger = logging.getLogger(__name__)
+
+
+class MeteredScorer:
+    """A scorer for one request, which adds up how long any of its candidates was being scored.
+
+    Attributes:
+        busy_s: seconds in which at least one score was awaited, batching and queueing included.
+    """
+
+    def __init__(self, scorer: BatchingScorer) -> None:
+        self.name, self.revision = scorer.name, scorer.revision
+        self.busy_s = 0.0
+        self._scorer = scorer
+        self._pending = 0
+        self._since = 0.0
+
+    async def score(self, prompt: Prompt, completion: str) -> float | None:
+        """As the scorer does."""
+        if self._pending == 0:
+            self._since = perf_counter()
+        self._pending += 1
+        try:
+            return await self._scorer.score(prompt, completion)
+        finally:
+            self._pending -= 1
+            if self._pending == 0:
+                self.busy_s += perf_counter() - self._since
+
 
 _Waiting = tuple[Scorable, "asyncio.Future[float | None]"]
 
@@ -30,6 +59,11 @@ class BatchingScorer:
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._loop_task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Candidates that wait for a score and whose request is still there."""
+        return sum(not future.done() for _, future in self._waiting)
 
     async def start(self) -> None:
         """Load the model and begin to serve."""

@@ -11,11 +11,16 @@ from pydantic_settings import SettingsConfigDict
 from bestofn.config import NoneWord, Settings
 
 REFERENCE = "ref"
+REMOTE_API_KEY = "BESTOFN_REMOTE_API_KEY"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 
 class EngineSettings(BaseModel):
-    """Settings of every vLLM engine; equal for all policies, so that they compare fairly."""
+    """Settings of every engine; equal for all policies, so that they compare fairly.
+
+    Those that start with ``remote`` are for policies given as URLs, for which of the others only
+    ``max_model_len`` and ``max_num_seqs`` count.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,6 +34,23 @@ class EngineSettings(BaseModel):
     kv_cache_gib: int = Field(1, ge=1, description="KV cache per engine, GiB; CPU only")
     enforce_eager: bool = Field(False, description="no compilation: starts sooner, decodes slower")
     executor: str | None = Field("uni", description="vLLM executor; uni is fastest on one device")
+    remote_api_key_env: str = Field(
+        REMOTE_API_KEY,
+        description="environment variable with the servers' API key, if they need one",
+    )
+    remote_tokenizer: str | None = Field(
+        None, description="the policies' tokenizer directory, for servers without /tokenize"
+    )
+    remote_connect_timeout_s: float = Field(5.0, gt=0, description="to reach a server, seconds")
+    remote_timeout_s: float = Field(
+        120.0, gt=0, description="one candidate of a server, or the next piece of a stream, seconds"
+    )
+    remote_start_timeout_s: float = Field(
+        600.0, ge=0, description="wait so long at the start for a policy's first server, seconds"
+    )
+    remote_max_backoff_s: float = Field(
+        30.0, gt=0, description="longest a failed server is left out before it is probed, seconds"
+    )
 
 
 class LimitSettings(BaseModel):
@@ -54,6 +76,7 @@ class ServiceSettings(Settings):
     """
 
     model_config = SettingsConfigDict(env_prefix="BESTOFN_", title="bestofn service")
+    other_variables = frozenset({REMOTE_API_KEY})
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
@@ -61,6 +84,8 @@ class ServiceSettings(Settings):
         default={REFERENCE: "sandbox/policy", "vbon": "sandbox/vbon"},
         description="NAME=DIR for each policy (or hub id); `ref` is the reference policy that "
         "best-of-N draws from; a LoRA adapter directory is served on the reference engine; "
+        "http://HOST:PORT/v1#MODEL is a policy on an OpenAI-compatible server, several URLs with "
+        "commas between them are replicas of it; "
         "each policy is a mode of its name",
     )
     reward: Annotated[str | None, NoneWord] = Field(
@@ -71,7 +96,18 @@ class ServiceSettings(Settings):
     gold: Annotated[str | None, NoneWord] = Field(
         None, description="held-out reward model, same forms; reports in /compare, never selects"
     )
+    embedder: str = Field(
+        "ngrams",
+        description="what says how alike candidates are (mbr-bon, srbon-wd): ngrams, sentences:MODEL "
+        "(sentence-transformers), hidden:DIR (a language model's own hidden states)",
+    )
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
+    reward_threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads of the reward models where there is no GPU; the engines have all cores, "
+        "and threads that wait for each other across both slow both down",
+    )
     reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
     trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")
     default_mode: str = Field("bon", description="mode of a request that names none")
@@ -79,7 +115,7 @@ class ServiceSettings(Settings):
     default_max_tokens: Annotated[int, Field(ge=1)] = Field(
         64, description="max_tokens where a request names none"
     )
-    engine: EngineSettings = Field(EngineSettings(), description="vLLM engine settings")
+    engine: EngineSettings = Field(EngineSettings(), description="engine settings")
     limits: LimitSettings = Field(LimitSettings(), description="limits per request and in total")
     log_level: str = Field("info", description="debug, info, warning or error")
 

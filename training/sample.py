@@ -191,7 +191,7 @@ async def _from_vllm(
                 temperature=config.temperature,
                 seed=_prompt_seed(config.seed, prompt),
             )
-            ids = engine.encode(prompt)
+            ids = await engine.encode(prompt)
             name = f"sample-{_prompt_seed(0, prompt)}"
             async with aclosing(engine.generate(ids, sampling, config.num_samples, name)) as stream:
                 async for candidate in stream:

@@ -10,7 +10,7 @@ from bestofn.errors import PromptTooLongError
 from bestofn.prompts import Prompt
 from bestofn.seeds import seed_of
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "rejected"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Sampling:
         top_k: 0 keeps every token.
         seed: ``None`` draws freely; else candidate ``i`` uses :func:`candidate_seed` of it.
         stop: strings that end a candidate; not part of its text.
+        logprobs: whether candidates carry log-probabilities, which cost the engine a few percent.
+        ignore_eos: decode on to ``max_tokens``, for load tests.
     """
 
     max_tokens: int
@@ -32,6 +34,8 @@ class Sampling:
     top_k: int = 0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: bool = True
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +45,37 @@ class Candidate:
     Attributes:
         index: 0..n-1 within its request.
         token_ids: generated ids, EOS included when the policy emitted it.
-        cumulative_logprob: nats under the policy at temperature 1, before top-k and top-p.
+        finish_reason: ``rejected`` marks one that a strategy gave up; engines never say so.
+        token_logprobs: nats of each token under the policy at temperature 1, before top-k and top-p;
+            ``None`` unless the sampling asked for them.
     """
 
     index: int
     text: str
     token_ids: tuple[int, ...]
-    cumulative_logprob: float
     finish_reason: FinishReason
+    token_logprobs: tuple[float, ...] | None = None
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Of the whole completion, nats; ``None`` unless asked for."""
+        return None if self.token_logprobs is None else sum(self.token_logprobs)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A sample so far; each is a longer one of the same than the one before.
+
+    Attributes:
+        text: detokenised so far; a character may still be missing bytes and is then left out.
+        finish_reason: ``None`` until it has ended.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    token_logprobs: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +128,55 @@ class Engine(Protocol):
     def alive(self) -> bool:
         """Whether the engine can still take requests."""
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    @property
+    def trouble(self) -> str:
+        """What is wrong with it, or with a part that it can do without; empty if nothing is."""
+
+    async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template for messages.
 
         Raises:
             InvalidInputError: for an empty prompt or messages without a chat template.
         """
 
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        """The text of generated token ids as they continue the prompt, special tokens left out."""
+
     def generate(
-        self, prompt_token_ids: list[int], sampling: Sampling, num_samples: int, request_id: str
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        first_index: int = 0,
     ) -> AsyncGenerator[Candidate, None]:
         """Yield exactly ``num_samples`` candidates in order of completion.
 
+        Their indices start at ``first_index``; a candidate depends on its index, not on the others.
         Closing the generator (or cancelling its task) aborts what still decodes.
 
         Raises:
             PromptTooLongError: if prompt and max_tokens exceed the context.
             EngineDeadError: if the engine process is gone.
             EngineError: if this request failed.
+        """
+
+    def stream(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+    ) -> AsyncGenerator[Partial, None]:
+        """Yield the sample that :meth:`generate` gives under ``index``, as it grows, to its end.
+
+        A slow reader gets fewer and longer steps, never stale ones. Closing aborts it.
+
+        Raises:
+            As :meth:`generate`.
+        """
+
+    async def logprobs(
+        self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
+    ) -> list[float]:
+        """``log q`` of each completion token given what precedes it, nats, at temperature 1.
+
+        Raises:
+            As :meth:`generate`.
         """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from bestofn.engine.protocol import (
     Candidate,
     FinishReason,
     ModelInfo,
+    Partial,
     Sampling,
     candidate_seed,
     check_fits,
@@ -27,10 +29,10 @@ from bestofn.errors import (
     InvalidInputError,
     NotReadyError,
 )
-from bestofn.prompts import Prompt, encode_prompt
+from bestofn.prompts import Prompt, decode_completion, encode_prompt
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
+    from vllm import RequestOutput, SamplingParams
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -187,6 +189,11 @@ class VllmEngine:
         """Whether the engine process runs."""
         return self._host.alive
 
+    @property
+    def trouble(self) -> str:
+        """Only that its process does not run."""
+        return "" if self._host.alive else "the engine process does not run"
+
     async def start(self) -> None:
         """Start the host if no other policy on it has, then decode once to compile everything."""
         await self._host.start()
@@ -200,7 +207,7 @@ class VllmEngine:
         """Stop the host, and with it every policy on it."""
         await self._host.stop()
 
-    def encode(self, prompt: Prompt) -> list[int]:
+    async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids through the policy's own tokenizer and chat template."""
         if self._host.tokenizer is None:
             raise NotReadyError(f"the engine of {self.info.path} has not started")
@@ -212,8 +219,25 @@ class VllmEngine:
             raise InvalidInputError("the prompt holds no token", field="prompt")
         return ids
 
+    @property
+    def unfinished(self) -> int:
+        """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
+        return self._host.llm.output_processor.get_num_unfinished_requests()
+
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        """As vLLM detokenises: in the context of the prompt's last tokens."""
+        return self._decode(prompt_token_ids, token_ids)
+
+    def _decode(self, prompt_token_ids: list[int], token_ids: Sequence[int]) -> str:
+        return decode_completion(self._host.tokenizer, prompt_token_ids, list(token_ids))
+
     async def generate(
-        self, prompt_token_ids: list[int], sampling: Sampling, num_samples: int, request_id: str
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        first_index: int = 0,
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing aborts the rest in the engine."""
         check_fits(self.info, prompt_token_ids, sampling)
@@ -221,7 +245,7 @@ class VllmEngine:
             asyncio.create_task(
                 self._one(prompt_token_ids, sampling, index, f"{request_id}-{index}")
             )
-            for index in range(num_samples)
+            for index in range(first_index, first_index + num_samples)
         ]
         received = 0
         try:
@@ -238,20 +262,94 @@ class VllmEngine:
     async def _one(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
     ) -> Candidate:
+        final = None
+        params = _sampling_params(sampling, index)
+        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
+            async for message in messages:
+                final = message
+        output = final.outputs[0] if final is not None and final.outputs else None
+        reason = _FINISHED.get(output.finish_reason or "") if output is not None else None
+        if output is None or reason is None:
+            raise _unfinished(index, output.finish_reason if output else None)
+        ids = tuple(output.token_ids)
+        return Candidate(
+            index=index,
+            text=output.text if params.detokenize else self._decode(prompt_token_ids, ids),
+            token_ids=ids,
+            finish_reason=reason,
+            token_logprobs=_token_logprobs(output.logprobs, ids) if sampling.logprobs else None,
+        )
+
+    async def stream(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+    ) -> AsyncGenerator[Partial, None]:
+        """Steps as vLLM decodes them; those that a slow reader missed come as one."""
+        check_fits(self.info, prompt_token_ids, sampling)
+        params = _sampling_params(sampling, index, streamed=True)
+        text, ids = "", ()  # type: tuple[str, tuple[int, ...]]
+        logprobs: tuple[float, ...] | None = () if sampling.logprobs else None
+        finished: str | None = None
+        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
+            async for message in messages:
+                step = message.outputs[0]
+                text += step.text
+                ids += tuple(step.token_ids)
+                if logprobs is not None:
+                    logprobs += _token_logprobs(step.logprobs, step.token_ids)
+                finished = step.finish_reason
+                if finished is not None and finished not in _FINISHED:
+                    break
+                yield Partial(index, text, ids, _FINISHED.get(finished or ""), logprobs)
+        if finished not in _FINISHED:
+            raise _unfinished(index, finished)
+
+    async def logprobs(
+        self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
+    ) -> list[float]:
+        """One forward pass over prompt and completion, and one token that is thrown away."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if not completion_token_ids:
+            return []
+        ids = [*prompt_token_ids, *completion_token_ids]
+        check_fits(self.info, ids, Sampling(max_tokens=1))
+        params = SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        final = None
+        async with aclosing(self.messages(ids, params, request_id)) as messages:
+            async for message in messages:
+                final = message
+        if final is None or final.prompt_logprobs is None:
+            raise EngineError(f"the engine of {self.info.path} gave no log-probabilities")
+        # The first prompt token has none, which is why prompts may not be empty.
+        return list(
+            _token_logprobs(final.prompt_logprobs[len(prompt_token_ids) :], completion_token_ids)
+        )
+
+    async def messages(
+        self, prompt_token_ids: list[int], params: SamplingParams, request_id: str
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's messages of one request, its errors as ours; closing aborts it."""
         from vllm import TokensPrompt
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
         from vllm.v1.engine.exceptions import EngineGenerateError
 
-        final = None
+        stream = self._host.llm.generate(
+            TokensPrompt(prompt_token_ids=prompt_token_ids),
+            params,
+            request_id,
+            lora_request=self._host.lora_request(self._adapter),
+        )
         try:
-            async for message in self._host.llm.generate(
-                TokensPrompt(prompt_token_ids=prompt_token_ids),
-                _sampling_params(sampling, index),
-                request_id,
-                lora_request=self._host.lora_request(self._adapter),
-            ):
-                final = message
+            async with aclosing(stream):
+                async for message in stream:
+                    yield message
         except VllmEngineDeadError as error:
             raise EngineDeadError(f"the engine of {self.info.path} has died") from error
         except VLLMClientError as error:
@@ -259,23 +357,45 @@ class VllmEngine:
         except (EngineGenerateError, GracefulHTTPError) as error:
             cause = error.__cause__ or error
             raise EngineError(f"the engine of {self.info.path} failed: {cause}") from error
-        output = final.outputs[0] if final is not None and final.outputs else None
-        reason = _FINISHED.get(output.finish_reason or "") if output is not None else None
-        if output is None or reason is None:
-            raise EngineError(
-                f"the engine ended candidate {index} without an answer "
-                f"({output.finish_reason if output else 'no output'})"
-            )
-        return Candidate(
-            index=index,
-            text=output.text,
-            token_ids=tuple(output.token_ids),
-            cumulative_logprob=float(output.cumulative_logprob or 0.0),
-            finish_reason=reason,
-        )
 
 
-def _sampling_params(sampling: Sampling, index: int) -> SamplingParams:
+async def generate_bare(
+    engine: VllmEngine, prompt_token_ids: list[int], sampling: Sampling, n: int, request_id: str
+) -> int:
+    """What a plain user of vLLM writes: one request of ``n`` samples, waited for whole; tokens decoded.
+
+    Only for the bench, which measures the service against it.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    params = SamplingParams(
+        n=n,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+    tokens = 0
+    async with aclosing(engine.messages(prompt_token_ids, params, request_id)) as messages:
+        async for message in messages:
+            tokens += sum(len(output.token_ids) for output in message.outputs)
+    return tokens
+
+
+def _unfinished(index: int, reason: str | None) -> EngineError:
+    return EngineError(f"the engine ended candidate {index} without an answer ({reason})")
+
+
+def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
+    """vLLM gives a dictionary a position, in which the token itself always is."""
+    return tuple(
+        position[token].logprob for position, token in zip(positions, token_ids, strict=True)
+    )
+
+
+def _sampling_params(sampling: Sampling, index: int, *, streamed: bool = False) -> SamplingParams:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -287,6 +407,10 @@ def _sampling_params(sampling: Sampling, index: int) -> SamplingParams:
         top_k=sampling.top_k,
         seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
         stop=list(sampling.stop) or None,
-        logprobs=0,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=0 if sampling.logprobs else None,
+        # vLLM decodes every token as it comes, to look for stop strings or to stream; without either,
+        # decoding once at the end gives the same text for less.
+        detokenize=streamed or bool(sampling.stop),
+        output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
     )

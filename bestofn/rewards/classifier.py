@@ -26,11 +26,12 @@ class ClassifierReward:
         trust_remote_code: bool = False,
         batch_size: int = 64,
         device: str | None = None,
+        threads: int | None = None,
     ) -> None:
         checkpoint = check_checkpoint(path, "reward")
         self.name, self.revision = path, checkpoint.revision
         self._path, self._trust, self._batch_size = checkpoint.path, trust_remote_code, batch_size
-        self._device = device
+        self._device, self._threads = device, threads
         self._model: Any = None
         self._tokenizer: Any = None
         self._max_length = 0
@@ -56,6 +57,8 @@ class ClassifierReward:
                 "exactly one logit (num_labels = 1)"
             )
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self._threads is not None and device == "cpu":
+            torch.set_num_threads(self._threads)
         self._model = model.to(device).eval()
         self._tokenizer = tokenizer
         self._max_length = int(getattr(model.config, "max_position_embeddings", 0) or 10**9)

@@ -8,7 +8,12 @@ CALLABLE_PREFIX = "python:"
 
 
 def open_reward_model(
-    spec: str, *, trust_remote_code: bool = False, batch_size: int = 64, timeout_s: float = 30.0
+    spec: str,
+    *,
+    trust_remote_code: bool = False,
+    batch_size: int = 64,
+    timeout_s: float = 30.0,
+    threads: int | None = None,
 ) -> RewardModel:
     """A reward model, not yet loaded.
 
@@ -18,6 +23,7 @@ def open_reward_model(
         trust_remote_code: let the checkpoint bring its own code (ArmoRM needs it). Off unless asked.
         batch_size: items per forward pass or remote call.
         timeout_s: limit of one remote call.
+        threads: of a classifier on a CPU; ``None`` leaves torch's own number. Sets it for the process.
     """
     if spec.startswith(CALLABLE_PREFIX):
         from bestofn.rewards.python_callable import CallableReward
@@ -29,4 +35,6 @@ def open_reward_model(
         return RemoteReward(spec, batch_size=batch_size, timeout_s=timeout_s)
     from bestofn.rewards.classifier import ClassifierReward
 
-    return ClassifierReward(spec, trust_remote_code=trust_remote_code, batch_size=batch_size)
+    return ClassifierReward(
+        spec, trust_remote_code=trust_remote_code, batch_size=batch_size, threads=threads
+    )

@@ -9,8 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.deps import RequestId, RuntimeDep
 from service.disconnect import run_while_connected
-from service.generation import generate
+from service.errors import tell
+from service.generate_stream import native_messages
+from service.generation import generate, make_plan
 from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer, GenerateRequest
+from service.sse import EventStream, event, open_stream
 
 router = APIRouter(tags=["generation"])
 
@@ -30,19 +33,32 @@ class GenerateQuery(BaseModel):
     mode: str | None = Field(
         None, description="see GET /modes: `ref`, `bon`, `vbon`, ...; default: the server's"
     )
+    policy: str | None = Field(
+        None, description="policy that a strategy draws from, `vbon` say; default: `ref`"
+    )
 
 
-@router.post("/generate", responses=ERRORS)
+@router.post("/generate", responses=ERRORS, response_model=GenerateAnswer | BatchAnswer)
 async def post_generate(
     body: GenerateRequest,
     query: Annotated[GenerateQuery, Query()],
     request: Request,
     runtime: RuntimeDep,
     request_id: RequestId,
-) -> GenerateAnswer | BatchAnswer:
+) -> GenerateAnswer | BatchAnswer | EventStream:
     """Answer a prompt, several prompts, or a chat.
 
     `mode=bon` draws `n` candidates from the reference policy and returns the one with the highest
     reward; `mode=vbon` draws one sample of the distilled checkpoint; `mode=ref` one of the reference.
+    Other modes choose by other rules and take settings of their own; `policy=vbon` lets them draw from
+    another policy than the reference.
+
+    With `stream`, server-sent events: `token` from modes of one sample, `candidate` and `progress` from
+    the others, then one `answer` or one `error`, whose data are the JSON of a request without it.
     """
-    return await run_while_connected(request, generate(runtime, query.mode, body, request_id))
+    plan = make_plan(runtime, query.mode, body, request_id, query.policy)
+    if body.stream:
+        return await open_stream(
+            request, native_messages(plan), lambda error: event("error", tell(request, error))
+        )
+    return await run_while_connected(request, generate(plan))

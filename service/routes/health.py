@@ -19,10 +19,13 @@ async def get_healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
-    """Ready: every model is loaded and warmed up, and every engine lives; else 503."""
+    """Ready: every model is loaded and warmed up, and every engine lives; else 503.
+
+    The status says which server of a remote policy is left out while the others answer.
+    """
     if not runtime.ready:
         raise NotReadyError(runtime.status())
-    return {"status": "ready"}
+    return {"status": runtime.status()}
 
 
 @router.get("/metrics")

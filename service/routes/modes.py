@@ -21,6 +21,8 @@ async def get_modes(runtime: RuntimeDep) -> ModesResponse:
             ModeInfo(
                 name=mode.name,
                 description=mode.strategy.description,
+                source=mode.strategy.source,
+                settings=mode.strategy.model_dump(mode="json"),
                 policy=policy_ref(runtime, mode),
                 reward_model=scorer_ref("reward", runtime.reward)
                 if mode.strategy.reranks

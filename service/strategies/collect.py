@@ -1,4 +1,4 @@
-"""The part all strategies share: draw candidates and score each while the others still decode."""
+"""The parts strategies share: draw candidates and score each while the others still decode."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
 
-from bestofn.engine import Candidate, Engine
+from bestofn.engine import Candidate, Engine, Partial
 from bestofn.errors import CandidateCountError
 from service.strategies.protocol import ScoredCandidate, Scorer, Task
 
@@ -32,27 +32,40 @@ class Collected:
         return (self.scored_s - self.decoded_s) * 1e3
 
 
-async def collect(task: Task, engine: Engine, scorer: Scorer | None, num_samples: int) -> Collected:
-    """Exactly ``num_samples`` candidates, scored if there is a scorer.
+async def collect(
+    task: Task, engine: Engine, scorer: Scorer | None, num_samples: int, *, first_index: int = 0
+) -> Collected:
+    """Exactly ``num_samples`` candidates from ``first_index`` on, scored if there is a scorer.
 
-    Each candidate goes to the scorer the moment it finishes. Cancelling aborts what decodes and
+    Each candidate goes to the scorer the moment it finishes; the task's observer is told of both.
+    Cancelling aborts what decodes and
     withdraws what waits to be scored.
 
     Raises:
         CandidateCountError: if the engine broke its promise of exactly that many.
     """
+
+    async def score(candidate: Candidate, scorer: Scorer) -> float | None:
+        reward = await scorer.score(task.prompt, candidate.text)
+        task.observer.scored(ScoredCandidate(candidate, reward))
+        return reward
+
     started = perf_counter()
     finished: list[Candidate] = []
     scoring: list[asyncio.Task[float | None]] = []
     try:
-        stream = engine.generate(task.prompt_token_ids, task.sampling, num_samples, task.request_id)
+        stream = engine.generate(
+            task.prompt_token_ids, task.sampling, num_samples, task.request_id, first_index
+        )
         async with aclosing(stream):
             async for candidate in stream:
                 finished.append(candidate)
+                task.observer.finished(candidate)
                 if scorer is not None:
-                    scoring.append(asyncio.create_task(scorer.score(task.prompt, candidate.text)))
+                    scoring.append(asyncio.create_task(score(candidate, scorer)))
         decoded = perf_counter()
-        if sorted(candidate.index for candidate in finished) != list(range(num_samples)):
+        expected = list(range(first_index, first_index + num_samples))
+        if sorted(candidate.index for candidate in finished) != expected:
             raise CandidateCountError(expected=num_samples, received=len(finished))
         rewards: list[float | None] = [None] * num_samples
         if scorer is not None:
@@ -65,3 +78,14 @@ async def collect(task: Task, engine: Engine, scorer: Scorer | None, num_samples
     pairs = zip(finished, rewards, strict=True)
     scored = sorted((ScoredCandidate(c, r) for c, r in pairs), key=lambda s: s.candidate.index)
     return Collected(tuple(scored), started, decoded, perf_counter())
+
+
+def as_candidate(partial: Partial, *, rejected: bool = False) -> Candidate:
+    """A streamed sample as it stands, for good."""
+    return Candidate(
+        index=partial.index,
+        text=partial.text,
+        token_ids=partial.token_ids,
+        finish_reason="rejected" if rejected else partial.finish_reason or "length",
+        token_logprobs=partial.token_logprobs,
+    )

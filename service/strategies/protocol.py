@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
-from bestofn.engine import Candidate, Engine, Sampling
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from bestofn.embedders import Embedder
+from bestofn.engine import Engine, Sampling
 from bestofn.prompts import Prompt
+from service.strategies.observer import UNOBSERVED, Observer
+from service.strategies.scored import ScoredCandidate
+
+__all__ = [
+    "Float",
+    "Observer",
+    "Outcome",
+    "Resources",
+    "ScoredCandidate",
+    "Scorer",
+    "Strategy",
+    "Task",
+    "tokens_of",
+]
+
+Float = NDArray[np.float64]
 
 
 class Scorer(Protocol):
@@ -27,6 +50,7 @@ class Task:
         prompt_token_ids: the prompt as the policy sees it.
         num_samples: N; single-sample strategies draw one whatever it says.
         score: whether a strategy that needs no reward should report one all the same.
+        observer: told of candidates as they are finished and scored, of single samples as they grow.
     """
 
     prompt: Prompt
@@ -35,14 +59,24 @@ class Task:
     num_samples: int
     request_id: str
     score: bool = True
+    observer: Observer = UNOBSERVED
 
 
 @dataclass(frozen=True, slots=True)
-class ScoredCandidate:
-    """A candidate and its reward; ``None`` if it was not or could not be scored."""
+class Resources:
+    """What strategies work with.
 
-    candidate: Candidate
-    reward: float | None
+    Attributes:
+        engine: of the policy that is asked.
+        policies: all engines by name, for strategies that need a second one.
+        scorer: the reward model; ``None`` where none is configured.
+        embedder: for strategies that compare texts.
+    """
+
+    engine: Engine
+    policies: Mapping[str, Engine]
+    scorer: Scorer | None
+    embedder: Embedder
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +85,21 @@ class Outcome:
 
     Attributes:
         selected: the answer.
-        candidates: everything generated, by index.
+        candidates: everything generated, by index; what was given up early is ``rejected``.
         decode_ms: until the last candidate finished.
         rerank_ms: from then until the choice: what scoring adds that decoding did not hide.
+        generated_tokens: everything decoded, discarded tokens included.
+        details: what else the strategy has to report, as JSON.
+        step_times_s: when a sample that was followed grew, ``perf_counter`` seconds, one a step.
     """
 
     selected: ScoredCandidate
     candidates: tuple[ScoredCandidate, ...]
     decode_ms: float
     rerank_ms: float
-
-    @property
-    def generated_tokens(self) -> int:
-        """Tokens of every candidate, discarded ones included."""
-        return sum(len(scored.candidate.token_ids) for scored in self.candidates)
+    generated_tokens: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+    step_times_s: tuple[float, ...] = ()
 
     @property
     def returned_tokens(self) -> int:
@@ -72,20 +107,40 @@ class Outcome:
         return len(self.selected.candidate.token_ids)
 
 
-class Strategy(Protocol):
-    """A decoding strategy; stateless, one instance serves all requests.
+def tokens_of(candidates: Sequence[ScoredCandidate]) -> int:
+    """All their tokens, which is what was decoded where candidates share none."""
+    return sum(len(scored.candidate.token_ids) for scored in candidates)
+
+
+class Strategy(BaseModel, ABC):
+    """A decoding strategy; its fields are the settings a request may send along.
 
     Attributes:
         description: one line for ``GET /modes``.
-        reranks: whether it needs a reward model and draws N candidates.
+        reranks: whether it needs a reward model and draws several candidates.
+        uses_logprobs: whether it looks at log-probabilities, which the engine then computes.
+        source: the paper it follows.
     """
 
-    description: str
-    reranks: bool
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    async def answer(self, task: Task, engine: Engine, scorer: Scorer | None) -> Outcome:
+    description: ClassVar[str]
+    reranks: ClassVar[bool] = True
+    uses_logprobs: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+
+    @abstractmethod
+    async def answer(self, task: Task, resources: Resources) -> Outcome:
         """Answer one prompt.
 
         Raises:
             EngineError, RewardError, InvalidInputError: and then there is no answer.
         """
+
+    def most_candidates(self, num_samples: int) -> int:
+        """Most candidates it may draw for a prompt, which is what the server limits."""
+        return num_samples
+
+    def sequences(self, num_samples: int) -> int:
+        """Most sequences it decodes at once for a prompt, which is what admission counts."""
+        return num_samples if self.reranks else 1

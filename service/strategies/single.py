@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
-from bestofn.engine import Engine
-from service.strategies.collect import collect
-from service.strategies.protocol import Outcome, Scorer, Task
+from contextlib import aclosing
+from time import perf_counter
+from typing import ClassVar
+
+from bestofn.errors import CandidateCountError
+from service.strategies.collect import as_candidate, collect
+from service.strategies.protocol import (
+    Outcome,
+    Resources,
+    ScoredCandidate,
+    Strategy,
+    Task,
+    tokens_of,
+)
 
 
-class Single:
+class Single(Strategy):
     """Draws once; scores the answer only to report it."""
 
-    description = "one sample of the policy"
-    reranks = False
+    description: ClassVar[str] = "one sample of the policy"
+    reranks: ClassVar[bool] = False
 
-    async def answer(self, task: Task, engine: Engine, scorer: Scorer | None) -> Outcome:
+    async def answer(self, task: Task, resources: Resources) -> Outcome:
         """One candidate, which is the answer."""
-        collected = await collect(task, engine, scorer if task.score else None, 1)
+        if task.observer.follows_tokens:
+            return await self._followed(task, resources)
+        scorer = resources.scorer if task.score else None
+        collected = await collect(task, resources.engine, scorer, 1)
         return Outcome(
-            collected.candidates[0], collected.candidates, collected.decode_ms, collected.rerank_ms
+            collected.candidates[0],
+            collected.candidates,
+            collected.decode_ms,
+            collected.rerank_ms,
+            tokens_of(collected.candidates),
+        )
+
+    async def _followed(self, task: Task, resources: Resources) -> Outcome:
+        """The same candidate, told token by token."""
+        started = perf_counter()
+        times = []
+        partial = None
+        stream = resources.engine.stream(
+            task.prompt_token_ids, task.sampling, 0, f"{task.request_id}-0"
+        )
+        async with aclosing(stream):
+            async for partial in stream:
+                times.append(perf_counter())
+                task.observer.grown(partial)
+        if partial is None:
+            raise CandidateCountError(expected=1, received=0)
+        candidate = as_candidate(partial)
+        reward = None
+        if task.score and resources.scorer is not None:
+            reward = await resources.scorer.score(task.prompt, candidate.text)
+        scored = ScoredCandidate(candidate, reward)
+        return Outcome(
+            scored,
+            (scored,),
+            (times[-1] - started) * 1e3,
+            (perf_counter() - times[-1]) * 1e3,
+            len(candidate.token_ids),
+            step_times_s=tuple(times),
         )

@@ -1,4 +1,4 @@
-"""One contract, two engines: the fake must behave as the real vLLM does.
+"""One contract, three engines: the fake and the one over HTTP must behave as the real vLLM does.
 
 The real engine is started once a session (see ``engines`` in conftest) on the tiny sandbox policy.
 """
@@ -6,14 +6,18 @@ The real engine is started once a session (see ``engines`` in conftest) on the t
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from itertools import pairwise
 
 import pytest
 
-from bestofn.engine import Candidate, Engine, Sampling
+from bestofn.engine import Candidate, Engine, Partial, Sampling
 from bestofn.engine.fake import FakeEngine
+from bestofn.engine.remote_engine import RemoteEngine
 from bestofn.errors import InvalidInputError, NotReadyError, PromptTooLongError
 from bestofn.prompts import Prompt
+from tests.unit.openai_imitation import imitation
 
 SAMPLING = Sampling(max_tokens=8, seed=11)
 PROMPT = Prompt(text="the film was")
@@ -26,14 +30,27 @@ async def fake_engine() -> Engine:
     return fake
 
 
+@pytest.fixture
+async def remote_engine() -> AsyncGenerator[Engine, None]:
+    async with imitation(seconds_per_token=0.002) as server:
+        remote = RemoteEngine(server.url)
+        await remote.start()
+        try:
+            yield remote
+        finally:
+            await remote.stop()
+
+
 # Not async: the real engine's fixtures run commands that have an event loop of their own.
-@pytest.fixture(params=["fake_engine", pytest.param("vllm_ref", marks=pytest.mark.vllm)])
+@pytest.fixture(
+    params=["fake_engine", "remote_engine", pytest.param("vllm_ref", marks=pytest.mark.vllm)]
+)
 def engine(request: pytest.FixtureRequest) -> Engine:
     return request.getfixturevalue(request.param)
 
 
 async def draw(engine: Engine, sampling: Sampling, n: int, name: str) -> list[Candidate]:
-    stream = engine.generate(engine.encode(PROMPT), sampling, n, name)
+    stream = engine.generate(await engine.encode(PROMPT), sampling, n, name)
     async with aclosing(stream):
         return [candidate async for candidate in stream]
 
@@ -77,7 +94,7 @@ async def test_stop_strings_end_a_candidate_and_are_not_part_of_it(engine: Engin
 
 async def test_too_long_a_prompt_tells_the_limit(engine: Engine) -> None:
     limit = engine.info.max_model_len
-    ids = engine.encode(PROMPT)
+    ids = await engine.encode(PROMPT)
     sampling = Sampling(max_tokens=limit)
     with pytest.raises(PromptTooLongError, match=f"limit of {limit}"):
         async for _ in engine.generate(ids, sampling, 1, "contract-long"):
@@ -87,12 +104,12 @@ async def test_too_long_a_prompt_tells_the_limit(engine: Engine) -> None:
 async def test_a_chat_needs_a_chat_template(engine: Engine) -> None:
     chat = Prompt(messages=({"role": "user", "content": "hello"},))
     with pytest.raises(InvalidInputError, match="chat template"):
-        engine.encode(chat)
+        await engine.encode(chat)
 
 
 async def test_closing_early_aborts_and_the_engine_goes_on(engine: Engine) -> None:
     sampling = Sampling(max_tokens=60, seed=3)
-    stream = engine.generate(engine.encode(PROMPT), sampling, 16, "contract-abort")
+    stream = engine.generate(await engine.encode(PROMPT), sampling, 16, "contract-abort")
     async with aclosing(stream):
         async for _ in stream:
             break
@@ -113,3 +130,94 @@ async def test_cancelling_aborts_and_the_engine_goes_on(engine: Engine) -> None:
 async def test_fake_refuses_before_it_is_started() -> None:
     with pytest.raises(NotReadyError):
         await draw(FakeEngine(), SAMPLING, 1, "contract-not-started")
+
+
+async def watch(engine: Engine, sampling: Sampling, index: int, name: str) -> list[Partial]:
+    stream = engine.stream(await engine.encode(PROMPT), sampling, index, name)
+    async with aclosing(stream):
+        return [partial async for partial in stream]
+
+
+async def test_candidates_from_an_index_on_are_the_same_ones(engine: Engine) -> None:
+    whole = {c.index: c for c in await draw(engine, SAMPLING, 5, "contract-whole")}
+    stream = engine.generate(await engine.encode(PROMPT), SAMPLING, 2, "contract-part", 3)
+    async with aclosing(stream):
+        part = {c.index: c async for c in stream}
+    assert part.keys() == {3, 4}
+    assert [part[i].token_ids for i in (3, 4)] == [whole[i].token_ids for i in (3, 4)]
+
+
+async def test_token_logprobs_add_up(engine: Engine) -> None:
+    for candidate in await draw(engine, SAMPLING, 3, "contract-logprobs"):
+        assert len(candidate.token_logprobs) == len(candidate.token_ids)
+        assert sum(candidate.token_logprobs) == pytest.approx(candidate.cumulative_logprob)
+        assert all(logprob <= 0 for logprob in candidate.token_logprobs)
+
+
+async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:
+    whole = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-stream-a")}
+    partials = await watch(engine, SAMPLING, 2, "contract-stream-b")
+    for before, after in pairwise(partials):
+        assert before.finish_reason is None
+        assert len(before.token_ids) < len(after.token_ids)
+        assert after.token_ids[: len(before.token_ids)] == before.token_ids
+        assert after.text.startswith(before.text)
+    last = partials[-1]
+    assert len(partials) > 1
+    assert (last.text, last.token_ids, last.finish_reason) == (
+        whole[2].text, whole[2].token_ids, whole[2].finish_reason,
+    )  # fmt: skip
+    assert last.token_logprobs == pytest.approx(whole[2].token_logprobs, abs=1e-4)
+
+
+async def test_a_slow_reader_misses_nothing(engine: Engine) -> None:
+    stream = engine.stream(await engine.encode(PROMPT), SAMPLING, 1, "contract-slow")
+    async with aclosing(stream):
+        async for partial in stream:
+            last = partial
+            await asyncio.sleep(0.05)
+    whole = {c.index: c for c in await draw(engine, SAMPLING, 2, "contract-slow-whole")}
+    assert last.token_ids == whole[1].token_ids
+    assert last.text == whole[1].text
+
+
+async def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=60, seed=3)
+    stream = engine.stream(await engine.encode(PROMPT), sampling, 0, "contract-leave")
+    async with aclosing(stream):
+        async for _ in stream:
+            break
+    assert len(await draw(engine, SAMPLING, 2, "contract-after-leaving")) == 2
+
+
+async def test_logprobs_of_a_completion(engine: Engine) -> None:
+    candidate = (await draw(engine, SAMPLING, 1, "contract-scored"))[0]
+    ids = await engine.encode(PROMPT)
+    scored = await engine.logprobs(ids, list(candidate.token_ids), "contract-scoring")
+    assert len(scored) == len(candidate.token_ids)
+    if not isinstance(engine, FakeEngine):  # whose numbers are made up
+        assert scored == pytest.approx(candidate.token_logprobs, abs=2e-3)
+    assert await engine.logprobs(ids, [], "contract-scoring-nothing") == []
+
+
+async def test_decoding_gives_the_text_of_the_candidate(engine: Engine) -> None:
+    """With a stop string to look for, vLLM decodes token by token; else it is done once, by us."""
+    ids = await engine.encode(PROMPT)
+    sampling = Sampling(max_tokens=30, seed=5, stop=("@never@",))
+    step_by_step = {c.index: c for c in await draw(engine, sampling, 8, "contract-decode-a")}
+    at_once = await draw(engine, Sampling(max_tokens=30, seed=5), 8, "contract-decode-b")
+    for candidate in at_once:
+        assert candidate.token_ids == step_by_step[candidate.index].token_ids
+        assert candidate.text == step_by_step[candidate.index].text
+        assert await engine.decode(ids, list(candidate.token_ids)) == candidate.text
+
+
+async def test_without_logprobs_there_are_none(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=8, seed=11, logprobs=False)
+    with_them = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-with")}
+    for candidate in await draw(engine, sampling, 3, "contract-without"):
+        assert candidate.token_logprobs is None
+        assert candidate.cumulative_logprob is None
+        assert candidate.token_ids == with_them[candidate.index].token_ids
+    last = (await watch(engine, sampling, 0, "contract-without-stream"))[-1]
+    assert last.token_logprobs is None

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
 
 import httpx
 from asgi_lifespan import LifespanManager
 from fastapi import FastAPI
+from starlette.types import Message
 
 from bestofn.engine.fake import FakeEngine
+from bestofn.prompts import Prompt
 from bestofn.rewards import Scorable
 from service.app import create_app
 from service.runtime import Runtime
@@ -80,3 +85,90 @@ async def serving(runtime: Runtime) -> AsyncGenerator[tuple[FastAPI, httpx.Async
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield app, client
+
+
+class ChatEngine(FakeEngine):
+    """One with a chat template."""
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        return [ord(character) for character in prompt.key]
+
+
+@dataclass
+class Streamed:
+    """A response as it came in: each piece with its moment."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: list[tuple[float, str]] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def text(self) -> str:
+        return "".join(piece for _, piece in self.pieces)
+
+    @property
+    def events(self) -> list[tuple[str, Any]]:
+        """(name, data) in order; the name of an unnamed one is empty."""
+        found = []
+        for block in filter(None, self.text.split("\n\n")):
+            lines = dict(line.split(": ", 1) for line in block.split("\n") if line[0] != ":")
+            if "data" in lines:
+                data = lines["data"]
+                name = lines.get("event", "")
+                found.append((name, data if data == "[DONE]" else json.loads(data)))
+        return found
+
+    def named(self, name: str) -> list[Any]:
+        return [data for one, data in self.events if one == name]
+
+    @property
+    def comments(self) -> list[str]:
+        return [line[2:] for line in self.text.split("\n") if line.startswith(": ")]
+
+
+async def stream(
+    app: FastAPI,
+    path: str,
+    body: dict[str, Any],
+    leave: Callable[[Streamed], bool] = lambda _: False,
+    stall_after: int | None = None,
+) -> Streamed:
+    """Post to the app as a server would; the client leaves as soon as ``leave`` says so.
+
+    One that stalls reads no more after so many pieces, while its connection stays open.
+    """
+    seen = Streamed()
+    changed = asyncio.Event()
+    inbox = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+    async def receive() -> Message:
+        if inbox:
+            return inbox.pop()
+        while not leave(seen):
+            changed.clear()
+            with suppress(TimeoutError):  # what makes a client leave need not be a message
+                async with asyncio.timeout(0.005):
+                    await changed.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            seen.status = message["status"]
+            seen.headers = {key.decode(): value.decode() for key, value in message["headers"]}
+        else:
+            if message["body"]:
+                seen.pieces.append((time.perf_counter(), message["body"].decode()))
+            seen.ended = not message.get("more_body", False)
+        changed.set()
+        if len(seen.pieces) == stall_after:
+            await asyncio.Event().wait()
+
+    route, _, query = path.partition("?")
+    scope = {
+        "type": "http", "method": "POST", "path": route, "query_string": query.encode(),
+        "headers": [], "http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"},
+        "server": ("test", 80), "client": ("test", 1), "root_path": "",
+    }  # fmt: skip
+    await app(scope, receive, send)
+    return seen

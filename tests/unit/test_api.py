@@ -11,6 +11,7 @@ from starlette.types import Message
 
 from bestofn.engine.fake import FakeEngine
 from bestofn.rewards import Scorable
+from service.strategies import STRATEGIES
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
 
 BODY = {"prompt": "the film was", "n": 8, "max_tokens": 12, "seed": 3}
@@ -48,7 +49,7 @@ async def test_answer_says_what_made_it() -> None:
         answer = response.json()
     assert answer["sampling"] == {
         "n": 8, "max_tokens": 12, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "seed": 3,
-        "stop": ["superb"],
+        "stop": ["superb"], "ignore_eos": False,
     }  # fmt: skip
     assert answer["policy"] == {"name": "ref", "path": "fake-ref", "revision": "fake"}
     assert answer["reward_model"]["path"] == "fake-reward"
@@ -358,8 +359,10 @@ async def test_modes_and_metrics() -> None:
         await post(client, "vbon", n=0)
         metrics = (await client.get("/metrics")).text
     assert [(m["name"], m["default_n"]) for m in modes["modes"]] == [
-        ("ref", 1), ("vbon", 1), ("bon", 16),
+        ("ref", 1), ("vbon", 1), *((name, 16) for name in STRATEGIES),
     ]  # fmt: skip
+    soft = next(m for m in modes["modes"] if m["name"] == "soft-bon")
+    assert soft["settings"] == {"reward_temperature": 1.0}
     assert 'bestofn:request_success_total{mode="bon"} 1.0' in metrics
     assert 'bestofn:candidates_total{mode="bon"} 8.0' in metrics
     assert 'bestofn:request_errors_total{error="invalid_input",mode="vbon"} 1.0' in metrics

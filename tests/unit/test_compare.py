@@ -58,9 +58,9 @@ async def test_baseline_is_not_one_of_bons_candidates() -> None:
     seeds: list[int | None] = []
 
     class Recording(FakeEngine):
-        def generate(self, ids, sampling, n, request_id):  # type: ignore[no-untyped-def, override]
+        def generate(self, ids, sampling, n, request_id, first_index=0):  # type: ignore[no-untyped-def, override]
             seeds.append(sampling.seed)
-            return super().generate(ids, sampling, n, request_id)
+            return super().generate(ids, sampling, n, request_id, first_index)
 
     async with serving(make_runtime(engines={"ref": Recording()})) as (_, client):
         await compare(client, modes=["ref", "bon"])
@@ -79,9 +79,9 @@ async def test_single_sample_modes_are_not_charged_for_scoring() -> None:
     scored_before: list[int] = []
 
     class Watching(FakeEngine):
-        def generate(self, ids, sampling, n, request_id):  # type: ignore[no-untyped-def, override]
+        def generate(self, ids, sampling, n, request_id, first_index=0):  # type: ignore[no-untyped-def, override]
             scored_before.append(sum(reward.batches))
-            return super().generate(ids, sampling, n, request_id)
+            return super().generate(ids, sampling, n, request_id, first_index)
 
     engines: dict[str, FakeEngine] = {"ref": Watching(), "vbon": Watching()}
     async with serving(make_runtime(reward=reward, engines=engines)) as (_, client):

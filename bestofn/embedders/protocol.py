@@ -1,0 +1,20 @@
+"""What anything that turns texts into vectors looks like to the service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors whose cosine says how alike the texts are."""
+
+    name: str
+
+    async def embed(self, texts: Sequence[str]) -> Float:
+        """One row a text, shape ``(texts, dimensions)``; a text without content is all zeros."""

@@ -1,0 +1,149 @@
+"""What rows measure with: the service over HTTP and the bare engine under it, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import cycle, islice
+from time import perf_counter
+from typing import Any
+
+import uvicorn
+
+from bestofn.engine import Sampling
+from bestofn.engine.vllm_engine import VllmEngine, generate_bare
+from bestofn.errors import BestOfNError
+from bestofn.prompts import Prompt
+from bestofn.statistics import Spread, spread
+from service.app import create_app
+from service.bench.config import BenchSettings
+from service.bench.load import Job, Result, load_elsewhere
+from service.runtime import Runtime
+
+Side = Callable[[], Awaitable[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row of the table.
+
+    Attributes:
+        value: what is compared with the goal, a ratio in most rows.
+        goal: what was aimed for; ``at_least`` says on which side.
+        detail: the two sides, with their unit.
+    """
+
+    name: str
+    value: Spread
+    goal: float | None
+    at_least: bool
+    detail: str
+
+    @property
+    def reached(self) -> bool | None:
+        """By the median; ``None`` where there was no goal."""
+        if self.goal is None:
+            return None
+        return self.value.median >= self.goal if self.at_least else self.value.median <= self.goal
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            **self.value.as_dict(),
+            "goal": self.goal,
+            "at_least": self.at_least,
+            "reached": self.reached,
+            "detail": self.detail,
+        }
+
+
+@dataclass
+class Bench:
+    """A served runtime and how to load it."""
+
+    settings: BenchSettings
+    runtime: Runtime
+    prompts: Sequence[Prompt]
+    url: str
+
+    async def over_http(
+        self, mode: str, requests: int, concurrency: int, **extra: object
+    ) -> Result:
+        """Closed loop of one mode through the service."""
+        body = {"n": self.settings.n, "max_tokens": self.settings.max_tokens, **extra}
+        bodies = [{"prompt": prompt.text, **body} for prompt in self._prompts(requests)]
+        return await load_elsewhere(Job(f"{self.url}/generate?mode={mode}", bodies, concurrency))
+
+    async def bare(self, requests: int, concurrency: int, n: int) -> tuple[int, float]:
+        """Tokens and seconds of ``AsyncLLM.generate`` alone on the reference's engine."""
+        engine = self.engine
+        sampling = Sampling(max_tokens=self.settings.max_tokens, logprobs=False)
+        work = iter(list(enumerate(self._prompts(requests))))
+        tokens = 0
+
+        async def worker() -> None:
+            nonlocal tokens
+            for index, prompt in work:
+                ids = await engine.encode(prompt)
+                name = f"bare-{perf_counter()}-{index}"
+                found = await generate_bare(engine, ids, sampling, n, name)
+                tokens += found
+
+        begun = perf_counter()
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        return tokens, perf_counter() - begun
+
+    @property
+    def engine(self) -> VllmEngine:
+        """The reference's."""
+        engine = self.runtime.policies["ref"]
+        if not isinstance(engine, VllmEngine):
+            raise BestOfNError("the bench compares with the bare engine, so `ref` must be local")
+        return engine
+
+    def _prompts(self, count: int) -> Iterator[Prompt]:
+        return islice(cycle(self.prompts), count)
+
+
+async def in_turns(pairs: int, first: Side, second: Side) -> tuple[list[float], list[float]]:
+    """Both sides measured so many times, who begins alternating; one measurement of each is thrown away."""
+    await first()
+    await second()
+    found: tuple[list[float], list[float]] = ([], [])
+    for pair in range(pairs):
+        for side in (0, 1) if pair % 2 == 0 else (1, 0):
+            found[side].append(await (first, second)[side]())
+    return found
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Of neighbouring measurements."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+@asynccontextmanager
+async def served(runtime: Runtime) -> AsyncGenerator[str, None]:
+    """The application on a free port of this machine, in this event loop; its address."""
+    # With the protocol named, or asyncio leaves Nagle's algorithm on and answers wait 40 ms.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(2048)
+        config = uvicorn.Config(
+            create_app(runtime), log_config=None, access_log=False, log_level="warning"
+        )
+        server = uvicorn.Server(config)
+        server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            while not runtime.ready:
+                if runtime.failure is not None:
+                    raise runtime.failure
+                await asyncio.sleep(0.1)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            await serving

@@ -1,0 +1,140 @@
+"""What is measured, one function a row; :data:`ROWS` is the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+
+import httpx
+
+from bestofn.statistics import spread
+from service.bench.frontier import strategies
+from service.bench.harness import Bench, Figure, in_turns, ratios
+
+Row = Callable[[Bench], Awaitable[Figure]]
+
+
+def _shown(values: list[float], unit: str) -> str:
+    found = spread(values)
+    return f"{found.median:.4g} [{found.low:.4g}, {found.high:.4g}] {unit}"
+
+
+async def http(bench: Bench) -> Figure:
+    """``ref`` over HTTP, saturated, against ``AsyncLLM.generate`` alone: tokens a second."""
+    settings = bench.settings
+    width = settings.engine.max_num_seqs
+
+    async def ours() -> float:
+        found = await bench.over_http("ref", settings.requests, width, score=False)
+        return found.tokens_per_second
+
+    async def theirs() -> float:
+        tokens, seconds = await bench.bare(settings.requests, width, n=1)
+        return tokens / seconds
+
+    a, b = await in_turns(settings.pairs, ours, theirs)
+    detail = f"{_shown(a, 'tokens/s')} against {_shown(b, 'tokens/s')}"
+    return Figure("ref over HTTP / bare engine, tokens/s", ratios(a, b), 0.95, True, detail)
+
+
+async def bon(bench: Bench) -> Figure:
+    """``bon``, saturated, against bare ``n=16`` generation without any reward: tokens a second."""
+    settings = bench.settings
+    width = max(2, settings.engine.max_num_seqs // settings.n)
+
+    async def ours() -> float:
+        return (await bench.over_http("bon", settings.bon_requests, width)).tokens_per_second
+
+    async def theirs() -> float:
+        tokens, seconds = await bench.bare(settings.bon_requests, width, n=settings.n)
+        return tokens / seconds
+
+    a, b = await in_turns(settings.pairs, ours, theirs)
+    detail = f"{_shown(a, 'tokens/s')} against {_shown(b, 'tokens/s')}"
+    name = f"bon / bare n={settings.n} without reward, tokens/s"
+    return Figure(name, ratios(a, b), 0.92, True, detail)
+
+
+async def overlap(bench: Bench) -> Figure:
+    """Share of the time in which candidates were waiting for or being scored that decoding hid."""
+    settings = bench.settings
+    width = max(2, settings.engine.max_num_seqs // settings.n)
+    shares = []
+    for _ in range(settings.pairs):
+        found = await bench.over_http("bon", settings.bon_requests, width)
+        shares.append(1 - sum(found.rerank_ms) / sum(found.scoring_ms))
+    name = f"scoring hidden behind decoding, n={settings.n}"
+    return Figure(name, spread(shares), 0.8, True, f"{width} requests in flight")
+
+
+async def vbon(bench: Bench) -> Figure:
+    """``vbon`` over ``bon``, saturated: returned requests a second."""
+    settings = bench.settings
+    width = settings.engine.max_num_seqs
+
+    async def single() -> float:
+        found = await bench.over_http("vbon", settings.requests, width, score=False)
+        return found.requests_per_second
+
+    async def best_of() -> float:
+        found = await bench.over_http("bon", settings.bon_requests, max(2, width // settings.n))
+        return found.requests_per_second
+
+    a, b = await in_turns(settings.pairs, single, best_of)
+    detail = f"{_shown(a, 'requests/s')} against {_shown(b, 'requests/s')}"
+    return Figure(f"vbon / bon at n={settings.n}, requests/s", ratios(a, b), 14, True, detail)
+
+
+async def abort(bench: Bench) -> Figure:
+    """Sequences still in the engine 0.1 s after the client left, 0.2 s into its request."""
+    settings = bench.settings
+    left: list[float] = []
+    scored = bench.runtime.reward
+    room = bench.engine.info.max_model_len - 64
+    for _ in range(settings.pairs):
+        body = {"prompt": "the", "n": settings.n, "max_tokens": min(room, 512), "stop": "@never@"}
+        async with httpx.AsyncClient(timeout=0.2) as client:
+            try:
+                await client.post(f"{bench.url}/generate?mode=bon", json=body)
+            except httpx.TimeoutException:
+                await asyncio.sleep(0.1)
+                left.append(float(bench.engine.unfinished))
+    waiting = 0 if scored is None else scored.waiting
+    detail = f"{len(left)} of {settings.pairs} were still running when left; {waiting} scores wait"
+    return Figure("sequences left after a disconnect", spread(left or [0.0]), 0, False, detail)
+
+
+async def memory(bench: Bench) -> Figure:
+    """Memory of this process after many requests over that after the first tenth, as a ratio."""
+    settings = bench.settings
+    tenth = settings.memory_requests // 10
+    sizes = []
+    begun = perf_counter()
+    for _ in range(10):
+        await bench.over_http("vbon", tenth, settings.engine.max_num_seqs, max_tokens=8, score=True)
+        sizes.append(resident_mib())
+    detail = (
+        f"{sizes[0]:.0f} MiB after {tenth} requests, {sizes[-1]:.0f} after "
+        f"{settings.memory_requests} in {perf_counter() - begun:.0f} s"
+    )
+    growth = spread([sizes[-1] / sizes[0]])
+    return Figure("memory after all requests / after a tenth", growth, 1.05, False, detail)
+
+
+def resident_mib() -> float:
+    """Resident memory of this process, MiB (Linux)."""
+    with open("/proc/self/statm", encoding="ascii") as handle:
+        return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+ROWS: dict[str, Row] = {
+    "http": http,
+    "bon": bon,
+    "overlap": overlap,
+    "vbon": vbon,
+    "abort": abort,
+    "memory": memory,
+    "strategies": strategies,
+}

@@ -1,0 +1,81 @@
+"""Runs the rows asked for and prints the table."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import uvicorn
+from rich.table import Table
+
+from bestofn.errors import InvalidInputError
+from bestofn.files import write_json
+from bestofn.prompts import Prompt
+from bestofn.provenance import provenance
+from bestofn.terminal import table_console
+from service.assembly import build_runtime
+from service.bench.config import BenchSettings
+from service.bench.harness import Bench, Figure, served
+from service.bench.rows import ROWS
+from service.client import read_prompts
+
+logger = logging.getLogger(__name__)
+
+PROMPTS = 1000  # at most
+
+
+def run_bench(settings: BenchSettings) -> dict[str, Any]:
+    """Measure, print, write ``--json``; the result is what is written.
+
+    Raises:
+        InvalidInputError: an unknown row.
+        CheckpointError: a model cannot be served.
+    """
+    for row in settings.rows:
+        if row not in ROWS:
+            raise InvalidInputError(f"no row {row!r}; there are {', '.join(ROWS)}", field="rows")
+    # The event loop that uvicorn would choose to serve with.
+    loop_factory = uvicorn.Config("service.app:create_app").get_loop_factory()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        figures = runner.run(_measure(settings))
+    result = {
+        **provenance(settings.model_dump(mode="json")),
+        "figures": [figure.as_dict() for figure in figures],
+    }
+    if settings.json_file is not None:
+        write_json(settings.json_file, result)
+    return result
+
+
+async def _measure(settings: BenchSettings) -> list[Figure]:
+    prompts = [Prompt(text=text) for text in read_prompts(str(settings.prompts), PROMPTS)]
+    runtime = build_runtime(settings)
+    figures = []
+    async with served(runtime) as url:
+        bench = Bench(settings, runtime, prompts, url)
+        for name in settings.rows:
+            figure = await ROWS[name](bench)
+            figures.append(figure)
+            logger.info("%s: %s", figure.name, figure.detail)
+    console = table_console()
+    console.print(table_of(settings, figures))
+    return figures
+
+
+def table_of(settings: BenchSettings, figures: list[Figure]) -> Table:
+    """Median [smallest, largest] of the pairs, beside the goal."""
+    table = Table(title=f"median \\[smallest, largest] of {settings.pairs} pairs")
+    for column in ("measure", "value", "goal", "reached", "sides"):
+        table.add_column(column)
+    for figure in figures:
+        value, reached = figure.value, figure.reached
+        goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}"
+        table.add_row(
+            figure.name,
+            f"{value.median:.3g} \\[{value.low:.3g}, {value.high:.3g}]",
+            goal,
+            "" if reached is None else ("yes" if reached else "no"),
+            figure.detail,
+        )
+    return table

@@ -1,0 +1,38 @@
+"""``POST /generate`` with ``stream``: named events, then the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict
+
+from bestofn.engine import Partial
+from service.generation import Plan, candidate_out
+from service.live import Progress, Quiet, events_of
+from service.runtime import Answer
+from service.sse import comment, event
+from service.strategies import ScoredCandidate
+
+
+async def native_messages(plan: Plan) -> AsyncGenerator[str, None]:
+    """``token`` events (single-sample modes) or ``candidate`` and ``progress``, then one ``answer``.
+
+    Raises:
+        BestOfNError: as a request that is not streamed.
+    """
+    progress = Progress(plan.mode.strategy.most_candidates(plan.num_samples))
+    sent = ""
+    async with aclosing(events_of(plan)) as events:
+        async for happened in events:
+            if isinstance(happened, Partial):
+                delta, sent = happened.text[len(sent) :], happened.text
+                yield event("token", {"text": delta, "num_tokens": len(happened.token_ids)})
+            elif isinstance(happened, ScoredCandidate):
+                found = candidate_out(happened, with_logprobs=plan.request.logprobs)
+                yield event("candidate", found)
+            elif isinstance(happened, Quiet):
+                yield comment("still at work")
+            elif isinstance(happened, Answer):
+                yield event("answer", plan.to_wire(happened))
+            if progress.update(happened):
+                yield event("progress", asdict(progress))

@@ -1,0 +1,287 @@
+"""What OpenAI clients send and get.
+
+Settings that this server cannot honour are taken at the value at which they do nothing, because
+clients and load testers send that; any other value is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+
+from service.schemas import (
+    CandidateOut,
+    ChatMessage,
+    GenerateRequest,
+    ModelRef,
+    SamplingFields,
+    SamplingUsed,
+    Text,
+    Timings,
+    Wire,
+)
+from service.strategy_fields import settings_in, with_strategy_settings
+
+
+def _only(neutral: Any, remedy: str = "leave it out") -> AfterValidator:
+    """Takes ``neutral`` or null."""
+
+    def check(value: Any) -> Any:
+        if value is not None and value != neutral:
+            raise ValueError(f"this server supports only {neutral!r}; {remedy}")
+        return value
+
+    return AfterValidator(check)
+
+
+class StreamOptions(Wire):
+    """What a stream tells beside the text."""
+
+    include_usage: bool = Field(False, description="a last chunk with the token counts")
+    continuous_usage_stats: bool = Field(False, description="counts so far in every chunk")
+
+
+class OpenAiFields(SamplingFields):
+    """Fields of both routes."""
+
+    model: str = Field(
+        description="a mode, `bon` say; `bon@vbon` lets a strategy draw from another policy"
+    )
+    best_of: int | None = Field(
+        None, ge=1, description="N: candidates drawn for the one answer; default: the server's"
+    )
+    n: Annotated[
+        int | None,
+        _only(1, "n counts answers; for best-of-N send best_of"),
+    ] = Field(None, description="answers returned")
+    max_completion_tokens: int | None = Field(None, ge=1, description="as max_tokens")
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="not used")
+    return_candidates: bool = Field(False, description="also return every candidate, in `bestofn`")
+    score: bool = Field(
+        False, description="single-sample modes: report the answer's reward (costs one scoring)"
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
+    )
+    frequency_penalty: Annotated[float | None, _only(0)] = None
+    presence_penalty: Annotated[float | None, _only(0)] = None
+    repetition_penalty: Annotated[float | None, _only(1)] = None
+    min_p: Annotated[float | None, _only(0)] = None
+    min_tokens: Annotated[int | None, _only(0, "ignore_eos gives answers of max_tokens")] = None
+    logit_bias: Annotated[dict[str, float] | None, _only({})] = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(limits) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only for stream: true")
+        return self
+
+    @property
+    def options(self) -> StreamOptions:
+        """The stream options, defaults filled in."""
+        return self.stream_options or StreamOptions()
+
+    def _native(self, *, logprobs: bool, **source: Any) -> GenerateRequest:
+        """The same request in the native API's words."""
+        sampling = {
+            name: getattr(self, name)
+            for name in SamplingFields.model_fields
+            if name != "max_tokens"
+        }
+        return GenerateRequest(
+            **source,
+            **sampling,
+            **settings_in(self),
+            n=self.best_of,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            logprobs=logprobs,
+            return_candidates=self.return_candidates,
+            score=self.score,
+            timeout_s=self.timeout_s,
+            stream=self.stream,
+        )
+
+
+class CompletionFields(OpenAiFields):
+    """``POST /v1/completions``: text to continue."""
+
+    prompt: Text | Annotated[list[Text], Field(min_length=1)] = Field(
+        description="text, or several; token ids are not taken"
+    )
+    logprobs: Annotated[int | None, _only(0, "0 returns those of the answer's tokens")] = None
+    echo: Annotated[bool | None, _only(False)] = None
+    suffix: Annotated[str | None, _only(None)] = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _no_token_ids(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list) and any(isinstance(part, int | list) for part in prompt):
+            raise ValueError("token ids are not taken; send text, which the reward model needs too")
+        return prompt
+
+    @model_validator(mode="after")
+    def _streams_one(self) -> Self:
+        if self.stream and isinstance(self.prompt, list) and len(self.prompt) > 1:
+            raise ValueError("stream takes one prompt; send them as requests of their own")
+        return self
+
+    def to_native(self) -> GenerateRequest:
+        """The same request in the native API's words."""
+        logprobs = self.logprobs is not None
+        if isinstance(self.prompt, str):
+            return self._native(logprobs=logprobs, prompt=self.prompt)
+        if self.stream:
+            return self._native(logprobs=logprobs, prompt=self.prompt[0])
+        return self._native(logprobs=logprobs, prompts=self.prompt)
+
+
+class TextPart(Wire):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+class OpenAiMessage(Wire):
+    """One turn of a chat; its content in one piece or several."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+
+    def to_native(self) -> ChatMessage:
+        """With its content in one piece."""
+        content = self.content
+        if not isinstance(content, str):
+            content = "".join(part.text for part in content)
+        return ChatMessage(role=self.role, content=content)
+
+
+class ChatFields(OpenAiFields):
+    """``POST /v1/chat/completions``: a chat to continue, for policies with a chat template."""
+
+    messages: Annotated[list[OpenAiMessage], Field(min_length=1)]
+    logprobs: bool | None = None
+    top_logprobs: Annotated[
+        int | None, _only(0, "logprobs: true returns those of the answer's tokens")
+    ] = None
+
+    def to_native(self) -> GenerateRequest:
+        """The same request in the native API's words."""
+        turns = [message.to_native() for message in self.messages]
+        return self._native(logprobs=bool(self.logprobs), messages=turns)
+
+
+if TYPE_CHECKING:
+
+    class CompletionRequest(CompletionFields):
+        """With the fields of every strategy, which the registry adds."""
+
+    class ChatRequest(ChatFields):
+        """With the fields of every strategy, which the registry adds."""
+
+else:
+    CompletionRequest = with_strategy_settings("CompletionRequest", CompletionFields)
+    ChatRequest = with_strategy_settings("ChatRequest", ChatFields)
+
+
+class OpenAiUsage(BaseModel):
+    """Tokens in and out; candidates that were discarded are not counted here."""
+
+    prompt_tokens: int
+    completion_tokens: int = Field(description="of the answers returned")
+    total_tokens: int
+
+
+class BestOfNReport(BaseModel):
+    """What this server adds to an answer: how it was chosen and what that cost."""
+
+    mode: str
+    policy: ModelRef
+    reward: float | None
+    selected_index: int
+    unscored_candidates: int | None
+    generated_tokens: int = Field(description="of all candidates, discarded ones included")
+    returned_tokens: int
+    strategy: dict[str, Any]
+    details: dict[str, Any]
+    candidates: list[CandidateOut] | None
+    sampling: SamplingUsed
+    timings_ms: Timings
+    reward_model: ModelRef | None
+
+
+class CompletionChoice(BaseModel):
+    """One answer; ``logprobs`` has OpenAI's four lists, the alternatives' null."""
+
+    index: int
+    text: str
+    logprobs: dict[str, Any] | None
+    finish_reason: str
+
+
+class AssistantMessage(BaseModel):
+    """The answer to a chat."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str
+    refusal: None = None
+
+
+class ChatChoice(BaseModel):
+    """One answer; ``logprobs`` lists its tokens under ``content``."""
+
+    index: int
+    message: AssistantMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: str
+
+
+class OpenAiAnswer(BaseModel):
+    """What both routes answer."""
+
+    id: str
+    created: int = Field(description="Unix time, seconds")
+    model: str
+    system_fingerprint: str = Field(description="the policy's revision")
+    usage: OpenAiUsage
+    bestofn: BestOfNReport | list[BestOfNReport] = Field(
+        description="a list, one a choice, where several prompts were sent as a list"
+    )
+
+
+class Completion(OpenAiAnswer):
+    """Answer of ``/v1/completions``."""
+
+    object: Literal["text_completion"] = "text_completion"
+    choices: list[CompletionChoice]
+
+
+class ChatCompletion(OpenAiAnswer):
+    """Answer of ``/v1/chat/completions``."""
+
+    object: Literal["chat.completion"] = "chat.completion"
+    choices: list[ChatChoice]
+
+
+class Model(BaseModel):
+    """A mode as OpenAI clients see it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(description="when this server started, Unix time")
+    owned_by: Literal["bestofn"] = "bestofn"
+    max_model_len: int = Field(description="context of the policy, tokens")
+    description: str
+
+
+class ModelList(BaseModel):
+    """Every mode."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]

@@ -1,0 +1,109 @@
+"""``/v1``: the modes as models of OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fastapi import APIRouter, Request
+
+from bestofn.errors import InvalidInputError, ModelNotFoundError
+from service.deps import RequestId, RuntimeDep, remember_model
+from service.disconnect import run_while_connected
+from service.errors import tell
+from service.generation import Plan, check_limit, generate, make_plan
+from service.openai_answers import chat_completion, chunks, completion
+from service.openai_schemas import (
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    Model,
+    ModelList,
+)
+from service.routes.generate import ERRORS
+from service.runtime import Mode, Runtime
+from service.schemas import ErrorResponse, GenerateAnswer
+from service.sse import EventStream, event, open_stream
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+NOT_FOUND: dict[int | str, dict[str, object]] = {
+    404: {"model": ErrorResponse, "description": "no mode of that name"}
+}
+
+
+@router.post("/completions", responses=ERRORS | NOT_FOUND, response_model=Completion)
+async def post_completions(
+    body: CompletionRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
+) -> Completion | EventStream:
+    """Continue text. The model is a mode; `best_of` is its N."""
+    plan = _plan(body, request, runtime, request_id)
+    if body.stream:
+        return await _stream(plan, body, request)
+    return await completion(plan, body, await run_while_connected(request, generate(plan)))
+
+
+@router.post("/chat/completions", responses=ERRORS | NOT_FOUND, response_model=ChatCompletion)
+async def post_chat_completions(
+    body: ChatRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
+) -> ChatCompletion | EventStream:
+    """Continue a chat. The model is a mode; `best_of` is its N."""
+    plan = _plan(body, request, runtime, request_id)
+    if body.stream:
+        return await _stream(plan, body, request)
+    answer = await run_while_connected(request, generate(plan))
+    return await chat_completion(plan, body, cast(GenerateAnswer, answer))
+
+
+@router.get("/models")
+async def get_models(runtime: RuntimeDep) -> ModelList:
+    """Every mode. `MODE@POLICY` works too, and is not listed."""
+    return ModelList(data=[_model(runtime, mode.name, mode) for mode in runtime.modes.values()])
+
+
+@router.get("/models/{model}", responses=NOT_FOUND)
+async def get_model(model: str, runtime: RuntimeDep) -> Model:
+    """One mode, `MODE@POLICY` too."""
+    name, policy = _named(runtime, model)
+    return _model(runtime, model, runtime.mode(name, policy=policy))
+
+
+def _plan(
+    body: CompletionRequest | ChatRequest, request: Request, runtime: Runtime, request_id: str
+) -> Plan:
+    remember_model(request, body.model)
+    name, policy = _named(runtime, body.model)
+    if body.best_of is not None:
+        check_limit("best_of", body.best_of, runtime.settings.limits.max_n)
+    return make_plan(runtime, name, body.to_native(), request_id, policy)
+
+
+async def _stream(
+    plan: Plan, body: CompletionRequest | ChatRequest, request: Request
+) -> EventStream:
+    return await open_stream(
+        request, chunks(plan, body), lambda error: event(None, tell(request, error))
+    )
+
+
+def _named(runtime: Runtime, model: str) -> tuple[str, str | None]:
+    """Mode and policy of a model name.
+
+    Raises:
+        ModelNotFoundError: there is no such mode or policy.
+    """
+    name, _, policy = model.partition("@")
+    try:
+        runtime.mode(name, policy=policy or None)
+    except InvalidInputError as error:
+        raise ModelNotFoundError(f"the model {model!r} does not exist: {error}") from error
+    return name, policy or None
+
+
+def _model(runtime: Runtime, name: str, mode: Mode) -> Model:
+    return Model(
+        id=name,
+        created=runtime.created,
+        max_model_len=runtime.policies[mode.policy].info.max_model_len,
+        description=mode.strategy.description,
+    )

@@ -1,0 +1,102 @@
+"""Server-sent events: a response that starts with its first message and ends with the client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.disconnect import ClientDisconnectedError, disconnected, run_while_connected
+
+
+def comment(text: str) -> str:
+    """A line that clients skip; it keeps proxies from closing a quiet connection."""
+    return f": {text}\n\n"
+
+
+def event(name: str | None, data: BaseModel | dict[str, Any] | str) -> str:
+    """One event, named or not; JSON holds no raw line break, so its data is one line."""
+    if isinstance(data, BaseModel):
+        data = data.model_dump_json()
+    elif not isinstance(data, str):
+        data = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return ("" if name is None else f"event: {name}\n") + f"data: {data}\n\n"
+
+
+async def open_stream(
+    request: Request,
+    messages: AsyncGenerator[str, None],
+    failed: Callable[[Exception], str],
+) -> EventStream:
+    """A response that has its first message already, so errors before it keep their own status.
+
+    Args:
+        failed: counts an error that comes later and gives the last message, which tells it.
+
+    Raises:
+        Whatever ``messages`` raises before it has anything to say; ClientDisconnectedError.
+    """
+
+    async def take_first() -> str:
+        return await anext(messages)
+
+    try:
+        first = await run_while_connected(request, take_first())
+    except BaseException:
+        await messages.aclose()
+        raise
+    return EventStream(first, messages, failed)
+
+
+class EventStream(Response):
+    """Sends messages as they come; closes their generator when they or the client end."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        first: str,
+        rest: AsyncGenerator[str, None],
+        failed: Callable[[Exception], str],
+    ) -> None:
+        # nginx would otherwise hold messages back until its buffer is full.
+        self.status_code, self.background = 200, None
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._first, self._rest, self._failed = first, rest, failed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        sending = asyncio.create_task(self._send(send))
+        leaving = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+            else:
+                self._failed(ClientDisconnectedError("the client disconnected"))
+        finally:
+            sending.cancel()
+            leaving.cancel()
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+            await self._rest.aclose()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for message in self._messages():
+            body = message.encode()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _messages(self) -> AsyncGenerator[str, None]:
+        yield self._first
+        try:
+            async for message in self._rest:
+                yield message
+        except Exception as error:  # the status is sent: an error can only be told in the stream
+            yield self._failed(error)

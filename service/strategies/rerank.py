@@ -1,0 +1,158 @@
+"""What all strategies share that draw N candidates and then choose: all but the rule."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from bestofn.errors import InvalidInputError, RewardError
+from bestofn.seeds import seed_of
+from service.strategies.collect import collect
+from service.strategies.protocol import (
+    Float,
+    Outcome,
+    Resources,
+    ScoredCandidate,
+    Scorer,
+    Strategy,
+    Task,
+    tokens_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The scored candidates of a prompt, as a rule sees them; N of them.
+
+    Attributes:
+        rewards: raw, shape ``(N,)``.
+        logprobs: nats of the whole completion under its policy, shape ``(N,)``; not a number unless
+            the strategy ``uses_logprobs``.
+        lengths: tokens, shape ``(N,)``.
+        similarity: cosines in [-1, 1], shape ``(N, N)``; ``None`` unless the rule compares texts.
+    """
+
+    rewards: Float
+    logprobs: Float
+    lengths: Float
+    similarity: Float | None = None
+
+
+class Reranker(Strategy):
+    """N candidates, each scored while the others decode, then a rule.
+
+    A rule is a distribution over the candidates; one that always takes the best puts all its mass
+    there. The draw from it is fixed by the request's seed.
+    """
+
+    compares_texts: ClassVar[bool] = False
+
+    @abstractmethod
+    def distribution(self, pool: Pool) -> Float:
+        """The probability of returning each candidate, shape ``(N,)``; sums to 1."""
+
+    async def answer(self, task: Task, resources: Resources) -> Outcome:
+        """N candidates, one of them chosen."""
+        scorer = required_scorer(resources.scorer, self.description)
+        collected = await collect(task, resources.engine, scorer, task.num_samples)
+        scored = scored_only(collected.candidates)
+        similarity = None
+        if self.compares_texts:
+            texts = [scored_candidate.candidate.text for scored_candidate in scored]
+            similarity = cosine(await resources.embedder.embed(texts))
+        weights = self.distribution(pool_of(scored, similarity))
+        selected = scored[draw(weights, task.sampling.seed)]
+        details: dict[str, object] = {}
+        if np.count_nonzero(weights) > 1:
+            details["probability"] = {
+                str(c.candidate.index): round(float(w), 6)
+                for c, w in zip(scored, weights, strict=True)
+            }
+        if similarity is not None:
+            details["embedder"] = resources.embedder.name
+        return Outcome(
+            selected,
+            collected.candidates,
+            collected.decode_ms,
+            collected.rerank_ms,
+            tokens_of(collected.candidates),
+            details,
+        )
+
+
+def required_scorer(scorer: Scorer | None, what: str) -> Scorer:
+    """The reward model.
+
+    Raises:
+        InvalidInputError: none is configured.
+    """
+    if scorer is None:
+        raise InvalidInputError(f"no reward model is configured; needed: {what}", field="mode")
+    return scorer
+
+
+def scored_only(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
+    """Those with a reward.
+
+    Raises:
+        RewardError: if no candidate has one.
+    """
+    scored = [c for c in candidates if c.reward is not None]
+    if not scored:
+        raise RewardError(f"none of the {len(candidates)} candidates could be scored")
+    return scored
+
+
+def pool_of(scored: Sequence[ScoredCandidate], similarity: Float | None = None) -> Pool:
+    """What a rule sees of scored candidates."""
+    return Pool(
+        rewards=np.array([c.reward for c in scored], dtype=np.float64),
+        logprobs=np.array([c.candidate.cumulative_logprob for c in scored], dtype=np.float64),
+        lengths=np.array([float(len(c.candidate.token_ids)) for c in scored]),
+        similarity=similarity,
+    )
+
+
+def best(values: Float) -> Float:
+    """All mass on the largest value, on the first among equals."""
+    weights = np.zeros(len(values))
+    weights[int(np.argmax(values))] = 1.0
+    return weights
+
+
+def softmax(values: Float) -> Float:
+    """``exp(values)`` normalised; ``-inf`` is probability 0."""
+    shifted = np.exp(values - values.max())
+    total: Float = shifted / shifted.sum()
+    return total
+
+
+def standardised(rewards: Float) -> Float:
+    """Mean 0 and standard deviation 1 over the candidates; all 0 where they are equal."""
+    spread = float(rewards.std())
+    centred: Float = rewards - rewards.mean()
+    return centred / spread if spread > 0 else np.zeros(len(rewards))
+
+
+def cosine(vectors: Float) -> Float:
+    """Cosines of all pairs of rows, shape ``(N, N)``; 1 with itself, 0 with a row of zeros."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    similarity: Float = np.clip(unit @ unit.T, -1.0, 1.0)
+    np.fill_diagonal(similarity, 1.0)
+    return similarity
+
+
+def draw(weights: Float, seed: int | None) -> int:
+    """An index with the probability of its weight; the same one for the same seed."""
+    if np.count_nonzero(weights) == 1:
+        return int(np.argmax(weights))
+    rng = np.random.default_rng(None if seed is None else seed_of(f"{seed}:select"))
+    # By inversion, so that rounding can never pick a candidate of weight 0 at the end.
+    cumulative = np.cumsum(weights)
+    position = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    return min(position, int(np.flatnonzero(weights)[-1]))

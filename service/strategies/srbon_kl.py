@@ -1,0 +1,38 @@
+r"""Stochastic RBoN with the KL term (arXiv 2502.12668): a candidate drawn by reward and likelihood.
+
+The distribution pi over the candidates that maximises ``pi . r - b KL(pi || p^)`` is
+``p^_i exp(r_i / b) / Z``. The paper's p^ is the policy's own probabilities of the candidates,
+normalised. Candidates drawn from the policy already come in proportion to p, so weighting by p again
+tilts towards p^2; with p^ uniform over the candidates instead (``likelihood_weight`` 0) it is soft
+best-of-N.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from service.strategies.protocol import Float
+from service.strategies.regularised import RegularisedReranker
+from service.strategies.rerank import Pool, softmax
+
+
+class SrbonKl(RegularisedReranker):
+    """``P[i] ~ p(y_i)^likelihood_weight exp(r_i / reg_strength)``."""
+
+    description: ClassVar[str] = "N samples, one drawn by reward and likelihood"
+    source: ClassVar[str] = "SRBoN-KL, arXiv 2502.12668"
+    uses_logprobs: ClassVar[bool] = True
+
+    reg_strength: float = Field(
+        0.1, gt=0, allow_inf_nan=False, description="weight of the KL; to 0: best-of-N"
+    )
+    likelihood_weight: float = Field(
+        1.0, ge=0, le=1, description="power of p(y): 1 as in the paper, 0: soft best-of-N"
+    )
+
+    def distribution(self, pool: Pool) -> Float:
+        """Softmax of the rewards over the strength, tilted by the likelihood."""
+        tilt = self.likelihood_weight * pool.logprobs
+        return softmax(self.rewards(pool) / self.reg_strength + tilt)

@@ -1,0 +1,208 @@
+r"""TreeBoN (arXiv 2410.16033): grow the answer in layers, keep the most promising branches.
+
+N roots of ``layer_tokens`` tokens; then layer by layer the best N / ``children`` partial answers get
+``children`` continuations each, until they end. A partial answer is worth its weighted implicit reward
+``sum_k w_k [log q(y_k | y_<k) - log p(y_k | y_<k)]``, ``w_k = 1 / (k + 1)``, with q a tuned checkpoint
+(DPO in the paper; vBoN does as well) and p the policy that draws, so no reward model is asked about
+unfinished text. The reward model chooses among the leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from bestofn.engine import Candidate, Engine, FinishReason
+from bestofn.errors import InvalidInputError
+from service.concurrency import all_or_first_error
+from service.strategies.protocol import Outcome, Resources, ScoredCandidate, Strategy, Task
+from service.strategies.rerank import required_scorer, scored_only
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A partial answer.
+
+    Attributes:
+        logprobs: of its tokens under the policy, nats, at temperature 1.
+        finished: why it ended; ``None`` while it can be continued.
+        worth: weighted implicit reward; 0 until it was computed.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finished: FinishReason | None
+    worth: float = 0.0
+
+
+class TreeBon(Strategy):
+    """Layered tree search, N leaves."""
+
+    description: ClassVar[str] = (
+        "a tree of partial answers, pruned by a tuned checkpoint's log-ratio"
+    )
+    source: ClassVar[str] = "arXiv 2410.16033"
+    uses_logprobs: ClassVar[bool] = True
+
+    children: int = Field(4, ge=2, description="continuations of each partial answer kept")
+    layer_tokens: int | None = Field(
+        None, ge=1, description="tokens a layer; default: a quarter of max_tokens"
+    )
+    guide: str = Field(
+        "vbon", description="the tuned policy whose log-ratio scores partial answers"
+    )
+
+    async def answer(self, task: Task, resources: Resources) -> Outcome:
+        """Layers, then the reward model over the leaves."""
+        scorer = required_scorer(resources.scorer, self.description)
+        guide = resources.policies.get(self.guide)
+        if guide is None or guide is resources.engine:
+            others = [n for n, e in resources.policies.items() if e is not resources.engine]
+            raise InvalidInputError(
+                f"guide {self.guide!r} must be another policy of this server than the one that "
+                f"draws; there are: {', '.join(others) or 'none'}",
+                field="guide",
+            )
+        started = perf_counter()
+        tree = _Tree(task, resources.engine, guide)
+        leaves = await self._grow(tree, task)
+        decoded = perf_counter()
+        candidates = [
+            Candidate(
+                i, await tree.text(leaf), leaf.token_ids, leaf.finished or "length", leaf.logprobs
+            )
+            for i, leaf in enumerate(leaves)
+        ]
+
+        async def score(candidate: Candidate) -> ScoredCandidate:
+            reward = await scorer.score(task.prompt, candidate.text)
+            scored = ScoredCandidate(candidate, reward)
+            task.observer.scored(scored)
+            return scored
+
+        for candidate in candidates:
+            task.observer.finished(candidate)
+        scored = tuple(await all_or_first_error(score(candidate) for candidate in candidates))
+        usable = scored_only(scored)
+        chosen = int(np.argmax([c.reward for c in usable if c.reward is not None]))
+        return Outcome(
+            usable[chosen],
+            scored,
+            (decoded - started) * 1e3,
+            (perf_counter() - decoded) * 1e3,
+            tree.generated_tokens,
+            {"layers": tree.layers, "guide": self.guide, "guide_tokens": tree.guide_tokens},
+        )
+
+    async def _grow(self, tree: _Tree, task: Task) -> list[Branch]:
+        width = task.num_samples
+        layer = self.layer_tokens or max(1, task.sampling.max_tokens // 4)
+        root = Branch((), (), None)
+        branches = await tree.extend([root], width, layer)
+        while any(branch.finished is None for branch in branches):
+            branches = await tree.judged(branches)
+            kept = promising(branches, max(1, width // self.children))
+            ended = [branch for branch in kept if branch.finished is not None]
+            grown = await tree.extend(
+                [branch for branch in kept if branch.finished is None], self.children, layer
+            )
+            branches = ended + grown
+        return branches
+
+
+def promising(branches: Sequence[Branch], count: int) -> list[Branch]:
+    """The ``count`` of the highest worth, in that order; the earlier among equals."""
+    order = sorted(range(len(branches)), key=lambda i: (-branches[i].worth, i))
+    return [branches[i] for i in order[:count]]
+
+
+def implicit_reward(guide: Sequence[float], policy: Sequence[float]) -> float:
+    """``sum_k [log q(y_k) - log p(y_k)] / (k + 1)``, k from 0, in nats."""
+    ratios = np.subtract(guide, policy)
+    return float((ratios / np.arange(1, len(ratios) + 1)).sum())
+
+
+class _Tree:
+    """Draws and judges branches, and counts what that took."""
+
+    def __init__(self, task: Task, engine: Engine, guide: Engine) -> None:
+        self._task, self._engine, self._guide = task, engine, guide
+        self._drawn = 0
+        self.layers = 0
+        self.generated_tokens = 0
+        self.guide_tokens = 0
+
+    async def extend(self, branches: Sequence[Branch], children: int, tokens: int) -> list[Branch]:
+        """``children`` continuations of each, of at most ``tokens`` tokens."""
+        self.layers += 1
+        grown = await all_or_first_error(
+            self._extend(branch, children, tokens, self._drawn + i * children)
+            for i, branch in enumerate(branches)
+        )
+        self._drawn += children * len(branches)
+        return [branch for group in grown for branch in group]
+
+    async def _extend(
+        self, branch: Branch, children: int, tokens: int, first_index: int
+    ) -> list[Branch]:
+        task = self._task
+        left = task.sampling.max_tokens - len(branch.token_ids)
+        stream = self._engine.generate(
+            [*task.prompt_token_ids, *branch.token_ids],
+            replace(task.sampling, max_tokens=min(tokens, left)),
+            children,
+            f"{task.request_id}-{self.layers}-{first_index}",
+            first_index,
+        )
+        found = []
+        async with aclosing(stream):
+            async for candidate in stream:
+                found.append(candidate)
+                self.generated_tokens += len(candidate.token_ids)
+        found.sort(key=lambda candidate: candidate.index)
+        return [await self._grown(branch, candidate) for candidate in found]
+
+    async def _grown(self, branch: Branch, candidate: Candidate) -> Branch:
+        ids = branch.token_ids + candidate.token_ids
+        finished: FinishReason | None = None
+        if candidate.finish_reason == "stop" or await self._stopped(ids):
+            finished = "stop"
+        elif len(ids) >= self._task.sampling.max_tokens:
+            finished = "length"
+        return Branch(ids, branch.logprobs + (candidate.token_logprobs or ()), finished)
+
+    async def judged(self, branches: Sequence[Branch]) -> list[Branch]:
+        """The same with their worth."""
+        return await all_or_first_error(self._judged(i, b) for i, b in enumerate(branches))
+
+    async def _judged(self, index: int, branch: Branch) -> Branch:
+        task = self._task
+        self.guide_tokens += len(branch.token_ids)
+        guided = await self._guide.logprobs(
+            task.prompt_token_ids,
+            list(branch.token_ids),
+            f"{task.request_id}-{self.layers}-judge-{index}",
+        )
+        return replace(branch, worth=implicit_reward(guided, branch.logprobs))
+
+    async def text(self, branch: Branch) -> str:
+        """All its layers decoded together, cut at the first stop string."""
+        text = await self._decoded(branch.token_ids)
+        ends = [text.find(stop) for stop in self._task.sampling.stop]
+        return text[: min((end for end in ends if end >= 0), default=len(text))]
+
+    async def _stopped(self, ids: tuple[int, ...]) -> bool:
+        stops = self._task.sampling.stop
+        if not stops:
+            return False
+        text = await self._decoded(ids)
+        return any(stop in text for stop in stops)
+
+    async def _decoded(self, ids: tuple[int, ...]) -> str:
+        return await self._engine.decode(self._task.prompt_token_ids, list(ids))

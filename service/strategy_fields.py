@@ -1,0 +1,80 @@
+"""The settings of all strategies as fields of a request, taken from the registry.
+
+A setting is named for what it does, so strategies may share one; a request that sends a setting of
+another strategy than it asks for is refused rather than ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from bestofn.errors import InvalidInputError
+from service.strategies import STRATEGIES, Strategy
+
+
+def _collect() -> dict[str, dict[str, FieldInfo]]:
+    """For each setting, the modes that take it."""
+    found: dict[str, dict[str, FieldInfo]] = {}
+    for mode, strategy in STRATEGIES.items():
+        for name, info in strategy.model_fields.items():
+            found.setdefault(name, {})[mode] = info
+    return found
+
+
+SETTINGS = _collect()
+
+
+def _request_field(users: Mapping[str, FieldInfo]) -> tuple[Any, Any]:
+    """An optional field whose description names the modes that take it and their defaults."""
+    infos = list(users.values())
+    annotation: Any = infos[0].annotation
+    if any(info.annotation != annotation for info in infos):
+        raise TypeError(f"strategies {', '.join(users)} share a setting of different types")
+    by_text: dict[tuple[str | None, str], list[str]] = {}
+    for mode, info in users.items():
+        by_text.setdefault((info.description, repr(info.default)), []).append(mode)
+    described = (
+        f"{', '.join(modes)}: {text}" + ("" if default == "None" else f" (default {default})")
+        for (text, default), modes in by_text.items()
+    )
+    return (annotation | None, Field(None, description="; ".join(described)))
+
+
+def with_strategy_settings(name: str, base: type[BaseModel]) -> type[BaseModel]:
+    """A request model that also has every strategy's settings."""
+    fields: dict[str, Any] = {name: _request_field(users) for name, users in SETTINGS.items()}
+    return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
+
+
+def settings_in(request: BaseModel) -> dict[str, Any]:
+    """Which strategy settings a request gives."""
+    return {name: value for name in SETTINGS if (value := getattr(request, name, None)) is not None}
+
+
+def configured(mode: str, strategy: Strategy, settings: Mapping[str, Any]) -> Strategy:
+    """The strategy with the settings a request sent.
+
+    Raises:
+        InvalidInputError: a setting it does not have, or a value out of its range.
+    """
+    if not settings:
+        return strategy
+    for name in settings:
+        if name not in type(strategy).model_fields:
+            users = ", ".join(SETTINGS.get(name, {})) or "no mode of this server"
+            raise InvalidInputError(
+                f"mode {mode!r} takes no {name}; it belongs to {users}", field=name
+            )
+    try:
+        return type(strategy).model_validate(dict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "body"
+        given = settings.get(name)
+        raise InvalidInputError(
+            f"{name}: {first['msg']}" + ("" if given is None else f" (got {given!r})"), field=name
+        ) from error

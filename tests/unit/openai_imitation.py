@@ -1,0 +1,332 @@
+"""What `vllm serve` answers, without a model: a real HTTP server, deterministic by seed.
+
+Shapes, defaults and refusals are those of vLLM 0.32's /v1/completions, /v1/models, /tokenize,
+/detokenize and /health. ``faults`` breaks one thing at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+WORDS = ("good", "bad", "dull", "superb", "odd", "warm\u2028cold", "café", "sharp")
+EOS, FIRST_CHARACTER = 9, 100
+
+
+def text_of(token_ids: Sequence[int], *, special: bool = False) -> str:
+    def one(token: int) -> str:
+        if token == EOS:
+            return "<eos>" if special else ""
+        return f" {WORDS[token]}" if token < len(WORDS) else chr(token - FIRST_CHARACTER)
+
+    return "".join(one(token) for token in token_ids)
+
+
+def logprob(before: Sequence[int], token: int) -> float:
+    return -2.0 - random.Random(f"{list(before)}{token}").random()
+
+
+def sampled(prompt: list[int], body: dict[str, Any]) -> tuple[list[int], str, Any]:
+    """Token ids, finish and stop reason of one sequence."""
+    greedy = body["temperature"] == 0
+    seed = body.get("seed")
+    source = (
+        random.Random(f"{prompt}{None if greedy else seed}")
+        if greedy or seed is not None
+        else random.Random()
+    )
+    ids: list[int] = []
+    for _ in range(body["max_tokens"]):
+        ids.append(EOS if source.random() < 0.1 and len(ids) > 2 else source.randrange(len(WORDS)))
+        if ids[-1] == EOS:
+            return ids, "stop", None
+        for stop in body.get("stop") or []:
+            if stop in text_of(ids):
+                return ids, "stop", stop
+    return ids, "length", None
+
+
+@dataclass
+class Server:
+    """One running imitation.
+
+    Attributes:
+        faults: what to do wrong; see the handlers.
+        aborted: requests whose client went away before they were answered.
+    """
+
+    model: str = "org/policy"
+    max_model_len: int = 256
+    seconds_per_token: float = 0.0
+    api_key: str | None = None
+    with_token_ids: bool = True
+    faults: set[str] = field(default_factory=set)
+    retry_after: str = "7"
+    healthy: bool = True
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    running: int = 0
+    peak: int = 0
+    aborted: int = 0
+    probes: int = 0
+    port: int = 0
+    uvicorn: Any = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def connections(self) -> int:
+        return len(self.uvicorn.server_state.connections)
+
+    def cut(self) -> None:
+        """As if the process was killed: every connection ends where it is."""
+        for connection in list(self.uvicorn.server_state.connections):
+            connection.transport.abort()
+
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/health", self.health),
+                Route("/v1/models", self.models),
+                Route("/v1/completions", self.completions, methods=["POST"]),
+                Route("/tokenize", self.tokenize, methods=["POST"]),
+                Route("/detokenize", self.detokenize, methods=["POST"]),
+            ]
+        )
+
+    async def health(self, request: Request) -> Response:
+        self.probes += 1
+        return Response(status_code=200 if self.healthy else 503)
+
+    def refused(self, request: Request, model: str | None = None) -> Response | None:
+        given = request.headers.get("authorization")
+        guarded = self.api_key and request.url.path.startswith("/v1")
+        if guarded and given != f"Bearer {self.api_key}":
+            return JSONResponse({"error": "Unauthorized"}, 401)
+        if model is not None and model != self.model:
+            return error(404, f"The model `{model}` does not exist.")
+        return None
+
+    async def models(self, request: Request) -> Response:
+        card: dict[str, Any] = {"id": self.model, "object": "model", "root": "/models/policy"}
+        if "no-context-length" not in self.faults:
+            card["max_model_len"] = self.max_model_len
+        return self.refused(request) or JSONResponse({"object": "list", "data": [card]})
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await request.json()
+        if "no-tokenizer" in self.faults:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        if "messages" in body:
+            return error(
+                400,
+                "As of transformers v4.44, default chat template is no longer allowed, so you must "
+                "provide a chat template if the tokenizer does not define one.",
+            )
+        ids = [FIRST_CHARACTER + ord(c) for c in body["prompt"]]
+        answer = {"count": len(ids), "max_model_len": self.max_model_len, "tokens": ids}
+        return self.refused(request, body["model"]) or JSONResponse(answer)
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await request.json()
+        return JSONResponse({"prompt": text_of(body["tokens"], special=True)})
+
+    async def completions(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        if (no := self.refused(request, body["model"])) is not None:
+            return no
+        for status in ("429", "500", "503"):
+            if status in self.faults:
+                headers = {"retry-after": self.retry_after} if status != "500" else {}
+                return error(int(status), "no room", headers)
+        prompt = body["prompt"]
+        if len(prompt) + body["max_tokens"] > self.max_model_len:
+            return error(400, "This model's maximum context length is 256 tokens.")
+        if body.get("stream"):
+            return StreamingResponse(self.events(body), media_type="text/event-stream")
+        deciding = asyncio.create_task(self.answer(body))
+        leaving = asyncio.create_task(disconnected(request))
+        try:
+            await asyncio.wait({deciding, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not deciding.done():
+                return Response()
+            return deciding.result()
+        finally:
+            deciding.cancel()
+            leaving.cancel()
+
+    async def answer(self, body: dict[str, Any]) -> Response:
+        ids, finish, stop = sampled(body["prompt"], body)
+        await self.decoding(len(ids))
+        choice = self.choice(body, ids, 0, visible(ids, stop))
+        choice |= {"finish_reason": finish, "stop_reason": stop}
+        if "prompt_logprobs" in body and "no-prompt-logprobs" not in self.faults:
+            prompt = body["prompt"]
+            choice["prompt_logprobs"] = [None] + [
+                {str(t): {"logprob": logprob(prompt[:i], t), "rank": 1, "decoded_token": "x"}}
+                for i, t in enumerate(prompt) if i
+            ]  # fmt: skip
+        count = len(ids) + ("miscount" in self.faults)
+        payload: Any = {
+            "id": "cmpl-1", "object": "text_completion", "model": self.model, "choices": [choice],
+            "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": count},
+        }  # fmt: skip
+        spoil(payload, self.faults)
+        content = json.dumps(payload, ensure_ascii=False).encode()
+        if "html" in self.faults:
+            content = b"<html>gateway</html>"
+        if "json-cut" in self.faults:
+            content = content[: len(content) // 2]
+        if "body-cut" in self.faults:
+            return Response(content[:-20], headers={"content-length": str(len(content))})
+        return Response(content, media_type="application/json")
+
+    async def decoding(self, tokens: int) -> None:
+        self.running += 1
+        self.peak = max(self.peak, self.running)
+        try:
+            await asyncio.sleep(1e6 if "hang" in self.faults else tokens * self.seconds_per_token)
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def events(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
+        ids, finish, stop = sampled(body["prompt"], body)
+        whole = visible(ids, stop)
+        shown = 0
+        yield ": keep-alive\n\n"
+        for i in range(len(ids)):
+            await self.decoding(1)
+            last = i == len(ids) - 1
+            # As vLLM: what may yet become a stop string is held back.
+            held = max((len(s) for s in body.get("stop") or []), default=1) - 1
+            upto = (
+                len(whole) if last else min(len(whole), max(0, len(text_of(ids[: i + 1])) - held))
+            )
+            choice = self.choice(body, ids[i : i + 1], i, whole[shown:upto], ids[:i])
+            choice |= {
+                "finish_reason": finish if last else None,
+                "stop_reason": stop if last else None,
+            }
+            shown = max(shown, upto)
+            if i == 2 and "stream-error" in self.faults:
+                yield 'data: {"error": {"message": "EngineCore died", "code": 500}}\n\n'
+                break
+            if i == 2 and "stream-garbage" in self.faults:
+                yield "data: {oops\n\n"
+            if i == 2 and "stream-ends" in self.faults:
+                return
+            if i == 2 and "stream-cut" in self.faults:
+                raise ConnectionError("cut")
+            yield data({"choices": [choice]})
+        count = len(ids) + ("miscount" in self.faults)
+        yield data({"choices": [], "usage": {"completion_tokens": count}})
+        yield "data: [DONE]\n\n"
+
+    def choice(
+        self,
+        body: dict[str, Any],
+        ids: list[int],
+        start: int,
+        text: str,
+        before: Sequence[int] = (),
+    ) -> dict[str, Any]:
+        prefix = [*body["prompt"], *before]
+        logprobs = {
+            "token_logprobs": [logprob(prefix + ids[:i], t) for i, t in enumerate(ids)],
+            "tokens": [f"token_id:{t}" if self.with_token_ids else "w" for t in ids],
+        }
+        found: dict[str, Any] = {"index": 0, "text": text, "logprobs": logprobs}
+        if body.get("return_token_ids") and self.with_token_ids:
+            found["token_ids"] = ids
+        return found
+
+
+def visible(ids: list[int], stop: str | None) -> str:
+    text = text_of(ids)
+    return text if stop is None else text[: text.index(stop)]
+
+
+def spoil(payload: dict[str, Any], faults: set[str]) -> None:
+    choice = payload["choices"][0]
+    if "no-choices" in faults:
+        del payload["choices"]
+    if "two-choices" in faults:
+        payload["choices"] *= 2
+    if "no-logprobs" in faults:
+        choice["logprobs"] = None
+    if "null-logprob" in faults:
+        choice["logprobs"]["token_logprobs"][-1] = None
+    if "nan-logprob" in faults:
+        choice["logprobs"]["token_logprobs"][-1] = float("nan")
+    if "lost-id" in faults:
+        choice["token_ids"] = choice["token_ids"][:-1]
+    if "aborted" in faults:
+        choice["finish_reason"] = "abort"
+    if "unfinished" in faults:
+        choice["finish_reason"] = None
+    if "short" in faults:
+        choice["finish_reason"] = "length"
+        choice["token_ids"] = choice["token_ids"][:1]
+        choice["logprobs"]["token_logprobs"] = choice["logprobs"]["token_logprobs"][:1]
+        payload["usage"]["completion_tokens"] = 1
+
+
+def data(payload: dict[str, Any]) -> str:
+    # Raw non-ASCII, as pydantic writes it.
+    return f"data: {json.dumps(payload, ensure_ascii=False)}\n\n"
+
+
+def error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": {"message": message, "code": status}}, status, headers)
+
+
+async def disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@asynccontextmanager
+async def imitation(port: int = 0, **settings: Any) -> AsyncGenerator[Server, None]:
+    """A running server on a free port, or on that one."""
+    server = Server(**settings)
+    # asyncio switches Nagle's delay of small writes off only for sockets that are explicitly TCP.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(("127.0.0.1", port))
+    server.port = listening.getsockname()[1]
+    config = uvicorn.Config(server.app(), log_level="critical", access_log=False, lifespan="off")
+    config.timeout_graceful_shutdown = 0
+    server.uvicorn = uvicorn.Server(config)
+    server.uvicorn.capture_signals = nullcontext
+    serving = asyncio.create_task(server.uvicorn.serve(sockets=[listening]))
+    while not server.uvicorn.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.005)
+    try:
+        yield server
+    finally:
+        server.cut()
+        server.uvicorn.should_exit = True
+        await serving
+        listening.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

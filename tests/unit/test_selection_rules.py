@@ -1,0 +1,288 @@
+"""The rules by which candidates are chosen, against brute force and known limits."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from scipy.stats import t as student_t
+
+from service.strategies import STRATEGIES
+from service.strategies.adaptive_bon import expected_gain
+from service.strategies.bon import BestOfN
+from service.strategies.bon_uniform_top import BonUniformTop
+from service.strategies.mbr_bon import MbrBon
+from service.strategies.pessimistic_bon import PessimisticBon, normalising_level
+from service.strategies.rbon_kl import RbonKl
+from service.strategies.rbon_length import RbonLength
+from service.strategies.rerank import Pool, Reranker, cosine, draw, standardised
+from service.strategies.soft_bon import SoftBestOfN
+from service.strategies.speculative_rejection import SpeculativeRejection
+from service.strategies.srbon_kl import SrbonKl
+from service.strategies.srbon_wd import SrbonWd
+from service.strategies.treebon import implicit_reward
+
+finite = st.floats(-20, 20, allow_subnormal=False)
+
+
+def pools(smallest: int = 1) -> st.SearchStrategy[Pool]:
+    def build(count: int) -> st.SearchStrategy[Pool]:
+        vector = st.lists(finite, min_size=count, max_size=count).map(np.array)
+        rows = st.lists(vector, min_size=count, max_size=count).map(np.array)
+        lengths = st.lists(st.integers(1, 40), min_size=count, max_size=count)
+        return st.builds(
+            Pool,
+            rewards=vector,
+            logprobs=vector.map(lambda v: -np.abs(v)),
+            lengths=lengths.map(lambda v: np.array(v, dtype=float)),
+            similarity=rows.map(cosine),
+        )
+
+    return st.integers(smallest, 9).flatmap(build)
+
+
+RULES = [strategy() for strategy in STRATEGIES.values() if issubclass(strategy, Reranker)]
+
+
+def test_all_rules_are_here() -> None:
+    assert len(RULES) == 9
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@given(pool=pools())
+def test_every_rule_is_a_distribution(rule: Reranker, pool: Pool) -> None:
+    weights = rule.distribution(pool)
+    assert weights.shape == pool.rewards.shape
+    assert (weights >= 0).all()
+    assert weights.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
+@given(pool=pools(2), data=st.data())
+def test_no_rule_depends_on_the_order(rule: Reranker, pool: Pool, data: st.DataObject) -> None:
+    """But for ties, which go to the lower index."""
+    if len(np.unique(pool.rewards)) < len(pool.rewards) or np.ptp(pool.rewards) < 1e-6:
+        return
+    order = np.array(data.draw(st.permutations(range(len(pool.rewards)))))
+    assert pool.similarity is not None
+    moved = Pool(
+        pool.rewards[order], pool.logprobs[order], pool.lengths[order],
+        pool.similarity[np.ix_(order, order)],
+    )  # fmt: skip
+    first, second = rule.distribution(pool)[order], rule.distribution(moved)
+    if np.abs(first - second).max() > 1e-9:
+        # Only where two candidates are worth the same to rounding.
+        assert rule_is_tied(rule, pool)
+
+
+def rule_is_tied(rule: Reranker, pool: Pool) -> bool:
+    nudged = Pool(
+        pool.rewards + 1e-7 * np.arange(len(pool.rewards)), pool.logprobs, pool.lengths,
+        pool.similarity,
+    )  # fmt: skip
+    back = Pool(
+        pool.rewards - 1e-7 * np.arange(len(pool.rewards)), pool.logprobs, pool.lengths,
+        pool.similarity,
+    )  # fmt: skip
+    a, b = rule.distribution(nudged), rule.distribution(back)
+    return bool(np.abs(a - b).max() > 1e-9)
+
+
+def example() -> Pool:
+    vectors = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0]])
+    return Pool(
+        rewards=np.array([1.0, 1.2, 0.9, 1.5]),
+        logprobs=np.array([-4.0, -5.0, -3.0, -9.0]),
+        lengths=np.array([4.0, 5.0, 3.0, 2.0]),
+        similarity=cosine(vectors),
+    )
+
+
+def chosen(rule: Reranker, pool: Pool | None = None) -> int:
+    weights = rule.distribution(pool or example())
+    assert np.count_nonzero(weights) == 1
+    return int(np.argmax(weights))
+
+
+def test_bon_takes_the_first_of_the_highest() -> None:
+    pool = Pool(np.array([1.0, 3.0, 3.0]), np.zeros(3), np.ones(3))
+    assert chosen(BestOfN(), pool) == 1
+
+
+def test_regularised_choices_by_hand() -> None:
+    # r + b log p: 1 - .4, 1.2 - .5, .9 - .3, 1.5 - .9
+    assert chosen(RbonKl(reg_strength=0.1, normalise_rewards=False)) == 1
+    # r - b / |y|: 1 - .5, 1.2 - .4, .9 - .67, 1.5 - 1
+    assert chosen(RbonLength(reg_strength=2.0, normalise_rewards=False)) == 1
+    # mean similarity about .75, .77, .72, .27
+    assert chosen(MbrBon(reg_strength=1.0, normalise_rewards=False)) == 1
+    for rule in (RbonKl, RbonLength, MbrBon):
+        assert chosen(rule(reg_strength=0.0)) == 3
+        assert chosen(rule(reg_strength=0.0, normalise_rewards=False)) == 3
+
+
+@given(pool=pools(2))
+def test_mbr_is_the_wasserstein_distance_to_the_others(pool: Pool) -> None:
+    """W1(delta_y, p^) with cost 1 - sim has one transport plan."""
+    assert pool.similarity is not None
+    rule = MbrBon(reg_strength=0.7, normalise_rewards=False)
+    worth = [
+        pool.rewards[y]
+        - 0.7 * np.mean([1 - pool.similarity[y, j] for j in range(len(pool.rewards))])
+        for y in range(len(pool.rewards))
+    ]
+    assert worth[chosen(rule, pool)] == pytest.approx(max(worth))
+
+
+@given(pool=pools(), temperature=st.floats(0.05, 5))
+def test_soft_bon_by_brute_force(pool: Pool, temperature: float) -> None:
+    weights = SoftBestOfN(reward_temperature=temperature).distribution(pool)
+    shifted = [math.exp((r - max(pool.rewards)) / temperature) for r in pool.rewards]
+    assert weights == pytest.approx([w / sum(shifted) for w in shifted])
+
+
+def test_soft_bon_tends_to_bon_and_to_uniform() -> None:
+    assert SoftBestOfN(reward_temperature=1e-3).distribution(example())[3] == pytest.approx(1)
+    uniform = SoftBestOfN(reward_temperature=1e6).distribution(example())
+    assert uniform == pytest.approx(np.full(4, 0.25), abs=1e-5)
+
+
+@given(pool=pools(), effective_n=st.integers(1, 12))
+def test_uniform_top_keeps_the_best_share(pool: Pool, effective_n: int) -> None:
+    weights = BonUniformTop(effective_n=effective_n).distribution(pool)
+    kept = np.flatnonzero(weights)
+    count = math.ceil(len(pool.rewards) / effective_n)
+    assert len(kept) == count
+    assert weights[kept] == pytest.approx(np.full(count, 1 / count))
+    assert sorted(pool.rewards[kept]) == sorted(pool.rewards)[-count:]
+
+
+@given(pool=pools(), strength=st.floats(1e-3, 10))
+def test_pessimism_weights_have_mean_one(pool: Pool, strength: float) -> None:
+    level = normalising_level(pool.rewards, strength)
+    raw = np.maximum(pool.rewards - level, 0) / strength
+    assert raw.mean() == pytest.approx(1, rel=1e-6, abs=1e-6)
+    weights = PessimisticBon(reg_strength=strength).distribution(pool)
+    assert weights == pytest.approx(raw / len(raw), abs=1e-6)
+
+
+def test_pessimism_is_the_optimum_of_reward_less_chi_squared() -> None:
+    """Maximises w . r - b/2 (N |w|^2 - 1) on the simplex: no random direction improves on it."""
+    pool, strength = example(), 0.4
+    weights = PessimisticBon(reg_strength=strength).distribution(pool)
+
+    def value(w: np.ndarray) -> float:
+        return float(w @ pool.rewards - strength / 2 * (len(w) * (w @ w) - 1))
+
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        assert value(rng.dirichlet(np.full(4, 0.5))) <= value(weights) + 1e-12
+
+
+def test_pessimism_with_a_vanishing_strength_is_bon() -> None:
+    assert chosen(PessimisticBon(reg_strength=1e-300)) == 3
+
+
+@given(pool=pools(), strength=st.floats(0.1, 5), tilt=st.floats(0, 1))
+def test_srbon_kl_by_brute_force(pool: Pool, strength: float, tilt: float) -> None:
+    rule = SrbonKl(reg_strength=strength, likelihood_weight=tilt, normalise_rewards=False)
+    logits = pool.rewards / strength + tilt * pool.logprobs
+    expected = np.exp(logits - np.logaddexp.reduce(logits))
+    assert rule.distribution(pool) == pytest.approx(expected, abs=1e-12)
+
+
+def test_srbon_kl_without_likelihood_is_soft_bon() -> None:
+    rule = SrbonKl(reg_strength=0.3, likelihood_weight=0, normalise_rewards=False)
+    soft = SoftBestOfN(reward_temperature=0.3)
+    assert rule.distribution(example()) == pytest.approx(soft.distribution(example()))
+
+
+@given(pool=pools(2), strength=st.floats(0, 30))
+def test_srbon_wd_is_the_linear_programs_optimum(pool: Pool, strength: float) -> None:
+    """max over transport plans g >= 0 with row sums 1/N of sum_ij g_ij (r_j - b c_ij)."""
+    assert pool.similarity is not None
+    count = len(pool.rewards)
+    cost = 1 - pool.similarity
+    gain = pool.rewards[None, :] - strength * cost
+    rows = np.kron(np.eye(count), np.ones(count))
+    solved = linprog(-gain.ravel(), A_eq=rows, b_eq=np.full(count, 1 / count), method="highs")
+    weights = SrbonWd(reg_strength=strength, normalise_rewards=False).distribution(pool)
+    # The cheapest way to bring p^ to the distribution found, by a second linear program.
+    both = np.vstack([rows, np.kron(np.ones(count), np.eye(count))])
+    moved = linprog(
+        cost.ravel(), A_eq=both, b_eq=np.concatenate([np.full(count, 1 / count), weights]),
+        method="highs",
+    )  # fmt: skip
+    value = weights @ pool.rewards - strength * moved.fun
+    assert value == pytest.approx(-solved.fun, rel=1e-6, abs=1e-6)
+
+
+@settings(max_examples=25)
+@given(rewards=st.lists(finite, min_size=3, max_size=12).map(np.array))
+def test_expected_gain_is_the_integral(rewards: np.ndarray) -> None:
+    scale = rewards.std(ddof=1) * math.sqrt(1 + 1 / len(rewards))
+    if scale < 1e-3:
+        return
+    predicted = student_t(len(rewards) - 1, loc=rewards.mean(), scale=scale)
+    # E[(r - b)+] is the integral of P[r > x] above b; by quantiles, as its tail is heavy.
+    above = 1 - np.geomspace(1e-12, predicted.sf(rewards.max()), 20_001)[::-1]
+    x = predicted.ppf(above)
+    integral = float(np.trapezoid(predicted.sf(x), x))
+    assert expected_gain(rewards) == pytest.approx(integral, rel=1e-2, abs=1e-6 * scale)
+
+
+def test_expected_gain_at_the_edges() -> None:
+    assert expected_gain(np.array([1.0, 2.0])) == math.inf
+    assert expected_gain(np.array([1.0, 1.0, 1.0])) == 0.0
+    assert expected_gain(np.array([0.0, 1.0, 9.0])) < expected_gain(np.array([0.0, 8.0, 9.0]))
+
+
+@pytest.mark.parametrize(
+    ("scores", "ended", "gone"),
+    [
+        ([4.0, 3.0, 2.0, 1.0], [False] * 4, [2, 3]),
+        ([4.0, 3.0, 2.0, 1.0], [False, False, False, True], [2]),  # finished: nothing to save
+        ([1.0, 1.0, 1.0, 1.0], [False] * 4, [2, 3]),  # ties: the lower indices stay
+        ([None, 3.0, 2.0, None], [False] * 4, [2]),  # no score, no verdict
+        ([1.0], [False], []),
+        ([1.0, 2.0, 3.0], [False] * 3, [0]),
+    ],
+)
+def test_what_is_rejected(scores: list[float | None], ended: list[bool], gone: list[int]) -> None:
+    assert sorted(SpeculativeRejection().rejected(scores, ended)) == gone
+
+
+def test_never_fewer_than_keep_are_left() -> None:
+    rule = SpeculativeRejection(reject_fraction=0.9, keep=3)
+    assert rule.rejected([5.0, 4.0, 3.0, 2.0, 1.0], [False] * 5) == [3, 4]
+
+
+def test_implicit_reward_by_hand() -> None:
+    # (-1 + 2) / 1 + (-3 + 1) / 2 + (-.5 + .5) / 3
+    assert implicit_reward([-1, -3, -0.5], [-2, -1, -0.5]) == pytest.approx(0.0)
+    assert implicit_reward([], []) == 0.0
+
+
+def test_draw_follows_the_weights_and_the_seed() -> None:
+    """Each of 4,000 counts within 5 standard deviations: false alarm below 2e-6."""
+    weights = np.array([0.1, 0.0, 0.6, 0.3])
+    counts = np.bincount([draw(weights, seed) for seed in range(4000)], minlength=4)
+    for weight, count in zip(weights, counts, strict=True):
+        assert abs(count - 4000 * weight) <= 5 * math.sqrt(4000 * weight * (1 - weight))
+    assert [draw(weights, 7) for _ in range(5)] == [draw(weights, 7)] * 5
+
+
+def test_standardised() -> None:
+    values = standardised(np.array([1.0, 2.0, 6.0]))
+    assert (values.mean(), values.std()) == pytest.approx((0, 1))
+    assert standardised(np.array([2.0, 2.0])).tolist() == [0, 0]
+
+
+def test_cosine_of_empty_texts_is_zero() -> None:
+    similarity = cosine(np.array([[3.0, 0.0], [0.0, 0.0], [1.0, 1.0]]))
+    assert similarity[0] == pytest.approx([1, 0, math.sqrt(0.5)])
+    assert similarity[1].tolist() == [0, 1, 0]

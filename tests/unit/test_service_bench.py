@@ -1,0 +1,103 @@
+"""The arithmetic of the service's bench, and its load client against a real server."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from bestofn.errors import InvalidInputError
+from bestofn.statistics import Spread
+from service.bench.config import ROWS as DEFAULT_ROWS
+from service.bench.config import BenchSettings
+from service.bench.frontier import Spent, crossing, relative_cost
+from service.bench.harness import Figure, in_turns, ratios, served
+from service.bench.load import Job, load_elsewhere, run_load
+from service.bench.rows import ROWS
+from service.bench.run import run_bench, table_of
+from tests.unit.fakes import make_runtime
+
+
+async def test_sides_take_turns_and_the_warm_up_is_thrown_away() -> None:
+    calls: list[str] = []
+
+    async def side(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    a, b = await in_turns(3, lambda: side("a"), lambda: side("b"))
+    assert "".join(calls) == "ab" + "ab" + "ba" + "ab"
+    assert (a, b) == ([3.0, 6.0, 7.0], [4.0, 5.0, 8.0])
+
+
+def test_ratios_are_of_neighbours() -> None:
+    assert ratios([2, 9, 4], [1, 3, 4]) == Spread(2.0, 1.0, 3.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "goal", "at_least", "reached"),
+    [(0.96, 0.95, True, True), (0.94, 0.95, True, False), (0.4, 0.5, False, True), (1, None, True, None)],
+)  # fmt: skip
+def test_reached(value: float, goal: float | None, at_least: bool, reached: bool | None) -> None:
+    assert Figure("x", Spread(value, 0, 9, 1), goal, at_least, "").reached is reached
+
+
+def test_crossing_by_hand() -> None:
+    tokens, rewards = np.array([10.0, 30.0, 20.0]), np.array([1.0, 3.0, 2.5])
+    assert crossing(tokens, rewards, 0.5) == 10
+    assert crossing(tokens, rewards, 1.75) == 15
+    assert crossing(tokens, rewards, 2.75) == 25
+    assert crossing(tokens, rewards, 4) == math.inf
+
+
+def test_relative_cost_is_paired_over_prompts() -> None:
+    """Prompts differ by far more than methods do; the interval must not show that."""
+    rng = np.random.default_rng(3)
+    level = rng.normal(0, 50, 40)
+    target = Spent(level + 2.0, np.full(40, 100.0))
+    curve = [Spent(level + gain, np.full(40, cost)) for gain, cost in ((1, 20.0), (3, 60.0))]
+    found = relative_cost(curve, target)
+    assert (found.median, found.low, found.high) == pytest.approx((0.4, 0.4, 0.4))
+
+
+def test_prompts_without_a_reward_are_left_out_everywhere() -> None:
+    target = Spent(np.array([1.0, 1.0, np.nan]), np.array([10.0, 10.0, 999.0]))
+    curve = [Spent(np.array([0.0, np.nan, 5.0]), np.array([1.0, 1.0, 1.0])),
+             Spent(np.array([2.0, 2.0, 2.0]), np.array([5.0, 500.0, 500.0]))]  # fmt: skip
+    assert relative_cost(curve, target).median == pytest.approx(0.3)
+    assert relative_cost(curve, target).count == 1
+
+
+def test_unknown_rows_are_named() -> None:
+    with pytest.raises(InvalidInputError, match="no row 'speed'"):
+        run_bench(BenchSettings(rows=["speed"]))
+
+
+def test_every_default_row_exists() -> None:
+    assert set(DEFAULT_ROWS) <= ROWS.keys()
+
+
+def test_table_shows_goal_and_verdict() -> None:
+    figure = Figure("a ratio", Spread(0.9, 0.8, 1.0, 5), 0.95, True, "1 against 2")
+    table = table_of(BenchSettings(), [figure])
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[1] == ["0.9 \\[0.8, 1]"]
+    assert (cells[2], cells[3]) == ([">= 0.95"], ["no"])
+
+
+async def test_load_counts_what_the_server_says() -> None:
+    async with served(make_runtime()) as url:
+        bodies = [{"prompt": f"prompt {i}", "n": 4, "max_tokens": 6, "seed": i} for i in range(9)]
+        found = await run_load(Job(f"{url}/generate?mode=bon", bodies, 3))
+        again = await load_elsewhere(Job(f"{url}/generate?mode=bon", bodies, 2))
+        broken = await run_load(Job(f"{url}/generate?mode=bon", [*bodies, {"prompt": ""}], 3))
+        with pytest.raises(RuntimeError, match="'422': 1"):
+            await load_elsewhere(Job(f"{url}/generate?mode=bon", [{"prompt": ""}], 1))
+    assert len(found.latencies_s) == 9
+    assert (found.rewards, found.generated_tokens) == (again.rewards, again.generated_tokens)
+    assert broken.errors == {"422": 1}
+    assert broken.rewards == found.rewards
+    assert found.tokens_per_second == pytest.approx(sum(found.generated_tokens) / found.seconds)
+    assert all(scoring > 0 for scoring in found.scoring_ms)
+    assert all(rerank >= 0 for rerank in found.rerank_ms)

@@ -1,0 +1,468 @@
+"""Every strategy through the real application, with the fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from bestofn.embedders import open_embedder
+from bestofn.embedders.ngrams import NgramEmbedder
+from bestofn.engine import Sampling
+from bestofn.engine.fake import FakeEngine, words
+from bestofn.errors import CheckpointError, InvalidInputError, RewardError
+from bestofn.prompts import Prompt
+from service.strategies import STRATEGIES, Resources, Strategy, Task
+from service.strategies.adaptive_bon import AdaptiveBon, expected_gain
+from service.strategies.bon import BestOfN
+from service.strategies.soft_bon import SoftBestOfN
+from service.strategies.speculative_rejection import SpeculativeRejection
+from service.strategies.treebon import TreeBon
+from service.strategy_fields import SETTINGS
+from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+
+BODY: dict[str, Any] = {"prompt": "the film was", "n": 8, "max_tokens": 16, "seed": 3}
+
+
+async def post(client: httpx.AsyncClient, mode: str, policy: str = "", **changes: Any) -> Any:
+    params = {"mode": mode} | ({"policy": policy} if policy else {})
+    return await client.post("/generate", params=params, json={**BODY, **changes})
+
+
+class InstantScorer:
+    name = revision = "instant"
+
+    def __init__(self) -> None:
+        self.scored: list[str] = []
+
+    async def score(self, prompt: Prompt, completion: str) -> float | None:
+        await asyncio.sleep(0)
+        self.scored.append(completion)
+        return score_text(completion)
+
+
+async def ask(
+    strategy: Strategy,
+    *,
+    n: int = 8,
+    max_tokens: int = 24,
+    seed: int | None = 3,
+    engine: FakeEngine | None = None,
+    guide: FakeEngine | None = None,
+    scorer: Any = None,
+    stop: tuple[str, ...] = (),
+) -> tuple[Any, FakeEngine]:
+    """One answer and the engine that gave it."""
+    engine, guide = engine or FakeEngine("fake-ref"), guide or FakeEngine("fake-vbon")
+    for one in (engine, guide):
+        await one.start()
+    resources = Resources(
+        engine, {"ref": engine, "vbon": guide}, scorer or InstantScorer(), NgramEmbedder()
+    )
+    prompt = Prompt(text="the film was")
+    task = Task(
+        prompt,
+        await engine.encode(prompt),
+        Sampling(max_tokens=max_tokens, seed=seed, stop=stop),
+        n,
+        "t",
+    )
+    return await strategy.answer(task, resources), engine
+
+
+@pytest.mark.parametrize("mode", STRATEGIES)
+async def test_every_mode_answers_and_says_what_it_did(mode: str) -> None:
+    async with serving(make_runtime()) as (_, client):
+        answer = (await post(client, mode, return_candidates=True)).json()
+        again = (await post(client, mode, return_candidates=True)).json()
+    assert answer["mode"] == mode
+    assert answer["strategy"] == STRATEGIES[mode]().model_dump(mode="json")
+    by_index = {c["index"]: c for c in answer["candidates"]}
+    selected = by_index[answer["selected_index"]]
+    assert (answer["text"], answer["reward"]) == (selected["text"], selected["reward"])
+    assert selected["finish_reason"] != "rejected"
+    assert answer["reward"] == pytest.approx(score_text(answer["text"]))
+    assert answer["usage"]["returned_tokens"] == selected["num_tokens"]
+    # One seed, one answer; how far a rejected candidate came depends on the moment of its abort.
+    for one, other in zip(answer["candidates"], again["candidates"], strict=True):
+        differing = {key for key in one if one[key] != other[key]}
+        if one["finish_reason"] == "rejected":
+            differing -= {"num_tokens", "cumulative_logprob"}
+        assert not differing
+    assert answer["selected_index"] == again["selected_index"]
+
+
+@pytest.mark.parametrize("mode", STRATEGIES)
+async def test_every_mode_works_over_a_tuned_policy(mode: str) -> None:
+    guide = {"guide": "ref"} if mode == "treebon" else {}
+    async with serving(make_runtime()) as (_, client):
+        response = await post(client, mode, policy="vbon", **guide)
+    assert response.status_code == 200, response.text
+    assert response.json()["policy"]["name"] == "vbon"
+
+
+@pytest.mark.parametrize("mode", STRATEGIES)
+async def test_every_mode_needs_a_reward_model(mode: str) -> None:
+    async with serving(make_runtime(without_reward=True)) as (_, client):
+        response = await post(client, mode)
+    assert response.status_code == 422
+    assert "needs a reward model" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("mode", STRATEGIES)
+async def test_every_mode_leaves_nothing_running_when_scoring_fails(mode: str) -> None:
+    class Broken(FakeReward):
+        def score(self, items: Any) -> list[float | None]:
+            raise RuntimeError("no")
+
+    engines = {name: FakeEngine(name, seconds_per_token=0.001) for name in ("ref", "vbon")}
+    async with serving(make_runtime(reward=Broken(), engines=engines)) as (_, client):
+        response = await post(client, mode)
+        assert (response.status_code, response.json()["error"]["type"]) == (502, "reward_error")
+    assert [engine.running for engine in engines.values()] == [0, 0]
+
+
+@pytest.mark.parametrize("mode", STRATEGIES)
+async def test_every_mode_stops_when_cancelled(mode: str) -> None:
+    engine = FakeEngine(seconds_per_token=0.05)
+    task = asyncio.create_task(ask(STRATEGIES[mode](), engine=engine))
+    await asyncio.sleep(0.12)
+    assert engine.running > 0
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.running == 0
+
+
+@pytest.mark.parametrize("mode", STRATEGIES)
+async def test_candidates_without_a_score_are_passed_over(mode: str) -> None:
+    class Picky(FakeReward):
+        def score(self, items: Any) -> list[float | None]:
+            return [
+                None if i.completion.endswith("superb") else score_text(i.completion) for i in items
+            ]
+
+    class Silent(FakeReward):
+        def score(self, items: Any) -> list[float | None]:
+            return [None for _ in items]
+
+    async with serving(make_runtime(reward=Picky())) as (_, client):
+        answer = (await post(client, mode, n=16, max_tokens=6)).json()
+    assert not answer["text"].endswith("superb")
+    async with serving(make_runtime(reward=Silent())) as (_, client):
+        response = await post(client, mode)
+    assert response.json()["error"]["type"] == "reward_error"
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings", "field", "words"),
+    [
+        ("bon", {"reward_temperature": 1}, "reward_temperature", "it belongs to soft-bon"),
+        ("vbon", {"reg_strength": 1}, "reg_strength", "mode 'vbon' takes no reg_strength"),
+        ("soft-bon", {"reward_temperature": 0}, "reward_temperature", "greater than 0 (got 0"),
+        ("soft-bon", {"reward_temperature": "warm"}, "reward_temperature", "valid number"),
+        ("srbon-kl", {"reg_strength": 0}, "reg_strength", "greater than 0"),
+        ("adaptive-bon", {"max_n": 3, "min_n": 5}, "body", "max_n 3 is below min_n 5"),
+        ("adaptive-bon", {"max_n": 500}, "max_n", "at most 128"),
+        ("treebon", {"guide": "nobody"}, "guide", "there are: vbon"),
+        ("treebon", {"guide": "ref"}, "guide", "another policy"),
+        ("speculative-rejection", {"reject_fraction": 1}, "reject_fraction", "less than 1"),
+    ],
+)  # fmt: skip
+async def test_bad_settings_name_the_field(
+    mode: str, settings: dict[str, Any], field: str, words: str
+) -> None:
+    async with serving(make_runtime()) as (_, client):
+        response = await post(client, mode, **settings)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert field in (error["param"] or "")
+    assert words in error["message"]
+
+
+async def test_policy_must_be_one_and_single_modes_are_their_own() -> None:
+    async with serving(make_runtime()) as (_, client):
+        unknown = (await post(client, "bon", policy="nobody")).json()["error"]
+        single = (await post(client, "vbon", policy="ref")).json()["error"]
+        same = await post(client, "vbon", policy="vbon")
+    assert unknown["message"] == "policy 'nobody' is not configured; this server has ref, vbon"
+    assert single["message"] == "mode 'vbon' is one sample of policy 'vbon'; ask for mode 'ref'"
+    assert same.status_code == 200
+
+
+async def test_settings_are_in_the_schema_with_their_modes() -> None:
+    async with serving(make_runtime()) as (_, client):
+        spec = (await client.get("/openapi.json")).json()
+    fields = spec["components"]["schemas"]["GenerateRequest"]["properties"]
+    assert SETTINGS.keys() <= fields.keys()
+    assert "soft-bon: in units of reward" in fields["reward_temperature"]["description"]
+    assert "(default 1.0)" in fields["reward_temperature"]["description"]
+    assert "rbon-kl, rbon-length, mbr-bon, srbon-wd:" in fields["reg_strength"]["description"]
+
+
+async def test_compare_takes_settings_by_mode() -> None:
+    body = {
+        "prompts": ["one", "two"],
+        "n": 4,
+        "max_tokens": 8,
+        "seed": 1,
+        "modes": ["ref", "soft-bon"],
+    }
+    async with serving(make_runtime()) as (_, client):
+        settings = {"soft-bon": {"reward_temperature": 0.25}}
+        found = (await client.post("/compare", json={**body, "settings": settings})).json()
+        stray = await client.post("/compare", json={**body, "settings": {"bon": {}}})
+    assert found["modes"][1]["strategy"] == {"reward_temperature": 0.25}
+    assert stray.status_code == 422
+    assert "'bon', which is not compared" in stray.json()["error"]["message"]
+
+
+# Drawing by a distribution
+
+
+async def test_soft_bon_draws_by_its_weights() -> None:
+    """Over 600 seeds of the choice; each count within 5 sd, false alarm below 1e-5 in all."""
+    strategy = SoftBestOfN(reward_temperature=0.5)
+    expected, counts = np.zeros(4), Counter[int]()
+    for seed in range(600):
+        outcome, _ = await ask(strategy, n=4, max_tokens=4, seed=seed)
+        rewards = np.array([c.reward for c in outcome.candidates])
+        order = np.argsort(rewards, kind="stable")
+        weights = np.exp(np.sort(rewards) / 0.5)
+        expected += weights / weights.sum()
+        counts[list(order).index(outcome.selected.candidate.index)] += 1
+        reported = outcome.details["probability"]
+        assert sum(reported.values()) == pytest.approx(1, abs=1e-5)
+    for rank in range(4):
+        assert abs(counts[rank] - expected[rank]) <= 5 * math.sqrt(expected[rank])
+
+
+# Adaptive
+
+
+async def test_adaptive_candidates_are_the_first_of_bons() -> None:
+    adaptive, _ = await ask(AdaptiveBon(min_n=4, round_size=3), n=16)
+    bon, _ = await ask(BestOfN(), n=16)
+    drawn = len(adaptive.candidates)
+    assert adaptive.candidates == bon.candidates[:drawn]
+    assert adaptive.details["candidates"] == drawn
+    assert adaptive.generated_tokens == sum(len(c.candidate.token_ids) for c in adaptive.candidates)
+
+
+@pytest.mark.parametrize("unit", ["sd", "reward"])
+async def test_adaptive_stops_by_its_rule(unit: Any) -> None:
+    """Whatever was drawn, the rule said "go on" before every round and "stop" (or max) after all."""
+    for seed in range(12):
+        strategy = AdaptiveBon(min_n=3, round_size=2, candidate_cost=0.15, cost_unit=unit)
+        outcome, _ = await ask(strategy, n=12, seed=seed)
+        rewards = np.array([c.reward for c in outcome.candidates])
+
+        def worth_it(count: int, rewards: np.ndarray = rewards) -> bool:
+            cost = 0.15 * (rewards[:count].std(ddof=1) if unit == "sd" else 1.0)
+            return expected_gain(rewards[:count]) >= cost
+
+        rounds = range(3, len(rewards), 2)
+        assert all(worth_it(count) for count in rounds)
+        assert len(rewards) == 12 or not worth_it(len(rewards))
+        assert outcome.details["stopped_early"] == (len(rewards) < 12)
+        assert outcome.selected.reward == rewards.max()
+
+
+async def test_adaptive_limits() -> None:
+    free, _ = await ask(AdaptiveBon(candidate_cost=0), n=10)
+    dear, _ = await ask(AdaptiveBon(candidate_cost=100), n=10)
+    capped, _ = await ask(AdaptiveBon(candidate_cost=0, max_n=5), n=10)
+    small, _ = await ask(AdaptiveBon(candidate_cost=0), n=2)
+    counts = [len(outcome.candidates) for outcome in (free, dear, capped, small)]
+    assert counts == [10, 4, 5, 2]
+    assert free.details["rounds"] == 4  # 4 + 2 + 2 + 2
+    assert AdaptiveBon(max_n=40).most_candidates(16) == 40
+    assert AdaptiveBon(min_n=4, round_size=6).sequences(16) == 6
+
+
+# Speculative rejection
+
+
+async def test_rejected_candidates_are_aborted_and_cost_only_what_they_decoded() -> None:
+    engine = FakeEngine(seconds_per_token=0.002)
+    outcome, _ = await ask(SpeculativeRejection(check_tokens=4), n=16, max_tokens=40, engine=engine)
+    rejected = [c for c in outcome.candidates if c.candidate.finish_reason == "rejected"]
+    assert rejected
+    assert engine.running == 0
+    assert engine.aborted == len(rejected)
+    # What was decoded in the moment of the abort may have gone unseen: at most a token each.
+    assert 0 <= engine.decoded_tokens - outcome.generated_tokens <= len(rejected)
+    whole, _ = await ask(BestOfN(), n=16, max_tokens=40)
+    assert outcome.generated_tokens < 0.8 * whole.generated_tokens
+    assert sum(check["rejected"] for check in outcome.details["checks"]) == len(rejected)
+
+
+async def test_survivors_are_bons_candidates_and_the_best_of_them_wins() -> None:
+    slow = FakeEngine(seconds_per_token=0.002)
+    outcome, _ = await ask(SpeculativeRejection(check_tokens=4), n=16, max_tokens=40, engine=slow)
+    whole, _ = await ask(BestOfN(), n=16, max_tokens=40)
+    survivors = [c for c in outcome.candidates if c.candidate.finish_reason != "rejected"]
+    for survivor in survivors:
+        assert survivor == whole.candidates[survivor.candidate.index]
+    for given_up in outcome.candidates:
+        ids = whole.candidates[given_up.candidate.index].candidate.token_ids
+        assert ids[: len(given_up.candidate.token_ids)] == given_up.candidate.token_ids
+    assert outcome.selected.reward == max(c.reward for c in survivors)
+
+
+async def test_who_is_rejected_follows_from_the_scores_at_the_check() -> None:
+    outcome, _ = await ask(
+        SpeculativeRejection(check_tokens=6, keep=4),
+        n=8,
+        max_tokens=12,
+        engine=FakeEngine(seconds_per_token=0.01),
+    )
+    whole, _ = await ask(BestOfN(), n=8, max_tokens=12)
+    at_check = [score_text(words(c.candidate.token_ids[:6])) for c in whole.candidates]
+    ended = [len(c.candidate.token_ids) <= 6 for c in whole.candidates]
+    expected = SpeculativeRejection(keep=4).rejected(at_check, ended)
+    found = [
+        c.candidate.index for c in outcome.candidates if c.candidate.finish_reason == "rejected"
+    ]
+    assert sorted(found) == sorted(expected)
+
+
+async def test_what_a_leader_decoded_meanwhile_is_not_looked_at() -> None:
+    """Every other candidate comes in one step, past the check, as to a reader who was late."""
+
+    class Uneven(FakeEngine):
+        async def stream(self, ids: Any, sampling: Any, index: int, request_id: str) -> Any:  # type: ignore[override]
+            async for partial in super().stream(ids, sampling, index, request_id):
+                if index % 2 or partial.finish_reason is not None:
+                    yield partial
+
+    strategy = SpeculativeRejection(check_tokens=6, keep=1)
+    outcome, _ = await ask(strategy, n=8, max_tokens=12, engine=Uneven(endless=True))
+    whole, _ = await ask(BestOfN(), n=8, max_tokens=12, engine=FakeEngine(endless=True))
+    at_check = [score_text(words(c.candidate.token_ids[:6])) for c in whole.candidates]
+    found = [c for c in outcome.candidates if c.candidate.finish_reason == "rejected"]
+    assert sorted(c.candidate.index for c in found) == sorted(
+        strategy.rejected(at_check, [False] * 8)
+    )
+    for rejected in found:
+        index = rejected.candidate.index
+        assert rejected.candidate.text == words(whole.candidates[index].candidate.token_ids[:6])
+        assert rejected.reward == at_check[index]
+
+
+async def test_a_dead_engine_ends_the_race() -> None:
+    engine = FakeEngine(seconds_per_token=0.01)
+    task = asyncio.create_task(ask(SpeculativeRejection(), engine=engine))
+    await asyncio.sleep(0.05)
+    await engine.stop()
+    with pytest.raises(Exception, match="stopped"):
+        await task
+    assert engine.running == 0
+
+
+# TreeBoN
+
+
+async def test_tree_counts_shared_tokens_once() -> None:
+    outcome, engine = await ask(
+        TreeBon(children=2, layer_tokens=5), n=8, max_tokens=20, engine=FakeEngine(endless=True)
+    )
+    assert outcome.generated_tokens == engine.decoded_tokens == 4 * 8 * 5
+    assert outcome.details["layers"] == 4
+    assert outcome.selected.reward == max(c.reward for c in outcome.candidates)
+    for scored in outcome.candidates:
+        candidate = scored.candidate
+        assert candidate.text == words(candidate.token_ids)
+        assert len(candidate.token_ids) == len(candidate.token_logprobs) <= 20
+        assert candidate.cumulative_logprob == pytest.approx(sum(candidate.token_logprobs))
+
+
+async def test_no_two_branches_of_a_tree_are_drawn_with_one_seed() -> None:
+    drawn: list[int] = []
+
+    class Recording(FakeEngine):
+        def generate(self, ids, sampling, n, request_id, first_index=0):  # type: ignore[no-untyped-def, override]
+            drawn.extend(range(first_index, first_index + n))
+            return super().generate(ids, sampling, n, request_id, first_index)
+
+    await ask(
+        TreeBon(children=2, layer_tokens=5), n=8, max_tokens=20, engine=Recording(endless=True)
+    )
+    assert len(drawn) == len(set(drawn)) == 4 * 8
+
+
+async def test_tree_keeps_the_branches_that_the_guide_prefers() -> None:
+    class Sweet(FakeEngine):
+        """Prefers texts of few different words."""
+
+        async def logprobs(self, prompt_token_ids: Any, ids: Any, request_id: str) -> list[float]:
+            return [-float(len(set(ids[: k + 1]))) for k in range(len(ids))]
+
+    sweet, _ = await ask(
+        TreeBon(children=4, layer_tokens=4),
+        n=16,
+        max_tokens=16,
+        engine=FakeEngine(endless=True),
+        guide=Sweet("sweet"),
+    )
+    plain, _ = await ask(BestOfN(), n=16, max_tokens=16, engine=FakeEngine(endless=True))
+
+    def variety(outcome: Any) -> float:
+        return float(np.mean([len(set(c.candidate.token_ids)) for c in outcome.candidates]))
+
+    assert variety(sweet) < variety(plain)
+
+
+async def test_tree_stops_at_a_stop_string_that_spans_layers() -> None:
+    for seed in range(30):
+        whole, _ = await ask(TreeBon(layer_tokens=1, children=2), n=4, max_tokens=6, seed=seed)
+        text = whole.selected.candidate.text
+        if len(text.split()) >= 3:
+            break
+    stop = " ".join(text.split()[:2])
+    cut, _ = await ask(
+        TreeBon(layer_tokens=1, children=2), n=4, max_tokens=6, seed=seed, stop=(stop,)
+    )
+    assert all(stop not in c.candidate.text for c in cut.candidates)
+    assert any(c.candidate.finish_reason == "stop" for c in cut.candidates)
+
+
+# Embedders
+
+
+async def test_ngrams() -> None:
+    vectors = await NgramEmbedder().embed(["The film", "the film", "a dull story", ""])
+    assert np.array_equal(vectors[0], vectors[1])
+    assert vectors[0] @ vectors[2] == 0
+    assert not vectors[3].any()
+
+
+async def test_embedders_that_are_not_there() -> None:
+    with pytest.raises(InvalidInputError, match="'words' is not ngrams"):
+        open_embedder("words")
+    with pytest.raises(CheckpointError):
+        open_embedder("hidden:/nowhere")
+
+
+async def test_reward_error_when_nothing_was_scored_by_a_strategy() -> None:
+    class Nothing(InstantScorer):
+        async def score(self, prompt: Prompt, completion: str) -> float | None:
+            return None
+
+    with pytest.raises(RewardError, match="none of the"):
+        await ask(SpeculativeRejection(), scorer=Nothing())
+
+
+def test_every_strategy_and_setting_has_its_row_in_the_docs() -> None:
+    rows = (Path(__file__).resolve().parents[2] / "docs" / "strategies.md").read_text().splitlines()
+    for mode, strategy in STRATEGIES.items():
+        row = next((row for row in rows if row.startswith(f"| `{mode}` |")), "")
+        assert row, f"docs/strategies.md has no row for {mode}"
+        if "the same" not in row and "as `" not in row:
+            assert all(f"`{name}`" in row for name in strategy.model_fields), mode
