@@ -60,8 +60,8 @@ class Vbon(BestOfN, RegularisedRL):
         return 1.0 / (self.num_samples - 1)
 
     def peak_learning_rate(self) -> float:
-        """In proportion to the KL's weight: the weaker its pull, the smaller the steps (docs/log.md)."""
-        return min(3e-4, 6e-4 * self.kl_coefficient)
+        """With the square of the KL's weight: the weaker its pull, the smaller the steps (docs/log.md)."""
+        return min(3e-4, 1.8e-3 * self.kl_coefficient**2)
 
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
         """``log F^``, the exact log-weight, or the L1 reward; each divided by N - 1."""
