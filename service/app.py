@@ -18,17 +18,25 @@ from service.runtime import Runtime
 logger = logging.getLogger(__name__)
 
 
-def create_app(runtime: Runtime, *, on_failure: Callable[[], None] | None = None) -> FastAPI:
+def create_app(
+    runtime: Runtime,
+    *,
+    on_ready: Callable[[], object] | None = None,
+    on_failure: Callable[[], object] | None = None,
+) -> FastAPI:
     """The application; models load in the background while ``/healthz`` already answers.
 
     Args:
         runtime: owned by the application from here on.
+        on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
     """
 
     async def load() -> None:
         try:
             await runtime.start()
+            if on_ready is not None:
+                on_ready()
         except Exception as error:  # whatever stops a model from loading ends the process
             logger.error("start-up failed: %s", error)
             if on_failure is not None:

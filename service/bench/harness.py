@@ -22,6 +22,7 @@ from service.app import create_app
 from service.bench.config import BenchSettings
 from service.bench.load import Job, Result, load_elsewhere
 from service.runtime import Runtime
+from service.serving import keep_for_good
 
 Side = Callable[[], Awaitable[float]]
 
@@ -133,7 +134,10 @@ async def served(runtime: Runtime) -> AsyncGenerator[str, None]:
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)
         config = uvicorn.Config(
-            create_app(runtime), log_config=None, access_log=False, log_level="warning"
+            create_app(runtime, on_ready=keep_for_good),
+            log_config=None,
+            access_log=False,
+            log_level="warning",
         )
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
