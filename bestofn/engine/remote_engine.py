@@ -22,6 +22,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from bestofn.engine.fan_out import as_they_finish
 from bestofn.engine.protocol import Candidate, ModelInfo, Partial, Sampling, check_fits
 from bestofn.engine.remote_replicas import Replicas
 from bestofn.engine.remote_server import RemoteOptions, Replica, ReplicaError, parse_address
@@ -35,7 +36,7 @@ from bestofn.engine.remote_wire import (
     read_tokens,
     scoring_body,
 )
-from bestofn.errors import CandidateCountError, CheckpointError, EngineError, InvalidInputError
+from bestofn.errors import CheckpointError, EngineError, InvalidInputError
 from bestofn.prompts import CONTEXT_TOKENS, Prompt, decode_completion, encode_prompt
 
 logger = logging.getLogger(__name__)
@@ -144,21 +145,13 @@ class RemoteEngine:
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing closes the connections of the rest."""
         self._check(prompt_token_ids, sampling)
-        tasks = [
-            asyncio.create_task(self._one(prompt_token_ids, sampling, index))
+        draws = (
+            self._one(prompt_token_ids, sampling, index)
             for index in range(first_index, first_index + num_samples)
-        ]
-        received = 0
-        try:
-            for finished in asyncio.as_completed(tasks):
-                yield await finished
-                received += 1
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if received != num_samples:
-            raise CandidateCountError(expected=num_samples, received=received)
+        )
+        async with aclosing(as_they_finish(draws)) as candidates:
+            async for candidate in candidates:
+                yield candidate
 
     async def _one(self, prompt_token_ids: list[int], sampling: Sampling, index: int) -> Candidate:
         async def work(replica: Replica) -> Growth:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestofn.checkpoints import check_checkpoint
+from bestofn.engine.fan_out import as_they_finish
 from bestofn.engine.protocol import (
     Candidate,
     FinishReason,
@@ -22,7 +23,6 @@ from bestofn.engine.protocol import (
     check_fits,
 )
 from bestofn.errors import (
-    CandidateCountError,
     CheckpointError,
     EngineDeadError,
     EngineError,
@@ -241,32 +241,19 @@ class VllmEngine:
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing aborts the rest in the engine."""
         check_fits(self.info, prompt_token_ids, sampling)
-        tasks = [
-            asyncio.create_task(
-                self._one(prompt_token_ids, sampling, index, f"{request_id}-{index}")
-            )
+        draws = (
+            self._one(prompt_token_ids, sampling, index, f"{request_id}-{index}")
             for index in range(first_index, first_index + num_samples)
-        ]
-        received = 0
-        try:
-            for finished in asyncio.as_completed(tasks):
-                yield await finished
-                received += 1
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        if received != num_samples:
-            raise CandidateCountError(expected=num_samples, received=received)
+        )
+        async with aclosing(as_they_finish(draws)) as candidates:
+            async for candidate in candidates:
+                yield candidate
 
     async def _one(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
     ) -> Candidate:
-        final = None
         params = _sampling_params(sampling, index)
-        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
-            async for message in messages:
-                final = message
+        final = await self._last_message(prompt_token_ids, params, request_id)
         output = final.outputs[0] if final is not None and final.outputs else None
         reason = _FINISHED.get(output.finish_reason or "") if output is not None else None
         if output is None or reason is None:
@@ -320,16 +307,22 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        final = None
-        async with aclosing(self.messages(ids, params, request_id)) as messages:
-            async for message in messages:
-                final = message
+        final = await self._last_message(ids, params, request_id)
         if final is None or final.prompt_logprobs is None:
             raise EngineError(f"the engine of {self.info.path} gave no log-probabilities")
         # The first prompt token has none, which is why prompts may not be empty.
         return list(
             _token_logprobs(final.prompt_logprobs[len(prompt_token_ids) :], completion_token_ids)
         )
+
+    async def _last_message(
+        self, prompt_token_ids: list[int], params: SamplingParams, request_id: str
+    ) -> RequestOutput | None:
+        final = None
+        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
+            async for message in messages:
+                final = message
+        return final
 
     async def messages(
         self, prompt_token_ids: list[int], params: SamplingParams, request_id: str

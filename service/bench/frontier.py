@@ -54,7 +54,7 @@ async def strategies(bench: Bench) -> Figure:
 
 async def _spend(bench: Bench, mode: str, settings: dict[str, Any]) -> Spent:
     prompts = len(bench.prompts)
-    width = max(2, bench.settings.engine.max_num_seqs // int(settings["n"]))
+    width = bench.width(int(settings["n"]))
     result = await bench.over_http(mode, prompts * REPEATS, width, **settings)
     rewards = [np.nan if reward is None else reward for reward in result.rewards]
     return Spent(

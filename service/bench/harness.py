@@ -79,6 +79,10 @@ class Bench:
         bodies = [{"prompt": prompt.text, **body} for prompt in self._prompts(requests)]
         return await load_elsewhere(Job(f"{self.url}/generate?mode={mode}", bodies, concurrency))
 
+    def width(self, n: int) -> int:
+        """Requests of n sequences in flight that fill the engine."""
+        return max(2, self.settings.engine.max_num_seqs // n)
+
     async def bare(self, requests: int, concurrency: int, n: int) -> tuple[int, float]:
         """Tokens and seconds of ``AsyncLLM.generate`` alone on the reference's engine."""
         engine = self.engine

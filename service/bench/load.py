@@ -1,9 +1,9 @@
 """A closed-loop HTTP load: its own process, so that it does not run on the server's event loop.
 
 ``python -m service.bench.load`` reads one :class:`Job` as JSON from standard input and writes one
-:class:`Result`. Plain streams, because on a small machine what the
-client costs is taken from the server, and httpx's connection pool costs some 20 ms a request with 256
-in flight: it walks all of them for each.
+:class:`Result`. Plain streams, because on a small machine what the client costs is taken from the
+server, and httpx's connection pool costs some 20 ms a request with 256 in flight: it walks all of them
+for each.
 """
 
 from __future__ import annotations

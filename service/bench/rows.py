@@ -11,7 +11,7 @@ import httpx
 
 from bestofn.statistics import spread
 from service.bench.frontier import strategies
-from service.bench.harness import Bench, Figure, in_turns, ratios
+from service.bench.harness import Bench, Figure, Side, in_turns, ratios
 
 Row = Callable[[Bench], Awaitable[Figure]]
 
@@ -21,10 +21,19 @@ def _shown(values: list[float], unit: str) -> str:
     return f"{found.median:.4g} [{found.low:.4g}, {found.high:.4g}] {unit}"
 
 
+async def _compared(
+    bench: Bench, name: str, goal: float, unit: str, first: Side, second: Side
+) -> Figure:
+    """A row of the ratio of two sides that take turns."""
+    a, b = await in_turns(bench.settings.pairs, first, second)
+    detail = f"{_shown(a, unit)} against {_shown(b, unit)}"
+    return Figure(name, ratios(a, b), goal, True, detail)
+
+
 async def http(bench: Bench) -> Figure:
     """``ref`` over HTTP, saturated, against ``AsyncLLM.generate`` alone: tokens a second."""
     settings = bench.settings
-    width = settings.engine.max_num_seqs
+    width = bench.width(1)
 
     async def ours() -> float:
         found = await bench.over_http("ref", settings.requests, width, score=False)
@@ -34,15 +43,14 @@ async def http(bench: Bench) -> Figure:
         tokens, seconds = await bench.bare(settings.requests, width, n=1)
         return tokens / seconds
 
-    a, b = await in_turns(settings.pairs, ours, theirs)
-    detail = f"{_shown(a, 'tokens/s')} against {_shown(b, 'tokens/s')}"
-    return Figure("ref over HTTP / bare engine, tokens/s", ratios(a, b), 0.95, True, detail)
+    name = "ref over HTTP / bare engine, tokens/s"
+    return await _compared(bench, name, 0.95, "tokens/s", ours, theirs)
 
 
 async def bon(bench: Bench) -> Figure:
     """``bon``, saturated, against bare ``n=16`` generation without any reward: tokens a second."""
     settings = bench.settings
-    width = max(2, settings.engine.max_num_seqs // settings.n)
+    width = bench.width(settings.n)
 
     async def ours() -> float:
         return (await bench.over_http("bon", settings.bon_requests, width)).tokens_per_second
@@ -51,16 +59,14 @@ async def bon(bench: Bench) -> Figure:
         tokens, seconds = await bench.bare(settings.bon_requests, width, n=settings.n)
         return tokens / seconds
 
-    a, b = await in_turns(settings.pairs, ours, theirs)
-    detail = f"{_shown(a, 'tokens/s')} against {_shown(b, 'tokens/s')}"
     name = f"bon / bare n={settings.n} without reward, tokens/s"
-    return Figure(name, ratios(a, b), 0.92, True, detail)
+    return await _compared(bench, name, 0.92, "tokens/s", ours, theirs)
 
 
 async def overlap(bench: Bench) -> Figure:
     """Share of the time in which candidates were waiting for or being scored that decoding hid."""
     settings = bench.settings
-    width = max(2, settings.engine.max_num_seqs // settings.n)
+    width = bench.width(settings.n)
     shares = []
     for _ in range(settings.pairs):
         found = await bench.over_http("bon", settings.bon_requests, width)
@@ -72,19 +78,18 @@ async def overlap(bench: Bench) -> Figure:
 async def vbon(bench: Bench) -> Figure:
     """``vbon`` over ``bon``, saturated: returned requests a second."""
     settings = bench.settings
-    width = settings.engine.max_num_seqs
+    width = bench.width(1)
 
     async def single() -> float:
         found = await bench.over_http("vbon", settings.requests, width, score=False)
         return found.requests_per_second
 
     async def best_of() -> float:
-        found = await bench.over_http("bon", settings.bon_requests, max(2, width // settings.n))
+        found = await bench.over_http("bon", settings.bon_requests, bench.width(settings.n))
         return found.requests_per_second
 
-    a, b = await in_turns(settings.pairs, single, best_of)
-    detail = f"{_shown(a, 'requests/s')} against {_shown(b, 'requests/s')}"
-    return Figure(f"vbon / bon at n={settings.n}, requests/s", ratios(a, b), 14, True, detail)
+    name = f"vbon / bon at n={settings.n}, requests/s"
+    return await _compared(bench, name, 14, "requests/s", single, best_of)
 
 
 async def abort(bench: Bench) -> Figure:
@@ -113,7 +118,7 @@ async def memory(bench: Bench) -> Figure:
     sizes = []
     begun = perf_counter()
     for _ in range(10):
-        await bench.over_http("vbon", tenth, settings.engine.max_num_seqs, max_tokens=8, score=True)
+        await bench.over_http("vbon", tenth, bench.width(1), max_tokens=8, score=True)
         sizes.append(resident_mib())
     detail = (
         f"{sizes[0]:.0f} MiB after {tenth} requests, {sizes[-1]:.0f} after "

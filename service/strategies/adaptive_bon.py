@@ -29,7 +29,7 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
-from service.strategies.rerank import best, pool_of, required_scorer, scored_only
+from service.strategies.rerank import highest, required_scorer, scored_only
 
 
 class AdaptiveBon(Strategy):
@@ -89,9 +89,8 @@ class AdaptiveBon(Strategy):
             gain = expected_gain(rewards)
             if gain < self._cost(rewards):
                 break
-        scored = scored_only(drawn)
         return Outcome(
-            scored[int(np.argmax(best(pool_of(scored).rewards)))],
+            highest(scored_only(drawn)),
             tuple(drawn),
             decode_ms,
             rerank_ms,

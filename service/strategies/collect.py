@@ -38,8 +38,7 @@ async def collect(
     """Exactly ``num_samples`` candidates from ``first_index`` on, scored if there is a scorer.
 
     Each candidate goes to the scorer the moment it finishes; the task's observer is told of both.
-    Cancelling aborts what decodes and
-    withdraws what waits to be scored.
+    Cancelling aborts what decodes and withdraws what waits to be scored.
 
     Raises:
         CandidateCountError: if the engine broke its promise of exactly that many.

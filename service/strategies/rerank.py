@@ -107,6 +107,11 @@ def scored_only(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
     return scored
 
 
+def highest(scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
+    """The highest reward of candidates that all have one; the first among equals."""
+    return scored[int(np.argmax(np.array([c.reward for c in scored], dtype=np.float64)))]
+
+
 def pool_of(scored: Sequence[ScoredCandidate], similarity: Float | None = None) -> Pool:
     """What a rule sees of scored candidates."""
     return Pool(

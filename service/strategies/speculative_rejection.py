@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from bestofn.engine import Engine, Partial
@@ -32,7 +31,7 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
-from service.strategies.rerank import required_scorer, scored_only
+from service.strategies.rerank import highest, required_scorer, scored_only
 
 
 class SpeculativeRejection(Strategy):
@@ -62,9 +61,8 @@ class SpeculativeRejection(Strategy):
         finished = perf_counter()
         candidates = tuple(runner.outcome() for runner in race.runners)
         survivors = scored_only([c for c in candidates if c.candidate.finish_reason != "rejected"])
-        rewards = np.array([c.reward for c in survivors], dtype=np.float64)
         return Outcome(
-            survivors[int(np.argmax(rewards))],
+            highest(survivors),
             candidates,
             (decoded - started) * 1e3,
             (finished - decoded) * 1e3,

@@ -22,7 +22,7 @@ from bestofn.engine import Candidate, Engine, FinishReason
 from bestofn.errors import InvalidInputError
 from service.concurrency import all_or_first_error
 from service.strategies.protocol import Outcome, Resources, ScoredCandidate, Strategy, Task
-from service.strategies.rerank import required_scorer, scored_only
+from service.strategies.rerank import highest, required_scorer, scored_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +89,8 @@ class TreeBon(Strategy):
         for candidate in candidates:
             task.observer.finished(candidate)
         scored = tuple(await all_or_first_error(score(candidate) for candidate in candidates))
-        usable = scored_only(scored)
-        chosen = int(np.argmax([c.reward for c in usable if c.reward is not None]))
         return Outcome(
-            usable[chosen],
+            highest(scored_only(scored)),
             scored,
             (decoded - started) * 1e3,
             (perf_counter() - decoded) * 1e3,
