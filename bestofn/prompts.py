@@ -66,11 +66,21 @@ def decode_completion(
     tokenizer: Any, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
 ) -> str:
     """Text of generated ids in the context of the prompt's last tokens, without special tokens."""
-    context = prompt_token_ids[-CONTEXT_TOKENS:]
-    before = tokenizer.decode(list(context), skip_special_tokens=True)
-    whole = tokenizer.decode([*context, *token_ids], skip_special_tokens=True)
-    text: str = whole[len(before) :]
-    return text
+    return completion_decoder(tokenizer, prompt_token_ids)(token_ids)
+
+
+def completion_decoder(
+    tokenizer: Any, prompt_token_ids: Sequence[int]
+) -> Callable[[Sequence[int]], str]:
+    """:func:`decode_completion` for several completions of one prompt, whose end it decodes once."""
+    context = list(prompt_token_ids[-CONTEXT_TOKENS:])
+    before = len(tokenizer.decode(context, skip_special_tokens=True))
+
+    def decode(token_ids: Sequence[int]) -> str:
+        text: str = tokenizer.decode([*context, *token_ids], skip_special_tokens=True)
+        return text[before:]
+
+    return decode
 
 
 def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[str, bool]:

@@ -34,6 +34,9 @@ class EngineSettings(BaseModel):
     kv_cache_gib: int = Field(1, ge=1, description="KV cache per engine, GiB; CPU only")
     enforce_eager: bool = Field(False, description="no compilation: starts sooner, decodes slower")
     executor: str | None = Field("uni", description="vLLM executor; uni is fastest on one device")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="threads of an engine's model on a CPU; default: all cores but one"
+    )
     remote_api_key_env: str = Field(
         REMOTE_API_KEY,
         description="environment variable with the servers' API key, if they need one",
@@ -105,8 +108,8 @@ class ServiceSettings(Settings):
     reward_threads: int = Field(
         1,
         ge=1,
-        description="CPU threads of the reward models where there is no GPU; the engines have all cores, "
-        "and threads that wait for each other across both slow both down",
+        description="CPU threads of the reward models where there is no GPU; the engines have all cores "
+        "but one, and threads that wait for each other across both slow both down",
     )
     reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
     trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")

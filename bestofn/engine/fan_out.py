@@ -18,7 +18,11 @@ async def as_they_finish(
     Raises:
         CandidateCountError: fewer came than were drawn; whatever a draw raises, at the first.
     """
-    tasks = [asyncio.create_task(draw) for draw in draws]
+    waiting = list(draws)
+    if len(waiting) == 1:  # nothing to run beside it: no task needed
+        yield await waiting[0]
+        return
+    tasks = [asyncio.create_task(draw) for draw in waiting]
     received = 0
     try:
         for finished in asyncio.as_completed(tasks):

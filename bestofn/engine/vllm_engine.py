@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bestofn.checkpoints import check_checkpoint
@@ -29,7 +31,7 @@ from bestofn.errors import (
     InvalidInputError,
     NotReadyError,
 )
-from bestofn.prompts import Prompt, decode_completion, encode_prompt
+from bestofn.prompts import Prompt, completion_decoder, decode_completion, encode_prompt
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -54,7 +56,9 @@ class VllmOptions:
         tensor_parallel_size: GPUs per engine.
         kv_cache_gib: memory for the KV cache; CPU only.
         enforce_eager: skip compilation: starts sooner, decodes slower.
-        executor: ``uni`` runs the model inside the engine process (25-35% faster on CPU).
+        executor: ``uni`` runs the model inside the engine process.
+        cpu_threads: threads of the model on a CPU; ``None`` leaves a core to what feeds the engine,
+            as vLLM's own `mp` executor does.
         trust_remote_code: let the checkpoint bring its own code.
     """
 
@@ -66,6 +70,7 @@ class VllmOptions:
     kv_cache_gib: int = 1
     enforce_eager: bool = False
     executor: str | None = None
+    cpu_threads: int | None = None
     trust_remote_code: bool = False
 
 
@@ -129,6 +134,13 @@ class VllmHost:
             # Otherwise vLLM's CPU platform silently puts `mp` in the place of `uni`; the engine core
             # of AsyncLLM is a process of its own whatever this says.
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if self.options.cpu_threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(self.options.cpu_threads)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        elif self.options.executor == "uni":
+            # With all cores, whatever else runs holds up one of the threads, and it all the others.
+            cores = len(os.sched_getaffinity(0))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -226,10 +238,7 @@ class VllmEngine:
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """As vLLM detokenises: in the context of the prompt's last tokens."""
-        return self._decode(prompt_token_ids, token_ids)
-
-    def _decode(self, prompt_token_ids: list[int], token_ids: Sequence[int]) -> str:
-        return decode_completion(self._host.tokenizer, prompt_token_ids, list(token_ids))
+        return decode_completion(self._host.tokenizer, prompt_token_ids, token_ids)
 
     async def generate(
         self,
@@ -241,8 +250,16 @@ class VllmEngine:
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing aborts the rest in the engine."""
         check_fits(self.info, prompt_token_ids, sampling)
+        shared = _sampling_params(sampling) if sampling.seed is None else None
+        decode = completion_decoder(self._host.tokenizer, prompt_token_ids)
         draws = (
-            self._one(prompt_token_ids, sampling, index, f"{request_id}-{index}")
+            self._one(
+                prompt_token_ids,
+                shared or _sampling_params(sampling, index),
+                index,
+                f"{request_id}-{index}",
+                decode,
+            )
             for index in range(first_index, first_index + num_samples)
         )
         async with aclosing(as_they_finish(draws)) as candidates:
@@ -250,9 +267,13 @@ class VllmEngine:
                 yield candidate
 
     async def _one(
-        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        index: int,
+        request_id: str,
+        decode: Callable[[Sequence[int]], str],
     ) -> Candidate:
-        params = _sampling_params(sampling, index)
         final = await self._last_message(prompt_token_ids, params, request_id)
         output = final.outputs[0] if final is not None and final.outputs else None
         reason = _FINISHED.get(output.finish_reason or "") if output is not None else None
@@ -261,10 +282,12 @@ class VllmEngine:
         ids = tuple(output.token_ids)
         return Candidate(
             index=index,
-            text=output.text if params.detokenize else self._decode(prompt_token_ids, ids),
+            text=output.text if params.detokenize else decode(ids),
             token_ids=ids,
             finish_reason=reason,
-            token_logprobs=_token_logprobs(output.logprobs, ids) if sampling.logprobs else None,
+            token_logprobs=None
+            if params.logprobs is None
+            else _token_logprobs(output.logprobs, ids),
         )
 
     async def stream(
@@ -294,18 +317,15 @@ class VllmEngine:
         self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
     ) -> list[float]:
         """One forward pass over prompt and completion, and one token that is thrown away."""
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         if not completion_token_ids:
             return []
         ids = [*prompt_token_ids, *completion_token_ids]
         check_fits(self.info, ids, Sampling(max_tokens=1))
-        params = SamplingParams(
+        params = _vllm().SamplingParams(
             max_tokens=1,
             prompt_logprobs=0,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=_vllm().RequestOutputKind.FINAL_ONLY,
         )
         final = await self._last_message(ids, params, request_id)
         if final is None or final.prompt_logprobs is None:
@@ -328,13 +348,9 @@ class VllmEngine:
         self, prompt_token_ids: list[int], params: SamplingParams, request_id: str
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's messages of one request, its errors as ours; closing aborts it."""
-        from vllm import TokensPrompt
-        from vllm.exceptions import GracefulHTTPError, VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
-        from vllm.v1.engine.exceptions import EngineGenerateError
-
+        vllm = _vllm()
         stream = self._host.llm.generate(
-            TokensPrompt(prompt_token_ids=prompt_token_ids),
+            vllm.TokensPrompt(prompt_token_ids=prompt_token_ids),
             params,
             request_id,
             lora_request=self._host.lora_request(self._adapter),
@@ -343,11 +359,11 @@ class VllmEngine:
             async with aclosing(stream):
                 async for message in stream:
                     yield message
-        except VllmEngineDeadError as error:
+        except vllm.EngineDeadError as error:
             raise EngineDeadError(f"the engine of {self.info.path} has died") from error
-        except VLLMClientError as error:
+        except vllm.VLLMClientError as error:
             raise InvalidInputError(str(error), field="sampling") from error
-        except (EngineGenerateError, GracefulHTTPError) as error:
+        except (vllm.EngineGenerateError, vllm.GracefulHTTPError) as error:
             cause = error.__cause__ or error
             raise EngineError(f"the engine of {self.info.path} failed: {cause}") from error
 
@@ -359,16 +375,13 @@ async def generate_bare(
 
     Only for the bench, which measures the service against it.
     """
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    params = SamplingParams(
+    params = _vllm().SamplingParams(
         n=n,
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=_vllm().RequestOutputKind.FINAL_ONLY,
     )
     tokens = 0
     async with aclosing(engine.messages(prompt_token_ids, params, request_id)) as messages:
@@ -388,11 +401,30 @@ def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ..
     )
 
 
-def _sampling_params(sampling: Sampling, index: int, *, streamed: bool = False) -> SamplingParams:
-    from vllm import SamplingParams
+@cache
+def _vllm() -> SimpleNamespace:
+    """The names of vLLM that every request needs; vllm's own module looks each up anew, by importing."""
+    from vllm import SamplingParams, TokensPrompt
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-    return SamplingParams(
+    return SimpleNamespace(
+        SamplingParams=SamplingParams,
+        TokensPrompt=TokensPrompt,
+        RequestOutputKind=RequestOutputKind,
+        EngineDeadError=EngineDeadError,
+        EngineGenerateError=EngineGenerateError,
+        GracefulHTTPError=GracefulHTTPError,
+        VLLMClientError=VLLMClientError,
+    )
+
+
+def _sampling_params(
+    sampling: Sampling, index: int = 0, *, streamed: bool = False
+) -> SamplingParams:
+    kinds = _vllm().RequestOutputKind
+    return _vllm().SamplingParams(
         n=1,
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
@@ -405,5 +437,5 @@ def _sampling_params(sampling: Sampling, index: int, *, streamed: bool = False) 
         # vLLM decodes every token as it comes, to look for stop strings or to stream; without either,
         # decoding once at the end gives the same text for less.
         detokenize=streamed or bool(sampling.stop),
-        output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
+        output_kind=kinds.DELTA if streamed else kinds.FINAL_ONLY,
     )

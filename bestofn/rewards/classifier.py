@@ -73,7 +73,7 @@ class ClassifierReward:
 
         if self._model is None:
             raise RewardError(f"reward model {self.name} is not loaded")
-        encoded = [self._encode(item) for item in items]
+        encoded = self._encode(items)
         scores: list[float | None] = [None] * len(items)
         try:
             with torch.inference_mode():
@@ -88,9 +88,17 @@ class ClassifierReward:
         """Drop the weights."""
         self._model = None
 
-    def _encode(self, item: Scorable) -> list[int]:
-        text, add_special = render_for_reward(self._tokenizer, item.prompt, item.completion)
-        return list(self._tokenizer(text, add_special_tokens=add_special)["input_ids"])
+    def _encode(self, items: Sequence[Scorable]) -> list[list[int]]:
+        rendered = [render_for_reward(self._tokenizer, i.prompt, i.completion) for i in items]
+        encoded: list[list[int]] = [[] for _ in items]
+        for add_special in {special for _, special in rendered}:
+            chosen = [i for i, (_, special) in enumerate(rendered) if special is add_special]
+            texts = [rendered[i][0] for i in chosen]
+            # One call for all: each costs as much again as a short text itself.
+            found = self._tokenizer(texts, add_special_tokens=add_special)["input_ids"]
+            for index, ids in zip(chosen, found, strict=True):
+                encoded[index] = ids
+        return encoded
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
         scorable = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= self._max_length]
