@@ -32,8 +32,8 @@ class BenchSettings(ServiceSettings):
     pairs: int = Field(5, ge=1, description="times each side is measured")
     n: int = Field(16, ge=2, description="N of best-of-N")
     max_tokens: int = Field(48, ge=1, description="most new tokens of a candidate")
-    requests: int = Field(512, ge=1, description="single-sample requests of one measurement")
-    bon_requests: int = Field(64, ge=1, description="best-of-N requests of one measurement")
+    requests: int = Field(2048, ge=1, description="single-sample requests of one measurement")
+    bon_requests: int = Field(128, ge=1, description="best-of-N requests of one measurement")
     memory_requests: int = Field(10_000, ge=100, description="requests of the memory row")
     json_file: Path | None = Field(
         None,

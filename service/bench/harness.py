@@ -80,8 +80,11 @@ class Bench:
         return await load_elsewhere(Job(f"{self.url}/generate?mode={mode}", bodies, concurrency))
 
     def width(self, n: int) -> int:
-        """Requests of n sequences in flight that fill the engine."""
-        return max(2, self.settings.engine.max_num_seqs // n)
+        """Requests of n sequences in flight that saturate the engine: as many again wait for a place.
+
+        With no more than fit, places stand empty while an answer travels and the next prompt comes.
+        """
+        return max(2, 2 * self.settings.engine.max_num_seqs // n)
 
     async def bare(self, requests: int, concurrency: int, n: int) -> tuple[int, float]:
         """Tokens and seconds of ``AsyncLLM.generate`` alone on the reference's engine."""

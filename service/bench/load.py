@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -152,6 +153,7 @@ async def load_elsewhere(job: Job) -> Result:
 
 def main() -> None:
     """One job from standard input."""
+    os.nice(10)  # a client of its own machine would not take a core from the server
     job = Job(**json.load(sys.stdin))
     json.dump(asdict(asyncio.run(run_load(job))), sys.stdout)
 
