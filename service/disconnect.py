@@ -22,17 +22,26 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) ->
     Raises:
         ClientDisconnectedError: the client has gone; nobody will read an answer.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(disconnected(request.receive))
+    task = asyncio.current_task()
+    assert task is not None  # a coroutine always runs in one
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        await disconnected(request.receive)
+        gone = True
+        task.cancel()
+
+    # Only the watcher is a task of its own: every request pays for what is started here.
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnectedError("the client disconnected")
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.uncancel() == 0:
+            raise ClientDisconnectedError("the client disconnected") from None
+        raise
     finally:
         watching.cancel()
-        working.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def disconnected(receive: Receive) -> None:

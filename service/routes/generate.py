@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
 
-from service.deps import RequestId, RuntimeDep
+from bestofn.errors import InvalidInputError
+from service.deps import get_request_id, get_runtime
 from service.disconnect import run_while_connected
 from service.errors import tell
 from service.generate_stream import native_messages
 from service.generation import generate, make_plan
 from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer, GenerateRequest
-from service.sse import EventStream, event, open_stream
+from service.sse import event, open_stream
 
 router = APIRouter(tags=["generation"])
 
@@ -25,27 +26,22 @@ ERRORS: dict[int | str, dict[str, object]] = {
 }
 
 
-class GenerateQuery(BaseModel):
-    """Query parameters; unknown ones are refused."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    mode: str | None = Field(
-        None, description="see GET /modes: `ref`, `bon`, `vbon`, ...; default: the server's"
-    )
-    policy: str | None = Field(
-        None, description="policy that a strategy draws from, `vbon` say; default: `ref`"
-    )
+# Not a pydantic model of the query, which could refuse unknown names itself: FastAPI looks into its
+# types anew for each request, which costs as much as all the rest of the routing.
+ModeName = Annotated[
+    str | None,
+    Query(description="see GET /modes: `ref`, `bon`, `vbon`, ...; default: the server's"),
+]
+PolicyName = Annotated[
+    str | None,
+    Query(description="policy that a strategy draws from, `vbon` say; default: `ref`"),
+]
 
 
 @router.post("/generate", responses=ERRORS, response_model=GenerateAnswer | BatchAnswer)
 async def post_generate(
-    body: GenerateRequest,
-    query: Annotated[GenerateQuery, Query()],
-    request: Request,
-    runtime: RuntimeDep,
-    request_id: RequestId,
-) -> GenerateAnswer | BatchAnswer | EventStream:
+    body: GenerateRequest, request: Request, mode: ModeName = None, policy: PolicyName = None
+) -> Response:
     """Answer a prompt, several prompts, or a chat.
 
     `mode=bon` draws `n` candidates from the reference policy and returns the one with the highest
@@ -56,9 +52,19 @@ async def post_generate(
     With `stream`, server-sent events: `token` from modes of one sample, `candidate` and `progress` from
     the others, then one `answer` or one `error`, whose data are the JSON of a request without it.
     """
-    plan = make_plan(runtime, query.mode, body, request_id, query.policy)
+    for name in request.query_params:
+        if name not in {"mode", "policy"}:
+            raise InvalidInputError(
+                f"no query parameter {name!r}; there are mode and policy", field=name
+            )
+    plan = make_plan(get_runtime(request), mode, body, get_request_id(request), policy)
     if body.stream:
         return await open_stream(
             request, native_messages(plan), lambda error: event("error", tell(request, error))
         )
-    return await run_while_connected(request, generate(plan))
+    return json_of(await run_while_connected(request, generate(plan)))
+
+
+def json_of(answer: BaseModel) -> Response:
+    """A model as the response: FastAPI would validate it a second time on the way out."""
+    return Response(answer.model_dump_json(), media_type="application/json")
