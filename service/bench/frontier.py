@@ -19,48 +19,80 @@ from service.bench.harness import Bench, Figure
 Float = NDArray[np.float64]
 
 RESAMPLES = 2000
-REPEATS = 2  # of each prompt at each setting
-FAMILIES: dict[str, list[dict[str, Any]]] = {
-    "adaptive-bon": [
-        {"n": 64, "candidate_cost": cost} for cost in (0.2, 0.12, 0.08, 0.05, 0.03, 0.02)
-    ],
-    "speculative-rejection": [{"n": n} for n in (8, 16, 24, 32, 48)],
-}
+COSTS = (0.2, 0.12, 0.08, 0.05, 0.03, 0.02)  # of another candidate, in standard deviations
+PRIOR = 32  # candidates; any large number does as well where prompts differ little
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One way to spend: a mode over a policy, at settings that trace reward against tokens."""
+
+    name: str
+    mode: str
+    settings: list[dict[str, Any]]
+    policy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Per prompt, means over its repeats: shapes ``(prompts,)``."""
+    """Per prompt, means over its repeats: shapes ``(prompts,)``; ``deviation`` is of all rewards."""
 
     reward: Float
     tokens: Float
+    deviation: float = 0.0
 
 
 async def strategies(bench: Bench) -> Figure:
-    """The cheapest family: its tokens over best-of-N's, at best-of-N's mean reward."""
-    target = await _spend(bench, "bon", {"n": bench.settings.n})
+    """The cheapest family over the reference: its tokens over best-of-N's, at best-of-N's mean reward.
+
+    Best of a few samples of a checkpoint, where there is one, stands beside it: its training is paid.
+    """
+    single = await _spend(bench, Family("", "ref", []), {"n": 1, "score": True})
+    target = await _spend(bench, Family("", "bon", []), {"n": bench.settings.n})
     found: dict[str, Spread] = {}
-    for mode, settings in FAMILIES.items():
-        curve = [await _spend(bench, mode, setting) for setting in settings]
-        found[mode] = relative_cost(curve, target)
-    best = min(found, key=lambda mode: found[mode].median)
+    for family in _families(float(np.nanmean(single.reward)), single.deviation):
+        if family.policy is None or family.policy in bench.runtime.policies:
+            curve = [await _spend(bench, family, setting) for setting in family.settings]
+            found[family.name] = relative_cost(curve, target)
+    over_reference = [name for name in found if "@" not in name]
+    best = min(over_reference, key=lambda name: found[name].median)
     detail = "; ".join(
-        f"{mode} {value.median:.2f} [{value.low:.2f}, {value.high:.2f}]"
-        for mode, value in found.items()
+        f"{name} {value.median:.2f} [{value.low:.2f}, {value.high:.2f}]"
+        for name, value in found.items()
     )
     name = f"tokens for best-of-{bench.settings.n}'s mean reward, 95% interval"
     return Figure(f"{name}: {best}", found[best], 0.5, False, detail)
 
 
-async def _spend(bench: Bench, mode: str, settings: dict[str, Any]) -> Spent:
-    prompts = len(bench.prompts)
+def _families(mean: float, deviation: float) -> list[Family]:
+    """With what single samples of the reference said of its rewards as the prior."""
+    prior = {"prior_candidates": PRIOR, "prior_mean": mean, "prior_sd": deviation}
+    each = {"n": 64, "min_n": 2, "cost_unit": "reward"}
+    return [
+        Family("adaptive-bon", "adaptive-bon", [{"n": 64, "candidate_cost": c} for c in COSTS]),
+        Family(
+            "adaptive-bon with a prior",
+            "adaptive-bon",
+            [{**each, **prior, "candidate_cost": c * deviation} for c in COSTS],
+        ),
+        Family(
+            "speculative-rejection",
+            "speculative-rejection",
+            [{"n": n} for n in (8, 16, 24, 32, 48)],
+        ),
+        Family("bon@vbon", "bon", [{"n": n} for n in (1, 2, 3, 4, 6)], "vbon"),
+    ]
+
+
+async def _spend(bench: Bench, family: Family, settings: dict[str, Any]) -> Spent:
+    repeats, prompts = bench.settings.pairs, len(bench.prompts)
     width = bench.width(int(settings["n"]))
-    result = await bench.over_http(mode, prompts * REPEATS, width, **settings)
-    rewards = [np.nan if reward is None else reward for reward in result.rewards]
-    return Spent(
-        np.reshape(rewards, (REPEATS, prompts)).mean(axis=0),
-        np.reshape(result.generated_tokens, (REPEATS, prompts)).mean(axis=0),
+    result = await bench.over_http(
+        family.mode, prompts * repeats, width, policy=family.policy, **settings
     )
+    rewards = np.reshape([np.nan if r is None else r for r in result.rewards], (repeats, prompts))
+    tokens = np.reshape(result.generated_tokens, (repeats, prompts))
+    return Spent(rewards.mean(axis=0), tokens.mean(axis=0), float(np.nanstd(rewards)))
 
 
 def relative_cost(curve: list[Spent], target: Spent) -> Spread:

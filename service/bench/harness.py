@@ -72,12 +72,19 @@ class Bench:
     url: str
 
     async def over_http(
-        self, mode: str, requests: int, concurrency: int, **extra: object
+        self,
+        mode: str,
+        requests: int,
+        concurrency: int,
+        *,
+        policy: str | None = None,
+        **extra: object,
     ) -> Result:
         """Closed loop of one mode through the service."""
         body = {"n": self.settings.n, "max_tokens": self.settings.max_tokens, **extra}
         bodies = [{"prompt": prompt.text, **body} for prompt in self._prompts(requests)]
-        return await load_elsewhere(Job(f"{self.url}/generate?mode={mode}", bodies, concurrency))
+        target = f"{self.url}/generate?mode={mode}" + (f"&policy={policy}" if policy else "")
+        return await load_elsewhere(Job(target, bodies, concurrency))
 
     def width(self, n: int) -> int:
         """Requests of n sequences in flight that saturate the engine: as many again wait for a place.

@@ -9,11 +9,16 @@ rewards under Jeffreys' prior). What it is expected to add,
 
 is compared with ``candidate_cost``; drawing stops once it is below. f and F are the density and the cdf
 of the standard t. It falls as b grows, so prompts on which a good candidate came early stop early.
+
+What a prompt's first few rewards say of their spread is little, and believing them costs most of what
+stopping could save. A prior says what rewards of this policy are like: it counts as ``w`` candidates
+seen before, of mean ``prior_mean`` and standard deviation ``prior_sd``; x, s and m are those of all.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -53,15 +58,31 @@ class AdaptiveBon(Strategy):
         description="unit of the cost: standard deviations of the prompt's rewards, which suits any "
         "reward model, or raw reward, which spends more on prompts where rewards differ more",
     )
-    min_n: int = Field(4, ge=3, description="candidates of the first round")
-    max_n: int | None = Field(None, ge=3, description="most candidates; default: n")
+    min_n: int = Field(
+        4, ge=1, description="candidates of the first round; without a prior three are needed"
+    )
+    max_n: int | None = Field(None, ge=1, description="most candidates; default: n")
     round_size: int = Field(2, ge=1, description="candidates of each later round")
+    prior_candidates: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="candidates the prior counts as; 0: no prior"
+    )
+    prior_mean: float = Field(
+        0.0, allow_inf_nan=False, description="mean reward of this policy's candidates"
+    )
+    prior_sd: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="standard deviation of a prompt's rewards"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> AdaptiveBon:
         if self.max_n is not None and self.max_n < self.min_n:
             raise ValueError(f"max_n {self.max_n} is below min_n {self.min_n}")
         return self
+
+    @property
+    def prior(self) -> Prior:
+        """What is believed before the first candidate."""
+        return Prior(self.prior_candidates, self.prior_mean, self.prior_sd)
 
     def sequences(self, num_samples: int) -> int:
         """The largest round; what may be drawn in all is :meth:`most_candidates`."""
@@ -86,7 +107,7 @@ class AdaptiveBon(Strategy):
             rerank_ms += collected.rerank_ms
             rounds += 1
             rewards = np.array([c.reward for c in drawn if c.reward is not None], dtype=np.float64)
-            gain = expected_gain(rewards)
+            gain = expected_gain(rewards, self.prior)
             if gain < self._cost(rewards):
                 break
         return Outcome(
@@ -107,24 +128,44 @@ class AdaptiveBon(Strategy):
     def _cost(self, rewards: Float) -> float:
         if self.cost_unit == "reward" or len(rewards) < 2:
             return self.candidate_cost
-        return self.candidate_cost * float(rewards.std(ddof=1))
+        return self.candidate_cost * believed(rewards, self.prior)[2]
 
 
-def expected_gain(rewards: Float) -> float:
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """Rewards as if so many candidates had been seen before; none by default."""
+
+    candidates: float = 0.0
+    mean: float = 0.0
+    sd: float = 1.0
+
+
+def believed(rewards: Float, prior: Prior) -> tuple[float, float, float]:
+    """Number, mean and standard deviation (one degree of freedom off) of rewards and prior together."""
+    seen, before = len(rewards), prior.candidates
+    count = seen + before
+    own = float(rewards.mean())
+    mean = (seen * own + before * prior.mean) / count
+    squares = float(np.square(rewards - own).sum()) + before * prior.sd**2
+    squares += seen * before / count * (own - prior.mean) ** 2
+    return count, mean, math.sqrt(squares / (count - 1)) if count > 1 else 0.0
+
+
+def expected_gain(rewards: Float, prior: Prior = Prior()) -> float:
     """``E[(r - max)+]`` of another reward; infinite before three are known, 0 if all are equal."""
-    count = len(rewards)
-    if count < 3:
+    if len(rewards) == 0 or len(rewards) + prior.candidates < 3:
         return math.inf
-    scale = float(rewards.std(ddof=1)) * math.sqrt(1 + 1 / count)
+    count, mean, deviation = believed(rewards, prior)
+    scale = deviation * math.sqrt(1 + 1 / count)
     if scale == 0.0:
         return 0.0
     freedom = count - 1
-    z = (float(rewards.max()) - float(rewards.mean())) / scale
+    z = (float(rewards.max()) - mean) / scale
     density, above = student_t(z, freedom)
     return scale * (density * (freedom + z * z) / (freedom - 1) - z * above)
 
 
-def student_t(z: float, freedom: int) -> tuple[float, float]:
+def student_t(z: float, freedom: float) -> tuple[float, float]:
     """Density at z and probability above z of Student's t."""
     from scipy.special import stdtr  # half a second to import, and only this mode needs it
 

@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from scipy.stats import t as student_t
 
 from service.strategies import STRATEGIES
-from service.strategies.adaptive_bon import expected_gain
+from service.strategies.adaptive_bon import Prior, expected_gain
 from service.strategies.bon import BestOfN
 from service.strategies.bon_uniform_top import BonUniformTop
 from service.strategies.mbr_bon import MbrBon
@@ -233,6 +233,20 @@ def test_expected_gain_is_the_integral(rewards: np.ndarray) -> None:
     x = predicted.ppf(above)
     integral = float(np.trapezoid(predicted.sf(x), x))
     assert expected_gain(rewards) == pytest.approx(integral, rel=1e-2, abs=1e-6 * scale)
+
+
+@settings(max_examples=25)
+@given(
+    earlier=st.lists(finite, min_size=1, max_size=9).map(np.array),
+    rewards=st.lists(finite, min_size=2, max_size=9).map(np.array),
+)
+def test_a_prior_is_what_earlier_candidates_would_have_told(
+    earlier: np.ndarray, rewards: np.ndarray
+) -> None:
+    rewards[0] = max(rewards.max(), earlier.max())  # what was seen before cannot be returned
+    prior = Prior(len(earlier), float(earlier.mean()), float(earlier.std()))
+    together = expected_gain(np.concatenate([earlier, rewards]))
+    assert expected_gain(rewards, prior) == pytest.approx(together, rel=1e-6, abs=1e-9)
 
 
 def test_expected_gain_at_the_edges() -> None:

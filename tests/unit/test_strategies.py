@@ -274,6 +274,16 @@ async def test_adaptive_stops_by_its_rule(unit: Any) -> None:
         assert outcome.selected.reward == rewards.max()
 
 
+async def test_adaptive_believes_its_prior() -> None:
+    """One candidate is enough to stop at where the prior says that no better one will come."""
+    low = {"prior_mean": -100.0, "prior_sd": 0.1, "prior_candidates": 1e6}
+    outcome, _ = await ask(AdaptiveBon(min_n=1, round_size=1, cost_unit="reward", **low), n=16)
+    assert len(outcome.candidates) == 1
+    high = {"prior_mean": 100.0, "prior_sd": 0.1, "prior_candidates": 1e6}
+    outcome, _ = await ask(AdaptiveBon(min_n=1, round_size=1, cost_unit="reward", **high), n=16)
+    assert len(outcome.candidates) == 16
+
+
 async def test_adaptive_limits() -> None:
     free, _ = await ask(AdaptiveBon(candidate_cost=0), n=10)
     dear, _ = await ask(AdaptiveBon(candidate_cost=100), n=10)
