@@ -10,20 +10,18 @@ from typing import Any
 from bestofn.engine import Engine, Partial
 from service.generation import Plan
 from service.live import Admitted, Progress, Quiet, events_of
-from service.openai_schemas import (
+from service.runtime import Answer
+from service.schemas import BatchAnswer, GenerateAnswer
+from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
+from service.schemas.openai_responses import (
     AssistantMessage,
     BestOfNReport,
     ChatChoice,
     ChatCompletion,
-    ChatRequest,
     Completion,
     CompletionChoice,
-    CompletionRequest,
     OpenAiUsage,
-    StreamOptions,
 )
-from service.runtime import Answer
-from service.schemas import BatchAnswer, GenerateAnswer
 from service.sse import comment, event
 from service.strategies import ScoredCandidate
 

@@ -12,17 +12,11 @@ from service.disconnect import run_while_connected
 from service.errors import tell
 from service.generation import Plan, check_limit, generate, make_plan
 from service.openai_answers import chat_completion, chunks, completion
-from service.openai_schemas import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    Model,
-    ModelList,
-)
 from service.routes.generate import ERRORS
 from service.runtime import Mode, Runtime
 from service.schemas import ErrorResponse, GenerateAnswer
+from service.schemas.openai_requests import ChatRequest, CompletionRequest
+from service.schemas.openai_responses import ChatCompletion, Completion, Model, ModelList
 from service.sse import EventStream, event, open_stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
