@@ -319,16 +319,17 @@ async def test_a_request_past_its_time_limit_is_told_and_aborted() -> None:
     assert engine.running == 0
 
 
-async def test_a_dead_engine_is_503_and_drops_readiness() -> None:
+@pytest.mark.parametrize("path", ["/readyz", "/health"])
+async def test_a_dead_engine_is_503_and_drops_readiness(path: str) -> None:
     engine = FakeEngine("mortal", seconds_per_token=0.02)
     runtime = make_runtime(engines={"ref": engine, "vbon": FakeEngine()})
     async with serving(runtime) as (_, client):
-        ready = await client.get("/readyz")
+        ready = await client.get(path)
         pending = asyncio.create_task(post(client, "bon"))
         await asyncio.sleep(0.03)
         await engine.stop()
         failed = await pending
-        after = await client.get("/readyz")
+        after = await client.get(path)
         alive = await client.get("/healthz")
         other = await post(client, "bon")
     assert ready.status_code == 200
