@@ -34,7 +34,7 @@ async def completion(
     plan: Plan, body: CompletionRequest, found: GenerateAnswer | BatchAnswer
 ) -> Completion:
     """Answer of ``/v1/completions``."""
-    answers = found.answers if isinstance(found, BatchAnswer) else [found]
+    answers = _answers(found)
     choices = []
     for i, answer in enumerate(answers):
         tokens = Tokens(plan, i)
@@ -58,8 +58,11 @@ async def completion(
     )
 
 
-async def chat_completion(plan: Plan, body: ChatRequest, answer: GenerateAnswer) -> ChatCompletion:
+async def chat_completion(
+    plan: Plan, body: ChatRequest, found: GenerateAnswer | BatchAnswer
+) -> ChatCompletion:
     """Answer of ``/v1/chat/completions``."""
+    (answer,) = _answers(found)
     choice = ChatChoice(
         index=0,
         message=AssistantMessage(content=answer.text),
@@ -75,6 +78,10 @@ async def chat_completion(plan: Plan, body: ChatRequest, answer: GenerateAnswer)
         bestofn=_report(answer),
         choices=[choice],
     )
+
+
+def _answers(found: GenerateAnswer | BatchAnswer) -> list[GenerateAnswer]:
+    return found.answers if isinstance(found, BatchAnswer) else [found]
 
 
 def _usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:
