@@ -37,6 +37,13 @@ class SamplingFields(Wire):
         None, description="strings that end a candidate"
     )
     ignore_eos: bool = Field(False, description="decode on to max_tokens, for load tests")
+    priority: int = Field(
+        0,
+        ge=-(2**63),
+        lt=2**63,
+        description="the lower, the earlier it is served, here and in the engine; other than 0 only where "
+        "the server runs with engine.scheduling_policy=priority",
+    )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -65,3 +72,4 @@ class SamplingUsed(BaseModel):
     seed: int | None
     stop: list[str]
     ignore_eos: bool
+    priority: int
