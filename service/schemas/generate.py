@@ -41,7 +41,8 @@ class GenerateFields(SamplingFields):
     )
     return_candidates: bool = Field(False, description="also return every candidate")
     score: bool = Field(
-        True, description="single-sample modes: report the answer's reward (costs one scoring)"
+        True,
+        description="single-sample modes: report the answer's reward (costs one scoring; off on /v1)",
     )
     logprobs: bool = Field(
         False,

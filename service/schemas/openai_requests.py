@@ -52,7 +52,9 @@ class OpenAiFields(SamplingFields):
     user: str | None = Field(None, description="not used")
     return_candidates: bool = Field(False, description="also return every candidate, in `bestofn`")
     score: bool = Field(
-        False, description="single-sample modes: report the answer's reward (costs one scoring)"
+        False,
+        description="single-sample modes: report the answer's reward (costs one scoring, which a client "
+        "that does not know of rewards should not pay for)",
     )
     timeout_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
