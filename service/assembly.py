@@ -89,6 +89,7 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
         start_timeout_s=engine.remote_start_timeout_s,
         max_backoff_s=engine.remote_max_backoff_s,
         trust_remote_code=settings.trust_remote_code,
+        by_priority=engine.scheduling_policy == "priority",
     )
 
 
@@ -106,4 +107,5 @@ def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
         executor=engine.executor if engine.tensor_parallel_size == 1 else None,
         cpu_threads=engine.cpu_threads,
         trust_remote_code=settings.trust_remote_code,
+        scheduling_policy=engine.scheduling_policy,
     )

@@ -117,6 +117,7 @@ def resolve_sampling(
         seed=fields.seed,
         stop=fields.stop_strings,
         ignore_eos=fields.ignore_eos,
+        priority=fields.priority,
     )
     return sampling, num_samples
 
@@ -175,6 +176,7 @@ def sampling_used(sampling: Sampling, num_samples: int) -> SamplingUsed:
         seed=sampling.seed,
         stop=list(sampling.stop),
         ignore_eos=sampling.ignore_eos,
+        priority=sampling.priority,
     )
 
 

@@ -10,20 +10,18 @@ from typing import Any
 from bestofn.engine import Engine, Partial
 from service.generation import Plan
 from service.live import Admitted, Progress, Quiet, events_of
-from service.openai_schemas import (
+from service.runtime import Answer
+from service.schemas import BatchAnswer, GenerateAnswer
+from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
+from service.schemas.openai_responses import (
     AssistantMessage,
     BestOfNReport,
     ChatChoice,
     ChatCompletion,
-    ChatRequest,
     Completion,
     CompletionChoice,
-    CompletionRequest,
     OpenAiUsage,
-    StreamOptions,
 )
-from service.runtime import Answer
-from service.schemas import BatchAnswer, GenerateAnswer
 from service.sse import comment, event
 from service.strategies import ScoredCandidate
 
@@ -36,7 +34,7 @@ async def completion(
     plan: Plan, body: CompletionRequest, found: GenerateAnswer | BatchAnswer
 ) -> Completion:
     """Answer of ``/v1/completions``."""
-    answers = found.answers if isinstance(found, BatchAnswer) else [found]
+    answers = _answers(found)
     choices = []
     for i, answer in enumerate(answers):
         tokens = Tokens(plan, i)
@@ -60,8 +58,11 @@ async def completion(
     )
 
 
-async def chat_completion(plan: Plan, body: ChatRequest, answer: GenerateAnswer) -> ChatCompletion:
+async def chat_completion(
+    plan: Plan, body: ChatRequest, found: GenerateAnswer | BatchAnswer
+) -> ChatCompletion:
     """Answer of ``/v1/chat/completions``."""
+    (answer,) = _answers(found)
     choice = ChatChoice(
         index=0,
         message=AssistantMessage(content=answer.text),
@@ -77,6 +78,10 @@ async def chat_completion(plan: Plan, body: ChatRequest, answer: GenerateAnswer)
         bestofn=_report(answer),
         choices=[choice],
     )
+
+
+def _answers(found: GenerateAnswer | BatchAnswer) -> list[GenerateAnswer]:
+    return found.answers if isinstance(found, BatchAnswer) else [found]
 
 
 def _usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:

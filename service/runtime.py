@@ -215,7 +215,7 @@ class Runtime:
                 token_ids = await engine.encode(prompt)
                 check_fits(engine.info, token_ids, sampling)
                 task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
-                async with self.admission.enter(sequences):
+                async with self.admission.enter(sequences, sampling.priority):
                     admitted = perf_counter()
                     observer.admitted(len(token_ids))
                     outcome = await mode.strategy.answer(task, resources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -19,7 +19,7 @@ class EngineSettings(BaseModel):
     """Settings of every engine; equal for all policies, so that they compare fairly.
 
     Those that start with ``remote`` are for policies given as URLs, for which of the others only
-    ``max_model_len`` and ``max_num_seqs`` count.
+    ``max_model_len``, ``max_num_seqs`` and ``scheduling_policy`` count.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +36,11 @@ class EngineSettings(BaseModel):
     executor: str | None = Field("uni", description="vLLM executor; uni is fastest on one device")
     cpu_threads: int | None = Field(
         None, ge=1, description="threads of an engine's model on a CPU; default: all cores but one"
+    )
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs",
+        description="priority: requests may say how early they are served; servers of remote policies "
+        "must then have been started so too (vllm serve --scheduling-policy priority)",
     )
     remote_api_key_env: str = Field(
         REMOTE_API_KEY,

@@ -32,7 +32,8 @@ def words(token_ids: Sequence[int]) -> str:
 class FakeEngine:
     """Words drawn from a seeded generator, one character a prompt token, one word a new token.
 
-    An ``endless`` one never ends a candidate by itself.
+    An ``endless`` one never ends a candidate by itself. It decodes any number of sequences at once, so
+    that a priority, where taken, has nothing to decide.
 
     Attributes:
         running: candidates being decoded now.
@@ -47,8 +48,9 @@ class FakeEngine:
         max_model_len: int = 256,
         seconds_per_token: float = 0.0,
         endless: bool = False,
+        by_priority: bool = False,
     ) -> None:
-        self.info = ModelInfo(path, "fake", max_model_len)
+        self.info = ModelInfo(path, "fake", max_model_len, by_priority)
         self.running = 0
         self.aborted = 0
         self.decoded_tokens = 0
@@ -141,10 +143,14 @@ class FakeEngine:
             self.aborted += not ended
 
     async def logprobs(
-        self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
+        self,
+        prompt_token_ids: list[int],
+        completion_token_ids: list[int],
+        request_id: str,
+        priority: int = 0,
     ) -> list[float]:
         """Numbers between -3 and -2 that depend on the engine, the prefix and the token."""
-        self._check(prompt_token_ids, Sampling(max_tokens=1))
+        self._check(prompt_token_ids, Sampling(max_tokens=1, priority=priority))
         await self._decode_for(1)
         return [
             -2.0 - random.Random(f"{self.info.path}{completion_token_ids[: k + 1]}").random()

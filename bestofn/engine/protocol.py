@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from bestofn.errors import PromptTooLongError
+from bestofn.errors import InvalidInputError, PromptTooLongError
 from bestofn.prompts import Prompt
 from bestofn.seeds import seed_of
 
@@ -26,6 +26,8 @@ class Sampling:
         stop: strings that end a candidate; not part of its text.
         logprobs: whether candidates carry log-probabilities, which cost the engine a few percent.
         ignore_eos: decode on to ``max_tokens``, for load tests.
+        priority: whose turn it is when not all can be decoded at once: the lower, the earlier; it
+            changes no candidate. Only 0 where the engine does not schedule by it.
     """
 
     max_tokens: int
@@ -36,6 +38,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: bool = True
     ignore_eos: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,17 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Which weights an engine serves, and its context limit in tokens."""
+    """Which weights an engine serves, and what it can take.
+
+    Attributes:
+        max_model_len: context limit, tokens.
+        by_priority: whether requests may say how early they are served.
+    """
 
     path: str
     revision: str
     max_model_len: int
+    by_priority: bool = False
 
 
 def candidate_seed(seed: int, index: int) -> int:
@@ -96,11 +105,18 @@ def candidate_seed(seed: int, index: int) -> int:
 
 
 def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling) -> None:
-    """Refuse what the model's context cannot hold.
+    """Refuse what the engine cannot serve as asked.
 
     Raises:
-        PromptTooLongError: tells the limit.
+        PromptTooLongError: over the model's context; tells the limit.
+        InvalidInputError: a priority where there is none.
     """
+    if sampling.priority and not info.by_priority:
+        raise InvalidInputError(
+            f"priority is {sampling.priority}, but the engine of {info.path} serves first come, first "
+            "served; leave it out, or start the server with --engine.scheduling-policy priority",
+            field="priority",
+        )
     if len(prompt_token_ids) + sampling.max_tokens > info.max_model_len:
         raise PromptTooLongError(
             prompt_tokens=len(prompt_token_ids),
@@ -157,6 +173,7 @@ class Engine(Protocol):
 
         Raises:
             PromptTooLongError: if prompt and max_tokens exceed the context.
+            InvalidInputError: for a priority where the engine does not schedule by it.
             EngineDeadError: if the engine process is gone.
             EngineError: if this request failed.
         """
@@ -173,7 +190,11 @@ class Engine(Protocol):
         """
 
     async def logprobs(
-        self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
+        self,
+        prompt_token_ids: list[int],
+        completion_token_ids: list[int],
+        request_id: str,
+        priority: int = 0,
     ) -> list[float]:
         """``log q`` of each completion token given what precedes it, nats, at temperature 1.
 

@@ -20,6 +20,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from bestofn.engine.fan_out import as_they_finish
@@ -57,7 +58,9 @@ class RemoteEngine:
         self._replicas = Replicas(urls, model, self._options)
         self._tokenizer: Any = None
         self._endings: set[int] = set()
-        self.info = ModelInfo(",".join(urls), "remote:" + (model or "unknown"), 0)
+        self.info = ModelInfo(
+            ",".join(urls), "remote:" + (model or "unknown"), 0, self._options.by_priority
+        )
 
     @property
     def alive(self) -> bool:
@@ -76,7 +79,7 @@ class RemoteEngine:
                 self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._options)
             await self._replicas.start()
             model, limit = self._replicas.model, self._replicas.max_model_len
-            self.info = ModelInfo(self.info.path, f"remote:{model}", limit)
+            self.info = replace(self.info, revision=f"remote:{model}", max_model_len=limit)
             ids = await self.encode(Prompt(text="a"))
             warm_up = Sampling(max_tokens=min(4, limit - len(ids)), seed=0)
             async for candidate in self.generate(ids, warm_up, 2, "warm-up"):
@@ -200,16 +203,20 @@ class RemoteEngine:
             await asyncio.gather(reader, return_exceptions=True)
 
     async def logprobs(
-        self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
+        self,
+        prompt_token_ids: list[int],
+        completion_token_ids: list[int],
+        request_id: str,
+        priority: int = 0,
     ) -> list[float]:
         """One forward pass over prompt and completion, and one token that is thrown away."""
         if not completion_token_ids:
             return []
         ids = [*prompt_token_ids, *completion_token_ids]
-        self._check(ids, Sampling(max_tokens=1))
+        self._check(ids, Sampling(max_tokens=1, priority=priority))
 
         async def work(replica: Replica) -> list[float]:
-            answer = await replica.ask("/completions", scoring_body(self._model, ids))
+            answer = await replica.ask("/completions", scoring_body(self._model, ids, priority))
             try:
                 return read_prompt_logprobs(answer, ids, len(prompt_token_ids))
             except WireError as error:

@@ -36,6 +36,8 @@ class RemoteOptions:
         start_timeout_s: how long the start waits for the first server.
         backoff_s: how long a server that failed is first left out; doubles up to ``max_backoff_s``.
         trust_remote_code: let the tokenizer bring its own code.
+        by_priority: the servers schedule by priority. They do not tell, and one that does not is
+            silent about a priority it ignores, so this must be configured.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -48,6 +50,7 @@ class RemoteOptions:
     backoff_s: float = 0.5
     max_backoff_s: float = 30.0
     trust_remote_code: bool = False
+    by_priority: bool = False
 
 
 def is_remote(policy: str) -> bool:

@@ -55,13 +55,18 @@ def completion_body(
         body["stream_options"] = {"include_usage": True}
     if sampling.seed is not None:
         body["seed"] = candidate_seed(sampling.seed, index)
-    return body
+    return body | _turn(sampling.priority)
 
 
-def scoring_body(model: str, token_ids: list[int]) -> dict[str, Any]:
+def _turn(priority: int) -> dict[str, int]:
+    """A field of vLLM's, which other servers need not know: only where it says something."""
+    return {"priority": priority} if priority else {}
+
+
+def scoring_body(model: str, token_ids: list[int], priority: int) -> dict[str, Any]:
     """The body of ``POST /completions`` that asks how likely ``token_ids`` are."""
     asked = {"model": model, "prompt": token_ids, "max_tokens": 1, "prompt_logprobs": 0}
-    return {**_PLAIN, **asked, "temperature": 1.0}
+    return {**_PLAIN, **asked, **_turn(priority), "temperature": 1.0}
 
 
 class Growth:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,6 +60,7 @@ class VllmOptions:
         cpu_threads: threads of the model on a CPU; ``None`` leaves a core to what feeds the engine,
             as vLLM's own `mp` executor does.
         trust_remote_code: let the checkpoint bring its own code.
+        scheduling_policy: ``fcfs``, or ``priority`` to let requests say how early they are served.
     """
 
     dtype: str = "auto"
@@ -72,6 +73,7 @@ class VllmOptions:
     executor: str | None = None
     cpu_threads: int | None = None
     trust_remote_code: bool = False
+    scheduling_policy: str = "fcfs"
 
 
 class VllmHost:
@@ -157,6 +159,7 @@ class VllmHost:
             "distributed_executor_backend": options.executor,
             "max_model_len": options.max_model_len,
             "max_num_seqs": options.max_num_seqs,
+            "scheduling_policy": options.scheduling_policy,
         }
         if options.gpu_memory_utilization is not None:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
@@ -194,7 +197,8 @@ class VllmEngine:
         self._host = host
         self._adapter = adapter
         checkpoint = host.adapters[adapter] if adapter else host.checkpoint
-        self.info = ModelInfo(checkpoint.path, checkpoint.revision, 0)
+        by_priority = host.options.scheduling_policy == "priority"
+        self.info = ModelInfo(checkpoint.path, checkpoint.revision, 0, by_priority)
 
     @property
     def alive(self) -> bool:
@@ -209,7 +213,7 @@ class VllmEngine:
     async def start(self) -> None:
         """Start the host if no other policy on it has, then decode once to compile everything."""
         await self._host.start()
-        self.info = ModelInfo(self.info.path, self.info.revision, self._host.max_model_len)
+        self.info = replace(self.info, max_model_len=self._host.max_model_len)
         warm_up = Sampling(max_tokens=4, seed=0)
         first_id = self._host.tokenizer.encode("a", add_special_tokens=True)
         async for _ in self.generate(first_id, warm_up, 2, f"warm-up-{id(self)}"):
@@ -258,6 +262,7 @@ class VllmEngine:
                 shared or _sampling_params(sampling, index),
                 index,
                 f"{request_id}-{index}",
+                sampling.priority,
                 decode,
             )
             for index in range(first_index, first_index + num_samples)
@@ -272,9 +277,10 @@ class VllmEngine:
         params: SamplingParams,
         index: int,
         request_id: str,
+        priority: int,
         decode: Callable[[Sequence[int]], str],
     ) -> Candidate:
-        final = await self._last_message(prompt_token_ids, params, request_id)
+        final = await self._last_message(prompt_token_ids, params, request_id, priority)
         output = final.outputs[0] if final is not None and final.outputs else None
         reason = _FINISHED.get(output.finish_reason or "") if output is not None else None
         if output is None or reason is None:
@@ -299,7 +305,9 @@ class VllmEngine:
         text, ids = "", ()  # type: tuple[str, tuple[int, ...]]
         logprobs: tuple[float, ...] | None = () if sampling.logprobs else None
         finished: str | None = None
-        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
+        async with aclosing(
+            self.messages(prompt_token_ids, params, request_id, sampling.priority)
+        ) as messages:
             async for message in messages:
                 step = message.outputs[0]
                 text += step.text
@@ -314,20 +322,24 @@ class VllmEngine:
             raise _unfinished(index, finished)
 
     async def logprobs(
-        self, prompt_token_ids: list[int], completion_token_ids: list[int], request_id: str
+        self,
+        prompt_token_ids: list[int],
+        completion_token_ids: list[int],
+        request_id: str,
+        priority: int = 0,
     ) -> list[float]:
         """One forward pass over prompt and completion, and one token that is thrown away."""
         if not completion_token_ids:
             return []
         ids = [*prompt_token_ids, *completion_token_ids]
-        check_fits(self.info, ids, Sampling(max_tokens=1))
+        check_fits(self.info, ids, Sampling(max_tokens=1, priority=priority))
         params = _vllm().SamplingParams(
             max_tokens=1,
             prompt_logprobs=0,
             detokenize=False,
             output_kind=_vllm().RequestOutputKind.FINAL_ONLY,
         )
-        final = await self._last_message(ids, params, request_id)
+        final = await self._last_message(ids, params, request_id, priority)
         if final is None or final.prompt_logprobs is None:
             raise EngineError(f"the engine of {self.info.path} gave no log-probabilities")
         # The first prompt token has none, which is why prompts may not be empty.
@@ -336,16 +348,26 @@ class VllmEngine:
         )
 
     async def _last_message(
-        self, prompt_token_ids: list[int], params: SamplingParams, request_id: str
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
     ) -> RequestOutput | None:
         final = None
-        async with aclosing(self.messages(prompt_token_ids, params, request_id)) as messages:
+        async with aclosing(
+            self.messages(prompt_token_ids, params, request_id, priority)
+        ) as messages:
             async for message in messages:
                 final = message
         return final
 
     async def messages(
-        self, prompt_token_ids: list[int], params: SamplingParams, request_id: str
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's messages of one request, its errors as ours; closing aborts it."""
         vllm = _vllm()
@@ -354,6 +376,7 @@ class VllmEngine:
             params,
             request_id,
             lora_request=self._host.lora_request(self._adapter),
+            priority=priority,
         )
         try:
             async with aclosing(stream):

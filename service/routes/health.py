@@ -1,4 +1,4 @@
-"""``GET /healthz``, ``/readyz`` and ``/metrics``."""
+"""``GET /healthz``, ``/readyz``, ``/health`` and ``/metrics``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ async def get_healthz() -> dict[str, str]:
 
 
 @router.get("/readyz")
+@router.get("/health", name="get_health")
 async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
     """Ready: every model is loaded and warmed up, and every engine lives; else 503.
 
-    The status says which server of a remote policy is left out while the others answer.
+    The status says which server of a remote policy is left out while the others answer. `/health` is
+    the name under which `vllm serve` has this, and which load testers and gateways ask for.
     """
     if not runtime.ready:
         raise NotReadyError(runtime.status())

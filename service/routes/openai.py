@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from fastapi import APIRouter, Request
 
@@ -12,20 +13,17 @@ from service.disconnect import run_while_connected
 from service.errors import tell
 from service.generation import Plan, check_limit, generate, make_plan
 from service.openai_answers import chat_completion, chunks, completion
-from service.openai_schemas import (
-    ChatCompletion,
-    ChatRequest,
-    Completion,
-    CompletionRequest,
-    Model,
-    ModelList,
-)
 from service.routes.generate import ERRORS
 from service.runtime import Mode, Runtime
-from service.schemas import ErrorResponse, GenerateAnswer
+from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer
+from service.schemas.openai_requests import ChatRequest, CompletionRequest
+from service.schemas.openai_responses import ChatCompletion, Completion, Model, ModelList
 from service.sse import EventStream, event, open_stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
+
+B = TypeVar("B", CompletionRequest, ChatRequest)
+A = TypeVar("A", Completion, ChatCompletion)
 
 NOT_FOUND: dict[int | str, dict[str, object]] = {
     404: {"model": ErrorResponse, "description": "no mode of that name"}
@@ -37,10 +35,7 @@ async def post_completions(
     body: CompletionRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
 ) -> Completion | EventStream:
     """Continue text. The model is a mode; `best_of` is its N."""
-    plan = _plan(body, request, runtime, request_id)
-    if body.stream:
-        return await _stream(plan, body, request)
-    return await completion(plan, body, await run_while_connected(request, generate(plan)))
+    return await _respond(_plan(body, request, runtime, request_id), body, request, completion)
 
 
 @router.post("/chat/completions", responses=ERRORS | NOT_FOUND, response_model=ChatCompletion)
@@ -48,11 +43,7 @@ async def post_chat_completions(
     body: ChatRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
 ) -> ChatCompletion | EventStream:
     """Continue a chat. The model is a mode; `best_of` is its N."""
-    plan = _plan(body, request, runtime, request_id)
-    if body.stream:
-        return await _stream(plan, body, request)
-    answer = await run_while_connected(request, generate(plan))
-    return await chat_completion(plan, body, cast(GenerateAnswer, answer))
+    return await _respond(_plan(body, request, runtime, request_id), body, request, chat_completion)
 
 
 @router.get("/models")
@@ -78,12 +69,18 @@ def _plan(
     return make_plan(runtime, name, body.to_native(), request_id, policy)
 
 
-async def _stream(
-    plan: Plan, body: CompletionRequest | ChatRequest, request: Request
-) -> EventStream:
-    return await open_stream(
-        request, chunks(plan, body), lambda error: event(None, tell(request, error))
-    )
+async def _respond(
+    plan: Plan,
+    body: B,
+    request: Request,
+    written: Callable[[Plan, B, GenerateAnswer | BatchAnswer], Awaitable[A]],
+) -> A | EventStream:
+    """The answer as a stream, or whole and written in the route's own shape."""
+    if body.stream:
+        return await open_stream(
+            request, chunks(plan, body), lambda error: event(None, tell(request, error))
+        )
+    return await written(plan, body, await run_while_connected(request, generate(plan)))
 
 
 def _named(runtime: Runtime, model: str) -> tuple[str, str | None]:

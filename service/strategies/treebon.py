@@ -186,6 +186,7 @@ class _Tree:
             task.prompt_token_ids,
             list(branch.token_ids),
             f"{task.request_id}-{self.layers}-judge-{index}",
+            task.sampling.priority,
         )
         return replace(branch, worth=implicit_reward(guided, branch.logprobs))
 

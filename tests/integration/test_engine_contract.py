@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -115,6 +116,29 @@ async def test_closing_early_aborts_and_the_engine_goes_on(engine: Engine) -> No
             break
     assert engine.alive
     assert len(await draw(engine, SAMPLING, 2, "contract-after")) == 2
+
+
+async def test_a_priority_changes_no_candidate_and_is_refused_where_there_is_none(
+    engine: Engine,
+) -> None:
+    urgent = replace(SAMPLING, priority=-1)
+    plain = {c.index: c.token_ids for c in await draw(engine, SAMPLING, 2, "contract-plain")}
+    ids = await engine.encode(PROMPT)
+    if engine.info.by_priority:
+        drawn = await draw(engine, urgent, 2, "contract-urgent")
+        assert {c.index: c.token_ids for c in drawn} == plain
+        assert (await watch(engine, urgent, 1, "contract-urgent-b"))[-1].token_ids == plain[1]
+        scored = await engine.logprobs(ids, list(plain[0]), "contract-urgent-c", -1)
+        assert len(scored) == len(plain[0])
+    else:
+        for attempt in (
+            draw(engine, urgent, 2, "contract-urgent"),
+            watch(engine, urgent, 1, "contract-urgent-b"),
+            engine.logprobs(ids, list(plain[0]), "contract-urgent-c", -1),
+        ):
+            with pytest.raises(InvalidInputError, match="first come") as refused:
+                await attempt
+            assert refused.value.field == "priority"
 
 
 async def test_cancelling_aborts_and_the_engine_goes_on(engine: Engine) -> None:

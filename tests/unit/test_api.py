@@ -49,7 +49,7 @@ async def test_answer_says_what_made_it() -> None:
         answer = response.json()
     assert answer["sampling"] == {
         "n": 8, "max_tokens": 12, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "seed": 3,
-        "stop": ["superb"], "ignore_eos": False,
+        "stop": ["superb"], "ignore_eos": False, "priority": 0,
     }  # fmt: skip
     assert answer["policy"] == {"name": "ref", "path": "fake-ref", "revision": "fake"}
     assert answer["reward_model"]["path"] == "fake-reward"
@@ -57,6 +57,36 @@ async def test_answer_says_what_made_it() -> None:
     timings = answer["timings_ms"]
     parts = timings["queue"] + timings["decode"] + timings["rerank"]
     assert 0 < parts <= timings["total"] + 0.01
+
+
+async def test_a_priority_is_refused_where_there_is_none_and_changes_no_answer() -> None:
+    by_priority = {name: FakeEngine(name, by_priority=True) for name in ("ref", "vbon")}
+    async with serving(make_runtime(engines=by_priority)) as (_, client):
+        answers = {p: (await post(client, "treebon", priority=p)).json() for p in (0, -3)}
+        beyond = await post(client, "bon", priority=2**63)
+    async with serving(make_runtime()) as (_, client):
+        refused = await post(client, "bon", priority=-3)
+        neutral = await post(client, "bon", priority=0)
+    assert answers[-3]["sampling"]["priority"] == -3
+    assert answers[-3]["text"] == answers[0]["text"]
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (422, "priority")
+    assert "--engine.scheduling-policy priority" in error["message"]
+    assert (neutral.status_code, beyond.status_code) == (200, 422)
+
+
+async def test_who_waits_is_admitted_by_priority() -> None:
+    engine = FakeEngine("slow", seconds_per_token=0.002, by_priority=True)
+    runtime = make_runtime(engines={"ref": engine}, limits={"running_sequences": 8})
+    finished: list[int] = []
+
+    async def ask(client: httpx.AsyncClient, priority: int) -> None:
+        assert (await post(client, "bon", priority=priority)).status_code == 200
+        finished.append(priority)
+
+    async with serving(runtime) as (_, client):
+        await asyncio.gather(*(ask(client, priority) for priority in (0, 2, 1, -1)))
+    assert finished == [0, -1, 1, 2]
 
 
 async def test_single_modes_draw_one_sample_of_their_own_policy() -> None:
@@ -319,16 +349,17 @@ async def test_a_request_past_its_time_limit_is_told_and_aborted() -> None:
     assert engine.running == 0
 
 
-async def test_a_dead_engine_is_503_and_drops_readiness() -> None:
+@pytest.mark.parametrize("path", ["/readyz", "/health"])
+async def test_a_dead_engine_is_503_and_drops_readiness(path: str) -> None:
     engine = FakeEngine("mortal", seconds_per_token=0.02)
     runtime = make_runtime(engines={"ref": engine, "vbon": FakeEngine()})
     async with serving(runtime) as (_, client):
-        ready = await client.get("/readyz")
+        ready = await client.get(path)
         pending = asyncio.create_task(post(client, "bon"))
         await asyncio.sleep(0.03)
         await engine.stop()
         failed = await pending
-        after = await client.get("/readyz")
+        after = await client.get(path)
         alive = await client.get("/healthz")
         other = await post(client, "bon")
     assert ready.status_code == 200

@@ -167,13 +167,14 @@ async def test_several_prompts_are_choices_in_order() -> None:
 async def test_settings_and_extensions_are_body_fields() -> None:
     body = {
         **BODY, "model": "soft-bon", "reward_temperature": 0.25, "top_k": 7,
-        "return_candidates": True,
+        "return_candidates": True, "priority": -2,
     }  # fmt: skip
-    async with serving(make_runtime()) as (_, client):
+    engines = {"ref": FakeEngine("fake-ref", by_priority=True)}
+    async with serving(make_runtime(engines=engines)) as (_, client):
         found = (await client.post("/v1/completions", json=body)).json()["bestofn"]
         wrong = await client.post("/v1/completions", json={**body, "model": "bon"})
     assert found["strategy"] == {"reward_temperature": 0.25}
-    assert found["sampling"]["top_k"] == 7
+    assert (found["sampling"]["top_k"], found["sampling"]["priority"]) == (7, -2)
     assert len(found["candidates"]) == 8
     assert wrong.status_code == 422
     assert wrong.json()["error"]["param"] == "reward_temperature"

@@ -112,6 +112,20 @@ async def test_without_a_seed_none_is_sent() -> None:
     assert all("seed" not in body for body in server.bodies)
 
 
+async def test_a_priority_is_sent_only_where_it_says_something() -> None:
+    urgent = replace(SAMPLING, priority=-2)
+    async with serving(by_priority=True) as (engine, [server]):
+        await draw(engine)
+        await draw(engine, sampling=urgent)
+        await watch(engine, urgent)
+        await engine.logprobs(await engine.encode(PROMPT), [1, 2], "test", -2)
+    assert [body.get("priority") for body in server.bodies] == [None, -2, -2, -2]
+    async with serving() as (engine, [server]):
+        with pytest.raises(InvalidInputError, match="first come"):
+            await draw(engine, sampling=urgent)
+    assert not server.bodies
+
+
 async def test_what_is_known_of_the_model() -> None:
     async with serving() as (engine, [server]):
         assert engine.info.revision == "remote:org/policy"

@@ -411,7 +411,9 @@ async def test_tree_keeps_the_branches_that_the_guide_prefers() -> None:
     class Sweet(FakeEngine):
         """Prefers texts of few different words."""
 
-        async def logprobs(self, prompt_token_ids: Any, ids: Any, request_id: str) -> list[float]:
+        async def logprobs(
+            self, prompt_token_ids: Any, ids: Any, request_id: str, priority: int = 0
+        ) -> list[float]:
             return [-float(len(set(ids[: k + 1]))) for k in range(len(ids))]
 
     sweet, _ = await ask(

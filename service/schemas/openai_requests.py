@@ -1,4 +1,4 @@
-"""What OpenAI clients send and get.
+"""What OpenAI clients send.
 
 Settings that this server cannot honour are taken at the value at which they do nothing, because
 clients and load testers send that; any other value is refused.
@@ -8,19 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from service.schemas import (
-    CandidateOut,
-    ChatMessage,
-    GenerateRequest,
-    ModelRef,
-    SamplingFields,
-    SamplingUsed,
-    Text,
-    Timings,
-    Wire,
-)
+from service.schemas.generate import GenerateRequest
+from service.schemas.wire import ChatMessage, SamplingFields, Text, Wire
 from service.strategy_fields import settings_in, with_strategy_settings
 
 
@@ -61,7 +52,9 @@ class OpenAiFields(SamplingFields):
     user: str | None = Field(None, description="not used")
     return_candidates: bool = Field(False, description="also return every candidate, in `bestofn`")
     score: bool = Field(
-        False, description="single-sample modes: report the answer's reward (costs one scoring)"
+        False,
+        description="single-sample modes: report the answer's reward (costs one scoring, which a client "
+        "that does not know of rewards should not pay for)",
     )
     timeout_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
@@ -188,100 +181,3 @@ if TYPE_CHECKING:
 else:
     CompletionRequest = with_strategy_settings("CompletionRequest", CompletionFields)
     ChatRequest = with_strategy_settings("ChatRequest", ChatFields)
-
-
-class OpenAiUsage(BaseModel):
-    """Tokens in and out; candidates that were discarded are not counted here."""
-
-    prompt_tokens: int
-    completion_tokens: int = Field(description="of the answers returned")
-    total_tokens: int
-
-
-class BestOfNReport(BaseModel):
-    """What this server adds to an answer: how it was chosen and what that cost."""
-
-    mode: str
-    policy: ModelRef
-    reward: float | None
-    selected_index: int
-    unscored_candidates: int | None
-    generated_tokens: int = Field(description="of all candidates, discarded ones included")
-    returned_tokens: int
-    strategy: dict[str, Any]
-    details: dict[str, Any]
-    candidates: list[CandidateOut] | None
-    sampling: SamplingUsed
-    timings_ms: Timings
-    reward_model: ModelRef | None
-
-
-class CompletionChoice(BaseModel):
-    """One answer; ``logprobs`` has OpenAI's four lists, the alternatives' null."""
-
-    index: int
-    text: str
-    logprobs: dict[str, Any] | None
-    finish_reason: str
-
-
-class AssistantMessage(BaseModel):
-    """The answer to a chat."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str
-    refusal: None = None
-
-
-class ChatChoice(BaseModel):
-    """One answer; ``logprobs`` lists its tokens under ``content``."""
-
-    index: int
-    message: AssistantMessage
-    logprobs: dict[str, Any] | None
-    finish_reason: str
-
-
-class OpenAiAnswer(BaseModel):
-    """What both routes answer."""
-
-    id: str
-    created: int = Field(description="Unix time, seconds")
-    model: str
-    system_fingerprint: str = Field(description="the policy's revision")
-    usage: OpenAiUsage
-    bestofn: BestOfNReport | list[BestOfNReport] = Field(
-        description="a list, one a choice, where several prompts were sent as a list"
-    )
-
-
-class Completion(OpenAiAnswer):
-    """Answer of ``/v1/completions``."""
-
-    object: Literal["text_completion"] = "text_completion"
-    choices: list[CompletionChoice]
-
-
-class ChatCompletion(OpenAiAnswer):
-    """Answer of ``/v1/chat/completions``."""
-
-    object: Literal["chat.completion"] = "chat.completion"
-    choices: list[ChatChoice]
-
-
-class Model(BaseModel):
-    """A mode as OpenAI clients see it."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = Field(description="when this server started, Unix time")
-    owned_by: Literal["bestofn"] = "bestofn"
-    max_model_len: int = Field(description="context of the policy, tokens")
-    description: str
-
-
-class ModelList(BaseModel):
-    """Every mode."""
-
-    object: Literal["list"] = "list"
-    data: list[Model]

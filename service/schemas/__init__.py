@@ -1,0 +1,54 @@
+"""What goes over the wire, a module a concern. Unknown fields are refused everywhere."""
+
+from service.schemas.answer import (
+    BatchAnswer,
+    CandidateOut,
+    CurvePoint,
+    GenerateAnswer,
+    Timings,
+    Usage,
+)
+from service.schemas.compare import (
+    ComparedAnswer,
+    CompareRequest,
+    CompareResponse,
+    HeadToHead,
+    Interval,
+    LatencySummary,
+    ModeReport,
+    PromptRow,
+    Range,
+)
+from service.schemas.failure import ErrorBody, ErrorResponse
+from service.schemas.generate import GenerateRequest
+from service.schemas.modes import ModeInfo, ModesResponse
+from service.schemas.wire import ChatMessage, ModelRef, SamplingFields, SamplingUsed, Text, Wire
+
+__all__ = [
+    "BatchAnswer",
+    "CandidateOut",
+    "ChatMessage",
+    "CompareRequest",
+    "CompareResponse",
+    "ComparedAnswer",
+    "CurvePoint",
+    "ErrorBody",
+    "ErrorResponse",
+    "GenerateAnswer",
+    "GenerateRequest",
+    "HeadToHead",
+    "Interval",
+    "LatencySummary",
+    "ModeInfo",
+    "ModeReport",
+    "ModelRef",
+    "ModesResponse",
+    "PromptRow",
+    "Range",
+    "SamplingFields",
+    "SamplingUsed",
+    "Text",
+    "Timings",
+    "Usage",
+    "Wire",
+]

@@ -1,0 +1,91 @@
+"""``POST /generate``: what is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.config import JsonDict
+
+from bestofn.prompts import Message, Prompt
+from service.schemas.wire import ChatMessage, SamplingFields, Text
+from service.strategy_fields import with_strategy_settings
+
+EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
+
+
+Count = Annotated[int, Field(ge=1)]
+# Told apart before they are checked, so that a wrong value gets one message and not one of each form.
+Counts = Annotated[
+    Annotated[Count, Tag("one")] | Annotated[list[Count], Field(min_length=1), Tag("several")],
+    Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+]
+
+
+class GenerateFields(SamplingFields):
+    """One prompt, several prompts, or a chat; settings of the mode's strategy beside them."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    n: Counts | None = Field(
+        None,
+        description="candidates a prompt; single-sample modes draw 1. Mode bon also takes a list: the "
+        "answer is that of the largest, and reward_curve estimates every one from the same candidates",
+    )
+    prompt: Text | None = Field(None, description="text to continue")
+    prompts: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        None, description="several texts; the answer is then a list in the same order"
+    )
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = Field(
+        None, description="a chat, for policies with a chat template"
+    )
+    return_candidates: bool = Field(False, description="also return every candidate")
+    score: bool = Field(
+        True,
+        description="single-sample modes: report the answer's reward (costs one scoring; off on /v1)",
+    )
+    logprobs: bool = Field(
+        False,
+        description="also return token ids and their log-probabilities, nats at temperature 1",
+    )
+    stream: bool = Field(
+        False, description="server-sent events: token, candidate, progress, then answer or error"
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one_input(self) -> Self:
+        given = [
+            name for name in ("prompt", "prompts", "messages") if getattr(self, name) is not None
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of prompt, prompts and messages; got "
+                + (", ".join(given) if given else "none")
+            )
+        return self
+
+    @property
+    def num_samples(self) -> int | None:
+        """N: the largest of a list."""
+        return max(self.n) if isinstance(self.n, list) else self.n
+
+    def to_prompts(self) -> list[Prompt]:
+        """The prompts asked about, one or many."""
+        if self.prompts is not None:
+            return [Prompt(text=text) for text in self.prompts]
+        if self.messages is not None:
+            turns = (Message(role=turn.role, content=turn.content) for turn in self.messages)
+            return [Prompt(messages=tuple(turns))]
+        return [Prompt(text=self.prompt)]
+
+
+if TYPE_CHECKING:
+
+    class GenerateRequest(GenerateFields):
+        """With the fields of every strategy, which the registry adds."""
+
+else:
+    GenerateRequest = with_strategy_settings("GenerateRequest", GenerateFields)
