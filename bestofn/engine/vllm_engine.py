@@ -129,23 +129,9 @@ class VllmHost:
         number = list(self.adapters).index(adapter) + 1
         return LoRARequest(f"adapter-{number}", number, self.adapters[adapter].path)
 
-    def _build(self) -> AsyncLLM:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.options.kv_cache_gib))
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        if self.options.executor == "uni":
-            # Otherwise vLLM's CPU platform silently puts `mp` in the place of `uni`; the engine core
-            # of AsyncLLM is a process of its own whatever this says.
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        if self.options.cpu_threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(self.options.cpu_threads)
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        elif self.options.executor == "uni":
-            # With all cores, whatever else runs holds up one of the threads, and it all the others.
-            cores = len(os.sched_getaffinity(0))
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the engine is built with, by vLLM's names for it; ``None`` is its own default."""
         options = self.options
         arguments: dict[str, Any] = {
             "model": self.checkpoint.path,
@@ -170,8 +156,27 @@ class VllmHost:
                 "max_loras": len(ranks),
                 "max_lora_rank": max(8, *ranks),
             }
+        return arguments
+
+    def _build(self) -> AsyncLLM:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.options.kv_cache_gib))
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if self.options.executor == "uni":
+            # Otherwise vLLM's CPU platform silently puts `mp` in the place of `uni`; the engine core
+            # of AsyncLLM is a process of its own whatever this says.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if self.options.cpu_threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(self.options.cpu_threads)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        elif self.options.executor == "uni":
+            # With all cores, whatever else runs holds up one of the threads, and it all the others.
+            cores = len(os.sched_getaffinity(0))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
         try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+            return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments))
         except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be served
             raise CheckpointError(
                 f"vLLM cannot serve {self.checkpoint.path}: {type(error).__name__}: {error}"
@@ -209,6 +214,11 @@ class VllmEngine:
     def trouble(self) -> str:
         """Only that its process does not run."""
         return "" if self._host.alive else "the engine process does not run"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What its host's engine is built with; only the bench asks, to build another like it."""
+        return self._host.arguments
 
     async def start(self) -> None:
         """Start the host if no other policy on it has, then decode once to compile everything."""

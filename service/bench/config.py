@@ -10,6 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from service.settings import ServiceSettings
 
 ROWS = ["http", "bon", "overlap", "vbon", "abort", "memory"]
+PEER_SIDES = ["optillm", "optillm-tuned", "its-hub", "its-hub-tuned"]
 
 
 class BenchSettings(ServiceSettings):
@@ -24,7 +25,8 @@ class BenchSettings(ServiceSettings):
     rows: list[str] = Field(
         ROWS,
         description="what to measure; repeat: http, bon, overlap, vbon, abort, memory; and, slower: "
-        "client (needs `vllm serve`), strategies",
+        "strategies, client (against `vllm serve` and a plain client), peers (against optillm and "
+        "its_hub, see --peers-python)",
     )
     prompts: Path = Field(
         Path("sandbox/prompts/heldout.jsonl"), description="JSONL with `prompt`, or one a line"
@@ -35,6 +37,13 @@ class BenchSettings(ServiceSettings):
     requests: int = Field(2048, ge=1, description="single-sample requests of one measurement")
     bon_requests: int = Field(128, ge=1, description="best-of-N requests of one measurement")
     memory_requests: int = Field(10_000, ge=100, description="requests of the memory row")
+    peers_python: Path = Field(
+        Path(".peers/bin/python"),
+        description="Python of an environment with optillm and its_hub; scripts/peers makes one",
+    )
+    peer_sides: list[str] = Field(
+        PEER_SIDES, description="what the row peers measures; repeat: " + ", ".join(PEER_SIDES)
+    )
     json_file: Path | None = Field(
         None,
         validation_alias=AliasChoices("json", "json_file"),

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle, islice
 from time import perf_counter
 from typing import Any
@@ -35,6 +35,7 @@ class Figure:
         value: what is compared with the goal, a ratio in most rows.
         goal: what was aimed for; ``at_least`` says on which side.
         detail: the two sides, with their unit.
+        quality: rewards of the sides by model, where a row compares answers.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Figure:
     goal: float | None
     at_least: bool
     detail: str
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def reached(self) -> bool | None:
@@ -59,6 +61,7 @@ class Figure:
             "at_least": self.at_least,
             "reached": self.reached,
             "detail": self.detail,
+            **({"quality": self.quality} if self.quality else {}),
         }
 
 
@@ -135,33 +138,47 @@ async def in_turns(pairs: int, first: Side, second: Side) -> tuple[list[float], 
     return found
 
 
+def shown(values: list[float], unit: str) -> str:
+    """Median and extremes of one side."""
+    found = spread(values)
+    return f"{found.median:.4g} [{found.low:.4g}, {found.high:.4g}] {unit}"
+
+
 def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
     """Of neighbouring measurements."""
     return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 @asynccontextmanager
-async def served(runtime: Runtime) -> AsyncGenerator[str, None]:
-    """The application on a free port of this machine, in this event loop; its address."""
+async def listening(app: Any, *, lifespan: bool = True) -> AsyncGenerator[str, None]:
+    """An ASGI application on a free port of this machine, in this event loop; its address."""
     # With the protocol named, or asyncio leaves Nagle's algorithm on and answers wait 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)
         config = uvicorn.Config(
-            create_app(runtime, on_ready=keep_for_good),
+            app,
             log_config=None,
             access_log=False,
             log_level="warning",
+            lifespan="on" if lifespan else "off",
         )
         server = uvicorn.Server(config)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
-            while not runtime.ready:
-                if runtime.failure is not None:
-                    raise runtime.failure
-                await asyncio.sleep(0.1)
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             await serving
+
+
+@asynccontextmanager
+async def served(runtime: Runtime) -> AsyncGenerator[str, None]:
+    """The service, its models loaded; its address."""
+    async with listening(create_app(runtime, on_ready=keep_for_good)) as url:
+        while not runtime.ready:
+            if runtime.failure is not None:
+                raise runtime.failure
+            await asyncio.sleep(0.1)
+        yield url

@@ -1,23 +1,21 @@
 """A closed-loop HTTP load: its own process, so that it does not run on the server's event loop.
 
 ``python -m service.bench.load`` reads one :class:`Job` as JSON from standard input and writes one
-:class:`Result`. Plain streams, because on a small machine what the client costs is taken from the
-server, and httpx's connection pool costs some 20 ms a request with 256 in flight: it walks all of them
-for each.
+:class:`Result`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+
+from service.bench.wire import SideError, Work, closed_loop, connected, elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,7 @@ class Result:
     latencies_s: list[float]
     generated_tokens: list[int]
     returned_tokens: list[int]
+    texts: list[str]
     rewards: list[float | None]
     rerank_ms: list[float]
     scoring_ms: list[float]
@@ -69,25 +68,24 @@ async def run_load(job: Job) -> Result:
     """Send everything, ``concurrency`` at a time, each over a connection that is kept open."""
     found: dict[int, tuple[float, dict[str, Any]]] = {}
     errors: dict[str, int] = {}
-    bodies = enumerate([json.dumps(body).encode() for body in job.bodies])
-    address = urlsplit(job.url)
 
-    async def worker() -> None:
-        connection = await _Connection.open(address)
-        try:
-            for index, body in bodies:
+    @asynccontextmanager
+    async def worker() -> AsyncGenerator[Work[tuple[int, bytes]], None]:
+        async with connected(job.url) as (connection,):
+
+            async def send(entry: tuple[int, bytes]) -> None:
+                index, body = entry
                 begun = perf_counter()
                 status, content = await connection.post(body)
                 if status == 200:
                     found[index] = (perf_counter() - begun, json.loads(content))
                 else:
                     errors[str(status)] = errors.get(str(status), 0) + 1
-        finally:
-            await connection.close()
 
-    begun = perf_counter()
-    await asyncio.gather(*(worker() for _ in range(min(job.concurrency, len(job.bodies)))))
-    seconds = perf_counter() - begun
+            yield send
+
+    bodies = [json.dumps(body).encode() for body in job.bodies]
+    seconds = await closed_loop(bodies, job.concurrency, worker)
     ordered = [found[index] for index in sorted(found)]
     answers = [answer for _, answer in ordered]
     return Result(
@@ -95,6 +93,7 @@ async def run_load(job: Job) -> Result:
         latencies_s=[latency for latency, _ in ordered],
         generated_tokens=[answer["usage"]["generated_tokens"] for answer in answers],
         returned_tokens=[answer["usage"]["returned_tokens"] for answer in answers],
+        texts=[answer["text"] for answer in answers],
         rewards=[answer["reward"] for answer in answers],
         rerank_ms=[answer["timings_ms"]["rerank"] for answer in answers],
         scoring_ms=[answer["timings_ms"]["scoring"] for answer in answers],
@@ -102,58 +101,21 @@ async def run_load(job: Job) -> Result:
     )
 
 
-class _Connection:
-    """HTTP/1.1 with keep-alive and ``Content-Length``, which is all that the service answers with."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes
-    ) -> None:
-        self._reader, self._writer, self._head = reader, writer, head
-
-    @classmethod
-    async def open(cls, address: SplitResult) -> _Connection:
-        reader, writer = await asyncio.open_connection(address.hostname, address.port)
-        target = address.path + (f"?{address.query}" if address.query else "")
-        head = (
-            f"POST {target} HTTP/1.1\r\nHost: {address.netloc}\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        )
-        return cls(reader, writer, head.encode())
-
-    async def post(self, body: bytes) -> tuple[int, bytes]:
-        self._writer.write(self._head + str(len(body)).encode() + b"\r\n\r\n" + body)
-        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        return int(head.split(b" ", 2)[1]), await self._reader.readexactly(length)
-
-    async def close(self) -> None:
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
-
-
 async def load_elsewhere(job: Job) -> Result:
     """:func:`run_load` in a process of its own.
 
     Raises:
-        RuntimeError: that process failed, or not every request was answered.
+        SideError: that process failed, or not every request was answered.
     """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service.bench.load",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    output, _ = await process.communicate(json.dumps(asdict(job)).encode())
-    if process.returncode != 0:
-        raise RuntimeError(f"the load process ended with status {process.returncode}")
-    result = Result(**json.loads(output))
+    command = [sys.executable, "-m", "service.bench.load"]
+    result = Result(**await elsewhere(command, asdict(job)))
     if result.errors:
-        raise RuntimeError(f"{job.url} answered with errors: {result.errors}")
+        raise SideError(f"{job.url} answered with errors: {result.errors}")
     return result
 
 
 def main() -> None:
     """One job from standard input."""
-    os.nice(10)  # a client of its own machine would not take a core from the server
     job = Job(**json.load(sys.stdin))
     json.dump(asdict(asyncio.run(run_load(job))), sys.stdout)
 

@@ -10,15 +10,12 @@ from time import perf_counter
 import httpx
 
 from bestofn.statistics import spread
+from service.bench.client import client
 from service.bench.frontier import strategies
-from service.bench.harness import Bench, Figure, Side, in_turns, ratios
+from service.bench.harness import Bench, Figure, Side, in_turns, ratios, shown
+from service.bench.peers.row import peers
 
-Row = Callable[[Bench], Awaitable[Figure]]
-
-
-def _shown(values: list[float], unit: str) -> str:
-    found = spread(values)
-    return f"{found.median:.4g} [{found.low:.4g}, {found.high:.4g}] {unit}"
+Row = Callable[[Bench], Awaitable[Figure | list[Figure]]]
 
 
 async def _compared(
@@ -26,7 +23,7 @@ async def _compared(
 ) -> Figure:
     """A row of the ratio of two sides that take turns."""
     a, b = await in_turns(bench.settings.pairs, first, second)
-    detail = f"{_shown(a, unit)} against {_shown(b, unit)}"
+    detail = f"{shown(a, unit)} against {shown(b, unit)}"
     return Figure(name, ratios(a, b), goal, True, detail)
 
 
@@ -142,4 +139,6 @@ ROWS: dict[str, Row] = {
     "abort": abort,
     "memory": memory,
     "strategies": strategies,
+    "client": client,
+    "peers": peers,
 }

@@ -51,13 +51,14 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
 async def _measure(settings: BenchSettings) -> list[Figure]:
     prompts = [Prompt(text=text) for text in read_prompts(str(settings.prompts), PROMPTS)]
     runtime = build_runtime(settings)
-    figures = []
+    figures: list[Figure] = []
     async with served(runtime) as url:
         bench = Bench(settings, runtime, prompts, url)
         for name in settings.rows:
-            figure = await ROWS[name](bench)
-            figures.append(figure)
-            logger.info("%s: %s", figure.name, figure.detail)
+            found = await ROWS[name](bench)
+            for figure in found if isinstance(found, list) else [found]:
+                figures.append(figure)
+                logger.info("%s: %s", figure.name, figure.detail)
     console = table_console()
     console.print(table_of(settings, figures))
     return figures

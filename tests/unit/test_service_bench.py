@@ -16,6 +16,7 @@ from service.bench.harness import Figure, in_turns, ratios, served
 from service.bench.load import Job, load_elsewhere, run_load
 from service.bench.rows import ROWS
 from service.bench.run import run_bench, table_of
+from service.bench.wire import SideError
 from tests.unit.fakes import make_runtime
 
 
@@ -92,7 +93,7 @@ async def test_load_counts_what_the_server_says() -> None:
         found = await run_load(Job(f"{url}/generate?mode=bon", bodies, 3))
         again = await load_elsewhere(Job(f"{url}/generate?mode=bon", bodies, 2))
         broken = await run_load(Job(f"{url}/generate?mode=bon", [*bodies, {"prompt": ""}], 3))
-        with pytest.raises(RuntimeError, match="'422': 1"):
+        with pytest.raises(SideError, match="'422': 1"):
             await load_elsewhere(Job(f"{url}/generate?mode=bon", [{"prompt": ""}], 1))
     assert len(found.latencies_s) == 9
     assert (found.rewards, found.generated_tokens) == (again.rewards, again.generated_tokens)

@@ -1,0 +1,45 @@
+"""The row ``client``: the service against the strong plain client of ``vllm serve``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bestofn.errors import InvalidInputError
+from service.bench.answers import Answers
+from service.bench.candidates_client import Job, client_elsewhere
+from service.bench.contest import Contender, contest, ours
+from service.bench.harness import Bench, Figure
+from service.bench.scorer_endpoint import scorer_endpoint
+from service.bench.vllm_serve import MODEL, vllm_serve
+from service.scoring import BatchingScorer
+
+GOAL = 1.2
+
+
+async def client(bench: Bench) -> Figure:
+    """``bon`` over HTTP against one ``n=N`` request to ``vllm serve`` and one call to the scorer.
+
+    Both engines live throughout, built with the same arguments and environment, and one of them
+    has work at a time. The scorer is the service's own, behind HTTP: the same weights, thread and
+    batching across requests. The client is :mod:`service.bench.candidates_client`.
+    """
+    settings = bench.settings
+    async with vllm_serve(bench.engine) as server, scorer_endpoint(selecting(bench)) as scorer:
+
+        async def answer(prompts: Sequence[str], width: int) -> Answers:
+            url = f"{server}/completions"
+            n, most = settings.n, settings.max_tokens
+            return await client_elsewhere(Job(url, MODEL, scorer, prompts, n, most, width))
+
+        return await contest(bench, ours(bench), Contender("plain client", answer), GOAL)
+
+
+def selecting(bench: Bench) -> BatchingScorer:
+    """The service's scorer.
+
+    Raises:
+        InvalidInputError: it has none.
+    """
+    if bench.runtime.reward is None:
+        raise InvalidInputError("this row needs a reward model", field="reward")
+    return bench.runtime.reward

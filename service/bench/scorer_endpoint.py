@@ -1,0 +1,50 @@
+"""The service's own scorer behind HTTP, for the sides that rerank outside of it.
+
+It speaks what :class:`~bestofn.rewards.remote.RemoteReward` asks: ``{"prompts", "completions"}`` in,
+``{"rewards"}`` out. Calls that come during one batch share the next, as they do for the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bestofn.prompts import Prompt
+from service.bench.harness import listening
+from service.scoring import BatchingScorer
+
+
+def scorer_app(scorer: BatchingScorer) -> ASGIApp:
+    """Bare ASGI: no framework's time is charged to those who call it."""
+
+    async def app(_: Scope, receive: Receive, send: Send) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        asked = json.loads(body)
+        pairs = zip(asked["prompts"], asked["completions"], strict=True)
+        rewards = await asyncio.gather(
+            *(scorer.score(Prompt(text=prompt), completion) for prompt, completion in pairs)
+        )
+        content = json.dumps({"rewards": rewards}).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(content)).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    return app
+
+
+@asynccontextmanager
+async def scorer_endpoint(scorer: BatchingScorer) -> AsyncGenerator[str, None]:
+    """Its address, on a free port of this machine, in this event loop."""
+    async with listening(scorer_app(scorer), lifespan=False) as url:
+        yield f"{url}/score"

