@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.comparison import compare
-from service.deps import RequestId, RuntimeDep
+from service.deps import RuntimeDep, get_request_id
 from service.disconnect import run_while_connected
 from service.routes.generate import ERRORS
 from service.schemas import CompareRequest, CompareResponse
@@ -15,7 +15,7 @@ router = APIRouter(tags=["generation"])
 
 @router.post("/compare", responses=ERRORS)
 async def post_compare(
-    body: CompareRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
+    body: CompareRequest, request: Request, runtime: RuntimeDep
 ) -> CompareResponse:
     """Reward, win rate, latency and throughput of each mode, with intervals and ratios."""
-    return await run_while_connected(request, compare(runtime, body, request_id))
+    return await run_while_connected(request, compare(runtime, body, get_request_id(request)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel
 
 from bestofn.errors import InvalidInputError
 from service.deps import get_request_id, get_runtime
@@ -13,6 +12,7 @@ from service.disconnect import run_while_connected
 from service.errors import tell
 from service.generate_stream import native_messages
 from service.generation import generate, make_plan
+from service.responses import json_of
 from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer, GenerateRequest
 from service.sse import event, open_stream
 
@@ -63,8 +63,3 @@ async def post_generate(
             request, native_messages(plan), lambda error: event("error", tell(request, error))
         )
     return json_of(await run_while_connected(request, generate(plan)))
-
-
-def json_of(answer: BaseModel) -> Response:
-    """A model as the response: FastAPI would validate it a second time on the way out."""
-    return Response(answer.model_dump_json(), media_type="application/json")

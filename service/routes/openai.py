@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from bestofn.errors import InvalidInputError, ModelNotFoundError
-from service.deps import RequestId, RuntimeDep, remember_model
+from service.deps import RuntimeDep, get_request_id, get_runtime, remember_model
 from service.disconnect import run_while_connected
 from service.errors import tell
 from service.generation import Plan, check_limit, generate, make_plan
 from service.openai_answers import chat_completion, chunks, completion
+from service.responses import json_of
 from service.routes.generate import ERRORS
 from service.runtime import Mode, Runtime
 from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, Model, ModelList
-from service.sse import EventStream, event, open_stream
+from service.sse import event, open_stream
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -31,19 +32,15 @@ NOT_FOUND: dict[int | str, dict[str, object]] = {
 
 
 @router.post("/completions", responses=ERRORS | NOT_FOUND, response_model=Completion)
-async def post_completions(
-    body: CompletionRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
-) -> Completion | EventStream:
+async def post_completions(body: CompletionRequest, request: Request) -> Response:
     """Continue text. The model is a mode; `best_of` is its N."""
-    return await _respond(_plan(body, request, runtime, request_id), body, request, completion)
+    return await _respond(body, request, completion)
 
 
 @router.post("/chat/completions", responses=ERRORS | NOT_FOUND, response_model=ChatCompletion)
-async def post_chat_completions(
-    body: ChatRequest, request: Request, runtime: RuntimeDep, request_id: RequestId
-) -> ChatCompletion | EventStream:
+async def post_chat_completions(body: ChatRequest, request: Request) -> Response:
     """Continue a chat. The model is a mode; `best_of` is its N."""
-    return await _respond(_plan(body, request, runtime, request_id), body, request, chat_completion)
+    return await _respond(body, request, chat_completion)
 
 
 @router.get("/models")
@@ -59,28 +56,27 @@ async def get_model(model: str, runtime: RuntimeDep) -> Model:
     return _model(runtime, model, runtime.mode(name, policy=policy))
 
 
-def _plan(
-    body: CompletionRequest | ChatRequest, request: Request, runtime: Runtime, request_id: str
-) -> Plan:
+def _plan(body: CompletionRequest | ChatRequest, request: Request) -> Plan:
+    runtime = get_runtime(request)
     remember_model(request, body.model)
     name, policy = _named(runtime, body.model)
     if body.best_of is not None:
         check_limit("best_of", body.best_of, runtime.settings.limits.max_n)
-    return make_plan(runtime, name, body.to_native(), request_id, policy)
+    return make_plan(runtime, name, body.to_native(), get_request_id(request), policy)
 
 
 async def _respond(
-    plan: Plan,
     body: B,
     request: Request,
     written: Callable[[Plan, B, GenerateAnswer | BatchAnswer], Awaitable[A]],
-) -> A | EventStream:
+) -> Response:
     """The answer as a stream, or whole and written in the route's own shape."""
+    plan = _plan(body, request)
     if body.stream:
         return await open_stream(
             request, chunks(plan, body), lambda error: event(None, tell(request, error))
         )
-    return await written(plan, body, await run_while_connected(request, generate(plan)))
+    return json_of(await written(plan, body, await run_while_connected(request, generate(plan))))
 
 
 def _named(runtime: Runtime, model: str) -> tuple[str, str | None]:
