@@ -1,22 +1,21 @@
 """A closed-loop HTTP load: its own process, so that it does not run on the server's event loop.
 
 ``python -m service.bench.load`` reads one :class:`Job` as JSON from standard input and writes one
-:class:`Result`. Plain streams, because on a small machine what the client costs is taken from the
-server, and httpx's connection pool costs some 20 ms a request with 256 in flight: it walks all of them
-for each.
+:class:`Result`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
+
+from service.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +69,19 @@ async def run_load(job: Job) -> Result:
     errors: dict[str, int] = {}
     bodies = enumerate([json.dumps(body).encode() for body in job.bodies])
     address = urlsplit(job.url)
+    target = address.path + (f"?{address.query}" if address.query else "")
 
     async def worker() -> None:
-        connection = await _Connection.open(address)
+        connection = await Connection.open(address)
         try:
             for index, body in bodies:
                 begun = perf_counter()
-                status, content = await connection.post(body)
-                if status == 200:
+                response = await connection.post(target, body)
+                content = await response.read()
+                if response.status == 200:
                     found[index] = (perf_counter() - begun, json.loads(content))
                 else:
-                    errors[str(status)] = errors.get(str(status), 0) + 1
+                    errors[str(response.status)] = errors.get(str(response.status), 0) + 1
         finally:
             await connection.close()
 
@@ -99,36 +100,6 @@ async def run_load(job: Job) -> Result:
         scoring_ms=[answer["timings_ms"]["scoring"] for answer in answers],
         errors=errors,
     )
-
-
-class _Connection:
-    """HTTP/1.1 with keep-alive and ``Content-Length``, which is all that the service answers with."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes
-    ) -> None:
-        self._reader, self._writer, self._head = reader, writer, head
-
-    @classmethod
-    async def open(cls, address: SplitResult) -> _Connection:
-        reader, writer = await asyncio.open_connection(address.hostname, address.port)
-        target = address.path + (f"?{address.query}" if address.query else "")
-        head = (
-            f"POST {target} HTTP/1.1\r\nHost: {address.netloc}\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        )
-        return cls(reader, writer, head.encode())
-
-    async def post(self, body: bytes) -> tuple[int, bytes]:
-        self._writer.write(self._head + str(len(body)).encode() + b"\r\n\r\n" + body)
-        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        return int(head.split(b" ", 2)[1]), await self._reader.readexactly(length)
-
-    async def close(self) -> None:
-        self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
 
 
 async def load_elsewhere(job: Job) -> Result:
