@@ -9,6 +9,7 @@ from pydantic.config import JsonDict
 
 from bestofn.engine import FinishReason
 from bestofn.prompts import Message, Prompt
+from bestofn.training_record import TrainingRecord
 from service.strategy_fields import with_strategy_settings
 
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
@@ -353,6 +354,9 @@ class ModeInfo(BaseModel):
     policy: ModelRef
     reward_model: ModelRef | None
     default_n: int
+    training: TrainingRecord | None = Field(
+        None, description="how the policy was trained, cost and held-out figures, where it says so"
+    )
 
 
 class ModesResponse(BaseModel):
