@@ -147,6 +147,6 @@ class _State:
             round=self._of.block.round,
             started=self._started.isoformat(timespec="milliseconds"),
             window_s=(length.lead_s, end),
-            client_cpu=(time.process_time() - self._cpu) / now if now > 0 else 0.0,
+            client_cpu=(time.process_time() - self._cpu) / max(now, end),
             observations=sorted(self.seen, key=lambda one: one.due_s),
         )

@@ -55,8 +55,8 @@ def latency_figure(result: LoadTestResult, look: Look) -> go.Figure:
                 hovertext=[_hover(c) for c in cells],
                 hovertemplate="%{hovertext}<extra></extra>",
             )  # fmt: skip
-    figure.update_yaxes(type="log", dtick="D2")
-    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_yaxes(type="log")
+    figure.update_xaxes(type="log")
     return figure
 
 
@@ -92,7 +92,7 @@ def reward_cost_figure(result: LoadTestResult, look: Look) -> go.Figure:
             marker={"color": colour, "symbol": symbol, "size": 11},
             hovertext=[text], hovertemplate="%{hovertext}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(type="log", dtick="D2")
+    figure.update_xaxes(type="log")
     return figure
 
 
@@ -239,6 +239,6 @@ def _figure(x: str, y: str) -> go.Figure:
         margin={"l": 64, "r": 16, "t": 24, "b": 52},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
         xaxis={"title": {"text": x}, "zeroline": False},
-        yaxis={"title": {"text": y}, "zeroline": False},
+        yaxis={"title": {"text": y}, "zeroline": False, "automargin": True},
     )  # fmt: skip
     return figure

@@ -104,9 +104,14 @@ def choose_variants(settings: LoadTestSettings, server: Server) -> list[Variant]
     """Modes times N, in the order asked for; modes of one sample once.
 
     Raises:
-        InvalidInputError: a mode or policy that the server has not.
+        InvalidInputError: a mode, policy or baseline that the server has not.
     """
     known = {mode.name: mode for mode in server.modes}
+    if server.api == "native" and settings.baseline not in known:
+        raise InvalidInputError(
+            f"the server has no mode {settings.baseline!r} to compare with; it has {', '.join(known)}",
+            field="baseline",
+        )
     policies = {policy.name for policy in server.policies}
     variants = []
     for asked in dict.fromkeys(settings.modes):

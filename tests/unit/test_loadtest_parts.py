@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from bestofn.errors import InvalidInputError
 from bestofn.training_record import TrainingRecord
 from service.loadtest.arrivals import due_times, unit_arrivals
 from service.loadtest.breakeven import (
@@ -36,7 +37,8 @@ from service.loadtest.plan import Load, Variant, cells, schedule
 from service.loadtest.prompts import load_prompts, made_prompts
 from service.loadtest.quality import ScoredRow, baseline_rewards, passes, quality_of
 from service.loadtest.saturate import Search, hopeless
-from service.loadtest.schema import Cost, Mode
+from service.loadtest.schema import Cost, Mode, Model, Server
+from service.loadtest.server import choose_variants
 from service.loadtest.summary import throughput
 
 # Arrivals
@@ -381,3 +383,35 @@ def test_the_decision_says_from_when_on() -> None:
 def test_the_decision_says_so_where_nothing_is_saved_or_known() -> None:
     assert decision_of(1, 1, 3.0)[0] == "Keep bon (N=4): vbon saves nothing here."
     assert "is unknown (no card tells it; give --training-hours)" in decision_of(10, 1, None)[0]
+
+
+# Variants
+
+
+def told(**modes: bool) -> Server:
+    policies = [Model(name=name, path="/m", revision="r") for name in ("ref", "vbon")]
+    return Server(
+        url="http://host", api="native", policies=policies,
+        modes=[Mode(name=name, reranks=reranks) for name, reranks in modes.items()],
+    )  # fmt: skip
+
+
+def test_every_n_of_what_draws_several_and_single_samples_once() -> None:
+    server = told(ref=False, vbon=False, bon=True)
+    asked = LoadTestSettings(modes=["ref", "bon", "bon@vbon", "ref"], n=[8, 2])
+    labels = [variant.label for variant in choose_variants(asked, server)]
+    assert labels == ["ref", "bon (N=2)", "bon (N=8)", "bon@vbon (N=2)", "bon@vbon (N=8)"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"modes": ["fast"]}, "no mode 'fast'; it has ref, bon"),
+        ({"modes": ["bon@fast"]}, "no policy 'fast'; it has ref, vbon"),
+        ({"baseline": "base"}, "no mode 'base' to compare with"),
+    ],
+)
+def test_what_the_server_has_not_is_named(changes: dict[str, object], words: str) -> None:
+    settings = LoadTestSettings(**{"modes": ["ref"], **changes})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=words):
+        choose_variants(settings, told(ref=False, bon=True))
