@@ -1,13 +1,8 @@
-"""What the bench's clients are made of: plain HTTP, a closed loop, and a process of their own.
-
-Plain streams, because on a small machine what the client costs is taken from the server, and httpx's
-connection pool costs some 20 ms a request with 256 in flight: it walks all of them for each.
-"""
+"""What the bench's clients are made of: JSON over HTTP, a closed loop, and a process of their own."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -15,9 +10,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from bestofn.errors import BestOfNError
+from service.connection import Pool
 
 Item = TypeVar("Item")
 Work = Callable[[Item], Awaitable[None]]
@@ -28,33 +24,18 @@ class SideError(BestOfNError):
 
 
 class Connection:
-    """HTTP/1.1 POSTs of JSON to one address: kept alive, answers with ``Content-Length``.
+    """POSTs of JSON to one URL, one at a time, over a connection that is kept open."""
 
-    A server that closes after its answer gets a new connection for the next request.
-    """
-
-    def __init__(self, address: SplitResult) -> None:
-        self._address = address
-        target = address.path + (f"?{address.query}" if address.query else "")
-        self._head = (
-            f"POST {target} HTTP/1.1\r\nHost: {address.netloc}\r\n"
-            "Content-Type: application/json\r\nContent-Length: "
-        ).encode()
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        self._name = f"{address.netloc}{address.path}"
+        self._target = address.path + (f"?{address.query}" if address.query else "")
+        self._pool = Pool(url)
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
         """Status and content of the answer."""
-        if self._streams is None:
-            address = self._address
-            self._streams = await asyncio.open_connection(address.hostname, address.port)
-        reader, writer = self._streams
-        writer.write(self._head + str(len(body)).encode() + b"\r\n\r\n" + body)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        content = await reader.readexactly(length)
-        if b"\r\nconnection: close" in head or head.startswith(b"http/1.0"):
-            await self.close()
-        return int(head.split(b" ", 2)[1]), content
+        async with self._pool.post(self._target, body) as response:
+            return response.status, await response.read()
 
     async def ask(self, body: Mapping[str, Any]) -> Any:
         """The JSON of a good answer.
@@ -64,23 +45,19 @@ class Connection:
         """
         status, content = await self.post(json.dumps(body).encode())
         if status != 200:
-            where = f"{self._address.netloc}{self._address.path}"
-            raise SideError(f"{where} answered {status}: {content[:500].decode(errors='replace')}")
+            words = content[:500].decode(errors="replace")
+            raise SideError(f"{self._name} answered {status}: {words}")
         return json.loads(content)
 
     async def close(self) -> None:
         """Close it; the next request opens another."""
-        streams, self._streams = self._streams, None
-        if streams is not None:
-            streams[1].close()
-            with contextlib.suppress(OSError):
-                await streams[1].wait_closed()
+        await self._pool.close()
 
 
 @asynccontextmanager
 async def connected(*urls: str) -> AsyncGenerator[tuple[Connection, ...], None]:
     """A connection to each URL, opened with its first request."""
-    connections = tuple(Connection(urlsplit(url)) for url in urls)
+    connections = tuple(Connection(url) for url in urls)
     try:
         yield connections
     finally:
