@@ -30,7 +30,7 @@ class SideError(BestOfNError):
 class Connection:
     """HTTP/1.1 POSTs of JSON to one address: kept alive, answers with ``Content-Length``.
 
-    A server that closes after its answer gets a new connection for the next request.
+    A server that closes, after its answer or when nothing was asked for a while, is connected to anew.
     """
 
     def __init__(self, address: SplitResult) -> None:
@@ -44,10 +44,18 @@ class Connection:
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
         """Status and content of the answer."""
-        if self._streams is None:
-            address = self._address
-            self._streams = await asyncio.open_connection(address.hostname, address.port)
-        reader, writer = self._streams
+        if self._streams is not None:
+            # Servers close what has been idle for some seconds, maybe just as this is sent.
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                return await self._exchange(*self._streams, body)
+            await self.close()
+        address = self._address
+        self._streams = await asyncio.open_connection(address.hostname, address.port)
+        return await self._exchange(*self._streams, body)
+
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
+    ) -> tuple[int, bytes]:
         writer.write(self._head + str(len(body)).encode() + b"\r\n\r\n" + body)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
