@@ -54,13 +54,15 @@ async def test_scorer_endpoint_speaks_what_remote_rewards_ask() -> None:
     assert found == [score_text(text) for text in WORDS]
 
 
-async def test_connection_opens_again_where_the_server_closes() -> None:
+@pytest.mark.parametrize("said", [b"Connection: close\r\n", b""])
+async def test_connection_opens_again_where_the_server_closes(said: bytes) -> None:
+    """Whether it says so, or just does, as with connections that were idle."""
     opened = []
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         opened.append(1)
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nConnection: close\r\n\r\n7")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n" + said + b"\r\n7")
         await writer.drain()
         writer.close()
 
