@@ -54,6 +54,25 @@ async def open_stream(
     return EventStream(first, messages, failed)
 
 
+class _Pieces:
+    """Cuts the stream so that no piece with a comment ends in its blank line.
+
+    `vllm bench serve` strips the white space off each piece it receives. A comment that has lost its
+    blank line swallows the event behind it, and the request counts as failed. So a piece ends with the
+    beginning of another comment, which the next piece goes on with.
+    """
+
+    def __init__(self) -> None:
+        self._open = False
+
+    def cut(self, message: str) -> str:
+        """The piece for a message."""
+        was_open, self._open = self._open, message.startswith(": ")
+        if not self._open:
+            return f"done\n\n{message}" if was_open else message
+        return (message.removeprefix(": ") if was_open else message) + ": "
+
+
 class EventStream(Response):
     """Sends messages as they come; closes their generator when they or the client end."""
 
@@ -88,8 +107,9 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        pieces = _Pieces()
         async for message in self._messages():
-            body = message.encode()
+            body = pieces.cut(message).encode()
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import uvicorn
 from asgi_lifespan import LifespanManager
 from fastapi import FastAPI
 from starlette.types import Message
@@ -85,6 +86,24 @@ async def serving(runtime: Runtime) -> AsyncGenerator[tuple[FastAPI, httpx.Async
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield app, client
+
+
+@asynccontextmanager
+async def on_a_port(runtime: Runtime, *, started: bool = False) -> AsyncGenerator[str, None]:
+    """A real server in this process; its OpenAI URL. One that is started already is left so."""
+    app = create_app(runtime)
+    lifespan = "off" if started else "on"
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan=lifespan)
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server._serve())
+    while not (server.started and runtime.ready):  # noqa: ASYNC110  (a few turns)
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.should_exit = True
+        await running
 
 
 class ChatEngine(FakeEngine):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
-import uvicorn
 
 from bestofn.curves import expected_best
-from service.app import create_app
 from service.runtime import Runtime
 from service.strategies import STRATEGIES
-from tests.unit.fakes import ChatEngine, FakeEngine, FakeReward, make_runtime, score_text, serving
+from tests.unit.fakes import (
+    ChatEngine,
+    FakeEngine,
+    FakeReward,
+    make_runtime,
+    on_a_port,
+    score_text,
+    serving,
+)
 
 BODY: dict[str, Any] = {
     "model": "bon", "prompt": "the film was", "best_of": 8, "max_tokens": 12, "seed": 3
@@ -338,24 +343,7 @@ async def test_a_request_may_shorten_its_time_limit() -> None:
 # The official client
 
 
-@asynccontextmanager
-async def on_a_port(runtime: Runtime) -> AsyncGenerator[str, None]:
-    """A real server in this process; its URL."""
-    config = uvicorn.Config(create_app(runtime), port=0, log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server._serve())
-    while not (server.started and runtime.ready):  # noqa: ASYNC110  (a few turns)
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.should_exit = True
-        await running
-
-
 async def test_the_official_client() -> None:
-    openai = pytest.importorskip("openai", reason="the official client is not installed")
     runtime = chat_runtime(seconds_per_token=0.005, endless=True)
     async with (
         on_a_port(runtime) as url,
