@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,16 @@ def vbon_checkpoint(sandbox: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def chat_checkpoint(vbon_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights, with a chat template, which the sandbox's policies have not."""
+    out = tmp_path_factory.mktemp("chat") / "vbon"
+    shutil.copytree(vbon_checkpoint, out)
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    (out / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return out
+
+
+@pytest.fixture(scope="session")
 def lora_checkpoint(sandbox: Path) -> Path:
     """Tuned hard enough that it cannot be mistaken for the reference."""
     from training.run import train
@@ -101,7 +112,7 @@ def lora_checkpoint(sandbox: Path) -> Path:
 
 @pytest.fixture(scope="session")
 async def runtime(
-    sandbox: Path, vbon_checkpoint: Path, lora_checkpoint: Path
+    sandbox: Path, chat_checkpoint: Path, lora_checkpoint: Path
 ) -> AsyncGenerator[Runtime, None]:
     """The service's own runtime over real vLLM: the only start of it in a session."""
     pytest.importorskip("vllm")
@@ -110,7 +121,7 @@ async def runtime(
     settings = ServiceSettings(
         policies={
             "ref": str(sandbox / "policy"),
-            "vbon": str(vbon_checkpoint),
+            "vbon": str(chat_checkpoint),
             "lora": str(lora_checkpoint / "adapter"),
         },
         reward=str(sandbox / "reward"),

@@ -1,10 +1,14 @@
-"""Load testers as they are installed, over a socket, against the service on real vLLM."""
+"""Clients as they are installed, over a socket, against the service on real vLLM."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
+import openai
 import pytest
 
 from service.runtime import Runtime
@@ -12,25 +16,103 @@ from tests.unit.fakes import on_a_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 
+MESSAGES: Any = [{"role": "user", "content": "the film was"}]
 
-async def test_vllm_bench_serve(runtime: Runtime, sandbox: Path) -> None:
+
+@pytest.fixture(scope="module")
+async def url(runtime: Runtime) -> AsyncGenerator[str, None]:
+    async with on_a_port(runtime, started=True) as url:
+        yield url
+
+
+def ask(client: openai.OpenAI) -> dict[str, Any]:
+    """Everything the README promises of the official client; what came back, by name."""
+    found: dict[str, Any] = {"models": [model.id for model in client.models.list()]}
+    found["model"] = client.models.retrieve("bon@vbon")
+    plain: Any = {"prompt": "the film was", "max_tokens": 12, "seed": 7}
+    chat: Any = {"messages": MESSAGES, "max_tokens": 12, "seed": 7}
+    usage: Any = {"stream": True, "stream_options": {"include_usage": True}}
+    extra = {"extra_body": {"best_of": 8, "return_candidates": True}}
+    found["bon"] = client.completions.create(model="bon", logprobs=0, **plain, **extra)
+    found["bon stream"] = list(client.completions.create(model="bon", **plain, **usage, **extra))
+    found["vbon"] = client.completions.create(model="vbon", **plain)
+    found["vbon stream"] = list(client.completions.create(model="vbon", **plain, **usage))
+    found["chat"] = client.chat.completions.create(model="vbon", logprobs=True, **chat)
+    found["chat stream"] = list(client.chat.completions.create(model="vbon", **chat, **usage))
+    found["chat bon"] = client.chat.completions.create(model="bon@vbon", **chat, **extra)
+    for name, wrong in (
+        ("no model", {"model": "gpt-4"}),
+        ("no template", {"model": "ref"}),
+        ("bad value", {"model": "vbon", "temperature": -1}),
+        ("unknown field", {"model": "vbon", "extra_body": {"beam_width": 2}}),
+        ("priority", {"model": "vbon", "extra_body": {"priority": 1}}),
+    ):
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(**chat, **wrong)
+        found[name] = refused.value
+    return found
+
+
+async def test_the_official_client(url: str) -> None:
+    def with_client() -> dict[str, Any]:
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            return ask(client)
+
+    found = await asyncio.to_thread(with_client)
+    assert {"ref", "vbon", "lora", "bon", "treebon"} <= set(found["models"])
+    assert found["model"].id == "bon@vbon"
+    bon = found["bon"]
+    assert len(bon.bestofn["candidates"]) == 8
+    assert bon.bestofn["reward"] == max(c["reward"] for c in bon.bestofn["candidates"])
+    assert "".join(bon.choices[0].logprobs.tokens).startswith(bon.choices[0].text)
+    assert text_of(found["bon stream"]) == bon.choices[0].text
+    assert found["vbon"].bestofn["reward"] is None
+    assert text_of(found["vbon stream"]) == found["vbon"].choices[0].text
+    assert found["vbon stream"][-1].usage == found["vbon"].usage
+    assert len(found["vbon stream"]) > 3
+    chat = found["chat"]
+    assert chat.usage.completion_tokens == len(chat.choices[0].logprobs.content)
+    assert text_of(found["chat stream"]) == chat.choices[0].message.content
+    assert found["chat bon"].bestofn["policy"]["name"] == "vbon"
+    errors = {
+        "no model": (openai.NotFoundError, "model"),
+        "no template": (openai.UnprocessableEntityError, "messages"),
+        "bad value": (openai.UnprocessableEntityError, "temperature"),
+        "unknown field": (openai.UnprocessableEntityError, "beam_width"),
+        "priority": (openai.UnprocessableEntityError, "priority"),
+    }
+    for name, (kind, field) in errors.items():
+        assert isinstance(found[name], kind), name
+        assert found[name].param == field, name
+
+
+def text_of(chunks: list[Any]) -> str:
+    pieces = (choice for chunk in chunks for choice in chunk.choices)
+    return "".join(
+        (piece.delta.content if hasattr(piece, "delta") else piece.text) or "" for piece in pieces
+    )
+
+
+@pytest.mark.parametrize(
+    ("backend", "endpoint"),
+    [("openai", "/v1/completions"), ("openai-chat", "/v1/chat/completions")],
+)
+async def test_vllm_bench_serve(url: str, sandbox: Path, backend: str, endpoint: str) -> None:
     """What `vllm bench serve` runs, in this process, because importing it takes longer than it."""
     from vllm.benchmarks.serve import add_cli_args, main_async
 
     parser = argparse.ArgumentParser()
     add_cli_args(parser)
     found = {}
-    async with on_a_port(runtime, started=True) as url:
-        for model in ("vbon", "bon@vbon"):
-            arguments = parser.parse_args(
-                ["--backend", "openai", "--base-url", url.removesuffix("/v1"),
-                 "--endpoint", "/v1/completions", "--model", model,
-                 "--tokenizer", str(sandbox / "policy"), "--ignore-eos",
-                 "--dataset-name", "custom", "--skip-chat-template", "--custom-output-len", "8",
-                 "--dataset-path", str(sandbox / "prompts" / "heldout.jsonl"),
-                 "--num-prompts", "5", "--max-concurrency", "4", "--disable-tqdm"]
-            )  # fmt: skip
-            found[model] = await main_async(arguments)
+    for model in ("vbon", "bon@vbon"):
+        arguments = parser.parse_args(
+            ["--backend", backend, "--endpoint", endpoint, "--base-url", url.removesuffix("/v1"),
+             "--model", model, "--tokenizer", str(sandbox / "policy"), "--ignore-eos",
+             "--dataset-name", "custom", "--skip-chat-template", "--custom-output-len", "8",
+             "--dataset-path", str(sandbox / "prompts" / "heldout.jsonl"),
+             "--num-prompts", "5", "--max-concurrency", "4", "--disable-tqdm"]
+        )  # fmt: skip
+        found[model] = await main_async(arguments)
     for result in found.values():
         assert (result["completed"], result["failed"]) == (5, 0)
         assert result["total_output_tokens"] == 5 * 8
