@@ -9,15 +9,17 @@ import pytest
 
 from bestofn.errors import InvalidInputError
 from bestofn.statistics import Spread
+from service.bench import frontier
 from service.bench.config import ROWS as DEFAULT_ROWS
 from service.bench.config import BenchSettings
 from service.bench.frontier import Spent, crossing, relative_cost
 from service.bench.harness import Figure, in_turns, ratios, served
-from service.bench.load import Job, load_elsewhere, run_load
+from service.bench.load import Job, Result, load_elsewhere, run_load
 from service.bench.rows import ROWS
 from service.bench.run import run_bench, table_of
 from service.bench.wire import SideError
 from tests.unit.fakes import make_runtime
+from tests.unit.test_bench_contests import bench_of
 
 
 async def test_sides_take_turns_and_the_warm_up_is_thrown_away() -> None:
@@ -102,3 +104,34 @@ async def test_load_counts_what_the_server_says() -> None:
     assert found.tokens_per_second == pytest.approx(sum(found.generated_tokens) / found.seconds)
     assert all(scoring > 0 for scoring in found.scoring_ms)
     assert all(rerank >= 0 for rerank in found.rerank_ms)
+
+
+async def test_strategies_are_measured_with_a_prior_of_the_policys_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, str | None, dict[str, object]]] = []
+    monkeypatch.setattr(frontier, "COSTS", (0.1,))
+    runtime = make_runtime()
+    async with served(runtime) as url:
+        bench = bench_of(runtime, url)
+        over_http = bench.over_http
+
+        async def watched(
+            mode: str,
+            requests: int,
+            concurrency: int,
+            *,
+            policy: str | None = None,
+            **extra: object,
+        ) -> Result:
+            asked.append((mode, policy, extra))
+            return await over_http(mode, requests, concurrency, policy=policy, **extra)
+
+        monkeypatch.setattr(bench, "over_http", watched)
+        figure = await frontier.strategies(bench)
+    prior = next(extra for _, _, extra in asked if "prior_mean" in extra)
+    assert prior["candidate_cost"] == pytest.approx(0.1 * prior["prior_sd"])  # type: ignore[operator]
+    assert ("bon", "vbon") in {(mode, policy) for mode, policy, _ in asked}
+    assert "adaptive-bon with a prior" in figure.detail
+    assert "bon@vbon" in figure.detail
+    assert "@" not in figure.name
