@@ -16,6 +16,7 @@ from service.loadtest.sheets import (
     examples_sheet,
     latency_sheet,
     quality_sheet,
+    saturation_sheet,
     settings_sheet,
     throughput_sheet,
 )
@@ -69,7 +70,8 @@ def html_page(result: LoadTestResult) -> str:
     lines = f"<p>{html.escape(first)}</p>" + "".join(f"<p>{html.escape(x)}</p>" for x in others)
     cautions = "".join(f"<li>{html.escape(text)}</li>" for text in result.warnings)
     examples = examples_sheet(result)
-    tables = [quality_sheet(result), break_even_sheet(result), throughput_sheet(result),
+    tables = [quality_sheet(result), break_even_sheet(result), saturation_sheet(result),
+              throughput_sheet(result),
               latency_sheet(result), *([examples] if examples else []), settings_sheet(result)]  # fmt: skip
     main = (
         f'<div class="decision" role="note" aria-label="Decision">{lines}</div>'
