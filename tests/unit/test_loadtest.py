@@ -311,4 +311,4 @@ async def test_a_mode_too_slow_when_idle_is_not_searched(tmp_path: Path) -> None
         )
     assert result.saturation[0].rate is None
     assert result.saturation[0].probes == []
-    assert "misses p95 10 ms" in result.decision[-1]
+    assert "misses 10 ms even when idle" in result.decision[-1]
