@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from bestofn.config import load_settings
 from bestofn.errors import InvalidInputError
 from bestofn.training_record import TrainingRecord
 from service.loadtest.arrivals import due_times, unit_arrivals
@@ -416,3 +417,8 @@ def test_what_the_server_has_not_is_named(changes: dict[str, object], words: str
     settings = LoadTestSettings(**{"modes": ["ref"], **changes})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=words):
         choose_variants(settings, told(ref=False, bon=True))
+
+
+@pytest.mark.parametrize("flag", [["--n", "4,16"], ["-n", "4,16"], ["--n=4,16"]])
+def test_a_setting_of_one_letter_is_taken_either_way(flag: list[str]) -> None:
+    assert load_settings(LoadTestSettings, flag, program="test").n == [4, 16]
