@@ -60,7 +60,8 @@ summary { cursor: pointer; font-weight: 600; }
   margin: 1rem 0; max-width: 62rem; }
 .decision p { margin: .3rem 0; font-size: 1rem; color: var(--ink); overflow-wrap: anywhere; }
 .decision p:first-child { font-size: 1.25rem; font-weight: 650; line-height: 1.35; }
-.warning { border-left: 4px solid #d55e00; padding: .3rem .9rem; max-width: 62rem; }
+.warning { border-left: 4px solid #d55e00; margin-left: 0; padding: .3rem .9rem .3rem 2rem;
+  max-width: 62rem; }
 @media (max-width: 40rem) {
   th, td { padding: .3rem .45rem; }
   tbody th { max-width: 8rem; }

@@ -108,7 +108,7 @@ def capacity_of(
         return None
     rate, best = max(usable, key=lambda pair: pair[0].median)
     unit = "in flight" if best.load_kind == "closed" else "requests/s"
-    good = "within the SLOs, " if best.goodput_per_s is not None else ""
+    good = "within the SLOs at " if best.goodput_per_s is not None else "at "
     # A round's goodput is its throughput times the cell's share of good answers.
     scale = rate.median / best.requests_per_s.median if best.requests_per_s.median else 0.0
     by_round = {one.round: one.requests_per_s * scale for one in best.rounds}

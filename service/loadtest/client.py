@@ -89,9 +89,9 @@ class LoadClient:
         reading, events = Reading(), EventReader()
         async for piece in response.pieces():
             now = perf_counter() - begun
-            texts = [self._target.event(name, data, reading) for name, data in events.feed(piece)]
-            if any(texts):
-                _note_text(seen, now)
+            for name, data in events.feed(piece):
+                if self._target.event(name, data, reading):
+                    _note_text(seen, now)  # also the second of a piece: its gap is none
         if not reading.ended or reading.answer is None:
             raise AnswerError("stream ended early")
         return reading.answer

@@ -11,11 +11,11 @@ def number(value: float) -> str:
     """Three significant digits, with separators and no exponent: ``1,230``, ``0.0123``."""
     if value == 0:
         return "0"
-    if abs(value) >= 1000:
-        digits = len(str(int(abs(value))))
-        return f"{round(value, 3 - digits):,.0f}"
     text = f"{value:.3g}"
-    return f"{value:.8f}".rstrip("0") if "e" in text else text
+    if "e" not in text:
+        return text
+    rounded = float(text)
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.10f}".rstrip("0")
 
 
 def interval_text(value: Interval | None, digits: int = 2) -> str:
@@ -65,10 +65,11 @@ def _pair(pair: BreakEven, costs: dict[str, Cost], currency: str) -> list[str]:
         f"1,000 answers cost {number(tuned.per_1000)} {currency} with {pair.tuned} and "
         f"{number(sampled.per_1000)} {currency} with {pair.sampled}"
     )
+    levels = f"Throughput: {pair.tuned} {tuned.source}; {pair.sampled} {sampled.source}."
     if tuned.per_1000 >= sampled.per_1000:
         return [
             f"Keep {pair.sampled}: {pair.tuned} saves nothing here.",
-            f"{prices}. {_reward(pair)}",
+            f"{prices}. {levels} {_reward(pair)}",
         ]
     ratio = pair.cost_ratio
     cheaper = (
@@ -80,7 +81,7 @@ def _pair(pair: BreakEven, costs: dict[str, Cost], currency: str) -> list[str]:
             f"{pair.tuned} is {number(ratio.median)} times cheaper than {pair.sampled} per answer; when "
             f"it has paid for its training is unknown ({pair.training_source})."
         )
-        return [first, f"{cheaper}.", _reward(pair)]
+        return [first, f"{cheaper}. {levels}", _reward(pair)]
     lasting = duration(pair.requests / sampled.requests_per_s.median)
     first = (
         f"Fine-tune ({pair.tuned}) if you will serve more than {number(pair.requests)} answers; below that, "
@@ -92,7 +93,7 @@ def _pair(pair: BreakEven, costs: dict[str, Cost], currency: str) -> list[str]:
     paid = (
         f"{cheaper}. The training cost {number(pair.training_cost or 0.0)} {currency} "
         f"({pair.training_source}), which that many answers{spread} save; at full load of "
-        f"{pair.sampled} they are {lasting} of serving."
+        f"{pair.sampled} they are {lasting} of serving. {levels}"
     )
     return [first, paid, _reward(pair)]
 
@@ -141,6 +142,11 @@ def _no_pair(costs: list[Cost], currency: str) -> str:
 
 def _saturation(found: Saturation) -> str:
     if found.rate is None:
-        return f"{found.variant} misses p95 {found.slo_ms:g} ms at every rate tried."
+        lowest = min((probe.rate for probe in found.probes), default=None)
+        if lowest is None:
+            return f"{found.variant} misses {found.slo_ms:g} ms even when idle."
+        return (
+            f"{found.variant} misses p95 {found.slo_ms:g} ms even at {number(lowest)} requests/s."
+        )
     above = "" if found.above is None else f" and no longer at {number(found.above)}"
     return f"{found.variant} holds p95 {found.slo_ms:g} ms up to {number(found.rate)} requests/s{above}."

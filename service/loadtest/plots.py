@@ -48,7 +48,7 @@ def latency_figure(result: LoadTestResult, look: Look) -> go.Figure:
                 y=[c.e2e_ms.p95 for c in cells if c.e2e_ms],
                 error_x=_bars([(c.requests_per_s.median, c.requests_per_s.low,
                                 c.requests_per_s.high) for c in cells]),
-                mode="lines+markers+text", text=[load_text(c) for c in cells],
+                mode="lines+markers+text", text=[_level(c) for c in cells],
                 textposition="top center", textfont={"size": 10}, meta=variant,
                 line={"color": colour, "dash": dash},
                 marker={"color": colour, "symbol": symbol, "size": 9},
@@ -58,6 +58,11 @@ def latency_figure(result: LoadTestResult, look: Look) -> go.Figure:
     figure.update_yaxes(type="log")
     figure.update_xaxes(type="log")
     return figure
+
+
+def _level(cell: CellResult) -> str:
+    """Short enough to stand beside others."""
+    return f"{cell.load:g}" if cell.load_kind == "closed" else f"{cell.load:g}/s"
 
 
 def _hover(cell: CellResult) -> str:
@@ -238,7 +243,7 @@ def _figure(x: str, y: str) -> go.Figure:
         showlegend=False, height=400, autosize=True, hovermode="closest",
         margin={"l": 64, "r": 16, "t": 24, "b": 52},
         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        xaxis={"title": {"text": x}, "zeroline": False},
-        yaxis={"title": {"text": y}, "zeroline": False, "automargin": True},
+        xaxis={"title": {"text": x}, "zeroline": False, "exponentformat": "none"},
+        yaxis={"title": {"text": y}, "zeroline": False, "automargin": True, "exponentformat": "none"},
     )  # fmt: skip
     return figure

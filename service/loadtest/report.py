@@ -16,6 +16,7 @@ from service.loadtest.sheets import (
     examples_sheet,
     latency_sheet,
     quality_sheet,
+    saturation_sheet,
     settings_sheet,
     throughput_sheet,
 )
@@ -69,7 +70,8 @@ def html_page(result: LoadTestResult) -> str:
     lines = f"<p>{html.escape(first)}</p>" + "".join(f"<p>{html.escape(x)}</p>" for x in others)
     cautions = "".join(f"<li>{html.escape(text)}</li>" for text in result.warnings)
     examples = examples_sheet(result)
-    tables = [quality_sheet(result), break_even_sheet(result), throughput_sheet(result),
+    tables = [quality_sheet(result), break_even_sheet(result), saturation_sheet(result),
+              throughput_sheet(result),
               latency_sheet(result), *([examples] if examples else []), settings_sheet(result)]  # fmt: skip
     main = (
         f'<div class="decision" role="note" aria-label="Decision">{lines}</div>'
@@ -108,7 +110,8 @@ def _plots(result: LoadTestResult) -> str:
         (plots.reward_cost_figure, scored and bool(result.costs), "Reward against cost. Bars: 95% "
          "interval over prompts, and the range of rounds. Up and left is better."),
         (plots.latency_figure, bool(result.cells), "Throughput against p95 latency, a line a mode along "
-         "its load levels. Solid: closed loop; dotted: open loop. Right and down is better."),
+         "its load levels (requests in flight, or a second where so marked and dotted). Right and down is "
+         "better."),
         (plots.curve_figure, bool(result.curve), "Best-of-n's reward over n (unbiased, from one batch of "
          "candidates) and the tuned policy's: where they meet, both are worth the same."),
         (plots.frontier_figure, won, "KL and win rate. Grey: best-of-n in theory, at its KL upper bound. "

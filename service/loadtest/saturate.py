@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 LATE_SHARE = 0.05
 _MOST_PROBES = 40
-_MOST_HALVINGS = 5
+_MOST_HALVINGS = 3  # further down a probe has too few requests to tell
 
 
 @dataclass(slots=True)

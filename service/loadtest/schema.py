@@ -109,7 +109,7 @@ class CellResult(Part):
     e2e_ms: Quantiles | None
     ttft_ms: Quantiles | None = Field(description="where not streamed, the whole answer's time")
     tpot_ms: Quantiles | None
-    itl_ms: Quantiles | None = Field(description="gaps between streamed pieces")
+    itl_ms: Quantiles | None = Field(description="gaps between events with text")
     queue_ms: Quantiles | None
     rerank_ms: Quantiles | None = Field(description="scoring that decoding did not hide")
     scoring_ms: Quantiles | None

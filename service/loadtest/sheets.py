@@ -156,6 +156,28 @@ def break_even_sheet(result: LoadTestResult) -> Sheet:
     return Sheet("break-even", "Break-even", caption, columns, tuple(rows), None)
 
 
+def saturation_sheet(result: LoadTestResult) -> Sheet:
+    """What each variant bears, and how it was found."""
+    rows = tuple(
+        (
+            one.variant,
+            "none" if one.rate is None else number(one.rate),
+            "-" if one.above is None else number(one.above),
+            "-" if one.p95_ms is None else f"{one.p95_ms:,.0f}",
+            ", ".join(f"{number(p.rate)} {'held' if p.passed else 'missed'}" for p in one.probes)
+            or "-",
+        )
+        for one in result.saturation
+    )
+    limit = result.saturation[0].slo_ms if result.saturation else 0.0
+    caption = (
+        f"The highest rate at which 95% of requests were answered within {limit:g} ms; it held twice. "
+        "Time counts from when a request was due."
+    )
+    columns = ("mode", "requests/s", "missed at", "p95 there, ms", "rates tried, in order")
+    return Sheet("saturation", "Saturation", caption, columns, rows, None)
+
+
 def settings_sheet(result: LoadTestResult) -> Sheet:
     """What it takes to run it again."""
     facts: dict[str, object] = {

@@ -13,7 +13,13 @@ from bestofn.html_page import Sheet
 from service.loadtest.compare import Comparison
 from service.loadtest.decision import number
 from service.loadtest.schema import LoadTestResult
-from service.loadtest.sheets import break_even_sheet, latency_sheet, quality_sheet, throughput_sheet
+from service.loadtest.sheets import (
+    break_even_sheet,
+    latency_sheet,
+    quality_sheet,
+    saturation_sheet,
+    throughput_sheet,
+)
 
 if TYPE_CHECKING:
     from service.store import RunSummary
@@ -26,6 +32,7 @@ def show(console: Console, result: LoadTestResult) -> None:
         latency_sheet(result),
         quality_sheet(result),
         break_even_sheet(result),
+        saturation_sheet(result),
     ):
         if sheet.rows:
             console.print(_table(sheet))

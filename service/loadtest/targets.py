@@ -32,11 +32,9 @@ class Reading:
     """State of one streamed answer.
 
     Attributes:
-        chunks: pieces with text so far.
         answer: the message that tells what it cost, once it came.
     """
 
-    chunks: int = 0
     answer: dict[str, Any] | None = None
     ended: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from bestofn.errors import BestOfNError
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _LOCK = 4_207_120_570_064_057  # PostgreSQL: any number that others do not use
 _BUSY_S = 30
+_MIGRATING = threading.Lock()  # alembic keeps its context in its module
 
 
 class StoreError(BestOfNError):
@@ -94,10 +96,10 @@ def _prepare_sqlite(engine: Engine) -> None:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables to this version's state; one process at a time."""
+    """Bring the tables to this version's state; one process at a time, and one thread of it."""
     config = migration_config()
     head = ScriptDirectory.from_config(config).get_current_head()
-    with engine.begin() as connection:
+    with _MIGRATING, engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         if MigrationContext.configure(connection).get_current_revision() == head:

@@ -13,6 +13,7 @@ import pytest
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.observation import BlockRecord, Observation
+from service.loadtest.report import html_page
 from service.loadtest.result import build_result
 from service.loadtest.run import LoadTest
 from service.loadtest.schema import CellResult, LoadTestResult, Server
@@ -292,6 +293,9 @@ async def test_saturate_finds_the_capacity(tmp_path: Path) -> None:
     assert found.above <= found.rate * 1.15 + 1e-9
     assert result.complete
     assert result.costs[0].requests_per_s.median == found.rate
+    page = html_page(result)
+    assert "Saturation</h3>" in page
+    assert "Throughput</h3>" not in page
 
 
 async def test_a_mode_too_slow_when_idle_is_not_searched(tmp_path: Path) -> None:
@@ -307,4 +311,4 @@ async def test_a_mode_too_slow_when_idle_is_not_searched(tmp_path: Path) -> None
         )
     assert result.saturation[0].rate is None
     assert result.saturation[0].probes == []
-    assert "misses p95 10 ms" in result.decision[-1]
+    assert "misses 10 ms even when idle" in result.decision[-1]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,26 @@ def test_passwords_are_not_told() -> None:
 
 
 def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
-    code = f"from service.store import *; list_runs(open_store({str(tmp_path / 'runs.db')!r}))"
-    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [process.wait(60) for process in started] == [0, 0, 0]
+    code = (
+        "import sys; from service.store import list_runs, open_store; print(flush=True); "
+        f"sys.stdin.readline(); list_runs(open_store({str(tmp_path / 'runs.db')!r}))"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for process in started:
+        assert process.stdout is not None
+        process.stdout.readline()  # it has imported all it needs
+    with ThreadPoolExecutor(4) as together:
+        list(together.map(lambda process: process.communicate("go\n", timeout=60), started))
+    assert [process.returncode for process in started] == [0] * 4
+
+
+def test_threads_may_open_stores_at_once(tmp_path: Path) -> None:
+    """Alembic keeps its context in its module."""
+    with ThreadPoolExecutor(4) as together:
+        stores = list(together.map(lambda i: open_store(str(tmp_path / f"{i}.db")), range(4)))
+    assert [list_runs(store) for store in stores] == [[]] * 4

@@ -1,0 +1,95 @@
+"""The load test against the real application around fakes: both sides speak the same."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bestofn.engine.fake import FakeEngine
+from service.bench.harness import served
+from service.client import ServerError
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.journal import Journal
+from service.loadtest.result import build_result
+from service.loadtest.run import LoadTest
+from service.loadtest.schema import LoadTestResult
+from service.loadtest.server import choose_variants, describe_server
+from tests.unit.fakes import make_runtime
+from tests.unit.test_loadtest import Quiet
+
+PROMPTS = [f"prompt {i}" for i in range(12)]
+
+
+async def measure(out: Path, runtime: Any = None, **changes: Any) -> LoadTestResult:
+    if runtime is None:
+        engines = {name: FakeEngine(name, seconds_per_token=0.002) for name in ("ref", "vbon")}
+        runtime = make_runtime(engines=engines)
+    async with served(runtime) as url:
+        values = {
+            "url": url, "out": out, "n": [2, 4], "concurrency": [3], "rounds": 1, "duration_s": 0.4,
+            "warmup_s": 0.1, "max_tokens": 8, "quality_samples": 3, "store": None, **changes,
+        }  # fmt: skip
+        settings = LoadTestSettings(**values)
+        server = await asyncio.to_thread(describe_server, settings, Console(quiet=True))
+        variants = choose_variants(settings, server)
+        journal = Journal.begin(settings, server.model_dump(mode="json"))
+        await LoadTest(settings, variants, PROMPTS, journal, Quiet()).run()
+        return build_result(settings, server, variants, PROMPTS, journal)
+
+
+async def test_every_mode_is_measured_streamed_and_scored(tmp_path: Path) -> None:
+    result = await measure(tmp_path)
+    cells = {cell.variant: cell for cell in result.cells}
+    assert list(cells) == ["ref", "bon (N=2)", "bon (N=4)", "vbon"]
+    assert all(cell.requests > 0 and not cell.errors for cell in cells.values())
+    for name in ("ref", "vbon"):
+        cell = cells[name]
+        assert cell.ttft_ms is not None
+        assert cell.e2e_ms is not None
+        assert 2 <= cell.ttft_ms.p50 < cell.e2e_ms.p50
+        assert cell.itl_ms is not None
+        assert cell.itl_ms.p50 >= 1
+    ratio = cells["bon (N=4)"].generated_tokens_per_s.median
+    assert ratio > 3 * cells["bon (N=4)"].returned_tokens_per_s.median
+    assert cells["bon (N=4)"].rerank_ms is not None
+    quality = {one.variant: one for one in result.quality}
+    rewards = [quality[name].reward for name in ("ref", "bon (N=2)", "bon (N=4)")]
+    means = [reward.mean for reward in rewards if reward is not None]
+    assert len(means) == 3
+    assert means == sorted(means)
+    assert quality["bon (N=4)"].win_rate is not None
+    # 4/5 in theory; 36 answers of 12 prompts against 3 each have a standard error of .06.
+    assert quality["bon (N=4)"].win_rate.mean == pytest.approx(0.8, abs=0.3)
+    assert result.server.policies[0].name == "ref"
+
+
+async def test_openai_api_gives_the_same_kind_of_figures(tmp_path: Path) -> None:
+    result = await measure(tmp_path, api="openai", modes=["vbon"], ignore_eos=True)
+    cell = result.cells[0]
+    assert cell.requests > 0
+    assert not cell.errors
+    assert cell.ttft_ms is not None
+    assert cell.itl_ms is not None
+    assert cell.tpot_ms is not None
+    assert cell.itl_ms.count <= 7 * cell.requests
+    assert cell.returned_tokens_per_s.median == pytest.approx(8 * cell.requests_per_s.median)
+    assert cell.queue_ms is not None  # our own server tells more
+    assert result.quality == []
+
+
+async def test_without_a_reward_model_there_are_no_rewards_but_latencies(tmp_path: Path) -> None:
+    result = await measure(tmp_path, make_runtime(without_reward=True), modes=["ref", "vbon"])
+    assert [cell.variant for cell in result.cells] == ["ref", "vbon"]
+    assert all(one.reward is None and one.unscored == 36 for one in result.quality)
+    assert "2 of" not in result.decision[0]
+    assert any("had no score" in text for text in result.warnings)
+
+
+async def test_another_server_is_told_from_ours(tmp_path: Path) -> None:
+    settings = LoadTestSettings(url="http://127.0.0.1:9", out=tmp_path, api="openai")
+    with pytest.raises(ServerError, match="v1/models"):
+        await asyncio.to_thread(describe_server, settings, Console(quiet=True))
