@@ -19,7 +19,7 @@ class EngineSettings(BaseModel):
     """Settings of every engine; equal for all policies, so that they compare fairly.
 
     Those that start with ``remote`` are for policies given as URLs, for which of the others only
-    ``max_model_len``, ``max_num_seqs`` and ``scheduling_policy`` count.
+    ``max_model_len``, ``max_num_seqs``, ``scheduling_policy`` and ``metrics`` count.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,6 +41,14 @@ class EngineSettings(BaseModel):
         "fcfs",
         description="priority: requests may say how early they are served; servers of remote policies "
         "must then have been started so too (vllm serve --scheduling-policy priority)",
+    )
+    metrics: bool = Field(
+        True,
+        description="let each engine keep vLLM's own metrics, shown at /metrics by policy; of remote "
+        "policies their servers' are read",
+    )
+    remote_metrics_timeout_s: float = Field(
+        1.0, gt=0, description="of reading a server's /metrics; without an answer it is left out"
     )
     remote_api_key_env: str = Field(
         REMOTE_API_KEY,
