@@ -90,7 +90,7 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
         max_backoff_s=engine.remote_max_backoff_s,
         trust_remote_code=settings.trust_remote_code,
         by_priority=engine.scheduling_policy == "priority",
-        metrics=engine.metrics,
+        metrics=engine.remote_metrics,
         metrics_timeout_s=engine.remote_metrics_timeout_s,
     )
 
