@@ -88,6 +88,8 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
         max_backoff_s=engine.remote_max_backoff_s,
         trust_remote_code=settings.trust_remote_code,
         by_priority=engine.scheduling_policy == "priority",
+        metrics=engine.remote_metrics,
+        metrics_timeout_s=engine.remote_metrics_timeout_s,
     )
 
 
@@ -106,4 +108,5 @@ def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
         cpu_threads=engine.cpu_threads,
         trust_remote_code=settings.trust_remote_code,
         scheduling_policy=engine.scheduling_policy,
+        metrics=engine.metrics,
     )

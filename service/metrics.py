@@ -54,6 +54,13 @@ class Metrics:
         self.reward = histogram("reward", "Raw reward of the answer.", _REWARDS)
         self.running = gauge("num_sequences_running", "Candidates admitted.")
         self.waiting = gauge("num_sequences_waiting", "Candidates waiting for admission.")
+        self.scores_waiting = gauge("num_scores_waiting", "Candidates waiting for their reward.")
+        self.engine_alive = Gauge(
+            "bestofn:engine_alive",
+            "1 while the policy's engine takes requests.",
+            ("policy",),
+            registry=self.registry,
+        )
         self.ready = gauge("ready", "1 when every model is loaded and warm.")
 
     def observe(

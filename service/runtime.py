@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -83,6 +84,9 @@ class Runtime:
         )
         self.metrics.running.set_function(lambda: self.admission.running)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
+        self.metrics.scores_waiting.set_function(lambda: reward.waiting if reward else 0)
+        for name, engine in policies.items():
+            self.metrics.engine_alive.labels(name).set_function(partial(_alive, engine))
         self.metrics.ready.set_function(lambda: float(self.ready))
         self.modes = {name: Mode(name, Single(), name) for name in policies}
         for name, strategy in STRATEGIES.items():
@@ -243,3 +247,7 @@ class Runtime:
             unscored = sum(scored.reward is None for scored in outcome.candidates)
             self.metrics.unscored.labels(mode.name).inc(unscored)
         return answer
+
+
+def _alive(engine: Engine) -> float:
+    return float(engine.alive)

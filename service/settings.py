@@ -42,6 +42,17 @@ class EngineSettings(BaseModel):
         description="priority: requests may say how early they are served; servers of remote policies "
         "must then have been started so too (vllm serve --scheduling-policy priority)",
     )
+    metrics: bool = Field(
+        False,
+        description="let each engine keep vLLM's own metrics, shown at /metrics by policy; costs a tiny "
+        "policy on a CPU a tenth of its throughput, a large one less",
+    )
+    remote_metrics: bool = Field(
+        True, description="show what the servers of remote policies say at their own /metrics"
+    )
+    remote_metrics_timeout_s: float = Field(
+        1.0, gt=0, description="of reading a server's /metrics; without an answer it is left out"
+    )
     remote_api_key_env: str = Field(
         REMOTE_API_KEY,
         description="environment variable with the servers' API key, if they need one",

@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Sequence
 
+from prometheus_client import Metric
+
 from bestofn.engine.protocol import (
     Candidate,
     ModelInfo,
@@ -75,6 +77,10 @@ class FakeEngine:
     async def stop(self) -> None:
         """Die."""
         self._alive = False
+
+    async def metrics(self) -> list[Metric]:
+        """None."""
+        return []
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """One id a character; messages are refused, as by a policy without a chat template."""

@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from prometheus_client import Metric
+
 from bestofn.errors import InvalidInputError, PromptTooLongError
 from bestofn.prompts import Prompt
 from bestofn.seeds import seed_of
@@ -147,6 +149,12 @@ class Engine(Protocol):
     @property
     def trouble(self) -> str:
         """What is wrong with it, or with a part that it can do without; empty if nothing is."""
+
+    async def metrics(self) -> list[Metric]:
+        """Its own Prometheus metrics, names starting with ``vllm:``; none where it keeps none.
+
+        Never raises, and takes no longer than a scrape may wait.
+        """
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, through the chat template for messages.

@@ -23,8 +23,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from prometheus_client import Metric
+
 from bestofn.engine.fan_out import as_they_finish
 from bestofn.engine.protocol import Candidate, ModelInfo, Partial, Sampling, check_fits
+from bestofn.engine.remote_metrics import RemoteMetrics
 from bestofn.engine.remote_replicas import Replicas
 from bestofn.engine.remote_server import RemoteOptions, Replica, ReplicaError, parse_address
 from bestofn.engine.remote_wire import (
@@ -56,6 +59,7 @@ class RemoteEngine:
         urls, model = parse_address(policy)
         self._options = options or RemoteOptions()
         self._replicas = Replicas(urls, model, self._options)
+        self._metrics = RemoteMetrics(self._options.metrics_timeout_s)
         self._tokenizer: Any = None
         self._endings: set[int] = set()
         self.info = ModelInfo(
@@ -71,6 +75,12 @@ class RemoteEngine:
     def trouble(self) -> str:
         """The servers left out, and why."""
         return self._replicas.trouble
+
+    async def metrics(self) -> list[Metric]:
+        """What the servers' own ``/metrics`` say under vLLM's names."""
+        if not self._options.metrics:
+            return []
+        return await self._metrics.collect(self._replicas.all, self._replicas.model)
 
     async def start(self) -> None:
         """Wait for the first server, then let it decode once: shows what it cannot do."""

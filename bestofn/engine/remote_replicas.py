@@ -55,6 +55,11 @@ class Replicas:
             if replica.trouble
         )
 
+    @property
+    def all(self) -> Sequence[Replica]:
+        """Every server; empty before the start and after the end."""
+        return self._all
+
     async def start(self) -> None:
         """Wait until one takes requests; those that do not yet are probed from then on.
 

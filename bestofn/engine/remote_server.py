@@ -36,6 +36,8 @@ class RemoteOptions:
         start_timeout_s: how long the start waits for the first server.
         backoff_s: how long a server that failed is first left out; doubles up to ``max_backoff_s``.
         trust_remote_code: let the tokenizer bring its own code.
+        metrics: whether to read the servers' ``/metrics``.
+        metrics_timeout_s: for that.
         by_priority: the servers schedule by priority. They do not tell, and one that does not is
             silent about a priority it ignores, so this must be configured.
     """
@@ -51,6 +53,8 @@ class RemoteOptions:
     max_backoff_s: float = 30.0
     trust_remote_code: bool = False
     by_priority: bool = False
+    metrics: bool = True
+    metrics_timeout_s: float = 1.0
 
 
 def is_remote(policy: str) -> bool:
@@ -254,6 +258,30 @@ class Replica:
             raise ReplicaError(
                 f"{self.url} answered what is not JSON: {content[:80]!r}", "wrong", again=False
             ) from error
+
+    async def text(self, path: str, *, seconds: float, max_bytes: int) -> str:
+        """What a GET of a path beside the API answers; for what the service can do without.
+
+        Raises:
+            ReplicaError: no such answer within the time, or one that is too long.
+        """
+        content = b""
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                self._client.stream("GET", f"{self._root}{path}") as response,
+            ):
+                if response.status_code != 200:
+                    raise ReplicaError(f"HTTP {response.status_code}", "wrong", again=True)
+                async for piece in response.aiter_bytes():
+                    content += piece
+                    if len(content) > max_bytes:
+                        raise ReplicaError(f"over {max_bytes} bytes", "wrong", again=True)
+        except TimeoutError as error:
+            raise ReplicaError(f"no answer within {seconds:g} s", "busy", again=True) from error
+        except httpx.HTTPError as error:
+            raise ReplicaError(_why(error), "down", again=True) from error
+        return content.decode("utf-8", "replace")
 
     async def models(self) -> dict[str, int | None]:
         """What it serves, once it says that it is well; asked under a time limit of its own.

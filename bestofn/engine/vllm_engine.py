@@ -13,8 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import CollectorRegistry, Metric
+
 from bestofn.checkpoints import check_checkpoint
 from bestofn.engine.fan_out import as_they_finish
+from bestofn.engine.metrics import families_of, logger_into
 from bestofn.engine.protocol import (
     Candidate,
     FinishReason,
@@ -61,6 +64,7 @@ class VllmOptions:
             as vLLM's own `mp` executor does.
         trust_remote_code: let the checkpoint bring its own code.
         scheduling_policy: ``fcfs``, or ``priority`` to let requests say how early they are served.
+        metrics: let vLLM keep its own Prometheus metrics.
     """
 
     dtype: str = "auto"
@@ -74,6 +78,7 @@ class VllmOptions:
     cpu_threads: int | None = None
     trust_remote_code: bool = False
     scheduling_policy: str = "fcfs"
+    metrics: bool = False
 
 
 class VllmHost:
@@ -85,6 +90,7 @@ class VllmHost:
         self.options = options
         self.tokenizer: Any = None
         self.max_model_len = 0
+        self.registry = CollectorRegistry()
         self._llm: AsyncLLM | None = None
         self._starting = asyncio.Lock()
 
@@ -176,11 +182,21 @@ class VllmHost:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            return AsyncLLM.from_engine_args(AsyncEngineArgs(**self.arguments))
+            return AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**self.arguments), stat_loggers=self._stat_loggers()
+            )
         except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be served
             raise CheckpointError(
                 f"vLLM cannot serve {self.checkpoint.path}: {type(error).__name__}: {error}"
             ) from error
+
+    def _stat_loggers(self) -> list[Any]:
+        """With one of its own vLLM keeps statistics in spite of ``disable_log_stats``, without its log."""
+        if not self.options.metrics:
+            return []
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+        return [logger_into(self.registry, PrometheusStatLogger)]
 
 
 def _adapter_rank(path: str) -> int:
@@ -219,6 +235,13 @@ class VllmEngine:
     def arguments(self) -> dict[str, Any]:
         """What its host's engine is built with; only the bench asks, to build another like it."""
         return self._host.arguments
+
+    async def metrics(self) -> list[Metric]:
+        """vLLM's own, of the host; an adapter's requests are counted there, so it has none."""
+        # What a dead engine said last would look like one that idles.
+        if self._adapter is not None or not self._host.alive:
+            return []
+        return families_of(self._host.registry)
 
     async def start(self) -> None:
         """Start the host if no other policy on it has, then decode once to compile everything."""

@@ -7,6 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from bestofn.errors import NotReadyError
 from service.deps import RuntimeDep
+from service.exposition import expose
 
 router = APIRouter(tags=["server"])
 
@@ -32,5 +33,6 @@ async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
 
 @router.get("/metrics")
 async def get_metrics(runtime: RuntimeDep) -> Response:
-    """Prometheus metrics."""
-    return Response(runtime.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+    """Prometheus metrics: the service's own (`bestofn:`) and each engine's (`vllm:`), by policy."""
+    text = await expose(runtime.metrics, runtime.policies)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

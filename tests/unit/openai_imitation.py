@@ -80,6 +80,8 @@ class Server:
     peak: int = 0
     aborted: int = 0
     probes: int = 0
+    scrapes: int = 0
+    metrics_text: str | None = None
     port: int = 0
     uvicorn: Any = None
 
@@ -100,6 +102,7 @@ class Server:
         return Starlette(
             routes=[
                 Route("/health", self.health),
+                Route("/metrics", self.metrics),
                 Route("/v1/models", self.models),
                 Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/tokenize", self.tokenize, methods=["POST"]),
@@ -110,6 +113,14 @@ class Server:
     async def health(self, request: Request) -> Response:
         self.probes += 1
         return Response(status_code=200 if self.healthy else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        self.scrapes += 1
+        if "silent-metrics" in self.faults:
+            await asyncio.sleep(30)
+        if self.metrics_text is None:
+            return error(404, "Not Found")
+        return Response(self.metrics_text, media_type="text/plain")
 
     def refused(self, request: Request, model: str | None = None) -> Response | None:
         given = request.headers.get("authorization")

@@ -57,12 +57,14 @@ def test_the_key_comes_from_the_environment_and_is_no_setting(
 def test_settings_reach_the_engine() -> None:
     settings = load("--policies", f"ref={URL}", "--reward", "none", "--engine.max-num-seqs", "9",
                     "--engine.remote-timeout-s", "3", "--engine.max-model-len", "99",
-                    "--engine.scheduling-policy", "priority")  # fmt: skip
+                    "--engine.scheduling-policy", "priority",
+                    "--no-engine.remote-metrics")  # fmt: skip
     engine = build_runtime(settings).policies["ref"]
     assert isinstance(engine, RemoteEngine)
     options = engine._options
     assert (options.max_num_seqs, options.request_timeout_s, options.max_model_len) == (9, 3.0, 99)
     assert engine.info.by_priority
+    assert not options.metrics
 
 
 def test_an_adapter_needs_its_base_here(tmp_path: Path) -> None:
