@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from bestofn import __version__
+from service.auth import ApiKeyMiddleware, open_keyring
 from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.routes import compare, generate, health, modes, openai
@@ -30,7 +31,12 @@ def create_app(
         runtime: owned by the application from here on.
         on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
+
+    Raises:
+        DataError: the keys file cannot be used.
     """
+    auth = runtime.settings.auth
+    keyring = open_keyring(auth)
 
     async def load() -> None:
         try:
@@ -65,5 +71,6 @@ def create_app(
     # The last added runs first: every answer, a refused body's too, carries a request id.
     app.add_middleware(JsonByDefaultMiddleware)
     app.add_middleware(BodyLimitMiddleware, max_bytes=runtime.settings.limits.max_body_bytes)
+    app.add_middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics)
     app.add_middleware(RequestIdMiddleware)
     return app

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.refusal import refuse
 
 _CLIENT_ID = re.compile(rb"^[\w.:-]{1,128}$")
 _FORM = b"application/x-www-form-urlencoded"
@@ -105,18 +106,5 @@ class BodyLimitMiddleware:
         await self._app(scope, replay, send)
 
     async def _refuse(self, scope: Scope, send: Send) -> None:
-        error = {
-            "message": f"the body is over the limit of {self._max_bytes} bytes (limits.max_body_bytes)",
-            "type": "body_too_large",
-            "param": None,
-            "code": 413,
-            "request_id": scope.get("state", {}).get("request_id", ""),
-        }
-        content = json.dumps({"error": error}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(content)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        message = f"the body is over the limit of {self._max_bytes} bytes (limits.max_body_bytes)"
+        await refuse(scope, send, 413, "body_too_large", message)

@@ -9,6 +9,7 @@ import uvicorn
 
 from service.app import create_app
 from service.assembly import build_runtime
+from service.auth import warn_if_open
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -50,5 +51,6 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
     )
     server = uvicorn.Server(config)
     logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)
+    warn_if_open(settings.host, settings.auth)
     server.run()
     return 1 if runtime.failure is not None or not server.started else 0

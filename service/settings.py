@@ -75,6 +75,19 @@ class LimitSettings(BaseModel):
     timeout_s: float = Field(120.0, gt=0, description="longest a request may take, seconds")
 
 
+class AuthSettings(BaseModel):
+    """Who may use the service."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys_file: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="API keys, made by `python -m service keys add NAME`; none: whoever reaches the "
+        "server may use it, admin routes apart",
+    )
+    open_metrics: bool = Field(False, description="/metrics without a key where others need one")
+
+
 class ServiceSettings(Settings):
     """Best-of-N service.
 
@@ -125,6 +138,7 @@ class ServiceSettings(Settings):
     )
     engine: EngineSettings = Field(EngineSettings(), description="engine settings")
     limits: LimitSettings = Field(LimitSettings(), description="limits per request and in total")
+    auth: AuthSettings = Field(AuthSettings(), description="API keys")
     log_level: str = Field("info", description="debug, info, warning or error")
 
     @field_validator("policies")
