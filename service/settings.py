@@ -71,7 +71,13 @@ class LimitSettings(BaseModel):
     max_tokens: int = Field(4096, ge=1, description="most new tokens a candidate")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="most bytes of a request body")
     running_sequences: int = Field(512, ge=1, description="candidates in the engines at once")
+    running_tokens: int = Field(
+        2**20, ge=1, description="tokens they may come to: candidates times max_tokens"
+    )
     waiting_sequences: int = Field(2048, ge=0, description="candidates that may wait; beyond: 429")
+    max_queue_s: float | None = Field(
+        None, gt=0, description="429 where the wait would be longer, by the pace measured; seconds"
+    )
     timeout_s: float = Field(120.0, gt=0, description="longest a request may take, seconds")
 
 
