@@ -1,4 +1,4 @@
-"""``python -m service``: serve (the default) or compare the modes of a running server."""
+"""``python -m service``: serve (the default), compare the modes of a running server, keep API keys."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer
 
 from bestofn.config import load_settings
 from bestofn.errors import BestOfNError
+from service.key_commands import keys_cli
 
 cli = typer.Typer(add_completion=False, no_args_is_help=False, help=__doc__)
+cli.add_typer(keys_cli, name="keys")
 
 PASS_THROUGH = {
     "ignore_unknown_options": True,
@@ -117,7 +119,7 @@ def compare(
 
 def main() -> None:
     """Entry point; without a command, ``serve``."""
-    known = {"serve", "bench", "compare", "--help", "-h"}
+    known = {"serve", "bench", "compare", "keys", "--help", "-h"}
     if len(sys.argv) < 2 or sys.argv[1] not in known:
         sys.argv.insert(1, "serve")
     cli(prog_name="python -m service")

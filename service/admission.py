@@ -1,87 +1,190 @@
-"""Bounded admission: requests wait their turn, counted by the sequences they ask for."""
+"""Bounded admission: requests wait their turn in a fair queue, or are told when to come back."""
 
 from __future__ import annotations
 
 import asyncio
-from bisect import insort
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from itertools import count
+from time import monotonic
 
-from bestofn.errors import OverloadedError
+from bestofn.errors import InvalidInputError, OverloadedError
+from service.allowance import Allowance
+from service.caller import Caller, current_caller
+from service.fair_queue import FairQueue, Place
+
+LEAST_RETRY_S, MOST_RETRY_S, UNMEASURED_RETRY_S = 1.0, 60.0, 5.0
+NO_LIMIT = 2**62
 
 
-@dataclass(order=True, slots=True)
-class _Place:
-    """A request that waits; the smallest is next."""
+class Entry:
+    """A place that was given to a request."""
 
-    priority: int
-    number: int
-    cost: int = field(compare=False)
-    admitted: asyncio.Future[None] = field(compare=False)
+    def __init__(self) -> None:
+        self.decoded: int | None = None
+
+    def spent(self, tokens: int) -> None:
+        """Say how many tokens were decoded in all; unsaid, it is the most there could have been."""
+        self.decoded = tokens
 
 
 class Admission:
-    """Lowest priority first, then first come, first served; ``running`` inside, ``waiting`` outside.
+    """``running`` sequences and ``running_tokens`` tokens inside, ``waiting`` sequences outside.
 
-    Both count sequences. A request larger than the whole capacity is admitted alone. One that is next
-    and too large for what is free is overtaken only by a lower priority, or large requests would wait
-    for ever. Nobody who waits or runs is sent away for one that comes later.
+    A request counts as its sequences and as that many times ``max_tokens``. Who is next is for
+    :class:`service.fair_queue.FairQueue` to say. Nobody who waits or runs is sent away for one that
+    comes later; that the queue is not all one key's is seen to as it fills: a key may wait with at most
+    twice what is still free.
     """
 
-    def __init__(self, *, running: int, waiting: int) -> None:
-        self._capacity, self._max_waiting = running, waiting
-        self.running = 0
-        self.waiting = 0
-        self._queue: list[_Place] = []
-        self._numbers = count()
+    def __init__(
+        self,
+        *,
+        running: int,
+        waiting: int,
+        running_tokens: int = NO_LIMIT,
+        max_queue_s: float | None = None,
+    ) -> None:
+        self._queue = FairQueue(sequences=running, tokens=running_tokens)
+        self._capacity, self._max_waiting, self._max_queue_s = running, waiting, max_queue_s
+        self._futures: dict[Place, asyncio.Future[None]] = {}
+        self._allowances: dict[str, Allowance] = {}
+        self._hold_s: float | None = None
+
+    @property
+    def running(self) -> int:
+        """Sequences admitted."""
+        return self._queue.running
+
+    @property
+    def running_tokens(self) -> int:
+        """The most tokens that those may decode."""
+        return self._queue.running_tokens
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait."""
+        return self._queue.waiting
 
     @asynccontextmanager
-    async def enter(self, sequences: int, priority: int = 0) -> AsyncGenerator[None, None]:
-        """Hold a place for ``sequences`` candidates; the lower ``priority``, the earlier.
+    async def enter(
+        self, sequences: int, priority: int = 0, *, max_tokens: int = 1
+    ) -> AsyncGenerator[Entry, None]:
+        """Hold a place for ``sequences`` candidates; the lower ``priority``, the earlier of its caller's.
 
         Raises:
-            OverloadedError: at once, if too many wait already.
+            OverloadedError: at once, if too many wait already or the caller's minute is used up.
+            InvalidInputError: more than the caller's key ever allows.
         """
-        cost = min(sequences, self._capacity)
-        await self._acquire(cost, priority)
+        caller = current_caller.get()
+        tokens = sequences * max_tokens
+        self._check(caller, sequences, tokens)
+        self._take(caller, tokens)
+        entry = Entry()
+        entry.decoded = 0
         try:
-            yield
+            place = await self._acquire(caller, sequences, tokens, priority)
+            entry.decoded = None
+            begun_s = monotonic()
+            try:
+                yield entry
+            finally:
+                self._measure(place, monotonic() - begun_s)
+                self._leave(place)
         finally:
-            self.running -= cost
-            self._admit()
+            if entry.decoded is not None and caller.name in self._allowances:
+                self._allowances[caller.name].give_back(tokens - entry.decoded, monotonic())
 
-    async def _acquire(self, cost: int, priority: int) -> None:
-        is_next = not self._queue or priority < self._queue[0].priority
-        if is_next and self.running + cost <= self._capacity:
-            self.running += cost
-            return
-        if self.waiting + cost > self._max_waiting:
-            raise OverloadedError(
-                f"{self.running} sequences run and {self.waiting} wait; {cost} more would pass the "
-                f"limit of {self._max_waiting} waiting",
-                retry_after_s=1.0,
+    def _check(self, caller: Caller, sequences: int, tokens: int) -> None:
+        most, a_minute = caller.max_sequences, caller.tokens_per_minute
+        if most is not None and sequences > most:
+            raise InvalidInputError(
+                f"{sequences} candidates at once; key {caller.name!r} allows at most {most}",
+                field="n",
             )
+        if a_minute is not None and tokens > a_minute:
+            raise InvalidInputError(
+                f"{sequences} candidates of at most {tokens // sequences} tokens are {tokens} tokens; "
+                f"key {caller.name!r} allows {a_minute} a minute",
+                field="max_tokens",
+            )
+
+    def _take(self, caller: Caller, tokens: int) -> None:
+        a_minute, now_s = caller.tokens_per_minute, monotonic()
+        if a_minute is None:
+            self._allowances.pop(caller.name, None)
+            return
+        allowance = self._allowances.get(caller.name)
+        if allowance is None or allowance.tokens_per_minute != a_minute:
+            allowance = self._allowances[caller.name] = Allowance(a_minute, now_s)
+        if wait_s := allowance.take(tokens, now_s):
+            raise OverloadedError(
+                f"key {caller.name!r} has used up its {a_minute} tokens a minute",
+                retry_after_s=max(LEAST_RETRY_S, wait_s),
+            )
+
+    async def _acquire(self, caller: Caller, sequences: int, tokens: int, priority: int) -> Place:
+        place = self._queue.join(caller, sequences, tokens, priority)
+        self._admit()
+        if place.state == "runs":
+            return place
+        if refusal := self._refusal(place):
+            retry_after_s = self.retry_after_s()
+            self._queue.leave(place)
+            raise OverloadedError(refusal, retry_after_s=retry_after_s)
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        place = _Place(priority, next(self._numbers), cost, admitted)
-        insort(self._queue, place)
-        self.waiting += cost
+        self._futures[place] = admitted
         try:
             await admitted
         except asyncio.CancelledError:
-            if not admitted.cancelled():
-                self.running -= cost  # admitted and cancelled in the same moment
-            elif place in self._queue:
-                self._queue.remove(place)
-                self.waiting -= cost
-            self._admit()
+            self._futures.pop(place, None)
+            self._leave(place)  # admitted in the same moment, too
             raise
+        return place
+
+    def _refusal(self, place: Place) -> str | None:
+        """Why a request that is in the queue now may not stay there."""
+        waiting, cost = self.waiting - place.sequences, place.sequences
+        if self.waiting > self._max_waiting:
+            return (
+                f"{self.running} sequences run and {waiting} wait; {cost} more would pass the "
+                f"limit of {self._max_waiting} waiting"
+            )
+        own = self._queue.waiting_of(place.caller)
+        if place.caller.name and own > 2 * (self._max_waiting - waiting):
+            return (
+                f"{own - cost} sequences of key {place.caller.name!r} wait; what is left of the "
+                f"queue, {self._max_waiting - waiting}, is kept for other keys"
+            )
+        ahead = min(self.waiting, own * self._queue.callers_waiting())
+        if self._max_queue_s is not None and self._drains_in_s(ahead) > self._max_queue_s:
+            return (
+                f"the wait would be about {self._drains_in_s(ahead):.1f} s, over limits.max_queue_s "
+                f"{self._max_queue_s:g}"
+            )
+        return None
+
+    def retry_after_s(self) -> float:
+        """When what waits now will have got in, at the pace measured; from 1 to 60 seconds."""
+        if self._hold_s is None:
+            return UNMEASURED_RETRY_S
+        return min(MOST_RETRY_S, max(LEAST_RETRY_S, self._drains_in_s(self.waiting)))
+
+    def _drains_in_s(self, sequences: int) -> float:
+        """Little's law: those who run leave at ``running / hold`` a second; 0 before any has left."""
+        return sequences * (self._hold_s or 0.0) / max(1, self.running)
+
+    def _measure(self, place: Place, hold_s: float) -> None:
+        """A mean over about as many sequences as run at once, so it follows the load."""
+        weight = min(1.0, place.sequences / self._capacity)
+        before = hold_s if self._hold_s is None else self._hold_s
+        self._hold_s = before + weight * (hold_s - before)
+
+    def _leave(self, place: Place) -> None:
+        self._queue.leave(place)
+        self._admit()
 
     def _admit(self) -> None:
-        while self._queue and self.running + self._queue[0].cost <= self._capacity:
-            place = self._queue.pop(0)
-            self.waiting -= place.cost
-            if not place.admitted.cancelled():
-                self.running += place.cost
-                place.admitted.set_result(None)
+        for place in self._queue.admit():
+            admitted = self._futures.pop(place, None)
+            if admitted is not None and not admitted.done():
+                admitted.set_result(None)

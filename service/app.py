@@ -8,8 +8,11 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from bestofn import __version__
+from service.auth import ApiKeyMiddleware, open_keyring
+from service.browsers import SecurityHeadersMiddleware
 from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.routes import compare, generate, health, modes, openai
@@ -30,7 +33,12 @@ def create_app(
         runtime: owned by the application from here on.
         on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
+
+    Raises:
+        DataError: the keys file cannot be used.
     """
+    auth, limits = runtime.settings.auth, runtime.settings.limits
+    keyring = open_keyring(auth)
 
     async def load() -> None:
         try:
@@ -64,6 +72,18 @@ def create_app(
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.
     app.add_middleware(JsonByDefaultMiddleware)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=runtime.settings.limits.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.receive_timeout_s
+    )
+    app.add_middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics)
+    if runtime.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=runtime.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id"],
+            expose_headers=["retry-after", "x-request-id"],
+        )
+    app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

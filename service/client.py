@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 from bestofn.errors import BestOfNError, DataError
 from bestofn.files import write_json
 from bestofn.terminal import table_console
+from service.settings import REMOTE_API_KEY
 
 BUILT_IN_PROMPTS = (
     "the film was",
@@ -117,7 +119,9 @@ def run_comparison(
     console = table_console()
     all_prompts = read_prompts(prompts_file, limit)
     results = []
-    with httpx.Client(base_url=url, timeout=600) as client:
+    key = os.environ.get(REMOTE_API_KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, timeout=600, headers=headers) as client:
         wait_until_ready(client, wait_s, console, while_pid)
         for level in levels:
             prompts = all_prompts[:idle_limit] if level == 1 else all_prompts

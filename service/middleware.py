@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import random
 import re
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.refusal import refuse
 
 _CLIENT_ID = re.compile(rb"^[\w.:-]{1,128}$")
 _FORM = b"application/x-www-form-urlencoded"
@@ -43,7 +46,8 @@ class RequestIdMiddleware:
 class JsonByDefaultMiddleware:
     """Takes a body sent without a content type, or with curl's default for ``-d``, for JSON.
 
-    The API has no forms, so a bare ``curl -d '{...}'`` can only mean JSON.
+    The API has no forms, so a bare ``curl -d '{...}'`` can only mean JSON. Not from a browser, which names
+    the origin of the page that asks: any page may send a form to any server unasked, JSON it may not.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -51,7 +55,11 @@ class JsonByDefaultMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and scope["method"] == "POST":
+        if (
+            scope["type"] == "http"
+            and scope["method"] == "POST"
+            and not any(key == b"origin" for key, _ in scope["headers"])
+        ):
             headers = [(k, v) for k, v in scope["headers"] if k != b"content-type" or v != _FORM]
             if not any(key == b"content-type" for key, _ in headers):
                 headers.append((b"content-type", b"application/json"))
@@ -60,11 +68,11 @@ class JsonByDefaultMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over a limit with 413, by Content-Length or while they stream in."""
+    """413 for bodies over a limit, by Content-Length or while they stream in; 408 for slow ones."""
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
-        self._max_bytes = max_bytes
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -76,24 +84,21 @@ class BodyLimitMiddleware:
             await self._refuse(scope, send)
             return
         # The body is read whole before the route runs anyway; reading it here bounds it.
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._max_bytes:
-                await self._refuse(scope, send)
-                return
-            if not message.get("more_body", False):
-                break
-        body: Message | None = {
-            "type": "http.request",
-            "body": b"".join(chunks),
-            "more_body": False,
-        }
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                content = await self._read(receive)
+        except TimeoutError:
+            message = (
+                f"the body did not come within {self._timeout_s:g} s (limits.receive_timeout_s)"
+            )
+            await refuse(scope, send, 408, "request_timeout", message)
+            return
+        except ClientDisconnect:
+            return
+        if content is None:
+            await self._refuse(scope, send)
+            return
+        body: Message | None = {"type": "http.request", "body": content, "more_body": False}
 
         async def replay() -> Message:
             nonlocal body
@@ -104,19 +109,21 @@ class BodyLimitMiddleware:
 
         await self._app(scope, replay, send)
 
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The whole body; nothing if it is too large."""
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._max_bytes:
+                return None
+            if not message.get("more_body", False):
+                return b"".join(chunks)
+
     async def _refuse(self, scope: Scope, send: Send) -> None:
-        error = {
-            "message": f"the body is over the limit of {self._max_bytes} bytes (limits.max_body_bytes)",
-            "type": "body_too_large",
-            "param": None,
-            "code": 413,
-            "request_id": scope.get("state", {}).get("request_id", ""),
-        }
-        content = json.dumps({"error": error}).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(content)).encode()),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        message = f"the body is over the limit of {self._max_bytes} bytes (limits.max_body_bytes)"
+        await refuse(scope, send, 413, "body_too_large", message)

@@ -80,7 +80,10 @@ class Runtime:
         self.metrics = Metrics()
         limits = settings.limits
         self.admission = Admission(
-            running=limits.running_sequences, waiting=limits.waiting_sequences
+            running=limits.running_sequences,
+            waiting=limits.waiting_sequences,
+            running_tokens=limits.running_tokens,
+            max_queue_s=limits.max_queue_s,
         )
         self.metrics.running.set_function(lambda: self.admission.running)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
@@ -219,10 +222,13 @@ class Runtime:
                 token_ids = await engine.encode(prompt)
                 check_fits(engine.info, token_ids, sampling)
                 task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
-                async with self.admission.enter(sequences, sampling.priority):
+                async with self.admission.enter(
+                    sequences, sampling.priority, max_tokens=sampling.max_tokens
+                ) as entry:
                     admitted = perf_counter()
                     observer.admitted(len(token_ids))
                     outcome = await mode.strategy.answer(task, resources)
+                    entry.spent(outcome.generated_tokens)
         except TimeoutError as error:
             raise RequestTimeoutError(f"no answer within {limit:g} s ({named})") from error
         finished = perf_counter()

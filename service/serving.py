@@ -9,6 +9,8 @@ import uvicorn
 
 from service.app import create_app
 from service.assembly import build_runtime
+from service.auth import warn_if_open
+from service.http_protocol import http_options
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -49,8 +51,12 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         log_level=settings.log_level,
         access_log=False,
         timeout_graceful_shutdown=10,
+        ws="none",
+        server_header=False,
+        **http_options(settings.limits),
     )
     server = uvicorn.Server(config)
     logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)
+    warn_if_open(settings.host, settings.auth)
     server.run()
     return 1 if runtime.failure is not None or not server.started else 0

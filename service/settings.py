@@ -12,6 +12,7 @@ from bestofn.config import NoneWord, Settings
 
 REFERENCE = "ref"
 REMOTE_API_KEY = "BESTOFN_REMOTE_API_KEY"
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 
@@ -81,9 +82,35 @@ class LimitSettings(BaseModel):
     max_prompts: int = Field(128, ge=1, description="most prompts a request")
     max_tokens: int = Field(4096, ge=1, description="most new tokens a candidate")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="most bytes of a request body")
+    max_header_bytes: int = Field(32_768, ge=1024, description="most bytes of a request's head")
+    max_header_fields: int = Field(100, ge=10, description="most header fields of a request")
+    receive_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="longest a request's head, and then its body, may take to arrive, seconds",
+    )
     running_sequences: int = Field(512, ge=1, description="candidates in the engines at once")
+    running_tokens: int = Field(
+        2**20, ge=1, description="tokens they may come to: candidates times max_tokens"
+    )
     waiting_sequences: int = Field(2048, ge=0, description="candidates that may wait; beyond: 429")
+    max_queue_s: float | None = Field(
+        None, gt=0, description="429 where the wait would be longer, by the pace measured; seconds"
+    )
     timeout_s: float = Field(120.0, gt=0, description="longest a request may take, seconds")
+
+
+class AuthSettings(BaseModel):
+    """Who may use the service."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys_file: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="API keys, made by `python -m service keys add NAME`; none: whoever reaches the "
+        "server may use it, admin routes apart",
+    )
+    open_metrics: bool = Field(False, description="/metrics without a key where others need one")
 
 
 class ServiceSettings(Settings):
@@ -136,6 +163,11 @@ class ServiceSettings(Settings):
     )
     engine: EngineSettings = Field(EngineSettings(), description="engine settings")
     limits: LimitSettings = Field(LimitSettings(), description="limits per request and in total")
+    cors_origins: list[str] = Field(
+        default=[],
+        description="origins whose pages may use this service from a browser, https://HOST[:PORT]; none",
+    )
+    auth: AuthSettings = Field(AuthSettings(), description="API keys")
     log_level: str = Field("info", description="debug, info, warning or error")
 
     @field_validator("policies")
@@ -149,6 +181,16 @@ class ServiceSettings(Settings):
                 f"no policy is named {REFERENCE!r}; best-of-N needs a reference policy"
             )
         return policies
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; write https://HOST or https://HOST:PORT"
+                )
+        return origins
 
     @model_validator(mode="after")
     def _defaults_within_limits(self) -> ServiceSettings:

@@ -86,7 +86,7 @@ class EventStream(Response):
     ) -> None:
         # nginx would otherwise hold messages back until its buffer is full.
         self.status_code, self.background = 200, None
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._first, self._rest, self._failed = first, rest, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

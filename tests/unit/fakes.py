@@ -89,11 +89,15 @@ async def serving(runtime: Runtime) -> AsyncGenerator[tuple[FastAPI, httpx.Async
 
 
 @asynccontextmanager
-async def on_a_port(runtime: Runtime, *, started: bool = False) -> AsyncGenerator[str, None]:
+async def on_a_port(
+    runtime: Runtime, *, started: bool = False, **options: Any
+) -> AsyncGenerator[str, None]:
     """A real server in this process; its OpenAI URL. One that is started already is left so."""
     app = create_app(runtime)
     lifespan = "off" if started else "on"
-    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan=lifespan)
+    config = uvicorn.Config(
+        app, port=0, log_config=None, access_log=False, lifespan=lifespan, **options
+    )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server._serve())
     while not (server.started and runtime.ready):  # noqa: ASYNC110  (a few turns)

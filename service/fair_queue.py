@@ -1,0 +1,176 @@
+"""Who is next: fair shares between callers, and of each caller's share between large and small requests.
+
+Start-time fair queueing (Goyal, Vin, Cheng 1996), twice. A flow's tag is the tokens it has been granted,
+counted from where the others stood when it came; the lowest tag is next, and moves up by the tokens of
+what it got. While two flows both wait, what they were granted differs by at most one request of each,
+however unequal those are, which deficit round robin promises only for quanta as large as the largest
+request. A flow that has just come is overtaken by at most one request of each other.
+
+Pure data: no clock, no tasks; :class:`service.admission.Admission` makes requests wait for it.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+from service.caller import Caller
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """A request in the queue or past it; ``sequences`` and ``tokens`` are at most the whole capacity."""
+
+    caller: Caller
+    sequences: int
+    tokens: int
+    priority: int
+    number: int
+    state: Literal["waits", "runs", "left"] = "waits"
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Lowest priority first, then first come, first served."""
+        return self.priority, self.number
+
+    @property
+    def size(self) -> int:
+        """Its class: 1, 2 to 7, 8 to 31, 32 to 127, ... sequences."""
+        return self.sequences.bit_length() // 2
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A caller's waiting requests of one size, in order."""
+
+    tag: int = 0
+    places: list[Place] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Share:
+    """All of a caller; ``now`` is the tag that was granted last among its lanes."""
+
+    tag: int = 0
+    now: int = 0
+    running: int = 0
+    waiting: int = 0
+    lanes: dict[int, _Lane] = field(default_factory=dict)
+
+    def busy_lanes(self) -> Iterable[_Lane]:
+        return (lane for lane in self.lanes.values() if lane.places)
+
+    def next_lane(self) -> _Lane:
+        """Priority goes before size."""
+        first = min(lane.places[0].priority for lane in self.busy_lanes())
+        able = (lane for lane in self.busy_lanes() if lane.places[0].priority == first)
+        return min(able, key=lambda lane: (lane.tag, lane.places[0].number))
+
+
+class FairQueue:
+    """At most ``sequences`` and ``tokens`` run. Nothing waits while the one that is next fits.
+
+    The next one that is too large for what is free keeps the room that gets free, or large requests
+    would wait for ever; one that its own caller's limit holds back keeps none.
+
+    Attributes:
+        running, running_tokens: of what was admitted; waiting: sequences of what was not yet.
+    """
+
+    def __init__(self, *, sequences: int, tokens: int) -> None:
+        self._sequences, self._tokens = sequences, tokens
+        self.running = self.running_tokens = self.waiting = 0
+        self._now = 0
+        self._shares: dict[str, _Share] = {}
+        self._numbers = count()
+
+    def join(self, caller: Caller, sequences: int, tokens: int, priority: int = 0) -> Place:
+        """Wait behind what is there already. A request over the whole capacity counts as all of it."""
+        place = Place(
+            caller,
+            min(sequences, self._sequences),
+            min(tokens, self._tokens),
+            priority,
+            next(self._numbers),
+        )
+        share = self._shares.setdefault(caller.name, _Share())
+        if not share.waiting:
+            share.tag = max(share.tag, self._now)
+        lane = share.lanes.setdefault(place.size, _Lane())
+        if not lane.places:
+            lane.tag = max(lane.tag, share.now)
+        insort(lane.places, place, key=lambda other: other.order)
+        share.waiting += place.sequences
+        self.waiting += place.sequences
+        return place
+
+    def admit(self) -> list[Place]:
+        """All that may run now, in order; to be called after each :meth:`join` and :meth:`leave`."""
+        admitted = []
+        while (share := self._next_share()) is not None:
+            lane = share.next_lane()
+            place = lane.places[0]
+            if not self._fits(place):
+                break
+            lane.places.pop(0)
+            share.now, self._now = max(share.now, lane.tag), max(self._now, share.tag)
+            lane.tag += place.tokens
+            share.tag += place.tokens
+            self._count(place, waiting=-1, running=1)
+            place.state = "runs"
+            admitted.append(place)
+        return admitted
+
+    def leave(self, place: Place) -> None:
+        """It is done, or has given up."""
+        share = self._shares[place.caller.name]
+        if place.state == "waits":
+            share.lanes[place.size].places.remove(place)
+            self._count(place, waiting=-1)
+        elif place.state == "runs":
+            self._count(place, running=-1)
+        place.state = "left"
+        if not self.running and not self.waiting:
+            self._shares.clear()
+            self._now = 0
+
+    def waiting_of(self, caller: Caller) -> int:
+        """Sequences of one caller that wait."""
+        share = self._shares.get(caller.name)
+        return share.waiting if share else 0
+
+    def callers_waiting(self) -> int:
+        """How many callers have anything that waits."""
+        return sum(share.waiting > 0 for share in self._shares.values())
+
+    def _next_share(self) -> _Share | None:
+        best: tuple[int, int] | None = None
+        found = None
+        for share in self._shares.values():
+            if not share.waiting:
+                continue
+            place = share.next_lane().places[0]
+            most = place.caller.max_sequences
+            if most is not None and share.running + place.sequences > most:
+                # It could not take its turn, and does not save it up for a burst.
+                share.tag = max(share.tag, self._now)
+            elif best is None or (share.tag, place.number) < best:
+                best, found = (share.tag, place.number), share
+        return found
+
+    def _fits(self, place: Place) -> bool:
+        return (
+            self.running + place.sequences <= self._sequences
+            and self.running_tokens + place.tokens <= self._tokens
+        )
+
+    def _count(self, place: Place, *, waiting: int = 0, running: int = 0) -> None:
+        share = self._shares[place.caller.name]
+        share.waiting += waiting * place.sequences
+        share.running += running * place.sequences
+        self.waiting += waiting * place.sequences
+        self.running += running * place.sequences
+        self.running_tokens += running * place.tokens

@@ -1,0 +1,104 @@
+"""HTTP/1.1 heads within bounds: bytes, fields, and the time they may take.
+
+Uvicorn's httptools protocol has no limit on any of them, and its h11 one on bytes alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import Receive, Scope, Send
+
+from service.refusal import refuse
+from service.settings import LimitSettings
+
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+
+def http_options(limits: LimitSettings) -> dict[str, Any]:
+    """Arguments of ``uvicorn.Config``; without httptools, h11's own limit on bytes."""
+    if importlib.util.find_spec("httptools") is None:
+        return {"http": "h11", "h11_max_incomplete_event_size": limits.max_header_bytes}
+    return {"http": bounded_protocol(limits)}
+
+
+def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
+    """Uvicorn's protocol with these limits: 431 past them, 408 for a head that does not end."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    most_bytes, most_fields = limits.max_header_bytes, limits.max_header_fields
+    too_large = (
+        f"the head of the request is over {most_bytes} bytes (limits.max_header_bytes) or "
+        f"{most_fields} fields (limits.max_header_fields)"
+    )
+
+    async def refuse_head(scope: Scope, receive: Receive, send: Send) -> None:
+        del receive
+        await refuse(scope, send, 431, "headers_too_large", too_large)
+
+    class BoundedProtocol(HttpToolsProtocol):
+        _in_head = True
+        _arrived = 0
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._start_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_timer()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            if self._in_head:
+                self._arrived += len(data)
+                self._start_timer()
+            super().data_received(data)
+            if self._in_head and self._arrived > most_bytes:
+                self._end(431, "headers_too_large", too_large)
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            self._stop_timer()
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            app = self.app
+            if size > most_bytes or len(self.headers) > most_fields:
+                self.app = refuse_head
+            super().on_headers_complete()
+            self.app = app
+
+        def on_message_complete(self) -> None:
+            self._in_head, self._arrived = True, 0
+            super().on_message_complete()
+
+        def _start_timer(self) -> None:
+            if self._head_timer is None:
+                self._head_timer = self.loop.call_later(limits.receive_timeout_s, self._late)
+
+        def _stop_timer(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+        def _late(self) -> None:
+            self._end(408, "request_timeout", "the head of the request did not come in time")
+
+        def _end(self, status: int, kind: str, message: str) -> None:
+            """Answer what never became a request."""
+            if self.transport.is_closing():
+                return
+            error = {"message": message, "type": kind, "param": None, "code": status}
+            content = json.dumps({"error": error}).encode()
+            head = (
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + content)
+            self.transport.close()
+
+    return BoundedProtocol

@@ -1,0 +1,78 @@
+"""``python -m service keys``: add, list, remove."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from bestofn.errors import BestOfNError, DataError
+from service.keys import ApiKey, Role, new_key, read_keys, write_keys
+
+keys_cli = typer.Typer(add_completion=False, no_args_is_help=True, help="API keys of a server.")
+
+File = Annotated[Path, typer.Option("--file", help="the server's --auth.keys-file")]
+DEFAULT_FILE = Path("keys.jsonl")
+
+
+@keys_cli.command()
+def add(
+    name: Annotated[str, typer.Argument(help="whose key; shown in logs and limits")],
+    file: File = DEFAULT_FILE,
+    role: Annotated[Role, typer.Option(help="admin may also use /admin")] = "user",
+    max_sequences: Annotated[
+        int | None, typer.Option(min=1, help="most candidates decoding at once")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(min=1, help="most tokens decoded a minute, discarded ones included"),
+    ] = None,
+) -> None:
+    """Make a key and print its token, this once; the file keeps only a hash."""
+    try:
+        keys = _existing(file)
+        if any(key.name == name for key in keys):
+            raise DataError(f"{file} has a key {name!r} already; remove it first")
+        key, token = new_key(name, role, max_sequences, tokens_per_minute)
+        write_keys(file, [*keys, key])
+    except BestOfNError as error:
+        _fail(error)
+    typer.echo(token)
+    typer.echo(f"added {name!r} to {file}; the token is not kept anywhere, so keep it", err=True)
+
+
+@keys_cli.command("list")
+def list_keys(file: File = DEFAULT_FILE) -> None:
+    """Names, roles and limits."""
+    try:
+        keys = read_keys(file)
+    except BestOfNError as error:
+        _fail(error)
+    for key in keys:
+        typer.echo(key.model_dump_json(exclude={"sha256"}, exclude_none=True))
+
+
+@keys_cli.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="whose key")], file: File = DEFAULT_FILE
+) -> None:
+    """Take a key back; a running server refuses it within a second."""
+    try:
+        keys = read_keys(file)
+        rest = [key for key in keys if key.name != name]
+        if len(rest) == len(keys):
+            raise DataError(f"{file} has no key {name!r}")
+        write_keys(file, rest)
+    except BestOfNError as error:
+        _fail(error)
+    typer.echo(f"removed {name!r} from {file}", err=True)
+
+
+def _existing(file: Path) -> list[ApiKey]:
+    return read_keys(file) if file.exists() else []
+
+
+def _fail(error: BestOfNError) -> NoReturn:
+    typer.echo(f"error: {error}", err=True)
+    raise typer.Exit(1) from error

@@ -1,0 +1,175 @@
+"""API keys at rest: a file of JSON lines with a name, a role, limits and a hash, never the key itself.
+
+A token is ``bok-ID-SECRET``: a public id that finds its line, and 256 random bits. A secret that nobody
+chose and nobody can guess needs no slow hash: SHA-256 cannot be searched either, costs a microsecond, and
+a flood of wrong tokens costs the server no more than that each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bestofn.errors import DataError
+from service.caller import Caller
+
+Role = Literal["user", "admin"]
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")
+_TOKEN = re.compile(rb"bok-([0-9a-f]{16})-[A-Za-z0-9_-]{43}")
+_NOBODY = "0" * 64
+_LOOK_AGAIN_S = 1.0
+
+
+class ApiKey(BaseModel):
+    """A line of the file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: Annotated[str, Field(pattern=NAME.pattern)]
+    id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
+    role: Role = "user"
+    max_sequences: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+
+    @property
+    def caller(self) -> Caller:
+        """Its holder."""
+        return Caller(self.name, self.role == "admin", self.max_sequences, self.tokens_per_minute)
+
+
+def new_key(
+    name: str,
+    role: Role = "user",
+    max_sequences: int | None = None,
+    tokens_per_minute: int | None = None,
+) -> tuple[ApiKey, str]:
+    """A key and its token, which exists nowhere else.
+
+    Raises:
+        DataError: not a name.
+    """
+    if not NAME.fullmatch(name):
+        raise DataError(f"key name {name!r} must be 1 to 64 letters, digits, . _ @ -")
+    key_id, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
+    token = f"bok-{key_id}-{secret}"
+    key = ApiKey(
+        name=name,
+        id=key_id,
+        sha256=_digest(token.encode()),
+        role=role,
+        max_sequences=max_sequences,
+        tokens_per_minute=tokens_per_minute,
+    )
+    return key, token
+
+
+def read_keys(path: Path) -> list[ApiKey]:
+    """The keys of a file.
+
+    Raises:
+        DataError: it cannot be read, or a line is no key; names the line and shows nothing of it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise DataError(f"cannot read the keys file {path}: {why}") from None
+    keys: list[ApiKey] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            key = ApiKey.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "the line"
+            raise DataError(f"{path}:{number}: {field}: {first['msg']}") from None
+        if any(key.name == other.name or key.id == other.id for other in keys):
+            raise DataError(f"{path}:{number}: key {key.name!r} is there twice")
+        keys.append(key)
+    return keys
+
+
+def write_keys(path: Path, keys: list[ApiKey]) -> None:
+    """Replace the file by these keys, whole or not at all; only its owner may read it.
+
+    Raises:
+        DataError: it cannot be written; what was there is untouched.
+    """
+    text = "".join(key.model_dump_json(exclude_none=True) + "\n" for key in keys)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.touch(mode=0o600)
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise DataError(f"cannot write the keys file {path}: {error.strerror}") from error
+
+
+class Keyring:
+    """The keys a server knows; a change of the file counts within a second, without a restart.
+
+    Raises:
+        DataError: the file cannot be used, or holds no key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._stamp()
+        self._keys = self._read()
+        if not self._keys:
+            raise DataError(f"the keys file {path} holds no key: nobody could get in")
+        self._looked = time.monotonic()
+        self.trouble: str | None = None
+
+    def find(self, token: bytes) -> Caller | None:
+        """Whose token this is, if it is anybody's."""
+        self._look_again()
+        match = _TOKEN.fullmatch(token)
+        key = self._keys.get(match[1].decode()) if match else None
+        # Also for an id that nobody has, so that the time it takes does not tell which ids exist.
+        same = hmac.compare_digest(_digest(token), key.sha256 if key else _NOBODY)
+        return key.caller if key is not None and same else None
+
+    def _look_again(self) -> None:
+        now = time.monotonic()
+        if now - self._looked < _LOOK_AGAIN_S:
+            return
+        self._looked = now
+        try:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._keys, self._seen = self._read(), stamp
+            self.trouble = None
+        except DataError as error:
+            self.trouble = str(error)  # a file half written by hand locks nobody out
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise DataError(
+                f"cannot read the keys file {self._path}: {error.strerror}; make one with "
+                f"`python -m service keys add NAME --file {self._path}`"
+            ) from error
+        return found.st_mtime_ns, found.st_size, found.st_ino
+
+    def _read(self) -> dict[str, ApiKey]:
+        return {key.id: key for key in read_keys(self._path)}
+
+
+def _digest(token: bytes) -> str:
+    return hashlib.sha256(token).hexdigest()

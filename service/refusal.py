@@ -1,0 +1,37 @@
+"""Refusals that middleware sends itself, before a request reaches the routes and their handlers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from starlette.types import Scope, Send
+
+
+async def refuse(
+    scope: Scope,
+    send: Send,
+    status: int,
+    kind: str,
+    message: str,
+    *,
+    code: str | None = None,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
+    """Answer with an error in the shape of ``service.errors``; what is unread of the body stays so."""
+    error = {
+        "message": message,
+        "type": kind,
+        "param": None,
+        "code": code or status,
+        "request_id": scope.get("state", {}).get("request_id", ""),
+    }
+    content = json.dumps({"error": error}).encode()
+    fields = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        (b"connection", b"close"),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": content})

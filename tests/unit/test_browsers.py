@@ -1,0 +1,112 @@
+"""What browsers and other sites' pages may do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from fastapi import Response
+from pydantic import ValidationError
+
+from service.settings import ServiceSettings
+from tests.unit.fakes import make_runtime, serving, stream
+
+BODY = {"prompt": "the film was", "n": 2, "max_tokens": 4}
+SITE = "https://page.example"
+
+
+async def test_answers_may_not_be_guessed_framed_run_or_kept() -> None:
+    async with serving(make_runtime()) as (app, client):
+        responses = [
+            await client.post("/generate", json=BODY),
+            await client.get("/v1/models"),
+            await client.get("/nowhere"),
+            await client.post("/generate", json={}),
+            await client.post("/generate", content=b"x" * 2_000_000),
+            await client.post("/admin/x"),
+        ]
+        streamed = await stream(app, "/generate?mode=ref", {**BODY, "stream": True})
+    assert [response.status_code for response in responses] == [200, 200, 404, 422, 413, 403]
+    for headers in [*(response.headers for response in responses), streamed.headers]:
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert headers["cache-control"] == "no-store"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+
+
+async def test_a_route_s_own_policy_stays() -> None:
+    async with serving(make_runtime()) as (app, client):
+
+        @app.get("/own")
+        async def own() -> Response:
+            policy = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "no-cache"}
+            return Response("x", headers=policy)
+
+        headers = (await client.get("/own")).headers
+    assert headers.get_list("content-security-policy") == ["default-src 'self'"]
+    assert headers.get_list("cache-control") == ["no-cache"]
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_the_page_of_the_api_may_load_what_it_names() -> None:
+    async with serving(make_runtime()) as (_, client):
+        response = await client.get("/docs")
+    policy = response.headers["content-security-policy"]
+    for url in re.findall(r'(?:src|href)="(https://[^"]+)"', response.text):
+        assert "/".join(url.split("/")[:3]) in policy, url
+    assert "frame-ancestors 'none'" in policy
+
+
+async def test_no_other_site_may_read_anything_by_default() -> None:
+    async with serving(make_runtime()) as (_, client):
+        simple = await client.get("/modes", headers={"origin": SITE})
+        asked = await client.options("/generate", headers=preflight())
+    for response in (simple, asked):
+        assert not [name for name in response.headers if name.startswith("access-control")]
+    assert asked.status_code == 405
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", None]
+)
+async def test_no_page_can_make_a_server_work_without_being_asked(content_type: str | None) -> None:
+    headers = {"origin": SITE} | ({"content-type": content_type} if content_type else {})
+    async with serving(make_runtime()) as (_, client):
+        response = await client.post("/generate", content=b'{"prompt": "a"}', headers=headers)
+        curl = await client.post(
+            "/generate",
+            content=b'{"prompt": "a"}',
+            headers={"content-type": "application/x-www-form-urlencoded"},
+        )
+    assert (response.status_code, curl.status_code) == (422, 200)
+
+
+async def test_only_the_sites_named_may_read_and_their_preflight_needs_no_key() -> None:
+    async with serving(make_runtime(cors_origins=[SITE])) as (_, client):
+        asked = await client.options("/generate", headers=preflight())
+        answered = await client.post("/generate", json=BODY, headers={"origin": SITE})
+        other = await client.post(
+            "/generate", json=BODY, headers={"origin": "https://evil.example"}
+        )
+        refused = await client.options("/generate", headers=preflight("https://evil.example"))
+    assert asked.status_code == 200
+    assert "authorization" in asked.headers["access-control-allow-headers"]
+    assert answered.headers["access-control-allow-origin"] == SITE
+    assert "access-control-allow-credentials" not in answered.headers
+    assert "access-control-allow-origin" not in other.headers
+    assert "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.parametrize("origin", ["*", "page.example", "https://a.b/c", "javascript://x", ""])
+def test_what_is_no_origin_is_refused_at_the_start(origin: str) -> None:
+    with pytest.raises(ValidationError, match="no origin"):
+        ServiceSettings(cors_origins=[origin])
+
+
+def preflight(origin: str = SITE) -> dict[str, str]:
+    return {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }

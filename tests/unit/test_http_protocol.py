@@ -1,0 +1,90 @@
+"""Heads and bodies that are too large, too many or too slow, on a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from urllib.parse import urlsplit
+
+import pytest
+
+from service.http_protocol import http_options
+from tests.unit.fakes import make_runtime, on_a_port
+
+LIMITS = {"max_header_bytes": 2048, "max_header_fields": 20, "receive_timeout_s": 0.3}
+HEAD = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+
+
+@pytest.fixture
+async def port() -> AsyncGenerator[int, None]:
+    runtime = make_runtime(limits=LIMITS)
+    options = http_options(runtime.settings.limits)
+    async with on_a_port(runtime, timeout_graceful_shutdown=5, **options) as url:
+        number = urlsplit(url).port
+        assert number is not None
+        yield number
+
+
+async def say(port: int, *pieces: bytes, pause_s: float = 0.0) -> tuple[int, str]:
+    """Status and body of all that comes back until the server closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reading = asyncio.create_task(reader.read())
+    for piece in pieces:
+        writer.write(piece)
+        await asyncio.sleep(pause_s)
+        if reading.done():
+            break
+    try:
+        async with asyncio.timeout(20):
+            answer = (await reading).decode()
+    finally:
+        writer.close()
+    return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
+
+
+async def test_an_ordinary_request_is_answered(port: int) -> None:
+    status, body = await say(port, HEAD + b"connection: close\r\n\r\n")
+    assert (status, json.loads(body)) == (200, {"status": "alive"})
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        HEAD + b"x: " + b"a" * 3000 + b"\r\n\r\n",
+        HEAD + b"x: " + b"a" * 3000,  # never ends
+        b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        HEAD + b"".join(b"x%d: a\r\n" % i for i in range(30)) + b"\r\n",
+    ],
+    ids=["one large field", "one that does not end", "a long path", "many fields"],
+)
+async def test_a_head_past_the_limits_is_refused(port: int, head: bytes) -> None:
+    status, body = await say(port, head)
+    error = json.loads(body)["error"]
+    assert (status, error["type"]) == (431, "headers_too_large")
+    assert "2048 bytes" in error["message"]
+
+
+async def test_the_limit_is_a_request_s_not_a_connection_s(port: int) -> None:
+    request = HEAD + b"x: " + b"a" * 900 + b"\r\n"
+    status, body = await say(
+        port, *[request + b"\r\n"] * 4, request + b"connection: close\r\n\r\n", pause_s=0.02
+    )
+    assert status == 200
+    assert body.count("alive") == 5
+
+
+async def test_a_head_that_trickles_is_ended(port: int) -> None:
+    status, body = await say(port, *[bytes([byte]) for byte in HEAD], pause_s=0.05)
+    assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
+
+
+async def test_a_body_that_trickles_is_ended(port: int) -> None:
+    head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+    status, body = await say(port, head, *[b" "] * 12, pause_s=0.05)
+    assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
+
+
+async def test_a_silent_connection_is_closed(port: int) -> None:
+    status, _ = await say(port)
+    assert status == 408

@@ -1,0 +1,99 @@
+"""Keys share a loaded server; over the real application, two slow candidates at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from bestofn.engine.fake import FakeEngine
+from service.keys import new_key, write_keys
+from service.runtime import Runtime
+from tests.unit.fakes import make_runtime, serving
+
+BODY: dict[str, Any] = {"prompt": "the film was", "max_tokens": 8, "ignore_eos": True}
+
+
+def keyed(
+    tmp_path: Path, limits: dict[str, object], **keys: dict[str, int]
+) -> tuple[Runtime, dict[str, str]]:
+    """A runtime of a slow engine, and tokens by name."""
+    pairs = [new_key(name, **their) for name, their in keys.items()]
+    file = tmp_path / "keys.jsonl"
+    write_keys(file, [key for key, _ in pairs])
+    runtime = make_runtime(
+        engines={"ref": FakeEngine("slow", seconds_per_token=0.002)},
+        auth={"keys_file": str(file)},
+        limits=limits,
+    )
+    return runtime, {key.name: token for key, token in pairs}
+
+
+async def ask(
+    client: httpx.AsyncClient, token: str, mode: str = "ref", **changes: object
+) -> httpx.Response:
+    return await client.post(
+        "/generate",
+        params={"mode": mode},
+        json=BODY | changes,
+        headers={"authorization": f"Bearer {token}"},
+    )
+
+
+async def test_one_key_s_flood_does_not_keep_another_out(tmp_path: Path) -> None:
+    limits: dict[str, object] = {"running_sequences": 2, "waiting_sequences": 60}
+    runtime, tokens = keyed(tmp_path, limits, flood={}, quiet={})
+    async with serving(runtime) as (_, client):
+        flood = [asyncio.create_task(ask(client, tokens["flood"], "bon", n=2)) for _ in range(40)]
+        while runtime.admission.waiting < 30:  # noqa: ASYNC110  (a few turns)
+            await asyncio.sleep(0)
+        quiet = [await ask(client, tokens["quiet"]) for _ in range(5)]
+        still_waiting = runtime.admission.waiting
+        answers = await asyncio.gather(*flood)
+    assert [response.status_code for response in quiet] == [200] * 5
+    assert still_waiting > 0
+    statuses = {response.status_code for response in answers}
+    assert statuses == {200, 429}
+    shed = next(response for response in answers if response.status_code == 429)
+    assert 1 <= int(shed.headers["retry-after"]) <= 60
+    assert (runtime.admission.running, runtime.admission.waiting) == (0, 0)
+
+
+async def test_a_key_s_own_limits_hold_on_every_route(tmp_path: Path) -> None:
+    runtime, tokens = keyed(tmp_path, {}, few={"max_sequences": 4}, slow={"tokens_per_minute": 100})
+    async with serving(runtime) as (_, client):
+        wide = await ask(client, tokens["few"], "bon", n=5)
+        fits = await ask(client, tokens["few"], "bon", n=4)
+        batch = await ask(client, tokens["few"], "bon", n=4, prompt=None, prompts=["a", "b", "c"])
+        long = await ask(client, tokens["slow"], max_tokens=101)
+        most = [await ask(client, tokens["slow"], "bon", n=4, max_tokens=20)]
+        most.append(await ask(client, tokens["slow"], max_tokens=100))
+        compared = await client.post(
+            "/compare",
+            json={"prompts": ["the film was"], "modes": ["ref", "bon"], "n": 5, "max_tokens": 2},
+            headers={"authorization": f"Bearer {tokens['few']}"},
+        )
+        completed = await client.post(
+            "/v1/completions",
+            json={"model": "bon", "prompt": "the film was", "best_of": 5, "max_tokens": 2},
+            headers={"authorization": f"Bearer {tokens['few']}"},
+        )
+    assert (fits.status_code, batch.status_code) == (200, 200)
+    for refused, field in ((wide, "n"), (compared, "n"), (completed, "n"), (long, "max_tokens")):
+        error = refused.json()["error"]
+        assert (refused.status_code, error["param"]) == (422, field), error
+    assert [response.status_code for response in most] == [200, 429]
+    assert 1 <= int(most[1].headers["retry-after"]) <= 60
+    assert "tokens a minute" in most[1].json()["error"]["message"]
+
+
+async def test_what_was_not_decoded_is_not_used_up(tmp_path: Path) -> None:
+    runtime, tokens = keyed(tmp_path, {}, ann={"tokens_per_minute": 100})
+    async with serving(runtime) as (_, client):
+        first = await ask(client, tokens["ann"], max_tokens=100, ignore_eos=False)
+        used = first.json()["usage"]["generated_tokens"]
+        assert 0 < used < 100
+        second = await ask(client, tokens["ann"], max_tokens=100 - used)
+    assert second.status_code == 200
