@@ -86,7 +86,8 @@ def _families(mean: float, deviation: float) -> list[Family]:
 
 async def _spend(bench: Bench, family: Family, settings: dict[str, Any]) -> Spent:
     repeats, prompts = bench.settings.pairs, len(bench.prompts)
-    width = bench.width(int(settings["n"]))
+    # By the target's n, not this one's: few of adaptive-bon's 64 are ever drawn at once.
+    width = bench.width(bench.settings.n)
     result = await bench.over_http(
         family.mode, prompts * repeats, width, policy=family.policy, **settings
     )
