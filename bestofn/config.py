@@ -113,6 +113,9 @@ def _take_config(arguments: list[str], prefix: str) -> tuple[list[str], Path | N
         elif argument.startswith("--config="):
             config = argument.partition("=")[2]
         else:
+            # pydantic-settings knows a field of one letter as `-n` alone, other commands as `--n`.
+            letter = re.fullmatch(r"-(-[a-zA-Z])(=.*)?", argument)
+            argument = argument[1:] if letter else argument
             rest.append(_URL_LIST.sub(r'\1\2="\3"', argument))
     return rest, Path(config) if config else None
 

@@ -10,14 +10,13 @@ from typing import Any
 
 from bestofn.files import replacing_directory, write_json, write_text
 from bestofn.provenance import provenance
+from bestofn.training_record import ADAPTER, RECORD
 from training.cards import write_card
 from training.configs import TrainConfig
 from training.evaluation import Row
 from training.objectives.protocol import Objective
 
-RECORD = "training.json"
-# A LoRA is exported merged, and beside it as it is, for serving on the reference engine.
-ADAPTER = "adapter"
+__all__ = ["ADAPTER", "RECORD", "Trained", "export_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)

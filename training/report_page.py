@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Sequence
 
+from bestofn.html_page import Sheet, aligned, fill_page, html_table, plot_html
 from training.report_plots import CURVE_COLOUR, CURVE_NAME, Style, page_figure
-from training.report_sheet import Sheet, planes_of
-from training.report_template import PAGE
+from training.report_sheet import planes_of
 from training.sweep_records import Sweep, methods_of
 
 TITLE = "Ways to distil best-of-N"
-_FIGURE = re.compile(r"(<= )?-?[\d,.]+%?|-")
-_RANGE = re.compile(r"-?[\d,.]+%?( [\[(][^\])]*[\])])?|-")
 TERMS = (
     "Win rate: share of comparisons with one sample of the reference policy that the answer wins "
     "by the reward model, ties counted 1/2. KL: nats from the reference policy; best-of-n's is the "
@@ -37,9 +34,7 @@ def html_page(
         _section(i, sweep, summaries[i], sheets[i], look) for i, sweep in enumerate(sweeps)
     )
     contents = f"<nav aria-label='Sweeps'><ul>{entries}</ul></nav>" if len(sweeps) > 1 else ""
-    parts = {"title": TITLE, "terms": html.escape(TERMS), "contents": contents, "main": sections}
-    # One pass, so that a record's text that looks like a slot stays text.
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], PAGE)
+    return fill_page(title=TITLE, terms=TERMS, contents=contents, main=sections)
 
 
 def _section(
@@ -73,59 +68,12 @@ def _legend(sweep: Sweep, look: dict[str, Style]) -> str:
 
 def _plot(sweep: Sweep, field: str, look: dict[str, Style], name: str, *, first: bool) -> str:
     label = html.escape(planes_of(sweep)[field])
-    drawn = page_figure(sweep, field, look).to_html(
-        full_html=False,
-        include_plotlyjs=first,
-        div_id=name,
-        config={
-            "displaylogo": False,
-            "responsive": True,
-            "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
-        },
-    )
+    drawn = plot_html(page_figure(sweep, field, look), name, first=first)
     return (
         f"<figure>{drawn}<figcaption>KL and {label}. Grey: best-of-n at its KL upper bound. "
         "Bars: 95% intervals over prompts. Pale points: another point of the same seed has no more "
         f"KL and no lower {label}.</figcaption></figure>"
     )
-
-
-def _aligned(sheet: Sheet) -> list[str]:
-    """``figure`` for a column of figures, ``range`` if some come with theirs, else nothing."""
-
-    def kind(texts: tuple[str, ...]) -> str:
-        if all(_FIGURE.fullmatch(text) for text in texts):
-            return "figure"
-        return "range" if all(_RANGE.fullmatch(text) for text in texts) else ""
-
-    return [kind(texts) for texts in zip(*sheet.rows, strict=True)]
-
-
-def html_table(sheet: Sheet) -> str:
-    """A scrollable table with caption and headers; long ones stand in a box that opens."""
-    kinds = _aligned(sheet)
-    heads = "".join(
-        f'<th scope="col" class="{kind}">{html.escape(column)}</th>'
-        for column, kind in zip(sheet.columns, kinds, strict=True)
-    )
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(row[0])}</th>'
-        + "".join(
-            f'<td class="{kind}">{html.escape(text)}</td>'
-            for text, kind in zip(row[1:], kinds[1:], strict=True)
-        )
-        + "</tr>"
-        for row in sheet.rows
-    )
-    title = html.escape(sheet.title)
-    table = (
-        f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table '
-        f'class="{sheet.key}"><caption>{html.escape(sheet.caption)}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-    if sheet.key == "settings":
-        return f"<details><summary>{title}</summary>{table}</details>"
-    return f"<h3>{title}</h3>{table}"
 
 
 def markdown(
@@ -137,7 +85,7 @@ def markdown(
         lines += [f"## {_plain(sweep.baseline.title)}", ""]
         lines += [*(f"- {_plain(line)}" for line in found), ""]
         for sheet in tables:
-            marks = ("---:" if kind == "figure" else "---" for kind in _aligned(sheet))
+            marks = ("---:" if kind == "figure" else "---" for kind in aligned(sheet))
             lines += [f"### {_plain(sheet.title)}", "", _plain(sheet.caption), ""]
             lines += [_line(sheet.columns), f"| {' | '.join(marks)} |"]
             lines += [*(_line(row) for row in sheet.rows), ""]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bestofn.errors import ExportError
+from bestofn.html_page.page import COLOURS, markup_safe
 from training.frontier_tables import frontier_flags
 from training.report_sheet import interval, planes_of
 from training.sweep_records import Cell, Sweep
 
-# Okabe and Ito's colours without black and yellow, an olive for the latter: they differ for
-# colour-blind eyes too and stand out on white and on black.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933")
 # plotly's name, matplotlib's marker, filled or not, and a character for the legend.
 MARKERS = (
     ("circle", "o", True, "●"), ("square", "s", True, "■"), ("diamond", "D", True, "◆"),
@@ -89,7 +86,7 @@ def page_figure(sweep: Sweep, field: str, look: dict[str, Style]) -> go.Figure:
         value = [getattr(cell.row, field) for cell in cells]
         figure.add_scatter(
             x=[k.mean for k in place], y=[v.mean for v in value], mode="markers",
-            name=_safe(method), meta=method,
+            name=markup_safe(method), meta=method,
             error_x={**bars, "array": [k.high - k.mean for k in place],
                      "arrayminus": [k.mean - k.low for k in place]},
             error_y={**bars, "array": [v.high - v.mean for v in value],
@@ -112,19 +109,14 @@ def page_figure(sweep: Sweep, field: str, look: dict[str, Style]) -> go.Figure:
 def _hover(cell: Cell, field: str, label: str) -> str:
     assert cell.row is not None
     lines = [
-        f"<b>{_safe(cell.cell.variant)}</b>",
-        f"{_safe(cell.setting)}, seed {cell.cell.seed}",
+        f"<b>{markup_safe(cell.cell.variant)}</b>",
+        f"{markup_safe(cell.setting)}, seed {cell.cell.seed}",
         f"KL {interval(cell.row.kl_nats, 2)} nats",
         f"{label} {interval(getattr(cell.row, field), 3)}",
     ]
     if cell.checkpoint:
-        lines.append(_safe(cell.checkpoint))
+        lines.append(markup_safe(cell.checkpoint))
     return "<br>".join(lines)
-
-
-def _safe(text: str) -> str:
-    # plotly does not turn &quot; back into a quotation mark.
-    return html.escape(text, quote=False)
 
 
 def _groups(sweep: Sweep, field: str) -> list[tuple[str, list[Cell], bool]]:

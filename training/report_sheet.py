@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 from training.frontier_tables import Point, SeedMean
 from training.sweep_records import Figures, Interval, Sweep
 
@@ -18,22 +15,6 @@ PLANES = {
     "reward": "reward",
     "gold": "gold reward",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """One table, of text; ``data`` holds the same figures as plain values for JSON.
-
-    Attributes:
-        key: its name in ``report.json``.
-    """
-
-    key: str
-    title: str
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    data: Any
 
 
 def planes_of(sweep: Sweep) -> dict[str, str]:

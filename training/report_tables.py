@@ -6,11 +6,11 @@ from dataclasses import asdict
 
 import numpy as np
 
+from bestofn.html_page import Sheet
 from training import frontier_tables as tables
 from training.report_records import cells_sheet, settings_sheet
 from training.report_sheet import (
     WIN_RATE,
-    Sheet,
     figures,
     percent,
     planes_of,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from bestofn.training_record import read_training_record
 from service.deps import RuntimeDep
 from service.generation import policy_ref, scorer_ref
 from service.schemas import ModeInfo, ModesResponse
@@ -28,6 +29,7 @@ async def get_modes(runtime: RuntimeDep) -> ModesResponse:
                 if mode.strategy.reranks
                 else None,
                 default_n=settings.default_n if mode.strategy.reranks else 1,
+                training=read_training_record(runtime.policies[mode.policy].info.path),
             )
             for mode in runtime.modes.values()
         ],

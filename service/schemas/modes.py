@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from bestofn.training_record import TrainingRecord
 from service.schemas.wire import ModelRef
 
 
@@ -19,6 +20,9 @@ class ModeInfo(BaseModel):
     policy: ModelRef
     reward_model: ModelRef | None
     default_n: int
+    training: TrainingRecord | None = Field(
+        None, description="how the policy was trained, cost and held-out figures, where it says so"
+    )
 
 
 class ModesResponse(BaseModel):

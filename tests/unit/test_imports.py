@@ -54,6 +54,7 @@ def test_strategies_and_routes_know_no_engine_implementation() -> None:
     [
         "import bestofn, bestofn.engine, bestofn.rewards, bestofn.checkpoints, bestofn.curves",
         "import service.app, service.assembly, service.client, service.settings, service.__main__",
+        "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.compare, service.store",
         "import training.__main__, training.configs, training.prompts, training.cache",
     ],
 )
@@ -63,12 +64,24 @@ def test_importing_needs_nothing_heavy(statement: str) -> None:
     subprocess.run([sys.executable, "-c", f"{block}; {statement}"], check=True, cwd=ROOT)
 
 
+def test_the_load_test_needs_no_server() -> None:
+    """It runs from any machine, beside a server or not."""
+    block = "import sys; sys.modules.update(dict.fromkeys(['fastapi', 'starlette', 'uvicorn']))"
+    run = "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.report"
+    subprocess.run([sys.executable, "-c", f"{block}; {run}"], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["service", "--help"], ["serve", "compare"]),
         (["service", "serve", "--help"], ["--policies", "--limits.max-n", "LoRA"]),
         (["service", "compare", "--help"], ["--concurrency", "--prompts"]),
+        (["service.loadtest", "--help"], ["compare", "list", "tag", "Exit status"]),
+        (
+            ["service.loadtest", "run", "--help"],
+            ["--concurrency", "--saturate", "--price-per-hour"],
+        ),
         (["training", "--help"], ["sandbox", "sample", "vbon", "j-bond", "evaluate"]),
         (["training", "sandbox", "--help"], ["--corpus", "--seed"]),
         (["training", "sample", "--help"], ["--num-samples", "default: 256"]),

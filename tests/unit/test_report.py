@@ -15,9 +15,9 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 
 from bestofn.errors import DataError
+from bestofn.html_page.template import PAGE
 from training.configs import ReportConfig
 from training.report import write_report
-from training.report_template import PAGE
 
 pytestmark = pytest.mark.train
 

@@ -56,6 +56,11 @@ th[aria-sort="descending"] .sorts::after { content: " \2193"; }
 .settings td { max-width: none; min-width: 14rem; }
 details { margin-top: 2rem; }
 summary { cursor: pointer; font-weight: 600; }
+.decision { border-left: 4px solid var(--link); background: var(--band); padding: .8rem 1.1rem;
+  margin: 1rem 0; max-width: 62rem; }
+.decision p { margin: .3rem 0; font-size: 1rem; color: var(--ink); overflow-wrap: anywhere; }
+.decision p:first-child { font-size: 1.25rem; font-weight: 650; line-height: 1.35; }
+.warning { border-left: 4px solid #d55e00; padding: .3rem .9rem; max-width: 62rem; }
 @media (max-width: 40rem) {
   th, td { padding: .3rem .45rem; }
   tbody th { max-width: 8rem; }

@@ -1,0 +1,78 @@
+"""What a checkpoint's own record says of how it was made: ``training.json`` beside the weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+RECORD = "training.json"
+# A LoRA is exported merged, and beside it as it is, for serving on the reference engine.
+ADAPTER = "adapter"
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class RecordedMean(_Read):
+    """A mean over held-out prompts with its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+
+class Heldout(_Read):
+    """Held-out figures, measured when the training ended."""
+
+    reward: RecordedMean
+    win_rate: RecordedMean = Field(description="against one sample of the reference, ties 1/2")
+    kl_nats: RecordedMean = Field(description="from the reference policy")
+    gold: RecordedMean | None = None
+    gold_win_rate: RecordedMean | None = None
+
+
+class Cost(_Read):
+    """What the training took; cached samples of the reference were paid for apart."""
+
+    training_seconds: float
+    processes: int = Field(1, description="each with a device of its own")
+    samples_drawn: int | None = None
+    tokens_drawn: int | None = None
+
+    @property
+    def device_hours(self) -> float:
+        """Seconds times processes, in hours."""
+        return self.training_seconds * self.processes / 3600
+
+
+class TrainingRecord(_Read):
+    """The part of the record that readers of a served checkpoint need."""
+
+    objective: str = "vbon"
+    created: str | None = None
+    git_revision: str | None = None
+    settings: dict[str, Any] = Field(
+        default={},
+        validation_alias=AliasChoices("identity", "settings"),
+        description="what makes the run this run",
+    )
+    cost: Cost | None = None
+    heldout: Heldout | None = None
+
+
+def read_training_record(directory: str) -> TrainingRecord | None:
+    """The record of a model directory, or of the one an adapter lies in.
+
+    ``None`` where there is none, or one that cannot be read: a policy may come from anywhere.
+    """
+    path = Path(directory).expanduser()
+    file = (path.parent if path.name == ADAPTER else path) / RECORD
+    try:
+        return TrainingRecord.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError):
+        return None

@@ -1,0 +1,230 @@
+"""When a fine-tune has paid for itself, what it costs in reward, and which N it is worth.
+
+cost per answer = price per hour / 3600 / (answers a second); the fine-tune has paid after
+``training cost / (cost per sampled answer - cost per tuned answer)`` answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.figures import Float, interval, resamples, value_range
+from service.loadtest.schema import (
+    BreakEven,
+    CellResult,
+    Cost,
+    Interval,
+    Mode,
+    Quality,
+    Range,
+    Saturation,
+)
+
+_SECONDS_PER_HOUR = 3600.0
+
+
+def cost_per_answer(price_per_hour: float, answers_per_s: float) -> float:
+    """In the price's unit; infinite at no throughput."""
+    if answers_per_s <= 0:
+        return float("inf")
+    return price_per_hour / _SECONDS_PER_HOUR / answers_per_s
+
+
+def answers_to_break_even(training: float, sampled: float, tuned: float) -> float | None:
+    """Answers after which the training has paid; ``None`` where a tuned answer saves nothing."""
+    saved = sampled - tuned
+    return training / saved if saved > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class EqualN:
+    """N at which best-of-N has a given reward, between integers by linear interpolation.
+
+    Attributes:
+        beyond: the curve does not reach it (``n`` is its end), or lies above it at once (``n`` is 1).
+    """
+
+    n: float
+    low: float
+    high: float
+    beyond: bool
+
+
+def equal_n(matrix: Float, tuned: Float) -> EqualN:
+    """Where the mean best-of-n curve crosses the mean tuned reward, with a 95% interval over prompts.
+
+    Args:
+        matrix: expected best of 1..N by prompt, shape ``(prompts, N)``.
+        tuned: the tuned variant's mean reward on the same prompts, shape ``(prompts,)``.
+    """
+    point, beyond = crossing(matrix.mean(axis=0), float(tuned.mean()))
+    picks = resamples(len(tuned))
+    drawn = [crossing(matrix[p].mean(axis=0), float(tuned[p].mean()))[0] for p in picks[:1000]]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return EqualN(point, float(low), float(high), beyond)
+
+
+def crossing(curve: Float, target: float) -> tuple[float, bool]:
+    """n at which a rising curve over 1..N reaches a target, and whether it does not within them."""
+    if target <= curve[0]:
+        return 1.0, target < curve[0]
+    if target > curve[-1]:
+        return float(len(curve)), True
+    above = int(np.argmax(curve >= target))
+    step = curve[above] - curve[above - 1]
+    return above + float((target - curve[above - 1]) / step), False
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """A variant's highest throughput; ``by_round`` where rounds of it were measured."""
+
+    source: str
+    requests_per_s: Range
+    by_round: Mapping[int, float]
+
+
+def capacity_of(
+    variant: str, cells: Sequence[CellResult], saturation: Sequence[Saturation]
+) -> Capacity | None:
+    """The saturation rate where it was searched, else the level with the most answers a second.
+
+    With SLOs, answers within them count. ``None`` where nothing was answered.
+    """
+    for found in saturation:
+        if found.variant == variant and found.rate is not None:
+            rate = Range(median=found.rate, low=found.rate, high=found.above or found.rate, count=1)
+            return Capacity(
+                f"highest rate with p95 E2E within {found.slo_ms:g} ms", rate, {0: found.rate}
+            )
+    own = [cell for cell in cells if cell.variant == variant]
+    rated = [(cell.goodput_per_s or cell.requests_per_s, cell) for cell in own]
+    usable = [(rate, cell) for rate, cell in rated if rate.median > 0]
+    if not usable:
+        return None
+    rate, best = max(usable, key=lambda pair: pair[0].median)
+    unit = "in flight" if best.load_kind == "closed" else "requests/s"
+    good = "within the SLOs, " if best.goodput_per_s is not None else ""
+    # A round's goodput is its throughput times the cell's share of good answers.
+    scale = rate.median / best.requests_per_s.median if best.requests_per_s.median else 0.0
+    by_round = {one.round: one.requests_per_s * scale for one in best.rounds}
+    return Capacity(f"{good}{best.load:g} {unit}", rate, by_round)
+
+
+def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> Cost:
+    """Price of 1000 answers, with the range of its rounds."""
+    rate = capacity.requests_per_s
+    per_1000 = [1000 * cost_per_answer(price_per_hour, value) for value in
+                (rate.median, rate.high, rate.low if rate.low > 0 else rate.median)]  # fmt: skip
+    return Cost(
+        variant=variant,
+        source=capacity.source,
+        requests_per_s=rate,
+        per_1000=per_1000[0],
+        low=per_1000[1],
+        high=per_1000[2],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What a checkpoint cost to train; ``None`` where nothing tells."""
+
+    hours: float | None
+    cost: float | None
+    source: str
+
+
+def training_of(mode: Mode, settings: LoadTestSettings) -> Training:
+    """From the settings, else from the checkpoint's card."""
+    price = settings.training_price_per_hour or settings.price_per_hour
+    if settings.training_hours is not None:
+        return Training(
+            settings.training_hours, settings.training_hours * price, "--training-hours"
+        )
+    cost = None if mode.training is None else mode.training.cost
+    if cost is None:
+        return Training(None, None, "no card tells it; give --training-hours")
+    hours = cost.device_hours
+    source = f"card: {cost.training_seconds:g} s x {cost.processes}, cached samples not counted"
+    return Training(hours, hours * price, source)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a break-even."""
+
+    variant: str
+    capacity: Capacity
+    quality: Quality | None
+
+
+def break_even(
+    tuned: Side, sampled: Side, training: Training, curve: tuple[list[int], Float], price: float
+) -> BreakEven:
+    """A tuned variant against one that draws several candidates.
+
+    Args:
+        curve: prompts and their expected best of 1..N (``quality.curve_matrix``); may be empty.
+    """
+    needed, ratios = [], []
+    pairs = _paired(tuned.capacity, sampled.capacity)
+    for tuned_rate, sampled_rate in pairs:
+        costs = cost_per_answer(price, sampled_rate), cost_per_answer(price, tuned_rate)
+        ratios.append(costs[0] / costs[1])
+        if training.cost is not None:
+            needed.append(answers_to_break_even(training.cost, *costs))
+    finite = [value for value in needed[1:] if value is not None]
+    given_up = _given_up(tuned.quality, sampled.quality)
+    equal = _equal(tuned.quality, curve)
+    spread_known = bool(finite) and len(finite) == len(needed) - 1
+    return BreakEven(
+        tuned=tuned.variant,
+        sampled=sampled.variant,
+        training_hours=training.hours,
+        training_cost=training.cost,
+        training_source=training.source,
+        cost_ratio=value_range(ratios[1:] or ratios),
+        requests=needed[0] if needed else None,
+        requests_low=min(finite) if spread_known else None,
+        requests_high=max(finite) if spread_known else None,
+        reward_given_up=given_up,
+        win_rate_tuned=None if tuned.quality is None else tuned.quality.win_rate,
+        win_rate_sampled=None if sampled.quality is None else sampled.quality.win_rate,
+        equal_n=None if equal is None else equal.n,
+        equal_n_low=None if equal is None else equal.low,
+        equal_n_high=None if equal is None else equal.high,
+        equal_n_beyond=equal is not None and equal.beyond,
+    )
+
+
+def _paired(tuned: Capacity, sampled: Capacity) -> list[tuple[float, float]]:
+    """Rates of both: the medians first, then round by round, where both were answered."""
+    both = sorted(tuned.by_round.keys() & sampled.by_round.keys())
+    rounds = [(tuned.by_round[r], sampled.by_round[r]) for r in both]
+    medians = (tuned.requests_per_s.median, sampled.requests_per_s.median)
+    return [medians, *(pair for pair in rounds if min(pair) > 0)]
+
+
+def _given_up(tuned: Quality | None, sampled: Quality | None) -> Interval | None:
+    if tuned is None or sampled is None:
+        return None
+    shared = tuned.prompt_rewards.keys() & sampled.prompt_rewards.keys()
+    return interval(
+        [sampled.prompt_rewards[p] - tuned.prompt_rewards[p] for p in sorted(shared, key=int)]
+    )
+
+
+def _equal(tuned: Quality | None, curve: tuple[list[int], Float]) -> EqualN | None:
+    prompts, matrix = curve
+    if tuned is None or not prompts:
+        return None
+    rows = [i for i, prompt in enumerate(prompts) if str(prompt) in tuned.prompt_rewards]
+    if not rows:
+        return None
+    values = np.array([tuned.prompt_rewards[str(prompts[i])] for i in rows])
+    return equal_n(matrix[rows], values)

@@ -1,0 +1,78 @@
+"""What a reader should know before trusting a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.schema import CellResult, Quality, Server
+
+BUSY_CLIENT = 0.8
+MANY_ERRORS = 0.01
+FEW_PROMPTS = 10
+FEW_REQUESTS = 100  # below it a p99 is little more than the slowest request
+LAG_MS = 10.0
+BEHIND = 0.9
+
+
+def warnings_of(
+    settings: LoadTestSettings,
+    server: Server,
+    cells: Sequence[CellResult],
+    quality: Sequence[Quality],
+    done: int,
+    planned: int,
+) -> list[str]:
+    """Sentences; none is good news."""
+    found = []
+    if done < planned:
+        found.append(f"The run was interrupted: {done} of {planned} blocks were measured.")
+    for cell in cells:
+        found += _of_cell(cell)
+    few = [f"{cell.variant} at {cell.load:g}" for cell in cells if cell.requests < FEW_REQUESTS]
+    if few:
+        found.append(
+            f"Fewer than {FEW_REQUESTS} requests, so that p99 is little more than the slowest: "
+            f"{', '.join(few)}."
+        )
+    for one in quality:
+        if one.unscored or one.errors:
+            failed = sum(one.errors.values())
+            found.append(
+                f"{one.variant}: {one.unscored} answers or candidates had no score and {failed} requests "
+                "for scores failed; they are left out."
+            )
+        if one.reward is not None and one.reward.count < FEW_PROMPTS:
+            found.append(
+                f"{one.variant}: rewards of {one.reward.count} prompts only; their intervals are rough."
+            )
+    if server.api == "native" and settings.stream and any(cell.streamed for cell in cells):
+        found.append(
+            "Modes of one sample were streamed, which costs the server an event a token; the others answer "
+            "in one piece. --no-stream compares them alike."
+        )
+    return found
+
+
+def _of_cell(cell: CellResult) -> list[str]:
+    name, found = f"{cell.variant} at {cell.load:g}", []
+    failed = sum(cell.errors.values())
+    if failed > MANY_ERRORS * (failed + cell.requests):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in cell.errors.items())
+        found.append(f"{name}: {failed} of {failed + cell.requests} requests failed ({kinds}).")
+    if cell.client_cpu > BUSY_CLIENT:
+        found.append(
+            f"{name}: the client used {cell.client_cpu:.0%} of a core; some of the latency may be its own."
+        )
+    if cell.load_kind == "open" and cell.send_lag_ms is not None:
+        if cell.send_lag_ms.p99 > LAG_MS:
+            found.append(
+                f"{name}: requests were sent up to {cell.send_lag_ms.p99:.0f} ms late (p99); their latency "
+                "counts from when they were due."
+            )
+        if cell.requests_per_s.median < BEHIND * cell.load:
+            found.append(
+                f"{name}: the server answered {cell.requests_per_s.median:.3g}/s, less than it was asked; "
+                "its queue grows, and latencies depend on how long a block is."
+            )
+    return found

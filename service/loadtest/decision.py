@@ -1,0 +1,146 @@
+"""The result in words: what to do, and why, before any table."""
+
+from __future__ import annotations
+
+from service.loadtest.schema import BreakEven, CellResult, Cost, Interval, Quality, Saturation
+
+_DAY_S = 86_400.0
+
+
+def number(value: float) -> str:
+    """Three significant digits, with separators and no exponent: ``1,230``, ``0.0123``."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        digits = len(str(int(abs(value))))
+        return f"{round(value, 3 - digits):,.0f}"
+    text = f"{value:.3g}"
+    return f"{value:.8f}".rstrip("0") if "e" in text else text
+
+
+def interval_text(value: Interval | None, digits: int = 2) -> str:
+    """``mean [low, high]``."""
+    if value is None:
+        return "-"
+    return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that reads best."""
+    for unit, size in (("days", _DAY_S), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds)} seconds"
+
+
+def decide(
+    pairs: list[BreakEven],
+    costs: list[Cost],
+    quality: list[Quality],
+    cells: list[CellResult],
+    saturation: list[Saturation],
+    currency: str,
+) -> list[str]:
+    """Sentences, the answer to "N times inference or one fine-tune?" first."""
+    lines: list[str] = []
+    by_variant = {cost.variant: cost for cost in costs}
+    # Against the largest N first: that is the quality which was asked for.
+    for pair in sorted(pairs, key=lambda one: -_n_of(one.sampled, quality, cells)):
+        lines += _pair(pair, by_variant, currency)
+    if not pairs:
+        lines.append(_no_pair(costs, currency))
+    for found in saturation:
+        lines.append(_saturation(found))
+    return lines
+
+
+def _n_of(variant: str, quality: list[Quality], cells: list[CellResult]) -> int:
+    sizes = {cell.variant: cell.n for cell in cells} | {one.variant: one.n for one in quality}
+    return sizes.get(variant, 0)
+
+
+def _pair(pair: BreakEven, costs: dict[str, Cost], currency: str) -> list[str]:
+    tuned, sampled = costs[pair.tuned], costs[pair.sampled]
+    prices = (
+        f"1,000 answers cost {number(tuned.per_1000)} {currency} with {pair.tuned} and "
+        f"{number(sampled.per_1000)} {currency} with {pair.sampled}"
+    )
+    if tuned.per_1000 >= sampled.per_1000:
+        return [
+            f"Keep {pair.sampled}: {pair.tuned} saves nothing here.",
+            f"{prices}. {_reward(pair)}",
+        ]
+    ratio = pair.cost_ratio
+    cheaper = (
+        f"{prices}: {number(ratio.median)} times less "
+        f"({number(ratio.low)} to {number(ratio.high)} by round)"
+    )
+    if pair.requests is None:
+        first = (
+            f"{pair.tuned} is {number(ratio.median)} times cheaper than {pair.sampled} per answer; when "
+            f"it has paid for its training is unknown ({pair.training_source})."
+        )
+        return [first, f"{cheaper}.", _reward(pair)]
+    lasting = duration(pair.requests / sampled.requests_per_s.median)
+    first = (
+        f"Fine-tune ({pair.tuned}) if you will serve more than {number(pair.requests)} answers; below that, "
+        f"{pair.sampled} is cheaper{_quality_clause(pair)}."
+    )
+    spread = ""
+    if pair.requests_low is not None and pair.requests_high is not None:
+        spread = f" ({number(pair.requests_low)} to {number(pair.requests_high)} by round)"
+    paid = (
+        f"{cheaper}. The training cost {number(pair.training_cost or 0.0)} {currency} "
+        f"({pair.training_source}), which that many answers{spread} save; at full load of "
+        f"{pair.sampled} they are {lasting} of serving."
+    )
+    return [first, paid, _reward(pair)]
+
+
+def _quality_clause(pair: BreakEven) -> str:
+    given_up = pair.reward_given_up
+    if given_up is None:
+        return ""
+    if given_up.low > 0:
+        return f", and better by {number(given_up.mean)} of reward"
+    if given_up.high < 0:
+        return ", and worse in reward"
+    return ", with no difference in reward that this run can see"
+
+
+def _reward(pair: BreakEven) -> str:
+    given_up = pair.reward_given_up
+    if given_up is None:
+        return "Reward was not measured, so this says nothing of quality."
+    text = f"Reward given up: {interval_text(given_up)} (95% interval, {given_up.count} prompts)"
+    if pair.win_rate_tuned is not None and pair.win_rate_sampled is not None:
+        text += (
+            f"; win rate {interval_text(pair.win_rate_tuned)} instead of "
+            f"{interval_text(pair.win_rate_sampled)}"
+        )
+    if pair.equal_n is None:
+        return f"{text}."
+    if pair.equal_n_beyond:
+        side = "below one sample" if pair.equal_n == 1 else f"above best-of-{pair.equal_n:.0f}"
+        return f"{text}. In reward {pair.tuned} lies {side}."
+    return (
+        f"{text}. In reward {pair.tuned} equals best-of-{pair.equal_n:.1f} "
+        f"[{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}]."
+    )
+
+
+def _no_pair(costs: list[Cost], currency: str) -> str:
+    if not costs:
+        return "Nothing was answered, so there is nothing to decide."
+    cheapest = min(costs, key=lambda cost: cost.per_1000)
+    return (
+        f"{cheapest.variant} is cheapest: {number(cheapest.per_1000)} {currency} per 1,000 answers. "
+        "Measure a tuned checkpoint and a mode that draws several candidates to see when fine-tuning pays."
+    )
+
+
+def _saturation(found: Saturation) -> str:
+    if found.rate is None:
+        return f"{found.variant} misses p95 {found.slo_ms:g} ms at every rate tried."
+    above = "" if found.above is None else f" and no longer at {number(found.above)}"
+    return f"{found.variant} holds p95 {found.slo_ms:g} ms up to {number(found.rate)} requests/s{above}."

@@ -1,0 +1,98 @@
+"""What is measured, and in which order: cells, and blocks that take turns."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A way to answer: a mode, the policy it draws from, and its N.
+
+    Attributes:
+        policy: ``None`` for the mode's own.
+        n: 1 for modes of one sample.
+        reranks: whether it draws several candidates and answers in one piece.
+    """
+
+    mode: str
+    n: int = 1
+    reranks: bool = False
+    policy: str | None = None
+
+    @property
+    def name(self) -> str:
+        """As settings name it, without its N."""
+        return self.mode if self.policy is None else f"{self.mode}@{self.policy}"
+
+    @property
+    def label(self) -> str:
+        """For people, and the variant's identity in a run."""
+        return f"{self.name} (N={self.n})" if self.reranks else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests in flight (closed) or requests a second (open)."""
+
+    kind: Literal["closed", "open"]
+    value: float
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.value:g} in flight" if self.kind == "closed" else f"{self.value:g}/s"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One variant at one load level."""
+
+    variant: Variant
+    load: Load
+
+    @property
+    def key(self) -> str:
+        """Its identity in a run."""
+        return f"{self.variant.label}, {self.load.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One round of one cell."""
+
+    cell: Cell
+    round: int
+
+    @property
+    def key(self) -> str:
+        """Its identity in a run."""
+        return f"{self.cell.key}, round {self.round}"
+
+
+def cells(variants: Iterable[Variant], loads: Sequence[Load]) -> list[Cell]:
+    """Every variant at every level, variants of a level beside each other."""
+    variants = list(variants)
+    return [Cell(variant, load) for load in loads for variant in variants]
+
+
+def schedule(
+    cells: Sequence[Cell], rounds: int, order: Literal["alternating", "random"], seed: int
+) -> list[Block]:
+    """Blocks round by round, each cell once a round.
+
+    ``alternating`` goes there and back, so a steady drift cancels over two rounds; ``random`` shuffles each
+    round by itself.
+    """
+    blocks = []
+    for number in range(rounds):
+        line = list(cells)
+        if order == "random":
+            random.Random(f"{seed} {number}").shuffle(line)
+        elif number % 2:
+            line.reverse()
+        blocks += [Block(cell, number) for cell in line]
+    return blocks

@@ -1,0 +1,244 @@
+"""The report's figures. Texts of a run are escaped: plotly takes markup in names and hover texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from bestofn.distribution import kl_upper_bound, max_win_rate
+from bestofn.html_page.page import COLOURS, markup_safe
+from service.loadtest.decision import number
+from service.loadtest.schema import CellResult, Interval, LoadTestResult
+from service.loadtest.sheets import load_text
+
+CURVE_COLOUR = "#808080"
+CURVE_NAME = "best-of-n"
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "star", "cross")
+
+
+def colours(result: LoadTestResult) -> dict[str, tuple[str, str]]:
+    """Colour and symbol of each variant, the same in every figure."""
+    names = dict.fromkeys([cell.variant for cell in result.cells])
+    names |= dict.fromkeys([one.variant for one in result.quality])
+    names |= dict.fromkeys([one.variant for one in result.costs])
+    return {
+        name: (COLOURS[i % len(COLOURS)], _SYMBOLS[i % len(_SYMBOLS)])
+        for i, name in enumerate(names)
+    }
+
+
+Look = dict[str, tuple[str, str]]
+
+
+def latency_figure(result: LoadTestResult, look: Look) -> go.Figure:
+    """Throughput against p95 latency; a line a mode along its load levels."""
+    figure = _figure("requests a second (median of rounds)", "E2E latency, ms")
+    for kind in ("closed", "open"):
+        for variant, (colour, symbol) in look.items():
+            line = [c for c in result.cells if c.variant == variant and c.load_kind == kind]
+            cells = sorted((c for c in line if c.e2e_ms is not None), key=lambda c: c.load)
+            if not cells:
+                continue
+            dash = "solid" if kind == "closed" else "dot"
+            figure.add_scatter(
+                x=[c.requests_per_s.median for c in cells],
+                y=[c.e2e_ms.p95 for c in cells if c.e2e_ms],
+                error_x=_bars([(c.requests_per_s.median, c.requests_per_s.low,
+                                c.requests_per_s.high) for c in cells]),
+                mode="lines+markers+text", text=[load_text(c) for c in cells],
+                textposition="top center", textfont={"size": 10}, meta=variant,
+                line={"color": colour, "dash": dash},
+                marker={"color": colour, "symbol": symbol, "size": 9},
+                hovertext=[_hover(c) for c in cells],
+                hovertemplate="%{hovertext}<extra></extra>",
+            )  # fmt: skip
+    figure.update_yaxes(type="log", dtick="D2")
+    figure.update_xaxes(type="log", dtick="D2")
+    return figure
+
+
+def _hover(cell: CellResult) -> str:
+    lines = [f"<b>{markup_safe(cell.variant)}</b>, {load_text(cell)}"]
+    lines.append(f"{number(cell.requests_per_s.median)} requests/s")
+    lines.append(f"{number(cell.returned_tokens_per_s.median)} returned tokens/s")
+    for name, found in (("E2E", cell.e2e_ms), ("TTFT", cell.ttft_ms)):
+        if found is not None:
+            lines.append(f"{name} p50 {found.p50:.0f}, p95 {found.p95:.0f}, p99 {found.p99:.0f} ms")
+    return "<br>".join(lines)
+
+
+def reward_cost_figure(result: LoadTestResult, look: Look) -> go.Figure:
+    """What an answer costs, and what it is worth."""
+    currency = markup_safe(result.settings["currency"])
+    figure = _figure(f"{currency} per 1,000 answers", "mean reward")
+    costs = {cost.variant: cost for cost in result.costs}
+    for one in result.quality:
+        cost = costs.get(one.variant)
+        if one.reward is None or cost is None:
+            continue
+        colour, symbol = look[one.variant]
+        text = (
+            f"<b>{markup_safe(one.variant)}</b><br>{number(cost.per_1000)} {currency} per 1,000"
+            f"<br>reward {_text(one.reward)}<br>win rate {_text(one.win_rate)}"
+        )
+        figure.add_scatter(
+            x=[cost.per_1000], y=[one.reward.mean], mode="markers+text", meta=one.variant,
+            text=[markup_safe(one.variant)], textposition="bottom center",
+            error_x=_bars([(cost.per_1000, cost.low, cost.high)]),
+            error_y=_bars([(one.reward.mean, one.reward.low, one.reward.high)]),
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            hovertext=[text], hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(type="log", dtick="D2")
+    return figure
+
+
+def reward_figure(result: LoadTestResult, look: Look) -> go.Figure:
+    """The distribution of single answers' rewards."""
+    figure = _figure("reward of an answer", "")
+    for one in reversed(result.quality):
+        if not one.rewards:
+            continue
+        colour, _ = look[one.variant]
+        figure.add_violin(
+            x=one.rewards, name=markup_safe(one.variant), orientation="h", side="positive", width=1.6,
+            points=False, meanline={"visible": True}, line={"color": colour}, meta=one.variant,
+            hoveron="violins", spanmode="hard",
+        )  # fmt: skip
+    figure.update_yaxes(showgrid=False)
+    return figure
+
+
+def frontier_figure(result: LoadTestResult, look: Look) -> go.Figure:
+    """(KL, win rate) of each served mode, beside what theory says of best-of-n."""
+    figure = _figure("KL from the reference policy, nats", "win rate against one reference sample")
+    largest = max([2, *(cell.n for cell in result.cells), *(one.n for one in result.quality)])
+    ns = np.unique(np.geomspace(1, 2 * largest, 60))
+    figure.add_scatter(
+        x=[kl_upper_bound(n) for n in ns], y=[max_win_rate(n) for n in ns], mode="lines",
+        line={"color": CURVE_COLOUR}, meta=CURVE_NAME, hoverinfo="skip",
+    )  # fmt: skip
+    cards = {mode.name: mode.training for mode in result.server.modes}
+    reranks = {mode.name for mode in result.server.modes if mode.reranks}
+    for one in result.quality:
+        if one.win_rate is None:
+            continue
+        card = cards.get(one.mode)
+        if one.mode == "bon":
+            kl = (kl_upper_bound(one.n),) * 3
+            said = "KL at most"
+        elif one.mode not in reranks and card is not None and card.heldout is not None:
+            held = card.heldout.kl_nats
+            kl, said = (held.mean, held.low, held.high), "KL on the card"
+        else:
+            continue
+        colour, symbol = look[one.variant]
+        text = (
+            f"<b>{markup_safe(one.variant)}</b><br>{said} {kl[0]:.3f} nats"
+            f"<br>win rate here {_text(one.win_rate)}"
+        )
+        if card is not None and card.heldout is not None:
+            text += f"<br>win rate on the card {card.heldout.win_rate.mean:.3f}"
+        figure.add_scatter(
+            x=[kl[0]], y=[one.win_rate.mean], mode="markers+text", meta=one.variant,
+            text=[markup_safe(one.variant)], textposition="bottom center",
+            error_x=_bars([kl]),
+            error_y=_bars([(one.win_rate.mean, one.win_rate.low, one.win_rate.high)]),
+            marker={"color": colour, "symbol": symbol, "size": 11},
+            hovertext=[text], hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+    return figure
+
+
+def break_even_figure(result: LoadTestResult, look: Look) -> go.Figure:
+    """Total cost against answers served; where lines cross, the fine-tune has paid."""
+    currency = markup_safe(result.settings["currency"])
+    figure = _figure("answers served", f"total cost, {currency}")
+    costs = {cost.variant: cost.per_1000 / 1000 for cost in result.costs}
+    paid = [pair for pair in result.break_even if pair.training_cost is not None]
+    crossings = [pair.requests for pair in paid if pair.requests is not None]
+    middle = float(np.median(crossings)) if crossings else 1e6
+    served = np.geomspace(middle / 100, middle * 100, 81)
+    fixed = {pair.tuned: pair.training_cost or 0.0 for pair in paid}
+    fixed |= {pair.sampled: 0.0 for pair in paid}
+    for variant, training in fixed.items():
+        colour, _ = look[variant]
+        figure.add_scatter(
+            x=served, y=training + served * costs[variant], mode="lines", meta=variant,
+            line={"color": colour}, hovertext=[
+                f"<b>{markup_safe(variant)}</b><br>{number(float(n))} answers<br>"
+                f"{number(float(training + n * costs[variant]))} {currency}" for n in served],
+            hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+    for pair in paid:
+        if pair.requests is not None:
+            at = (pair.training_cost or 0.0) + pair.requests * costs[pair.tuned]
+            figure.add_scatter(
+                x=[pair.requests], y=[at], mode="markers+text", meta=pair.tuned,
+                text=[f"{number(pair.requests)} answers"], textposition="bottom right",
+                marker={"color": CURVE_COLOUR, "size": 9, "symbol": "x"}, hoverinfo="skip",
+            )  # fmt: skip
+    figure.update_xaxes(type="log")
+    figure.update_yaxes(type="log")
+    return figure
+
+
+def curve_figure(result: LoadTestResult, look: Look) -> go.Figure:
+    """Best-of-n's reward over n, and the tuned policies' as levels."""
+    figure = _figure("n of best-of-n", "mean reward")
+    ns = [point.n for point in result.curve]
+    figure.add_scatter(
+        x=[*ns, *ns[::-1]],
+        y=[p.reward.high for p in result.curve] + [p.reward.low for p in result.curve][::-1],
+        fill="toself", fillcolor="rgba(128,128,128,0.2)", line={"width": 0}, mode="lines",
+        hoverinfo="skip", meta=CURVE_NAME,
+    )  # fmt: skip
+    figure.add_scatter(
+        x=ns, y=[p.reward.mean for p in result.curve], mode="lines+markers", meta=CURVE_NAME,
+        line={"color": CURVE_COLOUR}, marker={"size": 5},
+        hovertext=[f"best-of-{p.n}<br>reward {_text(p.reward)}" for p in result.curve],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )  # fmt: skip
+    tuned = {pair.tuned for pair in result.break_even}
+    for one in result.quality:
+        if one.variant not in tuned or one.reward is None:
+            continue
+        colour, _ = look[one.variant]
+        figure.add_scatter(
+            x=[1, ns[-1]], y=[one.reward.mean] * 2, mode="lines+text", meta=one.variant,
+            text=[markup_safe(one.variant), ""], textposition="top right",
+            line={"color": colour, "dash": "dash"},
+            hovertext=[f"<b>{markup_safe(one.variant)}</b><br>reward {_text(one.reward)}"] * 2,
+            hovertemplate="%{hovertext}<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(
+        type="log", tickvals=[n for n in (1, 2, 4, 8, 16, 32, 64, 128) if n <= ns[-1]]
+    )
+    return figure
+
+
+def _text(value: Interval | None) -> str:
+    return "-" if value is None else f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+
+
+def _bars(values: Sequence[tuple[float, float, float]]) -> dict[str, Any]:
+    return {
+        "type": "data", "symmetric": False, "thickness": 1, "width": 0,
+        "array": [high - mid for mid, _, high in values],
+        "arrayminus": [mid - low for mid, low, _ in values],
+    }  # fmt: skip
+
+
+def _figure(x: str, y: str) -> go.Figure:
+    figure = go.Figure(layout={"template": "none"})
+    figure.update_layout(
+        showlegend=False, height=400, autosize=True, hovermode="closest",
+        margin={"l": 64, "r": 16, "t": 24, "b": 52},
+        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        xaxis={"title": {"text": x}, "zeroline": False},
+        yaxis={"title": {"text": y}, "zeroline": False},
+    )  # fmt: skip
+    return figure

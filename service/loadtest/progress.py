@@ -1,0 +1,94 @@
+"""Progress in the terminal: a bar and what is running now; in a log file, a line a block."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from service.loadtest.figures import quantiles
+from service.loadtest.observation import BlockRecord, Observation
+from service.loadtest.summary import throughput
+
+_REFRESH_EVERY = 10  # requests; drawing costs the client time that latencies would show
+
+
+class TerminalProgress:
+    """Draws while it is open."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[now]}"),
+            console=console,
+            refresh_per_second=2,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("blocks", total=None, now="")
+        self._what = ""
+        self._answered = self._failed = 0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def planned(self, blocks: int, done: int) -> None:
+        """Say if this continues an earlier start."""
+        self._bar.update(self._task, total=blocks, completed=done)
+        if done:
+            self._console.print(f"continuing: {done} of {blocks} blocks were measured before")
+
+    def begin(self, what: str, seconds: float | None) -> None:
+        """Show it beside the bar."""
+        self._what = what if seconds is None else f"{what} ({seconds:g} s)"
+        self._answered = self._failed = 0
+        self._draw()
+
+    def seen(self, observation: Observation) -> None:
+        """Count it."""
+        self._answered += observation.error is None
+        self._failed += observation.error is not None
+        if (self._answered + self._failed) % _REFRESH_EVERY == 0:
+            self._draw()
+
+    def scored(self) -> None:
+        """Count it."""
+        self._answered += 1
+        if self._answered % _REFRESH_EVERY == 0:
+            self._draw()
+
+    def finished(self, record: BlockRecord) -> None:
+        """One line: what the block found."""
+        self._bar.advance(self._task)
+        good = [one.e2e_ms for one in record.measured if one.error is None]
+        latency = quantiles(good)
+        failed = len(record.measured) - len(good)
+        found = "nothing was answered"
+        if latency is not None:
+            rate = throughput(record, lambda _: 1.0)
+            found = f"{rate:.3g} requests/s, p50 {latency.p50:.0f} ms, p95 {latency.p95:.0f} ms"
+        errors = f", {failed} failed" if failed else ""
+        self._console.print(escape(f"{record.key}: {found}{errors}"), highlight=False)
+
+    def note(self, text: str) -> None:
+        """A line."""
+        self._console.print(escape(text), highlight=False)
+
+    def _draw(self) -> None:
+        failed = f", {self._failed} failed" if self._failed else ""
+        self._bar.update(self._task, now=escape(f"{self._what}: {self._answered} answered{failed}"))

@@ -1,0 +1,199 @@
+"""What each variant's answers are worth: the same prompts, scored, apart from the timed blocks.
+
+Timed requests of single samples are not scored, since their users would not pay for it; so every variant is
+asked again with scores. Best-of-N is asked once, at the largest N, for all its candidates: they give every
+smaller N without bias (``bestofn/curves.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from bestofn.curves import expected_best, pairwise_win_rate, selection_weights
+from bestofn.seeds import seed_of
+from service.connection import Pool, ProtocolError
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.figures import Float, interval
+from service.loadtest.plan import Variant
+from service.loadtest.schema import CurvePoint, Quality
+from service.loadtest.targets import native_path
+
+BON = "bon"
+
+
+class ScoredRow(BaseModel):
+    """One scored answer; ``candidates`` holds all of best-of-N's rewards that there are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: int
+    sample: int
+    text: str = ""
+    reward: float | None = None
+    candidates: list[float] | None = None
+    unscored: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """One pass: a variant and the variants that its answers stand for."""
+
+    variant: Variant
+    stands_for: tuple[Variant, ...]
+
+
+def passes(variants: Sequence[Variant]) -> list[Scoring]:
+    """Passes that score all variants: best-of-N of a policy once, at its largest N."""
+    by_name: dict[str, list[Variant]] = defaultdict(list)
+    for variant in variants:
+        by_name[variant.name if variant.mode == BON else variant.label].append(variant)
+    return [Scoring(max(group, key=lambda one: one.n), tuple(group)) for group in by_name.values()]
+
+
+async def score_variant(
+    pool: Pool,
+    variant: Variant,
+    prompts: Sequence[str],
+    settings: LoadTestSettings,
+    on_row: Callable[[], None],
+) -> list[ScoredRow]:
+    """``quality_samples`` scored answers to each prompt; failures are rows with an error."""
+    room = asyncio.Semaphore(settings.quality_concurrency)
+
+    async def one(prompt: int, sample: int) -> ScoredRow:
+        # By the name, not the N: other seeds for every mode, so that no answer is another's candidate.
+        seed = seed_of(repr((settings.seed, variant.name, prompt, sample)))
+        body = {
+            "prompt": prompts[prompt],
+            "max_tokens": settings.max_tokens,
+            "temperature": settings.temperature,
+            "ignore_eos": settings.ignore_eos,
+            "seed": seed,
+        }
+        if variant.reranks:
+            body |= {"n": variant.n, "return_candidates": variant.mode == BON}
+        async with room:
+            row = ScoredRow(prompt=prompt, sample=sample)
+            await _ask(pool, native_path(variant), body, settings.timeout_s, row)
+        on_row()
+        return row
+
+    count = min(settings.quality_prompts, len(prompts))
+    asked = [one(p, s) for p in range(count) for s in range(settings.quality_samples)]
+    return list(await asyncio.gather(*asked))
+
+
+async def _ask(
+    pool: Pool, path: str, body: dict[str, Any], timeout_s: float, row: ScoredRow
+) -> None:
+    try:
+        async with asyncio.timeout(timeout_s), pool.post(path, json.dumps(body).encode()) as found:
+            content = await found.read()
+        if found.status != 200:
+            row.error = f"HTTP {found.status}"
+            return
+        answer = json.loads(content)
+        row.text, row.reward = answer["text"], answer["reward"]
+        row.unscored = int(row.reward is None)
+        if answer.get("candidates"):
+            rewards = [candidate["reward"] for candidate in answer["candidates"]]
+            row.candidates = [reward for reward in rewards if reward is not None]
+            row.unscored = len(rewards) - len(row.candidates)
+    except TimeoutError:
+        row.error = "timeout"
+    except (OSError, ProtocolError, asyncio.IncompleteReadError):
+        row.error = "connection"
+    except (ValueError, KeyError, TypeError):
+        row.error = "malformed answer"
+
+
+Rows = Sequence[ScoredRow]
+
+
+def baseline_rewards(rows: Rows) -> dict[int, Float]:
+    """Rewards by prompt of the variant that win rates are against."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.reward is not None:
+            found[row.prompt].append(row.reward)
+    return {prompt: np.array(values) for prompt, values in found.items()}
+
+
+def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) -> Quality:
+    """Figures of one variant; ``baseline`` is ``None`` for the baseline itself, or without one."""
+    rewards: dict[int, list[float]] = defaultdict(list)
+    wins: dict[int, list[float]] = defaultdict(list)
+    singles: list[float] = []
+    for row in rows:
+        against = None if baseline is None else baseline.get(row.prompt)
+        values, weights = _answers(variant, row)
+        if values is None:
+            continue
+        rewards[row.prompt].append(float(weights @ values))
+        singles += _draws(variant, values)
+        if against is not None:
+            beaten = [pairwise_win_rate(np.array([value]), against) for value in values]
+            wins[row.prompt].append(float(weights @ np.array(beaten)))
+    by_prompt = {str(prompt): float(np.mean(found)) for prompt, found in sorted(rewards.items())}
+    return Quality(
+        variant=variant.label,
+        mode=variant.name,
+        n=variant.n,
+        reward=interval(list(by_prompt.values())),
+        win_rate=interval([float(np.mean(found)) for found in wins.values()]),
+        answers=len(singles),
+        unscored=sum(row.unscored for row in rows),
+        errors=dict(Counter(row.error for row in rows if row.error is not None)),
+        rewards=[round(value, 5) for value in singles],
+        prompt_rewards=by_prompt,
+    )
+
+
+def _answers(variant: Variant, row: ScoredRow) -> tuple[Float | None, Float]:
+    """Possible answers' rewards and their probabilities: the one, or the best of N of the candidates."""
+    if row.candidates is not None:
+        if len(row.candidates) < variant.n:
+            return None, np.zeros(0)
+        values = np.array(row.candidates)
+        return values, selection_weights(values, variant.n)
+    if row.reward is None:
+        return None, np.zeros(0)
+    return np.array([row.reward]), np.ones(1)
+
+
+def _draws(variant: Variant, values: Float) -> list[float]:
+    """Independent answers among the candidates: the best of each N in a row."""
+    step = variant.n if len(values) > 1 else 1
+    return [float(values[i : i + step].max()) for i in range(0, len(values) - step + 1, step)]
+
+
+def curve_matrix(rows: Rows, largest: int) -> tuple[list[int], Float]:
+    """Prompts with candidates, and their expected best of 1..largest, shape ``(prompts, largest)``."""
+    by_prompt: dict[int, list[Float]] = defaultdict(list)
+    for row in rows:
+        if row.candidates is not None and len(row.candidates) >= largest:
+            values = np.array(row.candidates)
+            line = [expected_best(values, n) for n in range(1, largest + 1)]
+            by_prompt[row.prompt].append(np.array(line))
+    prompts = sorted(by_prompt)
+    means = [np.mean(by_prompt[prompt], axis=0) for prompt in prompts]
+    return prompts, np.array(means).reshape(len(prompts), largest)
+
+
+def curve_of(matrix: Float) -> list[CurvePoint]:
+    """Mean over prompts with interval, for each n."""
+    points = []
+    for n, column in enumerate(matrix.T, start=1):
+        found = interval(column.tolist())
+        if found is not None:
+            points.append(CurvePoint(n=n, reward=found))
+    return points

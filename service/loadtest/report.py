@@ -1,0 +1,125 @@
+"""Writes a run's results: JSON, CSV, and one HTML page that loads nothing."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from bestofn.files import write_text
+from bestofn.html_page import fill_page, html_table, plot_html
+from service.loadtest.schema import LoadTestResult
+from service.loadtest.sheets import (
+    break_even_sheet,
+    examples_sheet,
+    latency_sheet,
+    quality_sheet,
+    settings_sheet,
+    throughput_sheet,
+)
+
+RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
+TITLE = "N times inference, or one fine-tune?"
+TERMS = (
+    "Modes were loaded in turns, in one run, so that drift hits all alike. Reward is the serving reward "
+    "model's: best-of-N picks what that model likes, which flatters it; a gold reward model is the fairer "
+    "judge. [a, b] is a 95% bootstrap interval over prompts, (a to b) the smallest and largest round."
+)
+
+
+def write_report(result: LoadTestResult, directory: Path) -> None:
+    """``result.json``, ``cells.csv`` and ``report.html`` into the directory.
+
+    Raises:
+        ExportError: one could not be written; what was there before is untouched.
+    """
+    write_text(directory / RESULT, result.model_dump_json(indent=1) + "\n")
+    write_text(directory / CSV, cells_csv(result))
+    write_text(directory / PAGE, html_page(result))
+
+
+def cells_csv(result: LoadTestResult) -> str:
+    """A line a cell; nested figures become columns such as ``e2e_ms.p95``."""
+    rows = [_flat(cell.model_dump(exclude={"rounds", "errors"})) for cell in result.cells]
+    for row, cell in zip(rows, result.cells, strict=True):
+        row["errors"] = sum(cell.errors.values())
+    text = io.StringIO()
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        elif value is not None:
+            flat[name] = value
+    return flat
+
+
+def html_page(result: LoadTestResult) -> str:
+    """The page; every text of the run, the server or a model is escaped."""
+    first, *others = result.decision or ["Nothing was measured."]
+    lines = f"<p>{html.escape(first)}</p>" + "".join(f"<p>{html.escape(x)}</p>" for x in others)
+    cautions = "".join(f"<li>{html.escape(text)}</li>" for text in result.warnings)
+    examples = examples_sheet(result)
+    tables = [quality_sheet(result), break_even_sheet(result), throughput_sheet(result),
+              latency_sheet(result), *([examples] if examples else []), settings_sheet(result)]  # fmt: skip
+    main = (
+        f'<div class="decision" role="note" aria-label="Decision">{lines}</div>'
+        + (f'<h3>Read with care</h3><ul class="warning">{cautions}</ul>' if cautions else "")
+        + f"<section>{_legend(result)}{_plots(result)}"
+        + "".join(html_table(sheet) for sheet in tables if sheet.rows)
+        + "</section>"
+    )
+    return fill_page(title=TITLE, terms=TERMS, contents="", main=main)
+
+
+def _legend(result: LoadTestResult) -> str:
+    from service.loadtest.plots import CURVE_COLOUR, CURVE_NAME, colours
+
+    entries = [(name, colour) for name, (colour, _) in colours(result).items()]
+    entries.append((CURVE_NAME, CURVE_COLOUR))
+    boxes = "".join(
+        f'<label><input type="checkbox" checked data-method="{html.escape(name)}">'
+        f'<span class="glyph" style="color:{colour}" aria-hidden="true">&#9632;</span>'
+        f"{html.escape(name)}</label>"
+        for name, colour in entries
+    )
+    return f'<fieldset class="legend"><legend>Show</legend>{boxes}</fieldset>'
+
+
+def _plots(result: LoadTestResult) -> str:
+    from service.loadtest import plots
+
+    look = plots.colours(result)
+    scored = any(one.reward is not None for one in result.quality)
+    won = any(one.win_rate is not None for one in result.quality)
+    paid = any(pair.training_cost is not None for pair in result.break_even)
+    wanted = [
+        (plots.break_even_figure, paid, "Total cost, training included. Where the lines cross, the "
+         "fine-tune has paid for itself."),
+        (plots.reward_cost_figure, scored and bool(result.costs), "Reward against cost. Bars: 95% "
+         "interval over prompts, and the range of rounds. Up and left is better."),
+        (plots.latency_figure, bool(result.cells), "Throughput against p95 latency, a line a mode along "
+         "its load levels. Solid: closed loop; dotted: open loop. Right and down is better."),
+        (plots.curve_figure, bool(result.curve), "Best-of-n's reward over n (unbiased, from one batch of "
+         "candidates) and the tuned policy's: where they meet, both are worth the same."),
+        (plots.frontier_figure, won, "KL and win rate. Grey: best-of-n in theory, at its KL upper bound. "
+         "KL of tuned policies is their card's; win rates were measured here."),
+        (plots.reward_figure, scored, "Rewards of single answers; the line is the mean."),
+    ]  # fmt: skip
+    drawn: list[str] = []
+    for draw, there, caption in wanted:
+        if there:
+            figure = plot_html(draw(result, look), f"plot-{len(drawn)}", first=not drawn)
+            drawn.append(
+                f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption></figure>"
+            )
+    return f'<div class="plots">{"".join(drawn)}</div>'

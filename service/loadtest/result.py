@@ -1,0 +1,234 @@
+"""Puts a run's result together from its journal; measures nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+
+from bestofn.provenance import provenance
+from service.loadtest.breakeven import (
+    Side,
+    break_even,
+    capacity_of,
+    cost_of,
+    training_of,
+)
+from service.loadtest.cautions import warnings_of
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.decision import decide
+from service.loadtest.figures import Float
+from service.loadtest.journal import Journal
+from service.loadtest.observation import BlockRecord
+from service.loadtest.plan import Variant
+from service.loadtest.quality import (
+    BON,
+    ScoredRow,
+    Scoring,
+    baseline_rewards,
+    curve_matrix,
+    curve_of,
+    passes,
+    quality_of,
+)
+from service.loadtest.run import begun_searches, planned_blocks, scored_variants
+from service.loadtest.schema import (
+    BreakEven,
+    CellResult,
+    Cost,
+    Example,
+    LoadTestResult,
+    Probe,
+    Quality,
+    Saturation,
+    Server,
+    ShownAnswer,
+)
+from service.loadtest.summary import cell_result
+
+_EXAMPLES = 4
+
+
+def build_result(
+    settings: LoadTestSettings,
+    server: Server,
+    variants: Sequence[Variant],
+    prompts: Sequence[str],
+    journal: Journal,
+) -> LoadTestResult:
+    """Everything that can be said of what the journal holds."""
+    cells, done, planned = _cells(settings, variants, journal)
+    rows = _rows(variants, settings, journal)
+    quality = _quality(settings, rows)
+    prompts_of_curve, matrix = _curve(rows)
+    saturation = _saturation(settings, variants, journal) if settings.saturate else []
+    costs, pairs = _money(settings, server, variants, cells, quality, saturation,
+                          (prompts_of_curve, matrix))  # fmt: skip
+    unfinished = done < planned or (
+        settings.saturate and not _searched(settings, variants, journal)
+    )
+    dumped = settings.model_dump(mode="json")
+    return LoadTestResult(
+        id=journal.id,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        complete=not unfinished,
+        blocks_done=done,
+        blocks_planned=planned,
+        settings=dumped,
+        provenance=provenance({}) | {"config": None},
+        server=server,
+        prompts=len(prompts),
+        cells=cells,
+        quality=quality,
+        curve=curve_of(matrix) if prompts_of_curve else [],
+        saturation=saturation,
+        costs=costs,
+        break_even=pairs,
+        decision=decide(pairs, costs, quality, cells, saturation, settings.currency),
+        warnings=warnings_of(settings, server, cells, quality, done, planned),
+        examples=_examples(prompts, rows),
+    )
+
+
+def _cells(
+    settings: LoadTestSettings, variants: Sequence[Variant], journal: Journal
+) -> tuple[list[CellResult], int, int]:
+    blocks = planned_blocks(settings, variants)
+    records: dict[str, list[BlockRecord]] = defaultdict(list)
+    asked = {block.key for block in blocks}
+    for line in journal.of_kind("block"):
+        record = BlockRecord.model_validate(line)
+        if record.key in asked:
+            records[record.cell].append(record)
+    cells = [
+        cell_result(
+            cell,
+            records[cell.key],
+            settings.slos,
+            streamed=settings.stream and not cell.variant.reranks,
+        )
+        for cell in dict.fromkeys(block.cell for block in blocks)
+        if records[cell.key]
+    ]
+    return cells, sum(map(len, records.values())), len(blocks)
+
+
+Rows = dict[str, tuple[Scoring, list[ScoredRow]]]
+
+
+def _rows(variants: Sequence[Variant], settings: LoadTestSettings, journal: Journal) -> Rows:
+    """Scored rows of each pass that was finished, by the label of what was asked."""
+    asked = {one.variant.label: one for one in passes(scored_variants(variants, settings))}
+    return {
+        line["variant"]: (
+            asked[line["variant"]],
+            [ScoredRow.model_validate(row) for row in line["rows"]],
+        )
+        for line in journal.of_kind("quality")
+        if line["variant"] in asked
+    }
+
+
+def _quality(settings: LoadTestSettings, rows: Rows) -> list[Quality]:
+    baseline = None
+    if settings.baseline in rows:
+        baseline = baseline_rewards(rows[settings.baseline][1])
+    found = []
+    for scoring, scored in rows.values():
+        for variant in scoring.stands_for:
+            against = None if variant.name == settings.baseline else baseline
+            found.append(quality_of(variant, scored, against))
+    return found
+
+
+def _curve(rows: Rows) -> tuple[list[int], Float]:
+    """Best-of-N of the reference, where it was measured."""
+    for scoring, scored in rows.values():
+        if scoring.variant.mode == BON and scoring.variant.policy is None:
+            return curve_matrix(scored, scoring.variant.n)
+    return [], np.zeros((0, 1))
+
+
+def _money(
+    settings: LoadTestSettings,
+    server: Server,
+    variants: Sequence[Variant],
+    cells: Sequence[CellResult],
+    quality: Sequence[Quality],
+    saturation: Sequence[Saturation],
+    curve: tuple[list[int], Float],
+) -> tuple[list[Cost], list[BreakEven]]:
+    price = settings.price_per_hour
+    worth = {one.variant: one for one in quality}
+    modes = {mode.name: mode for mode in server.modes}
+    sides = {}
+    for variant in variants:
+        capacity = capacity_of(variant.label, cells, saturation)
+        if capacity is not None:
+            sides[variant.label] = Side(variant.label, capacity, worth.get(variant.label))
+    costs = [cost_of(label, side.capacity, price) for label, side in sides.items()]
+    measured = [variant for variant in variants if variant.label in sides]
+    tuned = [v for v in measured if not v.reranks and v.name != settings.baseline]
+    sampled = [v for v in measured if v.reranks and v.policy is None]
+    pairs = [
+        break_even(
+            sides[one.label],
+            sides[many.label],
+            training_of(modes[one.mode], settings),
+            curve,
+            price,
+        )
+        for one in tuned
+        for many in sampled
+    ]
+    return costs, pairs
+
+
+def _saturation(
+    settings: LoadTestSettings, variants: Sequence[Variant], journal: Journal
+) -> list[Saturation]:
+    probes: dict[str, list[Probe]] = defaultdict(list)
+    for line in journal.of_kind("probe"):
+        probes[line.pop("variant")].append(Probe.model_validate(line))
+    if not journal.of_kind("idle"):
+        return []
+    searches = begun_searches(journal, variants, settings)
+    found = []
+    for variant in variants:
+        search, tried = searches.get(variant.label), probes[variant.label]
+        rate = None if search is None else search.passed
+        at_rate = [probe.p95_ms for probe in tried if probe.rate == rate and probe.passed]
+        found.append(
+            Saturation(
+                variant=variant.label,
+                slo_ms=settings.slos["e2e"],
+                rate=rate,
+                above=None if search is None else search.failed,
+                p95_ms=at_rate[-1] if at_rate else None,
+                probes=tried,
+            )
+        )
+    return found
+
+
+def _searched(settings: LoadTestSettings, variants: Sequence[Variant], journal: Journal) -> bool:
+    if len(journal.of_kind("idle")) < len(variants):
+        return False
+    searches = begun_searches(journal, variants, settings)
+    return all(search.next_rate() is None for search in searches.values())
+
+
+def _examples(prompts: Sequence[str], rows: Rows) -> list[Example]:
+    shown = []
+    for prompt in range(min(_EXAMPLES, len(prompts))):
+        answers = {}
+        for label, (_, scored) in rows.items():
+            for row in scored:
+                if row.prompt == prompt and row.error is None:
+                    answers[label] = ShownAnswer(text=row.text, reward=row.reward)
+                    break
+        if answers:
+            shown.append(Example(prompt=prompts[prompt], answers=answers))
+    return shown

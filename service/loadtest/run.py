@@ -1,0 +1,250 @@
+"""Runs what is planned, block by block, and writes each into the journal when it is finished."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Protocol
+
+from bestofn.seeds import seed_of
+from service.connection import Pool
+from service.loadtest.arrivals import unit_arrivals
+from service.loadtest.client import LoadClient
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.journal import Journal
+from service.loadtest.loops import Length, Recorder
+from service.loadtest.observation import BlockRecord, Observation
+from service.loadtest.plan import Block, Cell, Load, Variant, cells, schedule
+from service.loadtest.quality import passes, score_variant
+from service.loadtest.saturate import Search, hopeless
+from service.loadtest.schema import Probe
+from service.loadtest.server import request_headers
+from service.loadtest.summary import cell_result
+from service.loadtest.targets import NativeTarget, OpenAiTarget, Target
+
+_WARM_UPS = 4  # requests a variant before anything is measured; their last tells its idle latency
+_PROBE_REQUESTS = 40  # a probe at a low rate goes on until about so many were sent ...
+_PROBE_STRETCH = 6  # ... but no longer than so many times its usual length
+_SETTLE_S = 60.0  # longest wait after a probe that failed
+
+
+class Progress(Protocol):
+    """Told of what happens; everything is called from the event loop and must be quick."""
+
+    def planned(self, blocks: int, done: int) -> None:
+        """How many blocks there are, and how many an earlier start has finished."""
+
+    def begin(self, what: str, seconds: float | None) -> None:
+        """Something begins that takes about so long."""
+
+    def seen(self, observation: Observation) -> None:
+        """A request has ended."""
+
+    def scored(self) -> None:
+        """An answer was scored."""
+
+    def finished(self, record: BlockRecord) -> None:
+        """A block has ended."""
+
+    def note(self, text: str) -> None:
+        """Something else worth a line."""
+
+
+class LoadTest:
+    """One run against one server.
+
+    Attributes:
+        variants: all of them; a cell each at every load level.
+    """
+
+    def __init__(
+        self,
+        settings: LoadTestSettings,
+        variants: Sequence[Variant],
+        prompts: Sequence[str],
+        journal: Journal,
+        progress: Progress,
+    ) -> None:
+        self.variants = variants
+        self._settings, self._prompts = settings, prompts
+        self._journal, self._progress = journal, progress
+        self._pool = Pool(settings.url, request_headers(settings))
+        self._client = LoadClient(self._pool, target_of(settings), settings.timeout_s)
+
+    async def run(self) -> None:
+        """Everything that the journal lacks.
+
+        Raises:
+            ExportError: the journal could not be written.
+        """
+        blocks = planned_blocks(self._settings, self.variants)
+        finished = {line["key"] for line in self._journal.of_kind("block")}
+        self._progress.planned(len(blocks), sum(block.key in finished for block in blocks))
+        gc.collect()
+        gc.freeze()  # what is here by now stays, and need not be walked while latencies are taken
+        try:
+            await self._warm_up()
+            # Rewards after the first round: a run that is interrupted later has everything to report.
+            for number in range(self._settings.rounds):
+                for block in (one for one in blocks if one.round == number):
+                    if block.key not in finished:
+                        await self._block(block)
+                if number == 0 and self._settings.api == "native":
+                    await self._score()
+            if self._settings.saturate:
+                await self._saturate()
+        finally:
+            await self._pool.close()
+
+    async def _warm_up(self) -> None:
+        self._progress.begin("warming up", None)
+        known = {line["variant"] for line in self._journal.of_kind("idle")}
+        for variant in self.variants:
+            idle = Length(0, 0, 0, requests=_WARM_UPS)
+            block = Block(Cell(variant, Load("closed", 1)), -1)
+            record = await self._recorder(block, idle).closed()
+            last = record.observations[-1]
+            if variant.label not in known:
+                self._journal.append(
+                    "idle",
+                    {"variant": variant.label, "e2e_ms": last.e2e_ms, "error": last.error},
+                )
+
+    async def _block(self, block: Block) -> None:
+        settings = self._settings
+        length = Length(settings.ramp_s, settings.warmup_s, settings.duration_s, settings.requests)
+        known = None if settings.requests else length.lead_s + length.seconds
+        self._progress.begin(block.key, known)
+        recorder = self._recorder(block, length)
+        record = await (
+            recorder.closed() if block.cell.load.kind == "closed" else self._open(recorder)
+        )
+        self._journal.append("block", record.model_dump(mode="json", exclude_defaults=True))
+        self._progress.finished(record)
+
+    def _recorder(self, block: Block, length: Length) -> Recorder:
+        # The same prompts in the same order for all cells of a round.
+        offset = seed_of(repr((self._settings.seed, "prompts", block.round))) % len(self._prompts)
+        return Recorder(
+            self._client, block, self._prompts, length, offset, on_seen=self._progress.seen
+        )
+
+    async def _open(self, recorder: Recorder) -> BlockRecord:
+        settings, block = self._settings, recorder.block
+        seed = seed_of(repr((settings.seed, "arrivals", block.cell.load.value, block.round)))
+        units = unit_arrivals(settings.arrival, settings.burstiness, seed)
+        return await recorder.opened(units, settings.max_in_flight)
+
+    async def _score(self) -> None:
+        settings = self._settings
+        if settings.quality_prompts == 0:
+            return
+        finished = {line["variant"] for line in self._journal.of_kind("quality")}
+        for scoring in passes(scored_variants(self.variants, settings)):
+            variant = scoring.variant
+            if variant.label in finished:
+                continue
+            self._progress.begin(f"scoring {variant.label}", None)
+            rows = await score_variant(
+                self._pool, variant, self._prompts, settings, self._progress.scored
+            )
+            self._journal.append(
+                "quality",
+                {
+                    "variant": variant.label,
+                    "rows": [row.model_dump(exclude_defaults=True) for row in rows],
+                },
+            )
+
+    async def _saturate(self) -> None:
+        """One probe of each variant in turns, until every search has ended."""
+        searches = begun_searches(self._journal, self.variants, self._settings)
+        while True:
+            asked = {label: search.next_rate() for label, search in searches.items()}
+            if not any(asked.values()):
+                return
+            for variant in self.variants:
+                rate = asked.get(variant.label)
+                if rate is not None:
+                    probe = await self._probe(variant, rate, len(searches[variant.label].rates))
+                    searches[variant.label].note(rate, probe.passed)
+
+    async def _probe(self, variant: Variant, rate: float, number: int) -> Probe:
+        settings, limit = self._settings, self._settings.slos["e2e"]
+        base = settings.saturate_duration_s
+        seconds = min(max(base, _PROBE_REQUESTS / rate), _PROBE_STRETCH * base)
+        block = Block(Cell(variant, Load("open", rate)), number)
+        self._progress.begin(f"saturation: {block.cell.key}", seconds + settings.warmup_s)
+        recorder = self._recorder(block, Length(0, settings.warmup_s, seconds))
+
+        def is_late(one: Observation) -> bool:
+            return one.measured and not one.meets({"e2e": limit})
+
+        recorder.hopeless = lambda seen: hopeless(sum(map(is_late, seen)), rate * seconds)
+        record = await self._open(recorder)
+        found = cell_result(block.cell, [record], {}, streamed=False)
+        late, sent = sum(map(is_late, record.measured)), len(record.measured)
+        # A probe that was cut short has failed by what was expected of it, not by what it sent.
+        passed = sent > 0 and late <= 0.05 * sent and not recorder.hopeless(record.observations)
+        probe = Probe(
+            rate=rate,
+            requests=sent,
+            late_share=late / sent if sent else 1.0,
+            p95_ms=None if found.e2e_ms is None else found.e2e_ms.p95,
+            passed=passed,
+        )
+        self._journal.append("probe", {"variant": variant.label, **probe.model_dump()})
+        if not passed:
+            await self._settle(variant)
+        self._progress.note(
+            f"{block.cell.key}: {'within' if passed else 'over'} {limit:g} ms "
+            f"({probe.late_share:.1%} of {sent} late or failed)"
+        )
+        return probe
+
+    async def _settle(self, variant: Variant) -> None:
+        """Wait until the server answers as when idle: not every one drops what its client gave up."""
+        idle = {line["variant"]: line["e2e_ms"] for line in self._journal.of_kind("idle")}
+        begun, alone = perf_counter(), Block(Cell(variant, Load("closed", 1)), -1)
+        while perf_counter() - begun < _SETTLE_S:
+            record = await self._recorder(alone, Length(0, 0, 0, requests=1)).closed()
+            seen = record.observations[0]
+            if seen.error is None and seen.e2e_ms <= 2 * idle[variant.label]:
+                return
+
+
+def target_of(settings: LoadTestSettings) -> Target:
+    """The API to speak."""
+    kind = NativeTarget if settings.api == "native" else OpenAiTarget
+    return kind(settings.max_tokens, settings.temperature, settings.ignore_eos, settings.stream)
+
+
+def planned_blocks(settings: LoadTestSettings, variants: Sequence[Variant]) -> list[Block]:
+    """Every block of a run, in order."""
+    loads = [Load("closed", level) for level in settings.levels]
+    loads += [Load("open", rate) for rate in settings.rate]
+    return schedule(cells(variants, loads), settings.rounds, settings.order, settings.seed)
+
+
+def scored_variants(variants: Sequence[Variant], settings: LoadTestSettings) -> list[Variant]:
+    """What is scored: all, and the baseline even if it is not loaded."""
+    names = [variant.name for variant in variants]
+    extra = [] if settings.baseline in names else [Variant(settings.baseline)]
+    return [*extra, *variants]
+
+
+def begun_searches(
+    journal: Journal, variants: Sequence[Variant], settings: LoadTestSettings
+) -> dict[str, Search]:
+    """The searches as far as the journal has them; none for a variant too slow when idle."""
+    idle = {line["variant"]: line for line in journal.of_kind("idle")}
+    searches = {}
+    for variant in variants:
+        seen = idle[variant.label]
+        if seen["error"] is None and 0 < seen["e2e_ms"] <= settings.slos["e2e"]:
+            start = float(f"{1e3 / seen['e2e_ms']:.2g}")
+            searches[variant.label] = Search(start, settings.saturate_tolerance)
+    for line in journal.of_kind("probe"):
+        searches[line["variant"]].note(line["rate"], line["passed"])
+    return searches

@@ -1,0 +1,63 @@
+"""Finds the highest rate that a server bears within its SLO: bracket, bisect, confirm.
+
+A probe is an open loop at one rate; it passes when at most 5% of its requests were late or failed. The search
+doubles from an easy rate until a probe fails (or halves until one passes), halves the bracket until it is
+narrower than the tolerance, and probes the lower end once more: what is reported has passed twice. If that
+fails, the upper end moves down to it and the search goes on below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+LATE_SHARE = 0.05
+_MOST_PROBES = 40
+_MOST_HALVINGS = 5
+
+
+@dataclass(slots=True)
+class Search:
+    """State of one variant's search; feed it what the probes found.
+
+    Attributes:
+        start: first rate tried, a second.
+        tolerance: width of the final bracket, relative to its lower end.
+        passed: highest rate that passed and has no failure at or below it.
+        failed: lowest rate that failed.
+    """
+
+    start: float
+    tolerance: float
+    passed: float | None = None
+    failed: float | None = None
+    confirmed: bool = False
+    rates: list[float] = field(default_factory=list)
+
+    def next_rate(self) -> float | None:
+        """The rate to probe next; ``None`` when the search has ended."""
+        if self.confirmed or len(self.rates) >= _MOST_PROBES:
+            return None
+        if self.failed is None:
+            return self.start if self.passed is None else self.passed * 2
+        if self.passed is None:
+            return self.failed / 2 if self.failed > self.start / 2**_MOST_HALVINGS else None
+        if self.failed / self.passed - 1 <= self.tolerance:
+            return self.passed
+        return (self.failed * self.passed) ** 0.5
+
+    def note(self, rate: float, passed: bool) -> None:
+        """Take a probe's outcome into account."""
+        self.rates.append(rate)
+        if passed:
+            narrow = self.failed is not None and self.failed / rate - 1 <= self.tolerance
+            self.confirmed = rate == self.passed and narrow
+            self.passed = rate if self.passed is None else max(rate, self.passed)
+            return
+        self.failed = rate
+        if self.passed is not None and rate <= self.passed:
+            self.passed = None
+
+
+def hopeless(late: int, expected: float) -> bool:
+    """Whether a probe has failed already: more were late than may be of all that are expected."""
+    return late > LATE_SHARE * expected + 1

@@ -1,0 +1,128 @@
+"""What the server under test is, and which variants of it to measure."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx
+from pydantic import ValidationError
+from rich.console import Console
+
+from bestofn.errors import InvalidInputError
+from service.client import ServerError, wait_until_ready
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.plan import Variant
+from service.loadtest.schema import Mode, Model, Server
+
+_TIMEOUT_S = 30.0
+
+
+def request_headers(settings: LoadTestSettings) -> dict[str, str]:
+    """The key, where the environment has one."""
+    key = os.environ.get(settings.api_key_env)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def describe_server(settings: LoadTestSettings, console: Console) -> Server:
+    """Wait for the server and ask what it is.
+
+    Raises:
+        ServerError: not reachable, not ready, or not of the API asked for.
+    """
+    headers = request_headers(settings)
+    with httpx.Client(base_url=settings.url, timeout=_TIMEOUT_S, headers=headers) as client:
+        if settings.api == "native":
+            wait_until_ready(client, settings.wait_s, console)
+            return _native(client, settings)
+        return _openai(client, settings)
+
+
+def _native(client: httpx.Client, settings: LoadTestSettings) -> Server:
+    found = _json(client, "/modes")
+    try:
+        modes = [
+            Mode(
+                name=mode["name"],
+                reranks=mode["reward_model"] is not None,
+                policy=mode["policy"],
+                reward_model=mode["reward_model"],
+                settings=mode["settings"],
+                training=mode.get("training"),
+            )
+            for mode in found["modes"]
+        ]
+        policies = {m.policy.name: m.policy for m in modes if m.policy is not None}
+        return Server(
+            url=settings.url,
+            api="native",
+            modes=modes,
+            policies=list(policies.values()),
+            gold_model=found["gold_model"],
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ServerError(
+            f"{settings.url}/modes is not this service's; for another server use --api openai"
+        ) from error
+
+
+def _openai(client: httpx.Client, settings: LoadTestSettings) -> Server:
+    found = _json(client, "/v1/models")
+    try:
+        models = found["data"]
+        return Server(
+            url=settings.url,
+            api="openai",
+            modes=[
+                Mode(
+                    name=model["id"],
+                    reranks=False,
+                    policy=Model(
+                        name=model["id"], path=str(model.get("root") or ""), revision="unknown"
+                    ),
+                )
+                for model in models
+            ],
+        )
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:
+        raise ServerError(f"{settings.url}/v1/models is not OpenAI's list of models") from error
+
+
+def _json(client: httpx.Client, path: str) -> dict[str, Any]:
+    try:
+        response = client.get(path)
+        response.raise_for_status()
+        found = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServerError(f"{client.base_url}{path.lstrip('/')}: {error}") from error
+    if not isinstance(found, dict):
+        raise ServerError(f"{client.base_url}{path.lstrip('/')} is no JSON object")
+    return found
+
+
+def choose_variants(settings: LoadTestSettings, server: Server) -> list[Variant]:
+    """Modes times N, in the order asked for; modes of one sample once.
+
+    Raises:
+        InvalidInputError: a mode or policy that the server has not.
+    """
+    known = {mode.name: mode for mode in server.modes}
+    policies = {policy.name for policy in server.policies}
+    variants = []
+    for asked in dict.fromkeys(settings.modes):
+        name, _, policy = (asked, "", "") if asked in known else asked.partition("@")
+        if name not in known:
+            raise InvalidInputError(
+                f"the server has no mode {name!r}; it has {', '.join(known)}", field="modes"
+            )
+        if policy and policy not in policies:
+            raise InvalidInputError(
+                f"the server has no policy {policy!r}; it has {', '.join(sorted(policies))}",
+                field="modes",
+            )
+        if not known[name].reranks:
+            variants.append(Variant(name, policy=policy or None))
+            continue
+        for n in sorted(set(settings.n)):
+            variants.append(Variant(name, n, True, policy or None))
+    return variants

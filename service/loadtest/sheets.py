@@ -1,0 +1,200 @@
+"""The result's tables, for the page and the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from bestofn.html_page import Sheet
+from service.loadtest.decision import interval_text, number
+from service.loadtest.schema import CellResult, LoadTestResult, Quantiles, Range
+
+
+def range_text(value: Range | None) -> str:
+    """``median (least to most)``."""
+    if value is None:
+        return "-"
+    if value.count == 1 or value.low == value.high:
+        return number(value.median)
+    return f"{number(value.median)} ({number(value.low)} to {number(value.high)})"
+
+
+def load_text(cell: CellResult) -> str:
+    """The level."""
+    return f"{cell.load:g} in flight" if cell.load_kind == "closed" else f"{cell.load:g}/s"
+
+
+def _ms(value: Quantiles | None, *names: str) -> str:
+    if value is None:
+        return "-"
+    return " / ".join(f"{getattr(value, name):,.0f}" for name in names)
+
+
+def _errors(cell: CellResult) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in cell.errors.items()) or "0"
+
+
+CellText = Callable[[CellResult], str]
+_THROUGHPUT: tuple[tuple[str, CellText], ...] = (
+    ("mode", lambda c: c.variant),
+    ("load", load_text),
+    ("requests/s", lambda c: range_text(c.requests_per_s)),
+    ("generated tokens/s", lambda c: range_text(c.generated_tokens_per_s)),
+    ("returned tokens/s", lambda c: range_text(c.returned_tokens_per_s)),
+    ("goodput/s", lambda c: range_text(c.goodput_per_s)),
+    ("within SLOs", lambda c: "-" if c.goodput_share is None else f"{c.goodput_share:.1%}"),
+    ("answered", lambda c: f"{c.requests:,}"),
+    ("failed", _errors),
+)
+_LATENCY: tuple[tuple[str, CellText], ...] = (
+    ("mode", lambda c: c.variant),
+    ("load", load_text),
+    ("E2E p50", lambda c: _ms(c.e2e_ms, "p50")),
+    ("p90", lambda c: _ms(c.e2e_ms, "p90")),
+    ("p95", lambda c: _ms(c.e2e_ms, "p95")),
+    ("p99", lambda c: _ms(c.e2e_ms, "p99")),
+    ("TTFT p50 / p95", lambda c: _ms(c.ttft_ms, "p50", "p95") if c.streamed else "whole"),
+    ("TPOT p50 / p95", lambda c: _fine(c.tpot_ms)),
+    ("ITL p50 / p95", lambda c: _fine(c.itl_ms)),
+    ("queue p50 / p95", lambda c: _ms(c.queue_ms, "p50", "p95")),
+    ("rerank p50 / p95", lambda c: _fine(c.rerank_ms)),
+)
+
+
+def _fine(value: Quantiles | None) -> str:
+    return "-" if value is None else f"{value.p50:.1f} / {value.p95:.1f}"
+
+
+def _cells(
+    key: str,
+    title: str,
+    caption: str,
+    result: LoadTestResult,
+    columns: Sequence[tuple[str, CellText]],
+) -> Sheet:
+    rows = tuple(tuple(text(cell) for _, text in columns) for cell in result.cells)
+    return Sheet(key, title, caption, tuple(name for name, _ in columns), rows, None)
+
+
+def throughput_sheet(result: LoadTestResult) -> Sheet:
+    """Rates by cell."""
+    caption = (
+        "Median of the rounds (smallest to largest). Generated counts discarded candidates too. "
+        "Failed requests are in no other figure."
+    )
+    return _cells("cells throughput", "Throughput", caption, result, _THROUGHPUT)
+
+
+def latency_sheet(result: LoadTestResult) -> Sheet:
+    """Latencies by cell, ms."""
+    caption = (
+        "Milliseconds, over all answered requests of all rounds. At a rate, time counts from when a request "
+        "was due. TTFT, TPOT and ITL are of streamed answers; whole: the answer comes in one piece, so its "
+        "first token comes with its last. Rerank: scoring that decoding did not hide."
+    )
+    return _cells("cells latency", "Latency", caption, result, _LATENCY)
+
+
+def quality_sheet(result: LoadTestResult) -> Sheet:
+    """Rewards and win rates, and what 1,000 answers cost."""
+    costs = {cost.variant: cost for cost in result.costs}
+    worth = {one.variant: one for one in result.quality}
+    currency = result.settings["currency"]
+    rows = []
+    for variant in dict.fromkeys([*worth, *costs]):
+        one, cost = worth.get(variant), costs.get(variant)
+        price = "-"
+        if cost is not None:
+            price = f"{number(cost.per_1000)} ({number(cost.low)} to {number(cost.high)})"
+        rows.append(
+            (
+                variant,
+                interval_text(None if one is None else one.reward),
+                interval_text(None if one is None else one.win_rate),
+                "-" if one is None else f"{one.answers:,}",
+                "-" if one is None else str(one.unscored),
+                price,
+                "-" if cost is None else cost.source,
+            )
+        )
+    caption = (
+        "Means [95% bootstrap interval over prompts], scored off the clock on the same prompts. Win rate: "
+        f"share of comparisons with {result.settings['baseline']} won, ties 1/2. What could not be scored is "
+        "left out and counted. Costs at the highest throughput measured (cheapest to dearest round)."
+    )
+    columns = ("mode", "mean reward", "win rate", "scored answers", "unscored",
+               f"{currency} per 1,000 answers", "throughput from")  # fmt: skip
+    return Sheet("quality", "Reward and cost", caption, columns, tuple(rows), None)
+
+
+def break_even_sheet(result: LoadTestResult) -> Sheet:
+    """Every pair of a tuned policy and a mode that draws several candidates."""
+    rows = []
+    for pair in result.break_even:
+        needed = "unknown" if pair.training_cost is None else "never"
+        if pair.requests is not None:
+            needed = number(pair.requests)
+            if pair.requests_low is not None and pair.requests_high is not None:
+                needed += f" ({number(pair.requests_low)} to {number(pair.requests_high)})"
+        equal = "-"
+        if pair.equal_n is not None:
+            equal = f"{pair.equal_n:.1f} [{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}]"
+            if pair.equal_n_beyond:
+                equal = "below 1" if pair.equal_n == 1 else f"above {pair.equal_n:.0f}"
+        cost = "-" if pair.training_cost is None else number(pair.training_cost)
+        rows.append(
+            (pair.tuned, pair.sampled, cost, range_text(pair.cost_ratio), needed,
+             interval_text(pair.reward_given_up), equal, pair.training_source)
+        )  # fmt: skip
+    currency = result.settings["currency"]
+    caption = (
+        "Paid after: answers after which what each saves adds up to the training's cost. Reward given up: "
+        "sampled minus tuned, paired by prompt. Equal N: best-of-N with the tuned policy's reward."
+    )
+    columns = ("tuned", "against", f"training, {currency}", "cost ratio", "paid after, answers",
+               "reward given up", "equal N", "training from")  # fmt: skip
+    return Sheet("break-even", "Break-even", caption, columns, tuple(rows), None)
+
+
+def settings_sheet(result: LoadTestResult) -> Sheet:
+    """What it takes to run it again."""
+    facts: dict[str, object] = {
+        "run": result.id,
+        "measured": result.created,
+        "server": f"{result.server.url} ({result.server.api})",
+        **{f"--{name.replace('_', '-')}": value for name, value in result.settings.items()},
+    }
+    for mode in result.server.modes:
+        if mode.policy is not None and mode.name == mode.policy.name:
+            facts[f"policy {mode.name}"] = f"{mode.policy.path} ({mode.policy.revision})"
+    for mode in result.server.modes:
+        if mode.reward_model is not None:
+            facts["reward model"] = f"{mode.reward_model.path} ({mode.reward_model.revision})"
+    gold = result.server.gold_model
+    if gold is not None:
+        facts["gold reward model"] = f"{gold.path} ({gold.revision})"
+    facts |= {key: value for key, value in result.provenance.items() if value is not None}
+    rows = tuple(
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in facts.items()
+    )
+    return Sheet(
+        "settings", "Settings and revisions", "To run it again.", ("what", "value"), rows, None
+    )
+
+
+def examples_sheet(result: LoadTestResult) -> Sheet | None:
+    """A few answers to look at."""
+    if not result.examples:
+        return None
+    names = list(dict.fromkeys(name for one in result.examples for name in one.answers))
+    rows = []
+    for example in result.examples:
+        cells = []
+        for name in names:
+            answer = example.answers.get(name)
+            reward = "-" if answer is None or answer.reward is None else f"{answer.reward:+.2f}"
+            cells.append("-" if answer is None else f"[{reward}] {answer.text}")
+        rows.append((example.prompt, *cells))
+    caption = "The first prompts and what each mode answered first, with its reward."
+    return Sheet("examples", "Answers", caption, ("prompt", *names), tuple(rows), None)

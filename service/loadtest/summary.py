@@ -1,0 +1,77 @@
+"""From blocks to the figures of their cells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from service.loadtest.figures import quantiles, value_range
+from service.loadtest.observation import BlockRecord, Observation
+from service.loadtest.plan import Cell
+from service.loadtest.schema import CellResult, Quantiles, Range, Round
+
+
+def cell_result(
+    cell: Cell, blocks: Sequence[BlockRecord], slos: dict[str, float], *, streamed: bool
+) -> CellResult:
+    """All rounds of one cell together; latencies are pooled, rates ranged over rounds.
+
+    Raises:
+        ValueError: no block.
+    """
+    seen = [one for block in blocks for one in block.measured]
+    answered = [one for one in seen if one.error is None]
+
+    def pooled(value: Callable[[Observation], float | None]) -> Quantiles | None:
+        return quantiles(value(one) for one in answered)
+
+    def rate(weight: Callable[[Observation], float]) -> Range:
+        return value_range([throughput(block, weight) for block in blocks])
+
+    good = sum(one.meets(slos) for one in seen)
+    return CellResult(
+        variant=cell.variant.label,
+        mode=cell.variant.name,
+        n=cell.variant.n,
+        load_kind=cell.load.kind,
+        load=cell.load.value,
+        requests=len(answered),
+        errors=dict(Counter(one.error for one in seen if one.error is not None)),
+        streamed=streamed,
+        requests_per_s=rate(lambda _: 1.0),
+        generated_tokens_per_s=rate(lambda one: one.generated_tokens or 0),
+        returned_tokens_per_s=rate(lambda one: one.returned_tokens or 0),
+        goodput_per_s=rate(lambda one: float(one.meets(slos))) if slos else None,
+        goodput_share=good / len(seen) if slos and seen else None,
+        e2e_ms=pooled(lambda one: one.e2e_ms),
+        ttft_ms=pooled(lambda one: one.ttft_ms),
+        tpot_ms=pooled(lambda one: one.tpot_ms),
+        itl_ms=quantiles(gap for one in answered for gap in one.gaps_ms),
+        queue_ms=pooled(lambda one: one.queue_ms),
+        rerank_ms=pooled(lambda one: one.rerank_ms) if cell.variant.reranks else None,
+        scoring_ms=pooled(lambda one: one.scoring_ms) if cell.variant.reranks else None,
+        send_lag_ms=quantiles((one.sent_s - one.due_s) * 1e3 for one in seen)
+        if cell.load.kind == "open"
+        else None,
+        client_cpu=max(block.client_cpu for block in blocks),
+        rounds=[_round(block) for block in blocks],
+    )
+
+
+def throughput(block: BlockRecord, weight: Callable[[Observation], float]) -> float:
+    """Answered requests' weights a second; one that straddles the window's edge counts by its share."""
+    total = sum(block.share(one) * weight(one) for one in block.observations if one.error is None)
+    return total / block.seconds
+
+
+def _round(block: BlockRecord) -> Round:
+    answered = [one.e2e_ms for one in block.measured if one.error is None]
+    found = quantiles(answered)
+    return Round(
+        round=block.round,
+        requests=len(answered),
+        requests_per_s=throughput(block, lambda _: 1.0),
+        returned_tokens_per_s=throughput(block, lambda one: one.returned_tokens or 0),
+        p50_e2e_ms=None if found is None else found.p50,
+        p95_e2e_ms=None if found is None else found.p95,
+    )

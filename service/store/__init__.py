@@ -1,0 +1,26 @@
+"""Where load tests and people's preferences are kept: SQLite by default, PostgreSQL by URL, one code path."""
+
+from service.store.database import Store, open_store
+from service.store.preferences import (
+    HumanWinRate,
+    Preference,
+    Shown,
+    add_preference,
+    human_win_rates,
+)
+from service.store.runs import RunSummary, add_run, find_run, list_runs, tag_run
+
+__all__ = [
+    "HumanWinRate",
+    "Preference",
+    "RunSummary",
+    "Shown",
+    "Store",
+    "add_preference",
+    "add_run",
+    "find_run",
+    "human_win_rates",
+    "list_runs",
+    "open_store",
+    "tag_run",
+]

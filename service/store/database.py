@@ -1,0 +1,117 @@
+"""Opens a store and brings its tables up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from bestofn.errors import BestOfNError
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+_LOCK = 4_207_120_570_064_057  # PostgreSQL: any number that others do not use
+_BUSY_S = 30
+
+
+class StoreError(BestOfNError):
+    """The store cannot be opened, or not be used; says which and why."""
+
+
+class Store:
+    """An open store; safe to share between threads, each using sessions of its own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction: committed at the end of the block, rolled back if it raises.
+
+        Raises:
+            StoreError: the database refused.
+        """
+        try:
+            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+                yield session
+        except SQLAlchemyError as error:
+            raise StoreError(f"the store failed: {_said(error)}") from error
+
+    def close(self) -> None:
+        """Close its connections."""
+        self._engine.dispose()
+
+
+def open_store(where: str) -> Store:
+    """Open a SQLite file (made if there is none) or a database URL, and migrate it.
+
+    Raises:
+        StoreError: the URL is wrong, its driver is not installed, or the database cannot be used.
+    """
+    url = where if "://" in where else f"sqlite:///{where}"
+    try:
+        parsed = make_url(url)
+        options = {"timeout": _BUSY_S} if parsed.get_backend_name() == "sqlite" else {}
+        engine = create_engine(parsed, connect_args=options, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise StoreError(f"{where!r} is no SQLite file or database URL: {error}") from error
+    except ImportError as error:
+        raise StoreError(
+            f"the driver of {parsed.drivername} is not installed ({error}); for PostgreSQL: "
+            'pip install "bestofn[postgres]" and a URL that begins with postgresql+psycopg://'
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        _prepare_sqlite(engine)
+    try:
+        migrate(engine)
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise StoreError(
+            f"cannot use the store {parsed.render_as_string()}: {_said(error)}"
+        ) from error
+    return Store(engine)
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    """Whole transactions, table changes included, and foreign keys, as elsewhere."""
+
+    @event.listens_for(engine, "connect")
+    def _connected(connection: object, _: object) -> None:
+        connection.isolation_level = None  # type: ignore[attr-defined]  # we begin transactions
+        connection.execute("PRAGMA foreign_keys=ON")  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "begin")
+    def _begun(connection: Connection) -> None:
+        # At once for writing: two processes that both read first could not both go on to write.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the tables to this version's state; one process at a time."""
+    config = migration_config()
+    head = ScriptDirectory.from_config(config).get_current_head()
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        if MigrationContext.configure(connection).get_current_revision() == head:
+            return
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def migration_config() -> Config:
+    """Alembic's configuration, with the migrations of this package."""
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def _said(error: SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error).strip()

@@ -1,0 +1,114 @@
+"""Load tests in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, defer
+
+from service.store.database import Store, StoreError
+from service.store.tables import RunRow, TagRow
+
+MAX_TAG = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """A run without its figures; ``headline`` is its decision's first sentence."""
+
+    id: str
+    created: datetime
+    url: str
+    headline: str
+    tags: tuple[str, ...]
+
+
+def add_run(store: Store, result: dict[str, Any], tags: Sequence[str] = ()) -> None:
+    """Keep a result, as :class:`service.loadtest.schema.LoadTestResult` dumps it to JSON.
+
+    One of the same id (a continued run) is replaced; its tags stay.
+
+    Raises:
+        StoreError: the database refused.
+    """
+    with store.session() as session:
+        row = session.get(RunRow, result["id"])
+        if row is None:
+            row = RunRow(id=result["id"])
+            session.add(row)
+        row.created = datetime.fromisoformat(result["created"])
+        row.url = result["server"]["url"]
+        row.schema_version = result["schema_version"]
+        row.headline = result["decision"][0] if result["decision"] else ""
+        row.result = result
+        _add_tags(row, tags)
+
+
+def list_runs(
+    store: Store, *, tag: str | None = None, limit: int | None = None
+) -> list[RunSummary]:
+    """Newest first, those with a tag if one is given."""
+    query = select(RunRow).options(defer(RunRow.result)).order_by(RunRow.created.desc(), RunRow.id)
+    if tag is not None:
+        query = query.where(RunRow.tags.any(TagRow.tag == tag))
+    with store.session() as session:
+        return [_summary(row) for row in session.scalars(query.limit(limit))]
+
+
+def find_run(store: Store, run: str) -> tuple[RunSummary, dict[str, Any]]:
+    """A run and its result, by its id, the beginning of it, or a tag (the newest run that has it).
+
+    Raises:
+        StoreError: there is none, or several ids begin so.
+    """
+    with store.session() as session:
+        row = _find(session, run)
+        return _summary(row), row.result
+
+
+def tag_run(store: Store, run: str, tags: Sequence[str], *, remove: bool = False) -> RunSummary:
+    """Put tags on a run, or take them off.
+
+    Raises:
+        StoreError: no such run, or a tag that is empty or too long.
+    """
+    with store.session() as session:
+        row = _find(session, run)
+        if remove:
+            row.tags = [one for one in row.tags if one.tag not in tags]
+        else:
+            _add_tags(row, tags)
+        return _summary(row)
+
+
+def _find(session: Session, run: str) -> RunRow:
+    begin = select(RunRow).where(RunRow.id.startswith(run, autoescape=True)).limit(2)
+    found = list(session.scalars(begin)) if run else []
+    if len(found) > 1:
+        raise StoreError(f"several runs begin with {run!r}; give more of the id")
+    if found:
+        return found[0]
+    tagged = select(RunRow).where(RunRow.tags.any(TagRow.tag == run))
+    newest = session.scalars(tagged.order_by(RunRow.created.desc()).limit(1)).first()
+    if newest is None:
+        raise StoreError(f"the store has no run {run!r}, neither by id nor by tag")
+    return newest
+
+
+def _add_tags(row: RunRow, tags: Sequence[str]) -> None:
+    for tag in tags:
+        if not 1 <= len(tag) <= MAX_TAG:
+            raise StoreError(f"tag {tag!r} must have 1 to {MAX_TAG} characters")
+        if all(one.tag != tag for one in row.tags):
+            row.tags.append(TagRow(tag=tag))
+
+
+def _summary(row: RunRow) -> RunSummary:
+    # SQLite keeps no time zone; what is written is UTC.
+    created = row.created if row.created.tzinfo else row.created.replace(tzinfo=UTC)
+    tags = tuple(sorted(one.tag for one in row.tags))
+    return RunSummary(row.id, created, row.url, row.headline, tags)

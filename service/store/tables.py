@@ -1,0 +1,68 @@
+"""The tables. A change here needs a migration in ``migrations/versions``; a test holds both together."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, Integer, MetaData, String, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+# Names that do not depend on the database, so that migrations can name what they change.
+_NAMES = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    """All tables."""
+
+    metadata = MetaData(naming_convention=_NAMES)
+
+
+class RunRow(Base):
+    """One load test; ``result`` is its whole ``result.json``."""
+
+    __tablename__ = "run"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    created: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    url: Mapped[str] = mapped_column(Text)
+    schema_version: Mapped[str] = mapped_column(String(16))
+    headline: Mapped[str] = mapped_column(Text)
+    result: Mapped[dict[str, Any]] = mapped_column(JSON)
+    tags: Mapped[list[TagRow]] = relationship(
+        cascade="all, delete-orphan", lazy="selectin", order_by="TagRow.tag"
+    )
+
+
+class TagRow(Base):
+    """A word on a run."""
+
+    __tablename__ = "run_tag"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
+
+
+class PreferenceRow(Base):
+    """Which of two answers a person preferred without knowing whose they were."""
+
+    __tablename__ = "preference"
+    __table_args__ = (Index("ix_preference_modes", "mode_a", "mode_b"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    created: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    prompt: Mapped[str] = mapped_column(Text)
+    mode_a: Mapped[str] = mapped_column(String(128))
+    mode_b: Mapped[str] = mapped_column(String(128))
+    n_a: Mapped[int] = mapped_column(Integer)
+    n_b: Mapped[int] = mapped_column(Integer)
+    answer_a: Mapped[str] = mapped_column(Text)
+    answer_b: Mapped[str] = mapped_column(Text)
+    reward_a: Mapped[float | None] = mapped_column(Float)
+    reward_b: Mapped[float | None] = mapped_column(Float)
+    winner: Mapped[str] = mapped_column(String(3))

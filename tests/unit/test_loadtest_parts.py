@@ -1,0 +1,383 @@
+"""Arrivals, order, search, figures, break-even and decisions of the load test: by hand and by enumeration."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations, islice, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from bestofn.training_record import TrainingRecord
+from service.loadtest.arrivals import due_times, unit_arrivals
+from service.loadtest.breakeven import (
+    Capacity,
+    Side,
+    answers_to_break_even,
+    break_even,
+    cost_per_answer,
+    crossing,
+    equal_n,
+    training_of,
+)
+from service.loadtest.client import EventReader
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.decision import decide, number
+from service.loadtest.figures import (
+    permutation_p,
+    quantiles,
+    ratio_interval,
+    sign_flip_p,
+    value_range,
+)
+from service.loadtest.observation import BlockRecord, Observation
+from service.loadtest.plan import Load, Variant, cells, schedule
+from service.loadtest.prompts import load_prompts, made_prompts
+from service.loadtest.quality import ScoredRow, baseline_rewards, passes, quality_of
+from service.loadtest.saturate import Search, hopeless
+from service.loadtest.schema import Cost, Mode
+from service.loadtest.summary import throughput
+
+# Arrivals
+
+
+@pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
+def test_gaps_have_the_mean_and_spread_of_their_gamma_distribution(burstiness: float) -> None:
+    """40 000 gaps of a fixed seed. The bounds are six standard errors wide or more."""
+    moments = list(islice(unit_arrivals("random", burstiness, seed=7), 40_000))
+    gaps = np.diff([0.0, *moments])
+    assert gaps.mean() == pytest.approx(1, abs=6 / np.sqrt(40_000 * burstiness))
+    assert gaps.var() == pytest.approx(1 / burstiness, rel=0.15)
+    assert (gaps >= 0).all()
+
+
+def test_burstiness_one_is_poisson() -> None:
+    """Counts in windows have variance equal to mean, gaps above 1 have probability 1/e."""
+    moments = np.array(list(islice(unit_arrivals("random", 1.0, seed=3), 50_000)))
+    counts = np.histogram(moments, bins=np.arange(0, 40_000, 10))[0]
+    assert counts.mean() == pytest.approx(10, rel=0.03)
+    assert counts.var() == pytest.approx(10, rel=0.15)
+    assert (np.diff(moments) > 1).mean() == pytest.approx(np.exp(-1), abs=0.015)
+
+
+def test_a_constant_rate_is_one() -> None:
+    due = list(islice(due_times(unit_arrivals("constant", 1.0, 0), rate=4), 3))
+    assert due == [0.25, 0.5, 0.75]
+
+
+def test_a_ramp_rises_linearly() -> None:
+    """At 10/s after 4 s, 20 arrive in the ramp, a quarter of them in its first half, then 10 a second."""
+    due = np.array(list(islice(due_times(unit_arrivals("constant", 1.0, 0), 10, ramp_s=4), 60)))
+    assert (due <= 2).sum() == 5
+    assert (due <= 4).sum() == 20
+    assert np.diff(due[20:]) == pytest.approx(0.1)
+
+
+# Order, prompts, settings
+
+
+def test_rounds_go_there_and_back_or_are_shuffled() -> None:
+    three = cells([Variant("a"), Variant("b"), Variant("c")], [Load("closed", 1)])
+    line = [block.cell.variant.mode for block in schedule(three, 2, "alternating", 0)]
+    assert "".join(line) == "abccba"
+    orders = {
+        "".join(b.cell.variant.mode for b in schedule(three, 20, "random", 1)[i : i + 3])
+        for i in range(0, 60, 3)
+    }
+    assert len(orders) > 2
+    assert all(sorted(order) == ["a", "b", "c"] for order in orders)
+
+
+def test_made_prompts_have_lengths_of_the_range() -> None:
+    made = made_prompts("3:9", 200, seed=0)
+    assert {len(prompt.split()) for prompt in made} == set(range(3, 10))
+    assert made == made_prompts("3:9", 200, seed=0)
+    assert {len(p.split()) for p in made_prompts("20", 5, seed=0)} == {20}
+
+
+def test_prompts_of_a_file_are_cut(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("one\ntwo\nthree\n")
+    assert load_prompts(LoadTestSettings(prompts=file, prompt_count=2)) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"slo": ["speed:3"]}, "e2e, ttft, tpot"),
+        ({"slo": ["e2e:fast"]}, "not KIND:MS"),
+        ({"saturate": True}, "needs an SLO"),
+        ({"url": "localhost:8000"}, "http://"),
+        ({"prompts": "a", "prompt_words": "3"}, "not both"),
+        ({"concurrency": [0]}, "greater than or equal to 1"),
+        ({"speed": 3}, "Extra inputs"),
+    ],
+)
+def test_wrong_settings_are_refused(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        LoadTestSettings(**values)  # type: ignore[arg-type]
+
+
+def test_levels_have_a_default_only_where_nothing_else_is_asked() -> None:
+    assert LoadTestSettings().levels == [1, 8, 32]
+    assert LoadTestSettings(rate=[2]).levels == []
+    assert LoadTestSettings(rate=[2], concurrency=[5]).levels == [5]
+    assert LoadTestSettings(saturate=True, slo=["e2e:9"]).levels == []
+
+
+# Events and windows
+
+
+def test_events_may_be_cut_anywhere() -> None:
+    text = b': hello\n\nevent: token\ndata: {"a": 1}\n\ndata: [DONE]\r\n\r\n'
+    for cut in range(len(text)):
+        reader = EventReader()
+        found = list(chain(reader.feed(text[:cut]), reader.feed(text[cut:])))
+        assert found == [("token", {"a": 1}), ("", "[DONE]")]
+
+
+def block(*spans: tuple[float, float], window: tuple[float, float] = (1.0, 3.0)) -> BlockRecord:
+    seen = [
+        Observation(prompt=0, due_s=a, sent_s=a, done_s=b, measured=a >= window[0], returned_tokens=10)
+        for a, b in spans
+    ]  # fmt: skip
+    return BlockRecord(key="k", cell="c", round=0, started="", window_s=window, client_cpu=0,
+                       observations=seen)  # fmt: skip
+
+
+def test_requests_over_an_edge_count_by_their_share() -> None:
+    """Half of the first, all of the second, a quarter of the third; none of what lies outside."""
+    found = block((0.5, 1.5), (1.5, 2.5), (2.5, 4.5), (0.0, 0.9), (3.1, 4.0))
+    assert throughput(found, lambda _: 1.0) == pytest.approx((0.5 + 1 + 0.25) / 2)
+    assert throughput(found, lambda one: one.returned_tokens or 0) == pytest.approx(17.5 / 2)
+
+
+# Figures
+
+
+def test_quantiles_interpolate_and_leave_out_what_is_missing() -> None:
+    found = quantiles([None, 1, 2, 3, 4, 5])
+    assert found is not None
+    assert (found.p50, found.p90, found.count, found.mean) == (3, 4.6, 5, 3)
+    assert quantiles([None]) is None
+
+
+def test_permutation_p_is_the_enumerated_one() -> None:
+    a, b = [1.0, 2.0, 9.0], [3.0, 4.0, 8.0, 12.0]
+    pool, seen = [*a, *b], abs(np.mean(a) - np.mean(b))
+    splits = list(combinations(range(7), 3))
+    count = 0
+    for picks in splits:
+        inside = [pool[i] for i in picks]
+        outside = [pool[i] for i in range(7) if i not in picks]
+        count += abs(np.mean(inside) - np.mean(outside)) >= seen - 1e-12
+    assert permutation_p(a, b) == pytest.approx(count / len(splits))
+    assert permutation_p([1, 1.1, 1.2, 1.3], [9, 9.1, 9.2, 9.3]) == pytest.approx(2 / 70)
+
+
+def test_sign_flip_p_is_the_enumerated_one() -> None:
+    values = [0.5, -1.0, 2.0, 3.0]
+    seen = abs(np.mean(values))
+    count = sum(
+        abs(np.mean(np.array(signs) * values)) >= seen - 1e-12
+        for signs in product((-1, 1), repeat=4)
+    )
+    assert sign_flip_p(values) == pytest.approx(count / 16)
+
+
+def test_drawn_tests_agree_with_a_known_tail() -> None:
+    """Past enumeration: equal samples give large p-values, shifted ones the smallest possible."""
+    rng = np.random.default_rng(1)
+    same = rng.normal(size=40)
+    assert permutation_p(same[:20].tolist(), same[20:].tolist()) > 0.01
+    assert permutation_p((same[:20] + 9).tolist(), same[20:].tolist()) == pytest.approx(1 / 20_001)
+    assert sign_flip_p((same + 9).tolist()) == pytest.approx(1 / 20_001)
+
+
+def test_ratio_interval_covers_the_ratio() -> None:
+    ratio, low, high = ratio_interval([9, 10, 11], [4.5, 5, 5.5])
+    assert ratio == pytest.approx(2)
+    assert 11 / 4.5 >= high > 2 > low >= 9 / 5.5
+
+
+# Rewards
+
+
+def test_win_rate_is_the_share_of_pairs() -> None:
+    """Prompt 0: 1 and 3 against 2 and 3: of four pairs, 1 won and 1 tied. Prompt 1: not scored."""
+    ref = [ScoredRow(prompt=0, sample=i, reward=r) for i, r in enumerate((2.0, 3.0))]
+    mine = [ScoredRow(prompt=0, sample=i, reward=r) for i, r in enumerate((1.0, 3.0))]
+    mine.append(ScoredRow(prompt=1, sample=0, reward=None, unscored=1))
+    found = quality_of(Variant("vbon"), mine, baseline_rewards(ref))
+    assert found.win_rate is not None
+    assert found.win_rate.mean == pytest.approx(1.5 / 4)
+    assert (found.answers, found.unscored) == (2, 1)
+    assert found.prompt_rewards == {"0": 2.0}
+
+
+def test_best_of_n_wins_as_often_as_its_subsets() -> None:
+    """Every pair of candidates against every reference answer."""
+    candidates, ref = [0.0, 2.0, 5.0, 3.0], [1.0, 4.0, 5.0]
+    row = ScoredRow(prompt=0, sample=0, reward=5.0, candidates=candidates)
+    against = {0: np.array(ref)}
+    found = quality_of(Variant("bon", 2, True), [row], against)
+    bests = [max(pair) for pair in combinations(candidates, 2)]
+    wins = [(best > r) + 0.5 * (best == r) for best in bests for r in ref]
+    assert found.win_rate is not None
+    assert found.win_rate.mean == pytest.approx(np.mean(wins))
+    assert found.reward is not None
+    assert found.reward.mean == pytest.approx(np.mean(bests))
+    assert found.rewards == [2.0, 5.0]
+
+
+def test_too_few_scored_candidates_are_no_answer() -> None:
+    row = ScoredRow(prompt=0, sample=0, reward=5.0, candidates=[5.0], unscored=3)
+    found = quality_of(Variant("bon", 4, True), [row], None)
+    assert (found.reward, found.answers, found.unscored) == (None, 0, 3)
+
+
+def test_best_of_n_is_asked_once_for_all_n() -> None:
+    found = passes([Variant("ref"), Variant("bon", 2, True), Variant("bon", 8, True),
+                    Variant("soft-bon", 2, True), Variant("soft-bon", 8, True)])  # fmt: skip
+    assert [(one.variant.label, len(one.stands_for)) for one in found] == [
+        ("ref", 1), ("bon (N=8)", 2), ("soft-bon (N=2)", 1), ("soft-bon (N=8)", 1),
+    ]  # fmt: skip
+
+
+# Saturation
+
+
+@pytest.mark.parametrize("capacity", [0.7, 3.0, 41.0, 1000.0])
+@pytest.mark.parametrize("start", [1.0, 10.0])
+def test_the_search_ends_within_its_tolerance(capacity: float, start: float) -> None:
+    search = Search(start, 0.1)
+    while (rate := search.next_rate()) is not None:
+        search.note(rate, rate <= capacity)
+    assert search.passed is not None
+    assert search.failed is not None
+    assert search.passed <= capacity < search.failed <= 1.1 * search.passed
+    assert search.rates[-1] == search.passed
+    assert search.rates.count(search.passed) == 2
+    assert len(search.rates) < 25
+
+
+def test_what_passed_by_luck_is_not_reported() -> None:
+    """45 passes once; asked again it fails, as everything above 40 does."""
+    search, lucky = Search(45.0, 0.1), True
+    while (rate := search.next_rate()) is not None:
+        search.note(rate, rate <= 40 or (rate == 45 and lucky))
+        lucky = lucky and rate != 45
+    assert search.passed is not None
+    assert 36 < search.passed <= 40
+
+
+def test_the_search_gives_up_far_below_its_start() -> None:
+    search = Search(8.0, 0.1)
+    while (rate := search.next_rate()) is not None:
+        search.note(rate, False)
+    assert search.passed is None
+    assert min(search.rates) == 8 / 2**5
+
+
+def test_hopeless_is_more_than_five_percent_of_what_is_expected() -> None:
+    assert not hopeless(6, 100)
+    assert hopeless(7, 100)
+
+
+# Break-even
+
+
+def test_break_even_by_hand() -> None:
+    """3.60 an hour: at 1/s an answer costs 0.001, at 10/s 0.0001; 9 of training are paid after 10 000."""
+    assert cost_per_answer(3.6, 1) == pytest.approx(0.001)
+    assert answers_to_break_even(9.0, 0.001, 0.0001) == pytest.approx(10_000)
+    assert answers_to_break_even(9.0, 0.001, 0.001) is None
+    assert cost_per_answer(1, 0) == float("inf")
+
+
+def test_the_curve_is_crossed_between_integers() -> None:
+    curve = np.array([0.0, 1.0, 1.5, 1.75])
+    assert crossing(curve, 1.25) == (2.5, False)
+    assert crossing(curve, 1.0) == (2.0, False)
+    assert crossing(curve, 2.0) == (4.0, True)
+    assert crossing(curve, -1.0) == (1.0, True)
+
+
+def test_equal_n_is_paired_over_prompts() -> None:
+    """Prompts differ by far more than methods do; with the curve shifted alike the interval is a point."""
+    level = np.random.default_rng(2).normal(0, 50, 30)
+    matrix = level[:, None] + np.array([0.0, 1.0, 1.5])
+    found = equal_n(matrix, level + 1.25)
+    assert (found.n, found.low, found.high, found.beyond) == pytest.approx((2.5, 2.5, 2.5, False))
+
+
+def side(variant: str, rates: list[float], rewards: dict[str, float]) -> Side:
+    rows = [ScoredRow(prompt=int(p), sample=0, reward=r) for p, r in rewards.items()]
+    rate = value_range(rates)
+    quality = quality_of(Variant(variant), rows, None)
+    return Side(variant, Capacity("8 in flight", rate, dict(enumerate(rates))), quality)
+
+
+def test_break_even_pairs_rounds_and_prompts() -> None:
+    tuned = side("vbon", [8.0, 10.0, 20.0], {"0": 1.0, "1": 2.0, "3": 9.0})
+    sampled = side("bon", [1.0, 1.0, 2.0], {"0": 1.5, "1": 3.5, "2": 7.0})
+    training = training_of(Mode(name="vbon", reranks=False), LoadTestSettings(training_hours=2.5,
+                           training_price_per_hour=4))  # fmt: skip
+    found = break_even(tuned, sampled, training, ([], np.zeros((0, 1))), price=3.6)
+    assert found.training_cost == 10.0
+    assert found.requests == pytest.approx(10 / (0.001 - 0.0001))
+    # Rounds: 8 against 1, 10 against 1, 20 against 2.
+    assert (found.cost_ratio.low, found.cost_ratio.median, found.cost_ratio.high) == pytest.approx(
+        (8, 10, 10)
+    )
+    assert found.requests_low == pytest.approx(10 / (0.001 - 0.0001))
+    assert found.requests_high == pytest.approx(10 / (0.0005 - 0.00005))
+    assert found.reward_given_up is not None
+    assert found.reward_given_up.count == 2
+    assert found.reward_given_up.mean == pytest.approx((0.5 + 1.5) / 2)
+
+
+def test_training_comes_from_the_card() -> None:
+    record = {"cost": {"training_seconds": 1800, "processes": 4}}
+    mode = Mode(name="vbon", reranks=False, training=TrainingRecord.model_validate(record))
+    found = training_of(mode, LoadTestSettings(price_per_hour=3))
+    assert (found.hours, found.cost) == (2.0, 6.0)
+    assert training_of(Mode(name="x", reranks=False), LoadTestSettings()).cost is None
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234567, "1,230,000"), (12.345, "12.3"), (0.01234, "0.0123"), (0.0000123, "0.0000123"), (0, "0")],
+)  # fmt: skip
+def test_numbers_read_without_exponents(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def decision_of(tuned_rate: float, sampled_rate: float, hours: float | None) -> list[str]:
+    tuned = side("vbon", [tuned_rate] * 2, {"0": 1.0, "1": 2.0})
+    sampled = side("bon (N=4)", [sampled_rate] * 2, {"0": 1.5, "1": 2.5})
+    training = training_of(Mode(name="v", reranks=False), LoadTestSettings(training_hours=hours))
+    pair = break_even(tuned, sampled, training, ([], np.zeros((0, 1))), price=1)
+    costs = [
+        Cost(variant=one.variant, source="", requests_per_s=one.capacity.requests_per_s,
+             per_1000=1000 * cost_per_answer(1, one.capacity.requests_per_s.median), low=0, high=0)
+        for one in (tuned, sampled)
+    ]  # fmt: skip
+    return decide([pair], costs, [], [], [], "EUR")
+
+
+def test_the_decision_says_from_when_on() -> None:
+    first, *rest = decision_of(10, 1, 3.0)
+    # 3 hours at 1 an hour; an answer costs 1/3600 against 1/36000: 12 000 answers.
+    assert first.startswith("Fine-tune (vbon) if you will serve more than 12,000 answers")
+    assert "better by 0.5 of reward" in first
+    assert "3.33 hours of serving" in rest[0]
+
+
+def test_the_decision_says_so_where_nothing_is_saved_or_known() -> None:
+    assert decision_of(1, 1, 3.0)[0] == "Keep bon (N=4): vbon saves nothing here."
+    assert "is unknown (no card tells it; give --training-hours)" in decision_of(10, 1, None)[0]

@@ -1,0 +1,189 @@
+"""The store: runs, tags, preferences, and its migrations; on PostgreSQL too where one can be started."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from service.store import (
+    Preference,
+    Shown,
+    Store,
+    add_preference,
+    add_run,
+    find_run,
+    human_win_rates,
+    list_runs,
+    open_store,
+    tag_run,
+)
+from service.store.database import StoreError, migrate, migration_config
+from service.store.tables import Base
+
+
+def run(number: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "id": f"{number:04d}abcd", "created": f"2026-01-{number:02d}T10:00:00+00:00",
+        "schema_version": "1.0", "decision": [f"decision {number}", "more"],
+        "server": {"url": "http://host"}, "figures": {"e2e": [1.5, None, "<script>"]}, **changes,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL of its own, if its programs and a driver are installed and allowed to run."""
+    url = os.environ.get("BESTOFN_TEST_POSTGRES")
+    if url:
+        yield url
+        return
+    pytest.importorskip("psycopg")
+    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None or os.geteuid() == 0:
+        pytest.skip("no PostgreSQL that this user may start; or set BESTOFN_TEST_POSTGRES to a URL")
+    data = tmp_path_factory.mktemp("postgres")
+    subprocess.run(["initdb", "-D", str(data), "-U", "test", "-A", "trust"], check=True, stdout=-3)
+    options = f"-c listen_addresses='' -k {data}"
+    subprocess.run(["pg_ctl", "-D", str(data), "-o", options, "-w", "start"], check=True, stdout=-3)
+    try:
+        yield f"postgresql+psycopg://test@/postgres?host={data}"
+    finally:
+        subprocess.run(
+            ["pg_ctl", "-D", str(data), "-m", "immediate", "stop"], check=True, stdout=-3
+        )
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    where = str(tmp_path / "runs.db")
+    if request.param == "postgresql":
+        where = request.getfixturevalue("postgres_url")
+        engine = create_engine(where)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+            connection.exec_driver_sql("CREATE SCHEMA public")
+        engine.dispose()
+    opened = open_store(where)
+    yield opened
+    opened.close()
+
+
+def test_what_is_put_in_comes_out(store: Store) -> None:
+    add_run(store, run(1), ["before"])
+    add_run(store, run(2))
+    summary, result = find_run(store, "0001")
+    assert result == run(1)
+    assert (summary.id, summary.headline, summary.tags) == ("0001abcd", "decision 1", ("before",))
+    assert summary.created.isoformat() == "2026-01-01T10:00:00+00:00"
+    assert [one.id for one in list_runs(store)] == ["0002abcd", "0001abcd"]
+    assert [one.id for one in list_runs(store, limit=1)] == ["0002abcd"]
+
+
+def test_tags_find_the_newest_and_can_be_taken_off(store: Store) -> None:
+    for number in (1, 2, 3):
+        add_run(store, run(number))
+    for number in ("0001", "0002"):
+        assert tag_run(store, number, ["release", "release"]).tags == ("release",)
+    assert find_run(store, "release")[0].id == "0002abcd"
+    assert [one.id for one in list_runs(store, tag="release")] == ["0002abcd", "0001abcd"]
+    assert tag_run(store, "0002", ["release"], remove=True).tags == ()
+    assert find_run(store, "release")[0].id == "0001abcd"
+    with pytest.raises(StoreError, match="1 to 64"):
+        tag_run(store, "0001", [""])
+
+
+def test_a_continued_run_replaces_itself_and_keeps_its_tags(store: Store) -> None:
+    add_run(store, run(1), ["mine"])
+    add_run(store, run(1, decision=["better"]), ["also"])
+    assert [(one.headline, one.tags) for one in list_runs(store)] == [("better", ("also", "mine"))]
+
+
+def test_names_that_fit_none_or_several_are_told(store: Store) -> None:
+    add_run(store, run(1))
+    add_run(store, run(2))
+    for name, words in (("000", "several runs"), ("%", "no run"), ("", "no run"), ("x", "no run")):
+        with pytest.raises(StoreError, match=words):
+            find_run(store, name)
+
+
+def test_human_win_rates_count_both_sides(store: Store) -> None:
+    bon, vbon = Shown("bon", 16, "b", 2.0), Shown("vbon", 1, "v", 1.0)
+    verdicts = [(bon, vbon, "a"), (vbon, bon, "b"), (vbon, bon, "a"), (bon, vbon, "tie")]
+    for a, b, winner in verdicts:
+        add_preference(store, Preference("prompt", a, b, winner))  # type: ignore[arg-type]
+    add_preference(store, Preference("p", Shown("ref", 1, "r"), bon, "b"))
+    first, second = human_win_rates(store)
+    assert (first.mode, first.n, first.against, first.against_n) == ("bon", 16, "vbon", 1)
+    assert (first.wins, first.losses, first.ties) == (2, 1, 1)
+    assert first.win_rate.mean == pytest.approx(2.5 / 4)
+    assert first.reward_win_rate is not None
+    assert first.reward_win_rate.mean == 1.0
+    assert (second.mode, second.against, second.wins) == ("bon", "ref", 1)
+    assert second.reward_win_rate is None
+    with pytest.raises(ValueError, match="both answers are bon"):
+        add_preference(store, Preference("p", bon, bon, "a"))
+
+
+def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    with pytest.raises(StoreError, match="1 to 64"):
+        add_run(store, run(1), ["x" * 65])
+    assert list_runs(store) == []
+
+
+def test_migrations_make_the_tables_of_the_code(store: Store) -> None:
+    """From empty up, down and up again; what alembic would still change is nothing."""
+    engine = store._engine
+    with engine.begin() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        config = migration_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
+        assert set(inspect(connection).get_table_names()) <= {"alembic_version"}
+    migrate(engine)
+    migrate(engine)
+    assert list_runs(store) == []
+
+
+def test_the_tables_can_be_written_for_postgresql() -> None:
+    dialect = postgresql.dialect()
+    text = "".join(
+        str(CreateTable(t).compile(dialect=dialect)) for t in Base.metadata.sorted_tables
+    )
+    assert "result JSON NOT NULL" in text
+    assert "TIMESTAMP WITH TIME ZONE" in text
+    assert "SERIAL" in text
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [("nonsense://x", "no SQLite file"), ("postgresql+nodriver://x", "no SQLite file"),
+     ("/nowhere/at/all/runs.db", "cannot use the store")],
+)  # fmt: skip
+def test_a_store_that_cannot_be_opened_says_why(where: str, words: str) -> None:
+    with pytest.raises(StoreError, match=words):
+        open_store(where)
+
+
+def test_passwords_are_not_told() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(StoreError) as caught:
+        open_store("postgresql+psycopg://me:hunter2@127.0.0.1:1/x")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
+    code = f"from service.store import *; list_runs(open_store({str(tmp_path / 'runs.db')!r}))"
+    started = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait(60) for process in started] == [0, 0, 0]
