@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from bestofn import __version__
+from service.blind import OpenPairs
 from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
-from service.routes import compare, generate, health, modes, openai
+from service.records import Records
+from service.routes import compare, generate, health, modes, openai, preferences
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ def create_app(
         on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
     """
+
+    records = Records(runtime.settings.store)
 
     async def load() -> None:
         try:
@@ -51,6 +55,7 @@ def create_app(
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await runtime.stop()
+            records.close()
 
     app = FastAPI(
         title="bestofn",
@@ -59,7 +64,9 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.runtime = runtime
-    for module in (generate, openai, compare, modes, health):
+    app.state.records = records
+    app.state.open_pairs = OpenPairs()
+    for module in (generate, openai, compare, modes, health, preferences):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.

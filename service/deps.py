@@ -6,6 +6,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from service.blind import OpenPairs
+from service.records import Records
 from service.runtime import Runtime
 
 
@@ -38,5 +40,15 @@ async def _request_id(request: Request) -> str:
     return get_request_id(request)
 
 
+async def _records(request: Request) -> Records:
+    return cast(Records, request.app.state.records)
+
+
+async def _open_pairs(request: Request) -> OpenPairs:
+    return cast(OpenPairs, request.app.state.open_pairs)
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 RequestId = Annotated[str, Depends(_request_id)]
+RecordsDep = Annotated[Records, Depends(_records)]
+OpenPairsDep = Annotated[OpenPairs, Depends(_open_pairs)]

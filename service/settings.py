@@ -125,6 +125,11 @@ class ServiceSettings(Settings):
     )
     engine: EngineSettings = Field(EngineSettings(), description="engine settings")
     limits: LimitSettings = Field(LimitSettings(), description="limits per request and in total")
+    store: Annotated[str | None, NoneWord] = Field(
+        "bestofn-runs.db",
+        description="where preferences are kept: a SQLite file, a database URL "
+        "(postgresql+psycopg://...), or none; made when first needed",
+    )
     log_level: str = Field("info", description="debug, info, warning or error")
 
     @field_validator("policies")
