@@ -6,6 +6,8 @@
     ├── InvalidInputError        the request or configuration is wrong; names the field and the limit
     │   ├── PromptTooLongError
     │   └── ModelNotFoundError   no mode of that model name
+    ├── ForbiddenError           a browser asks in the name of another site
+    ├── NotFoundError            what a path names is not here, or not any more
     ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
     ├── DataError                a corpus, prompt file or reward cache cannot be used
     ├── DivergedError            a training run is no longer a number, or too far from the reference
@@ -55,6 +57,14 @@ class ModelNotFoundError(InvalidInputError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, field="model")
+
+
+class ForbiddenError(BestOfNError):
+    """Another site's page asks for something that only our own may."""
+
+
+class NotFoundError(BestOfNError):
+    """What was asked for by its id is not here, or not any more."""
 
 
 class CheckpointError(BestOfNError):

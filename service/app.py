@@ -12,10 +12,12 @@ from starlette.middleware.cors import CORSMiddleware
 
 from bestofn import __version__
 from service.auth import ApiKeyMiddleware, open_keyring
+from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
 from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
-from service.routes import compare, generate, health, modes, openai
+from service.records import Records
+from service.routes import compare, generate, health, modes, openai, preferences
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ def create_app(
     auth, limits = runtime.settings.auth, runtime.settings.limits
     keyring = open_keyring(auth)
 
+    records = Records(runtime.settings.store)
+
     async def load() -> None:
         try:
             await runtime.start()
@@ -59,6 +63,7 @@ def create_app(
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
             await runtime.stop()
+            records.close()
 
     app = FastAPI(
         title="bestofn",
@@ -67,7 +72,9 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.runtime = runtime
-    for module in (generate, openai, compare, modes, health):
+    app.state.records = records
+    app.state.open_pairs = OpenPairs()
+    for module in (generate, openai, compare, modes, health, preferences):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.

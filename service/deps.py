@@ -6,6 +6,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from service.blind import OpenPairs
+from service.records import Records
 from service.runtime import Runtime
 
 
@@ -29,10 +31,20 @@ def asked_model(request: Request) -> str:
     return str(request.scope["state"].get("model", ""))
 
 
-# A coroutine, since FastAPI sends plain functions to a thread. Routes that answer requests for text
-# call the functions above: a dependency costs each of them 30 microseconds.
+# Coroutines, since FastAPI sends plain functions to a thread. Routes that take the load call the functions
+# above instead: FastAPI solves every dependency anew for each request.
 async def _runtime(request: Request) -> Runtime:
     return get_runtime(request)
 
 
+async def _records(request: Request) -> Records:
+    return cast(Records, request.app.state.records)
+
+
+async def _open_pairs(request: Request) -> OpenPairs:
+    return cast(OpenPairs, request.app.state.open_pairs)
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
+RecordsDep = Annotated[Records, Depends(_records)]
+OpenPairsDep = Annotated[OpenPairs, Depends(_open_pairs)]

@@ -168,6 +168,11 @@ class ServiceSettings(Settings):
         description="origins whose pages may use this service from a browser, https://HOST[:PORT]; none",
     )
     auth: AuthSettings = Field(AuthSettings(), description="API keys")
+    store: Annotated[str | None, NoneWord] = Field(
+        "bestofn-runs.db",
+        description="where preferences are kept: a SQLite file, a database URL "
+        "(postgresql+psycopg://...), or none; made when first needed",
+    )
     log_level: str = Field("info", description="debug, info, warning or error")
 
     @field_validator("policies")

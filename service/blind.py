@@ -1,0 +1,99 @@
+"""Two answers to one prompt, shown without saying whose they are, and the verdict on them."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from bestofn.errors import InvalidInputError, NotFoundError
+from service.comparison import run_seed
+from service.concurrency import all_or_first_error
+from service.generation import Plan, make_plan
+from service.runtime import Answer, Runtime
+from service.schemas import GenerateRequest
+from service.schemas.preferences import PairRequest, Side
+
+_MOST_OPEN = 1024  # pairs nobody judged; the oldest are forgotten
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both answers, in the order they are shown."""
+
+    prompt: str
+    left: Answer
+    right: Answer
+
+
+class OpenPairs:
+    """Pairs that wait for their verdict; who wrote them stays here until then."""
+
+    def __init__(self) -> None:
+        self._pairs: OrderedDict[str, Pair] = OrderedDict()
+
+    def add(self, pair: Pair) -> str:
+        """Keep a pair; its id."""
+        key = secrets.token_urlsafe(12)
+        self._pairs[key] = pair
+        while len(self._pairs) > _MOST_OPEN:
+            self._pairs.popitem(last=False)
+        return key
+
+    @contextmanager
+    def judged(self, key: str) -> Iterator[Pair]:
+        """The pair, once; it stays open if the block fails, so that no verdict is lost.
+
+        Raises:
+            NotFoundError: judged already, forgotten, or never there.
+        """
+        pair = self._pairs.pop(key, None)
+        if pair is None:
+            raise NotFoundError(f"no pair {key!r} waits for a verdict; it may have had one")
+        try:
+            yield pair
+        except BaseException:
+            self._pairs[key] = pair
+            raise
+
+
+async def make_pair(runtime: Runtime, request: PairRequest, request_id: str) -> Pair:
+    """Answer the prompt in both modes and shuffle.
+
+    Raises:
+        InvalidInputError: a mode that is not there, both sides the same, or over a limit.
+        Whatever answering can raise.
+    """
+    plans = [
+        _plan(runtime, request, side, f"{request_id}-{number}")
+        for number, side in enumerate(request.sides)
+    ]
+    one, other = ((plan.mode.name, _drawn(plan)) for plan in plans)
+    if one == other:
+        raise InvalidInputError(
+            f"both sides are {one[0]} with N = {one[1]}; choose two that differ", field="sides"
+        )
+    answers = list(await all_or_first_error(plan.answer(0) for plan in plans))
+    if secrets.randbits(1):
+        answers.reverse()
+    return Pair(request.prompt, answers[0], answers[1])
+
+
+def _plan(runtime: Runtime, request: PairRequest, side: Side, request_id: str) -> Plan:
+    # Seeds of their own: with a shared one, one sample would be a candidate of the other side's.
+    seed = None if request.seed is None else run_seed(request.seed, side.mode, side.n)
+    given = {"messages": [{"role": "user", "content": request.prompt}]}
+    body = GenerateRequest(
+        **(given if request.chat else {"prompt": request.prompt}),
+        n=side.n,
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        seed=seed,
+    )
+    return make_plan(runtime, side.mode, body, request_id)
+
+
+def _drawn(plan: Plan) -> int:
+    return plan.num_samples if plan.mode.strategy.reranks else 1

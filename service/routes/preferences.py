@@ -1,0 +1,99 @@
+"""``/preferences``: which of two unlabelled answers people like better."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter, Depends, Request
+
+from service.blind import Pair, make_pair
+from service.deps import OpenPairsDep, RecordsDep, RuntimeDep, get_request_id
+from service.disconnect import run_while_connected
+from service.page.security import refuse_other_sites
+from service.routes.generate import ERRORS
+from service.runtime import Answer
+from service.schemas.preferences import (
+    PairRequest,
+    PairShown,
+    Revealed,
+    Share,
+    Standing,
+    Standings,
+    Verdict,
+    VerdictKept,
+)
+from service.store import (
+    HumanWinRate,
+    Preference,
+    Shown,
+    add_preference,
+    human_win_rates,
+)
+
+router = APIRouter(prefix="/preferences", tags=["preferences"])
+
+_OURS_ONLY = [Depends(refuse_other_sites)]
+
+
+@router.post("/pairs", responses=ERRORS, dependencies=_OURS_ONLY)
+async def post_pair(
+    body: PairRequest,
+    request: Request,
+    runtime: RuntimeDep,
+    pairs: OpenPairsDep,
+) -> PairShown:
+    """Answer a prompt in two modes and show both answers in random order, without their modes."""
+    pair = await run_while_connected(request, make_pair(runtime, body, get_request_id(request)))
+    return PairShown(
+        pair=pairs.add(pair), prompt=pair.prompt, left=_text(pair.left), right=_text(pair.right)
+    )
+
+
+@router.post("", responses=ERRORS, dependencies=_OURS_ONLY)
+async def post_verdict(body: Verdict, pairs: OpenPairsDep, records: RecordsDep) -> VerdictKept:
+    """Keep which answer of a pair is better, and say whose they were. A pair has one verdict."""
+    winner = {"left": "a", "right": "b", "tie": "tie"}[body.winner]
+    with pairs.judged(body.pair) as pair:
+        kept = await records.use(lambda store: add_preference(store, _preference(pair, winner)))
+    return VerdictKept(
+        id=kept, winner=body.winner, left=_revealed(pair.left), right=_revealed(pair.right)
+    )
+
+
+@router.get("")
+async def get_standings(records: RecordsDep) -> Standings:
+    """Win rates by people's verdicts, and by the reward model on the same pairs."""
+    return Standings(standings=[_standing(line) for line in await records.use(human_win_rates)])
+
+
+def _text(answer: Answer) -> str:
+    return answer.outcome.selected.candidate.text
+
+
+def _revealed(answer: Answer) -> Revealed:
+    return Revealed(
+        mode=answer.mode.name, n=answer.num_samples, reward=answer.outcome.selected.reward
+    )
+
+
+def _preference(pair: Pair, winner: str) -> Preference:
+    def shown(answer: Answer) -> Shown:
+        whose = _revealed(answer)
+        return Shown(whose.mode, whose.n, _text(answer), whose.reward)
+
+    return Preference(pair.prompt, shown(pair.left), shown(pair.right), winner)  # type: ignore[arg-type]
+
+
+def _standing(line: HumanWinRate) -> Standing:
+    judged = line.reward_win_rate
+    return Standing(
+        mode=line.mode,
+        n=line.n,
+        against=line.against,
+        against_n=line.against_n,
+        wins=line.wins,
+        losses=line.losses,
+        ties=line.ties,
+        human_win_rate=Share(**asdict(line.win_rate)),
+        reward_win_rate=None if judged is None else Share(**asdict(judged)),
+    )

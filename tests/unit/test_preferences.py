@@ -1,0 +1,54 @@
+"""Blind preferences over ASGI, kept in a real store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fakes import make_runtime, serving
+
+PAIR = {"prompt": "<b>the film</b>", "sides": [{"mode": "ref"}, {"mode": "bon", "n": 4}]}
+
+
+async def test_a_verdict_is_kept_once_and_only_then_says_whose_answers_they_were(
+    tmp_path: Path,
+) -> None:
+    async with serving(make_runtime(store=str(tmp_path / "s.db"))) as (_, client):
+        shown = (await client.post("/preferences/pairs", json=PAIR)).json()
+        verdict = {"pair": shown["pair"], "winner": "left"}
+        kept = (await client.post("/preferences", json=verdict)).json()
+        again = await client.post("/preferences", json=verdict)
+        (line,) = (await client.get("/preferences")).json()["standings"]
+    assert shown.keys() == {"pair", "prompt", "left", "right"}
+    assert {kept["left"]["mode"], kept["right"]["mode"]} == {"ref", "bon"}
+    assert again.status_code == 404
+    assert (line["mode"], line["n"], line["against"], line["against_n"]) == ("bon", 4, "ref", 1)
+    assert line["human_win_rate"]["mean"] == float(kept["left"]["mode"] == "bon")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"sides": [{"mode": "ref"}, {"mode": "ref"}]}, "sides"), ({"sides": [{"mode": "ref"}]}, "sides"),
+     ({"sides": [{"mode": "ref"}, {"mode": "no"}]}, "mode"), ({"prompt": ""}, "prompt")],
+)  # fmt: skip
+async def test_wrong_pairs_are_refused(changes: dict[str, object], field: str) -> None:
+    async with serving(make_runtime(store="none")) as (_, client):
+        response = await client.post("/preferences/pairs", json={**PAIR, **changes})
+    assert (response.status_code, response.json()["error"]["param"]) == (422, field)
+
+
+async def test_other_sites_are_refused() -> None:
+    async with serving(make_runtime(store="none")) as (_, client):
+        for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "http://evil.example"}):
+            assert (
+                await client.post("/preferences/pairs", json=PAIR, headers=headers)
+            ).status_code == 403
+
+
+async def test_a_verdict_that_cannot_be_kept_leaves_the_pair_open() -> None:
+    async with serving(make_runtime(store="none")) as (_, client):
+        shown = (await client.post("/preferences/pairs", json=PAIR)).json()
+        verdict = {"pair": shown["pair"], "winner": "tie"}
+        said = [(await client.post("/preferences", json=verdict)).json() for _ in range(2)]
+    assert all("--store" in one["error"]["message"] for one in said)
