@@ -8,7 +8,8 @@ from pathlib import Path
 from bestofn.engine import Engine
 from bestofn.engine.remote_engine import RemoteEngine
 from bestofn.engine.remote_server import RemoteOptions, is_remote
-from bestofn.engine.vllm_engine import VllmEngine, VllmHost, VllmOptions
+from bestofn.engine.vllm_engine import VllmEngine
+from bestofn.engine.vllm_host import VllmHost, VllmOptions
 from bestofn.errors import CheckpointError
 from bestofn.rewards import open_reward_model
 from service.runtime import Runtime

@@ -175,7 +175,8 @@ async def _from_vllm(
     config: SampleConfig, prompts: list[Prompt]
 ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """A few prompts in the engine at once; each arrives when its last sample has."""
-    from bestofn.engine.vllm_engine import VllmEngine, VllmHost, VllmOptions
+    from bestofn.engine.vllm_engine import VllmEngine
+    from bestofn.engine.vllm_host import VllmHost, VllmOptions
 
     options = VllmOptions(
         dtype=config.dtype, executor="uni", trust_remote_code=config.trust_remote_code

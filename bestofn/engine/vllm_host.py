@@ -1,0 +1,177 @@
+"""vLLM's engine processes: how one is configured, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry
+
+from bestofn.checkpoints import check_checkpoint
+from bestofn.engine.metrics import logger_into
+from bestofn.errors import CheckpointError, NotReadyError
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """Engine settings that matter; ``None`` leaves vLLM's default.
+
+    Attributes:
+        dtype: ``auto`` takes the checkpoint's.
+        max_model_len: context in tokens.
+        max_num_seqs: sequences decoded at once.
+        gpu_memory_utilization: share of a GPU's memory for this engine.
+        tensor_parallel_size: GPUs per engine.
+        kv_cache_gib: memory for the KV cache; CPU only.
+        enforce_eager: skip compilation: starts sooner, decodes slower.
+        executor: ``uni`` runs the model inside the engine process.
+        cpu_threads: threads of the model on a CPU; ``None`` leaves a core to what feeds the engine,
+            as vLLM's own `mp` executor does.
+        trust_remote_code: let the checkpoint bring its own code.
+        scheduling_policy: ``fcfs``, or ``priority`` to let requests say how early they are served.
+        metrics: let vLLM keep its own Prometheus metrics.
+    """
+
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int = 1
+    kv_cache_gib: int = 1
+    enforce_eager: bool = False
+    executor: str | None = None
+    cpu_threads: int | None = None
+    trust_remote_code: bool = False
+    scheduling_policy: str = "fcfs"
+    metrics: bool = False
+
+
+class VllmHost:
+    """One ``AsyncLLM``: a base policy and the LoRA adapters served on top of it."""
+
+    def __init__(self, path: str, options: VllmOptions, adapters: tuple[str, ...] = ()) -> None:
+        self.checkpoint = check_checkpoint(path, "causal-lm")
+        self.adapters = {adapter: check_checkpoint(adapter, "adapter") for adapter in adapters}
+        self.options = options
+        self.tokenizer: Any = None
+        self.max_model_len = 0
+        self.registry = CollectorRegistry()
+        self._llm: AsyncLLM | None = None
+        self._starting = asyncio.Lock()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has started and has not died."""
+        return self._llm is not None and not self._llm.errored
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """The running engine.
+
+        Raises:
+            NotReadyError: it has not started.
+        """
+        if self._llm is None:
+            raise NotReadyError(f"the engine of {self.checkpoint.path} has not started")
+        return self._llm
+
+    async def start(self) -> None:
+        """Build the engine unless that is done; policies that share a host may all call this."""
+        async with self._starting:
+            if self._llm is None:
+                # Building the engine blocks for tens of seconds; liveness probes must not wait.
+                llm = await asyncio.to_thread(self._build)
+                self.tokenizer = llm.get_tokenizer()
+                self.max_model_len = int(llm.model_config.max_model_len)
+                self._llm = llm
+
+    async def stop(self) -> None:
+        """Shut the engine down; safe to call twice."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            await asyncio.to_thread(llm.shutdown)
+
+    def lora_request(self, adapter: str | None) -> LoRARequest | None:
+        """What tells vLLM to decode with an adapter."""
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = list(self.adapters).index(adapter) + 1
+        return LoRARequest(f"adapter-{number}", number, self.adapters[adapter].path)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the engine is built with, by vLLM's names for it; ``None`` is its own default."""
+        options = self.options
+        arguments: dict[str, Any] = {
+            "model": self.checkpoint.path,
+            "dtype": options.dtype,
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "enforce_eager": options.enforce_eager,
+            "trust_remote_code": options.trust_remote_code,
+            "load_format": "safetensors",
+            "disable_log_stats": True,
+            "enable_log_requests": False,
+            "distributed_executor_backend": options.executor,
+            "max_model_len": options.max_model_len,
+            "max_num_seqs": options.max_num_seqs,
+            "scheduling_policy": options.scheduling_policy,
+        }
+        if options.gpu_memory_utilization is not None:
+            arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+        if self.adapters:
+            ranks = [_adapter_rank(checkpoint.path) for checkpoint in self.adapters.values()]
+            arguments |= {
+                "enable_lora": True,
+                "max_loras": len(ranks),
+                "max_lora_rank": max(8, *ranks),
+            }
+        return arguments
+
+    def _build(self) -> AsyncLLM:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.options.kv_cache_gib))
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if self.options.executor == "uni":
+            # Otherwise vLLM's CPU platform silently puts `mp` in the place of `uni`; the engine core
+            # of AsyncLLM is a process of its own whatever this says.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if self.options.cpu_threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(self.options.cpu_threads)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        elif self.options.executor == "uni":
+            # With all cores, whatever else runs holds up one of the threads, and it all the others.
+            cores = len(os.sched_getaffinity(0))
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            return AsyncLLM.from_engine_args(
+                AsyncEngineArgs(**self.arguments), stat_loggers=self._stat_loggers()
+            )
+        except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be served
+            raise CheckpointError(
+                f"vLLM cannot serve {self.checkpoint.path}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _stat_loggers(self) -> list[Any]:
+        """With one of its own vLLM keeps statistics in spite of ``disable_log_stats``, without its log."""
+        if not self.options.metrics:
+            return []
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+        return [logger_into(self.registry, PrometheusStatLogger)]
+
+
+def _adapter_rank(path: str) -> int:
+    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+    return int(config["r"])
