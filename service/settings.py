@@ -36,7 +36,10 @@ class EngineSettings(BaseModel):
     enforce_eager: bool = Field(False, description="no compilation: starts sooner, decodes slower")
     executor: str | None = Field("uni", description="vLLM executor; uni is fastest on one device")
     cpu_threads: int | None = Field(
-        None, ge=1, description="threads of an engine's model on a CPU; default: all cores but one"
+        None,
+        ge=1,
+        description="threads of an engine's model on a CPU; default: all cores, but one less with 8 or "
+        "more, or where the policy is tiny (20 MB)",
     )
     scheduling_policy: Literal["fcfs", "priority"] = Field(
         "fcfs",
@@ -151,8 +154,8 @@ class ServiceSettings(Settings):
     reward_threads: int = Field(
         1,
         ge=1,
-        description="CPU threads of the reward models where there is no GPU; the engines have all cores "
-        "but one, and threads that wait for each other across both slow both down",
+        description="CPU threads of the reward models where there is no GPU; beside the engines' threads more "
+        "of them wait for each other, and slow both down",
     )
     reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
     trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
 
+TINY_BYTES = 20_000_000  # of weights
+MANY_CORES = 8
+
+
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
     """Engine settings that matter; ``None`` leaves vLLM's default.
@@ -33,8 +37,7 @@ class VllmOptions:
         kv_cache_gib: memory for the KV cache; CPU only.
         enforce_eager: skip compilation: starts sooner, decodes slower.
         executor: ``uni`` runs the model inside the engine process.
-        cpu_threads: threads of the model on a CPU; ``None`` leaves a core to what feeds the engine,
-            as vLLM's own `mp` executor does.
+        cpu_threads: threads of the model on a CPU; ``None``: :func:`default_cpu_threads`.
         trust_remote_code: let the checkpoint bring its own code.
         scheduling_policy: ``fcfs``, or ``priority`` to let requests say how early they are served.
         metrics: let vLLM keep its own Prometheus metrics.
@@ -148,9 +151,8 @@ class VllmHost:
             os.environ["OMP_NUM_THREADS"] = str(self.options.cpu_threads)
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         elif self.options.executor == "uni":
-            # With all cores, whatever else runs holds up one of the threads, and it all the others.
-            cores = len(os.sched_getaffinity(0))
-            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores - 1)))
+            threads = default_cpu_threads(self.checkpoint.path, len(os.sched_getaffinity(0)))
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -170,6 +172,18 @@ class VllmHost:
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         return [logger_into(self.registry, PrometheusStatLogger)]
+
+
+def default_cpu_threads(path: str, cores: int) -> int:
+    """All cores, but one less where what feeds the engine needs one more than the engine does.
+
+    A thread that has to wait for a core holds up all the others. A tiny policy gains more from a core
+    that is left free than from its second thread; a larger one only where one core is a small share
+    (docs/log.md). vLLM's own `mp` executor always leaves one.
+    """
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    tiny = 0 < size < TINY_BYTES
+    return max(1, cores - 1) if tiny or cores >= MANY_CORES else cores
 
 
 def _adapter_rank(path: str) -> int:
