@@ -154,7 +154,7 @@ class ServiceSettings(Settings):
     reward_threads: int = Field(
         1,
         ge=1,
-        description="CPU threads of the reward models where there is no GPU; beside the engines' threads more "
+        description="CPU threads of the reward models where there is no GPU; beside the engines, more "
         "of them wait for each other, and slow both down",
     )
     reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
