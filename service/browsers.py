@@ -1,8 +1,13 @@
-"""What browsers may do with answers: not guess their type, not run, frame or keep them."""
+"""What browsers may do with answers, and which pages may ask through them for a change."""
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
+from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bestofn.errors import ForbiddenError
 
 # FastAPI's page of the API loads Swagger UI from a CDN and starts it in the page.
 _DOCS_POLICY = (
@@ -44,3 +49,18 @@ class SecurityHeadersMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+async def refuse_other_sites(request: Request) -> None:
+    """Refuse what another site's page asks for in its visitor's name.
+
+    Browsers say where a request comes from; clients that are no browsers say nothing and pass.
+
+    Raises:
+        ForbiddenError: it comes from another origin.
+    """
+    site = request.headers.get("sec-fetch-site", "none")
+    origin = request.headers.get("origin")
+    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if site not in {"none", "same-origin"} or foreign:
+        raise ForbiddenError("only this service's own page may ask for this from a browser")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -76,8 +75,7 @@ async def contest(bench: Bench, first: Contender, second: Contender, goal: float
 
 def prompts_of(bench: Bench) -> list[str]:
     """The texts of one measurement, the ones :meth:`Bench.over_http` sends."""
-    texts = [prompt.key for prompt in bench.prompts]
-    return list(islice(cycle(texts), bench.settings.bon_requests))
+    return [prompt.key for prompt in bench.cycled(bench.settings.bon_requests)]
 
 
 async def find_width(bench: Bench, contender: Contender) -> None:

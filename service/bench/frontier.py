@@ -47,12 +47,15 @@ async def strategies(bench: Bench) -> Figure:
 
     Best of a few samples of a checkpoint, where there is one, stands beside it: its training is paid.
     """
-    single = await _spend(bench, Family("", "ref", []), {"n": 1, "score": True})
-    target = await _spend(bench, Family("", "bon", []), {"n": bench.settings.n})
+    single = await _spend(bench, "ref", {"n": 1, "score": True})
+    target = await _spend(bench, "bon", {"n": bench.settings.n})
     found: dict[str, Spread] = {}
     for family in _families(float(np.nanmean(single.reward)), single.deviation):
         if family.policy is None or family.policy in bench.runtime.policies:
-            curve = [await _spend(bench, family, setting) for setting in family.settings]
+            curve = [
+                await _spend(bench, family.mode, setting, family.policy)
+                for setting in family.settings
+            ]
             found[family.name] = relative_cost(curve, target)
     over_reference = [name for name in found if "@" not in name]
     best = min(over_reference, key=lambda name: found[name].median)
@@ -84,13 +87,13 @@ def _families(mean: float, deviation: float) -> list[Family]:
     ]
 
 
-async def _spend(bench: Bench, family: Family, settings: dict[str, Any]) -> Spent:
+async def _spend(
+    bench: Bench, mode: str, settings: dict[str, Any], policy: str | None = None
+) -> Spent:
     repeats, prompts = bench.settings.pairs, len(bench.prompts)
     # By the target's n, not this one's: few of adaptive-bon's 64 are ever drawn at once.
     width = bench.width(bench.settings.n)
-    result = await bench.over_http(
-        family.mode, prompts * repeats, width, policy=family.policy, **settings
-    )
+    result = await bench.over_http(mode, prompts * repeats, width, policy=policy, **settings)
     rewards = np.reshape([np.nan if r is None else r for r in result.rewards], (repeats, prompts))
     tokens = np.reshape(result.generated_tokens, (repeats, prompts))
     return Spent(rewards.mean(axis=0), tokens.mean(axis=0), float(np.nanstd(rewards)))

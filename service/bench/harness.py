@@ -85,7 +85,7 @@ class Bench:
     ) -> Result:
         """Closed loop of one mode through the service."""
         body = {"n": self.settings.n, "max_tokens": self.settings.max_tokens, **extra}
-        bodies = [{"prompt": prompt.text, **body} for prompt in self._prompts(requests)]
+        bodies = [{"prompt": prompt.text, **body} for prompt in self.cycled(requests)]
         target = f"{self.url}/generate?mode={mode}" + (f"&policy={policy}" if policy else "")
         return await load_elsewhere(Job(target, bodies, concurrency))
 
@@ -100,7 +100,7 @@ class Bench:
         """Tokens and seconds of ``AsyncLLM.generate`` alone on the reference's engine."""
         engine = self.engine
         sampling = Sampling(max_tokens=self.settings.max_tokens, logprobs=False)
-        work = iter(list(enumerate(self._prompts(requests))))
+        work = iter(list(enumerate(self.cycled(requests))))
         tokens = 0
 
         async def worker() -> None:
@@ -123,7 +123,8 @@ class Bench:
             raise BestOfNError("the bench compares with the bare engine, so `ref` must be local")
         return engine
 
-    def _prompts(self, count: int) -> Iterator[Prompt]:
+    def cycled(self, count: int) -> Iterator[Prompt]:
+        """The prompts of so many requests: in order, and over again."""
         return islice(cycle(self.prompts), count)
 
 

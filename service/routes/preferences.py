@@ -7,9 +7,9 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends, Request
 
 from service.blind import Pair, make_pair
+from service.browsers import refuse_other_sites
 from service.deps import OpenPairsDep, RecordsDep, RuntimeDep, get_request_id
 from service.disconnect import run_while_connected
-from service.page.security import refuse_other_sites
 from service.routes.generate import ERRORS
 from service.runtime import Answer
 from service.schemas.preferences import (

@@ -1,1 +1,0 @@
-"""The page served at ``/``: files that need no build step and load nothing from elsewhere."""
