@@ -33,7 +33,10 @@ async def draw(
 
 
 async def test_the_server_serves_lower_priorities_first(vllm_over_http: Engine) -> None:
-    """With 16 at once and 80 in line, one that comes last is done before most: else it were the last."""
+    """With 16 at once and 240 in line, one that comes last is done before most: else it were the last.
+
+    How late it comes, while this machine does other things too, is what the long line is for.
+    """
     finished: list[str] = []
 
     async def ask(name: str, count: int, priority: int) -> None:
@@ -44,14 +47,14 @@ async def test_the_server_serves_lower_priorities_first(vllm_over_http: Engine) 
                 finished.append(name)
 
     ids = await vllm_over_http.encode(PROMPT)
-    patient = asyncio.create_task(ask("patient", 80, 5))
+    patient = asyncio.create_task(ask("patient", 240, 5))
     while len(finished) < 8:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
     await ask("urgent", 1, -5)
     rank = finished.index("urgent")
     await patient
-    assert len(finished) == 81
-    assert rank < 56
+    assert len(finished) == 241
+    assert rank < 240 - 2 * 16
 
 
 @pytest.fixture

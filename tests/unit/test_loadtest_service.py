@@ -53,8 +53,9 @@ async def test_every_mode_is_measured_streamed_and_scored(tmp_path: Path) -> Non
         assert 2 <= cell.ttft_ms.p50 < cell.e2e_ms.p50
         assert cell.itl_ms is not None
         assert cell.itl_ms.p50 >= 1
-    ratio = cells["bon (N=4)"].generated_tokens_per_s.median
-    assert ratio > 3 * cells["bon (N=4)"].returned_tokens_per_s.median
+    # 4 if the reward did not look at lengths, over some 50 answers.
+    bon = cells["bon (N=4)"]
+    assert bon.generated_tokens_per_s.median > 2 * bon.returned_tokens_per_s.median
     assert cells["bon (N=4)"].rerank_ms is not None
     quality = {one.variant: one for one in result.quality}
     rewards = [quality[name].reward for name in ("ref", "bon (N=2)", "bon (N=4)")]
