@@ -29,8 +29,8 @@ class Metrics:
         def counter(name: str, text: str, labels: tuple[str, ...] = mode) -> Counter:
             return Counter(f"bestofn:{name}", text, labels, registry=self.registry)
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"bestofn:{name}", text, registry=self.registry)
+        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+            return Gauge(f"bestofn:{name}", text, labels, registry=self.registry)
 
         self.success = counter("request_success", "Prompts answered.")
         self.errors = counter("request_errors", "Requests failed, by error.", ("mode", "error"))
@@ -55,11 +55,14 @@ class Metrics:
         self.running = gauge("num_sequences_running", "Candidates admitted.")
         self.waiting = gauge("num_sequences_waiting", "Candidates waiting for admission.")
         self.scores_waiting = gauge("num_scores_waiting", "Candidates waiting for their reward.")
-        self.engine_alive = Gauge(
-            "bestofn:engine_alive",
-            "1 while the policy's engine takes requests.",
+        self.tasks = gauge("num_tasks", "Tasks on the event loop.")
+        self.engine_alive = gauge(
+            "engine_alive", "1 while the policy's engine takes requests.", ("policy",)
+        )
+        self.engine_sequences = gauge(
+            "num_engine_sequences",
+            "Sequences neither finished nor aborted in the policy's engine, an adapter's in its base's.",
             ("policy",),
-            registry=self.registry,
         )
         self.ready = gauge("ready", "1 when every model is loaded and warm.")
 

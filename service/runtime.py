@@ -90,6 +90,8 @@ class Runtime:
         self.metrics.scores_waiting.set_function(lambda: reward.waiting if reward else 0)
         for name, engine in policies.items():
             self.metrics.engine_alive.labels(name).set_function(partial(_alive, engine))
+            self.metrics.engine_sequences.labels(name).set_function(partial(_unfinished, engine))
+        self.metrics.tasks.set_function(_tasks)
         self.metrics.ready.set_function(lambda: float(self.ready))
         self.modes = {name: Mode(name, Single(), name) for name in policies}
         for name, strategy in STRATEGIES.items():
@@ -257,3 +259,11 @@ class Runtime:
 
 def _alive(engine: Engine) -> float:
     return float(engine.alive)
+
+
+def _unfinished(engine: Engine) -> float:
+    return float(engine.unfinished)
+
+
+def _tasks() -> float:
+    return float(len(asyncio.all_tasks()))

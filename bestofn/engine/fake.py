@@ -78,6 +78,11 @@ class FakeEngine:
         """Die."""
         self._alive = False
 
+    @property
+    def unfinished(self) -> int:
+        """Those being decoded."""
+        return self.running
+
     async def metrics(self) -> list[Metric]:
         """None."""
         return []

@@ -150,6 +150,10 @@ class Engine(Protocol):
     def trouble(self) -> str:
         """What is wrong with it, or with a part that it can do without; empty if nothing is."""
 
+    @property
+    def unfinished(self) -> int:
+        """Sequences in it that are neither finished nor aborted; 0 when nothing is asked of it."""
+
     async def metrics(self) -> list[Metric]:
         """Its own Prometheus metrics, names starting with ``vllm:``; none where it keeps none.
 

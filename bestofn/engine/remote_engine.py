@@ -76,6 +76,11 @@ class RemoteEngine:
         """The servers left out, and why."""
         return self._replicas.trouble
 
+    @property
+    def unfinished(self) -> int:
+        """Requests sent to its servers, or waiting to be sent."""
+        return self._replicas.in_flight
+
     async def metrics(self) -> list[Metric]:
         """What the servers' own ``/metrics`` say under vLLM's names."""
         if not self._options.metrics:

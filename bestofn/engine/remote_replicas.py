@@ -40,6 +40,11 @@ class Replicas:
         self._all: list[Replica] = []
 
     @property
+    def in_flight(self) -> int:
+        """Requests sent to any of them, or waiting to be sent."""
+        return sum(replica.in_flight for replica in self._all)
+
+    @property
     def alive(self) -> bool:
         """Whether any takes requests."""
         return any(not replica.trouble for replica in self._all)

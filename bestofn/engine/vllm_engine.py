@@ -104,7 +104,7 @@ class VllmEngine:
     @property
     def unfinished(self) -> int:
         """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
-        return self._host.llm.output_processor.get_num_unfinished_requests()
+        return self._host.llm.output_processor.get_num_unfinished_requests() if self.alive else 0
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """As vLLM detokenises: in the context of the prompt's last tokens."""

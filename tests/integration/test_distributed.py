@@ -24,7 +24,7 @@ pytestmark = pytest.mark.train
 
 from safetensors.torch import load_file  # noqa: E402
 
-from tests.integration.conftest import train_config  # noqa: E402
+from tests.tiny import train_config  # noqa: E402
 from training.assets import Assets  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
 from training.run import state_path, train  # noqa: E402

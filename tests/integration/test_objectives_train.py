@@ -18,7 +18,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from bestofn.checkpoints import check_checkpoint  # noqa: E402
 from bestofn.errors import DataError, DivergedError, InvalidInputError  # noqa: E402
-from tests.integration.conftest import train_config  # noqa: E402
+from tests.tiny import train_config  # noqa: E402
 from training.assets import Assets  # noqa: E402
 from training.configs import ReportConfig, SweepConfig  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402

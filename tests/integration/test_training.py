@@ -22,7 +22,7 @@ from bestofn.checkpoints import check_checkpoint  # noqa: E402
 from bestofn.errors import CheckpointError, DataError, ExportError, RewardError  # noqa: E402
 from bestofn.prompts import Prompt  # noqa: E402
 from bestofn.rewards import Scorable, open_reward_model  # noqa: E402
-from tests.integration.conftest import sample_config, train_config  # noqa: E402
+from tests.tiny import sample_config, train_config  # noqa: E402
 from training.cache import RewardCache  # noqa: E402
 from training.configs import EvaluateConfig, SandboxConfig  # noqa: E402
 from training.evaluate import evaluate_checkpoints  # noqa: E402

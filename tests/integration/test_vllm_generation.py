@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.train, pytest.mark.vllm]
 
 from bestofn.errors import InvalidInputError, PromptTooLongError  # noqa: E402
-from tests.integration.conftest import train_config  # noqa: E402
+from tests.tiny import train_config  # noqa: E402
 from training.policies import load_policy  # noqa: E402
 from training.rollout import Rollout, logprobs_of, response_logits  # noqa: E402
 from training.run import train  # noqa: E402

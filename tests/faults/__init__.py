@@ -1,0 +1,10 @@
+"""Faults injected into the real thing: one a file, run by ``python -m tests.faults`` or pytest.
+
+A file that is a fault defines
+
+- ``PROMISE``: what must hold, in one sentence, as docs/faults.md has it;
+- ``async def inject(stage: Stage) -> Tally``: breaks something and counts what became of the work.
+
+Optional: ``NEEDS`` (modules without which it is skipped). The size of a run is ``stage.size``: 1 in full
+and less in CI, so counts are ``stage.count(10_000)``.
+"""

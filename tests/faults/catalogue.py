@@ -1,0 +1,29 @@
+"""Which faults there are: every module of this package with a promise."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from types import ModuleType
+
+import tests.faults
+
+NOT_FAULTS = {"__main__", "catalogue", "conftest", "service", "stage", "tally", "test_faults"}
+
+
+def faults() -> list[str]:
+    """Names, in order."""
+    names = (module.name for module in pkgutil.iter_modules(tests.faults.__path__))
+    return sorted(name for name in names if name not in NOT_FAULTS)
+
+
+def load(name: str) -> ModuleType:
+    """A fault's module.
+
+    Raises:
+        TypeError: it does not say what it promises.
+    """
+    module = import_module(f"tests.faults.{name}")
+    if not isinstance(getattr(module, "PROMISE", None), str):
+        raise TypeError(f"tests/faults/{name}.py has no PROMISE")
+    return module

@@ -1,0 +1,143 @@
+"""The real service as a process of its own, to be broken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+START_S, STOP_S = 300.0, 40.0
+BODY: dict[str, Any] = {"prompt": "the film was", "n": 4, "max_tokens": 12}
+
+
+@dataclass
+class Service:
+    """A running ``python -m service``.
+
+    Attributes:
+        process: of the front end; engines and reward workers are its children.
+        log: everything it has printed.
+    """
+
+    url: str
+    process: psutil.Popen
+    log: Path
+    client: httpx.AsyncClient
+
+    async def ask(self, mode: str = "bon", **changes: Any) -> httpx.Response | Exception:
+        """One request's response, or what came in its place."""
+        try:
+            return await self.client.post("/generate", params={"mode": mode}, json=BODY | changes)
+        except httpx.HTTPError as error:
+            return error
+
+    async def ready(self) -> bool:
+        """Whether it says that it is."""
+        with suppress(httpx.HTTPError):
+            return (await self.client.get("/readyz")).status_code == 200
+        return False
+
+    async def until_ready(self, limit_s: float = START_S) -> float:
+        """Wait for it; the seconds that took.
+
+        Raises:
+            RuntimeError: it ended or took too long; with the end of its log.
+        """
+        begun = perf_counter()
+        while not await self.ready():
+            ended = self.process.poll()
+            if ended is not None or perf_counter() - begun > limit_s:
+                end = self.log.read_text(errors="replace")[-3000:]
+                raise RuntimeError(f"not ready ({ended}) after {limit_s:g} s:\n{end}")
+            await asyncio.sleep(0.1)
+        return perf_counter() - begun
+
+    def children(self, containing: str = "") -> list[psutil.Process]:
+        """Processes below it whose command line or name contains a text, oldest first."""
+        found = []
+        for child in self.process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if containing in " ".join([child.name(), *child.cmdline()]):
+                    found.append(child)
+        return sorted(found, key=lambda child: child.create_time())
+
+    async def metric(self, name: str) -> float:
+        """The sum of a metric over its labels; 0 where there is none."""
+        text = (await self.client.get("/metrics")).text
+        lines = [line for line in text.splitlines() if line.partition("{")[0].split(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    async def held(self) -> dict[str, float]:
+        """What it holds now, by kind; compare two of these around a fault."""
+        return {
+            "sequences running": await self.metric("bestofn:num_sequences_running"),
+            "sequences waiting": await self.metric("bestofn:num_sequences_waiting"),
+            "sequences in engines": await self.metric("bestofn:num_engine_sequences"),
+            "scores waiting": await self.metric("bestofn:num_scores_waiting"),
+            "tasks": await self.metric("bestofn:num_tasks"),
+            "file descriptors": self.process.num_fds(),
+            "threads": self.process.num_threads(),
+        }
+
+    async def left_over(self, before: dict[str, float], within_s: float = 10.0) -> dict[str, float]:
+        """What it holds more of than before, once it has had time to let go; empty is good."""
+        begun = perf_counter()
+        while True:
+            # This client's own idle connections are no leak of the server's.
+            await _close_idle(self.client)
+            now = await self.held()
+            more = {kind: now[kind] - before[kind] for kind in now if now[kind] > before[kind]}
+            if not more or perf_counter() - begun > within_s:
+                return more
+            await asyncio.sleep(0.2)
+
+
+async def _close_idle(client: httpx.AsyncClient) -> None:
+    transport = client._transport
+    if isinstance(transport, httpx.AsyncHTTPTransport):
+        for connection in list(transport._pool.connections):
+            if connection.is_idle():
+                await connection.aclose()
+        transport._pool._connections[:] = [
+            connection for connection in transport._pool.connections if not connection.is_closed()
+        ]
+
+
+@asynccontextmanager
+async def serving(sandbox: Path, scratch: Path, *flags: str) -> AsyncGenerator[Service, None]:
+    """Start it on the sandbox's models, ready; it and all below it are gone afterwards."""
+    from service.bench.processes import free_port
+
+    port = free_port()
+    log = scratch / f"service-{port}.log"
+    command = [
+        sys.executable, "-m", "service", "serve", "--port", str(port), "--engine.enforce-eager",
+        "--policies", f"ref={sandbox / 'policy'}", "--policies", f"vbon={sandbox / 'vbon'}",
+        "--reward", str(sandbox / "reward"), "--store", str(scratch / f"store-{port}.db"), *flags,
+    ]  # fmt: skip
+    with log.open("wb") as out:
+        process = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=150, limits=limits) as client:
+            service = Service(url, process, log, client)
+            await service.until_ready()
+            yield service
+    finally:
+        process.terminate()
+        with suppress(psutil.TimeoutExpired):
+            await asyncio.to_thread(process.wait, STOP_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
