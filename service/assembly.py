@@ -12,6 +12,7 @@ from bestofn.engine.vllm_engine import VllmEngine
 from bestofn.engine.vllm_host import VllmHost, VllmOptions
 from bestofn.errors import CheckpointError
 from bestofn.rewards import open_reward_model
+from bestofn.rewards.worker import RewardWorker
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE, ServiceSettings
@@ -38,7 +39,10 @@ def _scorer(spec: str | None, settings: ServiceSettings) -> BatchingScorer | Non
         timeout_s=settings.reward_timeout_s,
         threads=settings.reward_threads,
     )
-    return BatchingScorer(model)
+    if is_remote(spec):
+        return BatchingScorer(model)
+    worker = RewardWorker(model, timeout_s=settings.reward_stall_timeout_s)
+    return BatchingScorer(worker, runs=lambda: worker.alive)
 
 
 def _policies(settings: ServiceSettings) -> dict[str, Engine]:
@@ -110,4 +114,5 @@ def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
         trust_remote_code=settings.trust_remote_code,
         scheduling_policy=engine.scheduling_policy,
         metrics=engine.metrics,
+        stall_timeout_s=engine.stall_timeout_s,
     )

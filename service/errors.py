@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from bestofn.errors import (
     BestOfNError,
+    BusyError,
     CandidateCountError,
     CheckpointError,
     EngineDeadError,
@@ -26,7 +27,9 @@ from bestofn.errors import (
     OverloadedError,
     PromptTooLongError,
     RequestTimeoutError,
+    RewardDeadError,
     RewardError,
+    ShuttingDownError,
 )
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.disconnect import ClientDisconnectedError
@@ -42,7 +45,10 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (NotFoundError, 404, "not_found"),
     (OverloadedError, 429, "overloaded"),
     (NotReadyError, 503, "not_ready"),
+    (ShuttingDownError, 503, "shutting_down"),
+    (BusyError, 409, "busy"),
     (EngineDeadError, 503, "engine_dead"),
+    (RewardDeadError, 503, "reward_dead"),
     (CandidateCountError, 500, "candidate_count"),
     (EngineError, 500, "engine_error"),
     (RewardError, 502, "reward_error"),

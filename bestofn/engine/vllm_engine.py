@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prometheus_client import Metric
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
 
+logger = logging.getLogger(__name__)
+
 # vLLM reports why a sequence ended; anything else than these two did not finish.
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -47,22 +50,25 @@ class VllmEngine:
     scoring overlap decoding.
     """
 
+    recovers: ClassVar[bool] = False
+
     def __init__(self, host: VllmHost, adapter: str | None = None) -> None:
         self._host = host
         self._adapter = adapter
         checkpoint = host.adapters[adapter] if adapter else host.checkpoint
         by_priority = host.options.scheduling_policy == "priority"
         self.info = ModelInfo(checkpoint.path, checkpoint.revision, 0, by_priority)
+        self._warm_start = 0
 
     @property
     def alive(self) -> bool:
-        """Whether the engine process runs."""
-        return self._host.alive
+        """Whether the engine process runs and this policy was warmed up on it."""
+        return self._host.alive and self._warm_start == self._host.starts
 
     @property
     def trouble(self) -> str:
         """Only that its process does not run."""
-        return "" if self._host.alive else "the engine process does not run"
+        return "" if self.alive else "the engine process does not run"
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -72,18 +78,35 @@ class VllmEngine:
     async def metrics(self) -> list[Metric]:
         """vLLM's own, of the host; an adapter's requests are counted there, so it has none."""
         # What a dead engine said last would look like one that idles.
-        if self._adapter is not None or not self._host.alive:
+        if self._adapter is not None or not self.alive:
             return []
         return families_of(self._host.registry)
 
     async def start(self) -> None:
-        """Start the host if no other policy on it has, then decode once to compile everything."""
+        """Start the host if no other policy on it has, then decode once to compile everything.
+
+        The same once it has died.
+        """
         await self._host.start()
-        self.info = replace(self.info, max_model_len=self._host.max_model_len)
+        start = self._host.starts
+        revision = self.info.revision if self._adapter else self._host.checkpoint.revision
+        self.info = replace(self.info, max_model_len=self._host.max_model_len, revision=revision)
         warm_up = Sampling(max_tokens=4, seed=0)
         first_id = self._host.tokenizer.encode("a", add_special_tokens=True)
-        async for _ in self.generate(first_id, warm_up, 2, f"warm-up-{id(self)}"):
+        async for _ in self.generate(first_id, warm_up, 2, f"warm-up-{id(self)}-{start}"):
             pass
+        self._warm_start = start
+
+    async def check(self) -> None:
+        """End the engine's processes if it has said nothing for too long while it had work."""
+        limit_s = self._host.options.stall_timeout_s
+        if limit_s is not None and self._host.silent_s > limit_s:
+            logger.error(
+                "the engine of %s has not decoded anything for %g s: it hangs, and is ended",
+                self.info.path,
+                limit_s,
+            )
+            self._host.kill()
 
     async def stop(self) -> None:
         """Stop the host, and with it every policy on it."""
@@ -104,7 +127,7 @@ class VllmEngine:
     @property
     def unfinished(self) -> int:
         """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
-        return self._host.llm.output_processor.get_num_unfinished_requests() if self.alive else 0
+        return self._host.unfinished
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """As vLLM detokenises: in the context of the prompt's last tokens."""
