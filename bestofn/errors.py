@@ -5,6 +5,7 @@
     BestOfNError
     ├── InvalidInputError        the request or configuration is wrong; names the field and the limit
     │   ├── PromptTooLongError
+    │   ├── ReloadRefusedError   what a model's path holds now cannot be served
     │   └── ModelNotFoundError   no mode of that model name
     ├── ForbiddenError           a browser asks in the name of another site
     ├── NotFoundError            what a path names is not here, or not any more
@@ -53,6 +54,13 @@ class PromptTooLongError(InvalidInputError):
             "or lower max_tokens",
             field="prompt",
         )
+
+
+class ReloadRefusedError(InvalidInputError):
+    """A model was not reloaded; what was served before still is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="model")
 
 
 class ModelNotFoundError(InvalidInputError):

@@ -17,7 +17,8 @@ from service.browsers import SecurityHeadersMiddleware
 from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
-from service.routes import compare, generate, health, modes, openai, preferences
+from service.reload import Rebuild, Reloader
+from service.routes import admin, compare, generate, health, modes, openai, preferences
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def create_app(
     *,
     on_ready: Callable[[], object] | None = None,
     on_failure: Callable[[], object] | None = None,
+    rebuild: Rebuild | None = None,
 ) -> FastAPI:
     """The application; models load in the background while ``/healthz`` already answers.
 
@@ -35,6 +37,7 @@ def create_app(
         runtime: owned by the application from here on.
         on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
+        rebuild: makes models anew for ``/admin/reload``, which there is not without it.
 
     Raises:
         DataError: the keys file cannot be used.
@@ -73,8 +76,9 @@ def create_app(
     )
     app.state.runtime = runtime
     app.state.records = records
+    app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
     app.state.open_pairs = OpenPairs()
-    for module in (generate, openai, compare, modes, health, preferences):
+    for module in (generate, openai, compare, modes, health, preferences, admin):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.

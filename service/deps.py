@@ -6,8 +6,10 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from bestofn.errors import NotFoundError
 from service.blind import OpenPairs
 from service.records import Records
+from service.reload import Reloader
 from service.runtime import Runtime
 
 
@@ -45,6 +47,14 @@ async def _open_pairs(request: Request) -> OpenPairs:
     return cast(OpenPairs, request.app.state.open_pairs)
 
 
+async def _reloader(request: Request) -> Reloader:
+    reloader = request.app.state.reloader
+    if reloader is None:
+        raise NotFoundError("this service was put together by hand and cannot reload models")
+    return cast(Reloader, reloader)
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 RecordsDep = Annotated[Records, Depends(_records)]
+ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 OpenPairsDep = Annotated[OpenPairs, Depends(_open_pairs)]

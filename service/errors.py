@@ -26,6 +26,7 @@ from bestofn.errors import (
     NotReadyError,
     OverloadedError,
     PromptTooLongError,
+    ReloadRefusedError,
     RequestTimeoutError,
     RewardDeadError,
     RewardError,
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (PromptTooLongError, 422, "prompt_too_long"),
     (ModelNotFoundError, 404, "model_not_found"),
+    (ReloadRefusedError, 422, "reload_refused"),
     (InvalidInputError, 422, "invalid_input"),
     (ForbiddenError, 403, "forbidden"),
     (NotFoundError, 404, "not_found"),

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from bestofn.embedders import Embedder, open_embedder
-from bestofn.engine import Engine, Sampling, check_fits
+from bestofn.engine import Engine, ModelInfo, Sampling, check_fits
 from bestofn.errors import (
     EngineDeadError,
     InvalidInputError,
@@ -52,9 +52,16 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One prompt's outcome with the time it took from arrival."""
+    """One prompt's outcome with the time it took from arrival.
+
+    Attributes:
+        policy: what decoded it, which a reload may have replaced since.
+        scorer: what scored it, likewise; ``None`` where nothing could.
+    """
 
     mode: Mode
+    policy: ModelInfo
+    scorer: BatchingScorer | None
     prompt_tokens: int
     num_samples: int
     outcome: Outcome
@@ -94,7 +101,7 @@ class Runtime:
         )
         self.metrics.running.set_function(lambda: self.admission.running)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
-        self.metrics.scores_waiting.set_function(lambda: reward.waiting if reward else 0)
+        self.metrics.scores_waiting.set_function(lambda: self.reward.waiting if self.reward else 0)
         self.flights = Flights()
         for name in policies:
             self.metrics.engine_alive.labels(name).set_function(partial(self._alive, name))
@@ -191,6 +198,21 @@ class Runtime:
         await asyncio.gather(*(engine.stop() for engine in self.policies.values()))
         for scorer in self.scorers.values():
             await scorer.stop()
+
+    async def adopt_engines(self, engines: Mapping[str, Engine]) -> None:
+        """Let requests that come from here on use these, which are warm, in the place of their like."""
+        self.policies = {**self.policies, **engines}
+        for name, engine in engines.items():
+            if name in self.supervisor.watches:
+                await self.supervisor.replace(name, engine)
+
+    async def adopt_scorer(self, name: str, scorer: BatchingScorer) -> None:
+        """The same of the scorer ``reward`` or ``gold``."""
+        if name == "reward":
+            self.reward = scorer
+        else:
+            self.gold = scorer
+        await self.supervisor.replace(name, scorer)
 
     def mode(
         self, name: str, settings: Mapping[str, Any] | None = None, policy: str | None = None
@@ -297,6 +319,8 @@ class Runtime:
         finished = perf_counter()
         answer = Answer(
             mode=mode,
+            policy=engine.info,
+            scorer=reward,
             prompt_tokens=len(token_ids),
             num_samples=drawn,
             outcome=outcome,
@@ -312,7 +336,7 @@ class Runtime:
             queue_ms=answer.queue_ms,
             total_ms=answer.total_ms,
         )
-        if mode.strategy.reranks:
+        if mode.strategy.reranks or (score and self.reward is not None):
             unscored = sum(scored.reward is None for scored in outcome.candidates)
             self.metrics.unscored.labels(mode.name).inc(unscored)
         return answer

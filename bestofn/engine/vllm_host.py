@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
-from bestofn.checkpoints import check_checkpoint
+from bestofn.checkpoints import Checkpoint, check_checkpoint
 from bestofn.engine.metrics import logger_into
 from bestofn.errors import CheckpointError, NotReadyError
 
@@ -65,12 +65,28 @@ class VllmOptions:
     stall_timeout_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter's weights as they were at some time.
+
+    Attributes:
+        path: as configured.
+        number: vLLM's name for these weights: the same path read again later has another.
+    """
+
+    path: str
+    number: int
+    checkpoint: Checkpoint
+
+
 class VllmHost:
     """One ``AsyncLLM``: a base policy and the LoRA adapters served on top of it."""
 
     def __init__(self, path: str, options: VllmOptions, adapters: tuple[str, ...] = ()) -> None:
         self.checkpoint = check_checkpoint(path, "causal-lm")
-        self.adapters = {adapter: check_checkpoint(adapter, "adapter") for adapter in adapters}
+        self.adapters: dict[str, Adapter] = {}
+        for adapter in adapters:
+            self.use(self.new_adapter(adapter))
         self.options = options
         self.tokenizer: Any = None
         self.max_model_len = 0
@@ -135,6 +151,8 @@ class VllmHost:
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
+            await asyncio.sleep(0)  # it has its sockets closed by this loop
+            await asyncio.to_thread(_release, llm)
 
     def kill(self) -> None:
         """End the engine's processes at once; vLLM notices, and fails what they were decoding."""
@@ -170,14 +188,40 @@ class VllmHost:
 
         llm.engine_core.get_output_async = get_output_async
 
-    def lora_request(self, adapter: str | None) -> LoRARequest | None:
+    def new_adapter(self, path: str) -> Adapter:
+        """The weights that are at a path now.
+
+        Raises:
+            CheckpointError: there are none that can be used.
+        """
+        number = 1 + max((adapter.number for adapter in self.adapters.values()), default=0)
+        return Adapter(path, number, check_checkpoint(path, "adapter"))
+
+    def use(self, adapter: Adapter) -> None:
+        """What its path stands for from here on, after a restart of the engine too."""
+        self.adapters[adapter.path] = adapter
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Let the engine read its weights; in a request, weights that do not fit would end the engine.
+
+        Raises:
+            CheckpointError: they do not fit the base, or their rank is over the engine's.
+        """
+        request = self.lora_request(adapter)
+        try:
+            await self.llm.add_lora(request)
+        except Exception as error:  # whatever vLLM raises here, the adapter cannot be served
+            raise CheckpointError(
+                f"vLLM cannot serve the adapter {adapter.path}: {type(error).__name__}: {error}"
+            ) from error
+
+    def lora_request(self, adapter: Adapter | None) -> LoRARequest | None:
         """What tells vLLM to decode with an adapter."""
         if adapter is None:
             return None
         from vllm.lora.request import LoRARequest
 
-        number = list(self.adapters).index(adapter) + 1
-        return LoRARequest(f"adapter-{number}", number, self.adapters[adapter].path)
+        return LoRARequest(f"adapter-{adapter.number}", adapter.number, adapter.checkpoint.path)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -200,7 +244,7 @@ class VllmHost:
         if options.gpu_memory_utilization is not None:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
         if self.adapters:
-            ranks = [_adapter_rank(checkpoint.path) for checkpoint in self.adapters.values()]
+            ranks = [_adapter_rank(one.checkpoint.path) for one in self.adapters.values()]
             arguments |= {
                 "enable_lora": True,
                 "max_loras": len(ranks),
@@ -241,6 +285,16 @@ class VllmHost:
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         return [logger_into(self.registry, PrometheusStatLogger)]
+
+
+def _release(llm: AsyncLLM) -> None:
+    """Give back what vLLM leaves to the end of the process: nine descriptors an engine."""
+    resources = llm.engine_core.resources
+    resources.ctx.destroy(linger=0)
+    if resources.engine_manager is not None:
+        for process in resources.engine_manager.processes:
+            with suppress(ValueError):  # not ended yet, or closed already
+                process.close()
 
 
 def default_cpu_threads(path: str, cores: int) -> int:
