@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from bestofn.checkpoints import Checkpoint, check_checkpoint
+from bestofn.engine.guardian import Guardian
 from bestofn.engine.metrics import logger_into
 from bestofn.errors import CheckpointError, NotReadyError
 
@@ -93,6 +94,7 @@ class VllmHost:
         self.registry = CollectorRegistry()
         self.starts = 0
         self._llm: AsyncLLM | None = None
+        self._guardian: Guardian | None = None
         self._heard_s = 0.0
         self._starting = asyncio.Lock()
 
@@ -144,6 +146,7 @@ class VllmHost:
             self.max_model_len = int(llm.model_config.max_model_len)
             self._listen(llm)
             self._llm = llm
+            self._guardian = Guardian(self.pids)
             self.starts += 1
 
     async def stop(self) -> None:
@@ -153,6 +156,8 @@ class VllmHost:
             await asyncio.to_thread(llm.shutdown)
             await asyncio.sleep(0)  # it has its sockets closed by this loop
             await asyncio.to_thread(_release, llm)
+        if self._guardian is not None:
+            await asyncio.to_thread(self._guardian.dismiss)
 
     def kill(self) -> None:
         """End the engine's processes at once; vLLM notices, and fails what they were decoding."""

@@ -116,7 +116,7 @@ async def _close_idle(client: httpx.AsyncClient) -> None:
 
 @asynccontextmanager
 async def serving(
-    sandbox: Path, scratch: Path, *flags: str, models: bool = True
+    sandbox: Path, scratch: Path, *flags: str, models: bool = True, token: str | None = None
 ) -> AsyncGenerator[Service, None]:
     """Start it on the sandbox's models, or on what the flags name; ready. All of it is gone afterwards."""
     from service.bench.processes import free_port
@@ -132,7 +132,10 @@ async def serving(
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=150, limits=limits) as client:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(
+            base_url=url, timeout=150, limits=limits, headers=headers
+        ) as client:
             service = Service(url, process, log, client)
             await service.until_ready()
             yield service
