@@ -18,7 +18,7 @@ from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
 from service.reload import Rebuild, Reloader
-from service.routes import admin, compare, generate, health, modes, openai, preferences
+from service.routes import admin, compare, generate, health, modes, openai, page, preferences
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def create_app(
     app.state.records = records
     app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
     app.state.open_pairs = OpenPairs()
-    for module in (generate, openai, compare, modes, health, preferences, admin):
+    for module in (generate, openai, compare, modes, health, preferences, page, admin):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.
