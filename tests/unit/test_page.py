@@ -78,7 +78,8 @@ async def test_a_browser_that_has_a_file_is_not_sent_it_again() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/page/", "/page/nothing.js", "/page/index.html", "/page/docs.html", "/page/../__init__.py", "/page/..%2f__init__.py",
+    ["/page/", "/page/nothing.js", "/page/index.html", "/page/docs.html", "/page/../__init__.py",
+     "/page/..%2f__init__.py",
      "/page/%2e%2e/__init__.py", "/page/views/../../__init__.py", "/page//etc/passwd", "/page/%00",
      "/page/views", "/page/static/app.js", "/page/app.js%00.css", "/page/..\\__init__.py"],
 )  # fmt: skip
