@@ -114,6 +114,17 @@ async def test_candidates_come_with_their_rewards_and_the_highest_is_chosen(
         drawn = await bon.locator(".candidate").evaluate_all(
             "all => all.map(one => one.dataset.index)"
         )
+        summary = await page.locator(".summary").inner_text()
+        generated = {
+            mode: int(
+                (await column(page, mode).locator(".stats dd").nth(2).inner_text()).split()[0]
+            )
+            for mode in ("ref", "vbon", "bon")
+        }
+    fewest = min(generated, key=lambda mode: generated[mode])
+    ratio = generated["bon"] / generated[fewest]
+    assert f"bon has the highest reward, {shown[0]:.2f}, for {generated['bon']} tokens" in summary
+    assert f"{ratio:.1f} times the {generated[fewest]} of {fewest}" in summary
     assert shown == pytest.approx(rewards, abs=0.0051)
     assert shown == sorted(shown, reverse=True)
     assert chosen == texts[0] == answer.strip()
@@ -190,7 +201,7 @@ async def test_one_mode_s_error_is_its_own_and_names_the_remedy(visitor: Visitor
         await done(page, 2)
         failed = column(page, "vbon").locator(".error")
         await expect(failed).to_contain_text("over the model's limit of 20")
-        await expect(failed).to_contain_text("Shorten the prompt")
+        await expect(failed).to_contain_text("shorten the prompt")
         await expect(failed.get_by_role("button")).to_have_count(0)
         await assert_accessible(page)
 

@@ -10,12 +10,11 @@ export class Candidates {
 
   constructor(name) {
     this.#list = el("ol", { class: "candidates", tabindex: 0, "aria-label": `candidates of ${name}` });
-    this.node = el("details", { class: "drawn", open: true, hidden: true }, el("summary", {}, "Candidates"), this.#tools(), this.#list);
+    this.node = el("details", { class: "drawn", open: true }, el("summary", {}, "Candidates"), this.#tools(), this.#list);
   }
 
   /** A candidate that has its reward, or has none; one seen before is brought up to date. */
   add(candidate) {
-    this.node.hidden = false;
     this.#rows.get(candidate.index)?.node.remove();
     const made = { candidate, node: row(candidate) };
     this.#rows.set(candidate.index, made);

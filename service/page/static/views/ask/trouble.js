@@ -9,7 +9,6 @@ const REMEDIES = {
   forbidden: "Open this page at the address the service itself has.",
   network: "Is the service still running? This page looks for it by itself.",
   not_ready: "The models are still loading; this page says above when they are there.",
-  prompt_too_long: "Shorten the prompt or lower Max tokens.",
   reward_error: "The reward model could not score; the server's log says why.",
   timeout: "Ask for fewer candidates or tokens, or raise limits.timeout_s.",
   unauthorized: "Enter an API key with the key button above.",
