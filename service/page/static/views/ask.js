@@ -59,9 +59,9 @@ class Ask {
   }
 
   #serverChanged() {
-    const { state, modes } = this.#context.server;
-    this.#form.setReady(state === "ready");
-    if (state !== "ready") return;
+    const { answers, modes } = this.#context.server;
+    this.#form.setReady(answers);
+    if (!answers) return;
     this.#form.offer(modes);
     this.#preference.offer(modes);
   }

@@ -60,7 +60,7 @@ export class Column {
       this.#state(`${number(data.num_tokens)} tokens`, "accent");
     } else if (event === "candidate") {
       this.#range.include(data.reward);
-      this.#parts.candidates.append(this.#candidates.node);
+      this.#showCandidates();
       this.#candidates.add(data);
     } else if (event === "progress") {
       this.#progress(data);
@@ -91,13 +91,19 @@ export class Column {
     if (answer.text === "") replace(parts.text, el("em", { class: "muted" }, " ended at once, without a word"));
     if (this.#candidates) {
       parts.label.textContent = `chosen: candidate ${answer.selected_index + 1} of ${answer.candidates.length}`;
-      parts.candidates.append(this.#candidates.node);
+      this.#showCandidates();
       this.#candidates.finish(answer.candidates, answer.selected_index);
     }
     replace(parts.facts, facts(answer));
     this.#state("done", "good");
     const reward = answer.reward === null ? "no reward" : `reward ${number(answer.reward, 2)}`;
     this.#announce(`${this.#mode.name}: answered, ${reward}, ${duration(answer.timings_ms.total)}`);
+  }
+
+  /** Once only: putting it in its place again would take its scroll position. */
+  #showCandidates() {
+    const place = this.#parts.candidates;
+    if (!place.firstChild) place.append(this.#candidates.node);
   }
 
   #stopped() {
