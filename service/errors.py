@@ -108,7 +108,9 @@ def _failure_of(request: Request, error: Exception) -> Failure:
         logger.error("%s: unexpected error", get_request_id(request), exc_info=error)
         return Failure(500, "internal_error", f"unexpected {type(error).__name__}; see the log")
     status, kind = known
-    if status >= 500:
+    if isinstance(error, NotReadyError):  # probes ask time and again, and the cause has been logged
+        logger.debug("%s: %s: %s", get_request_id(request), kind, error)
+    elif status >= 500:
         logger.warning("%s: %s: %s", get_request_id(request), kind, error)
     retry_after_s = _RETRY_AFTER_S.get(status)
     if isinstance(error, OverloadedError):
