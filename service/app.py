@@ -17,7 +17,7 @@ from service.browsers import SecurityHeadersMiddleware
 from service.errors import add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
-from service.routes import compare, generate, health, modes, openai, preferences
+from service.routes import compare, generate, health, modes, openai, page, preferences
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def create_app(
     app.state.runtime = runtime
     app.state.records = records
     app.state.open_pairs = OpenPairs()
-    for module in (generate, openai, compare, modes, health, preferences):
+    for module in (generate, openai, compare, modes, health, preferences, page):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.
