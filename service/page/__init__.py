@@ -12,18 +12,20 @@ import hashlib
 import importlib.util
 import mimetypes
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
 INDEX = "index.html"
 PLOTLY = "plotly.min.js"
 
-# plotly adds one empty <style> and fills it through the DOM: the hash is that of no text at all.
-# Its camera button makes a picture of the plot as a blob.
+# plotly adds one empty <style> and fills it through the DOM, and one for maps, which come with it: the
+# hashes are those of no text at all and of plotly 6.9's style of maps (where another version's is refused, a
+# browser says so in its console, and nothing else differs). Its camera button makes a picture as a blob.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; "
-    "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU='; "
+    "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' "
+    "'sha256-V2sIX92Uh6ZaGSFTKMHghsB85b9toJtmazgG09AI2uk='; "
     "img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
@@ -47,7 +49,7 @@ class Asset:
     cache_control: str
 
 
-@lru_cache(maxsize=1)
+@cache
 def page_files() -> dict[str, Path]:
     """Every file of the page under the name a request gives it."""
     found = {
@@ -56,7 +58,7 @@ def page_files() -> dict[str, Path]:
     return found | _plotly()
 
 
-@lru_cache(maxsize=None)
+@cache
 def read_asset(name: str) -> Asset:
     """One of ``page_files``; read and packed the first time, which takes a while: call it in a thread."""
     path = page_files()[name]
@@ -74,5 +76,6 @@ def read_asset(name: str) -> Asset:
 def _plotly() -> dict[str, Path]:
     """What draws, in the package it comes with, found without importing that."""
     spec = importlib.util.find_spec("plotly")
-    places = spec.submodule_search_locations if spec else None
-    return {PLOTLY: Path(place) / "package_data" / PLOTLY for place in list(places or ())[:1]}
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    return {PLOTLY: Path(spec.submodule_search_locations[0]) / "package_data" / PLOTLY}

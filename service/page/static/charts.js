@@ -112,8 +112,13 @@ function describe(details, { traces, table }) {
 }
 
 function figuresOf(traces) {
-  const rows = traces.flatMap(({ name, x = [], y = [] }) => Array.from(x, (value, i) => [name ?? "", value, y[i]]));
+  const rows = traces.flatMap(({ name, x = [], y = [] }) => Array.from(x, (value, i) => [read(name), value, y[i]]));
   return { columns: ["series", "x", "y"], rows };
+}
+
+/** A name as `plain` found it. */
+function read(name = "") {
+  return name.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
 }
 
 document.addEventListener("themechange", () => {
