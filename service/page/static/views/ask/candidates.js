@@ -26,7 +26,7 @@ export class Candidates {
     if (this.#best === index) return;
     this.#rows.get(this.#best)?.node.removeAttribute("data-mark");
     this.#best = index;
-    this.#mark(index, "best", "best so far");
+    this.#mark(index, "best", "best");
   }
 
   textOf(index) {
@@ -88,7 +88,7 @@ function row(candidate) {
       "div", { class: "candidate-head" },
       el("span", { class: "muted" }, `#${index + 1}`),
       el("span", { class: "bar", "aria-hidden": "true" }, reward !== null && el("span", { vars: { "--reward": String(reward) } })),
-      el("span", { class: "reward" }, reward === null ? "no reward" : number(reward, 2)),
+      el("span", { class: "reward" }, number(reward, 2)),
       el("span", { class: "mark-words" }),
     ),
     el("p", { class: "candidate-text" }),
