@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from bestofn import __version__
+from service.access_log import AccessLogMiddleware
 from service.auth import ApiKeyMiddleware, open_keyring
 from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
-from service.errors import add_error_handlers
+from service.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
 from service.reload import Rebuild, Reloader
@@ -87,6 +88,7 @@ def create_app(
         BodyLimitMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.receive_timeout_s
     )
     app.add_middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics)
+    app.add_middleware(UnforeseenErrorMiddleware)
     if runtime.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -96,5 +98,7 @@ def create_app(
             expose_headers=["retry-after", "x-request-id"],
         )
     app.add_middleware(SecurityHeadersMiddleware)
+    if runtime.settings.logs_access:
+        app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bestofn.errors import (
     BestOfNError,
@@ -34,6 +35,7 @@ from bestofn.errors import (
 )
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.disconnect import ClientDisconnectedError
+from service.request_notes import note_error
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +70,38 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
     for error_type, _, _ in TABLE:
         app.add_exception_handler(error_type, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+
+
+class UnforeseenErrorMiddleware:
+    """Answers what nobody foresaw, so that the middleware around it sees that answer too.
+
+    FastAPI's handler of ``Exception`` is outside of all middleware: it would answer without the request's id
+    and the security headers, and let uvicorn log the traceback once more.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        except Exception as error:  # whatever it is, the client is told, and the log
+            request, failure = Request(scope), _failure_of(error)
+            if begun:
+                _count(request, failure)
+                raise  # the server cuts the connection: half an answer must not pass for a whole one
+            await _answer(request, failure)(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +130,21 @@ class Failure:
 
 def tell(request: Request, error: Exception) -> dict[str, object]:
     """Count and log an error that strikes when the status has long been sent; its JSON."""
-    failure = _failure_of(request, error)
+    failure = _failure_of(error)
     _count(request, failure)
     return failure.body(request)
 
 
-def _failure_of(request: Request, error: Exception) -> Failure:
+def _failure_of(error: Exception) -> Failure:
     known = next(((s, k) for t, s, k in TABLE if isinstance(error, t)), None)
     if known is None:
-        logger.error("%s: unexpected error", get_request_id(request), exc_info=error)
+        logger.error("unexpected error", exc_info=error)
         return Failure(500, "internal_error", f"unexpected {type(error).__name__}; see the log")
     status, kind = known
     if isinstance(error, NotReadyError):  # probes ask time and again, and the cause has been logged
-        logger.debug("%s: %s: %s", get_request_id(request), kind, error)
+        logger.debug("%s: %s", kind, error)
     elif status >= 500:
-        logger.warning("%s: %s: %s", get_request_id(request), kind, error)
+        logger.warning("%s: %s", kind, error)
     retry_after_s = _RETRY_AFTER_S.get(status)
     if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s
@@ -126,6 +159,7 @@ def _failure_of(request: Request, error: Exception) -> Failure:
 
 
 def _count(request: Request, failure: Failure) -> None:
+    note_error(failure.kind)
     if request.method != "POST":
         return
     # Only names this server knows become labels; anything else would let a client make series.
@@ -146,7 +180,7 @@ def _answer(request: Request, failure: Failure) -> JSONResponse:
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    return _answer(request, _failure_of(request, error))
+    return _answer(request, _failure_of(error))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:

@@ -208,6 +208,17 @@ class ServiceSettings(Settings):
         "(postgresql+psycopg://...), or none; made when first needed",
     )
     log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: one object a line, for machines"
+    )
+    access_log: bool | None = Field(
+        None, description="a record of each request that has ended; default: with --log-format json"
+    )
+
+    @property
+    def logs_access(self) -> bool:
+        """``access_log``, or its default."""
+        return self.log_format == "json" if self.access_log is None else self.access_log
 
     @field_validator("policies")
     @classmethod
