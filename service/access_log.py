@@ -54,13 +54,17 @@ def route_of(scope: Scope) -> str | None:
     return None if route is None else str(route.path)
 
 
+def method_of(scope: Scope) -> str | None:
+    """The request's method; ``None`` for one that HTTP does not know."""
+    return scope["method"] if scope["method"] in _METHODS else None
+
+
 def _log(level: int, scope: Scope, status: int, notes: RequestNotes) -> None:
     passages = notes.passages
-    method, route = scope["method"], route_of(scope)
     duration_ms = round((perf_counter() - notes.begun_s) * 1e3, 3)
     fields = with_fields(
-        method=method if method in _METHODS else None,
-        path=route,
+        method=method_of(scope),
+        path=route_of(scope),
         status=status,
         duration_ms=duration_ms,
         mode=",".join(notes.modes) or None,

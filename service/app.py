@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -21,6 +22,10 @@ from service.records import Records
 from service.reload import Rebuild, Reloader
 from service.routes import admin, compare, generate, health, modes, openai, preferences
 from service.runtime import Runtime
+from service.tracing import open_tracing
+
+if TYPE_CHECKING:
+    from service.spans import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,7 @@ def create_app(
     on_ready: Callable[[], object] | None = None,
     on_failure: Callable[[], object] | None = None,
     rebuild: Rebuild | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application; models load in the background while ``/healthz`` already answers.
 
@@ -39,13 +45,15 @@ def create_app(
         on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
         rebuild: makes models anew for ``/admin/reload``, which there is not without it.
+        tracing: where spans go; by default where the settings say, if they say so.
 
     Raises:
         DataError: the keys file cannot be used.
+        InvalidInputError: traces are asked for and OpenTelemetry is not installed.
     """
     auth, limits = runtime.settings.auth, runtime.settings.limits
     keyring = open_keyring(auth)
-
+    tracing = tracing or open_tracing(runtime.settings.otel)
     records = Records(runtime.settings.store)
 
     async def load() -> None:
@@ -68,6 +76,8 @@ def create_app(
             await asyncio.gather(loading, return_exceptions=True)
             await runtime.stop()
             records.close()
+            if tracing is not None:
+                await tracing.stop()
 
     app = FastAPI(
         title="bestofn",
@@ -98,6 +108,10 @@ def create_app(
             expose_headers=["retry-after", "x-request-id"],
         )
     app.add_middleware(SecurityHeadersMiddleware)
+    if tracing is not None:
+        from service.spans import TracingMiddleware
+
+        app.add_middleware(TracingMiddleware, tracing=tracing)
     if runtime.settings.logs_access:
         app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)

@@ -141,6 +141,18 @@ class AuthSettings(BaseModel):
     open_metrics: bool = Field(False, description="/metrics without a key where others need one")
 
 
+class OtelSettings(BaseModel):
+    """OpenTelemetry traces; OTEL_* variables say what is not said here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Annotated[str | None, NoneWord] = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="collector that takes OTLP over HTTP, http://HOST:4318; needs the extra `otel`",
+    )
+
+
 class ServiceSettings(Settings):
     """Best-of-N service.
 
@@ -214,6 +226,8 @@ class ServiceSettings(Settings):
     access_log: bool | None = Field(
         None, description="a record of each request that has ended; default: with --log-format json"
     )
+
+    otel: OtelSettings = Field(OtelSettings(), description="traces of requests")
 
     @property
     def logs_access(self) -> bool:
