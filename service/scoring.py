@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -97,7 +98,10 @@ class BatchingScorer:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, self._model.load)
         if self._loop_task is None:
-            self._loop_task = asyncio.create_task(self._serve(), name="reward-scorer")
+            # In a context of its own: it outlives a reload, and is none of that request's log.
+            self._loop_task = asyncio.create_task(
+                self._serve(), name="reward-scorer", context=Context()
+            )
 
     async def check(self) -> None:
         """Nothing: a model that hangs is found by the call that it does not answer."""
