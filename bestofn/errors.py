@@ -6,7 +6,7 @@
     ├── InvalidInputError        the request or configuration is wrong; names the field and the limit
     │   ├── PromptTooLongError
     │   └── ModelNotFoundError   no mode of that model name
-    ├── ForbiddenError           a browser asks in the name of another site
+    ├── ForbiddenError           a browser asks in the name of another site, or a key for what is another's
     ├── NotFoundError            what a path names is not here, or not any more
     ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
     ├── DataError                a corpus, prompt file or reward cache cannot be used
@@ -60,7 +60,7 @@ class ModelNotFoundError(InvalidInputError):
 
 
 class ForbiddenError(BestOfNError):
-    """Another site's page asks for something that only our own may."""
+    """Another site's page asks for something that only our own may, or a key for what is another's."""
 
 
 class NotFoundError(BestOfNError):

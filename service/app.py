@@ -15,9 +15,11 @@ from service.auth import ApiKeyMiddleware, open_keyring
 from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
 from service.errors import add_error_handlers
+from service.loadtest_runs import LoadTestRuns
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
-from service.routes import compare, generate, health, modes, openai, preferences
+from service.report_links import ReportLinks
+from service.routes import compare, generate, health, loadtests, modes, openai, preferences
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ def create_app(
     keyring = open_keyring(auth)
 
     records = Records(runtime.settings.store)
+    load_test_runs = LoadTestRuns(records)
 
     async def load() -> None:
         try:
@@ -62,6 +65,7 @@ def create_app(
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
+            await load_test_runs.close()
             await runtime.stop()
             records.close()
 
@@ -74,7 +78,9 @@ def create_app(
     app.state.runtime = runtime
     app.state.records = records
     app.state.open_pairs = OpenPairs()
-    for module in (generate, openai, compare, modes, health, preferences):
+    app.state.load_test_runs = load_test_runs
+    app.state.report_links = ReportLinks()
+    for module in (generate, openai, compare, modes, health, preferences, loadtests):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.

@@ -7,7 +7,9 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.blind import OpenPairs
+from service.loadtest_runs import LoadTestRuns
 from service.records import Records
+from service.report_links import ReportLinks
 from service.runtime import Runtime
 
 
@@ -45,6 +47,16 @@ async def _open_pairs(request: Request) -> OpenPairs:
     return cast(OpenPairs, request.app.state.open_pairs)
 
 
+async def _load_test_runs(request: Request) -> LoadTestRuns:
+    return cast(LoadTestRuns, request.app.state.load_test_runs)
+
+
+async def _report_links(request: Request) -> ReportLinks:
+    return cast(ReportLinks, request.app.state.report_links)
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 RecordsDep = Annotated[Records, Depends(_records)]
 OpenPairsDep = Annotated[OpenPairs, Depends(_open_pairs)]
+LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]
+ReportLinksDep = Annotated[ReportLinks, Depends(_report_links)]
