@@ -19,7 +19,17 @@ from service.loadtest_runs import LoadTestRuns
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
 from service.report_links import ReportLinks
-from service.routes import compare, generate, health, loadtests, modes, openai, page, preferences
+from service.routes import (
+    compare,
+    frontier,
+    generate,
+    health,
+    loadtests,
+    modes,
+    openai,
+    page,
+    preferences,
+)
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -80,7 +90,17 @@ def create_app(
     app.state.open_pairs = OpenPairs()
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
-    for module in (generate, openai, compare, modes, health, preferences, loadtests, page):
+    for module in (
+        generate,
+        openai,
+        compare,
+        modes,
+        health,
+        preferences,
+        loadtests,
+        frontier,
+        page,
+    ):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.

@@ -11,6 +11,7 @@ from bestofn.engine.remote_server import RemoteOptions, is_remote
 from bestofn.engine.vllm_engine import VllmEngine
 from bestofn.engine.vllm_host import VllmHost, VllmOptions
 from bestofn.errors import CheckpointError
+from bestofn.evaluation_record import read_evaluation
 from bestofn.rewards import open_reward_model
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
@@ -22,7 +23,10 @@ def build_runtime(settings: ServiceSettings) -> Runtime:
 
     Raises:
         CheckpointError: a configured model is missing, truncated or of the wrong kind.
+        DataError: the evaluation is none.
     """
+    if settings.evaluation is not None:
+        read_evaluation(settings.evaluation)
     reward = _scorer(settings.reward, settings)
     gold = _scorer(settings.gold, settings)
     return Runtime(settings, _policies(settings), reward, gold)

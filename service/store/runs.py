@@ -81,6 +81,17 @@ def get_run(store: Store, run_id: str) -> dict[str, Any] | None:
         return None if row is None else row.result
 
 
+def newest_results(store: Store, limit: int) -> list[dict[str, Any]]:
+    """Whole results, newest first.
+
+    Raises:
+        StoreError: the database refused.
+    """
+    query = select(RunRow.result).order_by(RunRow.created.desc(), RunRow.id).limit(limit)
+    with store.session() as session:
+        return list(session.scalars(query))
+
+
 def tag_run(store: Store, run: str, tags: Sequence[str], *, remove: bool = False) -> RunSummary:
     """Put tags on a run, or take them off.
 
