@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -43,14 +42,7 @@ class Reporting:
         if lines > self._lines and self._done:
             self._write(RESULT, self._result_so_far().model_dump_json())
         self._lines = lines
-        now = {
-            "blocks_planned": self._planned,
-            "blocks_done": self._done,
-            "now": what,
-            "now_s": seconds,
-            "began": time.time(),
-        }
-        self._write(PROGRESS, json.dumps(now))
+        self._tell(what, seconds)
         self._inner.begin(what, seconds)
 
     def seen(self, observation: Observation) -> None:
@@ -64,11 +56,16 @@ class Reporting:
     def finished(self, record: BlockRecord) -> None:
         """Count it."""
         self._done += 1
+        self._tell(None, None)
         self._inner.finished(record)
 
     def note(self, text: str) -> None:
         """Pass it on."""
         self._inner.note(text)
+
+    def _tell(self, what: str | None, seconds: float | None) -> None:
+        told = {"blocks_planned": self._planned, "blocks_done": self._done, "now": what, "now_s": seconds}
+        self._write(PROGRESS, json.dumps(told))
 
     def _write(self, name: str, text: str) -> None:
         path = self._journal.directory / name
