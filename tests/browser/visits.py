@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request
 
 from service.runtime import Runtime
@@ -83,5 +84,23 @@ class Visitor:
 @asynccontextmanager
 async def hosted(runtime: Runtime, **options: Any) -> AsyncGenerator[str, None]:
     """The real application under uvicorn, with whatever engines; its address without a path."""
-    async with on_a_port(runtime, **options) as url:
+    # Browsers keep connections open.
+    async with on_a_port(runtime, **{"timeout_graceful_shutdown": 1, **options}) as url:
         yield url.removesuffix("/v1")
+
+
+async def assert_accessible(page: Page) -> None:
+    """No breach of WCAG 2 A or AA, contrast included, that axe finds on the page as it is now."""
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
+    found = await Axe().run(page, options=options)
+    breaches = [
+        f"{one['id']}: {one['help']}: {[node['html'][:160] for node in one['nodes']]}"
+        for one in found.response["violations"]
+    ]
+    assert not breaches, "\n".join(breaches)
+
+
+async def assert_fits(page: Page) -> None:
+    """Nothing sticks out sideways."""
+    widths = await page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert widths[0] <= widths[1], widths

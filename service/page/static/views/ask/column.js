@@ -159,14 +159,14 @@ export class Column {
 function facts(answer) {
   const { timings_ms: ms, usage, policy, reward } = answer;
   const stat = (name, value, more) =>
-    el("div", {}, el("dt", {}, name), el("dd", {}, value, more && el("span", { class: "muted small" }, ` ${more}`)));
-  const returned = `generated, ${number(usage.returned_tokens)} returned`;
+    el("div", { title: more }, el("dt", {}, name), el("dd", {}, value, more && el("span", { class: "unseen" }, ` ${more}`)));
   return [
     el(
       "dl", { class: "stats" },
       stat("Reward", number(reward, 2)),
       stat("E2E", duration(ms.total)),
-      stat("Tokens", number(usage.generated_tokens), returned),
+      stat("Generated", number(usage.generated_tokens), "tokens"),
+      stat("Returned", number(usage.returned_tokens), "tokens"),
     ),
     reward !== null && el("span", { class: "bar", "aria-hidden": "true" }, el("span", { vars: { "--reward": String(reward) } })),
     timeline(ms),

@@ -22,8 +22,8 @@ export class Preference {
     this.node = this.#build();
   }
 
-  /** The modes to choose from; asks for the standings too. */
-  offer({ modes }) {
+  /** The modes to choose from; asks for the standings too, where verdicts are kept. */
+  offer({ modes, records }) {
     const names = modes.map((mode) => mode.name);
     if (names.join() !== [...this.#modes.keys()].join()) {
       this.#modes = new Map(modes.map((mode) => [mode.name, mode]));
@@ -31,7 +31,9 @@ export class Preference {
       const other = names.filter((name) => name !== this.#parts.one.value);
       this.#fill(this.#parts.other, names, ["vbon", ...other]);
     }
-    this.#showStandings();
+    this.#parts.choose.hidden = !records;
+    if (records) this.#showStandings();
+    else replace(this.#parts.standings, keepsNone());
   }
 
   /** 1, 2, 3 or an arrow is a verdict while a pair waits and nobody is writing. */
@@ -118,17 +120,12 @@ export class Preference {
   }
 
   async #showStandings() {
-    const { standings: place, choose, arena } = this.#parts;
+    const place = this.#parts.standings;
     try {
       replace(place, standings((await get("/preferences")).standings));
-      choose.hidden = false;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      const off = error.status === 404;
-      choose.hidden = off;
-      if (off) replace(arena);
-      const words = "This service keeps no verdicts, so there is nothing to judge: it was started with --store none.";
-      replace(place, off ? el("div", { class: "empty" }, el("p", {}, words)) : trouble(error, { retry: () => this.#showStandings() }));
+      replace(place, trouble(error, { retry: () => this.#showStandings() }));
     }
   }
 
@@ -160,6 +157,11 @@ export class Preference {
       parts.choose, parts.trouble, parts.arena, parts.standings,
     );
   }
+}
+
+function keepsNone() {
+  const words = "This service keeps no verdicts, so there is nothing to judge. Start it with --store FILE to change that.";
+  return el("div", { class: "empty" }, el("p", {}, words));
 }
 
 function panel(name, prompt, text) {

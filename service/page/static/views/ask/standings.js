@@ -12,7 +12,7 @@ export function standings(lines) {
     "div", { class: "scroll" },
     el(
       "table", { class: "table standings" },
-      el("caption", {}, "How often the first of each pair wins, ties as halves, with the 95% interval over verdicts."),
+      el("caption", {}, "How often the first of each pair wins, ties as halves; from five verdicts on with the 95% interval."),
       el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, lines.map(row)),
     ),
@@ -43,6 +43,6 @@ function share({ mean, low, high, count }, kind) {
   return el(
     "div", { class: "share", data: { kind }, vars },
     el("span", { class: "interval", "aria-hidden": "true" }, sure && el("span", { class: "span" }), el("span", { class: "half" }), el("span", { class: "mean" })),
-    el("span", {}, percent(mean), el("span", { class: "muted small" }, sure ? ` ${number(low * 100)} to ${number(high * 100)}` : " too few for an interval")),
+    el("span", {}, percent(mean), sure && el("span", { class: "muted small" }, ` ${number(low * 100)} to ${number(high * 100)}`)),
   );
 }
