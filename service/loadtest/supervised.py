@@ -64,7 +64,12 @@ class Reporting:
         self._inner.note(text)
 
     def _tell(self, what: str | None, seconds: float | None) -> None:
-        told = {"blocks_planned": self._planned, "blocks_done": self._done, "now": what, "now_s": seconds}
+        told = {
+            "blocks_planned": self._planned,
+            "blocks_done": self._done,
+            "now": what,
+            "now_s": seconds,
+        }
         self._write(PROGRESS, json.dumps(told))
 
     def _write(self, name: str, text: str) -> None:

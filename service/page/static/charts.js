@@ -41,7 +41,7 @@ function plotly() {
  */
 export async function plot(node, traces, layout = {}, { label, table = null, onClick = null } = {}) {
   const library = await plotly();
-  const figure = node.querySelector(":scope > .figure") ?? el("div", { class: "figure", role: "img" });
+  const figure = node.querySelector(":scope > .figure") ?? el("div", { class: "figure", role: "figure" });
   if (!figure.parentNode) replace(node, figure, el("details", { class: "alternative" }));
   const shown = { figure, traces, layout, label, table };
   drawn.set(node, shown);
