@@ -16,7 +16,7 @@ export class ApiError extends Error {
   }
 }
 
-/** Fires `unauthorized` (detail: the ApiError) whenever a key is missing or not known. */
+/** Fires `failed` (detail: the ApiError) whenever something went wrong, but for what was given up here. */
 export const apiEvents = new EventTarget();
 
 export function apiKey() {
@@ -119,16 +119,13 @@ async function send(path, options) {
     throw failed(error, "network", "the server does not answer");
   }
   if (response.ok) return response;
-  const body = await response.json().catch(() => null);
-  const error = told(body, response);
-  if (response.status === 401) apiEvents.dispatchEvent(new CustomEvent("unauthorized", { detail: error }));
-  throw error;
+  throw told(await response.json().catch(() => null), response);
 }
 
 function told(body, response) {
   const said = body?.error ?? {};
   const seconds = Number(response.headers.get("retry-after"));
-  return new ApiError(said.message ?? `the server answered with status ${response.status}`, {
+  return announced(said.message ?? `the server answered with status ${response.status}`, {
     type: said.type ?? "unknown",
     status: response.status,
     param: said.param ?? null,
@@ -139,5 +136,11 @@ function told(body, response) {
 
 function failed(error, type, message) {
   if (error.name === "AbortError") return new ApiError("stopped", { type: "aborted" });
-  return new ApiError(message, { type });
+  return announced(message, { type });
+}
+
+function announced(message, details) {
+  const error = new ApiError(message, details);
+  apiEvents.dispatchEvent(new CustomEvent("failed", { detail: error }));
+  return error;
 }

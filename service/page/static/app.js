@@ -124,7 +124,7 @@ function start() {
     useKey($("key-input").value.trim());
   });
   $("key-forget").addEventListener("click", () => useKey(null));
-  apiEvents.addEventListener("unauthorized", (event) => askForKey(event.detail.message));
+  apiEvents.addEventListener("failed", ({ detail: error }) => error.status === 401 && askForKey(error.message));
   server.addEventListener("change", showServer);
   showTheme();
   route();

@@ -69,6 +69,12 @@ export function freshId(prefix = "e") {
   return `${prefix}-${made}`;
 }
 
+/** A labelled input, select or textarea, in a block. */
+export function field(label, input, props = {}) {
+  input.id ||= freshId("field");
+  return el("div", { class: "field", ...props }, el("label", { for: input.id }, label), input);
+}
+
 // ---- numbers
 
 const formats = new Map();

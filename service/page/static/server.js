@@ -6,6 +6,9 @@ const WHILE_NOT_READY_MS = 1500;
 const WHILE_READY_MS = 10_000;
 const PATIENCE_MS = 8000;
 
+// Errors after which the server may not be what it was.
+const DOUBTFUL = new Set(["broken", "engine_dead", "network", "not_ready"]);
+
 /**
  * Fires `change`.
  *
@@ -20,7 +23,7 @@ class Server extends EventTarget {
   #asking = false;
 
   start() {
-    apiEvents.addEventListener("unauthorized", (event) => this.#become("locked", event.detail.message));
+    apiEvents.addEventListener("failed", (event) => this.#failed(event.detail));
     document.addEventListener("visibilitychange", () => document.hidden || this.check());
     return this.check();
   }
@@ -52,6 +55,11 @@ class Server extends EventTarget {
       await new Promise((resolve) => this.addEventListener("change", resolve, { once: true }));
     }
     return this.modes;
+  }
+
+  #failed(error) {
+    if (error.status === 401) this.#become("locked", error.message);
+    else if (DOUBTFUL.has(error.type)) this.check();
   }
 
   #become(state, message) {

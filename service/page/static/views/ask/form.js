@@ -1,6 +1,6 @@
 // What to ask: the prompt, the modes, and how to draw.
 
-import { el, freshId, replace } from "/page/dom.js";
+import { el, field, replace } from "/page/dom.js";
 
 const EXAMPLES = ["the film was", "i watched this movie", "the acting is", "another recent documentary"];
 const USUAL = ["ref", "bon", "vbon"];
@@ -114,7 +114,7 @@ export class Form {
     const numeric = (props) => el("input", { type: "number", inputmode: "decimal", ...props });
     const parts = {
       prompt: el("textarea", {
-        id: freshId("prompt"), rows: 2, placeholder: "A text to go on from", spellcheck: "false",
+        rows: 2, placeholder: "A text to go on from", spellcheck: "false",
       }),
       modes: el("fieldset", { class: "choices" }, el("p", { class: "muted" }, "Modes appear when the server is ready.")),
       otherModes: el("fieldset", { class: "choices" }),
@@ -132,16 +132,14 @@ export class Form {
       "details", { class: "others", hidden: true }, el("summary", {}, "Other ways to choose among N"), parts.otherModes,
     );
     this.#parts = parts;
-    const field = (name, input, hint) =>
-      el("label", { class: "field" }, el("span", {}, name, hint && el("span", { class: "hint" }, ` ${hint}`)), input);
     const check = (words, input, hint) => el("label", { class: "check", title: hint }, input, words);
     const form = el(
-      "form", { class: "card stack ask-form", novalidate: false, "aria-label": "What to ask" },
+      "form", { class: "card stack ask-form", "aria-label": "What to ask" },
       el("div", { class: "stack tight" }, field("Prompt", parts.prompt), this.#examples()),
       el("div", { class: "stack tight" }, parts.modes, parts.others),
       el(
         "div", { class: "fields" },
-        field("N", parts.n, "candidates"),
+        field("N (candidates)", parts.n),
         field("Max tokens", parts.maxTokens),
         field("Temperature", parts.temperature),
         field("Seed", parts.seed),

@@ -1,7 +1,7 @@
 // Blind preference: two unlabelled answers to the prompt above, a verdict, and whose they were.
 
 import { ApiError, get, post } from "/page/api.js";
-import { el, freshId, number, replace } from "/page/dom.js";
+import { el, field, freshId, number, replace } from "/page/dom.js";
 import { reranks } from "/page/views/ask/form.js";
 import { standings } from "/page/views/ask/standings.js";
 import { trouble } from "/page/views/ask/trouble.js";
@@ -145,7 +145,6 @@ export class Preference {
       standings: el("div", {}),
     };
     this.#parts = parts;
-    const field = (name, input) => el("label", { class: "field" }, el("span", {}, name), input);
     parts.choose = el("div", { class: "row blind-choose" }, field("One mode", parts.one), field("Another", parts.other), parts.show);
     return el(
       "section", { class: "card stack blind", "aria-labelledby": title },
