@@ -5,6 +5,7 @@
     BestOfNError
     ├── InvalidInputError        the request or configuration is wrong; names the field and the limit
     │   ├── PromptTooLongError
+    │   ├── ReloadRefusedError   what a model's path holds now cannot be served
     │   └── ModelNotFoundError   no mode of that model name
     ├── ForbiddenError           a browser asks in the name of another site, or a key for what is another's
     ├── NotFoundError            what a path names is not here, or not any more
@@ -16,8 +17,11 @@
     │   ├── EngineDeadError      the engine process is gone; no request can be served by it
     │   └── CandidateCountError  the engine returned more or fewer candidates than asked for
     ├── RewardError              the reward model could not score
+    │   └── RewardDeadError      its worker process is gone; it is being started again
     ├── OverloadedError          the admission queue is full; retry later
     ├── NotReadyError            models are still loading
+    ├── ShuttingDownError        the service ends before this request could
+    ├── BusyError                something of which there can be one at a time is under way
     └── RequestTimeoutError      the request ran past its time limit
 """
 
@@ -50,6 +54,13 @@ class PromptTooLongError(InvalidInputError):
             "or lower max_tokens",
             field="prompt",
         )
+
+
+class ReloadRefusedError(InvalidInputError):
+    """A model was not reloaded; what was served before still is."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, field="model")
 
 
 class ModelNotFoundError(InvalidInputError):
@@ -98,6 +109,10 @@ class RewardError(BestOfNError):
     """The reward model failed or returned something that is not a finite number."""
 
 
+class RewardDeadError(RewardError):
+    """The process of the reward model has died."""
+
+
 class OverloadedError(BestOfNError):
     """No room for another request.
 
@@ -112,6 +127,14 @@ class OverloadedError(BestOfNError):
 
 class NotReadyError(BestOfNError):
     """The service is up but its models are not."""
+
+
+class ShuttingDownError(BestOfNError):
+    """The service is ending; another instance, or this one once it is back, can answer."""
+
+
+class BusyError(BestOfNError):
+    """Something of which there can be one at a time is under way."""
 
 
 class RequestTimeoutError(BestOfNError):

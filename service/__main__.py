@@ -117,9 +117,25 @@ def compare(
         raise typer.Exit(1) from error
 
 
+@cli.command()
+def reload(
+    model: Annotated[str, typer.Argument(help="a policy's name, or reward, or gold")],
+    url: Annotated[str, typer.Option(help="the running server")] = "http://127.0.0.1:8000",
+) -> None:
+    """Serve what a model's configured path holds now, failing no request. Needs an admin's key, in
+    BESTOFN_REMOTE_API_KEY."""
+    from service.client import run_reload
+
+    try:
+        run_reload(url, model)
+    except BestOfNError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
 def main() -> None:
     """Entry point; without a command, ``serve``."""
-    known = {"serve", "bench", "compare", "keys", "--help", "-h"}
+    known = {"serve", "bench", "compare", "keys", "reload", "--help", "-h"}
     if len(sys.argv) < 2 or sys.argv[1] not in known:
         sys.argv.insert(1, "serve")
     cli(prog_name="python -m service")

@@ -18,8 +18,10 @@ from service.errors import add_error_handlers
 from service.loadtest_runs import LoadTestRuns
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
+from service.reload import Rebuild, Reloader
 from service.report_links import ReportLinks
 from service.routes import (
+    admin,
     compare,
     frontier,
     generate,
@@ -40,6 +42,7 @@ def create_app(
     *,
     on_ready: Callable[[], object] | None = None,
     on_failure: Callable[[], object] | None = None,
+    rebuild: Rebuild | None = None,
 ) -> FastAPI:
     """The application; models load in the background while ``/healthz`` already answers.
 
@@ -47,6 +50,7 @@ def create_app(
         runtime: owned by the application from here on.
         on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
+        rebuild: makes models anew for ``/admin/reload``, which there is not without it.
 
     Raises:
         DataError: the keys file cannot be used.
@@ -87,6 +91,7 @@ def create_app(
     )
     app.state.runtime = runtime
     app.state.records = records
+    app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
     app.state.open_pairs = OpenPairs()
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
@@ -97,6 +102,7 @@ def create_app(
         modes,
         health,
         preferences,
+        admin,
         loadtests,
         frontier,
         page,

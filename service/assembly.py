@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from bestofn.engine import Engine
@@ -13,6 +14,7 @@ from bestofn.engine.vllm_host import VllmHost, VllmOptions
 from bestofn.errors import CheckpointError
 from bestofn.evaluation_record import read_evaluation
 from bestofn.rewards import open_reward_model
+from bestofn.rewards.worker import RewardWorker
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE, ServiceSettings
@@ -27,53 +29,83 @@ def build_runtime(settings: ServiceSettings) -> Runtime:
     """
     if settings.evaluation is not None:
         read_evaluation(settings.evaluation)
-    reward = _scorer(settings.reward, settings)
-    gold = _scorer(settings.gold, settings)
-    return Runtime(settings, _policies(settings), reward, gold)
+    builder = Builder(settings)
+    reward = None if settings.reward is None else builder.scorer("reward")
+    gold = None if settings.gold is None else builder.scorer("gold")
+    return Runtime(settings, builder.all_engines(), reward, gold)
 
 
-def _scorer(spec: str | None, settings: ServiceSettings) -> BatchingScorer | None:
-    if spec is None:
-        return None
-    model = open_reward_model(
-        spec,
-        trust_remote_code=settings.trust_remote_code,
-        batch_size=settings.reward_batch_size,
-        timeout_s=settings.reward_timeout_s,
-        threads=settings.reward_threads,
-    )
-    return BatchingScorer(model)
+class Builder:
+    """Makes engines and scorers as the settings say: all at the start, some again at a reload."""
 
-
-def _policies(settings: ServiceSettings) -> dict[str, Engine]:
-    adapters = {name: path for name, path in settings.policies.items() if _is_adapter(path)}
-    if REFERENCE in adapters:
-        raise CheckpointError(
-            f"{adapters[REFERENCE]} is a LoRA adapter; the reference policy must be a full model"
-        )
-    remote = {name: url for name, url in settings.policies.items() if is_remote(url)}
-    if adapters and REFERENCE in remote:
-        raise CheckpointError(
-            f"{next(iter(adapters.values()))} is a LoRA adapter, which is served on the reference "
-            "engine; that one is remote, so serve the adapter there too and give its URL#name"
-        )
-    full = {
-        name: path
-        for name, path in settings.policies.items()
-        if name not in adapters and name not in remote
-    }
-    engines: dict[str, Engine] = {
-        name: RemoteEngine(url, _remote_options(settings)) for name, url in remote.items()
-    }
-    if full:
-        options = _options(settings, num_engines=len(full))
-        hosts = {
-            name: VllmHost(path, options, tuple(adapters.values()) if name == REFERENCE else ())
-            for name, path in full.items()
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+        paths = settings.policies
+        self._remote = {name: path for name, path in paths.items() if is_remote(path)}
+        self._adapters = {name: path for name, path in paths.items() if _is_adapter(path)}
+        self._full = {
+            name: path
+            for name, path in paths.items()
+            if name not in self._adapters and name not in self._remote
         }
-        engines |= {name: VllmEngine(host) for name, host in hosts.items()}
-        engines |= {name: VllmEngine(hosts[REFERENCE], path) for name, path in adapters.items()}
-    return {name: engines[name] for name in settings.policies}
+
+    def scorer(self, name: str) -> BatchingScorer:
+        """Of the reward model that selects, or of the ``gold`` one.
+
+        Raises:
+            CheckpointError: its path holds nothing that can score.
+        """
+        settings = self._settings
+        spec = settings.reward if name == "reward" else settings.gold
+        assert spec is not None  # only what is configured is asked for
+        model = open_reward_model(
+            spec,
+            trust_remote_code=settings.trust_remote_code,
+            batch_size=settings.reward_batch_size,
+            timeout_s=settings.reward_timeout_s,
+            threads=settings.reward_threads,
+        )
+        if is_remote(spec):
+            return BatchingScorer(model)
+        worker = RewardWorker(model, timeout_s=settings.reward_stall_timeout_s)
+        return BatchingScorer(worker, runs=lambda: worker.alive)
+
+    def all_engines(self) -> dict[str, Engine]:
+        """By policy, in the order of the settings.
+
+        Raises:
+            CheckpointError: a policy is missing, or an adapter where none can be.
+        """
+        if REFERENCE in self._adapters:
+            raise CheckpointError(
+                f"{self._adapters[REFERENCE]} is a LoRA adapter; the reference policy must be a full "
+                "model"
+            )
+        if self._adapters and REFERENCE in self._remote:
+            raise CheckpointError(
+                f"{next(iter(self._adapters.values()))} is a LoRA adapter, which is served on the "
+                "reference engine; that one is remote, so serve the adapter there too and give its "
+                "URL#name"
+            )
+        engines: dict[str, Engine] = {}
+        for name in [*self._remote, *self._full]:
+            engines |= self.engines(name, engines)
+        return {name: engines[name] for name in self._settings.policies}
+
+    def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
+        """New ones for a policy: with the reference's go those of its adapters, which are served on it."""
+        if policy in self._remote:
+            return {policy: RemoteEngine(self._remote[policy], _remote_options(self._settings))}
+        if policy in self._adapters:
+            reference = serving[REFERENCE]
+            assert isinstance(reference, VllmEngine)  # an adapter's base is never remote
+            path = self._adapters[policy]
+            return {policy: VllmEngine(reference.host, reference.host.new_adapter(path))}
+        adapters = self._adapters if policy == REFERENCE else {}
+        options = _options(self._settings, num_engines=len(self._full))
+        host = VllmHost(self._full[policy], options, tuple(adapters.values()))
+        on_it = {name: VllmEngine(host, host.adapters[path]) for name, path in adapters.items()}
+        return {policy: VllmEngine(host), **on_it}
 
 
 def _is_adapter(path: str) -> bool:
@@ -114,4 +146,5 @@ def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
         trust_remote_code=settings.trust_remote_code,
         scheduling_policy=engine.scheduling_policy,
         metrics=engine.metrics,
+        stall_timeout_s=engine.stall_timeout_s,
     )

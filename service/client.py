@@ -99,6 +99,27 @@ def _runs(pid: int) -> bool:
     return state != "Z"
 
 
+def _client(url: str) -> httpx.Client:
+    key = os.environ.get(REMOTE_API_KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return httpx.Client(base_url=url, timeout=600, headers=headers)
+
+
+def run_reload(url: str, model: str) -> None:
+    """Have a server read one of its models again, and say what came of it.
+
+    Raises:
+        ServerError: it refused, or cannot be reached.
+    """
+    console = Console()
+    with _client(url) as client, console.status(f"reloading {escape(model)} ..."):
+        done = _post(client, {"model": model}, "/admin/reload")
+    console.print(
+        f"{', '.join(done['models'])}: {done['now']} is served in the place of {done['before']} "
+        f"(loaded in {done['load_s']:.1f} s, the old one free after {done['drain_s']:.1f} s)"
+    )
+
+
 def run_comparison(
     url: str,
     prompts_file: str | None,
@@ -119,9 +140,7 @@ def run_comparison(
     console = table_console()
     all_prompts = read_prompts(prompts_file, limit)
     results = []
-    key = os.environ.get(REMOTE_API_KEY)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, timeout=600, headers=headers) as client:
+    with _client(url) as client:
         wait_until_ready(client, wait_s, console, while_pid)
         for level in levels:
             prompts = all_prompts[:idle_limit] if level == 1 else all_prompts
@@ -143,9 +162,9 @@ def _check_all_answered(result: dict[str, Any]) -> None:
             raise ServerError(f"mode {mode['mode']} returned no scorable answer")
 
 
-def _post(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+def _post(client: httpx.Client, body: dict[str, Any], path: str = "/compare") -> dict[str, Any]:
     try:
-        response = client.post("/compare", json=body)
+        response = client.post(path, json=body)
         payload = response.json()
     except (httpx.HTTPError, ValueError) as error:
         raise ServerError(f"{client.base_url} did not answer: {error}") from error

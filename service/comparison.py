@@ -17,7 +17,7 @@ import numpy as np
 
 from bestofn.curves import pairwise_win_rate
 from bestofn.engine import Sampling
-from bestofn.errors import InvalidInputError
+from bestofn.errors import BusyError, InvalidInputError
 from bestofn.prompts import Prompt
 from bestofn.seeds import seed_of
 from bestofn.statistics import bootstrap_mean, spread
@@ -77,13 +77,19 @@ async def compare(runtime: Runtime, request: CompareRequest, request_id: str) ->
         most = run.mode.strategy.most_candidates(num_samples)
         check_limit("max_n", most, runtime.settings.limits.max_n)
     check_limit("prompts", len(request.prompts), runtime.settings.limits.max_prompts)
+    revisions = runtime.revisions
     for repeat in range(request.repeats):
         offset = repeat % len(names)
         for name in names[offset:] + names[:offset]:
             await _run_once(runtime, runs[name], request, sampling, num_samples, repeat, request_id)
-    for run in runs.values():
-        run.rewards = await _score(runtime.reward, run, request, selected=True)
-        run.gold = await _score(runtime.gold, run, request, selected=False)
+    async with runtime.flights.under_way(None, "", tuple(runtime.scorers.values())):
+        for run in runs.values():
+            run.rewards = await _score(runtime.reward, run, request, selected=True)
+            run.gold = await _score(runtime.gold, run, request, selected=False)
+    if runtime.revisions != revisions:
+        raise BusyError(
+            "a model was reloaded during the comparison, so it compares nothing; ask again"
+        )
     return CompareResponse(
         request_id=request_id,
         baseline=baseline,

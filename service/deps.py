@@ -6,9 +6,11 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from bestofn.errors import NotFoundError
 from service.blind import OpenPairs
 from service.loadtest_runs import LoadTestRuns
 from service.records import Records
+from service.reload import Reloader
 from service.report_links import ReportLinks
 from service.runtime import Runtime
 
@@ -55,8 +57,16 @@ async def _report_links(request: Request) -> ReportLinks:
     return cast(ReportLinks, request.app.state.report_links)
 
 
+async def _reloader(request: Request) -> Reloader:
+    reloader = request.app.state.reloader
+    if reloader is None:
+        raise NotFoundError("this service was put together by hand and cannot reload models")
+    return cast(Reloader, reloader)
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 RecordsDep = Annotated[Records, Depends(_records)]
+ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 OpenPairsDep = Annotated[OpenPairs, Depends(_open_pairs)]
 LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]
 ReportLinksDep = Annotated[ReportLinks, Depends(_report_links)]

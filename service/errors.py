@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from bestofn.errors import (
     BestOfNError,
+    BusyError,
     CandidateCountError,
     CheckpointError,
     EngineDeadError,
@@ -25,8 +26,11 @@ from bestofn.errors import (
     NotReadyError,
     OverloadedError,
     PromptTooLongError,
+    ReloadRefusedError,
     RequestTimeoutError,
+    RewardDeadError,
     RewardError,
+    ShuttingDownError,
 )
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.disconnect import ClientDisconnectedError
@@ -37,12 +41,16 @@ logger = logging.getLogger(__name__)
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (PromptTooLongError, 422, "prompt_too_long"),
     (ModelNotFoundError, 404, "model_not_found"),
+    (ReloadRefusedError, 422, "reload_refused"),
     (InvalidInputError, 422, "invalid_input"),
     (ForbiddenError, 403, "forbidden"),
     (NotFoundError, 404, "not_found"),
     (OverloadedError, 429, "overloaded"),
     (NotReadyError, 503, "not_ready"),
+    (ShuttingDownError, 503, "shutting_down"),
+    (BusyError, 409, "busy"),
     (EngineDeadError, 503, "engine_dead"),
+    (RewardDeadError, 503, "reward_dead"),
     (CandidateCountError, 500, "candidate_count"),
     (EngineError, 500, "engine_error"),
     (RewardError, 502, "reward_error"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bestofn.curves import expected_best
-from bestofn.engine import Engine, Sampling
+from bestofn.engine import ModelInfo, Sampling
 from bestofn.errors import InvalidInputError
 from bestofn.prompts import Prompt
 from service.concurrency import all_or_first_error
@@ -154,8 +154,12 @@ async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
 
 def policy_ref(runtime: Runtime, mode: Mode) -> ModelRef:
     """The weights a mode samples from."""
-    engine: Engine = runtime.policies[mode.policy]
-    return ModelRef(name=mode.policy, path=engine.info.path, revision=engine.info.revision)
+    return model_ref(mode.policy, runtime.policies[mode.policy].info)
+
+
+def model_ref(name: str, info: ModelInfo) -> ModelRef:
+    """A policy's identity."""
+    return ModelRef(name=name, path=info.path, revision=info.revision)
 
 
 def scorer_ref(name: str, scorer: BatchingScorer | None) -> ModelRef | None:
@@ -196,10 +200,10 @@ def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateO
 
 
 def _to_wire(plan: Plan, answer: Answer) -> GenerateAnswer:
-    runtime, request = plan.runtime, plan.request
+    request = plan.request
     outcome = answer.outcome
     selected = candidate_out(outcome.selected, with_logprobs=request.logprobs)
-    scored = runtime.reward is not None and any(c.reward is not None for c in outcome.candidates)
+    scored = answer.scorer is not None and any(c.reward is not None for c in outcome.candidates)
     unscored = sum(c.reward is None for c in outcome.candidates) if scored else None
     candidates = None
     if request.return_candidates:
@@ -233,8 +237,8 @@ def _to_wire(plan: Plan, answer: Answer) -> GenerateAnswer:
             scoring=round(answer.scoring_ms, 3),
             total=round(answer.total_ms, 3),
         ),
-        policy=policy_ref(runtime, answer.mode),
-        reward_model=scorer_ref("reward", runtime.reward),
+        policy=model_ref(answer.mode.policy, answer.policy),
+        reward_model=scorer_ref("reward", answer.scorer),
     )
 
 

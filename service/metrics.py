@@ -9,6 +9,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from service.strategies import Outcome
+from service.supervision import Watch
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -64,6 +65,10 @@ class Metrics:
             "Sequences neither finished nor aborted in the policy's engine, an adapter's in its base's.",
             ("policy",),
         )
+        self.restarts = counter(
+            "restarts", "Times an engine or a reward model's worker was started again.", ("part",)
+        )
+        self.recovery = gauge("recovery_seconds", "How long it was away the last time.", ("part",))
         self.ready = gauge("ready", "1 when every model is loaded and warm.")
 
     def observe(
@@ -93,6 +98,11 @@ class Metrics:
             _of_mode(self.first_token, mode).observe(outcome.step_times_s[0] - arrived_s)
         for before, after in pairwise(outcome.step_times_s):
             _of_mode(self.inter_token, mode).observe(after - before)
+
+    def recovered(self, watch: Watch) -> None:
+        """Record that a part is back."""
+        self.restarts.labels(watch.name).inc()
+        self.recovery.labels(watch.name).set(watch.recovery_s)
 
     def render(self) -> bytes:
         """The text exposition format."""

@@ -12,10 +12,16 @@ from time import perf_counter
 from typing import Any
 
 from bestofn.embedders import Embedder, open_embedder
-from bestofn.engine import Engine, Sampling, check_fits
-from bestofn.errors import InvalidInputError, NotReadyError, RequestTimeoutError
+from bestofn.engine import Engine, ModelInfo, Sampling, check_fits
+from bestofn.errors import (
+    EngineDeadError,
+    InvalidInputError,
+    NotReadyError,
+    RewardDeadError,
+)
 from bestofn.prompts import Prompt
 from service.admission import Admission
+from service.flights import Flights
 from service.metrics import Metrics
 from service.scoring import BatchingScorer, MeteredScorer
 from service.settings import REFERENCE, ServiceSettings
@@ -30,6 +36,7 @@ from service.strategies import (
     Task,
 )
 from service.strategy_fields import configured
+from service.supervision import Part, Supervisor
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +52,16 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One prompt's outcome with the time it took from arrival."""
+    """One prompt's outcome with the time it took from arrival.
+
+    Attributes:
+        policy: what decoded it, which a reload may have replaced since.
+        scorer: what scored it, likewise; ``None`` where nothing could.
+    """
 
     mode: Mode
+    policy: ModelInfo
+    scorer: BatchingScorer | None
     prompt_tokens: int
     num_samples: int
     outcome: Outcome
@@ -87,10 +101,19 @@ class Runtime:
         )
         self.metrics.running.set_function(lambda: self.admission.running)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
-        self.metrics.scores_waiting.set_function(lambda: reward.waiting if reward else 0)
-        for name, engine in policies.items():
-            self.metrics.engine_alive.labels(name).set_function(partial(_alive, engine))
-            self.metrics.engine_sequences.labels(name).set_function(partial(_unfinished, engine))
+        self.metrics.scores_waiting.set_function(lambda: self.reward.waiting if self.reward else 0)
+        self.flights = Flights()
+        for name in policies:
+            self.metrics.engine_alive.labels(name).set_function(partial(self._alive, name))
+            self.metrics.engine_sequences.labels(name).set_function(partial(self._unfinished, name))
+        self.supervisor = Supervisor(
+            self._parts(),
+            backoff_s=settings.restarts.backoff_s,
+            max_backoff_s=settings.restarts.max_backoff_s,
+            on_recovered=self.metrics.recovered,
+        )
+        for name in self.supervisor.watches:
+            self.metrics.restarts.labels(name)  # shown as 0 before the first
         self.metrics.tasks.set_function(_tasks)
         self.metrics.ready.set_function(lambda: float(self.ready))
         self.modes = {name: Mode(name, Single(), name) for name in policies}
@@ -107,8 +130,31 @@ class Runtime:
 
     @property
     def ready(self) -> bool:
-        """All models loaded and warm, and every engine alive."""
-        return self._loaded and all(engine.alive for engine in self.policies.values())
+        """All models loaded and warm, every engine and reward worker alive, and not shutting down."""
+        return (
+            self._loaded
+            and not self.flights.closing
+            and all(engine.alive for engine in self.policies.values())
+            and all(scorer.alive for scorer in self.scorers.values())
+        )
+
+    @property
+    def scorers(self) -> dict[str, BatchingScorer]:
+        """Reward and gold reward model by these names, where there are any."""
+        found = {"reward": self.reward, "gold": self.gold}
+        return {name: scorer for name, scorer in found.items() if scorer is not None}
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Of every model, by the name of its policy, or ``reward`` and ``gold``."""
+        engines = {name: engine.info.revision for name, engine in self.policies.items()}
+        return engines | {f"{name} model": one.revision for name, one in self.scorers.items()}
+
+    def _parts(self) -> dict[str, Part]:
+        parts: dict[str, Part] = {
+            name: engine for name, engine in self.policies.items() if not engine.recovers
+        }
+        return parts | self.scorers
 
     def status(self) -> str:
         """One sentence on readiness."""
@@ -119,21 +165,27 @@ class Runtime:
             for name, engine in self.policies.items()
             if engine.trouble
         )
+        if self.flights.closing:
+            return "shutting down"
         if not self._loaded:
             return f"models are loading{troubles}"
-        dead = [name for name, engine in self.policies.items() if not engine.alive]
-        return (f"engine of {', '.join(dead)} has died" if dead else "ready") + troubles
+        if self.supervisor.trouble:
+            return self.supervisor.trouble
+        dead = [name for name, part in (self.policies | self.scorers).items() if not part.alive]
+        return (f"{', '.join(dead)} has died" if dead else "ready") + troubles
 
     async def start(self) -> None:
         """Load and warm up everything; engines start side by side."""
         begun = perf_counter()
         try:
-            for scorer in filter(None, (self.reward, self.gold)):
-                await scorer.start()
-            await asyncio.gather(*(engine.start() for engine in self.policies.values()))
-            for scorer in filter(None, (self.reward, self.gold)):
+            await asyncio.gather(
+                *(scorer.start() for scorer in self.scorers.values()),
+                *(engine.start() for engine in self.policies.values()),
+            )
+            for scorer in self.scorers.values():
                 await scorer.warm_up()
             self._loaded = True
+            self.supervisor.start()
             logger.info("ready after %.1f s: modes %s", perf_counter() - begun, list(self.modes))
         except Exception as error:
             self.failure = error
@@ -142,9 +194,25 @@ class Runtime:
     async def stop(self) -> None:
         """Free engines and scorers."""
         self._loaded = False
+        await self.supervisor.stop()
         await asyncio.gather(*(engine.stop() for engine in self.policies.values()))
-        for scorer in filter(None, (self.reward, self.gold)):
+        for scorer in self.scorers.values():
             await scorer.stop()
+
+    async def adopt_engines(self, engines: Mapping[str, Engine]) -> None:
+        """Let requests that come from here on use these, which are warm, in the place of their like."""
+        self.policies = {**self.policies, **engines}
+        for name, engine in engines.items():
+            if name in self.supervisor.watches:
+                await self.supervisor.replace(name, engine)
+
+    async def adopt_scorer(self, name: str, scorer: BatchingScorer) -> None:
+        """The same of the scorer ``reward`` or ``gold``."""
+        if name == "reward":
+            self.reward = scorer
+        else:
+            self.gold = scorer
+        await self.supervisor.replace(name, scorer)
 
     def mode(
         self, name: str, settings: Mapping[str, Any] | None = None, policy: str | None = None
@@ -168,6 +236,25 @@ class Runtime:
             f"To add it: --policies {name}=DIR",
             field="mode",
         )
+
+    def _available(self, mode: Mode) -> tuple[Engine, BatchingScorer | None]:
+        """What a mode works with, or why it cannot; the death of what it does not need is nothing to it.
+
+        Raises:
+            NotReadyError, EngineDeadError, RewardDeadError
+        """
+        if not self._loaded:
+            raise NotReadyError(self.status())
+        engine, reward = self.policies[mode.policy], self.reward
+        if not engine.alive:
+            raise EngineDeadError(
+                f"the engine of {mode.policy} has died: {engine.trouble or self.status()}"
+            )
+        if reward is None or reward.alive:
+            return engine, reward
+        if mode.strategy.reranks:
+            raise RewardDeadError(f"mode {mode.name!r} needs the reward model: {self.status()}")
+        return engine, None  # an answer of one sample, without the reward it is not chosen by
 
     def _policy(self, mode: Mode, asked: str | None) -> str:
         if asked is None or asked == mode.policy:
@@ -206,36 +293,34 @@ class Runtime:
             NotReadyError, OverloadedError, RequestTimeoutError, InvalidInputError, EngineError,
             RewardError: exactly one of them, or an answer is returned.
         """
-        if not self.ready:
-            raise NotReadyError(self.status())
-        engine = self.policies[mode.policy]
+        engine, reward = self._available(mode)
         if mode.strategy.uses_logprobs and not sampling.logprobs:
             sampling = replace(sampling, logprobs=True)
         drawn = num_samples if mode.strategy.reranks else 1
-        scorer = MeteredScorer(self.reward) if self.reward is not None else None
+        scorer = MeteredScorer(reward) if reward is not None else None
         resources = Resources(engine, self.policies, scorer, self.embedder)
         limit, named = self.settings.limits.timeout_s, "limits.timeout_s"
         if timeout_s is not None and timeout_s < limit:
             limit, named = timeout_s, "timeout_s"
         sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
-        try:
-            async with asyncio.timeout(limit):
-                token_ids = await engine.encode(prompt)
-                check_fits(engine.info, token_ids, sampling)
-                task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
-                async with self.admission.enter(
-                    sequences, sampling.priority, max_tokens=sampling.max_tokens
-                ) as entry:
-                    admitted = perf_counter()
-                    observer.admitted(len(token_ids))
-                    outcome = await mode.strategy.answer(task, resources)
-                    entry.spent(outcome.generated_tokens)
-        except TimeoutError as error:
-            raise RequestTimeoutError(f"no answer within {limit:g} s ({named})") from error
+        others = tuple(self.policies.values()) if mode.strategy.uses_policies else ()
+        async with self.flights.under_way(limit, named, (engine, reward, *others)):
+            token_ids = await engine.encode(prompt)
+            check_fits(engine.info, token_ids, sampling)
+            task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
+            async with self.admission.enter(
+                sequences, sampling.priority, max_tokens=sampling.max_tokens
+            ) as entry:
+                admitted = perf_counter()
+                observer.admitted(len(token_ids))
+                outcome = await mode.strategy.answer(task, resources)
+                entry.spent(outcome.generated_tokens)
         finished = perf_counter()
         answer = Answer(
             mode=mode,
+            policy=engine.info,
+            scorer=reward,
             prompt_tokens=len(token_ids),
             num_samples=drawn,
             outcome=outcome,
@@ -251,18 +336,16 @@ class Runtime:
             queue_ms=answer.queue_ms,
             total_ms=answer.total_ms,
         )
-        if mode.strategy.reranks:
+        if mode.strategy.reranks or (score and self.reward is not None):
             unscored = sum(scored.reward is None for scored in outcome.candidates)
             self.metrics.unscored.labels(mode.name).inc(unscored)
         return answer
 
+    def _alive(self, policy: str) -> float:
+        return float(self.policies[policy].alive)
 
-def _alive(engine: Engine) -> float:
-    return float(engine.alive)
-
-
-def _unfinished(engine: Engine) -> float:
-    return float(engine.unfinished)
+    def _unfinished(self, policy: str) -> float:
+        return float(self.policies[policy].unfinished)
 
 
 def _tasks() -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
-from bestofn.errors import RewardError
+from bestofn.errors import RewardDeadError, RewardError
 from bestofn.prompts import Prompt
 from bestofn.rewards import RewardModel, Scorable
 
@@ -51,9 +52,17 @@ class BatchingScorer:
     Candidates whose request has gone are dropped before they are scored.
     """
 
-    def __init__(self, model: RewardModel, *, max_batch: int = 256) -> None:
+    def __init__(
+        self,
+        model: RewardModel,
+        *,
+        max_batch: int = 256,
+        runs: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """A scorer around a model that is not loaded; ``runs`` tells whether the model's process does."""
         self.name, self.revision = model.name, model.revision
         self._model = model
+        self._runs = runs
         self._max_batch = max_batch
         self._waiting: list[_Waiting] = []
         self._arrived = asyncio.Event()
@@ -61,15 +70,29 @@ class BatchingScorer:
         self._loop_task: asyncio.Task[None] | None = None
 
     @property
+    def alive(self) -> bool:
+        """Whether it has been started and its model still runs."""
+        return self._loop_task is not None and self._runs()
+
+    @property
     def waiting(self) -> int:
         """Candidates that wait for a score and whose request is still there."""
         return sum(not future.done() for _, future in self._waiting)
 
     async def start(self) -> None:
-        """Load the model and begin to serve."""
+        """Load the model and begin to serve; the same once the model has died.
+
+        Raises:
+            CheckpointError: the model cannot be used.
+            RewardDeadError: its process ended while it was loading.
+        """
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, self._model.load)
-        self._loop_task = asyncio.create_task(self._serve(), name="reward-scorer")
+        if self._loop_task is None:
+            self._loop_task = asyncio.create_task(self._serve(), name="reward-scorer")
+
+    async def check(self) -> None:
+        """Nothing: a model that hangs is found by the call that it does not answer."""
 
     async def stop(self) -> None:
         """Fail what waits and free the model."""
@@ -119,7 +142,10 @@ class BatchingScorer:
                 self._fail(batch, RewardError("the service is shutting down"))
                 raise
             except Exception as error:  # a failed batch must fail its requests, not this loop
-                logger.exception("reward model %s failed on %d candidates", self.name, len(batch))
+                if isinstance(error, RewardDeadError):
+                    logger.error("%s; %d candidates are not scored", error, len(batch))
+                else:
+                    logger.exception("%s failed on %d candidates", self.name, len(batch))
                 self._fail(batch, error)
                 continue
             for (_, future), score in zip(batch, scores, strict=True):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
+import math
+from types import FrameType
 
 import uvicorn
 
 from service.app import create_app
-from service.assembly import build_runtime
+from service.assembly import Builder, build_runtime
 from service.auth import warn_if_open
 from service.http_protocol import http_options
+from service.runtime import Runtime
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
@@ -28,6 +32,37 @@ def keep_for_good() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+class DrainingServer(uvicorn.Server):
+    """Lets requests under way finish when it is told to stop, and tells those that cannot why.
+
+    Uvicorn itself stops listening, waits for open requests, and after its own limit drops their
+    connections without a word.
+    """
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+        self._draining: asyncio.Task[int] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """On a signal; the second one ends everything at once."""
+        if self._draining is None:
+            loop = asyncio.get_running_loop()
+            self._draining = loop.create_task(self._drain(), name="drain")
+        super().handle_exit(sig, frame)
+
+    async def _drain(self) -> int:
+        limit_s = self._runtime.settings.limits.drain_s
+        under_way = len(self._runtime.flights)
+        logger.info("stopping; %d requests may go on for %g s", under_way, limit_s)
+        ended = await self._runtime.flights.drain(limit_s)
+        if ended:
+            logger.warning(
+                "%d requests were ended with an error: no answer in %g s", ended, limit_s
+            )
+        return ended
+
+
 def serve_until_stopped(settings: ServiceSettings) -> int:
     """Serve; the exit status: 1 if the models could not be loaded, else 0.
 
@@ -42,7 +77,9 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
     def stop_server() -> None:
         server.should_exit = True
 
-    app = create_app(runtime, on_ready=keep_for_good, on_failure=stop_server)
+    app = create_app(
+        runtime, on_ready=keep_for_good, on_failure=stop_server, rebuild=Builder(settings)
+    )
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -50,12 +87,13 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         log_config=None,
         log_level=settings.log_level,
         access_log=False,
-        timeout_graceful_shutdown=10,
+        # Ours ends requests with an error of their own; this is for connections it knows nothing of.
+        timeout_graceful_shutdown=math.ceil(settings.limits.drain_s) + 5,
         ws="none",
         server_header=False,
         **http_options(settings.limits),
     )
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, runtime)
     logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)
     warn_if_open(settings.host, settings.auth)
     server.run()

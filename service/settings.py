@@ -46,6 +46,12 @@ class EngineSettings(BaseModel):
         description="priority: requests may say how early they are served; servers of remote policies "
         "must then have been started so too (vllm serve --scheduling-policy priority)",
     )
+    stall_timeout_s: float | None = Field(
+        60.0,
+        gt=0,
+        description="an engine that has work and decodes nothing for so long hangs, and is started "
+        "again; seconds, or null: never",
+    )
     metrics: bool = Field(
         False,
         description="let each engine keep vLLM's own metrics, shown at /metrics by policy; costs a tiny "
@@ -110,6 +116,25 @@ class LimitSettings(BaseModel):
     loadtest_max_in_flight: int = Field(
         256, ge=1, description="most requests in flight of such a load test"
     )
+    drain_s: float = Field(
+        30.0,
+        ge=0,
+        description="how long requests under way may go on once the service was told to stop, seconds",
+    )
+
+
+class RestartSettings(BaseModel):
+    """How what has died is brought back: engines, and the workers of reward models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    backoff_s: float = Field(
+        1.0,
+        gt=0,
+        description="wait before the second attempt in a row, twice that before the third, ...; the "
+        "first is made at once",
+    )
+    max_backoff_s: float = Field(60.0, gt=0, description="longest wait between attempts, seconds")
 
 
 class AuthSettings(BaseModel):
@@ -167,6 +192,11 @@ class ServiceSettings(Settings):
         "of them wait for each other, and slow both down",
     )
     reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
+    reward_stall_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="limit of one batch of a reward model here; its worker hangs, and is started again",
+    )
     trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")
     default_mode: str = Field("bon", description="mode of a request that names none")
     default_n: Annotated[int, Field(ge=1)] = Field(16, description="N where a request names none")
@@ -179,6 +209,7 @@ class ServiceSettings(Settings):
         default=[],
         description="origins whose pages may use this service from a browser, https://HOST[:PORT]; none",
     )
+    restarts: RestartSettings = Field(RestartSettings(), description="of what has died")
     auth: AuthSettings = Field(AuthSettings(), description="API keys")
     store: Annotated[str | None, NoneWord] = Field(
         "bestofn-runs.db",

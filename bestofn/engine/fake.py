@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Sequence
+from typing import ClassVar
 
 from prometheus_client import Metric
 
@@ -43,6 +44,8 @@ class FakeEngine:
         decoded_tokens: of finished candidates, and of streamed ones so far.
     """
 
+    recovers: ClassVar[bool] = False
+
     def __init__(
         self,
         path: str = "fake",
@@ -73,6 +76,9 @@ class FakeEngine:
     async def start(self) -> None:
         """Come alive."""
         self._alive = True
+
+    async def check(self) -> None:
+        """It never hangs."""
 
     async def stop(self) -> None:
         """Die."""

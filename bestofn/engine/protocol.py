@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from prometheus_client import Metric
 
@@ -128,12 +128,17 @@ def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling)
 
 
 class Engine(Protocol):
-    """Generates from one policy. All methods belong to one event loop."""
+    """Generates from one policy. All methods belong to one event loop.
+
+    Attributes:
+        recovers: whether it comes back by itself once it has died; else it is to be started again.
+    """
 
     info: ModelInfo
+    recovers: ClassVar[bool]
 
     async def start(self) -> None:
-        """Load and warm up, the first-logprob compile included.
+        """Load and warm up, the first-logprob compile included; the same once it has died.
 
         Raises:
             CheckpointError: if the weights cannot be loaded.
@@ -141,6 +146,9 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Free processes and memory; safe to call twice."""
+
+    async def check(self) -> None:
+        """Look whether it still works; what hangs is ended, so that it is dead and can be started again."""
 
     @property
     def alive(self) -> bool:

@@ -21,7 +21,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from prometheus_client import Metric
 
@@ -54,6 +54,8 @@ class RemoteEngine:
     Each candidate is one HTTP request with its own seed, at the server with the least to do. There
     is no hash of remote weights: the revision is the model's name as the server gives it.
     """
+
+    recovers: ClassVar[bool] = True
 
     def __init__(self, policy: str, options: RemoteOptions | None = None) -> None:
         urls, model = parse_address(policy)
@@ -106,6 +108,9 @@ class RemoteEngine:
         except BaseException:
             await self._replicas.stop()
             raise
+
+    async def check(self) -> None:
+        """Nothing: servers that fail are left out and probed until they are well."""
 
     async def stop(self) -> None:
         """Close all connections, so that the servers abort; safe to call twice."""

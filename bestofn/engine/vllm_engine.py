@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from prometheus_client import Metric
 
@@ -22,7 +23,7 @@ from bestofn.engine.protocol import (
     candidate_seed,
     check_fits,
 )
-from bestofn.engine.vllm_host import VllmHost
+from bestofn.engine.vllm_host import Adapter, VllmHost
 from bestofn.errors import (
     EngineDeadError,
     EngineError,
@@ -34,6 +35,8 @@ from bestofn.prompts import Prompt, completion_decoder, decode_completion, encod
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
 
+
+logger = logging.getLogger(__name__)
 
 # vLLM reports why a sequence ended; anything else than these two did not finish.
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -47,54 +50,83 @@ class VllmEngine:
     scoring overlap decoding.
     """
 
-    def __init__(self, host: VllmHost, adapter: str | None = None) -> None:
-        self._host = host
+    recovers: ClassVar[bool] = False
+
+    def __init__(self, host: VllmHost, adapter: Adapter | None = None) -> None:
+        self.host = host
         self._adapter = adapter
-        checkpoint = host.adapters[adapter] if adapter else host.checkpoint
+        checkpoint = adapter.checkpoint if adapter else host.checkpoint
         by_priority = host.options.scheduling_policy == "priority"
         self.info = ModelInfo(checkpoint.path, checkpoint.revision, 0, by_priority)
+        self._warm_start = 0
 
     @property
     def alive(self) -> bool:
-        """Whether the engine process runs."""
-        return self._host.alive
+        """Whether the engine process runs and this policy was warmed up on it."""
+        return self.host.alive and self._warm_start == self.host.starts
 
     @property
     def trouble(self) -> str:
         """Only that its process does not run."""
-        return "" if self._host.alive else "the engine process does not run"
+        return "" if self.alive else "the engine process does not run"
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What its host's engine is built with; only the bench asks, to build another like it."""
-        return self._host.arguments
+        return self.host.arguments
 
     async def metrics(self) -> list[Metric]:
         """vLLM's own, of the host; an adapter's requests are counted there, so it has none."""
         # What a dead engine said last would look like one that idles.
-        if self._adapter is not None or not self._host.alive:
+        if self._adapter is not None or not self.alive:
             return []
-        return families_of(self._host.registry)
+        return families_of(self.host.registry)
 
     async def start(self) -> None:
-        """Start the host if no other policy on it has, then decode once to compile everything."""
-        await self._host.start()
-        self.info = replace(self.info, max_model_len=self._host.max_model_len)
+        """Start the host if no other policy on it has, then decode once to compile everything.
+
+        The same once it has died.
+        """
+        await self.host.start()
+        start = self.host.starts
+        if self._adapter is not None:
+            if self._warm_start:  # it died; what its path holds now is what will be served
+                self._adapter = self.host.new_adapter(self._adapter.path)
+            await self.host.load_adapter(self._adapter)
+        checkpoint = self._adapter.checkpoint if self._adapter else self.host.checkpoint
+        self.info = replace(
+            self.info, max_model_len=self.host.max_model_len, revision=checkpoint.revision
+        )
         warm_up = Sampling(max_tokens=4, seed=0)
-        first_id = self._host.tokenizer.encode("a", add_special_tokens=True)
-        async for _ in self.generate(first_id, warm_up, 2, f"warm-up-{id(self)}"):
+        first_id = self.host.tokenizer.encode("a", add_special_tokens=True)
+        async for _ in self.generate(first_id, warm_up, 2, f"warm-up-{id(self)}-{start}"):
             pass
+        self._warm_start = start
+        if self._adapter is not None:
+            self.host.use(self._adapter)
+
+    async def check(self) -> None:
+        """End the engine's processes if it has said nothing for too long while it had work."""
+        limit_s = self.host.options.stall_timeout_s
+        if limit_s is not None and self.host.silent_s > limit_s:
+            logger.error(
+                "the engine of %s has not decoded anything for %g s: it hangs, and is ended",
+                self.info.path,
+                limit_s,
+            )
+            self.host.kill()
 
     async def stop(self) -> None:
-        """Stop the host, and with it every policy on it."""
-        await self._host.stop()
+        """Stop the host, and with it every policy on it; an adapter is left to vLLM to evict."""
+        if self._adapter is None:
+            await self.host.stop()
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids through the policy's own tokenizer and chat template."""
-        if self._host.tokenizer is None:
+        if self.host.tokenizer is None:
             raise NotReadyError(f"the engine of {self.info.path} has not started")
         try:
-            ids = encode_prompt(self._host.tokenizer, prompt)
+            ids = encode_prompt(self.host.tokenizer, prompt)
         except ValueError as error:
             raise InvalidInputError(str(error), field="messages") from error
         if not ids:
@@ -104,11 +136,11 @@ class VllmEngine:
     @property
     def unfinished(self) -> int:
         """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
-        return self._host.llm.output_processor.get_num_unfinished_requests() if self.alive else 0
+        return self.host.unfinished
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """As vLLM detokenises: in the context of the prompt's last tokens."""
-        return decode_completion(self._host.tokenizer, prompt_token_ids, token_ids)
+        return decode_completion(self.host.tokenizer, prompt_token_ids, token_ids)
 
     async def generate(
         self,
@@ -121,7 +153,7 @@ class VllmEngine:
         """Yield candidates as they finish; closing aborts the rest in the engine."""
         check_fits(self.info, prompt_token_ids, sampling)
         shared = _sampling_params(sampling) if sampling.seed is None else None
-        decode = completion_decoder(self._host.tokenizer, prompt_token_ids)
+        decode = completion_decoder(self.host.tokenizer, prompt_token_ids)
         draws = (
             self._one(
                 prompt_token_ids,
@@ -237,11 +269,11 @@ class VllmEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         """vLLM's messages of one request, its errors as ours; closing aborts it."""
         vllm = _vllm()
-        stream = self._host.llm.generate(
+        stream = self.host.llm.generate(
             vllm.TokensPrompt(prompt_token_ids=prompt_token_ids),
             params,
             request_id,
-            lora_request=self._host.lora_request(self._adapter),
+            lora_request=self.host.lora_request(self._adapter),
             priority=priority,
         )
         try:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
-from bestofn.checkpoints import check_checkpoint
+from bestofn.checkpoints import Checkpoint, check_checkpoint
+from bestofn.engine.guardian import Guardian
 from bestofn.engine.metrics import logger_into
 from bestofn.errors import CheckpointError, NotReadyError
 
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine.async_llm import AsyncLLM
 
+
+logger = logging.getLogger(__name__)
 
 TINY_BYTES = 20_000_000  # of weights
 MANY_CORES = 8
@@ -41,6 +48,7 @@ class VllmOptions:
         trust_remote_code: let the checkpoint bring its own code.
         scheduling_policy: ``fcfs``, or ``priority`` to let requests say how early they are served.
         metrics: let vLLM keep its own Prometheus metrics.
+        stall_timeout_s: an engine with work that says nothing for so long hangs; ``None``: never.
     """
 
     dtype: str = "auto"
@@ -55,6 +63,21 @@ class VllmOptions:
     trust_remote_code: bool = False
     scheduling_policy: str = "fcfs"
     metrics: bool = False
+    stall_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter's weights as they were at some time.
+
+    Attributes:
+        path: as configured.
+        number: vLLM's name for these weights: the same path read again later has another.
+    """
+
+    path: str
+    number: int
+    checkpoint: Checkpoint
 
 
 class VllmHost:
@@ -62,18 +85,37 @@ class VllmHost:
 
     def __init__(self, path: str, options: VllmOptions, adapters: tuple[str, ...] = ()) -> None:
         self.checkpoint = check_checkpoint(path, "causal-lm")
-        self.adapters = {adapter: check_checkpoint(adapter, "adapter") for adapter in adapters}
+        self.adapters: dict[str, Adapter] = {}
+        for adapter in adapters:
+            self.use(self.new_adapter(adapter))
         self.options = options
         self.tokenizer: Any = None
         self.max_model_len = 0
         self.registry = CollectorRegistry()
+        self.starts = 0
         self._llm: AsyncLLM | None = None
+        self._guardian: Guardian | None = None
+        self._heard_s = 0.0
         self._starting = asyncio.Lock()
 
     @property
     def alive(self) -> bool:
         """Whether it has started and has not died."""
         return self._llm is not None and not self._llm.errored
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that vLLM has neither finished nor aborted."""
+        if self._llm is None or self._llm.errored:
+            return 0
+        return self._llm.output_processor.get_num_unfinished_requests()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the engine's last step, while there is something to decode; else 0."""
+        if not self.unfinished:
+            self._heard_s = monotonic()
+        return monotonic() - self._heard_s
 
     @property
     def llm(self) -> AsyncLLM:
@@ -87,29 +129,104 @@ class VllmHost:
         return self._llm
 
     async def start(self) -> None:
-        """Build the engine unless that is done; policies that share a host may all call this."""
+        """Build the engine unless one lives; policies that share a host may all call this.
+
+        Raises:
+            CheckpointError: it cannot be built.
+        """
         async with self._starting:
-            if self._llm is None:
-                # Building the engine blocks for tens of seconds; liveness probes must not wait.
-                llm = await asyncio.to_thread(self._build)
-                self.tokenizer = llm.get_tokenizer()
-                self.max_model_len = int(llm.model_config.max_model_len)
-                self._llm = llm
+            if self.alive:
+                return
+            await self.stop()  # what a dead one left behind
+            if self.starts:
+                self._check_again()
+            # Building the engine blocks for tens of seconds; liveness probes must not wait.
+            llm = await asyncio.to_thread(self._build)
+            self.tokenizer = llm.get_tokenizer()
+            self.max_model_len = int(llm.model_config.max_model_len)
+            self._listen(llm)
+            self._llm = llm
+            self._guardian = Guardian(self.pids)
+            self.starts += 1
 
     async def stop(self) -> None:
         """Shut the engine down; safe to call twice."""
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
+            await asyncio.sleep(0)  # it has its sockets closed by this loop
+            await asyncio.to_thread(_release, llm)
+        if self._guardian is not None:
+            await asyncio.to_thread(self._guardian.dismiss)
 
-    def lora_request(self, adapter: str | None) -> LoRARequest | None:
+    def kill(self) -> None:
+        """End the engine's processes at once; vLLM notices, and fails what they were decoding."""
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the engine's processes; those that they started end with them."""
+        manager = self._llm.engine_core.resources.engine_manager if self._llm is not None else None
+        return [] if manager is None else [process.pid for process in manager.processes]
+
+    def _check_again(self) -> None:
+        """What is on the disk now is what will be served: its revision may be another."""
+        found = check_checkpoint(self.checkpoint.path, "causal-lm")
+        if found.revision != self.checkpoint.revision:
+            logger.warning(
+                "%s has changed since the service started: %s is served from here on",
+                found.path,
+                found.revision,
+            )
+        self.checkpoint = found
+
+    def _listen(self, llm: AsyncLLM) -> None:
+        """Take down when the engine last said something: every step, whatever becomes of it here."""
+        take = llm.engine_core.get_output_async
+
+        async def get_output_async() -> Any:
+            outputs = await take()
+            self._heard_s = monotonic()
+            return outputs
+
+        llm.engine_core.get_output_async = get_output_async
+
+    def new_adapter(self, path: str) -> Adapter:
+        """The weights that are at a path now.
+
+        Raises:
+            CheckpointError: there are none that can be used.
+        """
+        number = 1 + max((adapter.number for adapter in self.adapters.values()), default=0)
+        return Adapter(path, number, check_checkpoint(path, "adapter"))
+
+    def use(self, adapter: Adapter) -> None:
+        """What its path stands for from here on, after a restart of the engine too."""
+        self.adapters[adapter.path] = adapter
+
+    async def load_adapter(self, adapter: Adapter) -> None:
+        """Let the engine read its weights; in a request, weights that do not fit would end the engine.
+
+        Raises:
+            CheckpointError: they do not fit the base, or their rank is over the engine's.
+        """
+        request = self.lora_request(adapter)
+        try:
+            await self.llm.add_lora(request)
+        except Exception as error:  # whatever vLLM raises here, the adapter cannot be served
+            raise CheckpointError(
+                f"vLLM cannot serve the adapter {adapter.path}: {type(error).__name__}: {error}"
+            ) from error
+
+    def lora_request(self, adapter: Adapter | None) -> LoRARequest | None:
         """What tells vLLM to decode with an adapter."""
         if adapter is None:
             return None
         from vllm.lora.request import LoRARequest
 
-        number = list(self.adapters).index(adapter) + 1
-        return LoRARequest(f"adapter-{number}", number, self.adapters[adapter].path)
+        return LoRARequest(f"adapter-{adapter.number}", adapter.number, adapter.checkpoint.path)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -132,7 +249,7 @@ class VllmHost:
         if options.gpu_memory_utilization is not None:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
         if self.adapters:
-            ranks = [_adapter_rank(checkpoint.path) for checkpoint in self.adapters.values()]
+            ranks = [_adapter_rank(one.checkpoint.path) for one in self.adapters.values()]
             arguments |= {
                 "enable_lora": True,
                 "max_loras": len(ranks),
@@ -141,6 +258,7 @@ class VllmHost:
         return arguments
 
     def _build(self) -> AsyncLLM:
+        self.registry = CollectorRegistry()
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.options.kv_cache_gib))
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         if self.options.executor == "uni":
@@ -172,6 +290,16 @@ class VllmHost:
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         return [logger_into(self.registry, PrometheusStatLogger)]
+
+
+def _release(llm: AsyncLLM) -> None:
+    """Give back what vLLM leaves to the end of the process: nine descriptors an engine."""
+    resources = llm.engine_core.resources
+    resources.ctx.destroy(linger=0)
+    if resources.engine_manager is not None:
+        for process in resources.engine_manager.processes:
+            with suppress(ValueError):  # not ended yet, or closed already
+                process.close()
 
 
 def default_cpu_threads(path: str, cores: int) -> int:

@@ -119,6 +119,7 @@ class Strategy(BaseModel, ABC):
         description: one line for ``GET /modes``.
         reranks: whether it needs a reward model and draws several candidates.
         uses_logprobs: whether it looks at log-probabilities, which the engine then computes.
+        uses_policies: whether it asks other policies than the one it draws from.
         source: the paper it follows.
     """
 
@@ -127,6 +128,7 @@ class Strategy(BaseModel, ABC):
     description: ClassVar[str]
     reranks: ClassVar[bool] = True
     uses_logprobs: ClassVar[bool] = False
+    uses_policies: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
     @abstractmethod

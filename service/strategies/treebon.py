@@ -49,6 +49,7 @@ class TreeBon(Strategy):
     )
     source: ClassVar[str] = "arXiv 2410.16033"
     uses_logprobs: ClassVar[bool] = True
+    uses_policies: ClassVar[bool] = True
 
     children: int = Field(4, ge=2, description="continuations of each partial answer kept")
     layer_tokens: int | None = Field(

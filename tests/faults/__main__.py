@@ -34,7 +34,11 @@ def main() -> int:
     unknown = set(arguments.names) - set(faults())
     if unknown:
         parser.error(f"no fault {', '.join(unknown)}; there are {', '.join(faults())}")
-    tallies = asyncio.run(run(arguments.names or faults(), arguments.size))
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        sandbox = build_tiny_sandbox(Path(folder) / "sandbox")
+        train_tiny_vbon(sandbox)
+        stage = Stage(sandbox, Path(folder), arguments.size)
+        tallies = asyncio.run(run(arguments.names or faults(), stage))
     show(tallies)
     if arguments.json is not None:
         found = {n: t if isinstance(t, str) else asdict(t) for n, t in tallies.items()}
@@ -42,20 +46,16 @@ def main() -> int:
     return int(any(isinstance(tally, str) or tally.broken() for tally in tallies.values()))
 
 
-async def run(names: list[str], size: float) -> dict[str, Tally | str]:
+async def run(names: list[str], stage: Stage) -> dict[str, Tally | str]:
     """Inject them one after the other; what became of each, or why it could not be injected."""
     tallies: dict[str, Tally | str] = {}
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        sandbox = build_tiny_sandbox(Path(folder) / "sandbox")
-        train_tiny_vbon(sandbox)
-        stage = Stage(sandbox, Path(folder), size)
-        try:
-            for name in names:
-                begun = perf_counter()
-                tallies[name] = await _injected(name, stage)
-                print(f"{name}: {perf_counter() - begun:.0f} s", flush=True)
-        finally:
-            await stage.close()
+    try:
+        for name in names:
+            begun = perf_counter()
+            tallies[name] = await _injected(name, stage)
+            print(f"{name}: {perf_counter() - begun:.0f} s", flush=True)
+    finally:
+        await stage.close()
     return tallies
 
 

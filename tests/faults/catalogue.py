@@ -8,7 +8,16 @@ from types import ModuleType
 
 import tests.faults
 
-NOT_FAULTS = {"__main__", "catalogue", "conftest", "service", "stage", "tally", "test_faults"}
+NOT_FAULTS = {
+    "__main__",
+    "catalogue",
+    "conftest",
+    "service",
+    "steady_load",
+    "stage",
+    "tally",
+    "test_faults",
+}
 
 
 def faults() -> list[str]:

@@ -115,23 +115,27 @@ async def _close_idle(client: httpx.AsyncClient) -> None:
 
 
 @asynccontextmanager
-async def serving(sandbox: Path, scratch: Path, *flags: str) -> AsyncGenerator[Service, None]:
-    """Start it on the sandbox's models, ready; it and all below it are gone afterwards."""
+async def serving(
+    sandbox: Path, scratch: Path, *flags: str, models: bool = True, token: str | None = None
+) -> AsyncGenerator[Service, None]:
+    """Start it on the sandbox's models, or on what the flags name; ready. All of it is gone afterwards."""
     from service.bench.processes import free_port
 
     port = free_port()
     log = scratch / f"service-{port}.log"
     command = [
-        sys.executable, "-m", "service", "serve", "--port", str(port), "--engine.enforce-eager",
-        "--policies", f"ref={sandbox / 'policy'}", "--policies", f"vbon={sandbox / 'vbon'}",
-        "--reward", str(sandbox / "reward"), "--store", str(scratch / f"store-{port}.db"), *flags,
+        sys.executable, "-m", "service", "serve", "--port", str(port),
+        "--store", str(scratch / f"store-{port}.db"), *(_models(sandbox) if models else ()), *flags,
     ]  # fmt: skip
     with log.open("wb") as out:
         process = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=150, limits=limits) as client:
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(
+            base_url=url, timeout=150, limits=limits, headers=headers
+        ) as client:
             service = Service(url, process, log, client)
             await service.until_ready()
             yield service
@@ -141,3 +145,11 @@ async def serving(sandbox: Path, scratch: Path, *flags: str) -> AsyncGenerator[S
             await asyncio.to_thread(process.wait, STOP_S)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def _models(sandbox: Path) -> tuple[str, ...]:
+    return (
+        "--engine.enforce-eager",
+        "--policies", f"ref={sandbox / 'policy'}", "--policies", f"vbon={sandbox / 'vbon'}",
+        "--reward", str(sandbox / "reward"),
+    )  # fmt: skip

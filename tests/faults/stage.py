@@ -29,8 +29,10 @@ class Stage:
     async def service(self) -> Service:
         """The shared one: for faults after which it must be as good as before."""
         if self._shared is None or self._shared.process.poll() is not None:
+            # What hangs is found sooner than by default, or faults of that kind would take minutes.
+            flags = ("--engine.stall-timeout-s", "10", "--reward-stall-timeout-s", "10")
             self._shared = await self._stack.enter_async_context(
-                serving(self.sandbox, self.scratch)
+                serving(self.sandbox, self.scratch, *flags)
             )
         await self._shared.until_ready()
         return self._shared

@@ -42,6 +42,11 @@ class Tally:
         found += [f"left over: {count:g} {kind}" for kind, count in self.left_over.items() if count]
         return found
 
+    def fail(self, what: str) -> None:
+        """Count something else that does not hold."""
+        self.asked += 1
+        self.lost.append(what)
+
     def add(self, response: httpx.Response | Exception) -> None:
         """Count one request's end."""
         self.asked += 1

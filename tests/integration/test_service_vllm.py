@@ -104,7 +104,7 @@ async def test_a_lora_adapter_is_served_on_the_reference_engine(
 
     from training.policies import load_policy
 
-    assert runtime.policies["lora"]._host is runtime.policies["ref"]._host  # type: ignore[attr-defined]
+    assert runtime.policies["lora"].host is runtime.policies["ref"].host  # type: ignore[attr-defined]
     models = {
         name: load_policy(path)[:2]
         for name, path in (("merged", str(lora_checkpoint)), ("ref", answer_path(runtime, "ref")))
@@ -153,7 +153,7 @@ async def test_bad_input_is_refused_and_nothing_else_changes(client: httpx.Async
 
 
 def unfinished(engine: Engine) -> int:
-    return engine._host.llm.get_num_unfinished_requests()  # type: ignore[attr-defined]
+    return engine.host.llm.get_num_unfinished_requests()  # type: ignore[attr-defined]
 
 
 async def test_a_client_that_leaves_frees_the_engine(app: FastAPI, runtime: Runtime) -> None:

@@ -10,7 +10,11 @@ import pytest
 from starlette.types import Message
 
 from bestofn.engine.fake import FakeEngine
+from bestofn.errors import CheckpointError
 from bestofn.rewards import Scorable
+from service.runtime import Runtime
+from service.scoring import BatchingScorer
+from service.settings import ServiceSettings
 from service.strategies import STRATEGIES
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
 
@@ -367,6 +371,56 @@ async def test_a_dead_engine_is_503_and_drops_readiness(path: str) -> None:
     assert (after.status_code, alive.status_code, other.status_code) == (503, 200, 503)
     assert "ref has died" in after.json()["error"]["message"]
     assert "retry-after" in other.headers
+
+
+async def test_other_modes_go_on_while_an_engine_is_dead_and_it_comes_back() -> None:
+    class Stubborn(FakeEngine):
+        held_back = False
+
+        async def start(self) -> None:
+            if self.held_back:
+                raise CheckpointError("not yet")
+            await super().start()
+
+    engine = Stubborn("mortal")
+    runtime = make_runtime(
+        engines={"ref": FakeEngine(), "vbon": engine}, restarts={"backoff_s": 0.01}
+    )
+    async with serving(runtime) as (_, client):
+        engine.held_back = True
+        await engine.stop()
+        dead = await post(client, "vbon")
+        other = await post(client, "bon")
+        while "not yet" not in runtime.status():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        ready = await client.get("/readyz")
+        engine.held_back = False
+        while not runtime.ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        back = await post(client, "vbon")
+        metrics = (await client.get("/metrics")).text
+    assert (dead.status_code, dead.json()["error"]["type"]) == (503, "engine_dead")
+    assert "retry-after" in dead.headers
+    assert ready.status_code == 503
+    assert "vbon: it cannot be started: not yet" in ready.json()["error"]["message"]
+    assert (other.status_code, back.status_code) == (200, 200)
+    assert 'bestofn:restarts_total{part="vbon"} 1.0' in metrics
+    assert 'bestofn:restarts_total{part="ref"} 0.0' in metrics
+
+
+async def test_without_its_reward_model_a_single_sample_is_answered_and_counted_unscored() -> None:
+    runs = True
+    scorer = BatchingScorer(FakeReward(), runs=lambda: runs)
+    runtime = Runtime(ServiceSettings(), {"ref": FakeEngine(), "vbon": FakeEngine()}, scorer, None)
+    async with serving(runtime) as (_, client):
+        runs = False
+        single, reranked = await post(client, "vbon"), await post(client, "bon")
+        metrics = (await client.get("/metrics")).text
+    assert (single.status_code, single.json()["reward"], single.json()["reward_model"]) == (
+        200, None, None,
+    )  # fmt: skip
+    assert (reranked.status_code, reranked.json()["error"]["type"]) == (503, "reward_dead")
+    assert 'bestofn:unscored_candidates_total{mode="vbon"} 1.0' in metrics
 
 
 async def test_an_engine_that_returns_too_few_candidates_is_an_error() -> None:

@@ -1,0 +1,31 @@
+"""``/admin``: what only an admin's key may do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from service.deps import ReloaderDep
+from service.schemas.admin import ReloadAnswer, ReloadRequest
+from service.schemas.failure import ErrorResponse
+
+router = APIRouter(prefix="/admin", tags=["admin"])
+
+_REFUSALS: dict[int | str, dict[str, object]] = {
+    409: {"model": ErrorResponse, "description": "another reload is under way"},
+    422: {
+        "model": ErrorResponse,
+        "description": "no such model, or what its path holds cannot be served",
+    },
+}
+
+
+@router.post("/reload", responses=_REFUSALS)
+async def post_reload(body: ReloadRequest, reloader: ReloaderDep) -> ReloadAnswer:
+    """Serve what a model's configured path holds now, without failing a request.
+
+    The new weights are loaded and warmed up beside the old ones, which requests under way finish with.
+    What cannot be served is refused, and the old weights go on.
+    """
+    return ReloadAnswer(**asdict(await reloader.reload(body.model)))

@@ -1,0 +1,64 @@
+"""SIGTERM under load, with requests that can finish in time and some that cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import httpx
+
+from tests.faults.service import Service, serving
+from tests.faults.stage import Stage
+from tests.faults.tally import Tally
+
+PROMISE = (
+    "Told to stop, the service lets requests under way finish, ends those that cannot in time with an error, "
+    "and leaves no process behind."
+)
+
+
+async def inject(stage: Stage) -> Tally:
+    """Stop it while short and endless requests are under way."""
+    tally = Tally()
+    async with serving(
+        stage.sandbox, stage.scratch, "--limits.drain_s", "4", "--limits.running_sequences", "16"
+    ) as service:
+        await service.ask()
+        children = service.children()
+        # Some are running, most wait for a place: what waits longer than the limit is ended.
+        asks = [
+            asyncio.create_task(service.ask("bon", n=16, max_tokens=64, ignore_eos=True))
+            for _ in range(stage.count(400, least=80))
+        ]
+        await asyncio.sleep(1.0)
+        service.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.5)
+        late = await service.ask("vbon")
+        for response in await asyncio.gather(*asks):
+            tally.add(response)
+        begun = asyncio.get_running_loop().time()
+        status = await asyncio.to_thread(service.process.wait, 40)
+        tally.notes.append(
+            f"ended {asyncio.get_running_loop().time() - begun:.1f} s after the last answer"
+        )
+        if not tally.answered or not tally.errors["shutting_down"]:
+            tally.fail(f"not some of each: {tally.answered} answered, {dict(tally.errors)}")
+        if status not in {0, -signal.SIGTERM, 128 + signal.SIGTERM}:
+            tally.fail(f"exit status {status}")
+        if not isinstance(late, httpx.ConnectError) and not _refused(late):
+            tally.fail(f"a request after the signal: {late!r}")
+        tally.left_over = {"processes": await _living(service, children)}
+    return tally
+
+
+def _refused(late: httpx.Response | Exception) -> bool:
+    return isinstance(late, httpx.Response) and late.status_code == 503
+
+
+async def _living(service: Service, children: list) -> float:
+    for _ in range(100):
+        living = [child for child in children if child.is_running() and child.status() != "zombie"]
+        if not living:
+            break
+        await asyncio.sleep(0.1)
+    return float(len(living))

@@ -1,0 +1,73 @@
+"""What was started does not outlive a starter that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bestofn.engine.guardian import Guardian
+
+STARTER = """
+import subprocess, sys, time
+from bestofn.engine.guardian import Guardian
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+guardian = Guardian([child.pid])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def lives(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def dies(pid: int) -> bool:
+    deadline = time.monotonic() + 20
+    while lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not lives(pid)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM])
+def test_when_the_starter_is_killed_its_processes_end(blow: signal.Signals) -> None:
+    with subprocess.Popen([sys.executable, "-c", STARTER], stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        child = int(starter.stdout.readline())
+        assert lives(child)
+        starter.send_signal(blow)
+    assert dies(child)
+
+
+def test_after_an_orderly_end_they_are_let_be(sleeper: subprocess.Popen[bytes]) -> None:
+    guardian = Guardian([sleeper.pid])
+    guard = guardian._process.pid
+    guardian.dismiss()
+    guardian.dismiss()
+    assert dies(guard)
+    assert lives(sleeper.pid)
+
+
+def test_ctrl_c_does_not_end_the_guard(sleeper: subprocess.Popen[bytes]) -> None:
+    guardian = Guardian([sleeper.pid])
+    time.sleep(0.3)  # it ignores the signal once it has begun to run
+    os.kill(guardian._process.pid, signal.SIGINT)
+    time.sleep(0.1)
+    assert guardian._process.poll() is None
+    guardian.dismiss()

@@ -1,0 +1,177 @@
+"""``POST /admin/reload``: another model in the place of one that serves, and no request the worse for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from asgi_lifespan import LifespanManager
+
+from bestofn.engine import Engine
+from bestofn.engine.fake import FakeEngine
+from bestofn.errors import CheckpointError
+from service.app import create_app
+from service.keys import new_key, write_keys
+from service.runtime import Runtime
+from service.scoring import BatchingScorer
+from tests.unit.fakes import FakeReward, make_runtime
+
+BODY = {"prompt": "p", "n": 4, "max_tokens": 8}
+
+
+class Unwell(FakeEngine):
+    async def start(self) -> None:
+        raise CheckpointError("model.safetensors is truncated")
+
+
+class Shelf:
+    """A :class:`service.reload.Rebuild` that gives what was put on it."""
+
+    def __init__(self) -> None:
+        self.next: dict[str, Engine] = {}
+        self.error: Exception | None = None
+
+    def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
+        if self.error is not None:
+            raise self.error
+        return dict(self.next)
+
+    def scorer(self, name: str) -> BatchingScorer:
+        model = FakeReward()
+        model.revision = "second"  # type: ignore[misc]
+        return BatchingScorer(model)
+
+
+class Service:
+    """The app with an admin's client."""
+
+    def __init__(self, runtime: Runtime, shelf: Shelf, client: httpx.AsyncClient) -> None:
+        self.runtime, self.shelf, self.client = runtime, shelf, client
+
+    async def reload(self, model: str) -> httpx.Response:
+        return await self.client.post("/admin/reload", json={"model": model})
+
+    async def ask(self, mode: str = "vbon") -> httpx.Response:
+        return await self.client.post("/generate", params={"mode": mode}, json=BODY)
+
+
+@pytest.fixture
+async def service(tmp_path: Path) -> Any:
+    file = tmp_path / "keys.jsonl"
+    key, token = new_key("root", "admin")
+    write_keys(file, [key])
+    runtime = make_runtime(
+        engines={
+            "ref": FakeEngine("ref", seconds_per_token=0.002),
+            "vbon": FakeEngine("first", seconds_per_token=0.01, endless=True),
+        },
+        auth={"keys_file": str(file)},
+    )
+    shelf = Shelf()
+    app = create_app(runtime, rebuild=shelf)
+    async with LifespanManager(app):
+        while not runtime.ready:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        headers = {"authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://test", headers=headers
+        ) as client:
+            yield Service(runtime, shelf, client)
+
+
+async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new(
+    service: Service,
+) -> None:
+    old = service.runtime.policies["vbon"]
+    new = FakeEngine("second", seconds_per_token=0.001)
+    service.shelf.next = {"vbon": new}
+    before = [asyncio.create_task(service.ask()) for _ in range(4)]
+    await asyncio.sleep(0.02)
+    reloading = asyncio.create_task(service.reload("vbon"))
+    while service.runtime.policies["vbon"] is not new:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    later = await service.ask()
+    assert old.alive  # somebody still uses it
+    answers = await asyncio.gather(*before)
+    answer = await reloading
+    assert answer.json() == {
+        "models": ["vbon"], "before": "fake", "now": "fake",
+        "load_s": answer.json()["load_s"], "drain_s": answer.json()["drain_s"],
+    }  # fmt: skip
+    assert [a.json()["policy"]["path"] for a in answers] == ["first"] * 4
+    assert later.json()["policy"]["path"] == "second"
+    assert not old.alive
+    assert service.runtime.ready
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_bad_checkpoint_is_refused_and_the_old_one_goes_on(
+    service: Service, early: bool
+) -> None:
+    if early:
+        service.shelf.error = CheckpointError("vbon has no config.json")
+    else:
+        service.shelf.next = {"vbon": Unwell("second")}
+    refused = await service.reload("vbon")
+    assert refused.status_code == 422
+    assert refused.json()["error"]["type"] == "reload_refused"
+    assert ("config.json" if early else "truncated") in refused.json()["error"]["message"]
+    assert (await service.ask()).json()["policy"]["path"] == "first"
+    assert service.runtime.ready
+
+
+async def test_what_goes_with_a_policy_is_replaced_with_it(service: Service) -> None:
+    service.shelf.next = {"ref": FakeEngine("ref2"), "vbon": FakeEngine("vbon2")}
+    assert (await service.reload("ref")).json()["models"] == ["ref", "vbon"]
+    assert (await service.ask("vbon")).json()["policy"]["path"] == "vbon2"
+
+
+async def test_a_reward_model_is_replaced_between_requests_not_within_one(service: Service) -> None:
+    under_way = asyncio.create_task(service.ask("bon"))
+    await asyncio.sleep(0.005)
+    old = service.runtime.reward
+    answer = await service.reload("reward")
+    assert (answer.json()["before"], answer.json()["now"]) == ("fake", "second")
+    assert (await under_way).status_code == 200
+    assert old is not None
+    assert old._model.closed  # type: ignore[attr-defined]
+    assert (await service.ask("bon")).json()["reward_model"]["revision"] == "second"
+
+
+async def test_one_at_a_time_and_only_what_there_is(service: Service) -> None:
+    unknown = await service.reload("nothing")
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "model")
+    assert "ref, vbon, reward" in unknown.json()["error"]["message"]
+    service.shelf.next = {"vbon": FakeEngine("second")}
+    users = [asyncio.create_task(service.ask()) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    first = asyncio.create_task(service.reload("vbon"))
+    await asyncio.sleep(0.01)
+    second = await service.reload("reward")
+    assert (second.status_code, second.json()["error"]["type"]) == (409, "busy")
+    assert (await first).status_code == 200
+    await asyncio.gather(*users)
+
+
+async def test_the_new_one_is_watched_and_the_old_no_longer(service: Service) -> None:
+    new = FakeEngine("second")
+    service.shelf.next = {"vbon": new}
+    await service.reload("vbon")
+    await new.stop()
+    async with asyncio.timeout(10):
+        while not service.runtime.ready:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert new.alive
+    text = (await service.client.get("/metrics")).text
+    assert 'bestofn:restarts_total{part="vbon"} 1.0' in text
+
+
+async def test_a_path_cannot_be_named(service: Service) -> None:
+    body = {"model": "vbon", "path": "/etc"}
+    refused = await service.client.post("/admin/reload", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "path")

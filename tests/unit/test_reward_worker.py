@@ -1,0 +1,116 @@
+"""A reward model in a process of its own, and what becomes of one that dies or hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import pytest
+
+from bestofn.errors import CheckpointError, RewardDeadError, RewardError
+from bestofn.prompts import Prompt
+from bestofn.rewards import Scorable
+from bestofn.rewards.worker import RewardWorker
+
+PROMPT = Prompt(text="p")
+
+
+@dataclass
+class Obedient:
+    """Does what the completion says."""
+
+    name: str = "obedient"
+    revision: str = "1"
+    loads: bool = True
+
+    def load(self) -> None:
+        if not self.loads:
+            raise CheckpointError("no weights here")
+
+    def score(self, items: Sequence[Scorable]) -> list[float | None]:
+        said = items[0].completion
+        if said == "die":
+            os._exit(9)
+        if said == "hang":
+            time.sleep(3600)
+        if said == "fail":
+            raise RewardError("no score today")
+        if said == "crash":
+            raise ZeroDivisionError("oops")
+        return [None if item.completion == "none" else float(os.getpid()) for item in items]
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def working(timeout_s: float = 60.0) -> Iterator[RewardWorker]:
+    worker = RewardWorker(Obedient(), timeout_s=timeout_s)
+    worker.load()
+    try:
+        yield worker
+    finally:
+        worker.close()
+
+
+def say(*words: str) -> list[Scorable]:
+    return [Scorable(PROMPT, word) for word in words]
+
+
+def test_scores_come_from_another_process_in_order() -> None:
+    with working() as worker:
+        pid = float(worker.pid or 0)
+        assert pid != os.getpid()
+        assert worker.score(say("a", "none", "b")) == [pid, None, pid]
+        assert (worker.name, worker.revision) == ("obedient", "1")
+    assert not worker.alive
+
+
+def test_an_error_of_the_model_is_its_own_and_the_worker_goes_on() -> None:
+    with working() as worker:
+        with pytest.raises(RewardError, match="no score today"):
+            worker.score(say("fail"))
+        with pytest.raises(RewardError, match="ZeroDivisionError: oops"):
+            worker.score(say("crash"))
+        assert worker.score(say("a")) == [float(worker.pid or 0)]
+
+
+@pytest.mark.parametrize(
+    ("word", "why"), [("die", "ended while scoring 1"), ("hang", "more than 0.5 s")]
+)
+def test_one_that_dies_or_hangs_is_dead_until_it_is_loaded_again(word: str, why: str) -> None:
+    with working(timeout_s=0.5) as worker:
+        first = worker.pid
+        with pytest.raises(RewardDeadError, match=why):
+            worker.score(say(word))
+        assert not worker.alive
+        assert not psutil.pid_exists(first or 0)
+        with pytest.raises(RewardDeadError, match="does not run"):
+            worker.score(say("a"))
+        worker.load()
+        assert worker.alive
+        assert worker.score(say("a")) == [float(worker.pid or 0)]
+        assert worker.pid != first
+
+
+def test_a_death_while_nothing_is_asked_is_seen() -> None:
+    with working() as worker:
+        os.kill(worker.pid or 0, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while worker.alive and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not worker.alive
+        with pytest.raises(RewardDeadError):
+            worker.score(say("a"))
+
+
+def test_a_model_that_cannot_be_loaded_says_why() -> None:
+    worker = RewardWorker(Obedient(loads=False))
+    with pytest.raises(CheckpointError, match="no weights here"):
+        worker.load()
+    assert not worker.alive
