@@ -164,11 +164,14 @@ class LoadTestRuns:
             self._root = None
 
     async def report(self, run_id: str, result: str) -> bytes:
-        """The HTML report of a result, rendered once by a process of its own: plotly is heavy.
+        """The HTML report: what the run itself wrote, else rendered once by a process, as plotly is heavy.
 
         Raises:
             ExportError: it could not be rendered.
         """
+        own = self._runs.get(run_id)
+        if own is not None and (own.directory / "report.html").is_file():
+            return await asyncio.to_thread((own.directory / "report.html").read_bytes)
         directory = self._directory("reports")
         # A run of the store may be continued under its id: its page is of this very result.
         page = directory / f"{run_id}-{hashlib.sha256(result.encode()).hexdigest()[:16]}.html"

@@ -39,7 +39,10 @@ def slow_runtime(**settings: Any) -> Runtime:
 @asynccontextmanager
 async def talking(runtime: Runtime, token: str = "") -> AsyncGenerator[httpx.AsyncClient, None]:
     headers = {"authorization": f"Bearer {token}"} if token else {}
-    async with served(runtime) as url, httpx.AsyncClient(base_url=url, headers=headers) as client:
+    async with (
+        served(runtime) as url,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=90) as client,
+    ):
         yield client
 
 
@@ -171,8 +174,10 @@ async def test_a_run_grows_is_kept_and_reported_without_markup_with_the_caller_s
         assert MARKUP not in page.text
         assert "&lt;script&gt;alert(1)" in page.text
     assert keyless.status_code == 401
-    # Another server on the same store has it too.
+    # Another server on the same store has it too, and renders the report anew.
     async with serving(make_runtime(store=store)) as (_, client):
+        again = await client.get(f"/loadtests/{run}/report")
+        assert (again.status_code, again.text) == (200, report.text)
         assert (await client.get(f"/loadtests/{run}")).json()["state"] == "finished"
         assert (await client.get(f"/loadtests/{run}/result")).json() == result
 
