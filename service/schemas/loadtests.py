@@ -36,7 +36,7 @@ class LoadTestRequest(Wire):
     )
     rounds: int = Field(2, ge=1, le=20, description="blocks of each mode, N and level, in turns")
     duration_s: float = Field(
-        2.0, ge=0.2, le=60, allow_inf_nan=False, description="length of a block, seconds"
+        3.0, ge=0.2, le=60, allow_inf_nan=False, description="length of a block, seconds"
     )
     requests: int | None = Field(
         None, ge=1, le=10_000, description="end a block after so many requests instead"

@@ -40,7 +40,8 @@ export function frontierPlot(found, field, gold) {
 function look(found, name) {
   const names = [...found.policies.map((one) => one.name), ...found.live.map((one) => one.mode)];
   const i = [...new Set(names)].indexOf(name);
-  return { series: SERIES[i % SERIES.length], symbol: SYMBOLS[i % SYMBOLS.length] };
+  const labelled = found.policies.some((one) => one.name === name);
+  return { labelled, series: SERIES[i % SERIES.length], symbol: SYMBOLS[i % SYMBOLS.length] };
 }
 
 export function named({ mode, n }) {
@@ -89,7 +90,7 @@ function served(one, field, own, first) {
   const value = one[field];
   return {
     x: [kl.mean], y: [value.mean], mode: "markers+text", name: "open marks: live, by load tests", cliponaxis: false,
-    legendgroup: "live", showlegend: first, text: [plain(named(one))], textposition: "bottom right",
+    legendgroup: "live", showlegend: first, text: [own.labelled ? "" : plain(named(one))], textposition: "bottom right",
     textfont: { size: 11, color: colour(own.series) },
     marker: { color: colour(own.series), symbol: `${own.symbol}-open`, size: 12, line: { width: 2 } },
     error_y: bars([value.mean, value.low, value.high], own),

@@ -146,7 +146,7 @@ export class Form {
       n: list("", { title: "One or several numbers" }),
       concurrency: list("1, 8, 32"),
       rounds: numeric({ min: 1, max: 20, step: 1, value: "2", required: true }),
-      seconds: numeric({ min: 0.2, max: 60, step: "any", value: "2", required: true }),
+      seconds: numeric({ min: 0.2, max: 60, step: "any", value: "3", required: true }),
       maxTokens: numeric({ min: 1, step: 1, value: "32", required: true }),
       price: numeric({ min: 0.000001, step: "any", value: "1", required: true, title: "Of the machine that serves" }),
       rate: list("", { pattern: RATES, inputmode: "decimal", placeholder: "none" }),
