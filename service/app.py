@@ -17,10 +17,23 @@ from service.auth import ApiKeyMiddleware, open_keyring
 from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
 from service.errors import UnforeseenErrorMiddleware, add_error_handlers
+from service.loadtest_runs import LoadTestRuns
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
 from service.reload import Rebuild, Reloader
-from service.routes import admin, compare, generate, health, modes, openai, preferences
+from service.report_links import ReportLinks
+from service.routes import (
+    admin,
+    compare,
+    frontier,
+    generate,
+    health,
+    loadtests,
+    modes,
+    openai,
+    page,
+    preferences,
+)
 from service.runtime import Runtime
 from service.tracing import open_tracing
 
@@ -55,6 +68,7 @@ def create_app(
     keyring = open_keyring(auth)
     tracing = tracing or open_tracing(runtime.settings.otel)
     records = Records(runtime.settings.store)
+    load_test_runs = LoadTestRuns(records)
 
     async def load() -> None:
         try:
@@ -74,6 +88,7 @@ def create_app(
         finally:
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
+            await load_test_runs.close()
             await runtime.stop()
             records.close()
             if tracing is not None:
@@ -89,7 +104,20 @@ def create_app(
     app.state.records = records
     app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
     app.state.open_pairs = OpenPairs()
-    for module in (generate, openai, compare, modes, health, preferences, admin):
+    app.state.load_test_runs = load_test_runs
+    app.state.report_links = ReportLinks()
+    for module in (
+        generate,
+        openai,
+        compare,
+        modes,
+        health,
+        preferences,
+        admin,
+        loadtests,
+        frontier,
+        page,
+    ):
         app.include_router(module.router)
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.

@@ -16,6 +16,12 @@ _DOCS_POLICY = (
     b"img-src data: https://fastapi.tiangolo.com; connect-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+# A report brings its own scripts; in a sandbox it is of no origin and cannot speak to this service.
+REPORT_POLICY = (
+    "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
+    "style-src 'unsafe-inline'; img-src data: blob:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _DOCS = frozenset({"/docs", "/redoc"})
 _DEFAULTS = {
     b"x-content-type-options": b"nosniff",

@@ -107,6 +107,15 @@ class LimitSettings(BaseModel):
         None, gt=0, description="429 where the wait would be longer, by the pace measured; seconds"
     )
     timeout_s: float = Field(120.0, gt=0, description="longest a request may take, seconds")
+    loadtest_max_s: float = Field(
+        300.0,
+        ge=0,
+        description="most seconds of blocks of a load test started at /loadtests, which has a minute more to "
+        "start, score and report and is then stopped; 0: none may be started",
+    )
+    loadtest_max_in_flight: int = Field(
+        256, ge=1, description="most requests in flight of such a load test"
+    )
     drain_s: float = Field(
         30.0,
         ge=0,
@@ -218,6 +227,10 @@ class ServiceSettings(Settings):
         "bestofn-runs.db",
         description="where preferences are kept: a SQLite file, a database URL "
         "(postgresql+psycopg://...), or none; made when first needed",
+    )
+    evaluation: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="evaluation.json of `python -m training evaluate` on these models, shown at /frontier",
     )
     log_level: str = Field("info", description="debug, info, warning or error")
     log_format: Literal["text", "json"] = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from bestofn.training_record import read_training_record
-from service.deps import RuntimeDep
+from service.deps import RecordsDep, RuntimeDep
 from service.generation import policy_ref, scorer_ref
 from service.schemas import ModeInfo, ModesResponse
 
@@ -13,7 +13,7 @@ router = APIRouter(tags=["server"])
 
 
 @router.get("/modes")
-async def get_modes(runtime: RuntimeDep) -> ModesResponse:
+async def get_modes(runtime: RuntimeDep, records: RecordsDep) -> ModesResponse:
     """Every mode with its policy, reward model and default N."""
     settings = runtime.settings
     return ModesResponse(
@@ -35,4 +35,5 @@ async def get_modes(runtime: RuntimeDep) -> ModesResponse:
         ],
         gold_model=scorer_ref("gold", runtime.gold),
         limits=settings.limits.model_dump(),
+        records=records.where is not None,
     )

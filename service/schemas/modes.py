@@ -32,3 +32,4 @@ class ModesResponse(BaseModel):
     modes: list[ModeInfo]
     gold_model: ModelRef | None
     limits: dict[str, Any]
+    records: bool = Field(description="whether verdicts and runs are kept (`--store`)")

@@ -92,17 +92,20 @@ async def serving(
 
 @asynccontextmanager
 async def on_a_port(
-    runtime: Runtime, *, started: bool = False, **options: Any
+    runtime: Runtime, *, started: bool = False, ready: bool = True, **options: Any
 ) -> AsyncGenerator[str, None]:
-    """A real server in this process; its OpenAI URL. One that is started already is left so."""
+    """A real server in this process; its OpenAI URL. One that is started already is left so.
+
+    It is waited for until it is ``ready``, or only until it listens.
+    """
     app = create_app(runtime)
     lifespan = "off" if started else "on"
     config = uvicorn.Config(
-        app, port=0, log_config=None, access_log=False, lifespan=lifespan, **options
+        app, log_config=None, access_log=False, lifespan=lifespan, **{"port": 0, **options}
     )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server._serve())
-    while not (server.started and runtime.ready):  # noqa: ASYNC110  (a few turns)
+    while not (server.started and (runtime.ready or not ready)):  # noqa: ASYNC110  (a few turns)
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:

@@ -453,6 +453,7 @@ async def test_modes_and_metrics() -> None:
     assert 'bestofn:request_errors_total{error="invalid_input",mode="vbon"} 1.0' in metrics
     assert 'bestofn:e2e_request_latency_seconds_count{mode="bon"} 1.0' in metrics
     assert "bestofn:ready 1.0" in metrics
+    assert modes["records"] is True
 
 
 async def test_openapi_has_examples_and_every_route() -> None:

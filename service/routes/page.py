@@ -1,0 +1,45 @@
+"""``GET /`` and ``/page/...``: the page for people."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from bestofn.errors import NotFoundError
+from service.page import INDEX, PAGE_POLICY, page_files, read_asset
+
+router = APIRouter(include_in_schema=False)
+
+_READ = ["GET", "HEAD"]
+
+
+@router.api_route("/", methods=_READ)
+async def get_page(request: Request) -> Response:
+    """The page itself, the one document among its files."""
+    return await _send(request, INDEX, {"content-security-policy": PAGE_POLICY})
+
+
+@router.api_route("/page/{name:path}", methods=_READ)
+async def get_page_file(request: Request, name: str) -> Response:
+    """A script, the style sheet, an icon, or the library that draws."""
+    if name == INDEX or name not in page_files():
+        raise NotFoundError("the page has no such file")
+    return await _send(request, name, {})
+
+
+async def _send(request: Request, name: str, headers: dict[str, str]) -> Response:
+    asset = await asyncio.to_thread(read_asset, name)
+    headers |= {
+        "etag": asset.etag,
+        "cache-control": asset.cache_control,
+        "vary": "accept-encoding",
+    }
+    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    if asset.etag in known:
+        return Response(status_code=304, headers=headers)
+    content = asset.content
+    if asset.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        content, headers["content-encoding"] = asset.packed, "gzip"
+    headers |= {"content-type": asset.media_type, "content-length": str(len(content))}
+    return Response(content if request.method == "GET" else b"", headers=headers)

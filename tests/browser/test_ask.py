@@ -1,0 +1,379 @@
+"""The view Ask, in a real browser over the real application."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.async_api import Locator, Page, expect
+
+from bestofn.engine.fake import FakeEngine
+from bestofn.engine.protocol import Candidate, Sampling
+from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
+from tests.unit.fakes import FakeReward, make_runtime, score_text
+
+PROMPT = "the film was"
+SOME_TOKENS = re.compile(r"^\d+ tokens$")
+INJECTIONS = (
+    "<img src=x onerror=\"globalThis.taken='image'\">",
+    "</p></script><script>globalThis.taken='script'</script>",
+    "<svg onload=\"globalThis.taken='svg'\"><a href='javascript:globalThis.taken=1'>&amp; &lt;b&gt;",
+)
+
+
+class Hostile(FakeEngine):
+    """Its answers are what an attacker would like to see on somebody's page."""
+
+    def _candidate(self, prompt_ids: list[int], sampling: Sampling, index: int) -> Candidate:
+        made = super()._candidate(prompt_ids, sampling, index)
+        return replace(made, text=" " + INJECTIONS[index % len(INJECTIONS)])
+
+
+def slow(seconds: float = 0.02, **options: Any) -> dict[str, FakeEngine]:
+    return {
+        name: FakeEngine(name, seconds_per_token=seconds, **options) for name in ("ref", "vbon")
+    }
+
+
+def column(page: Page, mode: str) -> Locator:
+    return page.locator(f".column[data-mode={mode}]")
+
+
+async def open_ready(visitor: Visitor, url: str, **options: Any) -> Page:
+    page = await visitor.open(url, **options)
+    await expect(page.locator("#readiness")).to_have_text("ready")
+    return page
+
+
+async def ask(page: Page, prompt: str = PROMPT, **fields: str) -> None:
+    await page.get_by_role("textbox", name="Prompt").fill(prompt)
+    for name, value in fields.items():
+        await page.get_by_label(name).fill(value)
+    await page.keyboard.press("Control+Enter")
+
+
+async def done(page: Page, count: int = 3) -> None:
+    await expect(page.locator(".column[data-state=done]")).to_have_count(count)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110  (state of the server, polled)
+            await asyncio.sleep(0.01)
+
+
+async def test_modes_answer_side_by_side_while_they_are_made(visitor: Visitor) -> None:
+    engines = slow(0.03, endless=True)
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, **{"Max tokens": "150", "Seed": "7"})
+        for mode in ("ref", "vbon"):  # both at once: neither has ended
+            await expect(column(page, mode)).to_have_attribute("data-state", SOME_TOKENS)
+        await done(page)
+        texts = [await column(page, mode).locator(".text").inner_text() for mode in ("ref", "vbon")]
+        async with httpx.AsyncClient(base_url=url) as client:
+            body = {"prompt": PROMPT, "max_tokens": 150, "seed": 7}
+            asked = [
+                await client.post("/generate", params={"mode": mode}, json=body)
+                for mode in ("ref", "vbon")
+            ]
+    assert [text.strip() for text in texts] == [one.json()["text"].strip() for one in asked]
+
+
+async def test_candidates_come_with_their_rewards_and_the_highest_is_chosen(
+    visitor: Visitor,
+) -> None:
+    async with hosted(make_runtime(engines=slow(), reward=FakeReward(), store="none")) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, **{"N (candidates)": "12", "Max tokens": "40", "Seed": "3"})
+        bon = column(page, "bon")
+        rows = bon.locator(".candidate")
+        await expect(rows.nth(1)).to_be_visible()
+        assert await rows.count() < 12, "they should come one by one"
+        await expect(bon.locator("[data-mark=best]")).to_have_count(1)
+        await expect(bon.locator(".label")).to_contain_text("highest reward so far")
+        await done(page)
+        await expect(rows).to_have_count(12)
+        texts = await bon.locator(".candidate-text").all_inner_texts()
+        rewards = [score_text(f" {text}") for text in texts]
+        shown = [float(text) for text in await bon.locator(".reward").all_inner_texts()]
+        winner = bon.locator("[data-mark=winner]")
+        await expect(winner).to_have_count(1)
+        assert await bon.locator("[data-mark=best]").count() == 0
+        chosen = await winner.locator(".candidate-text").inner_text()
+        answer = await bon.locator(".text").inner_text()
+        tokens = await bon.locator(".stats dd").nth(2).inner_text()
+        facts = await bon.locator(".facts").inner_text()
+        await bon.get_by_label("Order of candidates").select_option("index")
+        drawn = await bon.locator(".candidate").evaluate_all(
+            "all => all.map(one => one.dataset.index)"
+        )
+    assert shown == pytest.approx(rewards, abs=0.0051)
+    assert shown == sorted(shown, reverse=True)
+    assert chosen == texts[0] == answer.strip()
+    assert int(tokens.split()[0]) == sum(len(text.split()) for text in texts)
+    assert [int(index) for index in drawn] == list(range(12))
+    for words in ("queue", "decode", "rerank", "policy ref, revision fake"):
+        assert words in facts
+
+
+async def test_stop_stops_the_server_s_work(visitor: Visitor) -> None:
+    engines = slow(0.05, endless=True)
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, **{"Max tokens": "200"})
+        await until(lambda: engines["ref"].running == 17 and engines["vbon"].running == 1)
+        await page.keyboard.press("Escape")
+        await expect(page.locator(".column[data-state=stopped]")).to_have_count(3)
+        await until(lambda: engines["ref"].running == engines["vbon"].running == 0)
+        await expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    assert (engines["ref"].aborted, engines["vbon"].aborted) == (17, 1)
+
+
+async def test_a_new_question_stops_the_one_before(visitor: Visitor) -> None:
+    engines = slow(0.02, endless=True)
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, **{"Max tokens": "200"})
+        await until(lambda: engines["ref"].running == 17)
+        await ask(page, "another", **{"Max tokens": "4"})
+        await done(page)
+        await until(lambda: engines["ref"].running == 0)
+    assert engines["ref"].aborted == 17
+
+
+async def test_answers_go_on_while_another_view_is_looked_at(visitor: Visitor) -> None:
+    engines = slow(0.03, endless=True)
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, **{"Max tokens": "30"})
+        await until(lambda: engines["ref"].running == 17)
+        await page.get_by_role("link", name="Frontier").click()
+        await expect(page.locator(".column")).to_have_count(0)
+        await page.get_by_role("link", name="Ask").click()
+        await done(page)
+        assert await page.get_by_role("textbox", name="Prompt").input_value() == PROMPT
+
+
+async def test_one_after_another_never_runs_two_modes_at_once(visitor: Visitor) -> None:
+    engines = slow(0.02, endless=True)
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, sum(engine.running > 0 for engine in engines.values()))
+            await asyncio.sleep(0.005)
+
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await page.get_by_label("One after another").check()
+        watching = asyncio.create_task(watch())
+        await ask(page, **{"Max tokens": "20"})
+        await done(page)
+        watching.cancel()
+    assert most == 1
+
+
+async def test_one_mode_s_error_is_its_own_and_names_the_remedy(visitor: Visitor) -> None:
+    visitor.allow("status of 422")
+    engines = {"ref": FakeEngine("ref"), "vbon": FakeEngine("vbon", max_model_len=20)}
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, "a prompt that is too long for it", **{"Max tokens": "8"})
+        await done(page, 2)
+        failed = column(page, "vbon").locator(".error")
+        await expect(failed).to_contain_text("over the model's limit of 20")
+        await expect(failed).to_contain_text("Shorten the prompt")
+        await expect(failed.get_by_role("button")).to_have_count(0)
+        await assert_accessible(page)
+
+
+async def test_an_overloaded_server_says_when_to_come_back_and_then_answers(
+    visitor: Visitor,
+) -> None:
+    visitor.allow("status of 429")
+    engines = slow(0.05, endless=True)
+    limits = {"running_sequences": 16, "waiting_sequences": 0}
+    async with hosted(make_runtime(engines=engines, store="none", limits=limits)) as url:
+        page = await open_ready(visitor, url)
+        for mode in ("ref", "vbon"):
+            await page.get_by_label(mode, exact=True).uncheck()
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            body = {"prompt": PROMPT, "n": 16, "max_tokens": 200}
+            other = asyncio.create_task(client.post("/generate?mode=bon", json=body))
+            await until(lambda: engines["ref"].running == 16)
+            await ask(page, **{"Max tokens": "8"})
+            refused = column(page, "bon").locator(".error")
+            await expect(refused).to_contain_text("room in 5 seconds")
+            again = refused.get_by_role("button", name="Try again")
+            await expect(again).to_be_disabled()
+            other.cancel()
+            await asyncio.gather(other, return_exceptions=True)
+        await until(lambda: engines["ref"].running == 0)
+        await expect(again).to_be_enabled()
+        await again.click()
+        await done(page, 1)
+
+
+async def test_an_engine_that_dies_midway_is_told_in_its_column(visitor: Visitor) -> None:
+    visitor.allow("status of 503")
+    engines = slow(0.05, endless=True)
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await page.get_by_label("bon", exact=True).uncheck()
+        await ask(page, **{"Max tokens": "60"})
+        await expect(column(page, "vbon")).to_have_attribute("data-state", SOME_TOKENS)
+        await engines["vbon"].stop()
+        await expect(column(page, "vbon").locator(".error")).to_contain_text("engine was stopped")
+        await done(page, 1)
+        await expect(page.locator("#banner")).to_contain_text("engine of vbon has died")
+
+
+async def test_text_of_models_and_users_is_never_markup(visitor: Visitor, tmp_path: Path) -> None:
+    engines: dict[str, FakeEngine] = {"ref": Hostile("ref"), "vbon": Hostile("<b>vbon</b>")}
+    async with hosted(make_runtime(engines=engines, store=str(tmp_path / "s.db"))) as url:
+        page = await open_ready(visitor, url)
+        prompt = f"{INJECTIONS[0]}{INJECTIONS[1]}"
+        await ask(page, prompt, **{"N (candidates)": "6", "Max tokens": "8"})
+        await done(page)
+        await expect(column(page, "ref").locator(".answer")).to_contain_text(INJECTIONS[0])
+        for text in INJECTIONS:
+            await expect(
+                column(page, "bon").locator(".candidate-text", has_text=text).first
+            ).to_be_visible()
+        await page.get_by_role("button", name="Show me two answers").click()
+        await expect(page.locator(".panel").first).to_contain_text("<img src=x")
+        await page.keyboard.press("2")
+        await expect(page.get_by_role("button", name="Another pair")).to_be_visible()
+        made = "main img, main script, main svg, main b, main a, main iframe"
+        assert await page.locator(made).count() == 0
+        assert await page.evaluate("globalThis.taken === undefined")
+
+
+async def test_a_verdict_is_given_blind_by_key_and_then_revealed(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(make_runtime(store=str(tmp_path / "s.db"))) as url:
+        page = await open_ready(visitor, url)
+        prompt = page.get_by_role("textbox", name="Prompt")
+        await prompt.fill(PROMPT)
+        await page.get_by_label("One mode").select_option("bon")
+        await page.get_by_label("Another", exact=True).select_option("ref")
+        await page.get_by_role("button", name="Show me two answers").click()
+        arena = page.get_by_role("group", name="Which is better?")
+        await expect(arena).to_be_focused()
+        blind = await arena.inner_html()
+        assert not any(word in blind for word in ("bon", "ref", "reward"))
+        await prompt.press("1")  # somebody writing is not judging
+        await expect(arena.get_by_role("button", name="Left is better")).to_be_enabled()
+        await arena.focus()
+        await page.keyboard.press("3")
+        await expect(page.get_by_role("button", name="Another pair")).to_be_focused()
+        right = arena.get_by_role("region", name="Right")
+        await expect(right).to_contain_text("your choice")
+        chosen = await right.locator("strong").inner_text()
+        await expect(page.locator(".standings tbody tr")).to_contain_text("1 verdict")
+        await assert_accessible(page)
+        async with httpx.AsyncClient(base_url=url) as client:
+            (line,) = (await client.get("/preferences")).json()["standings"]
+        assert (line["mode"], line["against"]) == ("bon", "ref")
+        assert line["human_win_rate"]["mean"] == float(chosen == "bon")
+        share = page.locator(".share[data-kind=people]")
+        await expect(share).to_have_text("100%" if chosen == "bon" else "0%")
+        await page.get_by_role("button", name="Another pair").press("Enter")
+        await expect(arena.get_by_role("button", name="Tie")).to_be_visible()
+        await arena.focus()
+        await page.keyboard.press("ArrowUp")
+        await expect(page.locator(".standings tbody tr")).to_contain_text("2 verdicts")
+
+
+async def test_a_pair_that_cannot_be_made_says_why(visitor: Visitor, tmp_path: Path) -> None:
+    visitor.allow("status of 422")
+    async with hosted(make_runtime(store=str(tmp_path / "s.db"))) as url:
+        page = await open_ready(visitor, url)
+        show = page.get_by_role("button", name="Show me two answers")
+        await show.click()
+        await expect(page.get_by_role("alert").first).to_contain_text("Write a prompt")
+        await page.get_by_role("textbox", name="Prompt").fill(PROMPT)
+        await page.get_by_label("Another", exact=True).select_option("bon")
+        await show.click()
+        await expect(page.locator(".blind .error")).to_contain_text("choose two that differ")
+
+
+async def test_a_service_without_a_store_says_so(visitor: Visitor) -> None:
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url)
+        await expect(page.locator(".blind")).to_contain_text("keeps no verdicts")
+        await expect(page.get_by_role("button", name="Show me two answers")).to_be_hidden()
+
+
+async def test_modes_without_rewards_are_asked_all_the_same(visitor: Visitor) -> None:
+    runtime = make_runtime(without_reward=True, default_mode="ref", store="none")
+    async with hosted(runtime) as url:
+        page = await open_ready(visitor, url)
+        await ask(page)
+        await done(page, 2)
+        await expect(column(page, "ref").locator(".stats dd").first).to_have_text("–")
+
+
+@pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1280, True)])
+async def test_answers_are_accessible_and_fit(visitor: Visitor, width: int, dark: bool) -> None:
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url, width=width, dark=dark)
+        await page.get_by_text("Other ways to choose among N").click()
+        await page.get_by_label("soft-bon", exact=True).check()
+        await ask(page, "word" * 50 if width == 360 else PROMPT, **{"Max tokens": "24"})
+        await page.locator(".column").nth(3).wait_for()
+        await assert_fits(page)
+        await assert_accessible(page)
+
+
+async def test_everything_is_reached_and_done_by_keyboard_alone(visitor: Visitor) -> None:
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url)
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_text("Skip to the content")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("textbox", name="Prompt")).to_be_focused()
+        await page.keyboard.type(PROMPT)
+        names = []
+        for _ in range(20):
+            await page.keyboard.press("Tab")
+            names.append(
+                await page.evaluate(
+                    "document.activeElement.value || document.activeElement.textContent"
+                )
+            )
+            if names[-1] == "Ask":
+                break
+        assert {"ref", "vbon", "bon", "48", "1"} <= set(names)
+        await page.keyboard.press("Enter")
+        await done(page)
+
+
+@pytest.mark.vllm
+async def test_the_real_engine_answers_and_is_judged(visitor: Visitor, real_url: str) -> None:
+    page = await open_ready(visitor, real_url)
+    await ask(page, **{"N (candidates)": "8", "Max tokens": "12", "Seed": "5"})
+    await done(page)
+    bon = column(page, "bon")
+    rewards = [float(text) for text in await bon.locator(".reward").all_inner_texts()]
+    reward = await bon.locator(".stats dd").first.inner_text()
+    assert len(rewards) == 8
+    assert float(reward) == max(rewards) == rewards[0]
+    for mode in ("ref", "vbon"):
+        tokens = int((await column(page, mode).locator(".stats dd").nth(2).inner_text()).split()[0])
+        assert 1 <= tokens <= 12
+        await expect(column(page, mode).locator(".text")).not_to_be_empty()
+    await page.get_by_role("button", name="Show me two answers").click()
+    await expect(page.get_by_role("group", name="Which is better?")).to_be_focused()
+    await page.keyboard.press("1")
+    await expect(page.locator(".standings tbody tr")).to_contain_text("1 verdict")
