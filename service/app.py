@@ -20,6 +20,7 @@ from service.records import Records
 from service.reload import Rebuild, Reloader
 from service.routes import admin, compare, generate, health, modes, openai, preferences
 from service.runtime import Runtime
+from service.schemas import ANY_ROUTE
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def create_app(
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
         lifespan=lifespan,
+        responses=ANY_ROUTE,
     )
     app.state.runtime = runtime
     app.state.records = records
