@@ -35,6 +35,7 @@ from service.routes import (
     preferences,
 )
 from service.runtime import Runtime
+from service.schemas import ANY_ROUTE
 from service.tracing import open_tracing
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def create_app(
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
         lifespan=lifespan,
+        responses=ANY_ROUTE,
     )
     app.state.runtime = runtime
     app.state.records = records

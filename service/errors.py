@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bestofn.errors import (
@@ -62,6 +63,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (BestOfNError, 500, "internal_error"),
 )
 _RETRY_AFTER_S = {503: 5.0}
+MOST_PROBLEMS, MOST_CHARACTERS = 20, 4000  # that an answer lists, and takes for it
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -119,13 +121,21 @@ class Failure:
         """OpenAI's shape."""
         return {
             "error": {
-                "message": self.message,
+                "message": _bounded(self.message),
                 "type": self.kind,
                 "param": self.param,
                 "code": self.status if self.code is None else self.code,
                 "request_id": get_request_id(request),
             }
         }
+
+
+def _bounded(message: str) -> str:
+    """Without the middle of what a client sent to be repeated."""
+    if len(message) <= MOST_CHARACTERS:
+        return message
+    half = MOST_CHARACTERS // 2
+    return f"{message[:half]} ... {message[-half:]}"
 
 
 def tell(request: Request, error: Exception) -> dict[str, object]:
@@ -186,7 +196,8 @@ async def _on_error(request: Request, error: Exception) -> JSONResponse:
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     lines, first = [], None
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems[:MOST_PROBLEMS]:
         place = [str(part) for part in problem["loc"]]
         if problem["type"] == "json_invalid":
             first = "body"
@@ -198,6 +209,8 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
         given = problem.get("input")
         shown = "" if isinstance(given, dict | list) or given is None else f" (got {given!r:.60})"
         lines.append(f"{name}: {problem['msg']}{shown}")
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
     message = "; ".join(lines).encode("utf-8", "backslashreplace").decode()
     if isinstance(error.body, dict) and isinstance(error.body.get("model"), str):
         remember_model(request, error.body["model"])
@@ -206,7 +219,27 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's, of a body that Python's JSON reader gave up on
+        return _answer(request, Failure(422, "invalid_input", _unreadable(error), param="body"))
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     response = _answer(request, Failure(error.status_code, kind, str(error.detail)))
     response.headers.update(error.headers or {})
+    if error.status_code == 405:  # Starlette names the methods of the first route alone
+        response.headers["allow"] = ", ".join(sorted(_methods_at(request)))
     return response
+
+
+def _unreadable(error: HTTPException) -> str:
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return "the body is not UTF-8"
+    if isinstance(error.__cause__, RecursionError):
+        return "the body is nested too deeply"
+    return f"the body cannot be read as JSON: {error.__cause__ or error.detail}"
+
+
+def _methods_at(request: Request) -> set[str]:
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found

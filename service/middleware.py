@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.refusal import refuse
 from service.request_notes import RequestNotes, current_request
 
-_CLIENT_ID = re.compile(rb"^[\w.:-]{1,128}$")
+_CLIENT_ID = re.compile(rb"[\w.:-]{1,128}")
 _FORM = b"application/x-www-form-urlencoded"
 
 
@@ -33,7 +33,7 @@ class RequestIdMiddleware:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         # Unique, not secret: a random id of the system's costs 40 microseconds.
         own = f"req-{random.getrandbits(128):032x}"
-        request_id = given.decode() if _CLIENT_ID.match(given) else own
+        request_id = given.decode() if _CLIENT_ID.fullmatch(given) else own
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
