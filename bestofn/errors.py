@@ -7,7 +7,7 @@
     │   ├── PromptTooLongError
     │   ├── ReloadRefusedError   what a model's path holds now cannot be served
     │   └── ModelNotFoundError   no mode of that model name
-    ├── ForbiddenError           a browser asks in the name of another site
+    ├── ForbiddenError           a browser asks in the name of another site, or a key for what is another's
     ├── NotFoundError            what a path names is not here, or not any more
     ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
     ├── DataError                a corpus, prompt file or reward cache cannot be used
@@ -71,7 +71,7 @@ class ModelNotFoundError(InvalidInputError):
 
 
 class ForbiddenError(BestOfNError):
-    """Another site's page asks for something that only our own may."""
+    """Another site's page asks for something that only our own may, or a key for what is another's."""
 
 
 class NotFoundError(BestOfNError):

@@ -32,6 +32,7 @@ class Heldout(_Read):
     reward: RecordedMean
     win_rate: RecordedMean = Field(description="against one sample of the reference, ties 1/2")
     kl_nats: RecordedMean = Field(description="from the reference policy")
+    kl_kind: str | None = Field(None, description="the estimator, such as Rao-Blackwellised")
     gold: RecordedMean | None = None
     gold_win_rate: RecordedMean | None = None
 
@@ -41,6 +42,7 @@ class Cost(_Read):
 
     training_seconds: float
     processes: int = Field(1, description="each with a device of its own")
+    steps: int | None = None
     samples_drawn: int | None = None
     tokens_drawn: int | None = None
 

@@ -12,6 +12,7 @@ from bestofn.engine.remote_server import RemoteOptions, is_remote
 from bestofn.engine.vllm_engine import VllmEngine
 from bestofn.engine.vllm_host import VllmHost, VllmOptions
 from bestofn.errors import CheckpointError
+from bestofn.evaluation_record import read_evaluation
 from bestofn.rewards import open_reward_model
 from bestofn.rewards.worker import RewardWorker
 from service.runtime import Runtime
@@ -24,7 +25,10 @@ def build_runtime(settings: ServiceSettings) -> Runtime:
 
     Raises:
         CheckpointError: a configured model is missing, truncated or of the wrong kind.
+        DataError: the evaluation is none.
     """
+    if settings.evaluation is not None:
+        read_evaluation(settings.evaluation)
     builder = Builder(settings)
     reward = None if settings.reward is None else builder.scorer("reward")
     gold = None if settings.gold is None else builder.scorer("gold")

@@ -8,8 +8,10 @@ from fastapi import Depends, Request
 
 from bestofn.errors import NotFoundError
 from service.blind import OpenPairs
+from service.loadtest_runs import LoadTestRuns
 from service.records import Records
 from service.reload import Reloader
+from service.report_links import ReportLinks
 from service.runtime import Runtime
 
 
@@ -47,6 +49,14 @@ async def _open_pairs(request: Request) -> OpenPairs:
     return cast(OpenPairs, request.app.state.open_pairs)
 
 
+async def _load_test_runs(request: Request) -> LoadTestRuns:
+    return cast(LoadTestRuns, request.app.state.load_test_runs)
+
+
+async def _report_links(request: Request) -> ReportLinks:
+    return cast(ReportLinks, request.app.state.report_links)
+
+
 async def _reloader(request: Request) -> Reloader:
     reloader = request.app.state.reloader
     if reloader is None:
@@ -58,3 +68,5 @@ RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 RecordsDep = Annotated[Records, Depends(_records)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 OpenPairsDep = Annotated[OpenPairs, Depends(_open_pairs)]
+LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]
+ReportLinksDep = Annotated[ReportLinks, Depends(_report_links)]

@@ -107,6 +107,15 @@ class LimitSettings(BaseModel):
         None, gt=0, description="429 where the wait would be longer, by the pace measured; seconds"
     )
     timeout_s: float = Field(120.0, gt=0, description="longest a request may take, seconds")
+    loadtest_max_s: float = Field(
+        300.0,
+        ge=0,
+        description="most seconds of blocks of a load test started at /loadtests, which has a minute more to "
+        "start, score and report and is then stopped; 0: none may be started",
+    )
+    loadtest_max_in_flight: int = Field(
+        256, ge=1, description="most requests in flight of such a load test"
+    )
     drain_s: float = Field(
         30.0,
         ge=0,
@@ -139,6 +148,18 @@ class AuthSettings(BaseModel):
         "server may use it, admin routes apart",
     )
     open_metrics: bool = Field(False, description="/metrics without a key where others need one")
+
+
+class OtelSettings(BaseModel):
+    """OpenTelemetry traces; OTEL_* variables say what is not said here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Annotated[str | None, NoneWord] = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="collector that takes OTLP over HTTP, http://HOST:4318; needs the extra `otel`",
+    )
 
 
 class ServiceSettings(Settings):
@@ -207,7 +228,24 @@ class ServiceSettings(Settings):
         description="where preferences are kept: a SQLite file, a database URL "
         "(postgresql+psycopg://...), or none; made when first needed",
     )
+    evaluation: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="evaluation.json of `python -m training evaluate` on these models, shown at /frontier",
+    )
     log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: one object a line, for machines"
+    )
+    access_log: bool | None = Field(
+        None, description="a record of each request that has ended; default: with --log-format json"
+    )
+
+    otel: OtelSettings = Field(OtelSettings(), description="traces of requests")
+
+    @property
+    def logs_access(self) -> bool:
+        """``access_log``, or its default."""
+        return self.log_format == "json" if self.access_log is None else self.access_log
 
     @field_validator("policies")
     @classmethod

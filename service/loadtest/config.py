@@ -172,6 +172,16 @@ class LoadTestSettings(Settings):
         description="where runs are kept: a SQLite file, a database URL (postgresql+psycopg://...), or none",
     )
     tag: list[str] = Field(default=[], description="tags of the run in the store")
+    run_id: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{12}$",
+        description="id of a new run, for who must know it before; default: a random one",
+    )
+    supervised: bool = Field(
+        False,
+        description="for a program that starts this one: keep progress.json and result.json up to date "
+        "while measuring, and stop like Ctrl-C when standard input ends",
+    )
 
     @field_validator("url")
     @classmethod

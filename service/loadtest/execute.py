@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from service.loadtest.result import build_result
 from service.loadtest.run import LoadTest, Progress
 from service.loadtest.schema import LoadTestResult, Server
 from service.loadtest.server import choose_variants, describe_server
+from service.loadtest.supervised import Reporting, interrupted_at_end_of
 
 
 def execute(
@@ -29,6 +31,7 @@ def execute(
     """Measure, write the reports, keep the run in the store; whether it was interrupted.
 
     Ctrl-C and SIGTERM end the measuring; what was finished by then is reported. A second one ends at once.
+    So does the end of standard input where it is supervised.
 
     Raises:
         ServerError: the server cannot be measured.
@@ -40,16 +43,28 @@ def execute(
     server = describe_server(settings, console)
     variants = choose_variants(settings, server)
     journal = Journal.begin(settings, server.model_dump(mode="json"))
+
+    def result_so_far() -> LoadTestResult:
+        return build_result(settings, server, variants, prompts, journal)
+
+    until_stdin_ends: AbstractContextManager[None] = nullcontext()
+    if settings.supervised:
+        progress = Reporting(progress, journal, result_so_far)
+        until_stdin_ends = interrupted_at_end_of(sys.stdin.fileno())
     test = LoadTest(settings, variants, prompts, journal, progress)
     interrupted = False
     try:
-        with _sigterm_as_ctrl_c(), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with (
+            _sigterm_as_ctrl_c(),
+            until_stdin_ends,
+            asyncio.Runner(loop_factory=_loop_factory()) as runner,
+        ):
             runner.run(test.run())
     except KeyboardInterrupt:
         interrupted = True
     if not journal.of_kind("block") and not journal.of_kind("probe"):
         raise DataError("no block was finished, so there is nothing to report")
-    result = build_result(settings, server, variants, prompts, journal)
+    result = result_so_far()
     write_report(result, settings.out)
     keep(settings, result)
     return result, interrupted

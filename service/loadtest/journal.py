@@ -16,7 +16,7 @@ PLAN, JOURNAL = "plan.json", "journal.jsonl"
 # They change what is made of the measurements, not the measurements; `rounds` may grow.
 _FREE = {
     "out", "store", "tag", "price_per_hour", "training_price_per_hour", "training_hours", "currency",
-    "rounds", "wait_s", "api_key_env",
+    "rounds", "wait_s", "api_key_env", "run_id", "supervised",
 }  # fmt: skip
 
 
@@ -43,6 +43,7 @@ class Journal:
             ExportError: it cannot be written.
         """
         journal = cls(settings.out)
+        journal.id = settings.run_id or journal.id
         asked = settings.model_dump(mode="json")
         plan = {"id": journal.id, "settings": asked, "server": server}
         path = journal.directory / PLAN

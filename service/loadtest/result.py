@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -70,6 +71,8 @@ def build_result(
         settings.saturate and not _searched(settings, variants, journal)
     )
     dumped = settings.model_dump(mode="json")
+    if settings.store is not None:  # reports are sent around, and a database URL has a password
+        dumped["store"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", settings.store)
     return LoadTestResult(
         id=journal.id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

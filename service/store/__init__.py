@@ -8,7 +8,15 @@ from service.store.preferences import (
     add_preference,
     human_win_rates,
 )
-from service.store.runs import RunSummary, add_run, find_run, list_runs, tag_run
+from service.store.runs import (
+    RunSummary,
+    add_run,
+    find_run,
+    get_run,
+    list_runs,
+    newest_results,
+    tag_run,
+)
 
 __all__ = [
     "HumanWinRate",
@@ -19,8 +27,10 @@ __all__ = [
     "add_preference",
     "add_run",
     "find_run",
+    "get_run",
     "human_win_rates",
     "list_runs",
+    "newest_results",
     "open_store",
     "tag_run",
 ]

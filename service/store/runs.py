@@ -70,6 +70,28 @@ def find_run(store: Store, run: str) -> tuple[RunSummary, dict[str, Any]]:
         return _summary(row), row.result
 
 
+def get_run(store: Store, run_id: str) -> dict[str, Any] | None:
+    """The result of the run with exactly this id, if there is one.
+
+    Raises:
+        StoreError: the database refused.
+    """
+    with store.session() as session:
+        row = session.get(RunRow, run_id)
+        return None if row is None else row.result
+
+
+def newest_results(store: Store, limit: int) -> list[dict[str, Any]]:
+    """Whole results, newest first.
+
+    Raises:
+        StoreError: the database refused.
+    """
+    query = select(RunRow.result).order_by(RunRow.created.desc(), RunRow.id).limit(limit)
+    with store.session() as session:
+        return list(session.scalars(query))
+
+
 def tag_run(store: Store, run: str, tags: Sequence[str], *, remove: bool = False) -> RunSummary:
     """Put tags on a run, or take them off.
 

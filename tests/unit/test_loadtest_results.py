@@ -109,6 +109,15 @@ def test_a_page_of_little_has_no_empty_parts(result: LoadTestResult) -> None:
     assert "Break-even</h3>" not in page
 
 
+async def test_no_password_of_the_store_is_sent_around(tmp_path: Path) -> None:
+    store = "postgresql+psycopg://user:secret@host:5432/runs"
+    server = SlowServer(first_s=0.001, tokens=1)
+    async with listening(server):
+        result = await measure(server, tmp_path, store=store, duration_s=0.1, warmup_s=0)
+    assert result.settings["store"] == "postgresql+psycopg://user:***@host:5432/runs"
+    assert "secret" not in html_page(result)
+
+
 def test_csv_has_a_line_a_cell(result: LoadTestResult) -> None:
     rows = list(csv.DictReader(io.StringIO(cells_csv(result))))
     assert [row["variant"] for row in rows] == [cell.variant for cell in result.cells]

@@ -26,6 +26,7 @@ from service.store import (
     add_preference,
     add_run,
     find_run,
+    get_run,
     human_win_rates,
     list_runs,
     open_store,
@@ -89,6 +90,7 @@ def test_what_is_put_in_comes_out(store: Store) -> None:
     assert summary.created.isoformat() == "2026-01-01T10:00:00+00:00"
     assert [one.id for one in list_runs(store)] == ["0002abcd", "0001abcd"]
     assert [one.id for one in list_runs(store, limit=1)] == ["0002abcd"]
+    assert (get_run(store, "0001abcd"), get_run(store, "0001")) == (run(1), None)
 
 
 def test_tags_find_the_newest_and_can_be_taken_off(store: Store) -> None:

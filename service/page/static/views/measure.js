@@ -1,10 +1,172 @@
-// Not here yet: says so.
+// Measure: a bounded load test of this server, its curves as they grow, and the runs that are kept.
 
-import { el } from "/page/dom.js";
+import { ApiError, get, post, request } from "/page/api.js";
+import { el, replace } from "/page/dom.js";
+import { trouble } from "/page/views/ask/trouble.js";
+import { Figures } from "/page/views/measure/figures.js";
+import { Form } from "/page/views/measure/form.js";
+import { Kept } from "/page/views/measure/kept.js";
+import { Progress } from "/page/views/measure/progress.js";
 
 export const title = "Measure";
 
-export function mount(root) {
-  const words = "This view is not here yet.";
-  root.append(el("h1", {}, title), el("div", { class: "empty" }, el("p", {}, words)));
+const LOOK_MS = 1000;
+const ACTIVE = ["running", "stopping"];
+
+let view = null;
+
+/** The view is made once; while it is away nothing is asked for, and the load test goes on. */
+export function mount(root, context) {
+  view ??= new Measure(context);
+  root.append(...view.parts);
+  view.shown();
+}
+
+export function unmount() {
+  view.left();
+}
+
+class Measure {
+  #context;
+  #form;
+  #progress;
+  #figures;
+  #kept;
+  #trouble = el("div", { class: "measure-trouble" });
+  #here = false;
+  #timer = null;
+  #status = null; // of the run that is followed
+  #done = -1; // blocks in the figures shown
+  #current = null; // id of the run that the server has or had last
+
+  constructor(context) {
+    this.#context = context;
+    this.#form = new Form({ onStart: (body) => this.#start(body) });
+    this.#progress = new Progress({ onStop: () => this.#stop() });
+    this.#figures = new Figures();
+    this.#kept = new Kept({ onShow: (id) => this.#show(id) });
+    this.parts = [
+      el("h1", { class: "unseen" }, title),
+      this.#form.node,
+      this.#trouble,
+      this.#progress.node,
+      this.#figures.node,
+      this.#kept.node,
+    ];
+    context.server.addEventListener("change", () => this.#serverChanged());
+  }
+
+  shown() {
+    this.#here = true;
+    this.#serverChanged();
+    this.#figures.shown();
+  }
+
+  left() {
+    this.#here = false;
+    clearTimeout(this.#timer);
+  }
+
+  #serverChanged() {
+    const { state, modes } = this.#context.server;
+    if (modes) this.#form.offer(modes);
+    this.#form.setReady(state === "ready");
+    if (this.#here && state === "ready") this.#arrive();
+  }
+
+  /** What the server is doing, which may have been started from another page. */
+  async #arrive() {
+    const runs = await this.#told(() => get("/loadtests"));
+    if (!runs) return;
+    this.#form.limit(runs);
+    this.#kept.show(runs);
+    if (runs.current && (ACTIVE.includes(runs.current.state) || this.#current === null)) {
+      this.#follow(runs.current);
+    } else if (this.#current === null) {
+      this.#figures.nothing();
+    }
+  }
+
+  async #start(body) {
+    this.#form.setBusy(true);
+    const status = await this.#told(() => post("/loadtests", body), (error) => this.#form.blame(error));
+    if (!status) {
+      this.#form.setBusy(false);
+      return;
+    }
+    this.#context.announce("The load test has started.");
+    this.#figures.waiting();
+    this.#follow(status);
+    this.#progress.node.scrollIntoView({ block: "nearest" });
+  }
+
+  async #stop() {
+    const status = await this.#told(() => request("DELETE", `/loadtests/${this.#current}`));
+    if (status) this.#see(status);
+  }
+
+  #follow(status) {
+    this.#current = status.id;
+    this.#done = -1;
+    this.#see(status);
+    clearTimeout(this.#timer);
+    this.#look();
+  }
+
+  /** One look after another, as long as it runs and somebody looks. */
+  async #look() {
+    const id = this.#current;
+    let status;
+    try {
+      status = await get(`/loadtests/${id}`);
+      if (status.result && (status.blocks_done !== this.#done || !ACTIVE.includes(status.state))) {
+        const result = await get(`/loadtests/${id}/result`);
+        if (id !== this.#current) return;
+        this.#done = status.blocks_done;
+        this.#figures.show(result, { growing: ACTIVE.includes(status.state) });
+      } else if (!ACTIVE.includes(status.state)) {
+        this.#figures.nothing();
+      }
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      status = this.#status; // a busy server may miss a look; the shell says so when it is gone
+    }
+    if (id !== this.#current) return;
+    this.#see(status);
+    if (this.#here && ACTIVE.includes(status.state)) this.#timer = setTimeout(() => this.#look(), LOOK_MS);
+  }
+
+  #see(status) {
+    const ended = this.#status?.id === status.id && ACTIVE.includes(this.#status.state) && !ACTIVE.includes(status.state);
+    this.#status = status;
+    this.#progress.show(status);
+    this.#form.setBusy(ACTIVE.includes(status.state));
+    if (ended) {
+      this.#context.announce(`The load test is ${status.state}.`);
+      this.#arrive();
+    }
+  }
+
+  async #show(id) {
+    const result = await this.#told(() => get(`/loadtests/${id}/result`));
+    if (!result) return;
+    if (this.#status === null || !ACTIVE.includes(this.#status.state)) this.#progress.hide();
+    this.#figures.show(result, { growing: false });
+    this.#figures.node.scrollIntoView({ block: "start" });
+    this.#context.announce(`Run ${id} is shown.`);
+  }
+
+  /** The answer, or nothing once the error is on the page. */
+  async #told(ask, blame = () => {}) {
+    try {
+      const answer = await ask();
+      replace(this.#trouble);
+      return answer;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      blame(error);
+      replace(this.#trouble, trouble(error));
+      return null;
+    }
+  }
 }

@@ -1,0 +1,252 @@
+"""What is known of (KL, win rate, reward) of what this server serves, and from where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from bestofn.distribution import kl_upper_bound, max_win_rate
+from bestofn.errors import DataError
+from bestofn.evaluation_record import EvaluatedRow, EvaluationRecord, read_evaluation
+from bestofn.training_record import Heldout, RecordedMean, TrainingRecord, read_training_record
+from service.generation import scorer_ref
+from service.loadtest.schema import Interval, LoadTestResult, Quality
+from service.runtime import Runtime
+from service.schemas import ModelRef
+from service.schemas.frontier import (
+    BestOfN,
+    Bound,
+    Distance,
+    Frontier,
+    LivePoint,
+    PolicyPoint,
+)
+from service.settings import REFERENCE
+
+UPPER_BOUND = "upper bound"
+_NO_RECORD = (
+    "no training.json lies beside its weights, so its KL, win rate and reward are unknown; measure them "
+    "with `python -m training evaluate --checkpoints {name}={path} ...`"
+)
+_NO_EVALUATION = (
+    "best-of-n's own points are not known: measure them with `python -m training evaluate --policy {ref} "
+    "--reward REWARD --prompts heldout.jsonl --out evaluation`, then start this server with "
+    "`--evaluation evaluation/evaluation.json`"
+)
+_NO_RUNS = (
+    "no load test of these models is kept, so live modes have no points; start one in Measure"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """Which models this server has, by revision."""
+
+    policies: dict[str, ModelRef]
+    reward: ModelRef | None
+    gold: ModelRef | None
+
+
+def models_here(runtime: Runtime) -> Here:
+    """Of a runtime."""
+    policies = {
+        name: ModelRef(name=name, path=engine.info.path, revision=engine.info.revision)
+        for name, engine in runtime.policies.items()
+    }
+    return Here(policies, scorer_ref("reward", runtime.reward), scorer_ref("gold", runtime.gold))
+
+
+def frontier_of(runtime: Runtime, runs: Sequence[dict[str, object]]) -> Frontier:
+    """Everything, with what is missing in words. Reads files.
+
+    Args:
+        runs: results of load tests, newest first.
+    """
+    here, settings = models_here(runtime), runtime.settings
+    notes: list[str] = []
+    evaluation = _evaluation(settings.evaluation, here, notes)
+    policies = [_policy_point(one, here, evaluation) for one in here.policies.values()]
+    best_of_n = [] if evaluation is None else [
+        _best_of_n(row) for row in evaluation.rows if row.method == "best-of-n"
+    ]  # fmt: skip
+    live = _live_points(runs, here, {point.name: point.kl_nats for point in policies})
+    if settings.evaluation is None:
+        notes.append(_NO_EVALUATION.format(ref=here.policies[REFERENCE].path))
+    if not live:
+        notes.append(_NO_RUNS)
+    powers = {2**k for k in range(12) if 2**k <= settings.limits.max_n}
+    return Frontier(
+        policies=policies,
+        best_of_n=best_of_n,
+        live=live,
+        bounds=[
+            Bound(n=n, kl_nats=kl_upper_bound(n), win_rate=max_win_rate(n))
+            for n in sorted(powers | {settings.default_n} | {row.n for row in best_of_n})
+        ],
+        reward_model=here.reward,
+        gold_model=here.gold,
+        evaluation=None if evaluation is None else settings.evaluation,
+        notes=notes,
+    )
+
+
+def _evaluation(file: str | None, here: Here, notes: list[str]) -> EvaluationRecord | None:
+    """The evaluation, if it is of the reference and reward model that are served."""
+    if file is None:
+        return None
+    try:
+        found = read_evaluation(file)
+    except DataError as error:
+        notes.append(str(error))
+        return None
+    reward = None if here.reward is None else here.reward.revision
+    for name, revision in (("reference", here.policies[REFERENCE].revision), ("reward", reward)):
+        if found.revisions.get(name) != revision:
+            notes.append(
+                f"{file} is not shown: it is of {name} {found.revisions.get(name)}, and this server has "
+                f"{revision}"
+            )
+            return None
+    return found
+
+
+def _policy_point(policy: ModelRef, here: Here, evaluation: EvaluationRecord | None) -> PolicyPoint:
+    training = read_training_record(policy.path)
+    row = _row_of(policy, evaluation)
+    if row is not None:
+        held: Heldout | EvaluatedRow | None = row
+    else:
+        held = None if training is None else training.heldout
+    if held is None:
+        return _unmeasured(policy, training)
+    notes = [] if row is not None or training is None else _differences(training, here)
+    return PolicyPoint(
+        name=policy.name,
+        policy=policy,
+        kl_nats=Distance(**held.kl_nats.model_dump(), kind=_kind(held.kl_kind)),
+        win_rate=held.win_rate,
+        reward=held.reward,
+        gold=held.gold,
+        gold_win_rate=held.gold_win_rate,
+        training=training,
+        source="training record" if row is None else "evaluation",
+        notes=notes,
+    )
+
+
+def _kind(kind: str | None) -> str | None:
+    return "definition" if kind == "zero" else kind
+
+
+def _row_of(policy: ModelRef, evaluation: EvaluationRecord | None) -> EvaluatedRow | None:
+    """The evaluation's row of these very weights."""
+    if evaluation is None:
+        return None
+    name = "reference" if policy.name == REFERENCE else policy.name
+    if evaluation.revisions.get(name) != policy.revision:
+        return None
+    return next((row for row in evaluation.rows if row.method == name), None)
+
+
+def _unmeasured(policy: ModelRef, training: TrainingRecord | None) -> PolicyPoint:
+    is_reference = policy.name == REFERENCE
+    notes = []
+    if is_reference:
+        notes.append("KL 0 and win rate 1/2 by definition; its reward was not measured")
+    elif training is None:
+        notes.append(_NO_RECORD.format(name=policy.name, path=policy.path))
+    else:
+        notes.append("its training record has no held-out figures")
+    zero = Distance(mean=0, low=0, high=0, count=0, kind="definition")
+    return PolicyPoint(
+        name=policy.name,
+        policy=policy,
+        kl_nats=zero if is_reference else None,
+        win_rate=RecordedMean(mean=0.5, low=0.5, high=0.5, count=0) if is_reference else None,
+        reward=None,
+        gold=None,
+        gold_win_rate=None,
+        training=training,
+        source="definition" if is_reference else None,
+        notes=notes,
+    )
+
+
+def _differences(training: TrainingRecord, here: Here) -> list[str]:
+    """Where the models that a record speaks of are not those that are served."""
+    reward = None if here.reward is None else here.reward.revision
+    asked = (
+        ("policy_revision", "reference", here.policies[REFERENCE].revision, "KL and win rate"),
+        ("reward_revision", "reward model", reward, "win rate and reward"),
+    )
+    return [
+        f"its {what} are against another {which} ({training.settings[key]}; here {revision})"
+        for key, which, revision, what in asked
+        if training.settings.get(key) not in (None, revision)
+    ]
+
+
+def _best_of_n(row: EvaluatedRow) -> BestOfN:
+    return BestOfN(
+        n=row.n,
+        kl_nats=Distance(**row.kl_nats.model_dump(), kind=row.kl_kind),
+        win_rate=row.win_rate,
+        reward=row.reward,
+        gold=row.gold,
+        gold_win_rate=row.gold_win_rate,
+    )
+
+
+def _live_points(
+    runs: Sequence[dict[str, object]], here: Here, distances: dict[str, Distance | None]
+) -> list[LivePoint]:
+    found: dict[tuple[str, int], LivePoint] = {}
+    for run in runs:
+        try:
+            result = LoadTestResult.model_validate(run)
+        except ValidationError:  # of another major version
+            continue
+        for one in result.quality:
+            if (one.mode, one.n) not in found and _same_models(result, one, here):
+                found[one.mode, one.n] = _live_point(result, one, distances)
+    return list(found.values())
+
+
+def _same_models(result: LoadTestResult, one: Quality, here: Here) -> bool:
+    """Whether a mode was measured on the weights and by the rewards that are served now."""
+    name, _, over = one.mode.partition("@")
+    drawn_from = {m.name: m.policy.name for m in result.server.modes if m.policy is not None}
+    served = {policy.name: policy.revision for policy in result.server.policies}
+    rewards = {mode.reward_model.revision for mode in result.server.modes if mode.reward_model}
+    return (
+        here.reward is not None
+        and rewards <= {here.reward.revision}
+        and all(
+            policy in here.policies and served.get(policy) == here.policies[policy].revision
+            for policy in (REFERENCE, over or drawn_from.get(name, ""))
+        )
+    )
+
+
+def _live_point(
+    result: LoadTestResult, one: Quality, distances: dict[str, Distance | None]
+) -> LivePoint:
+    distance = distances.get(one.mode)
+    if one.mode == "bon":
+        bound = kl_upper_bound(one.n)
+        distance = Distance(mean=bound, low=bound, high=bound, count=0, kind=UPPER_BOUND)
+    return LivePoint(
+        mode=one.mode,
+        n=one.n,
+        kl_nats=distance,
+        win_rate=_mean(one.win_rate),
+        reward=_mean(one.reward),
+        run=result.id,
+        measured=result.created,
+    )
+
+
+def _mean(value: Interval | None) -> RecordedMean | None:
+    return None if value is None else RecordedMean(**value.model_dump())

@@ -1,0 +1,121 @@
+"""From a request for a load test to the settings of one, within this server's bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+
+from bestofn.errors import ForbiddenError, InvalidInputError, NotReadyError
+from service.generation import check_limit
+from service.runtime import Mode, Runtime
+from service.schemas.loadtests import LoadTestRequest
+
+DEFAULT_LEVELS = (1, 8, 32)
+
+
+def own_url(request: Request) -> str:
+    """This server by the address that the request came in at, whatever its Host header says.
+
+    Raises:
+        ForbiddenError: it listens on none, but on a socket of the file system.
+    """
+    host, port = request.scope.get("server") or ("", None)
+    if port is None:
+        raise ForbiddenError("this server has no address that a load test could reach")
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def token_of(request: Request, runtime: Runtime) -> str | None:
+    """The key that the request came with, where keys are asked for."""
+    if runtime.settings.auth.keys_file is None:
+        return None
+    return request.headers.get("authorization", "").partition(" ")[2].strip()
+
+
+def settings_of(runtime: Runtime, body: LoadTestRequest) -> dict[str, Any]:
+    """Settings by the names of :class:`service.loadtest.config.LoadTestSettings`.
+
+    Raises:
+        NotReadyError: the models are loading, or one is dead.
+        InvalidInputError: a mode that is not here, or more than this server allows; with field and limit.
+    """
+    if not runtime.ready:
+        raise NotReadyError(runtime.status())
+    modes, n = body.modes or _default_modes(runtime), body.n or [runtime.settings.default_n]
+    _check(runtime, body, modes, n)
+    settings = {
+        "modes": list(dict.fromkeys(modes)),
+        "n": sorted(set(n)),
+        "concurrency": levels_of(body),
+        "slo": [f"{kind}:{limit:g}" for kind, limit in body.slo_ms.items()],
+        **body.model_dump(
+            include={
+                "baseline", "rate", "rounds", "requests", "warmup_s", "max_tokens", "temperature", "stream",
+                "duration_s", "quality_prompts", "quality_samples", "price_per_hour", "training_hours",
+                "currency", "seed",
+            }
+        ),
+    }  # fmt: skip
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def levels_of(body: LoadTestRequest) -> list[int]:
+    """Closed-loop levels."""
+    if body.concurrency or body.rate:
+        return sorted(set(body.concurrency))
+    return list(DEFAULT_LEVELS)
+
+
+def planned_seconds(runtime: Runtime, body: LoadTestRequest) -> float | None:
+    """Of all blocks; ``None`` if they end by a count of requests.
+
+    Raises:
+        InvalidInputError: over ``limits.loadtest_max_s``.
+    """
+    modes = [_mode(runtime, name) for name in set(body.modes or _default_modes(runtime))]
+    drawn = len(set(body.n or [0]))
+    variants = sum(drawn if mode.strategy.reranks else 1 for mode in modes)
+    blocks = variants * (len(levels_of(body)) + len(set(body.rate))) * body.rounds
+    seconds = body.warmup_s + (body.duration_s if body.requests is None else 0.0)
+    limit = runtime.settings.limits.loadtest_max_s
+    if blocks * seconds > limit:
+        raise InvalidInputError(
+            f"{blocks} blocks of {seconds:g} s come to {blocks * seconds:g} s; this server allows at most "
+            f"{limit:g} (limits.loadtest_max_s): take fewer modes, N, levels or rounds, or shorter blocks",
+            field="duration_s",
+        )
+    return None if body.requests is not None else blocks * seconds
+
+
+def _default_modes(runtime: Runtime) -> list[str]:
+    singles = list(runtime.policies)
+    return [singles[0], "bon", *singles[1:]] if runtime.reward is not None else singles
+
+
+def _mode(runtime: Runtime, name: str, field: str = "modes") -> Mode:
+    mode, _, policy = name.partition("@")
+    try:
+        return runtime.mode(mode, policy=policy or None)
+    except InvalidInputError as error:
+        raise InvalidInputError(str(error), field=field) from error
+
+
+def _check(runtime: Runtime, body: LoadTestRequest, modes: list[str], n: list[int]) -> None:
+    limits = runtime.settings.limits
+    if limits.loadtest_max_s == 0:
+        raise ForbiddenError("this server takes no load tests (limits.loadtest_max_s is 0)")
+    for name in modes:
+        _mode(runtime, name)
+    if body.baseline not in runtime.modes:
+        _mode(runtime, body.baseline, "baseline")
+        raise InvalidInputError("the baseline is a mode without @POLICY", field="baseline")
+    check_limit("n", max(n), limits.max_n)
+    check_limit("concurrency", max(levels_of(body), default=0), limits.loadtest_max_in_flight)
+    check_limit("max_tokens", body.max_tokens, limits.max_tokens)
+    prompts = body.prompts or []
+    if len(prompts) > limits.max_prompts:
+        raise InvalidInputError(
+            f"{len(prompts)} prompts; this server allows at most {limits.max_prompts}",
+            field="prompts",
+        )

@@ -1,0 +1,320 @@
+"""Load tests that this server runs against itself: one at a time, each a process of its own.
+
+A process, so that the load does not share the event loop of what it measures. It speaks to the server over
+its socket like anyone else, with the key of who started it, so admission and limits hold for it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bestofn.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
+from service.caller import Caller
+from service.records import Records
+from service.schemas.loadtests import State
+from service.settings import REMOTE_API_KEY
+
+logger = logging.getLogger(__name__)
+
+ROOM_S = 60.0  # beyond the blocks: to start, warm up, score and report
+_STOP_S, _CLOSE_S = 30.0, 8.0  # what a stopped run has to report in; less when the server ends too
+_RENDER_S = 60.0
+_MOST_ENDED = 8  # runs of this process whose files are kept
+_LAST_WORDS = 2000
+_COMMAND = (sys.executable, "-m", "service.loadtest")
+
+
+@dataclass
+class Run:
+    """One load test of this process.
+
+    Attributes:
+        owner: name of the key that started it; empty where there are none.
+        planned_s: seconds of all its blocks, ``None`` if they count requests.
+        directory: of its files; they are the child's.
+    """
+
+    id: str
+    owner: str
+    directory: Path
+    tags: tuple[str, ...]
+    planned_s: float | None
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    state: State = "running"
+    message: str | None = None
+    process: asyncio.subprocess.Process | None = None
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    watching: asyncio.Task[None] | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it measures, or writes what it has measured."""
+        return self.state in ("running", "stopping")
+
+    def progress(self) -> dict[str, Any]:
+        """What the child wrote of where it is; empty before it has."""
+        return _read_json(self.directory / "progress.json") or {}
+
+    def result_text(self) -> str | None:
+        """The result so far, as JSON."""
+        with contextlib.suppress(OSError):
+            return (self.directory / "result.json").read_text(encoding="utf-8")
+        return None
+
+
+class LoadTestRuns:
+    """Starts, watches and stops them; keeps what they measured in the store."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._root: Path | None = None
+        self._runs: dict[str, Run] = {}
+        self._rendering = asyncio.Lock()
+
+    @property
+    def current(self) -> Run | None:
+        """The one that runs, or ran last."""
+        return next(reversed(self._runs.values()), None)
+
+    def find(self, run_id: str) -> Run | None:
+        """One of this process."""
+        return self._runs.get(run_id)
+
+    async def start(
+        self,
+        settings: Mapping[str, Any],
+        prompts: Sequence[str] | None,
+        *,
+        caller: Caller,
+        token: str | None,
+        tags: Sequence[str],
+        planned_s: float | None,
+        limit_s: float,
+    ) -> Run:
+        """Start one with settings of :class:`service.loadtest.config.LoadTestSettings`.
+
+        Args:
+            token: API key that it sends.
+            limit_s: it is stopped then.
+
+        Raises:
+            OverloadedError: another one is running.
+            ExportError: its files cannot be written.
+        """
+        last = self.current
+        if last is not None and last.active:
+            raise OverloadedError(
+                f"load test {last.id} is running, and there is one at a time: two would measure each other; "
+                f"wait, or stop it with DELETE /loadtests/{last.id}",
+                retry_after_s=max(5.0, last.planned_s or 0.0),
+            )
+        run_id = uuid.uuid4().hex[:12]
+        run = Run(run_id, caller.name, self._directory(run_id), tuple(tags), planned_s)
+        self._runs[run_id] = run  # before anything is waited for, so that no second one slips in
+        try:
+            await asyncio.to_thread(_write_inputs, run, settings, prompts)
+            run.process = await self._spawn(run, token)
+        except BaseException as error:
+            run.state, run.message = "failed", "it could not be started"
+            if isinstance(error, OSError):
+                raise ExportError(f"could not start a load test: {error.strerror}") from error
+            raise
+        run.watching = asyncio.create_task(self._watch(run, limit_s), name=f"loadtest-{run_id}")
+        self._forget_old()
+        return run
+
+    def stop(self, run: Run, caller: Caller) -> None:
+        """Have it end now and report what was measured; returns at once.
+
+        Raises:
+            ForbiddenError: another key started it.
+        """
+        if not caller.is_admin and caller.name != run.owner:
+            raise ForbiddenError(f"load test {run.id} was started with another key")
+        _ask_to_end(run)
+
+    async def close(self) -> None:
+        """End what runs; it has some seconds to report. Nothing is left behind."""
+        running = [run for run in self._runs.values() if run.watching is not None]
+        for run in running:
+            _ask_to_end(run, "the server was stopped")
+        waited = [run.watching for run in running if run.watching is not None]
+        if waited:
+            await asyncio.wait(waited, timeout=_CLOSE_S)
+        for run in running:
+            if run.process is not None and run.process.returncode is None:
+                run.process.kill()
+        await asyncio.gather(*waited, return_exceptions=True)
+        if self._root is not None:
+            await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
+            self._root = None
+
+    async def report(self, run_id: str, result: str) -> bytes:
+        """The HTML report: what the run itself wrote, else rendered once by a process, as plotly is heavy.
+
+        Raises:
+            ExportError: it could not be rendered.
+        """
+        own = self._runs.get(run_id)
+        if own is not None and (own.directory / "report.html").is_file():
+            return await asyncio.to_thread((own.directory / "report.html").read_bytes)
+        directory = self._directory("reports")
+        # A run of the store may be continued under its id: its page is of this very result.
+        page = directory / f"{run_id}-{hashlib.sha256(result.encode()).hexdigest()[:16]}.html"
+        async with self._rendering:
+            if not page.is_file():
+                await asyncio.to_thread(_drop_oldest, directory)
+                source = page.with_suffix(".json")
+                await asyncio.to_thread(source.write_text, result, encoding="utf-8")
+                try:
+                    await self._render(source, page)
+                finally:
+                    source.unlink(missing_ok=True)
+        return await asyncio.to_thread(page.read_bytes)
+
+    async def _render(self, source: Path, page: Path) -> None:
+        process = await asyncio.create_subprocess_exec(
+            *_COMMAND, "show", str(source), "--html", str(page),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE, env=_environment(None), start_new_session=True,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(_RENDER_S):
+                _, said = await process.communicate()
+        except TimeoutError:
+            said = b"it took too long"
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            raise ExportError(f"the report could not be made: {_last_line(said)}")
+
+    async def _spawn(self, run: Run, token: str | None) -> asyncio.subprocess.Process:
+        with (run.directory / "stderr").open("wb") as stderr:
+            return await asyncio.create_subprocess_exec(
+                *_COMMAND, "run", "--config", str(run.directory / "settings.toml"),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=stderr,
+                env=_environment(token), start_new_session=True,
+            )  # fmt: skip
+
+    async def _watch(self, run: Run, limit_s: float) -> None:
+        """Until it has ended, by itself or not; then keep what there is."""
+        process = run.process
+        assert process is not None
+        assert process.stdin is not None
+        ended, asked = asyncio.create_task(process.wait()), asyncio.create_task(run.stop.wait())
+        await asyncio.wait([ended, asked], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        if not ended.done():
+            _ask_to_end(run, f"it took longer than {limit_s:g} s")
+            process.stdin.close()  # what stops a supervised load test, as Ctrl-C would
+            await asyncio.wait([ended], timeout=_STOP_S)
+        if not ended.done():
+            process.kill()
+        code = await ended
+        process.stdin.close()
+        try:
+            await self._conclude(run, code)
+        finally:
+            if run.active:  # what nobody foresaw must not keep the next one from being started
+                run.state = "failed"
+
+    async def _conclude(self, run: Run, code: int) -> None:
+        text = await asyncio.to_thread(run.result_text)
+        stopped = run.state == "stopping"
+        if code != 0 and not stopped:
+            run.message = _last_line(await asyncio.to_thread((run.directory / "stderr").read_bytes))
+            logger.warning("load test %s failed (status %d): %s", run.id, code, run.message)
+        elif stopped and text is None:
+            run.message = "; ".join(filter(None, [run.message, "nothing was measured by then"]))
+        if text is not None and self._records.where is not None:
+            await self._keep(run, text)
+        run.state = "finished" if code == 0 else "stopped" if stopped else "failed"
+
+    async def _keep(self, run: Run, text: str) -> None:
+        from service.store import add_run
+        from service.store.database import StoreError
+
+        try:
+            result = await asyncio.to_thread(json.loads, text)
+            await self._records.use(lambda store: add_run(store, result, run.tags))
+        except StoreError as error:  # nobody waits for this; the run itself is still here
+            run.message = f"it is not in the store: {error}"
+            logger.warning("load test %s: %s", run.id, run.message)
+
+    def _directory(self, name: str) -> Path:
+        if self._root is None:
+            self._root = Path(tempfile.mkdtemp(prefix="bestofn-loadtests-"))
+        path = self._root / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    def _forget_old(self) -> None:
+        for run in list(self._runs.values())[:-_MOST_ENDED]:
+            del self._runs[run.id]
+            shutil.rmtree(run.directory, ignore_errors=True)
+
+
+def _environment(token: str | None) -> dict[str, str]:
+    """Ours without what is meant for this service alone; the key is in nobody's list of processes."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("BESTOFN_")}
+    kept["OMP_NUM_THREADS"] = "1"
+    return kept | ({} if token is None else {REMOTE_API_KEY: token})
+
+
+def _write_inputs(run: Run, settings: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
+    values: dict[str, Any] = {**settings, "run_id": run.id, "out": str(run.directory)}
+    values |= {"supervised": True, "store": "none", "api_key_env": REMOTE_API_KEY}
+    if prompts is not None:
+        file = run.directory / "prompts.jsonl"
+        lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        values |= {"prompts": str(file), "prompt_count": len(prompts)}
+    # Numbers, truth values, plain strings and lists of them are written alike in JSON and TOML.
+    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    (run.directory / "settings.toml").write_text(text, encoding="utf-8")
+
+
+def _ask_to_end(run: Run, why: str | None = None) -> None:
+    if run.state == "running":
+        run.state, run.message = "stopping", why
+        run.stop.set()
+
+
+def _drop_oldest(directory: Path) -> None:
+    pages = sorted(directory.glob("*.html"), key=lambda page: page.stat().st_mtime)
+    for page in pages[: 1 - _MOST_ENDED]:
+        page.unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def _last_line(said: bytes) -> str:
+    lines = said[-_LAST_WORDS:].decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+
+
+def not_here(run_id: str) -> NotFoundError:
+    """For a run that neither this process nor the store has."""
+    return NotFoundError(f"there is no load test {run_id!r} here")

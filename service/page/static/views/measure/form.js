@@ -1,0 +1,214 @@
+// What to measure, and how long that takes.
+
+import { counted, duration, el, freshId, number, replace } from "/page/dom.js";
+import { reranks } from "/page/views/ask/form.js";
+
+const USUAL = ["ref", "bon", "vbon"];
+const NUMBERS = "[0-9]+([ ,]+[0-9]+)*[ ,]*";
+const RATES = "[0-9.]+([ ,]+[0-9.]+)*[ ,]*";
+
+export class Form {
+  #onStart;
+  #modes = new Map(); // name -> {mode, box}
+  #offered = "";
+  #parts = {};
+  #ready = false;
+  #busy = false;
+  #maxS = null;
+
+  constructor({ onStart }) {
+    this.#onStart = onStart;
+    this.node = this.#build();
+    this.#estimate();
+  }
+
+  /** The server's modes; what was chosen before stays chosen. */
+  offer(answer) {
+    const names = answer.modes.map((mode) => mode.name);
+    if (this.#offered === names.join()) return;
+    this.#offered = names.join();
+    const usual = USUAL.filter((name) => names.includes(name));
+    this.#modes = new Map(answer.modes.map((mode) => [mode.name, { mode, box: choice(mode, usual) }]));
+    const plain = answer.modes.filter((mode) => !reranks(mode) || mode.name === "bon");
+    const others = answer.modes.filter((mode) => !plain.includes(mode));
+    const boxes = (modes) => modes.map((mode) => this.#modes.get(mode.name).box);
+    replace(this.#parts.modes, el("legend", { class: "field-label" }, "Modes, measured in turns"), boxes(plain));
+    replace(this.#parts.otherModes, el("legend", { class: "field-label" }, "Other ways to choose among N"), boxes(others));
+    this.#parts.otherModes.hidden = others.length === 0;
+    const drawing = answer.modes.filter(reranks);
+    this.#parts.n.value ||= String(Math.max(1, ...drawing.map((mode) => mode.default_n)));
+    this.#estimate();
+  }
+
+  /** What this server allows. */
+  limit({ max_s: maxS, max_in_flight: most }) {
+    this.#maxS = maxS;
+    this.#parts.concurrency.title = `At most ${number(most)} on this server`;
+    this.#update();
+  }
+
+  setReady(ready) {
+    this.#ready = ready;
+    this.#update();
+  }
+
+  setBusy(busy) {
+    this.#busy = busy;
+    this.#update();
+  }
+
+  /** Marks the field that an error is about. */
+  blame(error) {
+    const field = this.#fields()[error.param?.split(".")[0]];
+    if (!field) return;
+    field.setAttribute("aria-invalid", "true");
+    if (this.#parts.more.contains(field)) this.#parts.more.open = true;
+    field.focus();
+  }
+
+  #fields() {
+    const { n, concurrency, rate, rounds, seconds, maxTokens, prompts, e2e, price, hours, scored, tags } = this.#parts;
+    return {
+      n, concurrency, rate, rounds, prompts, tags, duration_s: seconds, max_tokens: maxTokens, slo_ms: e2e,
+      price_per_hour: price, training_hours: hours, quality_prompts: scored,
+    };
+  }
+
+  #update() {
+    const off = this.#maxS === 0;
+    this.#parts.start.disabled = !this.#ready || this.#busy || off;
+    this.#parts.off.hidden = !off;
+  }
+
+  #chosen() {
+    return [...this.#modes.values()].filter(({ box }) => box.firstChild.checked).map(({ mode }) => mode);
+  }
+
+  /** What the fields say, by the names of the API. */
+  #body() {
+    const p = this.#parts;
+    const lines = p.prompts.value.split("\n").filter((line) => line.trim() !== "");
+    const body = {
+      modes: this.#chosen().map((mode) => mode.name),
+      n: numbers(p.n.value),
+      concurrency: numbers(p.concurrency.value),
+      rate: numbers(p.rate.value),
+      rounds: p.rounds.valueAsNumber,
+      duration_s: p.seconds.valueAsNumber,
+      max_tokens: p.maxTokens.valueAsNumber,
+      quality_prompts: p.scored.valueAsNumber,
+      price_per_hour: p.price.valueAsNumber,
+      stream: p.stream.checked,
+      tags: p.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
+    };
+    if (body.n.length === 0) delete body.n;
+    if (lines.length) body.prompts = lines;
+    if (p.e2e.value) body.slo_ms = { e2e: p.e2e.valueAsNumber };
+    if (p.hours.value) body.training_hours = p.hours.valueAsNumber;
+    return body;
+  }
+
+  #estimate() {
+    const { modes, n, concurrency, rate, rounds, duration_s: seconds } = this.#body();
+    const drawing = this.#chosen().filter(reranks).length;
+    const variants = modes.length - drawing + drawing * Math.max(1, n?.length ?? 1);
+    const levels = concurrency.length + rate.length || 3;
+    const blocks = variants * levels * rounds;
+    const shown = this.#parts.estimate;
+    if (!modes.length || !Number.isFinite(blocks * seconds)) {
+      shown.textContent = modes.length ? "" : "Choose at least one mode.";
+      return;
+    }
+    const total = blocks * (seconds + WARM_UP_S);
+    const over = this.#maxS !== null && total > this.#maxS;
+    shown.textContent =
+      `${counted(blocks, "block")} (${counted(variants, "variant")}, ${counted(levels, "load level")}, ` +
+      `${counted(rounds, "round")}): ${total < 60 ? `${number(total)} s` : duration(total * 1000)}, and some seconds to score` +
+      (over ? `; this server allows ${number(this.#maxS)} s` : "");
+    shown.classList.toggle("over", over);
+  }
+
+  #submitted(event) {
+    event.preventDefault();
+    const modes = this.#chosen();
+    if (modes.length === 0 || this.#parts.start.disabled) return;
+    for (const field of Object.values(this.#fields())) field.removeAttribute("aria-invalid");
+    this.#onStart(this.#body());
+  }
+
+  #build() {
+    const numeric = (props) => el("input", { type: "number", inputmode: "decimal", ...props });
+    const list = (value, props) => el("input", { value, inputmode: "numeric", pattern: NUMBERS, autocomplete: "off", ...props });
+    const estimateId = freshId("estimate");
+    this.#parts = {
+      modes: el("fieldset", { class: "choices" }, el("p", { class: "muted" }, "Modes appear when the server is ready.")),
+      otherModes: el("fieldset", { class: "choices", hidden: true }),
+      n: list("", { title: "One or several numbers" }),
+      concurrency: list("1, 8, 32"),
+      rounds: numeric({ min: 1, max: 20, step: 1, value: "2", required: true }),
+      seconds: numeric({ min: 0.2, max: 60, step: "any", value: "3", required: true }),
+      maxTokens: numeric({ min: 1, step: 1, value: "32", required: true }),
+      price: numeric({ min: 0.000001, step: "any", value: "1", required: true, title: "Of the machine that serves" }),
+      rate: list("", { pattern: RATES, inputmode: "decimal", placeholder: "none" }),
+      e2e: numeric({ min: 0.001, step: "any", placeholder: "none" }),
+      hours: numeric({ min: 0, step: "any", placeholder: "from its record" }),
+      scored: numeric({ min: 0, max: 128, step: 1, value: "32", required: true }),
+      tags: el("input", { placeholder: "before, after", autocomplete: "off" }),
+      prompts: el("textarea", { rows: 3, placeholder: "One a line; left empty: a few that are built in", spellcheck: "false" }),
+      stream: el("input", { type: "checkbox", checked: true }),
+      estimate: el("p", { class: "muted small", id: estimateId, "aria-live": "polite" }),
+      off: el("p", { class: "notice", hidden: true }, "This server takes no load tests: limits.loadtest_max_s is 0."),
+      start: el("button", { type: "submit", class: "button primary", disabled: true, "aria-describedby": estimateId }, "Start"),
+    };
+    const p = this.#parts;
+    const field = (name, input, hint) =>
+      el("label", { class: "field" }, el("span", {}, name, hint && el("span", { class: "hint" }, ` ${hint}`)), input);
+    p.more = el(
+      "details", { class: "more" }, el("summary", {}, "More settings"),
+      el(
+        "div", { class: "stack" },
+        p.otherModes,
+        el(
+          "div", { class: "fields" },
+          field("Arrivals a second", p.rate, "open loop"),
+          field("E2E limit, ms", p.e2e, "for goodput"),
+          field("Training hours", p.hours),
+          field("Prompts scored", p.scored),
+          field("Tags", p.tags),
+        ),
+        field("Prompts", p.prompts),
+        el("label", { class: "check", title: "What TTFT, TPOT and ITL need; costs the server an event a token" }, p.stream, "Stream modes of one sample"),
+      ),
+    );
+    const form = el(
+      "form", { class: "card stack measure-form", "aria-label": "What to measure" },
+      p.modes,
+      el(
+        "div", { class: "fields" },
+        field("N", p.n, "of bon and its like"),
+        field("Requests in flight", p.concurrency),
+        field("Rounds", p.rounds),
+        field("Seconds a block", p.seconds),
+        field("Max tokens", p.maxTokens),
+        field("Price per hour", p.price),
+      ),
+      p.more,
+      p.off,
+      el("div", { class: "row apart" }, p.estimate, p.start),
+    );
+    form.addEventListener("submit", (event) => this.#submitted(event));
+    form.addEventListener("input", () => this.#estimate());
+    return form;
+  }
+}
+
+const WARM_UP_S = 0.5;
+
+function numbers(text) {
+  return text.split(/[ ,]+/).filter(Boolean).map(Number);
+}
+
+function choice(mode, chosen) {
+  const box = el("input", { type: "checkbox", value: mode.name, checked: chosen.includes(mode.name) });
+  return el("label", { class: "choice", title: mode.description }, box, el("span", {}, mode.name));
+}

@@ -1,0 +1,84 @@
+"""The view Frontier in a real browser: the curve, the cards, and what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from playwright.async_api import expect
+
+from bestofn.engine.fake import FakeEngine
+from service.runtime import Runtime
+from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
+from tests.unit.fakes import make_runtime
+from tests.unit.test_frontier import EVALUATION, HELDOUT, RECORD
+
+MARKUP = "<img src=x onerror=\"document.title='gone'\">"
+LONG_MS = 90_000  # a browser takes a while to read plotly where others use the machine
+
+
+def measured_runtime(directory: Path) -> Runtime:
+    """With a card of a name that would be markup, and an evaluation."""
+    (directory / "vbon").mkdir()
+    (directory / "vbon" / "training.json").write_text(json.dumps(RECORD | {"objective": MARKUP}))
+    rows = [row | HELDOUT if row["method"] == "vbon" else row for row in EVALUATION["rows"]]  # type: ignore[attr-defined]
+    file = directory / "evaluation.json"
+    file.write_text(json.dumps(EVALUATION | {"rows": rows}))
+    engines = {"ref": FakeEngine(str(directory)), "vbon": FakeEngine(str(directory / "vbon"))}
+    return make_runtime(engines=engines, store="none", evaluation=str(file))
+
+
+async def test_policies_stand_on_the_curve_and_hovering_shows_the_card(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(measured_runtime(tmp_path)) as url:
+        page = await visitor.open(f"{url}/#frontier")
+        plot = page.get_by_role("figure", name="KL and win rate against the reference")
+        await expect(plot).to_have_attribute("aria-label", "KL and win rate against the reference: "
+            "best-of-4: 0.64 nats, 0.800; ref: 0.00 nats, 0.500; vbon: 1.90 nats, 0.890",
+            timeout=LONG_MS)  # fmt: skip
+        await plot.locator(".scatterlayer .trace").last.locator("path.point").hover(force=True)
+        card = plot.locator(".hoverlayer")
+        for words in (
+            MARKUP,
+            "KL 1.900 nats (Rao-Blackwellised)",
+            "70 steps",
+            "trained 3 min 51 s",
+        ):
+            await expect(card).to_contain_text(words)
+        policy = page.get_by_role("region", name="Policy vbon")
+        await expect(policy).to_contain_text(MARKUP)
+        await expect(policy).to_contain_text("evaluation")
+        row = page.get_by_role("table", name="All figures").get_by_role("row", name="best-of-4")
+        await expect(row).to_contain_text("≤ 0.640")
+        await expect(page.get_by_text("no load test of these models is kept")).to_be_visible()
+        await page.get_by_label("Judge by the gold reward model").check()
+        gold = page.get_by_role("figure", name="KL and mean reward")
+        await expect(gold).to_have_attribute(
+            "aria-label", "KL and mean reward: vbon: 1.90 nats, 3.000"
+        )
+        await assert_accessible(page)
+        assert await page.title() == "Frontier · bestofn"
+
+
+async def test_on_a_narrow_dark_screen_all_of_it_fits(visitor: Visitor, tmp_path: Path) -> None:
+    async with hosted(measured_runtime(tmp_path)) as url:
+        page = await visitor.open(f"{url}/#frontier", width=360, height=740, dark=True)
+        await expect(page.get_by_role("figure", name="KL and mean reward")).to_be_visible(
+            timeout=LONG_MS
+        )
+        await assert_fits(page)
+        await assert_accessible(page)
+        await page.get_by_role("button", name="Dark theme").click()
+        await assert_accessible(page)
+
+
+async def test_where_nobody_measured_it_says_which_command_does(visitor: Visitor) -> None:
+    async with hosted(make_runtime(store="none")) as url:
+        page = await visitor.open(f"{url}/#frontier")
+        await expect(page.get_by_text("Nobody has measured these models yet.")).to_be_visible()
+        commands = page.locator(".empty code")
+        await expect(commands.first).to_contain_text(
+            "python -m training evaluate --checkpoints vbon="
+        )
+        await assert_accessible(page)

@@ -1,0 +1,180 @@
+"""The view Measure in a real browser: a load test from the form to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+
+from bestofn.engine.fake import FakeEngine
+from service.keys import new_key, write_keys
+from service.runtime import Runtime
+from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
+from tests.unit.fakes import make_runtime
+
+MARKUP = "<img src=x onerror=\"document.title='gone'\"><script>document.title='gone'</script>"
+TAG = "<b onclick=alert(1)>before</b>"
+LONG_MS = 90_000  # a client starts, measures for some seconds and draws a report, on a busy machine
+
+
+def slow_runtime(**settings: Any) -> Runtime:
+    engines = {name: FakeEngine(name, seconds_per_token=0.002) for name in ("ref", "vbon")}
+    return make_runtime(engines=engines, **{"store": "none", **settings})
+
+
+async def fill(page: Page, rounds: int = 1, seconds: float = 0.3) -> None:
+    """A short load test of one load level."""
+    await expect(page.get_by_role("checkbox", name="vbon")).to_be_checked()
+    await page.get_by_label("N of bon").fill("2, 4")
+    await page.get_by_label("Requests in flight").fill("2")
+    await page.get_by_label("Rounds").fill(str(rounds))
+    await page.get_by_label("Seconds a block").fill(str(seconds))
+    await page.get_by_label("Max tokens").fill("8")
+
+
+def state(page: Page, words: str) -> Any:
+    return page.get_by_role("region", name="The load test").get_by_text(words, exact=True)
+
+
+async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_markup(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(slow_runtime(store=str(tmp_path / "s.db"))) as url:
+        page = await visitor.open(f"{url}/#measure")
+        await expect(page.get_by_text("Nothing is measured yet.")).to_be_visible()
+        await expect(page.get_by_text("None yet.")).to_be_visible()
+        await assert_accessible(page)
+        await fill(page)
+        await page.get_by_text("More settings").click()
+        await page.get_by_label("Prompts", exact=True).fill(f"{MARKUP}\nthe film was")
+        await page.get_by_label("Tags").fill(TAG)
+        await expect(
+            page.get_by_text("4 blocks (4 variants, 1 load level, 1 round)")
+        ).to_be_visible()
+        await page.get_by_label("Tags").press("Enter")
+        await expect(state(page, "running")).to_be_visible()
+        await expect(page.get_by_role("button", name="Start")).to_be_disabled()
+        await expect(page.get_by_role("heading", name="So far")).to_be_visible(timeout=LONG_MS)
+        await expect(state(page, "finished")).to_be_visible(timeout=LONG_MS)
+        await expect(page.get_by_role("heading", name="What it says")).to_be_visible()
+        await expect(
+            page.get_by_role("figure", name="Throughput against latency: ref at 2")
+        ).to_be_visible()
+        await expect(page.get_by_role("figure", name="Reward against cost: ref")).to_be_visible()
+        speed = page.get_by_role("table", name="Speed of each mode at each load")
+        await expect(speed.get_by_role("rowheader")).to_have_text(
+            ["ref", "vbon", "bon (N=2)", "bon (N=4)"]
+        )
+        past = page.get_by_role("region", name="Past runs").get_by_role("listitem")
+        await expect(past).to_have_count(1)
+        await expect(past).to_contain_text(TAG)
+        await assert_accessible(page)
+        async with page.expect_popup() as opened:
+            await page.get_by_role("link", name="Open the report").click()
+        report = await opened.value
+        await expect(report.get_by_role("note", name="Decision")).to_be_visible()
+        await expect(report.get_by_text(MARKUP).first).to_be_visible()
+        assert await report.evaluate("window.origin") == "null"
+        assert await report.title() != "gone"
+        assert await page.title() == "Measure · bestofn"
+
+
+async def test_one_started_elsewhere_is_shown_can_be_stopped_and_keeps_what_it_measured(
+    visitor: Visitor,
+) -> None:
+    async with hosted(slow_runtime()) as url:
+        first = await visitor.open(f"{url}/#measure")
+        await fill(first, rounds=20, seconds=0.5)
+        await first.get_by_role("button", name="Start").click()
+        page = await visitor.open(f"{url}/#measure", width=360, height=740, dark=True)
+        await expect(page.get_by_role("heading", name="So far")).to_be_visible(timeout=LONG_MS)
+        await page.get_by_role("link", name="Ask", exact=True).click()
+        await page.get_by_role("link", name="Measure", exact=True).click()
+        await page.get_by_role("button", name="Stop and keep what is measured").click()
+        await expect(state(page, "stopped early")).to_be_visible(timeout=LONG_MS)
+        await expect(page.get_by_role("heading", name="What it says")).to_be_visible()
+        await page.get_by_text("Read with care").click()
+        await expect(page.get_by_text("The run was interrupted")).to_be_visible()
+        await expect(page.get_by_role("button", name="Start")).to_be_enabled()
+        await assert_fits(page)
+        await assert_accessible(page)
+        await expect(state(first, "stopped early")).to_be_visible()
+
+
+async def test_a_refusal_is_told_at_its_field(visitor: Visitor) -> None:
+    visitor.allow("status of 422")
+    async with hosted(slow_runtime(limits={"loadtest_max_in_flight": 4})) as url:
+        page = await visitor.open(f"{url}/#measure")
+        await fill(page)
+        in_flight = page.get_by_label("Requests in flight")
+        await in_flight.fill("2, 8")
+        await page.get_by_role("button", name="Start").click()
+        told = page.get_by_role("group", name="What went wrong")
+        await expect(told).to_contain_text("concurrency is 8; this server allows at most 4")
+        await expect(in_flight).to_be_focused()
+        await expect(in_flight).to_have_attribute("aria-invalid", "true")
+        await expect(page.get_by_role("button", name="Start")).to_be_enabled()
+        await page.get_by_label("Seconds a block").fill("60")
+        await page.get_by_label("Rounds").fill("20")
+        await expect(page.get_by_text("this server allows 300 s")).to_be_visible()
+
+
+async def test_one_that_fails_says_why(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.routes.loadtests.own_url", lambda _: "http://127.0.0.1:9")
+    async with hosted(slow_runtime()) as url:
+        page = await visitor.open(f"{url}/#measure")
+        await fill(page)
+        await page.get_by_role("button", name="Start").click()
+        await expect(page.get_by_role("alert").filter(has_text="not reachable")).to_be_visible(
+            timeout=LONG_MS
+        )
+        await expect(state(page, "failed")).to_be_visible()
+        await expect(page.get_by_text("Nothing is measured yet.")).to_be_visible()
+
+
+async def test_a_server_that_takes_none_says_so(visitor: Visitor) -> None:
+    async with hosted(slow_runtime(limits={"loadtest_max_s": 0})) as url:
+        page = await visitor.open(f"{url}/#measure")
+        await expect(page.get_by_text("This server takes no load tests")).to_be_visible()
+        await expect(page.get_by_role("button", name="Start")).to_be_disabled()
+        await expect(page.get_by_text("This server keeps no runs")).to_be_visible()
+
+
+async def test_with_a_key_the_load_and_the_report_have_it_too(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    visitor.allow("status of 401")
+    key, token = new_key("ann")
+    write_keys(tmp_path / "keys.jsonl", [key])
+    runtime = slow_runtime(auth={"keys_file": str(tmp_path / "keys.jsonl")})
+    async with hosted(runtime) as url:
+        page = await visitor.open(f"{url}/#measure")
+        await page.get_by_label("Key", exact=True).fill(token)
+        await page.get_by_role("button", name="Use it").click()
+        await fill(page)
+        await page.get_by_role("button", name="Start").click()
+        await expect(state(page, "finished")).to_be_visible(timeout=LONG_MS)
+        async with page.expect_popup() as opened:
+            await page.get_by_role("link", name="Open the report").click()
+        report = await opened.value
+        await expect(report.get_by_role("note", name="Decision")).to_be_visible()
+        assert "/page/reports/" in report.url
+        assert token not in report.url
+
+
+@pytest.mark.vllm
+async def test_the_real_service_measures_itself(visitor: Visitor, real_url: str) -> None:
+    page = await visitor.open(f"{real_url}/#measure")
+    await fill(page, seconds=1)
+    await page.get_by_role("button", name="Start").click()
+    await expect(state(page, "finished")).to_be_visible(timeout=2 * LONG_MS)
+    await expect(page.get_by_role("figure", name="Reward against cost: ref")).to_be_visible()
+    speed = page.get_by_role("table", name="Speed of each mode at each load")
+    await expect(speed.get_by_role("columnheader", name="TTFT p50 / p95, ms")).to_be_visible()
+    await expect(speed.get_by_role("columnheader", name="failed")).to_have_count(0)
+    await page.get_by_role("link", name="Frontier").click()
+    await expect(page.get_by_role("region", name="Policy vbon")).to_contain_text("Steps")
+    figures = page.get_by_role("table", name="All figures")
+    await expect(figures.get_by_role("row", name="bon, N = 4 load test")).to_be_visible()
