@@ -74,7 +74,8 @@ def replacing_directory(target: Path) -> Iterator[Path]:
         recover_directory(target)
         if is_storage_failure(error):
             kept = f"; the previous {target} is untouched" if target.exists() else ""
-            raise ExportError(f"could not write {target}: {error}{kept}; {REMEDY}") from error
+            said = error if isinstance(error, OSError) else f"is the disk full? ({error})"
+            raise ExportError(f"could not write {target}: {said}{kept}; {REMEDY}") from error
         raise
 
 

@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
@@ -119,11 +120,13 @@ class KillAtWrite:
         folder: changes below it count.
         at: the first is 1; 0 never.
         journal: every change is noted there, a line each.
+        kinds: audit events that count.
     """
 
     folder: Path
     at: int = 0
     journal: Path | None = None
+    kinds: frozenset[str] = frozenset({"open", *WRITES})
 
     def __call__(self) -> None:
         seen, folder = 0, str(self.folder)
@@ -131,10 +134,12 @@ class KillAtWrite:
 
         def watch(event: str, args: tuple[Any, ...]) -> None:
             nonlocal seen
+            if event not in self.kinds:
+                return
             if event == "open":
                 changes = isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
             else:
-                changes = event in WRITES
+                changes = True
             # Of a tree that is removed, names come without their directory.
             below = changes and (folder in os.fsdecode(args[0]) if _is_path(args[0]) else False)
             if not below and not (event in {"os.remove", "os.rmdir"} and args[-1] != -1):
@@ -153,15 +158,38 @@ def _is_path(value: object) -> bool:
 
 
 def _run(arguments: list[str], log: str, faults: tuple[Fault, ...]) -> None:
+    os.setsid()
+    _redirect(Path(log))
+    for fault in faults:
+        fault()
+    _command(arguments)
+
+
+def command_here(arguments: Sequence[str], log: Path) -> NoReturn:
+    """Become the command: for a process that was forked for it. Its output goes to ``log``."""
+    code: Any = 1
+    try:
+        _redirect(log)
+        _command(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code or 0)
+
+
+def _redirect(log: Path) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+
+
+def _command(arguments: Sequence[str]) -> None:
     import torch
 
     from training.__main__ import cli
 
-    os.setsid()
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(handle, stream)
     torch.set_num_threads(1)
-    for fault in faults:
-        fault()
-    cli(args=arguments, prog_name="python -m training")
+    cli(args=list(arguments), prog_name="python -m training")
