@@ -18,4 +18,5 @@ import training.evaluate
 import training.frontier
 import training.run
 import training.sample
+import training.sandbox.build
 import training.sweep  # noqa: F401

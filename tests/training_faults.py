@@ -16,6 +16,8 @@ from bestofn.checksums import sums_of
 from bestofn.errors import CheckpointError
 from tests.commands import Ended, KillAtWrite, run, running
 from tests.faults.tally import Tally
+from tests.tiny import train_config
+from training.configs import TrainConfig
 
 Difference = Callable[[Path, Path], str | None]
 # They say when and how fast, and sum up the others.
@@ -174,6 +176,14 @@ def _finish(job: Job, tally: Tally, folder: Path, whole: Path) -> None:
     tally.recovered_s = max(tally.recovered_s or 0.0, ended.seconds)
     if not tally.lost:
         shutil.rmtree(folder)
+
+
+def quick_config(sandbox: Path, out: Path, **changes: object) -> TrainConfig:
+    """Three steps with a state after each but the last."""
+    values: dict[str, object] = {
+        "steps": 2, "warm_start_steps": 1, "checkpoint_every": 1, "heldout": None, **changes
+    }  # fmt: skip
+    return train_config(sandbox, out, **values)
 
 
 def copy_cache(sandbox: Path, folder: Path) -> None:

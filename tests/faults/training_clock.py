@@ -12,8 +12,7 @@ from pathlib import Path
 from tests.commands import Fault, KillAtWrite, flags, run
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
-from tests.tiny import train_config
-from tests.training_faults import checkpoint_difference, copy_cache, settle
+from tests.training_faults import checkpoint_difference, copy_cache, quick_config, settle
 from training.configs import EvaluateConfig
 
 PROMISE = (
@@ -40,9 +39,8 @@ def _inject(stage: Stage) -> Tally:
 
 
 def _train(stage: Stage, folder: Path, out: str, **changes: object) -> list[str]:
-    cache = folder / "cache.jsonl"
-    values = {"cache": cache, "checkpoint_every": 1, **changes}
-    return ["vbon", *flags(train_config(stage.sandbox, folder / out, **values))]
+    config = quick_config(stage.sandbox, folder / out, cache=folder / "cache.jsonl", **changes)
+    return ["vbon", *flags(config)]
 
 
 def _jump_back() -> None:
@@ -71,7 +69,7 @@ def _killed_and_resumed(stage: Stage, tally: Tally, folder: Path) -> None:
     for days in (400, -400):
         _date(folder, days * DAY_S)
     ended = run(folder, _train(stage, folder, "vbon"), jump)
-    if "resuming after step 6" not in ended.said:
+    if "resuming after step 2" not in ended.said:
         tally.asked += 1
         tally.lost.append(f"the newest state was not taken: {ended.said[-300:]}")
     settle(tally, ended, checkpoint_difference(folder / "vbon", folder / "whole"))
@@ -106,7 +104,7 @@ def _evaluation(stage: Stage, tally: Tally, folder: Path) -> None:
     again = run(folder, command)
     settle(tally, again, None if "kept" in again.said else "measured twice")
     shutil.rmtree(folder / "vbon")
-    run(folder, _train(stage, folder, "vbon", seed=1, heldout=None))
+    run(folder, _train(stage, folder, "vbon", seed=1))
     _date(folder / "vbon", -400 * DAY_S)
     _date(folder / "evaluation", 400 * DAY_S)
     anew = run(folder, command)

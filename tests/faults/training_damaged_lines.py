@@ -11,11 +11,12 @@ from pathlib import Path
 from tests.commands import flags, run
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
-from tests.tiny import sample_config, train_config
+from tests.tiny import sample_config
 from tests.training_faults import (
     cache_difference,
     checkpoint_difference,
     copy_cache,
+    quick_config,
     settle,
 )
 
@@ -72,7 +73,7 @@ def _inject(stage: Stage) -> Tally:
     tally = Tally()
     folder = stage.scratch / "damaged-lines"
     folder.mkdir()
-    trained = ["vbon", *flags(train_config(stage.sandbox, folder / "whole", heldout=None))]
+    trained = ["vbon", *flags(quick_config(stage.sandbox, folder / "whole"))]
     settle(tally, run(folder, trained), None)
     for damage in DAMAGES[: stage.count(len(DAMAGES), least=3)]:
         place = folder / damage.name
@@ -110,7 +111,7 @@ def _train(stage: Stage, tally: Tally, damage: Damage, folder: Path, whole: Path
     """A finished cache with its record, then one from elsewhere, which has none."""
     cache, meta = folder / "cache.jsonl", folder / "cache.jsonl.meta.json"
     cache.write_bytes(damage.change((stage.sandbox / "cache.jsonl").read_bytes().splitlines(True)))
-    config = train_config(stage.sandbox, folder / "vbon", cache=cache, heldout=None)
+    config = quick_config(stage.sandbox, folder / "vbon", cache=cache)
     ended = run(folder, ["vbon", *flags(config)])
     settle(tally, ended, "a changed cache was taken", "cache named")
     if f"{cache}: its content is not what" not in (ended.clear_error or ""):

@@ -12,37 +12,35 @@ import numpy as np
 from tests.commands import KillAtWrite, flags, run
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
-from tests.tiny import train_config
-from tests.training_faults import checkpoint_difference, copy_cache, flip_bit, settle
+from tests.training_faults import checkpoint_difference, copy_cache, flip_bit, quick_config, settle
 
 PROMISE = (
     "One flipped bit in weights, tokenizer, config, card, reward cache, its columns or a resumable "
     "state is named, or is mended, or changes nothing: never another result."
 )
 KINDS = {
-    "newest state": ".vbon.state/step-000006/**/*",
+    "newest state": ".vbon.state/step-000002/**/*",
     "policy": "policy/*",
     "columns": "cache.jsonl.columns/*",
     "reward": "reward/*",
     "finished checkpoint": "done/*",
     "cache": "cache.jsonl*",
-    "earlier state": ".vbon.state/step-000005/**/*",
+    "earlier state": ".vbon.state/step-000001/**/*",
 }
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A folder with all that a run works with, the run killed after its sixth of seven steps."""
+    """A folder with all that a run works with, the run killed after its last step."""
 
     stage: Stage
     folder: Path
 
     def command(self, out: str) -> list[str]:
         """``done`` is finished, ``vbon`` was killed."""
-        config = train_config(
-            self.stage.sandbox, self.folder / out, checkpoint_every=1, warm_start_steps=3,
-            policy=str(self.folder / "policy"), reward=str(self.folder / "reward"),
-            cache=self.folder / "cache.jsonl",
+        config = quick_config(
+            self.stage.sandbox, self.folder / out, policy=str(self.folder / "policy"),
+            reward=str(self.folder / "reward"), cache=self.folder / "cache.jsonl",
         )  # fmt: skip
         return ["vbon", *flags(config)]
 
@@ -55,7 +53,7 @@ class Scene:
         export = KillAtWrite(self.folder / ".vbon.partial", at=1, kinds=frozenset({"os.mkdir"}))
         ended = run(logs, self.command("vbon"), export)
         states = sorted(p.name for p in (self.folder / ".vbon.state").iterdir())
-        if ended.code != -9 or states != ["step-000005", "step-000006"]:
+        if ended.code != -9 or states != ["step-000001", "step-000002"]:
             raise RuntimeError(f"{states} after exit {ended.code}: {ended.said[-1000:]}")
 
 

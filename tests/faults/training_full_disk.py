@@ -18,11 +18,12 @@ import numpy as np
 from tests.commands import CONTEXT, LIMIT_S, Ended, command_here, flags, run
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
-from tests.tiny import sample_config, train_config
+from tests.tiny import sample_config
 from tests.training_faults import (
     cache_difference,
     checkpoint_difference,
     copy_cache,
+    quick_config,
     settle,
 )
 
@@ -56,10 +57,9 @@ class Trial:
     @property
     def train(self) -> list[str]:
         """Replaces the checkpoint."""
-        config = train_config(
-            self.sandbox, self.folder / "vbon", cache=self.folder / "cache.jsonl",
-            checkpoint_every=1, replace=True,
-        )  # fmt: skip
+        config = quick_config(
+            self.sandbox, self.folder / "vbon", cache=self.folder / "cache.jsonl", replace=True
+        )
         return ["vbon", *flags(config)]
 
     @property
@@ -79,7 +79,7 @@ def _inject(stage: Stage) -> Tally:
     before.mkdir(parents=True)
     tally = Tally()
     unbroken = Trial(stage.sandbox, before, folder)
-    other = train_config(stage.sandbox, before, seed=1, steps=1, warm_start_steps=0, heldout=None)
+    other = quick_config(stage.sandbox, before, seed=1)
     run(folder, ["vbon", *flags(other)])
     copy_cache(stage.sandbox, folder)
     for arguments in (unbroken.train, unbroken.sample):

@@ -8,8 +8,7 @@ from pathlib import Path
 from tests.commands import flags
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
-from tests.tiny import train_config
-from tests.training_faults import Job, checkpoint_difference, copy_cache, kill_job
+from tests.training_faults import Job, checkpoint_difference, copy_cache, kill_job, quick_config
 
 PROMISE = (
     "A training run killed (-9) at any moment, any number of times, goes on by the same command and "
@@ -25,11 +24,11 @@ async def inject(stage: Stage) -> Tally:
 
 def _inject(stage: Stage) -> Tally:
     def arguments(folder: Path) -> list[str]:
-        cache = folder / "cache.jsonl"
-        return [
-            "vbon",
-            *flags(train_config(stage.sandbox, folder / "vbon", checkpoint_every=1, cache=cache)),
-        ]
+        config = quick_config(
+            stage.sandbox, folder / "vbon", cache=folder / "cache.jsonl",
+            heldout=stage.sandbox / "prompts" / "heldout.jsonl",
+        )  # fmt: skip
+        return ["vbon", *flags(config)]
 
     job = Job(
         arguments=arguments,

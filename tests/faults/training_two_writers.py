@@ -12,8 +12,14 @@ from pathlib import Path
 from tests.commands import flags, run, running
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
-from tests.tiny import sample_config, train_config
-from tests.training_faults import Difference, cache_difference, checkpoint_difference, settle
+from tests.tiny import sample_config
+from tests.training_faults import (
+    Difference,
+    cache_difference,
+    checkpoint_difference,
+    quick_config,
+    settle,
+)
 
 PROMISE = (
     "Of two processes that write one output, one does; the other finds it finished, or names the "
@@ -31,7 +37,7 @@ def _inject(stage: Stage) -> Tally:
     folder.mkdir()
 
     def train(out: str) -> list[str]:
-        return ["vbon", *flags(train_config(stage.sandbox, folder / out, checkpoint_every=1))]
+        return ["vbon", *flags(quick_config(stage.sandbox, folder / out))]
 
     settle(tally, run(folder, train("whole")), None)
     for pair in range(stage.count(20)):
