@@ -17,7 +17,7 @@ PROMISE = (
 
 
 async def inject(stage: Stage) -> Tally:
-    """A tiny one; its other steps (sample, vbon, evaluate) are killed by faults of their own."""
+    """A tiny one; of its other steps, sample and vbon are killed by faults of their own; evaluate by none."""
     return await asyncio.to_thread(_inject, stage)
 
 
