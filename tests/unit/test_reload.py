@@ -67,7 +67,7 @@ async def service(tmp_path: Path) -> Any:
     runtime = make_runtime(
         engines={
             "ref": FakeEngine("ref", seconds_per_token=0.002),
-            "vbon": FakeEngine("first", seconds_per_token=0.01, endless=True),
+            "vbon": FakeEngine("first", seconds_per_token=0.1, endless=True),
         },
         auth={"keys_file": str(file)},
     )
