@@ -28,13 +28,10 @@ def serve(context: typer.Context) -> None:
     from service.settings import ServiceSettings
 
     settings = load_settings(ServiceSettings, context.args, program="python -m service serve")
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for noisy in ("httpx", "httpcore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    from service.logs import set_up_logs
     from service.serving import serve_until_stopped
 
+    set_up_logs(settings)
     try:
         raise typer.Exit(serve_until_stopped(settings))
     except BestOfNError as error:

@@ -144,13 +144,14 @@ class Admission:
     def _refusal(self, place: Place) -> str | None:
         """Why a request that is in the queue now may not stay there."""
         waiting, cost = self.waiting - place.sequences, place.sequences
-        if self.waiting > self._max_waiting:
+        # The largest of requests may wait if nobody else does: a short queue must not shut it out.
+        if self.waiting > self._max_waiting and (waiting or not self._max_waiting):
             return (
                 f"{self.running} sequences run and {waiting} wait; {cost} more would pass the "
                 f"limit of {self._max_waiting} waiting"
             )
         own = self._queue.waiting_of(place.caller)
-        if place.caller.name and own > 2 * (self._max_waiting - waiting):
+        if place.caller.name and waiting and own > 2 * (self._max_waiting - waiting):
             return (
                 f"{own - cost} sequences of key {place.caller.name!r} wait; what is left of the "
                 f"queue, {self._max_waiting - waiting}, is kept for other keys"

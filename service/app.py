@@ -6,15 +6,17 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from bestofn import __version__
+from service.access_log import AccessLogMiddleware
 from service.auth import ApiKeyMiddleware, open_keyring
 from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
-from service.errors import add_error_handlers
+from service.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.loadtest_runs import LoadTestRuns
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
@@ -33,6 +35,11 @@ from service.routes import (
     preferences,
 )
 from service.runtime import Runtime
+from service.schemas import ANY_ROUTE
+from service.tracing import open_tracing
+
+if TYPE_CHECKING:
+    from service.spans import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +50,7 @@ def create_app(
     on_ready: Callable[[], object] | None = None,
     on_failure: Callable[[], object] | None = None,
     rebuild: Rebuild | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application; models load in the background while ``/healthz`` already answers.
 
@@ -51,13 +59,15 @@ def create_app(
         on_ready: called once when everything is loaded.
         on_failure: called once if loading fails, so that a server can exit.
         rebuild: makes models anew for ``/admin/reload``, which there is not without it.
+        tracing: where spans go; by default where the settings say, if they say so.
 
     Raises:
         DataError: the keys file cannot be used.
+        InvalidInputError: traces are asked for and OpenTelemetry is not installed.
     """
     auth, limits = runtime.settings.auth, runtime.settings.limits
     keyring = open_keyring(auth)
-
+    tracing = tracing or open_tracing(runtime.settings.otel)
     records = Records(runtime.settings.store)
     load_test_runs = LoadTestRuns(records)
 
@@ -82,12 +92,15 @@ def create_app(
             await load_test_runs.close()
             await runtime.stop()
             records.close()
+            if tracing is not None:
+                await tracing.stop()
 
     app = FastAPI(
         title="bestofn",
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
         lifespan=lifespan,
+        responses=ANY_ROUTE,
     )
     app.state.runtime = runtime
     app.state.records = records
@@ -115,6 +128,7 @@ def create_app(
         BodyLimitMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.receive_timeout_s
     )
     app.add_middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics)
+    app.add_middleware(UnforeseenErrorMiddleware)
     if runtime.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -124,5 +138,11 @@ def create_app(
             expose_headers=["retry-after", "x-request-id"],
         )
     app.add_middleware(SecurityHeadersMiddleware)
+    if tracing is not None:
+        from service.spans import TracingMiddleware
+
+        app.add_middleware(TracingMiddleware, tracing=tracing)
+    if runtime.settings.logs_access:
+        app.add_middleware(AccessLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     return app

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.caller import ANYBODY, Caller, current_caller
 from service.keys import Keyring
 from service.refusal import refuse
+from service.request_notes import note_key
 from service.settings import AuthSettings
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class ApiKeyMiddleware:
                 )  # fmt: skip
                 return
             caller = found
+            note_key(caller.name)
         if _is_admin(path) and not caller.is_admin:
             await refuse(scope, send, 403, "forbidden", self._why_not(caller))
             return

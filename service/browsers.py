@@ -67,6 +67,13 @@ async def refuse_other_sites(request: Request) -> None:
     """
     site = request.headers.get("sec-fetch-site", "none")
     origin = request.headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    foreign = origin is not None and _host_of(origin) != request.headers.get("host")
     if site not in {"none", "same-origin"} or foreign:
         raise ForbiddenError("only this service's own page may ask for this from a browser")
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # "http://[", say: no browser's, and nobody's own
+        return None

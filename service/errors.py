@@ -11,6 +11,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bestofn.errors import (
     BestOfNError,
@@ -34,6 +36,7 @@ from bestofn.errors import (
 )
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.disconnect import ClientDisconnectedError
+from service.request_notes import note_error
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (BestOfNError, 500, "internal_error"),
 )
 _RETRY_AFTER_S = {503: 5.0}
+MOST_PROBLEMS, MOST_CHARACTERS = 20, 4000  # that an answer lists, and takes for it
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -68,7 +72,38 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
     for error_type, _, _ in TABLE:
         app.add_exception_handler(error_type, _on_error)
-    app.add_exception_handler(Exception, _on_error)
+
+
+class UnforeseenErrorMiddleware:
+    """Answers what nobody foresaw, so that the middleware around it sees that answer too.
+
+    FastAPI's handler of ``Exception`` is outside of all middleware: it would answer without the request's id
+    and the security headers, and let uvicorn log the traceback once more.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        except Exception as error:  # whatever it is, the client is told, and the log
+            request, failure = Request(scope), _failure_of(error)
+            if begun:
+                _count(request, failure)
+                raise  # the server cuts the connection: half an answer must not pass for a whole one
+            await _answer(request, failure)(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +121,7 @@ class Failure:
         """OpenAI's shape."""
         return {
             "error": {
-                "message": self.message,
+                "message": _bounded(self.message),
                 "type": self.kind,
                 "param": self.param,
                 "code": self.status if self.code is None else self.code,
@@ -95,21 +130,31 @@ class Failure:
         }
 
 
+def _bounded(message: str) -> str:
+    """Without the middle of what a client sent to be repeated."""
+    if len(message) <= MOST_CHARACTERS:
+        return message
+    half = MOST_CHARACTERS // 2
+    return f"{message[:half]} ... {message[-half:]}"
+
+
 def tell(request: Request, error: Exception) -> dict[str, object]:
     """Count and log an error that strikes when the status has long been sent; its JSON."""
-    failure = _failure_of(request, error)
+    failure = _failure_of(error)
     _count(request, failure)
     return failure.body(request)
 
 
-def _failure_of(request: Request, error: Exception) -> Failure:
+def _failure_of(error: Exception) -> Failure:
     known = next(((s, k) for t, s, k in TABLE if isinstance(error, t)), None)
     if known is None:
-        logger.error("%s: unexpected error", get_request_id(request), exc_info=error)
+        logger.error("unexpected error", exc_info=error)
         return Failure(500, "internal_error", f"unexpected {type(error).__name__}; see the log")
     status, kind = known
-    if status >= 500:
-        logger.warning("%s: %s: %s", get_request_id(request), kind, error)
+    if isinstance(error, NotReadyError):  # probes ask time and again, and the cause has been logged
+        logger.debug("%s: %s", kind, error)
+    elif status >= 500:
+        logger.warning("%s: %s", kind, error)
     retry_after_s = _RETRY_AFTER_S.get(status)
     if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s
@@ -124,6 +169,7 @@ def _failure_of(request: Request, error: Exception) -> Failure:
 
 
 def _count(request: Request, failure: Failure) -> None:
+    note_error(failure.kind)
     if request.method != "POST":
         return
     # Only names this server knows become labels; anything else would let a client make series.
@@ -144,13 +190,14 @@ def _answer(request: Request, failure: Failure) -> JSONResponse:
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    return _answer(request, _failure_of(request, error))
+    return _answer(request, _failure_of(error))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     lines, first = [], None
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems[:MOST_PROBLEMS]:
         place = [str(part) for part in problem["loc"]]
         if problem["type"] == "json_invalid":
             first = "body"
@@ -162,6 +209,8 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
         given = problem.get("input")
         shown = "" if isinstance(given, dict | list) or given is None else f" (got {given!r:.60})"
         lines.append(f"{name}: {problem['msg']}{shown}")
+    if len(problems) > MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
     message = "; ".join(lines).encode("utf-8", "backslashreplace").decode()
     if isinstance(error.body, dict) and isinstance(error.body.get("model"), str):
         remember_model(request, error.body["model"])
@@ -170,7 +219,27 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's, of a body that Python's JSON reader gave up on
+        return _answer(request, Failure(422, "invalid_input", _unreadable(error), param="body"))
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     response = _answer(request, Failure(error.status_code, kind, str(error.detail)))
     response.headers.update(error.headers or {})
+    if error.status_code == 405:  # Starlette names the methods of the first route alone
+        response.headers["allow"] = ", ".join(sorted(_methods_at(request)))
     return response
+
+
+def _unreadable(error: HTTPException) -> str:
+    if isinstance(error.__cause__, UnicodeDecodeError):
+        return "the body is not UTF-8"
+    if isinstance(error.__cause__, RecursionError):
+        return "the body is nested too deeply"
+    return f"the body cannot be read as JSON: {error.__cause__ or error.detail}"
+
+
+def _methods_at(request: Request) -> set[str]:
+    found: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= getattr(route, "methods", None) or set()
+    return found

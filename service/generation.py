@@ -91,8 +91,8 @@ def make_plan(
         raise InvalidInputError(
             "stream takes one prompt; send `prompt` or `messages`, not `prompts`", field="prompts"
         )
+    check_limit("prompts", len(request.prompts or ()), limits.max_prompts)
     prompts = request.to_prompts()
-    check_limit("prompts", len(prompts), limits.max_prompts)
     return Plan(runtime, request, request_id, mode, sampling, num_samples, prompts)
 
 

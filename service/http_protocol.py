@@ -76,6 +76,9 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
             self._in_head, self._arrived = True, 0
             super().on_message_complete()
 
+        def send_400_response(self, msg: str) -> None:
+            self._end(400, "bad_request", msg)
+
         def _start_timer(self) -> None:
             if self._head_timer is None:
                 self._head_timer = self.loop.call_later(limits.receive_timeout_s, self._late)
@@ -92,7 +95,13 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
             """Answer what never became a request."""
             if self.transport.is_closing():
                 return
-            error = {"message": message, "type": kind, "param": None, "code": status}
+            error = {
+                "message": message,
+                "type": kind,
+                "param": None,
+                "code": status,
+                "request_id": "",
+            }
             content = json.dumps({"error": error}).encode()
             head = (
                 f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"

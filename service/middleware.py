@@ -10,13 +10,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.refusal import refuse
+from service.request_notes import RequestNotes, current_request
 
-_CLIENT_ID = re.compile(rb"^[\w.:-]{1,128}$")
+_CLIENT_ID = re.compile(rb"[\w.:-]{1,128}")
 _FORM = b"application/x-www-form-urlencoded"
 
 
 class RequestIdMiddleware:
-    """Gives each request an id, the client's ``X-Request-Id`` if it is sane, and echoes it."""
+    """Gives each request an id, the client's ``X-Request-Id`` if it is sane, and echoes it.
+
+    All that is served inside of it finds the request's notes in ``current_request``.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -29,7 +33,7 @@ class RequestIdMiddleware:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         # Unique, not secret: a random id of the system's costs 40 microseconds.
         own = f"req-{random.getrandbits(128):032x}"
-        request_id = given.decode() if _CLIENT_ID.match(given) else own
+        request_id = given.decode() if _CLIENT_ID.fullmatch(given) else own
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
@@ -40,7 +44,11 @@ class RequestIdMiddleware:
                 ]
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        before = current_request.set(RequestNotes(request_id))
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            current_request.reset(before)
 
 
 class JsonByDefaultMiddleware:
@@ -63,7 +71,7 @@ class JsonByDefaultMiddleware:
             headers = [(k, v) for k, v in scope["headers"] if k != b"content-type" or v != _FORM]
             if not any(key == b"content-type" for key, _ in headers):
                 headers.append((b"content-type", b"application/json"))
-            scope = {**scope, "headers": headers}
+            scope["headers"] = headers  # in place: who is outside of this looks for the route in it
         await self._app(scope, receive, send)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 from starlette.types import Scope, Send
 
+from service.request_notes import note_error
+
 
 async def refuse(
     scope: Scope,
@@ -19,6 +21,7 @@ async def refuse(
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
     """Answer with an error in the shape of ``service.errors``; what is unread of the body stays so."""
+    note_error(kind)
     error = {
         "message": message,
         "type": kind,

@@ -23,6 +23,7 @@ from bestofn.prompts import Prompt
 from service.admission import Admission
 from service.flights import Flights
 from service.metrics import Metrics
+from service.request_notes import Passage, begin_passage
 from service.scoring import BatchingScorer, MeteredScorer
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import (
@@ -304,19 +305,33 @@ class Runtime:
             limit, named = timeout_s, "timeout_s"
         sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
+        passage = begin_passage(
+            Passage(
+                answer_id=request_id,
+                mode=mode.name,
+                policy=mode.policy,
+                num_samples=drawn,
+                max_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                scored=scorer is not None and (score or mode.strategy.reranks),
+                arrived_s=arrived,
+            )
+        )
         others = tuple(self.policies.values()) if mode.strategy.uses_policies else ()
         async with self.flights.under_way(limit, named, (engine, reward, *others)):
             token_ids = await engine.encode(prompt)
             check_fits(engine.info, token_ids, sampling)
+            passage.encoded_s, passage.prompt_tokens = perf_counter(), len(token_ids)
             task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
             async with self.admission.enter(
                 sequences, sampling.priority, max_tokens=sampling.max_tokens
             ) as entry:
-                admitted = perf_counter()
+                admitted = passage.admitted_s = perf_counter()
                 observer.admitted(len(token_ids))
                 outcome = await mode.strategy.answer(task, resources)
                 entry.spent(outcome.generated_tokens)
         finished = perf_counter()
+        _note(passage, outcome)
         answer = Answer(
             mode=mode,
             policy=engine.info,
@@ -346,6 +361,14 @@ class Runtime:
 
     def _unfinished(self, policy: str) -> float:
         return float(self.policies[policy].unfinished)
+
+
+def _note(passage: Passage, outcome: Outcome) -> None:
+    passage.decode_ms, passage.rerank_ms = outcome.decode_ms, outcome.rerank_ms
+    passage.candidates = len(outcome.candidates)
+    passage.generated_tokens = outcome.generated_tokens
+    passage.returned_tokens = outcome.returned_tokens
+    passage.finish_reason = outcome.selected.candidate.finish_reason
 
 
 def _tasks() -> float:

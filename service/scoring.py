@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
+from dataclasses import dataclass
 from time import perf_counter
 
 from bestofn.errors import RewardDeadError, RewardError
 from bestofn.prompts import Prompt
 from bestofn.rewards import RewardModel, Scorable
+from bestofn.trace_context import NO_TRACE, trace_headers
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,13 @@ class MeteredScorer:
                 self.busy_s += perf_counter() - self._since
 
 
-_Waiting = tuple[Scorable, "asyncio.Future[float | None]"]
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A candidate, its reward to come, and the trace it belongs to."""
+
+    item: Scorable
+    future: asyncio.Future[float | None]
+    trace: Mapping[str, str]
 
 
 class BatchingScorer:
@@ -77,7 +86,7 @@ class BatchingScorer:
     @property
     def waiting(self) -> int:
         """Candidates that wait for a score and whose request is still there."""
-        return sum(not future.done() for _, future in self._waiting)
+        return sum(not waiting.future.done() for waiting in self._waiting)
 
     async def start(self) -> None:
         """Load the model and begin to serve; the same once the model has died.
@@ -89,7 +98,10 @@ class BatchingScorer:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, self._model.load)
         if self._loop_task is None:
-            self._loop_task = asyncio.create_task(self._serve(), name="reward-scorer")
+            # In a context of its own: it outlives a reload, and is none of that request's log.
+            self._loop_task = asyncio.create_task(
+                self._serve(), name="reward-scorer", context=Context()
+            )
 
     async def check(self) -> None:
         """Nothing: a model that hangs is found by the call that it does not answer."""
@@ -119,7 +131,7 @@ class BatchingScorer:
             RewardError: if the batch it was in failed.
         """
         future: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((Scorable(prompt, completion), future))
+        self._waiting.append(_Waiting(Scorable(prompt, completion), future, trace_headers.get()))
         self._arrived.set()
         return await future
 
@@ -131,9 +143,7 @@ class BatchingScorer:
             if not batch:
                 continue
             try:
-                scores = await loop.run_in_executor(
-                    self._worker, self._model.score, [item for item, _ in batch]
-                )
+                scores = await loop.run_in_executor(self._worker, self._score_batch, batch)
                 if len(scores) != len(batch):
                     raise RewardError(
                         f"{self.name} returned {len(scores)} scores for {len(batch)} candidates"
@@ -148,12 +158,19 @@ class BatchingScorer:
                     logger.exception("%s failed on %d candidates", self.name, len(batch))
                 self._fail(batch, error)
                 continue
-            for (_, future), score in zip(batch, scores, strict=True):
-                if not future.done():
-                    future.set_result(score)
+            for waiting, score in zip(batch, scores, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result(score)
+
+    def _score_batch(self, batch: list[_Waiting]) -> list[float | None]:
+        """In the worker's thread. A scorer elsewhere is told the trace if all of the batch is of the same."""
+        trace = batch[0].trace
+        same = all(waiting.trace is trace for waiting in batch)
+        trace_headers.set(trace if same else NO_TRACE)
+        return self._model.score([waiting.item for waiting in batch])
 
     def _take_batch(self) -> list[_Waiting]:
-        wanted = [entry for entry in self._waiting if not entry[1].done()]
+        wanted = [waiting for waiting in self._waiting if not waiting.future.done()]
         batch, self._waiting = wanted[: self._max_batch], wanted[self._max_batch :]
         if not self._waiting:
             self._arrived.clear()
@@ -162,6 +179,6 @@ class BatchingScorer:
     @staticmethod
     def _fail(batch: list[_Waiting], error: Exception) -> None:
         known = error if isinstance(error, RewardError) else RewardError(f"scoring failed: {error}")
-        for _, future in batch:
-            if not future.done():
-                future.set_exception(known)
+        for waiting in batch:
+            if not waiting.future.done():
+                waiting.future.set_exception(known)

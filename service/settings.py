@@ -150,6 +150,18 @@ class AuthSettings(BaseModel):
     open_metrics: bool = Field(False, description="/metrics without a key where others need one")
 
 
+class OtelSettings(BaseModel):
+    """OpenTelemetry traces; OTEL_* variables say what is not said here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    endpoint: Annotated[str | None, NoneWord] = Field(
+        None,
+        pattern=r"^https?://\S+$",
+        description="collector that takes OTLP over HTTP, http://HOST:4318; needs the extra `otel`",
+    )
+
+
 class ServiceSettings(Settings):
     """Best-of-N service.
 
@@ -221,6 +233,19 @@ class ServiceSettings(Settings):
         description="evaluation.json of `python -m training evaluate` on these models, shown at /frontier",
     )
     log_level: str = Field("info", description="debug, info, warning or error")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: one object a line, for machines"
+    )
+    access_log: bool | None = Field(
+        None, description="a record of each request that has ended; default: with --log-format json"
+    )
+
+    otel: OtelSettings = Field(OtelSettings(), description="traces of requests")
+
+    @property
+    def logs_access(self) -> bool:
+        """``access_log``, or its default."""
+        return self.log_format == "json" if self.access_log is None else self.access_log
 
     @field_validator("policies")
     @classmethod

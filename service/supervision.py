@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
@@ -111,7 +112,7 @@ class Supervisor:
     def _begin(self, watch: Watch) -> None:
         watch.alive_since_s = monotonic()
         self._tasks[watch.name] = asyncio.create_task(
-            self._look(watch), name=f"supervise-{watch.name}"
+            self._look(watch), name=f"supervise-{watch.name}", context=Context()
         )
 
     async def _look(self, watch: Watch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import TypeVar
 
 from bestofn.engine.remote_server import RemoteOptions, Replica, ReplicaError, now
@@ -151,7 +152,8 @@ class Replicas:
         logger.warning("leaving out %s: %s", replica.url, why)
         replica.trouble = why
         replica.failures += 1
-        replica.recovery = asyncio.create_task(self._recover(replica))
+        # In a context of its own: it outlives the request that found the failure, and is none of its log.
+        replica.recovery = asyncio.create_task(self._recover(replica), context=Context())
 
     async def _recover(self, replica: Replica) -> None:
         while replica.trouble:

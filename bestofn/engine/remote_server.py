@@ -15,6 +15,7 @@ import httpx
 
 from bestofn.engine.remote_wire import WireError, error_text, read_models
 from bestofn.errors import CheckpointError, InvalidInputError
+from bestofn.trace_context import trace_headers
 
 Kind = Literal["down", "busy", "wrong"]
 
@@ -211,7 +212,9 @@ class Replica:
         try:
             async with (
                 asyncio.timeout(seconds) as limit,
-                self._client.stream("POST", url, json=body) as response,
+                self._client.stream(
+                    "POST", url, json=body, headers=trace_headers.get()
+                ) as response,
             ):
                 if response.status_code != 200:
                     raise self._refusal(response, await response.aread(), path)

@@ -8,6 +8,7 @@ import httpx
 
 from bestofn.errors import RewardError
 from bestofn.rewards.protocol import Scorable, checked_scores
+from bestofn.trace_context import trace_headers
 
 
 class RemoteReward:
@@ -48,7 +49,7 @@ class RemoteReward:
             "completions": [item.completion for item in items],
         }
         try:
-            response = self._client.post(self.name, json=body)
+            response = self._client.post(self.name, json=body, headers=trace_headers.get())
             response.raise_for_status()
             payload = response.json()
         except (httpx.HTTPError, ValueError) as error:

@@ -23,8 +23,14 @@ async def client(bench: Bench) -> Figure:
     has work at a time. The scorer is the service's own, behind HTTP: the same weights, thread and
     batching across requests. The client is :mod:`service.bench.candidates_client`.
     """
+    async with vllm_serve(bench.engine) as server:
+        return await against_plain_client(bench, server)
+
+
+async def against_plain_client(bench: Bench, server: str) -> Figure:
+    """The same with a ``vllm serve`` that runs already; its ``/v1``."""
     settings = bench.settings
-    async with vllm_serve(bench.engine) as server, scorer_endpoint(selecting(bench)) as scorer:
+    async with scorer_endpoint(selecting(bench)) as scorer:
 
         async def answer(prompts: Sequence[str], width: int) -> Answers:
             url = f"{server}/completions"

@@ -29,12 +29,17 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     """Measure, print, write ``--json``; the result is what is written.
 
     Raises:
-        InvalidInputError: an unknown row.
+        InvalidInputError: an unknown row, or API keys, which its load has none of.
         CheckpointError: a model cannot be served.
     """
     for row in settings.rows:
         if row not in ROWS:
             raise InvalidInputError(f"no row {row!r}; there are {', '.join(ROWS)}", field="rows")
+    if settings.auth.keys_file is not None:
+        raise InvalidInputError(
+            "the bench asks its own service, and without a key; run it with --auth.keys-file none",
+            field="auth.keys_file",
+        )
     # The event loop that uvicorn would choose to serve with.
     loop_factory = uvicorn.Config("service.app:create_app").get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:

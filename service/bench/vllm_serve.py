@@ -39,7 +39,9 @@ def serve_flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 @asynccontextmanager
-async def vllm_serve(engine: VllmEngine) -> AsyncGenerator[str, None]:
+async def vllm_serve(
+    engine: VllmEngine, *, chats: bool = True, changes: Mapping[str, Any] | None = None
+) -> AsyncGenerator[str, None]:
     """Its ``/v1``; the model there is :data:`MODEL`.
 
     It is started like ``engine``, which must have started: vLLM's environment is inherited from it.
@@ -47,23 +49,30 @@ async def vllm_serve(engine: VllmEngine) -> AsyncGenerator[str, None]:
     Chats are their messages' contents, one after the other: whoever has only chats to talk in gets
     the same prompts, token by token, as those who send text. That is checked.
 
+    Args:
+        chats: ``False`` leaves it with the policy's own chat template, if there is one.
+        changes: arguments in which it differs from the engine.
+
     Raises:
         SideError: it did not start, or chats have other tokens than texts.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        template = Path(folder) / "chat.jinja"
-        template.write_text(await _begin(engine) + CHAT_TEMPLATE, encoding="utf-8")
+        arguments = {**engine.arguments, **(changes or {})}
+        if chats:
+            template = Path(folder) / "chat.jinja"
+            template.write_text(await _begin(engine) + CHAT_TEMPLATE, encoding="utf-8")
+            arguments["chat_template"] = template
         command = [
-            sys.executable, "-m", SERVE, *serve_flags(engine.arguments),
+            sys.executable, "-m", SERVE, *serve_flags(arguments),
             "--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL,
             "--generation-config", "vllm", "--disable-uvicorn-access-log",
-            "--chat-template", str(template),
         ]  # fmt: skip
         async with running(command) as (process, log):
             url = f"http://127.0.0.1:{port}"
             await wait_until_healthy(process, log, f"{url}/health", "vllm serve")
-            await _check_chats(engine, url)
+            if chats:
+                await _check_chats(engine, url)
             yield f"{url}/v1"
 
 

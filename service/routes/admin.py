@@ -8,20 +8,12 @@ from fastapi import APIRouter
 
 from service.deps import ReloaderDep
 from service.schemas.admin import ReloadAnswer, ReloadRequest
-from service.schemas.failure import ErrorResponse
+from service.schemas.failure import WITH_BODY, errors
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
-_REFUSALS: dict[int | str, dict[str, object]] = {
-    409: {"model": ErrorResponse, "description": "another reload is under way"},
-    422: {
-        "model": ErrorResponse,
-        "description": "no such model, or what its path holds cannot be served",
-    },
-}
 
-
-@router.post("/reload", responses=_REFUSALS)
+@router.post("/reload", responses=WITH_BODY | errors(403, 404, 409, 500, 503))
 async def post_reload(body: ReloadRequest, reloader: ReloaderDep) -> ReloadAnswer:
     """Serve what a model's configured path holds now, without failing a request.
 

@@ -7,13 +7,12 @@ from fastapi import APIRouter, Request
 from service.comparison import compare
 from service.deps import RuntimeDep, get_request_id
 from service.disconnect import run_while_connected
-from service.routes.generate import ERRORS
-from service.schemas import CompareRequest, CompareResponse
+from service.schemas import AT_WORK, CompareRequest, CompareResponse
 
 router = APIRouter(tags=["generation"])
 
 
-@router.post("/compare", responses=ERRORS)
+@router.post("/compare", responses=AT_WORK)
 async def post_compare(
     body: CompareRequest, request: Request, runtime: RuntimeDep
 ) -> CompareResponse:

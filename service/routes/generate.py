@@ -13,16 +13,14 @@ from service.errors import tell
 from service.generate_stream import native_messages
 from service.generation import generate, make_plan
 from service.responses import json_of
-from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer, GenerateRequest
+from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, GenerateRequest
 from service.sse import event, open_stream
 
 router = APIRouter(tags=["generation"])
 
-ERRORS: dict[int | str, dict[str, object]] = {
-    422: {"model": ErrorResponse, "description": "wrong input; names the field and the limit"},
-    429: {"model": ErrorResponse, "description": "too much waits already; see Retry-After"},
-    503: {"model": ErrorResponse, "description": "models loading or an engine dead"},
-    504: {"model": ErrorResponse, "description": "no answer within the time limit"},
+# With `stream`.
+STREAMED: dict[int | str, dict[str, object]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 }
 
 
@@ -38,7 +36,7 @@ PolicyName = Annotated[
 ]
 
 
-@router.post("/generate", responses=ERRORS, response_model=GenerateAnswer | BatchAnswer)
+@router.post("/generate", responses=AT_WORK | STREAMED, response_model=GenerateAnswer | BatchAnswer)
 async def post_generate(
     body: GenerateRequest, request: Request, mode: ModeName = None, policy: PolicyName = None
 ) -> Response:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from bestofn.errors import NotReadyError
 from service.deps import RuntimeDep
 from service.exposition import expose
+from service.schemas import errors
 
 router = APIRouter(tags=["server"])
 
@@ -18,8 +20,8 @@ async def get_healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz")
-@router.get("/health", name="get_health")
+@router.get("/readyz", responses=errors(503))
+@router.get("/health", name="get_health", responses=errors(503))
 async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
     """Ready: every model is loaded and warmed up, and every engine lives; else 503.
 
@@ -31,7 +33,7 @@ async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
     return {"status": runtime.status()}
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(runtime: RuntimeDep) -> Response:
     """Prometheus metrics: the service's own (`bestofn:`) and each engine's (`vllm:`), by policy."""
     text = await expose(runtime.metrics, runtime.policies)

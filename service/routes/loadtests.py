@@ -17,8 +17,7 @@ from service.loadtest_requests import own_url, planned_seconds, settings_of, tok
 from service.loadtest_runs import ROOM_S, LoadTestRuns, Run, not_here
 from service.records import Records
 from service.report_links import VALID_S
-from service.routes.generate import ERRORS
-from service.schemas import ErrorResponse
+from service.schemas.failure import WITH_BODY, errors
 from service.schemas.loadtests import (
     KeptRun,
     LoadTestRequest,
@@ -30,16 +29,15 @@ from service.schemas.loadtests import (
 router = APIRouter(tags=["load tests"])
 
 _OURS_ONLY = [Depends(refuse_other_sites)]
-_ABSENT: dict[int | str, dict[str, object]] = {
-    404: {"model": ErrorResponse, "description": "no such load test, or nothing measured yet"}
-}
+_ABSENT = errors(404, 422)
+_REFUSED = errors(403, 404, 429, 503)
 _HTML: dict[int | str, dict[str, object]] = {200: {"content": {"text/html": {}}}}
 _ID = "^[0-9a-f]{12}$"
 RunId = Annotated[str, Path(pattern=_ID)]
 OtherId = Annotated[str, Query(pattern=_ID)]
 
 
-@router.post("/loadtests", status_code=202, responses=ERRORS, dependencies=_OURS_ONLY)
+@router.post("/loadtests", status_code=202, responses=WITH_BODY | _REFUSED, dependencies=_OURS_ONLY)
 async def post_load_test(
     body: LoadTestRequest, request: Request, runtime: RuntimeDep, runs: LoadTestRunsDep
 ) -> LoadTestStatus:
@@ -123,7 +121,9 @@ async def get_report(run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep) 
     return await _report(run_id, runs, records)
 
 
-@router.post("/loadtests/{run_id}/report-link", responses=_ABSENT, dependencies=_OURS_ONLY)
+@router.post(
+    "/loadtests/{run_id}/report-link", responses=_ABSENT | _REFUSED, dependencies=_OURS_ONLY
+)
 async def post_report_link(
     run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep, links: ReportLinksDep
 ) -> ReportLink:
@@ -140,7 +140,9 @@ async def get_linked_report(
     return await _report(links.run_of(secret), runs, records)
 
 
-@router.delete("/loadtests/{run_id}", responses=_ABSENT, dependencies=_OURS_ONLY, status_code=202)
+@router.delete(
+    "/loadtests/{run_id}", responses=_ABSENT | _REFUSED, dependencies=_OURS_ONLY, status_code=202
+)
 async def delete_load_test(run_id: RunId, runs: LoadTestRunsDep) -> LoadTestStatus:
     """Stop one that runs; what it has measured is kept and reported. One that has ended stays as it is."""
     run = runs.find(run_id)

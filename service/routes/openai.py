@@ -14,9 +14,9 @@ from service.errors import tell
 from service.generation import Plan, check_limit, generate, make_plan
 from service.openai_answers import chat_completion, chunks, completion
 from service.responses import json_of
-from service.routes.generate import ERRORS
+from service.routes.generate import STREAMED
 from service.runtime import Mode, Runtime
-from service.schemas import BatchAnswer, ErrorResponse, GenerateAnswer
+from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, Model, ModelList
 from service.sse import event, open_stream
@@ -26,18 +26,14 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 B = TypeVar("B", CompletionRequest, ChatRequest)
 A = TypeVar("A", Completion, ChatCompletion)
 
-NOT_FOUND: dict[int | str, dict[str, object]] = {
-    404: {"model": ErrorResponse, "description": "no mode of that name"}
-}
 
-
-@router.post("/completions", responses=ERRORS | NOT_FOUND, response_model=Completion)
+@router.post("/completions", responses=AT_WORK | STREAMED, response_model=Completion)
 async def post_completions(body: CompletionRequest, request: Request) -> Response:
     """Continue text. The model is a mode; `best_of` is its N."""
     return await _respond(body, request, completion)
 
 
-@router.post("/chat/completions", responses=ERRORS | NOT_FOUND, response_model=ChatCompletion)
+@router.post("/chat/completions", responses=AT_WORK | STREAMED, response_model=ChatCompletion)
 async def post_chat_completions(body: ChatRequest, request: Request) -> Response:
     """Continue a chat. The model is a mode; `best_of` is its N."""
     return await _respond(body, request, chat_completion)
@@ -49,7 +45,7 @@ async def get_models(runtime: RuntimeDep) -> ModelList:
     return ModelList(data=[_model(runtime, mode.name, mode) for mode in runtime.modes.values()])
 
 
-@router.get("/models/{model}", responses=NOT_FOUND)
+@router.get("/models/{model}", responses=errors(404, 422))
 async def get_model(model: str, runtime: RuntimeDep) -> Model:
     """One mode, `MODE@POLICY` too."""
     name, policy = _named(runtime, model)

@@ -10,8 +10,8 @@ from service.blind import Pair, make_pair
 from service.browsers import refuse_other_sites
 from service.deps import OpenPairsDep, RecordsDep, RuntimeDep, get_request_id
 from service.disconnect import run_while_connected
-from service.routes.generate import ERRORS
 from service.runtime import Answer
+from service.schemas import AT_WORK, WITH_BODY, errors
 from service.schemas.preferences import (
     PairRequest,
     PairShown,
@@ -35,7 +35,7 @@ router = APIRouter(prefix="/preferences", tags=["preferences"])
 _OURS_ONLY = [Depends(refuse_other_sites)]
 
 
-@router.post("/pairs", responses=ERRORS, dependencies=_OURS_ONLY)
+@router.post("/pairs", responses=AT_WORK | errors(403), dependencies=_OURS_ONLY)
 async def post_pair(
     body: PairRequest,
     request: Request,
@@ -49,7 +49,7 @@ async def post_pair(
     )
 
 
-@router.post("", responses=ERRORS, dependencies=_OURS_ONLY)
+@router.post("", responses=WITH_BODY | errors(403, 404), dependencies=_OURS_ONLY)
 async def post_verdict(body: Verdict, pairs: OpenPairsDep, records: RecordsDep) -> VerdictKept:
     """Keep which answer of a pair is better, and say whose they were. A pair has one verdict."""
     winner = {"left": "a", "right": "b", "tie": "tie"}[body.winner]

@@ -19,12 +19,15 @@ from service.schemas.compare import (
     PromptRow,
     Range,
 )
-from service.schemas.failure import ErrorBody, ErrorResponse
+from service.schemas.failure import ANY_ROUTE, AT_WORK, WITH_BODY, ErrorBody, ErrorResponse, errors
 from service.schemas.generate import GenerateRequest
 from service.schemas.modes import ModeInfo, ModesResponse
 from service.schemas.wire import ChatMessage, ModelRef, SamplingFields, SamplingUsed, Text, Wire
 
 __all__ = [
+    "ANY_ROUTE",
+    "AT_WORK",
+    "WITH_BODY",
     "BatchAnswer",
     "CandidateOut",
     "ChatMessage",
@@ -51,4 +54,5 @@ __all__ = [
     "Timings",
     "Usage",
     "Wire",
+    "errors",
 ]

@@ -21,8 +21,8 @@ class CompareRequest(SamplingFields):
     )
 
     n: int | None = Field(None, ge=1, description="candidates a prompt; single-sample modes draw 1")
-    prompts: Annotated[list[Text], Field(min_length=1)]
-    modes: Annotated[list[str], Field(min_length=1)] | None = Field(
+    prompts: Annotated[list[Text], Field(fail_fast=True, min_length=1)]
+    modes: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = Field(
         None, description="default: `bon` and one sample of every policy"
     )
     settings: dict[str, dict[str, Any]] = Field(

@@ -17,7 +17,8 @@ EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed"
 Count = Annotated[int, Field(ge=1)]
 # Told apart before they are checked, so that a wrong value gets one message and not one of each form.
 Counts = Annotated[
-    Annotated[Count, Tag("one")] | Annotated[list[Count], Field(min_length=1), Tag("several")],
+    Annotated[Count, Tag("one")]
+    | Annotated[list[Count], Field(fail_fast=True, min_length=1), Tag("several")],
     Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
 ]
 
@@ -33,10 +34,10 @@ class GenerateFields(SamplingFields):
         "answer is that of the largest, and reward_curve estimates every one from the same candidates",
     )
     prompt: Text | None = Field(None, description="text to continue")
-    prompts: Annotated[list[Text], Field(min_length=1)] | None = Field(
+    prompts: Annotated[list[Text], Field(fail_fast=True, min_length=1)] | None = Field(
         None, description="several texts; the answer is then a list in the same order"
     )
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = Field(
+    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)] | None = Field(
         None, description="a chat, for policies with a chat template"
     )
     return_candidates: bool = Field(False, description="also return every candidate")

@@ -6,24 +6,45 @@ clients and load testers send that; any other value is refused.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 from service.schemas.generate import GenerateRequest
 from service.schemas.wire import ChatMessage, SamplingFields, Text, Wire
 from service.strategy_fields import settings_in, with_strategy_settings
 
 
-def _only(neutral: Any, remedy: str = "leave it out") -> AfterValidator:
-    """Takes ``neutral`` or null."""
+@dataclass(frozen=True)
+class _Only:
+    """Takes ``neutral`` or null, and says so in the schema."""
 
-    def check(value: Any) -> Any:
-        if value is not None and value != neutral:
-            raise ValueError(f"this server supports only {neutral!r}; {remedy}")
+    neutral: Any
+    remedy: str = "leave it out"
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"enum": [None] if self.neutral is None else [self.neutral, None]}
+
+    def _check(self, value: Any) -> Any:
+        if value is not None and value != self.neutral:
+            raise ValueError(f"this server supports only {self.neutral!r}; {self.remedy}")
         return value
-
-    return AfterValidator(check)
 
 
 class StreamOptions(Wire):
@@ -44,7 +65,7 @@ class OpenAiFields(SamplingFields):
     )
     n: Annotated[
         int | None,
-        _only(1, "n counts answers; for best-of-N send best_of"),
+        _Only(1, "n counts answers; for best-of-N send best_of"),
     ] = Field(None, description="answers returned")
     max_completion_tokens: int | None = Field(None, ge=1, description="as max_tokens")
     stream: bool = False
@@ -59,12 +80,12 @@ class OpenAiFields(SamplingFields):
     timeout_s: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
     )
-    frequency_penalty: Annotated[float | None, _only(0)] = None
-    presence_penalty: Annotated[float | None, _only(0)] = None
-    repetition_penalty: Annotated[float | None, _only(1)] = None
-    min_p: Annotated[float | None, _only(0)] = None
-    min_tokens: Annotated[int | None, _only(0, "ignore_eos gives answers of max_tokens")] = None
-    logit_bias: Annotated[dict[str, float] | None, _only({})] = None
+    frequency_penalty: Annotated[float | None, _Only(0)] = None
+    presence_penalty: Annotated[float | None, _Only(0)] = None
+    repetition_penalty: Annotated[float | None, _Only(1)] = None
+    min_p: Annotated[float | None, _Only(0)] = None
+    min_tokens: Annotated[int | None, _Only(0, "ignore_eos gives answers of max_tokens")] = None
+    logit_bias: Annotated[dict[str, float] | None, _Only({})] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -104,12 +125,12 @@ class OpenAiFields(SamplingFields):
 class CompletionFields(OpenAiFields):
     """``POST /v1/completions``: text to continue."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1)] = Field(
+    prompt: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1)] = Field(
         description="text, or several; token ids are not taken"
     )
-    logprobs: Annotated[int | None, _only(0, "0 returns those of the answer's tokens")] = None
-    echo: Annotated[bool | None, _only(False)] = None
-    suffix: Annotated[str | None, _only(None)] = None
+    logprobs: Annotated[int | None, _Only(0, "0 returns those of the answer's tokens")] = None
+    echo: Annotated[bool | None, _Only(False)] = None
+    suffix: Annotated[str | None, _Only(None)] = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -145,7 +166,7 @@ class OpenAiMessage(Wire):
     """One turn of a chat; its content in one piece or several."""
 
     role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1)]
+    content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
 
     def to_native(self) -> ChatMessage:
         """With its content in one piece."""
@@ -158,10 +179,10 @@ class OpenAiMessage(Wire):
 class ChatFields(OpenAiFields):
     """``POST /v1/chat/completions``: a chat to continue, for policies with a chat template."""
 
-    messages: Annotated[list[OpenAiMessage], Field(min_length=1)]
+    messages: Annotated[list[OpenAiMessage], Field(fail_fast=True, min_length=1)]
     logprobs: bool | None = None
     top_logprobs: Annotated[
-        int | None, _only(0, "logprobs: true returns those of the answer's tokens")
+        int | None, _Only(0, "logprobs: true returns those of the answer's tokens")
     ] = None
 
     def to_native(self) -> GenerateRequest:

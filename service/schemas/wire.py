@@ -33,8 +33,8 @@ class SamplingFields(Wire):
     seed: int | None = Field(
         None, ge=0, lt=2**63, description="same seed, settings and batch: same answer"
     )
-    stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = Field(
-        None, description="strings that end a candidate"
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=16)] | None = (
+        Field(None, description="strings that end a candidate")
     )
     ignore_eos: bool = Field(False, description="decode on to max_tokens, for load tests")
     priority: int = Field(

@@ -22,7 +22,8 @@ NOT_FAULTS = {
 
 def faults() -> list[str]:
     """Names, in order."""
-    names = (module.name for module in pkgutil.iter_modules(tests.faults.__path__))
+    modules = pkgutil.iter_modules(tests.faults.__path__)
+    names = (module.name for module in modules if not module.ispkg)
     return sorted(name for name in names if name not in NOT_FAULTS)
 
 

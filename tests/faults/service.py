@@ -17,7 +17,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S, STOP_S = 300.0, 40.0
+START_S, STOP_S = 600.0, 40.0
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 4, "max_tokens": 12}
 
 
@@ -72,11 +72,13 @@ class Service:
                     found.append(child)
         return sorted(found, key=lambda child: child.create_time())
 
-    async def metric(self, name: str) -> float:
-        """The sum of a metric over its labels; 0 where there is none."""
+    async def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric over its labels, or over those series that have these; 0 without any."""
         text = (await self.client.get("/metrics")).text
         lines = [line for line in text.splitlines() if line.partition("{")[0].split(" ")[0] == name]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        chosen = [line for line in lines if all(label in line for label in wanted)]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in chosen)
 
     async def held(self) -> dict[str, float]:
         """What it holds now, by kind; compare two of these around a fault."""
@@ -140,7 +142,8 @@ async def serving(
             await service.until_ready()
             yield service
     finally:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):  # what it died of is the error to show
+            process.terminate()
         with suppress(psutil.TimeoutExpired):
             await asyncio.to_thread(process.wait, STOP_S)
         with suppress(ProcessLookupError):

@@ -7,6 +7,13 @@ from pathlib import Path
 
 from tests.faults.service import Service, serving
 
+RECEIVE_TIMEOUT_S = 5.0
+# What is slow or hangs is found sooner than by default, or faults of that kind would take minutes.
+SHARED_FLAGS = (
+    "--engine.stall-timeout-s", "10", "--reward-stall-timeout-s", "10",
+    "--limits.receive-timeout-s", f"{RECEIVE_TIMEOUT_S:g}",
+)  # fmt: skip
+
 
 class Stage:
     """What a fault is given.
@@ -29,10 +36,8 @@ class Stage:
     async def service(self) -> Service:
         """The shared one: for faults after which it must be as good as before."""
         if self._shared is None or self._shared.process.poll() is not None:
-            # What hangs is found sooner than by default, or faults of that kind would take minutes.
-            flags = ("--engine.stall-timeout-s", "10", "--reward-stall-timeout-s", "10")
             self._shared = await self._stack.enter_async_context(
-                serving(self.sandbox, self.scratch, *flags)
+                serving(self.sandbox, self.scratch, *SHARED_FLAGS)
             )
         await self._shared.until_ready()
         return self._shared

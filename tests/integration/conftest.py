@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
 
-import httpx
 import pytest
 
 pytest.importorskip("torch")
@@ -22,7 +17,6 @@ from bestofn.engine.remote_server import RemoteOptions
 from service.runtime import Runtime
 from service.settings import ServiceSettings
 from tests.tiny import train_config
-from tests.unit.openai_imitation import free_port
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +61,9 @@ async def runtime(
         default_max_tokens=24,
     )
     built = build_runtime(settings)
+    # One engine with vLLM's own metrics and one without, as by default: both ways are tested.
+    host = built.policies["vbon"].host  # type: ignore[attr-defined]
+    host.options = replace(host.options, metrics=True)
     try:
         await built.start()
         yield built
@@ -80,56 +77,21 @@ async def vllm_ref(runtime: Runtime) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def vllm_server(sandbox: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What `vllm serve` starts, in a process of its own on the sandbox policy; its OpenAI URL.
+async def vllm_server(vllm_ref: Engine) -> AsyncGenerator[str, None]:
+    """The bench's `vllm serve` on the sandbox policy, the only one of a session; its OpenAI URL.
 
-    It decodes 16 sequences at once and schedules by priority.
+    It decodes 16 sequences at once and schedules by priority. It has its policy's chat template: none.
     """
-    pytest.importorskip("vllm")
-    port = free_port()
-    log = tmp_path_factory.mktemp("vllm-server") / "log.txt"
-    arguments = ["--model", str(sandbox / "policy"), "--served-model-name", "policy",
-                 "--host", "127.0.0.1", "--port", str(port), "--enforce-eager",
-                 "--max-num-seqs", "16", "--scheduling-policy", "priority",
-                 "--distributed-executor-backend", "uni"]  # fmt: skip
-    variables = {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        # As for engines of ours: without it, vLLM's CPU platform puts `mp` in the place of `uni`.
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
-    with log.open("wb") as out:
-        # Not the command `vllm`, which looks for a distribution of that name; ours may be vllm-cpu.
-        server = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
-            env=os.environ | variables, stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 300
-        while not healthy(port):
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"vllm did not start: {log.read_text(errors='replace')[-3000:]}")
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.send_signal(signal.SIGINT)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    from service.bench.vllm_serve import vllm_serve
 
-
-def healthy(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
-    except httpx.HTTPError:
-        return False
+    changes = {"max_num_seqs": 16, "scheduling_policy": "priority", "enforce_eager": True}
+    async with vllm_serve(vllm_ref, chats=False, changes=changes) as url:  # type: ignore[arg-type]
+        yield url
 
 
 @pytest.fixture(scope="session")
 async def vllm_over_http(vllm_server: str) -> AsyncGenerator[Engine, None]:
-    engine = RemoteEngine(f"{vllm_server}#policy", RemoteOptions(by_priority=True))
+    engine = RemoteEngine(f"{vllm_server}#ref", RemoteOptions(by_priority=True))
     await engine.start()
     try:
         yield engine

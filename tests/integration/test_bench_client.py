@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bestofn.engine import Engine
 from bestofn.prompts import Prompt
 from service.app import create_app
-from service.bench.client import client
+from service.bench.client import against_plain_client
 from service.bench.config import BenchSettings
 from service.bench.harness import Bench, listening
 from service.runtime import Runtime
@@ -20,11 +19,12 @@ pytestmark = [
 ]
 
 
-async def test_client_row_over_vllm_serve(runtime: Runtime, vllm_ref: Engine) -> None:
+async def test_client_row_over_vllm_serve(runtime: Runtime, vllm_server: str) -> None:
+    """With the session's server, which the bench's own start made; a row's own would be one more of it."""
     settings = BenchSettings(pairs=1, n=4, max_tokens=8, bon_requests=4)
     prompts = [Prompt(text="the film was"), Prompt(text="another")]
     async with listening(create_app(runtime), lifespan=False) as url:
-        figure = await client(Bench(settings, runtime, prompts, url))
+        figure = await against_plain_client(Bench(settings, runtime, prompts, url), vllm_server)
     assert figure.value.median > 0
     for name in ("reward", "gold reward"):
         assert figure.quality[name]["difference"]["count"] == len(prompts)

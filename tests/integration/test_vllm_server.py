@@ -60,7 +60,7 @@ async def test_the_server_serves_lower_priorities_first(vllm_over_http: Engine) 
 @pytest.fixture
 async def with_own_tokenizer(vllm_server: str, sandbox: Path) -> AsyncGenerator[RemoteEngine, None]:
     options = RemoteOptions(tokenizer=str(sandbox / "policy"))
-    engine = RemoteEngine(f"{vllm_server}#policy", options)
+    engine = RemoteEngine(f"{vllm_server}#ref", options)
     await engine.start()
     try:
         yield engine
@@ -122,5 +122,5 @@ async def test_best_of_n_over_the_server(vllm_server: str, sandbox: Path) -> Non
         await runtime.stop()
     assert len(bon["candidates"]) == 8
     assert bon["reward"] == max(candidate["reward"] for candidate in bon["candidates"])
-    assert bon["policy"]["revision"] == "remote:policy"
+    assert bon["policy"]["revision"] == "remote:ref"
     assert ref["text"] == bon["candidates"][0]["text"]

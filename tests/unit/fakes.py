@@ -75,9 +75,11 @@ def make_runtime(
 
 
 @asynccontextmanager
-async def serving(runtime: Runtime) -> AsyncGenerator[tuple[FastAPI, httpx.AsyncClient], None]:
+async def serving(
+    runtime: Runtime, **options: Any
+) -> AsyncGenerator[tuple[FastAPI, httpx.AsyncClient], None]:
     """The started application and a client of it."""
-    app = create_app(runtime)
+    app = create_app(runtime, **options)
     async with LifespanManager(app):
         while not runtime.ready and runtime.failure is None:  # noqa: ASYNC110  (a few turns)
             await asyncio.sleep(0)

@@ -76,6 +76,7 @@ class Server:
     retry_after: str = "7"
     healthy: bool = True
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    traceparents: list[str | None] = field(default_factory=list)
     running: int = 0
     peak: int = 0
     aborted: int = 0
@@ -158,6 +159,7 @@ class Server:
     async def completions(self, request: Request) -> Response:
         body = await request.json()
         self.bodies.append(body)
+        self.traceparents.append(request.headers.get("traceparent"))
         if (no := self.refused(request, body["model"])) is not None:
             return no
         for status in ("429", "500", "503"):

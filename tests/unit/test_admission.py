@@ -233,3 +233,24 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once(
     # Another key's first request waits for one of each other, however long their queue is.
     await queue.come("other", 1, caller=Caller("bob"))
     assert queue.admission.waiting == 3
+
+
+@pytest.mark.parametrize("caller", [ANYBODY, Caller("ann")])
+async def test_a_short_queue_does_not_shut_out_the_largest_requests(caller: Caller) -> None:
+    queue = Queue(running=8, waiting=2)
+    await queue.come("first", 4)
+    await queue.come("large", 8, caller=caller)
+    assert queue.admission.waiting == 8
+    await queue.come("one more", 1)
+    assert "limit of 2 waiting" in str(await queue.refused("one more"))
+    await queue.leave("first")
+    assert queue.entered == ["first", "large"]
+    await queue.leave("large")
+
+
+async def test_where_nobody_may_wait_nobody_does() -> None:
+    queue = Queue(running=8, waiting=0)
+    await queue.come("first", 8)
+    await queue.come("second", 1)
+    assert "limit of 0 waiting" in str(await queue.refused("second"))
+    await queue.leave("first")

@@ -466,3 +466,14 @@ async def test_openapi_has_examples_and_every_route() -> None:
     assert schema["components"]["schemas"]["GenerateRequest"]["examples"]
     assert unknown.status_code == 404
     assert unknown.json()["error"]["type"] == "not_found"
+
+
+async def test_a_list_is_looked_at_up_to_its_first_error() -> None:
+    async with serving(make_runtime()) as (_, client):
+        for field in ("prompts", "messages", "n", "stop"):
+            wrong = {"prompt": "a"} if field in {"n", "stop"} else {}
+            told = await client.post("/generate", json={**wrong, field: [[], []]})
+            error = told.json()["error"]
+            assert told.status_code == 422
+            assert ".0" in error["message"] or "0:" in error["message"]
+            assert ".1" not in error["message"], error

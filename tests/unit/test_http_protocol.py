@@ -88,3 +88,18 @@ async def test_a_body_that_trickles_is_ended(port: int) -> None:
 async def test_a_silent_connection_is_closed(port: int) -> None:
     status, _ = await say(port)
     assert status == 408
+
+
+async def test_what_is_no_http_is_told_so_in_the_shape_of_errors(port: int) -> None:
+    status, body = await say(port, b"hello\r\n\r\n")
+    assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
+
+
+async def test_what_a_client_sent_is_not_repeated_whole(port: int) -> None:
+    body = json.dumps({"model": "m" * 50_000, "prompt": "a"}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    status, told = await say(port, head + b"content-length: %d\r\n\r\n" % len(body) + body)
+    message = json.loads(told)["error"]["message"]
+    assert status == 404
+    assert len(message) < 4100
+    assert message.startswith("the model 'mmm")

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "plotly")
+HEAVY = (
+    "torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "plotly", "opentelemetry",
+)  # fmt: skip
 
 
 def imported(path: Path) -> set[str]:

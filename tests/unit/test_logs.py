@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import json
 import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bestofn.engine import Candidate, Sampling
 from bestofn.engine.fake import FakeEngine
 from service.keys import new_key, write_keys
+from service.logs import JsonFormatter, TextFormatter, with_fields
+from service.request_notes import RequestNotes, current_request
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
+from tests.unit.test_api import disconnect_after
 
 CANARY = "canary7f3a"
 
@@ -25,7 +36,9 @@ async def test_no_record_of_any_level_holds_prompts_answers_or_keys(
     headers = {"authorization": f"Bearer {token}"}
     body: dict[str, Any] = {"prompt": f"{CANARY} was", "n": 2, "max_tokens": 6}
     texts: list[str] = []
-    runtime = make_runtime(auth={"keys_file": str(file)}, reward=Failing())
+    runtime = make_runtime(
+        auth={"keys_file": str(file)}, reward=Failing(), access_log=True, log_level="debug"
+    )
     with caplog.at_level(logging.DEBUG):
         async with serving(runtime) as (app, client):
             client.headers.update(headers)
@@ -41,6 +54,8 @@ async def test_no_record_of_any_level_holds_prompts_answers_or_keys(
             await client.post("/generate", content=f'{{"prompt": "{CANARY}'.encode())
             await client.post("/generate", json={"prompt": CANARY * 500, "max_tokens": 4000})
             await client.get(f"/{CANARY}?{CANARY}")
+            await client.get(f"/v1/models/{CANARY}")
+            await client.request(CANARY.upper(), "/generate")
             for bad in (token + "x", f"Basic {token}", poor):
                 await client.post(
                     "/generate", json=body, headers={"authorization": f"Bearer {bad}"}
@@ -55,11 +70,12 @@ async def test_no_record_of_any_level_holds_prompts_answers_or_keys(
         record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))
     ]
     assert any("failed on" in record.getMessage() for record in ours)  # the reward model's failure
-    formatter = logging.Formatter()
+    assert sum(record.name == "service.access_log" for record in ours) > 10
     secrets = [CANARY, token, poor, pairs[0][0].sha256, token.rsplit("-", 1)[1], texts[0]]
     for record in ours:
-        line = formatter.format(record)
-        assert not [secret for secret in secrets if secret in line], line
+        for formatter in (logging.Formatter(), TextFormatter(), JsonFormatter()):
+            line = formatter.format(record)
+            assert not [secret for secret in secrets if secret.lower() in line.lower()], line
 
 
 class Failing(FakeReward):
@@ -69,3 +85,163 @@ class Failing(FakeReward):
         if any(CANARY in str(item.prompt) for item in items):
             raise RuntimeError("out of memory")
         return super().score(items)
+
+
+@pytest.fixture
+def lines() -> Iterator[io.StringIO]:
+    """What a server with ``--log-format json`` writes."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
+    yield stream
+    root.removeHandler(handler)
+    root.setLevel(before)
+
+
+def parsed(lines: io.StringIO, logger: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in lines.getvalue().splitlines()]
+    return [record for record in found if record["logger"] == logger]
+
+
+class Breaking(FakeEngine):
+    """Fails in the middle, in a way that nobody foresaw."""
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        first_index: int = 0,
+    ) -> Any:
+        stream = super().generate(prompt_token_ids, sampling, num_samples, request_id, first_index)
+        async for candidate in stream:
+            assert isinstance(candidate, Candidate)
+            if request_id.startswith("bad"):
+                raise ZeroDivisionError("two\nlines")
+            yield candidate
+
+
+async def test_records_of_requests_at_once_carry_each_its_own_id(lines: io.StringIO) -> None:
+    runtime = make_runtime(engines={"ref": Breaking("fake-ref")}, log_format="json")
+    async with serving(runtime) as (_, client):
+
+        async def ask(request_id: str) -> int:
+            answer = await client.post(
+                "/generate?mode=bon",
+                json={"prompt": "a", "n": 3, "max_tokens": 4},
+                headers={"x-request-id": request_id},
+            )
+            return answer.status_code
+
+        ids = [f"{kind}-{number}" for number in range(5) for kind in ("good", "bad")]
+        statuses = dict(zip(ids, await asyncio.gather(*map(ask, ids)), strict=True))
+    assert statuses == {name: 200 if name.startswith("good") else 500 for name in ids}
+    failures = parsed(lines, "service.errors")
+    assert sorted(record["request_id"] for record in failures) == sorted(
+        i for i in ids if "bad" in i
+    )
+    for record in failures:
+        assert record["level"] == "error"
+        assert record["exception"].endswith("ZeroDivisionError: two\nlines")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record["time"])
+    ended = {record["request_id"]: record for record in parsed(lines, "service.access_log")}
+    assert {name: record["status"] for name, record in ended.items()} == statuses
+    assert {record["error"] for name, record in ended.items() if "bad" in name} == {
+        "internal_error"
+    }
+    ready = next(record for record in parsed(lines, "service.runtime"))
+    assert "request_id" not in ready
+
+
+async def test_the_record_of_a_request_that_has_ended(tmp_path: Path, lines: io.StringIO) -> None:
+    key, token = new_key("ann")
+    write_keys(tmp_path / "keys.jsonl", [key])
+    runtime = make_runtime(auth={"keys_file": str(tmp_path / "keys.jsonl")}, access_log=True)
+    async with serving(runtime) as (_, client):
+        client.headers["authorization"] = f"Bearer {token}"
+        bon = await client.post("/generate?mode=bon", json={"prompt": "a", "n": 3})
+        await client.post("/compare", json={"prompts": ["a"], "modes": ["ref", "bon"], "n": 2})
+        await client.get("/v1/models/bon@vbon")
+        await client.get("/nowhere/at/all")
+        await client.get("/healthz")
+        await client.post("/generate", json={"prompt": "a"}, headers={"authorization": "no"})
+    bon_record, compared, model, nowhere, refused = parsed(lines, "service.access_log")
+    usage = bon.json()["usage"]
+    assert bon_record.pop("duration_ms") >= bon.json()["timings_ms"]["total"]
+    assert re.fullmatch(r"req-[0-9a-f]{32}", bon_record.pop("request_id"))
+    del bon_record["time"]
+    assert bon_record == {
+        "level": "info", "logger": "service.access_log", "message": "request ended",
+        "method": "POST", "path": "/generate", "status": 200, "mode": "bon", "key": "ann",
+        "generated_tokens": usage["generated_tokens"], "returned_tokens": usage["returned_tokens"],
+        "error": None,
+    }  # fmt: skip
+    assert (compared["mode"], compared["path"]) == ("ref,bon", "/compare")
+    assert (model["path"], model["status"], model["mode"]) == ("/v1/models/{model}", 200, None)
+    assert (nowhere["path"], nowhere["status"], nowhere["error"]) == (None, 404, "not_found")
+    assert (refused["status"], refused["error"], refused["key"]) == (401, "unauthorized", None)
+
+
+async def test_who_leaves_is_in_the_record(lines: io.StringIO) -> None:
+    runtime = make_runtime(
+        engines={"ref": FakeEngine("fake-ref", seconds_per_token=0.01)}, access_log=True
+    )
+    body = {"prompt": "a", "n": 4, "max_tokens": 64}
+    async with serving(runtime) as (app, _):
+        await disconnect_after(app, 0.03)
+        await stream(
+            app, "/generate?mode=ref", {**body, "stream": True}, lambda seen: bool(seen.pieces)
+        )
+    whole, streamed = parsed(lines, "service.access_log")
+    assert (whole["status"], whole["error"]) == (499, "client_disconnected")
+    assert (streamed["status"], streamed["error"]) == (200, "client_disconnected")
+    assert (whole["mode"], streamed["mode"]) == ("bon", "ref")
+
+
+async def test_there_is_no_such_record_unless_asked_for(lines: io.StringIO) -> None:
+    async with serving(make_runtime()) as (_, client):
+        await client.post("/generate?mode=ref", json={"prompt": "a"})
+    assert not parsed(lines, "service.access_log")
+
+
+def test_a_text_line_says_the_same() -> None:
+    record = logging.makeLogRecord(
+        {"name": "a", "levelname": "INFO", "msg": "request ended", "created": 0.0}
+        | with_fields(method="GET", status=200, mode=None)
+    )
+    before = current_request.set(RequestNotes("req-1"))
+    try:
+        line = TextFormatter().format(record)
+    finally:
+        current_request.reset(before)
+    assert line.endswith(" INFO a: [req-1] request ended method=GET status=200")
+    assert TextFormatter().format(record).endswith(" INFO a: request ended method=GET status=200")
+
+
+def test_everything_a_json_server_writes_is_json_uvicorn_and_warnings_too() -> None:
+    run = (
+        "import logging, warnings\n"
+        "from service.logs import set_up_logs\n"
+        "from service.settings import ServiceSettings\n"
+        "set_up_logs(ServiceSettings(log_format='json'))\n"
+        "import uvicorn\n"
+        "uvicorn.Config(None, log_config=None, log_level='info')\n"
+        "logging.getLogger('uvicorn.error').info('started\\n%s', 1)\n"
+        "warnings.warn('old')\n"
+        "import os, json, logging.config\n"
+        "logging.config.dictConfig(json.load(open(os.environ['VLLM_LOGGING_CONFIG_PATH'])))\n"
+        "logging.getLogger('vllm.engine').info('model loaded')\n"
+        "logging.getLogger('vllm').debug('too fine')\n"
+        "import tqdm; list(tqdm.tqdm([1, 2]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    found = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["logger"], line["level"]) for line in found] == [
+        ("uvicorn.error", "info"), ("py.warnings", "warning"), ("vllm.engine", "info"),
+    ]  # fmt: skip
+    assert found[0]["message"] == "started\n1"

@@ -40,7 +40,11 @@ async def test_wrong_pairs_are_refused(changes: dict[str, object], field: str) -
 
 async def test_other_sites_are_refused() -> None:
     async with serving(make_runtime(store="none")) as (_, client):
-        for headers in ({"sec-fetch-site": "cross-site"}, {"origin": "http://evil.example"}):
+        for headers in (
+            {"sec-fetch-site": "cross-site"},
+            {"origin": "http://evil.example"},
+            {"origin": "http://["},
+        ):
             assert (
                 await client.post("/preferences/pairs", json=PAIR, headers=headers)
             ).status_code == 403

@@ -72,6 +72,13 @@ def test_prompts_without_a_reward_are_left_out_everywhere() -> None:
     assert relative_cost(curve, target).count == 1
 
 
+def test_a_bench_of_a_service_with_keys_is_refused_at_the_start() -> None:
+    """Its load has no key: every request would be a 401 after all models were loaded."""
+    with pytest.raises(InvalidInputError, match=r"--auth\.keys-file none") as refused:
+        run_bench(BenchSettings(auth={"keys_file": "keys.jsonl"}))  # type: ignore[arg-type]
+    assert refused.value.field == "auth.keys_file"
+
+
 def test_unknown_rows_are_named() -> None:
     with pytest.raises(InvalidInputError, match="no row 'speed'"):
         run_bench(BenchSettings(rows=["speed"]))

@@ -1,0 +1,76 @@
+"""One log record for each request that has ended."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPMethod
+from time import perf_counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.logs import with_fields
+from service.request_notes import PROBES, RequestNotes, current_request
+
+logger = logging.getLogger(__name__)
+
+_METHODS = frozenset(HTTPMethod)
+CLIENT_CLOSED_REQUEST = 499
+
+
+class AccessLogMiddleware:
+    """Logs method, route, status, duration, mode, key and tokens; probes only at level debug.
+
+    The route and not the path, the methods that HTTP knows and no other: what a client makes up stays out
+    of the log, but for an id that :class:`service.middleware.RequestIdMiddleware` has looked at.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        notes = current_request.get()
+        level = logging.DEBUG if scope.get("path") in PROBES else logging.INFO
+        if scope["type"] != "http" or notes is None or not logger.isEnabledFor(level):
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_CLOSED_REQUEST  # unless an answer begins
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            _log(level, scope, status, notes)
+
+
+def route_of(scope: Scope) -> str | None:
+    """The template of the route that took a request, such as ``/v1/models/{model}``; none did: ``None``."""
+    route = scope.get("route")
+    return None if route is None else str(route.path)
+
+
+def method_of(scope: Scope) -> str | None:
+    """The request's method; ``None`` for one that HTTP does not know."""
+    return scope["method"] if scope["method"] in _METHODS else None
+
+
+def _log(level: int, scope: Scope, status: int, notes: RequestNotes) -> None:
+    passages = notes.passages
+    duration_ms = round((perf_counter() - notes.begun_s) * 1e3, 3)
+    fields = with_fields(
+        method=method_of(scope),
+        path=route_of(scope),
+        status=status,
+        duration_ms=duration_ms,
+        mode=",".join(notes.modes) or None,
+        key=notes.key or None,
+        generated_tokens=sum(passage.generated_tokens for passage in passages),
+        returned_tokens=sum(passage.returned_tokens for passage in passages),
+        error=notes.error or None,
+    )
+    logger.log(level, "request ended", extra=fields)

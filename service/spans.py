@@ -1,0 +1,213 @@
+"""A request as OpenTelemetry spans: itself, and what each of its prompts went through.
+
+The children are made when the request has ended, from moments that are taken down anyway
+(:class:`service.request_notes.Passage`), so nothing on the way is wrapped. No span holds what people write or
+are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from time import perf_counter, time_ns
+from urllib.parse import urlsplit
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bestofn import __version__
+from bestofn.trace_context import trace_headers
+from service.access_log import CLIENT_CLOSED_REQUEST, method_of, route_of
+from service.request_notes import PROBES, Passage, RequestNotes, current_request
+
+Attributes = dict[str, str | int | float | list[str]]
+
+_W3C = TraceContextTextMapPropagator()
+_PATH = "/v1/traces"
+
+
+class Tracing:
+    """Makes spans and hands them to a processor; a provider of its own, apart from vLLM's."""
+
+    def __init__(self, processor: SpanProcessor) -> None:
+        self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
+        self._provider.add_span_processor(processor)
+        self.tracer = self._provider.get_tracer("bestofn", __version__)
+
+    async def stop(self) -> None:
+        """Send what is left."""
+        await asyncio.to_thread(self._provider.shutdown)
+
+
+def otlp_tracing(endpoint: str | None) -> Tracing:
+    """Spans in batches to a collector over OTLP/HTTP; the standard variables say the rest.
+
+    Args:
+        endpoint: without a path, the standard one is added; ``None`` leaves it to the variables.
+    """
+    if endpoint is not None and urlsplit(endpoint).path in ("", "/"):
+        endpoint = endpoint.rstrip("/") + _PATH
+    return Tracing(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+
+
+class TracingMiddleware:
+    """A span for each request but probes, below the client's where it sends a ``traceparent``."""
+
+    def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
+        self._app = app
+        self._tracer = tracing.tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        notes = current_request.get()
+        if scope["type"] != "http" or notes is None or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+            return
+        status = CLIENT_CLOSED_REQUEST  # unless an answer begins
+
+        async def send_and_see(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        # The span begins before its name is known: what is asked of other servers names it as parent.
+        span = self._tracer.start_span(
+            "HTTP", context=_parent(scope), kind=SpanKind.SERVER, start_time=time_ns()
+        )
+        clock = _Clock()
+        headers: dict[str, str] = {}
+        _W3C.inject(headers, set_span_in_context(span, Context()))
+        before = trace_headers.set(headers)
+        try:
+            await self._app(scope, receive, send_and_see)
+        finally:
+            trace_headers.reset(before)
+            if span.is_recording():
+                self._children(span, notes, clock)
+                _describe(span, scope, status, notes)
+            span.end(clock.ns(perf_counter()))
+
+    def _children(self, span: Span, notes: RequestNotes, clock: _Clock) -> None:
+        context = set_span_in_context(span, Context())
+        for passage in notes.passages:
+            for name, begun_s, ended_s in _stages(passage):
+                child = self._tracer.start_span(
+                    name,
+                    context=context,
+                    attributes=_attributes_of(passage, name),
+                    start_time=clock.ns(begun_s),
+                )
+                if ended_s is None and notes.error:
+                    _fail(child, notes.error)
+                child.end(clock.ns(perf_counter() if ended_s is None else ended_s))
+
+
+class _Clock:
+    """``perf_counter`` seconds as nanoseconds since 1970, by one reading of both."""
+
+    def __init__(self) -> None:
+        self._offset_ns = time_ns() - int(perf_counter() * 1e9)
+
+    def ns(self, seconds: float) -> int:
+        return self._offset_ns + int(seconds * 1e9)
+
+
+def _stages(passage: Passage) -> Iterator[tuple[str, float, float | None]]:
+    """Name, begin and end of each stage that a prompt got into; ``None``: it did not get out of it.
+
+    Without an answer nobody knows when decoding ended, so ``decode`` tells what went wrong in reranking too.
+    """
+    yield "encode", passage.arrived_s, passage.encoded_s
+    if passage.encoded_s is None:
+        return
+    yield "queue", passage.encoded_s, passage.admitted_s
+    if passage.admitted_s is None:
+        return
+    if passage.decode_ms is None or passage.rerank_ms is None:
+        yield "decode", passage.admitted_s, None
+        return
+    decoded_s = passage.admitted_s + passage.decode_ms / 1e3
+    yield "decode", passage.admitted_s, decoded_s
+    if passage.scored:
+        yield "rerank", decoded_s, decoded_s + passage.rerank_ms / 1e3
+
+
+def _attributes_of(passage: Passage, stage: str) -> Attributes:
+    attributes: Attributes = {"bestofn.answer_id": passage.answer_id, "bestofn.mode": passage.mode}
+    if stage == "encode":
+        attributes["gen_ai.usage.input_tokens"] = passage.prompt_tokens
+    if stage == "decode":
+        attributes["gen_ai.response.model"] = passage.policy
+        attributes["bestofn.n"] = passage.num_samples
+        attributes["bestofn.candidates"] = passage.candidates
+        attributes["bestofn.generated_tokens"] = passage.generated_tokens
+    return attributes
+
+
+def _describe(span: Span, scope: Scope, status: int, notes: RequestNotes) -> None:
+    route = route_of(scope)
+    method = method_of(scope)
+    span.update_name(" ".join(filter(None, (method or "HTTP", route))))
+    attributes: Attributes = {
+        "http.request.method": method or "_OTHER",
+        "http.response.status_code": status,
+        "bestofn.request_id": notes.request_id,
+    }
+    if route:
+        attributes["http.route"] = route
+    if notes.key:
+        attributes["bestofn.key"] = notes.key
+    if notes.passages:
+        attributes |= _generation(route, notes)
+    span.set_attributes(attributes)
+    if notes.error:
+        _fail(span, notes.error, ours=status >= 500 or status in (200, CLIENT_CLOSED_REQUEST))
+
+
+def _generation(route: str | None, notes: RequestNotes) -> Attributes:
+    """By OpenTelemetry's conventions for generative AI, as far as they go; sums over all prompts."""
+    passages, first = notes.passages, notes.passages[0]
+    policies = list(dict.fromkeys(passage.policy for passage in passages))
+    return {
+        "gen_ai.operation.name": "chat" if route == "/v1/chat/completions" else "text_completion",
+        "gen_ai.provider.name": "bestofn",
+        "gen_ai.request.model": ",".join(notes.modes),
+        "gen_ai.request.max_tokens": first.max_tokens,
+        "gen_ai.request.temperature": first.temperature,
+        "gen_ai.response.model": ",".join(policies),
+        "gen_ai.response.finish_reasons": [p.finish_reason for p in passages if p.finish_reason],
+        "gen_ai.usage.input_tokens": sum(passage.prompt_tokens for passage in passages),
+        "gen_ai.usage.output_tokens": sum(passage.returned_tokens for passage in passages),
+        "bestofn.mode": ",".join(notes.modes),
+        "bestofn.n": first.num_samples,
+        "bestofn.prompts": len(passages),
+        "bestofn.generated_tokens": sum(passage.generated_tokens for passage in passages),
+    }
+
+
+def _fail(span: Span, error: str, *, ours: bool = True) -> None:
+    """By the conventions a server's span is in error only where the client did nothing wrong."""
+    span.set_attribute("error.type", error)
+    if ours:
+        span.set_status(Status(StatusCode.ERROR))
+
+
+def _parent(scope: Scope) -> Context:
+    sent = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    return _W3C.extract(sent, Context())
+
+
+def _resource() -> Resource:
+    """The standard variables win."""
+    named = "OTEL_SERVICE_NAME" in os.environ
+    named |= SERVICE_NAME in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
+    attributes = {SERVICE_VERSION: __version__} | ({} if named else {SERVICE_NAME: "bestofn"})
+    return Resource.create(attributes)

@@ -1,0 +1,48 @@
+"""Whether requests are traced, and to where; what it takes is imported only if they are."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bestofn.errors import InvalidInputError
+from service.settings import OtelSettings
+
+if TYPE_CHECKING:
+    from service.spans import Tracing
+
+logger = logging.getLogger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+def open_tracing(
+    settings: OtelSettings, environment: Mapping[str, str] = os.environ
+) -> Tracing | None:
+    """Traces to the endpoint of the settings, else of the standard variables; else none.
+
+    Raises:
+        InvalidInputError: the settings ask for traces and the packages are not installed.
+    """
+    if not _wanted(settings, environment):
+        return None
+    try:
+        from service.spans import otlp_tracing
+    except ImportError as error:
+        message = 'traces need OpenTelemetry: pip install "bestofn[otel]"'
+        if settings.endpoint is None:
+            logger.warning("%s; the OTEL_ variables are ignored", message)
+            return None
+        raise InvalidInputError(message, field="otel.endpoint") from error
+    return otlp_tracing(settings.endpoint)
+
+
+def _wanted(settings: OtelSettings, environment: Mapping[str, str]) -> bool:
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return False
+    if settings.endpoint is not None:
+        return True
+    off = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
+    return not off and any(environment.get(name) for name in _ENDPOINTS)

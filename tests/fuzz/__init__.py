@@ -1,0 +1,1 @@
+"""Bad input by the thousand, on a running server: ``scripts/fuzz``."""

@@ -1,0 +1,21 @@
+"""The real application on a real port around a fake engine, for input to be thrown at."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from service.http_protocol import http_options
+from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, on_a_port
+
+LIMITS = {"max_n": 16, "max_tokens": 64, "max_prompts": 4, "timeout_s": 20}
+
+
+@asynccontextmanager
+async def fuzzed(store: Path) -> AsyncGenerator[str, None]:
+    """Its URL."""
+    engines = {"ref": ChatEngine("fake-ref"), "vbon": ChatEngine("fake-vbon")}
+    runtime = make_runtime(gold=FakeReward(), engines=engines, limits=LIMITS, store=str(store))
+    async with on_a_port(runtime, **http_options(runtime.settings.limits)) as url:
+        yield url.removesuffix("/v1")
