@@ -101,6 +101,9 @@ def create_app(
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
         lifespan=lifespan,
         responses=ANY_ROUTE,
+        # FastAPI's own would load Swagger UI from another host; ours is in service/routes/page.py.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.runtime = runtime
     app.state.records = records

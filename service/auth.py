@@ -17,7 +17,7 @@ from service.settings import AuthSettings
 logger = logging.getLogger(__name__)
 
 # Probes have no keys. A browser cannot send one for a page it opens; what the page asks for, it can.
-OPEN = frozenset({"/healthz", "/readyz", "/health", "/", "/favicon.ico"})
+OPEN = frozenset({"/healthz", "/readyz", "/health", "/", "/docs", "/favicon.ico"})
 OPEN_BELOW = ("/page/",)
 ADMIN = "/admin"
 _HINT = "send `Authorization: Bearer TOKEN`; `python -m service keys add NAME` makes one"

@@ -9,20 +9,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bestofn.errors import ForbiddenError
 
-# FastAPI's page of the API loads Swagger UI from a CDN and starts it in the page.
-_DOCS_POLICY = (
-    b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"img-src data: https://fastapi.tiangolo.com; connect-src 'self'; "
-    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 # A report brings its own scripts; in a sandbox it is of no origin and cannot speak to this service.
 REPORT_POLICY = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_DOCS = frozenset({"/docs", "/redoc"})
 _DEFAULTS = {
     b"x-content-type-options": b"nosniff",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
@@ -43,14 +35,11 @@ class SecurityHeadersMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        defaults = _DEFAULTS
-        if scope["path"] in _DOCS:
-            defaults = _DEFAULTS | {b"content-security-policy": _DOCS_POLICY}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                missing = [field for field in defaults.items() if field[0] not in present]
+                missing = [field for field in _DEFAULTS.items() if field[0] not in present]
                 message["headers"] = [*message["headers"], *missing]
             await send(message)
 

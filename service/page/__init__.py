@@ -1,4 +1,4 @@
-"""The page at ``/``: its files, and what a browser may do with them.
+"""The pages at ``/`` and ``/docs``: their files, and what a browser may do with them.
 
 Plain ES modules and one style sheet, served as they lie in ``static/``; nothing comes from another host.
 The files a request may name are those found there when the first one asks, so no path is ever made of
@@ -16,8 +16,15 @@ from functools import cache
 from pathlib import Path
 
 STATIC = Path(__file__).parent / "static"
-INDEX = "index.html"
+INDEX, DOCS = "index.html", "docs.html"
+DOCUMENTS = frozenset({INDEX, DOCS})
 PLOTLY = "plotly.min.js"
+# Libraries are served from the packages they come with: (package, folder of it, file).
+_LIBRARIES = {
+    PLOTLY: ("plotly", "package_data", PLOTLY),
+    "swagger-ui-bundle.js": ("fastapi_offline", "static", "swagger-ui-bundle.js"),
+    "swagger-ui.css": ("fastapi_offline", "static", "swagger-ui.css"),
+}
 
 # plotly adds one empty <style> and fills it through the DOM, and one for maps, which come with it: the
 # hashes are those of no text at all and of plotly 6.9's style of maps (where another version's is refused, a
@@ -55,7 +62,7 @@ def page_files() -> dict[str, Path]:
     found = {
         path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()
     }
-    return found | _plotly()
+    return found | {name: path for name in _LIBRARIES if (path := _library(name)) is not None}
 
 
 @cache
@@ -68,14 +75,15 @@ def read_asset(name: str) -> Asset:
     if kind.startswith("text/"):
         kind += "; charset=utf-8"
     # Modules import each other by plain names, so a browser has to ask whether they are still the same.
-    caching = "public, max-age=86400" if name == PLOTLY else "no-cache"
+    caching = "public, max-age=86400" if name in _LIBRARIES else "no-cache"
     etag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
     return Asset(content, packed, kind, etag, caching)
 
 
-def _plotly() -> dict[str, Path]:
-    """What draws, in the package it comes with, found without importing that."""
-    spec = importlib.util.find_spec("plotly")
+def _library(name: str) -> Path | None:
+    """Where it lies, found without importing its package; nothing where that is not installed."""
+    package, *parts = _LIBRARIES[name]
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        return {}
-    return {PLOTLY: Path(spec.submodule_search_locations[0]) / "package_data" / PLOTLY}
+        return None
+    return Path(spec.submodule_search_locations[0], *parts)

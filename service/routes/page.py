@@ -1,4 +1,4 @@
-"""``GET /`` and ``/page/...``: the page for people."""
+"""``GET /``, ``/docs`` and ``/page/...``: pages for people."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from bestofn.errors import NotFoundError
-from service.page import INDEX, PAGE_POLICY, page_files, read_asset
+from service.page import DOCS, DOCUMENTS, INDEX, PAGE_POLICY, page_files, read_asset
 
 router = APIRouter(include_in_schema=False)
 
@@ -16,14 +16,20 @@ _READ = ["GET", "HEAD"]
 
 @router.api_route("/", methods=_READ)
 async def get_page(request: Request) -> Response:
-    """The page itself, the one document among its files."""
+    """The page itself."""
     return await _send(request, INDEX, {"content-security-policy": PAGE_POLICY})
+
+
+@router.api_route("/docs", methods=_READ)
+async def get_docs(request: Request) -> Response:
+    """The API, to be read and tried: Swagger UI of ``/openapi.json``."""
+    return await _send(request, DOCS, {"content-security-policy": PAGE_POLICY})
 
 
 @router.api_route("/page/{name:path}", methods=_READ)
 async def get_page_file(request: Request, name: str) -> Response:
     """A script, the style sheet, an icon, or the library that draws."""
-    if name == INDEX or name not in page_files():
+    if name in DOCUMENTS or name not in page_files():
         raise NotFoundError("the page has no such file")
     return await _send(request, name, {})
 

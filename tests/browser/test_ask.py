@@ -35,6 +35,23 @@ class Hostile(FakeEngine):
         return replace(made, text=" " + INJECTIONS[index % len(INJECTIONS)])
 
 
+class Fragile(FakeEngine):
+    """Once stopped, it comes back when it is mended and no sooner."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.mended = asyncio.Event()
+        self.mended.set()
+
+    async def start(self) -> None:
+        await self.mended.wait()
+        await super().start()
+
+    async def stop(self) -> None:
+        self.mended.clear()
+        await super().stop()
+
+
 def slow(seconds: float = 0.02, **options: Any) -> dict[str, FakeEngine]:
     return {
         name: FakeEngine(name, seconds_per_token=seconds, **options) for name in ("ref", "vbon")
@@ -114,6 +131,17 @@ async def test_candidates_come_with_their_rewards_and_the_highest_is_chosen(
         drawn = await bon.locator(".candidate").evaluate_all(
             "all => all.map(one => one.dataset.index)"
         )
+        summary = await page.locator(".summary").inner_text()
+        generated = {
+            mode: int(
+                (await column(page, mode).locator(".stats dd").nth(2).inner_text()).split()[0]
+            )
+            for mode in ("ref", "vbon", "bon")
+        }
+    fewest = min(generated, key=lambda mode: generated[mode])
+    ratio = generated["bon"] / generated[fewest]
+    assert f"bon has the highest reward, {shown[0]:.2f}, for {generated['bon']} tokens" in summary
+    assert f"{ratio:.1f} times the {generated[fewest]} of {fewest}" in summary
     assert shown == pytest.approx(rewards, abs=0.0051)
     assert shown == sorted(shown, reverse=True)
     assert chosen == texts[0] == answer.strip()
@@ -190,7 +218,7 @@ async def test_one_mode_s_error_is_its_own_and_names_the_remedy(visitor: Visitor
         await done(page, 2)
         failed = column(page, "vbon").locator(".error")
         await expect(failed).to_contain_text("over the model's limit of 20")
-        await expect(failed).to_contain_text("Shorten the prompt")
+        await expect(failed).to_contain_text("shorten the prompt")
         await expect(failed.get_by_role("button")).to_have_count(0)
         await assert_accessible(page)
 
@@ -222,18 +250,32 @@ async def test_an_overloaded_server_says_when_to_come_back_and_then_answers(
         await done(page, 1)
 
 
-async def test_an_engine_that_dies_midway_is_told_in_its_column(visitor: Visitor) -> None:
+async def test_an_engine_that_dies_is_told_in_its_column_while_others_go_on(
+    visitor: Visitor,
+) -> None:
     visitor.allow("status of 503")
-    engines = slow(0.05, endless=True)
-    async with hosted(make_runtime(engines=engines, store="none")) as url:
+    fragile = Fragile("vbon", seconds_per_token=0.05, endless=True)
+    async with hosted(
+        make_runtime(engines={"ref": FakeEngine(), "vbon": fragile}, store="none")
+    ) as url:
         page = await open_ready(visitor, url)
         await page.get_by_label("bon", exact=True).uncheck()
-        await ask(page, **{"Max tokens": "60"})
+        await ask(page, **{"Max tokens": "200"})
         await expect(column(page, "vbon")).to_have_attribute("data-state", SOME_TOKENS)
-        await engines["vbon"].stop()
+        await fragile.stop()
         await expect(column(page, "vbon").locator(".error")).to_contain_text("engine was stopped")
         await done(page, 1)
-        await expect(page.locator("#banner")).to_contain_text("engine of vbon has died")
+        await expect(page.locator("#banner")).to_contain_text("Not everything can answer: ")
+        await expect(page.locator("#banner")).to_contain_text("vbon")
+        await expect(page.locator("#readiness")).to_have_text("partly ready")
+        await ask(page, **{"Max tokens": "8"})
+        await done(page, 1)
+        await expect(column(page, "vbon")).to_have_attribute("data-state", "failed")
+        await assert_accessible(page)
+        fragile.mended.set()
+        await expect(page.locator("#banner")).to_be_hidden()
+        await ask(page, **{"Max tokens": "8"})
+        await done(page, 2)
 
 
 async def test_text_of_models_and_users_is_never_markup(visitor: Visitor, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from fastapi import Response
 from pydantic import ValidationError
@@ -47,15 +45,6 @@ async def test_a_route_s_own_policy_stays() -> None:
     assert headers.get_list("content-security-policy") == ["default-src 'self'"]
     assert headers.get_list("cache-control") == ["no-cache"]
     assert headers["x-content-type-options"] == "nosniff"
-
-
-async def test_the_page_of_the_api_may_load_what_it_names() -> None:
-    async with serving(make_runtime()) as (_, client):
-        response = await client.get("/docs")
-    policy = response.headers["content-security-policy"]
-    for url in re.findall(r'(?:src|href)="(https://[^"]+)"', response.text):
-        assert "/".join(url.split("/")[:3]) in policy, url
-    assert "frame-ancestors 'none'" in policy
 
 
 async def test_no_other_site_may_read_anything_by_default() -> None:

@@ -91,6 +91,7 @@ const READINESS = {
   connecting: "connecting",
   loading: "models are loading",
   ready: "ready",
+  degraded: "partly ready",
   locked: "needs an API key",
   gone: "does not answer",
 };
@@ -102,6 +103,7 @@ function showServer() {
   $("readiness").title = message;
   const banner = {
     loading: `Not ready yet: ${message}. This page looks again by itself.`,
+    degraded: `Not everything can answer: ${message}. What can goes on.`,
     gone: "The server does not answer. Is it still running? This page tries again by itself.",
   }[state];
   $("banner").hidden = banner === undefined;

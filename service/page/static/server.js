@@ -7,13 +7,14 @@ const WHILE_READY_MS = 10_000;
 const PATIENCE_MS = 8000;
 
 // Errors after which the server may not be what it was.
-const DOUBTFUL = new Set(["broken", "engine_dead", "network", "not_ready"]);
+const DOUBTFUL = new Set(["broken", "engine_dead", "network", "not_ready", "reward_dead", "shutting_down"]);
 
 /**
  * Fires `change`.
  *
- * `state`: `connecting`, `loading` (models), `ready`, `locked` (a key is missing) or `gone` (nobody answers);
- * `message`: the server's own words on it; `modes`: the answer of GET /modes, from the first `ready` on.
+ * `state`: `connecting`, `loading` (models), `ready`, `degraded` (it was ready; some models cannot answer now,
+ * others can), `locked` (a key is missing) or `gone` (nobody answers); `message`: the server's own words on it;
+ * `modes`: the answer of GET /modes, from the first `ready` on.
  */
 class Server extends EventTarget {
   state = "connecting";
@@ -39,8 +40,8 @@ class Server extends EventTarget {
       this.#become("ready", status);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 503) this.#become("loading", error.message);
-      else if (error.status !== 401) this.#become("gone", error.message);
+      if (error.status === 503) this.#become(this.modes ? "degraded" : "loading", error.message);
+      else if (error.status !== 401) this.#gone(error.message);
     } finally {
       this.#asking = false;
       const pause = this.state === "ready" ? WHILE_READY_MS : WHILE_NOT_READY_MS;
@@ -49,12 +50,22 @@ class Server extends EventTarget {
     }
   }
 
-  /** Resolves when the server is ready, at once if it is. */
+  /** Whether at least some modes can be asked. */
+  get answers() {
+    return this.state === "ready" || this.state === "degraded";
+  }
+
+  /** The modes, as soon as the server answers. */
   async whenReady() {
-    while (this.state !== "ready") {
+    while (!this.answers) {
       await new Promise((resolve) => this.addEventListener("change", resolve, { once: true }));
     }
     return this.modes;
+  }
+
+  #gone(message) {
+    this.modes = null; // whoever answers there next may have others
+    this.#become("gone", message);
   }
 
   #failed(error) {

@@ -30,6 +30,7 @@ class Ask {
   #results;
   #columns = [];
   #active = 0;
+  #summarise = () => {};
   #stopping = null;
   #onKey = (event) => this.#key(event);
 
@@ -58,9 +59,9 @@ class Ask {
   }
 
   #serverChanged() {
-    const { state, modes } = this.#context.server;
-    this.#form.setReady(state === "ready");
-    if (state !== "ready") return;
+    const { answers, modes } = this.#context.server;
+    this.#form.setReady(answers);
+    if (!answers) return;
     this.#form.offer(modes);
     this.#preference.offer(modes);
   }
@@ -87,7 +88,9 @@ class Ask {
     const again = (column) => this.#again(column);
     this.#columns = modes.map((mode) => new Column({ mode, body, range, announce, again }));
     const nodes = this.#columns.map((column) => column.node);
-    replace(this.#results, el("div", { class: "grid columns" }, nodes), range.node);
+    const summary = el("p", { class: "summary", hidden: true });
+    this.#summarise = () => sum(summary, this.#columns);
+    replace(this.#results, summary, el("div", { class: "grid columns" }, nodes), range.node);
     const run = inTurns(this.#columns, oneAtATime ? 1 : AT_ONCE, (column) => column.run(signal));
     await this.#running(run, signal);
   }
@@ -104,6 +107,7 @@ class Ask {
     this.#form.setRunning(true);
     await work;
     this.#active -= 1;
+    this.#summarise();
     if (this.#active === 0 && this.#stopping?.signal === signal) this.#stop();
   }
 
@@ -145,6 +149,23 @@ class Range {
       `Bars run from reward ${number(this.#low, 2)} to ${number(this.#high, 2)} in every column. ` +
       "Modes asked at once share the machine, so their times are not a comparison: that is what Measure is for.";
   }
+}
+
+/** The best answer against the cheapest, in one sentence; nothing where they are the same. */
+function sum(place, columns) {
+  const answers = columns.map((column) => column.answer).filter((answer) => answer && answer.reward !== null);
+  const best = least(answers, (answer) => -answer.reward);
+  const cheapest = least(answers, (answer) => answer.usage.generated_tokens);
+  place.hidden = answers.length < 2 || best === cheapest;
+  if (place.hidden) return;
+  const [more, fewer] = [best, cheapest].map((answer) => answer.usage.generated_tokens);
+  place.textContent =
+    `On this prompt ${best.mode} has the highest reward, ${number(best.reward, 2)}, for ${number(more)} tokens: ` +
+    `${number(more / Math.max(fewer, 1), 1)} times the ${number(fewer)} of ${cheapest.mode}, which has ${number(cheapest.reward, 2)}.`;
+}
+
+function least(items, of) {
+  return items.reduce((found, item) => (found === null || of(item) < of(found) ? item : found), null);
 }
 
 function nothingYet() {

@@ -10,12 +10,11 @@ export class Candidates {
 
   constructor(name) {
     this.#list = el("ol", { class: "candidates", tabindex: 0, "aria-label": `candidates of ${name}` });
-    this.node = el("details", { class: "drawn", open: true, hidden: true }, el("summary", {}, "Candidates"), this.#tools(), this.#list);
+    this.node = el("details", { class: "drawn", open: true }, el("summary", {}, "Candidates"), this.#tools(), this.#list);
   }
 
   /** A candidate that has its reward, or has none; one seen before is brought up to date. */
   add(candidate) {
-    this.node.hidden = false;
     this.#rows.get(candidate.index)?.node.remove();
     const made = { candidate, node: row(candidate) };
     this.#rows.set(candidate.index, made);
@@ -27,7 +26,7 @@ export class Candidates {
     if (this.#best === index) return;
     this.#rows.get(this.#best)?.node.removeAttribute("data-mark");
     this.#best = index;
-    this.#mark(index, "best", "best so far");
+    this.#mark(index, "best", "best");
   }
 
   textOf(index) {
@@ -89,7 +88,7 @@ function row(candidate) {
       "div", { class: "candidate-head" },
       el("span", { class: "muted" }, `#${index + 1}`),
       el("span", { class: "bar", "aria-hidden": "true" }, reward !== null && el("span", { vars: { "--reward": String(reward) } })),
-      el("span", { class: "reward" }, reward === null ? "no reward" : number(reward, 2)),
+      el("span", { class: "reward" }, number(reward, 2)),
       el("span", { class: "mark-words" }),
     ),
     el("p", { class: "candidate-text" }),

@@ -18,6 +18,9 @@ export class Column {
   #candidates = null;
   #count = 0;
 
+  /** What the server answered; null before, and where it did not. */
+  answer = null;
+
   /** `range`: of rewards, shared by all columns; `again`: runs this column anew. */
   constructor({ mode, body, range, announce, again }) {
     this.#mode = mode;
@@ -57,6 +60,7 @@ export class Column {
       this.#state(`${number(data.num_tokens)} tokens`, "accent");
     } else if (event === "candidate") {
       this.#range.include(data.reward);
+      this.#showCandidates();
       this.#candidates.add(data);
     } else if (event === "progress") {
       this.#progress(data);
@@ -78,6 +82,7 @@ export class Column {
 
   #answered(answer) {
     const parts = this.#parts;
+    this.answer = answer;
     this.#range.include(answer.reward);
     parts.answer.classList.remove("provisional");
     parts.label.textContent = "";
@@ -86,12 +91,19 @@ export class Column {
     if (answer.text === "") replace(parts.text, el("em", { class: "muted" }, " ended at once, without a word"));
     if (this.#candidates) {
       parts.label.textContent = `chosen: candidate ${answer.selected_index + 1} of ${answer.candidates.length}`;
+      this.#showCandidates();
       this.#candidates.finish(answer.candidates, answer.selected_index);
     }
     replace(parts.facts, facts(answer));
     this.#state("done", "good");
     const reward = answer.reward === null ? "no reward" : `reward ${number(answer.reward, 2)}`;
     this.#announce(`${this.#mode.name}: answered, ${reward}, ${duration(answer.timings_ms.total)}`);
+  }
+
+  /** Once only: putting it in its place again would take its scroll position. */
+  #showCandidates() {
+    const place = this.#parts.candidates;
+    if (!place.firstChild) place.append(this.#candidates.node);
   }
 
   #stopped() {
@@ -113,6 +125,7 @@ export class Column {
   }
 
   #reset() {
+    this.answer = null;
     const parts = this.#parts;
     replace(parts.trouble);
     replace(parts.facts);
@@ -122,7 +135,7 @@ export class Column {
     parts.label.textContent = "";
     parts.answer.classList.toggle("provisional", reranks(this.#mode));
     this.#candidates = reranks(this.#mode) ? new Candidates(this.#mode.name) : null;
-    replace(parts.candidates, this.#candidates?.node);
+    replace(parts.candidates);
   }
 
   #build() {
@@ -172,7 +185,7 @@ function facts(answer) {
     timeline(ms),
     el(
       "p", { class: "small muted policy" },
-      "policy ", el("span", { title: policy.path }, policy.name), ", revision ", el("span", { class: "mono" }, policy.revision.slice(0, 12)),
+      "policy ", el("span", { title: policy.path }, policy.name), ", revision ", el("span", { class: "mono" }, policy.revision.replace(/^sha256:/, "").slice(0, 10)),
     ),
   ];
 }

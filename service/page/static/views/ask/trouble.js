@@ -5,12 +5,13 @@ import { counted, el } from "/page/dom.js";
 const REMEDIES = {
   aborted: "It was stopped here.",
   broken: "The server may have been stopped or restarted meanwhile; ask again.",
-  engine_dead: "An engine has died; the server's log says why. Other policies may go on.",
+  engine_dead: "The service starts it again by itself; modes of other policies go on.",
   forbidden: "Open this page at the address the service itself has.",
   network: "Is the service still running? This page looks for it by itself.",
   not_ready: "The models are still loading; this page says above when they are there.",
-  prompt_too_long: "Shorten the prompt or lower Max tokens.",
+  reward_dead: "The service starts it again by itself; modes of one sample go on.",
   reward_error: "The reward model could not score; the server's log says why.",
+  shutting_down: "The service is being stopped; this page looks for it by itself.",
   timeout: "Ask for fewer candidates or tokens, or raise limits.timeout_s.",
   unauthorized: "Enter an API key with the key button above.",
 };
