@@ -2,6 +2,9 @@
 
 Only safetensors are accepted: pickled weights run code when opened. Needs neither torch nor
 transformers, so a bad path fails in milliseconds and with a sentence instead of a traceback.
+
+A directory with ``checksums.json`` (all that ``training`` exports) is read through once, at about a
+second a gigabyte, and its revision taken from there; one without is taken as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bestofn.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
 from bestofn.errors import CheckpointError
+from bestofn.files import write_json
 
 Kind = Literal["causal-lm", "reward", "adapter"]
 
@@ -20,6 +25,7 @@ HUB_PREFIX = "hf://"
 
 _ARCHITECTURE_SUFFIX = {"causal-lm": "ForCausalLM", "reward": "ForSequenceClassification"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+_WEIGHTS = ".safetensors"
 _FULL_HASH_LIMIT = 256 * 2**20
 _SAMPLE_BLOCKS, _BLOCK = 64, 64 * 1024
 
@@ -44,7 +50,7 @@ def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
     misspelt path from being looked up on the internet.
 
     Raises:
-        CheckpointError: missing, truncated, pickled only, or of another kind.
+        CheckpointError: missing, truncated, damaged, pickled only, or of another kind.
     """
     if path.startswith(HUB_PREFIX):
         return Checkpoint(path.removeprefix(HUB_PREFIX), "hub")
@@ -63,6 +69,9 @@ def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
 
 
 def _checked(directory: Path, kind: Kind) -> Checkpoint:
+    recorded = _recorded(directory)
+    # The small files first: what is damaged must not be taken for a model of another kind.
+    _check_content(directory, recorded, weights=False)
     if kind == "adapter":
         _read_json(directory / "adapter_config.json")
         weights = [directory / "adapter_model.safetensors"]
@@ -72,7 +81,47 @@ def _checked(directory: Path, kind: Kind) -> Checkpoint:
         weights = _weight_files(directory)
     for file in weights:
         _check_safetensors(file)
-    return Checkpoint(str(directory), _fingerprint(directory, weights))
+    if recorded is None:
+        return Checkpoint(str(directory), _fingerprint(directory, weights))
+    _check_content(directory, recorded, weights=True)
+    return Checkpoint(str(directory), str(recorded["revision"]))
+
+
+def write_checksums(directory: Path, kind: Kind) -> None:
+    """Record what a finished model directory holds, for :func:`check_checkpoint`.
+
+    Raises:
+        CheckpointError: it is not a model of this kind. ExportError: writing failed.
+    """
+    (directory / CHECKSUMS).unlink(missing_ok=True)
+    revision = _checked(directory, kind).revision
+    write_json(directory / CHECKSUMS, sealed({"revision": revision, "files": sums_of(directory)}))
+
+
+def _recorded(directory: Path) -> dict[str, Any] | None:
+    """What was recorded when it was written; ``None`` where nothing was."""
+    if not (directory / CHECKSUMS).exists():
+        return None
+    recorded = _read_json(directory / CHECKSUMS)
+    if not is_sealed(recorded):
+        raise CheckpointError(
+            f"{directory / CHECKSUMS} is damaged; restore {directory} or export it again, or delete "
+            "that file to take the others on trust"
+        )
+    return recorded
+
+
+def _check_content(directory: Path, recorded: dict[str, Any] | None, *, weights: bool) -> None:
+    """Compare the weights, or all other files, with their checksums."""
+    if recorded is None:
+        return
+    sums = {n: s for n, s in recorded["files"].items() if n.endswith(_WEIGHTS) == weights}
+    wrong = damage(directory, sums)
+    if wrong is not None:
+        raise CheckpointError(
+            f"{wrong}; restore {directory} or export it again (if you changed it yourself, delete "
+            f"its {CHECKSUMS})"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -123,10 +172,10 @@ def _weight_files(directory: Path) -> list[Path]:
         return [single]
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-        if names:
-            return [directory / str(name) for name in names]
-        raise CheckpointError(f"{index} names no weight file")
+        names = _read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise CheckpointError(f"{index} names no weight file")
+        return [directory / name for name in sorted({str(name) for name in names.values()})]
     if list(directory.glob("*.bin")):
         raise CheckpointError(
             f"{directory} holds pickled weights (*.bin) only; these can run code when opened. "
@@ -146,9 +195,9 @@ def _check_safetensors(path: Path) -> None:
             raise CheckpointError(f"{path} is truncated: {size} bytes, shorter than its own header")
         try:
             header = json.loads(handle.read(header_size))
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not a safetensors file: {error}") from error
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            ends = [int(e["data_offsets"][1]) for n, e in header.items() if n != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+            raise CheckpointError(f"{path} is not a safetensors file: {error!r}") from error
     expected = 8 + header_size + max(ends, default=0)
     if size != expected:
         raise CheckpointError(

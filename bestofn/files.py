@@ -12,13 +12,7 @@ from typing import Any
 
 from bestofn.errors import ExportError
 
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+REMEDY = "free some space there, or permit writing, and run the same command again"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,21 +22,28 @@ def write_text(path: Path, text: str) -> None:
         ExportError: on any failure of the file system, a full disk included.
     """
     partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ExportError(f"could not write {path}: {error.strerror or error}") from error
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            partial.replace(path)
+            _sync(path.parent)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
     """:func:`write_text` of indented JSON; refuses NaN, which is not JSON."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def partial_path(target: Path) -> Path:
+    """Where :func:`replacing_directory` makes a directory before it takes its place."""
+    return target.with_name(f".{target.name}.partial")
 
 
 @contextmanager
@@ -55,39 +56,62 @@ def replacing_directory(target: Path) -> Iterator[Path]:
     Raises:
         ExportError: if the file system refuses (disk full, permission), naming what is still there.
     """
-    partial = target.with_name(f".{target.name}.partial")
-    retired = target.with_name(f".{target.name}.retired")
+    partial, retired = partial_path(target), _retired_path(target)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         recover_directory(target)
-        shutil.rmtree(retired, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as handle:
-                    os.fsync(handle.fileno())
+            _sync(file)
+        _sync(partial)
         if target.exists():
             target.replace(retired)
         partial.replace(target)
-        _sync_directory(target.parent)
+        _sync(target.parent)
         shutil.rmtree(retired, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         recover_directory(target)
         if is_storage_failure(error):
             kept = f"; the previous {target} is untouched" if target.exists() else ""
-            raise ExportError(f"could not write {target}: {error}{kept}") from error
+            said = error if isinstance(error, OSError) else f"is the disk full? ({error})"
+            raise ExportError(f"could not write {target}: {said}{kept}; {REMEDY}") from error
         raise
 
 
-def is_storage_failure(error: BaseException) -> bool:
-    """Whether an exception is the file system's, also as safetensors wraps it (``I/O error``)."""
-    return isinstance(error, OSError) or "I/O error" in str(error)
-
-
 def recover_directory(target: Path) -> None:
-    """Put back a directory that a kill between two renames left aside."""
-    retired = target.with_name(f".{target.name}.retired")
+    """Put back a directory that a kill between two renames left aside, and clear what else it left."""
+    retired = _retired_path(target)
+    shutil.rmtree(partial_path(target), ignore_errors=True)
     if retired.exists() and not target.exists():
         retired.replace(target)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def is_storage_failure(error: BaseException) -> bool:
+    """Whether an exception is the file system's, also as safetensors and torch wrap it."""
+    wrapped = ("I/O error", "PytorchStreamWriter", "inline_container.cc", "iostream error")
+    return isinstance(error, OSError) or any(words in str(error) for words in wrapped)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Failures of the file system as :class:`ExportError` that name the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or error
+        raise ExportError(f"could not write {path}: {said}; {REMEDY}") from error
+
+
+def _retired_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.retired")
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk: a file's content, or a directory's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

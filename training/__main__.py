@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ import typer
 
 from bestofn.config import Settings, load_settings
 from bestofn.errors import BestOfNError
+from bestofn.files import REMEDY
 from training import configs
 from training.objectives import OBJECTIVES
 
@@ -24,6 +26,8 @@ cli = typer.Typer(
     "vbon (or another objective), evaluate; or sweep and report, which compare them all. Every "
     "command takes --help, flags, or --config FILE.toml instead of flags.",
 )
+# What any write may meet, a plot's or a temporary file's too.
+DISK_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 PASS_THROUGH = {
     "ignore_unknown_options": True,
     "allow_extra_args": True,
@@ -104,6 +108,11 @@ def _run(name: str, command: Command, arguments: list[str]) -> None:
         getattr(import_module(f"training.{module}"), function)(*command.arguments, config)
     except BestOfNError as error:
         typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        typer.echo(f"error: could not write: {error}; {REMEDY}", err=True)
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted; run the same command again to go on", err=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bestofn.checkpoints import check_checkpoint
+from bestofn.checkpoints import Checkpoint, check_checkpoint
 from bestofn.errors import DataError
 from bestofn.prompts import Prompt
 from bestofn.rewards import RewardModel, open_reward_model
@@ -18,8 +18,8 @@ from training.configs import TrainConfig
 from training.measure import Measurer, PromptSamples
 from training.policies import load_policy
 from training.prompts import encode_prompts, read_prompts
-from training.records import read_record
-from training.sample import meta_path
+from training.records import trusted_record
+from training.sample import check_content, meta_path
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,15 @@ class Assets:
         if not config.cache.is_file():
             raise DataError(f"reward cache {config.cache} does not exist; make it with `sample`")
         return {
-            "policy_revision": check_checkpoint(config.policy, "causal-lm").revision,
+            "policy_revision": self._checkpoint.revision,
             "reward_revision": self._unloaded_reward.revision,
             "cache_sha256": source_digest(config.cache)[:16],
         }
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        """Of the policy: read through once a run."""
+        return check_checkpoint(self.config.policy, "causal-lm")
 
     @cached_property
     def _unloaded_reward(self) -> RewardModel:
@@ -90,6 +95,7 @@ class Assets:
             self.config.policy,
             dtype=self.config.frozen_dtype,
             trust_remote_code=self.config.trust_remote_code,
+            checkpoint=self._checkpoint,
         )
         return policy.requires_grad_(False), tokenizer
 
@@ -101,7 +107,10 @@ class Assets:
         if self.config.frozen_dtype == "float32" or self.config.lora_rank is not None:
             return copy.deepcopy(self.reference).requires_grad_(True)
         policy, _, _ = load_policy(
-            self.config.policy, dtype="float32", trust_remote_code=self.config.trust_remote_code
+            self.config.policy,
+            dtype="float32",
+            trust_remote_code=self.config.trust_remote_code,
+            checkpoint=self._checkpoint,
         )
         return policy
 
@@ -132,7 +141,9 @@ class Assets:
             DataError: names the mismatch.
         """
         config = self.config
-        recorded = (read_record(meta_path(config.cache)) or {}).get("identity")
+        meta = trusted_record(meta_path(config.cache)) or {}
+        check_content(config.cache, meta, source_digest(config.cache))
+        recorded = meta.get("identity")
         if recorded is None:
             logger.info("%s has no record of how it was sampled; taken on trust", config.cache)
             return

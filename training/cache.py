@@ -22,7 +22,9 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from bestofn.checksums import damage, sha256_of
 from bestofn.errors import DataError, ExportError
+from bestofn.files import REMEDY, write_json
 from bestofn.prompts import Prompt
 from training.cache_columns import (
     INDEX,
@@ -266,11 +268,15 @@ class RewardCache:
         """Map the log-probabilities stored under ``key``; says whether they are there."""
         if self._directory is None or not self._is_current():
             return False
+        path = _ref_logprob_path(self._directory, key)
+        recorded = read_record(_sums_path(path)) or {}
         try:
-            values = np.load(_ref_logprob_path(self._directory, key), mmap_mode="r")
-        except (OSError, ValueError):
+            wrong = damage(self._directory, recorded) if path.name in recorded else "no checksum"
+            values = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, KeyError, TypeError):
             return False
-        if values.shape != self._columns.rewards.shape:
+        if wrong is not None or values.shape != self._columns.rewards.shape:
+            logger.warning("%s is damaged; computing it again", path)
             return False
         self._ref_logprob = np.asarray(values)
         return True
@@ -299,11 +305,15 @@ class RewardCache:
                 column[self._samples(row)] = row_values
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
+            size = {"bytes": partial.stat().st_size, "sha256": sha256_of(partial)}
+            write_json(_sums_path(path), {path.name: size})
             partial.replace(path)
         except BaseException as error:
             partial.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise ExportError(f"could not write {path}: {error.strerror or error}") from error
+                raise ExportError(
+                    f"could not write {path}: {error.strerror or error}; {REMEDY}"
+                ) from error
             raise
         if not self.load_ref_logprob(key):
             raise ExportError(f"{path} could not be read back")
@@ -327,3 +337,7 @@ class RewardCache:
 
 def _ref_logprob_path(directory: Path, key: str) -> Path:
     return directory / f"ref_logprob-{quote(key, safe='')}.npy"
+
+
+def _sums_path(path: Path) -> Path:
+    return path.with_name(path.name + ".checksum.json")

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from bestofn.checksums import damage, is_sealed, sealed, sums_of
 from bestofn.errors import DataError, ExportError
 from bestofn.files import replacing_directory, write_json
 from training import cache_lines
@@ -31,7 +32,7 @@ from training.records import read_record
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 INDEX = "index.json"
 PROMPTS = "prompts.jsonl"
 BLOCK = 1 << 20
@@ -145,18 +146,17 @@ def open_columns(path: Path, tokenizer: Any, max_new_tokens: int) -> tuple[Colum
 def _current(
     source: BufferedReader, directory: Path, wanted: dict[str, Any]
 ) -> tuple[Columns, dict[str, Any]] | None:
-    """Whole columns of this file, if there are any."""
-    index = read_record(directory / INDEX)
+    """Whole columns of this file, if there are any; reads each of them once."""
+    index = _index(directory)
     if index is None or any(index.get(name) != value for name, value in wanted.items()):
         return None
     try:
-        sizes = {name: (directory / name).stat().st_size for name in index["bytes"]}
-        columns = Columns.load(directory)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        logger.warning("%s is damaged (%s); compiling it again", directory, error)
-        return None
-    if sizes != index["bytes"]:
-        logger.warning("%s is damaged; compiling it again", directory)
+        wrong = damage(directory, index["columns"])
+        columns = None if wrong else Columns.load(directory)
+    except (OSError, ValueError) as error:
+        wrong, columns = str(error), None
+    if columns is None:
+        logger.warning("%s; compiling it again", wrong)
         return None
     stat = _stat(source)
     if stat != {name: index.get(name) for name in stat}:
@@ -166,13 +166,13 @@ def _current(
             return None
         index |= stat
         with suppress(ExportError):  # only saves reading the file the next time
-            write_json(directory / INDEX, index)
+            _write_index(directory, index)
     return columns, index
 
 
 def source_digest(path: Path) -> str:
     """A JSONL cache's sha256 in hex: as its columns recorded it, if the file is as it was then."""
-    index = read_record(columns_path(path) / INDEX) or {}
+    index = _index(columns_path(path)) or {}
     with path.open("rb") as source:
         stat = _stat(source)
         if "sha256" in index and stat == {name: index.get(name) for name in stat}:
@@ -180,9 +180,28 @@ def source_digest(path: Path) -> str:
         return hashlib.file_digest(source, "sha256").hexdigest()
 
 
+def _index(directory: Path) -> dict[str, Any] | None:
+    """What the columns were compiled from, ``None`` if there is none or it is damaged."""
+    index = read_record(directory / INDEX)
+    return index if index is not None and is_sealed(index) else None
+
+
+def _write_index(directory: Path, index: dict[str, Any]) -> None:
+    write_json(directory / INDEX, sealed({k: v for k, v in index.items() if k != "seal"}))
+
+
 def _stat(source: BufferedReader) -> dict[str, int]:
+    """Tells another file, or another content, from this one.
+
+    Times of modification alone do not: a clock may jump, and they are copied with files.
+    """
     stat = os.fstat(source.fileno())
-    return {"source_bytes": stat.st_size, "source_mtime_ns": stat.st_mtime_ns}
+    return {
+        "source_bytes": stat.st_size,
+        "source_mtime_ns": stat.st_mtime_ns,
+        "source_ctime_ns": stat.st_ctime_ns,
+        "source_inode": stat.st_ino,
+    }
 
 
 def _compile(
@@ -196,9 +215,8 @@ def _compile(
     ):
         raw = cache_lines.raw_lines(source, path, digest, advance)
         write_columns(partial, cache_lines.tokenised(raw, tokenizer, wanted["max_new_tokens"]))
-        sizes = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-        index = {**wanted, **stat, "sha256": digest.hexdigest(), "bytes": sizes}
-        write_json(partial / INDEX, index)
+        index = {**wanted, **stat, "sha256": digest.hexdigest(), "columns": sums_of(partial)}
+        _write_index(partial, index)
 
 
 class _Spool:

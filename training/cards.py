@@ -5,17 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bestofn.checksums import CARD, CHECKSUMS
 from bestofn.files import write_text
+from training.records import read_record
 
 
 def write_card(directory: Path, *, title: str, summary: str, facts: dict[str, Any]) -> None:
-    """Write README.md with a table of facts; values are shown as they are."""
+    """Write README.md: a table of facts, shown as they are, and the checksums already written."""
     rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items())
     write_text(
-        directory / "README.md",
+        directory / CARD,
         f"---\nlibrary_name: transformers\ntags:\n- best-of-n\n---\n# {title}\n\n{summary}\n\n"
-        f"| what | value |\n| --- | --- |\n{rows}\n",
+        f"| what | value |\n| --- | --- |\n{rows}\n{_files(directory)}",
     )
+
+
+def _files(directory: Path) -> str:
+    recorded = read_record(directory / CHECKSUMS)
+    if recorded is None:
+        return ""
+    rows = "\n".join(
+        f"| {name} | {file['bytes']} | {file['sha256']} |"
+        for name, file in recorded["files"].items()
+    )
+    return f"\n## Files\n\n| file | bytes | SHA-256 |\n| --- | --- | --- |\n{rows}\n"
 
 
 def _shown(value: Any) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from rich.table import Table
 
+from bestofn.checkpoints import check_checkpoint
+from bestofn.checksums import sha256_of
 from bestofn.errors import DataError
-from bestofn.files import write_json
+from bestofn.files import storage_errors, write_json
+from bestofn.locks import sole_writer
 from bestofn.provenance import provenance
 from bestofn.rewards import RewardModel, open_reward_model
 from bestofn.statistics import Estimate
@@ -17,72 +21,125 @@ from training.evaluation import Row, evaluation_rows
 from training.measure import Measurer
 from training.policies import load_policy
 from training.prompts import encode_prompts, read_prompts
+from training.records import read_record
 
 logger = logging.getLogger(__name__)
 
+RESULT, PLOTS = "evaluation.json", ("frontier.png", "frontier.svg")
+
 
 def evaluate_checkpoints(config: EvaluateConfig) -> None:
-    """Measure, print, write.
+    """Measure and write, unless that was done of the very same files; print.
 
     Raises:
         CheckpointError, DataError, RewardError, ExportError.
     """
-    reference, tokenizer, checkpoint = load_policy(
-        config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    with sole_writer(config.out):
+        sources = _Sources(config)
+        rows, prompts = _measured(config, sources.made_from) or _measure(config, sources)
+    console = table_console()
+    console.print(evaluation_table(rows, config.num_samples, prompts))
+    console.print(", ".join(str(config.out / name) for name in (RESULT, *PLOTS)))
+
+
+class _Sources:
+    """What an evaluation is made from, checked; nothing heavy is loaded."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.policy = check_checkpoint(config.policy, "causal-lm")
+        self.reward = _open(config.reward, config)
+        self.gold = _open(config.gold, config) if config.gold is not None else None
+        self.tuned = {n: check_checkpoint(p, "causal-lm") for n, p in config.checkpoints.items()}
+        self.prompts = read_prompts(config.prompts)
+        self.made_from: dict[str, Any] = {
+            "config": config.model_dump(mode="json"),
+            "revisions": {
+                "reference": self.policy.revision,
+                "reward": self.reward.revision,
+                **({} if self.gold is None else {"gold": self.gold.revision}),
+                **{name: tuned.revision for name, tuned in self.tuned.items()},
+            },
+            "prompts_sha256": sha256_of(config.prompts),
+        }
+
+
+def _measured(config: EvaluateConfig, made_from: dict[str, Any]) -> tuple[list[Row], int] | None:
+    """What an earlier evaluation of the same files found; by their content, whatever the clock said."""
+    record = read_record(config.out / RESULT)
+    if record is None or any(record.get(name) != value for name, value in made_from.items()):
+        return None
+    if not all((config.out / name).is_file() for name in PLOTS):
+        return None
+    if not all(r.startswith("sha256:") for r in made_from["revisions"].values()):
+        return None  # a function or a server may have changed without our knowing
+    logger.info("%s: kept, made from the same files", config.out)
+    return [Row.from_dict(row) for row in record["rows"]], int(record["prompts"])
+
+
+def _measure(config: EvaluateConfig, sources: _Sources) -> tuple[list[Row], int]:
+    reference, tokenizer, _ = load_policy(
+        config.policy,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        checkpoint=sources.policy,
     )
-    reward = _loaded(config.reward, config)
-    gold = _loaded(config.gold, config) if config.gold is not None else None
-    prompts = encode_prompts(tokenizer, read_prompts(config.prompts))
+    for model in (sources.reward, sources.gold):
+        if model is not None:
+            model.load()
+    prompts = encode_prompts(tokenizer, sources.prompts)
     measurer = Measurer(
         tokenizer=tokenizer,
         reference=reference,
-        reward=reward,
-        gold=gold,
+        reward=sources.reward,
+        gold=sources.gold,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         batch_size=config.batch_size,
         seed=config.seed,
     )
     samples = measurer.measure(reference, prompts, config.reference_samples, "reference")
-    revisions = {"reference": checkpoint.revision, "reward": reward.revision}
-    if gold is not None:
-        revisions["gold"] = gold.revision
     tuned = {}
     for name, path in config.checkpoints.items():
-        policy, policy_tokenizer, policy_checkpoint = load_policy(
-            path, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+        policy, policy_tokenizer, _ = load_policy(
+            path,
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            checkpoint=sources.tuned[name],
         )
         if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise DataError(
                 f"{path} and {config.policy} have different tokenizers; KL is undefined"
             )
-        revisions[name] = policy_checkpoint.revision
         tuned[name] = measurer.measure(policy, prompts, config.policy_samples, name)
     rows = evaluation_rows(samples, tuned, config.num_samples)
-    config.out.mkdir(parents=True, exist_ok=True)
+    _write(config, sources.made_from, rows, len(prompts))
+    return rows, len(prompts)
+
+
+def _write(
+    config: EvaluateConfig, made_from: dict[str, Any], rows: list[Row], prompts: int
+) -> None:
     from training.frontier import draw_frontier
 
-    plots = draw_frontier(rows, config.num_samples, config.out)
+    with storage_errors(config.out):
+        config.out.mkdir(parents=True, exist_ok=True)
+        (config.out / RESULT).unlink(missing_ok=True)  # last of all: with it, the plots are its own
+        draw_frontier(rows, config.num_samples, config.out)
     write_json(
-        config.out / "evaluation.json",
+        config.out / RESULT,
         {
-            **provenance(config.model_dump(mode="json")),
-            "revisions": revisions,
-            "prompts": len(prompts),
+            **provenance(made_from["config"]),
+            **made_from,
+            "prompts": prompts,
             "rows": [row.as_dict() for row in rows],
         },
     )
-    console = table_console()
-    console.print(evaluation_table(rows, config.num_samples, len(prompts)))
-    console.print(f"{config.out / 'evaluation.json'}, {', '.join(str(plot) for plot in plots)}")
 
 
-def _loaded(spec: str, config: EvaluateConfig) -> RewardModel:
-    model = open_reward_model(
+def _open(spec: str, config: EvaluateConfig) -> RewardModel:
+    return open_reward_model(
         spec, trust_remote_code=config.trust_remote_code, batch_size=config.reward_batch_size
     )
-    model.load()
-    return model
 
 
 def evaluation_table(rows: list[Row], num_samples: int, num_prompts: int) -> Table:

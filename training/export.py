@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bestofn.checkpoints import write_checksums
 from bestofn.files import replacing_directory, write_json, write_text
 from bestofn.provenance import provenance
 from bestofn.training_record import ADAPTER, RECORD
@@ -58,6 +59,7 @@ def export_checkpoint(
     with replacing_directory(out) as directory:
         if config.lora_rank is not None:
             policy.save_pretrained(directory / ADAPTER)
+            write_checksums(directory / ADAPTER, "adapter")
             policy = policy.merge_and_unload()
         policy.save_pretrained(directory, state_dict=weights)
         tokenizer.save_pretrained(directory)
@@ -74,6 +76,7 @@ def export_checkpoint(
         )
         lines = (json.dumps(line) + "\n" for line in trained.history)
         write_text(directory / "history.jsonl", "".join(lines))
+        write_checksums(directory, "causal-lm")
         write_card(
             directory,
             title=f"{trained.objective.title}: {trained.objective.label}",

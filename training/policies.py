@@ -12,17 +12,24 @@ from bestofn.errors import CheckpointError
 
 
 def load_policy(
-    path: str, *, dtype: str = "float32", trust_remote_code: bool = False
+    path: str,
+    *,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[Any, Any, Checkpoint]:
     """Model in evaluation mode on the GPU if there is one, its tokenizer, and the checked source.
 
     Dropout stays off in training too: the policy that samples and the policy that learns must be
     the same distribution.
 
+    Args:
+        checkpoint: of ``path``, where it was checked already; large weights take a while to read.
+
     Raises:
         CheckpointError: missing, truncated, or not a causal LM.
     """
-    checkpoint = check_checkpoint(path, "causal-lm")
+    checkpoint = checkpoint or check_checkpoint(path, "causal-lm")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             checkpoint.path, trust_remote_code=trust_remote_code, padding_side="left"

@@ -22,9 +22,17 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not path.is_file():
         raise DataError(f"prompt file {path} does not exist")
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # By line feeds alone: str.splitlines() also breaks at characters that JSON strings may hold.
+    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+        where = f"{path}:{number}"
+        try:
+            line = raw.decode("utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where} is not UTF-8: {error.reason}") from error
+        if "\0" in line:
+            raise DataError(f"{where} holds NUL bytes; a damaged file?")
         if line.strip():
-            prompt = _parse(line, f"{path}:{number}")
+            prompt = _parse(line, where)
             prompts.setdefault(prompt.key, prompt)
     if not prompts:
         raise DataError(f"prompt file {path} holds no prompt")

@@ -18,6 +18,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def trusted_record(path: Path) -> dict[str, Any] | None:
+    """A JSON record that others are judged by; ``None`` only if there is none.
+
+    Raises:
+        DataError: there is one and it cannot be read.
+    """
+    record = read_record(path)
+    if record is None and path.exists():
+        raise DataError(
+            f"{path} is damaged: no JSON object; restore it, or delete it with what it describes"
+        )
+    return record
+
+
 def is_same(
     output: Path, recorded: dict[str, Any], wanted: dict[str, Any], *, replace: bool
 ) -> bool:

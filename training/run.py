@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from bestofn.errors import DivergedError, InvalidInputError
-from bestofn.files import recover_directory, replacing_directory, write_json
+from bestofn.checkpoints import check_checkpoint
+from bestofn.errors import CheckpointError, DataError, DivergedError, InvalidInputError
+from bestofn.files import recover_directory
+from bestofn.locks import sole_writer
 from training.assets import Assets
 from training.configs import TrainConfig
 from training.evaluation import Row, policy_row
@@ -29,6 +31,7 @@ from training.objectives.protocol import Objective
 from training.progress import ProgressBar
 from training.records import is_same, read_record
 from training.reference_logprobs import ensure_reference_logprobs
+from training.states import States
 from training.trainer import StepMetrics, Trainer, TrainerOptions
 
 logger = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ class Finished:
 
 
 def state_path(out: Path) -> Path:
-    """Where an unfinished run keeps its resumable state."""
+    """Where an unfinished run keeps its resumable states."""
     return out.with_name(f".{out.name}.state")
 
 
@@ -91,21 +94,38 @@ def train(
         **config.model_dump(mode="json", exclude=INCIDENTAL),
         **assets.identity,
     }
-    with processes.main_process_first():
-        recover_directory(config.out)
-    finished = _finished(config, identity)
-    if finished is not None:
-        logger.info("%s: already trained with these settings", config.out)
-        return finished
-    return _Run(name, config, objective, assets, identity, on_measured).train()
+    # One process holds the output for all of them; should it be refused, the launcher ends the others.
+    with sole_writer(config.out) if processes.is_main_process else nullcontext():
+        if processes.is_main_process:
+            recover_directory(config.out)
+        processes.wait_for_everyone()
+        finished = _finished(config, identity)
+        if finished is not None:
+            logger.info("%s: already trained with these settings", config.out)
+            return finished
+        return _Run(name, config, objective, assets, identity, on_measured).train()
 
 
 def _finished(config: TrainConfig, identity: dict[str, Any]) -> Finished | None:
-    """The output, if it is this very run's.
+    """The output, if it is this very run's and as it was written.
 
     Raises:
-        DataError: it is another's and --replace was not given.
+        CheckpointError: it is damaged. DataError: it is another's. Neither if --replace was given.
     """
+    if not (config.out / RECORD).exists():
+        if not config.replace and config.out.exists() and any(config.out.iterdir()):
+            raise DataError(
+                f"{config.out} is there and holds no {RECORD}: it is no output of a training run; "
+                "choose another --out, or --replace it"
+            )
+        return None
+    try:
+        check_checkpoint(str(config.out.resolve()), "causal-lm")
+    except CheckpointError as error:
+        if not config.replace:
+            raise CheckpointError(f"{error}; or train it again with --replace") from error
+        logger.warning("%s; training it again", error)
+        return None
     record = read_record(config.out / RECORD)
     if record is None:
         return None
@@ -130,10 +150,10 @@ class _Run:
         self._on_measured = on_measured
         self._name, self._config, self._objective = name, config, objective
         self._assets, self._identity = assets, identity
-        self._state = state_path(config.out)
         self._warnings = self._check_data()
         self._generator = self._make_generator()
         self._trainer = self._make_trainer()
+        self._states = States(state_path(config.out), self._trainer.accelerator)
         self._history: list[dict[str, Any]] = []
 
     @property
@@ -155,7 +175,7 @@ class _Run:
             policy = self._trainer.unwrapped
             row = self._measure(policy)
             self._export(policy, weights, self._config.out, cost, row)
-            shutil.rmtree(self._state, ignore_errors=True)
+            self._states.clear()
             if row is not None:
                 logger.info(
                     "%s: held-out win rate %s at KL %s nats",
@@ -249,7 +269,9 @@ class _Run:
                     if metrics.kl_nats is None:
                         self._check_kl(step, trainer.kl_from_reference())
                     if step + 1 < total:
-                        self._save_state()
+                        self._states.save(
+                            step + 1, {"identity": self._identity, "history": self._history}
+                        )
         logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
 
     def _check_kl(self, step: int, kl: float | None) -> None:
@@ -259,58 +281,36 @@ class _Run:
                 f"{self._config.max_kl:g}"
             )
 
-    def _save_state(self) -> None:
-        """Written whole or not at all; every process has its part in it."""
-        accelerator = self._trainer.accelerator
-        partial = self._state.with_name(f".{self._state.name}.partial")
-        accelerator.wait_for_everyone()
-        if self._main:
-            with replacing_directory(self._state) as directory:
-                accelerator.wait_for_everyone()
-                accelerator.save_state(str(directory / "accelerate"))
-                accelerator.wait_for_everyone()
-                write_json(
-                    directory / "run.json", {"identity": self._identity, "history": self._history}
-                )
-        else:
-            accelerator.wait_for_everyone()
-            accelerator.save_state(str(partial / "accelerate"))
-            accelerator.wait_for_everyone()
-        accelerator.wait_for_everyone()
-
     def _resume(self) -> list[dict[str, Any]]:
-        if self._main:
-            recover_directory(self._state)
-        self._trainer.accelerator.wait_for_everyone()
-        run = read_record(self._state / "run.json")
-        if run is None:
+        state = self._states.newest()
+        if state is None:
             return []
-        if not is_same(self._state, run["identity"], self._identity, replace=self._config.replace):
+        wanted, recorded = self._identity, state.run["identity"]
+        if not is_same(self._states.directory, recorded, wanted, replace=self._config.replace):
             if self._main:
-                shutil.rmtree(self._state)
+                self._states.clear()
             return []
-        self._trainer.accelerator.load_state(str(self._state / "accelerate"))
-        history = list(run["history"])
+        self._states.load(state)
+        history = list(state.run["history"])
         logger.info("resuming after step %d", len(history))
         return history
 
     def _stopped(self, error: DivergedError) -> DivergedError:
         """Export the last good state, and say where it is."""
-        run = read_record(self._state / "run.json")
+        state = self._states.newest()
         advice = "lower --learning-rate or raise the weight of the KL"
-        if run is None or run["identity"] != self._identity:
+        if state is None or state.run["identity"] != self._identity:
             return DivergedError(
                 f"the run diverged at {error}; no earlier state was kept; {advice}"
             )
-        self._trainer.accelerator.load_state(str(self._state / "accelerate"))
+        self._states.load(state)
         self._trainer.accelerator.wait_for_everyone()  # until all have read what is removed below
-        self._history = list(run["history"])
+        self._history = list(state.run["history"])
         out = self._config.out.with_name(f"{self._config.out.name}.step{len(self._history)}")
         weights = self._trainer.gathered_weights()
         if self._main:
             self._export(self._trainer.unwrapped, weights, out, self._cost(), None)
-            # The same settings would walk the same way again.
-            shutil.rmtree(self._state, ignore_errors=True)
+            self._states.clear()  # the same settings would walk the same way again
         return DivergedError(
             f"the run diverged at {error}; the last good checkpoint, after {len(self._history)} "
             f"steps, is {out}; {advice}"

@@ -6,24 +6,28 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from bestofn.checkpoints import check_checkpoint
+from bestofn.checksums import sha256_of
 from bestofn.engine import FinishReason, Sampling
-from bestofn.errors import ExportError, RewardError
-from bestofn.files import write_json
+from bestofn.errors import DataError, RewardError
+from bestofn.files import storage_errors, write_json
+from bestofn.locks import sole_writer
 from bestofn.prompts import Prompt
 from bestofn.provenance import provenance
 from bestofn.rewards import RewardModel, Scorable, open_reward_model
 from bestofn.seeds import seed_of
+from training.cache_lines import parse
 from training.configs import SampleConfig
 from training.progress import ProgressBar
 from training.prompts import encode_prompts, read_prompts
-from training.records import is_same, read_record
+from training.records import is_same, trusted_record
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,11 @@ def build_cache(config: SampleConfig) -> None:
     Raises:
         CheckpointError, DataError, RewardError, ExportError: what is written so far is kept.
     """
+    with sole_writer(config.out):
+        _build(config)
+
+
+def _build(config: SampleConfig) -> None:
     prompts = read_prompts(config.prompts)
     policy = check_checkpoint(config.policy, "causal-lm")
     reward = open_reward_model(
@@ -56,45 +65,79 @@ def build_cache(config: SampleConfig) -> None:
     partial = config.out.with_name(config.out.name + ".partial")
     done = _done(config, identity, partial)
     pending = [prompt for prompt in prompts if prompt.key not in done]
+    meta = {**provenance(config.model_dump(mode="json")), "identity": identity}
     if not pending and config.out.exists():
+        if "sha256" not in (trusted_record(meta_path(config.out)) or {}):
+            write_json(meta_path(config.out), meta | {"sha256": sha256_of(config.out)})
         logger.info("%s: complete, %d prompts", config.out, len(done))
         return
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        meta_path(config.out), {**provenance(config.model_dump(mode="json")), "identity": identity}
-    )
-    if pending:
-        reward.load()
-        _ensure_partial(config.out, partial)
-        asyncio.run(_fill(config, reward, partial, pending, already=len(prompts) - len(pending)))
-    partial.replace(config.out)
+    write_json(meta_path(config.out), meta)
+    with storage_errors(config.out):
+        if pending:
+            reward.load()
+            _ensure_partial(config.out, partial)
+            already = len(prompts) - len(pending)
+            asyncio.run(_fill(config, reward, partial, pending, already))
+        # Before the cache takes its name, so that there is none whose content is not recorded.
+        write_json(meta_path(config.out), meta | {"sha256": sha256_of(partial)})
+        partial.replace(config.out)
     logger.info("%s: %d prompts x %d samples", config.out, len(prompts), config.num_samples)
 
 
+def check_content(cache: Path, meta: dict[str, Any], digest: str) -> None:
+    """Refuse a cache that is not as ``sample`` wrote it.
+
+    Raises:
+        DataError: names it.
+    """
+    if meta.get("sha256", digest) != digest:
+        raise DataError(
+            f"{cache}: its content is not what {meta_path(cache).name} says (SHA-256 "
+            f"{digest[:16]}..., {meta['sha256'][:16]}... was written); restore it or sample it again "
+            f"(if you changed it yourself, delete {meta_path(cache).name})"
+        )
+
+
 def _done(config: SampleConfig, identity: dict[str, Any], partial: Path) -> set[str]:
-    """Prompts already sampled under the same settings; a torn last line is cut off."""
+    """Prompts already sampled under the same settings; a torn last line is cut off.
+
+    Raises:
+        DataError: a line is damaged, which it names, or all was made with other settings.
+    """
     source = partial if partial.exists() else config.out
     if not source.exists():
         return set()
-    recorded = (read_record(meta_path(config.out)) or {}).get("identity", {})
-    if not is_same(config.out, recorded, identity, replace=config.replace):
+    recorded = trusted_record(meta_path(config.out)) or {}
+    if not is_same(config.out, recorded.get("identity", {}), identity, replace=config.replace):
         logger.info("%s was made with other settings; making it again", config.out)
         partial.unlink(missing_ok=True)
         config.out.unlink(missing_ok=True)
         return set()
-    return {json.loads(line)["prompt"] for line in _whole_lines(source)}
+    if source == config.out and "sha256" in recorded:
+        check_content(source, recorded, sha256_of(source))
+    with storage_errors(source):
+        return set(_whole_lines(source, config.max_new_tokens))
 
 
-def _whole_lines(path: Path) -> Iterator[str]:
-    kept = 0
+def _whole_lines(path: Path, max_new_tokens: int) -> dict[str, int]:
+    """Prompts by the numbers of their lines."""
+    kept, found = 0, dict[str, int]()
     with path.open("rb") as handle:
-        for line in handle:
+        for number, line in enumerate(handle, start=1):
             if not line.endswith(b"\n"):
-                break
+                break  # its writer was killed
             kept += len(line)
-            yield line.decode("utf-8")
+            where = f"{path}:{number}"
+            try:
+                prompt = parse(line, where, max_new_tokens).prompt.key
+            except DataError as error:
+                raise DataError(f"{error}; delete that line to have it sampled again") from error
+            if prompt in found:
+                raise DataError(f"{where} repeats the prompt of line {found[prompt]}; delete one")
+            found[prompt] = number
     if kept < path.stat().st_size:
         os.truncate(path, kept)
+    return found
 
 
 def _ensure_partial(out: Path, partial: Path) -> None:
@@ -110,7 +153,8 @@ async def _fill(
     unscored = 0
     total = already + len(prompts)
     with (
-        partial.open("a", encoding="utf-8") as handle,
+        # Unbuffered: what a full disk refused must not be tried again when the file is closed.
+        partial.open("ab", buffering=0) as handle,
         ProgressBar("sampling prompts", total, done=already) as progress,
     ):
         async with aclosing(source(config, prompts)) as stream:
@@ -119,7 +163,7 @@ async def _fill(
                 rewards = await asyncio.to_thread(reward.score, items)
                 line, missing = _line(prompt, responses, rewards)
                 unscored += missing
-                _append(handle, line)
+                _append(handle, partial, line.encode())
                 progress.advance(1, f"{unscored} unscored" if unscored else "")
     if unscored:
         logger.warning("%d samples had no finite reward and are left out of the cache", unscored)
@@ -156,15 +200,19 @@ def _line(
     return json.dumps(record, ensure_ascii=False) + "\n", len(responses) - len(kept)
 
 
-def _append(handle: Any, line: str) -> None:
-    try:
-        handle.write(line)
-        handle.flush()
-        os.fsync(handle.fileno())
-    except OSError as error:
-        raise ExportError(
-            f"could not write the cache: {error.strerror}; whole lines are kept, run again to go on"
-        ) from error
+def _append(handle: FileIO, path: Path, line: bytes) -> None:
+    """Whole, on disk, or not at all."""
+    end = handle.seek(0, os.SEEK_END)
+    with storage_errors(path):
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[handle.write(left) :]
+            os.fsync(handle.fileno())
+        except OSError:
+            with suppress(OSError):  # else the next run cuts the torn line off
+                os.truncate(path, end)
+            raise
 
 
 def _prompt_seed(seed: int, prompt: Prompt) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bestofn.errors import BestOfNError, DataError, DivergedError, InvalidInputError
 from bestofn.files import write_json
+from bestofn.locks import sole_writer
 from bestofn.provenance import provenance
 from training.configs import SweepConfig
 from training.grid import Cell, cells
@@ -37,6 +38,11 @@ def run_sweep(config: SweepConfig) -> None:
     """
     if config.heldout is None:
         raise InvalidInputError("a sweep needs held-out prompts", field="heldout")
+    with sole_writer(config.out):
+        _run(config)
+
+
+def _run(config: SweepConfig) -> None:
     every = cells(config)
     todo = [cell for cell in every if not _is_done(cell)]
     logger.info("%d cells, %d to train", len(every), len(todo))

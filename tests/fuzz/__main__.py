@@ -36,8 +36,7 @@ def main() -> int:
 
 async def fuzz(url: str | None, examples: int, count: int, seed: int) -> int:
     """Both in turn."""
-    key = os.environ.get("BESTOFN_REMOTE_API_KEY")
-    async with _server(url) as base:
+    async with _server(url) as (base, key):
         status, output = await schemathesis(base, examples=examples, seed=seed, key=key)
         print(output)
         statuses, wrong = await mutants(base, count=count, seed=seed, key=key)
@@ -48,12 +47,12 @@ async def fuzz(url: str | None, examples: int, count: int, seed: int) -> int:
 
 
 @asynccontextmanager
-async def _server(url: str | None) -> AsyncGenerator[str, None]:
+async def _server(url: str | None) -> AsyncGenerator[tuple[str, str | None], None]:
     if url is not None:
-        yield url.rstrip("/")
+        yield url.rstrip("/"), os.environ.get("BESTOFN_REMOTE_API_KEY")
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        async with fuzzed(Path(scratch) / "runs.db") as own:
+        async with fuzzed(Path(scratch)) as own:
             yield own
 
 

@@ -7,15 +7,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from service.http_protocol import http_options
+from service.keys import new_key, write_keys
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, on_a_port
 
 LIMITS = {"max_n": 16, "max_tokens": 64, "max_prompts": 4, "timeout_s": 20}
 
 
 @asynccontextmanager
-async def fuzzed(store: Path) -> AsyncGenerator[str, None]:
-    """Its URL."""
+async def fuzzed(scratch: Path) -> AsyncGenerator[tuple[str, str], None]:
+    """Its URL, and an admin's key, with which every route is reached."""
+    key, token = new_key("fuzz", "admin")
+    write_keys(scratch / "keys.jsonl", [key])
     engines = {"ref": ChatEngine("fake-ref"), "vbon": ChatEngine("fake-vbon")}
-    runtime = make_runtime(gold=FakeReward(), engines=engines, limits=LIMITS, store=str(store))
+    runtime = make_runtime(
+        gold=FakeReward(), engines=engines, limits=LIMITS, store=str(scratch / "runs.db"),
+        auth={"keys_file": str(scratch / "keys.jsonl")},
+    )  # fmt: skip
     async with on_a_port(runtime, **http_options(runtime.settings.limits)) as url:
-        yield url.removesuffix("/v1")
+        yield url.removesuffix("/v1"), token

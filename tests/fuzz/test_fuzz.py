@@ -15,20 +15,24 @@ from tests.fuzz.verdict import wrong_with
 
 
 @pytest.fixture(scope="module")
-async def url(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[str, None]:
-    async with fuzzed(tmp_path_factory.mktemp("fuzz") / "runs.db") as found:
+async def server(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncGenerator[tuple[str, str], None]:
+    async with fuzzed(tmp_path_factory.mktemp("fuzz")) as found:
         yield found
 
 
-async def test_the_service_is_what_its_openapi_document_says(url: str) -> None:
+async def test_the_service_is_what_its_openapi_document_says(server: tuple[str, str]) -> None:
     pytest.importorskip("schemathesis")
-    status, output = await schemathesis(url, examples=5, seed=0)
+    url, key = server
+    status, output = await schemathesis(url, examples=5, seed=0, key=key)
     assert status == 0, output
     assert "Operations:       0" not in output, output
 
 
-async def test_mutants_get_an_answer_or_a_clear_error(url: str) -> None:
-    statuses, wrong = await mutants(url, count=600, seed=0)
+async def test_mutants_get_an_answer_or_a_clear_error(server: tuple[str, str]) -> None:
+    url, key = server
+    statuses, wrong = await mutants(url, count=600, seed=0, key=key)
     assert not wrong, "\n".join(wrong[:5])
     assert statuses[200] > 50  # some are valid still, and most are not
     assert statuses[422] > 200

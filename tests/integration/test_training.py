@@ -174,7 +174,7 @@ def test_a_killed_run_resumes_to_the_same_weights(
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
         deadline = time.monotonic() + 600
-        while not (state_path(out) / "run.json").exists():
+        while not list(state_path(out).glob("step-*")):
             assert process.poll() is None, process.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.005)
@@ -191,6 +191,31 @@ def test_a_killed_run_resumes_to_the_same_weights(
     assert ours == theirs
 
 
+def test_a_damaged_checkpoint_does_not_count_as_trained(
+    sandbox: Path, vbon_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "vbon"
+    shutil.copytree(vbon_checkpoint, out)
+    damaged = out / "model.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+    config = train_config(sandbox, out)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: its content .* --replace"):
+        train("vbon", config)
+    train("vbon", config.model_copy(update={"replace": True}))
+    assert same(out, vbon_checkpoint)
+    sums = json.loads((out / "checksums.json").read_text())["files"]
+    assert sums["model.safetensors"]["sha256"] in (out / "README.md").read_text()
+
+
+def test_what_is_no_output_of_training_is_not_replaced(sandbox: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"holds no training\.json.*choose another --out"):
+        train("vbon", train_config(sandbox, tmp_path))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("bound", ["lower", "exact"])
 def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> None:
     out = tmp_path / "lora"
@@ -199,6 +224,7 @@ def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> 
                     learning_rate=1e-2, heldout=None)
     )  # fmt: skip
     check_checkpoint(str(out / "adapter"), "adapter")
+    assert (out / "adapter" / "checksums.json").exists()
     tuned, base = weights(out), weights(sandbox / "policy")
     assert set(tuned) == set(base)
     assert any(not torch.equal(tuned[name], base[name]) for name in base)
@@ -307,16 +333,17 @@ def test_sampler_draws_from_the_policy(sandbox: Path) -> None:
     assert statistic < quantile
 
 
-def test_evaluate_writes_table_json_and_plots(sandbox: Path, vbon_checkpoint: Path, capsys) -> None:
+def test_evaluate_writes_table_json_and_plots(
+    sandbox: Path, vbon_checkpoint: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = sandbox / "evaluation"
-    evaluate_checkpoints(
-        EvaluateConfig(
-            policy=str(sandbox / "policy"), checkpoints={"vbon": str(vbon_checkpoint)},
-            reward=str(sandbox / "reward"), gold=str(sandbox / "gold"),
-            prompts=sandbox / "prompts" / "heldout.jsonl", out=out, num_samples=4,
-            reference_samples=32, policy_samples=8, max_new_tokens=12,
-        )
+    config = EvaluateConfig(
+        policy=str(sandbox / "policy"), checkpoints={"vbon": str(vbon_checkpoint)},
+        reward=str(sandbox / "reward"), gold=str(sandbox / "gold"),
+        prompts=sandbox / "prompts" / "heldout.jsonl", out=out, num_samples=4,
+        reference_samples=32, policy_samples=8, max_new_tokens=12,
     )  # fmt: skip
+    evaluate_checkpoints(config)
     result = json.loads((out / "evaluation.json").read_text())
     rows = {(row["method"], row["n"]): row for row in result["rows"]}
     assert [n for method, n in rows if method == "best-of-n"] == [2, 4, 8, 16]
@@ -332,7 +359,13 @@ def test_evaluate_writes_table_json_and_plots(sandbox: Path, vbon_checkpoint: Pa
     assert vbon["gold"]["count"] == 5
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "frontier.svg").read_text()
-    assert "best-of-4" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert "best-of-4" in table
+    monkeypatch.setattr("training.evaluate._measure", None)  # kept, and shown again
+    evaluate_checkpoints(config)
+    assert capsys.readouterr().out == table
+    with pytest.raises(TypeError):
+        evaluate_checkpoints(config.model_copy(update={"policy_samples": 7}))
 
 
 def test_own_labelled_text_builds_the_same_three(tmp_path: Path) -> None:
@@ -374,6 +407,7 @@ def test_padding_does_not_change_a_reward_even_where_pad_is_eos(
     config = json.loads((eos_pad / "tokenizer_config.json").read_text())
     config["pad_token"] = config["eos_token"]
     (eos_pad / "tokenizer_config.json").write_text(json.dumps(config))
+    (eos_pad / "checksums.json").unlink()  # changed on purpose
     scores = []
     for path in (own_pad, eos_pad):
         model = open_reward_model(str(path))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bestofn.checkpoints import check_checkpoint
+from bestofn.checkpoints import check_checkpoint, write_checksums
 from bestofn.errors import CheckpointError
 
 
@@ -132,6 +132,72 @@ def test_a_reward_model_needs_one_logit(model: Path, config: dict, words: str) -
     (model / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=words):
         check_checkpoint(str(model), "reward")
+
+
+def flip(path: Path, at: int = -1) -> None:
+    """One bit of one byte."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_checksums_keep_the_revision_and_name_the_file_that_changed(model: Path) -> None:
+    before = check_checkpoint(str(model), "causal-lm")
+    (model / "README.md").write_text("a card")
+    write_checksums(model, "causal-lm")
+    assert check_checkpoint(str(model), "causal-lm") == before
+    (model / "README.md").write_text("a card that somebody edited")
+    (model / "chat_template.jinja").write_text("a file that somebody added")
+    assert check_checkpoint(str(model), "causal-lm") == before
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        whole = (model / name).read_bytes()
+        flip(model / name)
+        with pytest.raises(CheckpointError, match=rf"{name}: its content is not .*export it again"):
+            check_checkpoint(str(model), "causal-lm")
+        (model / name).write_bytes(whole)
+
+
+def test_files_are_hashed_once_and_only_sampled_blocks_where_nothing_is_recorded(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bestofn.checkpoints._FULL_HASH_LIMIT", 0)
+    monkeypatch.setattr("bestofn.checkpoints._SAMPLE_BLOCKS", 2)
+    monkeypatch.setattr("bestofn.checkpoints._BLOCK", 2)
+    first = check_checkpoint(str(model), "causal-lm").revision
+    flip(model / "model.safetensors", -8)  # between the sampled blocks
+    assert check_checkpoint(str(model), "causal-lm").revision == first
+    flip(model / "model.safetensors", -8)
+    write_checksums(model, "causal-lm")
+    monkeypatch.setattr("bestofn.checkpoints._fingerprint", None)
+    assert check_checkpoint(str(model), "causal-lm").revision == first
+    flip(model / "model.safetensors", -8)
+    with pytest.raises(CheckpointError, match="its content is not what was written"):
+        check_checkpoint(str(model), "causal-lm")
+
+
+@pytest.mark.parametrize("damage", ["[]", '{"files": {}, "revision": "sha256:1"}', "{", "\xff"])
+def test_damaged_checksums_are_no_reason_to_trust_the_files(model: Path, damage: str) -> None:
+    write_checksums(model, "causal-lm")
+    (model / "checksums.json").write_bytes(damage.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"checksums\.json"):
+        check_checkpoint(str(model), "causal-lm")
+
+
+def test_weights_beside_the_recorded_ones_are_not_taken(model: Path) -> None:
+    write_checksums(model, "causal-lm")
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    index = {"weight_map": {"w": "a.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
+        check_checkpoint(str(model), "causal-lm")
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"w": 1}', b'{"w": {"data_offsets": [0]}}', b"\xff"])
+def test_a_garbled_header_is_an_error_with_its_name(model: Path, header: bytes) -> None:
+    content = struct.pack("<Q", len(header)) + header
+    (model / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a safetensors file"):
+        check_checkpoint(str(model), "causal-lm")
 
 
 def test_one_logit_is_accepted(model: Path) -> None:

@@ -94,6 +94,27 @@ def test_a_kill_between_the_two_renames_is_recovered(tmp_path: Path) -> None:
     assert (target / "weights").read_text() == "old"
 
 
+def test_what_a_kill_left_is_cleared_once_the_new_one_is_there(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    make(target, "new")
+    for left in (".model.retired", ".model.partial"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "weights").write_text("old")
+    recover_directory(target)
+    assert (target / "weights").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_refusal_names_the_file_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.fsync", disk_full)
+    with pytest.raises(ExportError, match=r"x\.json: No space left.*free some space.*same command"):
+        write_json(tmp_path / "x.json", {})
+    with pytest.raises(ExportError, match=r"model: .*No space left.*same command again"):
+        make(tmp_path / "model", "new")
+
+
 def test_written_json_is_readable(tmp_path: Path) -> None:
     write_json(tmp_path / "a" / "x.json", {"a": 1})
     assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"a": 1}

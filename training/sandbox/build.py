@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from bestofn.checkpoints import Kind, check_checkpoint
+from bestofn.checkpoints import Kind, check_checkpoint, write_checksums
 from bestofn.errors import CheckpointError, DataError
 from bestofn.files import recover_directory, replacing_directory, write_json
+from bestofn.locks import sole_writer
 from bestofn.provenance import provenance
 from training.cards import write_card
 from training.configs import SandboxConfig
@@ -73,6 +74,11 @@ def build_sandbox(config: SandboxConfig) -> None:
     Raises:
         DataError: the corpus is unusable. ExportError: the disk refused; finished parts stay.
     """
+    with sole_writer(config.out):
+        _build(config)
+
+
+def _build(config: SandboxConfig) -> None:
     begun = time.perf_counter()
     out = config.out
     settings = config.model_dump(mode="json", exclude={"replace", "out"})
@@ -181,7 +187,7 @@ def _parts(
                 max_length=config.max_length, seed=config.seed, scratch=scratch,
                 callbacks=[progress.callback],
             )  # fmt: skip
-        _save(directory, model, tokenizer, "Reference policy", source, config, metrics)
+        _save(directory, model, tokenizer, "causal-lm", "Reference policy", source, config, metrics)
         return metrics
 
     def classifier(
@@ -194,7 +200,7 @@ def _parts(
                     tokenizer, data, heldout, shape, max_length=config.max_length, seed=seed,
                     scratch=scratch, callbacks=[progress.callback],
                 )  # fmt: skip
-            _save(directory, model, tokenizer, title, source, config, metrics)
+            _save(directory, model, tokenizer, "reward", title, source, config, metrics)
             return metrics
 
         return build
@@ -226,6 +232,7 @@ def _save(
     directory: Path,
     model: Any,
     tokenizer: Any,
+    kind: Kind,
     title: str,
     source: str,
     config: SandboxConfig,
@@ -233,6 +240,7 @@ def _save(
 ) -> None:
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    write_checksums(directory, kind)
     write_card(
         directory,
         title=f"{title} of the bestofn sandbox",

@@ -1,0 +1,78 @@
+"""One writer an output."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bestofn import locks
+from bestofn.errors import ExportError
+from bestofn.locks import sole_writer
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = (
+    "import sys, time; from pathlib import Path; from bestofn.locks import sole_writer\n"
+    "with sole_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def holder(tmp_path: Path):  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_writer_is_told_who_writes(
+    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
+    words = rf"out is being written by another process \(pid {holder.pid}\); wait for it"
+    with pytest.raises(ExportError, match=words), sole_writer(tmp_path / "out"):
+        pass
+    with sole_writer(tmp_path / "other"):
+        pass
+
+
+def test_a_killed_writer_lets_go_and_nothing_is_left(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    holder.kill()
+    with sole_writer(tmp_path / "out"):
+        assert list(tmp_path.iterdir()) == [tmp_path / ".out.lock"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_taken_on_a_file_that_was_removed_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    still, asked = locks._is_still, []
+
+    def removed_at_first(path: Path, handle: int) -> bool:
+        if not asked:
+            path.unlink()
+        asked.append(path)
+        return still(path, handle)
+
+    monkeypatch.setattr(locks, "_is_still", removed_at_first)
+    with sole_writer(tmp_path / "out"):
+        assert len(asked) == 2
+        assert (tmp_path / ".out.lock").exists()
+
+
+def test_where_nothing_may_be_written_nothing_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.open", refused)
+    with sole_writer(tmp_path / "out"):
+        pass
