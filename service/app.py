@@ -100,10 +100,10 @@ def create_app(
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
         lifespan=lifespan,
+        responses=ANY_ROUTE,
         # FastAPI's own would load Swagger UI from another host; ours is in service/routes/page.py.
         docs_url=None,
         redoc_url=None,
-        responses=ANY_ROUTE,
     )
     app.state.runtime = runtime
     app.state.records = records

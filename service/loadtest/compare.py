@@ -70,7 +70,8 @@ _SPEEDS: tuple[tuple[str, Callable[[Round], float | None], bool], ...] = (
     ("p50 E2E, ms", lambda one: one.p50_e2e_ms, False),
     ("p95 E2E, ms", lambda one: one.p95_e2e_ms, False),
 )
-_NO_MATTER = {"out", "store", "tag", "wait_s"}
+_NO_MATTER = {"out", "store", "tag", "wait_s", "run_id", "supervised"}
+_PROMPTS = {"prompts", "prompt_words", "prompt_count", "seed"}
 
 
 def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
@@ -86,8 +87,11 @@ def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
         for name in sorted(a.settings.keys() | b.settings.keys())
         if a.settings.get(name) != b.settings.get(name) and name not in _NO_MATTER
     }
-    same_prompts = not changed.keys() & {"prompts", "prompt_words", "prompt_count", "seed"}
+    same_prompts = not changed.keys() & _PROMPTS
+    if a.prompts_digest is not None and b.prompts_digest is not None:
+        same_prompts = a.prompts_digest == b.prompts_digest
     if same_prompts:
+        changed.pop("prompts", None)  # where the file lay
         for variant in (one for one in worth_a if one in worth_b):
             found += _rewards(worth_a[variant], worth_b[variant])
     return Comparison(

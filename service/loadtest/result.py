@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -83,6 +85,7 @@ def build_result(
         provenance=provenance({}) | {"config": None},
         server=server,
         prompts=len(prompts),
+        prompts_digest=hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16],
         cells=cells,
         quality=quality,
         curve=curve_of(matrix) if prompts_of_curve else [],

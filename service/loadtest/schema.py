@@ -226,6 +226,7 @@ class LoadTestResult(Part):
     provenance: dict[str, Any]
     server: Server
     prompts: int
+    prompts_digest: str | None = Field(None, description="of their texts: equal for equal prompts")
     cells: list[CellResult]
     quality: list[Quality]
     curve: list[CurvePoint]

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from service.browsers import REPORT_POLICY, refuse_other_sites
 from service.caller import current_caller
 from service.deps import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
+from service.loadtest.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult
 from service.loadtest_requests import own_url, planned_seconds, settings_of, token_of
 from service.loadtest_runs import ROOM_S, LoadTestRuns, Run, not_here
@@ -31,7 +32,9 @@ _OURS_ONLY = [Depends(refuse_other_sites)]
 _ABSENT = errors(404, 422)
 _REFUSED = errors(403, 404, 429, 503)
 _HTML: dict[int | str, dict[str, object]] = {200: {"content": {"text/html": {}}}}
-RunId = Annotated[str, Path(pattern="^[0-9a-f]{12}$")]
+_ID = "^[0-9a-f]{12}$"
+RunId = Annotated[str, Path(pattern=_ID)]
+OtherId = Annotated[str, Query(pattern=_ID)]
 
 
 @router.post("/loadtests", status_code=202, responses=WITH_BODY | _REFUSED, dependencies=_OURS_ONLY)
@@ -101,6 +104,15 @@ async def get_load_test(
 async def get_result(run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep) -> Response:
     """What it has measured, so far if it is still running; as `result.json` of the command line."""
     return Response(await _result(run_id, runs, records), media_type="application/json")
+
+
+@router.get("/loadtests/{run_id}/comparison", responses=_ABSENT)
+async def get_comparison(
+    run_id: RunId, against: OtherId, runs: LoadTestRunsDep, records: RecordsDep
+) -> Comparison:
+    """Whether this run (B) differs from another one (A) by more than their own rounds and prompts do."""
+    b, a = [await _result(one, runs, records) for one in (run_id, against)]
+    return await asyncio.to_thread(_compared, a, b)
 
 
 @router.get("/loadtests/{run_id}/report", responses=_ABSENT | _HTML, response_class=Response)
@@ -187,6 +199,12 @@ async def _result(run_id: str, runs: LoadTestRuns, records: Records) -> str:
         if found is not None:
             return json.dumps(found)
     raise not_here(run_id)
+
+
+def _compared(a: str, b: str) -> Comparison:
+    return compare_runs(
+        LoadTestResult.model_validate_json(a), LoadTestResult.model_validate_json(b)
+    )
 
 
 async def _report(run_id: str, runs: LoadTestRuns, records: Records) -> Response:

@@ -79,6 +79,14 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         assert await report.evaluate("window.origin") == "null"
         assert await report.title() != "gone"
         assert await page.title() == "Measure · bestofn"
+        await page.get_by_role("button", name="Start").click()
+        await expect(state(page, "running")).to_be_visible()
+        await expect(past).to_have_count(2, timeout=LONG_MS)
+        await page.get_by_role("button", name="Compare the run shown with run").click()
+        await expect(page.locator(".compared")).to_contain_text("Too few rounds to tell chance")
+        figures = page.get_by_role("region", name="in figures")
+        await expect(figures.get_by_role("row", name="bon (N=4) mean reward")).to_be_visible()
+        await assert_accessible(page)
 
 
 async def test_one_started_elsewhere_is_shown_can_be_stopped_and_keeps_what_it_measured(

@@ -163,7 +163,15 @@ def test_compare_says_different_same_and_too_few(result: LoadTestResult) -> None
 def test_rewards_are_compared_on_the_same_prompts_only(result: LoadTestResult) -> None:
     base, other = faster(result, 1.0, 5), faster(result, 1.0, 5, gain=1.0)
     assert any(one.measure == "mean reward" for one in compare_runs(base, other).differences)
+    moved = other.model_copy(update={"settings": other.settings | {"prompts": "elsewhere.jsonl"}})
+    found = compare_runs(base, moved)
+    assert any(one.measure == "mean reward" for one in found.differences)
+    assert found.settings_changed == {}
+    changed = moved.model_copy(update={"prompts_digest": "other"})
+    found = compare_runs(base, changed)
+    assert not any(one.measure == "mean reward" for one in found.differences)
     other.settings["prompt_words"] = "20"
+    other.prompts_digest = None  # of a version that did not note it
     found = compare_runs(base, other)
     assert not any(one.measure == "mean reward" for one in found.differences)
     assert found.settings_changed == {"prompt_words": (None, "20")}

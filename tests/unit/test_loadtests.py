@@ -113,14 +113,15 @@ async def test_it_may_be_switched_off_and_other_sites_may_not_ask() -> None:
 
 async def test_what_is_not_there_is_404(tmp_path: Path) -> None:
     paths = ["/loadtests/0123456789ab", "/loadtests/0123456789ab/result",
-             "/loadtests/0123456789ab/report", "/page/reports/guess"]  # fmt: skip
+             "/loadtests/0123456789ab/report", "/page/reports/guess",
+             "/loadtests/0123456789ab/comparison?against=0123456789ab"]  # fmt: skip
     for store in ("none", str(tmp_path / "s.db")):
         async with serving(make_runtime(store=store)) as (_, client):
             found = [await client.get(path) for path in paths]
             found.append(await client.delete("/loadtests/0123456789ab"))
             odd = await client.get("/loadtests/%2e%2e%2fetc/result")
             listed = (await client.get("/loadtests")).json()
-        assert [response.status_code for response in found] == [404] * 5
+        assert [response.status_code for response in found] == [404] * 6
         assert odd.status_code in (404, 422)
         assert (listed["current"], listed["runs"]) == (None, [])
         assert listed["kept"] is (store != "none")
@@ -149,6 +150,7 @@ async def test_a_run_grows_is_kept_and_reported_without_markup_with_the_caller_s
         result = (await client.get(f"/loadtests/{run}/result")).json()
         listed = (await client.get("/loadtests", params={"tag": MARKUP})).json()
         report = await client.get(f"/loadtests/{run}/report")
+        same = await client.get(f"/loadtests/{run}/comparison", params={"against": run})
         link = (await client.post(f"/loadtests/{run}/report-link")).json()["url"]
         linked = await client.get(link, headers={"authorization": ""})
         keyless = await client.get(f"/loadtests/{run}/report", headers={"authorization": ""})
@@ -174,6 +176,8 @@ async def test_a_run_grows_is_kept_and_reported_without_markup_with_the_caller_s
         assert MARKUP not in page.text
         assert "&lt;script&gt;alert(1)" in page.text
     assert keyless.status_code == 401
+    assert same.json()["statement"].startswith("Too few rounds")
+    assert same.json()["settings_changed"] == {}
     # Another server on the same store has it too, and renders the report anew.
     async with serving(make_runtime(store=store)) as (_, client):
         again = await client.get(f"/loadtests/{run}/report")

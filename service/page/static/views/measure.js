@@ -37,6 +37,7 @@ class Measure {
   #timer = null;
   #status = null; // of the run that is followed
   #done = -1; // blocks in the figures shown
+  #shown = null; // id of the finished run whose figures are on the page
   #current = null; // id of the run that the server has or had last
 
   constructor(context) {
@@ -44,7 +45,7 @@ class Measure {
     this.#form = new Form({ onStart: (body) => this.#start(body) });
     this.#progress = new Progress({ onStop: () => this.#stop() });
     this.#figures = new Figures();
-    this.#kept = new Kept({ onShow: (id) => this.#show(id) });
+    this.#kept = new Kept({ onShow: (id) => this.#show(id), onCompare: (id) => this.#compare(id) });
     this.parts = [
       el("h1", { class: "unseen" }, title),
       this.#form.node,
@@ -123,7 +124,10 @@ class Measure {
         const result = await get(`/loadtests/${id}/result`);
         if (id !== this.#current) return;
         this.#done = status.blocks_done;
-        this.#figures.show(result, { growing: ACTIVE.includes(status.state) });
+        const growing = ACTIVE.includes(status.state);
+        this.#figures.show(result, { growing });
+        this.#shown = growing ? null : id;
+        this.#kept.showing(this.#shown);
       } else if (!ACTIVE.includes(status.state)) {
         this.#figures.nothing();
       }
@@ -152,8 +156,17 @@ class Measure {
     if (!result) return;
     if (this.#status === null || !ACTIVE.includes(this.#status.state)) this.#progress.hide();
     this.#figures.show(result, { growing: false });
+    this.#shown = id;
+    this.#kept.showing(id);
     this.#figures.node.scrollIntoView({ block: "start" });
     this.#context.announce(`Run ${id} is shown.`);
+  }
+
+  async #compare(id) {
+    const found = await this.#told(() => get(`/loadtests/${this.#shown}/comparison?against=${id}`));
+    if (!found) return;
+    this.#kept.compared(found);
+    this.#context.announce(found.statement);
   }
 
   /** The answer, or nothing once the error is on the page. */

@@ -1,0 +1,42 @@
+// Two runs against each other.
+
+import { el, number } from "/page/dom.js";
+import { small } from "/page/views/measure/figures.js";
+
+const KINDS = { better: "good", worse: "bad" };
+
+/** What the server says of run B against run A: the statement, and each figure that both have. */
+export function comparison(found) {
+  const changed = Object.entries(found.settings_changed);
+  const caption = `Run ${found.b} (B) against run ${found.a} (A)`;
+  const head = ["what", "figure", "A", "B", "change, 95% interval", "p", "B is"];
+  return el(
+    "section", { class: "stack tight", "aria-label": caption },
+    el("h3", {}, caption),
+    el("p", {}, found.statement),
+    found.differences.length > 0 &&
+      el(
+        "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, in figures` },
+        el(
+          "table", { class: "table figures" },
+          el("thead", {}, el("tr", {}, head.map((name, i) => el("th", { scope: "col", class: i > 1 ? "num" : null }, name)))),
+          el("tbody", {}, found.differences.map(row)),
+        ),
+      ),
+    changed.map(([name, [a, b]]) => el("p", { class: "muted small" }, `${name}: ${JSON.stringify(a)} in A, ${JSON.stringify(b)} in B`)),
+    found.only_in_one.length > 0 && el("p", { class: "muted small" }, `In one run only: ${found.only_in_one.join("; ")}`),
+  );
+}
+
+function row(one) {
+  const shown = (value) => (one.relative ? `${small(value)}x` : number(value, 3));
+  return el(
+    "tr", {},
+    el("th", { scope: "row" }, one.what),
+    el("td", {}, one.measure),
+    [small(one.a), small(one.b), `${shown(one.change)} (${shown(one.low)} to ${shown(one.high)})`, one.p === null ? "–" : number(one.p, 3)].map(
+      (text) => el("td", { class: "num" }, text),
+    ),
+    el("td", { class: "num" }, el("span", { class: `badge ${KINDS[one.verdict] ?? ""}` }, one.verdict)),
+  );
+}
