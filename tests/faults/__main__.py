@@ -80,7 +80,7 @@ async def _injected(name: str, stage: Stage) -> Tally | str:
 
 def _cells(tally: Tally | str) -> list[str]:
     if isinstance(tally, str):
-        return ["-"] * 6 + [tally]
+        return ["-"] * 6 + [tally[:300]]
     errors = ", ".join(f"{kind} {count}" for kind, count in tally.errors.items())
     recovered = "-" if tally.recovered_s is None else f"{tally.recovered_s:.1f}"
     held = "; ".join(tally.broken()) or "yes"

@@ -21,7 +21,7 @@ async def inject(stage: Stage) -> Tally:
     """Stop it while short and endless requests are under way."""
     tally = Tally()
     async with serving(
-        stage.sandbox, stage.scratch, "--limits.drain_s", "4", "--limits.running_sequences", "16"
+        stage.sandbox, stage.scratch, "--limits.drain-s", "4", "--limits.running-sequences", "16"
     ) as service:
         await service.ask()
         children = service.children()
