@@ -61,7 +61,7 @@ class VerdictKept(BaseModel):
 
 
 class Share(BaseModel):
-    """A mean with its 95% bootstrap interval over verdicts."""
+    """A mean with its 95% Wilson interval over verdicts."""
 
     mean: float
     low: float

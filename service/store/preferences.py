@@ -9,7 +9,7 @@ from typing import Literal
 
 from sqlalchemy import select
 
-from bestofn.statistics import Estimate, bootstrap_mean
+from bestofn.statistics import Estimate, score_share
 from service.store.database import Store
 from service.store.tables import PreferenceRow
 
@@ -105,8 +105,8 @@ def human_win_rates(store: Store) -> list[HumanWinRate]:
             wins=scores.count(1.0),
             losses=scores.count(0.0),
             ties=scores.count(0.5),
-            win_rate=bootstrap_mean(scores),
-            reward_win_rate=bootstrap_mean(rewards[one, other]) if rewards[one, other] else None,
+            win_rate=score_share(scores),
+            reward_win_rate=score_share(rewards[one, other]) if rewards[one, other] else None,
         )
         for (one, other), scores in verdicts.items()
     ]
