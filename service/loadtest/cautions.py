@@ -28,7 +28,7 @@ def warnings_of(
     if done < planned:
         found.append(f"The run was interrupted: {done} of {planned} blocks were measured.")
     for cell in cells:
-        found += _of_cell(cell)
+        found += cell_warnings(cell)
     few = sum(cell.requests < FEW_REQUESTS for cell in cells)
     if few:
         found.append(
@@ -53,12 +53,18 @@ def warnings_of(
     return found
 
 
-def _of_cell(cell: CellResult) -> list[str]:
+def cell_warnings(cell: CellResult) -> list[str]:
+    """Those of one cell."""
     name, found = f"{cell.variant} at {cell.load:g}", []
     failed = sum(cell.errors.values())
     if failed > MANY_ERRORS * (failed + cell.requests):
         kinds = ", ".join(f"{count} {kind}" for kind, count in cell.errors.items())
         found.append(f"{name}: {failed} of {failed + cell.requests} requests failed ({kinds}).")
+    if cell.requests and cell.e2e_ms is None:
+        found.append(
+            f"{name}: no request was both sent and answered within a block, so there is no latency; blocks "
+            "must be longer than an answer takes (--duration-s)."
+        )
     if cell.client_cpu > BUSY_CLIENT:
         found.append(
             f"{name}: the client used {cell.client_cpu:.0%} of a core; some of the latency may be its own."

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from service.loadtest.cautions import cell_warnings
 from service.loadtest.compare import compare_runs
 from service.loadtest.report import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, Round
@@ -89,6 +90,14 @@ def test_the_page_loads_nothing_and_escapes_everything(result: LoadTestResult) -
     assert "default-src 'none'" in page
     scripts = re.findall(r"<script[^>]*>", page)
     assert not any("src" in script for script in scripts)
+
+
+def test_a_block_too_short_for_an_answer_is_told(result: LoadTestResult) -> None:
+    cell = result.cells[0].model_copy(update={"client_cpu": 0.0, "errors": {}})
+    assert cell_warnings(cell) == []
+    told = cell_warnings(cell.model_copy(update={"e2e_ms": None}))
+    assert len(told) == 1
+    assert "longer than an answer takes" in told[0]
 
 
 def test_the_page_has_every_figure_and_the_decision_first(result: LoadTestResult) -> None:
