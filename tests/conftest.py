@@ -8,10 +8,15 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.faults.stage import Stage
 
 # Timings are never asserted, on a machine that may be doing something else.
 settings.register_profile("untimed", deadline=None)
@@ -32,3 +37,21 @@ def vbon_checkpoint(sandbox: Path) -> Path:
     from tests.tiny import train_tiny_vbon
 
     return train_tiny_vbon(sandbox)
+
+
+SIZE_IN_CI = 0.02  # of faults
+
+
+@pytest.fixture(scope="session")
+async def stage(
+    sandbox: Path, vbon_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Stage, None]:
+    """Where faults happen; its real service, started once a session, is the browser tests' too."""
+    pytest.importorskip("vllm")
+    from tests.faults.stage import Stage
+
+    found = Stage(sandbox, tmp_path_factory.mktemp("faults"), SIZE_IN_CI)
+    try:
+        yield found
+    finally:
+        await found.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,6 +12,9 @@ pytest.importorskip("playwright", reason="no playwright: pip install -e '.[dev]'
 from playwright.async_api import Browser, async_playwright, expect
 
 from tests.browser.visits import FLAGS, PATIENCE_MS, Visitor, find_chromium
+
+if TYPE_CHECKING:
+    from tests.faults.stage import Stage
 
 
 @pytest.fixture(scope="session")
@@ -37,12 +40,6 @@ async def visitor(browser: Browser) -> AsyncGenerator[Visitor, None]:
 
 
 @pytest.fixture(scope="session")
-async def real_url(
-    sandbox: Path, vbon_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncGenerator[str, None]:
-    """``python -m service`` on real vLLM and the tiny sandbox, started once; its address."""
-    pytest.importorskip("vllm")
-    from tests.faults.service import serving
-
-    async with serving(sandbox, tmp_path_factory.mktemp("real-service")) as service:
-        yield service.url
+async def real_url(stage: Stage) -> str:
+    """``python -m service`` on real vLLM and the tiny sandbox; its address."""
+    return (await stage.service()).url

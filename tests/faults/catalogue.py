@@ -27,6 +27,11 @@ def faults() -> list[str]:
     return sorted(name for name in names if name not in NOT_FAULTS)
 
 
+def in_full_only(name: str) -> bool:
+    """Whether CI leaves it out: what it shows is a measurement, or shown there by another."""
+    return bool(vars(load(name)).get("IN_FULL_ONLY", False))
+
+
 def load(name: str) -> ModuleType:
     """A fault's module.
 

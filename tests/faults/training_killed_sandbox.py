@@ -14,6 +14,7 @@ PROMISE = (
     "Making the sandbox, killed (-9) at any moment, goes on by the same command, makes no finished "
     "part again, and ends in the very models of an unbroken run."
 )
+IN_FULL_ONLY = True  # half a minute; its machinery is that of the other killed commands
 
 
 async def inject(stage: Stage) -> Tally:
