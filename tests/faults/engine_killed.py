@@ -21,7 +21,7 @@ ENGINES = "EngineCore"
 
 async def inject(stage: Stage) -> Tally:
     """Kill each engine in turn under a steady load; ask the other's mode all the while."""
-    return await strike_engines(stage, signal.SIGKILL, stage.count(10, least=2))
+    return await strike_engines(stage, signal.SIGKILL, stage.count(10))
 
 
 async def strike_engines(stage: Stage, blow: signal.Signals, times: int) -> Tally:

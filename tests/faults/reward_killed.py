@@ -18,7 +18,7 @@ WORKERS = "multiprocessing.spawn"
 
 async def inject(stage: Stage) -> Tally:
     """Kill it again and again."""
-    return await strike_worker(stage, signal.SIGKILL, stage.count(10, least=2))
+    return await strike_worker(stage, signal.SIGKILL, stage.count(10))
 
 
 async def strike_worker(stage: Stage, blow: signal.Signals, times: int) -> Tally:
