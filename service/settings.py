@@ -25,7 +25,10 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dtype: str = Field("auto", description="weights' type; auto takes the checkpoint's")
+    dtype: str = Field(
+        "auto",
+        description="weights' type; auto takes the checkpoint's, float32 too, which vLLM's own auto rounds",
+    )
     max_model_len: int | None = Field(None, ge=8, description="context in tokens")
     max_num_seqs: int = Field(256, ge=1, description="sequences decoded at once, per engine")
     gpu_memory_utilization: float | None = Field(

@@ -234,7 +234,7 @@ class VllmHost:
         options = self.options
         arguments: dict[str, Any] = {
             "model": self.checkpoint.path,
-            "dtype": options.dtype,
+            "dtype": served_dtype(self.checkpoint.path, options.dtype),
             "tensor_parallel_size": options.tensor_parallel_size,
             "enforce_eager": options.enforce_eager,
             "trust_remote_code": options.trust_remote_code,
@@ -290,6 +290,20 @@ class VllmHost:
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         return [logger_into(self.registry, PrometheusStatLogger)]
+
+
+def served_dtype(path: str, asked: str) -> str:
+    """vLLM's ``dtype`` for a policy; ``auto`` is the checkpoint's own.
+
+    vLLM's own ``auto`` rounds a float32 checkpoint to bfloat16, which is another policy than the one that
+    was trained and measured, and on CPUs without instructions for it decodes at half the speed.
+    """
+    config = Path(path) / "config.json"
+    if asked != "auto" or not config.is_file():
+        return asked
+    found = json.loads(config.read_text(encoding="utf-8"))
+    own = found.get("dtype") or found.get("torch_dtype")
+    return "float32" if own == "float32" else asked
 
 
 def _release(llm: AsyncLLM) -> None:

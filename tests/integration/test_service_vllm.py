@@ -48,6 +48,13 @@ async def test_bon_and_vbon_answer_from_their_own_policies(client: httpx.AsyncCl
     assert bon["policy"]["revision"].startswith("sha256:")
 
 
+async def test_a_float32_checkpoint_is_served_in_float32(runtime: Runtime) -> None:
+    """vLLM by itself would round it to bfloat16."""
+    for policy in ("ref", "vbon"):
+        config = runtime.policies[policy].host.llm.model_config  # type: ignore[attr-defined]
+        assert str(config.dtype) == "torch.float32"
+
+
 async def test_same_seed_same_answer(client: httpx.AsyncClient) -> None:
     first, second = [(await generate(client, "bon")).json() for _ in range(2)]
     other = (await generate(client, "bon", seed=8)).json()
