@@ -6,7 +6,7 @@ import logging
 from http import HTTPMethod
 from time import perf_counter
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.logs import with_fields
 from service.request_notes import PROBES, RequestNotes, current_request
@@ -14,7 +14,6 @@ from service.request_notes import PROBES, RequestNotes, current_request
 logger = logging.getLogger(__name__)
 
 _METHODS = frozenset(HTTPMethod)
-CLIENT_CLOSED_REQUEST = 499
 
 
 class AccessLogMiddleware:
@@ -34,18 +33,10 @@ class AccessLogMiddleware:
         if scope["type"] != "http" or notes is None or not logger.isEnabledFor(level):
             await self._app(scope, receive, send)
             return
-        status = CLIENT_CLOSED_REQUEST  # unless an answer begins
-
-        async def send_and_see(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_and_see)
+            await self._app(scope, receive, send)
         finally:
-            _log(level, scope, status, notes)
+            _log(level, scope, notes)
 
 
 def route_of(scope: Scope) -> str | None:
@@ -59,13 +50,13 @@ def method_of(scope: Scope) -> str | None:
     return scope["method"] if scope["method"] in _METHODS else None
 
 
-def _log(level: int, scope: Scope, status: int, notes: RequestNotes) -> None:
+def _log(level: int, scope: Scope, notes: RequestNotes) -> None:
     passages = notes.passages
     duration_ms = round((perf_counter() - notes.begun_s) * 1e3, 3)
     fields = with_fields(
         method=method_of(scope),
         path=route_of(scope),
-        status=status,
+        status=notes.status,
         duration_ms=duration_ms,
         mode=",".join(notes.modes) or None,
         key=notes.key or None,

@@ -36,15 +36,18 @@ class RequestIdMiddleware:
         request_id = given.decode() if _CLIENT_ID.fullmatch(given) else own
         scope.setdefault("state", {})["request_id"] = request_id
 
+        notes = RequestNotes(request_id)
+
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                notes.status = message["status"]
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
                 ]
             await send(message)
 
-        before = current_request.set(RequestNotes(request_id))
+        before = current_request.set(notes)
         try:
             await self._app(scope, receive, send_with_id)
         finally:

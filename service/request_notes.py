@@ -12,6 +12,8 @@ from time import perf_counter
 # Asked every few seconds by machines; nobody looks for them in a log or a trace.
 PROBES = frozenset({"/healthz", "/readyz", "/health", "/metrics"})
 
+CLIENT_CLOSED_REQUEST = 499
+
 
 @dataclass(slots=True)
 class Passage:
@@ -48,6 +50,7 @@ class RequestNotes:
     """A request at hand.
 
     Attributes:
+        status: of its answer; 499 until one begins, for a client that does not wait for it.
         key: the name of its API key; empty where none was needed.
         error: the type of the error that it was told, as on the wire.
         passages: in the order in which they began.
@@ -55,6 +58,7 @@ class RequestNotes:
 
     request_id: str
     begun_s: float = field(default_factory=perf_counter)
+    status: int = CLIENT_CLOSED_REQUEST
     key: str = ""
     error: str = ""
     passages: list[Passage] = field(default_factory=list)

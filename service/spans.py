@@ -20,12 +20,18 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bestofn import __version__
 from bestofn.trace_context import trace_headers
-from service.access_log import CLIENT_CLOSED_REQUEST, method_of, route_of
-from service.request_notes import PROBES, Passage, RequestNotes, current_request
+from service.access_log import method_of, route_of
+from service.request_notes import (
+    CLIENT_CLOSED_REQUEST,
+    PROBES,
+    Passage,
+    RequestNotes,
+    current_request,
+)
 
 Attributes = dict[str, str | int | float | list[str]]
 
@@ -70,14 +76,6 @@ class TracingMiddleware:
         if scope["type"] != "http" or notes is None or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
-        status = CLIENT_CLOSED_REQUEST  # unless an answer begins
-
-        async def send_and_see(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         # The span begins before its name is known: what is asked of other servers names it as parent.
         span = self._tracer.start_span(
             "HTTP", context=_parent(scope), kind=SpanKind.SERVER, start_time=time_ns()
@@ -87,12 +85,12 @@ class TracingMiddleware:
         _W3C.inject(headers, set_span_in_context(span, Context()))
         before = trace_headers.set(headers)
         try:
-            await self._app(scope, receive, send_and_see)
+            await self._app(scope, receive, send)
         finally:
             trace_headers.reset(before)
             if span.is_recording():
                 self._children(span, notes, clock)
-                _describe(span, scope, status, notes)
+                _describe(span, scope, notes)
             span.end(clock.ns(perf_counter()))
 
     def _children(self, span: Span, notes: RequestNotes, clock: _Clock) -> None:
@@ -152,13 +150,13 @@ def _attributes_of(passage: Passage, stage: str) -> Attributes:
     return attributes
 
 
-def _describe(span: Span, scope: Scope, status: int, notes: RequestNotes) -> None:
+def _describe(span: Span, scope: Scope, notes: RequestNotes) -> None:
     route = route_of(scope)
     method = method_of(scope)
     span.update_name(" ".join(filter(None, (method or "HTTP", route))))
     attributes: Attributes = {
         "http.request.method": method or "_OTHER",
-        "http.response.status_code": status,
+        "http.response.status_code": notes.status,
         "bestofn.request_id": notes.request_id,
     }
     if route:
@@ -169,7 +167,8 @@ def _describe(span: Span, scope: Scope, status: int, notes: RequestNotes) -> Non
         attributes |= _generation(route, notes)
     span.set_attributes(attributes)
     if notes.error:
-        _fail(span, notes.error, ours=status >= 500 or status in (200, CLIENT_CLOSED_REQUEST))
+        ours = notes.status >= 500 or notes.status in (200, CLIENT_CLOSED_REQUEST)
+        _fail(span, notes.error, ours=ours)
 
 
 def _generation(route: str | None, notes: RequestNotes) -> Attributes:
