@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 def http_options(limits: LimitSettings) -> dict[str, Any]:
     """Arguments of ``uvicorn.Config``; without httptools, h11's own limit on bytes."""
+    options: dict[str, Any] = {"timeout_keep_alive": limits.keep_alive_s}
     if importlib.util.find_spec("httptools") is None:
-        return {"http": "h11", "h11_max_incomplete_event_size": limits.max_header_bytes}
-    return {"http": bounded_protocol(limits)}
+        return options | {"http": "h11", "h11_max_incomplete_event_size": limits.max_header_bytes}
+    return options | {"http": bounded_protocol(limits)}
 
 
 def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:

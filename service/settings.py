@@ -101,6 +101,12 @@ class LimitSettings(BaseModel):
         gt=0,
         description="longest a request's head, and then its body, may take to arrive, seconds",
     )
+    keep_alive_s: int = Field(
+        75,
+        ge=1,
+        description="how long an idle connection stays open, seconds; above what clients (httpx: 5) and load "
+        "balancers (often 60) keep theirs, or requests meet a connection as it closes",
+    )
     running_sequences: int = Field(512, ge=1, description="candidates in the engines at once")
     running_tokens: int = Field(
         2**20, ge=1, description="tokens they may come to: candidates times max_tokens"

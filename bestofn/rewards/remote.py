@@ -10,6 +10,9 @@ from bestofn.errors import RewardError
 from bestofn.rewards.protocol import Scorable, checked_scores
 from bestofn.trace_context import trace_headers
 
+# Servers under uvicorn close a connection that idled for 5 s; one we might reuse must be younger.
+_KEEP_IDLE_S = 2.0
+
 
 class RemoteReward:
     """POSTs ``{"prompts": [...], "completions": [...]}`` and reads ``{"rewards": [...]}``.
@@ -27,7 +30,8 @@ class RemoteReward:
     ) -> None:
         self.name, self.revision = url, "remote"
         self._batch_size = batch_size
-        self._client = httpx.Client(timeout=timeout_s, transport=transport)
+        limits = httpx.Limits(keepalive_expiry=_KEEP_IDLE_S)
+        self._client = httpx.Client(timeout=timeout_s, transport=transport, limits=limits)
 
     def load(self) -> None:
         """Nothing to load: the scorer runs elsewhere, and may come up after us."""

@@ -22,6 +22,9 @@ ENGINE_FAULTS = (
 )  # fmt: skip
 SCORER_FAULTS = (*WRONG, "few", "many", "nan", "null", "hang", "drop", "half")
 
+# Longer than idle connections to other servers are kept; they are closed when the next request is sent.
+IDLE_S = 3.0
+
 
 async def inject(stage: Stage) -> Tally:
     """One fault after the other, each under load, each followed by a request that must succeed."""
@@ -33,14 +36,22 @@ async def inject(stage: Stage) -> Tally:
             "--engine.remote-max-backoff-s", "0.5",
         )  # fmt: skip
         async with serving(stage.sandbox, stage.scratch, *flags, models=False) as service:
-            await must_answer(service, "bon", tally, "before any fault")
+            await _connect(service, tally, "before any fault")
             before = await service.held()
             for fault in ENGINE_FAULTS:
                 await _engine(service, engine, fault, stage.count(200, least=6), tally)
             for fault in SCORER_FAULTS:
                 await _scorer(service, scorer, fault, stage.count(200, least=6), tally)
+            await asyncio.sleep(IDLE_S)
+            await _connect(service, tally, "after all faults")
             tally.left_over = await service.left_over(before)
     return tally
+
+
+async def _connect(service: Service, tally: Tally, when: str) -> None:
+    """One request of each policy and one of the scorer: one connection each, those idle too long closed."""
+    await must_answer(service, "bon", tally, when)
+    await must_answer(service, "vbon", tally, when)
 
 
 async def _engine(service: Service, engine: Server, fault: str, count: int, tally: Tally) -> None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from time import perf_counter
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from service.http_protocol import http_options
 from tests.unit.fakes import make_runtime, on_a_port
 
-LIMITS = {"max_header_bytes": 2048, "max_header_fields": 20, "receive_timeout_s": 0.3}
+LIMITS = {
+    "max_header_bytes": 2048,
+    "max_header_fields": 20,
+    "receive_timeout_s": 0.3,
+    "keep_alive_s": 1,
+}
 HEAD = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
 
 
@@ -88,6 +95,18 @@ async def test_a_body_that_trickles_is_ended(port: int) -> None:
 async def test_a_silent_connection_is_closed(port: int) -> None:
     status, _ = await say(port)
     assert status == 408
+
+
+async def test_an_idle_connection_stays_open_for_its_time_and_no_longer(port: int) -> None:
+    request = HEAD + b"\r\n"
+    begun = perf_counter()
+    status, body = await say(port, request, request, pause_s=0.7)
+    assert (status, body.count("alive")) == (200, 2)
+    assert perf_counter() - begun >= 1.7
+
+
+def test_idle_connections_outlive_those_of_clients() -> None:
+    assert make_runtime().settings.limits.keep_alive_s > (httpx.Limits().keepalive_expiry or 0)
 
 
 async def test_what_is_no_http_is_told_so_in_the_shape_of_errors(port: int) -> None:
