@@ -131,7 +131,10 @@ async def serving(
     ]  # fmt: skip
     with log.open("wb") as out:
         process = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    # Without an expiry: httpx may close a connection that has just expired under the request it was given.
+    limits = httpx.Limits(
+        max_connections=None, max_keepalive_connections=None, keepalive_expiry=None
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}

@@ -51,7 +51,7 @@ class Tally:
         """Count one request's end."""
         self.asked += 1
         if isinstance(response, Exception):
-            self.lost.append(f"no answer: {type(response).__name__}: {response}")
+            self.lost.append(f"no answer: {response!r} from {response.__cause__!r}")
             return
         try:
             body = response.json()
