@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from bestofn.engine.one_connection_each import OneConnectionEach
 from bestofn.engine.remote_wire import WireError, error_text, read_models
 from bestofn.errors import CheckpointError, InvalidInputError
 from bestofn.trace_context import trace_headers
@@ -138,15 +139,13 @@ class Replica:
         self._options = options
         self._slots = asyncio.Semaphore(options.max_num_seqs)
         key = options.api_key
+        # As many as there are slots, and a few for probes, which must not wait behind what they are to
+        # find out about.
+        self._connections = OneConnectionEach(url, keep_idle_s=_KEEP_IDLE_S)
         self._client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(None, connect=options.connect_timeout_s),
-            limits=httpx.Limits(
-                # A few more for probes, which must not wait behind what they are to find out about.
-                max_connections=options.max_num_seqs + 8,
-                max_keepalive_connections=options.max_num_seqs,
-                keepalive_expiry=_KEEP_IDLE_S,
-            ),
+            transport=self._connections,
         )
 
     async def close(self) -> None:

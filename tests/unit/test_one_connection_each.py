@@ -1,0 +1,99 @@
+"""Connections of cancelled requests: httpx's own pool keeps some for good."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+
+from bestofn.engine.one_connection_each import OneConnectionEach
+from tests.unit.openai_imitation import Server, imitation
+from tests.unit.test_remote_engine import draw, remote, until, watch
+
+KEEP_IDLE_S = 0.3
+BODY = {
+    "model": "org/policy", "prompt": [1, 2], "max_tokens": 8, "temperature": 1.0, "seed": 1, "logprobs": 0,
+}  # fmt: skip
+
+
+@asynccontextmanager
+async def connected() -> AsyncGenerator[tuple[httpx.AsyncClient, OneConnectionEach, Server], None]:
+    async with imitation() as server:
+        connections = OneConnectionEach(server.url, keep_idle_s=KEEP_IDLE_S)
+        async with httpx.AsyncClient(transport=connections, base_url=server.url) as client:
+            yield client, connections, server
+
+
+async def test_a_connection_is_used_again_and_closed_once_it_idled() -> None:
+    async with connected() as (client, connections, server):
+        for _ in range(5):
+            assert (await client.post("/completions", json=BODY)).status_code == 200
+        assert (connections.open, server.connections) == (1, 1)
+        await until(lambda: server.connections == 0 and connections.open == 0)
+        assert (await client.post("/completions", json=BODY)).status_code == 200
+
+
+async def test_each_request_in_flight_has_its_own() -> None:
+    async with connected() as (client, connections, server):
+        server.seconds_per_token = 0.02
+        answers = await asyncio.gather(*(client.post("/completions", json=BODY) for _ in range(12)))
+        assert [answer.status_code for answer in answers] == [200] * 12
+        assert connections.open == 12
+        await until(lambda: server.connections == 0)
+
+
+@pytest.mark.parametrize("what", ["one", "four", "stream"])
+async def test_nothing_is_left_of_requests_cancelled_at_any_moment(what: str) -> None:
+    chance = random.Random(0)
+    async with imitation() as server, remote(server, request_timeout_s=5.0) as engine:
+        server.seconds_per_token = 0.0005
+        ways = {
+            "one": lambda: draw(engine, 1),
+            "four": lambda: draw(engine, 4),
+            "stream": lambda: watch(engine),
+        }
+        for _ in range(200):
+            asking = asyncio.ensure_future(ways[what]())
+            await asyncio.sleep(chance.random() * 0.02)
+            asking.cancel()
+            with suppress(asyncio.CancelledError):
+                await asking
+        await until(lambda: server.connections == 0, seconds=8.0)
+        assert (server.running, engine.unfinished) == (0, 0)
+
+
+async def test_an_answer_given_up_halfway_ends_at_the_server() -> None:
+    async with connected() as (client, connections, server):
+        server.seconds_per_token = 0.05
+        async with client.stream(
+            "POST", "/completions", json=BODY | {"stream": True, "max_tokens": 100}
+        ) as answer:
+            async for _ in answer.aiter_bytes():
+                break
+        await until(lambda: connections.open == 0 and server.connections == 0)
+        assert server.running == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "proxy"),
+    [
+        ({"https_proxy": "http://proxy:3128"}, "https://host/v1", "http://proxy:3128"),
+        ({"https_proxy": "proxy:3128"}, "https://host/v1", "http://proxy:3128"),
+        ({"https_proxy": "http://proxy:3128"}, "http://host/v1", None),
+        ({"all_proxy": "http://proxy:3128", "no_proxy": "host"}, "http://host/v1", None),
+        ({"all_proxy": "http://proxy:3128"}, "http://host/v1", "http://proxy:3128"),
+    ],
+)
+async def test_proxies_of_the_environment(
+    variables: dict[str, str], url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        for variant in (name, name.upper()):
+            monkeypatch.delenv(variant, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert OneConnectionEach(url, keep_idle_s=1.0).proxy == proxy
