@@ -12,6 +12,7 @@ MANY_ERRORS = 0.01
 FEW_PROMPTS = 10
 FEW_REQUESTS = 100  # below it a p99 is little more than the slowest request
 LAG_MS = 10.0
+LONG_ANSWER = 0.5  # of a block
 BEHIND = 0.9
 
 
@@ -28,7 +29,7 @@ def warnings_of(
     if done < planned:
         found.append(f"The run was interrupted: {done} of {planned} blocks were measured.")
     for cell in cells:
-        found += cell_warnings(cell)
+        found += cell_warnings(cell, settings.duration_s if settings.requests is None else None)
     few = sum(cell.requests < FEW_REQUESTS for cell in cells)
     if few:
         found.append(
@@ -53,8 +54,8 @@ def warnings_of(
     return found
 
 
-def cell_warnings(cell: CellResult) -> list[str]:
-    """Those of one cell."""
+def cell_warnings(cell: CellResult, block_s: float | None = None) -> list[str]:
+    """Those of one cell, whose blocks last so long (``None``: until a number of requests is answered)."""
     name, found = f"{cell.variant} at {cell.load:g}", []
     failed = sum(cell.errors.values())
     if failed > MANY_ERRORS * (failed + cell.requests):
@@ -64,6 +65,12 @@ def cell_warnings(cell: CellResult) -> list[str]:
         found.append(
             f"{name}: no request was both sent and answered within a block, so there is no latency; blocks "
             "must be longer than an answer takes (--duration-s)."
+        )
+    if cell.e2e_ms is not None and block_s and cell.e2e_ms.p50 > LONG_ANSWER * 1e3 * block_s:
+        found.append(
+            f"{name}: half of the answers took over {cell.e2e_ms.p50 / 1e3:.3g} s, and a block is "
+            f"{block_s:g} s: its start, before all is under way, weighs in. Longer blocks (--duration-s) "
+            "or fewer in flight show the mode at its pace."
         )
     if cell.client_cpu > BUSY_CLIENT:
         found.append(

@@ -84,10 +84,13 @@ class BlockRecord(BaseModel):
     def share(self, seen: Observation) -> float:
         """Part of a request's time in service that lies within the window, 0 to 1.
 
-        Throughput counts requests by it, so those that straddle an edge are neither lost nor whole.
+        Throughput counts requests by it, so those that straddle an edge are neither lost nor whole. What
+        the server says it waited in the queue is no service: while a queue fills, as at the start of a
+        block, waiting is no sign that it is being worked off.
         """
         start, end = self.window_s
-        took = seen.done_s - seen.sent_s
+        begun = min(seen.sent_s + (seen.queue_ms or 0.0) / 1e3, seen.done_s)
+        took = seen.done_s - begun
         if took <= 0:
             return float(start <= seen.done_s <= end)
-        return max(0.0, min(seen.done_s, end) - max(seen.sent_s, start)) / took
+        return max(0.0, min(seen.done_s, end) - max(begun, start)) / took

@@ -156,6 +156,18 @@ def test_requests_over_an_edge_count_by_their_share() -> None:
     assert throughput(found, lambda one: one.returned_tokens or 0) == pytest.approx(17.5 / 2)
 
 
+def test_a_queue_that_fills_is_no_throughput() -> None:
+    """Twelve at a time, a second each, 48 in flight from a cold start: twelve a second are answered."""
+    spans = [(max(0, batch - 3), batch, batch + 1) for batch in range(10) for _ in range(12)]
+    found = block(*((float(sent), float(done)) for sent, _, done in spans), window=(0.0, 4.0))
+    for seen, (sent, begun, _) in zip(found.observations, spans, strict=True):
+        seen.queue_ms = 1e3 * (begun - sent)
+    assert throughput(found, lambda _: 1.0) == pytest.approx(12)
+    for seen in found.observations:
+        seen.queue_ms = None
+    assert throughput(found, lambda _: 1.0) == pytest.approx(16.5), "nothing is known of the wait"
+
+
 # Figures
 
 

@@ -98,6 +98,11 @@ def test_a_block_too_short_for_an_answer_is_told(result: LoadTestResult) -> None
     told = cell_warnings(cell.model_copy(update={"e2e_ms": None}))
     assert len(told) == 1
     assert "longer than an answer takes" in told[0]
+    assert cell.e2e_ms is not None
+    block_s = cell.e2e_ms.p50 / 1e3
+    assert cell_warnings(cell, 3 * block_s) == []
+    (told,) = cell_warnings(cell, 1.5 * block_s)
+    assert "before all is under way" in told
 
 
 def test_the_page_has_every_figure_and_the_decision_first(result: LoadTestResult) -> None:
