@@ -65,6 +65,11 @@ class Admission:
         """Sequences that wait."""
         return self._queue.waiting
 
+    @property
+    def full(self) -> bool:
+        """Whether any request at all would be refused: no place is free, nor one in the queue."""
+        return self.running >= self._capacity and self.waiting >= self._max_waiting
+
     @asynccontextmanager
     async def enter(
         self, sequences: int, priority: int = 0, *, max_tokens: int = 1

@@ -36,6 +36,7 @@ from service.routes import (
 )
 from service.runtime import Runtime
 from service.schemas import ANY_ROUTE
+from service.shedding import ShedMiddleware
 from service.tracing import open_tracing
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def create_app(
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.
     app.add_middleware(JsonByDefaultMiddleware)
+    app.add_middleware(ShedMiddleware, runtime=runtime)
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.receive_timeout_s
     )

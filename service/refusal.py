@@ -19,8 +19,12 @@ async def refuse(
     *,
     code: str | None = None,
     headers: Iterable[tuple[bytes, bytes]] = (),
+    close: bool = True,
 ) -> None:
-    """Answer with an error in the shape of ``service.errors``; what is unread of the body stays so."""
+    """Answer with an error in the shape of ``service.errors``.
+
+    What is unread of the body stays so, and the connection is closed; without that, ``close`` may be false.
+    """
     note_error(kind)
     error = {
         "message": message,
@@ -33,8 +37,9 @@ async def refuse(
     fields = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
-        (b"connection", b"close"),
         *headers,
     ]
+    if close:
+        fields.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": content})

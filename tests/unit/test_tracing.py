@@ -194,7 +194,7 @@ async def test_what_fails_says_where_and_whose_fault_it_is(spans: Spans) -> None
         by_status[root.attributes["http.response.status_code"]] = (failed(root), below)  # type: ignore[index]
     assert by_status == {
         422: (None, [("encode", "prompt_too_long")]),
-        429: (None, [("encode", None), ("queue", "overloaded")]),
+        429: (None, []),  # shed before it came to anything
         200: (None, [("encode", None), ("queue", None), ("decode", None), ("rerank", None)]),
         502: ("reward_error", [("encode", None), ("queue", None), ("decode", "reward_error")]),
         504: ("timeout", [("encode", None), ("queue", None), ("decode", "timeout")]),
