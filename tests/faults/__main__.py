@@ -53,7 +53,7 @@ async def run(names: list[str], stage: Stage) -> dict[str, Tally | str]:
         for name in names:
             begun = perf_counter()
             tallies[name] = await _injected(name, stage)
-            print(f"{name}: {perf_counter() - begun:.0f} s", flush=True)
+            print(f"{name}: {perf_counter() - begun:.0f} s; {_line(tallies[name])}", flush=True)
     finally:
         await stage.close()
     return tallies
@@ -76,6 +76,15 @@ async def _injected(name: str, stage: Stage) -> Tally | str:
         traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return tally
+
+
+def _line(tally: Tally | str) -> str:
+    """What a reader of a long run wants to know before its end."""
+    asked, answered, errors, left, lost, recovered, held = _cells(tally)
+    return (
+        f"{asked} asked, {answered} answered, errors {errors}, {left} left, {lost} lost, recovered {recovered}; "
+        f"held: {held}"
+    )
 
 
 def _cells(tally: Tally | str) -> list[str]:
