@@ -25,6 +25,7 @@ from service.loadtest.schema import (
 )
 
 _SECONDS_PER_HOUR = 3600.0
+RISING = 1.1  # times the next lower level: more than rounds differ by chance
 
 
 def cost_per_answer(price_per_hour: float, answers_per_s: float) -> float:
@@ -81,22 +82,28 @@ def crossing(curve: Float, target: float) -> tuple[float, bool]:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A variant's highest throughput; ``by_round`` where rounds of it were measured."""
+    """A variant's highest throughput.
+
+    Attributes:
+        by_round: where rounds of it were measured.
+        rising: the level is the highest tried, and better than the next lower one beyond doubt.
+    """
 
     source: str
     requests_per_s: Range
     by_round: Mapping[int, float]
+    rising: bool = False
 
 
 def capacity_of(
     variant: str, cells: Sequence[CellResult], saturation: Sequence[Saturation]
 ) -> Capacity | None:
-    """The saturation rate where it was searched, else the level with the most answers a second.
+    """The saturation rate where it was searched and found, else the level with the most answers a second.
 
     With SLOs, answers within them count. ``None`` where nothing was answered.
     """
     for found in saturation:
-        if found.variant == variant and found.rate is not None:
+        if found.variant == variant and found.rate is not None and found.confirmed:
             rate = Range(median=found.rate, low=found.rate, high=found.above or found.rate, count=1)
             return Capacity(
                 f"highest rate with p95 E2E within {found.slo_ms:g} ms", rate, {0: found.rate}
@@ -109,17 +116,32 @@ def capacity_of(
     rate, best = max(usable, key=lambda pair: pair[0].median)
     unit = "in flight" if best.load_kind == "closed" else "requests/s"
     good = "within the SLOs at " if best.goodput_per_s is not None else "at "
-    # A round's goodput is its throughput times the cell's share of good answers.
-    scale = rate.median / best.requests_per_s.median if best.requests_per_s.median else 0.0
-    by_round = {one.round: one.requests_per_s * scale for one in best.rounds}
-    return Capacity(f"{good}{best.load:g} {unit}", rate, by_round)
+    by_round = {
+        one.round: one.requests_per_s if one.goodput_per_s is None else one.goodput_per_s
+        for one in best.rounds
+    }
+    rising = _rising(best, rate, usable)
+    return Capacity(f"{good}{best.load:g} {unit}", rate, by_round, rising)
+
+
+def _rising(best: CellResult, rate: Range, usable: Sequence[tuple[Range, CellResult]]) -> bool:
+    """Whether the best level is the highest and every lower one of its kind is a tenth below or more."""
+    others = [
+        (other, cell)
+        for other, cell in usable
+        if cell.load_kind == best.load_kind and cell is not best
+    ]
+    return all(
+        cell.load < best.load and other.median < rate.median / RISING for other, cell in others
+    )
 
 
 def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> Cost:
     """Price of 1000 answers, with the range of its rounds."""
     rate = capacity.requests_per_s
+    lowest = min((value for value in capacity.by_round.values() if value > 0), default=rate.median)
     per_1000 = [1000 * cost_per_answer(price_per_hour, value) for value in
-                (rate.median, rate.high, rate.low if rate.low > 0 else rate.median)]  # fmt: skip
+                (rate.median, rate.high, rate.low if rate.low > 0 else lowest)]  # fmt: skip
     return Cost(
         variant=variant,
         source=capacity.source,
@@ -127,6 +149,7 @@ def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> Cost:
         per_1000=per_1000[0],
         low=per_1000[1],
         high=per_1000[2],
+        rising=capacity.rising,
     )
 
 
@@ -207,7 +230,8 @@ def _paired(tuned: Capacity, sampled: Capacity) -> list[tuple[float, float]]:
     both = sorted(tuned.by_round.keys() & sampled.by_round.keys())
     rounds = [(tuned.by_round[r], sampled.by_round[r]) for r in both]
     medians = (tuned.requests_per_s.median, sampled.requests_per_s.median)
-    return [medians, *(pair for pair in rounds if min(pair) > 0)]
+    # A round without a sampled answer has no ratio; one without a tuned answer has 0, and never pays.
+    return [medians, *(pair for pair in rounds if pair[1] > 0)]
 
 
 def _given_up(tuned: Quality | None, sampled: Quality | None) -> Interval | None:

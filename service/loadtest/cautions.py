@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.schema import CellResult, Quality, Server
+from service.loadtest.schema import CellResult, Cost, Quality, Saturation, Server
 
 BUSY_CLIENT = 0.8
 MANY_ERRORS = 0.01
@@ -52,6 +52,25 @@ def warnings_of(
             "in one piece. --no-stream compares them alike."
         )
     return found
+
+
+def rising_warning(cost: Cost) -> str:
+    """Of a variant that may well answer more than was asked of it."""
+    return (
+        f"{cost.variant}: throughput still rose at the highest level tried ({cost.source}), so an answer "
+        "costs at most what is said; a mode of one sample needs N times as many in flight as best-of-N to "
+        "fill the same engine (--concurrency)."
+    )
+
+
+def search_warnings(saturation: Sequence[Saturation]) -> list[str]:
+    """Of searches for the saturation point that did not come to an end."""
+    return [
+        f"{found.variant}: the search for its highest rate was not finished; {found.rate:.3g} requests/s "
+        "passed once, and it may bear more. It is not used for costs."
+        for found in saturation
+        if not found.confirmed and found.rate is not None
+    ]
 
 
 def cell_warnings(cell: CellResult, block_s: float | None = None) -> list[str]:

@@ -72,13 +72,14 @@ def _pair(pair: BreakEven, costs: dict[str, Cost], currency: str) -> list[str]:
             f"{prices}. {levels} {_reward(pair)}",
         ]
     ratio = pair.cost_ratio
-    cheaper = (
-        f"{prices}: {number(ratio.median)} times less "
-        f"({number(ratio.low)} to {number(ratio.high)} by round)"
+    # Of the prices said; the rounds only give the range.
+    times = (
+        f"{'at least ' if tuned.rising else ''}{number(sampled.per_1000 / tuned.per_1000)} times"
     )
+    cheaper = f"{prices}: {times} less ({number(ratio.low)} to {number(ratio.high)} by round)"
     if pair.requests is None:
         first = (
-            f"{pair.tuned} is {number(ratio.median)} times cheaper than {pair.sampled} per answer; when "
+            f"{pair.tuned} is {times} cheaper than {pair.sampled} per answer; when "
             f"it has paid for its training is unknown ({pair.training_source})."
         )
         return [first, f"{cheaper}. {levels}", _reward(pair)]
@@ -147,6 +148,11 @@ def _saturation(found: Saturation) -> str:
             return f"{found.variant} misses {found.slo_ms:g} ms even when idle."
         return (
             f"{found.variant} misses p95 {found.slo_ms:g} ms even at {number(lowest)} requests/s."
+        )
+    if not found.confirmed:
+        return (
+            f"{found.variant} holds p95 {found.slo_ms:g} ms at {number(found.rate)} requests/s, "
+            "seen once; the search was not finished."
         )
     above = "" if found.above is None else f" and no longer at {number(found.above)}"
     return f"{found.variant} holds p95 {found.slo_ms:g} ms up to {number(found.rate)} requests/s{above}."

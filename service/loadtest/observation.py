@@ -86,10 +86,14 @@ class BlockRecord(BaseModel):
 
         Throughput counts requests by it, so those that straddle an edge are neither lost nor whole. What
         the server says it waited in the queue is no service: while a queue fills, as at the start of a
-        block, waiting is no sign that it is being worked off.
+        block, waiting is no sign that it is being worked off. Of a server that does not say, a streamed
+        answer is in service from its first text on, any other from when it was sent.
         """
         start, end = self.window_s
-        begun = min(seen.sent_s + (seen.queue_ms or 0.0) / 1e3, seen.done_s)
+        if seen.queue_ms is not None:
+            begun = min(seen.sent_s + seen.queue_ms / 1e3, seen.done_s)
+        else:
+            begun = seen.sent_s if seen.first_s is None else seen.first_s
         took = seen.done_s - begun
         if took <= 0:
             return float(start <= seen.done_s <= end)

@@ -19,7 +19,7 @@ from service.loadtest.breakeven import (
     cost_of,
     training_of,
 )
-from service.loadtest.cautions import warnings_of
+from service.loadtest.cautions import rising_warning, search_warnings, warnings_of
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.decision import decide
 from service.loadtest.figures import Float
@@ -93,7 +93,9 @@ def build_result(
         costs=costs,
         break_even=pairs,
         decision=decide(pairs, costs, quality, cells, saturation, settings.currency),
-        warnings=warnings_of(settings, server, cells, quality, done, planned),
+        warnings=warnings_of(settings, server, cells, quality, done, planned)
+        + search_warnings(saturation)
+        + [rising_warning(cost) for cost in costs if cost.rising],
         examples=_examples(prompts, rows),
     )
 
@@ -176,7 +178,7 @@ def _money(
             sides[variant.label] = Side(variant.label, capacity, worth.get(variant.label))
     costs = [cost_of(label, side.capacity, price) for label, side in sides.items()]
     measured = [variant for variant in variants if variant.label in sides]
-    tuned = [v for v in measured if not v.reranks and v.name != settings.baseline]
+    single = [v for v in measured if not v.reranks]
     sampled = [v for v in measured if v.reranks and v.policy is None]
     pairs = [
         break_even(
@@ -186,10 +188,23 @@ def _money(
             curve,
             price,
         )
-        for one in tuned
+        for one in single
         for many in sampled
+        if _fine_tuned(one, many, server, settings.baseline)
     ]
     return costs, pairs
+
+
+def _fine_tuned(one: Variant, many: Variant, server: Server, baseline: str) -> bool:
+    """Whether single samples are of another policy than the one that candidates are drawn from."""
+    modes = {mode.name: mode.policy for mode in server.modes}
+    policies = {policy.name: policy for policy in server.policies}
+    own, drawn = (
+        modes[v.mode] if v.policy is None else policies.get(v.policy) for v in (one, many)
+    )
+    if own is None or drawn is None:  # the server does not say which
+        return one.name != baseline
+    return (own.path, own.revision) != (drawn.path, drawn.revision)
 
 
 def _saturation(
@@ -214,6 +229,7 @@ def _saturation(
                 above=None if search is None else search.failed,
                 p95_ms=at_rate[-1] if at_rate else None,
                 probes=tried,
+                confirmed=search is not None and search.next_rate() is None,
             )
         )
     return found

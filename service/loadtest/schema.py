@@ -88,6 +88,7 @@ class Round(Part):
     returned_tokens_per_s: float
     p50_e2e_ms: float | None
     p95_e2e_ms: float | None
+    goodput_per_s: float | None = Field(None, description="null without SLOs")
 
 
 class CellResult(Part):
@@ -157,10 +158,15 @@ class Saturation(Part):
 
     variant: str
     slo_ms: float
-    rate: float | None = Field(description="passed twice; null if not even the lowest rate passed")
+    rate: float | None = Field(
+        description="passed twice if confirmed; null if not even the lowest rate passed"
+    )
     above: float | None = Field(description="lowest rate that failed")
     p95_ms: float | None
     probes: list[Probe]
+    confirmed: bool = Field(
+        True, description="false: the search was not finished; the rate passed once, more may pass"
+    )
 
 
 class Cost(Part):
@@ -171,7 +177,11 @@ class Cost(Part):
     requests_per_s: Range
     per_1000: float
     low: float
-    high: float
+    high: float = Field(description="of the worst round that answered at all")
+    rising: bool = Field(
+        False,
+        description="throughput still rose at the highest level tried: this is an upper bound",
+    )
 
 
 class BreakEven(Part):

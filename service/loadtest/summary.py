@@ -54,7 +54,7 @@ def cell_result(
         if cell.load.kind == "open"
         else None,
         client_cpu=max(block.client_cpu for block in blocks),
-        rounds=[_round(block) for block in blocks],
+        rounds=[_round(block, slos) for block in blocks],
     )
 
 
@@ -64,7 +64,7 @@ def throughput(block: BlockRecord, weight: Callable[[Observation], float]) -> fl
     return total / block.seconds
 
 
-def _round(block: BlockRecord) -> Round:
+def _round(block: BlockRecord, slos: dict[str, float]) -> Round:
     answered = [one.e2e_ms for one in block.measured if one.error is None]
     found = quantiles(answered)
     return Round(
@@ -74,4 +74,5 @@ def _round(block: BlockRecord) -> Round:
         returned_tokens_per_s=throughput(block, lambda one: one.returned_tokens or 0),
         p50_e2e_ms=None if found is None else found.p50,
         p95_e2e_ms=None if found is None else found.p95,
+        goodput_per_s=throughput(block, lambda one: float(one.meets(slos))) if slos else None,
     )

@@ -82,8 +82,8 @@ def _line(tally: Tally | str) -> str:
     """What a reader of a long run wants to know before its end."""
     asked, answered, errors, left, lost, recovered, held = _cells(tally)
     return (
-        f"{asked} asked, {answered} answered, errors {errors}, {left} left, {lost} lost, recovered {recovered}; "
-        f"held: {held}"
+        f"{asked} asked, {answered} answered, errors {errors}, {left} left, {lost} lost, "
+        f"recovered {recovered}; held: {held}"
     )
 
 
