@@ -18,6 +18,7 @@ from bestofn.errors import (
     ReloadRefusedError,
     RewardError,
 )
+from service.concurrency import all_or_first_error
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 
@@ -118,7 +119,7 @@ class Reloader:
         runtime = self._runtime
         new = await asyncio.to_thread(self._rebuild.engines, policy, runtime.policies)
         try:
-            await asyncio.gather(*(engine.start() for engine in new.values()))
+            await all_or_first_error(engine.start() for engine in new.values())
         except BaseException:
             await asyncio.gather(*(engine.stop() for engine in new.values()))
             raise

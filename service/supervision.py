@@ -122,9 +122,17 @@ class Supervisor:
             await asyncio.sleep(self._poll_s)
             # Where this loop was held up, what the part said meanwhile was not heard either.
             if monotonic() - due_s < LATE_S:
-                await watch.part.check()
+                await self._check(watch)
             if not watch.part.alive:
                 await self._bring_back(watch)
+
+    async def _check(self, watch: Watch) -> None:
+        try:
+            await watch.part.check()
+        except (
+            Exception
+        ):  # what cannot be asked whether it hangs can still die, and be brought back
+            logger.exception("%s cannot be looked at", watch.name)
 
     async def _bring_back(self, watch: Watch) -> None:
         died_s = monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Four tokens and an adapter's weights: seconds, or minutes where kernels are compiled first.
+WARM_UP_S = 600.0
 # vLLM reports why a sequence ended; anything else than these two did not finish.
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -86,9 +89,28 @@ class VllmEngine:
         """Start the host if no other policy on it has, then decode once to compile everything.
 
         The same once it has died.
+
+        Raises:
+            CheckpointError: what the path holds cannot be served.
+            EngineError: it was built, and then did not decode; it was ended.
         """
         await self.host.start()
         start = self.host.starts
+        try:
+            async with asyncio.timeout(WARM_UP_S):
+                await self._warm_up(start)
+        except TimeoutError as error:
+            # Nobody looks at an engine that is being started, so one that hangs would for good.
+            self.host.kill()
+            raise EngineError(
+                f"the engine of {self.info.path} did not decode within {WARM_UP_S:g} s of its start, and was "
+                "ended"
+            ) from error
+        self._warm_start = start
+        if self._adapter is not None:
+            self.host.use(self._adapter)
+
+    async def _warm_up(self, start: int) -> None:
         if self._adapter is not None:
             if self._warm_start:  # it died; what its path holds now is what will be served
                 self._adapter = self.host.new_adapter(self._adapter.path)
@@ -101,9 +123,6 @@ class VllmEngine:
         first_id = self.host.tokenizer.encode("a", add_special_tokens=True)
         async for _ in self.generate(first_id, warm_up, 2, f"warm-up-{id(self)}-{start}"):
             pass
-        self._warm_start = start
-        if self._adapter is not None:
-            self.host.use(self._adapter)
 
     async def check(self) -> None:
         """End the engine's processes if it has said nothing for too long while it had work."""

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ class VllmHost:
         self._llm: AsyncLLM | None = None
         self._guardian: Guardian | None = None
         self._heard_s = 0.0
-        self._starting = asyncio.Lock()
+        self._starting: asyncio.Task[None] | None = None
 
     @property
     def alive(self) -> bool:
@@ -131,26 +132,43 @@ class VllmHost:
     async def start(self) -> None:
         """Build the engine unless one lives; policies that share a host may all call this.
 
+        Those that call while it is being built share the attempt, and its failure.
+
         Raises:
             CheckpointError: it cannot be built.
         """
-        async with self._starting:
-            if self.alive:
-                return
-            await self.stop()  # what a dead one left behind
-            if self.starts:
-                self._check_again()
-            # Building the engine blocks for tens of seconds; liveness probes must not wait.
-            llm = await asyncio.to_thread(self._build)
-            self.tokenizer = llm.get_tokenizer()
-            self.max_model_len = int(llm.model_config.max_model_len)
-            self._listen(llm)
-            self._llm = llm
-            self._guardian = Guardian(self.pids)
-            self.starts += 1
+        if self.alive:
+            return
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start(), name="start-engine")
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        await self._shut_down()  # what a dead one left behind
+        if self.starts:
+            self._check_again()
+        # Building the engine blocks for tens of seconds; liveness probes must not wait.
+        building = asyncio.ensure_future(asyncio.to_thread(self._build))
+        try:
+            llm = await asyncio.shield(building)
+        except asyncio.CancelledError:
+            building.add_done_callback(_end_unwanted)  # the thread goes on to its end
+            raise
+        self.tokenizer = llm.get_tokenizer()
+        self.max_model_len = int(llm.model_config.max_model_len)
+        self._listen(llm)
+        self._llm = llm
+        self._guardian = Guardian(self.pids)
+        self.starts += 1
 
     async def stop(self) -> None:
-        """Shut the engine down; safe to call twice."""
+        """Shut the engine down, also one that is still being built; safe to call twice."""
+        if self._starting is not None and not self._starting.done():
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._shut_down()
+
+    async def _shut_down(self) -> None:
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
@@ -304,6 +322,13 @@ def served_dtype(path: str, asked: str) -> str:
     found = json.loads(config.read_text(encoding="utf-8"))
     own = found.get("dtype") or found.get("torch_dtype")
     return "float32" if own == "float32" else asked
+
+
+def _end_unwanted(building: asyncio.Future[AsyncLLM]) -> None:
+    """Shut an engine down that was built for someone who no longer waited for it."""
+    if not building.cancelled() and building.exception() is None:
+        # Not by the loop's executor, which takes nothing any more while the process comes to its end.
+        threading.Thread(target=building.result().shutdown, name="end-unwanted-engine").start()
 
 
 def _release(llm: AsyncLLM) -> None:

@@ -1,0 +1,143 @@
+"""Engines whose start fails, hangs or is given up, without a model: vLLM's part is played by a stub."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bestofn.engine import vllm_engine, vllm_host
+from bestofn.engine.protocol import Candidate
+from bestofn.engine.vllm_engine import VllmEngine
+from bestofn.engine.vllm_host import VllmHost, VllmOptions
+from bestofn.errors import CheckpointError, EngineError
+from service.concurrency import all_or_first_error
+from service.supervision import Supervisor
+
+
+class Llm:
+    """As much of ``AsyncLLM`` as a host needs to start and stop."""
+
+    errored = False
+
+    def __init__(self) -> None:
+        self.up = True
+        self.model_config = SimpleNamespace(max_model_len=10)
+        self.engine_core = SimpleNamespace(
+            get_output_async=None, resources=SimpleNamespace(engine_manager=None)
+        )
+
+    def get_tokenizer(self) -> Any:
+        return SimpleNamespace(encode=lambda *_, **__: [1])
+
+    def shutdown(self) -> None:
+        self.up = False
+
+
+class Host(VllmHost):
+    """Builds stubs, a fifth of a second each; the first ``failures`` fail."""
+
+    def __init__(self, path: str, failures: int = 0) -> None:
+        super().__init__(path, VllmOptions())
+        self.failures, self.built, self.attempts, self.killed = failures, list[Llm](), 0, 0
+
+    def _build(self) -> Any:
+        self.attempts += 1
+        time.sleep(0.2)
+        if self.attempts <= self.failures:
+            raise CheckpointError("no memory right now")
+        self.built.append(Llm())
+        return self.built[-1]
+
+    def kill(self) -> None:
+        self.killed += 1
+
+
+@pytest.fixture
+def path(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(vllm_host, "Guardian", lambda _: SimpleNamespace(dismiss=lambda: None))
+    monkeypatch.setattr(vllm_host, "_release", lambda _: None)
+    monkeypatch.setattr(
+        vllm_host,
+        "check_checkpoint",
+        lambda where, _: SimpleNamespace(path=where, revision="r", num_parameters=0),
+    )
+    return str(tmp_path)
+
+
+async def test_nobody_who_waited_for_a_build_that_failed_builds_again(path: str) -> None:
+    host = Host(path, failures=1)
+    with pytest.raises(CheckpointError, match="no memory"):
+        await all_or_first_error(host.start() for _ in range(3))
+    await host.stop()
+    await asyncio.sleep(0.5)
+    assert (host.attempts, host.built) == (1, [])
+    await host.start()
+    assert (host.attempts, host.alive) == (2, True)
+
+
+async def test_one_that_is_stopped_while_it_is_built_is_shut_down(path: str) -> None:
+    host = Host(path)
+    starting = asyncio.create_task(host.start())
+    await asyncio.sleep(0.05)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await host.stop()
+    await asyncio.sleep(0.5)
+    assert [llm.up for llm in host.built] == [False]
+    assert not host.alive
+    await host.start()
+    assert host.alive
+
+
+async def test_one_that_hangs_while_it_is_warmed_up_is_ended_and_tried_again(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(VllmEngine):
+        hangs = 2
+
+        async def generate(self, *_: Any, **__: Any) -> AsyncGenerator[Candidate, None]:
+            self.hangs -= 1
+            if self.hangs >= 0:
+                await asyncio.Event().wait()
+            return
+            yield
+
+    monkeypatch.setattr(vllm_engine, "WARM_UP_S", 0.1)
+    engine = Hanging(host := Host(path))
+    with pytest.raises(EngineError, match=r"did not decode within 0\.1 s"):
+        await engine.start()
+    assert host.killed == 1
+    assert not engine.alive
+    supervisor = Supervisor({"ref": engine}, poll_s=0.01, backoff_s=0.01)
+    supervisor.start()
+    async with asyncio.timeout(5):
+        while not engine.alive:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await supervisor.stop()
+    assert host.killed == 2
+
+
+async def test_a_part_that_cannot_be_looked_at_is_still_brought_back(path: str) -> None:
+    class Part:
+        alive = True
+
+        async def check(self) -> None:
+            raise ValueError("process object is closed")
+
+        async def start(self) -> None:
+            self.alive = True
+
+    supervisor = Supervisor({"part": (part := Part())}, poll_s=0.01)
+    supervisor.start()
+    await asyncio.sleep(0.05)
+    part.alive = False
+    async with asyncio.timeout(5):
+        while not supervisor.watches["part"].restarts:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await supervisor.stop()
