@@ -91,7 +91,10 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison")] = None,
     fail_if_worse: Annotated[bool, typer.Option(help="exit 3 if B is worse")] = False,
 ) -> None:
-    """Tell whether two runs differ by more than their own rounds do. Needs 4 rounds in each."""
+    """Tell whether two runs differ by more than their own rounds do.
+
+    Needs 5 rounds in each, or 4 without rewards.
+    """
     from bestofn.files import write_json
     from bestofn.terminal import table_console
     from service.loadtest.compare import compare_runs

@@ -1,44 +1,53 @@
 """Two runs against each other: what differs by more than their own rounds and prompts do.
 
 Rounds of two runs are exchangeable if nothing changed, so speeds are tested by permuting them; rewards on the
-same prompts are paired, and tested by flipping signs. Runs on different days also differ by what the machine
+same prompts are paired, and tested by flipping signs. All figures together raise a false alarm in at most
+``LEVEL`` of the comparisons where nothing changed. Runs on different days also differ by what the machine
 did meanwhile, which no test here can know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import comb
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from math import comb, exp, log
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.loadtest.figures import interval, permutation_p, ratio_interval, sign_flip_p
-from service.loadtest.schema import CellResult, LoadTestResult, Quality, Round
+from bestofn.statistics import holm, joint_permutation, welch_interval
+from service.loadtest.figures import Float, interval, sign_flip_p
+from service.loadtest.schema import CellResult, Interval, LoadTestResult, Quality, Round
 
 LEVEL = 0.05
-Verdict = Literal["better", "worse", "no difference seen", "too few rounds"]
+Verdict = Literal["better", "worse", "no difference seen", "too few rounds", "too few prompts"]
 
 
 class Difference(BaseModel):
-    """One figure in both runs; ``change`` is B over A for speeds, B minus A for rewards.
-
-    Attributes:
-        p: two-sided, for no difference at all; ``None`` where the samples are too few to tell.
-    """
+    """One figure in both runs."""
 
     model_config = ConfigDict(extra="forbid")
 
     what: str
     measure: str
-    a: float
+    a: float = Field(
+        description="mean of the rounds that both runs have; of rewards, of the prompts"
+    )
     b: float
-    change: float
-    low: float
-    high: float
+    change: float = Field(
+        description="B over A in the geometric mean for speeds, B - A for rewards"
+    )
+    low: float | None = Field(
+        description="of change's 95% interval for this figure alone: Welch's t on logs for speeds, bootstrap "
+        "over prompts for rewards; null for one round"
+    )
+    high: float | None
     relative: bool
-    p: float | None
+    p: float | None = Field(description="two-sided, for this figure alone; null: too few to tell")
+    p_adjusted: float | None = Field(description="for all speeds, or all rewards, together")
+    level: float | None = Field(description="differs if p_adjusted is at most this")
     verdict: Verdict
 
 
@@ -56,32 +65,64 @@ class Comparison(BaseModel):
 
     @property
     def worse(self) -> bool:
-        """Whether B is worse somewhere, by more than chance among so many figures explains."""
-        return self.differs and any(one.verdict == "worse" for one in self.differences)
+        """Whether B is worse in any figure, by more than chance among so many explains."""
+        return any(one.verdict == "worse" for one in self.differences)
 
     @property
     def differs(self) -> bool:
-        """Whether more figures differ than chance alone would make."""
-        return _more_than_chance(self.differences)
+        """Whether any figure differs by more than chance among so many explains."""
+        return any(one.verdict in _DIFFERS for one in self.differences)
 
 
+_DIFFERS = ("better", "worse")
 _SPEEDS: tuple[tuple[str, Callable[[Round], float | None], bool], ...] = (
     ("requests/s", lambda one: one.requests_per_s, True),
     ("p50 E2E, ms", lambda one: one.p50_e2e_ms, False),
     ("p95 E2E, ms", lambda one: one.p95_e2e_ms, False),
 )
+_SHORTEST_MS = 0.0005  # latencies are rounded to 0.001 ms
 _NO_MATTER = {"out", "store", "tag", "wait_s", "run_id", "supervised"}
 _PROMPTS = {"prompts", "prompt_words", "prompt_count", "seed"}
+_NAMED = 6  # most figures that the statement names; the table has all
+
+
+@dataclass(frozen=True, slots=True)
+class _Speed:
+    """One figure of a cell in the rounds that both runs have, NaN where a round has none."""
+
+    what: str
+    measure: str
+    more_is_better: bool
+    before: Float
+    after: Float
+    least: float
+
+    def logs(self) -> tuple[Float, Float]:
+        """Of both runs: changes of speed are ratios, and their noise grows with them."""
+        return np.log(np.maximum(self.before, self.least)), np.log(
+            np.maximum(self.after, self.least)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reward:
+    """One variant's rewards on the prompts that both runs have."""
+
+    what: str
+    a: float
+    b: float
+    differences: list[float]
+    change: Interval
+
+    @property
+    def least_p(self) -> float:
+        """The smallest attainable: all signs equal."""
+        return float(2 / 2 ** len(self.differences))
 
 
 def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
     """Every cell and variant that both have."""
     cells_a, cells_b = _cells(a), _cells(b)
-    worth_a = {one.variant: one for one in a.quality}
-    worth_b = {one.variant: one for one in b.quality}
-    found = []
-    for key in (key for key in cells_a if key in cells_b):
-        found += _speeds(key, cells_a[key], cells_b[key])
     changed = {
         name: (a.settings.get(name), b.settings.get(name))
         for name in sorted(a.settings.keys() | b.settings.keys())
@@ -90,10 +131,16 @@ def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
     same_prompts = not changed.keys() & _PROMPTS
     if a.prompts_digest is not None and b.prompts_digest is not None:
         same_prompts = a.prompts_digest == b.prompts_digest
+    rewards = []
     if same_prompts:
         changed.pop("prompts", None)  # where the file lay
-        for variant in (one for one in worth_a if one in worth_b):
-            found += _rewards(worth_a[variant], worth_b[variant])
+        rewards = _rewards(a.quality, b.quality)
+    rounds, speeds = _speeds(cells_a, cells_b)
+    level_speeds, level_rewards = _levels(_least_p(rounds) if speeds else 1.0, _least_holm(rewards))
+    found = [
+        *_speed_differences(speeds, level_speeds),
+        *_reward_differences(rewards, level_rewards),
+    ]
     return Comparison(
         a=a.id,
         b=b.id,
@@ -109,103 +156,208 @@ def _cells(result: LoadTestResult) -> dict[str, CellResult]:
     return {f"{c.variant}, {c.load:g} {unit[c.load_kind]}": c for c in result.cells}
 
 
-def _speeds(key: str, a: CellResult, b: CellResult) -> list[Difference]:
+def _speeds(a: dict[str, CellResult], b: dict[str, CellResult]) -> tuple[int, list[_Speed]]:
+    """The number of rounds that both runs have, and every figure in them.
+
+    A round of one number stands at the same place of its run in both: as long after the start, its cells in
+    the same order. With as many rounds in each, a change of spread is also hardly taken for one of speed.
+    """
+    shared = [key for key in a if key in b]
+    rounds = sorted(_numbers(a[key] for key in shared) & _numbers(b[key] for key in shared))
     found = []
-    for measure, value, more_is_better in _SPEEDS:
-        before = [x for x in map(value, a.rounds) if x is not None]
-        after = [x for x in map(value, b.rounds) if x is not None]
-        if not before or not after or not all(before):
+    for key in shared:
+        half = _half_an_answer([*a[key].rounds, *b[key].rounds])
+        if half is None:
             continue
-        change, low, high = ratio_interval(after, before)
-        p = permutation_p(before, after) if _enough(len(before), len(after)) else None
+        for measure, value, more_is_better in _SPEEDS:
+            before, after = (_values(one.rounds, value, rounds) for one in (a[key], b[key]))
+            if np.isnan(before).all() or np.isnan(after).all():
+                continue  # latencies where nothing was answered; requests/s tells of it
+            least = half if measure == "requests/s" else _SHORTEST_MS
+            found.append(_Speed(key, measure, more_is_better, before, after, least))
+    return len(rounds), found
+
+
+def _numbers(cells: Iterable[CellResult]) -> set[int]:
+    return {one.round for cell in cells for one in cell.rounds}
+
+
+def _values(
+    measured: Sequence[Round], value: Callable[[Round], float | None], rounds: Sequence[int]
+) -> Float:
+    found = {one.round: value(one) for one in measured}
+    # None becomes NaN.
+    return np.array([found.get(number) for number in rounds], dtype=np.float64)
+
+
+def _half_an_answer(rounds: Iterable[Round]) -> float | None:
+    """Throughput of half an answer in a block, for those without any: 0 has no log, and must not be left out.
+
+    ``None`` where there was no answer at all.
+    """
+    one_answer = [r.requests_per_s / r.requests for r in rounds if r.requests and r.requests_per_s]
+    return float(np.median(one_answer)) / 2 if one_answer else None
+
+
+def _rewards(a: Sequence[Quality], b: Sequence[Quality]) -> list[_Reward]:
+    others = {one.variant: one.prompt_rewards for one in b}
+    found = []
+    for one in a:
+        before, after = one.prompt_rewards, others.get(one.variant, {})
+        shared = sorted(before.keys() & after.keys(), key=int)
+        differences = [after[key] - before[key] for key in shared]
+        change = interval(differences)
+        if change is None:
+            continue
+        means = [float(np.mean([side[key] for key in shared])) for side in (before, after)]
+        found.append(_Reward(one.variant, means[0], means[1], differences, change))
+    return found
+
+
+def _least_p(rounds: int) -> float:
+    """The smallest that so many rounds of each run attain: a split and its mirror image of all splits."""
+    return 2 / comb(2 * rounds, rounds)
+
+
+def _least_holm(rewards: Sequence[_Reward]) -> float:
+    """The same for the first of Holm's steps."""
+    return min((len(rewards) * one.least_p for one in rewards), default=1.0)
+
+
+def _levels(speeds: float, rewards: float) -> tuple[float, float]:
+    """What speeds and rewards may spend of ``LEVEL``, by the smallest p that each can attain.
+
+    Half each; all of it goes to one where the other is absent or could not attain its half, which is known
+    from the numbers of rounds and prompts, whatever was measured. 0: cannot be tested.
+    """
+    half = LEVEL / 2
+    if speeds <= half and rewards <= half:
+        return half, half
+    if rewards <= half:
+        return 0.0, LEVEL
+    if speeds <= LEVEL:
+        return LEVEL, 0.0
+    return 0.0, LEVEL if rewards <= LEVEL else 0.0
+
+
+def _speed_differences(speeds: Sequence[_Speed], level: float) -> list[Difference]:
+    logs = [one.logs() for one in speeds]
+    tested: list[tuple[float, float] | None] = [None] * len(speeds)
+    if speeds and level:
+        alone, adjusted = joint_permutation(
+            np.column_stack([before for before, _ in logs]),
+            np.column_stack([after for _, after in logs]),
+        )
+        tested = [(float(p), float(q)) for p, q in zip(alone, adjusted, strict=True)]
+    found = []
+    for one, (before, after), p in zip(speeds, logs, tested, strict=True):
+        before, after = before[~np.isnan(before)], after[~np.isnan(after)]
+        change = float(after.mean() - before.mean())
+        ends = welch_interval(before, after)
+        better = (change > 0) == one.more_is_better
         found.append(
             Difference(
-                what=key,
-                measure=measure,
-                a=float(np.mean(before)),
-                b=float(np.mean(after)),
-                change=change,
-                low=low,
-                high=high,
+                what=one.what,
+                measure=one.measure,
+                a=float(np.nanmean(one.before)),
+                b=float(np.nanmean(one.after)),
+                change=exp(change),
+                low=None if ends is None else exp(ends[0]),
+                high=None if ends is None else exp(ends[1]),
                 relative=True,
-                p=p,
-                verdict=_verdict(p, (change > 1) == more_is_better),
+                p=None if p is None else p[0],
+                p_adjusted=None if p is None else p[1],
+                level=None if p is None else level,
+                verdict="too few rounds" if p is None else _verdict(p[1], level, better),
             )
         )
     return found
 
 
-def _enough(first: int, second: int) -> bool:
-    """Whether any outcome could reach the level: 4 rounds each can, 3 cannot."""
-    return 2 / comb(first + second, first) <= LEVEL
-
-
-def _rewards(a: Quality, b: Quality) -> list[Difference]:
-    shared = sorted(a.prompt_rewards.keys() & b.prompt_rewards.keys(), key=int)
-    differences = [b.prompt_rewards[p] - a.prompt_rewards[p] for p in shared]
-    found = interval(differences)
-    if found is None:
-        return []
-    p = sign_flip_p(differences) if 2 / 2 ** len(shared) <= LEVEL else None
+def _reward_differences(rewards: Sequence[_Reward], level: float) -> list[Difference]:
+    tested: list[tuple[float, float] | None] = [None] * len(rewards)
+    # One that could not attain the level would but cost the others power.
+    enough = [i for i, one in enumerate(rewards) if one.least_p <= level]
+    alone = [sign_flip_p(rewards[i].differences) for i in enough]
+    for i, *p_values in zip(enough, alone, holm(alone), strict=True):
+        tested[i] = (p_values[0], p_values[1])
     return [
         Difference(
-            what=a.variant,
+            what=one.what,
             measure="mean reward",
-            a=float(np.mean([a.prompt_rewards[one] for one in shared])),
-            b=float(np.mean([b.prompt_rewards[one] for one in shared])),
-            change=found.mean,
-            low=found.low,
-            high=found.high,
+            a=one.a,
+            b=one.b,
+            change=one.change.mean,
+            low=one.change.low,
+            high=one.change.high,
             relative=False,
-            p=p,
-            verdict=_verdict(p, found.mean > 0),
+            p=None if p is None else p[0],
+            p_adjusted=None if p is None else p[1],
+            level=None if p is None else level,
+            verdict="too few prompts" if p is None else _verdict(p[1], level, one.change.mean > 0),
         )
+        for one, p in zip(rewards, tested, strict=True)
     ]
 
 
-def _verdict(p: float | None, better: bool) -> Verdict:
-    if p is None:
-        return "too few rounds"
-    if p > LEVEL:
+def _verdict(p_adjusted: float, level: float, better: bool) -> Verdict:
+    if p_adjusted > level:
         return "no difference seen"
     return "better" if better else "worse"
 
 
-def _more_than_chance(found: list[Difference]) -> bool:
-    """Figures below the level beyond what 95 of 100 runs without any difference would show.
-
-    Figures of a run hang together, which this does not count on.
-    """
-    tested = [one.p for one in found if one.p is not None]
-    below = sum(p <= LEVEL for p in tested)
-    return bool(tested) and below > _most_by_chance(len(tested))
-
-
-def _most_by_chance(tests: int) -> int:
-    """The 95% quantile of how many of so many independent tests fall below the level by chance."""
-    share, count = 0.0, -1
-    while share < 1 - LEVEL:
-        count += 1
-        share += comb(tests, count) * LEVEL**count * (1 - LEVEL) ** (tests - count)
-    return count
-
-
-def _statement(found: list[Difference]) -> str:
-    tested = [one for one in found if one.p is not None]
+def _statement(found: Sequence[Difference]) -> str:
     if not found:
         return "The runs have no cell or mode in common."
+    tested = [one.p_adjusted for one in found if one.p_adjusted is not None]
+    untested = {one.verdict for one in found if one.p_adjusted is None}
     if not tested:
-        return "Too few rounds to tell chance from change: measure at least 4 rounds in each run."
-    below = [one for one in tested if one.verdict in ("better", "worse")]
-    counted = f"{len(below)} of {len(tested)} figures differ at the {LEVEL:.0%} level"
-    if not _more_than_chance(found):
-        return f"No difference beyond chance: {counted}, as many as chance alone can make."
-    worse = [one for one in below if one.verdict == "worse"]
-    side = (
-        "better"
-        if not worse
-        else "worse"
-        if len(worse) == len(below)
-        else "partly better, partly worse"
+        if "too few rounds" not in untested:
+            return "Too few prompts to tell chance from change."
+        return (
+            f"Too few rounds to tell chance from change: measure at least {_rounds_for(LEVEL)} "
+            "rounds in each run."
+        )
+    said = [_findings(found, tested)]
+    if "too few rounds" in untested:
+        said.append(
+            "Speeds were not tested, for too few rounds: measure at least "
+            f"{_rounds_for(LEVEL / 2)} rounds in each run."
+        )
+    if "too few prompts" in untested:
+        said.append("Rewards were not tested, for too few prompts.")
+    return " ".join(said)
+
+
+def _rounds_for(level: float) -> int:
+    return next(rounds for rounds in count(1) if _least_p(rounds) <= level)
+
+
+def _findings(found: Sequence[Difference], tested: Sequence[float]) -> str:
+    differ = [one for one in found if one.verdict in _DIFFERS]
+    figures = f"{len(tested)} figure{'' if len(tested) == 1 else 's'}"
+    if not differ:
+        level = next(one.level for one in found if one.level is not None)  # the same for all
+        return (
+            f"No difference beyond chance: 0 of {figures} at the {LEVEL:.0%} level for all together; "
+            f"the smallest adjusted p is {min(tested):.4f}, and at most {level:g} would count."
+        )
+    worse = sum(one.verdict == "worse" for one in differ)
+    side = "worse" if worse == len(differ) else "partly better, partly worse" if worse else "better"
+    named = "; ".join(_named(one) for one in sorted(differ, key=_weight)[:_NAMED])
+    more = f"; and {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
+    return (
+        f"The runs differ, and B is {side}: {len(differ)} of {figures}, at the {LEVEL:.0%} level for all "
+        f"together: {named}{more}."
     )
-    return f"The runs differ: {counted}, more than chance alone would make; B is {side}."
+
+
+def _weight(one: Difference) -> tuple[bool, float, float]:
+    """What is worse comes first, then what is surest, then what changed most."""
+    size = abs(log(one.change)) if one.relative else abs(one.change)
+    return one.verdict != "worse", one.p_adjusted or 0.0, -size
+
+
+def _named(one: Difference) -> str:
+    change = f"{one.change:.3g}x" if one.relative else f"{one.change:+.3f}"
+    return f"{one.measure} ({one.what}) {change}, adjusted p {one.p_adjusted:.4f}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations, product
-from math import comb
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,34 +44,6 @@ def interval(values: Sequence[float]) -> Interval | None:
 def resamples(count: int, seed: int = 0) -> NDArray[np.int64]:
     """Bootstrap indices, shape ``(RESAMPLES, count)``: one set for everything that is paired."""
     return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
-
-
-def ratio_interval(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
-    """Ratio of the means of two independent samples, with a 95% bootstrap interval."""
-    a, b = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
-    drawn = a[resamples(len(a), 0)].mean(axis=1) / b[resamples(len(b), 1)].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(a.mean() / b.mean()), float(low), float(high)
-
-
-def permutation_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p-value that two samples come from one distribution, by the difference of their means.
-
-    Every split into groups of these sizes is enumerated, or 20 000 are drawn where there are more.
-    """
-    pool = np.array([*first, *second], dtype=np.float64)
-    size, total = len(first), len(pool)
-    seen = abs(float(np.mean(first)) - float(np.mean(second)))
-    if comb(total, size) <= _EXACT:
-        picks = np.array(list(combinations(range(total), size)))
-        exact = True
-    else:
-        rng = np.random.default_rng(0)
-        picks = rng.permuted(np.tile(np.arange(total), (_EXACT, 1)), axis=1)[:, :size]
-        exact = False
-    sums = pool[picks].sum(axis=1)
-    differences = np.abs(sums / size - (pool.sum() - sums) / (total - size))
-    return _share(differences, seen, exact)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

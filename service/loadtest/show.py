@@ -45,19 +45,25 @@ def show(console: Console, result: LoadTestResult) -> None:
 
 def show_comparison(console: Console, found: Comparison) -> None:
     """Every figure of both runs, then the statement."""
-    table = Table(title=f"B = {escape(found.b)} against A = {escape(found.a)}")
-    for column in ("what", "measure", "A", "B", "change [95% interval]", "p", "B is"):
+    table = Table(
+        title=f"B = {escape(found.b)} against A = {escape(found.a)}",
+        caption="Intervals are of each figure alone; p allows for all speeds, or all rewards, together.",
+        caption_justify="left",
+    )
+    for column in ("what", "measure", "A", "B", "change [95% interval]", "adjusted p", "B is"):
         table.add_column(column)
     for one in found.differences:
         form = "{:.3g}x" if one.relative else "{:+.3f}"
-        low, high = form.format(one.low), form.format(one.high)
+        change = form.format(one.change)
+        if one.low is not None and one.high is not None:
+            change += f" [{form.format(one.low)}, {form.format(one.high)}]"
         table.add_row(
             escape(one.what),
             one.measure,
             number(one.a),
             number(one.b),
-            escape(f"{form.format(one.change)} [{low}, {high}]"),
-            "-" if one.p is None else f"{one.p:.3f}",
+            escape(change),
+            "-" if one.p_adjusted is None else f"{one.p_adjusted:.4f}",
             one.verdict,
         )
     console.print(table)

@@ -27,9 +27,7 @@ from service.loadtest.client import EventReader
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.decision import decide, number
 from service.loadtest.figures import (
-    permutation_p,
     quantiles,
-    ratio_interval,
     sign_flip_p,
     value_range,
 )
@@ -178,19 +176,6 @@ def test_quantiles_interpolate_and_leave_out_what_is_missing() -> None:
     assert quantiles([None]) is None
 
 
-def test_permutation_p_is_the_enumerated_one() -> None:
-    a, b = [1.0, 2.0, 9.0], [3.0, 4.0, 8.0, 12.0]
-    pool, seen = [*a, *b], abs(np.mean(a) - np.mean(b))
-    splits = list(combinations(range(7), 3))
-    count = 0
-    for picks in splits:
-        inside = [pool[i] for i in picks]
-        outside = [pool[i] for i in range(7) if i not in picks]
-        count += abs(np.mean(inside) - np.mean(outside)) >= seen - 1e-12
-    assert permutation_p(a, b) == pytest.approx(count / len(splits))
-    assert permutation_p([1, 1.1, 1.2, 1.3], [9, 9.1, 9.2, 9.3]) == pytest.approx(2 / 70)
-
-
 def test_sign_flip_p_is_the_enumerated_one() -> None:
     values = [0.5, -1.0, 2.0, 3.0]
     seen = abs(np.mean(values))
@@ -202,21 +187,10 @@ def test_sign_flip_p_is_the_enumerated_one() -> None:
 
 
 def test_drawn_tests_agree_with_a_known_tail() -> None:
-    """Past enumeration: equal samples give large p-values, shifted ones the smallest possible."""
+    """Past enumeration: shifted samples give the smallest possible p-value."""
     rng = np.random.default_rng(1)
     same = rng.normal(size=40)
-    assert permutation_p(same[:20].tolist(), same[20:].tolist()) > 0.01
-    assert permutation_p((same[:20] + 9).tolist(), same[20:].tolist()) == pytest.approx(1 / 20_001)
     assert sign_flip_p((same + 9).tolist()) == pytest.approx(1 / 20_001)
-
-
-def test_ratio_interval_covers_the_ratio() -> None:
-    ratio, low, high = ratio_interval([9, 10, 11], [4.5, 5, 5.5])
-    assert ratio == pytest.approx(2)
-    assert 11 / 4.5 >= high > 2 > low >= 9 / 5.5
-
-
-# Rewards
 
 
 def test_win_rate_is_the_share_of_pairs() -> None:

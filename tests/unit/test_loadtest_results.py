@@ -11,11 +11,15 @@ import re
 import signal
 import sqlite3
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
+from bestofn.statistics import holm, joint_permutation, welch_interval
 from service.loadtest.cautions import cell_warnings
 from service.loadtest.compare import compare_runs
 from service.loadtest.report import cells_csv, html_page
@@ -150,7 +154,7 @@ def faster(result: LoadTestResult, factor: float, rounds: int, gain: float = 0.0
             for i in range(rounds)
         ]  # fmt: skip
     for one in changed.quality:
-        one.prompt_rewards = {str(i): i + gain * (1 + 0.1 * (i % 3)) for i in range(8)}
+        one.prompt_rewards = {str(i): i + gain * (1 + 0.1 * (i % 3)) for i in range(10)}
     return changed
 
 
@@ -161,8 +165,8 @@ def test_compare_says_different_same_and_too_few(result: LoadTestResult) -> None
     assert not same.differs
     assert not same.worse
     slower = compare_runs(base, faster(result, 0.8, rounds=5, gain=-1.0))
-    assert slower.statement.startswith("The runs differ")
-    assert slower.statement.endswith("B is worse.")
+    assert slower.statement.startswith("The runs differ, and B is worse: ")
+    assert slower.statement.endswith(f"; and {len(slower.differences) - 6} more.")
     assert slower.worse
     speed = next(one for one in slower.differences if one.measure == "requests/s")
     assert speed.change == pytest.approx(0.8)
@@ -170,8 +174,181 @@ def test_compare_says_different_same_and_too_few(result: LoadTestResult) -> None
     assert {one.verdict for one in slower.differences} == {"worse"}
     better = compare_runs(base, faster(result, 1.25, rounds=5, gain=1.0))
     assert {one.verdict for one in better.differences} == {"better"}
-    few = compare_runs(faster(result, 1.0, 3), faster(result, 0.5, 3))
-    assert {d.verdict for d in few.differences if d.relative} == {"too few rounds"}
+    assert better.differs
+    assert not better.worse
+
+
+def test_what_cannot_reach_its_level_is_not_tested_and_leaves_the_level_to_the_rest(
+    result: LoadTestResult,
+) -> None:
+    """Smallest p: 2/20 of 3 rounds, 2/70 of 4, 2/252 of 5. Rewards of 4 prompts: 2/16."""
+    alone = result.model_copy(update={"quality": []})
+    few = compare_runs(faster(alone, 1.0, 3), faster(alone, 0.5, 3))
+    assert {one.verdict for one in few.differences} == {"too few rounds"}
+    assert few.statement == (
+        "Too few rounds to tell chance from change: measure at least 4 rounds in each run."
+    )
+    assert not few.differs
+    four = compare_runs(faster(alone, 1.0, 4), faster(alone, 0.5, 4))
+    assert {(one.level, one.verdict) for one in four.differences} == {(0.05, "worse")}
+    beside = compare_runs(faster(result, 1.0, 4), faster(result, 0.5, 4, gain=1.0))
+    kinds = {(one.relative, one.level, one.verdict) for one in beside.differences}
+    assert kinds == {(True, None, "too few rounds"), (False, 0.05, "better")}
+    assert beside.statement.endswith("for too few rounds: measure at least 5 rounds in each run.")
+    base, other = faster(result, 1.0, 5), faster(result, 0.5, 5, gain=1.0)
+    assert {one.level for one in compare_runs(base, other).differences} == {0.025}
+    for one in other.quality:
+        one.prompt_rewards = {key: one.prompt_rewards[key] for key in "0123"}
+    kinds = {(d.relative, d.level, d.verdict) for d in compare_runs(base, other).differences}
+    assert kinds == {(True, 0.05, "worse"), (False, None, "too few prompts")}
+
+
+def noisy(result: LoadTestResult, rng: np.random.Generator, rounds: int = 5) -> LoadTestResult:
+    """Nine cells with noise that a round, a cell's block and a figure have each; three variants' rewards."""
+    cells = []
+    common = rng.normal(0, 0.03, rounds)
+    for cell in result.cells[:9]:
+        block = common + rng.normal(0, 0.03, rounds)
+        speed, p50, p95 = np.exp(block + rng.normal(0, 0.01, (3, rounds)))
+        made = [
+            Round(round=i, requests=9, requests_per_s=10 / speed[i], returned_tokens_per_s=1,
+                  p50_e2e_ms=100 * p50[i], p95_e2e_ms=150 * p95[i])
+            for i in range(rounds)
+        ]  # fmt: skip
+        cells.append(cell.model_copy(update={"rounds": made}))
+    hard = rng.normal(0, 1, 10)  # a prompt's rewards hang together
+    quality = [
+        one.model_copy(
+            update={"prompt_rewards": dict(zip("0123456789", hard + rng.normal(0, 0.5, 10), strict=True))}
+        )
+        for one in result.quality[:3]
+    ]  # fmt: skip
+    return result.model_copy(update={"cells": cells, "quality": quality})
+
+
+def test_one_doubled_cell_of_nine_is_found_and_named(result: LoadTestResult) -> None:
+    rng = np.random.default_rng(5)
+    a, b = noisy(result, rng), noisy(result, rng)
+    slow = b.cells[4]
+    slow.rounds = [
+        one.model_copy(
+            update={
+                "requests_per_s": one.requests_per_s / 2,
+                "p50_e2e_ms": 2 * (one.p50_e2e_ms or 0),
+                "p95_e2e_ms": 2 * (one.p95_e2e_ms or 0),
+            }
+        )
+        for one in slow.rounds
+    ]
+    found = compare_runs(a, b)
+    speeds = [one for one in found.differences if one.relative]
+    assert len(speeds) == 27
+    assert [i for i, one in enumerate(speeds) if one.verdict == "worse"] == [12, 13, 14]
+    assert all(one.p_adjusted == pytest.approx(2 / 252) for one in speeds[12:15])
+    assert not any(one.verdict == "better" for one in found.differences)
+    assert found.worse
+    assert f"({speeds[12].what}) " in found.statement
+    assert "adjusted p 0.0079" in found.statement
+    assert "B is worse: 3 of 30 figures" in found.statement
+
+
+def test_without_change_there_are_no_more_false_alarms_than_the_level(
+    result: LoadTestResult,
+) -> None:
+    """200 pairs of runs: at a rate of .05, more than 21 alarms have a probability below .001."""
+    assert stats.binom.sf(21, 200, 0.05) < 0.001
+    rng = np.random.default_rng(11)
+    alarms = sum(compare_runs(noisy(result, rng), noisy(result, rng)).differs for _ in range(200))
+    assert 0 < alarms <= 21
+
+
+def test_a_cell_that_answers_nothing_any_more_is_worse(result: LoadTestResult) -> None:
+    rng = np.random.default_rng(2)
+    a, b = noisy(result, rng), noisy(result, rng)
+    dead = {"requests": 0, "requests_per_s": 0.0, "p50_e2e_ms": None, "p95_e2e_ms": None}
+    b.cells[0].rounds = [one.model_copy(update=dead) for one in b.cells[0].rounds]
+    found = compare_runs(a, b)
+    assert found.worse
+    (one,) = [d for d in found.differences if d.verdict == "worse"]
+    assert (one.measure, one.b) == ("requests/s", 0)
+    # An answer in the block would be 10/9 requests/s, half of it against 10 is .056.
+    assert one.change == pytest.approx(0.056, rel=0.1)
+
+
+def test_only_rounds_that_both_runs_have_are_compared(result: LoadTestResult) -> None:
+    rng = np.random.default_rng(3)
+    a, b = noisy(result, rng, rounds=7), noisy(result, rng)
+    for cell in b.cells[3:]:
+        cell.rounds = cell.rounds[:4]  # stopped in its last round
+    first, *_, last = [one for one in compare_runs(a, b).differences if one.relative]
+    for one, cell, rounds in ((first, a.cells[0], 5), (last, b.cells[-1], 4)):
+        assert one.p is not None
+        values = [r.requests_per_s if one is first else r.p95_e2e_ms for r in cell.rounds]
+        assert (one.a if one is first else one.b) == pytest.approx(np.mean(values[:rounds]))
+
+
+def test_joint_permutation_by_hand() -> None:
+    """Rows 0, 1 | 2, 3 of two figures with values 0 to 3; |differences| by split (each has a mirror image):
+
+    01|23: 2 and 0 (as seen), 02|13: 1 and 2, 03|12: 0 and 1. The larger of both: 2, 2, 1.
+    """
+    rows = np.array([[0, 0], [1, 3], [2, 1], [3, 2]]) * np.array([1.0, -100.0]) + 7
+    alone, adjusted = joint_permutation(rows[:2], rows[2:])
+    assert alone == pytest.approx([1 / 3, 1])
+    assert adjusted == pytest.approx([2 / 3, 1])
+
+
+def test_joint_permutation_is_the_enumerated_step_down() -> None:
+    """By Student's t of each split, largest first, each against those that are not larger."""
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(7, 4)) + np.outer(np.arange(7) > 2, [9.0, 1.0, 0.0, 2.0])
+
+    def t(split: tuple[int, ...]) -> list[float]:
+        here = np.isin(np.arange(7), split)
+        return [abs(stats.ttest_ind(x[here], x[~here]).statistic) for x in rows.T]
+
+    splits = list(combinations(range(7), 3))
+    drawn, seen = [t(one) for one in splits], t((0, 1, 2))
+    expected, least = {}, 0.0
+    left = sorted(range(4), key=lambda i: -seen[i])
+    while left:
+        share = np.mean([max(one[i] for i in left) >= seen[left[0]] - 1e-9 for one in drawn])
+        least = max(least, float(share))
+        expected[left.pop(0)] = least
+    alone, adjusted = joint_permutation(rows[:3], rows[3:])
+    assert adjusted == pytest.approx([expected[i] for i in range(4)])
+    for i in range(4):
+        assert alone[i] == pytest.approx(np.mean([one[i] >= seen[i] - 1e-9 for one in drawn]))
+
+
+def test_joint_permutation_draws_where_there_is_too_much_and_bears_gaps_and_constants() -> None:
+    rng = np.random.default_rng(6)
+    rows = rng.normal(size=(24, 3)) + np.outer(np.arange(24) > 11, [9.0, 0.0, 0.0])
+    rows[:, 1] = np.tile([1.0, 1.0, -1.0, -1.0], 6)
+    rows[:, 2] = 0.1
+    alone, adjusted = joint_permutation(rows[:12], rows[12:])
+    assert adjusted[0] == pytest.approx(1 / 10_001)
+    assert alone[1:] == pytest.approx([1, 1])
+    assert adjusted[1:] == pytest.approx([1, 1])
+    rows[14, 0] = np.nan
+    rows[13:, 1] = np.nan
+    alone, adjusted = joint_permutation(rows[7:12], rows[12:17])
+    assert adjusted[0] == pytest.approx(2 / 252)
+    assert alone[1] > 0.05
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.9]) == pytest.approx([0.04, 0.09, 0.09, 0.9])
+    assert holm([0.6, 0.7]) == [1, 1]
+    assert holm([]) == []
+
+
+def test_welch_interval_is_scipys() -> None:
+    a, b = [1.0, 1.2, 0.9, 1.1], [2.0, 2.9, 1.4, 2.2, 3.1]
+    known = stats.ttest_ind(b, a, equal_var=False).confidence_interval()
+    assert welch_interval(a, b) == pytest.approx((known.low, known.high))
+    assert welch_interval([1, 1], [3, 3]) == (2, 2)
+    assert welch_interval([1], [3, 4]) is None
 
 
 def test_rewards_are_compared_on_the_same_prompts_only(result: LoadTestResult) -> None:

@@ -7,9 +7,9 @@ const KINDS = { better: "good", worse: "bad" };
 
 /** What the server says of run B against run A: the statement, and each figure that both have. */
 export function comparison(found) {
-  const changed = Object.entries(found.settings_changed);
+  const settings = Object.entries(found.settings_changed);
   const caption = `Run ${found.b} (B) against run ${found.a} (A)`;
-  const head = ["what", "figure", "A", "B", "change, 95% interval", "p", "B is"];
+  const head = ["what", "figure", "A", "B", "change, 95% interval", "adjusted p", "B is"];
   return el(
     "section", { class: "stack tight", "aria-label": caption },
     el("h3", {}, caption),
@@ -23,9 +23,13 @@ export function comparison(found) {
           el("tbody", {}, found.differences.map(row)),
         ),
       ),
-    changed.map(([name, [a, b]]) => el("p", { class: "muted small" }, `${name}: ${JSON.stringify(a)} in A, ${JSON.stringify(b)} in B`)),
+    settings.map(([name, [a, b]]) => el("p", { class: "muted small" }, `${name}: ${JSON.stringify(a)} in A, ${JSON.stringify(b)} in B`)),
     found.only_in_one.length > 0 && el("p", { class: "muted small" }, `In one run only: ${found.only_in_one.join("; ")}`),
   );
+}
+
+function changed(one, shown) {
+  return one.low === null ? shown(one.change) : `${shown(one.change)} (${shown(one.low)} to ${shown(one.high)})`;
 }
 
 function row(one) {
@@ -34,7 +38,7 @@ function row(one) {
     "tr", {},
     el("th", { scope: "row" }, one.what),
     el("td", {}, one.measure),
-    [small(one.a), small(one.b), `${shown(one.change)} (${shown(one.low)} to ${shown(one.high)})`, one.p === null ? "–" : number(one.p, 3)].map(
+    [small(one.a), small(one.b), changed(one, shown), one.p_adjusted === null ? "–" : number(one.p_adjusted, 4)].map(
       (text) => el("td", { class: "num" }, text),
     ),
     el("td", { class: "num" }, el("span", { class: `badge ${KINDS[one.verdict] ?? ""}` }, one.verdict)),
