@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import httpx
 
-from bestofn.errors import RewardError
+from bestofn.errors import CheckpointError, RewardError
 from bestofn.rewards.protocol import Scorable, checked_scores
 from bestofn.trace_context import trace_headers
 
@@ -18,6 +18,9 @@ class RemoteReward:
     """POSTs ``{"prompts": [...], "completions": [...]}`` and reads ``{"rewards": [...]}``.
 
     The same shape is what OpenRLHF's ``serve_rm`` answers. ``null`` means "no score".
+
+    Raises:
+        CheckpointError: no URL, or one that may carry secrets.
     """
 
     def __init__(
@@ -28,6 +31,7 @@ class RemoteReward:
         timeout_s: float = 30.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        _check_url(url)
         self.name, self.revision = url, "remote"
         self._batch_size = batch_size
         limits = httpx.Limits(keepalive_expiry=_KEEP_IDLE_S)
@@ -62,3 +66,19 @@ class RemoteReward:
         if not isinstance(rewards, list):
             raise RewardError(f"remote scorer {self.name} answered without a list `rewards`")
         return checked_scores(rewards, len(items), f"remote scorer {self.name}")
+
+
+def _check_url(url: str) -> None:
+    """The URL is shown in answers and logs, so it may hold no secret; nor is it repeated here."""
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        parts = httpx.URL()
+    if parts.userinfo or parts.query or parts.fragment:
+        raise CheckpointError(
+            "a reward URL holds no user, password, query or fragment: it is shown in answers and logs; "
+            "let a proxy add what the scorer asks for"
+        )
+    known_port = parts.port is None or 0 < parts.port < 65536
+    if parts.scheme not in ("http", "https") or not parts.host or not known_port:
+        raise CheckpointError("a reward URL is not like http://host:8000/score")

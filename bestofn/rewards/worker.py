@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import pickle
 import signal
+import threading
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -18,6 +19,7 @@ from bestofn.rewards.protocol import RewardModel, Scorable
 logger = logging.getLogger(__name__)
 
 _STOP_S = 5.0
+_BUFFERED = 32 * 1024  # bytes that the pipe takes at once, as it is empty between batches
 _BROKEN = (EOFError, OSError, pickle.UnpicklingError)
 
 
@@ -41,16 +43,19 @@ class RewardWorker:
         self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._loaded = False
 
     @property
     def alive(self) -> bool:
-        """Whether it has been loaded and its process runs."""
-        return self._process is not None and self._process.is_alive()
+        """Whether it has been loaded and its process runs; not while it is loaded again."""
+        process = self._process  # other threads ask, while that of `score` may end it
+        return self._loaded and process is not None and process.is_alive()
 
     @property
     def pid(self) -> int | None:
         """Of its process."""
-        return None if self._process is None else self._process.pid
+        process = self._process
+        return None if process is None else process.pid
 
     def load(self) -> None:
         """Start the process and load the model there.
@@ -72,8 +77,9 @@ class RewardWorker:
         try:
             self._answer(self._load_timeout_s, "loading")
         except BestOfNError:
-            self._end()  # a process without a model must not pass for one that can score
+            self._end()  # a process without a model is of no use
             raise
+        self._loaded = True
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
         """Score there.
@@ -82,18 +88,38 @@ class RewardWorker:
             RewardDeadError: the process is gone, or was ended because it took too long.
             RewardError: what the model raised.
         """
-        if self._pipe is None:
-            raise RewardDeadError(f"the worker of reward model {self.name} does not run")
-        try:
-            self._pipe.send(list(items))
-        except _BROKEN as error:
-            raise self._dead("its process ended") from error
+        self._send(list(items))
         scores: list[float | None] = self._answer(self._timeout_s, f"scoring {len(items)} texts")
         return scores
 
     def close(self) -> None:
         """End the process."""
         self._end()
+
+    def _send(self, items: list[Scorable]) -> None:
+        process, pipe = self._process, self._pipe
+        if process is None or pipe is None:
+            raise RewardDeadError(f"the worker of reward model {self.name} does not run")
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        data = pickle.dumps(items)
+        watchdog = threading.Timer(self._timeout_s, end)
+        watchdog.daemon = True
+        if len(data) > _BUFFERED:  # the rest goes only as the child reads; a thread costs half a ms
+            watchdog.start()
+        try:
+            pipe.send_bytes(data)
+        except _BROKEN as error:
+            why = "its process ended"
+            if late.is_set():
+                why = f"it took nothing in {self._timeout_s:g} s, so it was ended"
+            raise self._dead(why) from error
+        finally:
+            watchdog.cancel()
 
     def _answer(self, timeout_s: float, doing: str) -> Any:
         pipe = self._pipe
@@ -113,6 +139,7 @@ class RewardWorker:
         return RewardDeadError(f"the worker of reward model {self.name} died: {why}")
 
     def _end(self) -> None:
+        self._loaded = False
         process, self._process = self._process, None
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
@@ -120,9 +147,7 @@ class RewardWorker:
         if process is not None:
             # A model has nothing to put in order, and one that hangs would not hear a gentler word.
             process.kill()
-            process.join(_STOP_S)
-            with contextlib.suppress(ValueError):  # it cannot be ended: asleep in the kernel
-                process.close()
+            process.join(_STOP_S)  # not closed: other threads may still ask whether it lives
 
 
 def _serve(pipe: Connection, model: RewardModel) -> None:

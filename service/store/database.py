@@ -20,6 +20,10 @@ from bestofn.errors import BestOfNError
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _LOCK = 4_207_120_570_064_057  # PostgreSQL: any number that others do not use
 _BUSY_S = 30
+_WRONG_URL = (
+    "the store is no SQLite file or database URL: give a file's path or a URL like "
+    "postgresql+psycopg://user@host:5432/db, with @, / and : in a password percent-encoded"
+)
 _MIGRATING = threading.Lock()  # alembic keeps its context in its module
 
 
@@ -60,10 +64,14 @@ def open_store(where: str) -> Store:
     url = where if "://" in where else f"sqlite:///{where}"
     try:
         parsed = make_url(url)
+        if "@" in (parsed.host or ""):
+            raise ValueError  # the rest of a password
         options = {"timeout": _BUSY_S} if parsed.get_backend_name() == "sqlite" else {}
         engine = create_engine(parsed, connect_args=options, pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise StoreError(f"{where!r} is no SQLite file or database URL: {error}") from error
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise StoreError(
+            _WRONG_URL
+        ) from None  # both the URL and what is said of it may tell its password
     except ImportError as error:
         raise StoreError(
             f"the driver of {parsed.drivername} is not installed ({error}); for PostgreSQL: "
@@ -76,7 +84,7 @@ def open_store(where: str) -> Store:
     except SQLAlchemyError as error:
         engine.dispose()
         raise StoreError(
-            f"cannot use the store {parsed.render_as_string()}: {_said(error)}"
+            f"cannot use the store {parsed.set(query={}).render_as_string()}: {_said(error)}"
         ) from error
     return Store(engine)
 

@@ -6,8 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import pytest
@@ -22,13 +24,16 @@ PROMPT = Prompt(text="p")
 
 @dataclass
 class Obedient:
-    """Does what the completion says."""
+    """Does what the completion says; loads once there is the file ``gate``."""
 
     name: str = "obedient"
     revision: str = "1"
     loads: bool = True
+    gate: str = ""
 
     def load(self) -> None:
+        while self.gate and not os.path.exists(self.gate):
+            time.sleep(0.01)
         if not self.loads:
             raise CheckpointError("no weights here")
 
@@ -107,6 +112,45 @@ def test_a_death_while_nothing_is_asked_is_seen() -> None:
         assert not worker.alive
         with pytest.raises(RewardDeadError):
             worker.score(say("a"))
+
+
+def test_one_that_hangs_while_nothing_is_asked_is_found_by_a_batch_that_fills_the_pipe() -> None:
+    with working(timeout_s=0.5) as worker, ThreadPoolExecutor(1) as pool:
+        hung = psutil.Process(worker.pid)
+        hung.suspend()
+        try:
+            with pytest.raises(RewardDeadError, match=r"took nothing in 0\.5 s, so it was ended"):
+                pool.submit(worker.score, say("long" * 1_000_000)).result(timeout=10)
+            assert not worker.alive
+            assert not hung.is_running()
+        finally:
+            worker.close()  # or the thread would never be done
+        worker.load()
+        assert worker.score(say("a")) == [float(worker.pid or 0)]
+
+
+def test_one_that_loads_is_not_alive_the_first_time_nor_again(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    worker = RewardWorker(Obedient(gate=str(gate)))
+    before = None
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for _ in range(2):
+                loading = pool.submit(worker.load)
+                deadline = time.monotonic() + 30
+                while worker.pid in (None, before) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                assert psutil.pid_exists(worker.pid or 0)
+                assert not worker.alive
+                gate.touch()
+                loading.result(timeout=60)
+                assert worker.alive
+                gate.unlink()
+                before = worker.pid
+                os.kill(before or 0, signal.SIGKILL)
+        finally:
+            gate.touch()
+    worker.close()
 
 
 def test_a_model_that_cannot_be_loaded_says_why() -> None:

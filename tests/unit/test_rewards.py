@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from pathlib import Path
 
 import httpx
@@ -103,6 +104,25 @@ def test_a_remote_scorer_that_misbehaves_is_named(answer: httpx.Response, words:
 
 def test_a_remote_null_means_no_score() -> None:
     assert remote(httpx.Response(200, json={"rewards": [1, None, 3]})).score(ITEMS) == [1, None, 3]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://me:s3cret@scorer/score", "no user"),
+        ("http://s3cret@scorer/score", "no user"),
+        ("http://scorer/score?key=s3cret", "no user, password, query"),
+        ("http://me:12#s3cret@scorer/score", "or fragment"),
+        ("http://scorer:s3cret/score", "not like http://host"),
+        ("http://me:s3#cret@s3cret/score", "not like http://host"),
+        ("http:///s3cret", "not like http://host"),
+        ("http://scorer:99999/s3cret", "not like http://host"),
+    ],
+)
+def test_a_remote_scorer_has_a_plain_url_and_another_is_not_repeated(url: str, words: str) -> None:
+    with pytest.raises(CheckpointError, match=words) as caught:
+        open_reward_model(url)
+    assert "s3" not in "".join(traceback.format_exception(caught.value))
 
 
 class Tokenizer:

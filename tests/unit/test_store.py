@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -184,6 +185,24 @@ def test_passwords_are_not_told() -> None:
     with pytest.raises(StoreError) as caught:
         open_store("postgresql+psycopg://me:hunter2@127.0.0.1:1/x")
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["postgres://bestofn:s3cret@db/x", "postgresql+psycopg://bestofn:s3cret@db:port/x",
+     "postgresql+psycopg://bestofn:secret@s3cret@db/x", "sqlite://bestofn:s3cret@db/x",
+     "postgresql+psycopg://db:s3cret/x"],
+)  # fmt: skip
+def test_a_wrong_url_is_not_repeated(where: str) -> None:
+    with pytest.raises(StoreError, match=r"no SQLite file.*postgresql\+psycopg://user@") as caught:
+        open_store(where)
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_what_a_url_asks_for_is_not_told() -> None:
+    with pytest.raises(StoreError, match="cannot use the store") as caught:
+        open_store("sqlite:///file:/nowhere/at/all/runs.db?password=s3cret&uri=true")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
