@@ -46,6 +46,18 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
         _in_head = True
         _arrived = 0
         _head_timer: asyncio.TimerHandle | None = None
+        _hung_up = False
+
+        @property
+        def _answering(self) -> bool:
+            """Whether an answer is owed; of several requests, the cycle is the last one's."""
+            return self.cycle is not None and not self.cycle.response_complete
+
+        @property
+        def _in_first_body(self) -> bool:
+            """Whether the body is read of the only request an answer is owed to, and none has begun."""
+            cycle = self.cycle
+            return cycle.more_body and not cycle.response_started and not self.pipeline
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -56,9 +68,13 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
+            if self._hung_up:
+                return
             if self._in_head:
                 self._arrived += len(data)
-                self._start_timer()
+                # During an answer the next head may wait too; the time to keep alive follows it.
+                if not self._answering:
+                    self._start_timer()
             super().data_received(data)
             if self._in_head and self._arrived > most_bytes:
                 self._end(431, "headers_too_large", too_large)
@@ -93,8 +109,11 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
             self._end(408, "request_timeout", "the head of the request did not come in time")
 
         def _end(self, status: int, kind: str, message: str) -> None:
-            """Answer what never became a request."""
+            """Answer what never became a request, or close after the answers that are owed first."""
             if self.transport.is_closing():
+                return
+            if self._answering and not self._in_first_body:
+                self._hung_up, self.cycle.keep_alive = True, False
                 return
             error = {
                 "message": message,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -11,8 +11,8 @@ from bestofn.errors import InvalidInputError, ModelNotFoundError
 from service.deps import RuntimeDep, get_request_id, get_runtime, remember_model
 from service.disconnect import run_while_connected
 from service.errors import tell
-from service.generation import Plan, check_limit, generate, make_plan
-from service.openai_answers import chat_completion, chunks, completion
+from service.generation import check_limit, generate, make_plan
+from service.openai_answers import TokenPlan, chat_completion, chunks, completion
 from service.responses import json_of
 from service.routes.generate import STREAMED
 from service.runtime import Mode, Runtime
@@ -52,19 +52,20 @@ async def get_model(model: str, runtime: RuntimeDep) -> Model:
     return _model(runtime, model, runtime.mode(name, policy=policy))
 
 
-def _plan(body: CompletionRequest | ChatRequest, request: Request) -> Plan:
+def _plan(body: CompletionRequest | ChatRequest, request: Request) -> TokenPlan:
     runtime = get_runtime(request)
     remember_model(request, body.model)
     name, policy = _named(runtime, body.model)
     if body.best_of is not None:
         check_limit("best_of", body.best_of, runtime.settings.limits.max_n)
-    return make_plan(runtime, name, body.to_native(), get_request_id(request), policy)
+    plan = make_plan(runtime, name, body.to_native(), get_request_id(request), policy)
+    return TokenPlan.of(plan)
 
 
 async def _respond(
     body: B,
     request: Request,
-    written: Callable[[Plan, B, GenerateAnswer | BatchAnswer], Awaitable[A]],
+    written: Callable[[TokenPlan, B, GenerateAnswer | BatchAnswer], A],
 ) -> Response:
     """The answer as a stream, or whole and written in the route's own shape."""
     plan = _plan(body, request)
@@ -72,7 +73,7 @@ async def _respond(
         return await open_stream(
             request, chunks(plan, body), lambda error: event(None, tell(request, error))
         )
-    return json_of(await written(plan, body, await run_while_connected(request, generate(plan))))
+    return json_of(written(plan, body, await run_while_connected(request, generate(plan))))
 
 
 def _named(runtime: Runtime, model: str) -> tuple[str, str | None]:

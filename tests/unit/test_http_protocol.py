@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service.http_protocol import http_options
-from tests.unit.fakes import make_runtime, on_a_port
+from tests.unit.fakes import FakeEngine, make_runtime, on_a_port
 
 LIMITS = {
     "max_header_bytes": 2048,
@@ -21,11 +21,16 @@ LIMITS = {
     "keep_alive_s": 1,
 }
 HEAD = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+# Its answer takes thrice `receive_timeout_s`.
+SLOW_BODY = json.dumps({"prompt": "p", "max_tokens": 9, "ignore_eos": True}).encode()
+SLOW = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(SLOW_BODY)
+SLOW += SLOW_BODY
 
 
 @pytest.fixture
 async def port() -> AsyncGenerator[int, None]:
-    runtime = make_runtime(limits=LIMITS)
+    engines = {"ref": FakeEngine(seconds_per_token=0.1)}
+    runtime = make_runtime(engines=engines, limits=LIMITS)
     options = http_options(runtime.settings.limits)
     async with on_a_port(runtime, timeout_graceful_shutdown=5, **options) as url:
         number = urlsplit(url).port
@@ -90,6 +95,48 @@ async def test_a_body_that_trickles_is_ended(port: int) -> None:
     head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
     status, body = await say(port, head, *[b" "] * 12, pause_s=0.05)
     assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"\r\n"],
+        [b"POST /b HTTP/1.1\r\n"],
+        [HEAD + b"x: " + b"a" * 3000, b"a" * 3000],
+        [b"GET /b HTTP/1.1\r\n" + b"x: a\r\n" * 1000, b"x: a\r\n" * 1000],
+        [b"hello\r\n\r\n", b"hello\r\n\r\n"],
+    ],
+    ids=["a line break", "half a head", "too large a head", "too many fields", "no head"],
+)
+async def test_what_comes_during_an_answer_does_not_break_it(
+    port: int, pieces: list[bytes]
+) -> None:
+    status, body = await say(port, SLOW, *pieces, pause_s=0.02)
+    assert (status, json.loads(body)["usage"]["returned_tokens"]) == (200, 9)
+
+
+async def test_a_head_that_begins_during_an_answer_may_end_after_it(port: int) -> None:
+    status, body = await say(port, SLOW + HEAD, b"x: a\r\n", b"\r\n", pause_s=0.6)
+    assert (status, body.count("HTTP/1.1 200 OK"), body.count("alive")) == (200, 1, 1)
+
+
+async def test_a_head_that_begins_during_an_answer_and_trickles_is_ended(port: int) -> None:
+    status, body = await say(port, SLOW, *[bytes([byte]) for byte in HEAD * 2], pause_s=0.05)
+    answer, _, refusal = body.partition("HTTP/1.1 408 ")
+    assert (status, json.loads(answer)["usage"]["returned_tokens"]) == (200, 9)
+    assert "request_timeout" in refusal
+
+
+async def test_queued_requests_are_answered_before_what_is_wrong_behind_them(port: int) -> None:
+    status, body = await say(port, SLOW + HEAD + b"\r\n", b"hello\r\n\r\n", pause_s=0.02)
+    assert (status, body.count("HTTP/1.1 200 OK"), body.count("alive")) == (200, 1, 1)
+    assert "HTTP/1.1 400" not in body
+
+
+async def test_a_body_that_is_no_body_is_told_so_at_once(port: int) -> None:
+    head = b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    status, body = await say(port, head, b"hello\r\n", pause_s=0.05)
+    assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
 
 
 async def test_a_silent_connection_is_closed(port: int) -> None:

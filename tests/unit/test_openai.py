@@ -20,6 +20,7 @@ from tests.unit.fakes import (
     on_a_port,
     score_text,
     serving,
+    stream,
 )
 
 BODY: dict[str, Any] = {
@@ -338,6 +339,84 @@ async def test_a_request_may_shorten_its_time_limit() -> None:
     assert "0.1 s (timeout_s)" in response.json()["error"]["message"]
     assert longer.status_code == 422
     assert engine.running == 0
+
+
+# While the texts of the tokens are being found
+
+
+class Detokenizer(FakeEngine):
+    """Takes a while over each text."""
+
+    asked = 0
+
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        self.asked += 1
+        await asyncio.sleep(0.03)
+        return await super().decode(prompt_token_ids, token_ids)
+
+
+LISTED = {**BODY, "logprobs": 0, "ignore_eos": True}
+WAYS = pytest.mark.parametrize(
+    "changes",
+    [{}, {"stream": True}, {"model": "ref", "stream": True}, {"prompt": ["one", "another"]}],
+    ids=["whole", "reranked stream", "stream", "batch"],
+)
+
+
+@WAYS
+async def test_the_time_limit_holds_for_the_texts_of_tokens(changes: dict[str, Any]) -> None:
+    engine = Detokenizer()
+    async with serving(make_runtime(engines={"ref": engine})) as (_, client):
+        body = {**LISTED, **changes, "timeout_s": 0.15}
+        response = await client.post("/v1/completions", json=body)
+        asked = engine.asked
+        await asyncio.sleep(0.05)
+    assert response.status_code == (200 if "stream" in changes else 504)
+    assert "0.15 s (timeout_s)" in response.text
+    assert asked == engine.asked < 12
+
+
+@WAYS
+async def test_a_client_that_leaves_wants_no_texts_of_tokens(changes: dict[str, Any]) -> None:
+    engine = Detokenizer()
+    runtime = make_runtime(engines={"ref": engine})
+    async with serving(runtime) as (app, _):
+        await stream(app, "/v1/completions", {**LISTED, **changes}, lambda _: engine.asked > 2)
+        asked = engine.asked
+        await asyncio.sleep(0.05)
+    assert asked == engine.asked < 12
+    assert len(runtime.flights) == 0
+
+
+@WAYS
+@pytest.mark.parametrize("limit_s", [30.0, 0.1])
+async def test_a_shutdown_waits_for_the_texts_of_tokens_too(
+    changes: dict[str, Any], limit_s: float
+) -> None:
+    engine = Detokenizer()
+    runtime = make_runtime(engines={"ref": engine})
+    async with serving(runtime) as (_, client):
+        asking = asyncio.create_task(client.post("/v1/completions", json={**LISTED, **changes}))
+        while engine.asked == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        ended = await runtime.flights.drain(limit_s)
+        asked = engine.asked
+        response = await asking
+    assert asked == engine.asked
+    if limit_s > 1:
+        assert (ended, response.status_code, '"error"' in response.text) == (0, 200, False)
+    else:
+        assert ended > 0
+        assert response.status_code == (200 if "stream" in changes else 503)
+        assert "shutting down" in response.text
+
+
+async def test_a_stream_lists_log_probabilities_only_if_asked() -> None:
+    body = {**BODY, "stream": True, "return_candidates": True}
+    async with serving(make_runtime()) as (app, _):
+        seen = await stream(app, "/v1/completions", body)
+    listed = [data["choices"][0]["logprobs"] for _, data in seen.events if data != "[DONE]"]
+    assert listed == [None] * len(listed)
 
 
 # The official client

@@ -13,7 +13,7 @@ from asgi_lifespan import LifespanManager
 
 from bestofn.engine import Engine
 from bestofn.engine.fake import FakeEngine
-from bestofn.errors import CheckpointError
+from bestofn.errors import CheckpointError, NotReadyError
 from service.app import create_app
 from service.keys import new_key, write_keys
 from service.runtime import Runtime
@@ -26,6 +26,19 @@ BODY = {"prompt": "p", "n": 4, "max_tokens": 8}
 class Unwell(FakeEngine):
     async def start(self) -> None:
         raise CheckpointError("model.safetensors is truncated")
+
+
+class Remote(FakeEngine):
+    """Decodes by asking another server, which it can no longer once it is stopped."""
+
+    asked = 0
+
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        self.asked += 1
+        await asyncio.sleep(0.01)
+        if not self.alive:
+            raise NotReadyError("the engine has not started")
+        return await super().decode(prompt_token_ids, token_ids)
 
 
 class Shelf:
@@ -107,6 +120,28 @@ async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new
     assert later.json()["policy"]["path"] == "second"
     assert not old.alive
     assert service.runtime.ready
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"stream": True}, {"prompt": ["p", "q"]}, {"model": "bon@vbon", "stream": True}],
+    ids=["whole", "stream", "batch", "reranked stream"],
+)
+async def test_an_engine_is_in_use_until_the_texts_of_the_tokens_are_known(
+    service: Service, changes: dict[str, Any]
+) -> None:
+    old, new = Remote("first"), Remote("second")
+    await old.start()
+    await service.runtime.adopt_engines({"vbon": old})
+    service.shelf.next = {"vbon": new}
+    body = {"model": "vbon", "prompt": "p", "max_tokens": 8, "ignore_eos": True, "logprobs": 0}
+    asking = asyncio.create_task(service.client.post("/v1/completions", json=body | changes))
+    while old.asked == 0:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert (await service.reload("vbon")).status_code == 200
+    answer = await asking
+    assert (answer.status_code, '"error"' in answer.text) == (200, False)
+    assert (new.asked, old.alive) == (0, False)
 
 
 @pytest.mark.parametrize("early", [True, False])
