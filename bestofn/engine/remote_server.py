@@ -75,8 +75,8 @@ def parse_address(policy: str) -> tuple[tuple[str, ...], str | None]:
         try:
             parts = urlsplit(part)
             port = parts.port
-        except ValueError as error:
-            raise CheckpointError(f"policy URL with a bad port or host: {error}") from error
+        except ValueError:  # whose text may hold a part of a password, as the URL may
+            raise CheckpointError("a policy URL with a bad port or host") from None
         # The URL is shown in answers and logs, so it may hold no secret; nor is it repeated here.
         if "@" in parts.netloc or parts.query:
             raise CheckpointError(

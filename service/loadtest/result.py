@@ -74,7 +74,7 @@ def build_result(
     )
     dumped = settings.model_dump(mode="json")
     if settings.store is not None:  # reports are sent around, and a database URL has a password
-        dumped["store"] = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", settings.store)
+        dumped["store"] = _masked(settings.store)
     return LoadTestResult(
         id=journal.id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,6 +98,11 @@ def build_result(
         + [rising_warning(cost) for cost in costs if cost.rising],
         examples=_examples(prompts, rows),
     )
+
+
+def _masked(url: str) -> str:
+    """Without its password, a stray ``@`` in that or not, and its query, which may hold one too."""
+    return re.sub(r"\?.*", "?***", re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url))
 
 
 def _cells(

@@ -18,7 +18,7 @@ from service.loadtest.decision import decide
 from service.loadtest.figures import value_range
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Variant
-from service.loadtest.result import _fine_tuned
+from service.loadtest.result import _fine_tuned, _masked
 from service.loadtest.schema import CellResult, Mode, Model, Round, Saturation, Server
 from service.loadtest.summary import throughput
 
@@ -154,3 +154,16 @@ def test_a_streamed_answer_is_in_service_from_its_first_text_where_no_wait_is_to
         for one in seen
     ]
     assert shares == [0, 0.5, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://me:s3c@ret@host/db", "postgresql+psycopg://me:***@host/db"),
+        ("postgresql+psycopg://host/db?password=s3cret", "postgresql+psycopg://host/db?***"),
+        ("postgresql+psycopg://me@host/db", "postgresql+psycopg://me@host/db"),
+        ("/a/file.db", "/a/file.db"),
+    ],
+)
+def test_results_hold_no_password_of_the_store(url: str, shown: str) -> None:
+    assert _masked(url) == shown
