@@ -60,9 +60,7 @@ class TokenPlan(Plan):
             return await Plan.answer(self, index, observer)
         engine = self.runtime.policies[self.mode.policy]
         tokens = self.tokens[index] = Tokens(engine, self.prompts[index])
-        limit, named = self.runtime.settings.limits.timeout_s, "limits.timeout_s"
-        if self.request.timeout_s is not None and self.request.timeout_s < limit:
-            limit, named = self.request.timeout_s, "timeout_s"
+        limit, named = self.runtime.settings.limits.time_limit(self.request.timeout_s)
         ends_s = asyncio.get_running_loop().time() + limit
         finder = _Finder(tokens, observer)
         # The answer has this limit itself; a second one could cut into how it ends by the first.

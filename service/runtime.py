@@ -300,9 +300,7 @@ class Runtime:
         drawn = num_samples if mode.strategy.reranks else 1
         scorer = MeteredScorer(reward) if reward is not None else None
         resources = Resources(engine, self.policies, scorer, self.embedder)
-        limit, named = self.settings.limits.timeout_s, "limits.timeout_s"
-        if timeout_s is not None and timeout_s < limit:
-            limit, named = timeout_s, "timeout_s"
+        limit, named = self.settings.limits.time_limit(timeout_s)
         sequences = mode.strategy.sequences(num_samples)
         arrived = perf_counter()
         passage = begin_passage(

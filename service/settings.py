@@ -131,6 +131,12 @@ class LimitSettings(BaseModel):
         description="how long requests under way may go on once the service was told to stop, seconds",
     )
 
+    def time_limit(self, asked_s: float | None) -> tuple[float, str]:
+        """Seconds that a request may take, which may ask for fewer, and what they are called."""
+        if asked_s is not None and asked_s < self.timeout_s:
+            return asked_s, "timeout_s"
+        return self.timeout_s, "limits.timeout_s"
+
 
 class RestartSettings(BaseModel):
     """How what has died is brought back: engines, and the workers of reward models."""
