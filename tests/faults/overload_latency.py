@@ -53,8 +53,7 @@ async def inject(stage: Stage) -> Tally:
         f"{overloaded_s * 1e3:.0f} ms, ratio {overloaded_s / unloaded_s:.2f}; {shed} of {len(loaded)} shed"
     )
     if not shed:
-        tally.asked += 1
-        tally.lost.append("nothing was shed: this was no overload")
+        tally.fail("nothing was shed: this was no overload")
     return tally
 
 

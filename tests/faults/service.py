@@ -96,24 +96,11 @@ class Service:
         """What it holds more of than before, once it has had time to let go; empty is good."""
         begun = perf_counter()
         while True:
-            # This client's own idle connections are no leak of the server's.
-            await _close_idle(self.client)
             now = await self.held()
             more = {kind: now[kind] - before[kind] for kind in now if now[kind] > before[kind]}
             if not more or perf_counter() - begun > within_s:
                 return more
             await asyncio.sleep(0.2)
-
-
-async def _close_idle(client: httpx.AsyncClient) -> None:
-    transport = client._transport
-    if isinstance(transport, httpx.AsyncHTTPTransport):
-        for connection in list(transport._pool.connections):
-            if connection.is_idle():
-                await connection.aclose()
-        transport._pool._connections[:] = [
-            connection for connection in transport._pool.connections if not connection.is_closed()
-        ]
 
 
 @asynccontextmanager
@@ -131,10 +118,9 @@ async def serving(
     ]  # fmt: skip
     with log.open("wb") as out:
         process = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
-    # Without an expiry: httpx may close a connection that has just expired under the request it was given.
-    limits = httpx.Limits(
-        max_connections=None, max_keepalive_connections=None, keepalive_expiry=None
-    )
+    # A connection for each request: with hundreds of idle ones httpx's pool takes ten times as long as the
+    # server, and one that has been idle too long may be closed under the request it was given.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     url = f"http://127.0.0.1:{port}"
     try:
         headers = {} if token is None else {"authorization": f"Bearer {token}"}
