@@ -37,8 +37,10 @@ from bestofn.errors import (
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.disconnect import ClientDisconnectedError
 from service.request_notes import note_error
+from service.sparse_log import SparseLog
 
 logger = logging.getLogger(__name__)
+_sparse = SparseLog(logger)
 
 # First match wins, so subclasses come before their bases. (error, status, type on the wire)
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
@@ -121,7 +123,7 @@ class Failure:
         """OpenAI's shape."""
         return {
             "error": {
-                "message": _bounded(self.message),
+                "message": _sayable(self.message),
                 "type": self.kind,
                 "param": self.param,
                 "code": self.status if self.code is None else self.code,
@@ -130,8 +132,9 @@ class Failure:
         }
 
 
-def _bounded(message: str) -> str:
-    """Without the middle of what a client sent to be repeated."""
+def _sayable(message: str) -> str:
+    """As UTF-8 has it, which JSON's \\ud800 is not; without the middle of what was sent to be repeated."""
+    message = message.encode("utf-8", "backslashreplace").decode()
     if len(message) <= MOST_CHARACTERS:
         return message
     half = MOST_CHARACTERS // 2
@@ -154,7 +157,7 @@ def _failure_of(error: Exception) -> Failure:
     if isinstance(error, NotReadyError):  # probes ask time and again, and the cause has been logged
         logger.debug("%s: %s", kind, error)
     elif status >= 500:
-        logger.warning("%s: %s", kind, error)
+        _sparse.warn(f"{kind}: {error}")
     retry_after_s = _RETRY_AFTER_S.get(status)
     if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s
@@ -211,7 +214,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
         lines.append(f"{name}: {problem['msg']}{shown}")
     if len(problems) > MOST_PROBLEMS:
         lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
-    message = "; ".join(lines).encode("utf-8", "backslashreplace").decode()
+    message = "; ".join(lines)
     if isinstance(error.body, dict) and isinstance(error.body.get("model"), str):
         remember_model(request, error.body["model"])
     return _answer(request, Failure(422, "invalid_input", message, param=first))

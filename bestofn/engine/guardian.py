@@ -37,6 +37,11 @@ class Guardian:
             start_new_session=True,  # what ends our process group must not end it first
         )
 
+    @property
+    def on_watch(self) -> bool:
+        """Whether it is there; it may have been killed as well as any other process."""
+        return self._process.poll() is None
+
     def dismiss(self) -> None:
         """The processes have ended, or may live; safe to call twice."""
         assert self._process.stdin is not None

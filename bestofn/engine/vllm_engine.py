@@ -126,6 +126,7 @@ class VllmEngine:
 
     async def check(self) -> None:
         """End the engine's processes if it has said nothing for too long while it had work."""
+        await self.host.keep_guarded()
         limit_s = self.host.options.stall_timeout_s
         if limit_s is not None and self.host.silent_s > limit_s:
             logger.error(

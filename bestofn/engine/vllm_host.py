@@ -172,10 +172,20 @@ class VllmHost:
         llm, self._llm = self._llm, None
         if llm is not None:
             await asyncio.to_thread(llm.shutdown)
+            _fail_unfinished(llm)
             await asyncio.sleep(0)  # it has its sockets closed by this loop
             await asyncio.to_thread(_release, llm)
         if self._guardian is not None:
             await asyncio.to_thread(self._guardian.dismiss)
+
+    async def keep_guarded(self) -> None:
+        """Replace a guardian that was killed: the engine would outlive a front end that is killed next."""
+        if self._guardian is not None and self.alive and not self._guardian.on_watch:
+            logger.warning(
+                "the guardian of %s was killed; another takes over", self.checkpoint.path
+            )
+            await asyncio.to_thread(self._guardian.dismiss)
+            self._guardian = Guardian(self.pids)
 
     def kill(self) -> None:
         """End the engine's processes at once; vLLM notices, and fails what they were decoding."""
@@ -329,6 +339,14 @@ def _end_unwanted(building: asyncio.Future[AsyncLLM]) -> None:
     if not building.cancelled() and building.exception() is None:
         # Not by the loop's executor, which takes nothing any more while the process comes to its end.
         threading.Thread(target=building.result().shutdown, name="end-unwanted-engine").start()
+
+
+def _fail_unfinished(llm: AsyncLLM) -> None:
+    """Tell those who wait for tokens that none will come; what would have told them is cancelled by now."""
+    if llm.output_processor.get_num_unfinished_requests():
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        llm.output_processor.propagate_error(EngineDeadError())
 
 
 def _release(llm: AsyncLLM) -> None:

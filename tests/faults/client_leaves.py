@@ -53,10 +53,11 @@ async def _leave_often(
             tally.asked += 1
             tally.left += 1
 
-    others = asyncio.create_task(_others(service, done, tally))
-    await asyncio.gather(*(leave_and_come_back() for _ in range(LEAVING_AT_ONCE)))
-    done.set()
-    await others
+    async with asyncio.TaskGroup() as group:  # if one fails, none goes on into the next fault
+        group.create_task(_others(service, done, tally))
+        leaving = [group.create_task(leave_and_come_back()) for _ in range(LEAVING_AT_ONCE)]
+        await asyncio.gather(*leaving)
+        done.set()
     for what, count in (await service.left_over(before)).items():
         tally.left_over[what] = tally.left_over.get(what, 0) + count
     noticed = await service.metric("bestofn:request_errors_total", error="client_disconnected")
@@ -95,7 +96,8 @@ async def _go_on_until_leaving(connection: Wire, kind: str, moments: random.Rand
         if kind == "streaming /v1":
             target = "/v1/completions"
             body = {"model": mode, "prompt": "the film was", "best_of": n, "max_tokens": 48}
-        connection.send(post(target, body | told))
+        # Closed by the server after a short answer, which the reads below would else wait for in vain.
+        connection.send(post(target, body | told, "connection: close"))
         with suppress(ConnectionError):
             for _ in range(moments.randrange(1, 4)):
                 await asyncio.wait_for(connection.reader.read(moments.randrange(1, 2000)), 60)

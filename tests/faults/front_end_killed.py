@@ -1,15 +1,21 @@
-"""``kill -9`` of the service's own process: nothing it started may live on and hold memory or a GPU."""
+"""``kill -9`` of the service's own process: nothing it started may live on and hold memory or a GPU.
+
+Nor may it if the guardians of its engines were killed first: they are replaced.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
-from tests.faults.service import serving
+import psutil
+
+from tests.faults.service import Service, serving
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 from tests.faults.told_to_stop import _living
 
 PROMISE = "When the front end is killed, its engines and reward workers end too."
+ENGINES = 2
 
 
 async def inject(stage: Stage) -> Tally:
@@ -17,6 +23,9 @@ async def inject(stage: Stage) -> Tally:
     tally = Tally()
     async with serving(stage.sandbox, stage.scratch) as service:
         await service.ask()
+        for guardian in _guardians(service):
+            guardian.kill()
+        await _until_guarded(service)
         children = service.children()
         asks = [asyncio.create_task(service.ask("bon", max_tokens=64)) for _ in range(32)]
         await asyncio.sleep(0.2)
@@ -25,3 +34,14 @@ async def inject(stage: Stage) -> Tally:
         tally.asked = tally.answered = len(children)
         tally.left_over = {"processes": await _living(service, children)}
     return tally
+
+
+async def _until_guarded(service: Service, limit_s: float = 10.0) -> None:
+    async with asyncio.timeout(limit_s):
+        while len(_guardians(service)) < ENGINES:  # noqa: ASYNC110 -- another process's doing
+            await asyncio.sleep(0.1)
+
+
+def _guardians(service: Service) -> list[psutil.Process]:
+    found = service.children('b"done"')
+    return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -110,6 +110,7 @@ def _sample(stage: Stage, tally: Tally, damage: Damage, folder: Path) -> None:
 def _train(stage: Stage, tally: Tally, damage: Damage, folder: Path, whole: Path) -> None:
     """A finished cache with its record, then one from elsewhere, which has none."""
     cache, meta = folder / "cache.jsonl", folder / "cache.jsonl.meta.json"
+    copy_cache(stage.sandbox, folder)  # sampling took line ends as they were, and wrote that down
     cache.write_bytes(damage.change((stage.sandbox / "cache.jsonl").read_bytes().splitlines(True)))
     config = quick_config(stage.sandbox, folder / "vbon", cache=cache)
     ended = run(folder, ["vbon", *flags(config)])

@@ -30,12 +30,25 @@ class Llm:
         self.engine_core = SimpleNamespace(
             get_output_async=None, resources=SimpleNamespace(engine_manager=None)
         )
+        self.waiting, self.told = 0, list[Exception]()
+        self.output_processor = SimpleNamespace(
+            get_num_unfinished_requests=lambda: self.waiting, propagate_error=self.told.append
+        )
 
     def get_tokenizer(self) -> Any:
         return SimpleNamespace(encode=lambda *_, **__: [1])
 
     def shutdown(self) -> None:
         self.up = False
+
+
+class Guard:
+    """A guardian that can be killed."""
+
+    on_watch = True
+
+    def dismiss(self) -> None:
+        pass
 
 
 class Host(VllmHost):
@@ -59,7 +72,7 @@ class Host(VllmHost):
 
 @pytest.fixture
 def path(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(vllm_host, "Guardian", lambda _: SimpleNamespace(dismiss=lambda: None))
+    monkeypatch.setattr(vllm_host, "Guardian", lambda _: Guard())
     monkeypatch.setattr(vllm_host, "_release", lambda _: None)
     monkeypatch.setattr(
         vllm_host,
@@ -141,3 +154,28 @@ async def test_a_part_that_cannot_be_looked_at_is_still_brought_back(path: str) 
         while not supervisor.watches["part"].restarts:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await supervisor.stop()
+
+
+@pytest.mark.vllm
+async def test_those_who_still_wait_when_it_is_shut_down_are_told(path: str) -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    host = Host(path)
+    for waiting in (0, 3):
+        await host.start()
+        host.built[-1].waiting = waiting
+        await host.stop()
+    assert [type(error) for built in host.built for error in built.told] == [EngineDeadError]
+
+
+async def test_a_guardian_that_was_killed_is_replaced(path: str) -> None:
+    host = Host(path)
+    engine = VllmEngine(host)
+    await host.start()
+    first = host._guardian
+    await engine.check()
+    assert host._guardian is first
+    first.on_watch = False  # type: ignore[union-attr,misc]
+    await engine.check()
+    assert host._guardian is not first
+    await host.stop()

@@ -71,3 +71,13 @@ def test_ctrl_c_does_not_end_the_guard(sleeper: subprocess.Popen[bytes]) -> None
     time.sleep(0.1)
     assert guardian._process.poll() is None
     guardian.dismiss()
+
+
+def test_one_that_was_killed_is_known_to_be_gone(sleeper: subprocess.Popen[bytes]) -> None:
+    guardian = Guardian([sleeper.pid])
+    assert guardian.on_watch
+    guardian._process.kill()
+    guardian._process.wait()
+    assert not guardian.on_watch
+    guardian.dismiss()
+    assert lives(sleeper.pid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,19 @@ async def test_an_unknown_model_is_not_found(model: str, words: str) -> None:
     mode = model.partition("@")[0]
     label = mode if mode in {"bon", "vbon"} else "unknown"
     assert f'request_errors_total{{error="model_not_found",mode="{label}"}} 2.0' in metrics
+
+
+@pytest.mark.parametrize("target", ["/v1/completions", "/v1/chat/completions"])
+async def test_a_name_that_utf8_cannot_say_is_not_found_either(target: str) -> None:
+    """JSON's ``\\ud800`` is a character for Python and none for UTF-8."""
+    messages = [{"role": "user", "content": "a"}]
+    body = {"model": "\ud800", **({"messages": messages} if "chat" in target else {"prompt": "a"})}
+    async with serving(make_runtime()) as (_, client):
+        response = await client.post(
+            target, content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+    assert response.status_code == 404
+    assert r"'\ud800'" in response.json()["error"]["message"]
 
 
 async def test_without_a_reward_model_bon_is_no_model() -> None:

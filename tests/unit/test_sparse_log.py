@@ -1,0 +1,43 @@
+"""One sentence does not fill the log."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from service.sparse_log import MOST_SENTENCES, SparseLog
+
+
+def test_a_sentence_is_said_once_in_a_while_with_how_often_it_was_true(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock_s = 100.0
+    log = SparseLog(logging.getLogger("sparse"), every_s=10, now_s=lambda: clock_s)
+    for _ in range(500):
+        log.warn("engine_dead: ref")
+    log.warn("timeout: another")
+    clock_s = 110.0
+    log.warn("engine_dead: ref")
+    log.warn("engine_dead: ref")
+    assert [record.getMessage() for record in caplog.records] == [
+        "engine_dead: ref",
+        "timeout: another",
+        "engine_dead: ref (and 499 times since the last such line)",
+    ]
+
+
+def test_it_remembers_a_bounded_number_of_sentences(caplog: pytest.LogCaptureFixture) -> None:
+    log = SparseLog(logging.getLogger("sparse"))
+    for number in range(10 * MOST_SENTENCES):
+        log.warn(f"sentence {number}")
+    assert len(caplog.records) == 10 * MOST_SENTENCES
+    assert len(log._said) <= MOST_SENTENCES
+
+
+def test_the_debug_level_has_them_all(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        log = SparseLog(logging.getLogger("sparse"))
+        for _ in range(3):
+            log.warn("the same")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
