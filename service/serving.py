@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import math
+import socket
 from types import FrameType
 
 import uvicorn
@@ -13,11 +14,15 @@ import uvicorn
 from service.app import create_app
 from service.assembly import Builder, build_runtime
 from service.auth import warn_if_open
+from service.descriptors import allow_connections
 from service.http_protocol import http_options
 from service.runtime import Runtime
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
+
+# Requests that are on their way when the signal comes are told so, in place of a reset connection.
+LAST_CALL_S = 0.25
 
 
 def keep_for_good() -> None:
@@ -51,6 +56,12 @@ class DrainingServer(uvicorn.Server):
             self._draining = loop.create_task(self._drain(), name="drain")
         super().handle_exit(sig, frame)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """A little later than uvicorn would: what has reached the socket by now is answered 503."""
+        if not self.force_exit:
+            await asyncio.sleep(LAST_CALL_S)
+        await super().shutdown(sockets)
+
     async def _drain(self) -> int:
         limit_s = self._runtime.settings.limits.drain_s
         under_way = len(self._runtime.flights)
@@ -72,6 +83,7 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
     Raises:
         CheckpointError: a configured model is missing or of the wrong kind, before anything starts.
     """
+    allow_connections(settings.limits)
     runtime = build_runtime(settings)
 
     def stop_server() -> None:

@@ -17,6 +17,9 @@ PROMISE = (
 )
 
 
+N = 16
+
+
 async def inject(stage: Stage) -> Tally:
     """Stop it while short and endless requests are under way."""
     tally = Tally()
@@ -26,11 +29,12 @@ async def inject(stage: Stage) -> Tally:
         await service.ask()
         children = service.children()
         # Some are running, most wait for a place: what waits longer than the limit is ended.
+        count = stage.count(400, least=80)
         asks = [
-            asyncio.create_task(service.ask("bon", n=16, max_tokens=64, ignore_eos=True))
-            for _ in range(stage.count(400, least=80))
+            asyncio.create_task(service.ask("bon", n=N, max_tokens=64, ignore_eos=True))
+            for _ in range(count)
         ]
-        await asyncio.sleep(1.0)
+        await _until_taken(service, count)
         service.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.5)
         late = await service.ask("vbon")
@@ -49,6 +53,18 @@ async def inject(stage: Stage) -> Tally:
             tally.fail(f"a request after the signal: {late!r}")
         tally.left_over = {"processes": await _living(service, children)}
     return tally
+
+
+async def _until_taken(service: Service, count: int) -> None:
+    """So many best-of-N requests have been read by the server, and one before them."""
+    taken = 0.0
+    async with asyncio.timeout(60):
+        while taken < count + 1:
+            held = await service.held()
+            inside = (held["sequences running"] + held["sequences waiting"]) / N
+            done = await service.metric("bestofn:request_success_total")
+            taken = inside + done + await service.metric("bestofn:request_errors_total")
+            await asyncio.sleep(0.05)
 
 
 def _refused(late: httpx.Response | Exception) -> bool:
