@@ -4,7 +4,8 @@ Only safetensors are accepted: pickled weights run code when opened. Needs neith
 transformers, so a bad path fails in milliseconds and with a sentence instead of a traceback.
 
 A directory with ``checksums.json`` (all that ``training`` exports) is read through once, at about a
-second a gigabyte, and its revision taken from there; one without is taken as it is.
+second a gigabyte, and its revision taken from there; one without is taken as it is, and its revision is
+a fingerprint of config, tokenizer and weights.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ HUB_PREFIX = "hf://"
 
 _ARCHITECTURE_SUFFIX = {"causal-lm": "ForCausalLM", "reward": "ForSequenceClassification"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+# All that decides a token id, a rendered chat or how an adapter is applied.
+_FINGERPRINTED = (
+    "config.json", "adapter_config.json", "tokenizer*.json", "tekken.json", "vocab.json", "merges.txt",
+    "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+)  # fmt: skip
 _WEIGHTS = ".safetensors"
 _FULL_HASH_LIMIT = 256 * 2**20
 _SAMPLE_BLOCKS, _BLOCK = 64, 64 * 1024
@@ -207,14 +213,17 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _fingerprint(directory: Path, weights: list[Path]) -> str:
-    """SHA-256 over config and weights; files above 256 MiB contribute evenly spaced blocks."""
+    """SHA-256 over the small files that count and the weights.
+
+    Files above 256 MiB contribute evenly spaced blocks.
+    """
     digest = hashlib.sha256()
-    config = directory / "config.json"
-    for file in ([config] if config.is_file() else []) + weights:
+    small = {file for pattern in _FINGERPRINTED for file in directory.glob(pattern)}
+    for file in sorted(file for file in small if file.is_file()) + weights:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as handle:
-            if size <= _FULL_HASH_LIMIT:
+            if size <= max(_FULL_HASH_LIMIT, _BLOCK):
                 while block := handle.read(2**20):
                     digest.update(block)
             else:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bestofn.errors import ExportError
+from bestofn.errors import DataError, ExportError
 
 REMEDY = "free some space there, or permit writing, and run the same command again"
 
@@ -41,9 +41,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def resolved(target: Path) -> Path:
+    """Where an output really is, so that all names of one (a link, ``.``) are the same output."""
+    return Path(os.path.realpath(target))
+
+
 def partial_path(target: Path) -> Path:
     """Where :func:`replacing_directory` makes a directory before it takes its place."""
-    return target.with_name(f".{target.name}.partial")
+    return _beside(target, "partial")
 
 
 @contextmanager
@@ -51,24 +56,26 @@ def replacing_directory(target: Path) -> Iterator[Path]:
     """Yield an empty sibling directory that takes ``target``'s place when the block succeeds.
 
     The old directory stays whole until the new one is complete and on disk, and stays for good if
-    the block raises.
+    the block raises. A link stays a link: what it points to is replaced.
 
     Raises:
         ExportError: if the file system refuses (disk full, permission), naming what is still there.
     """
-    partial, retired = partial_path(target), _retired_path(target)
+    partial = partial_path(target)
     try:
         recover_directory(target)
+        # After recovering, which may put a link back in its place.
+        place, partial, retired = resolved(target), partial_path(target), _retired_path(target)
         partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
             _sync(file)
         _sync(partial)
-        if target.exists():
-            target.replace(retired)
-        partial.replace(target)
-        _sync(target.parent)
-        shutil.rmtree(retired, ignore_errors=True)
+        if place.exists():
+            place.replace(retired)
+        partial.replace(place)
+        _sync(place.parent)
+        _remove(retired)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         recover_directory(target)
@@ -81,11 +88,11 @@ def replacing_directory(target: Path) -> Iterator[Path]:
 
 def recover_directory(target: Path) -> None:
     """Put back a directory that a kill between two renames left aside, and clear what else it left."""
-    retired = _retired_path(target)
-    shutil.rmtree(partial_path(target), ignore_errors=True)
-    if retired.exists() and not target.exists():
-        retired.replace(target)
-    shutil.rmtree(retired, ignore_errors=True)
+    place, retired = resolved(target), _retired_path(target)
+    _remove(partial_path(target))
+    if retired.exists() and not place.exists():
+        retired.replace(place)
+    _remove(retired)
 
 
 def is_storage_failure(error: BaseException) -> bool:
@@ -104,8 +111,30 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise ExportError(f"could not write {path}: {said}; {REMEDY}") from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Failures of the file system as :class:`DataError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def _retired_path(target: Path) -> Path:
-    return target.with_name(f".{target.name}.retired")
+    return _beside(target, "retired")
+
+
+def _beside(target: Path, ending: str) -> Path:
+    place = resolved(target)
+    return place.parent / f".{place.name}.{ending}"
+
+
+def _remove(path: Path) -> None:
+    """A directory, or the link to one that earlier versions set aside as if it were one."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

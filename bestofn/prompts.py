@@ -48,7 +48,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     encoded without special tokens, since templates write their own.
 
     Raises:
-        ValueError: if messages are given and the tokenizer has no chat template.
+        ValueError: if messages are given and the tokenizer has no chat template, or one that refuses
+            them.
     """
     if prompt.text is not None:
         return list(tokenizer(prompt.text)["input_ids"])
@@ -56,9 +57,18 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         raise ValueError(
             "the policy's tokenizer has no chat template; send `prompt`, not `messages`"
         )
-    rendered = tokenizer.apply_chat_template(
-        list(prompt.messages), tokenize=False, add_generation_prompt=True
-    )
+    from jinja2 import (
+        TemplateError,
+    )  # comes with transformers' templates, which not all prompts need
+
+    try:
+        rendered = tokenizer.apply_chat_template(
+            list(prompt.messages), tokenize=False, add_generation_prompt=True
+        )
+    except TemplateError as error:
+        raise ValueError(
+            f"the chat template of the policy's tokenizer refuses it: {error}"
+        ) from error
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 

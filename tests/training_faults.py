@@ -62,11 +62,14 @@ def _untimed(directory: Path) -> dict[str, Any]:
 
 
 def cache_difference(ours: Path, theirs: Path) -> str | None:
-    """Between two reward caches: their lines, in any order."""
+    """Between two reward caches: their lines in order, since training draws rows by their number."""
     if not ours.is_file():
         return f"{ours} is missing"
-    found, wanted = (sorted(path.read_bytes().splitlines()) for path in (ours, theirs))
-    return None if found == wanted else f"{ours} holds other lines"
+    found, wanted = (path.read_bytes().splitlines() for path in (ours, theirs))
+    if found == wanted:
+        return None
+    same = sorted(found) == sorted(wanted)
+    return f"{ours} holds {'the lines in another order' if same else 'other lines'}"
 
 
 def sweep_difference(ours: Path, theirs: Path) -> str | None:

@@ -129,7 +129,10 @@ class Assets:
         """The reward cache, checked to be of these models and this sampling."""
         self._check_cache_settings()
         cache = RewardCache.open(
-            self.config.cache, self.tokenizer, max_new_tokens=self.config.max_new_tokens
+            self.config.cache,
+            self.tokenizer,
+            max_new_tokens=self.config.max_new_tokens,
+            vocab_size=self.reference.get_input_embeddings().num_embeddings,
         )
         cache.check_informative()
         return cache

@@ -60,14 +60,19 @@ class RewardCache:
         self._ref_logprob: Float | None = None
 
     @classmethod
-    def open(cls, path: Path, tokenizer: Any, *, max_new_tokens: int) -> RewardCache:
+    def open(
+        cls, path: Path, tokenizer: Any, *, max_new_tokens: int, vocab_size: int | None = None
+    ) -> RewardCache:
         """Map a JSONL cache's columns, compiling them first if the file or the tokenizer changed.
+
+        Args:
+            vocab_size: of the policy, which has no token ids from there on; a tokenizer may know fewer.
 
         Raises:
             DataError: on a missing or empty file or a malformed line, which it names.
             ExportError: if the columns cannot be written beside the file.
         """
-        columns, index = open_columns(path, tokenizer, max_new_tokens)
+        columns, index = open_columns(path, tokenizer, max_new_tokens, vocab_size)
         return cls(columns, columns_path(path), index)
 
     @classmethod
@@ -331,7 +336,7 @@ class RewardCache:
         index = read_record(self._directory / INDEX) or {}
         return all(
             index.get(name) == self._index.get(name)
-            for name in ("sha256", "tokenizer", "max_new_tokens", "version")
+            for name in ("sha256", "tokenizer", "max_new_tokens", "vocab_size", "version")
         )
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from bestofn.checksums import damage, is_sealed, sealed, sums_of
 from bestofn.errors import DataError, ExportError
-from bestofn.files import replacing_directory, write_json
+from bestofn.files import reading, replacing_directory, write_json
 from training import cache_lines
 from training.cache_lines import Line
 from training.records import read_record
@@ -117,22 +117,31 @@ def columns_path(cache: Path) -> Path:
     return cache.with_name(cache.name + ".columns")
 
 
-def open_columns(path: Path, tokenizer: Any, max_new_tokens: int) -> tuple[Columns, dict[str, Any]]:
+def open_columns(
+    path: Path, tokenizer: Any, max_new_tokens: int, vocab_size: int | None = None
+) -> tuple[Columns, dict[str, Any]]:
     """The columns of a JSONL cache and their index, compiled first unless they are there.
 
+    Args:
+        vocab_size: token ids from there on are refused when the columns are compiled.
+
     Raises:
-        DataError: on a missing, empty or malformed file; names the line.
+        DataError: on a missing, unreadable, empty or malformed file; names the line.
         ExportError: if the columns cannot be written.
     """
-    if not path.is_file():
-        raise DataError(f"reward cache {path} does not exist; make it with `sample`")
     directory = columns_path(path)
     wanted = {
         "version": VERSION,
         "tokenizer": cache_lines.fingerprint(tokenizer),
         "max_new_tokens": max_new_tokens,
     }
-    with path.open("rb") as source:
+    if vocab_size is not None:
+        wanted["vocab_size"] = vocab_size
+    with reading(path):
+        if not path.is_file():
+            raise DataError(f"reward cache {path} does not exist; make it with `sample`")
+        opened = path.open("rb")
+    with opened as source:
         # Two runs on one cache: the second waits for the first. Some network file systems refuse.
         with suppress(OSError):
             fcntl.flock(source, fcntl.LOCK_EX)
@@ -171,9 +180,13 @@ def _current(
 
 
 def source_digest(path: Path) -> str:
-    """A JSONL cache's sha256 in hex: as its columns recorded it, if the file is as it was then."""
+    """A JSONL cache's sha256 in hex: as its columns recorded it, if the file is as it was then.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     index = _index(columns_path(path)) or {}
-    with path.open("rb") as source:
+    with reading(path), path.open("rb") as source:
         stat = _stat(source)
         if "sha256" in index and stat == {name: index.get(name) for name in stat}:
             return str(index["sha256"])
@@ -214,7 +227,10 @@ def _compile(
         cache_lines.progress_bar(path.name, stat["source_bytes"]) as advance,
     ):
         raw = cache_lines.raw_lines(source, path, digest, advance)
-        write_columns(partial, cache_lines.tokenised(raw, tokenizer, wanted["max_new_tokens"]))
+        lines = cache_lines.tokenised(
+            raw, tokenizer, wanted["max_new_tokens"], wanted.get("vocab_size")
+        )
+        write_columns(partial, lines)
         index = {**wanted, **stat, "sha256": digest.hexdigest(), "columns": sums_of(partial)}
         _write_index(partial, index)
 

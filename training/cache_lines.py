@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bestofn.errors import DataError
-from bestofn.prompts import Message, Prompt
-from training.prompts import encode_prompts
+from bestofn.prompts import Prompt
+from training.prompts import chat_of, check_text, encode_prompts
 
 Float = NDArray[np.float64]
 
@@ -95,7 +95,10 @@ def raw_lines(
 
 
 def tokenised(
-    raw: Iterable[tuple[str, bytes]], tokenizer: Any, max_new_tokens: int
+    raw: Iterable[tuple[str, bytes]],
+    tokenizer: Any,
+    max_new_tokens: int,
+    vocab_size: int | None = None,
 ) -> Iterator[Line]:
     """Lines in tokens, from ``(where, line)`` pairs.
 
@@ -112,6 +115,8 @@ def tokenised(
     ids: list[int] = []
     for where, line in raw:
         record = parse(line, where, max_new_tokens)
+        if vocab_size is not None:
+            _check_vocabulary(record, where, vocab_size)
         if record.prompt != prompt:  # lines of one prompt mostly follow each other
             [(prompt, ids)] = encode_prompts(tokenizer, [record.prompt])
         block.append((record, ids))
@@ -148,7 +153,7 @@ def parse(line: bytes, where: str, max_new_tokens: int) -> Record:
     """
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not valid JSON ({error}); a truncated file?") from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise DataError(f'{where} has no string "prompt"')
@@ -172,6 +177,9 @@ def parse(line: bytes, where: str, max_new_tokens: int) -> Record:
             raise DataError(f'{where}: "{name}" must be a list')
         if column is not None and len(column) != len(values):
             raise DataError(f"{where} has {len(column)} {name} but {len(values)} rewards")
+    for text in texts or ():
+        if isinstance(text, str):
+            check_text(text, where)
     if response_ids is not None:
         _check_ids(response_ids, where, max_new_tokens)
         texts = None
@@ -210,11 +218,22 @@ def _check_ids(responses: list[Any], where: str, max_new_tokens: int) -> None:
             )
 
 
+def _check_vocabulary(record: Record, where: str, vocab_size: int) -> None:
+    largest = max((max(ids) for ids in record.response_ids or ()), default=0)
+    if largest >= vocab_size:
+        raise DataError(
+            f"{where} has token id {largest}, but the policy's vocabulary ends at {vocab_size - 1}; "
+            "a cache of another policy?"
+        )
+
+
 def _prompt(record: dict[str, Any], where: str) -> Prompt:
+    check_text(record["prompt"], where)
     if not record.get("messages"):
         return Prompt(text=record["prompt"])
     try:
-        turns = (Message(role=m["role"], content=m["content"]) for m in record["messages"])
-        return Prompt(messages=tuple(turns))
+        prompt = chat_of(record["messages"])
     except (KeyError, TypeError) as error:
         raise DataError(f'{where}: "messages" must be turns with "role" and "content"') from error
+    check_text(prompt.key, where)
+    return prompt

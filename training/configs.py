@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from bestofn.config import NoneWord, Settings
 
@@ -147,6 +147,10 @@ class TrainConfig(Settings):
     trust_remote_code: bool = TRUST
 
 
+# What else an evaluation has figures or revisions of.
+_OWN_NAMES = {"reference", "best-of-n", "reward", "gold"}
+
+
 class EvaluateConfig(Settings):
     """Held-out prompts: reference against best-of-n (every n) against tuned checkpoints.
 
@@ -173,6 +177,17 @@ class EvaluateConfig(Settings):
     seed: int = Field(1, ge=0, description="makes the samples repeatable")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="type to run in")
     trust_remote_code: bool = TRUST
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _names_apart(cls, checkpoints: dict[str, str]) -> dict[str, str]:
+        taken = sorted(_OWN_NAMES & checkpoints.keys())
+        if taken:
+            raise ValueError(
+                f"{', '.join(taken)} already names a part of the evaluation; call the checkpoint "
+                "something else"
+            )
+        return checkpoints
 
     @model_validator(mode="after")
     def _enough_samples(self) -> EvaluateConfig:

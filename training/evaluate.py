@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from typing import Any
 
 from rich.table import Table
@@ -10,7 +11,7 @@ from rich.table import Table
 from bestofn.checkpoints import check_checkpoint
 from bestofn.checksums import sha256_of
 from bestofn.errors import DataError
-from bestofn.files import storage_errors, write_json
+from bestofn.files import replacing_directory, storage_errors, write_json
 from bestofn.locks import sole_writer
 from bestofn.provenance import provenance
 from bestofn.rewards import RewardModel, open_reward_model
@@ -26,6 +27,7 @@ from training.records import read_record
 logger = logging.getLogger(__name__)
 
 RESULT, PLOTS = "evaluation.json", ("frontier.png", "frontier.svg")
+STAGED = ".new"
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> None:
@@ -119,21 +121,28 @@ def _measure(config: EvaluateConfig, sources: _Sources) -> tuple[list[Row], int]
 def _write(
     config: EvaluateConfig, made_from: dict[str, Any], rows: list[Row], prompts: int
 ) -> None:
+    """All three files, once all are whole and on disk; until then those of before stay.
+
+    Raises:
+        ExportError: the file system refused.
+    """
     from training.frontier import draw_frontier
 
+    record = {
+        **provenance(made_from["config"]),
+        **made_from,
+        "prompts": prompts,
+        "rows": [row.as_dict() for row in rows],
+    }
+    staged = config.out / STAGED
+    with replacing_directory(staged) as directory:
+        draw_frontier(rows, config.num_samples, directory)
+        write_json(directory / RESULT, record)
     with storage_errors(config.out):
-        config.out.mkdir(parents=True, exist_ok=True)
-        (config.out / RESULT).unlink(missing_ok=True)  # last of all: with it, the plots are its own
-        draw_frontier(rows, config.num_samples, config.out)
-    write_json(
-        config.out / RESULT,
-        {
-            **provenance(made_from["config"]),
-            **made_from,
-            "prompts": prompts,
-            "rows": [row.as_dict() for row in rows],
-        },
-    )
+        (config.out / RESULT).unlink(missing_ok=True)  # it vouches for the plots beside it
+        for name in (*PLOTS, RESULT):
+            (staged / name).replace(config.out / name)
+    shutil.rmtree(staged, ignore_errors=True)
 
 
 def _open(spec: str, config: EvaluateConfig) -> RewardModel:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bestofn.errors import DataError
-from bestofn.files import write_text
+from bestofn.files import reading, write_text
 from bestofn.prompts import Message, Prompt, encode_prompt
 
 
@@ -17,13 +17,15 @@ def read_prompts(path: Path) -> list[Prompt]:
     A line is JSON with ``"prompt"`` (text) or ``"messages"`` (a chat), or else the text itself.
 
     Raises:
-        DataError: missing or empty file, or a malformed line, which it names.
+        DataError: missing, unreadable or empty file, or a malformed line, which it names.
     """
-    if not path.is_file():
-        raise DataError(f"prompt file {path} does not exist")
+    with reading(path):
+        if not path.is_file():
+            raise DataError(f"prompt file {path} does not exist")
+        content = path.read_bytes()
     prompts: dict[str, Prompt] = {}
     # By line feeds alone: str.splitlines() also breaks at characters that JSON strings may hold.
-    for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, raw in enumerate(content.split(b"\n"), start=1):
         where = f"{path}:{number}"
         try:
             line = raw.decode("utf-8").removesuffix("\r")
@@ -33,6 +35,7 @@ def read_prompts(path: Path) -> list[Prompt]:
             raise DataError(f"{where} holds NUL bytes; a damaged file?")
         if line.strip():
             prompt = _parse(line, where)
+            check_text(prompt.key, where)
             prompts.setdefault(prompt.key, prompt)
     if not prompts:
         raise DataError(f"prompt file {path} holds no prompt")
@@ -45,14 +48,38 @@ def _parse(line: str, where: str) -> Prompt:
     try:
         record = json.loads(line)
         if "messages" in record:
-            turns = (Message(role=m["role"], content=m["content"]) for m in record["messages"])
-            return Prompt(messages=tuple(turns))
+            return chat_of(record["messages"])
         text = record["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise DataError(f'{where} is no JSON object with "prompt" or "messages"') from error
     if not isinstance(text, str) or not text:
         raise DataError(f'{where}: "prompt" must be a non-empty string')
     return Prompt(text=text)
+
+
+def chat_of(messages: Any) -> Prompt:
+    """A chat as JSON has it.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none, or a role or content is no text.
+    """
+    turns = tuple(Message(role=m["role"], content=m["content"]) for m in messages)
+    if not all(isinstance(text, str) for turn in turns for text in turn.values()):
+        raise TypeError("a turn's role and content are text")
+    return Prompt(messages=turns)
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse what no tokenizer takes and no file holds, though JSON can spell it.
+
+    Raises:
+        DataError: the text holds half of a surrogate pair; names where it stands.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])
+        raise DataError(f"{where} holds {half}, half a character; a damaged file?") from error
 
 
 def write_prompts(path: Path, prompts: list[str]) -> None:

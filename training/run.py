@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -14,24 +15,25 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from bestofn.checkpoints import check_checkpoint
+from bestofn.checkpoints import Kind, check_checkpoint
 from bestofn.errors import CheckpointError, DataError, DivergedError, InvalidInputError
-from bestofn.files import recover_directory
+from bestofn.files import recover_directory, resolved
 from bestofn.locks import sole_writer
 from training.assets import Assets
 from training.configs import TrainConfig
 from training.evaluation import Row, policy_row
-from training.export import RECORD, Trained, export_checkpoint
+from training.export import ADAPTER, RECORD, Trained, export_checkpoint
 from training.generation import Generator, TransformersGenerator
 from training.measure import PromptSamples
 from training.objective_config import objective_of
 from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft
 from training.objectives.protocol import Objective
+from training.policies import load_policy
 from training.progress import ProgressBar
 from training.records import is_same, read_record
 from training.reference_logprobs import ensure_reference_logprobs
-from training.states import States
+from training.states import RUN, States
 from training.trainer import StepMetrics, Trainer, TrainerOptions
 
 logger = logging.getLogger(__name__)
@@ -45,6 +47,8 @@ CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
 # Tied pairs of samples above this share make rewards anything but strictly ordered.
 TIED_SHARE = 0.05
 LONGEST_WAIT = timedelta(hours=6)
+
+OnMeasured = Callable[[list[PromptSamples]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,25 @@ class Finished:
 
 def state_path(out: Path) -> Path:
     """Where an unfinished run keeps its resumable states."""
-    return out.with_name(f".{out.name}.state")
+    place = resolved(out)
+    return place.with_name(f".{place.name}.state")
+
+
+def identity_of(name: str, config: TrainConfig, assets: Assets) -> dict[str, Any]:
+    """What makes a run this run: its objective and settings, revisions of what it is made from.
+
+    Raises:
+        CheckpointError, DataError: something is missing or of the wrong kind.
+    """
+    settings = config.model_dump(mode="json", exclude=INCIDENTAL)
+    return {"objective": name, **settings, **assets.identity}
 
 
 def train(
     name: str,
     config: TrainConfig,
     assets: Assets | None = None,
-    on_measured: Callable[[list[PromptSamples]], object] | None = None,
+    on_measured: OnMeasured | None = None,
 ) -> Finished:
     """Train, resume, or report that there is nothing to do.
 
@@ -78,7 +93,8 @@ def train(
         name: of the objective.
         config: of the objective's command (``train_config_type``).
         assets: shared ones; else they are loaded as the configuration says.
-        on_measured: given the held-out samples behind the figures, when they are drawn.
+        on_measured: given the held-out samples behind the figures. For them, what is trained already
+            is measured again, with the held-out prompts and gold reward model of now.
 
     Raises:
         CheckpointError, DataError, InvalidInputError, RewardError, ExportError, DivergedError.
@@ -89,11 +105,7 @@ def train(
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     objective = objective_of(name, config)
     assets = assets or Assets(config, CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES)
-    identity = {
-        "objective": name,
-        **config.model_dump(mode="json", exclude=INCIDENTAL),
-        **assets.identity,
-    }
+    identity = identity_of(name, config, assets)
     # One process holds the output for all of them; should it be refused, the launcher ends the others.
     with sole_writer(config.out) if processes.is_main_process else nullcontext():
         if processes.is_main_process:
@@ -102,6 +114,13 @@ def train(
         finished = _finished(config, identity)
         if finished is not None:
             logger.info("%s: already trained with these settings", config.out)
+            if not processes.is_main_process:
+                return finished
+            _clear_states(config.out, identity)
+            if on_measured is not None:
+                row = _measured_again(name, config, assets, on_measured)
+                return Finished(finished.out, row, finished.cost)
+            _warn_of_other_figures(config)
             return finished
         return _Run(name, config, objective, assets, identity, on_measured).train()
 
@@ -119,20 +138,74 @@ def _finished(config: TrainConfig, identity: dict[str, Any]) -> Finished | None:
                 "choose another --out, or --replace it"
             )
         return None
-    try:
-        check_checkpoint(str(config.out.resolve()), "causal-lm")
-    except CheckpointError as error:
-        if not config.replace:
-            raise CheckpointError(f"{error}; or train it again with --replace") from error
-        logger.warning("%s; training it again", error)
+    if not _is_whole(config.out, "causal-lm", replace=config.replace):
         return None
     record = read_record(config.out / RECORD)
     if record is None:
         return None
     if not is_same(config.out, record.get("identity", {}), identity, replace=config.replace):
         return None
+    if config.lora_rank is not None and not _is_whole(
+        config.out / ADAPTER, "adapter", replace=config.replace
+    ):
+        return None
     row = record["heldout"]
     return Finished(config.out, None if row is None else Row.from_dict(row), record["cost"])
+
+
+def _is_whole(directory: Path, kind: Kind, *, replace: bool) -> bool:
+    try:
+        check_checkpoint(str(directory.resolve()), kind)
+    except CheckpointError as error:
+        if not replace:
+            raise CheckpointError(f"{error}; or train it again with --replace") from error
+        logger.warning("%s; training it again", error)
+        return False
+    return True
+
+
+def _clear_states(out: Path, identity: dict[str, Any]) -> None:
+    """Remove what a kill between the export and its end left; another run's states may yet go on."""
+    directory = state_path(out)
+    runs = [read_record(path) for path in directory.glob(f"*/{RUN}")]
+    if all(run is None or run.get("identity") == identity for run in runs):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _warn_of_other_figures(config: TrainConfig) -> None:
+    """The card's figures stay as they were measured: say so where other ones are asked for now."""
+    if config.heldout is None:
+        return
+    recorded = (read_record(config.out / RECORD) or {}).get("config", {})
+    for key, wanted in config.model_dump(mode="json", include={"heldout", "gold"}).items():
+        if wanted is not None and recorded.get(key) != wanted:
+            logger.warning(
+                "%s: its held-out figures were measured with %s %s and stay so, not with %s; for that, "
+                "run `evaluate`",
+                config.out, key, recorded.get(key) or "none", wanted,
+            )  # fmt: skip
+
+
+def _measured_again(
+    name: str, config: TrainConfig, assets: Assets, on_measured: OnMeasured
+) -> Row | None:
+    """Figures of the exported checkpoint, by the seeds that a run measures with."""
+    if not assets.heldout:
+        return None
+    policy, _, _ = load_policy(
+        str(config.out.resolve()), dtype="auto", trust_remote_code=config.trust_remote_code
+    )
+    return _heldout_row(name, policy, assets, on_measured)
+
+
+def _heldout_row(name: str, policy: Any, assets: Assets, on_measured: OnMeasured | None) -> Row:
+    reference = assets.heldout_reference
+    ours = assets.measurer.measure(
+        policy, assets.heldout, assets.policy_samples, f"held-out {name}"
+    )
+    if on_measured is not None:
+        on_measured(ours)
+    return policy_row(name, ours, reference)
 
 
 class _Run:
@@ -145,7 +218,7 @@ class _Run:
         objective: Objective,
         assets: Assets,
         identity: dict[str, Any],
-        on_measured: Callable[[list[PromptSamples]], object] | None,
+        on_measured: OnMeasured | None,
     ) -> None:
         self._on_measured = on_measured
         self._name, self._config, self._objective = name, config, objective
@@ -317,21 +390,14 @@ class _Run:
         )
 
     def _measure(self, policy: Any) -> Row | None:
-        assets = self._assets
-        if not assets.heldout:
+        if not self._assets.heldout:
             return None
         if self._trainer.sharded:
             logger.warning(
                 "held-out figures are not measured under FSDP; run `evaluate` on the result"
             )
             return None
-        reference = assets.heldout_reference
-        ours = assets.measurer.measure(
-            policy, assets.heldout, assets.policy_samples, f"held-out {self._name}"
-        )
-        if self._on_measured is not None:
-            self._on_measured(ours)
-        return policy_row(self._name, ours, reference)
+        return _heldout_row(self._name, policy, self._assets, self._on_measured)
 
     def _cost(self) -> dict[str, Any]:
         """What the run took; cached samples were paid for once, by ``sample``."""

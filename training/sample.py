@@ -1,4 +1,9 @@
-"""``sample``: draws and scores M reference completions a prompt, one line of the cache each."""
+"""``sample``: draws and scores M reference completions a prompt, one line of the cache each.
+
+Lines are appended to ``NAME.partial`` as prompts are done, which is in no fixed order. When all are,
+they are put in the order of the prompts and take the name: training draws rows by their number. Until
+then a cache of other settings that ``--replace`` is to replace stays, with its own record.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +15,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from bestofn.checkpoints import check_checkpoint
 from bestofn.checksums import sha256_of
 from bestofn.engine import FinishReason, Sampling
-from bestofn.errors import DataError, RewardError
-from bestofn.files import storage_errors, write_json
+from bestofn.errors import DataError, ExportError, RewardError
+from bestofn.files import reading, storage_errors, write_json
 from bestofn.locks import sole_writer
 from bestofn.prompts import Prompt
 from bestofn.provenance import provenance
@@ -34,9 +40,12 @@ logger = logging.getLogger(__name__)
 # What may change without changing a single sample.
 _INCIDENTAL = {"out", "concurrency", "reward_batch_size", "replace", "prompts"}
 
+# Which bytes of a file are a prompt's line, in the order of the file.
+Lines = dict[str, range]
+
 
 def meta_path(cache: Path) -> Path:
-    """Where a cache's settings and revisions are written."""
+    """Where the settings and revisions of a cache, or of an unfinished one, are written."""
     return cache.with_name(cache.name + ".meta.json")
 
 
@@ -46,6 +55,8 @@ def build_cache(config: SampleConfig) -> None:
     Raises:
         CheckpointError, DataError, RewardError, ExportError: what is written so far is kept.
     """
+    if config.out.is_dir():
+        raise ExportError(f"{config.out} is a directory; give the file to write as --out")
     with sole_writer(config.out):
         _build(config)
 
@@ -63,24 +74,21 @@ def _build(config: SampleConfig) -> None:
         "reward_revision": reward.revision,
     }
     partial = config.out.with_name(config.out.name + ".partial")
-    done = _done(config, identity, partial)
-    pending = [prompt for prompt in prompts if prompt.key not in done]
+    lines = _done(config, identity, partial)
+    pending = [prompt for prompt in prompts if prompt.key not in lines]
     meta = {**provenance(config.model_dump(mode="json")), "identity": identity}
-    if not pending and config.out.exists():
+    if not pending and not partial.exists():
         if "sha256" not in (trusted_record(meta_path(config.out)) or {}):
             write_json(meta_path(config.out), meta | {"sha256": sha256_of(config.out)})
-        logger.info("%s: complete, %d prompts", config.out, len(done))
+        meta_path(partial).unlink(missing_ok=True)
+        logger.info("%s: complete, %d prompts", config.out, len(lines))
         return
-    write_json(meta_path(config.out), meta)
     with storage_errors(config.out):
         if pending:
             reward.load()
-            _ensure_partial(config.out, partial)
-            already = len(prompts) - len(pending)
-            asyncio.run(_fill(config, reward, partial, pending, already))
-        # Before the cache takes its name, so that there is none whose content is not recorded.
-        write_json(meta_path(config.out), meta | {"sha256": sha256_of(partial)})
-        partial.replace(config.out)
+            _begin(config.out, partial, meta, onward=bool(lines))
+            asyncio.run(_fill(config, reward, partial, pending, lines))
+        _finish(config.out, partial, meta, prompts, lines)
     logger.info("%s: %d prompts x %d samples", config.out, len(prompts), config.num_samples)
 
 
@@ -93,69 +101,133 @@ def check_content(cache: Path, meta: dict[str, Any], digest: str) -> None:
     if meta.get("sha256", digest) != digest:
         raise DataError(
             f"{cache}: its content is not what {meta_path(cache).name} says (SHA-256 "
-            f"{digest[:16]}..., {meta['sha256'][:16]}... was written); restore it or sample it again "
-            f"(if you changed it yourself, delete {meta_path(cache).name})"
+            f"{digest[:16]}..., {meta['sha256'][:16]}... was written); restore it, or sample it again "
+            "with --replace (if you changed it yourself and want to train on it as it is, delete "
+            f"{meta_path(cache).name})"
         )
 
 
-def _done(config: SampleConfig, identity: dict[str, Any], partial: Path) -> set[str]:
-    """Prompts already sampled under the same settings; a torn last line is cut off.
+def _done(config: SampleConfig, identity: dict[str, Any], partial: Path) -> Lines:
+    """Lines sampled already under the same settings; a torn last one is cut off.
+
+    With ``replace``, a cache that cannot be gone on with counts as none.
 
     Raises:
         DataError: a line is damaged, which it names, or all was made with other settings.
     """
-    source = partial if partial.exists() else config.out
-    if not source.exists():
-        return set()
-    recorded = trusted_record(meta_path(config.out)) or {}
-    if not is_same(config.out, recorded.get("identity", {}), identity, replace=config.replace):
-        logger.info("%s was made with other settings; making it again", config.out)
-        partial.unlink(missing_ok=True)
-        config.out.unlink(missing_ok=True)
-        return set()
-    if source == config.out and "sha256" in recorded:
-        check_content(source, recorded, sha256_of(source))
-    with storage_errors(source):
-        return set(_whole_lines(source, config.max_new_tokens))
+    for source in (partial, config.out):
+        if not source.exists():
+            continue
+        try:
+            _check_source(config.out, source, identity)
+        except DataError as error:
+            if not config.replace:
+                raise
+            logger.warning("%s. Told to --replace it: sampling it again", error)
+            if source == partial:  # the finished one stays until another takes its name
+                partial.unlink()
+            continue
+        with storage_errors(source):
+            return _whole_lines(source, config.max_new_tokens)
+    return {}
 
 
-def _whole_lines(path: Path, max_new_tokens: int) -> dict[str, int]:
-    """Prompts by the numbers of their lines."""
-    kept, found = 0, dict[str, int]()
-    with path.open("rb") as handle:
+def _check_source(out: Path, source: Path, identity: dict[str, Any]) -> None:
+    """Refuse a cache, finished or not, that is not of this sampling.
+
+    Raises:
+        DataError: it is damaged, of other settings, or does not say of which.
+    """
+    recorded = trusted_record(meta_path(source))
+    if recorded is None and source != out:  # earlier versions kept one record for both
+        recorded = trusted_record(meta_path(out))
+    if recorded is None or "identity" not in recorded:
+        raise DataError(
+            f"{source} has no {meta_path(source).name} that says how it was sampled; choose another "
+            "--out, or sample it again with --replace"
+        )
+    is_same(source, recorded["identity"], identity, replace=False)
+    if source == out and "sha256" in recorded:
+        with reading(source):
+            check_content(source, recorded, sha256_of(source))
+
+
+def _whole_lines(path: Path, max_new_tokens: int) -> Lines:
+    kept, found = 0, Lines()
+    with reading(path), path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.endswith(b"\n"):
                 break  # its writer was killed
-            kept += len(line)
             where = f"{path}:{number}"
             try:
                 prompt = parse(line, where, max_new_tokens).prompt.key
             except DataError as error:
                 raise DataError(f"{error}; delete that line to have it sampled again") from error
             if prompt in found:
-                raise DataError(f"{where} repeats the prompt of line {found[prompt]}; delete one")
-            found[prompt] = number
+                first = list(found).index(prompt) + 1
+                raise DataError(f"{where} repeats the prompt of line {first}; delete one")
+            found[prompt] = range(kept, kept + len(line))
+            kept += len(line)
     if kept < path.stat().st_size:
         os.truncate(path, kept)
     return found
 
 
-def _ensure_partial(out: Path, partial: Path) -> None:
-    """Prompts added to a finished cache go on where it ended."""
-    if out.exists() and not partial.exists():
-        out.replace(partial)
+def _begin(out: Path, partial: Path, meta: dict[str, Any], *, onward: bool) -> None:
+    """The record before the file, so that no unfinished cache is taken for one of other settings.
+
+    Args:
+        onward: go on where a finished cache ended, since prompts were added.
+    """
+    write_json(meta_path(partial), meta)
+    if not partial.exists():
+        if onward:
+            out.replace(partial)
+        else:
+            partial.touch()
+
+
+def _finish(
+    out: Path, partial: Path, meta: dict[str, Any], prompts: list[Prompt], lines: Lines
+) -> None:
+    """Put the lines in the order of the prompts, those of other prompts last; they take the name."""
+    keys = dict.fromkeys([*(prompt.key for prompt in prompts), *lines])
+    places = [lines[key] for key in keys]
+    whole = partial
+    if any(one.stop != other.start for one, other in pairwise(places)):
+        whole = out.with_name(out.name + ".ordered")
+        _copy(partial, whole, places)
+    # Before the cache takes its name, so that there is none whose content is not recorded.
+    write_json(meta_path(out), meta | {"sha256": sha256_of(whole)})
+    whole.replace(out)
+    partial.unlink(missing_ok=True)
+    meta_path(partial).unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path, places: list[range]) -> None:
+    """Parts of a file in another order, on disk or not at all."""
+    try:
+        with source.open("rb") as reader, target.open("wb") as writer:
+            for place in places:
+                reader.seek(place.start)
+                writer.write(reader.read(len(place)))
+            writer.flush()
+            os.fsync(writer.fileno())
+    except OSError:
+        target.unlink(missing_ok=True)
+        raise
 
 
 async def _fill(
-    config: SampleConfig, reward: RewardModel, partial: Path, prompts: list[Prompt], already: int
+    config: SampleConfig, reward: RewardModel, partial: Path, prompts: list[Prompt], lines: Lines
 ) -> None:
+    """Sample those prompts, and add their lines to the file and to ``lines``."""
     source = _from_vllm if config.backend == "vllm" else _from_transformers
     unscored = 0
-    total = already + len(prompts)
     with (
         # Unbuffered: what a full disk refused must not be tried again when the file is closed.
         partial.open("ab", buffering=0) as handle,
-        ProgressBar("sampling prompts", total, done=already) as progress,
+        ProgressBar("sampling prompts", len(lines) + len(prompts), done=len(lines)) as progress,
     ):
         async with aclosing(source(config, prompts)) as stream:
             async for prompt, responses in stream:
@@ -163,7 +235,7 @@ async def _fill(
                 rewards = await asyncio.to_thread(reward.score, items)
                 line, missing = _line(prompt, responses, rewards)
                 unscored += missing
-                _append(handle, partial, line.encode())
+                lines[prompt.key] = _append(handle, partial, line.encode())
                 progress.advance(1, f"{unscored} unscored" if unscored else "")
     if unscored:
         logger.warning("%d samples had no finite reward and are left out of the cache", unscored)
@@ -200,8 +272,8 @@ def _line(
     return json.dumps(record, ensure_ascii=False) + "\n", len(responses) - len(kept)
 
 
-def _append(handle: FileIO, path: Path, line: bytes) -> None:
-    """Whole, on disk, or not at all."""
+def _append(handle: FileIO, path: Path, line: bytes) -> range:
+    """Whole, on disk, or not at all; returns where."""
     end = handle.seek(0, os.SEEK_END)
     with storage_errors(path):
         try:
@@ -209,6 +281,7 @@ def _append(handle: FileIO, path: Path, line: bytes) -> None:
             while left:
                 left = left[handle.write(left) :]
             os.fsync(handle.fileno())
+            return range(end, end + len(line))
         except OSError:
             with suppress(OSError):  # else the next run cuts the torn line off
                 os.truncate(path, end)

@@ -11,13 +11,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from bestofn.checksums import sha256_of
 from bestofn.errors import BestOfNError, DataError, DivergedError, InvalidInputError
 from bestofn.files import write_json
 from bestofn.locks import sole_writer
 from bestofn.provenance import provenance
+from bestofn.rewards import open_reward_model
 from training.configs import SweepConfig
 from training.grid import Cell, cells
 from training.progress import ProgressBar
@@ -35,6 +37,7 @@ def run_sweep(config: SweepConfig) -> None:
 
     Raises:
         InvalidInputError: the grid. DataError: some cells failed, after all others are done.
+        CheckpointError, DataError, RewardError: what all cells are made from is missing or damaged.
     """
     if config.heldout is None:
         raise InvalidInputError("a sweep needs held-out prompts", field="heldout")
@@ -44,10 +47,12 @@ def run_sweep(config: SweepConfig) -> None:
 
 def _run(config: SweepConfig) -> None:
     every = cells(config)
-    todo = [cell for cell in every if not _is_done(cell)]
-    logger.info("%d cells, %d to train", len(every), len(todo))
+    _SHARED.clear()  # an earlier sweep of this process may have read other files at the same paths
+    shared = _shared(config)
+    todo = [cell for cell in every if not _is_done(cell, shared)]
+    logger.info("%d cells, %d to train or to measure", len(every), len(todo))
     tasks: list[Cell | None] = list(todo)
-    if not _baseline_is_done(config):
+    if not _baseline_is_done(config, shared):
         tasks.insert(0, None)
     failed = []
     with ProgressBar("sweep", len(every), done=len(every) - len(todo)) as progress:
@@ -102,19 +107,35 @@ def _follow_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _is_done(cell: Cell) -> bool:
-    record = read_record(cell.directory / RECORD)
-    return (
-        record is not None
-        and record.get("config") == cell.config.model_dump(mode="json")
-        and record["status"] != "failed"
-    )
+def _is_done(cell: Cell, shared: _Shared) -> bool:
+    """By what it was made from, not by where that lies; a record that does not say is none."""
+    from training.run import identity_of
+
+    record = read_record(cell.directory / RECORD) or {}
+    wanted = {
+        "config": cell.config.model_dump(mode="json"),
+        "identity": identity_of(cell.objective, cell.config, shared.assets),
+    }
+    if record.get("status") == "ok":
+        wanted["measured_with"] = shared.measured_with
+    return record.get("status") in {"ok", "diverged"} and _has(record, wanted)
 
 
-def _baseline_is_done(config: SweepConfig) -> bool:
-    record = read_record(config.out / BASELINE)
-    wanted = _baseline_settings(config)
-    return record is not None and record.get("settings") == wanted
+def _baseline_is_done(config: SweepConfig, shared: _Shared) -> bool:
+    return _has(read_record(config.out / BASELINE) or {}, _baseline_of(config, shared))
+
+
+def _has(record: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(record.get(name) == value for name, value in wanted.items())
+
+
+def _baseline_of(config: SweepConfig, shared: _Shared) -> dict[str, Any]:
+    """What the baseline is made from, as its record says it."""
+    return {
+        "settings": _baseline_settings(config),
+        "revisions": shared.revisions,
+        "heldout_sha256": shared.measured_with["heldout_sha256"],
+    }
 
 
 def _baseline_settings(config: SweepConfig) -> dict[str, Any]:
@@ -125,19 +146,58 @@ def _baseline_settings(config: SweepConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", include=names)
 
 
-_ASSETS: dict[str, Any] = {}
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What all cells have in common; nothing heavy is loaded before it is used.
+
+    Attributes:
+        revisions: of policy, reward model and gold reward model.
+        measured_with: what held-out figures depend on, beside the run that they are of.
+    """
+
+    assets: Any
+    revisions: dict[str, str]
+    measured_with: dict[str, Any]
 
 
-def _assets(config: SweepConfig) -> Any:
+_SHARED: dict[str, _Shared] = {}
+
+
+def _shared(config: SweepConfig) -> _Shared:
     """Models, cache and held-out reference samples, once a process."""
+    key = config.model_dump_json(exclude={"grid", "seeds", "jobs"})
+    if key not in _SHARED:
+        _SHARED[key] = _open(config)
+    return _SHARED[key]
+
+
+def _open(config: SweepConfig) -> _Shared:
     from training.assets import Assets
 
-    key = config.model_dump_json(exclude={"grid", "seeds", "jobs"})
-    if key not in _ASSETS:
-        _ASSETS[key] = Assets(
-            config, config.heldout_prompts, config.reference_samples, config.policy_samples
-        )
-    return _ASSETS[key]
+    if config.heldout is None or not config.heldout.is_file():
+        raise DataError(f"prompt file {config.heldout} does not exist")
+    assets = Assets(config, config.heldout_prompts, config.reference_samples, config.policy_samples)
+    gold = _gold_revision(config)
+    revisions = {name: assets.identity[f"{name}_revision"] for name in ("policy", "reward")}
+    if gold is not None:
+        revisions["gold"] = gold
+    measured_with = {
+        "gold_revision": gold,
+        "heldout_sha256": sha256_of(config.heldout),
+        **config.model_dump(include={"heldout_prompts", "reference_samples", "policy_samples"}),
+    }
+    return _Shared(assets, revisions, measured_with)
+
+
+def _gold_revision(config: SweepConfig) -> str | None:
+    if config.gold is None:
+        return None
+    gold = open_reward_model(
+        config.gold,
+        trust_remote_code=config.trust_remote_code,
+        batch_size=config.reward_batch_size,
+    )
+    return gold.revision
 
 
 def _name(task: Cell | None) -> str | None:
@@ -153,9 +213,12 @@ def _run_named(config: SweepConfig, name: str | None) -> str:
 
 def _run_task(config: SweepConfig, cell: Cell | None) -> str:
     """Train and record one cell, or measure the baseline."""
-    assets = _assets(config)
+    from training.run import identity_of
+
+    shared = _shared(config)
+    assets = shared.assets
     if cell is None:
-        _write_baseline(config, assets)
+        _write_baseline(config, shared)
         return "ok"
     status, message, finished, best = "ok", None, None, None
     try:
@@ -171,6 +234,8 @@ def _run_task(config: SweepConfig, cell: Cell | None) -> str:
         cell.directory / RECORD,
         {
             **provenance(cell.config.model_dump(mode="json")),
+            "identity": identity_of(cell.objective, cell.config, assets),
+            "measured_with": shared.measured_with,
             "cell": {
                 "objective": cell.objective,
                 "variant": cell.variant,
@@ -206,23 +271,17 @@ def _train(cell: Cell, assets: Any) -> tuple[Any, dict[str, Any] | None]:
     return finished, {"n": BEST_OF_TUNED, "win_rate": asdict(win_rate), "reward": asdict(reward)}
 
 
-def _write_baseline(config: SweepConfig, assets: Any) -> None:
+def _write_baseline(config: SweepConfig, shared: _Shared) -> None:
     from training.evaluation import evaluation_rows
 
-    rows = evaluation_rows(assets.heldout_reference, {}, 4)
-    revisions = {
-        "policy": assets.identity["policy_revision"],
-        "reward": assets.reward.revision,
-        **({} if assets.gold is None else {"gold": assets.gold.revision}),
-    }
+    rows = evaluation_rows(shared.assets.heldout_reference, {}, 4)
     write_json(
         config.out / BASELINE,
         {
             **provenance(config.model_dump(mode="json")),
-            "settings": _baseline_settings(config),
+            **_baseline_of(config, shared),
             "title": config.title,
-            "prompts": len(assets.heldout),
-            "revisions": revisions,
+            "prompts": len(shared.assets.heldout),
             "rows": [row.as_dict() for row in rows],
         },
     )

@@ -49,6 +49,11 @@ DAMAGES = [
     Damage("doubled", lambda lines: b"".join([*lines[:2], lines[1], *lines[3:]])),
     Damage("NUL bytes", _third(lambda line: b"\0" * len(line) + b"\n")),
     Damage("not UTF-8", _third(lambda line: line[:20] + b"\xff" + line[21:])),
+    Damage(
+        "half a character",
+        _third(lambda line: line.replace(b'"prompt": "', b'"prompt": "\\ud83d', 1)),
+    ),
+    Damage("nested deeply", _third(lambda line: b"[" * 200_000 + b"\n")),
     Damage("NUL bytes at the end", lambda lines: b"".join(lines[:4]) + b"\0" * 4096, None),
     Damage("other line ends", lambda lines: b"".join(lines).replace(b"\n", b"\r\n"), None),
     Damage("a bracket lost", _third(lambda line: line.replace(b"]", b" ", 1))),

@@ -13,7 +13,7 @@ from training.configs import SweepConfig
 
 PROMISE = (
     "A sweep killed (-9) at any moment goes on by the same command, trains no finished cell again, "
-    "and ends in the very figures and weights of an unbroken one."
+    "and ends in the very figures and weights of an unbroken one, with nothing left beside them."
 )
 
 
@@ -37,9 +37,15 @@ def _inject(stage: Stage) -> Tally:
     job = Job(
         arguments=arguments,
         output="sweep",
-        difference=sweep_difference,
+        difference=_difference,
         folder=stage.scratch / "killed-sweep",
     )
     tally = Tally()
     kill_job(job, tally, stage.count(100, least=2), stage.count(10))
     return tally
+
+
+def _difference(ours: Path, theirs: Path) -> str | None:
+    """States and what is half written have names with a dot in front, or end so."""
+    left = [str(p.relative_to(ours)) for p in (*ours.rglob(".*"), *ours.rglob("*.partial"))]
+    return sweep_difference(ours, theirs) or (f"left behind: {left}" if left else None)

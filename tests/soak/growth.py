@@ -61,7 +61,9 @@ def growth(
     x = np.array([times[part == i].mean() for i in filled])
     y = np.array([found[part == i].mean() for i in filled])
     line = stats.linregress(x, y)
-    half = float(stats.t.ppf(0.975, len(x) - 2) * line.stderr)
+    # A constant has no correlation with anything, and scipy then no error of the slope either.
+    error = 0.0 if np.ptp(y) == 0 else float(line.stderr)
+    half = float(stats.t.ppf(0.975, len(x) - 2)) * error
     rise, spread = float(line.slope) * (end - start), half * (end - start)
     mean = float(found.mean())
     return Growth(mean, rise, rise - spread, rise + spread, max(least, share * abs(mean)))

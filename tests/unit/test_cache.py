@@ -230,6 +230,10 @@ OK = {"prompt": "a", "responses": ["x"], "rewards": [1]}
     [
         ('{"prompt": "a", "rew', "not valid JSON"),
         ({"rewards": [1]}, "no string"),
+        ("[" * 200_000, "not valid JSON"),
+        ({"prompt": "caf\ud83d", "rewards": [1]}, "half a character"),
+        ({"prompt": "a", "responses": ["\ude00"], "rewards": [1]}, "half a character"),
+        ({"prompt": "a", "text": "\ude00", "reward": 1}, "half a character"),
         ({"prompt": "a"}, "neither"),
         ({"prompt": "a", "rewards": []}, "at least one"),
         ({"prompt": "a", "rewards": ["x"]}, "'x' is not a number"),
@@ -247,6 +251,8 @@ OK = {"prompt": "a", "responses": ["x"], "rewards": [1]}
         (OK | {"response_ids": [[-1]]}, "non-empty lists of token ids"),
         (OK | {"response_ids": [[1] * 5]}, "5 tokens, over max_new_tokens = 4"),
         (OK | {"messages": [{"role": "user"}]}, '"messages" must be turns'),
+        (OK | {"messages": [{"role": "user", "content": 1}]}, '"messages" must be turns'),
+        (OK | {"messages": [{"role": "user", "content": "\ud83d"}]}, "half a character"),
     ],
 )
 def test_a_bad_line_is_named(path: Path, record: object, words: str) -> None:
@@ -254,6 +260,28 @@ def test_a_bad_line_is_named(path: Path, record: object, words: str) -> None:
         opened(path, {"prompt": "ok", "rewards": [1.0]}, record)
     assert "cache.jsonl:2" in str(caught.value)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_token_beyond_the_policys_vocabulary_is_named_by_line(path: Path) -> None:
+    write(path, *(OK | {"prompt": name, "response_ids": [[7, 9]]} for name in "ab"))
+    for size in (8, 9):
+        with pytest.raises(DataError, match=rf"jsonl:1 has token id 9, .* ends at {size - 1}"):
+            RewardCache.open(path, Letters(), max_new_tokens=4, vocab_size=size)
+    assert len(RewardCache.open(path, Letters(), max_new_tokens=4, vocab_size=10)) == 2
+    with pytest.raises(DataError, match="token id 9"):  # what was compiled for another policy
+        RewardCache.open(path, Letters(), max_new_tokens=4, vocab_size=9)
+
+
+def test_a_cache_that_may_not_be_read_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, OK)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for ask in (lambda: source_digest(path), lambda: opened(path)):
+        with pytest.raises(DataError, match=r"cannot read .*cache\.jsonl: Permission denied"):
+            ask()
 
 
 def test_missing_and_empty_files_are_refused(tmp_path: Path) -> None:

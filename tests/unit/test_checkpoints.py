@@ -36,6 +36,23 @@ def test_a_good_directory_has_a_revision_that_follows_its_content(model: Path) -
     assert check_checkpoint(str(model), "causal-lm").revision != first.revision
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "merges.txt", "spiece.model", "chat_template.jinja"]
+)  # fmt: skip
+def test_the_tokenizer_is_part_of_a_models_revision(model: Path, name: str) -> None:
+    before = check_checkpoint(str(model), "causal-lm").revision
+    (model / name).write_text('{"edited": true}')
+    assert check_checkpoint(str(model), "causal-lm").revision != before
+
+
+def test_how_it_is_applied_is_part_of_an_adapters_revision(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "adapter_model.safetensors")
+    (model / "adapter_config.json").write_text('{"lora_alpha": 1}')
+    before = check_checkpoint(str(model), "adapter").revision
+    (model / "adapter_config.json").write_text('{"lora_alpha": 2}')
+    assert check_checkpoint(str(model), "adapter").revision != before
+
+
 def test_large_files_are_sampled_but_still_told_apart(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

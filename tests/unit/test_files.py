@@ -105,6 +105,31 @@ def test_what_a_kill_left_is_cleared_once_the_new_one_is_there(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    link, real = tmp_path / "model", tmp_path / "disk" / "real"
+    link.symlink_to(real)
+    for text in ("first", "second", "third"):  # the first where nothing is yet
+        make(link, text)
+        assert link.is_symlink()
+        assert (real / "weights").read_text() == text
+    assert list((tmp_path / "disk").iterdir()) == [real]
+    (real).rename(real.with_name(".real.retired"))  # a kill between two renames
+    recover_directory(link)
+    assert (link / "weights").read_text() == "third"
+
+
+def test_a_link_that_earlier_versions_set_aside_is_no_obstacle(tmp_path: Path) -> None:
+    target, real = tmp_path / "model", tmp_path / "real"
+    make(real, "old")
+    make(target, "new")
+    (tmp_path / ".model.retired").symlink_to(real)
+    make(target, "newer")
+    assert (target / "weights").read_text() == "newer"
+    assert (real / "weights").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "real"]
+
+
 def test_a_refusal_names_the_file_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,12 @@ def test_noise_and_a_warm_up_are_flat() -> None:
     assert found.verdict == "flat"
 
 
+def test_a_constant_is_flat() -> None:
+    found = growth(AT_S, np.full(len(AT_S), 73.0))
+    assert found is not None
+    assert (found.verdict, found.total, found.high) == ("flat", 0.0, 0.0)
+
+
 def test_what_is_too_noisy_is_undecided() -> None:
     found = growth(AT_S[:20], 500 + 40 * NOISE[:20])
     assert found is not None

@@ -67,6 +67,26 @@ def test_a_lock_taken_on_a_file_that_was_removed_meanwhile_does_not_count(
         assert (tmp_path / ".out.lock").exists()
 
 
+@pytest.mark.parametrize("name", ["link", "here/../link", "out/."])
+def test_all_names_of_an_output_share_its_lock(
+    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.setattr(locks, "PATIENCE_S", 0.1)
+    words = "is being written by another process"
+    with pytest.raises(ExportError, match=words), sole_writer(tmp_path / name):
+        pass
+
+
+def test_the_current_directory_can_be_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with sole_writer(Path(".")):
+        assert (tmp_path / ".out.lock").exists()
+
+
 def test_where_nothing_may_be_written_nothing_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,6 @@ Parts already whole and of the same configuration are kept, so a killed build go
 from __future__ import annotations
 
 import logging
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -87,18 +86,14 @@ def _build(config: SandboxConfig) -> None:
     if recorded is not None and not is_same(out, recorded, settings, replace=config.replace):
         logger.info("%s was made with other settings; making it again", out)
         manifest = {}
-        for part in ("policy", "reward", "gold", "prompts"):
-            shutil.rmtree(out / part, ignore_errors=True)
-    metrics: dict[str, Any] = dict(manifest.get("metrics", {}))
-    write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
+    # Before anything is written: what cannot be made must not cost what is there.
     corpus = _user_corpus(config) if config.corpus else _synthetic_corpus(config)
-    count = config.train_prompts + config.heldout_prompts
-    if len(corpus.openings) < count:
-        raise DataError(
-            f"the corpus has {len(corpus.openings)} distinct openings kept aside, fewer than "
-            f"train_prompts + heldout_prompts = {count}; ask for fewer"
-        )
+    _check_corpus(corpus, config)
+    metrics: dict[str, Any] = dict(manifest.get("metrics", {}))
+    # A part without metrics is of other settings or unfinished, and is made again.
+    write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
     prompts = out / "prompts"
+    count = config.train_prompts + config.heldout_prompts
     write_prompts(prompts / "train.jsonl", corpus.openings[: config.train_prompts])
     write_prompts(prompts / "heldout.jsonl", corpus.openings[config.train_prompts : count])
     for part, kind, build in _parts(config, corpus):
@@ -114,6 +109,26 @@ def _build(config: SandboxConfig) -> None:
         write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
         logger.info("%s: %s", target, _shown(metrics[part]))
     logger.info("sandbox in %s after %.0f s", out, time.perf_counter() - begun)
+
+
+def _check_corpus(corpus: Corpus, config: SandboxConfig) -> None:
+    """Refuse what training would fail on at its end.
+
+    Raises:
+        DataError: too few openings, or reviews kept aside that are all of one label.
+    """
+    count = config.train_prompts + config.heldout_prompts
+    if len(corpus.openings) < count:
+        raise DataError(
+            f"the corpus has {len(corpus.openings)} distinct openings kept aside, fewer than "
+            f"train_prompts + heldout_prompts = {count}; ask for fewer"
+        )
+    for texts, labels in (corpus.heldout_reward, corpus.heldout_gold):
+        if set(labels) != {0, 1}:
+            raise DataError(
+                f"the {len(texts)} texts kept aside to check the reward models on all have label "
+                f"{labels[0]}; add texts of label {1 - labels[0]}, or try another --seed"
+            )
 
 
 def _is_whole(path: Path, kind: Kind) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bestofn.errors import DataError
+from bestofn.files import reading
+from training.prompts import check_text
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +47,11 @@ def _split(spec: str) -> tuple[Path, int | None]:
 
 
 def _read(path: Path, label: int | None, encoding: str | None) -> Iterator[tuple[str, int]]:
-    if not path.is_file():
-        raise DataError(f"corpus file {path} does not exist")
-    text = _decode(path, encoding)
+    with reading(path):
+        if not path.is_file():
+            raise DataError(f"corpus file {path} does not exist")
+        raw = path.read_bytes()
+    text = _decode(path, raw, encoding)
     if label is not None:
         yield from ((line, label) for line in text.splitlines())
     elif path.suffix in {".jsonl", ".json"}:
@@ -61,8 +65,7 @@ def _read(path: Path, label: int | None, encoding: str | None) -> Iterator[tuple
         )
 
 
-def _decode(path: Path, encoding: str | None) -> str:
-    raw = path.read_bytes()
+def _decode(path: Path, raw: bytes, encoding: str | None) -> str:
     try:
         return raw.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
@@ -88,8 +91,9 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, int]]:
         try:
             record = json.loads(line)
             content, value = str(record["text"]), record["label"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise DataError(f'{where} is no JSON object with "text" and "label"') from error
+        check_text(content, where)
         yield content, _label(value, where)
 
 
