@@ -30,7 +30,8 @@ class Entry:
 class Admission:
     """``running`` sequences and ``running_tokens`` tokens inside, ``waiting`` sequences outside.
 
-    A request counts as its sequences and as that many times ``max_tokens``. Who is next is for
+    A request counts as its sequences and as that many times ``max_tokens``; against its key's minute,
+    as all the candidates that it may draw, at once or in turn, times ``max_tokens``. Who is next is for
     :class:`service.fair_queue.FairQueue` to say. Nobody who waits or runs is sent away for one that
     comes later; that the queue is not all one key's is seen to as it fills: a key may wait with at most
     twice what is still free.
@@ -72,22 +73,32 @@ class Admission:
 
     @asynccontextmanager
     async def enter(
-        self, sequences: int, priority: int = 0, *, max_tokens: int = 1
+        self,
+        sequences: int,
+        priority: int = 0,
+        *,
+        max_tokens: int = 1,
+        candidates: int | None = None,
     ) -> AsyncGenerator[Entry, None]:
-        """Hold a place for ``sequences`` candidates; the lower ``priority``, the earlier of its caller's.
+        """Hold a place for ``sequences`` at once; the lower ``priority``, the earlier of its caller's.
+
+        Args:
+            candidates: all that may be drawn, where that is more than are drawn at once.
 
         Raises:
             OverloadedError: at once, if too many wait already or the caller's minute is used up.
             InvalidInputError: more than the caller's key ever allows.
         """
         caller = current_caller.get()
-        tokens = sequences * max_tokens
-        self._check(caller, sequences, tokens)
-        self._take(caller, tokens)
+        # One that fails or is left is never asked what it decoded, so the most it could have is taken.
+        candidates = max(sequences, candidates or 0)
+        most = candidates * max_tokens
+        self._check(caller, sequences, candidates, max_tokens)
+        self._take(caller, most)
         entry = Entry()
         entry.decoded = 0
         try:
-            place = await self._acquire(caller, sequences, tokens, priority)
+            place = await self._acquire(caller, sequences, sequences * max_tokens, priority)
             entry.decoded = None
             begun_s = monotonic()
             try:
@@ -97,18 +108,18 @@ class Admission:
                 self._leave(place)
         finally:
             if entry.decoded is not None and caller.name in self._allowances:
-                self._allowances[caller.name].give_back(tokens - entry.decoded, monotonic())
+                self._allowances[caller.name].give_back(most - entry.decoded, monotonic())
 
-    def _check(self, caller: Caller, sequences: int, tokens: int) -> None:
+    def _check(self, caller: Caller, sequences: int, candidates: int, max_tokens: int) -> None:
         most, a_minute = caller.max_sequences, caller.tokens_per_minute
         if most is not None and sequences > most:
             raise InvalidInputError(
                 f"{sequences} candidates at once; key {caller.name!r} allows at most {most}",
                 field="n",
             )
-        if a_minute is not None and tokens > a_minute:
+        if a_minute is not None and (tokens := candidates * max_tokens) > a_minute:
             raise InvalidInputError(
-                f"{sequences} candidates of at most {tokens // sequences} tokens are {tokens} tokens; "
+                f"{candidates} candidates of at most {max_tokens} tokens are {tokens} tokens; "
                 f"key {caller.name!r} allows {a_minute} a minute",
                 field="max_tokens",
             )

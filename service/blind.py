@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,31 +15,34 @@ from service.generation import Plan, make_plan
 from service.runtime import Answer, Runtime
 from service.schemas import GenerateRequest
 from service.schemas.preferences import PairRequest, Side
+from service.store import Shown
 
-_MOST_OPEN = 1024  # pairs nobody judged; the oldest are forgotten
+_MOST_OPEN = 1024  # pairs nobody judged
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Both answers, in the order they are shown."""
+    """Both answers, in the order they are shown; only what a verdict is about, for it may never come."""
 
     prompt: str
-    left: Answer
-    right: Answer
+    left: Shown
+    right: Shown
 
 
 class OpenPairs:
-    """Pairs that wait for their verdict; who wrote them stays here until then."""
+    """Pairs that wait for their verdict; who wrote them stays here until then.
+
+    There is room for so many. Beyond, the oldest is forgotten of whoever has the most, so that nobody can
+    push out the pairs of all others.
+    """
 
     def __init__(self) -> None:
-        self._pairs: OrderedDict[str, Pair] = OrderedDict()
+        self._pairs: OrderedDict[str, tuple[str, Pair]] = OrderedDict()
 
-    def add(self, pair: Pair) -> str:
-        """Keep a pair; its id."""
+    def add(self, pair: Pair, owner: str = "") -> str:
+        """Keep a pair that the API key of this name asked for; its id."""
         key = secrets.token_urlsafe(12)
-        self._pairs[key] = pair
-        while len(self._pairs) > _MOST_OPEN:
-            self._pairs.popitem(last=False)
+        self._keep(key, owner, pair)
         return key
 
     @contextmanager
@@ -49,14 +52,20 @@ class OpenPairs:
         Raises:
             NotFoundError: judged already, forgotten, or never there.
         """
-        pair = self._pairs.pop(key, None)
+        owner, pair = self._pairs.pop(key, ("", None))
         if pair is None:
             raise NotFoundError(f"no pair {key!r} waits for a verdict; it may have had one")
         try:
             yield pair
         except BaseException:
-            self._pairs[key] = pair
+            self._keep(key, owner, pair)
             raise
+
+    def _keep(self, key: str, owner: str, pair: Pair) -> None:
+        self._pairs[key] = owner, pair
+        if len(self._pairs) > _MOST_OPEN:
+            [(most, _)] = Counter(owner for owner, _ in self._pairs.values()).most_common(1)
+            del self._pairs[next(key for key, (owner, _) in self._pairs.items() if owner == most)]
 
 
 async def make_pair(runtime: Runtime, request: PairRequest, request_id: str) -> Pair:
@@ -75,10 +84,17 @@ async def make_pair(runtime: Runtime, request: PairRequest, request_id: str) -> 
         raise InvalidInputError(
             f"both sides are {one[0]} with N = {one[1]}; choose two that differ", field="sides"
         )
-    answers = list(await all_or_first_error(plan.answer(0) for plan in plans))
+    left, right = [
+        _shown(answer) for answer in await all_or_first_error(plan.answer(0) for plan in plans)
+    ]
     if secrets.randbits(1):
-        answers.reverse()
-    return Pair(request.prompt, answers[0], answers[1])
+        left, right = right, left
+    return Pair(request.prompt, left, right)
+
+
+def _shown(answer: Answer) -> Shown:
+    selected = answer.outcome.selected
+    return Shown(answer.mode.name, answer.num_samples, selected.candidate.text, selected.reward)
 
 
 def _plan(runtime: Runtime, request: PairRequest, side: Side, request_id: str) -> Plan:

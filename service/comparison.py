@@ -220,7 +220,7 @@ def _report(runtime: Runtime, run: _Runs, base: _Runs) -> ModeReport:
         mode=run.mode.name,
         policy=policy_ref(runtime, run.mode),
         n=run.answers[0][0].num_samples,
-        strategy=run.mode.strategy.model_dump(mode="json"),
+        strategy=run.answers[0][0].mode.strategy.model_dump(mode="json"),
         reward=_mean_reward(run.rewards),
         gold_reward=_mean_reward(run.gold),
         unscored_answers=sum(reward is None for row in run.rewards for reward in row),

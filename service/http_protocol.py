@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.refusal import refuse
 from service.settings import LimitSettings
+from service.sse import ABORT
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -78,6 +79,11 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
             super().data_received(data)
             if self._in_head and self._arrived > most_bytes:
                 self._end(431, "headers_too_large", too_large)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            # `close` waits until all is read that was written: for ever, for a client that reads nothing.
+            self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
 
         def on_headers_complete(self) -> None:
             self._in_head = False

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
@@ -123,7 +124,11 @@ class LoadTestRuns:
                 retry_after_s=max(5.0, last.planned_s or 0.0),
             )
         run_id = uuid.uuid4().hex[:12]
-        run = Run(run_id, caller.name, self._directory(run_id), tuple(tags), planned_s)
+        try:
+            directory = self._directory(run_id)
+        except OSError as error:
+            raise ExportError(f"could not start a load test: {error.strerror}") from error
+        run = Run(run_id, caller.name, directory, tuple(tags), planned_s)
         self._runs[run_id] = run  # before anything is waited for, so that no second one slips in
         try:
             await asyncio.to_thread(_write_inputs, run, settings, prompts)
@@ -167,8 +172,14 @@ class LoadTestRuns:
         """The HTML report: what the run itself wrote, else rendered once by a process, as plotly is heavy.
 
         Raises:
-            ExportError: it could not be rendered.
+            ExportError: it could not be rendered, or written.
         """
+        try:
+            return await self._report(run_id, result)
+        except OSError as error:
+            raise ExportError(f"the report could not be made: {error.strerror}") from error
+
+    async def _report(self, run_id: str, result: str) -> bytes:
         own = self._runs.get(run_id)
         if own is not None and (own.directory / "report.html").is_file():
             return await asyncio.to_thread((own.directory / "report.html").read_bytes)
@@ -238,7 +249,7 @@ class LoadTestRuns:
         text = await asyncio.to_thread(run.result_text)
         stopped = run.state == "stopping"
         if code != 0 and not stopped:
-            run.message = _last_line(await asyncio.to_thread((run.directory / "stderr").read_bytes))
+            run.message = _last_line(await asyncio.to_thread(_read_bytes, run.directory / "stderr"))
             logger.warning("load test %s failed (status %d): %s", run.id, code, run.message)
         elif stopped and text is None:
             run.message = "; ".join(filter(None, [run.message, "nothing was measured by then"]))
@@ -258,7 +269,12 @@ class LoadTestRuns:
             logger.warning("load test %s: %s", run.id, run.message)
 
     def _directory(self, name: str) -> Path:
-        if self._root is None:
+        """One of ours, made anew where something that tidies up (systemd-tmpfiles, say) took it away.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        if self._root is None or not _is_ours(self._root):
             self._root = Path(tempfile.mkdtemp(prefix="bestofn-loadtests-"))
         path = self._root / name
         path.mkdir(exist_ok=True)
@@ -285,9 +301,25 @@ def _write_inputs(run: Run, settings: Mapping[str, Any], prompts: Sequence[str] 
         lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
         values |= {"prompts": str(file), "prompt_count": len(prompts)}
-    # Numbers, truth values, plain strings and lists of them are written alike in JSON and TOML.
-    text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+    text = "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
     (run.directory / "settings.toml").write_text(text, encoding="utf-8")
+
+
+def _toml(value: Any) -> str:
+    """Numbers, truth values, strings and lists of them, which are written alike in JSON and TOML.
+
+    All but two things: TOML knows no surrogate pairs, and wants U+007F escaped.
+    """
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _is_ours(root: Path) -> bool:
+    """Whether it is still there, and no other's: a name in /tmp that is free again anybody may take."""
+    try:
+        found = root.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
 
 
 def _ask_to_end(run: Run, why: str | None = None) -> None:
@@ -308,6 +340,12 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found
+
+
+def _read_bytes(path: Path) -> bytes:
+    with contextlib.suppress(OSError):
+        return path.read_bytes()
+    return b""
 
 
 def _last_line(said: bytes) -> str:

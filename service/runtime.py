@@ -295,6 +295,7 @@ class Runtime:
             RewardError: exactly one of them, or an answer is returned.
         """
         engine, reward = self._available(mode)
+        mode = replace(mode, strategy=mode.strategy.fitted(num_samples, sampling.max_tokens))
         if mode.strategy.uses_logprobs and not sampling.logprobs:
             sampling = replace(sampling, logprobs=True)
         drawn = num_samples if mode.strategy.reranks else 1
@@ -302,6 +303,7 @@ class Runtime:
         resources = Resources(engine, self.policies, scorer, self.embedder)
         limit, named = self.settings.limits.time_limit(timeout_s)
         sequences = mode.strategy.sequences(num_samples)
+        most = mode.strategy.most_candidates(drawn)
         arrived = perf_counter()
         passage = begin_passage(
             Passage(
@@ -322,7 +324,7 @@ class Runtime:
             passage.encoded_s, passage.prompt_tokens = perf_counter(), len(token_ids)
             task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
             async with self.admission.enter(
-                sequences, sampling.priority, max_tokens=sampling.max_tokens
+                sequences, sampling.priority, max_tokens=sampling.max_tokens, candidates=most
             ) as entry:
                 admitted = passage.admitted_s = perf_counter()
                 observer.admitted(len(token_ids))

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol, runtime_checkable
 
 from bestofn.errors import RewardDeadError, RewardError
 from bestofn.prompts import Prompt
@@ -17,6 +18,18 @@ from bestofn.rewards import RewardModel, Scorable
 from bestofn.trace_context import NO_TRACE, trace_headers
 
 logger = logging.getLogger(__name__)
+
+# Model calls have limits of their own, all but those of other people's Python, which nothing can end; a
+# supervisor gives the whole process 10 s (Docker) to 90 s (systemd) from SIGTERM to SIGKILL.
+_CLOSE_S = 5.0
+
+
+@runtime_checkable
+class _Interruptible(Protocol):
+    """A model whose call under way can be broken off."""
+
+    def interrupt(self) -> None:
+        """Break it off, from another thread; it fails."""
 
 
 class MeteredScorer:
@@ -107,14 +120,21 @@ class BatchingScorer:
         """Nothing: a model that hangs is found by the call that it does not answer."""
 
     async def stop(self) -> None:
-        """Fail what waits and free the model."""
+        """Fail what waits and free the model; one that does not end its call is left to the process's end."""
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
         self._fail(self._waiting, RewardError("the service is shutting down"))
         self._waiting.clear()
-        await asyncio.get_running_loop().run_in_executor(self._worker, self._model.close)
+        if isinstance(self._model, _Interruptible):
+            self._model.interrupt()
+        closing = asyncio.get_running_loop().run_in_executor(self._worker, self._model.close)
+        await asyncio.wait({closing}, timeout=_CLOSE_S)
         self._worker.shutdown(wait=False)
+        if closing.done():
+            closing.result()
+        else:
+            logger.warning("%s does not end its call; not waiting for it any longer", self.name)
 
     async def warm_up(self) -> None:
         """Score once, so that the first request does not pay for what torch does lazily.

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.disconnect import ClientDisconnectedError, disconnected, run_while_connected
+
+logger = logging.getLogger(__name__)
+
+# Longest that a client may take nothing while more waits for it: as nginx's send_timeout. Admission and the
+# time limit of a request have let go of it by then, so nothing else ends a stream that nobody reads.
+_STALL_S = 60.0
+_LEAVE_S = 1.0  # a connection that was cut is gone at the event loop's next turn
+# In a scope's extensions: what cuts its connection at once. Closing it would wait until what was written is
+# read, and so for ever. A server that has none closes it as well as it can.
+ABORT = "bestofn.abort"
 
 
 def comment(text: str) -> str:
@@ -74,7 +85,7 @@ class _Pieces:
 
 
 class EventStream(Response):
-    """Sends messages as they come; closes their generator when they or the client end."""
+    """Sends messages as they come; closes their generator when they or the client end, or it stalls."""
 
     media_type = "text/event-stream"
 
@@ -95,28 +106,62 @@ class EventStream(Response):
         leaving = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
-                sending.result()
-            else:
+            if not sending.done():
                 self._failed(ClientDisconnectedError("the client disconnected"))
+            elif not sending.result():
+                await self._cut(scope, leaving)
         finally:
             sending.cancel()
             leaving.cancel()
             await asyncio.gather(sending, leaving, return_exceptions=True)
             await self._rest.aclose()
 
-    async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+    async def _cut(self, scope: Scope, leaving: asyncio.Task[None]) -> None:
+        """End the connection of a client that takes nothing."""
+        why = f"the client took nothing of its stream for {_STALL_S:g} s"
+        logger.warning("%s; its connection is cut", why)
+        self._failed(ClientDisconnectedError(why))
+        await self._rest.aclose()
+        abort = scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort()
+            await asyncio.wait({leaving}, timeout=_LEAVE_S)  # else the server logs half an answer
+
+    async def _send(self, send: Send) -> bool:
+        """Whether the client took it all."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        if not await _taken(send, start):
+            return False
         pieces = _Pieces()
         async for message in self._messages():
             body = pieces.cut(message).encode()
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            del message  # with all its candidates it may be large, and the next long in coming
+            if not await _taken(send, _body(body, more=True)):
+                return False
+            del body
+        return await _taken(send, _body(b"", more=False))
 
     async def _messages(self) -> AsyncGenerator[str, None]:
-        yield self._first
+        first, self._first = self._first, ""
+        yield first
+        del first
         try:
             async for message in self._rest:
                 yield message
+                del message
         except Exception as error:  # the status is sent: an error can only be told in the stream
             yield self._failed(error)
+
+
+def _body(content: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": more}
+
+
+async def _taken(send: Send, message: Message) -> bool:
+    """Whether there was room for a message in time; none while the client does not read those before it."""
+    try:
+        async with asyncio.timeout(_STALL_S):
+            await send(message)
+    except TimeoutError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""What anything that turns texts into vectors looks like to the service."""
+"""What anything that says how alike texts are looks like to the service."""
 
 from __future__ import annotations
 
@@ -18,3 +18,9 @@ class Embedder(Protocol):
 
     async def embed(self, texts: Sequence[str]) -> Float:
         """One row a text, shape ``(texts, dimensions)``; a text without content is all zeros."""
+
+    async def similarity(self, texts: Sequence[str]) -> Float:
+        """The cosines of all pairs of those rows, shape ``(texts, texts)``; 1 with itself.
+
+        Neither this nor :meth:`embed` computes on the event loop.
+        """

@@ -22,6 +22,9 @@ Kind = Literal["down", "busy", "wrong"]
 
 # Servers under uvicorn close a connection that idled for 5 s; one we might reuse must be younger.
 _KEEP_IDLE_S = 2.0
+# Of an answer: half a million tokens of prompt with a log-probability each, at some 100 bytes. Of an event,
+# which is some tokens, and of what a probe asks. Of a refusal, the beginning tells enough.
+_MOST_BYTES, _MOST_OF_EVENT, _MOST_OF_PROBE, _MOST_OF_REFUSAL = 2**26, 2**22, 2**22, 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,9 @@ class Replica:
         # find out about.
         self._connections = OneConnectionEach(url, keep_idle_s=_KEEP_IDLE_S)
         self._client = httpx.AsyncClient(
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            # Not compressed: a few bytes could become more than there is memory for.
+            headers={"accept-encoding": "identity"}
+            | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=options.connect_timeout_s),
             transport=self._connections,
         )
@@ -175,7 +180,7 @@ class Replica:
             InvalidInputError: the server refuses the request as wrong.
         """
         async with self._answer(path, body, root=root) as (response, _):
-            content = await response.aread()
+            content = await read_body(response, _MOST_BYTES)
         return self._json(content)
 
     async def follow(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
@@ -185,10 +190,13 @@ class Replica:
             As :meth:`ask`; the time limit holds between two events.
         """
         async with self._answer(path, body) as (response, limit):
+            _check_plain(response)
             rest = b""
             # Not by httpx's lines: those also end at U+2028 and the like, which JSON may contain.
             async for piece in response.aiter_bytes():
                 *lines, rest = (rest + piece).split(b"\n")
+                if len(rest) > _MOST_OF_EVENT:
+                    raise _too_long(_MOST_OF_EVENT)
                 for line in lines:
                     if not line.startswith(b"data:"):
                         continue  # a comment that keeps the connection open, or an empty line
@@ -216,9 +224,11 @@ class Replica:
                 ) as response,
             ):
                 if response.status_code != 200:
-                    raise self._refusal(response, await response.aread(), path)
+                    raise self._refusal(response, await _beginning(response), path)
                 begun = True
                 yield response, limit
+        except WireError as error:
+            raise ReplicaError(f"{self.url} {error}", "wrong", again=False) from error
         except TimeoutError as error:
             raise ReplicaError(
                 f"{self.url} gave no answer within {seconds:g} s", "down", again=not begun
@@ -235,7 +245,7 @@ class Replica:
         status = response.status_code
         try:
             said = error_text(json.loads(content))
-        except ValueError:
+        except (ValueError, RecursionError):
             said = content[:300].decode("utf-8", "replace")
         if self._options.api_key:
             said = said.replace(self._options.api_key, "***")
@@ -256,7 +266,7 @@ class Replica:
     def _json(self, content: bytes) -> Any:
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter for what is nested too deep
             raise ReplicaError(
                 f"{self.url} answered what is not JSON: {content[:80]!r}", "wrong", again=False
             ) from error
@@ -267,7 +277,6 @@ class Replica:
         Raises:
             ReplicaError: no such answer within the time, or one that is too long.
         """
-        content = b""
         try:
             async with (
                 asyncio.timeout(seconds),
@@ -275,10 +284,9 @@ class Replica:
             ):
                 if response.status_code != 200:
                     raise ReplicaError(f"HTTP {response.status_code}", "wrong", again=True)
-                async for piece in response.aiter_bytes():
-                    content += piece
-                    if len(content) > max_bytes:
-                        raise ReplicaError(f"over {max_bytes} bytes", "wrong", again=True)
+                content = await read_body(response, max_bytes)
+        except WireError as error:
+            raise ReplicaError(str(error), "wrong", again=True) from error
         except TimeoutError as error:
             raise ReplicaError(f"no answer within {seconds:g} s", "busy", again=True) from error
         except httpx.HTTPError as error:
@@ -294,26 +302,65 @@ class Replica:
         seconds = 2 * self._options.connect_timeout_s
         try:
             async with asyncio.timeout(seconds):
-                health = await self._client.get(f"{self._root}/health")
-                # Only vLLM and its like have /health; whoever lacks it answers /models, or not.
-                if health.status_code >= 500:
-                    raise self._refusal(health, health.content, "/health")
-                answer = await self._client.get(f"{self.url}/models")
+                async with self._client.stream("GET", f"{self._root}/health") as health:
+                    # Only vLLM and its like have /health; whoever lacks it answers /models, or not.
+                    if health.status_code >= 500:
+                        raise self._refusal(health, await _beginning(health), "/health")
+                    await _beginning(health)  # a connection whose answer was read is used again
+                async with self._client.stream("GET", f"{self.url}/models") as answer:
+                    if answer.status_code != 200:
+                        raise self._refusal(answer, await _beginning(answer), "/models")
+                    content = await read_body(answer, _MOST_OF_PROBE)
+            return read_models(self._json(content))
+        except (WireError, InvalidInputError) as error:
+            said = str(error) if isinstance(error, InvalidInputError) else f"{self.url} {error}"
+            raise ReplicaError(said, "wrong", again=True) from error
         except TimeoutError as error:
             raise ReplicaError(
                 f"{self.url} did not answer a probe within {seconds:g} s", "down", again=True
             ) from error
         except httpx.HTTPError as error:
             raise ReplicaError(f"{self.url} failed: {_why(error)}", "down", again=True) from error
-        if answer.status_code != 200:
-            refusal = self._refusal(answer, answer.content, "/models")
-            if isinstance(refusal, ReplicaError):
-                raise refusal
-            raise ReplicaError(str(refusal), "wrong", again=True)
-        try:
-            return read_models(self._json(answer.content))
-        except WireError as error:
-            raise ReplicaError(f"{self.url} {error}", "wrong", again=True) from error
+
+
+async def read_body(response: httpx.Response, most_bytes: int) -> bytes:
+    """A body that is not longer than that; how long it may take is for the caller to limit.
+
+    Raises:
+        WireError: it is longer, or compressed.
+    """
+    _check_plain(response)
+    pieces, size = [], 0
+    async for piece in response.aiter_bytes():
+        pieces.append(piece)
+        size += len(piece)
+        if size > most_bytes:
+            raise _too_long(most_bytes)
+    return b"".join(pieces)
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """Of what is only quoted."""
+    try:
+        _check_plain(response)
+    except WireError as error:
+        return str(error).encode()
+    content = b""
+    async for piece in response.aiter_bytes():
+        content += piece
+        if len(content) > _MOST_OF_REFUSAL:
+            break
+    return content[:_MOST_OF_REFUSAL]
+
+
+def _check_plain(response: httpx.Response) -> None:
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise WireError(f"answered compressed ({encoding[:20]}), which it was not asked for")
+
+
+def _too_long(most_bytes: int) -> WireError:
+    return WireError(f"answered more than {most_bytes} bytes")
 
 
 def _retry_after(header: str | None) -> float:

@@ -7,7 +7,9 @@ import json
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import ValidationError
 
+from bestofn.errors import NotFoundError
 from service.browsers import REPORT_POLICY, refuse_other_sites
 from service.caller import current_caller
 from service.deps import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
@@ -85,7 +87,7 @@ async def get_load_test(
     run = runs.find(run_id)
     if run is not None:
         return await _status(run)
-    result = LoadTestResult.model_validate_json(await _result(run_id, runs, records))
+    result = await asyncio.to_thread(_read, run_id, await _result(run_id, runs, records))
     return LoadTestStatus(
         id=run_id,
         state="finished" if result.complete else "stopped",
@@ -111,8 +113,11 @@ async def get_comparison(
     run_id: RunId, against: OtherId, runs: LoadTestRunsDep, records: RecordsDep
 ) -> Comparison:
     """Whether this run (B) differs from another one (A) by more than their own rounds and prompts do."""
-    b, a = [await _result(one, runs, records) for one in (run_id, against)]
-    return await asyncio.to_thread(_compared, a, b)
+    b, a = [
+        await asyncio.to_thread(_read, one, await _result(one, runs, records))
+        for one in (run_id, against)
+    ]
+    return await asyncio.to_thread(compare_runs, a, b)
 
 
 @router.get("/loadtests/{run_id}/report", responses=_ABSENT | _HTML, response_class=Response)
@@ -128,7 +133,7 @@ async def post_report_link(
     run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep, links: ReportLinksDep
 ) -> ReportLink:
     """A link under which a browser may open the report for some minutes without a key."""
-    await _result(run_id, runs, records)
+    await asyncio.to_thread(_read, run_id, await _result(run_id, runs, records))
     return ReportLink(url=f"/page/reports/{links.make(run_id)}", valid_s=VALID_S)
 
 
@@ -201,16 +206,27 @@ async def _result(run_id: str, runs: LoadTestRuns, records: Records) -> str:
     raise not_here(run_id)
 
 
-def _compared(a: str, b: str) -> Comparison:
-    return compare_runs(
-        LoadTestResult.model_validate_json(a), LoadTestResult.model_validate_json(b)
-    )
+def _read(run_id: str, text: str) -> LoadTestResult:
+    """A result as this program understands it.
+
+    Raises:
+        NotFoundError: it is of another version, as the store's may be.
+    """
+    try:
+        return LoadTestResult.model_validate_json(text)
+    except ValidationError as error:
+        raise NotFoundError(
+            f"load test {run_id!r} was kept by another version of this program, and this one cannot read "
+            f"its result; GET /loadtests/{run_id}/result gives it as it is"
+        ) from error
 
 
 async def _report(run_id: str, runs: LoadTestRuns, records: Records) -> Response:
     run = runs.find(run_id)
     if run is not None and run.active:
         raise not_here(run_id)
-    page = await runs.report(run_id, await _result(run_id, runs, records))
+    text = await _result(run_id, runs, records)
+    await asyncio.to_thread(_read, run_id, text)
+    page = await runs.report(run_id, text)
     headers = {"content-security-policy": REPORT_POLICY}
     return Response(page, media_type="text/html; charset=utf-8", headers=headers)

@@ -6,11 +6,11 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Depends, Request
 
-from service.blind import Pair, make_pair
+from service.blind import make_pair
 from service.browsers import refuse_other_sites
+from service.caller import current_caller
 from service.deps import OpenPairsDep, RecordsDep, RuntimeDep, get_request_id
 from service.disconnect import run_while_connected
-from service.runtime import Answer
 from service.schemas import AT_WORK, WITH_BODY, errors
 from service.schemas.preferences import (
     PairRequest,
@@ -29,10 +29,12 @@ from service.store import (
     add_preference,
     human_win_rates,
 )
+from service.store.preferences import Winner
 
 router = APIRouter(prefix="/preferences", tags=["preferences"])
 
 _OURS_ONLY = [Depends(refuse_other_sites)]
+_WINNERS: dict[str, Winner] = {"left": "a", "right": "b", "tie": "tie"}
 
 
 @router.post("/pairs", responses=AT_WORK | errors(403), dependencies=_OURS_ONLY)
@@ -44,17 +46,17 @@ async def post_pair(
 ) -> PairShown:
     """Answer a prompt in two modes and show both answers in random order, without their modes."""
     pair = await run_while_connected(request, make_pair(runtime, body, get_request_id(request)))
-    return PairShown(
-        pair=pairs.add(pair), prompt=pair.prompt, left=_text(pair.left), right=_text(pair.right)
-    )
+    key = pairs.add(pair, current_caller.get().name)
+    return PairShown(pair=key, prompt=pair.prompt, left=pair.left.text, right=pair.right.text)
 
 
 @router.post("", responses=WITH_BODY | errors(403, 404), dependencies=_OURS_ONLY)
 async def post_verdict(body: Verdict, pairs: OpenPairsDep, records: RecordsDep) -> VerdictKept:
     """Keep which answer of a pair is better, and say whose they were. A pair has one verdict."""
-    winner = {"left": "a", "right": "b", "tie": "tie"}[body.winner]
+    winner = _WINNERS[body.winner]
     with pairs.judged(body.pair) as pair:
-        kept = await records.use(lambda store: add_preference(store, _preference(pair, winner)))
+        verdict = Preference(pair.prompt, pair.left, pair.right, winner)
+        kept = await records.use(lambda store: add_preference(store, verdict))
     return VerdictKept(
         id=kept, winner=body.winner, left=_revealed(pair.left), right=_revealed(pair.right)
     )
@@ -66,22 +68,8 @@ async def get_standings(records: RecordsDep) -> Standings:
     return Standings(standings=[_standing(line) for line in await records.use(human_win_rates)])
 
 
-def _text(answer: Answer) -> str:
-    return answer.outcome.selected.candidate.text
-
-
-def _revealed(answer: Answer) -> Revealed:
-    return Revealed(
-        mode=answer.mode.name, n=answer.num_samples, reward=answer.outcome.selected.reward
-    )
-
-
-def _preference(pair: Pair, winner: str) -> Preference:
-    def shown(answer: Answer) -> Shown:
-        whose = _revealed(answer)
-        return Shown(whose.mode, whose.n, _text(answer), whose.reward)
-
-    return Preference(pair.prompt, shown(pair.left), shown(pair.right), winner)  # type: ignore[arg-type]
+def _revealed(shown: Shown) -> Revealed:
+    return Revealed(mode=shown.mode, n=shown.n, reward=shown.reward)
 
 
 def _standing(line: HumanWinRate) -> Standing:

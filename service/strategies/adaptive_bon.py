@@ -24,6 +24,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
+from service.strategies.bounds import LEAST_SCALE, MOST_COUNT, MOST_SCALE
 from service.strategies.collect import collect
 from service.strategies.protocol import (
     Float,
@@ -49,6 +50,7 @@ class AdaptiveBon(Strategy):
     candidate_cost: float = Field(
         0.04,
         ge=0,
+        le=MOST_SCALE,
         allow_inf_nan=False,
         description="least gain in reward that another candidate must be expected to bring; about "
         "best-of-16's last for a normal reward at 0.04 standard deviations",
@@ -59,18 +61,33 @@ class AdaptiveBon(Strategy):
         "reward model, or raw reward, which spends more on prompts where rewards differ more",
     )
     min_n: int = Field(
-        4, ge=1, description="candidates of the first round; without a prior three are needed"
+        4,
+        ge=1,
+        le=MOST_COUNT,
+        description="candidates of the first round; without a prior three are needed",
     )
-    max_n: int | None = Field(None, ge=1, description="most candidates; default: n")
-    round_size: int = Field(2, ge=1, description="candidates of each later round")
+    max_n: int | None = Field(None, ge=1, le=MOST_COUNT, description="most candidates; default: n")
+    round_size: int = Field(2, ge=1, le=MOST_COUNT, description="candidates of each later round")
     prior_candidates: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="candidates the prior counts as; 0: no prior"
+        0.0,
+        ge=0,
+        le=MOST_SCALE,
+        allow_inf_nan=False,
+        description="candidates the prior counts as; 0: no prior",
     )
     prior_mean: float = Field(
-        0.0, allow_inf_nan=False, description="mean reward of this policy's candidates"
+        0.0,
+        ge=-MOST_SCALE,
+        le=MOST_SCALE,
+        allow_inf_nan=False,
+        description="mean reward of this policy's candidates",
     )
     prior_sd: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="standard deviation of a prompt's rewards"
+        1.0,
+        ge=LEAST_SCALE,
+        le=MOST_SCALE,
+        allow_inf_nan=False,
+        description="standard deviation of a prompt's rewards",
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from service.strategies.bounds import MOST_COUNT
 from service.strategies.protocol import Float
 from service.strategies.rerank import Pool, Reranker
 
@@ -22,7 +23,9 @@ class BonUniformTop(Reranker):
     description: ClassVar[str] = "N samples, one drawn uniformly from the best ceil(N/effective_n)"
     source: ClassVar[str] = "arXiv 2603.05739"
 
-    effective_n: int = Field(4, ge=1, description="M: one of the best ceil(N/M) is returned")
+    effective_n: int = Field(
+        4, ge=1, le=MOST_COUNT, description="M: one of the best ceil(N/M) is returned"
+    )
 
     def distribution(self, pool: Pool) -> Float:
         """Equal on the best; ties at the boundary go to the lower indices."""

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from service.strategies.bounds import LEAST_SCALE, MOST_SCALE
 from service.strategies.protocol import Float
 from service.strategies.rerank import Pool, Reranker
 
@@ -22,7 +23,11 @@ class PessimisticBon(Reranker):
     source: ClassVar[str] = "InferenceTimePessimism, arXiv 2503.21878"
 
     reg_strength: float = Field(
-        0.1, gt=0, allow_inf_nan=False, description="weight of the regulariser; to 0: best-of-N"
+        0.1,
+        ge=LEAST_SCALE,
+        le=MOST_SCALE,
+        allow_inf_nan=False,
+        description="weight of the regulariser; to 0: best-of-N",
     )
 
     def distribution(self, pool: Pool) -> Float:

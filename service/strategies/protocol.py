@@ -139,6 +139,10 @@ class Strategy(BaseModel, ABC):
             EngineError, RewardError, InvalidInputError: and then there is no answer.
         """
 
+    def fitted(self, num_samples: int, max_tokens: int) -> Strategy:
+        """Itself with the settings it will use for such a request, which answers report."""
+        return self
+
     def most_candidates(self, num_samples: int) -> int:
         """Most candidates it may draw for a prompt, which is what the server limits."""
         return num_samples

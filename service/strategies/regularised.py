@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from service.strategies.bounds import MOST_SCALE
 from service.strategies.protocol import Float
 from service.strategies.rerank import Pool, Reranker, standardised
 
@@ -12,7 +13,11 @@ class RegularisedReranker(Reranker):
     """Trades the reward against something else, at a strength."""
 
     reg_strength: float = Field(
-        0.1, ge=0, allow_inf_nan=False, description="weight of the regulariser; 0: none"
+        0.1,
+        ge=0,
+        le=MOST_SCALE,
+        allow_inf_nan=False,
+        description="weight of the regulariser; 0: none",
     )
     normalise_rewards: bool = Field(
         True,

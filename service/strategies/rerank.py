@@ -63,7 +63,7 @@ class Reranker(Strategy):
         similarity = None
         if self.compares_texts:
             texts = [scored_candidate.candidate.text for scored_candidate in scored]
-            similarity = cosine(await resources.embedder.embed(texts))
+            similarity = await resources.embedder.similarity(texts)
         weights = self.distribution(pool_of(scored, similarity))
         selected = scored[draw(weights, task.sampling.seed)]
         details: dict[str, object] = {}
@@ -141,15 +141,6 @@ def standardised(rewards: Float) -> Float:
     spread = float(rewards.std())
     centred: Float = rewards - rewards.mean()
     return centred / spread if spread > 0 else np.zeros(len(rewards))
-
-
-def cosine(vectors: Float) -> Float:
-    """Cosines of all pairs of rows, shape ``(N, N)``; 1 with itself, 0 with a row of zeros."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    similarity: Float = np.clip(unit @ unit.T, -1.0, 1.0)
-    np.fill_diagonal(similarity, 1.0)
-    return similarity
 
 
 def draw(weights: Float, seed: int | None) -> int:

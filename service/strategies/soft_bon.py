@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from service.strategies.bounds import LEAST_SCALE, MOST_SCALE
 from service.strategies.protocol import Float
 from service.strategies.rerank import Pool, Reranker, softmax
 
@@ -20,7 +21,11 @@ class SoftBestOfN(Reranker):
     source: ClassVar[str] = "arXiv 2505.03156"
 
     reward_temperature: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="in units of reward; to 0: best-of-N"
+        1.0,
+        ge=LEAST_SCALE,
+        le=MOST_SCALE,
+        allow_inf_nan=False,
+        description="in units of reward; to 0: best-of-N",
     )
 
     def distribution(self, pool: Pool) -> Float:

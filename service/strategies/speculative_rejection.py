@@ -21,6 +21,7 @@ from pydantic import Field
 
 from bestofn.engine import Engine, Partial
 from service.concurrency import all_or_first_error
+from service.strategies.bounds import MOST_COUNT, step_tokens
 from service.strategies.collect import as_candidate
 from service.strategies.protocol import (
     Outcome,
@@ -41,12 +42,24 @@ class SpeculativeRejection(Strategy):
     source: ClassVar[str] = "arXiv 2410.20290"
 
     reject_fraction: float = Field(
-        0.5, gt=0, lt=1, description="share of what is left that each check gives up"
+        0.5, gt=0, lt=1, description="share of what is left that each check gives up, at least one"
     )
     check_tokens: int | None = Field(
-        None, ge=1, description="tokens between checks; default: an eighth of max_tokens"
+        None,
+        ge=1,
+        le=MOST_COUNT,
+        description="tokens between checks; default: an eighth of max_tokens; at least a 32nd of it",
     )
-    keep: int = Field(1, ge=1, description="candidates that are never given up")
+    keep: int = Field(1, ge=1, le=MOST_COUNT, description="candidates that are never given up")
+
+    def fitted(self, num_samples: int, max_tokens: int) -> SpeculativeRejection:
+        """No more checks than the server scores every candidate for."""
+        if self.check_tokens is None:
+            return self
+        return self.model_copy(update={"check_tokens": self._every(max_tokens)})
+
+    def _every(self, max_tokens: int) -> int:
+        return step_tokens(self.check_tokens, max_tokens // 8, max_tokens)
 
     async def answer(self, task: Task, resources: Resources) -> Outcome:
         """A race; the best of those that finished."""
@@ -72,7 +85,7 @@ class SpeculativeRejection(Strategy):
 
     async def _run(self, race: _Race, task: Task) -> list[dict[str, int]]:
         """Check after check, until few enough are left or all have ended."""
-        every = self.check_tokens or max(1, task.sampling.max_tokens // 8)
+        every = self._every(task.sampling.max_tokens)
         checks = []
         for tokens in range(every, task.sampling.max_tokens, every):
             if len(race.left) <= self.keep or all(r.ended_by(tokens - every) for r in race.left):
@@ -86,13 +99,15 @@ class SpeculativeRejection(Strategy):
     def rejected(self, scores: Sequence[float | None], ended: Sequence[bool]) -> list[int]:
         """Which to give up: the unfinished among the lowest; what has no score is left alone.
 
-        A finished candidate keeps its place in the ranking, but giving it up would save nothing.
+        A finished candidate keeps its place in the ranking, but giving it up would save nothing. A
+        share too small for one counts as one: a check that gives up nobody was paid for nothing.
         """
         ranked = sorted(
             (i for i, score in enumerate(scores) if score is not None),
             key=lambda i: (-float(scores[i] or 0.0), i),
         )
-        kept = max(self.keep, math.ceil(len(ranked) * (1 - self.reject_fraction)))
+        share = math.ceil(len(ranked) * (1 - self.reject_fraction))
+        kept = max(self.keep, min(share, len(ranked) - 1))
         return [i for i in ranked[kept:] if not ended[i]]
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from service.strategies.bounds import LEAST_SCALE, MOST_SCALE
 from service.strategies.protocol import Float
 from service.strategies.regularised import RegularisedReranker
 from service.strategies.rerank import Pool, softmax
@@ -26,7 +27,11 @@ class SrbonKl(RegularisedReranker):
     uses_logprobs: ClassVar[bool] = True
 
     reg_strength: float = Field(
-        0.1, gt=0, allow_inf_nan=False, description="weight of the KL; to 0: best-of-N"
+        0.1,
+        ge=LEAST_SCALE,
+        le=MOST_SCALE,
+        allow_inf_nan=False,
+        description="weight of the KL; to 0: best-of-N",
     )
     likelihood_weight: float = Field(
         1.0, ge=0, le=1, description="power of p(y): 1 as in the paper, 0: soft best-of-N"

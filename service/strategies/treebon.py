@@ -21,6 +21,7 @@ from pydantic import Field
 from bestofn.engine import Candidate, Engine, FinishReason
 from bestofn.errors import InvalidInputError
 from service.concurrency import all_or_first_error
+from service.strategies.bounds import MOST_COUNT, step_tokens
 from service.strategies.protocol import Outcome, Resources, ScoredCandidate, Strategy, Task
 from service.strategies.rerank import highest, required_scorer, scored_only
 
@@ -51,13 +52,28 @@ class TreeBon(Strategy):
     uses_logprobs: ClassVar[bool] = True
     uses_policies: ClassVar[bool] = True
 
-    children: int = Field(4, ge=2, description="continuations of each partial answer kept")
+    children: int = Field(
+        4, ge=2, le=1024, description="continuations of each partial answer kept, at most n"
+    )
     layer_tokens: int | None = Field(
-        None, ge=1, description="tokens a layer; default: a quarter of max_tokens"
+        None,
+        ge=1,
+        le=MOST_COUNT,
+        description="tokens a layer; default: a quarter of max_tokens; at least a 32nd of it",
     )
     guide: str = Field(
         "vbon", description="the tuned policy whose log-ratio scores partial answers"
     )
+
+    def fitted(self, num_samples: int, max_tokens: int) -> TreeBon:
+        """No more children than leaves, no more layers than the server reads a tree through."""
+        update: dict[str, int] = {"children": min(self.children, num_samples)}
+        if self.layer_tokens is not None:
+            update["layer_tokens"] = self._layer(max_tokens)
+        return self.model_copy(update=update)
+
+    def _layer(self, max_tokens: int) -> int:
+        return step_tokens(self.layer_tokens, max_tokens // 4, max_tokens)
 
     async def answer(self, task: Task, resources: Resources) -> Outcome:
         """Layers, then the reward model over the leaves."""
@@ -101,15 +117,17 @@ class TreeBon(Strategy):
 
     async def _grow(self, tree: _Tree, task: Task) -> list[Branch]:
         width = task.num_samples
-        layer = self.layer_tokens or max(1, task.sampling.max_tokens // 4)
+        layer = self._layer(task.sampling.max_tokens)
+        # More would decode more at once than admission counted: one kept branch alone has as many.
+        children = min(self.children, width)
         root = Branch((), (), None)
         branches = await tree.extend([root], width, layer)
         while any(branch.finished is None for branch in branches):
             branches = await tree.judged(branches)
-            kept = promising(branches, max(1, width // self.children))
+            kept = promising(branches, width // children)
             ended = [branch for branch in kept if branch.finished is not None]
             grown = await tree.extend(
-                [branch for branch in kept if branch.finished is None], self.children, layer
+                [branch for branch in kept if branch.finished is None], children, layer
             )
             branches = ended + grown
         return branches

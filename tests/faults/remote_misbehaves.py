@@ -9,7 +9,7 @@ from tests.faults.stage import Stage
 from tests.faults.steady_load import must_answer
 from tests.faults.tally import Tally
 from tests.unit.openai_imitation import Server, imitation
-from tests.unit.scorer_imitation import WRONG, Scorer, scoring
+from tests.unit.scorer_imitation import ENDLESS, WRONG, Scorer, scoring
 
 PROMISE = (
     "Whatever a remote engine or scorer does, each request gets one result or one clear error, "
@@ -20,7 +20,9 @@ ENGINE_FAULTS = (
     "no-logprobs", "null-logprob", "nan-logprob", "lost-id", "aborted", "unfinished", "short",
     "stream-error", "stream-garbage", "stream-ends", "stream-cut", "cut",
 )  # fmt: skip
-SCORER_FAULTS = (*WRONG, "few", "many", "nan", "null", "hang", "drop", "half")
+SCORER_FAULTS = (
+    *WRONG, *ENDLESS, "few", "many", "nan", "null", "hang", "drop", "half", "gzip"
+)  # fmt: skip
 
 # Longer than idle connections to other servers are kept; they are closed when the next request is sent.
 IDLE_S = 3.0

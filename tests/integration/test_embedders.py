@@ -13,8 +13,8 @@ pytest.importorskip("torch")
 import torch
 
 from bestofn.embedders import open_embedder
+from bestofn.embedders.cosine import cosine
 from bestofn.errors import CheckpointError
-from service.strategies.rerank import cosine
 
 pytestmark = pytest.mark.train
 

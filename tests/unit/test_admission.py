@@ -171,6 +171,23 @@ async def test_a_key_s_minute_is_used_up_by_what_was_decoded() -> None:
             pass
 
 
+async def test_rounds_take_a_place_each_and_the_minute_s_share_of_all() -> None:
+    queue = Queue(running=100)
+    key = Caller("ann", tokens_per_minute=600)
+    await queue.come("rounds", 2, caller=key, max_tokens=10, candidates=50)
+    assert (queue.admission.running, queue.admission.running_tokens) == (2, 20)
+    await queue.cancel("rounds")
+    await queue.come("too much", 11, caller=key, max_tokens=10)
+    await queue.refused("too much")
+    await queue.come("what is left", 10, caller=key, max_tokens=10, spent=0)
+    assert queue.entered == ["rounds", "what is left"]
+    other = Caller("bob", tokens_per_minute=600)
+    await queue.come("ends well", 2, caller=other, max_tokens=10, candidates=60, spent=40)
+    await queue.leave("ends well")
+    await queue.come("the rest", 56, caller=other, max_tokens=10)
+    assert queue.entered[-1] == "the rest"
+
+
 async def test_who_gives_up_in_the_queue_has_used_up_nothing() -> None:
     queue = Queue(running=1)
     key = Caller("ann", tokens_per_minute=600)

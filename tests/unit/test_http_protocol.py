@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncGenerator
 from time import perf_counter
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
 
+from service import sse
 from service.http_protocol import http_options
+from service.settings import LimitSettings
 from tests.unit.fakes import FakeEngine, make_runtime, on_a_port
 
 LIMITS = {
@@ -169,3 +175,33 @@ async def test_what_a_client_sent_is_not_repeated_whole(port: int) -> None:
     assert status == 404
     assert len(message) < 4100
     assert message.startswith("the model 'mmm")
+
+
+async def test_the_connection_of_a_client_that_reads_nothing_of_a_stream_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "_STALL_S", 0.3)
+
+    async def endless() -> AsyncGenerator[str, None]:
+        while True:
+            yield "data: " + "x" * 100_000 + "\n\n"
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await sse.EventStream("data: x\n\n", endless(), repr)(scope, receive, send)
+
+    options: dict[str, Any] = http_options(LimitSettings())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", **options))
+    serving = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110 -- uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.send(HEAD + b"\r\n")
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if server.server_state.total_requests and not server.server_state.connections:
+                break
+        left = len(server.server_state.connections)
+    server.should_exit = True
+    await serving
+    assert left == 0

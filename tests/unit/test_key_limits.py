@@ -11,7 +11,8 @@ import httpx
 from bestofn.engine.fake import FakeEngine
 from service.keys import new_key, write_keys
 from service.runtime import Runtime
-from tests.unit.fakes import make_runtime, serving
+from service.scoring import BatchingScorer
+from tests.unit.fakes import FakeReward, make_runtime, serving
 
 BODY: dict[str, Any] = {"prompt": "the film was", "max_tokens": 8, "ignore_eos": True}
 
@@ -87,6 +88,33 @@ async def test_a_key_s_own_limits_hold_on_every_route(tmp_path: Path) -> None:
     assert [response.status_code for response in most] == [200, 429]
     assert 1 <= int(most[1].headers["retry-after"]) <= 60
     assert "tokens a minute" in most[1].json()["error"]["message"]
+
+
+async def test_rounds_that_were_decoded_before_a_failure_are_used_up(tmp_path: Path) -> None:
+    """Adaptive rounds of five: what the key pays is not one round, but all there could have been."""
+
+    class Fails(FakeReward):
+        def score(self, items: Any) -> list[float | None]:
+            if sum(self.batches) + len(items) > 30:
+                raise RuntimeError("no")
+            return super().score(items)
+
+    body = {"min_n": 5, "round_size": 5, "candidate_cost": 0, "max_tokens": 10}
+    runtime, tokens = keyed(tmp_path, {}, ann={"tokens_per_minute": 600})
+    runtime.reward = BatchingScorer(Fails())
+    engine = runtime.policies["ref"]
+    async with serving(runtime) as (_, client):
+        small = await ask(client, tokens["ann"], "adaptive-bon", n=10, **body)
+        decoded = engine.decoded_tokens  # type: ignore[attr-defined]
+        failed = await ask(client, tokens["ann"], "adaptive-bon", n=50, **body)
+        after = await ask(client, tokens["ann"], max_tokens=50)
+        over = await ask(client, tokens["ann"], "adaptive-bon", n=61, **body)
+    assert (small.status_code, decoded) == (200, 100)
+    assert failed.status_code == 502, failed.text
+    assert engine.decoded_tokens - decoded >= 250  # type: ignore[attr-defined]
+    assert after.status_code == 429
+    assert over.status_code == 422
+    assert "61 candidates of at most 10 tokens are 610" in over.json()["error"]["message"]
 
 
 async def test_what_was_not_decoded_is_not_used_up(tmp_path: Path) -> None:

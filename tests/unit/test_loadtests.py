@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import tomllib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +21,15 @@ import psutil
 import pytest
 
 from bestofn.engine.fake import FakeEngine
+from bestofn.errors import ExportError
+from service import loadtest_runs
 from service.bench.harness import served
+from service.caller import ANYBODY
 from service.keys import new_key, write_keys
+from service.loadtest_runs import LoadTestRuns, Run, _write_inputs
+from service.records import Records
 from service.runtime import Runtime
+from service.store import add_run, open_store
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.slow_server import SlowServer, listening
 
@@ -125,6 +135,76 @@ async def test_what_is_not_there_is_404(tmp_path: Path) -> None:
         assert odd.status_code in (404, 422)
         assert (listed["current"], listed["runs"]) == (None, [])
         assert listed["kept"] is (store != "none")
+
+
+async def test_a_run_of_another_version_in_the_store_is_404_that_says_so(tmp_path: Path) -> None:
+    run = "0123456789ab"
+    old = {
+        "id": run, "created": "2026-01-01T10:00:00+00:00", "schema_version": "0.9", "decision": [],
+        "server": {"url": "http://host"},
+    }  # fmt: skip
+    store = open_store(str(tmp_path / "s.db"))
+    add_run(store, old)
+    store.close()
+    async with serving(make_runtime(store=str(tmp_path / "s.db"))) as (_, client):
+        path = f"/loadtests/{run}"
+        answers = [await client.get(path), await client.get(f"{path}/report"),
+                   await client.get(f"{path}/comparison", params={"against": run}),
+                   await client.post(f"{path}/report-link")]  # fmt: skip
+        result = await client.get(f"{path}/result")
+        listed = (await client.get("/loadtests")).json()["runs"]
+    assert [answer.status_code for answer in answers] == [404] * 4
+    assert all("another version" in answer.json()["error"]["message"] for answer in answers)
+    assert result.json() == old
+    assert [one["id"] for one in listed] == [run]
+
+
+async def start_one(runs: LoadTestRuns) -> Run:
+    return await runs.start(
+        {}, None, caller=ANYBODY, token=None, tags=(), planned_s=None, limit_s=60
+    )
+
+
+async def test_a_directory_that_was_tidied_away_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(loadtest_runs, "_COMMAND", (sys.executable, "-c", "raise SystemExit(1)"))
+    runs = LoadTestRuns(Records(None))
+    for _ in range(2):
+        run = await start_one(runs)
+        shutil.rmtree(run.directory.parent)
+        assert run.watching is not None
+        await run.watching
+        assert (run.state, run.message) == ("failed", "it said nothing")
+    with pytest.raises(ExportError, match="the report could not be made: it said nothing"):
+        await runs.report("0123456789ab", "{}")
+    root = runs._root
+    assert root is not None
+    root.rename(tmp_path / "mine")
+    root.symlink_to(tmp_path / "mine")  # as another user could, once the name is free
+    assert (await start_one(runs)).directory.parent != root
+    await runs.close()
+
+
+async def test_a_full_disk_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    runs = LoadTestRuns(Records(None))
+    with pytest.raises(ExportError, match="could not start a load test: No space left"):
+        await start_one(runs)
+    with pytest.raises(ExportError, match="report could not be made: No space left"):
+        await runs.report("0123456789ab", "{}")
+
+
+def test_settings_are_toml_whatever_their_strings_hold(tmp_path: Path) -> None:
+    odd = '\U0001f4b6 \x7f "\\\n\t\u2028é'
+    run = Run("0123456789ab", "", tmp_path, (), None)
+    _write_inputs(run, {"currency": odd, "modes": [odd]}, None)
+    written = tomllib.loads((tmp_path / "settings.toml").read_text(encoding="utf-8"))
+    assert (written["currency"], written["modes"]) == (odd, [odd])
 
 
 async def test_a_run_grows_is_kept_and_reported_without_markup_with_the_caller_s_key(

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bestofn.errors import NotFoundError
+from service import blind
+from service.store import Shown
 from tests.unit.fakes import make_runtime, serving
 
 PAIR = {"prompt": "<b>the film</b>", "sides": [{"mode": "ref"}, {"mode": "bon", "n": 4}]}
@@ -56,3 +59,44 @@ async def test_a_verdict_that_cannot_be_kept_leaves_the_pair_open() -> None:
         verdict = {"pair": shown["pair"], "winner": "tie"}
         said = [(await client.post("/preferences", json=verdict)).json() for _ in range(2)]
     assert all("--store" in one["error"]["message"] for one in said)
+
+
+async def test_of_a_pair_only_what_is_shown_and_whose_it_is_is_kept() -> None:
+    async with serving(make_runtime(store="none")) as (app, client):
+        asked = {**PAIR, "sides": [{"mode": "bon", "n": 2}, {"mode": "bon", "n": 4}]}
+        shown = (await client.post("/preferences/pairs", json=asked)).json()
+        with app.state.open_pairs.judged(shown["pair"]) as pair:
+            assert {type(pair.left), type(pair.right)} == {Shown}
+            assert (pair.left.text, pair.right.text) == (shown["left"], shown["right"])
+            assert {pair.left.n, pair.right.n} == {2, 4}
+
+
+def test_nobody_pushes_out_the_pairs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blind, "_MOST_OPEN", 4)
+    pairs = blind.OpenPairs()
+    pair = blind.Pair("p", Shown("ref", 1, "a"), Shown("bon", 4, "b"))
+    ann = [pairs.add(pair, "ann") for _ in range(2)]
+    bob = [pairs.add(pair, "bob") for _ in range(20)]
+    for key in (*ann, *bob[-2:]):
+        with pairs.judged(key):
+            pass
+    for key in bob[:-2]:
+        with pytest.raises(NotFoundError), pairs.judged(key):
+            pass
+
+
+def test_a_pair_whose_verdict_fails_is_kept_within_the_same_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blind, "_MOST_OPEN", 2)
+    pairs = blind.OpenPairs()
+    pair = blind.Pair("p", Shown("ref", 1, "a"), Shown("bon", 4, "b"))
+    first = pairs.add(pair, "ann")
+    judging = pairs.judged(first)
+    judging.__enter__()
+    others = [pairs.add(pair, "bob") for _ in range(2)]
+    full = OSError("full")
+    assert not judging.__exit__(OSError, full, None)
+    assert len(pairs._pairs) == 2
+    with pairs.judged(first), pairs.judged(others[-1]):
+        pass

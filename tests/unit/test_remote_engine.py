@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bestofn.engine import Candidate, Partial, Sampling
+from bestofn.engine import Candidate, Partial, Sampling, remote_server
 from bestofn.engine.protocol import candidate_seed
 from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.engine.remote_server import RemoteOptions, parse_address
+from bestofn.engine.remote_server import (
+    RemoteOptions,
+    Replica,
+    ReplicaError,
+    parse_address,
+)
 from bestofn.engine.remote_wire import UNKNOWN_TOKEN
 from bestofn.errors import (
     CheckpointError,
@@ -359,6 +365,81 @@ async def long_one(engine: RemoteEngine, tokens: int = 8) -> Sampling:
         if (await draw(engine, 1, sampling))[0].finish_reason == "length":
             return sampling
     raise AssertionError
+
+
+@asynccontextmanager
+async def raw(
+    path: str, head: str, piece: bytes, pieces: int = 1
+) -> AsyncGenerator[tuple[Replica, list[int]], None]:
+    """A server that answers one path so, in chunks, and others with ``{}``; the sizes of what it sent."""
+    sent: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            asked = (await reader.readline()).split()[1].decode()
+            first = head if asked == path else "200 OK"
+            writer.write(f"HTTP/1.1 {first}\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+            for _ in range(pieces if asked == path else 0):
+                writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+                sent.append(len(piece))
+                await writer.drain()
+            writer.write(b"0\r\n\r\n" if asked == path else b"2\r\n{}\r\n0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        replica = Replica(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", OPTIONS)
+        yield replica, sent
+        await replica.close()
+
+
+async def exchange(replica: Replica, how: str) -> None:
+    if how == "models":
+        await replica.models()
+    elif how == "ask":
+        await replica.ask("/completions", {})
+    else:
+        async with aclosing(replica.follow("/completions", {})) as events:
+            async for _ in events:
+                pass
+
+
+@pytest.mark.parametrize(
+    ("how", "path", "head", "words"),
+    [("models", "/v1/models", "200 OK", "more than"),
+     ("models", "/health", "500 No", "HTTP 500"),
+     ("models", "/v1/models", "400 No", "HTTP 400"),
+     ("ask", "/v1/completions", "200 OK", "more than"),
+     ("ask", "/v1/completions", "422 No", "HTTP 422"),
+     ("follow", "/v1/completions", "200 OK", "more than"),
+     ("follow", "/v1/completions", "500 No", "HTTP 500")],
+)  # fmt: skip
+async def test_bodies_without_end_are_not_read_to_it(
+    how: str, path: str, head: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those that are read nor refusals, which are quoted."""
+    for name in ("_MOST_BYTES", "_MOST_OF_PROBE", "_MOST_OF_EVENT"):
+        monkeypatch.setattr(remote_server, name, 100_000, raising=False)
+    async with raw(path, head, b"x" * 2**16, 1000) as (replica, sent):
+        with pytest.raises((ReplicaError, InvalidInputError), match=words):
+            await exchange(replica, how)
+    assert 0 < sum(sent) < 2**25
+
+
+@pytest.mark.parametrize("how", ["models", "ask", "follow"])
+async def test_what_is_compressed_is_not_unpacked_and_what_is_too_deep_is_not_json(
+    how: str,
+) -> None:
+    path = "/v1/models" if how == "models" else "/v1/completions"
+    packed = gzip.compress(b"[]")
+    async with raw(path, "200 OK\r\ncontent-encoding: gzip", packed) as (replica, _):
+        with pytest.raises(ReplicaError, match=r"answered compressed \(gzip\)"):
+            await exchange(replica, how)
+    async with raw(path, "200 OK", b"data: " * (how == "follow") + b"[" * 10**6 + b"\n") as (
+        replica,
+        _,
+    ):
+        with pytest.raises(ReplicaError, match="not JSON"):
+            await exchange(replica, how)
 
 
 async def test_a_server_that_says_nothing_is_given_up() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from bestofn.errors import CheckpointError, RewardError
 from bestofn.prompts import Prompt, encode_prompt, render_for_reward
 from bestofn.rewards import Scorable, open_reward_model
 from bestofn.rewards.remote import RemoteReward
+from tests.unit.scorer_imitation import scoring
 
 ITEMS = [Scorable(Prompt(text="p"), text) for text in ("a", "bb", "ccc")]
 
@@ -100,6 +104,55 @@ def test_a_remote_scorer_is_asked_in_batches() -> None:
 def test_a_remote_scorer_that_misbehaves_is_named(answer: httpx.Response, words: str) -> None:
     with pytest.raises(RewardError, match=words):
         remote(answer).score(ITEMS)
+
+
+def test_a_remote_scorer_that_is_too_deep_is_named() -> None:
+    with pytest.raises(RewardError, match="failed"):
+        remote(httpx.Response(200, text="[" * 10**6)).score(ITEMS)
+
+
+@pytest.mark.parametrize("fault", ["drip", "drip-head", "hang"])
+async def test_the_limit_of_a_remote_call_holds_whatever_trickles_in(fault: str) -> None:
+    async with scoring(fault) as server:
+        server.drip_s = 0.05
+        model = RemoteReward(server.url, timeout_s=0.3)
+        begun = time.monotonic()
+        with pytest.raises(RewardError, match=r"within 0\.3 s"):
+            await asyncio.wait_for(asyncio.to_thread(model.score, ITEMS), 3)
+        assert time.monotonic() - begun < 2
+        server.fault = ""
+        assert await asyncio.to_thread(model.score, ITEMS) == [0.1, 0.2, 0.3]
+        model.close()
+
+
+@pytest.mark.parametrize(("fault", "words"), [("huge", "more than"), ("gzip", "compressed")])
+async def test_a_remote_answer_is_bounded_and_not_unpacked(fault: str, words: str) -> None:
+    async with scoring(fault) as server:
+        model = RemoteReward(server.url, timeout_s=5)
+        with pytest.raises(RewardError, match=words):
+            await asyncio.to_thread(model.score, ITEMS)
+        assert server.sent < 2**25
+        model.close()
+
+
+async def test_a_remote_call_under_way_ends_when_it_is_interrupted_and_its_thread_when_closed() -> (
+    None
+):
+    others = set(threading.enumerate())
+    async with scoring("hang") as server:
+        model = RemoteReward(server.url, timeout_s=60)
+        calling = asyncio.create_task(asyncio.to_thread(model.score, ITEMS))
+        while not server.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        model.interrupt()
+        with pytest.raises(RewardError, match="broken off"):
+            await asyncio.wait_for(calling, 2)
+        model.close()
+        model.close()
+        with pytest.raises(RewardError, match="closed"):
+            model.score(ITEMS)
+    started = set(threading.enumerate()) - others
+    assert "remote-reward" not in {thread.name for thread in started}
 
 
 def test_a_remote_null_means_no_score() -> None:

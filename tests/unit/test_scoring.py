@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
 from bestofn.errors import RewardError
 from bestofn.prompts import Prompt
+from bestofn.rewards.remote import RemoteReward
+from service import scoring
 from service.scoring import BatchingScorer
 from tests.unit.fakes import FakeReward, score_text
+from tests.unit.scorer_imitation import scoring as scoring_server
 
 PROMPT = Prompt(text="p")
 
@@ -66,3 +70,41 @@ async def test_a_wrong_number_of_scores_is_an_error() -> None:
     with pytest.raises(RewardError, match="0 scores for 1"):
         await scorer.score(PROMPT, "a")
     await scorer.stop()
+
+
+async def test_stopping_breaks_off_a_remote_call() -> None:
+    async with scoring_server("hang") as server:
+        scorer = BatchingScorer(RemoteReward(server.url, timeout_s=60))
+        await scorer.start()
+        running = asyncio.create_task(scorer.score(PROMPT, "a"))
+        while not server.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(scorer.stop(), 2)
+        with pytest.raises(RewardError, match="shutting down"):
+            await running
+
+
+async def test_stopping_does_not_wait_for_ever_for_a_model_that_hangs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(scoring, "_CLOSE_S", 0.1, raising=False)
+    let_go = threading.Event()
+
+    class Hanging(FakeReward):
+        def score(self, items):  # type: ignore[no-untyped-def, override]
+            let_go.wait(5)
+            return super().score(items)
+
+    reward = Hanging()
+    scorer = BatchingScorer(reward)
+    await scorer.start()
+    running = asyncio.create_task(scorer.score(PROMPT, "a"))
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(scorer.stop(), 2)
+    assert "fake-reward does not end its call" in caplog.text
+    with pytest.raises(RewardError, match="shutting down"):
+        await running
+    let_go.set()
+    async with asyncio.timeout(2):
+        while not reward.closed:  # noqa: ASYNC110  (it is closed once it can be)
+            await asyncio.sleep(0.01)

@@ -165,9 +165,9 @@ async def test_candidates_without_a_score_are_passed_over(mode: str) -> None:
     [
         ("bon", {"reward_temperature": 1}, "reward_temperature", "it belongs to soft-bon"),
         ("vbon", {"reg_strength": 1}, "reg_strength", "mode 'vbon' takes no reg_strength"),
-        ("soft-bon", {"reward_temperature": 0}, "reward_temperature", "greater than 0 (got 0"),
+        ("soft-bon", {"reward_temperature": 0}, "reward_temperature", "equal to 0.000001 (got 0"),
         ("soft-bon", {"reward_temperature": "warm"}, "reward_temperature", "valid number"),
-        ("srbon-kl", {"reg_strength": 0}, "reg_strength", "greater than 0"),
+        ("srbon-kl", {"reg_strength": 0}, "reg_strength", "equal to 0.000001"),
         ("adaptive-bon", {"max_n": 3, "min_n": 5}, "body", "max_n 3 is below min_n 5"),
         ("adaptive-bon", {"max_n": 500}, "max_n", "at most 128"),
         ("treebon", {"guide": "nobody"}, "guide", "there are: vbon"),

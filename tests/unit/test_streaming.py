@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
+from collections.abc import AsyncGenerator
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from starlette.types import Message
 
 from bestofn.engine import Partial
 from bestofn.engine.fake import FakeEngine
-from service import live
+from service import live, sse
 from service.strategies import STRATEGIES
 from tests.unit.fakes import ChatEngine, FakeReward, Streamed, make_runtime, serving, stream
 
@@ -423,3 +426,76 @@ async def test_comments_survive_a_client_that_strips_what_it_receives(path: str)
     whole = [block for block in seen.text.split("\n\n") if block.startswith("data: ")]
     assert read == whole
     assert len(read) >= 3
+
+
+async def test_a_client_that_takes_nothing_is_cut_off_and_what_was_for_it_is_let_go(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sse, "_STALL_S", 0.1, raising=False)
+    told: list[str] = []
+    cut = asyncio.Event()
+    closed = False
+
+    async def messages() -> AsyncGenerator[str, None]:
+        nonlocal closed
+        try:
+            while True:
+                yield "data: x\n\n"
+        finally:
+            closed = True
+
+    def failed(error: Exception) -> str:
+        told.append(str(error))
+        return ""
+
+    async def receive() -> Message:
+        await cut.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        if message.get("body") == b"data: x\n\n":
+            await asyncio.Event().wait()
+
+    stream_of_it = sse.EventStream("data: first\n\n", messages(), failed)
+    scope = {"type": "http", "extensions": {"bestofn.abort": cut.set}}
+    await asyncio.wait_for(stream_of_it(scope, receive, send), 2)
+    assert cut.is_set()
+    assert closed
+    assert told == ["the client took nothing of its stream for 0.1 s"]
+    assert "its connection is cut" in caplog.text
+    await asyncio.wait_for(
+        sse.EventStream("", messages(), failed)({"type": "http"}, receive, send), 2
+    )
+
+
+async def test_events_that_were_sent_are_not_kept() -> None:
+    class Text(str):
+        """One that can be watched."""
+
+    sent: list[bytes] = []
+    go_on = asyncio.Event()
+    first, second = Text("data: first\n\n"), Text("data: second\n\n")
+    watched = [weakref.ref(first), weakref.ref(second)]
+
+    async def messages(second: Text) -> AsyncGenerator[str, None]:
+        yield second
+        del second
+        await go_on.wait()
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("body", b""))
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    answering = asyncio.create_task(
+        sse.EventStream(first, messages(second), lambda _: "")({"type": "http"}, receive, send)
+    )
+    del first, second
+    while len(sent) < 3:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert [text() for text in watched] == [None, None]
+    go_on.set()
+    await answering

@@ -1,0 +1,77 @@
+"""Likeness of texts by their wording: the same as by all columns at once, and off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import tracemalloc
+from collections import Counter
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bestofn.embedders import ngrams
+from bestofn.embedders.cosine import cosine
+from bestofn.embedders.ngrams import NgramEmbedder
+
+TEXTS = st.lists(st.lists(st.sampled_from("abBcÉé")).map(" ".join), min_size=1)
+
+
+def plain(texts: list[str]) -> np.ndarray:
+    """Counts of words and pairs of words, one by one; columns in any order."""
+    counts = []
+    for text in texts:
+        words = text.lower().split()
+        counts.append(Counter([(word,) for word in words] + list(pairwise(words))))
+    grams = sorted(set().union(*counts))
+    return np.array([[float(count[gram]) for gram in grams] for count in counts])
+
+
+@given(TEXTS, st.integers(1, 40))
+@settings(deadline=None)
+def test_counts_and_cosines_are_those_of_all_words_and_pairs(texts: list[str], block: int) -> None:
+    expected, embedder = plain(texts), NgramEmbedder()
+    found = embedder.compute(texts)
+    assert sorted(found.T.tolist()) == sorted(expected.T.tolist())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ngrams, "_BLOCK", block)
+        similarity = embedder.compare(texts)
+    np.testing.assert_allclose(similarity, cosine(expected), rtol=0, atol=1e-12)
+
+
+def long_texts() -> list[str]:
+    """96 texts of 600 words that nothing else has."""
+    return [" ".join(f"w{i}x{j}" for j in range(600)) for i in range(96)]
+
+
+async def test_long_texts_are_compared_in_little_memory() -> None:
+    """115,000 columns of 96 texts are 84 MiB, and were there twice."""
+    texts, embedder = long_texts(), NgramEmbedder()
+    tracemalloc.start()
+    try:
+        similarity = await embedder.similarity(texts)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(similarity, np.eye(96))
+    assert peak < 50 * 2**20
+
+
+async def test_texts_are_compared_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(texts: list[str]) -> ngrams.Counts:
+        begun.set()
+        assert release.wait(10)
+        return counted(texts)
+
+    counted = ngrams.counted
+    monkeypatch.setattr(ngrams, "counted", slow)
+    comparing = asyncio.create_task(NgramEmbedder().similarity(["a film", "a film"]))
+    while not begun.is_set():  # noqa: ASYNC110  (it is a thread that sets it)
+        await asyncio.sleep(0.001)
+    release.set()
+    assert np.allclose(await comparing, 1.0)
