@@ -46,9 +46,15 @@ def resolved(target: Path) -> Path:
     return Path(os.path.realpath(target))
 
 
+def beside(target: Path, ending: str) -> Path:
+    """The hidden ``.NAME.ending`` next to an output, the same for all names of it."""
+    place = resolved(target)
+    return place.parent / f".{place.name}.{ending}"
+
+
 def partial_path(target: Path) -> Path:
     """Where :func:`replacing_directory` makes a directory before it takes its place."""
-    return _beside(target, "partial")
+    return beside(target, "partial")
 
 
 @contextmanager
@@ -121,12 +127,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _retired_path(target: Path) -> Path:
-    return _beside(target, "retired")
-
-
-def _beside(target: Path, ending: str) -> Path:
-    place = resolved(target)
-    return place.parent / f".{place.name}.{ending}"
+    return beside(target, "retired")
 
 
 def _remove(path: Path) -> None:

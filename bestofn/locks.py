@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bestofn.errors import ExportError
-from bestofn.files import resolved, storage_errors
+from bestofn.files import beside, storage_errors
 
 # How long a second writer waits: children of a killed one may take a moment to follow it.
 PATIENCE_S = 5.0
@@ -27,8 +27,7 @@ def sole_writer(target: Path) -> Iterator[None]:
     Raises:
         ExportError: another process holds it, or the disk is full.
     """
-    place = resolved(target)
-    path = place.parent / f".{place.name}.lock"
+    path = beside(target, "lock")
     handle = _locked(path, target)
     try:
         yield

@@ -57,9 +57,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         raise ValueError(
             "the policy's tokenizer has no chat template; send `prompt`, not `messages`"
         )
-    from jinja2 import (
-        TemplateError,
-    )  # comes with transformers' templates, which not all prompts need
+    # Comes with transformers' templates, which not all prompts need.
+    from jinja2 import TemplateError
 
     try:
         rendered = tokenizer.apply_chat_template(

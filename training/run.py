@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from bestofn.checkpoints import Kind, check_checkpoint
 from bestofn.errors import CheckpointError, DataError, DivergedError, InvalidInputError
-from bestofn.files import recover_directory, resolved
+from bestofn.files import beside, recover_directory
 from bestofn.locks import sole_writer
 from training.assets import Assets
 from training.configs import TrainConfig
@@ -67,8 +67,7 @@ class Finished:
 
 def state_path(out: Path) -> Path:
     """Where an unfinished run keeps its resumable states."""
-    place = resolved(out)
-    return place.with_name(f".{place.name}.state")
+    return beside(out, "state")
 
 
 def identity_of(name: str, config: TrainConfig, assets: Assets) -> dict[str, Any]:
