@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Tests must not reach for a model hub, whatever the machine's network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A shell has background jobs ignore Ctrl-C, and so would the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import AsyncGenerator
 from pathlib import Path

@@ -48,14 +48,18 @@ class RewardWorker:
     @property
     def alive(self) -> bool:
         """Whether it has been loaded and its process runs; not while it is loaded again."""
-        process = self._process  # other threads ask, while that of `score` may end it
-        return self._loaded and process is not None and process.is_alive()
+        process = self._process  # other threads ask, while that of `score` may end and close it
+        with contextlib.suppress(ValueError):
+            return self._loaded and process is not None and process.is_alive()
+        return False
 
     @property
     def pid(self) -> int | None:
         """Of its process."""
         process = self._process
-        return None if process is None else process.pid
+        with contextlib.suppress(ValueError):
+            return None if process is None else process.pid
+        return None
 
     def load(self) -> None:
         """Start the process and load the model there.
@@ -104,7 +108,8 @@ class RewardWorker:
 
         def end() -> None:
             late.set()
-            process.kill()
+            with contextlib.suppress(ValueError):  # it has ended meanwhile, and is closed
+                process.kill()
 
         data = pickle.dumps(items)
         watchdog = threading.Timer(self._timeout_s, end)
@@ -147,7 +152,11 @@ class RewardWorker:
         if process is not None:
             # A model has nothing to put in order, and one that hangs would not hear a gentler word.
             process.kill()
-            process.join(_STOP_S)  # not closed: other threads may still ask whether it lives
+            process.join(_STOP_S)
+            # Whoever keeps the error keeps the frames it came through, and they the process: its two
+            # descriptors would stay until the garbage collector comes by, which is seldom in the service.
+            with contextlib.suppress(ValueError):  # it would not end, as one that waits for a disk
+                process.close()
 
 
 def _serve(pipe: Connection, model: RewardModel) -> None:

@@ -103,6 +103,26 @@ def test_one_that_dies_or_hangs_is_dead_until_it_is_loaded_again(word: str, why:
         assert worker.pid != first
 
 
+def test_a_death_leaves_no_descriptor_to_the_garbage_collector() -> None:
+    told: list[RewardDeadError] = []  # each with the frames that it came through
+    with working() as worker:
+        before = psutil.Process().num_fds()
+        for _ in range(3):
+            victim = psutil.Process(worker.pid)
+            victim.kill()
+            while (
+                victim.status() != psutil.STATUS_ZOMBIE
+            ):  # what is sent before that is still taken
+                time.sleep(0.01)
+            with pytest.raises(RewardDeadError) as caught:
+                worker.score(say("a"))
+            told.append(caught.value)
+            assert not worker.alive
+            assert worker.pid is None
+            worker.load()
+        assert psutil.Process().num_fds() == before
+
+
 def test_a_death_while_nothing_is_asked_is_seen() -> None:
     with working() as worker:
         os.kill(worker.pid or 0, signal.SIGKILL)
