@@ -57,17 +57,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         raise ValueError(
             "the policy's tokenizer has no chat template; send `prompt`, not `messages`"
         )
-    # Comes with transformers' templates, which not all prompts need.
-    from jinja2 import TemplateError
-
-    try:
-        rendered = tokenizer.apply_chat_template(
-            list(prompt.messages), tokenize=False, add_generation_prompt=True
-        )
-    except TemplateError as error:
-        raise ValueError(
-            f"the chat template of the policy's tokenizer refuses it: {error}"
-        ) from error
+    rendered = _templated(tokenizer, prompt.messages, "policy", add_generation_prompt=True)
     return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
 
 
@@ -98,15 +88,35 @@ def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[
     A reward model with a chat template sees a finished conversation in its *own* template
     (``add_generation_prompt=False``) with a doubled BOS stripped; one without sees the prompt and
     the completion as one text.
+
+    Raises:
+        ValueError: its template refuses the conversation, as some do a system message.
     """
     if tokenizer.chat_template:
         messages: Sequence[Message] = prompt.messages or (
             Message(role="user", content=prompt.text or ""),
         )
         turns = [*messages, Message(role="assistant", content=completion)]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+        text = _templated(tokenizer, turns, "reward model", add_generation_prompt=False)
         bos = tokenizer.bos_token
         while bos and text.startswith(bos + bos):
             text = text[len(bos) :]
         return text, not (bos and text.startswith(bos))
     return prompt.key + completion, True
+
+
+def _templated(
+    tokenizer: Any, messages: Sequence[Message], whose: str, *, add_generation_prompt: bool
+) -> str:
+    # Comes with transformers' templates, which not all prompts need.
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        raise ValueError(
+            f"the chat template of the {whose}'s tokenizer refuses it: {error}"
+        ) from error
+    return text

@@ -13,7 +13,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """A JSON record, or ``None`` if there is none that can be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last for what is nested too deep
         return None
     return value if isinstance(value, dict) else None
 

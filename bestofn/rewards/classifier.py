@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,6 +11,10 @@ from bestofn.checkpoints import check_checkpoint
 from bestofn.errors import CheckpointError, RewardError
 from bestofn.prompts import render_for_reward
 from bestofn.rewards.protocol import Scorable
+
+logger = logging.getLogger(__name__)
+
+MOST_REFUSALS = 20  # that are said
 
 
 class ClassifierReward:
@@ -36,6 +41,7 @@ class ClassifierReward:
         self._tokenizer: Any = None
         self._max_length = 0
         self._pads = False
+        self._refusals: set[str] = set()
 
     def load(self) -> None:
         """Load the weights to the GPU if there is one."""
@@ -68,7 +74,10 @@ class ClassifierReward:
             self._model.config.pad_token_id = pad
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """Score texts in batches of similar length; one too long for the model scores ``None``."""
+        """Score texts in batches of similar length.
+
+        ``None`` for one that is too long for the model or a conversation that its chat template refuses.
+        """
         import torch
 
         if self._model is None:
@@ -89,16 +98,30 @@ class ClassifierReward:
         self._model = None
 
     def _encode(self, items: Sequence[Scorable]) -> list[list[int]]:
-        rendered = [render_for_reward(self._tokenizer, i.prompt, i.completion) for i in items]
+        rendered = [self._render(item) for item in items]
         encoded: list[list[int]] = [[] for _ in items]
-        for add_special in {special for _, special in rendered}:
-            chosen = [i for i, (_, special) in enumerate(rendered) if special is add_special]
-            texts = [rendered[i][0] for i in chosen]
+        for add_special in (True, False):
+            texts_of = {
+                i: found[0] for i, found in enumerate(rendered) if found and found[1] is add_special
+            }
+            if not texts_of:
+                continue
             # One call for all: each costs as much again as a short text itself.
-            found = self._tokenizer(texts, add_special_tokens=add_special)["input_ids"]
-            for index, ids in zip(chosen, found, strict=True):
+            found = self._tokenizer([*texts_of.values()], add_special_tokens=add_special)
+            for index, ids in zip(texts_of, found["input_ids"], strict=True):
                 encoded[index] = ids
         return encoded
+
+    def _render(self, item: Scorable) -> tuple[str, bool] | None:
+        """The text to be scored; ``None`` for one refused, which must not fail others of its batch."""
+        try:
+            return render_for_reward(self._tokenizer, item.prompt, item.completion)
+        except ValueError as error:
+            refusal = str(error)
+            if refusal not in self._refusals and len(self._refusals) < MOST_REFUSALS:
+                self._refusals.add(refusal)  # each is said once
+                logger.warning("%s: %s; such texts have no reward", self.name, refusal)
+            return None
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
         scorable = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= self._max_length]

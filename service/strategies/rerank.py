@@ -103,7 +103,10 @@ def scored_only(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
     """
     scored = [c for c in candidates if c.reward is not None]
     if not scored:
-        raise RewardError(f"none of the {len(candidates)} candidates could be scored")
+        raise RewardError(
+            f"none of the {len(candidates)} candidates could be scored: too long for the reward model, "
+            "refused by its chat template, or given no finite reward"
+        )
     return scored
 
 

@@ -419,3 +419,23 @@ def test_padding_does_not_change_a_reward_even_where_pad_is_eos(
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     too_long = model.score([Scorable(Prompt(text="film"), " film" * 500)])
     assert too_long == [None]  # counted as unscored, never cut to fit
+
+
+def test_a_conversation_that_its_template_refuses_leaves_the_rest_of_the_batch(
+    sandbox: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "reward"
+    shutil.copytree(sandbox / "reward", path)
+    (path / "checksums.json").unlink()  # changed on purpose
+    (path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m['role'] == 'system' %}"
+        "{{ raise_exception('no system role') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    model = open_reward_model(str(path))
+    model.load()
+    system, user = {"role": "system", "content": "be brief"}, {"role": "user", "content": "film?"}
+    fits = Scorable(Prompt(messages=(user,)), "good")  # type: ignore[arg-type]
+    refused = Scorable(Prompt(messages=(system, user)), "good")  # type: ignore[arg-type]
+    alone = model.score([fits])
+    assert model.score([refused, fits, refused]) == [None, *alone, None]
+    assert caplog.text.count("no system role; such texts have no reward") == 1

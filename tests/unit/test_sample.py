@@ -98,9 +98,10 @@ def test_a_cache_that_is_not_as_it_was_written_is_named(tmp_path: Path) -> None:
 
 def test_a_damaged_record_is_not_a_missing_one(tmp_path: Path) -> None:
     assert trusted_record(tmp_path / "x.json") is None
-    (tmp_path / "x.json").write_text('{"a": 1')
-    with pytest.raises(DataError, match=r"x\.json is damaged"):
-        trusted_record(tmp_path / "x.json")
+    for damaged in ('{"a": 1', "[" * 200_000):
+        (tmp_path / "x.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"x\.json is damaged"):
+            trusted_record(tmp_path / "x.json")
 
 
 def test_prompts_are_lines_by_line_feeds_alone(tmp_path: Path) -> None:

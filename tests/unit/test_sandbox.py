@@ -118,6 +118,21 @@ def test_a_damaged_line_of_a_corpus_is_named(tmp_path: Path, line: str, words: s
         read_labelled([str(corpus)], None)
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("0,", "corpus.csv:3: label '' is neither"),
+        ("just a text", "corpus.csv:3 has fewer columns"),
+        ('1,"' + "x" * 200_000, "corpus.csv, after line 2: field larger"),
+    ],
+)
+def test_a_damaged_row_of_a_table_is_named(tmp_path: Path, row: str, words: str) -> None:
+    corpus = tmp_path / "corpus.csv"
+    corpus.write_text(f"text,label\nok,1\n{row}\n")
+    with pytest.raises(DataError, match=words):
+        read_labelled([str(corpus)], None)
+
+
 def test_a_corpus_that_may_not_be_read_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,7 +99,13 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, int]]:
 
 def _read_table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, int]]:
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    if not {"text", "label"} <= set(reader.fieldnames or ()):
-        raise DataError(f"{path} needs a header with text and label, found {reader.fieldnames}")
-    for row in reader:
-        yield row["text"], _label(row["label"], f"{path}:{reader.line_num}")
+    try:
+        if not {"text", "label"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{path} needs a header with text and label, found {reader.fieldnames}")
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if row["text"] is None or row["label"] is None:
+                raise DataError(f"{where} has fewer columns than the header")
+            yield row["text"], _label(row["label"], where)
+    except csv.Error as error:  # a field over csv's limit, as after a quote that is never closed
+        raise DataError(f"{path}, after line {reader.line_num}: {error}") from error
