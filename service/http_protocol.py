@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import logging
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,12 @@ from service.sse import ABORT
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+logger = logging.getLogger(__name__)
+
+# Longest that a client may take nothing of what is written for it. Later than the limit of a stream, which
+# can say more of what it was.
+UNREAD_S = 90.0
+
 
 def http_options(limits: LimitSettings) -> dict[str, Any]:
     """Arguments of ``uvicorn.Config``; without httptools, h11's own limit on bytes."""
@@ -30,7 +37,10 @@ def http_options(limits: LimitSettings) -> dict[str, Any]:
 
 
 def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
-    """Uvicorn's protocol with these limits: 431 past them, 408 for a head that does not end."""
+    """Uvicorn's protocol with these limits: 431 past them, 408 for a head that does not end.
+
+    The connection of a client that takes nothing of its answer is cut.
+    """
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
     most_bytes, most_fields = limits.max_header_bytes, limits.max_header_fields
@@ -48,6 +58,8 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
         _arrived = 0
         _head_timer: asyncio.TimerHandle | None = None
         _hung_up = False
+        _unread = 0
+        _unread_timer: asyncio.TimerHandle | None = None
 
         @property
         def _answering(self) -> bool:
@@ -66,6 +78,7 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timer()
+            self._stop_unread_timer()
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
@@ -98,6 +111,41 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
         def on_message_complete(self) -> None:
             self._in_head, self._arrived = True, 0
             super().on_message_complete()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_reader()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._watch_reader()
+
+        def on_response_complete(self) -> None:
+            self._watch_reader()
+            super().on_response_complete()
+
+        def _watch_reader(self) -> None:
+            """From now on; something has just been taken or written."""
+            self._stop_unread_timer()
+            self._unread = self.transport.get_write_buffer_size()
+            if self._unread:
+                self._unread_timer = self.loop.call_later(UNREAD_S, self._look_at_reader)
+
+        def _look_at_reader(self) -> None:
+            if self.transport.get_write_buffer_size() < self._unread:
+                self._watch_reader()
+                return
+            logger.warning(
+                "a client took nothing of its answer for %g s; its connection is cut, with %d bytes unread",
+                UNREAD_S,
+                self._unread,
+            )
+            self.transport.abort()
+
+        def _stop_unread_timer(self) -> None:
+            if self._unread_timer is not None:
+                self._unread_timer.cancel()
+                self._unread_timer = None
 
         def send_400_response(self, msg: str) -> None:
             self._end(400, "bad_request", msg)
@@ -135,5 +183,6 @@ def bounded_protocol(limits: LimitSettings) -> type[HttpToolsProtocol]:
             )
             self.transport.write(head.encode() + content)
             self.transport.close()
+            self._watch_reader()
 
     return BoundedProtocol

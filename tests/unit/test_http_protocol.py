@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,9 +14,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import uvicorn
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service import sse
+from service import http_protocol, sse
 from service.http_protocol import http_options
 from service.settings import LimitSettings
 from tests.unit.fakes import FakeEngine, make_runtime, on_a_port
@@ -177,31 +179,89 @@ async def test_what_a_client_sent_is_not_repeated_whole(port: int) -> None:
     assert message.startswith("the model 'mmm")
 
 
-async def test_the_connection_of_a_client_that_reads_nothing_of_a_stream_is_cut(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(sse, "_STALL_S", 0.3)
-
-    async def endless() -> AsyncGenerator[str, None]:
-        while True:
-            yield "data: " + "x" * 100_000 + "\n\n"
+@asynccontextmanager
+async def serving(
+    answer: Callable[[Scope, Receive, Send], Awaitable[None]],
+) -> AsyncGenerator[tuple[uvicorn.Server, int], None]:
+    """An application of one answer on a real port; ends when all connections have."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await sse.EventStream("data: x\n\n", endless(), repr)(scope, receive, send)
+        await answer(scope, receive, send)
 
     options: dict[str, Any] = http_options(LimitSettings())
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", **options))
-    serving = asyncio.create_task(server._serve())
+    running = asyncio.create_task(server._serve())
     while not server.started:  # noqa: ASYNC110 -- uvicorn has no event for it
         await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with socket.create_connection(("127.0.0.1", port)) as client:
-        client.send(HEAD + b"\r\n")
-        for _ in range(100):
-            await asyncio.sleep(0.1)
-            if server.server_state.total_requests and not server.server_state.connections:
-                break
-        left = len(server.server_state.connections)
-    server.should_exit = True
-    await serving
-    assert left == 0
+    try:
+        yield server, server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await running
+
+
+async def connections_left(server: uvicorn.Server) -> int:
+    """After the first has come, and had time to be cut."""
+    connections, came = server.server_state.connections, False
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        came = came or bool(connections)
+        if came and not connections:
+            break
+    return len(connections)
+
+
+LARGE = b"x" * 20_000_000  # more than the kernel takes
+
+
+async def large(scope: Scope, receive: Receive, send: Send) -> None:
+    await Response(LARGE)(scope, receive, send)
+
+
+async def in_pieces(scope: Scope, receive: Receive, send: Send) -> None:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(LARGE), 100_000):
+            yield LARGE[start : start + 100_000]
+
+    await StreamingResponse(pieces())(scope, receive, send)
+
+
+async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+    async def events() -> AsyncGenerator[str, None]:
+        while True:
+            yield "data: " + "x" * 100_000 + "\n\n"
+
+    await sse.EventStream("data: x\n\n", events(), repr)(scope, receive, send)
+
+
+@pytest.mark.parametrize("answer", [large, in_pieces, endless])
+@pytest.mark.parametrize("last", [b"\r\n", b"connection: close\r\n\r\n"])
+async def test_the_connection_of_a_client_that_reads_nothing_is_cut(
+    answer: Callable[[Scope, Receive, Send], Awaitable[None]],
+    last: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sse, "_STALL_S", 0.3)
+    monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
+    async with serving(answer) as (server, port):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.send(HEAD + last)
+            assert await connections_left(server) == 0
+
+
+@pytest.mark.parametrize("answer", [large, in_pieces])
+async def test_one_that_reads_slowly_gets_all_of_it(
+    answer: Callable[[Scope, Receive, Send], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
+    async with serving(answer) as (_, port):
+        # Little is taken ahead, so that reading takes several times the limit.
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=100_000)
+        writer.write(HEAD + b"connection: close\r\n\r\n")
+        begun, taken = perf_counter(), 0
+        while piece := await reader.read(700_000):
+            taken += piece.count(b"x")
+            await asyncio.sleep(0.02)
+        writer.close()
+        assert taken >= len(LARGE)
+        assert perf_counter() - begun > 1
