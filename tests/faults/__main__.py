@@ -26,7 +26,10 @@ from tests.tiny import build_tiny_sandbox, train_tiny_vbon
 
 def main() -> int:
     """Exit status: 0 if every promise held."""
-    parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "python -m tests.faults", description=__doc__, formatter_class=raw
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(faults())}")
     parser.add_argument("--size", type=float, default=1.0, help="1 in full; CI runs 0.02")
     parser.add_argument("--json", type=Path, help="write the tallies there")
