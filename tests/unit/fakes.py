@@ -98,21 +98,32 @@ async def on_a_port(
 
     It is waited for until it is ``ready``, or only until it listens.
     """
-    app = create_app(runtime)
     lifespan = "off" if started else "on"
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan=lifespan, **{"port": 0, **options}
+        create_app(runtime),
+        log_config=None,
+        access_log=False,
+        lifespan=lifespan,
+        **{"port": 0, **options},
     )
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server._serve())
-    while not (server.started and (runtime.ready or not ready)):  # noqa: ASYNC110  (a few turns)
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
+    async with running(config) as (_, port):
+        while ready and not runtime.ready:  # noqa: ASYNC110  (a few turns)
+            await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{port}/v1"
+
+
+@asynccontextmanager
+async def running(config: uvicorn.Config) -> AsyncGenerator[tuple[uvicorn.Server, int], None]:
+    """A server in this process, from when it listens, and its port; told to stop afterwards."""
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve())
+    while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
+        await asyncio.sleep(0.01)
+    try:
+        yield server, server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
-        await running
+        await task
 
 
 class ChatEngine(FakeEngine):

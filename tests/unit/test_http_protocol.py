@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from service import http_protocol, sse
 from service.http_protocol import http_options
 from service.settings import LimitSettings
-from tests.unit.fakes import FakeEngine, make_runtime, on_a_port
+from tests.unit.fakes import FakeEngine, make_runtime, on_a_port, running
 
 LIMITS = {
     "max_header_bytes": 2048,
@@ -179,25 +178,10 @@ async def test_what_a_client_sent_is_not_repeated_whole(port: int) -> None:
     assert message.startswith("the model 'mmm")
 
 
-@asynccontextmanager
-async def serving(
-    answer: Callable[[Scope, Receive, Send], Awaitable[None]],
-) -> AsyncGenerator[tuple[uvicorn.Server, int], None]:
-    """An application of one answer on a real port; ends when all connections have."""
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(scope, receive, send)
-
+def answering(answer: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn.Config:
+    """Of a server that answers every request so."""
     options: dict[str, Any] = http_options(LimitSettings())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off", **options))
-    running = asyncio.create_task(server._serve())
-    while not server.started:  # noqa: ASYNC110 -- uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    try:
-        yield server, server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        await running
+    return uvicorn.Config(answer, port=0, log_config=None, lifespan="off", **options)
 
 
 async def connections_left(server: uvicorn.Server) -> int:
@@ -243,7 +227,7 @@ async def test_the_connection_of_a_client_that_reads_nothing_is_cut(
 ) -> None:
     monkeypatch.setattr(sse, "_STALL_S", 0.3)
     monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
-    async with serving(answer) as (server, port):
+    async with running(answering(answer)) as (server, port):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.send(HEAD + last)
             assert await connections_left(server) == 0
@@ -254,7 +238,7 @@ async def test_one_that_reads_slowly_gets_all_of_it(
     answer: Callable[[Scope, Receive, Send], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
-    async with serving(answer) as (_, port):
+    async with running(answering(answer)) as (_, port):
         # Little is taken ahead, so that reading takes several times the limit.
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=100_000)
         writer.write(HEAD + b"connection: close\r\n\r\n")

@@ -110,9 +110,8 @@ def test_a_death_leaves_no_descriptor_to_the_garbage_collector() -> None:
         for _ in range(3):
             victim = psutil.Process(worker.pid)
             victim.kill()
-            while (
-                victim.status() != psutil.STATUS_ZOMBIE
-            ):  # what is sent before that is still taken
+            # What is sent before that is still taken.
+            while victim.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.01)
             with pytest.raises(RewardDeadError) as caught:
                 worker.score(say("a"))
