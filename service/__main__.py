@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from bestofn.config import load_settings
-from bestofn.errors import BestOfNError
 from service.key_commands import keys_cli
+from vbon.config import load_settings
+from vbon.errors import VbonError
 
 cli = typer.Typer(add_completion=False, no_args_is_help=False, help=__doc__)
 cli.add_typer(keys_cli, name="keys")
@@ -24,7 +24,7 @@ PASS_THROUGH = {
 
 @cli.command(context_settings=PASS_THROUGH)
 def serve(context: typer.Context) -> None:
-    """Serve the configured policies. Flags, BESTOFN_* variables or --config FILE.toml; see serve --help."""
+    """Serve the configured policies. Flags, VBON_* variables or --config FILE.toml; see serve --help."""
     from service.settings import ServiceSettings
 
     settings = load_settings(ServiceSettings, context.args, program="python -m service serve")
@@ -34,7 +34,7 @@ def serve(context: typer.Context) -> None:
     set_up_logs(settings)
     try:
         raise typer.Exit(serve_until_stopped(settings))
-    except BestOfNError as error:
+    except VbonError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 
@@ -52,7 +52,7 @@ def bench(context: typer.Context) -> None:
 
     try:
         run_bench(settings)
-    except BestOfNError as error:
+    except VbonError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 
@@ -109,7 +109,7 @@ def compare(
             while_pid=while_pid,
             json_file=json_file,
         )
-    except BestOfNError as error:
+    except VbonError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 
@@ -120,12 +120,12 @@ def reload(
     url: Annotated[str, typer.Option(help="the running server")] = "http://127.0.0.1:8000",
 ) -> None:
     """Serve what a model's configured path holds now, failing no request. Needs an admin's key, in
-    BESTOFN_REMOTE_API_KEY."""
+    VBON_REMOTE_API_KEY."""
     from service.client import run_reload
 
     try:
         run_reload(url, model)
-    except BestOfNError as error:
+    except VbonError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from bestofn.errors import InvalidInputError, OverloadedError
 from service.allowance import Allowance
 from service.caller import Caller, current_caller
 from service.fair_queue import FairQueue, Place
+from vbon.errors import InvalidInputError, OverloadedError
 
 LEAST_RETRY_S, MOST_RETRY_S, UNMEASURED_RETRY_S = 1.0, 60.0, 5.0
 NO_LIMIT = 2**62

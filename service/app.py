@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from bestofn import __version__
 from service.access_log import AccessLogMiddleware
 from service.auth import ApiKeyMiddleware, open_keyring
 from service.blind import OpenPairs
@@ -38,6 +37,7 @@ from service.runtime import Runtime
 from service.schemas import ANY_ROUTE
 from service.shedding import ShedMiddleware
 from service.tracing import open_tracing
+from vbon import __version__
 
 if TYPE_CHECKING:
     from service.spans import Tracing
@@ -97,7 +97,7 @@ def create_app(
                 await tracing.stop()
 
     app = FastAPI(
-        title="bestofn",
+        title="vbon",
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
         lifespan=lifespan,

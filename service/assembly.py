@@ -6,18 +6,18 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from bestofn.engine import Engine
-from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.engine.remote_server import RemoteOptions, is_remote
-from bestofn.engine.vllm_engine import VllmEngine
-from bestofn.engine.vllm_host import VllmHost, VllmOptions
-from bestofn.errors import CheckpointError
-from bestofn.evaluation_record import read_evaluation
-from bestofn.rewards import open_reward_model
-from bestofn.rewards.worker import RewardWorker
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE, ServiceSettings
+from vbon.engine import Engine
+from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote_server import RemoteOptions, is_remote
+from vbon.engine.vllm_engine import VllmEngine
+from vbon.engine.vllm_host import VllmHost, VllmOptions
+from vbon.errors import CheckpointError
+from vbon.evaluation_record import read_evaluation
+from vbon.rewards import open_reward_model
+from vbon.rewards.worker import RewardWorker
 
 
 def build_runtime(settings: ServiceSettings) -> Runtime:

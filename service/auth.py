@@ -44,7 +44,7 @@ class ApiKeyMiddleware:
             if isinstance(found, str):
                 await refuse(
                     scope, send, 401, "unauthorized", found,
-                    code="invalid_api_key", headers=[(b"www-authenticate", b'Bearer realm="bestofn"')],
+                    code="invalid_api_key", headers=[(b"www-authenticate", b'Bearer realm="vbon"')],
                 )  # fmt: skip
                 return
             caller = found

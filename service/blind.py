@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from bestofn.errors import InvalidInputError, NotFoundError
 from service.comparison import run_seed
 from service.concurrency import all_or_first_error
 from service.generation import Plan, make_plan
@@ -16,6 +15,7 @@ from service.runtime import Answer, Runtime
 from service.schemas import GenerateRequest
 from service.schemas.preferences import PairRequest, Side
 from service.store import Shown
+from vbon.errors import InvalidInputError, NotFoundError
 
 _MOST_OPEN = 1024  # pairs nobody judged
 

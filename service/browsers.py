@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bestofn.errors import ForbiddenError
+from vbon.errors import ForbiddenError
 
 # A report brings its own scripts; in a sandbox it is of no origin and cannot speak to this service.
 REPORT_POLICY = (

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bestofn.errors import BestOfNError, DataError
-from bestofn.files import write_json
-from bestofn.terminal import table_console
 from service.settings import REMOTE_API_KEY
+from vbon.errors import DataError, VbonError
+from vbon.files import write_json
+from vbon.terminal import table_console
 
 BUILT_IN_PROMPTS = (
     "the film was",
@@ -31,7 +31,7 @@ BUILT_IN_PROMPTS = (
 )
 
 
-class ServerError(BestOfNError):
+class ServerError(VbonError):
     """The server cannot be reached or refused; carries its words."""
 
 

@@ -15,12 +15,6 @@ from time import perf_counter
 
 import numpy as np
 
-from bestofn.curves import pairwise_win_rate
-from bestofn.engine import Sampling
-from bestofn.errors import BusyError, InvalidInputError
-from bestofn.prompts import Prompt
-from bestofn.seeds import seed_of
-from bestofn.statistics import bootstrap_mean, spread
 from service.concurrency import all_or_first_error
 from service.generation import (
     check_limit,
@@ -43,6 +37,12 @@ from service.schemas import (
 )
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE
+from vbon.curves import pairwise_win_rate
+from vbon.engine import Sampling
+from vbon.errors import BusyError, InvalidInputError
+from vbon.prompts import Prompt
+from vbon.seeds import seed_of
+from vbon.statistics import bootstrap_mean, spread
 
 
 @dataclass(slots=True)

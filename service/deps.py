@@ -6,13 +6,13 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from bestofn.errors import NotFoundError
 from service.blind import OpenPairs
 from service.loadtest_runs import LoadTestRuns
 from service.records import Records
 from service.reload import Reloader
 from service.report_links import ReportLinks
 from service.runtime import Runtime
+from vbon.errors import NotFoundError
 
 
 def get_runtime(request: Request) -> Runtime:

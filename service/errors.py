@@ -14,8 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bestofn.errors import (
-    BestOfNError,
+from service.deps import asked_model, get_request_id, get_runtime, remember_model
+from service.disconnect import ClientDisconnectedError
+from service.request_notes import note_error
+from service.sparse_log import SparseLog
+from vbon.errors import (
     BusyError,
     CandidateCountError,
     CheckpointError,
@@ -33,11 +36,8 @@ from bestofn.errors import (
     RewardDeadError,
     RewardError,
     ShuttingDownError,
+    VbonError,
 )
-from service.deps import asked_model, get_request_id, get_runtime, remember_model
-from service.disconnect import ClientDisconnectedError
-from service.request_notes import note_error
-from service.sparse_log import SparseLog
 
 logger = logging.getLogger(__name__)
 _sparse = SparseLog(logger)
@@ -62,7 +62,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (RequestTimeoutError, 504, "timeout"),
     (CheckpointError, 500, "checkpoint_error"),
     (ClientDisconnectedError, 499, "client_disconnected"),
-    (BestOfNError, 500, "internal_error"),
+    (VbonError, 500, "internal_error"),
 )
 _RETRY_AFTER_S = {503: 5.0}
 MOST_PROBLEMS, MOST_CHARACTERS = 20, 4000  # that an answer lists, and takes for it

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import Metric, generate_latest
 
-from bestofn.engine import Engine
-from bestofn.engine.metrics import labelled, merged
 from service.metrics import Metrics
+from vbon.engine import Engine
+from vbon.engine.metrics import labelled, merged
 
 logger = logging.getLogger(__name__)
 

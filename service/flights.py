@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
-from bestofn.errors import RequestTimeoutError, ShuttingDownError
+from vbon.errors import RequestTimeoutError, ShuttingDownError
 
 
 class Flights:

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from bestofn.distribution import kl_upper_bound, max_win_rate
-from bestofn.errors import DataError
-from bestofn.evaluation_record import EvaluatedRow, EvaluationRecord, read_evaluation
-from bestofn.training_record import Heldout, RecordedMean, TrainingRecord, read_training_record
 from service.generation import scorer_ref
 from service.loadtest.schema import Interval, LoadTestResult, Quality
 from service.runtime import Runtime
 from service.schemas import ModelRef
 from service.schemas.frontier import (
-    BestOfN,
+    BonRow,
     Bound,
     Distance,
     Frontier,
@@ -24,6 +20,10 @@ from service.schemas.frontier import (
     PolicyPoint,
 )
 from service.settings import REFERENCE
+from vbon.distribution import kl_upper_bound, max_win_rate
+from vbon.errors import DataError
+from vbon.evaluation_record import EvaluatedRow, EvaluationRecord, read_evaluation
+from vbon.training_record import Heldout, RecordedMean, TrainingRecord, read_training_record
 
 UPPER_BOUND = "upper bound"
 _NO_RECORD = (
@@ -188,8 +188,8 @@ def _differences(training: TrainingRecord, here: Here) -> list[str]:
     ]
 
 
-def _best_of_n(row: EvaluatedRow) -> BestOfN:
-    return BestOfN(
+def _best_of_n(row: EvaluatedRow) -> BonRow:
+    return BonRow(
         n=row.n,
         kl_nats=Distance(**row.kl_nats.model_dump(), kind=row.kl_kind),
         win_rate=row.win_rate,

@@ -6,19 +6,19 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 
-from bestofn.engine import Partial
 from service.generation import Plan, candidate_out
 from service.live import Progress, Quiet, events_of
 from service.runtime import Answer
 from service.sse import comment, event
 from service.strategies import ScoredCandidate
+from vbon.engine import Partial
 
 
 async def native_messages(plan: Plan) -> AsyncGenerator[str, None]:
     """``token`` events (single-sample modes) or ``candidate`` and ``progress``, then one ``answer``.
 
     Raises:
-        BestOfNError: as a request that is not streamed.
+        VbonError: as a request that is not streamed.
     """
     progress = Progress(plan.mode.strategy.most_candidates(plan.num_samples))
     sent = ""

@@ -7,10 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bestofn.curves import expected_best
-from bestofn.engine import ModelInfo, Sampling
-from bestofn.errors import InvalidInputError
-from bestofn.prompts import Prompt
 from service.concurrency import all_or_first_error
 from service.runtime import Answer, Mode, Runtime
 from service.schemas import (
@@ -27,8 +23,12 @@ from service.schemas import (
 )
 from service.scoring import BatchingScorer
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
-from service.strategies.bon import BestOfN
+from service.strategies.bon import Bon
 from service.strategy_fields import settings_in
+from vbon.curves import expected_best
+from vbon.engine import ModelInfo, Sampling
+from vbon.errors import InvalidInputError
+from vbon.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def make_plan(
     """
     limits = runtime.settings.limits
     mode = runtime.mode(mode_name or runtime.settings.default_mode, settings_in(request), policy)
-    if isinstance(request.n, list) and not isinstance(mode.strategy, BestOfN):
+    if isinstance(request.n, list) and not isinstance(mode.strategy, Bon):
         raise InvalidInputError(
             f"mode {mode.name!r} takes one n; a list is for mode 'bon', whose candidates for the "
             "largest n estimate all the others",

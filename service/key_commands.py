@@ -7,8 +7,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from bestofn.errors import BestOfNError, DataError
 from service.keys import ApiKey, Role, new_key, read_keys, write_keys
+from vbon.errors import DataError, VbonError
 
 keys_cli = typer.Typer(add_completion=False, no_args_is_help=True, help="API keys of a server.")
 
@@ -36,7 +36,7 @@ def add(
             raise DataError(f"{file} has a key {name!r} already; remove it first")
         key, token = new_key(name, role, max_sequences, tokens_per_minute)
         write_keys(file, [*keys, key])
-    except BestOfNError as error:
+    except VbonError as error:
         _fail(error)
     typer.echo(token)
     typer.echo(f"added {name!r} to {file}; the token is not kept anywhere, so keep it", err=True)
@@ -47,7 +47,7 @@ def list_keys(file: File = DEFAULT_FILE) -> None:
     """Names, roles and limits."""
     try:
         keys = read_keys(file)
-    except BestOfNError as error:
+    except VbonError as error:
         _fail(error)
     for key in keys:
         typer.echo(key.model_dump_json(exclude={"sha256"}, exclude_none=True))
@@ -64,7 +64,7 @@ def remove(
         if len(rest) == len(keys):
             raise DataError(f"{file} has no key {name!r}")
         write_keys(file, rest)
-    except BestOfNError as error:
+    except VbonError as error:
         _fail(error)
     typer.echo(f"removed {name!r} from {file}", err=True)
 
@@ -73,6 +73,6 @@ def _existing(file: Path) -> list[ApiKey]:
     return read_keys(file) if file.exists() else []
 
 
-def _fail(error: BestOfNError) -> NoReturn:
+def _fail(error: VbonError) -> NoReturn:
     typer.echo(f"error: {error}", err=True)
     raise typer.Exit(1) from error

@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bestofn.errors import DataError
 from service.caller import Caller
+from vbon.errors import DataError
 
 Role = Literal["user", "admin"]
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")

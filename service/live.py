@@ -8,10 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bestofn.engine import Candidate, Partial
 from service.generation import Plan
 from service.runtime import Answer
 from service.strategies import Observer, ScoredCandidate
+from vbon.engine import Candidate, Partial
 
 KEEP_ALIVE_S = 5.0
 
@@ -88,7 +88,7 @@ async def events_of(plan: Plan) -> AsyncGenerator[Event, None]:
     its place may still be refused with a status of its own.
 
     Raises:
-        BestOfNError: whatever :meth:`Runtime.answer` raises.
+        VbonError: whatever :meth:`Runtime.answer` raises.
     """
     mailbox = _Mailbox()
     work = asyncio.create_task(plan.answer(0, mailbox))

@@ -6,10 +6,10 @@ from typing import Any
 
 from starlette.requests import Request
 
-from bestofn.errors import ForbiddenError, InvalidInputError, NotReadyError
 from service.generation import check_limit
 from service.runtime import Mode, Runtime
 from service.schemas.loadtests import LoadTestRequest
+from vbon.errors import ForbiddenError, InvalidInputError, NotReadyError
 
 DEFAULT_LEVELS = (1, 8, 32)
 

@@ -23,11 +23,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bestofn.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
 from service.caller import Caller
 from service.records import Records
 from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY
+from vbon.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
 
 logger = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ class LoadTestRuns:
             OSError: it cannot be made.
         """
         if self._root is None or not _is_ours(self._root):
-            self._root = Path(tempfile.mkdtemp(prefix="bestofn-loadtests-"))
+            self._root = Path(tempfile.mkdtemp(prefix="vbon-loadtests-"))
         path = self._root / name
         path.mkdir(exist_ok=True)
         return path
@@ -288,7 +288,7 @@ class LoadTestRuns:
 
 def _environment(token: str | None) -> dict[str, str]:
     """Ours without what is meant for this service alone; the key is in nobody's list of processes."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("BESTOFN_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("VBON_")}
     kept["OMP_NUM_THREADS"] = "1"
     return kept | ({} if token is None else {REMOTE_API_KEY: token})
 

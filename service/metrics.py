@@ -1,4 +1,4 @@
-"""Prometheus metrics, named to sit beside vLLM's: the same words under the prefix ``bestofn:``."""
+"""Prometheus metrics, named to sit beside vLLM's: the same words under the prefix ``vbon:``."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Metrics:
         mode = ("mode",)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"bestofn:{name}", text, mode, buckets=buckets, registry=self.registry)
+            return Histogram(f"vbon:{name}", text, mode, buckets=buckets, registry=self.registry)
 
         def counter(name: str, text: str, labels: tuple[str, ...] = mode) -> Counter:
-            return Counter(f"bestofn:{name}", text, labels, registry=self.registry)
+            return Counter(f"vbon:{name}", text, labels, registry=self.registry)
 
         def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"bestofn:{name}", text, labels, registry=self.registry)
+            return Gauge(f"vbon:{name}", text, labels, registry=self.registry)
 
         self.success = counter("request_success", "Prompts answered.")
         self.errors = counter("request_errors", "Requests failed, by error.", ("mode", "error"))

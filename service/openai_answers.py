@@ -9,9 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
-from bestofn.engine import Candidate, Engine, Partial
-from bestofn.errors import RequestTimeoutError
-from bestofn.prompts import Prompt
 from service.generation import Plan
 from service.live import Admitted, Progress, Quiet, events_of
 from service.runtime import Answer
@@ -19,15 +16,18 @@ from service.schemas import BatchAnswer, GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
 from service.schemas.openai_responses import (
     AssistantMessage,
-    BestOfNReport,
     ChatChoice,
     ChatCompletion,
     Completion,
     CompletionChoice,
     OpenAiUsage,
+    VbonReport,
 )
 from service.sse import comment, event
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
+from vbon.engine import Candidate, Engine, Partial
+from vbon.errors import RequestTimeoutError
+from vbon.prompts import Prompt
 
 DONE = event(None, "[DONE]")
 # An engine decodes a token beside those before it; further back they make no difference.
@@ -54,7 +54,7 @@ class TokenPlan(Plan):
 
         Raises:
             RequestTimeoutError: the answer was there in time and the texts were not.
-            BestOfNError: as :meth:`Runtime.answer`.
+            VbonError: as :meth:`Runtime.answer`.
         """
         if not self.request.logprobs:
             return await Plan.answer(self, index, observer)
@@ -137,7 +137,7 @@ def completion(
         model=body.model,
         system_fingerprint=answers[0].policy.revision,
         usage=_usage(answers),
-        bestofn=reports if isinstance(found, BatchAnswer) else reports[0],
+        vbon=reports if isinstance(found, BatchAnswer) else reports[0],
         choices=[
             CompletionChoice(
                 index=i,
@@ -167,7 +167,7 @@ def chat_completion(
         model=body.model,
         system_fingerprint=answer.policy.revision,
         usage=_usage([answer]),
-        bestofn=_report(answer),
+        vbon=_report(answer),
         choices=[choice],
     )
 
@@ -194,8 +194,8 @@ def _usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:
     )
 
 
-def _report(answer: GenerateAnswer) -> BestOfNReport:
-    return BestOfNReport(
+def _report(answer: GenerateAnswer) -> VbonReport:
+    return VbonReport(
         mode=answer.mode,
         policy=answer.policy,
         reward=answer.reward,
@@ -269,7 +269,7 @@ async def chunks(
     are, and then the answer comes in one piece.
 
     Raises:
-        BestOfNError: as a request that is not streamed.
+        VbonError: as a request that is not streamed.
     """
     writer = _Writer(plan, body)
     progress = Progress(plan.mode.strategy.most_candidates(plan.num_samples))
@@ -346,7 +346,7 @@ class _Writer:
             self._chunk(
                 {} if self._chat else "",
                 finish_reason=answer.finish_reason,
-                bestofn=_report(answer).model_dump(mode="json"),
+                vbon=_report(answer).model_dump(mode="json"),
             )
         )
         if self._options.include_usage:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from bestofn.errors import NotFoundError
+from vbon.errors import NotFoundError
 
 if TYPE_CHECKING:
     from service.store import Store

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from bestofn.engine import Engine
-from bestofn.errors import (
+from service.concurrency import all_or_first_error
+from service.runtime import Runtime
+from service.scoring import BatchingScorer
+from vbon.engine import Engine
+from vbon.errors import (
     BusyError,
     CheckpointError,
     EngineError,
@@ -18,9 +21,6 @@ from bestofn.errors import (
     ReloadRefusedError,
     RewardError,
 )
-from service.concurrency import all_or_first_error
-from service.runtime import Runtime
-from service.scoring import BatchingScorer
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import secrets
 from collections import OrderedDict
 from time import monotonic
 
-from bestofn.errors import NotFoundError
+from vbon.errors import NotFoundError
 
 VALID_S = 600.0
 _MOST = 256  # links at once; the oldest end early

@@ -11,15 +11,6 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from bestofn.embedders import Embedder, open_embedder
-from bestofn.engine import Engine, ModelInfo, Sampling, check_fits
-from bestofn.errors import (
-    EngineDeadError,
-    InvalidInputError,
-    NotReadyError,
-    RewardDeadError,
-)
-from bestofn.prompts import Prompt
 from service.admission import Admission
 from service.flights import Flights
 from service.metrics import Metrics
@@ -38,6 +29,15 @@ from service.strategies import (
 )
 from service.strategy_fields import configured
 from service.supervision import Part, Supervisor
+from vbon.embedders import Embedder, open_embedder
+from vbon.engine import Engine, ModelInfo, Sampling, check_fits
+from vbon.errors import (
+    EngineDeadError,
+    InvalidInputError,
+    NotReadyError,
+    RewardDeadError,
+)
+from vbon.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 

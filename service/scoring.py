@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
-from bestofn.errors import RewardDeadError, RewardError
-from bestofn.prompts import Prompt
-from bestofn.rewards import RewardModel, Scorable
-from bestofn.trace_context import NO_TRACE, trace_headers
+from vbon.errors import RewardDeadError, RewardError
+from vbon.prompts import Prompt
+from vbon.rewards import RewardModel, Scorable
+from vbon.trace_context import NO_TRACE, trace_headers
 
 logger = logging.getLogger(__name__)
 

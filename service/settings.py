@@ -1,4 +1,4 @@
-"""The service's settings: flags, ``BESTOFN_*`` environment variables, or a TOML file."""
+"""The service's settings: flags, ``VBON_*`` environment variables, or a TOML file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from bestofn.config import NoneWord, Settings
+from vbon.config import NoneWord, Settings
 
 REFERENCE = "ref"
-REMOTE_API_KEY = "BESTOFN_REMOTE_API_KEY"
+REMOTE_API_KEY = "VBON_REMOTE_API_KEY"
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
@@ -182,10 +182,10 @@ class ServiceSettings(Settings):
 
     Examples:
       python -m service --policies ref=sandbox/policy --policies vbon=sandbox/vbon
-      BESTOFN_PORT=9000 python -m service --config service.toml
+      VBON_PORT=9000 python -m service --config service.toml
     """
 
-    model_config = SettingsConfigDict(env_prefix="BESTOFN_", title="bestofn service")
+    model_config = SettingsConfigDict(env_prefix="VBON_", title="vbon service")
     other_variables = frozenset({REMOTE_API_KEY})
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -239,7 +239,7 @@ class ServiceSettings(Settings):
     restarts: RestartSettings = Field(RestartSettings(), description="of what has died")
     auth: AuthSettings = Field(AuthSettings(), description="API keys")
     store: Annotated[str | None, NoneWord] = Field(
-        "bestofn-runs.db",
+        "vbon-runs.db",
         description="where preferences are kept: a SQLite file, a database URL "
         "(postgresql+psycopg://...), or none; made when first needed",
     )

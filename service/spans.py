@@ -22,8 +22,6 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bestofn import __version__
-from bestofn.trace_context import trace_headers
 from service.access_log import method_of, route_of
 from service.request_notes import (
     CLIENT_CLOSED_REQUEST,
@@ -32,6 +30,8 @@ from service.request_notes import (
     RequestNotes,
     current_request,
 )
+from vbon import __version__
+from vbon.trace_context import trace_headers
 
 Attributes = dict[str, str | int | float | list[str]]
 
@@ -45,7 +45,7 @@ class Tracing:
     def __init__(self, processor: SpanProcessor) -> None:
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
-        self.tracer = self._provider.get_tracer("bestofn", __version__)
+        self.tracer = self._provider.get_tracer("vbon", __version__)
 
     async def stop(self) -> None:
         """Send what is left."""
@@ -139,14 +139,14 @@ def _stages(passage: Passage) -> Iterator[tuple[str, float, float | None]]:
 
 
 def _attributes_of(passage: Passage, stage: str) -> Attributes:
-    attributes: Attributes = {"bestofn.answer_id": passage.answer_id, "bestofn.mode": passage.mode}
+    attributes: Attributes = {"vbon.answer_id": passage.answer_id, "vbon.mode": passage.mode}
     if stage == "encode":
         attributes["gen_ai.usage.input_tokens"] = passage.prompt_tokens
     if stage == "decode":
         attributes["gen_ai.response.model"] = passage.policy
-        attributes["bestofn.n"] = passage.num_samples
-        attributes["bestofn.candidates"] = passage.candidates
-        attributes["bestofn.generated_tokens"] = passage.generated_tokens
+        attributes["vbon.n"] = passage.num_samples
+        attributes["vbon.candidates"] = passage.candidates
+        attributes["vbon.generated_tokens"] = passage.generated_tokens
     return attributes
 
 
@@ -157,12 +157,12 @@ def _describe(span: Span, scope: Scope, notes: RequestNotes) -> None:
     attributes: Attributes = {
         "http.request.method": method or "_OTHER",
         "http.response.status_code": notes.status,
-        "bestofn.request_id": notes.request_id,
+        "vbon.request_id": notes.request_id,
     }
     if route:
         attributes["http.route"] = route
     if notes.key:
-        attributes["bestofn.key"] = notes.key
+        attributes["vbon.key"] = notes.key
     if notes.passages:
         attributes |= _generation(route, notes)
     span.set_attributes(attributes)
@@ -177,7 +177,7 @@ def _generation(route: str | None, notes: RequestNotes) -> Attributes:
     policies = list(dict.fromkeys(passage.policy for passage in passages))
     return {
         "gen_ai.operation.name": "chat" if route == "/v1/chat/completions" else "text_completion",
-        "gen_ai.provider.name": "bestofn",
+        "gen_ai.provider.name": "vbon",
         "gen_ai.request.model": ",".join(notes.modes),
         "gen_ai.request.max_tokens": first.max_tokens,
         "gen_ai.request.temperature": first.temperature,
@@ -185,10 +185,10 @@ def _generation(route: str | None, notes: RequestNotes) -> Attributes:
         "gen_ai.response.finish_reasons": [p.finish_reason for p in passages if p.finish_reason],
         "gen_ai.usage.input_tokens": sum(passage.prompt_tokens for passage in passages),
         "gen_ai.usage.output_tokens": sum(passage.returned_tokens for passage in passages),
-        "bestofn.mode": ",".join(notes.modes),
-        "bestofn.n": first.num_samples,
-        "bestofn.prompts": len(passages),
-        "bestofn.generated_tokens": sum(passage.generated_tokens for passage in passages),
+        "vbon.mode": ",".join(notes.modes),
+        "vbon.n": first.num_samples,
+        "vbon.prompts": len(passages),
+        "vbon.generated_tokens": sum(passage.generated_tokens for passage in passages),
     }
 
 
@@ -208,5 +208,5 @@ def _resource() -> Resource:
     """The standard variables win."""
     named = "OTEL_SERVICE_NAME" in os.environ
     named |= SERVICE_NAME in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    attributes = {SERVICE_VERSION: __version__} | ({} if named else {SERVICE_NAME: "bestofn"})
+    attributes = {SERVICE_VERSION: __version__} | ({} if named else {SERVICE_NAME: "vbon"})
     return Resource.create(attributes)

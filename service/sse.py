@@ -23,7 +23,7 @@ _STALL_S = 60.0
 _LEAVE_S = 1.0  # a connection that was cut is gone at the event loop's next turn
 # In a scope's extensions: what cuts its connection at once. Closing it would wait until what was written is
 # read, and so for ever. A server that has none closes it as well as it can.
-ABORT = "bestofn.abort"
+ABORT = "vbon.abort"
 
 
 def comment(text: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from bestofn.errors import InvalidInputError
 from service.strategies import STRATEGIES, Strategy
+from vbon.errors import InvalidInputError
 
 
 def _collect() -> dict[str, dict[str, FieldInfo]]:

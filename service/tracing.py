@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from bestofn.errors import InvalidInputError
 from service.settings import OtelSettings
+from vbon.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from service.spans import Tracing
@@ -31,7 +31,7 @@ def open_tracing(
     try:
         from service.spans import otlp_tracing
     except ImportError as error:
-        message = 'traces need OpenTelemetry: pip install "bestofn[otel]"'
+        message = 'traces need OpenTelemetry: pip install "vbon[otel]"'
         if settings.endpoint is None:
             logger.warning("%s; the OTEL_ variables are ignored", message)
             return None

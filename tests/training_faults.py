@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from bestofn.checkpoints import check_checkpoint
-from bestofn.checksums import sums_of
-from bestofn.errors import CheckpointError
 from tests.commands import Ended, KillAtWrite, run, running
 from tests.faults.tally import Tally
 from tests.tiny import train_config
 from training.configs import TrainConfig
+from vbon.checkpoints import check_checkpoint
+from vbon.checksums import sums_of
+from vbon.errors import CheckpointError
 
 Difference = Callable[[Path, Path], str | None]
 # They say when and how fast, and sum up the others.

@@ -13,11 +13,11 @@ from typing import Any
 
 import typer
 
-from bestofn.config import Settings, load_settings
-from bestofn.errors import BestOfNError
-from bestofn.files import REMEDY
 from training import configs
 from training.objectives import OBJECTIVES
+from vbon.config import Settings, load_settings
+from vbon.errors import VbonError
+from vbon.files import REMEDY
 
 cli = typer.Typer(
     add_completion=False,
@@ -106,7 +106,7 @@ def _run(name: str, command: Command, arguments: list[str]) -> None:
     module, _, function = command.target.partition(":")
     try:
         getattr(import_module(f"training.{module}"), function)(*command.arguments, config)
-    except BestOfNError as error:
+    except VbonError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     except OSError as error:

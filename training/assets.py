@@ -8,10 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from bestofn.checkpoints import Checkpoint, check_checkpoint
-from bestofn.errors import DataError
-from bestofn.prompts import Prompt
-from bestofn.rewards import RewardModel, open_reward_model
 from training.cache import RewardCache
 from training.cache_columns import source_digest
 from training.configs import TrainConfig
@@ -20,6 +16,10 @@ from training.policies import load_policy
 from training.prompts import encode_prompts, read_prompts
 from training.records import trusted_record
 from training.sample import check_content, meta_path
+from vbon.checkpoints import Checkpoint, check_checkpoint
+from vbon.errors import DataError
+from vbon.prompts import Prompt
+from vbon.rewards import RewardModel, open_reward_model
 
 logger = logging.getLogger(__name__)
 

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from bestofn.errors import BestOfNError
-from bestofn.files import write_json
-from bestofn.provenance import provenance
-from bestofn.statistics import Spread, spread
-from bestofn.terminal import table_console
 from training.configs import BenchConfig, TrainConfig
+from vbon.errors import VbonError
+from vbon.files import write_json
+from vbon.provenance import provenance
+from vbon.statistics import Spread, spread
+from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)
 
@@ -147,13 +147,13 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     """Measure, print the table, write ``--json``; the result is what is written.
 
     Raises:
-        BestOfNError: TRL is not installed.
+        VbonError: TRL is not installed.
         CheckpointError, DataError, RewardError, ExportError.
     """
     try:
         version = metadata.version("trl")
     except metadata.PackageNotFoundError as error:
-        raise BestOfNError(
+        raise VbonError(
             "bench compares with TRL, which is not installed: pip install trl"
         ) from error
     import torch

@@ -24,11 +24,11 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
-from bestofn.prompts import Prompt
-from bestofn.rewards import Scorable
 from training.assets import Assets
 from training.bench import Step, now
 from training.configs import BenchConfig
+from vbon.prompts import Prompt
+from vbon.rewards import Scorable
 
 
 class _Clock(TrainerCallback):

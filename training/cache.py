@@ -22,10 +22,6 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from bestofn.checksums import damage, sha256_of
-from bestofn.errors import DataError, ExportError
-from bestofn.files import REMEDY, write_json
-from bestofn.prompts import Prompt
 from training.cache_columns import (
     INDEX,
     Columns,
@@ -37,6 +33,10 @@ from training.cache_columns import (
 )
 from training.cache_lines import Line
 from training.records import read_record
+from vbon.checksums import damage, sha256_of
+from vbon.errors import DataError, ExportError
+from vbon.files import REMEDY, write_json
+from vbon.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 

@@ -23,12 +23,12 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from bestofn.checksums import damage, is_sealed, sealed, sums_of
-from bestofn.errors import DataError, ExportError
-from bestofn.files import reading, replacing_directory, write_json
 from training import cache_lines
 from training.cache_lines import Line
 from training.records import read_record
+from vbon.checksums import damage, is_sealed, sealed, sums_of
+from vbon.errors import DataError, ExportError
+from vbon.files import reading, replacing_directory, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from bestofn.errors import DataError
-from bestofn.prompts import Prompt
 from training.prompts import chat_of, check_text, encode_prompts
+from vbon.errors import DataError
+from vbon.prompts import Prompt
 
 Float = NDArray[np.float64]
 

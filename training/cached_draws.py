@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bestofn.curves import selection_weights
-from bestofn.errors import DataError
 from training.objectives.protocol import CachedDraw
+from vbon.curves import selection_weights
+from vbon.errors import DataError
 
 
 def draw_indices(

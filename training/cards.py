@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bestofn.checksums import CARD, CHECKSUMS
-from bestofn.files import write_text
 from training.records import read_record
+from vbon.checksums import CARD, CHECKSUMS
+from vbon.files import write_text
 
 
 def write_card(directory: Path, *, title: str, summary: str, facts: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from bestofn.config import NoneWord, Settings
+from vbon.config import NoneWord, Settings
 
 POLICY = Field("sandbox/policy", description="reference policy: a directory or hf://org/name")
 REWARD = Field(

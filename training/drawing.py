@@ -9,14 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bestofn.errors import RewardError
-from bestofn.rewards import RewardModel, Scorable
-from bestofn.seeds import seed_of
 from training.cache import RewardCache
 from training.cached_draws import draw_indices
 from training.generation import Generator
 from training.objectives.protocol import CachedDraw, Draws
 from training.rollout import Rollout, rollout_of
+from vbon.errors import RewardError
+from vbon.rewards import RewardModel, Scorable
+from vbon.seeds import seed_of
 
 # (place in the step, row of the cache) of a process's prompts.
 Rows = Sequence[tuple[int, int]]

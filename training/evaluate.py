@@ -8,21 +8,21 @@ from typing import Any
 
 from rich.table import Table
 
-from bestofn.checkpoints import check_checkpoint
-from bestofn.checksums import sha256_of
-from bestofn.errors import DataError
-from bestofn.files import replacing_directory, storage_errors, write_json
-from bestofn.locks import sole_writer
-from bestofn.provenance import provenance
-from bestofn.rewards import RewardModel, open_reward_model
-from bestofn.statistics import Estimate
-from bestofn.terminal import table_console
 from training.configs import EvaluateConfig
 from training.evaluation import Row, evaluation_rows
 from training.measure import Measurer
 from training.policies import load_policy
 from training.prompts import encode_prompts, read_prompts
 from training.records import read_record
+from vbon.checkpoints import check_checkpoint
+from vbon.checksums import sha256_of
+from vbon.errors import DataError
+from vbon.files import replacing_directory, storage_errors, write_json
+from vbon.locks import sole_writer
+from vbon.provenance import provenance
+from vbon.rewards import RewardModel, open_reward_model
+from vbon.statistics import Estimate
+from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)
 

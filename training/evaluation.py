@@ -11,16 +11,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bestofn.curves import (
+from training.measure import Float, PromptSamples
+from vbon.curves import (
     expected_best,
     pairwise_win_rate,
     selection_weights,
     win_rate_of_best,
 )
-from bestofn.distribution import kl_estimate, kl_upper_bound
-from bestofn.errors import DataError
-from bestofn.statistics import Estimate, bootstrap_mean
-from training.measure import Float, PromptSamples
+from vbon.distribution import kl_estimate, kl_upper_bound
+from vbon.errors import DataError
+from vbon.statistics import Estimate, bootstrap_mean
 
 KlKind = Literal["zero", "upper bound", "Rao-Blackwellised"]
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bestofn.checkpoints import write_checksums
-from bestofn.files import replacing_directory, write_json, write_text
-from bestofn.provenance import provenance
-from bestofn.training_record import ADAPTER, RECORD
 from training.cards import write_card
 from training.configs import TrainConfig
 from training.evaluation import Row
 from training.objectives.protocol import Objective
+from vbon.checkpoints import write_checksums
+from vbon.files import replacing_directory, write_json, write_text
+from vbon.provenance import provenance
+from vbon.training_record import ADAPTER, RECORD
 
 __all__ = ["ADAPTER", "RECORD", "Trained", "export_checkpoint"]
 

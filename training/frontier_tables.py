@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bestofn.statistics import Spread, spread
+from vbon.statistics import Spread, spread
 
 Place = tuple[float, float]
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bestofn.errors import InvalidInputError
 from training.configs import SweepConfig, TrainConfig
 from training.objective_config import train_config_type
+from vbon.errors import InvalidInputError
 
 _ENTRY = re.compile(
     r"^(?P<variant>[^:=;]+)(=(?P<objective>[a-z0-9-]+))?:"

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bestofn.prompts import Prompt
-from bestofn.rewards import RewardModel, Scorable
-from bestofn.seeds import seed_of
 from training.progress import ProgressBar
 from training.rollout import Rollout, response_logits, sample_responses, terms_of
+from vbon.prompts import Prompt
+from vbon.rewards import RewardModel, Scorable
+from vbon.seeds import seed_of
 
 Float = NDArray[np.float64]
 

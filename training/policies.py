@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bestofn.checkpoints import Checkpoint, check_checkpoint
-from bestofn.errors import CheckpointError
+from vbon.checkpoints import Checkpoint, check_checkpoint
+from vbon.errors import CheckpointError
 
 
 def load_policy(

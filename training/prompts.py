@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bestofn.errors import DataError
-from bestofn.files import reading, write_text
-from bestofn.prompts import Message, Prompt, encode_prompt
+from vbon.errors import DataError
+from vbon.files import reading, write_text
+from vbon.prompts import Message, Prompt, encode_prompt
 
 
 def read_prompts(path: Path) -> list[Prompt]:

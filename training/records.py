@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bestofn.errors import DataError
+from vbon.errors import DataError
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

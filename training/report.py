@@ -5,14 +5,14 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from bestofn.errors import DataError, ExportError
-from bestofn.files import write_json, write_text
-from bestofn.html_page import Sheet
-from bestofn.terminal import table_console
 from training.configs import ReportConfig
 from training.report_summary import summary
 from training.report_tables import pareto_sheets, sheets, target_sheets
 from training.sweep_records import methods_of, read_sweep
+from vbon.errors import DataError, ExportError
+from vbon.files import write_json, write_text
+from vbon.html_page import Sheet
+from vbon.terminal import table_console
 
 
 def write_report(config: ReportConfig) -> None:

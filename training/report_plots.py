@@ -13,11 +13,11 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bestofn.errors import ExportError
-from bestofn.html_page.page import COLOURS, markup_safe
 from training.frontier_tables import frontier_flags
 from training.report_sheet import interval, planes_of
 from training.sweep_records import Cell, Sweep
+from vbon.errors import ExportError
+from vbon.html_page.page import COLOURS, markup_safe
 
 # plotly's name, matplotlib's marker, filled or not, and a character for the legend.
 MARKERS = (
@@ -33,7 +33,7 @@ CURVE_NAME = "best-of-n (KL: upper bound)"
 KL_LABEL = "KL from the reference policy, nats"
 _DIMMED = 0.4
 # Fixed ids and no date: the same numbers give the same file.
-_SVG = {"svg.hashsalt": "bestofn", "svg.fonttype": "none"}
+_SVG = {"svg.hashsalt": "vbon", "svg.fonttype": "none"}
 
 
 @dataclass(frozen=True, slots=True)

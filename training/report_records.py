@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from bestofn.html_page import Sheet
 from training import frontier_tables as tables
 from training.report_sheet import WIN_RATE, figures, interval, planes_of, win_points
 from training.sweep_records import Cell, Sweep
+from vbon.html_page import Sheet
 
 
 def cells_sheet(sweep: Sweep) -> Sheet:

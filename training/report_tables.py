@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import numpy as np
 
-from bestofn.html_page import Sheet
 from training import frontier_tables as tables
 from training.report_records import cells_sheet, settings_sheet
 from training.report_sheet import (
@@ -19,6 +18,7 @@ from training.report_sheet import (
     win_points,
 )
 from training.sweep_records import Sweep
+from vbon.html_page import Sheet
 
 COSTS = {
     "samples_drawn": "samples drawn",

@@ -15,10 +15,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from bestofn.checkpoints import Kind, check_checkpoint
-from bestofn.errors import CheckpointError, DataError, DivergedError, InvalidInputError
-from bestofn.files import beside, recover_directory
-from bestofn.locks import sole_writer
 from training.assets import Assets
 from training.configs import TrainConfig
 from training.evaluation import Row, policy_row
@@ -35,6 +31,10 @@ from training.records import is_same, read_record
 from training.reference_logprobs import ensure_reference_logprobs
 from training.states import RUN, States
 from training.trainer import StepMetrics, Trainer, TrainerOptions
+from vbon.checkpoints import Kind, check_checkpoint
+from vbon.errors import CheckpointError, DataError, DivergedError, InvalidInputError
+from vbon.files import beside, recover_directory
+from vbon.locks import sole_writer
 
 logger = logging.getLogger(__name__)
 

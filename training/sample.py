@@ -19,21 +19,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bestofn.checkpoints import check_checkpoint
-from bestofn.checksums import sha256_of
-from bestofn.engine import FinishReason, Sampling
-from bestofn.errors import DataError, ExportError, RewardError
-from bestofn.files import reading, storage_errors, write_json
-from bestofn.locks import sole_writer
-from bestofn.prompts import Prompt
-from bestofn.provenance import provenance
-from bestofn.rewards import RewardModel, Scorable, open_reward_model
-from bestofn.seeds import seed_of
 from training.cache_lines import parse
 from training.configs import SampleConfig
 from training.progress import ProgressBar
 from training.prompts import encode_prompts, read_prompts
 from training.records import is_same, trusted_record
+from vbon.checkpoints import check_checkpoint
+from vbon.checksums import sha256_of
+from vbon.engine import FinishReason, Sampling
+from vbon.errors import DataError, ExportError, RewardError
+from vbon.files import reading, storage_errors, write_json
+from vbon.locks import sole_writer
+from vbon.prompts import Prompt
+from vbon.provenance import provenance
+from vbon.rewards import RewardModel, Scorable, open_reward_model
+from vbon.seeds import seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -296,8 +296,8 @@ async def _from_vllm(
     config: SampleConfig, prompts: list[Prompt]
 ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """A few prompts in the engine at once; each arrives when its last sample has."""
-    from bestofn.engine.vllm_engine import VllmEngine
-    from bestofn.engine.vllm_host import VllmHost, VllmOptions
+    from vbon.engine.vllm_engine import VllmEngine
+    from vbon.engine.vllm_host import VllmHost, VllmOptions
 
     options = VllmOptions(
         dtype=config.dtype, executor="uni", trust_remote_code=config.trust_remote_code

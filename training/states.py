@@ -11,9 +11,9 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from bestofn.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
-from bestofn.files import partial_path, recover_directory, replacing_directory, write_json
 from training.records import read_record
+from vbon.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
+from vbon.files import partial_path, recover_directory, replacing_directory, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bestofn.checksums import sha256_of
-from bestofn.errors import BestOfNError, DataError, DivergedError, InvalidInputError
-from bestofn.files import write_json
-from bestofn.locks import sole_writer
-from bestofn.provenance import provenance
-from bestofn.rewards import open_reward_model
 from training.configs import SweepConfig
 from training.grid import Cell, cells
 from training.progress import ProgressBar
 from training.records import read_record
+from vbon.checksums import sha256_of
+from vbon.errors import DataError, DivergedError, InvalidInputError, VbonError
+from vbon.files import write_json
+from vbon.locks import sole_writer
+from vbon.provenance import provenance
+from vbon.rewards import open_reward_model
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def _run_task(config: SweepConfig, cell: Cell | None) -> str:
         finished, best = _train(cell, assets)
     except DivergedError as error:
         status, message = "diverged", str(error)
-    except BestOfNError as error:
+    except VbonError as error:
         status, message = "failed", str(error)
     weights_kept = status == "ok" and config.keep_checkpoints
     if status == "ok" and not config.keep_checkpoints:

@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bestofn.errors import DataError
 from training.frontier_tables import CurvePoint, Point
+from vbon.errors import DataError
 
 BEST_OF_N = "best-of-n"
 REFERENCE = "reference"

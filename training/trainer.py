@@ -19,15 +19,15 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 
-from bestofn.errors import DivergedError, InvalidInputError
-from bestofn.rewards import RewardModel
-from bestofn.seeds import seed_of
 from training.cache import RewardCache
 from training.configs import TrainConfig
 from training.drawing import Drawer, Drawn, Sources
 from training.generation import Generator, TransformersGenerator
 from training.objectives.protocol import Objective, Samples, StepBatch
 from training.rollout import Rollout, logprobs_of, response_logits, terms_of
+from vbon.errors import DivergedError, InvalidInputError
+from vbon.rewards import RewardModel
+from vbon.seeds import seed_of
 
 Phase = Literal["warm-start", "main"]
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bestofn.checkpoints import check_checkpoint
-from bestofn.engine.protocol import candidate_seed
-from bestofn.errors import (
+from training.configs import TrainConfig
+from training.rollout import Rollout, logprobs_of, response_logits, rollout_of
+from vbon.checkpoints import check_checkpoint
+from vbon.engine.protocol import candidate_seed
+from vbon.errors import (
     CandidateCountError,
     CheckpointError,
     EngineError,
     InvalidInputError,
     PromptTooLongError,
 )
-from training.configs import TrainConfig
-from training.rollout import Rollout, logprobs_of, response_logits, rollout_of
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bestofn.errors import InvalidInputError
 from service.bench.answers import Answers
 from service.bench.candidates_client import Job, client_elsewhere
 from service.bench.contest import Contender, contest, ours
@@ -12,6 +11,7 @@ from service.bench.harness import Bench, Figure
 from service.bench.scorer_endpoint import scorer_endpoint
 from service.bench.vllm_serve import MODEL, vllm_serve
 from service.scoring import BatchingScorer
+from vbon.errors import InvalidInputError
 
 GOAL = 1.2
 

@@ -20,7 +20,7 @@ class BenchSettings(ServiceSettings):
     row measures both its sides in turns, in one run.
     """
 
-    model_config = SettingsConfigDict(env_prefix="BESTOFN_", title="bestofn bench")
+    model_config = SettingsConfigDict(env_prefix="VBON_", title="vbon bench")
 
     rows: list[str] = Field(
         ROWS,

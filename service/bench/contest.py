@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from bestofn.prompts import Prompt
-from bestofn.statistics import Estimate, bootstrap_mean
 from service.bench.answers import Answers
 from service.bench.harness import Bench, Figure, in_turns, ratios, shown
 from service.scoring import BatchingScorer
+from vbon.prompts import Prompt
+from vbon.statistics import Estimate, bootstrap_mean
 
 WIDTHS = (0.5, 0.75, 1.0)  # of the requests with which rows of one mode saturate the engine
 

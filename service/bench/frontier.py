@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bestofn.statistics import Spread
 from service.bench.harness import Bench, Figure
+from vbon.statistics import Spread
 
 Float = NDArray[np.float64]
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import uvicorn
 
-from bestofn.engine import Sampling
-from bestofn.engine.vllm_engine import VllmEngine, generate_bare
-from bestofn.errors import BestOfNError
-from bestofn.prompts import Prompt
-from bestofn.statistics import Spread, spread
 from service.app import create_app
 from service.bench.config import BenchSettings
 from service.bench.load import Job, Result, load_elsewhere
 from service.runtime import Runtime
 from service.serving import keep_for_good
+from vbon.engine import Sampling
+from vbon.engine.vllm_engine import VllmEngine, generate_bare
+from vbon.errors import VbonError
+from vbon.prompts import Prompt
+from vbon.statistics import Spread, spread
 
 Side = Callable[[], Awaitable[float]]
 
@@ -120,7 +120,7 @@ class Bench:
         """The reference's."""
         engine = self.runtime.policies["ref"]
         if not isinstance(engine, VllmEngine):
-            raise BestOfNError("the bench compares with the bare engine, so `ref` must be local")
+            raise VbonError("the bench compares with the bare engine, so `ref` must be local")
         return engine
 
     def cycled(self, count: int) -> Iterator[Prompt]:

@@ -9,16 +9,16 @@ from typing import Any
 import uvicorn
 from rich.table import Table
 
-from bestofn.errors import InvalidInputError
-from bestofn.files import write_json
-from bestofn.prompts import Prompt
-from bestofn.provenance import provenance
-from bestofn.terminal import table_console
 from service.assembly import build_runtime
 from service.bench.config import BenchSettings
 from service.bench.harness import Bench, Figure, served
 from service.bench.rows import ROWS
 from service.client import read_prompts
+from vbon.errors import InvalidInputError
+from vbon.files import write_json
+from vbon.prompts import Prompt
+from vbon.provenance import provenance
+from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The service's own scorer behind HTTP, for the sides that rerank outside of it.
 
-It speaks what :class:`~bestofn.rewards.remote.RemoteReward` asks: ``{"prompts", "completions"}`` in,
+It speaks what :class:`~vbon.rewards.remote.RemoteReward` asks: ``{"prompts", "completions"}`` in,
 ``{"rewards"}`` out. Calls that come during one batch share the next, as they do for the service.
 """
 
@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bestofn.prompts import Prompt
 from service.bench.harness import listening
 from service.scoring import BatchingScorer
+from vbon.prompts import Prompt
 
 
 def scorer_app(scorer: BatchingScorer) -> ASGIApp:

@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx
 
-from bestofn.engine.vllm_engine import VllmEngine
-from bestofn.prompts import Prompt
 from service.bench.processes import free_port, running, wait_until_healthy
 from service.bench.wire import SideError
+from vbon.engine.vllm_engine import VllmEngine
+from vbon.prompts import Prompt
 
 MODEL = "ref"
 # What `vllm serve` runs. The command itself looks for the version of a package `vllm` and ends where

@@ -12,14 +12,14 @@ from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from bestofn.errors import BestOfNError
 from service.connection import Pool
+from vbon.errors import VbonError
 
 Item = TypeVar("Item")
 Work = Callable[[Item], Awaitable[None]]
 
 
-class SideError(BestOfNError):
+class SideError(VbonError):
     """A side of a comparison cannot be measured; carries its own words."""
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestofn.config import load_settings
-from bestofn.errors import BestOfNError
+from vbon.config import load_settings
+from vbon.errors import VbonError
 
 if TYPE_CHECKING:
     from service.loadtest.schema import LoadTestResult
@@ -27,7 +27,7 @@ EPILOG = (
 
 cli = typer.Typer(add_completion=False, help=__doc__, epilog=EPILOG)
 StoreOption = Annotated[str, typer.Option(help="a SQLite file or a database URL")]
-STORE = "bestofn-runs.db"
+STORE = "vbon-runs.db"
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def _told() -> Iterator[None]:
     """Errors as one line and status 1."""
     try:
         yield
-    except BestOfNError as error:
+    except VbonError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(FAILED) from error
 
@@ -53,10 +53,10 @@ def run(context: typer.Context) -> None:
 
     settings = load_settings(LoadTestSettings, context.args, program=PROGRAM)
     logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
-    from bestofn.terminal import table_console
     from service.loadtest.execute import execute
     from service.loadtest.progress import TerminalProgress
     from service.loadtest.show import show
+    from vbon.terminal import table_console
 
     console = table_console()
     with _told():
@@ -72,10 +72,10 @@ def report(
     directory: Annotated[Path, typer.Argument(help="a run's --out directory")],
 ) -> None:
     """Write the reports of a run again from its journal, also of one that was killed."""
-    from bestofn.terminal import table_console
     from service.loadtest.execute import rebuild
     from service.loadtest.report import write_report
     from service.loadtest.show import show
+    from vbon.terminal import table_console
 
     with _told():
         _, result = rebuild(directory)
@@ -95,10 +95,10 @@ def compare(
 
     Needs 5 rounds in each, or 4 without rewards.
     """
-    from bestofn.files import write_json
-    from bestofn.terminal import table_console
     from service.loadtest.compare import compare_runs
     from service.loadtest.show import show_comparison
+    from vbon.files import write_json
+    from vbon.terminal import table_console
 
     with _told():
         found = compare_runs(_load(a, store), _load(b, store))
@@ -116,9 +116,9 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 20,
 ) -> None:
     """List the runs of the store, newest first."""
-    from bestofn.terminal import table_console
     from service.loadtest.show import show_runs
     from service.store import list_runs, open_store
+    from vbon.terminal import table_console
 
     with _told():
         show_runs(table_console(), list_runs(open_store(store), tag=tag, limit=limit))
@@ -131,10 +131,10 @@ def show(
     html: Annotated[Path | None, typer.Option(help="write the report again")] = None,
 ) -> None:
     """Print a kept run; --html FILE writes its report."""
-    from bestofn.files import write_text
-    from bestofn.terminal import table_console
     from service.loadtest.report import html_page
     from service.loadtest.show import show as show_result
+    from vbon.files import write_text
+    from vbon.terminal import table_console
 
     with _told():
         result = _load(run, store)
@@ -170,8 +170,8 @@ def _load(name: str, store: str) -> LoadTestResult:
     """A result by file, directory, or the store."""
     from pydantic import ValidationError
 
-    from bestofn.errors import DataError
     from service.loadtest.schema import LoadTestResult
+    from vbon.errors import DataError
 
     path = Path(name)
     file = path / "result.json" if path.is_dir() else path

@@ -17,9 +17,9 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from bestofn.statistics import holm, joint_permutation, welch_interval
 from service.loadtest.figures import Float, interval, sign_flip_p
 from service.loadtest.schema import CellResult, Interval, LoadTestResult, Quality, Round
+from vbon.statistics import holm, joint_permutation, welch_interval
 
 LEVEL = 0.05
 Verdict = Literal["better", "worse", "no difference seen", "too few rounds", "too few prompts"]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from bestofn.config import NoneWord, Settings
+from vbon.config import NoneWord, Settings
 
 SLO_KINDS = ("e2e", "ttft", "tpot")
 DEFAULT_CONCURRENCY = (1, 8, 32)
@@ -37,7 +37,7 @@ class LoadTestSettings(Settings):
       python -m service.loadtest --api openai --url http://host:8001 --modes my-model
     """
 
-    model_config = SettingsConfigDict(title="bestofn load test")
+    model_config = SettingsConfigDict(title="vbon load test")
 
     url: str = Field("http://127.0.0.1:8000", description="the server, without /v1")
     api: Literal["native", "openai"] = Field(
@@ -46,7 +46,7 @@ class LoadTestSettings(Settings):
         "and throughput only",
     )
     api_key_env: str = Field(
-        "BESTOFN_REMOTE_API_KEY", description="environment variable with the server's key, if any"
+        "VBON_REMOTE_API_KEY", description="environment variable with the server's key, if any"
     )
     wait_s: float = Field(0, ge=0, description="wait so long for the server to be ready, seconds")
     modes: list[str] = Field(
@@ -168,7 +168,7 @@ class LoadTestSettings(Settings):
         description="directory of the results; one that was begun is continued",
     )
     store: Annotated[str | None, NoneWord] = Field(
-        "bestofn-runs.db",
+        "vbon-runs.db",
         description="where runs are kept: a SQLite file, a database URL (postgresql+psycopg://...), or none",
     )
     tag: list[str] = Field(default=[], description="tags of the run in the store")

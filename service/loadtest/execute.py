@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.console import Console
 
-from bestofn.errors import DataError
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.plan import Variant
@@ -23,6 +22,7 @@ from service.loadtest.run import LoadTest, Progress
 from service.loadtest.schema import LoadTestResult, Server
 from service.loadtest.server import choose_variants, describe_server
 from service.loadtest.supervised import Reporting, interrupted_at_end_of
+from vbon.errors import DataError
 
 
 def execute(

@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from bestofn.statistics import RESAMPLES, bootstrap_mean, spread
 from service.loadtest.schema import Interval, Quantiles, Range
+from vbon.statistics import RESAMPLES, bootstrap_mean, spread
 
 Float = NDArray[np.float64]
 

@@ -8,9 +8,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from bestofn.errors import DataError, ExportError
-from bestofn.files import write_json
 from service.loadtest.config import LoadTestSettings
+from vbon.errors import DataError, ExportError
+from vbon.files import write_json
 
 PLAN, JOURNAL = "plan.json", "journal.jsonl"
 # They change what is made of the measurements, not the measurements; `rounds` may grow.

@@ -2,7 +2,7 @@
 
 Timed requests of single samples are not scored, since their users would not pay for it; so every variant is
 asked again with scores. Best-of-N is asked once, at the largest N, for all its candidates: they give every
-smaller N without bias (``bestofn/curves.py``).
+smaller N without bias (``vbon/curves.py``).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from bestofn.curves import expected_best, pairwise_win_rate, selection_weights
-from bestofn.seeds import seed_of
 from service.connection import Pool, ProtocolError
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.figures import Float, interval
 from service.loadtest.plan import Variant
 from service.loadtest.schema import CurvePoint, Quality
 from service.loadtest.targets import native_path
+from vbon.curves import expected_best, pairwise_win_rate, selection_weights
+from vbon.seeds import seed_of
 
 BON = "bon"
 

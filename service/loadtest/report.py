@@ -8,8 +8,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-from bestofn.files import write_text
-from bestofn.html_page import fill_page, html_table, plot_html
 from service.loadtest.schema import LoadTestResult
 from service.loadtest.sheets import (
     break_even_sheet,
@@ -20,6 +18,8 @@ from service.loadtest.sheets import (
     settings_sheet,
     throughput_sheet,
 )
+from vbon.files import write_text
+from vbon.html_page import fill_page, html_table, plot_html
 
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"

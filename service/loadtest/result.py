@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from bestofn.provenance import provenance
 from service.loadtest.breakeven import (
     Side,
     break_even,
@@ -50,6 +49,7 @@ from service.loadtest.schema import (
     ShownAnswer,
 )
 from service.loadtest.summary import cell_result
+from vbon.provenance import provenance
 
 _EXAMPLES = 4
 

@@ -9,11 +9,11 @@ import httpx
 from pydantic import ValidationError
 from rich.console import Console
 
-from bestofn.errors import InvalidInputError
 from service.client import ServerError, wait_until_ready
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.plan import Variant
 from service.loadtest.schema import Mode, Model, Server
+from vbon.errors import InvalidInputError
 
 _TIMEOUT_S = 30.0
 

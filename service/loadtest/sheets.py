@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from bestofn.html_page import Sheet
 from service.loadtest.decision import interval_text, number
 from service.loadtest.schema import CellResult, LoadTestResult, Quantiles, Range
+from vbon.html_page import Sheet
 
 
 def range_text(value: Range | None) -> str:

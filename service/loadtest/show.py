@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bestofn.html_page import Sheet
 from service.loadtest.compare import Comparison
 from service.loadtest.decision import number
 from service.loadtest.schema import LoadTestResult
@@ -20,6 +19,7 @@ from service.loadtest.sheets import (
     saturation_sheet,
     throughput_sheet,
 )
+from vbon.html_page import Sheet
 
 if TYPE_CHECKING:
     from service.store import RunSummary

@@ -135,7 +135,7 @@ class OpenAiTarget:
         if "error" in data:
             raise AnswerError(f"stream: {data['error'].get('type', 'error')}")
         reading.answer = (reading.answer or {}) | {
-            key: data[key] for key in ("usage", "bestofn") if data.get(key)
+            key: data[key] for key in ("usage", "vbon") if data.get(key)
         }
         return any(choice.get("text") for choice in data.get("choices", ()))
 
@@ -145,7 +145,7 @@ class OpenAiTarget:
             into.returned_tokens = answer["usage"]["completion_tokens"]
         except (KeyError, TypeError) as error:
             raise AnswerError("no usage in the answer") from error
-        report = answer.get("bestofn")
+        report = answer.get("vbon")
         into.generated_tokens = into.returned_tokens
         if report:
             timings = report["timings_ms"]

@@ -6,7 +6,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from bestofn.errors import InvalidInputError
 from service.deps import get_request_id, get_runtime
 from service.disconnect import run_while_connected
 from service.errors import tell
@@ -15,6 +14,7 @@ from service.generation import generate, make_plan
 from service.responses import json_of
 from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, GenerateRequest
 from service.sse import event, open_stream
+from vbon.errors import InvalidInputError
 
 router = APIRouter(tags=["generation"])
 

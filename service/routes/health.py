@@ -6,10 +6,10 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from bestofn.errors import NotReadyError
 from service.deps import RuntimeDep
 from service.exposition import expose
 from service.schemas import errors
+from vbon.errors import NotReadyError
 
 router = APIRouter(tags=["server"])
 
@@ -35,6 +35,6 @@ async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(runtime: RuntimeDep) -> Response:
-    """Prometheus metrics: the service's own (`bestofn:`) and each engine's (`vllm:`), by policy."""
+    """Prometheus metrics: the service's own (`vbon:`) and each engine's (`vllm:`), by policy."""
     text = await expose(runtime.metrics, runtime.policies)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -9,7 +9,6 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 
-from bestofn.errors import NotFoundError
 from service.browsers import REPORT_POLICY, refuse_other_sites
 from service.caller import current_caller
 from service.deps import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
@@ -27,6 +26,7 @@ from service.schemas.loadtests import (
     LoadTestStatus,
     ReportLink,
 )
+from vbon.errors import NotFoundError
 
 router = APIRouter(tags=["load tests"])
 

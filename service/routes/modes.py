@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from bestofn.training_record import read_training_record
 from service.deps import RecordsDep, RuntimeDep
 from service.generation import policy_ref, scorer_ref
 from service.schemas import ModeInfo, ModesResponse
+from vbon.training_record import read_training_record
 
 router = APIRouter(tags=["server"])
 

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from bestofn.errors import InvalidInputError, ModelNotFoundError
 from service.deps import RuntimeDep, get_request_id, get_runtime, remember_model
 from service.disconnect import run_while_connected
 from service.errors import tell
@@ -20,6 +19,7 @@ from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, Model, ModelList
 from service.sse import event, open_stream
+from vbon.errors import InvalidInputError, ModelNotFoundError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 

@@ -6,8 +6,8 @@ import asyncio
 
 from fastapi import APIRouter, Request, Response
 
-from bestofn.errors import NotFoundError
 from service.page import DOCS, DOCUMENTS, INDEX, PAGE_POLICY, page_files, read_asset
+from vbon.errors import NotFoundError
 
 router = APIRouter(include_in_schema=False)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from bestofn.engine import FinishReason
 from service.schemas.wire import ModelRef, SamplingUsed
+from vbon.engine import FinishReason
 
 
 class Usage(BaseModel):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
-from bestofn.prompts import Message, Prompt
 from service.schemas.wire import ChatMessage, SamplingFields, Text
 from service.strategy_fields import with_strategy_settings
+from vbon.prompts import Message, Prompt
 
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 

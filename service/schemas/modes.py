@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from bestofn.training_record import TrainingRecord
 from service.schemas.wire import ModelRef
+from vbon.training_record import TrainingRecord
 
 
 class ModeInfo(BaseModel):

@@ -71,7 +71,7 @@ class OpenAiFields(SamplingFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="not used")
-    return_candidates: bool = Field(False, description="also return every candidate, in `bestofn`")
+    return_candidates: bool = Field(False, description="also return every candidate, in `vbon`")
     score: bool = Field(
         False,
         description="single-sample modes: report the answer's reward (costs one scoring, which a client "

@@ -18,7 +18,7 @@ class OpenAiUsage(BaseModel):
     total_tokens: int
 
 
-class BestOfNReport(BaseModel):
+class VbonReport(BaseModel):
     """What this server adds to an answer: how it was chosen and what that cost."""
 
     mode: str
@@ -70,7 +70,7 @@ class OpenAiAnswer(BaseModel):
     model: str
     system_fingerprint: str = Field(description="the policy's revision")
     usage: OpenAiUsage
-    bestofn: BestOfNReport | list[BestOfNReport] = Field(
+    vbon: VbonReport | list[VbonReport] = Field(
         description="a list, one a choice, where several prompts were sent as a list"
     )
 
@@ -95,7 +95,7 @@ class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
     created: int = Field(description="when this server started, Unix time")
-    owned_by: Literal["bestofn"] = "bestofn"
+    owned_by: Literal["vbon"] = "vbon"
     max_model_len: int = Field(description="context of the policy, tokens")
     description: str
 

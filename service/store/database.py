@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from bestofn.errors import BestOfNError
+from vbon.errors import VbonError
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _LOCK = 4_207_120_570_064_057  # PostgreSQL: any number that others do not use
@@ -27,7 +27,7 @@ _WRONG_URL = (
 _MIGRATING = threading.Lock()  # alembic keeps its context in its module
 
 
-class StoreError(BestOfNError):
+class StoreError(VbonError):
     """The store cannot be opened, or not be used; says which and why."""
 
 
@@ -75,7 +75,7 @@ def open_store(where: str) -> Store:
     except ImportError as error:
         raise StoreError(
             f"the driver of {parsed.drivername} is not installed ({error}); for PostgreSQL: "
-            'pip install "bestofn[postgres]" and a URL that begins with postgresql+psycopg://'
+            'pip install "vbon[postgres]" and a URL that begins with postgresql+psycopg://'
         ) from error
     if parsed.get_backend_name() == "sqlite":
         _prepare_sqlite(engine)

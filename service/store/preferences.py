@@ -9,9 +9,9 @@ from typing import Literal
 
 from sqlalchemy import select
 
-from bestofn.statistics import Estimate, score_share
 from service.store.database import Store
 from service.store.tables import PreferenceRow
+from vbon.statistics import Estimate, score_share
 
 Winner = Literal["a", "b", "tie"]
 _SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}

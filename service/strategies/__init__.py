@@ -5,7 +5,7 @@ each strategy a mode over the reference policy, or over the one that ``policy=``
 """
 
 from service.strategies.adaptive_bon import AdaptiveBon
-from service.strategies.bon import BestOfN
+from service.strategies.bon import Bon
 from service.strategies.bon_uniform_top import BonUniformTop
 from service.strategies.mbr_bon import MbrBon
 from service.strategies.observer import UNOBSERVED, Observer
@@ -21,15 +21,15 @@ from service.strategies.protocol import (
 from service.strategies.rbon_kl import RbonKl
 from service.strategies.rbon_length import RbonLength
 from service.strategies.single import Single
-from service.strategies.soft_bon import SoftBestOfN
+from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.srbon_kl import SrbonKl
 from service.strategies.srbon_wd import SrbonWd
 from service.strategies.treebon import TreeBon
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    "bon": BestOfN,
-    "soft-bon": SoftBestOfN,
+    "bon": Bon,
+    "soft-bon": SoftBon,
     "bon-uniform-top": BonUniformTop,
     "pessimistic-bon": PessimisticBon,
     "rbon-kl": RbonKl,

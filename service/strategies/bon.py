@@ -8,7 +8,7 @@ from service.strategies.protocol import Float
 from service.strategies.rerank import Pool, Reranker, best
 
 
-class BestOfN(Reranker):
+class Bon(Reranker):
     """Argmax of the reward over N samples; the lower index among equals."""
 
     description: ClassVar[str] = "N samples, the one with the highest reward returned"

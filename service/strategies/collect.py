@@ -7,9 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from time import perf_counter
 
-from bestofn.engine import Candidate, Engine, Partial
-from bestofn.errors import CandidateCountError
 from service.strategies.protocol import ScoredCandidate, Scorer, Task
+from vbon.engine import Candidate, Engine, Partial
+from vbon.errors import CandidateCountError
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from bestofn.engine import Candidate, Partial
 from service.strategies.scored import ScoredCandidate
+from vbon.engine import Candidate, Partial
 
 
 class Observer:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from bestofn.embedders import Embedder
-from bestofn.engine import Engine, Sampling
-from bestofn.prompts import Prompt
 from service.strategies.observer import UNOBSERVED, Observer
 from service.strategies.scored import ScoredCandidate
+from vbon.embedders import Embedder
+from vbon.engine import Engine, Sampling
+from vbon.prompts import Prompt
 
 __all__ = [
     "Float",

@@ -9,8 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from bestofn.errors import InvalidInputError, RewardError
-from bestofn.seeds import seed_of
 from service.strategies.collect import collect
 from service.strategies.protocol import (
     Float,
@@ -22,6 +20,8 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
+from vbon.errors import InvalidInputError, RewardError
+from vbon.seeds import seed_of
 
 
 @dataclass(frozen=True, slots=True)

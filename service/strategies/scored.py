@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bestofn.engine import Candidate
+from vbon.engine import Candidate
 
 
 @dataclass(frozen=True, slots=True)

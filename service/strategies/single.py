@@ -6,7 +6,6 @@ from contextlib import aclosing
 from time import perf_counter
 from typing import ClassVar
 
-from bestofn.errors import CandidateCountError
 from service.strategies.collect import as_candidate, collect
 from service.strategies.protocol import (
     Outcome,
@@ -16,6 +15,7 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
+from vbon.errors import CandidateCountError
 
 
 class Single(Strategy):

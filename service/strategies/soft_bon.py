@@ -11,7 +11,7 @@ from service.strategies.protocol import Float
 from service.strategies.rerank import Pool, Reranker, softmax
 
 
-class SoftBestOfN(Reranker):
+class SoftBon(Reranker):
     """``P[i] ~ exp(r_i / reward_temperature)``: ``bon`` as it tends to 0, ``ref`` as it grows.
 
     As N grows this tends to ``p exp(r / reward_temperature) / Z``, what KL-regularised RL aims at.

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.engine.protocol import Candidate, Sampling
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import FakeReward, make_runtime, score_text
+from vbon.engine.fake import FakeEngine
+from vbon.engine.protocol import Candidate, Sampling
 
 PROMPT = "the film was"
 SOME_TOKENS = re.compile(r"^\d+ tokens$")

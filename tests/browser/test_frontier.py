@@ -7,11 +7,11 @@ from pathlib import Path
 
 from playwright.async_api import expect
 
-from bestofn.engine.fake import FakeEngine
 from service.runtime import Runtime
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
 from tests.unit.test_frontier import EVALUATION, HELDOUT, RECORD
+from vbon.engine.fake import FakeEngine
 
 MARKUP = "<img src=x onerror=\"document.title='gone'\">"
 LONG_MS = 90_000  # a browser takes a while to read plotly where others use the machine
@@ -58,7 +58,7 @@ async def test_policies_stand_on_the_curve_and_hovering_shows_the_card(
             "aria-label", "KL and mean reward: vbon: 1.90 nats, 3.000"
         )
         await assert_accessible(page)
-        assert await page.title() == "Frontier · bestofn"
+        assert await page.title() == "Frontier · vbon"
 
 
 async def test_on_a_narrow_dark_screen_all_of_it_fits(visitor: Visitor, tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from bestofn.engine.fake import FakeEngine
 from service.keys import new_key, write_keys
 from service.runtime import Runtime
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
+from vbon.engine.fake import FakeEngine
 
 MARKUP = "<img src=x onerror=\"document.title='gone'\"><script>document.title='gone'</script>"
 TAG = "<b onclick=alert(1)>before</b>"
@@ -78,7 +78,7 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         await expect(report.get_by_text(MARKUP).first).to_be_visible()
         assert await report.evaluate("window.origin") == "null"
         assert await report.title() != "gone"
-        assert await page.title() == "Measure · bestofn"
+        assert await page.title() == "Measure · vbon"
         await page.get_by_role("button", name="Start").click()
         await expect(state(page, "running")).to_be_visible()
         await expect(past).to_have_count(2, timeout=LONG_MS)

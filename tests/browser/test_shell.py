@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
-from bestofn.engine.fake import FakeEngine
 from service.bench.processes import free_port
 from service.keys import new_key, write_keys
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
+from vbon.engine.fake import FakeEngine
 
 
 class SlowToLoad(FakeEngine):
@@ -36,11 +36,11 @@ async def test_views_are_links_that_a_keyboard_and_an_address_reach(visitor: Vis
         )
         await page.get_by_role("link", name="Frontier").focus()
         await page.keyboard.press("Enter")
-        await expect(page).to_have_title("Frontier · bestofn")
+        await expect(page).to_have_title("Frontier · vbon")
         await page.go_back()
-        await expect(page).to_have_title("Measure · bestofn")
+        await expect(page).to_have_title("Measure · vbon")
         await page.goto(f"{url}/#nowhere")
-        await expect(page).to_have_title("Ask · bestofn")
+        await expect(page).to_have_title("Ask · vbon")
 
 
 async def test_the_theme_is_the_system_s_until_another_is_chosen_and_then_stays(

@@ -39,7 +39,7 @@ async def _leave_often(
     for mode in ("ref", "bon"):
         await service.ask(mode)
     before = await service.held()
-    left_before = await service.metric("bestofn:request_errors_total", error="client_disconnected")
+    left_before = await service.metric("vbon:request_errors_total", error="client_disconnected")
     seen: Counter[str] = Counter()
     moments = random.Random(0)
     todo = iter(range(times))
@@ -60,7 +60,7 @@ async def _leave_often(
         done.set()
     for what, count in (await service.left_over(before)).items():
         tally.left_over[what] = tally.left_over.get(what, 0) + count
-    noticed = await service.metric("bestofn:request_errors_total", error="client_disconnected")
+    noticed = await service.metric("vbon:request_errors_total", error="client_disconnected")
     tally.notes.append(f"left: {dict(seen)}; the server stopped work of {noticed - left_before:g}")
     if noticed == left_before:
         tally.lost.append("the server noticed nobody leaving while it worked")

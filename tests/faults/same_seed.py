@@ -88,7 +88,7 @@ async def _streamed(service: Service, seed: int, tally: Tally) -> Candidates:
 async def _through_v1(service: Service, seed: int, tally: Tally) -> Candidates:
     body = _body(seed) | {"model": "bon", "best_of": 4, "logprobs": 0}
     answer = await _told(service.client.post("/v1/completions", json=body), tally)
-    told = answer["bestofn"]["candidates"]
+    told = answer["vbon"]["candidates"]
     return [one["token_ids"] for one in sorted(told, key=lambda one: one["index"])]
 
 

@@ -83,11 +83,11 @@ class Service:
     async def held(self) -> dict[str, float]:
         """What it holds now, by kind; compare two of these around a fault."""
         return {
-            "sequences running": await self.metric("bestofn:num_sequences_running"),
-            "sequences waiting": await self.metric("bestofn:num_sequences_waiting"),
-            "sequences in engines": await self.metric("bestofn:num_engine_sequences"),
-            "scores waiting": await self.metric("bestofn:num_scores_waiting"),
-            "tasks": await self.metric("bestofn:num_tasks"),
+            "sequences running": await self.metric("vbon:num_sequences_running"),
+            "sequences waiting": await self.metric("vbon:num_sequences_waiting"),
+            "sequences in engines": await self.metric("vbon:num_engine_sequences"),
+            "scores waiting": await self.metric("vbon:num_scores_waiting"),
+            "tasks": await self.metric("vbon:num_tasks"),
             "file descriptors": self.process.num_fds(),
             "threads": self.process.num_threads(),
         }

@@ -62,8 +62,8 @@ async def _until_taken(service: Service, count: int) -> None:
         while taken < count + 1:
             held = await service.held()
             inside = (held["sequences running"] + held["sequences waiting"]) / N
-            done = await service.metric("bestofn:request_success_total")
-            taken = inside + done + await service.metric("bestofn:request_errors_total")
+            done = await service.metric("vbon:request_success_total")
+            taken = inside + done + await service.metric("vbon:request_errors_total")
             await asyncio.sleep(0.05)
 
 

@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         "scripts/fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--url", help="server; its key in BESTOFN_REMOTE_API_KEY")
+    parser.add_argument("--url", help="server; its key in VBON_REMOTE_API_KEY")
     parser.add_argument("--examples", type=int, default=500, help="of schemathesis, each operation")
     parser.add_argument("--mutants", type=int, default=20_000, help="of valid requests")
     parser.add_argument("--seed", type=int, help="to repeat a run (default: a new one)")
@@ -49,7 +49,7 @@ async def fuzz(url: str | None, examples: int, count: int, seed: int) -> int:
 @asynccontextmanager
 async def _server(url: str | None) -> AsyncGenerator[tuple[str, str | None], None]:
     if url is not None:
-        yield url.rstrip("/"), os.environ.get("BESTOFN_REMOTE_API_KEY")
+        yield url.rstrip("/"), os.environ.get("VBON_REMOTE_API_KEY")
         return
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         async with fuzzed(Path(scratch)) as own:

@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from bestofn.engine import Engine
-from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.engine.remote_server import RemoteOptions
 from service.runtime import Runtime
 from service.settings import ServiceSettings
 from tests.tiny import train_config
+from vbon.engine import Engine
+from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote_server import RemoteOptions
 
 
 @pytest.fixture(scope="session")

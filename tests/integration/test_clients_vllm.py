@@ -62,18 +62,18 @@ async def test_the_official_client(url: str) -> None:
     assert {"ref", "vbon", "lora", "bon", "treebon"} <= set(found["models"])
     assert found["model"].id == "bon@vbon"
     bon = found["bon"]
-    assert len(bon.bestofn["candidates"]) == 8
-    assert bon.bestofn["reward"] == max(c["reward"] for c in bon.bestofn["candidates"])
+    assert len(bon.vbon["candidates"]) == 8
+    assert bon.vbon["reward"] == max(c["reward"] for c in bon.vbon["candidates"])
     assert "".join(bon.choices[0].logprobs.tokens).startswith(bon.choices[0].text)
     assert text_of(found["bon stream"]) == bon.choices[0].text
-    assert found["vbon"].bestofn["reward"] is None
+    assert found["vbon"].vbon["reward"] is None
     assert text_of(found["vbon stream"]) == found["vbon"].choices[0].text
     assert found["vbon stream"][-1].usage == found["vbon"].usage
     assert len(found["vbon stream"]) > 3
     chat = found["chat"]
     assert chat.usage.completion_tokens == len(chat.choices[0].logprobs.content)
     assert text_of(found["chat stream"]) == chat.choices[0].message.content
-    assert found["chat bon"].bestofn["policy"]["name"] == "vbon"
+    assert found["chat bon"].vbon["policy"]["name"] == "vbon"
     errors = {
         "no model": (openai.NotFoundError, "model"),
         "no template": (openai.UnprocessableEntityError, "messages"),

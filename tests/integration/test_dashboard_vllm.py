@@ -31,7 +31,7 @@ async def test_every_metric_of_the_dashboard_is_a_real_one(runtime: Runtime) -> 
         await asyncio.sleep(0.1)  # vLLM counts a step after it has given out its tokens
         after = await scraped(client)
     exported = {name for name, _ in after}
-    for prefix, at_least in (("bestofn", 15), ("vllm", 7)):
+    for prefix, at_least in (("vbon", 15), ("vllm", 7)):
         assert len(queried(prefix)) >= at_least
         assert queried(prefix) <= exported, queried(prefix) - exported
     # The engine's own count is what the answers say, and the streamed answer's few.

@@ -12,9 +12,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from bestofn.embedders import open_embedder
-from bestofn.embedders.cosine import cosine
-from bestofn.errors import CheckpointError
+from vbon.embedders import open_embedder
+from vbon.embedders.cosine import cosine
+from vbon.errors import CheckpointError
 
 pytestmark = pytest.mark.train
 

@@ -15,12 +15,12 @@ from itertools import pairwise
 
 import pytest
 
-from bestofn.engine import Candidate, Engine, Partial, Sampling
-from bestofn.engine.fake import FakeEngine
-from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.errors import InvalidInputError, NotReadyError, PromptTooLongError
-from bestofn.prompts import Prompt
 from tests.unit.openai_imitation import imitation
+from vbon.engine import Candidate, Engine, Partial, Sampling
+from vbon.engine.fake import FakeEngine
+from vbon.engine.remote_engine import RemoteEngine
+from vbon.errors import InvalidInputError, NotReadyError, PromptTooLongError
+from vbon.prompts import Prompt
 
 SAMPLING = Sampling(max_tokens=8, seed=11)
 PROMPT = Prompt(text="the film was")

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from bestofn.engine import Engine
 from service.app import create_app
 from service.runtime import Runtime
 from tests.unit.test_api import disconnect_after
+from vbon.engine import Engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 

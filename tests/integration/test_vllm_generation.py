@@ -14,12 +14,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 pytestmark = [pytest.mark.train, pytest.mark.vllm]
 
-from bestofn.errors import InvalidInputError, PromptTooLongError  # noqa: E402
 from tests.tiny import train_config  # noqa: E402
 from training.policies import load_policy  # noqa: E402
 from training.rollout import Rollout, logprobs_of, response_logits  # noqa: E402
 from training.run import train  # noqa: E402
 from training.vllm_generation import VllmGenerator, merged_weights  # noqa: E402
+from vbon.errors import InvalidInputError, PromptTooLongError  # noqa: E402
 
 TEXTS = ("the film was", "in this old french")
 TEMPERATURE, NEW_TOKENS = 0.9, 12

@@ -10,14 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bestofn.engine import Candidate, Engine, Sampling
-from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.engine.remote_server import RemoteOptions
-from bestofn.errors import CheckpointError, InvalidInputError
-from bestofn.prompts import Prompt
 from service.app import create_app
 from service.assembly import build_runtime
 from service.settings import ServiceSettings
+from vbon.engine import Candidate, Engine, Sampling
+from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote_server import RemoteOptions
+from vbon.errors import CheckpointError, InvalidInputError
+from vbon.prompts import Prompt
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 

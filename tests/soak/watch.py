@@ -11,9 +11,9 @@ import httpx
 import psutil
 
 GAUGES = {
-    "tasks": "bestofn:num_tasks",
-    "sequences in engines": "bestofn:num_engine_sequences",
-    "scores waiting": "bestofn:num_scores_waiting",
+    "tasks": "vbon:num_tasks",
+    "sequences in engines": "vbon:num_engine_sequences",
+    "scores waiting": "vbon:num_scores_waiting",
 }
 
 

@@ -17,13 +17,13 @@ from asgi_lifespan import LifespanManager
 from fastapi import FastAPI
 from starlette.types import Message
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.prompts import Prompt
-from bestofn.rewards import Scorable
 from service.app import create_app
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from service.settings import ServiceSettings
+from vbon.engine.fake import FakeEngine
+from vbon.prompts import Prompt
+from vbon.rewards import Scorable
 
 
 class FakeReward:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bestofn.errors import InvalidInputError, OverloadedError
 from service.admission import Admission
 from service.allowance import Allowance
 from service.caller import ANYBODY, Caller, current_caller
+from vbon.errors import InvalidInputError, OverloadedError
 
 
 class Queue:

@@ -9,14 +9,14 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.errors import CheckpointError
-from bestofn.rewards import Scorable
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from service.settings import ServiceSettings
 from service.strategies import STRATEGIES
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+from vbon.engine.fake import FakeEngine
+from vbon.errors import CheckpointError
+from vbon.rewards import Scorable
 
 BODY = {"prompt": "the film was", "n": 8, "max_tokens": 12, "seed": 3}
 
@@ -404,8 +404,8 @@ async def test_other_modes_go_on_while_an_engine_is_dead_and_it_comes_back() -> 
     assert ready.status_code == 503
     assert "vbon: it cannot be started: not yet" in ready.json()["error"]["message"]
     assert (other.status_code, back.status_code) == (200, 200)
-    assert 'bestofn:restarts_total{part="vbon"} 1.0' in metrics
-    assert 'bestofn:restarts_total{part="ref"} 0.0' in metrics
+    assert 'vbon:restarts_total{part="vbon"} 1.0' in metrics
+    assert 'vbon:restarts_total{part="ref"} 0.0' in metrics
 
 
 async def test_without_its_reward_model_a_single_sample_is_answered_and_counted_unscored() -> None:
@@ -420,7 +420,7 @@ async def test_without_its_reward_model_a_single_sample_is_answered_and_counted_
         200, None, None,
     )  # fmt: skip
     assert (reranked.status_code, reranked.json()["error"]["type"]) == (503, "reward_dead")
-    assert 'bestofn:unscored_candidates_total{mode="vbon"} 1.0' in metrics
+    assert 'vbon:unscored_candidates_total{mode="vbon"} 1.0' in metrics
 
 
 async def test_an_engine_that_returns_too_few_candidates_is_an_error() -> None:
@@ -448,11 +448,11 @@ async def test_modes_and_metrics() -> None:
     ]  # fmt: skip
     soft = next(m for m in modes["modes"] if m["name"] == "soft-bon")
     assert soft["settings"] == {"reward_temperature": 1.0}
-    assert 'bestofn:request_success_total{mode="bon"} 1.0' in metrics
-    assert 'bestofn:candidates_total{mode="bon"} 8.0' in metrics
-    assert 'bestofn:request_errors_total{error="invalid_input",mode="vbon"} 1.0' in metrics
-    assert 'bestofn:e2e_request_latency_seconds_count{mode="bon"} 1.0' in metrics
-    assert "bestofn:ready 1.0" in metrics
+    assert 'vbon:request_success_total{mode="bon"} 1.0' in metrics
+    assert 'vbon:candidates_total{mode="bon"} 8.0' in metrics
+    assert 'vbon:request_errors_total{error="invalid_input",mode="vbon"} 1.0' in metrics
+    assert 'vbon:e2e_request_latency_seconds_count{mode="bon"} 1.0' in metrics
+    assert "vbon:ready 1.0" in metrics
     assert modes["records"] is True
 
 

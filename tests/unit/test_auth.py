@@ -11,12 +11,12 @@ import openai
 import pytest
 from fastapi import FastAPI
 
-from bestofn.errors import DataError
 from service.app import create_app
 from service.auth import warn_if_open
 from service.keys import new_key, write_keys
 from service.settings import AuthSettings
 from tests.unit.fakes import make_runtime, serving
+from vbon.errors import DataError
 
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 2, "max_tokens": 4}
 
@@ -74,7 +74,7 @@ async def test_a_refusal_has_the_shape_of_errors_and_says_what_to_send(
             response = await client.post("/generate", json=BODY, headers=headers)
             error = response.json()["error"]
             assert response.status_code == 401
-            assert response.headers["www-authenticate"] == 'Bearer realm="bestofn"'
+            assert response.headers["www-authenticate"] == 'Bearer realm="vbon"'
             assert (error["type"], error["code"]) == ("unauthorized", "invalid_api_key")
             assert error["request_id"] == response.headers["x-request-id"]
             assert not any(value and value in response.text for value in headers.values())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from bestofn.errors import BestOfNError
 from training import bench
 from training.bench import Step, ratios, result_of, run_bench, table_of
 from training.configs import BenchConfig
+from vbon.errors import VbonError
 
 
 def repeat(seconds: float, tokens: int = 200, steps: int = 2) -> list[Step]:
@@ -58,5 +58,5 @@ def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
         raise bench.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(bench.metadata, "version", missing)
-    with pytest.raises(BestOfNError, match="pip install trl"):
+    with pytest.raises(VbonError, match="pip install trl"):
         run_bench(BenchConfig())

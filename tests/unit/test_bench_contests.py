@@ -9,9 +9,6 @@ from typing import Any
 
 import pytest
 
-from bestofn.prompts import Prompt
-from bestofn.rewards import Scorable
-from bestofn.rewards.remote import RemoteReward
 from service.bench.answers import Answers
 from service.bench.candidates_client import Job, client_elsewhere, run_client
 from service.bench.config import BenchSettings
@@ -22,6 +19,9 @@ from service.bench.vllm_serve import serve_flags
 from service.bench.wire import SideError, connected, elsewhere
 from tests.unit.chat_imitation import WORDS, Engine, started_scorer
 from tests.unit.fakes import FakeReward, make_runtime, score_text
+from vbon.prompts import Prompt
+from vbon.rewards import Scorable
+from vbon.rewards.remote import RemoteReward
 
 
 async def test_plain_client_asks_once_each_and_takes_the_best() -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from bestofn.errors import InvalidInputError
 from service.bench.config import PEER_SIDES
 from service.bench.harness import listening
 from service.bench.peers import optillm_server
@@ -20,6 +19,7 @@ from service.bench.scorer_endpoint import scorer_endpoint
 from tests.unit.chat_imitation import WORDS, Engine, started_scorer
 from tests.unit.fakes import FakeReward, make_runtime
 from tests.unit.test_bench_contests import bench_of
+from vbon.errors import InvalidInputError
 
 PEERS = Path(__file__).resolve().parents[2] / ".peers" / "bin" / "python"
 

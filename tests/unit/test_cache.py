@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestofn.errors import DataError, ExportError
-from bestofn.prompts import Prompt
 from training import cache_columns, cache_lines
 from training.cache import RewardCache
 from training.cache_columns import source_digest
+from vbon.errors import DataError, ExportError
+from vbon.prompts import Prompt
 
 EOS = 0
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from bestofn.curves import selection_weights
-from bestofn.errors import DataError
 from training.cached_draws import draw_indices
 from training.objectives.protocol import CachedDraw
+from vbon.curves import selection_weights
+from vbon.errors import DataError
 
 REWARDS = np.array([0.5, -1.0, 2.0, 0.0, 1.5, 1.0])
 

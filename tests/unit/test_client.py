@@ -11,7 +11,6 @@ import httpx
 import pytest
 from rich.console import Console
 
-from bestofn.errors import DataError
 from service.client import (
     ServerError,
     answers_table,
@@ -20,6 +19,7 @@ from service.client import (
     wait_until_ready,
 )
 from tests.unit.fakes import FakeReward, make_runtime, serving
+from vbon.errors import DataError
 
 
 async def test_tables_show_both_sides_and_take_model_text_literally() -> None:

@@ -6,9 +6,9 @@ import httpx
 import numpy as np
 import pytest
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.rewards import Scorable
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+from vbon.engine.fake import FakeEngine
+from vbon.rewards import Scorable
 
 PROMPTS = [f"prompt number {i}" for i in range(6)]
 

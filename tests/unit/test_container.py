@@ -12,9 +12,9 @@ yaml = pytest.importorskip("yaml")  # comes with transformers
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = ("sandbox", "bestofn", "bestofn-gpu")
+OURS = ("sandbox", "vbon", "vbon-gpu")
 # Where the service writes: temporary files, kernels and models fetched (home), the sandbox (data).
-WRITABLE = {"/tmp", "/home/bestofn", "/data", "/prometheus", "/var/lib/grafana"}
+WRITABLE = {"/tmp", "/home/vbon", "/data", "/prometheus", "/var/lib/grafana"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -50,8 +50,8 @@ def test_it_writes_only_where_it_must(name: str) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_the_store_lies_where_it_may_be_written(name: str) -> None:
     if name != "sandbox":
-        store = SERVICES[name]["environment"]["BESTOFN_STORE"]
-        assert Path(store.rpartition(":-")[2].rstrip("}")).parent == Path("/home/bestofn")
+        store = SERVICES[name]["environment"]["VBON_STORE"]
+        assert Path(store.rpartition(":-")[2].rstrip("}")).parent == Path("/home/vbon")
 
 
 def test_the_image_runs_as_nobody_in_particular() -> None:

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bestofn.embedders import ngrams
-from bestofn.embedders.cosine import cosine
-from bestofn.embedders.ngrams import NgramEmbedder
+from vbon.embedders import ngrams
+from vbon.embedders.cosine import cosine
+from vbon.embedders.ngrams import NgramEmbedder
 
 TEXTS = st.lists(st.lists(st.sampled_from("abBcÉé")).map(" ".join), min_size=1)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from bestofn.engine import vllm_engine, vllm_host
-from bestofn.engine.protocol import Candidate
-from bestofn.engine.vllm_engine import VllmEngine
-from bestofn.engine.vllm_host import VllmHost, VllmOptions
-from bestofn.errors import CheckpointError, EngineError
 from service.concurrency import all_or_first_error
 from service.supervision import Supervisor
+from vbon.engine import vllm_engine, vllm_host
+from vbon.engine.protocol import Candidate
+from vbon.engine.vllm_engine import VllmEngine
+from vbon.engine.vllm_host import VllmHost, VllmOptions
+from vbon.errors import CheckpointError, EngineError
 
 
 class Llm:

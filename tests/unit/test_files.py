@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bestofn.errors import ExportError
-from bestofn.files import recover_directory, replacing_directory, write_json, write_text
+from vbon.errors import ExportError
+from vbon.files import recover_directory, replacing_directory, write_json, write_text
 
 
 def disk_full(*_: object) -> None:

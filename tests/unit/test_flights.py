@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from bestofn.errors import RequestTimeoutError, ShuttingDownError
 from service.flights import Flights
+from vbon.errors import RequestTimeoutError, ShuttingDownError
 
 
 async def fly(flights: Flights, seconds: float, *uses: object, limit_s: float = 30.0) -> str:

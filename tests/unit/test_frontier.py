@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.errors import DataError
 from service.assembly import build_runtime
 from service.settings import ServiceSettings
 from service.store import add_run, open_store
 from tests.unit.fakes import make_runtime, serving
+from vbon.engine.fake import FakeEngine
+from vbon.errors import DataError
 
 
 def mean(value: float) -> dict[str, float]:

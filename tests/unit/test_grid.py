@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bestofn.errors import InvalidInputError
 from training.configs import DEFAULT_GRID, SweepConfig
 from training.grid import cells
 from training.objectives import OBJECTIVES
+from vbon.errors import InvalidInputError
 
 
 def sweep(*grid: str, **changes: object) -> SweepConfig:

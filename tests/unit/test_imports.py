@@ -33,7 +33,7 @@ def modules(package: str) -> list[Path]:
 @pytest.mark.parametrize(
     ("package", "forbidden"),
     [("service", {"training", "torch", "transformers"}), ("training", {"service", "fastapi"}),
-     ("bestofn", {"service", "training", "fastapi"})],
+     ("vbon", {"service", "training", "fastapi"})],
 )  # fmt: skip
 def test_packages_keep_to_their_side(package: str, forbidden: set[str]) -> None:
     for module in modules(package):
@@ -41,7 +41,7 @@ def test_packages_keep_to_their_side(package: str, forbidden: set[str]) -> None:
 
 
 def test_only_three_modules_import_vllm() -> None:
-    users = [m.name for p in ("bestofn", "service", "training") for m in modules(p)
+    users = [m.name for p in ("vbon", "service", "training") for m in modules(p)
              if "vllm" in imported(m)]  # fmt: skip
     assert users == ["vllm_engine.py", "vllm_host.py", "vllm_generation.py"]
 
@@ -54,7 +54,7 @@ def test_strategies_and_routes_know_no_engine_implementation() -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "import bestofn, bestofn.engine, bestofn.rewards, bestofn.checkpoints, bestofn.curves",
+        "import vbon, vbon.engine, vbon.rewards, vbon.checkpoints, vbon.curves",
         "import service.app, service.assembly, service.client, service.settings, service.__main__",
         "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.compare, service.store",
         "import training.__main__, training.configs, training.prompts, training.cache",

@@ -8,11 +8,11 @@ from typing import Any
 
 import httpx
 
-from bestofn.engine.fake import FakeEngine
 from service.keys import new_key, write_keys
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from tests.unit.fakes import FakeReward, make_runtime, serving
+from vbon.engine.fake import FakeEngine
 
 BODY: dict[str, Any] = {"prompt": "the film was", "max_tokens": 8, "ignore_eos": True}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bestofn.errors import DataError
 from service import keys as keys_module
 from service.key_commands import keys_cli
 from service.keys import Keyring, new_key, read_keys, write_keys
+from vbon.errors import DataError
 
 
 def command(*arguments: str, fails: bool = False) -> str:

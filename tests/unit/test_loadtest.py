@@ -265,7 +265,7 @@ async def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 async def test_another_run_is_not_continued(tmp_path: Path) -> None:
-    from bestofn.errors import DataError
+    from vbon.errors import DataError
 
     async with listening(SlowServer(first_s=0.005, tokens=1)) as server:
         await measure(server, tmp_path, duration_s=0.1, warmup_s=0)

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bestofn.config import load_settings
-from bestofn.errors import InvalidInputError
-from bestofn.training_record import TrainingRecord
 from service.loadtest.arrivals import due_times, unit_arrivals
 from service.loadtest.breakeven import (
     Capacity,
@@ -39,6 +36,9 @@ from service.loadtest.saturate import Search, hopeless
 from service.loadtest.schema import Cost, Mode, Model, Server
 from service.loadtest.server import choose_variants
 from service.loadtest.summary import throughput
+from vbon.config import load_settings
+from vbon.errors import InvalidInputError
+from vbon.training_record import TrainingRecord
 
 # Arrivals
 

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bestofn.statistics import holm, joint_permutation, welch_interval
 from service.loadtest.cautions import cell_warnings
 from service.loadtest.compare import compare_runs
 from service.loadtest.report import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, Round
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import measure
+from vbon.statistics import holm, joint_permutation, welch_interval
 
 HOSTILE = '</script><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>{{main}}'
 ROOT = Path(__file__).resolve().parents[2]
@@ -439,7 +439,7 @@ async def test_ctrl_c_reports_what_was_measured_and_the_run_goes_on(tmp_path: Pa
     assert status == 0, said
     assert "continuing: 1 of 3 blocks" in said
     assert json.loads((tmp_path / "a/result.json").read_text())["complete"]
-    with sqlite3.connect(tmp_path / "bestofn-runs.db") as connection:
+    with sqlite3.connect(tmp_path / "vbon-runs.db") as connection:
         assert connection.execute("select count(*) from run").fetchone() == (1,)
     connection.close()
 

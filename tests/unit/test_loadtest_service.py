@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bestofn.engine.fake import FakeEngine
 from service.bench.harness import served
 from service.client import ServerError
 from service.loadtest.config import LoadTestSettings
@@ -20,6 +19,7 @@ from service.loadtest.schema import LoadTestResult
 from service.loadtest.server import choose_variants, describe_server
 from tests.unit.fakes import make_runtime
 from tests.unit.test_loadtest import Quiet
+from vbon.engine.fake import FakeEngine
 
 PROMPTS = [f"prompt {i}" for i in range(12)]
 

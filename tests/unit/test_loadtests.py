@@ -20,8 +20,6 @@ import httpx
 import psutil
 import pytest
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.errors import ExportError
 from service import loadtest_runs
 from service.bench.harness import served
 from service.caller import ANYBODY
@@ -32,6 +30,8 @@ from service.runtime import Runtime
 from service.store import add_run, open_store
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.slow_server import SlowServer, listening
+from vbon.engine.fake import FakeEngine
+from vbon.errors import ExportError
 
 MARKUP = "<script>alert(1)</script>"
 SHORT: dict[str, Any] = {

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from bestofn.engine import Candidate, Sampling
-from bestofn.engine.fake import FakeEngine
 from service.keys import new_key, write_keys
 from service.logs import JsonFormatter, TextFormatter, with_fields
 from service.request_notes import RequestNotes, current_request
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.test_api import disconnect_after
+from vbon.engine import Candidate, Sampling
+from vbon.engine.fake import FakeEngine
 
 CANARY = "canary7f3a"
 

@@ -14,13 +14,13 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.engine.metrics import families_of, logger_into
-from bestofn.engine.remote_engine import RemoteEngine
 from service.runtime import Runtime
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until
+from vbon.engine.fake import FakeEngine
+from vbon.engine.metrics import families_of, logger_into
+from vbon.engine.remote_engine import RemoteEngine
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -111,7 +111,7 @@ async def test_two_engines_of_a_process_each_under_their_policy() -> None:
     name = "vllm:time_to_first_token_seconds_bucket"
     assert valued(samples, name, policy="vbon", le="0.1") == [0]
     assert valued(samples, name, policy="vbon", le="1.0") == [1]
-    assert valued(samples, "bestofn:engine_alive") == [1, 1]
+    assert valued(samples, "vbon:engine_alive") == [1, 1]
     assert registered() == before, "an engine's metrics belong to its policy alone"
 
 
@@ -121,11 +121,11 @@ async def test_an_engine_that_fails_or_died_hides_no_other() -> None:
         await client.post("/generate?mode=ref", json={"prompt": "a"})
         await runtime.policies["ref"].stop()
         samples = await scraped(client)
-    assert valued(samples, "bestofn:engine_alive", policy="ref") == [0]
-    assert valued(samples, "bestofn:engine_alive", policy="vbon") == [1]
-    assert valued(samples, "bestofn:ready") == [0]
+    assert valued(samples, "vbon:engine_alive", policy="ref") == [0]
+    assert valued(samples, "vbon:engine_alive", policy="vbon") == [1]
+    assert valued(samples, "vbon:ready") == [0]
     assert valued(samples, "vllm:num_requests_running") == [0]
-    assert valued(samples, "bestofn:request_success_total", mode="ref") == [1]
+    assert valued(samples, "vbon:request_success_total", mode="ref") == [1]
 
 
 TEXT = """\
@@ -179,6 +179,6 @@ async def test_a_server_without_usable_metrics_is_left_out(fault: str) -> None:
             samples = await scraped(client)
             assert perf_counter() - begun < 5
         assert server.scrapes == (fault != "off")
-    assert valued(samples, "bestofn:engine_alive", policy="ref") == [1]
+    assert valued(samples, "vbon:engine_alive", policy="ref") == [1]
     assert not valued(samples, "vllm:generation_tokens_total", policy="ref")
     assert valued(samples, "vllm:generation_tokens_total", policy="vbon") == [0]

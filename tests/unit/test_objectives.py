@@ -20,8 +20,6 @@ pytestmark = pytest.mark.train
 
 from pydantic import ValidationError  # noqa: E402
 
-from bestofn.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402
-from bestofn.errors import InvalidInputError  # noqa: E402
 from tests.unit.toy import (  # noqa: E402
     LOG_P,
     MASK,
@@ -64,6 +62,8 @@ from training.policy_gradient import (  # noqa: E402
     policy_gradient_loss,
     token_terms,
 )
+from vbon.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402
+from vbon.errors import InvalidInputError  # noqa: E402
 
 Exact = Callable[[torch.Tensor], torch.Tensor]
 

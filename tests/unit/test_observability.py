@@ -13,7 +13,7 @@ from tests.unit.test_metrics import parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docker" / "observability"
-DASHBOARD = json.loads((FOLDER / "grafana/dashboards/bestofn.json").read_text(encoding="utf-8"))
+DASHBOARD = json.loads((FOLDER / "grafana/dashboards/vbon.json").read_text(encoding="utf-8"))
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
@@ -27,8 +27,8 @@ async def test_every_metric_of_the_dashboard_is_exported() -> None:
         await client.post("/generate?mode=bon", json={"prompt": ""})
         await stream(app, "/generate?mode=ref", {"prompt": "a", "stream": True})
         exported = {name for name, _ in parsed((await client.get("/metrics")).text)}
-    assert len(queried("bestofn")) > 10
-    assert queried("bestofn") <= exported
+    assert len(queried("vbon")) > 10
+    assert queried("vbon") <= exported
 
 
 def test_panels_have_their_own_place_and_the_provisioned_source() -> None:

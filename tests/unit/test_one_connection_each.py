@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
-from bestofn.engine.one_connection_each import OneConnectionEach
 from tests.unit.openai_imitation import Server, imitation
 from tests.unit.test_remote_engine import draw, remote, until, watch
+from vbon.engine.one_connection_each import OneConnectionEach
 
 KEEP_IDLE_S = 0.3
 BODY = {

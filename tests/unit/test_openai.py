@@ -10,7 +10,6 @@ import numpy as np
 import openai
 import pytest
 
-from bestofn.curves import expected_best
 from service.runtime import Runtime
 from service.strategies import STRATEGIES
 from tests.unit.fakes import (
@@ -23,6 +22,7 @@ from tests.unit.fakes import (
     serving,
     stream,
 )
+from vbon.curves import expected_best
 
 BODY: dict[str, Any] = {
     "model": "bon", "prompt": "the film was", "best_of": 8, "max_tokens": 12, "seed": 3
@@ -47,7 +47,7 @@ async def test_completion_has_openais_shape_and_the_native_answer() -> None:
         ).json()
     found = response.json()
     assert set(found) == {
-        "id", "object", "created", "model", "system_fingerprint", "choices", "usage", "bestofn"
+        "id", "object", "created", "model", "system_fingerprint", "choices", "usage", "vbon"
     }  # fmt: skip
     assert (found["object"], found["model"]) == ("text_completion", "bon")
     assert found["id"] == f"cmpl-{response.headers['x-request-id']}"
@@ -60,7 +60,7 @@ async def test_completion_has_openais_shape_and_the_native_answer() -> None:
     assert found["usage"] == {
         "prompt_tokens": 12, "completion_tokens": returned, "total_tokens": 12 + returned
     }  # fmt: skip
-    added = found["bestofn"]
+    added = found["vbon"]
     assert added["generated_tokens"] == native["usage"]["generated_tokens"] > returned
     for name in ("mode", "reward", "selected_index", "policy", "strategy", "sampling"):
         assert added[name] == native[name]
@@ -79,7 +79,7 @@ async def test_chat_completion_has_openais_shape() -> None:
     assert found["id"].startswith("chatcmpl-")
     assert set(choice) == {"index", "message", "logprobs", "finish_reason"}
     assert choice["message"]["role"] == "assistant"
-    assert found["bestofn"]["reward"] == pytest.approx(score_text(choice["message"]["content"]))
+    assert found["vbon"]["reward"] == pytest.approx(score_text(choice["message"]["content"]))
     assert same["choices"] == found["choices"]
 
 
@@ -101,8 +101,8 @@ async def test_each_mode_is_a_model(mode: str) -> None:
     assert listed["object"] == "list"
     assert [model["id"] for model in listed["data"]] == ["ref", "vbon", *STRATEGIES]
     assert one in listed["data"]
-    assert (one["object"], one["owned_by"], one["max_model_len"]) == ("model", "bestofn", 256)
-    assert found["model"] == found["bestofn"]["mode"] == mode
+    assert (one["object"], one["owned_by"], one["max_model_len"]) == ("model", "vbon", 256)
+    assert found["model"] == found["vbon"]["mode"] == mode
 
 
 async def test_a_strategy_over_another_policy() -> None:
@@ -110,7 +110,7 @@ async def test_a_strategy_over_another_policy() -> None:
         found = (await client.post("/v1/completions", json={**BODY, "model": "bon@vbon"})).json()
         one = (await client.get("/v1/models/bon@vbon")).json()
     assert found["model"] == one["id"] == "bon@vbon"
-    assert found["bestofn"]["policy"]["name"] == "vbon"
+    assert found["vbon"]["policy"]["name"] == "vbon"
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ async def test_without_a_reward_model_bon_is_no_model() -> None:
         single = await client.post("/v1/completions", json={**BODY, "model": "ref"})
     assert response.status_code == 404
     assert "reward model" in response.json()["error"]["message"]
-    assert single.json()["bestofn"]["reward"] is None
+    assert single.json()["vbon"]["reward"] is None
 
 
 async def test_single_modes_are_scored_only_on_request() -> None:
@@ -166,8 +166,8 @@ async def test_single_modes_are_scored_only_on_request() -> None:
         assert reward.batches == []
         body = {**BODY, "model": "vbon", "score": True}
         scored = (await client.post("/v1/completions", json=body)).json()
-    assert plain["bestofn"]["reward"] is None
-    assert scored["bestofn"]["reward"] == pytest.approx(score_text(scored["choices"][0]["text"]))
+    assert plain["vbon"]["reward"] is None
+    assert scored["vbon"]["reward"] == pytest.approx(score_text(scored["choices"][0]["text"]))
 
 
 async def test_several_prompts_are_choices_in_order() -> None:
@@ -179,7 +179,7 @@ async def test_several_prompts_are_choices_in_order() -> None:
     assert [choice["index"] for choice in found["choices"]] == [0, 1]
     assert found["choices"][1]["text"] == alone["choices"][0]["text"]
     assert found["usage"]["prompt_tokens"] == 10
-    assert [added["returned_tokens"] for added in found["bestofn"]][1] == (
+    assert [added["returned_tokens"] for added in found["vbon"]][1] == (
         alone["usage"]["completion_tokens"]
     )
 
@@ -191,7 +191,7 @@ async def test_settings_and_extensions_are_body_fields() -> None:
     }  # fmt: skip
     engines = {"ref": FakeEngine("fake-ref", by_priority=True)}
     async with serving(make_runtime(engines=engines)) as (_, client):
-        found = (await client.post("/v1/completions", json=body)).json()["bestofn"]
+        found = (await client.post("/v1/completions", json=body)).json()["vbon"]
         wrong = await client.post("/v1/completions", json={**body, "model": "bon"})
     assert found["strategy"] == {"reward_temperature": 0.25}
     assert (found["sampling"]["top_k"], found["sampling"]["priority"]) == (7, -2)
@@ -238,7 +238,7 @@ async def test_what_load_testers_send_is_taken() -> None:
         response = await client.post("/v1/completions", json={**BODY, **neutral})
     assert response.status_code == 200, response.text
     assert response.json()["usage"]["completion_tokens"] == 12  # ignore_eos
-    assert response.json()["bestofn"]["sampling"]["ignore_eos"] is True
+    assert response.json()["vbon"]["sampling"]["ignore_eos"] is True
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ async def test_errors_are_counted_under_their_model() -> None:
     async with serving(make_runtime()) as (_, client):
         await client.post("/v1/completions", json={**BODY, "model": "vbon", "top_p": 7})
         metrics = (await client.get("/metrics")).text
-    assert 'bestofn:request_errors_total{error="invalid_input",mode="vbon"} 1.0' in metrics
+    assert 'vbon:request_errors_total{error="invalid_input",mode="vbon"} 1.0' in metrics
 
 
 async def test_routes_are_in_the_schema() -> None:
@@ -447,7 +447,7 @@ async def test_the_official_client() -> None:
         whole = await client.chat.completions.create(
             model="bon", messages=MESSAGES, max_tokens=8, seed=1, logprobs=True, extra_body=extra
         )
-        assert whole.bestofn["generated_tokens"] == 4 * 8
+        assert whole.vbon["generated_tokens"] == 4 * 8
         assert whole.usage.completion_tokens == 8
         assert len(whole.choices[0].logprobs.content) == 8
         for model in ("bon", "vbon"):

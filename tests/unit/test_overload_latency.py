@@ -8,9 +8,9 @@ import random
 import numpy as np
 import pytest
 
-from bestofn.errors import OverloadedError
 from service.admission import Admission
 from tests.unit.virtual_clock import run_virtually
+from vbon.errors import OverloadedError
 
 RUNNING, HOLD_S, REQUESTS = 64, 1.0, 20_000
 SIZES = (1, 1, 1, 4, 16)  # sequences; their mean is 4.6

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bestofn import __file__ as package_file
 from service.keys import new_key, write_keys
 from service.page import PAGE_POLICY, PLOTLY, STATIC, page_files
 from tests.unit.fakes import make_runtime, serving
+from vbon import __file__ as package_file
 
 SOURCES = sorted(path for path in STATIC.rglob("*") if path.is_file())
 ROOT = Path(package_file).parents[1]

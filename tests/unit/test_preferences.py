@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bestofn.errors import NotFoundError
 from service import blind
 from service.store import Shown
 from tests.unit.fakes import make_runtime, serving
+from vbon.errors import NotFoundError
 
 PAIR = {"prompt": "<b>the film</b>", "sides": [{"mode": "ref"}, {"mode": "bon", "n": 4}]}
 

@@ -11,14 +11,14 @@ import httpx
 import pytest
 from asgi_lifespan import LifespanManager
 
-from bestofn.engine import Engine
-from bestofn.engine.fake import FakeEngine
-from bestofn.errors import CheckpointError, NotReadyError
 from service.app import create_app
 from service.keys import new_key, write_keys
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from tests.unit.fakes import FakeReward, make_runtime
+from vbon.engine import Engine
+from vbon.engine.fake import FakeEngine
+from vbon.errors import CheckpointError, NotReadyError
 
 BODY = {"prompt": "p", "n": 4, "max_tokens": 8}
 
@@ -203,7 +203,7 @@ async def test_the_new_one_is_watched_and_the_old_no_longer(service: Service) ->
             await asyncio.sleep(0.01)
     assert new.alive
     text = (await service.client.get("/metrics")).text
-    assert 'bestofn:restarts_total{part="vbon"} 1.0' in text
+    assert 'vbon:restarts_total{part="vbon"} 1.0' in text
 
 
 async def test_a_path_cannot_be_named(service: Service) -> None:

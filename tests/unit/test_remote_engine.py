@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 
-from bestofn.engine import Candidate, Partial, Sampling, remote_server
-from bestofn.engine.protocol import candidate_seed
-from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.engine.remote_server import (
+from tests.unit.openai_imitation import EOS, Server, free_port, imitation, text_of
+from vbon.engine import Candidate, Partial, Sampling, remote_server
+from vbon.engine.protocol import candidate_seed
+from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote_server import (
     RemoteOptions,
     Replica,
     ReplicaError,
     parse_address,
 )
-from bestofn.engine.remote_wire import UNKNOWN_TOKEN
-from bestofn.errors import (
+from vbon.engine.remote_wire import UNKNOWN_TOKEN
+from vbon.errors import (
     CheckpointError,
     EngineDeadError,
     EngineError,
@@ -31,8 +32,7 @@ from bestofn.errors import (
     NotReadyError,
     OverloadedError,
 )
-from bestofn.prompts import Prompt
-from tests.unit.openai_imitation import EOS, Server, free_port, imitation, text_of
+from vbon.prompts import Prompt
 
 OPTIONS = RemoteOptions(
     connect_timeout_s=1.0, request_timeout_s=2.0, start_timeout_s=0.3, backoff_s=0.05, max_backoff_s=0.2

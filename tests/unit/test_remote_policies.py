@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from bestofn.config import load_settings
-from bestofn.engine.fake import FakeEngine
-from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.errors import CheckpointError
 from service.assembly import build_runtime
 from service.settings import REMOTE_API_KEY, ServiceSettings
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until
+from vbon.config import load_settings
+from vbon.engine.fake import FakeEngine
+from vbon.engine.remote_engine import RemoteEngine
+from vbon.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = "http://127.0.0.1:1/v1"
@@ -85,7 +85,7 @@ def test_remote_policies_need_neither_vllm_nor_torch() -> None:
     script = """
 import asyncio, sys
 sys.modules.update(dict.fromkeys(("torch", "vllm", "transformers")))
-from bestofn.prompts import Prompt
+from vbon.prompts import Prompt
 from service.assembly import build_runtime
 from service.generation import Sampling
 from service.settings import ServiceSettings

@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 
-from bestofn.errors import DataError
-from bestofn.html_page.template import PAGE
 from training.configs import ReportConfig
 from training.report import write_report
+from vbon.errors import DataError
+from vbon.html_page.template import PAGE
 
 pytestmark = pytest.mark.train
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bestofn.errors import CheckpointError, RewardDeadError, RewardError
-from bestofn.prompts import Prompt
-from bestofn.rewards import Scorable
-from bestofn.rewards.worker import RewardWorker
+from vbon.errors import CheckpointError, RewardDeadError, RewardError
+from vbon.prompts import Prompt
+from vbon.rewards import Scorable
+from vbon.rewards.worker import RewardWorker
 
 PROMPT = Prompt(text="p")
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bestofn.errors import CheckpointError, RewardError
-from bestofn.prompts import Prompt, encode_prompt, render_for_reward
-from bestofn.rewards import Scorable, open_reward_model
-from bestofn.rewards.remote import RemoteReward
 from tests.unit.scorer_imitation import scoring
+from vbon.errors import CheckpointError, RewardError
+from vbon.prompts import Prompt, encode_prompt, render_for_reward
+from vbon.rewards import Scorable, open_reward_model
+from vbon.rewards.remote import RemoteReward
 
 ITEMS = [Scorable(Prompt(text="p"), text) for text in ("a", "bb", "ccc")]
 

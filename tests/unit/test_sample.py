@@ -14,15 +14,15 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from bestofn.checkpoints import Checkpoint
-from bestofn.checksums import sha256_of
-from bestofn.errors import DataError, ExportError, RewardError
-from bestofn.prompts import Prompt
 from training import sample
 from training.configs import SampleConfig
 from training.prompts import encode_prompts, read_prompts
 from training.records import trusted_record
 from training.sample import Response, build_cache, check_content, meta_path
+from vbon.checkpoints import Checkpoint
+from vbon.checksums import sha256_of
+from vbon.errors import DataError, ExportError, RewardError
+from vbon.prompts import Prompt
 
 
 def line(prompt: str) -> bytes:

@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from bestofn.errors import DataError
 from training.configs import SandboxConfig
 from training.sandbox import build
 from training.sandbox.build import build_sandbox
 from training.sandbox.labelled import read_labelled
+from vbon.errors import DataError
 
 PARTS = ("policy", "reward", "gold")
 

@@ -7,13 +7,13 @@ import threading
 
 import pytest
 
-from bestofn.errors import RewardError
-from bestofn.prompts import Prompt
-from bestofn.rewards.remote import RemoteReward
 from service import scoring
 from service.scoring import BatchingScorer
 from tests.unit.fakes import FakeReward, score_text
 from tests.unit.scorer_imitation import scoring as scoring_server
+from vbon.errors import RewardError
+from vbon.prompts import Prompt
+from vbon.rewards.remote import RemoteReward
 
 PROMPT = Prompt(text="p")
 

@@ -11,21 +11,21 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from scipy.stats import t as student_t
 
-from bestofn.embedders.cosine import cosine
 from service.strategies import STRATEGIES
 from service.strategies.adaptive_bon import Prior, expected_gain
-from service.strategies.bon import BestOfN
+from service.strategies.bon import Bon
 from service.strategies.bon_uniform_top import BonUniformTop
 from service.strategies.mbr_bon import MbrBon
 from service.strategies.pessimistic_bon import PessimisticBon, normalising_level
 from service.strategies.rbon_kl import RbonKl
 from service.strategies.rbon_length import RbonLength
 from service.strategies.rerank import Pool, Reranker, draw, standardised
-from service.strategies.soft_bon import SoftBestOfN
+from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.srbon_kl import SrbonKl
 from service.strategies.srbon_wd import SrbonWd
 from service.strategies.treebon import implicit_reward
+from vbon.embedders.cosine import cosine
 
 finite = st.floats(-20, 20, allow_subnormal=False)
 
@@ -111,7 +111,7 @@ def chosen(rule: Reranker, pool: Pool | None = None) -> int:
 
 def test_bon_takes_the_first_of_the_highest() -> None:
     pool = Pool(np.array([1.0, 3.0, 3.0]), np.zeros(3), np.ones(3))
-    assert chosen(BestOfN(), pool) == 1
+    assert chosen(Bon(), pool) == 1
 
 
 def test_regularised_choices_by_hand() -> None:
@@ -141,14 +141,14 @@ def test_mbr_is_the_wasserstein_distance_to_the_others(pool: Pool) -> None:
 
 @given(pool=pools(), temperature=st.floats(0.05, 5))
 def test_soft_bon_by_brute_force(pool: Pool, temperature: float) -> None:
-    weights = SoftBestOfN(reward_temperature=temperature).distribution(pool)
+    weights = SoftBon(reward_temperature=temperature).distribution(pool)
     shifted = [math.exp((r - max(pool.rewards)) / temperature) for r in pool.rewards]
     assert weights == pytest.approx([w / sum(shifted) for w in shifted])
 
 
 def test_soft_bon_tends_to_bon_and_to_uniform() -> None:
-    assert SoftBestOfN(reward_temperature=1e-3).distribution(example())[3] == pytest.approx(1)
-    uniform = SoftBestOfN(reward_temperature=1e6).distribution(example())
+    assert SoftBon(reward_temperature=1e-3).distribution(example())[3] == pytest.approx(1)
+    uniform = SoftBon(reward_temperature=1e6).distribution(example())
     assert uniform == pytest.approx(np.full(4, 0.25), abs=1e-5)
 
 
@@ -200,7 +200,7 @@ def test_srbon_kl_by_brute_force(pool: Pool, strength: float, tilt: float) -> No
 
 def test_srbon_kl_without_likelihood_is_soft_bon() -> None:
     rule = SrbonKl(reg_strength=0.3, likelihood_weight=0, normalise_rewards=False)
-    soft = SoftBestOfN(reward_temperature=0.3)
+    soft = SoftBon(reward_temperature=0.3)
     assert rule.distribution(example()) == pytest.approx(soft.distribution(example()))
 
 

@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 
-from bestofn.errors import InvalidInputError
-from bestofn.statistics import Spread
 from service.bench import frontier
 from service.bench.config import ROWS as DEFAULT_ROWS
 from service.bench.config import BenchSettings
@@ -20,6 +18,8 @@ from service.bench.run import run_bench, table_of
 from service.bench.wire import SideError
 from tests.unit.fakes import make_runtime
 from tests.unit.test_bench_contests import bench_of
+from vbon.errors import InvalidInputError
+from vbon.statistics import Spread
 
 
 async def test_sides_take_turns_and_the_warm_up_is_thrown_away() -> None:

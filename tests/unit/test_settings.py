@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bestofn.config import USAGE_ERROR, Settings, load_settings
 from service.settings import ServiceSettings
 from training.configs import TrainConfig
 from training.objective_config import train_config_type
+from vbon.config import USAGE_ERROR, Settings, load_settings
 
 
 def load(*arguments: str) -> ServiceSettings:
@@ -23,14 +23,14 @@ def test_flags_win_over_environment_over_file_over_defaults(
     config.write_text(
         'port = 1\ndefault_n = 2\nreward_batch_size = 3\n[limits]\nmax_n = 50\n[policies]\nref = "a"\n'
     )
-    monkeypatch.setenv("BESTOFN_PORT", "11")
-    monkeypatch.setenv("BESTOFN_DEFAULT_N", "12")
-    monkeypatch.setenv("BESTOFN_LIMITS__MAX_TOKENS", "99")
+    monkeypatch.setenv("VBON_PORT", "11")
+    monkeypatch.setenv("VBON_DEFAULT_N", "12")
+    monkeypatch.setenv("VBON_LIMITS__MAX_TOKENS", "99")
     settings = load("--config", str(config), "--port", "21")
     assert (settings.port, settings.default_n, settings.reward_batch_size) == (21, 12, 3)
     assert (settings.limits.max_n, settings.limits.max_tokens) == (50, 99)
     assert settings.policies == {"ref": "a"}
-    monkeypatch.setenv("BESTOFN_CONFIG", str(config))
+    monkeypatch.setenv("VBON_CONFIG", str(config))
     assert load().reward_batch_size == 3
 
 
@@ -79,7 +79,7 @@ def test_a_file_with_an_unknown_key_is_refused(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("variable", ["BESTOFN_PROT", "BESTOFN_LIMITS__MAX_M"])
+@pytest.mark.parametrize("variable", ["VBON_PROT", "VBON_LIMITS__MAX_M"])
 def test_a_misspelt_variable_is_refused(
     variable: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

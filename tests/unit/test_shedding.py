@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.errors import OverloadedError
 from service.admission import Admission, Entry
 from service.caller import Caller, current_caller
 from service.runtime import Runtime
 from tests.unit.fakes import make_runtime, on_a_port, serving
 from tests.unit.test_http_protocol import say
+from vbon.engine.fake import FakeEngine
+from vbon.errors import OverloadedError
 
 BODY = {"prompt": "a", "n": 2, "max_tokens": 60, "ignore_eos": True}
 
@@ -64,7 +64,7 @@ async def test_a_full_service_refuses_without_reading(path: str, mode: str, wait
     assert (answer.status_code, error["type"], error["request_id"]) == (429, "overloaded", "me")
     assert int(answer.headers["retry-after"]) >= 1
     assert f"2 sequences run and {waiting} wait" in error["message"]
-    assert f'bestofn:request_errors_total{{error="overloaded",mode="{mode}"}} 1.0' in seen
+    assert f'vbon:request_errors_total{{error="overloaded",mode="{mode}"}} 1.0' in seen
     assert again.status_code == 422
 
 

@@ -48,13 +48,13 @@ def run(number: int, **changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL of its own, if its programs and a driver are installed and allowed to run."""
-    url = os.environ.get("BESTOFN_TEST_POSTGRES")
+    url = os.environ.get("VBON_TEST_POSTGRES")
     if url:
         yield url
         return
     pytest.importorskip("psycopg")
     if shutil.which("initdb") is None or shutil.which("pg_ctl") is None or os.geteuid() == 0:
-        pytest.skip("no PostgreSQL that this user may start; or set BESTOFN_TEST_POSTGRES to a URL")
+        pytest.skip("no PostgreSQL that this user may start; or set VBON_TEST_POSTGRES to a URL")
     data = tmp_path_factory.mktemp("postgres")
     subprocess.run(["initdb", "-D", str(data), "-U", "test", "-A", "trust"], check=True, stdout=-3)
     options = f"-c listen_addresses='' -k {data}"
@@ -189,8 +189,8 @@ def test_passwords_are_not_told() -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["postgres://bestofn:s3cret@db/x", "postgresql+psycopg://bestofn:s3cret@db:port/x",
-     "postgresql+psycopg://bestofn:secret@s3cret@db/x", "sqlite://bestofn:s3cret@db/x",
+    ["postgres://vbon:s3cret@db/x", "postgresql+psycopg://vbon:s3cret@db:port/x",
+     "postgresql+psycopg://vbon:secret@s3cret@db/x", "sqlite://vbon:s3cret@db/x",
      "postgresql+psycopg://db:s3cret/x"],
 )  # fmt: skip
 def test_a_wrong_url_is_not_repeated(where: str) -> None:

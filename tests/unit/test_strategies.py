@@ -12,20 +12,20 @@ import httpx
 import numpy as np
 import pytest
 
-from bestofn.embedders import open_embedder
-from bestofn.embedders.ngrams import NgramEmbedder
-from bestofn.engine import Sampling
-from bestofn.engine.fake import FakeEngine, words
-from bestofn.errors import CheckpointError, InvalidInputError, RewardError
-from bestofn.prompts import Prompt
 from service.strategies import STRATEGIES, Resources, Strategy, Task
 from service.strategies.adaptive_bon import AdaptiveBon, expected_gain
-from service.strategies.bon import BestOfN
-from service.strategies.soft_bon import SoftBestOfN
+from service.strategies.bon import Bon
+from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.treebon import TreeBon
 from service.strategy_fields import SETTINGS
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+from vbon.embedders import open_embedder
+from vbon.embedders.ngrams import NgramEmbedder
+from vbon.engine import Sampling
+from vbon.engine.fake import FakeEngine, words
+from vbon.errors import CheckpointError, InvalidInputError, RewardError
+from vbon.prompts import Prompt
 
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 8, "max_tokens": 16, "seed": 3}
 
@@ -228,7 +228,7 @@ async def test_compare_takes_settings_by_mode() -> None:
 
 async def test_soft_bon_draws_by_its_weights() -> None:
     """Over 600 seeds of the choice; each count within 5 sd, false alarm below 1e-5 in all."""
-    strategy = SoftBestOfN(reward_temperature=0.5)
+    strategy = SoftBon(reward_temperature=0.5)
     expected, counts = np.zeros(4), Counter[int]()
     for seed in range(600):
         outcome, _ = await ask(strategy, n=4, max_tokens=4, seed=seed)
@@ -248,7 +248,7 @@ async def test_soft_bon_draws_by_its_weights() -> None:
 
 async def test_adaptive_candidates_are_the_first_of_bons() -> None:
     adaptive, _ = await ask(AdaptiveBon(min_n=4, round_size=3), n=16)
-    bon, _ = await ask(BestOfN(), n=16)
+    bon, _ = await ask(Bon(), n=16)
     drawn = len(adaptive.candidates)
     assert adaptive.candidates == bon.candidates[:drawn]
     assert adaptive.details["candidates"] == drawn
@@ -308,7 +308,7 @@ async def test_rejected_candidates_are_aborted_and_cost_only_what_they_decoded()
     assert engine.aborted == len(rejected)
     # What was decoded in the moment of the abort may have gone unseen: at most a token each.
     assert 0 <= engine.decoded_tokens - outcome.generated_tokens <= len(rejected)
-    whole, _ = await ask(BestOfN(), n=16, max_tokens=40)
+    whole, _ = await ask(Bon(), n=16, max_tokens=40)
     assert outcome.generated_tokens < 0.8 * whole.generated_tokens
     assert sum(check["rejected"] for check in outcome.details["checks"]) == len(rejected)
 
@@ -316,7 +316,7 @@ async def test_rejected_candidates_are_aborted_and_cost_only_what_they_decoded()
 async def test_survivors_are_bons_candidates_and_the_best_of_them_wins() -> None:
     slow = FakeEngine(seconds_per_token=0.002)
     outcome, _ = await ask(SpeculativeRejection(check_tokens=4), n=16, max_tokens=40, engine=slow)
-    whole, _ = await ask(BestOfN(), n=16, max_tokens=40)
+    whole, _ = await ask(Bon(), n=16, max_tokens=40)
     survivors = [c for c in outcome.candidates if c.candidate.finish_reason != "rejected"]
     for survivor in survivors:
         assert survivor == whole.candidates[survivor.candidate.index]
@@ -333,7 +333,7 @@ async def test_who_is_rejected_follows_from_the_scores_at_the_check() -> None:
         max_tokens=12,
         engine=FakeEngine(seconds_per_token=0.01),
     )
-    whole, _ = await ask(BestOfN(), n=8, max_tokens=12)
+    whole, _ = await ask(Bon(), n=8, max_tokens=12)
     at_check = [score_text(words(c.candidate.token_ids[:6])) for c in whole.candidates]
     ended = [len(c.candidate.token_ids) <= 6 for c in whole.candidates]
     expected = SpeculativeRejection(keep=4).rejected(at_check, ended)
@@ -354,7 +354,7 @@ async def test_what_a_leader_decoded_meanwhile_is_not_looked_at() -> None:
 
     strategy = SpeculativeRejection(check_tokens=6, keep=1)
     outcome, _ = await ask(strategy, n=8, max_tokens=12, engine=Uneven(endless=True))
-    whole, _ = await ask(BestOfN(), n=8, max_tokens=12, engine=FakeEngine(endless=True))
+    whole, _ = await ask(Bon(), n=8, max_tokens=12, engine=FakeEngine(endless=True))
     at_check = [score_text(words(c.candidate.token_ids[:6])) for c in whole.candidates]
     found = [c for c in outcome.candidates if c.candidate.finish_reason == "rejected"]
     assert sorted(c.candidate.index for c in found) == sorted(
@@ -423,7 +423,7 @@ async def test_tree_keeps_the_branches_that_the_guide_prefers() -> None:
         engine=FakeEngine(endless=True),
         guide=Sweet("sweet"),
     )
-    plain, _ = await ask(BestOfN(), n=16, max_tokens=16, engine=FakeEngine(endless=True))
+    plain, _ = await ask(Bon(), n=16, max_tokens=16, engine=FakeEngine(endless=True))
 
     def variety(outcome: Any) -> float:
         return float(np.mean([len(set(c.candidate.token_ids)) for c in outcome.candidates]))

@@ -13,13 +13,13 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.prompts import Prompt
 from service.strategies import STRATEGIES
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.treebon import TreeBon
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.test_strategies import InstantScorer, ask
+from vbon.engine.fake import FakeEngine
+from vbon.prompts import Prompt
 
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 8, "max_tokens": 16, "seed": 3}
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from bestofn.engine import Partial
-from bestofn.engine.fake import FakeEngine
 from service import live, sse
 from service.strategies import STRATEGIES
 from tests.unit.fakes import ChatEngine, FakeReward, Streamed, make_runtime, serving, stream
+from vbon.engine import Partial
+from vbon.engine.fake import FakeEngine
 
 BODY: dict[str, Any] = {
     "prompt": "the film was", "n": 8, "max_tokens": 12, "seed": 3, "stream": True
@@ -175,7 +175,7 @@ async def test_an_error_amid_the_stream_is_told_once(path: str, body: dict[str, 
     assert "[DONE]" not in seen.text
     assert seen.ended
     assert not seen.named("answer")
-    assert 'bestofn:request_errors_total{error="internal_error",mode="vbon"} 1.0' in metrics
+    assert 'vbon:request_errors_total{error="internal_error",mode="vbon"} 1.0' in metrics
     assert runtime.admission.running == 0
 
 
@@ -221,7 +221,7 @@ async def test_a_client_that_leaves_amid_the_stream_stops_the_work(
         assert found["vbon"].decoded_tokens == decoded < 10
         metrics = (await client.get("/metrics")).text
     assert not seen.ended
-    assert 'bestofn:request_errors_total{error="client_disconnected",mode="vbon"} 1.0' in metrics
+    assert 'vbon:request_errors_total{error="client_disconnected",mode="vbon"} 1.0' in metrics
 
 
 async def test_a_client_that_leaves_before_the_choice_stops_all_candidates() -> None:
@@ -278,11 +278,11 @@ async def test_first_token_and_steps_are_measured() -> None:
         await stream(app, "/generate?mode=bon", BODY)
         metrics = (await client.get("/metrics")).text
     lines = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[0] != "#")
-    assert lines['bestofn:time_to_first_token_seconds_count{mode="vbon"}'] == "1.0"
-    assert lines['bestofn:inter_token_latency_seconds_count{mode="vbon"}'] == "11.0"
-    assert float(lines['bestofn:inter_token_latency_seconds_sum{mode="vbon"}']) > 0.1
-    assert 0.01 <= float(lines['bestofn:time_to_first_token_seconds_sum{mode="vbon"}']) < 5
-    assert lines['bestofn:request_success_total{mode="vbon"}'] == "1.0"
+    assert lines['vbon:time_to_first_token_seconds_count{mode="vbon"}'] == "1.0"
+    assert lines['vbon:inter_token_latency_seconds_count{mode="vbon"}'] == "11.0"
+    assert float(lines['vbon:inter_token_latency_seconds_sum{mode="vbon"}']) > 0.1
+    assert 0.01 <= float(lines['vbon:time_to_first_token_seconds_sum{mode="vbon"}']) < 5
+    assert lines['vbon:request_success_total{mode="vbon"}'] == "1.0"
     assert 'time_to_first_token_seconds_count{mode="ref"}' not in metrics
     assert 'time_to_first_token_seconds_count{mode="bon"}' not in metrics
 
@@ -304,7 +304,7 @@ async def test_completion_chunks(mode: str) -> None:
     assert "".join(c["choices"][0]["text"] for c in chunks) == whole["choices"][0]["text"]
     assert all(c["choices"][0]["finish_reason"] is None and c["usage"] is None for c in chunks)
     assert finish["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
-    assert finish["bestofn"]["selected_index"] == whole["bestofn"]["selected_index"]
+    assert finish["vbon"]["selected_index"] == whole["vbon"]["selected_index"]
     assert usage["choices"] == []
     assert usage["usage"] == whole["usage"]
     assert {c["object"] for c in [*chunks, finish, usage]} == {"text_completion"}
@@ -457,7 +457,7 @@ async def test_a_client_that_takes_nothing_is_cut_off_and_what_was_for_it_is_let
             await asyncio.Event().wait()
 
     stream_of_it = sse.EventStream("data: first\n\n", messages(), failed)
-    scope = {"type": "http", "extensions": {"bestofn.abort": cut.set}}
+    scope = {"type": "http", "extensions": {"vbon.abort": cut.set}}
     await asyncio.wait_for(stream_of_it(scope, receive, send), 2)
     assert cut.is_set()
     assert closed

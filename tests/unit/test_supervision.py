@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from bestofn.errors import CheckpointError
 from service import supervision
 from service.supervision import Supervisor
+from vbon.errors import CheckpointError
 
 
 class Part:

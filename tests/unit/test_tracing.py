@@ -21,12 +21,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from bestofn.engine.fake import FakeEngine
-from bestofn.engine.remote_engine import RemoteEngine
-from bestofn.errors import InvalidInputError
-from bestofn.prompts import Prompt
-from bestofn.rewards.remote import RemoteReward
-from bestofn.trace_context import trace_headers
 from service.scoring import BatchingScorer
 from service.settings import OtelSettings
 from service.spans import Tracing, otlp_tracing
@@ -35,6 +29,12 @@ from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_api import disconnect_after
 from tests.unit.test_remote_engine import OPTIONS
+from vbon.engine.fake import FakeEngine
+from vbon.engine.remote_engine import RemoteEngine
+from vbon.errors import InvalidInputError
+from vbon.prompts import Prompt
+from vbon.rewards.remote import RemoteReward
+from vbon.trace_context import trace_headers
 
 CANARY = "canary7f3a"
 BODY = {"prompt": f"{CANARY} was", "n": 4, "max_tokens": 6}
@@ -95,15 +95,15 @@ async def test_a_request_is_a_span_with_its_stages_below(spans: Spans) -> None:
     assert root.parent is None
     assert root.attributes == {
         "http.request.method": "POST", "http.route": "/generate", "http.response.status_code": 200,
-        "gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "bestofn",
+        "gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "vbon",
         "gen_ai.request.model": "bon", "gen_ai.request.max_tokens": 6,
         "gen_ai.request.temperature": 1.0, "gen_ai.response.model": "ref",
         "gen_ai.response.finish_reasons": (answer["finish_reason"],),
         "gen_ai.usage.input_tokens": usage["prompt_tokens"],
         "gen_ai.usage.output_tokens": usage["returned_tokens"],
-        "bestofn.mode": "bon", "bestofn.n": 4, "bestofn.prompts": 1,
-        "bestofn.generated_tokens": usage["generated_tokens"],
-        "bestofn.request_id": answer["request_id"],
+        "vbon.mode": "bon", "vbon.n": 4, "vbon.prompts": 1,
+        "vbon.generated_tokens": usage["generated_tokens"],
+        "vbon.request_id": answer["request_id"],
     }  # fmt: skip
     assert list(below) == ["encode", "queue", "decode", "rerank"]
     assert ms(below["encode"]) + ms(below["queue"]) == pytest.approx(timings["queue"], abs=0.01)
@@ -116,9 +116,9 @@ async def test_a_request_is_a_span_with_its_stages_below(spans: Spans) -> None:
     for before, after in zip(list(below.values()), list(below.values())[1:], strict=False):
         assert before.end_time == after.start_time
     assert below["decode"].attributes == {
-        "bestofn.answer_id": f"{answer['request_id']}-0", "bestofn.mode": "bon",
-        "gen_ai.response.model": "ref", "bestofn.n": 4, "bestofn.candidates": 4,
-        "bestofn.generated_tokens": usage["generated_tokens"],
+        "vbon.answer_id": f"{answer['request_id']}-0", "vbon.mode": "bon",
+        "gen_ai.response.model": "ref", "vbon.n": 4, "vbon.candidates": 4,
+        "vbon.generated_tokens": usage["generated_tokens"],
     }  # fmt: skip
     assert {failed(span) for span in spans.all} == {None}
 
@@ -161,9 +161,9 @@ async def test_each_prompt_has_its_stages_and_probes_have_no_span(spans: Spans) 
         await client.post("/generate?mode=ref", json=body)
         await client.post("/compare", json={"prompts": ["a"], "modes": ["ref", "bon"], "n": 2})
     batch, compared = spans.roots()
-    stages = [(s.attributes["bestofn.answer_id"][-1], s.name) for s in spans.below(batch)]  # type: ignore[index]
+    stages = [(s.attributes["vbon.answer_id"][-1], s.name) for s in spans.below(batch)]  # type: ignore[index]
     assert stages == [(i, stage) for i in "012" for stage in ("encode", "queue", "decode")]
-    assert batch.attributes["bestofn.prompts"] == 3  # type: ignore[index]
+    assert batch.attributes["vbon.prompts"] == 3  # type: ignore[index]
     assert compared.attributes["gen_ai.request.model"] == "ref,bon"  # type: ignore[index]
 
 
@@ -294,7 +294,7 @@ def test_without_the_packages_only_who_asked_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "service.spans", None)
-    with pytest.raises(InvalidInputError, match=r"bestofn\[otel\]"):
+    with pytest.raises(InvalidInputError, match=r"vbon\[otel\]"):
         open_tracing(OtelSettings(endpoint="http://a:4318"), {})
     assert open_tracing(OtelSettings(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a"}) is None
     assert "OTEL_ variables are ignored" in caplog.text
@@ -325,7 +325,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, ExportTraceServiceRequest
 
 @pytest.mark.parametrize(
     ("variables", "name"),
-    [({}, "bestofn"), ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
+    [({}, "vbon"), ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
      ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,team=a"}, "ours")],
 )  # fmt: skip
 async def test_over_the_wire_to_a_collector(

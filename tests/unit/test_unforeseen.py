@@ -68,7 +68,7 @@ async def test_an_error_nobody_foresaw_is_a_whole_answer(errors: pytest.LogCaptu
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["access-control-allow-origin"] == SITE
-    assert 'bestofn:request_errors_total{error="internal_error",mode="bon"} 1.0' in metrics
+    assert 'vbon:request_errors_total{error="internal_error",mode="bon"} 1.0' in metrics
     (record,) = errors.records
     assert vars(record)["made_in"] == "mine-1"
     assert record.exc_info is not None
@@ -81,6 +81,6 @@ async def test_half_an_answer_is_cut_off_and_not_ended(errors: pytest.LogCapture
         with pytest.raises(ZeroDivisionError):
             await stream(app, "/half", {})
         metrics = (await client.get("/metrics")).text
-    assert 'bestofn:request_errors_total{error="internal_error",mode="bon"} 1.0' in metrics
+    assert 'vbon:request_errors_total{error="internal_error",mode="bon"} 1.0' in metrics
     (record,) = errors.records
     assert vars(record)["made_in"].startswith("req-")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from bestofn.errors import InvalidInputError
+from vbon.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from training.objectives.protocol import Objective

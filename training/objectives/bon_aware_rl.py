@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from bestofn.curves import log_comb
 from training.objectives.protocol import Draws, Objective, StepBatch, required, samples_of
-from training.objectives.settings import BestOfN, Regularised
+from training.objectives.settings import BonSettings, Regularised
+from vbon.curves import log_comb
 
 if TYPE_CHECKING:
     import torch
 
 
-class BonAwareRl(BestOfN, Regularised, Objective):
+class BonAwareRl(BonSettings, Regularised, Objective):
     """Inference-aware RL: make best-of-N of the tuned policy best."""
 
     title: ClassVar[str] = "BoN-aware RL"

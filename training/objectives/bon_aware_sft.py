@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field, model_validator
 
 from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
-from training.objectives.settings import BestOfN
+from training.objectives.settings import BonSettings
 
 if TYPE_CHECKING:
     import torch
 
 
-class BonAwareSft(BestOfN, Objective):
+class BonAwareSft(BonSettings, Objective):
     """Inference-aware SFT: make best-of-N of the tuned policy answer as an expert."""
 
     title: ClassVar[str] = "BoN-aware SFT"

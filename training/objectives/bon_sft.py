@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
-from training.objectives.settings import BestOfN
+from training.objectives.settings import BonSettings
 
 if TYPE_CHECKING:
     import torch
 
 
-class BonSft(BestOfN, Objective):
+class BonSft(BonSettings, Objective):
     """Supervised fine-tuning on the best of N cached samples."""
 
     title: ClassVar[str] = "BoN-SFT"

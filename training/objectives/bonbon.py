@@ -17,13 +17,13 @@ from pydantic import Field
 
 from training.objectives.dpo import pair_margin
 from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
-from training.objectives.settings import BestOfN
+from training.objectives.settings import BonSettings
 
 if TYPE_CHECKING:
     import torch
 
 
-class Bonbon(BestOfN, Objective):
+class Bonbon(BonSettings, Objective):
     """BoNBoN: supervised on the best of N plus IPO on best against worst."""
 
     title: ClassVar[str] = "BoNBoN"

@@ -24,13 +24,13 @@ from training.objectives.protocol import (
     required,
     samples_of,
 )
-from training.objectives.settings import BestOfN
+from training.objectives.settings import BonSettings
 
 if TYPE_CHECKING:
     import torch
 
 
-class Bond(BestOfN, Objective):
+class Bond(BonSettings, Objective):
     """BOND: Jeffreys divergence, quantile reward."""
 
     title: ClassVar[str] = "BOND"

@@ -13,13 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
-from training.objectives.settings import BestOfN, Regularised
+from training.objectives.settings import BonSettings, Regularised
 
 if TYPE_CHECKING:
     import torch
 
 
-class Dpo(BestOfN, Regularised, Objective):
+class Dpo(BonSettings, Regularised, Objective):
     """DPO on the best against the worst of N cached samples."""
 
     title: ClassVar[str] = "DPO, best against worst of N"

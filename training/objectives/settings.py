@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field, field_validator
 
 
-class BestOfN(BaseModel):
+class BonSettings(BaseModel):
     """The N of the best-of-N to imitate."""
 
     num_samples: int = Field(16, description="N of the best-of-N to imitate")

@@ -26,16 +26,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from bestofn.curves import log_comb
 from training.objectives.protocol import Samples, required
 from training.objectives.regularised_rl import RegularisedRL
-from training.objectives.settings import BestOfN
+from training.objectives.settings import BonSettings
+from vbon.curves import log_comb
 
 if TYPE_CHECKING:
     import torch
 
 
-class Vbon(BestOfN, RegularisedRL):
+class Vbon(BonSettings, RegularisedRL):
     """Fine-tune the reference policy to answer once what best-of-N answers with N samples.
 
     Minimises KL(q || p_bon) (arXiv 2407.06057) with on-policy samples.

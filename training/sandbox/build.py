@@ -24,11 +24,6 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from bestofn.checkpoints import Kind, check_checkpoint, write_checksums
-from bestofn.errors import CheckpointError, DataError
-from bestofn.files import recover_directory, replacing_directory, write_json
-from bestofn.locks import sole_writer
-from bestofn.provenance import provenance
 from training.cards import write_card
 from training.configs import SandboxConfig
 from training.progress import TrainerProgress
@@ -37,6 +32,11 @@ from training.records import is_same, read_record
 from training.sandbox.corpus import ReviewGrammar
 from training.sandbox.labelled import read_labelled
 from training.sandbox.models import Shape, train_classifier, train_policy, train_tokenizer
+from vbon.checkpoints import Kind, check_checkpoint, write_checksums
+from vbon.errors import CheckpointError, DataError
+from vbon.files import recover_directory, replacing_directory, write_json
+from vbon.locks import sole_writer
+from vbon.provenance import provenance
 
 logger = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _parts(
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="bestofn-") as name:
+    with tempfile.TemporaryDirectory(prefix="vbon-") as name:
         yield Path(name)
 
 
@@ -258,7 +258,7 @@ def _save(
     write_checksums(directory, kind)
     write_card(
         directory,
-        title=f"{title} of the bestofn sandbox",
+        title=f"{title} of the vbon sandbox",
         summary=f"Trained from nothing on {source}, seed {config.seed}. A toy: it shows how "
         "best-of-N and its distillation behave, and is good for nothing else.",
         facts={"seed": config.seed, "data": source, **metrics},

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from bestofn.errors import DataError
-from bestofn.files import reading
 from training.prompts import check_text
+from vbon.errors import DataError
+from vbon.files import reading
 
 logger = logging.getLogger(__name__)
 

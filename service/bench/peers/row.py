@@ -8,7 +8,6 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from bestofn.errors import InvalidInputError
 from service.bench.answers import Answers
 from service.bench.client import selecting
 from service.bench.contest import Contender, contest, ours
@@ -23,6 +22,7 @@ from service.bench.peers.optillm_server import (
 from service.bench.scorer_endpoint import scorer_endpoint
 from service.bench.vllm_serve import MODEL, vllm_serve
 from service.bench.wire import elsewhere
+from vbon.errors import InvalidInputError
 
 GOAL = 2.0
 # optillm's judge is asked for up to 256 tokens after a prompt of some hundred.

@@ -1,6 +1,6 @@
 // Talks to the service this page came from: JSON, errors in its shape, server-sent events over POST.
 
-const KEY = "bestofn-key";
+const KEY = "vbon-key";
 
 /**
  * What went wrong, as the server tells it.

@@ -34,7 +34,7 @@ function route() {
     if (link.dataset.view === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  document.title = `${VIEWS[name].title} · bestofn`;
+  document.title = `${VIEWS[name].title} · vbon`;
   const root = el("div", { class: "view", data: { view: name } });
   replace($("main"), root);
   VIEWS[name].mount(root, context);
@@ -62,7 +62,7 @@ function switchTheme() {
   const next = isDark() ? "light" : "dark";
   document.documentElement.dataset.theme = next;
   try {
-    localStorage.setItem("bestofn-theme", next);
+    localStorage.setItem("vbon-theme", next);
   } catch {
     // Kept for this visit alone.
   }

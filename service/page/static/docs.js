@@ -6,7 +6,7 @@ SwaggerUIBundle({
   deepLinking: true,
   presets: [SwaggerUIBundle.presets.apis],
   requestInterceptor: (request) => {
-    const key = sessionStorage.getItem("bestofn-key");
+    const key = sessionStorage.getItem("vbon-key");
     if (key) request.headers.authorization = `Bearer ${key}`;
     return request;
   },

@@ -2,7 +2,7 @@
 {
   let chosen = null;
   try {
-    chosen = localStorage.getItem("bestofn-theme");
+    chosen = localStorage.getItem("vbon-theme");
   } catch {
     // A browser that keeps nothing follows the system's theme.
   }

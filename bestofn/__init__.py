@@ -1,8 +1,0 @@
-"""What the service and the training package share: mathematics, engines, reward models, files.
-
-Importing this package needs neither torch nor vllm; only ``bestofn.engine.vllm_engine`` and
-``vllm_host`` import vllm and only ``bestofn.rewards.classifier`` imports torch and transformers, when
-they are started.
-"""
-
-__version__ = "0.1.0"

@@ -1,6 +1,0 @@
-"""Reports as one HTML file that loads nothing: the page, tables and plots that all of them share."""
-
-from bestofn.html_page.page import fill_page, plot_html
-from bestofn.html_page.sheet import Sheet, aligned, html_table
-
-__all__ = ["Sheet", "aligned", "fill_page", "html_table", "plot_html"]

@@ -1,0 +1,233 @@
+"""Checks a Hugging Face model directory before anything heavy loads it, and names its revision.
+
+Only safetensors are accepted: pickled weights run code when opened. Needs neither torch nor
+transformers, so a bad path fails in milliseconds and with a sentence instead of a traceback.
+
+A directory with ``checksums.json`` (all that ``training`` exports) is read through once, at about a
+second a gigabyte, and its revision taken from there; one without is taken as it is, and its revision is
+a fingerprint of config, tokenizer and weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vbon.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
+from vbon.errors import CheckpointError
+from vbon.files import write_json
+
+Kind = Literal["causal-lm", "reward", "adapter"]
+
+HUB_PREFIX = "hf://"
+
+_ARCHITECTURE_SUFFIX = {"causal-lm": "ForCausalLM", "reward": "ForSequenceClassification"}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+# All that decides a token id, a rendered chat or how an adapter is applied.
+_FINGERPRINTED = (
+    "config.json", "adapter_config.json", "tokenizer*.json", "tekken.json", "vocab.json", "merges.txt",
+    "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+)  # fmt: skip
+_WEIGHTS = ".safetensors"
+_FULL_HASH_LIMIT = 256 * 2**20
+_SAMPLE_BLOCKS, _BLOCK = 64, 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checked model directory.
+
+    Attributes:
+        path: the directory, or the hub id without its prefix, for the library to resolve.
+        revision: content fingerprint, ``sha256:`` and 16 hex digits, or ``hub`` for a hub id.
+    """
+
+    path: str
+    revision: str
+
+
+def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
+    """Validate a model directory of the given kind.
+
+    ``hf://org/model`` names a model of the hub and is passed on unchecked: the prefix keeps a
+    misspelt path from being looked up on the internet.
+
+    Raises:
+        CheckpointError: missing, truncated, damaged, pickled only, or of another kind.
+    """
+    if path.startswith(HUB_PREFIX):
+        return Checkpoint(path.removeprefix(HUB_PREFIX), "hub")
+    directory = Path(path).expanduser()
+    if not directory.exists():
+        raise CheckpointError(
+            f"model directory {path!r} does not exist; check the path (a model of the Hugging Face "
+            "hub is written hf://org/name; the sandbox is made by scripts/demo)"
+        )
+    if not directory.is_dir():
+        raise CheckpointError(f"{path!r} is a file; give the directory that holds config.json")
+    try:
+        return _checked(directory, kind)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _checked(directory: Path, kind: Kind) -> Checkpoint:
+    recorded = _recorded(directory)
+    # The small files first: what is damaged must not be taken for a model of another kind.
+    _check_content(directory, recorded, weights=False)
+    if kind == "adapter":
+        _read_json(directory / "adapter_config.json")
+        weights = [directory / "adapter_model.safetensors"]
+    else:
+        _check_config(directory, kind)
+        _check_tokenizer(directory)
+        weights = _weight_files(directory)
+    for file in weights:
+        _check_safetensors(file)
+    if recorded is None:
+        return Checkpoint(str(directory), _fingerprint(directory, weights))
+    _check_content(directory, recorded, weights=True)
+    return Checkpoint(str(directory), str(recorded["revision"]))
+
+
+def write_checksums(directory: Path, kind: Kind) -> None:
+    """Record what a finished model directory holds, for :func:`check_checkpoint`.
+
+    Raises:
+        CheckpointError: it is not a model of this kind. ExportError: writing failed.
+    """
+    (directory / CHECKSUMS).unlink(missing_ok=True)
+    revision = _checked(directory, kind).revision
+    write_json(directory / CHECKSUMS, sealed({"revision": revision, "files": sums_of(directory)}))
+
+
+def _recorded(directory: Path) -> dict[str, Any] | None:
+    """What was recorded when it was written; ``None`` where nothing was."""
+    if not (directory / CHECKSUMS).exists():
+        return None
+    recorded = _read_json(directory / CHECKSUMS)
+    if not is_sealed(recorded):
+        raise CheckpointError(
+            f"{directory / CHECKSUMS} is damaged; restore {directory} or export it again, or delete "
+            "that file to take the others on trust"
+        )
+    return recorded
+
+
+def _check_content(directory: Path, recorded: dict[str, Any] | None, *, weights: bool) -> None:
+    """Compare the weights, or all other files, with their checksums."""
+    if recorded is None:
+        return
+    sums = {n: s for n, s in recorded["files"].items() if n.endswith(_WEIGHTS) == weights}
+    wrong = damage(directory, sums)
+    if wrong is not None:
+        raise CheckpointError(
+            f"{wrong}; restore {directory} or export it again (if you changed it yourself, delete "
+            f"its {CHECKSUMS})"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}: not a Hugging Face model directory"
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object")
+    return value
+
+
+def _check_config(directory: Path, kind: Literal["causal-lm", "reward"]) -> None:
+    config = _read_json(directory / "config.json")
+    architectures = config.get("architectures") or ["(none)"]
+    suffix = _ARCHITECTURE_SUFFIX[kind]
+    if not any(str(name).endswith(suffix) for name in architectures):
+        wanted = "a causal language model" if kind == "causal-lm" else "a sequence classifier"
+        raise CheckpointError(
+            f"{directory} is {architectures[0]}, not {wanted}: expected an architecture ending "
+            f"in {suffix}"
+        )
+    if kind == "reward":
+        num_labels = (
+            len(config["id2label"]) if "id2label" in config else config.get("num_labels", 2)
+        )
+        if num_labels != 1:
+            raise CheckpointError(
+                f"{directory} has a head of {num_labels} labels; a reward model needs exactly one "
+                "logit (num_labels = 1)"
+            )
+
+
+def _check_tokenizer(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{directory} has no tokenizer; expected {' or '.join(_TOKENIZER_FILES)}"
+        )
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = _read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise CheckpointError(f"{index} names no weight file")
+        return [directory / name for name in sorted({str(name) for name in names.values()})]
+    if list(directory.glob("*.bin")):
+        raise CheckpointError(
+            f"{directory} holds pickled weights (*.bin) only; these can run code when opened. "
+            "Convert it: save_pretrained(..., safe_serialization=True)"
+        )
+    raise CheckpointError(f"{directory} has no model.safetensors")
+
+
+def _check_safetensors(path: Path) -> None:
+    """Compare the size that the header promises with the size on disk."""
+    if not path.is_file():
+        raise CheckpointError(f"weight file {path} is missing")
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        header_size = int.from_bytes(handle.read(8), "little")
+        if size < 8 or header_size > size - 8:
+            raise CheckpointError(f"{path} is truncated: {size} bytes, shorter than its own header")
+        try:
+            header = json.loads(handle.read(header_size))
+            ends = [int(e["data_offsets"][1]) for n, e in header.items() if n != "__metadata__"]
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+            raise CheckpointError(f"{path} is not a safetensors file: {error!r}") from error
+    expected = 8 + header_size + max(ends, default=0)
+    if size != expected:
+        raise CheckpointError(
+            f"{path} is truncated or damaged: {size} bytes where its header promises {expected}; "
+            "copy or train it again"
+        )
+
+
+def _fingerprint(directory: Path, weights: list[Path]) -> str:
+    """SHA-256 over the small files that count and the weights.
+
+    Files above 256 MiB contribute evenly spaced blocks.
+    """
+    digest = hashlib.sha256()
+    small = {file for pattern in _FINGERPRINTED for file in directory.glob(pattern)}
+    for file in sorted(file for file in small if file.is_file()) + weights:
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}:".encode())
+        with file.open("rb") as handle:
+            if size <= max(_FULL_HASH_LIMIT, _BLOCK):
+                while block := handle.read(2**20):
+                    digest.update(block)
+            else:
+                for step in range(_SAMPLE_BLOCKS):
+                    handle.seek((size - _BLOCK) * step // (_SAMPLE_BLOCKS - 1))
+                    digest.update(handle.read(_BLOCK))
+    return f"sha256:{digest.hexdigest()[:16]}"

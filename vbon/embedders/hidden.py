@@ -1,0 +1,84 @@
+"""Mean-pooled hidden states of a causal language model, the policy itself for instance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vbon.checkpoints import check_checkpoint
+from vbon.embedders.protocol import Float
+from vbon.embedders.threaded import ThreadedEmbedder
+from vbon.errors import CheckpointError
+
+# Texts in one forward pass.
+_BATCH = 32
+# What random texts are made of; enough that their mean hardly depends on which were drawn.
+_RANDOM_TEXTS, _RANDOM_TOKENS = 64, 16
+
+
+class HiddenStateEmbedder(ThreadedEmbedder):
+    """The mean over a text's tokens of the last layer's states, less that of random texts.
+
+    Hidden states of a language model share a large common direction, which would make all cosines
+    nearly 1. What random tokens have in common is taken for it, and not what the texts at hand have in
+    common: less their own mean, two texts would always be opposites, and no text central.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"hidden:{path}")
+        self._path = check_checkpoint(path, "causal-lm").path
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._common: Float | float = 0.0
+
+    def load(self) -> None:
+        """Load weights and tokenizer, to the GPU if there is one, and embed the random texts."""
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(self._path)
+            self._model = AutoModel.from_pretrained(self._path, use_safetensors=True, dtype="auto")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"cannot load embedder {self.name}: {error}") from error
+        self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        tokens = np.random.default_rng(0).integers(
+            len(self._tokenizer), size=(_RANDOM_TEXTS, _RANDOM_TOKENS)
+        )
+        texts = [self._tokenizer.decode(row, skip_special_tokens=True) for row in tokens.tolist()]
+        self._common = self._means([ids for text in texts if (ids := self._ids(text))]).mean(axis=0)
+
+    def compute(self, texts: list[str]) -> Float:
+        """Means less the common one; a text without a token is a row of zeros."""
+        rows = np.zeros((len(texts), int(self._model.config.hidden_size)))
+        ids = [self._ids(text) for text in texts]
+        filled = [row for row, tokens in enumerate(ids) if tokens]
+        if filled:
+            rows[filled] = self._means([ids[row] for row in filled]) - self._common
+        return rows
+
+    def _ids(self, text: str) -> list[int]:
+        """As the model reads it; empty if there is nothing but special tokens."""
+        if not self._tokenizer(text, add_special_tokens=False)["input_ids"]:
+            return []
+        return list(self._tokenizer(text)["input_ids"])
+
+    def _means(self, sequences: list[list[int]]) -> Float:
+        """Mean states, shape ``(sequences, hidden)``; padding behind a text changes nothing in it."""
+        import torch
+
+        parts = []
+        for start in range(0, len(sequences), _BATCH):
+            batch = sequences[start : start + _BATCH]
+            length = max(map(len, batch))
+            ids_BT = torch.tensor([ids + [0] * (length - len(ids)) for ids in batch])
+            mask_BT = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids in batch])
+            ids_BT, mask_BT = ids_BT.to(self._model.device), mask_BT.to(self._model.device)
+            with torch.inference_mode():
+                states_BTD = self._model(
+                    input_ids=ids_BT, attention_mask=mask_BT
+                ).last_hidden_state.float()
+            sums_BD = states_BTD.masked_fill(mask_BT[..., None] == 0, 0.0).sum(dim=1)
+            parts.append((sums_BD / mask_BT.sum(dim=1, keepdim=True)).cpu().double().numpy())
+        return np.concatenate(parts)

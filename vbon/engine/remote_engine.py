@@ -1,0 +1,322 @@
+"""The engine over HTTP: any OpenAI-compatible server, or several, such as ``vllm serve``.
+
+What a server lacks costs this much:
+
+- token ids (vLLM's ``return_token_ids``, or its ``token_id:N`` logprobs): candidates then carry
+  ``UNKNOWN_TOKEN`` for each token; counts and log-probabilities hold, but TreeBoN and
+  :meth:`RemoteEngine.logprobs`, which need the ids, refuse.
+- ``prompt_logprobs``: :meth:`RemoteEngine.logprobs` refuses, and with it what scores given text.
+- ``/tokenize`` and ``/detokenize``: ``RemoteOptions.tokenizer`` must name the tokenizer's directory.
+- a count of ``completion_tokens``, ``max_model_len``: less is checked; the latter must be configured.
+
+A server without ``logprobs`` of the sampled tokens cannot be used. They are taken to be those of
+the model itself (temperature 1, before top-k and top-p), which is what vLLM's default
+``--logprobs-mode raw_logprobs`` gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
+
+from prometheus_client import Metric
+
+from vbon.engine.fan_out import as_they_finish
+from vbon.engine.protocol import Candidate, ModelInfo, Partial, Sampling, check_fits
+from vbon.engine.remote_metrics import RemoteMetrics
+from vbon.engine.remote_replicas import Replicas
+from vbon.engine.remote_server import RemoteOptions, Replica, ReplicaError, parse_address
+from vbon.engine.remote_wire import (
+    UNKNOWN_TOKEN,
+    Growth,
+    WireError,
+    completion_body,
+    read_prompt_logprobs,
+    read_text,
+    read_tokens,
+    scoring_body,
+)
+from vbon.errors import CheckpointError, EngineError, InvalidInputError
+from vbon.prompts import CONTEXT_TOKENS, Prompt, decode_completion, encode_prompt
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class RemoteEngine:
+    """The :class:`~vbon.engine.protocol.Engine` of a policy that servers elsewhere hold.
+
+    Each candidate is one HTTP request with its own seed, at the server with the least to do. There
+    is no hash of remote weights: the revision is the model's name as the server gives it.
+    """
+
+    recovers: ClassVar[bool] = True
+
+    def __init__(self, policy: str, options: RemoteOptions | None = None) -> None:
+        urls, model = parse_address(policy)
+        self._options = options or RemoteOptions()
+        self._replicas = Replicas(urls, model, self._options)
+        self._metrics = RemoteMetrics(self._options.metrics_timeout_s)
+        self._tokenizer: Any = None
+        self._endings: set[int] = set()
+        self.info = ModelInfo(
+            ",".join(urls), "remote:" + (model or "unknown"), 0, self._options.by_priority
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether any server takes requests."""
+        return self._replicas.alive
+
+    @property
+    def trouble(self) -> str:
+        """The servers left out, and why."""
+        return self._replicas.trouble
+
+    @property
+    def unfinished(self) -> int:
+        """Requests sent to its servers, or waiting to be sent."""
+        return self._replicas.in_flight
+
+    async def metrics(self) -> list[Metric]:
+        """What the servers' own ``/metrics`` say under vLLM's names."""
+        if not self._options.metrics:
+            return []
+        return await self._metrics.collect(self._replicas.all, self._replicas.model)
+
+    async def start(self) -> None:
+        """Wait for the first server, then let it decode once: shows what it cannot do."""
+        try:
+            if self._options.tokenizer is not None:
+                self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._options)
+            await self._replicas.start()
+            model, limit = self._replicas.model, self._replicas.max_model_len
+            self.info = replace(self.info, revision=f"remote:{model}", max_model_len=limit)
+            ids = await self.encode(Prompt(text="a"))
+            warm_up = Sampling(max_tokens=min(4, limit - len(ids)), seed=0)
+            async for candidate in self.generate(ids, warm_up, 2, "warm-up"):
+                if UNKNOWN_TOKEN in candidate.token_ids:
+                    logger.warning("%s gives no token ids: TreeBoN cannot use it", self.info.path)
+        except (EngineError, InvalidInputError) as error:
+            await self._replicas.stop()
+            raise CheckpointError(f"the remote policy cannot be served: {error}") from error
+        except BaseException:
+            await self._replicas.stop()
+            raise
+
+    async def check(self) -> None:
+        """Nothing: servers that fail are left out and probed until they are well."""
+
+    async def stop(self) -> None:
+        """Close all connections, so that the servers abort; safe to call twice."""
+        await self._replicas.stop()
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        """Through the configured tokenizer, or the server's own by ``/tokenize``."""
+        field = "messages" if prompt.messages else "prompt"
+        if self._tokenizer is not None:
+            try:
+                ids = encode_prompt(self._tokenizer, prompt)
+            except ValueError as error:
+                raise InvalidInputError(str(error), field=field) from error
+        else:
+            body: dict[str, Any] = {"prompt": prompt.text, "add_special_tokens": True}
+            if prompt.messages:
+                # A chat template writes its own special tokens.
+                body = {
+                    "messages": list(prompt.messages),
+                    "add_generation_prompt": True,
+                    "add_special_tokens": False,
+                }
+            try:
+                ids = await self._tokenizing("/tokenize", body, read_tokens)
+            except InvalidInputError as error:
+                raise InvalidInputError(str(error), field=field) from error
+        if not ids:
+            raise InvalidInputError("the prompt holds no token", field="prompt")
+        return ids
+
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        """As the server detokenises, in the context of the prompt's last tokens.
+
+        ``/detokenize`` writes special tokens out. Those seen to end a candidate are left out here;
+        any other one in the middle of an answer is not, unless a tokenizer is configured.
+        """
+        self._check_known(token_ids)
+        if self._tokenizer is not None:
+            return decode_completion(self._tokenizer, prompt_token_ids, token_ids)
+        context = prompt_token_ids[-CONTEXT_TOKENS:]
+        kept = [token for token in token_ids if token not in self._endings]
+        before, whole = [
+            await self._tokenizing("/detokenize", {"tokens": ids}, read_text)
+            for ids in (context, context + kept)
+        ]
+        return whole[len(before) :]
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        first_index: int = 0,
+    ) -> AsyncGenerator[Candidate, None]:
+        """Yield candidates as they finish; closing closes the connections of the rest."""
+        self._check(prompt_token_ids, sampling)
+        draws = (
+            self._one(prompt_token_ids, sampling, index)
+            for index in range(first_index, first_index + num_samples)
+        )
+        async with aclosing(as_they_finish(draws)) as candidates:
+            async for candidate in candidates:
+                yield candidate
+
+    async def _one(self, prompt_token_ids: list[int], sampling: Sampling, index: int) -> Candidate:
+        async def work(replica: Replica) -> Growth:
+            body = completion_body(self._model, prompt_token_ids, sampling, index, stream=False)
+            answer = await replica.ask("/completions", body)
+            growth = Growth(sampling, index)
+            try:
+                growth.check_whole(growth.add(answer))
+            except WireError as error:
+                raise _unusable(replica, error) from error
+            return growth
+
+        return self._finished(await self._replicas.call(work)).candidate()
+
+    async def stream(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+    ) -> AsyncGenerator[Partial, None]:
+        """Steps as the server sends them; those that a slow reader missed come as one."""
+        self._check(prompt_token_ids, sampling)
+        changed = asyncio.Event()
+        growing = [Growth(sampling, index)]
+
+        async def work(replica: Replica) -> Growth:
+            growth = growing[0] = Growth(sampling, index)
+            body = completion_body(self._model, prompt_token_ids, sampling, index, stream=True)
+            await _grow(replica, body, growth, changed)
+            return growth
+
+        # Read in a task of its own, or what a slow reader leaves in the socket would come stale.
+        reader = asyncio.create_task(self._replicas.call(work))
+        reader.add_done_callback(lambda _: changed.set())
+        seen = 0
+        try:
+            while True:
+                await changed.wait()
+                changed.clear()
+                if reader.done():
+                    break
+                # The last step waits until the server's own count has confirmed it.
+                if len(growing[0].token_ids) > seen and growing[0].finish_reason is None:
+                    seen = len(growing[0].token_ids)
+                    yield growing[0].partial()
+            yield self._finished(reader.result()).partial()
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def logprobs(
+        self,
+        prompt_token_ids: list[int],
+        completion_token_ids: list[int],
+        request_id: str,
+        priority: int = 0,
+    ) -> list[float]:
+        """One forward pass over prompt and completion, and one token that is thrown away."""
+        if not completion_token_ids:
+            return []
+        ids = [*prompt_token_ids, *completion_token_ids]
+        self._check(ids, Sampling(max_tokens=1, priority=priority))
+
+        async def work(replica: Replica) -> list[float]:
+            answer = await replica.ask("/completions", scoring_body(self._model, ids, priority))
+            try:
+                return read_prompt_logprobs(answer, ids, len(prompt_token_ids))
+            except WireError as error:
+                raise _unusable(replica, error) from error
+
+        return await self._replicas.call(work)
+
+    @property
+    def _model(self) -> str:
+        assert self._replicas.model is not None
+        return self._replicas.model
+
+    def _finished(self, growth: Growth) -> Growth:
+        if growth.ending is not None:
+            self._endings.add(growth.ending)
+        return growth
+
+    def _check(self, token_ids: list[int], sampling: Sampling) -> None:
+        self._replicas.check_started()
+        self._check_known(token_ids)
+        check_fits(self.info, token_ids, sampling)
+
+    def _check_known(self, token_ids: list[int]) -> None:
+        if UNKNOWN_TOKEN in token_ids:
+            raise EngineError(
+                f"{self.info.path} gives no token ids (`return_token_ids`), which continuing or "
+                "scoring a candidate needs"
+            )
+
+    async def _tokenizing(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
+        """What a server's tokenizer answers."""
+        self._replicas.check_started()
+
+        async def work(replica: Replica) -> T:
+            answer = await replica.ask(path, {**body, "model": self._model}, root=True)
+            try:
+                return read(answer)
+            except WireError as error:
+                raise _unusable(replica, error) from error
+
+        try:
+            return await self._replicas.call(work)
+        except EngineError as error:
+            if "HTTP 404" in str(error):
+                raise EngineError(
+                    f"{error}; set engine.remote_tokenizer to a directory with the policy's tokenizer"
+                ) from error
+            raise
+
+
+async def _grow(
+    replica: Replica, body: dict[str, Any], growth: Growth, changed: asyncio.Event
+) -> None:
+    counted = None
+    try:
+        async with aclosing(replica.follow("/completions", body)) as events:
+            async for event in events:
+                count = growth.add(event)
+                counted = counted if count is None else count
+                changed.set()
+        growth.check_whole(counted)
+    except WireError as error:
+        raise _unusable(replica, error) from error
+    except ReplicaError as error:
+        error.again = not growth.token_ids
+        raise
+
+
+def _unusable(replica: Replica, error: WireError) -> ReplicaError:
+    return ReplicaError(f"{replica.url} {error}", "wrong", again=False)
+
+
+def _load_tokenizer(options: RemoteOptions) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            options.tokenizer, trust_remote_code=options.trust_remote_code, local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"engine.remote_tokenizer {options.tokenizer}: cannot be loaded: {error}"
+        ) from error

