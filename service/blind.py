@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.comparison import run_seed
-from service.concurrency import all_or_first_error
 from service.generation import Plan, make_plan
 from service.runtime import Answer, Runtime
 from service.schemas import GenerateRequest
 from service.schemas.preferences import PairRequest, Side
 from service.store import Shown
+from vbon.concurrency import all_or_first_error
 from vbon.errors import InvalidInputError, NotFoundError
 
 _MOST_OPEN = 1024  # pairs nobody judged

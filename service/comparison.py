@@ -15,7 +15,6 @@ from time import perf_counter
 
 import numpy as np
 
-from service.concurrency import all_or_first_error
 from service.generation import (
     check_limit,
     policy_ref,
@@ -37,6 +36,7 @@ from service.schemas import (
 )
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE
+from vbon.concurrency import all_or_first_error
 from vbon.curves import pairwise_win_rate
 from vbon.engine import Sampling
 from vbon.errors import BusyError, InvalidInputError

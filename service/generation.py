@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.concurrency import all_or_first_error
 from service.runtime import Answer, Mode, Runtime
 from service.schemas import (
     BatchAnswer,
@@ -25,6 +24,7 @@ from service.scoring import BatchingScorer
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
 from service.strategies.bon import Bon
 from service.strategy_fields import settings_in
+from vbon.concurrency import all_or_first_error
 from vbon.curves import expected_best
 from vbon.engine import ModelInfo, Sampling
 from vbon.errors import InvalidInputError

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from service.concurrency import all_or_first_error
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
+from vbon.concurrency import all_or_first_error
 from vbon.engine import Engine
 from vbon.errors import (
     BusyError,

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from training.prompts import chat_of, check_text, encode_prompts
 from vbon.errors import DataError
+from vbon.prompt_files import chat_of, check_text, encode_prompts
 from vbon.prompts import Prompt
 
 Float = NDArray[np.float64]

@@ -12,13 +12,13 @@ from training.configs import EvaluateConfig
 from training.evaluation import Row, evaluation_rows
 from training.measure import Measurer
 from training.policies import load_policy
-from training.prompts import encode_prompts, read_prompts
 from training.records import read_record
 from vbon.checkpoints import check_checkpoint
 from vbon.checksums import sha256_of
 from vbon.errors import DataError
 from vbon.files import replacing_directory, storage_errors, write_json
 from vbon.locks import sole_writer
+from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.provenance import provenance
 from vbon.rewards import RewardModel, open_reward_model
 from vbon.statistics import Estimate

@@ -22,7 +22,6 @@ from typing import Any
 from training.cache_lines import parse
 from training.configs import SampleConfig
 from training.progress import ProgressBar
-from training.prompts import encode_prompts, read_prompts
 from training.records import is_same, trusted_record
 from vbon.checkpoints import check_checkpoint
 from vbon.checksums import sha256_of
@@ -30,6 +29,7 @@ from vbon.engine import FinishReason, Sampling
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.files import reading, storage_errors, write_json
 from vbon.locks import sole_writer
+from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
 from vbon.provenance import provenance
 from vbon.rewards import RewardModel, Scorable, open_reward_model

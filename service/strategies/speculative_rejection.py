@@ -19,7 +19,6 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from service.concurrency import all_or_first_error
 from service.strategies.bounds import MOST_COUNT, step_tokens
 from service.strategies.collect import as_candidate
 from service.strategies.protocol import (
@@ -32,6 +31,7 @@ from service.strategies.protocol import (
     tokens_of,
 )
 from service.strategies.rerank import highest, required_scorer, scored_only
+from vbon.concurrency import all_or_first_error
 from vbon.engine import Engine, Partial
 
 

@@ -18,10 +18,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from service.concurrency import all_or_first_error
 from service.strategies.bounds import MOST_COUNT, step_tokens
 from service.strategies.protocol import Outcome, Resources, ScoredCandidate, Strategy, Task
 from service.strategies.rerank import highest, required_scorer, scored_only
+from vbon.concurrency import all_or_first_error
 from vbon.engine import Candidate, Engine, FinishReason
 from vbon.errors import InvalidInputError
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.concurrency import all_or_first_error
 from service.supervision import Supervisor
+from vbon.concurrency import all_or_first_error
 from vbon.engine import vllm_engine, vllm_host
 from vbon.engine.protocol import Candidate
 from vbon.engine.vllm_engine import VllmEngine

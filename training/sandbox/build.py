@@ -27,7 +27,6 @@ from transformers import AutoTokenizer
 from training.cards import write_card
 from training.configs import SandboxConfig
 from training.progress import TrainerProgress
-from training.prompts import write_prompts
 from training.records import is_same, read_record
 from training.sandbox.corpus import ReviewGrammar
 from training.sandbox.labelled import read_labelled
@@ -36,6 +35,7 @@ from vbon.checkpoints import Kind, check_checkpoint, write_checksums
 from vbon.errors import CheckpointError, DataError
 from vbon.files import recover_directory, replacing_directory, write_json
 from vbon.locks import sole_writer
+from vbon.prompt_files import write_prompts
 from vbon.provenance import provenance
 
 logger = logging.getLogger(__name__)

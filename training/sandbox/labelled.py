@@ -9,9 +9,9 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.prompts import check_text
 from vbon.errors import DataError
 from vbon.files import reading
+from vbon.prompt_files import check_text
 
 logger = logging.getLogger(__name__)
 
