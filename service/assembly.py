@@ -10,8 +10,8 @@ from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE, ServiceSettings
 from vbon.engine import Engine
-from vbon.engine.remote_engine import RemoteEngine
-from vbon.engine.remote_server import RemoteOptions, is_remote
+from vbon.engine.remote.engine import RemoteEngine
+from vbon.engine.remote.server import RemoteOptions, is_remote
 from vbon.engine.vllm_engine import VllmEngine
 from vbon.engine.vllm_host import VllmHost, VllmOptions
 from vbon.errors import CheckpointError

@@ -15,8 +15,8 @@ from service.runtime import Runtime
 from service.settings import ServiceSettings
 from tests.tiny import train_config
 from vbon.engine import Engine
-from vbon.engine.remote_engine import RemoteEngine
-from vbon.engine.remote_server import RemoteOptions
+from vbon.engine.remote.engine import RemoteEngine
+from vbon.engine.remote.server import RemoteOptions
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import pytest
 from tests.unit.openai_imitation import imitation
 from vbon.engine import Candidate, Engine, Partial, Sampling
 from vbon.engine.fake import FakeEngine
-from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote.engine import RemoteEngine
 from vbon.errors import InvalidInputError, NotReadyError, PromptTooLongError
 from vbon.prompts import Prompt
 

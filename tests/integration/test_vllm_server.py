@@ -14,8 +14,8 @@ from service.app import create_app
 from service.assembly import build_runtime
 from service.settings import ServiceSettings
 from vbon.engine import Candidate, Engine, Sampling
-from vbon.engine.remote_engine import RemoteEngine
-from vbon.engine.remote_server import RemoteOptions
+from vbon.engine.remote.engine import RemoteEngine
+from vbon.engine.remote.server import RemoteOptions
 from vbon.errors import CheckpointError, InvalidInputError
 from vbon.prompts import Prompt
 

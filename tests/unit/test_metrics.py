@@ -20,7 +20,7 @@ from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until
 from vbon.engine.fake import FakeEngine
 from vbon.engine.metrics import families_of, logger_into
-from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote.engine import RemoteEngine
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

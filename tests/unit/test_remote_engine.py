@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 
 from tests.unit.openai_imitation import EOS, Server, free_port, imitation, text_of
-from vbon.engine import Candidate, Partial, Sampling, remote_server
+from vbon.engine import Candidate, Partial, Sampling
 from vbon.engine.protocol import candidate_seed
-from vbon.engine.remote_engine import RemoteEngine
-from vbon.engine.remote_server import (
+from vbon.engine.remote import server as remote_server
+from vbon.engine.remote.engine import RemoteEngine
+from vbon.engine.remote.server import (
     RemoteOptions,
     Replica,
     ReplicaError,
     parse_address,
 )
-from vbon.engine.remote_wire import UNKNOWN_TOKEN
+from vbon.engine.remote.wire import UNKNOWN_TOKEN
 from vbon.errors import (
     CheckpointError,
     EngineDeadError,

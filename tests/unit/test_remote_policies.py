@@ -15,7 +15,7 @@ from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until
 from vbon.config import load_settings
 from vbon.engine.fake import FakeEngine
-from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote.engine import RemoteEngine
 from vbon.errors import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[2]

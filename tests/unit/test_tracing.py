@@ -30,7 +30,7 @@ from tests.unit.openai_imitation import imitation
 from tests.unit.test_api import disconnect_after
 from tests.unit.test_remote_engine import OPTIONS
 from vbon.engine.fake import FakeEngine
-from vbon.engine.remote_engine import RemoteEngine
+from vbon.engine.remote.engine import RemoteEngine
 from vbon.errors import InvalidInputError
 from vbon.prompts import Prompt
 from vbon.rewards.remote import RemoteReward

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from vbon.engine.one_connection_each import OneConnectionEach
-from vbon.engine.remote_server import read_body
-from vbon.engine.remote_wire import WireError
+from vbon.engine.remote.server import read_body
+from vbon.engine.remote.wire import WireError
 from vbon.errors import CheckpointError, RewardError
 from vbon.rewards.protocol import Scorable, checked_scores
 from vbon.trace_context import trace_headers

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from typing import TypeVar
 
-from vbon.engine.remote_server import RemoteOptions, Replica, ReplicaError, now
+from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, now
 from vbon.errors import (
     CheckpointError,
     EngineDeadError,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from prometheus_client import Metric
 
 from vbon.engine.metrics import merged, parse_families
-from vbon.engine.remote_server import Replica, ReplicaError, now
+from vbon.engine.remote.server import Replica, ReplicaError, now
 
 logger = logging.getLogger(__name__)
 

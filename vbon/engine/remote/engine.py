@@ -27,10 +27,10 @@ from prometheus_client import Metric
 
 from vbon.engine.fan_out import as_they_finish
 from vbon.engine.protocol import Candidate, ModelInfo, Partial, Sampling, check_fits
-from vbon.engine.remote_metrics import RemoteMetrics
-from vbon.engine.remote_replicas import Replicas
-from vbon.engine.remote_server import RemoteOptions, Replica, ReplicaError, parse_address
-from vbon.engine.remote_wire import (
+from vbon.engine.remote.metrics import RemoteMetrics
+from vbon.engine.remote.replicas import Replicas
+from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, parse_address
+from vbon.engine.remote.wire import (
     UNKNOWN_TOKEN,
     Growth,
     WireError,

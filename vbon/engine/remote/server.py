@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from vbon.engine.one_connection_each import OneConnectionEach
-from vbon.engine.remote_wire import WireError, error_text, read_models
+from vbon.engine.remote.wire import WireError, error_text, read_models
 from vbon.errors import CheckpointError, InvalidInputError
 from vbon.trace_context import trace_headers
 
