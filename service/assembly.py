@@ -12,8 +12,8 @@ from service.settings import REFERENCE, ServiceSettings
 from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.engine.remote.server import RemoteOptions, is_remote
-from vbon.engine.vllm_engine import VllmEngine
-from vbon.engine.vllm_host import VllmHost, VllmOptions
+from vbon.engine.vllm.engine import VllmEngine
+from vbon.engine.vllm.host import VllmHost, VllmOptions
 from vbon.errors import CheckpointError
 from vbon.evaluation_record import read_evaluation
 from vbon.rewards import open_reward_model

@@ -296,8 +296,8 @@ async def _from_vllm(
     config: SampleConfig, prompts: list[Prompt]
 ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """A few prompts in the engine at once; each arrives when its last sample has."""
-    from vbon.engine.vllm_engine import VllmEngine
-    from vbon.engine.vllm_host import VllmHost, VllmOptions
+    from vbon.engine.vllm.engine import VllmEngine
+    from vbon.engine.vllm.host import VllmHost, VllmOptions
 
     options = VllmOptions(
         dtype=config.dtype, executor="uni", trust_remote_code=config.trust_remote_code

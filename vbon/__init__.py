@@ -1,6 +1,6 @@
 """What the service and the training package share: mathematics, engines, reward models, files.
 
-Importing this package needs neither torch nor vllm; only ``vbon.engine.vllm_engine`` and
+Importing this package needs neither torch nor vllm; only ``vbon.engine.vllm.engine`` and
 ``vllm_host`` import vllm and only ``vbon.rewards.classifier`` imports torch and transformers, when
 they are started.
 """

@@ -19,7 +19,7 @@ from service.bench.load import Job, Result, load_elsewhere
 from service.runtime import Runtime
 from service.serving import keep_for_good
 from vbon.engine import Sampling
-from vbon.engine.vllm_engine import VllmEngine, generate_bare
+from vbon.engine.vllm.engine import VllmEngine, generate_bare
 from vbon.errors import VbonError
 from vbon.prompts import Prompt
 from vbon.statistics import Spread, spread

@@ -13,7 +13,7 @@ import httpx
 
 from service.bench.processes import free_port, running, wait_until_healthy
 from service.bench.wire import SideError
-from vbon.engine.vllm_engine import VllmEngine
+from vbon.engine.vllm.engine import VllmEngine
 from vbon.prompts import Prompt
 
 MODEL = "ref"

@@ -12,10 +12,11 @@ import pytest
 
 from service.supervision import Supervisor
 from vbon.concurrency import all_or_first_error
-from vbon.engine import vllm_engine, vllm_host
 from vbon.engine.protocol import Candidate
-from vbon.engine.vllm_engine import VllmEngine
-from vbon.engine.vllm_host import VllmHost, VllmOptions
+from vbon.engine.vllm import engine as vllm_engine
+from vbon.engine.vllm import host as vllm_host
+from vbon.engine.vllm.engine import VllmEngine
+from vbon.engine.vllm.host import VllmHost, VllmOptions
 from vbon.errors import CheckpointError, EngineError
 
 

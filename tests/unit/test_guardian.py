@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from vbon.engine.guardian import Guardian
+from vbon.engine.vllm.guardian import Guardian
 
 STARTER = """
 import subprocess, sys, time
-from vbon.engine.guardian import Guardian
+from vbon.engine.vllm.guardian import Guardian
 child = subprocess.Popen(["sleep", "600"], start_new_session=True)
 guardian = Guardian([child.pid])
 print(child.pid, flush=True)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from vbon.checkpoints import Checkpoint, check_checkpoint
-from vbon.engine.guardian import Guardian
 from vbon.engine.metrics import logger_into
+from vbon.engine.vllm.guardian import Guardian
 from vbon.errors import CheckpointError, NotReadyError
 
 if TYPE_CHECKING:

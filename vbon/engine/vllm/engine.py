@@ -24,7 +24,7 @@ from vbon.engine.protocol import (
     candidate_seed,
     check_fits,
 )
-from vbon.engine.vllm_host import Adapter, VllmHost
+from vbon.engine.vllm.host import Adapter, VllmHost
 from vbon.errors import (
     EngineDeadError,
     EngineError,

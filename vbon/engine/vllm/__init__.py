@@ -1,0 +1,1 @@
+"""Policies on vLLM, each engine in a process of its own."""
