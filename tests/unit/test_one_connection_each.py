@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.openai_imitation import Server, imitation
 from tests.unit.test_remote_engine import draw, remote, until, watch
-from vbon.engine.one_connection_each import OneConnectionEach
+from vbon.http.transport import OneConnectionEach
 
 KEEP_IDLE_S = 0.3
 BODY = {

@@ -11,10 +11,9 @@ from typing import Any
 
 import httpx
 
-from vbon.engine.one_connection_each import OneConnectionEach
-from vbon.engine.remote.server import read_body
-from vbon.engine.remote.wire import WireError
 from vbon.errors import CheckpointError, RewardError
+from vbon.http.body import WireError, read_body
+from vbon.http.transport import OneConnectionEach
 from vbon.rewards.protocol import Scorable, checked_scores
 from vbon.trace_context import trace_headers
 

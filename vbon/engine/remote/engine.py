@@ -33,7 +33,6 @@ from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, pars
 from vbon.engine.remote.wire import (
     UNKNOWN_TOKEN,
     Growth,
-    WireError,
     completion_body,
     read_prompt_logprobs,
     read_text,
@@ -41,6 +40,7 @@ from vbon.engine.remote.wire import (
     scoring_body,
 )
 from vbon.errors import CheckpointError, EngineError, InvalidInputError
+from vbon.http.body import WireError
 from vbon.prompts import CONTEXT_TOKENS, Prompt, decode_completion, encode_prompt
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from vbon.engine.one_connection_each import OneConnectionEach
-from vbon.engine.remote.wire import WireError, error_text, read_models
+from vbon.engine.remote.wire import error_text, read_models
 from vbon.errors import CheckpointError, InvalidInputError
+from vbon.http.body import WireError, _check_plain, _too_long, read_body
+from vbon.http.transport import OneConnectionEach
 from vbon.trace_context import trace_headers
 
 Kind = Literal["down", "busy", "wrong"]
@@ -323,22 +324,6 @@ class Replica:
             raise ReplicaError(f"{self.url} failed: {_why(error)}", "down", again=True) from error
 
 
-async def read_body(response: httpx.Response, most_bytes: int) -> bytes:
-    """A body that is not longer than that; how long it may take is for the caller to limit.
-
-    Raises:
-        WireError: it is longer, or compressed.
-    """
-    _check_plain(response)
-    pieces, size = [], 0
-    async for piece in response.aiter_bytes():
-        pieces.append(piece)
-        size += len(piece)
-        if size > most_bytes:
-            raise _too_long(most_bytes)
-    return b"".join(pieces)
-
-
 async def _beginning(response: httpx.Response) -> bytes:
     """Of what is only quoted."""
     try:
@@ -351,16 +336,6 @@ async def _beginning(response: httpx.Response) -> bytes:
         if len(content) > _MOST_OF_REFUSAL:
             break
     return content[:_MOST_OF_REFUSAL]
-
-
-def _check_plain(response: httpx.Response) -> None:
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise WireError(f"answered compressed ({encoding[:20]}), which it was not asked for")
-
-
-def _too_long(most_bytes: int) -> WireError:
-    return WireError(f"answered more than {most_bytes} bytes")
 
 
 def _retry_after(header: str | None) -> float:

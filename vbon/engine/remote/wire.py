@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vbon.engine.protocol import Candidate, FinishReason, Partial, Sampling, candidate_seed
+from vbon.http.body import WireError
 
 # Stands for a token whose id the server does not tell; no vocabulary has it.
 UNKNOWN_TOKEN = -1
@@ -25,10 +26,6 @@ _PLAIN: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-
-
-class WireError(Exception):
-    """An answer that cannot be used; its text says why."""
 
 
 def completion_body(

@@ -1,0 +1,1 @@
+"""HTTP parts that engines and reward models share."""
