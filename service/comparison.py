@@ -37,12 +37,12 @@ from service.schemas import (
 from service.scoring import BatchingScorer
 from service.settings import REFERENCE
 from vbon.concurrency import all_or_first_error
-from vbon.curves import pairwise_win_rate
 from vbon.engine import Sampling
 from vbon.errors import BusyError, InvalidInputError
+from vbon.maths.curves import pairwise_win_rate
+from vbon.maths.seeds import seed_of
+from vbon.maths.statistics import bootstrap_mean, spread
 from vbon.prompts import Prompt
-from vbon.seeds import seed_of
-from vbon.statistics import bootstrap_mean, spread
 
 
 @dataclass(slots=True)

@@ -20,9 +20,9 @@ from service.schemas.frontier import (
     PolicyPoint,
 )
 from service.settings import REFERENCE
-from vbon.distribution import kl_upper_bound, max_win_rate
 from vbon.errors import DataError
 from vbon.evaluation_record import EvaluatedRow, EvaluationRecord, read_evaluation
+from vbon.maths.distribution import kl_upper_bound, max_win_rate
 from vbon.training_record import Heldout, RecordedMean, TrainingRecord, read_training_record
 
 UPPER_BOUND = "upper bound"

@@ -25,9 +25,9 @@ from service.strategies import UNOBSERVED, Observer, ScoredCandidate
 from service.strategies.bon import Bon
 from service.strategy_fields import settings_in
 from vbon.concurrency import all_or_first_error
-from vbon.curves import expected_best
 from vbon.engine import ModelInfo, Sampling
 from vbon.errors import InvalidInputError
+from vbon.maths.curves import expected_best
 from vbon.prompts import Prompt
 
 

@@ -22,8 +22,8 @@ from rich.table import Table
 from training.configs import BenchConfig, TrainConfig
 from vbon.errors import VbonError
 from vbon.files import write_json
+from vbon.maths.statistics import Spread, spread
 from vbon.provenance import provenance
-from vbon.statistics import Spread, spread
 from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.objectives.protocol import CachedDraw
-from vbon.curves import selection_weights
 from vbon.errors import DataError
+from vbon.maths.curves import selection_weights
 
 
 def draw_indices(

@@ -15,8 +15,8 @@ from training.generation import Generator
 from training.objectives.protocol import CachedDraw, Draws
 from training.rollout import Rollout, rollout_of
 from vbon.errors import RewardError
+from vbon.maths.seeds import seed_of
 from vbon.rewards import RewardModel, Scorable
-from vbon.seeds import seed_of
 
 # (place in the step, row of the cache) of a process's prompts.
 Rows = Sequence[tuple[int, int]]

@@ -18,10 +18,10 @@ from vbon.checksums import sha256_of
 from vbon.errors import DataError
 from vbon.files import replacing_directory, storage_errors, write_json
 from vbon.locks import sole_writer
+from vbon.maths.statistics import Estimate
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.provenance import provenance
 from vbon.rewards import RewardModel, open_reward_model
-from vbon.statistics import Estimate
 from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)

@@ -12,15 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from training.measure import Float, PromptSamples
-from vbon.curves import (
+from vbon.errors import DataError
+from vbon.maths.curves import (
     expected_best,
     pairwise_win_rate,
     selection_weights,
     win_rate_of_best,
 )
-from vbon.distribution import kl_estimate, kl_upper_bound
-from vbon.errors import DataError
-from vbon.statistics import Estimate, bootstrap_mean
+from vbon.maths.distribution import kl_estimate, kl_upper_bound
+from vbon.maths.statistics import Estimate, bootstrap_mean
 
 KlKind = Literal["zero", "upper bound", "Rao-Blackwellised"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vbon.statistics import Spread, spread
+from vbon.maths.statistics import Spread, spread
 
 Place = tuple[float, float]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from training.progress import ProgressBar
 from training.rollout import Rollout, response_logits, sample_responses, terms_of
+from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable
-from vbon.seeds import seed_of
 
 Float = NDArray[np.float64]
 

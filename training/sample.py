@@ -29,11 +29,11 @@ from vbon.engine import FinishReason, Sampling
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.files import reading, storage_errors, write_json
 from vbon.locks import sole_writer
+from vbon.maths.seeds import seed_of
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
 from vbon.provenance import provenance
 from vbon.rewards import RewardModel, Scorable, open_reward_model
-from vbon.seeds import seed_of
 
 logger = logging.getLogger(__name__)
 

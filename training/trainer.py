@@ -26,8 +26,8 @@ from training.generation import Generator, TransformersGenerator
 from training.objectives.protocol import Objective, Samples, StepBatch
 from training.rollout import Rollout, logprobs_of, response_logits, terms_of
 from vbon.errors import DivergedError, InvalidInputError
+from vbon.maths.seeds import seed_of
 from vbon.rewards import RewardModel
-from vbon.seeds import seed_of
 
 Phase = Literal["warm-start", "main"]
 

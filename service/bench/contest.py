@@ -17,8 +17,8 @@ import numpy as np
 from service.bench.answers import Answers
 from service.bench.harness import Bench, Figure, in_turns, ratios, shown
 from service.scoring import BatchingScorer
+from vbon.maths.statistics import Estimate, bootstrap_mean
 from vbon.prompts import Prompt
-from vbon.statistics import Estimate, bootstrap_mean
 
 WIDTHS = (0.5, 0.75, 1.0)  # of the requests with which rows of one mode saturate the engine
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bench.harness import Bench, Figure
-from vbon.statistics import Spread
+from vbon.maths.statistics import Spread
 
 Float = NDArray[np.float64]
 

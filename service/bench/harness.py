@@ -21,8 +21,8 @@ from service.serving import keep_for_good
 from vbon.engine import Sampling
 from vbon.engine.vllm.engine import VllmEngine, generate_bare
 from vbon.errors import VbonError
+from vbon.maths.statistics import Spread, spread
 from vbon.prompts import Prompt
-from vbon.statistics import Spread, spread
 
 Side = Callable[[], Awaitable[float]]
 

@@ -13,7 +13,7 @@ from service.bench.client import client
 from service.bench.frontier import strategies
 from service.bench.harness import Bench, Figure, Side, in_turns, ratios, shown
 from service.bench.peers.row import peers
-from vbon.statistics import spread
+from vbon.maths.statistics import spread
 
 Row = Callable[[Bench], Awaitable[Figure | list[Figure]]]
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.loadtest.figures import Float, interval, sign_flip_p
 from service.loadtest.schema import CellResult, Interval, LoadTestResult, Quality, Round
-from vbon.statistics import holm, joint_permutation, welch_interval
+from vbon.maths.statistics import holm, joint_permutation, welch_interval
 
 LEVEL = 0.05
 Verdict = Literal["better", "worse", "no difference seen", "too few rounds", "too few prompts"]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.loadtest.schema import Interval, Quantiles, Range
-from vbon.statistics import RESAMPLES, bootstrap_mean, spread
+from vbon.maths.statistics import RESAMPLES, bootstrap_mean, spread
 
 Float = NDArray[np.float64]
 

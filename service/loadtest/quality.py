@@ -2,7 +2,7 @@
 
 Timed requests of single samples are not scored, since their users would not pay for it; so every variant is
 asked again with scores. Best-of-N is asked once, at the largest N, for all its candidates: they give every
-smaller N without bias (``vbon/curves.py``).
+smaller N without bias (``vbon/maths/curves.py``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from service.loadtest.figures import Float, interval
 from service.loadtest.plan import Variant
 from service.loadtest.schema import CurvePoint, Quality
 from service.loadtest.targets import native_path
-from vbon.curves import expected_best, pairwise_win_rate, selection_weights
-from vbon.seeds import seed_of
+from vbon.maths.curves import expected_best, pairwise_win_rate, selection_weights
+from vbon.maths.seeds import seed_of
 
 BON = "bon"
 

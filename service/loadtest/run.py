@@ -21,7 +21,7 @@ from service.loadtest.schema import Probe
 from service.loadtest.server import request_headers
 from service.loadtest.summary import cell_result
 from service.loadtest.targets import NativeTarget, OpenAiTarget, Target
-from vbon.seeds import seed_of
+from vbon.maths.seeds import seed_of
 
 _WARM_UPS = 4  # requests a variant before anything is measured; their last tells its idle latency
 _PROBE_REQUESTS = 40  # a probe at a low rate goes on until about so many were sent ...

@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from service.store.database import Store
 from service.store.tables import PreferenceRow
-from vbon.statistics import Estimate, score_share
+from vbon.maths.statistics import Estimate, score_share
 
 Winner = Literal["a", "b", "tie"]
 _SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}

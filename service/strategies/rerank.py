@@ -21,7 +21,7 @@ from service.strategies.protocol import (
     tokens_of,
 )
 from vbon.errors import InvalidInputError, RewardError
-from vbon.seeds import seed_of
+from vbon.maths.seeds import seed_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import pytest
 
 from training.cached_draws import draw_indices
 from training.objectives.protocol import CachedDraw
-from vbon.curves import selection_weights
 from vbon.errors import DataError
+from vbon.maths.curves import selection_weights
 
 REWARDS = np.array([0.5, -1.0, 2.0, 0.0, 1.5, 1.0])
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbon import curves
+from vbon.maths import curves
 
 REWARDS = np.array([0.5, -1.0, 2.0, 0.5, 1.5, 3.0, -0.2])
 GOLD = np.array([1.0, 0.0, 5.0, 2.0, -1.0, 0.5, 0.3])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vbon import distribution
+from vbon.maths import distribution
 
 P = np.array([0.1, 0.25, 0.05, 0.4, 0.2])
 R = np.array([0.3, -1.0, 2.5, 0.7, 1.1])

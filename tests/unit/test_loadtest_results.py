@@ -25,7 +25,7 @@ from service.loadtest.report import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, Round
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import measure
-from vbon.statistics import holm, joint_permutation, welch_interval
+from vbon.maths.statistics import holm, joint_permutation, welch_interval
 
 HOSTILE = '</script><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>{{main}}'
 ROOT = Path(__file__).resolve().parents[2]

@@ -62,8 +62,8 @@ from training.policy_gradient import (  # noqa: E402
     policy_gradient_loss,
     token_terms,
 )
-from vbon.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402
 from vbon.errors import InvalidInputError  # noqa: E402
+from vbon.maths.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402
 
 Exact = Callable[[torch.Tensor], torch.Tensor]
 

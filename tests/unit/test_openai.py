@@ -22,7 +22,7 @@ from tests.unit.fakes import (
     serving,
     stream,
 )
-from vbon.curves import expected_best
+from vbon.maths.curves import expected_best
 
 BODY: dict[str, Any] = {
     "model": "bon", "prompt": "the film was", "best_of": 8, "max_tokens": 12, "seed": 3

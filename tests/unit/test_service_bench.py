@@ -19,7 +19,7 @@ from service.bench.wire import SideError
 from tests.unit.fakes import make_runtime
 from tests.unit.test_bench_contests import bench_of
 from vbon.errors import InvalidInputError
-from vbon.statistics import Spread
+from vbon.maths.statistics import Spread
 
 
 async def test_sides_take_turns_and_the_warm_up_is_thrown_away() -> None:

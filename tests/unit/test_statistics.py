@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vbon.statistics import score_share
+from vbon.maths.statistics import score_share
 
 Z2 = 1.959964**2
 

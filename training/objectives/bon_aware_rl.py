@@ -21,7 +21,7 @@ from pydantic import Field
 
 from training.objectives.protocol import Draws, Objective, StepBatch, required, samples_of
 from training.objectives.settings import BonSettings, Regularised
-from vbon.curves import log_comb
+from vbon.maths.curves import log_comb
 
 if TYPE_CHECKING:
     import torch

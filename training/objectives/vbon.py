@@ -29,7 +29,7 @@ from pydantic import Field
 from training.objectives.protocol import Samples, required
 from training.objectives.regularised_rl import RegularisedRL
 from training.objectives.settings import BonSettings
-from vbon.curves import log_comb
+from vbon.maths.curves import log_comb
 
 if TYPE_CHECKING:
     import torch

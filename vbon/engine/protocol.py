@@ -9,8 +9,8 @@ from typing import ClassVar, Literal, Protocol
 from prometheus_client import Metric
 
 from vbon.errors import InvalidInputError, PromptTooLongError
+from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt
-from vbon.seeds import seed_of
 
 FinishReason = Literal["stop", "length", "rejected"]
 

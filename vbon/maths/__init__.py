@@ -1,0 +1,1 @@
+"""Best-of-N mathematics: distributions, unbiased curves, statistics, seeds."""
