@@ -11,7 +11,7 @@ from training.report_tables import pareto_sheets, sheets, target_sheets
 from training.sweep_records import methods_of, read_sweep
 from vbon.errors import DataError, ExportError
 from vbon.files import write_json, write_text
-from vbon.html_page import Sheet
+from vbon.report_html import Sheet
 from vbon.terminal import table_console
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from training.report_plots import CURVE_COLOUR, CURVE_NAME, Style, page_figure
 from training.report_sheet import planes_of
 from training.sweep_records import Sweep, methods_of
-from vbon.html_page import Sheet, aligned, fill_page, html_table, plot_html
+from vbon.report_html import Sheet, aligned, fill_page, html_table, plot_html
 
 TITLE = "Ways to distil best-of-N"
 TERMS = (

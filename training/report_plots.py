@@ -17,7 +17,7 @@ from training.frontier_tables import frontier_flags
 from training.report_sheet import interval, planes_of
 from training.sweep_records import Cell, Sweep
 from vbon.errors import ExportError
-from vbon.html_page.page import COLOURS, markup_safe
+from vbon.report_html.page import COLOURS, markup_safe
 
 # plotly's name, matplotlib's marker, filled or not, and a character for the legend.
 MARKERS = (

@@ -8,7 +8,7 @@ from typing import Any
 from training import frontier_tables as tables
 from training.report_sheet import WIN_RATE, figures, interval, planes_of, win_points
 from training.sweep_records import Cell, Sweep
-from vbon.html_page import Sheet
+from vbon.report_html import Sheet
 
 
 def cells_sheet(sweep: Sweep) -> Sheet:

@@ -18,7 +18,7 @@ from training.report_sheet import (
     win_points,
 )
 from training.sweep_records import Sweep
-from vbon.html_page import Sheet
+from vbon.report_html import Sheet
 
 COSTS = {
     "samples_drawn": "samples drawn",

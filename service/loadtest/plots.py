@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from service.loadtest.decision import number
 from service.loadtest.schema import CellResult, Interval, LoadTestResult
 from service.loadtest.sheets import load_text
-from vbon.html_page.page import COLOURS, markup_safe
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
+from vbon.report_html.page import COLOURS, markup_safe
 
 CURVE_COLOUR = "#808080"
 CURVE_NAME = "best-of-n"

@@ -19,7 +19,7 @@ from service.loadtest.sheets import (
     throughput_sheet,
 )
 from vbon.files import write_text
-from vbon.html_page import fill_page, html_table, plot_html
+from vbon.report_html import fill_page, html_table, plot_html
 
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"

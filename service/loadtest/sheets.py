@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from service.loadtest.decision import interval_text, number
 from service.loadtest.schema import CellResult, LoadTestResult, Quantiles, Range
-from vbon.html_page import Sheet
+from vbon.report_html import Sheet
 
 
 def range_text(value: Range | None) -> str:

@@ -19,7 +19,7 @@ from service.loadtest.sheets import (
     saturation_sheet,
     throughput_sheet,
 )
-from vbon.html_page import Sheet
+from vbon.report_html import Sheet
 
 if TYPE_CHECKING:
     from service.store import RunSummary

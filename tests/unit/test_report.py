@@ -17,7 +17,7 @@ pytest.importorskip("plotly")
 from training.configs import ReportConfig
 from training.report import write_report
 from vbon.errors import DataError
-from vbon.html_page.template import PAGE
+from vbon.report_html.template import PAGE
 
 pytestmark = pytest.mark.train
 

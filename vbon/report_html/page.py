@@ -6,7 +6,7 @@ import html
 import re
 from typing import Any
 
-from vbon.html_page.template import PAGE
+from vbon.report_html.template import PAGE
 
 # Okabe and Ito's colours without black and yellow, an olive for the latter: they differ for
 # colour-blind eyes too and stand out on white and on black.
