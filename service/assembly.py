@@ -15,9 +15,9 @@ from vbon.engine.remote.server import RemoteOptions, is_remote
 from vbon.engine.vllm.engine import VllmEngine
 from vbon.engine.vllm.host import VllmHost, VllmOptions
 from vbon.errors import CheckpointError
-from vbon.evaluation_record import read_evaluation
 from vbon.rewards import open_reward_model
 from vbon.rewards.worker import RewardWorker
+from vbon.storage.evaluation_record import read_evaluation
 
 
 def build_runtime(settings: ServiceSettings) -> Runtime:

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from service.settings import REMOTE_API_KEY
 from vbon.errors import DataError, VbonError
-from vbon.files import write_json
+from vbon.storage.atomic import write_json
 from vbon.terminal import table_console
 
 BUILT_IN_PROMPTS = (

@@ -21,9 +21,9 @@ from service.schemas.frontier import (
 )
 from service.settings import REFERENCE
 from vbon.errors import DataError
-from vbon.evaluation_record import EvaluatedRow, EvaluationRecord, read_evaluation
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
-from vbon.training_record import Heldout, RecordedMean, TrainingRecord, read_training_record
+from vbon.storage.evaluation_record import EvaluatedRow, EvaluationRecord, read_evaluation
+from vbon.storage.training_record import Heldout, RecordedMean, TrainingRecord, read_training_record
 
 UPPER_BOUND = "upper bound"
 _NO_RECORD = (

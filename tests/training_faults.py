@@ -15,9 +15,9 @@ from tests.commands import Ended, KillAtWrite, run, running
 from tests.faults.tally import Tally
 from tests.tiny import train_config
 from training.configs import TrainConfig
-from vbon.checkpoints import check_checkpoint
-from vbon.checksums import sums_of
 from vbon.errors import CheckpointError
+from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.checksums import sums_of
 
 Difference = Callable[[Path, Path], str | None]
 # They say when and how fast, and sum up the others.

@@ -17,7 +17,7 @@ from training import configs
 from training.objectives import OBJECTIVES
 from vbon.config import Settings, load_settings
 from vbon.errors import VbonError
-from vbon.files import REMEDY
+from vbon.storage.atomic import REMEDY
 
 cli = typer.Typer(
     add_completion=False,

@@ -15,11 +15,11 @@ from training.measure import Measurer, PromptSamples
 from training.policies import load_policy
 from training.records import trusted_record
 from training.sample import check_content, meta_path
-from vbon.checkpoints import Checkpoint, check_checkpoint
 from vbon.errors import DataError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, open_reward_model
+from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 
 logger = logging.getLogger(__name__)
 

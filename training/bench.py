@@ -21,9 +21,9 @@ from rich.table import Table
 
 from training.configs import BenchConfig, TrainConfig
 from vbon.errors import VbonError
-from vbon.files import write_json
 from vbon.maths.statistics import Spread, spread
-from vbon.provenance import provenance
+from vbon.storage.atomic import write_json
+from vbon.storage.provenance import provenance
 from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)

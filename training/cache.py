@@ -33,10 +33,10 @@ from training.cache_columns import (
 )
 from training.cache_lines import Line
 from training.records import read_record
-from vbon.checksums import damage, sha256_of
 from vbon.errors import DataError, ExportError
-from vbon.files import REMEDY, write_json
 from vbon.prompts import Prompt
+from vbon.storage.atomic import REMEDY, write_json
+from vbon.storage.checksums import damage, sha256_of
 
 logger = logging.getLogger(__name__)
 

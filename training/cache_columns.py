@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from training import cache_lines
 from training.cache_lines import Line
 from training.records import read_record
-from vbon.checksums import damage, is_sealed, sealed, sums_of
 from vbon.errors import DataError, ExportError
-from vbon.files import reading, replacing_directory, write_json
+from vbon.storage.atomic import reading, replacing_directory, write_json
+from vbon.storage.checksums import damage, is_sealed, sealed, sums_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from training.records import read_record
-from vbon.checksums import CARD, CHECKSUMS
-from vbon.files import write_text
+from vbon.storage.atomic import write_text
+from vbon.storage.checksums import CARD, CHECKSUMS
 
 
 def write_card(directory: Path, *, title: str, summary: str, facts: dict[str, Any]) -> None:

@@ -13,15 +13,15 @@ from training.evaluation import Row, evaluation_rows
 from training.measure import Measurer
 from training.policies import load_policy
 from training.records import read_record
-from vbon.checkpoints import check_checkpoint
-from vbon.checksums import sha256_of
 from vbon.errors import DataError
-from vbon.files import replacing_directory, storage_errors, write_json
-from vbon.locks import sole_writer
 from vbon.maths.statistics import Estimate
 from vbon.prompt_files import encode_prompts, read_prompts
-from vbon.provenance import provenance
 from vbon.rewards import RewardModel, open_reward_model
+from vbon.storage.atomic import replacing_directory, storage_errors, write_json
+from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.checksums import sha256_of
+from vbon.storage.locks import sole_writer
+from vbon.storage.provenance import provenance
 from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from training.cards import write_card
 from training.configs import TrainConfig
 from training.evaluation import Row
 from training.objectives.protocol import Objective
-from vbon.checkpoints import write_checksums
-from vbon.files import replacing_directory, write_json, write_text
-from vbon.provenance import provenance
-from vbon.training_record import ADAPTER, RECORD
+from vbon.storage.atomic import replacing_directory, write_json, write_text
+from vbon.storage.checkpoints import write_checksums
+from vbon.storage.provenance import provenance
+from vbon.storage.training_record import ADAPTER, RECORD
 
 __all__ = ["ADAPTER", "RECORD", "Trained", "export_checkpoint"]
 

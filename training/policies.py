@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vbon.checkpoints import Checkpoint, check_checkpoint
 from vbon.errors import CheckpointError
+from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 
 
 def load_policy(

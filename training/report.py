@@ -10,8 +10,8 @@ from training.report_summary import summary
 from training.report_tables import pareto_sheets, sheets, target_sheets
 from training.sweep_records import methods_of, read_sweep
 from vbon.errors import DataError, ExportError
-from vbon.files import write_json, write_text
 from vbon.report_html import Sheet
+from vbon.storage.atomic import write_json, write_text
 from vbon.terminal import table_console
 
 

@@ -31,10 +31,10 @@ from training.records import is_same, read_record
 from training.reference_logprobs import ensure_reference_logprobs
 from training.states import RUN, States
 from training.trainer import StepMetrics, Trainer, TrainerOptions
-from vbon.checkpoints import Kind, check_checkpoint
 from vbon.errors import CheckpointError, DataError, DivergedError, InvalidInputError
-from vbon.files import beside, recover_directory
-from vbon.locks import sole_writer
+from vbon.storage.atomic import beside, recover_directory
+from vbon.storage.checkpoints import Kind, check_checkpoint
+from vbon.storage.locks import sole_writer
 
 logger = logging.getLogger(__name__)
 

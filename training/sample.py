@@ -23,17 +23,17 @@ from training.cache_lines import parse
 from training.configs import SampleConfig
 from training.progress import ProgressBar
 from training.records import is_same, trusted_record
-from vbon.checkpoints import check_checkpoint
-from vbon.checksums import sha256_of
 from vbon.engine import FinishReason, Sampling
 from vbon.errors import DataError, ExportError, RewardError
-from vbon.files import reading, storage_errors, write_json
-from vbon.locks import sole_writer
 from vbon.maths.seeds import seed_of
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
-from vbon.provenance import provenance
 from vbon.rewards import RewardModel, Scorable, open_reward_model
+from vbon.storage.atomic import reading, storage_errors, write_json
+from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.checksums import sha256_of
+from vbon.storage.locks import sole_writer
+from vbon.storage.provenance import provenance
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from training.records import read_record
-from vbon.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
-from vbon.files import partial_path, recover_directory, replacing_directory, write_json
+from vbon.storage.atomic import partial_path, recover_directory, replacing_directory, write_json
+from vbon.storage.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from training.configs import SweepConfig
 from training.grid import Cell, cells
 from training.progress import ProgressBar
 from training.records import read_record
-from vbon.checksums import sha256_of
 from vbon.errors import DataError, DivergedError, InvalidInputError, VbonError
-from vbon.files import write_json
-from vbon.locks import sole_writer
-from vbon.provenance import provenance
 from vbon.rewards import open_reward_model
+from vbon.storage.atomic import write_json
+from vbon.storage.checksums import sha256_of
+from vbon.storage.locks import sole_writer
+from vbon.storage.provenance import provenance
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,6 @@ import torch
 
 from training.configs import TrainConfig
 from training.rollout import Rollout, logprobs_of, response_logits, rollout_of
-from vbon.checkpoints import check_checkpoint
 from vbon.engine.protocol import candidate_seed
 from vbon.errors import (
     CandidateCountError,
@@ -27,6 +26,7 @@ from vbon.errors import (
     InvalidInputError,
     PromptTooLongError,
 )
+from vbon.storage.checkpoints import check_checkpoint
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

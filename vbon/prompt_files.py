@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vbon.errors import DataError
-from vbon.files import reading, write_text
 from vbon.prompts import Message, Prompt, encode_prompt
+from vbon.storage.atomic import reading, write_text
 
 
 def read_prompts(path: Path) -> list[Prompt]:

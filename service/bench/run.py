@@ -15,9 +15,9 @@ from service.bench.harness import Bench, Figure, served
 from service.bench.rows import ROWS
 from service.client import read_prompts
 from vbon.errors import InvalidInputError
-from vbon.files import write_json
 from vbon.prompts import Prompt
-from vbon.provenance import provenance
+from vbon.storage.atomic import write_json
+from vbon.storage.provenance import provenance
 from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)

@@ -97,7 +97,7 @@ def compare(
     """
     from service.loadtest.compare import compare_runs
     from service.loadtest.show import show_comparison
-    from vbon.files import write_json
+    from vbon.storage.atomic import write_json
     from vbon.terminal import table_console
 
     with _told():
@@ -133,7 +133,7 @@ def show(
     """Print a kept run; --html FILE writes its report."""
     from service.loadtest.report import html_page
     from service.loadtest.show import show as show_result
-    from vbon.files import write_text
+    from vbon.storage.atomic import write_text
     from vbon.terminal import table_console
 
     with _told():

@@ -10,7 +10,7 @@ from typing import Any
 
 from service.loadtest.config import LoadTestSettings
 from vbon.errors import DataError, ExportError
-from vbon.files import write_json
+from vbon.storage.atomic import write_json
 
 PLAN, JOURNAL = "plan.json", "journal.jsonl"
 # They change what is made of the measurements, not the measurements; `rounds` may grow.

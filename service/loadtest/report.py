@@ -18,8 +18,8 @@ from service.loadtest.sheets import (
     settings_sheet,
     throughput_sheet,
 )
-from vbon.files import write_text
 from vbon.report_html import fill_page, html_table, plot_html
+from vbon.storage.atomic import write_text
 
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"

@@ -49,7 +49,7 @@ from service.loadtest.schema import (
     ShownAnswer,
 )
 from service.loadtest.summary import cell_result
-from vbon.provenance import provenance
+from vbon.storage.provenance import provenance
 
 _EXAMPLES = 4
 

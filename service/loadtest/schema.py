@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vbon.training_record import TrainingRecord
+from vbon.storage.training_record import TrainingRecord
 
 SCHEMA_VERSION = "1.0"
 

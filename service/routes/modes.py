@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from service.deps import RecordsDep, RuntimeDep
 from service.generation import policy_ref, scorer_ref
 from service.schemas import ModeInfo, ModesResponse
-from vbon.training_record import read_training_record
+from vbon.storage.training_record import read_training_record
 
 router = APIRouter(tags=["server"])
 

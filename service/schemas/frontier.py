@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from service.schemas.wire import ModelRef
-from vbon.training_record import RecordedMean, TrainingRecord
+from vbon.storage.training_record import RecordedMean, TrainingRecord
 
 
 class Distance(RecordedMean):

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from service.schemas.wire import ModelRef
-from vbon.training_record import TrainingRecord
+from vbon.storage.training_record import TrainingRecord
 
 
 class ModeInfo(BaseModel):

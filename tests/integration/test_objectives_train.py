@@ -25,8 +25,8 @@ from training.rollout import Rollout, logprobs_of, response_logits, rollout_of  
 from training.run import state_path, train  # noqa: E402
 from training.sweep import run_sweep  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
-from vbon.checkpoints import check_checkpoint  # noqa: E402
 from vbon.errors import DataError, DivergedError, InvalidInputError  # noqa: E402
+from vbon.storage.checkpoints import check_checkpoint  # noqa: E402
 
 # Settings that fit 8 cached samples... of a tiny sandbox: 32 a prompt, groups of 4.
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -33,10 +33,10 @@ from training.rollout import (  # noqa: E402
 from training.run import state_path, train  # noqa: E402
 from training.sample import build_cache  # noqa: E402
 from training.sandbox.build import build_sandbox  # noqa: E402
-from vbon.checkpoints import check_checkpoint  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError, RewardError  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
 from vbon.rewards import Scorable, open_reward_model  # noqa: E402
+from vbon.storage.checkpoints import check_checkpoint  # noqa: E402
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vbon.checkpoints import check_checkpoint, write_checksums
 from vbon.errors import CheckpointError
+from vbon.storage.checkpoints import check_checkpoint, write_checksums
 
 
 def write_safetensors(path: Path, payload: bytes = b"\0" * 16) -> None:
@@ -56,8 +56,8 @@ def test_how_it_is_applied_is_part_of_an_adapters_revision(model: Path) -> None:
 def test_large_files_are_sampled_but_still_told_apart(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbon.checkpoints._FULL_HASH_LIMIT", 0)
-    monkeypatch.setattr("vbon.checkpoints._BLOCK", 8)
+    monkeypatch.setattr("vbon.storage.checkpoints._FULL_HASH_LIMIT", 0)
+    monkeypatch.setattr("vbon.storage.checkpoints._BLOCK", 8)
     first = check_checkpoint(str(model), "causal-lm").revision
     write_safetensors(model / "model.safetensors", b"\0" * 15 + b"\1")
     assert check_checkpoint(str(model), "causal-lm").revision != first
@@ -177,15 +177,15 @@ def test_checksums_keep_the_revision_and_name_the_file_that_changed(model: Path)
 def test_files_are_hashed_once_and_only_sampled_blocks_where_nothing_is_recorded(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vbon.checkpoints._FULL_HASH_LIMIT", 0)
-    monkeypatch.setattr("vbon.checkpoints._SAMPLE_BLOCKS", 2)
-    monkeypatch.setattr("vbon.checkpoints._BLOCK", 2)
+    monkeypatch.setattr("vbon.storage.checkpoints._FULL_HASH_LIMIT", 0)
+    monkeypatch.setattr("vbon.storage.checkpoints._SAMPLE_BLOCKS", 2)
+    monkeypatch.setattr("vbon.storage.checkpoints._BLOCK", 2)
     first = check_checkpoint(str(model), "causal-lm").revision
     flip(model / "model.safetensors", -8)  # between the sampled blocks
     assert check_checkpoint(str(model), "causal-lm").revision == first
     flip(model / "model.safetensors", -8)
     write_checksums(model, "causal-lm")
-    monkeypatch.setattr("vbon.checkpoints._fingerprint", None)
+    monkeypatch.setattr("vbon.storage.checkpoints._fingerprint", None)
     assert check_checkpoint(str(model), "causal-lm").revision == first
     flip(model / "model.safetensors", -8)
     with pytest.raises(CheckpointError, match="its content is not what was written"):

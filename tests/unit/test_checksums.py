@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vbon.checksums import damage, is_sealed, sealed, sha256_of, sums_of
+from vbon.storage.checksums import damage, is_sealed, sealed, sha256_of, sums_of
 
 
 def test_sums_are_those_of_the_files(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vbon.errors import ExportError
-from vbon.files import recover_directory, replacing_directory, write_json, write_text
+from vbon.storage.atomic import recover_directory, replacing_directory, write_json, write_text
 
 
 def disk_full(*_: object) -> None:

@@ -27,8 +27,8 @@ from training.measure import PromptSamples  # noqa: E402
 from training.objective_config import train_config_type  # noqa: E402
 from training.run import Finished, state_path, train  # noqa: E402
 from training.sweep import run_sweep  # noqa: E402
-from vbon.checkpoints import write_checksums  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError  # noqa: E402
+from vbon.storage.checkpoints import write_checksums  # noqa: E402
 
 KINDS = {"causal-lm": "LlamaForCausalLM", "reward": "BertForSequenceClassification"}
 COST = {"samples_drawn": 1, "training_seconds": 1.0}

@@ -38,7 +38,7 @@ from service.loadtest.server import choose_variants
 from service.loadtest.summary import throughput
 from vbon.config import load_settings
 from vbon.errors import InvalidInputError
-from vbon.training_record import TrainingRecord
+from vbon.storage.training_record import TrainingRecord
 
 # Arrivals
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vbon import locks
 from vbon.errors import ExportError
-from vbon.locks import sole_writer
+from vbon.storage import locks
+from vbon.storage.locks import sole_writer
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = (
-    "import sys, time; from pathlib import Path; from vbon.locks import sole_writer\n"
+    "import sys, time; from pathlib import Path; from vbon.storage.locks import sole_writer\n"
     "with sole_writer(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)\n"
 )
 

@@ -18,11 +18,11 @@ from training import sample
 from training.configs import SampleConfig
 from training.records import trusted_record
 from training.sample import Response, build_cache, check_content, meta_path
-from vbon.checkpoints import Checkpoint
-from vbon.checksums import sha256_of
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
+from vbon.storage.checkpoints import Checkpoint
+from vbon.storage.checksums import sha256_of
 
 
 def line(prompt: str) -> bytes:

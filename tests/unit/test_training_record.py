@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.fakes import make_runtime, serving
 from vbon.engine.fake import FakeEngine
-from vbon.training_record import TrainingRecord, read_training_record
+from vbon.storage.training_record import TrainingRecord, read_training_record
 
 MEAN = {"mean": 0.9, "low": 0.8, "high": 0.95, "count": 64}
 RECORD = {

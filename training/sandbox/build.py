@@ -31,12 +31,12 @@ from training.records import is_same, read_record
 from training.sandbox.corpus import ReviewGrammar
 from training.sandbox.labelled import read_labelled
 from training.sandbox.models import Shape, train_classifier, train_policy, train_tokenizer
-from vbon.checkpoints import Kind, check_checkpoint, write_checksums
 from vbon.errors import CheckpointError, DataError
-from vbon.files import recover_directory, replacing_directory, write_json
-from vbon.locks import sole_writer
 from vbon.prompt_files import write_prompts
-from vbon.provenance import provenance
+from vbon.storage.atomic import recover_directory, replacing_directory, write_json
+from vbon.storage.checkpoints import Kind, check_checkpoint, write_checksums
+from vbon.storage.locks import sole_writer
+from vbon.storage.provenance import provenance
 
 logger = logging.getLogger(__name__)
 

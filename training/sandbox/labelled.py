@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vbon.errors import DataError
-from vbon.files import reading
 from vbon.prompt_files import check_text
+from vbon.storage.atomic import reading
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from vbon.checkpoints import check_checkpoint
 from vbon.embedders.protocol import Float
 from vbon.embedders.threaded import ThreadedEmbedder
 from vbon.errors import CheckpointError
+from vbon.storage.checkpoints import check_checkpoint
 
 # Texts in one forward pass.
 _BATCH = 32

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vbon.checkpoints import check_checkpoint
 from vbon.errors import CheckpointError, RewardError
 from vbon.prompts import render_for_reward
 from vbon.rewards.protocol import Scorable
+from vbon.storage.checkpoints import check_checkpoint
 
 logger = logging.getLogger(__name__)
 

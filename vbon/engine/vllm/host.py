@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
-from vbon.checkpoints import Checkpoint, check_checkpoint
 from vbon.engine.metrics import logger_into
 from vbon.engine.vllm.guardian import Guardian
 from vbon.errors import CheckpointError, NotReadyError
+from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vbon.errors import DataError
-from vbon.training_record import RecordedMean
+from vbon.storage.training_record import RecordedMean
 
 
 class _Read(BaseModel):

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vbon.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
 from vbon.errors import CheckpointError
-from vbon.files import write_json
+from vbon.storage.atomic import write_json
+from vbon.storage.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
 
 Kind = Literal["causal-lm", "reward", "adapter"]
 

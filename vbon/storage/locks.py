@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vbon.errors import ExportError
-from vbon.files import beside, storage_errors
+from vbon.storage.atomic import beside, storage_errors
 
 # How long a second writer waits: children of a killed one may take a moment to follow it.
 PATIENCE_S = 5.0

@@ -1,0 +1,1 @@
+"""Files: atomic writes, checksums, locks, checkpoints and the records beside them."""
