@@ -29,7 +29,7 @@ def serve(context: typer.Context) -> None:
 
     settings = load_settings(ServiceSettings, context.args, program="python -m service serve")
     from service.logs import set_up_logs
-    from service.serving import serve_until_stopped
+    from service.server import serve_until_stopped
 
     set_up_logs(settings)
     try:
@@ -46,7 +46,7 @@ def bench(context: typer.Context) -> None:
 
     settings = load_settings(BenchSettings, context.args, program="python -m service bench")
     logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
-    for noisy in ("httpx", "httpcore", "service.serving"):
+    for noisy in ("httpx", "httpcore", "service.server"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from service.bench.run import run_bench
 

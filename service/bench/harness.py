@@ -17,7 +17,7 @@ from service.app import create_app
 from service.bench.config import BenchSettings
 from service.bench.load import Job, Result, load_elsewhere
 from service.runtime import Runtime
-from service.serving import keep_for_good
+from service.server import keep_for_good
 from vbon.engine import Sampling
 from vbon.engine.vllm.engine import VllmEngine, generate_bare
 from vbon.errors import VbonError
