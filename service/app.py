@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service.access_log import AccessLogMiddleware
+from service.admission.load_shedding import ShedMiddleware
 from service.auth import ApiKeyMiddleware, open_keyring
 from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
@@ -35,7 +36,6 @@ from service.routes import (
 )
 from service.runtime import Runtime
 from service.schemas import ANY_ROUTE
-from service.shedding import ShedMiddleware
 from service.tracing import open_tracing
 from vbon import __version__
 

@@ -11,7 +11,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
-from service.admission import Admission
+from service.admission.admission import Admission
 from service.flights import Flights
 from service.metrics import Metrics
 from service.request_notes import Passage, begin_passage

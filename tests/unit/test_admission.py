@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.admission import Admission
-from service.allowance import Allowance
+from service.admission.admission import Admission
+from service.admission.token_bucket import Allowance
 from service.caller import ANYBODY, Caller, current_caller
 from vbon.errors import InvalidInputError, OverloadedError
 
@@ -215,7 +215,7 @@ async def test_retry_after_is_what_the_queue_takes_at_the_pace_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr("service.admission.monotonic", lambda: now_s)
+    monkeypatch.setattr("service.admission.admission.monotonic", lambda: now_s)
     queue = Queue(running=2, waiting=12)
     for i in range(14):
         await queue.come(f"r{i}", 1)
@@ -237,7 +237,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 0.0
-    monkeypatch.setattr("service.admission.monotonic", lambda: now_s)
+    monkeypatch.setattr("service.admission.admission.monotonic", lambda: now_s)
     queue = Queue(running=1, max_queue_s=5.0)
     await queue.come("first", 1)
     now_s = 2.0

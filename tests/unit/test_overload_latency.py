@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from service.admission import Admission
+from service.admission.admission import Admission
 from tests.unit.virtual_clock import run_virtually
 from vbon.errors import OverloadedError
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.admission import Admission, Entry
+from service.admission.admission import Admission, Entry
 from service.caller import Caller, current_caller
 from service.runtime import Runtime
 from tests.unit.fakes import make_runtime, on_a_port, serving

@@ -6,7 +6,7 @@ what it got. While two flows both wait, what they were granted differs by at mos
 however unequal those are, which deficit round robin promises only for quanta as large as the largest
 request. A flow that has just come is overtaken by at most one request of each other.
 
-Pure data: no clock, no tasks; :class:`service.admission.Admission` makes requests wait for it.
+Pure data: no clock, no tasks; :class:`service.admission.admission.Admission` makes requests wait for it.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from service.allowance import Allowance
+from service.admission.fair_queue import FairQueue, Place
+from service.admission.token_bucket import Allowance
 from service.caller import Caller, current_caller
-from service.fair_queue import FairQueue, Place
 from vbon.errors import InvalidInputError, OverloadedError
 
 LEAST_RETRY_S, MOST_RETRY_S, UNMEASURED_RETRY_S = 1.0, 60.0, 5.0
@@ -32,7 +32,7 @@ class Admission:
 
     A request counts as its sequences and as that many times ``max_tokens``; against its key's minute,
     as all the candidates that it may draw, at once or in turn, times ``max_tokens``. Who is next is for
-    :class:`service.fair_queue.FairQueue` to say. Nobody who waits or runs is sent away for one that
+    :class:`service.admission.fair_queue.FairQueue` to say. Nobody who waits or runs is sent away for one that
     comes later; that the queue is not all one key's is seen to as it fills: a key may wait with at most
     twice what is still free.
     """

@@ -1,0 +1,1 @@
+"""Admission: queue, token bucket, load shedding."""
