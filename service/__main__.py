@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from service.key_commands import keys_cli
+from service.auth.commands import keys_cli
 from vbon.config import load_settings
 from vbon.errors import VbonError
 

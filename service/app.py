@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.access_log import AccessLogMiddleware
 from service.admission.load_shedding import ShedMiddleware
-from service.auth import ApiKeyMiddleware, open_keyring
+from service.auth.middleware import ApiKeyMiddleware, open_keyring
 from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
 from service.errors import UnforeseenErrorMiddleware, add_error_handlers

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from service.keys import new_key, write_keys
+from service.auth.keys import new_key, write_keys
 from service.runtime import Runtime
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import expect
 
+from service.auth.keys import new_key, write_keys
 from service.bench.processes import free_port
-from service.keys import new_key, write_keys
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
 from vbon.engine.fake import FakeEngine

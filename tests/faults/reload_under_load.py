@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from service.keys import new_key, write_keys
+from service.auth.keys import new_key, write_keys
 from tests.faults.service import Service, serving
 from tests.faults.stage import Stage
 from tests.faults.steady_load import steady_load

@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from service.auth.keys import new_key, write_keys
 from service.http_protocol import http_options
-from service.keys import new_key, write_keys
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, on_a_port
 
 LIMITS = {"max_n": 16, "max_tokens": 64, "max_prompts": 4, "timeout_s": 20}

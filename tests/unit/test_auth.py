@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.auth import warn_if_open
-from service.keys import new_key, write_keys
+from service.auth.keys import new_key, write_keys
+from service.auth.middleware import warn_if_open
 from service.settings import AuthSettings
 from tests.unit.fakes import make_runtime, serving
 from vbon.errors import DataError

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from service.keys import new_key, write_keys
+from service.auth.keys import new_key, write_keys
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from tests.unit.fakes import FakeReward, make_runtime, serving

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from service.keys import new_key, write_keys
+from service.auth.keys import new_key, write_keys
 from service.logs import JsonFormatter, TextFormatter, with_fields
 from service.request_notes import RequestNotes, current_request
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import new_key, write_keys
+from service.auth.keys import new_key, write_keys
 from service.page import PAGE_POLICY, PLOTLY, STATIC, page_files
 from tests.unit.fakes import make_runtime, serving
 from vbon import __file__ as package_file

@@ -12,7 +12,7 @@ import pytest
 from asgi_lifespan import LifespanManager
 
 from service.app import create_app
-from service.keys import new_key, write_keys
+from service.auth.keys import new_key, write_keys
 from service.runtime import Runtime
 from service.scoring import BatchingScorer
 from tests.unit.fakes import FakeReward, make_runtime

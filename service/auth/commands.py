@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service.keys import ApiKey, Role, new_key, read_keys, write_keys
+from service.auth.keys import ApiKey, Role, new_key, read_keys, write_keys
 from vbon.errors import DataError, VbonError
 
 keys_cli = typer.Typer(add_completion=False, no_args_is_help=True, help="API keys of a server.")

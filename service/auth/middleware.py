@@ -8,8 +8,8 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.auth.keys import Keyring
 from service.caller import ANYBODY, Caller, current_caller
-from service.keys import Keyring
 from service.refusal import refuse
 from service.request_notes import note_key
 from service.settings import AuthSettings
