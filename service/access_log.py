@@ -8,8 +8,8 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.context.request_context import PROBES, RequestNotes, current_request
 from service.logs import with_fields
-from service.request_notes import PROBES, RequestNotes, current_request
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.context.request_context import note_error
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.disconnect import ClientDisconnectedError
-from service.request_notes import note_error
 from service.sparse_log import SparseLog
 from vbon.errors import (
     BusyError,

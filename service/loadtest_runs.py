@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from service.caller import Caller
+from service.context.caller import Caller
 from service.records import Records
 from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY

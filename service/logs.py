@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from service.request_notes import current_request
+from service.context.request_context import current_request
 from service.settings import ServiceSettings
 
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make one for each record

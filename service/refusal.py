@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from starlette.types import Scope, Send
 
-from service.request_notes import note_error
+from service.context.request_context import note_error
 
 
 async def refuse(

@@ -12,9 +12,9 @@ from time import perf_counter
 from typing import Any
 
 from service.admission.admission import Admission
+from service.context.request_context import Passage, begin_passage
 from service.flights import Flights
 from service.metrics import Metrics
-from service.request_notes import Passage, begin_passage
 from service.scoring import BatchingScorer, MeteredScorer
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import (

@@ -1,7 +1,7 @@
 """A request as OpenTelemetry spans: itself, and what each of its prompts went through.
 
 The children are made when the request has ended, from moments that are taken down anyway
-(:class:`service.request_notes.Passage`), so nothing on the way is wrapped. No span holds what people write or
+(:class:`service.context.request_context.Passage`), so nothing on the way is wrapped. No span holds what people write or
 are answered.
 """
 
@@ -23,7 +23,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.access_log import method_of, route_of
-from service.request_notes import (
+from service.context.request_context import (
     CLIENT_CLOSED_REQUEST,
     PROBES,
     Passage,

@@ -9,7 +9,7 @@ from time import monotonic
 
 from service.admission.fair_queue import FairQueue, Place
 from service.admission.token_bucket import Allowance
-from service.caller import Caller, current_caller
+from service.context.caller import Caller, current_caller
 from vbon.errors import InvalidInputError, OverloadedError
 
 LEAST_RETRY_S, MOST_RETRY_S, UNMEASURED_RETRY_S = 1.0, 60.0, 5.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
-from service.caller import Caller
+from service.context.caller import Caller
 
 
 @dataclass(eq=False, slots=True)

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.caller import Caller
+from service.context.caller import Caller
 from vbon.errors import DataError
 
 Role = Literal["user", "admin"]

@@ -9,9 +9,9 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.auth.keys import Keyring
-from service.caller import ANYBODY, Caller, current_caller
+from service.context.caller import ANYBODY, Caller, current_caller
+from service.context.request_context import note_key
 from service.refusal import refuse
-from service.request_notes import note_key
 from service.settings import AuthSettings
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 
 from service.browsers import REPORT_POLICY, refuse_other_sites
-from service.caller import current_caller
+from service.context.caller import current_caller
 from service.deps import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
 from service.loadtest.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult

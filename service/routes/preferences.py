@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 
 from service.blind import make_pair
 from service.browsers import refuse_other_sites
-from service.caller import current_caller
+from service.context.caller import current_caller
 from service.deps import OpenPairsDep, RecordsDep, RuntimeDep, get_request_id
 from service.disconnect import run_while_connected
 from service.schemas import AT_WORK, WITH_BODY, errors

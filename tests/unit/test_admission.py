@@ -9,7 +9,7 @@ import pytest
 
 from service.admission.admission import Admission
 from service.admission.token_bucket import Allowance
-from service.caller import ANYBODY, Caller, current_caller
+from service.context.caller import ANYBODY, Caller, current_caller
 from vbon.errors import InvalidInputError, OverloadedError
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.admission.fair_queue import FairQueue, Place
-from service.caller import ANYBODY, Caller
+from service.context.caller import ANYBODY, Caller
 
 SEQUENCES, TOKENS = 16, 400
 CALLERS = (Caller("a"), Caller("b", max_sequences=6), Caller("c"))

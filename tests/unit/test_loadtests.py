@@ -23,7 +23,7 @@ import pytest
 from service import loadtest_runs
 from service.auth.keys import new_key, write_keys
 from service.bench.harness import served
-from service.caller import ANYBODY
+from service.context.caller import ANYBODY
 from service.loadtest_runs import LoadTestRuns, Run, _write_inputs
 from service.records import Records
 from service.runtime import Runtime

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from service.auth.keys import new_key, write_keys
+from service.context.request_context import RequestNotes, current_request
 from service.logs import JsonFormatter, TextFormatter, with_fields
-from service.request_notes import RequestNotes, current_request
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.test_api import disconnect_after
 from vbon.engine import Candidate, Sampling

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from service.admission.admission import Admission, Entry
-from service.caller import Caller, current_caller
+from service.context.caller import Caller, current_caller
 from service.runtime import Runtime
 from tests.unit.fakes import make_runtime, on_a_port, serving
 from tests.unit.test_http_protocol import say

@@ -10,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 
-from service.request_notes import current_request
+from service.context.request_context import current_request
 from tests.unit.fakes import make_runtime, serving, stream
 
 SITE = "https://page.example"
