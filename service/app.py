@@ -14,9 +14,9 @@ from starlette.middleware.cors import CORSMiddleware
 from service.access_log import AccessLogMiddleware
 from service.admission.load_shedding import ShedMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
-from service.blind import OpenPairs
 from service.browsers import SecurityHeadersMiddleware
 from service.errors import UnforeseenErrorMiddleware, add_error_handlers
+from service.evaluation.preference_pairs import OpenPairs
 from service.loadtest_runs import LoadTestRuns
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records

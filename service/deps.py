@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from service.blind import OpenPairs
+from service.evaluation.preference_pairs import OpenPairs
 from service.loadtest_runs import LoadTestRuns
 from service.records import Records
 from service.reload import Reloader

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from service.comparison import compare
 from service.deps import RuntimeDep, get_request_id
 from service.disconnect import run_while_connected
+from service.evaluation.compare import compare
 from service.schemas import AT_WORK, CompareRequest, CompareResponse
 
 router = APIRouter(tags=["generation"])

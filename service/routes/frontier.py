@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter
 
 from service.deps import RecordsDep, RuntimeDep
-from service.frontier import frontier_of
+from service.evaluation.frontier import frontier_of
 from service.schemas.frontier import Frontier
 
 router = APIRouter(tags=["server"])

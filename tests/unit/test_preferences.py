@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service import blind
+from service.evaluation import preference_pairs as blind
 from service.store import Shown
 from tests.unit.fakes import make_runtime, serving
 from vbon.errors import NotFoundError

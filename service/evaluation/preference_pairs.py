@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from service.comparison import run_seed
+from service.evaluation.compare import run_seed
 from service.generation import Plan, make_plan
 from service.runtime import Answer, Runtime
 from service.schemas import GenerateRequest

@@ -1,0 +1,1 @@
+"""Judgements of modes by the service itself: comparison, preference pairs, frontier."""
