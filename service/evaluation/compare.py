@@ -15,13 +15,8 @@ from time import perf_counter
 
 import numpy as np
 
-from service.generation import (
-    check_limit,
-    policy_ref,
-    resolve_sampling,
-    sampling_used,
-    scorer_ref,
-)
+from service.generation.plan import resolve_sampling
+from service.generation.references import check_limit, policy_ref, sampling_used, scorer_ref
 from service.runtime import Answer, Mode, Runtime
 from service.schemas import (
     ComparedAnswer,

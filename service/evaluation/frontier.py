@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from service.generation import scorer_ref
+from service.generation.references import scorer_ref
 from service.loadtest.schema import Interval, LoadTestResult, Quality
 from service.runtime import Runtime
 from service.schemas import ModelRef

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.evaluation.compare import run_seed
-from service.generation import Plan, make_plan
+from service.generation.plan import Plan, make_plan
 from service.runtime import Answer, Runtime
 from service.schemas import GenerateRequest
 from service.schemas.preferences import PairRequest, Side

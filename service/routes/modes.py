@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.deps import RecordsDep, RuntimeDep
-from service.generation import policy_ref, scorer_ref
+from service.generation.references import policy_ref, scorer_ref
 from service.schemas import ModeInfo, ModesResponse
 from vbon.storage.training_record import read_training_record
 

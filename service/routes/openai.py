@@ -10,8 +10,11 @@ from fastapi import APIRouter, Request, Response
 from service.deps import RuntimeDep, get_request_id, get_runtime, remember_model
 from service.disconnect import run_while_connected
 from service.errors import tell
-from service.generation import check_limit, generate, make_plan
-from service.openai_answers import TokenPlan, chat_completion, chunks, completion
+from service.generation.openai_response import chat_completion, completion
+from service.generation.openai_stream import chunks
+from service.generation.plan import generate, make_plan
+from service.generation.references import check_limit
+from service.generation.token_texts import TokenPlan
 from service.responses import json_of
 from service.routes.generate import STREAMED
 from service.runtime import Mode, Runtime

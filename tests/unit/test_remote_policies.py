@@ -87,7 +87,7 @@ import asyncio, sys
 sys.modules.update(dict.fromkeys(("torch", "vllm", "transformers")))
 from vbon.prompts import Prompt
 from service.assembly import build_runtime
-from service.generation import Sampling
+from service.generation.plan import Sampling
 from service.settings import ServiceSettings
 from tests.unit.openai_imitation import imitation
 

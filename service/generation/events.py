@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
-from service.generation import Plan
+from service.generation.plan import Plan
 from service.runtime import Answer
 from service.strategies import Observer, ScoredCandidate
 from vbon.engine import Candidate, Partial

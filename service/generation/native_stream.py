@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 
-from service.generation import Plan, candidate_out
-from service.live import Progress, Quiet, events_of
+from service.generation.events import Progress, Quiet, events_of
+from service.generation.plan import Plan, candidate_out
 from service.runtime import Answer
 from service.sse import comment, event
 from service.strategies import ScoredCandidate

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from service.generation.references import check_limit, model_ref, sampling_used, scorer_ref
 from service.runtime import Answer, Mode, Runtime
 from service.schemas import (
     BatchAnswer,
@@ -14,18 +15,15 @@ from service.schemas import (
     CurvePoint,
     GenerateAnswer,
     GenerateRequest,
-    ModelRef,
     SamplingFields,
-    SamplingUsed,
     Timings,
     Usage,
 )
-from service.scoring import BatchingScorer
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
 from service.strategies.bon import Bon
 from service.strategy_fields import settings_in
 from vbon.concurrency import all_or_first_error
-from vbon.engine import ModelInfo, Sampling
+from vbon.engine import Sampling
 from vbon.errors import InvalidInputError
 from vbon.maths.curves import expected_best
 from vbon.prompts import Prompt
@@ -122,18 +120,6 @@ def resolve_sampling(
     return sampling, num_samples
 
 
-def check_limit(field: str, value: float, limit: float) -> None:
-    """Refuse a value over a limit of the server.
-
-    Raises:
-        InvalidInputError: with the field, the value and the limit.
-    """
-    if value > limit:
-        raise InvalidInputError(
-            f"{field} is {value}; this server allows at most {limit}", field=field
-        )
-
-
 async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
     """Answer every prompt of a request, or raise: a batch fails as a whole."""
     if plan.request.prompts is None:
@@ -149,38 +135,6 @@ async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
             generated_tokens=sum(a.usage.generated_tokens for a in answers),
             returned_tokens=sum(a.usage.returned_tokens for a in answers),
         ),
-    )
-
-
-def policy_ref(runtime: Runtime, mode: Mode) -> ModelRef:
-    """The weights a mode samples from."""
-    return model_ref(mode.policy, runtime.policies[mode.policy].info)
-
-
-def model_ref(name: str, info: ModelInfo) -> ModelRef:
-    """A policy's identity."""
-    return ModelRef(name=name, path=info.path, revision=info.revision)
-
-
-def scorer_ref(name: str, scorer: BatchingScorer | None) -> ModelRef | None:
-    """A reward model's identity."""
-    if scorer is None:
-        return None
-    return ModelRef(name=name, path=scorer.name, revision=scorer.revision)
-
-
-def sampling_used(sampling: Sampling, num_samples: int) -> SamplingUsed:
-    """What is echoed back."""
-    return SamplingUsed(
-        n=num_samples,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        ignore_eos=sampling.ignore_eos,
-        priority=sampling.priority,
     )
 
 
