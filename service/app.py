@@ -17,11 +17,11 @@ from service.auth.middleware import ApiKeyMiddleware, open_keyring
 from service.browsers import SecurityHeadersMiddleware
 from service.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.evaluation.preference_pairs import OpenPairs
-from service.loadtest_runs import LoadTestRuns
+from service.hosted_loadtests.report_links import ReportLinks
+from service.hosted_loadtests.runs import LoadTestRuns
 from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
 from service.records import Records
 from service.reload import Rebuild, Reloader
-from service.report_links import ReportLinks
 from service.routes import (
     admin,
     compare,

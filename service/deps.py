@@ -7,10 +7,10 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.evaluation.preference_pairs import OpenPairs
-from service.loadtest_runs import LoadTestRuns
+from service.hosted_loadtests.report_links import ReportLinks
+from service.hosted_loadtests.runs import LoadTestRuns
 from service.records import Records
 from service.reload import Reloader
-from service.report_links import ReportLinks
 from service.runtime import Runtime
 from vbon.errors import NotFoundError
 

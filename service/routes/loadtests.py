@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from service.browsers import REPORT_POLICY, refuse_other_sites
 from service.context.caller import current_caller
 from service.deps import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
+from service.hosted_loadtests.report_links import VALID_S
+from service.hosted_loadtests.requests import own_url, planned_seconds, settings_of, token_of
+from service.hosted_loadtests.runs import ROOM_S, LoadTestRuns, Run, not_here
 from service.loadtest.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult
-from service.loadtest_requests import own_url, planned_seconds, settings_of, token_of
-from service.loadtest_runs import ROOM_S, LoadTestRuns, Run, not_here
 from service.records import Records
-from service.report_links import VALID_S
 from service.schemas.failure import WITH_BODY, errors
 from service.schemas.loadtests import (
     KeptRun,

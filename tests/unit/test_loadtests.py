@@ -20,11 +20,11 @@ import httpx
 import psutil
 import pytest
 
-from service import loadtest_runs
 from service.auth.keys import new_key, write_keys
 from service.bench.harness import served
 from service.context.caller import ANYBODY
-from service.loadtest_runs import LoadTestRuns, Run, _write_inputs
+from service.hosted_loadtests import runs as loadtest_runs
+from service.hosted_loadtests.runs import LoadTestRuns, Run, _write_inputs
 from service.records import Records
 from service.runtime import Runtime
 from service.store import add_run, open_store

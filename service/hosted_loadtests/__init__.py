@@ -1,0 +1,1 @@
+"""Load tests that the service runs against itself, started from the page."""
