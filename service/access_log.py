@@ -20,7 +20,7 @@ class AccessLogMiddleware:
     """Logs method, route, status, duration, mode, key and tokens; probes only at level debug.
 
     The route and not the path, the methods that HTTP knows and no other: what a client makes up stays out
-    of the log, but for an id that :class:`service.middleware.RequestIdMiddleware` has looked at.
+    of the log, but for an id that :class:`service.http.middleware.RequestIdMiddleware` has looked at.
     """
 
     def __init__(self, app: ASGIApp) -> None:

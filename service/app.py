@@ -14,12 +14,16 @@ from starlette.middleware.cors import CORSMiddleware
 from service.access_log import AccessLogMiddleware
 from service.admission.load_shedding import ShedMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
-from service.browsers import SecurityHeadersMiddleware
 from service.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.evaluation.preference_pairs import OpenPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
-from service.middleware import BodyLimitMiddleware, JsonByDefaultMiddleware, RequestIdMiddleware
+from service.http.middleware import (
+    BodyLimitMiddleware,
+    JsonByDefaultMiddleware,
+    RequestIdMiddleware,
+)
+from service.http.security_headers import SecurityHeadersMiddleware
 from service.records import Records
 from service.reload import Rebuild, Reloader
 from service.routes import (

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context.request_context import note_error
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
-from service.disconnect import ClientDisconnectedError
+from service.http.disconnect import ClientDisconnectedError
 from service.sparse_log import SparseLog
 from vbon.errors import (
     BusyError,

@@ -11,7 +11,7 @@ import math
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.refusal import refuse
+from service.http.responses import refuse
 from service.runtime import Runtime
 
 # Those whose first step is admission.

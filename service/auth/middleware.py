@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.auth.keys import Keyring
 from service.context.caller import ANYBODY, Caller, current_caller
 from service.context.request_context import note_key
-from service.refusal import refuse
+from service.http.responses import refuse
 from service.settings import AuthSettings
 
 logger = logging.getLogger(__name__)

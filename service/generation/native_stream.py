@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from service.generation.events import Progress, Quiet, events_of
 from service.generation.plan import Plan, candidate_out
+from service.http.sse import comment, event
 from service.runtime import Answer
-from service.sse import comment, event
 from service.strategies import ScoredCandidate
 from vbon.engine import Partial
 

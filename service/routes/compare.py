@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.deps import RuntimeDep, get_request_id
-from service.disconnect import run_while_connected
 from service.evaluation.compare import compare
+from service.http.disconnect import run_while_connected
 from service.schemas import AT_WORK, CompareRequest, CompareResponse
 
 router = APIRouter(tags=["generation"])

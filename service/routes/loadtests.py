@@ -9,12 +9,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 
-from service.browsers import REPORT_POLICY, refuse_other_sites
 from service.context.caller import current_caller
 from service.deps import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
 from service.hosted_loadtests.report_links import VALID_S
 from service.hosted_loadtests.requests import own_url, planned_seconds, settings_of, token_of
 from service.hosted_loadtests.runs import ROOM_S, LoadTestRuns, Run, not_here
+from service.http.security_headers import REPORT_POLICY, refuse_other_sites
 from service.loadtest.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult
 from service.records import Records

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from service.auth.keys import new_key, write_keys
-from service.http_protocol import http_options
+from service.http.uvicorn_protocol import http_options
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, on_a_port
 
 LIMITS = {"max_n": 16, "max_tokens": 64, "max_prompts": 4, "timeout_s": 20}

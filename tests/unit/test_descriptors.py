@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from service.descriptors import WANTED
+from service.http.open_files import WANTED
 
 # In a process of its own: a hard limit that is lowered cannot be raised again.
 PROGRAM = """
 import logging, resource, sys
-from service.descriptors import allow_connections
+from service.http.open_files import allow_connections
 from service.settings import LimitSettings
 logging.basicConfig()
 soft, hard, waiting = map(int, sys.argv[1:])

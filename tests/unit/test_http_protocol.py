@@ -16,8 +16,9 @@ import uvicorn
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service import http_protocol, sse
-from service.http_protocol import http_options
+from service.http import sse
+from service.http import uvicorn_protocol as http_protocol
+from service.http.uvicorn_protocol import http_options
 from service.settings import LimitSettings
 from tests.unit.fakes import FakeEngine, make_runtime, on_a_port, running
 

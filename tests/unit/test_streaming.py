@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from service import sse
 from service.generation.plan import events as live
+from service.http import sse
 from service.strategies import STRATEGIES
 from tests.unit.fakes import ChatEngine, FakeReward, Streamed, make_runtime, serving, stream
 from vbon.engine import Partial

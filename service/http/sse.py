@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.disconnect import ClientDisconnectedError, disconnected, run_while_connected
+from service.http.disconnect import ClientDisconnectedError, disconnected, run_while_connected
 
 logger = logging.getLogger(__name__)
 

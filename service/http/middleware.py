@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context.request_context import RequestNotes, current_request
-from service.refusal import refuse
+from service.http.responses import refuse
 
 _CLIENT_ID = re.compile(rb"[\w.:-]{1,128}")
 _FORM = b"application/x-www-form-urlencoded"

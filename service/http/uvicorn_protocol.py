@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive, Scope, Send
 
-from service.refusal import refuse
+from service.http.responses import refuse
+from service.http.sse import ABORT
 from service.settings import LimitSettings
-from service.sse import ABORT
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol

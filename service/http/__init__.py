@@ -1,0 +1,1 @@
+"""HTTP below the routes: middleware, uvicorn protocol, server-sent events, disconnects."""
