@@ -1,8 +1,8 @@
 """A request as OpenTelemetry spans: itself, and what each of its prompts went through.
 
 The children are made when the request has ended, from moments that are taken down anyway
-(:class:`service.context.request_context.Passage`), so nothing on the way is wrapped. No span holds what people write or
-are answered.
+(:class:`service.context.request_context.Passage`), so nothing on the way is wrapped. No span holds
+prompts or answers.
 """
 
 from __future__ import annotations
