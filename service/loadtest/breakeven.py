@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.figures import Float, interval, resamples, value_range
+from service.loadtest.intervals import Float, interval, resamples, value_range
 from service.loadtest.schema import (
     BreakEven,
     CellResult,

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.loadtest.figures import Float, interval, sign_flip_p
+from service.loadtest.intervals import Float, interval, sign_flip_p
 from service.loadtest.schema import CellResult, Interval, LoadTestResult, Quality, Round
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
 

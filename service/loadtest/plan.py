@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from service.loadtest.config import LoadTestSettings
+
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -96,3 +98,17 @@ def schedule(
             line.reverse()
         blocks += [Block(cell, number) for cell in line]
     return blocks
+
+
+def planned_blocks(settings: LoadTestSettings, variants: Sequence[Variant]) -> list[Block]:
+    """Every block of a run, in order."""
+    loads = [Load("closed", level) for level in settings.levels]
+    loads += [Load("open", rate) for rate in settings.rate]
+    return schedule(cells(variants, loads), settings.rounds, settings.order, settings.seed)
+
+
+def scored_variants(variants: Sequence[Variant], settings: LoadTestSettings) -> list[Variant]:
+    """What is scored: all, and the baseline even if it is not loaded."""
+    names = [variant.name for variant in variants]
+    extra = [] if settings.baseline in names else [Variant(settings.baseline)]
+    return [*extra, *variants]

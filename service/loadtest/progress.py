@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from service.loadtest.figures import quantiles
+from service.loadtest.intervals import quantiles
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.summary import throughput
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.connection import Pool, ProtocolError
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.figures import Float, interval
+from service.loadtest.intervals import Float, interval
 from service.loadtest.plan import Variant
 from service.loadtest.schema import CurvePoint, Quality
 from service.loadtest.targets import native_path

@@ -21,10 +21,10 @@ from service.loadtest.breakeven import (
 from service.loadtest.cautions import rising_warning, search_warnings, warnings_of
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.decision import decide
-from service.loadtest.figures import Float
+from service.loadtest.intervals import Float
 from service.loadtest.journal import Journal
 from service.loadtest.observation import BlockRecord
-from service.loadtest.plan import Variant
+from service.loadtest.plan import Variant, planned_blocks, scored_variants
 from service.loadtest.quality import (
     BON,
     ScoredRow,
@@ -35,7 +35,7 @@ from service.loadtest.quality import (
     passes,
     quality_of,
 )
-from service.loadtest.run import begun_searches, planned_blocks, scored_variants
+from service.loadtest.run import begun_searches
 from service.loadtest.schema import (
     BreakEven,
     CellResult,

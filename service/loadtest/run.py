@@ -14,7 +14,14 @@ from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.loops import Length, Recorder
 from service.loadtest.observation import BlockRecord, Observation
-from service.loadtest.plan import Block, Cell, Load, Variant, cells, schedule
+from service.loadtest.plan import (
+    Block,
+    Cell,
+    Load,
+    Variant,
+    planned_blocks,
+    scored_variants,
+)
 from service.loadtest.quality import passes, score_variant
 from service.loadtest.saturate import Search, hopeless
 from service.loadtest.schema import Probe
@@ -218,20 +225,6 @@ def target_of(settings: LoadTestSettings) -> Target:
     """The API to speak."""
     kind = NativeTarget if settings.api == "native" else OpenAiTarget
     return kind(settings.max_tokens, settings.temperature, settings.ignore_eos, settings.stream)
-
-
-def planned_blocks(settings: LoadTestSettings, variants: Sequence[Variant]) -> list[Block]:
-    """Every block of a run, in order."""
-    loads = [Load("closed", level) for level in settings.levels]
-    loads += [Load("open", rate) for rate in settings.rate]
-    return schedule(cells(variants, loads), settings.rounds, settings.order, settings.seed)
-
-
-def scored_variants(variants: Sequence[Variant], settings: LoadTestSettings) -> list[Variant]:
-    """What is scored: all, and the baseline even if it is not loaded."""
-    names = [variant.name for variant in variants]
-    extra = [] if settings.baseline in names else [Variant(settings.baseline)]
-    return [*extra, *variants]
 
 
 def begun_searches(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from service.loadtest.decision import interval_text, number
 from service.loadtest.schema import CellResult, LoadTestResult, Quantiles, Range
+from service.loadtest.text import interval_text, number
 from vbon.report_html import Sheet
 
 

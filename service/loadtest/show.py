@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.loadtest.compare import Comparison
-from service.loadtest.decision import number
 from service.loadtest.schema import LoadTestResult
 from service.loadtest.sheets import (
     break_even_sheet,
@@ -19,6 +18,7 @@ from service.loadtest.sheets import (
     saturation_sheet,
     throughput_sheet,
 )
+from service.loadtest.text import number
 from vbon.report_html import Sheet
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from service.loadtest.figures import quantiles, value_range
+from service.loadtest.intervals import quantiles, value_range
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Cell
 from service.loadtest.schema import CellResult, Quantiles, Range, Round

@@ -15,7 +15,7 @@ from service.loadtest.breakeven import (
 )
 from service.loadtest.cautions import rising_warning, search_warnings
 from service.loadtest.decision import decide
-from service.loadtest.figures import value_range
+from service.loadtest.intervals import value_range
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Variant
 from service.loadtest.result import _fine_tuned, _masked

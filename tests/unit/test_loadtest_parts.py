@@ -22,8 +22,8 @@ from service.loadtest.breakeven import (
 )
 from service.loadtest.client import EventReader
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.decision import decide, number
-from service.loadtest.figures import (
+from service.loadtest.decision import decide
+from service.loadtest.intervals import (
     quantiles,
     sign_flip_p,
     value_range,
@@ -36,6 +36,7 @@ from service.loadtest.saturate import Search, hopeless
 from service.loadtest.schema import Cost, Mode, Model, Server
 from service.loadtest.server import choose_variants
 from service.loadtest.summary import throughput
+from service.loadtest.text import number
 from vbon.config import load_settings
 from vbon.errors import InvalidInputError
 from vbon.storage.training_record import TrainingRecord

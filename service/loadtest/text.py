@@ -1,0 +1,33 @@
+"""Numbers, intervals and durations as text."""
+
+from __future__ import annotations
+
+from service.loadtest.schema import Interval
+
+_DAY_S = 86_400.0
+
+
+def number(value: float) -> str:
+    """Three significant digits, with separators and no exponent: ``1,230``, ``0.0123``."""
+    if value == 0:
+        return "0"
+    text = f"{value:.3g}"
+    if "e" not in text:
+        return text
+    rounded = float(text)
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.10f}".rstrip("0")
+
+
+def interval_text(value: Interval | None, digits: int = 2) -> str:
+    """``mean [low, high]``."""
+    if value is None:
+        return "-"
+    return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that reads best."""
+    for unit, size in (("days", _DAY_S), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{number(seconds / size)} {unit}"
+    return f"{number(seconds)} seconds"
