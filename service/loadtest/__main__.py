@@ -95,7 +95,7 @@ def compare(
 
     Needs 5 rounds in each, or 4 without rewards.
     """
-    from service.loadtest.compare import compare_runs
+    from service.loadtest.analysis.compare import compare_runs
     from service.loadtest.show import show_comparison
     from vbon.storage.atomic import write_json
     from vbon.terminal import table_console

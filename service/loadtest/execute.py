@@ -12,12 +12,12 @@ from typing import Any
 
 from rich.console import Console
 
+from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.plan import Variant
 from service.loadtest.prompts import load_prompts
 from service.loadtest.report import write_report
-from service.loadtest.result import build_result
 from service.loadtest.run import LoadTest, Progress
 from service.loadtest.schema import LoadTestResult, Server
 from service.loadtest.server import choose_variants, describe_server

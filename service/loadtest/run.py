@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Protocol
 
 from service.connection import Pool
+from service.loadtest.analysis.quality import passes, score_variant
 from service.loadtest.arrivals import unit_arrivals
 from service.loadtest.client import LoadClient
 from service.loadtest.config import LoadTestSettings
@@ -22,7 +23,6 @@ from service.loadtest.plan import (
     planned_blocks,
     scored_variants,
 )
-from service.loadtest.quality import passes, score_variant
 from service.loadtest.saturate import Search, hopeless
 from service.loadtest.schema import Probe
 from service.loadtest.server import request_headers

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.loadtest.compare import Comparison
+from service.loadtest.analysis.compare import Comparison
 from service.loadtest.schema import LoadTestResult
 from service.loadtest.sheets import (
     break_even_sheet,

@@ -15,7 +15,7 @@ from service.hosted_loadtests.report_links import VALID_S
 from service.hosted_loadtests.requests import own_url, planned_seconds, settings_of, token_of
 from service.hosted_loadtests.runs import ROOM_S, LoadTestRuns, Run, not_here
 from service.http.security_headers import REPORT_POLICY, refuse_other_sites
-from service.loadtest.compare import Comparison, compare_runs
+from service.loadtest.analysis.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult
 from service.records import Records
 from service.schemas.failure import WITH_BODY, errors

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.report import html_page
-from service.loadtest.result import build_result
 from service.loadtest.run import LoadTest
 from service.loadtest.schema import CellResult, LoadTestResult, Server
 from service.loadtest.server import choose_variants

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from service.loadtest.breakeven import (
+from service.loadtest.analysis.break_even import (
     Capacity,
     Side,
     Training,
@@ -13,12 +13,12 @@ from service.loadtest.breakeven import (
     capacity_of,
     cost_of,
 )
-from service.loadtest.cautions import rising_warning, search_warnings
-from service.loadtest.decision import decide
+from service.loadtest.analysis.decision import decide
+from service.loadtest.analysis.result import _fine_tuned, _masked
+from service.loadtest.analysis.warnings import rising_warning, search_warnings
 from service.loadtest.intervals import value_range
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Variant
-from service.loadtest.result import _fine_tuned, _masked
 from service.loadtest.schema import CellResult, Mode, Model, Round, Saturation, Server
 from service.loadtest.summary import throughput
 

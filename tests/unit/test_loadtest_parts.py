@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from service.loadtest.arrivals import due_times, unit_arrivals
-from service.loadtest.breakeven import (
+from service.loadtest.analysis.break_even import (
     Capacity,
     Side,
     answers_to_break_even,
@@ -20,9 +19,11 @@ from service.loadtest.breakeven import (
     equal_n,
     training_of,
 )
+from service.loadtest.analysis.decision import decide
+from service.loadtest.analysis.quality import ScoredRow, baseline_rewards, passes, quality_of
+from service.loadtest.arrivals import due_times, unit_arrivals
 from service.loadtest.client import EventReader
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.decision import decide
 from service.loadtest.intervals import (
     quantiles,
     sign_flip_p,
@@ -31,7 +32,6 @@ from service.loadtest.intervals import (
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Load, Variant, cells, schedule
 from service.loadtest.prompts import load_prompts, made_prompts
-from service.loadtest.quality import ScoredRow, baseline_rewards, passes, quality_of
 from service.loadtest.saturate import Search, hopeless
 from service.loadtest.schema import Cost, Mode, Model, Server
 from service.loadtest.server import choose_variants

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from service.loadtest.cautions import cell_warnings
-from service.loadtest.compare import compare_runs
+from service.loadtest.analysis.compare import compare_runs
+from service.loadtest.analysis.warnings import cell_warnings
 from service.loadtest.report import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, Round
 from tests.unit.slow_server import SlowServer, listening

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from service.bench.harness import served
 from service.client import ServerError
+from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
-from service.loadtest.result import build_result
 from service.loadtest.run import LoadTest
 from service.loadtest.schema import LoadTestResult
 from service.loadtest.server import choose_variants, describe_server

@@ -11,21 +11,15 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from service.loadtest.breakeven import (
+from service.loadtest.analysis.break_even import (
     Side,
     break_even,
     capacity_of,
     cost_of,
     training_of,
 )
-from service.loadtest.cautions import rising_warning, search_warnings, warnings_of
-from service.loadtest.config import LoadTestSettings
-from service.loadtest.decision import decide
-from service.loadtest.intervals import Float
-from service.loadtest.journal import Journal
-from service.loadtest.observation import BlockRecord
-from service.loadtest.plan import Variant, planned_blocks, scored_variants
-from service.loadtest.quality import (
+from service.loadtest.analysis.decision import decide
+from service.loadtest.analysis.quality import (
     BON,
     ScoredRow,
     Scoring,
@@ -35,6 +29,12 @@ from service.loadtest.quality import (
     passes,
     quality_of,
 )
+from service.loadtest.analysis.warnings import rising_warning, search_warnings, warnings_of
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.intervals import Float
+from service.loadtest.journal import Journal
+from service.loadtest.observation import BlockRecord
+from service.loadtest.plan import Variant, planned_blocks, scored_variants
 from service.loadtest.run import begun_searches
 from service.loadtest.schema import (
     BreakEven,
