@@ -7,7 +7,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as ProgressBars, TextColumn, TimeElapsedColumn
 
 from service.loadtest.intervals import quantiles
 from service.loadtest.observation import BlockRecord, Observation
@@ -21,7 +21,7 @@ class TerminalProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(
+        self._bar = ProgressBars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
