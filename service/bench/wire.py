@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from service.connection import Pool
+from service.loadtest.load.connection import Pool
 from vbon.errors import VbonError
 
 Item = TypeVar("Item")

@@ -54,7 +54,7 @@ def run(context: typer.Context) -> None:
     settings = load_settings(LoadTestSettings, context.args, program=PROGRAM)
     logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
     from service.loadtest.execute import execute
-    from service.loadtest.progress import TerminalProgress
+    from service.loadtest.load.progress import TerminalProgress
     from service.loadtest.show import show
     from vbon.terminal import table_console
 

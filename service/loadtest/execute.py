@@ -15,13 +15,14 @@ from rich.console import Console
 from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
+from service.loadtest.load.load_test import LoadTest
+from service.loadtest.load.progress import Progress
+from service.loadtest.load.prompts import load_prompts
+from service.loadtest.load.server_description import choose_variants, describe_server
+from service.loadtest.load.supervised import Reporting, interrupted_at_end_of
 from service.loadtest.plan import Variant
-from service.loadtest.prompts import load_prompts
 from service.loadtest.report import write_report
-from service.loadtest.run import LoadTest, Progress
 from service.loadtest.schema import LoadTestResult, Server
-from service.loadtest.server import choose_variants, describe_server
-from service.loadtest.supervised import Reporting, interrupted_at_end_of
 from vbon.errors import DataError
 
 

@@ -13,11 +13,11 @@ import pytest
 from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
+from service.loadtest.load.load_test import LoadTest
+from service.loadtest.load.server_description import choose_variants
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.report import html_page
-from service.loadtest.run import LoadTest
 from service.loadtest.schema import CellResult, LoadTestResult, Server
-from service.loadtest.server import choose_variants
 from tests.unit.slow_server import SlowServer, listening
 
 SLACK_MS = 60.0  # a scheduler's delay on a machine that does something else as well

@@ -20,21 +20,22 @@ from service.loadtest.analysis.break_even import (
     training_of,
 )
 from service.loadtest.analysis.decision import decide
-from service.loadtest.analysis.quality import ScoredRow, baseline_rewards, passes, quality_of
-from service.loadtest.arrivals import due_times, unit_arrivals
-from service.loadtest.client import EventReader
+from service.loadtest.analysis.quality import baseline_rewards, quality_of
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.intervals import (
     quantiles,
     sign_flip_p,
     value_range,
 )
+from service.loadtest.load.arrivals import due_times, unit_arrivals
+from service.loadtest.load.client import EventReader
+from service.loadtest.load.prompts import load_prompts, made_prompts
+from service.loadtest.load.saturation_search import Search, hopeless
+from service.loadtest.load.scoring import ScoredRow, passes
+from service.loadtest.load.server_description import choose_variants
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Load, Variant, cells, schedule
-from service.loadtest.prompts import load_prompts, made_prompts
-from service.loadtest.saturate import Search, hopeless
 from service.loadtest.schema import Cost, Mode, Model, Server
-from service.loadtest.server import choose_variants
 from service.loadtest.summary import throughput
 from service.loadtest.text import number
 from vbon.config import load_settings

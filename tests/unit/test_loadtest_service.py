@@ -14,9 +14,9 @@ from service.client import ServerError
 from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
-from service.loadtest.run import LoadTest
+from service.loadtest.load.load_test import LoadTest
+from service.loadtest.load.server_description import choose_variants, describe_server
 from service.loadtest.schema import LoadTestResult
-from service.loadtest.server import choose_variants, describe_server
 from tests.unit.fakes import make_runtime
 from tests.unit.test_loadtest import Quiet
 from vbon.engine.fake import FakeEngine

@@ -19,23 +19,15 @@ from service.loadtest.analysis.break_even import (
     training_of,
 )
 from service.loadtest.analysis.decision import decide
-from service.loadtest.analysis.quality import (
-    BON,
-    ScoredRow,
-    Scoring,
-    baseline_rewards,
-    curve_matrix,
-    curve_of,
-    passes,
-    quality_of,
-)
+from service.loadtest.analysis.quality import baseline_rewards, curve_matrix, curve_of, quality_of
 from service.loadtest.analysis.warnings import rising_warning, search_warnings, warnings_of
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.intervals import Float
 from service.loadtest.journal import Journal
+from service.loadtest.load.saturation_search import begun_searches
+from service.loadtest.load.scoring import BON, ScoredRow, Scoring, passes
 from service.loadtest.observation import BlockRecord
 from service.loadtest.plan import Variant, planned_blocks, scored_variants
-from service.loadtest.run import begun_searches
 from service.loadtest.schema import (
     BreakEven,
     CellResult,

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from service.connection import Pool, ProtocolError, Response
+from service.loadtest.load.connection import Pool, ProtocolError, Response
+from service.loadtest.load.targets import AnswerError, Ask, Reading, Target
 from service.loadtest.observation import Observation
 from service.loadtest.plan import Variant
-from service.loadtest.targets import AnswerError, Ask, Reading, Target
 
 OK = 200
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from time import perf_counter
-from typing import Protocol
 
-from service.connection import Pool
-from service.loadtest.analysis.quality import passes, score_variant
-from service.loadtest.arrivals import unit_arrivals
-from service.loadtest.client import LoadClient
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
-from service.loadtest.loops import Length, Recorder
+from service.loadtest.load.arrivals import unit_arrivals
+from service.loadtest.load.client import LoadClient
+from service.loadtest.load.connection import Pool
+from service.loadtest.load.loops import Length, Recorder
+from service.loadtest.load.progress import Progress
+from service.loadtest.load.saturation_search import begun_searches, hopeless
+from service.loadtest.load.scoring import passes, score_variant
+from service.loadtest.load.server_description import request_headers
+from service.loadtest.load.targets import NativeTarget, OpenAiTarget, Target
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import (
     Block,
@@ -23,39 +26,14 @@ from service.loadtest.plan import (
     planned_blocks,
     scored_variants,
 )
-from service.loadtest.saturate import Search, hopeless
 from service.loadtest.schema import Probe
-from service.loadtest.server import request_headers
 from service.loadtest.summary import cell_result
-from service.loadtest.targets import NativeTarget, OpenAiTarget, Target
 from vbon.maths.seeds import seed_of
 
 _WARM_UPS = 4  # requests a variant before anything is measured; their last tells its idle latency
 _PROBE_REQUESTS = 40  # a probe at a low rate goes on until about so many were sent ...
 _PROBE_STRETCH = 6  # ... but no longer than so many times its usual length
 _SETTLE_S = 60.0  # longest wait after a probe that failed
-
-
-class Progress(Protocol):
-    """Told of what happens; everything is called from the event loop and must be quick."""
-
-    def planned(self, blocks: int, done: int) -> None:
-        """How many blocks there are, and how many an earlier start has finished."""
-
-    def begin(self, what: str, seconds: float | None) -> None:
-        """Something begins that takes about so long."""
-
-    def seen(self, observation: Observation) -> None:
-        """A request has ended."""
-
-    def scored(self) -> None:
-        """An answer was scored."""
-
-    def finished(self, record: BlockRecord) -> None:
-        """A block has ended."""
-
-    def note(self, text: str) -> None:
-        """Something else worth a line."""
 
 
 class LoadTest:
@@ -225,19 +203,3 @@ def target_of(settings: LoadTestSettings) -> Target:
     """The API to speak."""
     kind = NativeTarget if settings.api == "native" else OpenAiTarget
     return kind(settings.max_tokens, settings.temperature, settings.ignore_eos, settings.stream)
-
-
-def begun_searches(
-    journal: Journal, variants: Sequence[Variant], settings: LoadTestSettings
-) -> dict[str, Search]:
-    """The searches as far as the journal has them; none for a variant too slow when idle."""
-    idle = {line["variant"]: line for line in journal.of_kind("idle")}
-    searches = {}
-    for variant in variants:
-        seen = idle[variant.label]
-        if seen["error"] is None and 0 < seen["e2e_ms"] <= settings.slos["e2e"]:
-            start = float(f"{1e3 / seen['e2e_ms']:.2g}")
-            searches[variant.label] = Search(start, settings.saturate_tolerance)
-    for line in journal.of_kind("probe"):
-        searches[line["variant"]].note(line["rate"], line["passed"])
-    return searches

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as ProgressBars, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as ProgressBars
 
 from service.loadtest.intervals import quantiles
 from service.loadtest.observation import BlockRecord, Observation
@@ -92,3 +93,25 @@ class TerminalProgress:
     def _draw(self) -> None:
         failed = f", {self._failed} failed" if self._failed else ""
         self._bar.update(self._task, now=escape(f"{self._what}: {self._answered} answered{failed}"))
+
+
+class Progress(Protocol):
+    """Told of what happens; everything is called from the event loop and must be quick."""
+
+    def planned(self, blocks: int, done: int) -> None:
+        """How many blocks there are, and how many an earlier start has finished."""
+
+    def begin(self, what: str, seconds: float | None) -> None:
+        """Something begins that takes about so long."""
+
+    def seen(self, observation: Observation) -> None:
+        """A request has ended."""
+
+    def scored(self) -> None:
+        """An answer was scored."""
+
+    def finished(self, record: BlockRecord) -> None:
+        """A block has ended."""
+
+    def note(self, text: str) -> None:
+        """Something else worth a line."""

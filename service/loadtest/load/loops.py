@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter
 
-from service.loadtest.arrivals import due_times
-from service.loadtest.client import LoadClient
+from service.loadtest.load.arrivals import due_times
+from service.loadtest.load.client import LoadClient
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Block
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from service.loadtest.journal import Journal
+from service.loadtest.load.progress import Progress
 from service.loadtest.observation import BlockRecord, Observation
-from service.loadtest.run import Progress
 from service.loadtest.schema import LoadTestResult
 
 PROGRESS, RESULT = "progress.json", "result.json"

@@ -8,7 +8,14 @@ fails, the upper end moves down to it and the search goes on below.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.journal import Journal
+from service.loadtest.plan import (
+    Variant,
+)
 
 LATE_SHARE = 0.05
 _MOST_PROBES = 40
@@ -61,3 +68,19 @@ class Search:
 def hopeless(late: int, expected: float) -> bool:
     """Whether a probe has failed already: more were late than may be of all that are expected."""
     return late > LATE_SHARE * expected + 1
+
+
+def begun_searches(
+    journal: Journal, variants: Sequence[Variant], settings: LoadTestSettings
+) -> dict[str, Search]:
+    """The searches as far as the journal has them; none for a variant too slow when idle."""
+    idle = {line["variant"]: line for line in journal.of_kind("idle")}
+    searches = {}
+    for variant in variants:
+        seen = idle[variant.label]
+        if seen["error"] is None and 0 < seen["e2e_ms"] <= settings.slos["e2e"]:
+            start = float(f"{1e3 / seen['e2e_ms']:.2g}")
+            searches[variant.label] = Search(start, settings.saturate_tolerance)
+    for line in journal.of_kind("probe"):
+        searches[line["variant"]].note(line["rate"], line["passed"])
+    return searches

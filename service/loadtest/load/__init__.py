@@ -1,0 +1,1 @@
+"""Sending the load of a load test and recording what comes back."""
