@@ -55,7 +55,7 @@ def run(context: typer.Context) -> None:
     logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
     from service.loadtest.execute import execute
     from service.loadtest.load.progress import TerminalProgress
-    from service.loadtest.show import show
+    from service.loadtest.report.terminal import show
     from vbon.terminal import table_console
 
     console = table_console()
@@ -73,8 +73,8 @@ def report(
 ) -> None:
     """Write the reports of a run again from its journal, also of one that was killed."""
     from service.loadtest.execute import rebuild
-    from service.loadtest.report import write_report
-    from service.loadtest.show import show
+    from service.loadtest.report.terminal import show
+    from service.loadtest.report.write import write_report
     from vbon.terminal import table_console
 
     with _told():
@@ -96,7 +96,7 @@ def compare(
     Needs 5 rounds in each, or 4 without rewards.
     """
     from service.loadtest.analysis.compare import compare_runs
-    from service.loadtest.show import show_comparison
+    from service.loadtest.report.terminal import show_comparison
     from vbon.storage.atomic import write_json
     from vbon.terminal import table_console
 
@@ -116,7 +116,7 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 20,
 ) -> None:
     """List the runs of the store, newest first."""
-    from service.loadtest.show import show_runs
+    from service.loadtest.report.terminal import show_runs
     from service.store import list_runs, open_store
     from vbon.terminal import table_console
 
@@ -131,8 +131,8 @@ def show(
     html: Annotated[Path | None, typer.Option(help="write the report again")] = None,
 ) -> None:
     """Print a kept run; --html FILE writes its report."""
-    from service.loadtest.report import html_page
-    from service.loadtest.show import show as show_result
+    from service.loadtest.report.terminal import show as show_result
+    from service.loadtest.report.write import html_page
     from vbon.storage.atomic import write_text
     from vbon.terminal import table_console
 

@@ -21,7 +21,7 @@ from service.loadtest.load.prompts import load_prompts
 from service.loadtest.load.server_description import choose_variants, describe_server
 from service.loadtest.load.supervised import Reporting, interrupted_at_end_of
 from service.loadtest.plan import Variant
-from service.loadtest.report import write_report
+from service.loadtest.report.write import write_report
 from service.loadtest.schema import LoadTestResult, Server
 from vbon.errors import DataError
 

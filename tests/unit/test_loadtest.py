@@ -16,7 +16,7 @@ from service.loadtest.journal import Journal
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.server_description import choose_variants
 from service.loadtest.observation import BlockRecord, Observation
-from service.loadtest.report import html_page
+from service.loadtest.report.write import html_page
 from service.loadtest.schema import CellResult, LoadTestResult, Server
 from tests.unit.slow_server import SlowServer, listening
 

@@ -21,7 +21,7 @@ from scipy import stats
 
 from service.loadtest.analysis.compare import compare_runs
 from service.loadtest.analysis.warnings import cell_warnings
-from service.loadtest.report import cells_csv, html_page
+from service.loadtest.report.write import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, Round
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import measure

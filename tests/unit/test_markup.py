@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from service.loadtest.report import html_page
+from service.loadtest.report.write import html_page
 from service.loadtest.schema import LoadTestResult
 from tests.unit.test_loadtest_results import whole_run
 from tests.unit.test_report import cell, ended, write_sweep

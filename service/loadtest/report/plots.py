@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from service.loadtest.report.tables import load_text
 from service.loadtest.schema import CellResult, Interval, LoadTestResult
-from service.loadtest.sheets import load_text
 from service.loadtest.text import number
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
 from vbon.report_html.page import COLOURS, markup_safe

@@ -8,8 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from service.loadtest.schema import LoadTestResult
-from service.loadtest.sheets import (
+from service.loadtest.report.tables import (
     break_even_sheet,
     examples_sheet,
     latency_sheet,
@@ -18,6 +17,7 @@ from service.loadtest.sheets import (
     settings_sheet,
     throughput_sheet,
 )
+from service.loadtest.schema import LoadTestResult
 from vbon.report_html import fill_page, html_table, plot_html
 from vbon.storage.atomic import write_text
 
@@ -84,7 +84,7 @@ def html_page(result: LoadTestResult) -> str:
 
 
 def _legend(result: LoadTestResult) -> str:
-    from service.loadtest.plots import CURVE_COLOUR, CURVE_NAME, colours
+    from service.loadtest.report.plots import CURVE_COLOUR, CURVE_NAME, colours
 
     entries = [(name, colour) for name, (colour, _) in colours(result).items()]
     entries.append((CURVE_NAME, CURVE_COLOUR))
@@ -98,7 +98,7 @@ def _legend(result: LoadTestResult) -> str:
 
 
 def _plots(result: LoadTestResult) -> str:
-    from service.loadtest import plots
+    from service.loadtest.report import plots
 
     look = plots.colours(result)
     scored = any(one.reward is not None for one in result.quality)

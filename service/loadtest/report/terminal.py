@@ -10,14 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.loadtest.analysis.compare import Comparison
-from service.loadtest.schema import LoadTestResult
-from service.loadtest.sheets import (
+from service.loadtest.report.tables import (
     break_even_sheet,
     latency_sheet,
     quality_sheet,
     saturation_sheet,
     throughput_sheet,
 )
+from service.loadtest.schema import LoadTestResult
 from service.loadtest.text import number
 from vbon.report_html import Sheet
 

@@ -1,0 +1,1 @@
+"""Drawing a load test: HTML page, tables, plots, terminal."""
