@@ -28,7 +28,7 @@ def serve(context: typer.Context) -> None:
     from service.settings import ServiceSettings
 
     settings = load_settings(ServiceSettings, context.args, program="python -m service serve")
-    from service.logs import set_up_logs
+    from service.observability.logs import set_up_logs
     from service.server import serve_until_stopped
 
     set_up_logs(settings)

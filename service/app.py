@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from service.access_log import AccessLogMiddleware
 from service.admission.load_shedding import ShedMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
 from service.errors import UnforeseenErrorMiddleware, add_error_handlers
@@ -24,6 +23,8 @@ from service.http.middleware import (
     RequestIdMiddleware,
 )
 from service.http.security_headers import SecurityHeadersMiddleware
+from service.observability.access_log import AccessLogMiddleware
+from service.observability.tracing import open_tracing
 from service.records import Records
 from service.reload import Rebuild, Reloader
 from service.routes import (
@@ -40,11 +41,10 @@ from service.routes import (
 )
 from service.runtime import Runtime
 from service.schemas import ANY_ROUTE
-from service.tracing import open_tracing
 from vbon import __version__
 
 if TYPE_CHECKING:
-    from service.spans import Tracing
+    from service.observability.otel_spans import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ def create_app(
         )
     app.add_middleware(SecurityHeadersMiddleware)
     if tracing is not None:
-        from service.spans import TracingMiddleware
+        from service.observability.otel_spans import TracingMiddleware
 
         app.add_middleware(TracingMiddleware, tracing=tracing)
     if runtime.settings.logs_access:

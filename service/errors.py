@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.context.request_context import note_error
 from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.http.disconnect import ClientDisconnectedError
-from service.sparse_log import SparseLog
+from service.observability.throttled_log import SparseLog
 from vbon.errors import (
     BusyError,
     CandidateCountError,

@@ -17,7 +17,7 @@ import pytest
 
 from service.auth.keys import new_key, write_keys
 from service.context.request_context import RequestNotes, current_request
-from service.logs import JsonFormatter, TextFormatter, with_fields
+from service.observability.logs import JsonFormatter, TextFormatter, with_fields
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.test_api import disconnect_after
 from vbon.engine import Candidate, Sampling
@@ -70,7 +70,7 @@ async def test_no_record_of_any_level_holds_prompts_answers_or_keys(
         record for record in caplog.records if not record.name.startswith(("httpx", "httpcore"))
     ]
     assert any("failed on" in record.getMessage() for record in ours)  # the reward model's failure
-    assert sum(record.name == "service.access_log" for record in ours) > 10
+    assert sum(record.name == "service.observability.access_log" for record in ours) > 10
     secrets = [CANARY, token, poor, pairs[0][0].sha256, token.rsplit("-", 1)[1], texts[0]]
     for record in ours:
         for formatter in (logging.Formatter(), TextFormatter(), JsonFormatter()):
@@ -149,7 +149,9 @@ async def test_records_of_requests_at_once_carry_each_its_own_id(lines: io.Strin
         assert record["level"] == "error"
         assert record["exception"].endswith("ZeroDivisionError: two\nlines")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record["time"])
-    ended = {record["request_id"]: record for record in parsed(lines, "service.access_log")}
+    ended = {
+        record["request_id"]: record for record in parsed(lines, "service.observability.access_log")
+    }
     assert {name: record["status"] for name, record in ended.items()} == statuses
     assert {record["error"] for name, record in ended.items() if "bad" in name} == {
         "internal_error"
@@ -170,13 +172,15 @@ async def test_the_record_of_a_request_that_has_ended(tmp_path: Path, lines: io.
         await client.get("/nowhere/at/all")
         await client.get("/healthz")
         await client.post("/generate", json={"prompt": "a"}, headers={"authorization": "no"})
-    bon_record, compared, model, nowhere, refused = parsed(lines, "service.access_log")
+    bon_record, compared, model, nowhere, refused = parsed(
+        lines, "service.observability.access_log"
+    )
     usage = bon.json()["usage"]
     assert bon_record.pop("duration_ms") >= bon.json()["timings_ms"]["total"]
     assert re.fullmatch(r"req-[0-9a-f]{32}", bon_record.pop("request_id"))
     del bon_record["time"]
     assert bon_record == {
-        "level": "info", "logger": "service.access_log", "message": "request ended",
+        "level": "info", "logger": "service.observability.access_log", "message": "request ended",
         "method": "POST", "path": "/generate", "status": 200, "mode": "bon", "key": "ann",
         "generated_tokens": usage["generated_tokens"], "returned_tokens": usage["returned_tokens"],
         "error": None,
@@ -197,7 +201,7 @@ async def test_who_leaves_is_in_the_record(lines: io.StringIO) -> None:
         await stream(
             app, "/generate?mode=ref", {**body, "stream": True}, lambda seen: bool(seen.pieces)
         )
-    whole, streamed = parsed(lines, "service.access_log")
+    whole, streamed = parsed(lines, "service.observability.access_log")
     assert (whole["status"], whole["error"]) == (499, "client_disconnected")
     assert (streamed["status"], streamed["error"]) == (200, "client_disconnected")
     assert (whole["mode"], streamed["mode"]) == ("bon", "ref")
@@ -206,7 +210,7 @@ async def test_who_leaves_is_in_the_record(lines: io.StringIO) -> None:
 async def test_there_is_no_such_record_unless_asked_for(lines: io.StringIO) -> None:
     async with serving(make_runtime()) as (_, client):
         await client.post("/generate?mode=ref", json={"prompt": "a"})
-    assert not parsed(lines, "service.access_log")
+    assert not parsed(lines, "service.observability.access_log")
 
 
 def test_a_text_line_says_the_same() -> None:
@@ -226,7 +230,7 @@ def test_a_text_line_says_the_same() -> None:
 def test_everything_a_json_server_writes_is_json_uvicorn_and_warnings_too() -> None:
     run = (
         "import logging, warnings\n"
-        "from service.logs import set_up_logs\n"
+        "from service.observability.logs import set_up_logs\n"
         "from service.settings import ServiceSettings\n"
         "set_up_logs(ServiceSettings(log_format='json'))\n"
         "import uvicorn\n"

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from service.sparse_log import MOST_SENTENCES, SparseLog
+from service.observability.throttled_log import MOST_SENTENCES, SparseLog
 
 
 def test_a_sentence_is_said_once_in_a_while_with_how_often_it_was_true(

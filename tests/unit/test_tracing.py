@@ -21,10 +21,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from service.observability.otel_spans import Tracing, otlp_tracing
+from service.observability.tracing import open_tracing
 from service.scoring import BatchingScorer
 from service.settings import OtelSettings
-from service.spans import Tracing, otlp_tracing
-from service.tracing import open_tracing
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_api import disconnect_after
@@ -293,7 +293,7 @@ async def test_when_requests_are_traced(
 def test_without_the_packages_only_who_asked_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "service.spans", None)
+    monkeypatch.setitem(sys.modules, "service.observability.otel_spans", None)
     with pytest.raises(InvalidInputError, match=r"vbon\[otel\]"):
         open_tracing(OtelSettings(endpoint="http://a:4318"), {})
     assert open_tracing(OtelSettings(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a"}) is None

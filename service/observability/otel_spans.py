@@ -22,7 +22,6 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access_log import method_of, route_of
 from service.context.request_context import (
     CLIENT_CLOSED_REQUEST,
     PROBES,
@@ -30,6 +29,7 @@ from service.context.request_context import (
     RequestNotes,
     current_request,
 )
+from service.observability.access_log import method_of, route_of
 from vbon import __version__
 from vbon.trace_context import trace_headers
 

@@ -11,7 +11,7 @@ from service.settings import OtelSettings
 from vbon.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from service.spans import Tracing
+    from service.observability.otel_spans import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def open_tracing(
     if not _wanted(settings, environment):
         return None
     try:
-        from service.spans import otlp_tracing
+        from service.observability.otel_spans import otlp_tracing
     except ImportError as error:
         message = 'traces need OpenTelemetry: pip install "vbon[otel]"'
         if settings.endpoint is None:

@@ -9,7 +9,7 @@ from time import perf_counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.context.request_context import PROBES, RequestNotes, current_request
-from service.logs import with_fields
+from service.observability.logs import with_fields
 
 logger = logging.getLogger(__name__)
 
