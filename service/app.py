@@ -13,7 +13,6 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.admission.load_shedding import ShedMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
-from service.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.evaluation.preference_pairs import OpenPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
@@ -39,6 +38,7 @@ from service.routes import (
     page,
     preferences,
 )
+from service.routes.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.runtime import Runtime
 from service.schemas import ANY_ROUTE
 from vbon import __version__

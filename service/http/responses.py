@@ -21,7 +21,7 @@ async def refuse(
     headers: Iterable[tuple[bytes, bytes]] = (),
     close: bool = True,
 ) -> None:
-    """Answer with an error in the shape of ``service.errors``.
+    """Answer with an error in the shape of ``service.routes.errors``.
 
     What is unread of the body stays so, and the connection is closed; without that, ``close`` may be false.
     """

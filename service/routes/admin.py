@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
-from service.deps import ReloaderDep
+from service.routes.dependencies import ReloaderDep
 from service.schemas.admin import ReloadAnswer, ReloadRequest
 from service.schemas.failure import WITH_BODY, errors
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from service.deps import RuntimeDep, get_request_id
 from service.evaluation.compare import compare
 from service.http.disconnect import run_while_connected
+from service.routes.dependencies import RuntimeDep
+from service.routes.request_state import get_request_id
 from service.schemas import AT_WORK, CompareRequest, CompareResponse
 
 router = APIRouter(tags=["generation"])

@@ -6,8 +6,8 @@ import asyncio
 
 from fastapi import APIRouter
 
-from service.deps import RecordsDep, RuntimeDep
 from service.evaluation.frontier import frontier_of
+from service.routes.dependencies import RecordsDep, RuntimeDep
 from service.schemas.frontier import Frontier
 
 router = APIRouter(tags=["server"])

@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import ValidationError
 
 from service.context.caller import current_caller
-from service.deps import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
 from service.hosted_loadtests.report_links import VALID_S
 from service.hosted_loadtests.requests import own_url, planned_seconds, settings_of, token_of
 from service.hosted_loadtests.runs import ROOM_S, LoadTestRuns, Run, not_here
@@ -18,6 +17,7 @@ from service.http.security_headers import REPORT_POLICY, refuse_other_sites
 from service.loadtest.analysis.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult
 from service.records import Records
+from service.routes.dependencies import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
 from service.schemas.failure import WITH_BODY, errors
 from service.schemas.loadtests import (
     KeptRun,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.deps import RecordsDep, RuntimeDep
 from service.generation.references import policy_ref, scorer_ref
+from service.routes.dependencies import RecordsDep, RuntimeDep
 from service.schemas import ModeInfo, ModesResponse
 from vbon.storage.training_record import read_training_record
 

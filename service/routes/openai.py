@@ -7,8 +7,6 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from service.deps import RuntimeDep, get_request_id, get_runtime, remember_model
-from service.errors import tell
 from service.generation.openai_response import chat_completion, completion
 from service.generation.openai_stream import chunks
 from service.generation.plan import generate, make_plan
@@ -17,7 +15,10 @@ from service.generation.token_texts import TokenPlan
 from service.http.disconnect import run_while_connected
 from service.http.sse import event, open_stream
 from service.responses import json_of
+from service.routes.dependencies import RuntimeDep
+from service.routes.errors import tell
 from service.routes.generate import STREAMED
+from service.routes.request_state import get_request_id, get_runtime, remember_model
 from service.runtime import Mode, Runtime
 from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest

@@ -7,10 +7,11 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends, Request
 
 from service.context.caller import current_caller
-from service.deps import OpenPairsDep, RecordsDep, RuntimeDep, get_request_id
 from service.evaluation.preference_pairs import make_pair
 from service.http.disconnect import run_while_connected
 from service.http.security_headers import refuse_other_sites
+from service.routes.dependencies import OpenPairsDep, RecordsDep, RuntimeDep
+from service.routes.request_state import get_request_id
 from service.schemas import AT_WORK, WITH_BODY, errors
 from service.schemas.preferences import (
     PairRequest,

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 import httpx
 import pytest
 
-from service.errors import TABLE
+from service.routes.errors import TABLE
 from service.schemas import AT_WORK
 from tests.fuzz.run import mutants, schemathesis
 from tests.fuzz.server import fuzzed

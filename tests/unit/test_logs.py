@@ -141,7 +141,7 @@ async def test_records_of_requests_at_once_carry_each_its_own_id(lines: io.Strin
         ids = [f"{kind}-{number}" for number in range(5) for kind in ("good", "bad")]
         statuses = dict(zip(ids, await asyncio.gather(*map(ask, ids)), strict=True))
     assert statuses == {name: 200 if name.startswith("good") else 500 for name in ids}
-    failures = parsed(lines, "service.errors")
+    failures = parsed(lines, "service.routes.errors")
     assert sorted(record["request_id"] for record in failures) == sorted(
         i for i in ids if "bad" in i
     )

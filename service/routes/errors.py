@@ -15,9 +15,9 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context.request_context import note_error
-from service.deps import asked_model, get_request_id, get_runtime, remember_model
 from service.http.disconnect import ClientDisconnectedError
 from service.observability.throttled_log import SparseLog
+from service.routes.request_state import asked_model, get_request_id, get_runtime, remember_model
 from vbon.errors import (
     BusyError,
     CandidateCountError,

@@ -11,28 +11,9 @@ from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
 from service.records import Records
 from service.reload import Reloader
+from service.routes.request_state import get_runtime
 from service.runtime import Runtime
 from vbon.errors import NotFoundError
-
-
-def get_runtime(request: Request) -> Runtime:
-    """The application's runtime."""
-    return cast(Runtime, request.app.state.runtime)
-
-
-def get_request_id(request: Request) -> str:
-    """The id that the middleware gave this request."""
-    return str(request.scope["state"]["request_id"])
-
-
-def remember_model(request: Request, model: str) -> None:
-    """Keep the model a body names, so that errors are counted under its mode."""
-    request.scope["state"]["model"] = model
-
-
-def asked_model(request: Request) -> str:
-    """The model remembered; empty before the body was read."""
-    return str(request.scope["state"].get("model", ""))
 
 
 # Coroutines, since FastAPI sends plain functions to a thread. Routes that take the load call the functions

@@ -1,0 +1,29 @@
+"""Objects kept on a request and its application: the runtime, the request id, the model asked for."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from fastapi import Request
+
+from service.runtime import Runtime
+
+
+def get_runtime(request: Request) -> Runtime:
+    """The application's runtime."""
+    return cast(Runtime, request.app.state.runtime)
+
+
+def get_request_id(request: Request) -> str:
+    """The id that the middleware gave this request."""
+    return str(request.scope["state"]["request_id"])
+
+
+def remember_model(request: Request, model: str) -> None:
+    """Keep the model a body names, so that errors are counted under its mode."""
+    request.scope["state"]["model"] = model
+
+
+def asked_model(request: Request) -> str:
+    """The model remembered; empty before the body was read."""
+    return str(request.scope["state"].get("model", ""))
