@@ -25,7 +25,6 @@ from service.http.security_headers import SecurityHeadersMiddleware
 from service.observability.access_log import AccessLogMiddleware
 from service.observability.tracing import open_tracing
 from service.records import Records
-from service.reload import Rebuild, Reloader
 from service.routes import (
     admin,
     compare,
@@ -39,7 +38,8 @@ from service.routes import (
     preferences,
 )
 from service.routes.errors import UnforeseenErrorMiddleware, add_error_handlers
-from service.runtime import Runtime
+from service.runtime.reload import Rebuild, Reloader
+from service.runtime.runtime import Runtime
 from service.schemas import ANY_ROUTE
 from vbon import __version__
 

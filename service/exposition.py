@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import Metric, generate_latest
 
-from service.metrics import Metrics
+from service.runtime.metrics import Metrics
 from vbon.engine import Engine
 from vbon.engine.metrics import labelled, merged
 

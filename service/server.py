@@ -12,11 +12,11 @@ from types import FrameType
 import uvicorn
 
 from service.app import create_app
-from service.assembly import Builder, build_runtime
 from service.auth.middleware import warn_if_open
 from service.http.open_files import allow_connections
 from service.http.uvicorn_protocol import http_options
-from service.runtime import Runtime
+from service.runtime.build import Builder, build_runtime
+from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)

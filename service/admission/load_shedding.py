@@ -12,7 +12,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.http.responses import refuse
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 
 # Those whose first step is admission.
 PATHS = frozenset({"/generate", "/compare", "/v1/completions", "/v1/chat/completions"})

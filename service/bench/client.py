@@ -10,7 +10,7 @@ from service.bench.contest import Contender, contest, ours
 from service.bench.harness import Bench, Figure
 from service.bench.scorer_endpoint import scorer_endpoint
 from service.bench.vllm_serve import MODEL, vllm_serve
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
 from vbon.errors import InvalidInputError
 
 GOAL = 1.2

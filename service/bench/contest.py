@@ -16,7 +16,7 @@ import numpy as np
 
 from service.bench.answers import Answers
 from service.bench.harness import Bench, Figure, in_turns, ratios, shown
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
 from vbon.maths.statistics import Estimate, bootstrap_mean
 from vbon.prompts import Prompt
 

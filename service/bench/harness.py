@@ -16,7 +16,7 @@ import uvicorn
 from service.app import create_app
 from service.bench.config import BenchSettings
 from service.bench.load import Job, Result, load_elsewhere
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from service.server import keep_for_good
 from vbon.engine import Sampling
 from vbon.engine.vllm.engine import VllmEngine, generate_bare

@@ -9,11 +9,11 @@ from typing import Any
 import uvicorn
 from rich.table import Table
 
-from service.assembly import build_runtime
 from service.bench.config import BenchSettings
 from service.bench.harness import Bench, Figure, served
 from service.bench.rows import ROWS
 from service.client import read_prompts
+from service.runtime.build import build_runtime
 from vbon.errors import InvalidInputError
 from vbon.prompts import Prompt
 from vbon.storage.atomic import write_json

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.bench.harness import listening
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
 from vbon.prompts import Prompt
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from service.generation.plan import resolve_sampling
 from service.generation.references import check_limit, policy_ref, sampling_used, scorer_ref
-from service.runtime import Answer, Mode, Runtime
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.runtime import Answer, Mode, Runtime
 from service.schemas import (
     ComparedAnswer,
     CompareRequest,
@@ -29,7 +30,6 @@ from service.schemas import (
     PromptRow,
     Range,
 )
-from service.scoring import BatchingScorer
 from service.settings import REFERENCE
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Sampling

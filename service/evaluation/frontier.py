@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from service.generation.references import scorer_ref
 from service.loadtest.schema import Interval, LoadTestResult, Quality
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from service.schemas import ModelRef
 from service.schemas.frontier import (
     BonRow,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from service.evaluation.compare import run_seed
 from service.generation.plan import Plan, make_plan
-from service.runtime import Answer, Runtime
+from service.runtime.runtime import Answer, Runtime
 from service.schemas import GenerateRequest
 from service.schemas.preferences import PairRequest, Side
 from service.store import Shown

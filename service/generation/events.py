@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from service.generation.plan import Plan
-from service.runtime import Answer
+from service.runtime.runtime import Answer
 from service.strategies import Observer, ScoredCandidate
 from vbon.engine import Candidate, Partial
 

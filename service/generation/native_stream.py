@@ -9,7 +9,7 @@ from dataclasses import asdict
 from service.generation.events import Progress, Quiet, events_of
 from service.generation.plan import Plan, candidate_out
 from service.http.sse import comment, event
-from service.runtime import Answer
+from service.runtime.runtime import Answer
 from service.strategies import ScoredCandidate
 from vbon.engine import Partial
 

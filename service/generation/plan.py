@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from service.generation.references import check_limit, model_ref, sampling_used, scorer_ref
-from service.runtime import Answer, Mode, Runtime
+from service.runtime.runtime import Answer, Mode, Runtime
 from service.schemas import (
     BatchAnswer,
     CandidateOut,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from service.runtime import Mode, Runtime
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.runtime import Mode, Runtime
 from service.schemas import (
     ModelRef,
     SamplingUsed,
 )
-from service.scoring import BatchingScorer
 from vbon.engine import ModelInfo, Sampling
 from vbon.errors import InvalidInputError
 

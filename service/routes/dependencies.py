@@ -10,9 +10,9 @@ from service.evaluation.preference_pairs import OpenPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
 from service.records import Records
-from service.reload import Reloader
 from service.routes.request_state import get_runtime
-from service.runtime import Runtime
+from service.runtime.reload import Reloader
+from service.runtime.runtime import Runtime
 from vbon.errors import NotFoundError
 
 

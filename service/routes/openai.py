@@ -19,7 +19,7 @@ from service.routes.dependencies import RuntimeDep
 from service.routes.errors import tell
 from service.routes.generate import STREAMED
 from service.routes.request_state import get_request_id, get_runtime, remember_model
-from service.runtime import Mode, Runtime
+from service.runtime.runtime import Mode, Runtime
 from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, Model, ModelList

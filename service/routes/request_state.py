@@ -6,7 +6,7 @@ from typing import cast
 
 from fastapi import Request
 
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 
 
 def get_runtime(request: Request) -> Runtime:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.async_api import expect
 
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
 from tests.unit.test_frontier import EVALUATION, HELDOUT, RECORD

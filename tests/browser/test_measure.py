@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from service.auth.keys import new_key, write_keys
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
 from vbon.engine.fake import FakeEngine

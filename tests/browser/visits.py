@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, ConsoleMessage, Page, Request
 
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.unit.fakes import on_a_port
 
 FLAGS = (

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 from tests.tiny import train_config
 from vbon.engine import Engine
@@ -48,7 +48,7 @@ async def runtime(
 ) -> AsyncGenerator[Runtime, None]:
     """The service's own runtime over real vLLM: the only start of it in a session."""
     pytest.importorskip("vllm")
-    from service.assembly import build_runtime
+    from service.runtime.build import build_runtime
 
     settings = ServiceSettings(
         policies={

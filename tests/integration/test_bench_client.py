@@ -8,7 +8,7 @@ from service.app import create_app
 from service.bench.client import against_plain_client
 from service.bench.config import BenchSettings
 from service.bench.harness import Bench, listening
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from vbon.prompts import Prompt
 
 torch = pytest.importorskip("torch")

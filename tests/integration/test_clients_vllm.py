@@ -11,7 +11,7 @@ from typing import Any
 import openai
 import pytest
 
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.unit.fakes import on_a_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.unit.fakes import stream
 from tests.unit.test_metrics import scraped, valued
 from tests.unit.test_observability import queried

@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.unit.test_api import disconnect_after
 from vbon.engine import Engine
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service.app import create_app
-from service.assembly import build_runtime
+from service.runtime.build import build_runtime
 from service.settings import ServiceSettings
 from vbon.engine import Candidate, Engine, Sampling
 from vbon.engine.remote.engine import RemoteEngine

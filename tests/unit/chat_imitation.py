@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
 from tests.unit.fakes import FakeReward
 
 WORDS = ["bad", "good", "good good", "dull dull dull"]

@@ -18,8 +18,8 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from service.app import create_app
-from service.runtime import Runtime
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 from vbon.engine.fake import FakeEngine
 from vbon.prompts import Prompt

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from starlette.types import Message
 
-from service.runtime import Runtime
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 from service.strategies import STRATEGIES
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.supervision import Supervisor
+from service.runtime.supervisor import Supervisor
 from vbon.concurrency import all_or_first_error
 from vbon.engine.protocol import Candidate
 from vbon.engine.vllm import engine as vllm_engine

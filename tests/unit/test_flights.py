@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from service.flights import Flights
+from service.runtime.in_flight import Flights
 from vbon.errors import RequestTimeoutError, ShuttingDownError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.assembly import build_runtime
+from service.runtime.build import build_runtime
 from service.settings import ServiceSettings
 from service.store import add_run, open_store
 from tests.unit.fakes import make_runtime, serving

@@ -55,7 +55,7 @@ def test_strategies_and_routes_know_no_engine_implementation() -> None:
     "statement",
     [
         "import vbon, vbon.engine, vbon.rewards, vbon.storage.checkpoints, vbon.maths.curves",
-        "import service.app, service.assembly, service.client, service.settings, service.__main__",
+        "import service.app, service.runtime.build, service.client, service.settings, service.__main__",
         "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.analysis.compare",
         "import service.store",
         "import training.__main__, training.configs, vbon.prompt_files, training.cache",

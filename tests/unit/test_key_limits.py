@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from service.auth.keys import new_key, write_keys
-from service.runtime import Runtime
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.runtime import Runtime
 from tests.unit.fakes import FakeReward, make_runtime, serving
 from vbon.engine.fake import FakeEngine
 

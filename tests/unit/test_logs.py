@@ -156,7 +156,7 @@ async def test_records_of_requests_at_once_carry_each_its_own_id(lines: io.Strin
     assert {record["error"] for name, record in ended.items() if "bad" in name} == {
         "internal_error"
     }
-    ready = next(record for record in parsed(lines, "service.runtime"))
+    ready = next(record for record in parsed(lines, "service.runtime.runtime"))
     assert "request_id" not in ready
 
 

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until

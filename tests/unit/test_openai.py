@@ -10,7 +10,7 @@ import numpy as np
 import openai
 import pytest
 
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from service.strategies import STRATEGIES
 from tests.unit.fakes import (
     ChatEngine,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.assembly import build_runtime
+from service.runtime.build import build_runtime
 from service.settings import REMOTE_API_KEY, ServiceSettings
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import imitation
@@ -86,7 +86,7 @@ def test_remote_policies_need_neither_vllm_nor_torch() -> None:
 import asyncio, sys
 sys.modules.update(dict.fromkeys(("torch", "vllm", "transformers")))
 from vbon.prompts import Prompt
-from service.assembly import build_runtime
+from service.runtime.build import build_runtime
 from service.generation.plan import Sampling
 from service.settings import ServiceSettings
 from tests.unit.openai_imitation import imitation

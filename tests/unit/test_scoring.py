@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from service import scoring
-from service.scoring import BatchingScorer
+from service.runtime import batching_scorer as scoring
+from service.runtime.batching_scorer import BatchingScorer
 from tests.unit.fakes import FakeReward, score_text
 from tests.unit.scorer_imitation import scoring as scoring_server
 from vbon.errors import RewardError

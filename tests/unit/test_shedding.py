@@ -11,7 +11,7 @@ import pytest
 
 from service.admission.admission import Admission, Entry
 from service.context.caller import Caller, current_caller
-from service.runtime import Runtime
+from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime, on_a_port, serving
 from tests.unit.test_http_protocol import say
 from vbon.engine.fake import FakeEngine

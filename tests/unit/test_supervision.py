@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from service import supervision
-from service.supervision import Supervisor
+from service.runtime import supervisor as supervision
+from service.runtime.supervisor import Supervisor
 from vbon.errors import CheckpointError
 
 

@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from service.observability.otel_spans import Tracing, otlp_tracing
 from service.observability.tracing import open_tracing
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
 from service.settings import OtelSettings
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.openai_imitation import imitation

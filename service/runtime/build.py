@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from service.runtime import Runtime
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.runtime import Runtime
 from service.settings import REFERENCE, ServiceSettings
 from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol
 
-from service.runtime import Runtime
-from service.scoring import BatchingScorer
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.runtime import Runtime
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Engine
 from vbon.errors import (

@@ -13,9 +13,10 @@ from typing import Any
 
 from service.admission.admission import Admission
 from service.context.request_context import Passage, begin_passage
-from service.flights import Flights
-from service.metrics import Metrics
-from service.scoring import BatchingScorer, MeteredScorer
+from service.runtime.batching_scorer import BatchingScorer, MeteredScorer
+from service.runtime.in_flight import Flights
+from service.runtime.metrics import Metrics
+from service.runtime.supervisor import Part, Supervisor
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import (
     STRATEGIES,
@@ -28,7 +29,6 @@ from service.strategies import (
     Task,
 )
 from service.strategy_fields import configured
-from service.supervision import Part, Supervisor
 from vbon.embedders import Embedder, open_embedder
 from vbon.engine import Engine, ModelInfo, Sampling, check_fits
 from vbon.errors import (
@@ -72,7 +72,7 @@ class Answer:
 
 
 class Runtime:
-    """Everything a request needs. Build it with :func:`service.assembly.build_runtime`.
+    """Everything a request needs. Build it with :func:`service.runtime.build.build_runtime`.
 
     Attributes:
         created: Unix time of construction, seconds.

@@ -1,0 +1,1 @@
+"""Running parts: engines, scorers, supervision, reload, metrics."""
