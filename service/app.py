@@ -24,7 +24,6 @@ from service.http.middleware import (
 from service.http.security_headers import SecurityHeadersMiddleware
 from service.observability.access_log import AccessLogMiddleware
 from service.observability.tracing import open_tracing
-from service.records import Records
 from service.routes import (
     admin,
     compare,
@@ -41,6 +40,7 @@ from service.routes.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.runtime.reload import Rebuild, Reloader
 from service.runtime.runtime import Runtime
 from service.schemas import ANY_ROUTE
+from service.store.async_store import Records
 from vbon import __version__
 
 if TYPE_CHECKING:

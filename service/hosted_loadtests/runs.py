@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from service.context.caller import Caller
-from service.records import Records
 from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY
+from service.store.async_store import Records
 from vbon.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from fastapi import Depends, Request
 from service.evaluation.preference_pairs import OpenPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
-from service.records import Records
 from service.routes.request_state import get_runtime
 from service.runtime.reload import Reloader
 from service.runtime.runtime import Runtime
+from service.store.async_store import Records
 from vbon.errors import NotFoundError
 
 

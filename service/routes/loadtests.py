@@ -16,7 +16,6 @@ from service.hosted_loadtests.runs import ROOM_S, LoadTestRuns, Run, not_here
 from service.http.security_headers import REPORT_POLICY, refuse_other_sites
 from service.loadtest.analysis.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult
-from service.records import Records
 from service.routes.dependencies import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
 from service.schemas.failure import WITH_BODY, errors
 from service.schemas.loadtests import (
@@ -26,6 +25,7 @@ from service.schemas.loadtests import (
     LoadTestStatus,
     ReportLink,
 )
+from service.store.async_store import Records
 from vbon.errors import NotFoundError
 
 router = APIRouter(tags=["load tests"])

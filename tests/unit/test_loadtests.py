@@ -25,9 +25,9 @@ from service.bench.harness import served
 from service.context.caller import ANYBODY
 from service.hosted_loadtests import runs as loadtest_runs
 from service.hosted_loadtests.runs import LoadTestRuns, Run, _write_inputs
-from service.records import Records
 from service.runtime.runtime import Runtime
 from service.store import add_run, open_store
+from service.store.async_store import Records
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.slow_server import SlowServer, listening
 from vbon.engine.fake import FakeEngine
