@@ -21,7 +21,7 @@ from service.schemas import (
 )
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
 from service.strategies.bon import Bon
-from service.strategy_fields import settings_in
+from service.strategies.request_fields import settings_in
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Sampling
 from vbon.errors import InvalidInputError

@@ -28,7 +28,7 @@ from service.strategies import (
     Strategy,
     Task,
 )
-from service.strategy_fields import configured
+from service.strategies.request_fields import configured
 from vbon.embedders import Embedder, open_embedder
 from vbon.engine import Engine, ModelInfo, Sampling, check_fits
 from vbon.errors import (

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
 from service.schemas.wire import ChatMessage, SamplingFields, Text
-from service.strategy_fields import with_strategy_settings
+from service.strategies.request_fields import with_strategy_settings
 from vbon.prompts import Message, Prompt
 
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}

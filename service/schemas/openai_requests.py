@@ -21,7 +21,7 @@ from pydantic_core import core_schema
 
 from service.schemas.generate import GenerateRequest
 from service.schemas.wire import ChatMessage, SamplingFields, Text, Wire
-from service.strategy_fields import settings_in, with_strategy_settings
+from service.strategies.request_fields import settings_in, with_strategy_settings
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import pytest
 from service.strategies import STRATEGIES, Resources, Strategy, Task
 from service.strategies.adaptive_bon import AdaptiveBon, expected_gain
 from service.strategies.bon import Bon
+from service.strategies.request_fields import SETTINGS
 from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.treebon import TreeBon
-from service.strategy_fields import SETTINGS
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
 from vbon.embedders import open_embedder
 from vbon.embedders.ngrams import NgramEmbedder
