@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytestmark = pytest.mark.train
 
-from training.bench import run_bench  # noqa: E402
+from training.bench.run import run_bench  # noqa: E402
 from training.configs import BenchConfig  # noqa: E402
 
 

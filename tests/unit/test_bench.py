@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from training import bench
-from training.bench import Step, ratios, result_of, run_bench, table_of
+from training.bench import run as bench
+from training.bench.run import ratios, result_of, run_bench, table_of
+from training.bench.steps import Step
 from training.configs import BenchConfig
 from vbon.errors import VbonError
 

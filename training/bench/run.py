@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import gc
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any, Literal
 
 from rich.table import Table
 
+from training.bench.steps import Step, now
 from training.configs import BenchConfig, TrainConfig
 from vbon.errors import VbonError
 from vbon.maths.statistics import Spread, spread
@@ -30,27 +30,6 @@ logger = logging.getLogger(__name__)
 
 Side = Literal["ours", "trl"]
 TITLES: dict[Side, str] = {"ours": "this project, kl-rl", "trl": "TRL, RLOOTrainer"}
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One optimizer step.
-
-    Attributes:
-        seconds: all of it, from the end of the step before.
-        samples: drawn and trained on.
-        tokens: theirs, EOS included.
-        sample_s: generating.
-        score_s: the reward model.
-        learn_s: the rest: log-probabilities of policy and reference, loss, backward, optimizer.
-    """
-
-    seconds: float
-    samples: int
-    tokens: int
-    sample_s: float
-    score_s: float
-    learn_s: float
 
 
 Repeat = Sequence[Step]
@@ -159,7 +138,7 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     import torch
 
     from training.assets import Assets
-    from training.bench_trl import trl_steps
+    from training.bench.trl import trl_steps
 
     common = _train_config(config)
     assets = Assets(common, 0, 0, 0)
@@ -241,12 +220,3 @@ def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int)
         )  # fmt: skip
         begun = ended
     return steps
-
-
-def now() -> float:
-    """Seconds, after what a GPU still has to do."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
 from training.assets import Assets
-from training.bench import Step, now
+from training.bench.steps import Step, now
 from training.configs import BenchConfig
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable

@@ -1,0 +1,1 @@
+"""Training speed against TRL, both in the same run."""
