@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.models.llama import modeling_llama  # noqa: F401
 from transformers.models.modernbert import modeling_modernbert  # noqa: F401
 
+import training.cache.sample
 import training.evaluate
 import training.frontier
 import training.run
-import training.sample
 import training.sandbox.build
 import training.sweep  # noqa: F401

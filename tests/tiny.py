@@ -46,7 +46,7 @@ def train_config(
 
 def build_tiny_sandbox(out: Path) -> Path:
     """Policy, rewards, prompts and reward cache in ``out``; a few seconds."""
-    from training.sample import build_cache
+    from training.cache.sample import build_cache
     from training.sandbox.build import build_sandbox
 
     build_sandbox(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from training.cache import RewardCache
-from training.cache_columns import source_digest
+from training.cache.columns import source_digest
+from training.cache.record import check_content, meta_path
+from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.measure import Measurer, PromptSamples
 from training.policies import load_policy
 from training.records import trusted_record
-from training.sample import check_content, meta_path
 from vbon.errors import DataError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from training.cache import RewardCache
+from training.cache.reward_cache import RewardCache
 from training.cached_draws import draw_indices
 from training.generation import Generator
 from training.objectives.protocol import CachedDraw, Draws

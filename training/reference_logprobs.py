@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.cache import RewardCache
+from training.cache.reward_cache import RewardCache
 from training.progress import ProgressBar
 from training.rollout import logprobs_of, response_logits, rollout_of
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 
-from training.cache import RewardCache
+from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.drawing import Drawer, Drawn, Sources
 from training.generation import Generator, TransformersGenerator

@@ -19,7 +19,8 @@ pytestmark = pytest.mark.train
 from safetensors.torch import load_file  # noqa: E402
 
 from tests.tiny import sample_config, train_config  # noqa: E402
-from training.cache import RewardCache  # noqa: E402
+from training.cache.reward_cache import RewardCache  # noqa: E402
+from training.cache.sample import build_cache  # noqa: E402
 from training.configs import EvaluateConfig, SandboxConfig  # noqa: E402
 from training.evaluate import evaluate_checkpoints  # noqa: E402
 from training.policies import load_policy  # noqa: E402
@@ -31,7 +32,6 @@ from training.rollout import (  # noqa: E402
     terms_of,
 )
 from training.run import state_path, train  # noqa: E402
-from training.sample import build_cache  # noqa: E402
 from training.sandbox.build import build_sandbox  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError, RewardError  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training import cache_columns, cache_lines
-from training.cache import RewardCache
-from training.cache_columns import source_digest
+from training.cache import columns as cache_columns
+from training.cache import jsonl as cache_lines
+from training.cache.columns import source_digest
+from training.cache.reward_cache import RewardCache
 from vbon.errors import DataError, ExportError
 from vbon.prompts import Prompt
 
@@ -461,7 +462,7 @@ def test_a_kill_in_the_middle_leaves_no_half_directory(path: Path) -> None:
     write(path, *(OK | {"prompt": "p" * n} for n in range(1, 9)))
     script = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from training.cache import RewardCache; from tests.unit.test_cache import Letters\n"
+        "from training.cache.reward_cache import RewardCache; from tests.unit.test_cache import Letters\n"
         "class Killed(Letters):\n"
         "    def __call__(self, text, **options):\n"
         "        if text == 'p' * 8: os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -58,7 +58,7 @@ def test_strategies_and_routes_know_no_engine_implementation() -> None:
         "import service.app, service.runtime.build, service.client, service.settings, service.__main__",
         "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.analysis.compare",
         "import service.store",
-        "import training.__main__, training.configs, vbon.prompt_files, training.cache",
+        "import training.__main__, training.configs, vbon.prompt_files, training.cache.reward_cache",
     ],
 )
 def test_importing_needs_nothing_heavy(statement: str) -> None:

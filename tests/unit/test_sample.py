@@ -14,10 +14,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from training import sample
+from training.cache import sample
+from training.cache.record import check_content, meta_path
+from training.cache.sample import Response, build_cache
 from training.configs import SampleConfig
 from training.records import trusted_record
-from training.sample import Response, build_cache, check_content, meta_path
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt

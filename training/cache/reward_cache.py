@@ -1,7 +1,7 @@
 """The reward cache: rewards of M reference samples a prompt, from which F is estimated.
 
-JSONL is how caches are exchanged (``training.cache_lines``); what is read here are columns compiled
-from it once and memory-mapped (``training.cache_columns``), so that a cache may be larger than
+JSONL is how caches are exchanged (``training.cache.jsonl``); what is read here are columns compiled
+from it once and memory-mapped (``training.cache.columns``), so that a cache may be larger than
 memory. A row is a prompt, and two prompts are the same when their token ids are.
 """
 
@@ -22,7 +22,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cache_columns import (
+from training.cache.columns import (
     INDEX,
     Columns,
     columns_path,
@@ -31,7 +31,7 @@ from training.cache_columns import (
     open_columns,
     write_columns,
 )
-from training.cache_lines import Line
+from training.cache.jsonl import Line
 from training.records import read_record
 from vbon.errors import DataError, ExportError
 from vbon.prompts import Prompt

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from training import cache_lines
-from training.cache_lines import Line
+from training.cache import jsonl as cache_lines
+from training.cache.jsonl import Line
 from training.records import read_record
 from vbon.errors import DataError, ExportError
 from vbon.storage.atomic import reading, replacing_directory, write_json

@@ -19,7 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from training.cache_lines import parse
+from training.cache.jsonl import parse
+from training.cache.record import check_content, meta_path
 from training.configs import SampleConfig
 from training.progress import ProgressBar
 from training.records import is_same, trusted_record
@@ -42,11 +43,6 @@ _INCIDENTAL = {"out", "concurrency", "reward_batch_size", "replace", "prompts"}
 
 # Which bytes of a file are a prompt's line, in the order of the file.
 Lines = dict[str, range]
-
-
-def meta_path(cache: Path) -> Path:
-    """Where the settings and revisions of a cache, or of an unfinished one, are written."""
-    return cache.with_name(cache.name + ".meta.json")
 
 
 def build_cache(config: SampleConfig) -> None:
@@ -90,21 +86,6 @@ def _build(config: SampleConfig) -> None:
             asyncio.run(_fill(config, reward, partial, pending, lines))
         _finish(config.out, partial, meta, prompts, lines)
     logger.info("%s: %d prompts x %d samples", config.out, len(prompts), config.num_samples)
-
-
-def check_content(cache: Path, meta: dict[str, Any], digest: str) -> None:
-    """Refuse a cache that is not as ``sample`` wrote it.
-
-    Raises:
-        DataError: names it.
-    """
-    if meta.get("sha256", digest) != digest:
-        raise DataError(
-            f"{cache}: its content is not what {meta_path(cache).name} says (SHA-256 "
-            f"{digest[:16]}..., {meta['sha256'][:16]}... was written); restore it, or sample it again "
-            "with --replace (if you changed it yourself and want to train on it as it is, delete "
-            f"{meta_path(cache).name})"
-        )
 
 
 def _done(config: SampleConfig, identity: dict[str, Any], partial: Path) -> Lines:

@@ -1,0 +1,1 @@
+"""The reward cache: scored reference samples of each prompt."""
