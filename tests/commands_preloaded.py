@@ -15,8 +15,8 @@ from transformers.models.llama import modeling_llama  # noqa: F401
 from transformers.models.modernbert import modeling_modernbert  # noqa: F401
 
 import training.cache.sample
-import training.evaluate
-import training.frontier
+import training.evaluation.evaluate
+import training.evaluation.plot
 import training.run
 import training.sandbox.build
 import training.sweep  # noqa: F401

@@ -12,7 +12,7 @@ from training.cache.columns import source_digest
 from training.cache.record import check_content, meta_path
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
-from training.measure import Measurer, PromptSamples
+from training.evaluation.measure import Measurer, PromptSamples
 from training.policies import load_policy
 from training.records import trusted_record
 from vbon.errors import DataError

@@ -10,7 +10,7 @@ from typing import Any
 
 from training.cards import write_card
 from training.configs import TrainConfig
-from training.evaluation import Row
+from training.evaluation.rows import Row
 from training.objectives.protocol import Objective
 from vbon.storage.atomic import replacing_directory, write_json, write_text
 from vbon.storage.checkpoints import write_checksums

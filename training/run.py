@@ -17,10 +17,10 @@ from accelerate import PartialState
 
 from training.assets import Assets
 from training.configs import TrainConfig
-from training.evaluation import Row, policy_row
+from training.evaluation.measure import PromptSamples
+from training.evaluation.rows import Row, policy_row
 from training.export import ADAPTER, RECORD, Trained, export_checkpoint
 from training.generation import Generator, TransformersGenerator
-from training.measure import PromptSamples
 from training.objective_config import objective_of
 from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft

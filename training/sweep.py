@@ -260,7 +260,7 @@ def _run_task(config: SweepConfig, cell: Cell | None) -> str:
 
 
 def _train(cell: Cell, assets: Any) -> tuple[Any, dict[str, Any] | None]:
-    from training.evaluation import best_of_policy
+    from training.evaluation.rows import best_of_policy
     from training.run import train
 
     measured: list[Any] = []
@@ -272,7 +272,7 @@ def _train(cell: Cell, assets: Any) -> tuple[Any, dict[str, Any] | None]:
 
 
 def _write_baseline(config: SweepConfig, shared: _Shared) -> None:
-    from training.evaluation import evaluation_rows
+    from training.evaluation.rows import evaluation_rows
 
     rows = evaluation_rows(shared.assets.heldout_reference, {}, 4)
     write_json(

@@ -33,7 +33,7 @@ class Interval(_Record):
 
 
 class Figures(_Record):
-    """Held-out figures of one method: a row of :mod:`training.evaluation` as it was written."""
+    """Held-out figures of one method: a row of :mod:`training.evaluation.rows` as it was written."""
 
     method: str
     n: int = Field(ge=1)

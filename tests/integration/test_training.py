@@ -22,7 +22,7 @@ from tests.tiny import sample_config, train_config  # noqa: E402
 from training.cache.reward_cache import RewardCache  # noqa: E402
 from training.cache.sample import build_cache  # noqa: E402
 from training.configs import EvaluateConfig, SandboxConfig  # noqa: E402
-from training.evaluate import evaluate_checkpoints  # noqa: E402
+from training.evaluation.evaluate import evaluate_checkpoints  # noqa: E402
 from training.policies import load_policy  # noqa: E402
 from training.rollout import (  # noqa: E402
     Rollout,
@@ -361,7 +361,7 @@ def test_evaluate_writes_table_json_and_plots(
     assert "<svg" in (out / "frontier.svg").read_text()
     table = capsys.readouterr().out
     assert "best-of-4" in table
-    monkeypatch.setattr("training.evaluate._measure", None)  # kept, and shown again
+    monkeypatch.setattr("training.evaluation.evaluate._measure", None)  # kept, and shown again
     evaluate_checkpoints(config)
     assert capsys.readouterr().out == table
     with pytest.raises(TypeError):

@@ -18,12 +18,13 @@ pytestmark = pytest.mark.train
 
 from safetensors.numpy import save_file  # noqa: E402
 
-from training import evaluate, run  # noqa: E402
+from training import run
 from training.assets import Assets  # noqa: E402
 from training.configs import EvaluateConfig, SweepConfig, TrainConfig  # noqa: E402
-from training.evaluation import evaluation_rows, policy_row  # noqa: E402
+from training.evaluation import evaluate  # noqa: E402
+from training.evaluation.measure import PromptSamples  # noqa: E402
+from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
 from training.export import ADAPTER, RECORD  # noqa: E402
-from training.measure import PromptSamples  # noqa: E402
 from training.objective_config import train_config_type  # noqa: E402
 from training.run import Finished, state_path, train  # noqa: E402
 from training.sweep import run_sweep  # noqa: E402
@@ -367,7 +368,7 @@ def test_an_evaluation_is_written_whole_or_not_at_all(
             raise OSError(28, "No space left on device")
         path.write_text(str(text))
 
-    monkeypatch.setattr("training.frontier.draw_frontier", draw)
+    monkeypatch.setattr("training.evaluation.plot.draw_frontier", draw)
     monkeypatch.setattr(evaluate, "write_json", write)
     config = EvaluateConfig(out=tmp_path / "evaluation")
     rows = evaluation_rows(samples(40, 0.0), {}, 16)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from training.measure import Float, PromptSamples
+from training.evaluation.measure import Float, PromptSamples
 from vbon.errors import DataError
 from vbon.maths.curves import (
     expected_best,

@@ -9,8 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from training.configs import EvaluateConfig
-from training.evaluation import Row, evaluation_rows
-from training.measure import Measurer
+from training.evaluation.measure import Measurer
+from training.evaluation.rows import Row, evaluation_rows
 from training.policies import load_policy
 from training.records import read_record
 from vbon.errors import DataError
@@ -126,7 +126,7 @@ def _write(
     Raises:
         ExportError: the file system refused.
     """
-    from training.frontier import draw_frontier
+    from training.evaluation.plot import draw_frontier
 
     record = {
         **provenance(made_from["config"]),

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from training.evaluation import Row
+from training.evaluation.rows import Row
 
 # Fixed ids and no date: the same numbers give the same file.
 _SVG = {"svg.hashsalt": "vbon", "svg.fonttype": "none"}

@@ -1,0 +1,1 @@
+"""Held-out metrics: reward, win rate, KL."""
