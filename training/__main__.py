@@ -53,7 +53,7 @@ class Command:
 
 def _settings_of(objective: str) -> Callable[[], type[Settings]]:
     def config_type() -> type[Settings]:
-        from training.objective_config import train_config_type
+        from training.objectives.config import train_config_type
 
         return train_config_type(objective)
 

@@ -21,9 +21,9 @@ from training.evaluation.measure import PromptSamples
 from training.evaluation.rows import Row, policy_row
 from training.export import ADAPTER, RECORD, Trained, export_checkpoint
 from training.generation import Generator, TransformersGenerator
-from training.objective_config import objective_of
 from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft
+from training.objectives.config import objective_of
 from training.objectives.protocol import Objective
 from training.policies import load_policy
 from training.progress import ProgressBar

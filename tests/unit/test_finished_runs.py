@@ -25,7 +25,7 @@ from training.evaluation import evaluate  # noqa: E402
 from training.evaluation.measure import PromptSamples  # noqa: E402
 from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
 from training.export import ADAPTER, RECORD  # noqa: E402
-from training.objective_config import train_config_type  # noqa: E402
+from training.objectives.config import train_config_type  # noqa: E402
 from training.run import Finished, state_path, train  # noqa: E402
 from training.sweep import run_sweep  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError  # noqa: E402

@@ -43,25 +43,25 @@ from tests.unit.toy import (  # noqa: E402
     table,
     win_rate,
 )
-from training.objective_config import train_config_type  # noqa: E402
 from training.objectives import OBJECTIVES, objective_type  # noqa: E402
 from training.objectives.bon_aware_rl import BonAwareRl, marginal_gain  # noqa: E402
 from training.objectives.bon_aware_sft import BonAwareSft, win_gradient_weights  # noqa: E402
 from training.objectives.bon_sft import BonSft  # noqa: E402
 from training.objectives.bonbon import Bonbon  # noqa: E402
 from training.objectives.bond import Bond  # noqa: E402
+from training.objectives.config import train_config_type  # noqa: E402
 from training.objectives.dpo import Dpo  # noqa: E402
 from training.objectives.j_bond import JBond  # noqa: E402
 from training.objectives.kl_rl import KlRl  # noqa: E402
-from training.objectives.protocol import Objective, StepBatch  # noqa: E402
-from training.objectives.qrpo import Qrpo  # noqa: E402
-from training.objectives.vbon import Vbon, exact_log_weight  # noqa: E402
-from training.objectives.wind import Wind, win_in_group  # noqa: E402
-from training.policy_gradient import (  # noqa: E402
+from training.objectives.policy_gradient import (  # noqa: E402
     leave_one_out,
     policy_gradient_loss,
     token_terms,
 )
+from training.objectives.protocol import Objective, StepBatch  # noqa: E402
+from training.objectives.qrpo import Qrpo  # noqa: E402
+from training.objectives.vbon import Vbon, exact_log_weight  # noqa: E402
+from training.objectives.wind import Wind, win_in_group  # noqa: E402
 from vbon.errors import InvalidInputError  # noqa: E402
 from vbon.maths.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402
 

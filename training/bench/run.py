@@ -183,7 +183,7 @@ def _report(result: Mapping[str, Any]) -> None:
 
 def _train_config(config: BenchConfig) -> TrainConfig:
     """The settings of ``kl-rl`` that both sides share."""
-    from training.objective_config import train_config_type
+    from training.objectives.config import train_config_type
 
     shared = config.model_dump(exclude={"repeats", "json_file"})
     batch = config.prompts_per_step * config.samples_per_prompt
@@ -194,7 +194,7 @@ def _train_config(config: BenchConfig) -> TrainConfig:
 
 def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int) -> list[Step]:
     from training.generation import TransformersGenerator
-    from training.objective_config import objective_of
+    from training.objectives.config import objective_of
     from training.trainer import Trainer, TrainerOptions
 
     trainer = Trainer(

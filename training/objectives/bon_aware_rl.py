@@ -49,7 +49,7 @@ class BonAwareRl(BonSettings, Regularised, Objective):
         """Minus the objective, in gradient."""
         import torch
 
-        from training.policy_gradient import policy_gradient_loss
+        from training.objectives.policy_gradient import policy_gradient_loss
 
         samples = samples_of(batch.policy)
         gain = marginal_gain(samples.reward_B, samples.group_size, self.num_samples)

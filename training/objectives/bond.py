@@ -47,7 +47,7 @@ class Bond(BonSettings, Objective):
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Both divergences in nats, up to constants, in gradient."""
-        from training.policy_gradient import policy_gradient_loss
+        from training.objectives.policy_gradient import policy_gradient_loss
 
         samples = samples_of(batch.policy)
         forward = -samples_of(batch.cached).logprob_B.mean()

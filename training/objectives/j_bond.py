@@ -49,7 +49,7 @@ class JBond(Objective):
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """The three parts in nats, up to constants, in gradient."""
-        from training.policy_gradient import policy_gradient_loss
+        from training.objectives.policy_gradient import policy_gradient_loss
 
         samples, anchors = samples_of(batch.policy), samples_of(batch.anchor)
         anchor_reward = anchors.reward_B.view(-1, 2)

@@ -45,7 +45,7 @@ class RegularisedRL(Objective):
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Minus the objective, up to a constant, in gradient."""
-        from training.policy_gradient import policy_gradient_loss, sampled_kl_loss
+        from training.objectives.policy_gradient import policy_gradient_loss, sampled_kl_loss
 
         samples = samples_of(batch.policy)
         reward, beta = self.sequence_reward(samples), self.kl_coefficient
