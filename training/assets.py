@@ -13,8 +13,8 @@ from training.cache.record import check_content, meta_path
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
+from training.outputs.identity import trusted_record
 from training.policies import load_policy
-from training.records import trusted_record
 from vbon.errors import DataError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt

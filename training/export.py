@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.cards import write_card
 from training.configs import TrainConfig
 from training.evaluation.rows import Row
 from training.objectives.protocol import Objective
+from training.outputs.model_card import write_card
 from vbon.storage.atomic import replacing_directory, write_json, write_text
 from vbon.storage.checkpoints import write_checksums
 from vbon.storage.provenance import provenance

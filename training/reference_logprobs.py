@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.cache.reward_cache import RewardCache
-from training.progress import ProgressBar
+from training.outputs.progress import ProgressBar
 from training.rollout import logprobs_of, response_logits, rollout_of
 
 BATCH = 256

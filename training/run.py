@@ -25,9 +25,9 @@ from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft
 from training.objectives.config import objective_of
 from training.objectives.protocol import Objective
+from training.outputs.identity import is_same, read_record
+from training.outputs.progress import ProgressBar
 from training.policies import load_policy
-from training.progress import ProgressBar
-from training.records import is_same, read_record
 from training.reference_logprobs import ensure_reference_logprobs
 from training.states import RUN, States
 from training.trainer import StepMetrics, Trainer, TrainerOptions

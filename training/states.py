@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from training.records import read_record
+from training.outputs.identity import read_record
 from vbon.storage.atomic import partial_path, recover_directory, replacing_directory, write_json
 from vbon.storage.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
 

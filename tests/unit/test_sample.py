@@ -18,7 +18,7 @@ from training.cache import sample
 from training.cache.record import check_content, meta_path
 from training.cache.sample import Response, build_cache
 from training.configs import SampleConfig
-from training.records import trusted_record
+from training.outputs.identity import trusted_record
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt

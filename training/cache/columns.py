@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from training.cache import jsonl as cache_lines
 from training.cache.jsonl import Line
-from training.records import read_record
+from training.outputs.identity import read_record
 from vbon.errors import DataError, ExportError
 from vbon.storage.atomic import reading, replacing_directory, write_json
 from vbon.storage.checksums import damage, is_sealed, sealed, sums_of

@@ -74,7 +74,7 @@ def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     if total < PROGRESS_FROM:
         yield lambda megabytes: None
         return
-    from training.progress import ProgressBar  # imports transformers
+    from training.outputs.progress import ProgressBar  # imports transformers
 
     with ProgressBar(f"compiling {name} (MB)", total >> 20) as bar:
         yield bar.advance

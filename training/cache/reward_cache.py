@@ -32,7 +32,7 @@ from training.cache.columns import (
     write_columns,
 )
 from training.cache.jsonl import Line
-from training.records import read_record
+from training.outputs.identity import read_record
 from vbon.errors import DataError, ExportError
 from vbon.prompts import Prompt
 from vbon.storage.atomic import REMEDY, write_json

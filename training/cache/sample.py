@@ -22,8 +22,8 @@ from typing import Any
 from training.cache.jsonl import parse
 from training.cache.record import check_content, meta_path
 from training.configs import SampleConfig
-from training.progress import ProgressBar
-from training.records import is_same, trusted_record
+from training.outputs.identity import is_same, trusted_record
+from training.outputs.progress import ProgressBar
 from vbon.engine import FinishReason, Sampling
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.maths.seeds import seed_of

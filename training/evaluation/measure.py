@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.progress import ProgressBar
+from training.outputs.progress import ProgressBar
 from training.rollout import Rollout, response_logits, sample_responses, terms_of
 from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt

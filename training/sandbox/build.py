@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from training.cards import write_card
 from training.configs import SandboxConfig
-from training.progress import TrainerProgress
-from training.records import is_same, read_record
+from training.outputs.identity import is_same, read_record
+from training.outputs.model_card import write_card
+from training.outputs.progress import TrainerProgress
 from training.sandbox.corpus import ReviewGrammar
 from training.sandbox.labelled import read_labelled
 from training.sandbox.models import Shape, train_classifier, train_policy, train_tokenizer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from training.records import read_record
+from training.outputs.identity import read_record
 from vbon.storage.atomic import write_text
 from vbon.storage.checksums import CARD, CHECKSUMS
 

@@ -1,0 +1,1 @@
+"""Beside a checkpoint: model card, identity, progress."""
