@@ -17,7 +17,7 @@ from service.loadtest.schema import LoadTestResult
 from tests.unit.test_loadtest_results import whole_run
 from tests.unit.test_report import cell, ended, write_sweep
 from training.configs import ReportConfig
-from training.report import write_report
+from training.report.write import write_report
 
 ATTACKS = (
     "<script>alert(1)</script>",

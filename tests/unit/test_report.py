@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("plotly")
 
 from training.configs import ReportConfig
-from training.report import write_report
+from training.report.write import write_report
 from vbon.errors import DataError
 from vbon.report_html.template import PAGE
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from training.frontier_tables import frontier_flags
-from training.report_sheet import interval, planes_of
+from training.report.text import interval, planes_of
 from training.sweep_records import Cell, Sweep
 from vbon.errors import ExportError
 from vbon.report_html.page import COLOURS, markup_safe

@@ -6,8 +6,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.configs import ReportConfig
-from training.report_summary import summary
-from training.report_tables import pareto_sheets, sheets, target_sheets
+from training.report.method_tables import pareto_sheets, sheets, target_sheets
+from training.report.summary import summary
 from training.sweep_records import methods_of, read_sweep
 from vbon.errors import DataError, ExportError
 from vbon.report_html import Sheet
@@ -27,8 +27,8 @@ def write_report(config: ReportConfig) -> None:
     if not config.sweeps:
         raise DataError("no sweep directory was given")
     sweeps, out = [read_sweep(directory) for directory in config.sweeps], config.out
-    from training.report_page import html_page, markdown
-    from training.report_plots import draw_sweeps, styles
+    from training.report.html import html_page, markdown
+    from training.report.plots import draw_sweeps, styles
 
     look = styles(methods_of(sweeps))
     summaries = [summary(sweep) for sweep in sweeps]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from training import frontier_tables as tables
-from training.report_sheet import WIN_RATE, figures, interval, planes_of, win_points
+from training.report.text import WIN_RATE, figures, interval, planes_of, win_points
 from training.sweep_records import Cell, Sweep
 from vbon.report_html import Sheet
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from training import frontier_tables as tables
 from training.frontier_tables import CurvePoint, Point
-from training.report_sheet import WIN_RATE, percent, planes_of, seed_range, win_points
+from training.report.text import WIN_RATE, percent, planes_of, seed_range, win_points
 from training.sweep_records import Sweep
 
 HEADLINE_POINTS = 4

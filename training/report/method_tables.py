@@ -7,8 +7,8 @@ from dataclasses import asdict
 import numpy as np
 
 from training import frontier_tables as tables
-from training.report_records import cells_sheet, settings_sheet
-from training.report_sheet import (
+from training.report.cell_tables import cells_sheet, settings_sheet
+from training.report.text import (
     WIN_RATE,
     figures,
     percent,

@@ -1,0 +1,1 @@
+"""The report on sweeps: tables, plots, one HTML page."""
