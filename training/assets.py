@@ -14,7 +14,7 @@ from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
 from training.outputs.identity import trusted_record
-from training.policies import load_policy
+from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt

@@ -11,9 +11,9 @@ import torch
 
 from training.cache.reward_cache import RewardCache
 from training.cached_draws import draw_indices
-from training.generation import Generator
 from training.objectives.protocol import CachedDraw, Draws
-from training.rollout import Rollout, rollout_of
+from training.rollouts.generator import Generator
+from training.rollouts.rollout import Rollout, rollout_of
 from vbon.errors import RewardError
 from vbon.maths.seeds import seed_of
 from vbon.rewards import RewardModel, Scorable

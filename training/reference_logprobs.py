@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from training.cache.reward_cache import RewardCache
 from training.outputs.progress import ProgressBar
-from training.rollout import logprobs_of, response_logits, rollout_of
+from training.rollouts.rollout import logprobs_of, response_logits, rollout_of
 
 BATCH = 256
 

@@ -20,15 +20,15 @@ from training.configs import TrainConfig
 from training.evaluation.measure import PromptSamples
 from training.evaluation.rows import Row, policy_row
 from training.export import ADAPTER, RECORD, Trained, export_checkpoint
-from training.generation import Generator, TransformersGenerator
 from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft
 from training.objectives.config import objective_of
 from training.objectives.protocol import Objective
 from training.outputs.identity import is_same, read_record
 from training.outputs.progress import ProgressBar
-from training.policies import load_policy
 from training.reference_logprobs import ensure_reference_logprobs
+from training.rollouts.generator import Generator, TransformersGenerator
+from training.rollouts.load_policy import load_policy
 from training.states import RUN, States
 from training.trainer import StepMetrics, Trainer, TrainerOptions
 from vbon.errors import CheckpointError, DataError, DivergedError, InvalidInputError
@@ -316,7 +316,7 @@ class _Run:
     def _make_generator(self) -> Generator:
         config = self._config
         if config.generation == "vllm":
-            from training.vllm_generation import VllmGenerator
+            from training.rollouts.vllm_generator import VllmGenerator
 
             # Several updates from one batch need the log-probabilities it was drawn with.
             drawn_with = self._objective.draws.updates > 1

@@ -21,7 +21,7 @@ from training.assets import Assets  # noqa: E402
 from training.configs import ReportConfig, SweepConfig  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
 from training.report.write import write_report  # noqa: E402
-from training.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
+from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
 from training.run import state_path, train  # noqa: E402
 from training.sweep import run_sweep  # noqa: E402
 from training.trainer import Trainer  # noqa: E402

@@ -73,7 +73,7 @@ async def test_logprob_is_the_policys_own(client: httpx.AsyncClient, runtime: Ru
     """Against transformers, at a temperature that must not change it."""
     import torch
 
-    from training.policies import load_policy
+    from training.rollouts.load_policy import load_policy
 
     answer = (await generate(client, "bon", temperature=0.5, n=4, return_candidates=True)).json()
     policy, tokenizer, _ = load_policy(answer["policy"]["path"])
@@ -109,7 +109,7 @@ async def test_a_lora_adapter_is_served_on_the_reference_engine(
     """Its log-probability of an answer is that of the merged weights, and not the reference's."""
     import torch
 
-    from training.policies import load_policy
+    from training.rollouts.load_policy import load_policy
 
     assert runtime.policies["lora"].host is runtime.policies["ref"].host  # type: ignore[attr-defined]
     models = {

@@ -23,8 +23,8 @@ from training.cache.reward_cache import RewardCache  # noqa: E402
 from training.cache.sample import build_cache  # noqa: E402
 from training.configs import EvaluateConfig, SandboxConfig  # noqa: E402
 from training.evaluation.evaluate import evaluate_checkpoints  # noqa: E402
-from training.policies import load_policy  # noqa: E402
-from training.rollout import (  # noqa: E402
+from training.rollouts.load_policy import load_policy  # noqa: E402
+from training.rollouts.rollout import (  # noqa: E402
     Rollout,
     logprobs_of,
     response_logits,

@@ -15,10 +15,10 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.train, pytest.mark.vllm]
 
 from tests.tiny import train_config  # noqa: E402
-from training.policies import load_policy  # noqa: E402
-from training.rollout import Rollout, logprobs_of, response_logits  # noqa: E402
+from training.rollouts.load_policy import load_policy  # noqa: E402
+from training.rollouts.rollout import Rollout, logprobs_of, response_logits  # noqa: E402
+from training.rollouts.vllm_generator import VllmGenerator, merged_weights  # noqa: E402
 from training.run import train  # noqa: E402
-from training.vllm_generation import VllmGenerator, merged_weights  # noqa: E402
 from vbon.errors import InvalidInputError, PromptTooLongError  # noqa: E402
 
 TEXTS = ("the film was", "in this old french")
@@ -196,7 +196,9 @@ def test_a_run_with_vllm(
     generator: VllmGenerator, sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command's own path, on this module's engine: a second start would cost half a minute."""
-    monkeypatch.setattr("training.vllm_generation.VllmGenerator", lambda *_, **__: generator)
+    monkeypatch.setattr(
+        "training.rollouts.vllm_generator.VllmGenerator", lambda *_, **__: generator
+    )
     monkeypatch.setattr(generator, "close", lambda: None)
     before = generator.syncs
     out = tmp_path / "rl"

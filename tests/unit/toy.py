@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from training.objectives.policy_gradient import token_terms
 from training.objectives.protocol import CachedDraw, Objective, Samples, StepBatch
+from training.rollouts.token_terms import token_terms
 
 VOCABULARY, LENGTH, EOS = 3, 3, 0
 SMALLEST = 1e-300  # log F of the worst text is -inf

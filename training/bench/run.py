@@ -193,8 +193,8 @@ def _train_config(config: BenchConfig) -> TrainConfig:
 
 
 def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int) -> list[Step]:
-    from training.generation import TransformersGenerator
     from training.objectives.config import objective_of
+    from training.rollouts.generator import TransformersGenerator
     from training.trainer import Trainer, TrainerOptions
 
     trainer = Trainer(

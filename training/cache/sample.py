@@ -320,8 +320,8 @@ async def _from_transformers(
     config: SampleConfig, prompts: list[Prompt]
 ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """One prompt at a time through the training sampler."""
-    from training.policies import load_policy
-    from training.rollout import sample_responses
+    from training.rollouts.load_policy import load_policy
+    from training.rollouts.rollout import sample_responses
 
     model, tokenizer, _ = load_policy(
         config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code

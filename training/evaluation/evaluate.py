@@ -12,7 +12,7 @@ from training.configs import EvaluateConfig
 from training.evaluation.measure import Measurer
 from training.evaluation.rows import Row, evaluation_rows
 from training.outputs.identity import read_record
-from training.policies import load_policy
+from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
 from vbon.maths.statistics import Estimate
 from vbon.prompt_files import encode_prompts, read_prompts

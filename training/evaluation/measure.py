@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.outputs.progress import ProgressBar
-from training.rollout import Rollout, response_logits, sample_responses, terms_of
+from training.rollouts.rollout import Rollout, response_logits, sample_responses, terms_of
 from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from training.rollout import Rollout, sample_responses
+from training.rollouts.rollout import Rollout, sample_responses
 
 
 class Generator(Protocol):

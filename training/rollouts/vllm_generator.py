@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.configs import TrainConfig
-from training.rollout import Rollout, logprobs_of, response_logits, rollout_of
+from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of
 from vbon.engine.protocol import candidate_seed
 from vbon.errors import (
     CandidateCountError,
@@ -38,7 +38,7 @@ _State = tuple[tuple[int, int, int], ...]
 
 
 class VllmGenerator:
-    """The :class:`~training.generation.Generator` over vLLM, one engine in each process.
+    """The :class:`~training.rollouts.generator.Generator` over vLLM, one engine in each process.
 
     Works for a plain model, for one with a LoRA (merged on the way, the model stays as it is), and for
     parameters that FSDP2 shards (gathered one at a time: every process must then sample at the same

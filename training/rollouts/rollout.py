@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from training.objectives.policy_gradient import TokenTerms, token_logprobs, token_terms
+from training.rollouts.token_terms import TokenTerms, token_logprobs, token_terms
 from vbon.engine import FinishReason
 
 # Rows per forward pass. On CPU small passes stay in cache (a fifth faster than 128 at once); rows of

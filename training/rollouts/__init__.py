@@ -1,0 +1,1 @@
+"""Sampling from policies, and the log-probabilities of what was sampled."""
