@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,7 +15,6 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from transformers import TrainerCallback
 
 LINE_EVERY_S = 15.0
 
@@ -65,39 +63,3 @@ class ProgressBar:
             self._console.print(
                 f"{self._title}: {self._done}/{self._total} {facts}", highlight=False
             )
-
-
-class TrainerProgress:
-    """A :class:`ProgressBar` fed by a Hugging Face ``Trainer`` through :attr:`callback`."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._bar: ProgressBar | None = None
-        self.callback = _Callback(self)
-
-    def __enter__(self) -> TrainerProgress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-
-    def begin(self, total: int) -> None:
-        """Called once the trainer knows its steps."""
-        self._bar = ProgressBar(self._title, total).__enter__()
-
-    def step(self) -> None:
-        """Called after each optimizer step."""
-        if self._bar is not None:
-            self._bar.advance()
-
-
-class _Callback(TrainerCallback):
-    def __init__(self, progress: TrainerProgress) -> None:
-        self._progress = progress
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._progress.begin(state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._progress.step()

@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 from training.configs import SandboxConfig
 from training.outputs.identity import is_same, read_record
 from training.outputs.model_card import write_card
-from training.outputs.progress import TrainerProgress
 from training.sandbox.corpus import ReviewGrammar
 from training.sandbox.labelled import read_labelled
 from training.sandbox.models import Shape, train_classifier, train_policy, train_tokenizer
+from training.sandbox.trainer_progress import TrainerProgress
 from vbon.errors import CheckpointError, DataError
 from vbon.prompt_files import write_prompts
 from vbon.storage.atomic import recover_directory, replacing_directory, write_json
