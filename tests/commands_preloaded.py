@@ -19,4 +19,4 @@ import training.evaluation.evaluate
 import training.evaluation.plot
 import training.run
 import training.sandbox.build
-import training.sweep  # noqa: F401
+import training.sweep.run  # noqa: F401

@@ -23,7 +23,7 @@ from training.objectives import OBJECTIVES  # noqa: E402
 from training.report.write import write_report  # noqa: E402
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
 from training.run import state_path, train  # noqa: E402
-from training.sweep import run_sweep  # noqa: E402
+from training.sweep.run import run_sweep  # noqa: E402
 from training.trainer import Trainer  # noqa: E402
 from vbon.errors import DataError, DivergedError, InvalidInputError  # noqa: E402
 from vbon.storage.checkpoints import check_checkpoint  # noqa: E402

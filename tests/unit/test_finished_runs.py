@@ -27,7 +27,7 @@ from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
 from training.export import ADAPTER, RECORD  # noqa: E402
 from training.objectives.config import train_config_type  # noqa: E402
 from training.run import Finished, state_path, train  # noqa: E402
-from training.sweep import run_sweep  # noqa: E402
+from training.sweep.run import run_sweep  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError  # noqa: E402
 from vbon.storage.checkpoints import write_checksums  # noqa: E402
 

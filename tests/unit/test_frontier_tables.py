@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.frontier_tables import (
+from training.sweep.pareto import (
     CurvePoint,
     Point,
     curve_value,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from training.configs import DEFAULT_GRID, SweepConfig
-from training.grid import cells
 from training.objectives import OBJECTIVES
+from training.sweep.grid import cells
 from vbon.errors import InvalidInputError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from training import frontier_tables as tables
 from training.report.text import WIN_RATE, figures, interval, planes_of, win_points
-from training.sweep_records import Cell, Sweep
+from training.sweep import pareto as tables
+from training.sweep.records import Cell, Sweep
 from vbon.report_html import Sheet
 
 

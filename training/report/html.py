@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from training.report.plots import CURVE_COLOUR, CURVE_NAME, Style, page_figure
 from training.report.text import planes_of
-from training.sweep_records import Sweep, methods_of
+from training.sweep.records import Sweep, methods_of
 from vbon.report_html import Sheet, aligned, fill_page, html_table, plot_html
 
 TITLE = "Ways to distil best-of-N"

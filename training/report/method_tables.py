@@ -6,7 +6,6 @@ from dataclasses import asdict
 
 import numpy as np
 
-from training import frontier_tables as tables
 from training.report.cell_tables import cells_sheet, settings_sheet
 from training.report.text import (
     WIN_RATE,
@@ -17,7 +16,8 @@ from training.report.text import (
     span,
     win_points,
 )
-from training.sweep_records import Sweep
+from training.sweep import pareto as tables
+from training.sweep.records import Sweep
 from vbon.report_html import Sheet
 
 COSTS = {

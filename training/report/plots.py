@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from training.frontier_tables import frontier_flags
 from training.report.text import interval, planes_of
-from training.sweep_records import Cell, Sweep
+from training.sweep.pareto import frontier_flags
+from training.sweep.records import Cell, Sweep
 from vbon.errors import ExportError
 from vbon.report_html.page import COLOURS, markup_safe
 

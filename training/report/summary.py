@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from training import frontier_tables as tables
-from training.frontier_tables import CurvePoint, Point
 from training.report.text import WIN_RATE, percent, planes_of, seed_range, win_points
-from training.sweep_records import Sweep
+from training.sweep import pareto as tables
+from training.sweep.pareto import CurvePoint, Point
+from training.sweep.records import Sweep
 
 HEADLINE_POINTS = 4
 SUMMARY_TARGETS = (4, 16)

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from training.frontier_tables import Point, SeedMean
-from training.sweep_records import Figures, Interval, Sweep
+from training.sweep.pareto import Point, SeedMean
+from training.sweep.records import Figures, Interval, Sweep
 
 WIN_RATE = "win_rate"
 PLANES = {

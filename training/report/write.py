@@ -8,7 +8,7 @@ from rich.table import Table
 from training.configs import ReportConfig
 from training.report.method_tables import pareto_sheets, sheets, target_sheets
 from training.report.summary import summary
-from training.sweep_records import methods_of, read_sweep
+from training.sweep.records import methods_of, read_sweep
 from vbon.errors import DataError, ExportError
 from vbon.report_html import Sheet
 from vbon.storage.atomic import write_json, write_text

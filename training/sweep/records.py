@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from training.frontier_tables import CurvePoint, Point
+from training.sweep.pareto import CurvePoint, Point
 from vbon.errors import DataError
 
 BEST_OF_N = "best-of-n"

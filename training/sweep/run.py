@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from training.configs import SweepConfig
-from training.grid import Cell, cells
 from training.outputs.identity import read_record
 from training.outputs.progress import ProgressBar
+from training.sweep.grid import Cell, cells
 from vbon.errors import DataError, DivergedError, InvalidInputError, VbonError
 from vbon.rewards import open_reward_model
 from vbon.storage.atomic import write_json

@@ -1,0 +1,1 @@
+"""Many trainings under one budget: grid, cells, records, Pareto shares."""
