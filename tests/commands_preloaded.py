@@ -17,6 +17,5 @@ from transformers.models.modernbert import modeling_modernbert  # noqa: F401
 import training.cache.sample
 import training.evaluation.evaluate
 import training.evaluation.plot
-import training.run
 import training.sandbox.build
 import training.sweep.run  # noqa: F401

@@ -61,7 +61,7 @@ def build_tiny_sandbox(out: Path) -> Path:
 
 def train_tiny_vbon(sandbox: Path) -> Path:
     """A few steps of vBoN on it."""
-    from training.run import train
+    from training.train.run import train
 
     out = sandbox / "vbon"
     train("vbon", train_config(sandbox, out))

@@ -32,7 +32,7 @@ def chat_checkpoint(vbon_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def lora_checkpoint(sandbox: Path) -> Path:
     """Tuned hard enough that it cannot be mistaken for the reference."""
-    from training.run import train
+    from training.train.run import train
 
     out = sandbox / "lora"
     config = train_config(

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.train
 from safetensors.torch import load_file  # noqa: E402
 
 from tests.tiny import train_config  # noqa: E402
-from training.assets import Assets  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
-from training.run import state_path, train  # noqa: E402
+from training.train.inputs import Assets  # noqa: E402
+from training.train.run import state_path, train  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.train
 from safetensors.torch import load_file  # noqa: E402
 
 from tests.tiny import train_config  # noqa: E402
-from training.assets import Assets  # noqa: E402
 from training.configs import ReportConfig, SweepConfig  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
 from training.report.write import write_report  # noqa: E402
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
-from training.run import state_path, train  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
-from training.trainer import Trainer  # noqa: E402
+from training.train.inputs import Assets  # noqa: E402
+from training.train.run import state_path, train  # noqa: E402
+from training.train.trainer import Trainer  # noqa: E402
 from vbon.errors import DataError, DivergedError, InvalidInputError  # noqa: E402
 from vbon.storage.checkpoints import check_checkpoint  # noqa: E402
 
@@ -251,7 +251,7 @@ def test_n_above_the_cached_samples_is_refused(
 
 def test_stored_log_p_is_what_the_reference_says(sandbox: Path, assets: Assets) -> None:
     """For every cached sample of a prompt, against a forward pass of each alone."""
-    from training.reference_logprobs import ensure_reference_logprobs
+    from training.train.reference_logprobs import ensure_reference_logprobs
 
     revision = assets.identity["policy_revision"]
     ensure_reference_logprobs(

@@ -18,7 +18,7 @@ from tests.tiny import train_config  # noqa: E402
 from training.rollouts.load_policy import load_policy  # noqa: E402
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits  # noqa: E402
 from training.rollouts.vllm_generator import VllmGenerator, merged_weights  # noqa: E402
-from training.run import train  # noqa: E402
+from training.train.run import train  # noqa: E402
 from vbon.errors import InvalidInputError, PromptTooLongError  # noqa: E402
 
 TEXTS = ("the film was", "in this old french")

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from training.cached_draws import draw_indices
 from training.objectives.protocol import CachedDraw
+from training.train.cached_choice import draw_indices
 from vbon.errors import DataError
 from vbon.maths.curves import selection_weights
 

@@ -18,16 +18,16 @@ pytestmark = pytest.mark.train
 
 from safetensors.numpy import save_file  # noqa: E402
 
-from training import run
-from training.assets import Assets  # noqa: E402
 from training.configs import EvaluateConfig, SweepConfig, TrainConfig  # noqa: E402
 from training.evaluation import evaluate  # noqa: E402
 from training.evaluation.measure import PromptSamples  # noqa: E402
 from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
-from training.export import ADAPTER, RECORD  # noqa: E402
 from training.objectives.config import train_config_type  # noqa: E402
-from training.run import Finished, state_path, train  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
+from training.train import run
+from training.train.export import ADAPTER, RECORD  # noqa: E402
+from training.train.inputs import Assets  # noqa: E402
+from training.train.run import Finished, state_path, train  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError  # noqa: E402
 from vbon.storage.checkpoints import write_checksums  # noqa: E402
 
@@ -185,7 +185,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
     monkeypatch.setattr(run, "_Run", Run)
     monkeypatch.setattr(run, "load_policy", load, raising=False)
-    monkeypatch.setattr("training.assets.Assets", LightAssets)
+    monkeypatch.setattr("training.train.inputs.Assets", LightAssets)
     return made
 
 

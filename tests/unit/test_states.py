@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from training.states import State, States
+from training.train.resume import State, States
 
 
 class OneProcess:

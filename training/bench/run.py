@@ -137,8 +137,8 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
         ) from error
     import torch
 
-    from training.assets import Assets
     from training.bench.trl import trl_steps
+    from training.train.inputs import Assets
 
     common = _train_config(config)
     assets = Assets(common, 0, 0, 0)
@@ -195,7 +195,7 @@ def _train_config(config: BenchConfig) -> TrainConfig:
 def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int) -> list[Step]:
     from training.objectives.config import objective_of
     from training.rollouts.generator import TransformersGenerator
-    from training.trainer import Trainer, TrainerOptions
+    from training.train.trainer import Trainer, TrainerOptions
 
     trainer = Trainer(
         assets.fresh_policy(),

@@ -24,9 +24,9 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
-from training.assets import Assets
 from training.bench.steps import Step, now
 from training.configs import BenchConfig
+from training.train.inputs import Assets
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
 

@@ -109,7 +109,7 @@ def _follow_parent(parent: int) -> None:
 
 def _is_done(cell: Cell, shared: _Shared) -> bool:
     """By what it was made from, not by where that lies; a record that does not say is none."""
-    from training.run import identity_of
+    from training.train.run import identity_of
 
     record = read_record(cell.directory / RECORD) or {}
     wanted = {
@@ -172,7 +172,7 @@ def _shared(config: SweepConfig) -> _Shared:
 
 
 def _open(config: SweepConfig) -> _Shared:
-    from training.assets import Assets
+    from training.train.inputs import Assets
 
     if config.heldout is None or not config.heldout.is_file():
         raise DataError(f"prompt file {config.heldout} does not exist")
@@ -213,7 +213,7 @@ def _run_named(config: SweepConfig, name: str | None) -> str:
 
 def _run_task(config: SweepConfig, cell: Cell | None) -> str:
     """Train and record one cell, or measure the baseline."""
-    from training.run import identity_of
+    from training.train.run import identity_of
 
     shared = _shared(config)
     assets = shared.assets
@@ -261,7 +261,7 @@ def _run_task(config: SweepConfig, cell: Cell | None) -> str:
 
 def _train(cell: Cell, assets: Any) -> tuple[Any, dict[str, Any] | None]:
     from training.evaluation.rows import best_of_policy
-    from training.run import train
+    from training.train.run import train
 
     measured: list[Any] = []
     finished = train(cell.objective, cell.config, assets, measured.extend)

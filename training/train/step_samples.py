@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from training.cache.reward_cache import RewardCache
-from training.cached_draws import draw_indices
 from training.objectives.protocol import CachedDraw, Draws
 from training.rollouts.generator import Generator
 from training.rollouts.rollout import Rollout, rollout_of
+from training.train.cached_choice import draw_indices
 from vbon.errors import RewardError
 from vbon.maths.seeds import seed_of
 from vbon.rewards import RewardModel, Scorable

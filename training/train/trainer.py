@@ -21,10 +21,10 @@ from accelerate import Accelerator, DistributedType
 
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
-from training.drawing import Drawer, Drawn, Sources
 from training.objectives.protocol import Objective, Samples, StepBatch
 from training.rollouts.generator import Generator, TransformersGenerator
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, terms_of
+from training.train.step_samples import Drawer, Drawn, Sources
 from vbon.errors import DivergedError, InvalidInputError
 from vbon.maths.seeds import seed_of
 from vbon.rewards import RewardModel

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from training.assets import Assets
 from training.configs import TrainConfig
 from training.evaluation.measure import PromptSamples
 from training.evaluation.rows import Row, policy_row
-from training.export import ADAPTER, RECORD, Trained, export_checkpoint
 from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft
 from training.objectives.config import objective_of
 from training.objectives.protocol import Objective
 from training.outputs.identity import is_same, read_record
 from training.outputs.progress import ProgressBar
-from training.reference_logprobs import ensure_reference_logprobs
 from training.rollouts.generator import Generator, TransformersGenerator
 from training.rollouts.load_policy import load_policy
-from training.states import RUN, States
-from training.trainer import StepMetrics, Trainer, TrainerOptions
+from training.train.export import ADAPTER, RECORD, Trained, export_checkpoint
+from training.train.inputs import Assets
+from training.train.reference_logprobs import ensure_reference_logprobs
+from training.train.resume import RUN, States
+from training.train.trainer import StepMetrics, Trainer, TrainerOptions
 from vbon.errors import CheckpointError, DataError, DivergedError, InvalidInputError
 from vbon.storage.atomic import beside, recover_directory
 from vbon.storage.checkpoints import Kind, check_checkpoint
