@@ -67,27 +67,27 @@ COMMANDS = {
     ),
     "sample": Command(
         "Draw and score M reference completions a prompt: the reward cache.",
-        lambda: configs.SampleConfig, "sample:build_cache",
+        lambda: configs.SampleConfig, "cache.sample:build_cache",
     ),
     **{
-        name: Command(line, _settings_of(name), "run:train", (name,), panel="Objectives")
+        name: Command(line, _settings_of(name), "train.run:train", (name,), panel="Objectives")
         for name, (_, line) in OBJECTIVES.items()
     },
     "evaluate": Command(
         "Reward, gold reward, win rate and KL of reference, best-of-n and checkpoints.",
-        lambda: configs.EvaluateConfig, "evaluate:evaluate_checkpoints",
+        lambda: configs.EvaluateConfig, "evaluation.evaluate:evaluate_checkpoints",
     ),
     "sweep": Command(
         "Train objectives x N (or beta) x seeds from one budget; resumable cell by cell.",
-        lambda: configs.SweepConfig, "sweep:run_sweep",
+        lambda: configs.SweepConfig, "sweep.run:run_sweep",
     ),
     "report": Command(
         "Draw sweeps: frontier, Pareto shares, efficiency, cost; one HTML page.",
-        lambda: configs.ReportConfig, "report:write_report",
+        lambda: configs.ReportConfig, "report.write:write_report",
     ),
     "bench": Command(
         "Samples trained a second, against TRL's RLOOTrainer in the same run.",
-        lambda: configs.BenchConfig, "bench:run_bench",
+        lambda: configs.BenchConfig, "bench.run:run_bench",
     ),
 }  # fmt: skip
 

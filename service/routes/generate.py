@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from service.generation.native_stream import native_messages
 from service.generation.plan import generate, make_plan
 from service.http.disconnect import run_while_connected
+from service.http.responses import json_of
 from service.http.sse import event, open_stream
-from service.responses import json_of
 from service.routes.errors import tell
 from service.routes.request_state import get_request_id, get_runtime
 from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, GenerateRequest

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from service.exposition import expose
 from service.routes.dependencies import RuntimeDep
+from service.runtime.metrics import expose
 from service.schemas import errors
 from vbon.errors import NotReadyError
 

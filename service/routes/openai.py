@@ -13,8 +13,8 @@ from service.generation.plan import generate, make_plan
 from service.generation.references import check_limit
 from service.generation.token_texts import TokenPlan
 from service.http.disconnect import run_while_connected
+from service.http.responses import json_of
 from service.http.sse import event, open_stream
-from service.responses import json_of
 from service.routes.dependencies import RuntimeDep
 from service.routes.errors import tell
 from service.routes.generate import STREAMED

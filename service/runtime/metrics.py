@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from service.runtime.supervisor import Watch
 from service.strategies import Outcome
+from vbon.engine import Engine
+from vbon.engine.metrics import labelled, merged
+
+logger = logging.getLogger(__name__)
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
@@ -113,3 +120,28 @@ class Metrics:
 def _of_mode(metric: M, mode: str) -> M:
     """A metric's child, which its own ``labels`` would look up under a lock every time."""
     return metric.labels(mode)
+
+
+async def expose(metrics: Metrics, policies: Mapping[str, Engine]) -> bytes:
+    """The text exposition; engines that have nothing to say, or fail to, are left out."""
+    found = await asyncio.gather(*(_of_policy(*item) for item in policies.items()))
+    engines = merged(family for families in found for family in families)
+    return metrics.render() + generate_latest(_Collected(engines))
+
+
+async def _of_policy(policy: str, engine: Engine) -> list[Metric]:
+    try:
+        return [labelled(family, {"policy": policy}) for family in await engine.metrics()]
+    except Exception:  # one engine must not blind the eye on all the others
+        logger.exception("the metrics of policy %s cannot be read", policy)
+        return []
+
+
+class _Collected:
+    """Families that are there already, where the format's writer wants to collect them."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -24,7 +24,7 @@ from training.evaluation.measure import PromptSamples  # noqa: E402
 from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
 from training.objectives.config import train_config_type  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
-from training.train import run
+from training.train import run  # noqa: E402
 from training.train.export import ADAPTER, RECORD  # noqa: E402
 from training.train.inputs import Assets  # noqa: E402
 from training.train.run import Finished, state_path, train  # noqa: E402

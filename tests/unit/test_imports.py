@@ -43,12 +43,12 @@ def test_packages_keep_to_their_side(package: str, forbidden: set[str]) -> None:
 def test_only_three_modules_import_vllm() -> None:
     users = [m.name for p in ("vbon", "service", "training") for m in modules(p)
              if "vllm" in imported(m)]  # fmt: skip
-    assert users == ["vllm_engine.py", "vllm_host.py", "vllm_generation.py"]
+    assert users == ["engine.py", "host.py", "vllm_generator.py"]
 
 
 def test_strategies_and_routes_know_no_engine_implementation() -> None:
     for module in [*modules("service/strategies"), *modules("service/routes")]:
-        assert "vllm_engine" not in module.read_text(encoding="utf-8"), module
+        assert "vbon.engine.vllm" not in module.read_text(encoding="utf-8"), module
 
 
 @pytest.mark.parametrize(

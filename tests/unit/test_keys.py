@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from service.auth import keys as keys_module
 from service.auth.commands import keys_cli
 from service.auth.keys import Keyring, new_key, read_keys, write_keys
-from service.auth.middleware import keys as keys_module
 from vbon.errors import DataError
 
 

@@ -53,12 +53,12 @@ from training.objectives.config import train_config_type  # noqa: E402
 from training.objectives.dpo import Dpo  # noqa: E402
 from training.objectives.j_bond import JBond  # noqa: E402
 from training.objectives.kl_rl import KlRl  # noqa: E402
-from training.objectives.policy_gradient import leave_one_out, policy_gradient_loss
+from training.objectives.policy_gradient import leave_one_out, policy_gradient_loss  # noqa: E402
 from training.objectives.protocol import Objective, StepBatch  # noqa: E402
 from training.objectives.qrpo import Qrpo  # noqa: E402
 from training.objectives.vbon import Vbon, exact_log_weight  # noqa: E402
 from training.objectives.wind import Wind, win_in_group  # noqa: E402
-from training.rollouts.token_terms import token_terms
+from training.rollouts.token_terms import token_terms  # noqa: E402
 from vbon.errors import InvalidInputError  # noqa: E402
 from vbon.maths.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402
 

@@ -100,13 +100,13 @@ async def service(tmp_path: Path) -> Any:
 async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new(
     service: Service,
 ) -> None:
-    old = service.runtime.runtime.policies["vbon"]
+    old = service.runtime.policies["vbon"]
     new = FakeEngine("second", seconds_per_token=0.001)
     service.shelf.next = {"vbon": new}
     before = [asyncio.create_task(service.ask()) for _ in range(4)]
     await asyncio.sleep(0.02)
-    reloading = asyncio.create_task(service.runtime.reload("vbon"))
-    while service.runtime.runtime.policies["vbon"] is not new:  # noqa: ASYNC110
+    reloading = asyncio.create_task(service.reload("vbon"))
+    while service.runtime.policies["vbon"] is not new:  # noqa: ASYNC110
         await asyncio.sleep(0)
     later = await service.ask()
     assert old.alive  # somebody still uses it
@@ -119,7 +119,7 @@ async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new
     assert [a.json()["policy"]["path"] for a in answers] == ["first"] * 4
     assert later.json()["policy"]["path"] == "second"
     assert not old.alive
-    assert service.runtime.runtime.ready
+    assert service.runtime.ready
 
 
 @pytest.mark.parametrize(
@@ -132,13 +132,13 @@ async def test_an_engine_is_in_use_until_the_texts_of_the_tokens_are_known(
 ) -> None:
     old, new = Remote("first"), Remote("second")
     await old.start()
-    await service.runtime.runtime.adopt_engines({"vbon": old})
+    await service.runtime.adopt_engines({"vbon": old})
     service.shelf.next = {"vbon": new}
     body = {"model": "vbon", "prompt": "p", "max_tokens": 8, "ignore_eos": True, "logprobs": 0}
     asking = asyncio.create_task(service.client.post("/v1/completions", json=body | changes))
     while old.asked == 0:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    assert (await service.runtime.reload("vbon")).status_code == 200
+    assert (await service.reload("vbon")).status_code == 200
     answer = await asking
     assert (answer.status_code, '"error"' in answer.text) == (200, False)
     assert (new.asked, old.alive) == (0, False)
@@ -152,25 +152,25 @@ async def test_a_bad_checkpoint_is_refused_and_the_old_one_goes_on(
         service.shelf.error = CheckpointError("vbon has no config.json")
     else:
         service.shelf.next = {"vbon": Unwell("second")}
-    refused = await service.runtime.reload("vbon")
+    refused = await service.reload("vbon")
     assert refused.status_code == 422
     assert refused.json()["error"]["type"] == "reload_refused"
     assert ("config.json" if early else "truncated") in refused.json()["error"]["message"]
     assert (await service.ask()).json()["policy"]["path"] == "first"
-    assert service.runtime.runtime.ready
+    assert service.runtime.ready
 
 
 async def test_what_goes_with_a_policy_is_replaced_with_it(service: Service) -> None:
     service.shelf.next = {"ref": FakeEngine("ref2"), "vbon": FakeEngine("vbon2")}
-    assert (await service.runtime.reload("ref")).json()["models"] == ["ref", "vbon"]
+    assert (await service.reload("ref")).json()["models"] == ["ref", "vbon"]
     assert (await service.ask("vbon")).json()["policy"]["path"] == "vbon2"
 
 
 async def test_a_reward_model_is_replaced_between_requests_not_within_one(service: Service) -> None:
     under_way = asyncio.create_task(service.ask("bon"))
     await asyncio.sleep(0.005)
-    old = service.runtime.runtime.reward
-    answer = await service.runtime.reload("reward")
+    old = service.runtime.reward
+    answer = await service.reload("reward")
     assert (answer.json()["before"], answer.json()["now"]) == ("fake", "second")
     assert (await under_way).status_code == 200
     assert old is not None
@@ -179,15 +179,15 @@ async def test_a_reward_model_is_replaced_between_requests_not_within_one(servic
 
 
 async def test_one_at_a_time_and_only_what_there_is(service: Service) -> None:
-    unknown = await service.runtime.reload("nothing")
+    unknown = await service.reload("nothing")
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "model")
     assert "ref, vbon, reward" in unknown.json()["error"]["message"]
     service.shelf.next = {"vbon": FakeEngine("second")}
     users = [asyncio.create_task(service.ask()) for _ in range(2)]
     await asyncio.sleep(0.01)
-    first = asyncio.create_task(service.runtime.reload("vbon"))
+    first = asyncio.create_task(service.reload("vbon"))
     await asyncio.sleep(0.01)
-    second = await service.runtime.reload("reward")
+    second = await service.reload("reward")
     assert (second.status_code, second.json()["error"]["type"]) == (409, "busy")
     assert (await first).status_code == 200
     await asyncio.gather(*users)
@@ -196,10 +196,10 @@ async def test_one_at_a_time_and_only_what_there_is(service: Service) -> None:
 async def test_the_new_one_is_watched_and_the_old_no_longer(service: Service) -> None:
     new = FakeEngine("second")
     service.shelf.next = {"vbon": new}
-    await service.runtime.reload("vbon")
+    await service.reload("vbon")
     await new.stop()
     async with asyncio.timeout(10):
-        while not service.runtime.runtime.ready:  # noqa: ASYNC110
+        while not service.runtime.ready:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert new.alive
     text = (await service.client.get("/metrics")).text

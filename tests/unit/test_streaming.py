@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from service.generation.plan import events as live
+from service.generation import events as live
 from service.http import sse
 from service.strategies import STRATEGIES
 from tests.unit.fakes import ChatEngine, FakeReward, Streamed, make_runtime, serving, stream
