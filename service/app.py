@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from service.admission.load_shedding import ShedMiddleware
+from service.admission.load_shedding import LoadSheddingMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
 from service.evaluation.preference_pairs import OpenPairs
 from service.hosted_loadtests.report_links import ReportLinks
@@ -86,6 +86,10 @@ def create_app(
             if on_failure is not None:
                 on_failure()
 
+    def count_shed(mode: str) -> None:
+        known = mode if mode in runtime.modes else "unknown"
+        runtime.metrics.errors.labels(known, "overloaded").inc()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         loading = asyncio.create_task(load(), name="load-models")
@@ -132,7 +136,12 @@ def create_app(
     add_error_handlers(app)
     # The last added runs first: every answer, a refused body's too, carries a request id.
     app.add_middleware(JsonByDefaultMiddleware)
-    app.add_middleware(ShedMiddleware, runtime=runtime)
+    app.add_middleware(
+        LoadSheddingMiddleware,
+        admission=runtime.admission,
+        default_mode=runtime.settings.default_mode,
+        on_shed=count_shed,
+    )
     app.add_middleware(
         BodyLimitMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.receive_timeout_s
     )

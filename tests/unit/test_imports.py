@@ -52,6 +52,16 @@ def test_strategies_and_routes_know_no_engine_implementation() -> None:
 
 
 @pytest.mark.parametrize(
+    "folder", ["admission", "auth", "context", "http", "observability", "store"]
+)
+def test_the_parts_around_the_runtime_do_not_import_it(folder: str) -> None:
+    for module in modules(f"service/{folder}"):
+        text = module.read_text(encoding="utf-8")
+        assert "service.runtime" not in text, module
+        assert "service.routes import" not in text, module
+
+
+@pytest.mark.parametrize(
     "statement",
     [
         "import vbon, vbon.engine, vbon.rewards, vbon.storage.checkpoints, vbon.maths.curves",

@@ -1,4 +1,4 @@
-"""What is refused before it is looked at, and that it would have been refused anyway."""
+"""Load shedding: requests that a full service rejects unparsed, and that admission would reject too."""
 
 from __future__ import annotations
 
