@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -15,51 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.settings import REMOTE_API_KEY
-from vbon.errors import DataError, VbonError
+from vbon.errors import VbonError
+from vbon.prompt_files import read_prompt_texts
 from vbon.storage.atomic import write_json
 from vbon.terminal import table_console
-
-BUILT_IN_PROMPTS = (
-    "the film was",
-    "i watched this movie",
-    "what i remember of the new comedy",
-    "in this french drama",
-    "the acting is",
-    "this low budget thriller set in winter",
-    "another recent documentary",
-    "i watched the old western with my brother and",
-)
 
 
 class ServerError(VbonError):
     """The server cannot be reached or refused; carries its words."""
-
-
-def read_prompts(path: str | None, limit: int) -> list[str]:
-    """Prompts of a file (JSONL with ``prompt``, or one a line), or the built-in ones.
-
-    Raises:
-        DataError: missing or empty file, or a line of JSON without ``prompt``.
-    """
-    if path is None:
-        return list(BUILT_IN_PROMPTS[:limit])
-    file = Path(path)
-    if not file.is_file():
-        raise DataError(f"prompt file {path} does not exist")
-    prompts = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        if line.startswith("{"):
-            try:
-                prompts.append(str(json.loads(line)["prompt"]))
-            except (ValueError, KeyError) as error:
-                raise DataError(f'{path}:{number} is no JSON object with "prompt"') from error
-        else:
-            prompts.append(line)
-    if not prompts:
-        raise DataError(f"prompt file {path} holds no prompt")
-    return prompts[:limit]
 
 
 def wait_until_ready(
@@ -138,7 +100,7 @@ def run_comparison(
         ServerError, DataError: nothing is printed as a result then.
     """
     console = table_console()
-    all_prompts = read_prompts(prompts_file, limit)
+    all_prompts = read_prompt_texts(None if prompts_file is None else Path(prompts_file), limit)
     results = []
     with _client(url) as client:
         wait_until_ready(client, wait_s, console, while_pid)

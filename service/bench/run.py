@@ -12,9 +12,9 @@ from rich.table import Table
 from service.bench.config import BenchSettings
 from service.bench.harness import Bench, Figure, served
 from service.bench.rows import ROWS
-from service.client import read_prompts
 from service.runtime.build import build_runtime
 from vbon.errors import InvalidInputError
+from vbon.prompt_files import read_prompt_texts
 from vbon.prompts import Prompt
 from vbon.storage.atomic import write_json
 from vbon.storage.provenance import provenance
@@ -54,7 +54,7 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
 
 
 async def _measure(settings: BenchSettings) -> list[Figure]:
-    prompts = [Prompt(text=text) for text in read_prompts(str(settings.prompts), PROMPTS)]
+    prompts = [Prompt(text=text) for text in read_prompt_texts(settings.prompts, PROMPTS)]
     runtime = build_runtime(settings)
     figures: list[Figure] = []
     async with served(runtime) as url:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
@@ -15,11 +14,9 @@ from service.client import (
     ServerError,
     answers_table,
     comparison_table,
-    read_prompts,
     wait_until_ready,
 )
 from tests.unit.fakes import FakeReward, make_runtime, serving
-from vbon.errors import DataError
 
 
 async def test_tables_show_both_sides_and_take_model_text_literally() -> None:
@@ -36,17 +33,6 @@ async def test_tables_show_both_sides_and_take_model_text_literally() -> None:
         assert words in text
     bon = next(mode for mode in result["modes"] if mode["mode"] == "bon")
     assert f"{bon['reward']['mean']:.2f} [" in text
-
-
-def test_prompt_files_in_both_forms(tmp_path: Path) -> None:
-    path = tmp_path / "p"
-    path.write_text('{"prompt": "a"}\n\nplain text\n')
-    assert read_prompts(str(path), 10) == ["a", "plain text"]
-    path.write_text('{"prmpt": "a"}\n')
-    with pytest.raises(DataError, match="p:1"):
-        read_prompts(str(path), 10)
-    with pytest.raises(DataError, match="does not exist"):
-        read_prompts(str(tmp_path / "none"), 10)
 
 
 def test_waiting_ends_with_the_servers_words() -> None:

@@ -55,7 +55,7 @@ def test_a_torn_last_line_is_cut_off(path: Path, torn: bytes) -> None:
         (b"\0" * 30 + b"\n", "not valid JSON"),
         (line("b").replace(b"1.5", b"NaN"), "not finite"),
         (line("b").replace(b"prompt", b"promqt"), 'no string "prompt"'),
-        (line("b\ud83d"), r"holds '\\ud83d', half a character"),
+        (line("b\ud83d"), r"contains '\\ud83d', half a character"),
         (b"[" * 200_000 + b"\n", "not valid JSON"),
         (line("a"), "repeats the prompt of line 1"),
     ],
@@ -117,11 +117,11 @@ def test_prompts_are_lines_by_line_feeds_alone(tmp_path: Path) -> None:
     ("bad", "words"),
     [
         (b"\xff\xfe", "is not UTF-8"),
-        (b"\0\0", "holds NUL"),
-        (b'{"prompt": "caf\\ud83d"}', r"holds '\\ud83d', half a character"),
+        (b"\0\0", "contains NUL"),
+        (b'{"prompt": "caf\\ud83d"}', r"contains '\\ud83d', half a character"),
         (b'{"messages": [{"role": "user", "content": "\\udc00"}]}', "half a character"),
-        (b'{"messages": [{"role": "user", "content": 5}]}', "no JSON object"),
-        (b'{"prompt": ' + b"[" * 200_000, "no JSON object"),
+        (b'{"messages": [{"role": "user", "content": 5}]}', "not a JSON object"),
+        (b'{"prompt": ' + b"[" * 200_000, "not a JSON object"),
     ],
 )
 def test_a_damaged_prompt_file_is_named_by_line(tmp_path: Path, bad: bytes, words: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from service.client import BUILT_IN_PROMPTS, read_prompts
 from service.loadtest.config import LoadTestSettings
+from vbon.prompt_files import BUILT_IN_PROMPTS, read_prompt_texts
 
 _WORDS = tuple(dict.fromkeys(word for prompt in BUILT_IN_PROMPTS for word in prompt.split()))
 
@@ -18,8 +18,7 @@ def load_prompts(settings: LoadTestSettings) -> list[str]:
     """
     if settings.prompt_words is not None:
         return made_prompts(settings.prompt_words, settings.prompt_count, settings.seed)
-    file = None if settings.prompts is None else str(settings.prompts)
-    return read_prompts(file, settings.prompt_count)
+    return read_prompt_texts(settings.prompts, settings.prompt_count)
 
 
 def made_prompts(words: str, count: int, seed: int) -> list[str]:
