@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from service.admission.load_shedding import LoadSheddingMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
-from service.evaluation.preference_pairs import OpenPairs
+from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
 from service.http.middleware import (
@@ -37,7 +37,7 @@ from service.routes import (
     preferences,
 )
 from service.routes.errors import UnforeseenErrorMiddleware, add_error_handlers
-from service.runtime.reload import Rebuild, Reloader
+from service.runtime.reload import ModelBuilder, Reloader
 from service.runtime.runtime import Runtime
 from service.schemas import ANY_ROUTE
 from service.store.async_store import Records
@@ -54,7 +54,7 @@ def create_app(
     *,
     on_ready: Callable[[], object] | None = None,
     on_failure: Callable[[], object] | None = None,
-    rebuild: Rebuild | None = None,
+    rebuild: ModelBuilder | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """The application; models load in the background while ``/healthz`` already answers.
@@ -117,7 +117,7 @@ def create_app(
     app.state.runtime = runtime
     app.state.records = records
     app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
-    app.state.open_pairs = OpenPairs()
+    app.state.pending_pairs = PendingPairs()
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
     for module in (

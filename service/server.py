@@ -15,7 +15,7 @@ from service.app import create_app
 from service.auth.middleware import warn_if_open
 from service.http.open_files import allow_connections
 from service.http.uvicorn_protocol import http_options
-from service.runtime.build import Builder, build_runtime
+from service.runtime.build import RuntimeBuilder, build_runtime
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 
@@ -64,9 +64,9 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain(self) -> int:
         limit_s = self._runtime.settings.limits.drain_s
-        under_way = len(self._runtime.flights)
+        under_way = len(self._runtime.in_flight)
         logger.info("stopping; %d requests may go on for %g s", under_way, limit_s)
-        ended = await self._runtime.flights.drain(limit_s)
+        ended = await self._runtime.in_flight.drain(limit_s)
         if ended:
             logger.warning(
                 "%d requests were ended with an error: no answer in %g s", ended, limit_s
@@ -90,7 +90,7 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         server.should_exit = True
 
     app = create_app(
-        runtime, on_ready=keep_for_good, on_failure=stop_server, rebuild=Builder(settings)
+        runtime, on_ready=keep_for_good, on_failure=stop_server, rebuild=RuntimeBuilder(settings)
     )
     config = uvicorn.Config(
         app,

@@ -18,7 +18,7 @@ import numpy as np
 from service.generation.plan import resolve_sampling
 from service.generation.references import check_limit, policy_ref, sampling_used, scorer_ref
 from service.runtime.batching_scorer import BatchingScorer
-from service.runtime.runtime import Answer, Mode, Runtime
+from service.runtime.runtime import Mode, PromptResult, Runtime
 from service.schemas import (
     ComparedAnswer,
     CompareRequest,
@@ -45,7 +45,7 @@ class _Runs:
     """What one mode did: ``[repeat][prompt]`` answers and rewards, and each repeat's wall time."""
 
     mode: Mode
-    answers: list[list[Answer]] = field(default_factory=list)
+    answers: list[list[PromptResult]] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
     rewards: list[list[float | None]] = field(default_factory=list)
     gold: list[list[float | None]] = field(default_factory=list)
@@ -77,7 +77,7 @@ async def compare(runtime: Runtime, request: CompareRequest, request_id: str) ->
         offset = repeat % len(names)
         for name in names[offset:] + names[:offset]:
             await _run_once(runtime, runs[name], request, sampling, num_samples, repeat, request_id)
-    async with runtime.flights.under_way(None, "", tuple(runtime.scorers.values())):
+    async with runtime.in_flight.track(None, "", tuple(runtime.scorers.values())):
         for run in runs.values():
             run.rewards = await _score(runtime.reward, run, request, selected=True)
             run.gold = await _score(runtime.gold, run, request, selected=False)
@@ -122,7 +122,7 @@ async def _run_once(
 ) -> None:
     gate = asyncio.Semaphore(request.concurrency)
 
-    async def one(index: int, prompt: str) -> Answer:
+    async def one(index: int, prompt: str) -> PromptResult:
         seed = sampling.seed
         if seed is not None:
             seed = run_seed(seed, run.mode.name, repeat, index)
@@ -147,7 +147,7 @@ async def _score(
 ) -> list[list[float | None]]:
     """Rewards of the answers; with ``selected``, those that reranking computed are kept."""
 
-    async def one(answer: Answer, prompt: str) -> float | None:
+    async def one(answer: PromptResult, prompt: str) -> float | None:
         chosen = answer.outcome.selected
         if selected and chosen.reward is not None:
             return chosen.reward

@@ -12,7 +12,7 @@ from service.loadtest.schema import Interval, LoadTestResult, Quality
 from service.runtime.runtime import Runtime
 from service.schemas import ModelRef
 from service.schemas.frontier import (
-    BonRow,
+    BestOfNPoint,
     Bound,
     Distance,
     Frontier,
@@ -188,8 +188,8 @@ def _differences(training: TrainingRecord, here: Here) -> list[str]:
     ]
 
 
-def _best_of_n(row: EvaluatedRow) -> BonRow:
-    return BonRow(
+def _best_of_n(row: EvaluatedRow) -> BestOfNPoint:
+    return BestOfNPoint(
         n=row.n,
         kl_nats=Distance(**row.kl_nats.model_dump(), kind=row.kl_kind),
         win_rate=row.win_rate,

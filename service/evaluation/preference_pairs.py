@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from service.evaluation.compare import run_seed
 from service.generation.plan import Plan, make_plan
-from service.runtime.runtime import Answer, Runtime
+from service.runtime.runtime import PromptResult, Runtime
 from service.schemas import GenerateRequest
-from service.schemas.preferences import PairRequest, Side
+from service.schemas.preferences import PairRequest, PairSide
 from service.store import Shown
 from vbon.concurrency import all_or_first_error
 from vbon.errors import InvalidInputError, NotFoundError
@@ -29,7 +29,7 @@ class Pair:
     right: Shown
 
 
-class OpenPairs:
+class PendingPairs:
     """Pairs that wait for their verdict; who wrote them stays here until then.
 
     There is room for so many. Beyond, the oldest is forgotten of whoever has the most, so that nobody can
@@ -85,19 +85,20 @@ async def make_pair(runtime: Runtime, request: PairRequest, request_id: str) -> 
             f"both sides are {one[0]} with N = {one[1]}; choose two that differ", field="sides"
         )
     left, right = [
-        _shown(answer) for answer in await all_or_first_error(plan.answer(0) for plan in plans)
+        _shown(answer)
+        for answer in await all_or_first_error(plan.answer_prompt(0) for plan in plans)
     ]
     if secrets.randbits(1):
         left, right = right, left
     return Pair(request.prompt, left, right)
 
 
-def _shown(answer: Answer) -> Shown:
+def _shown(answer: PromptResult) -> Shown:
     selected = answer.outcome.selected
     return Shown(answer.mode.name, answer.num_samples, selected.candidate.text, selected.reward)
 
 
-def _plan(runtime: Runtime, request: PairRequest, side: Side, request_id: str) -> Plan:
+def _plan(runtime: Runtime, request: PairRequest, side: PairSide, request_id: str) -> Plan:
     # Seeds of their own: with a shared one, one sample would be a candidate of the other side's.
     seed = None if request.seed is None else run_seed(request.seed, side.mode, side.n)
     given = {"messages": [{"role": "user", "content": request.prompt}]}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from service.generation.plan import Plan
-from service.runtime.runtime import Answer
+from service.runtime.runtime import PromptResult
 from service.strategies import Observer, ScoredCandidate
 from vbon.engine import Candidate, Partial
 
@@ -28,7 +28,7 @@ class Admitted:
     prompt_tokens: int
 
 
-Event = Admitted | Partial | Candidate | ScoredCandidate | Quiet | Answer
+Event = Admitted | Partial | Candidate | ScoredCandidate | Quiet | PromptResult
 
 
 class _Mailbox(Observer):
@@ -91,7 +91,7 @@ async def events_of(plan: Plan) -> AsyncGenerator[Event, None]:
         VbonError: whatever :meth:`Runtime.answer` raises.
     """
     mailbox = _Mailbox()
-    work = asyncio.create_task(plan.answer(0, mailbox))
+    work = asyncio.create_task(plan.answer_prompt(0, mailbox))
     work.add_done_callback(lambda _: mailbox.wake())
     try:
         done = False
@@ -110,7 +110,7 @@ async def events_of(plan: Plan) -> AsyncGenerator[Event, None]:
 
 
 @dataclass(slots=True)
-class Progress:
+class CandidateProgress:
     """How far a request has come; ``total`` is the most candidates it may draw."""
 
     total: int

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 
-from service.generation.events import Progress, Quiet, events_of
+from service.generation.events import CandidateProgress, Quiet, events_of
 from service.generation.plan import Plan, candidate_out
 from service.http.sse import comment, event
-from service.runtime.runtime import Answer
+from service.runtime.runtime import PromptResult
 from service.strategies import ScoredCandidate
 from vbon.engine import Partial
 
@@ -20,7 +20,7 @@ async def native_messages(plan: Plan) -> AsyncGenerator[str, None]:
     Raises:
         VbonError: as a request that is not streamed.
     """
-    progress = Progress(plan.mode.strategy.most_candidates(plan.num_samples))
+    progress = CandidateProgress(plan.mode.strategy.most_candidates(plan.num_samples))
     sent = ""
     async with aclosing(events_of(plan)) as events:
         async for happened in events:
@@ -32,7 +32,7 @@ async def native_messages(plan: Plan) -> AsyncGenerator[str, None]:
                 yield event("candidate", found)
             elif isinstance(happened, Quiet):
                 yield comment("still at work")
-            elif isinstance(happened, Answer):
+            elif isinstance(happened, PromptResult):
                 yield event("answer", plan.to_wire(happened))
             if progress.update(happened):
                 yield event("progress", asdict(progress))

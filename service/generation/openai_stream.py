@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from service.generation.events import Admitted, Progress, Quiet, events_of
+from service.generation.events import Admitted, CandidateProgress, Quiet, events_of
 from service.generation.openai_response import _listed, _report, _usage
 from service.generation.token_texts import TokenPlan
 from service.http.sse import comment, event
-from service.runtime.runtime import Answer
+from service.runtime.runtime import PromptResult
 from service.schemas import GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
 from service.strategies import ScoredCandidate
@@ -32,7 +32,7 @@ async def chunks(
         VbonError: as a request that is not streamed.
     """
     writer = _Writer(plan, body)
-    progress = Progress(plan.mode.strategy.most_candidates(plan.num_samples))
+    progress = CandidateProgress(plan.mode.strategy.most_candidates(plan.num_samples))
     async with aclosing(events_of(plan)) as events:
         async for happened in events:
             progress.update(happened)
@@ -46,7 +46,7 @@ async def chunks(
             elif isinstance(happened, ScoredCandidate | Quiet):
                 counted = f"{progress.scored}/{progress.total} candidates scored"
                 yield comment(counted if plan.mode.strategy.reranks else "still at work")
-            elif isinstance(happened, Answer):
+            elif isinstance(happened, PromptResult):
                 chosen = happened.outcome.selected.candidate
                 for message in writer.grow(
                     chosen.text, chosen.token_ids, chosen.token_logprobs, last=True

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from service.generation.references import check_limit, model_ref, sampling_used, scorer_ref
-from service.runtime.runtime import Answer, Mode, Runtime
+from service.runtime.runtime import Mode, PromptResult, Runtime
 from service.schemas import (
     BatchAnswer,
     CandidateOut,
-    CurvePoint,
     GenerateAnswer,
     GenerateRequest,
+    RewardCurvePoint,
     SamplingFields,
     Timings,
     Usage,
@@ -41,7 +41,7 @@ class Plan:
     num_samples: int
     prompts: list[Prompt]
 
-    async def answer(self, index: int, observer: Observer = UNOBSERVED) -> Answer:
+    async def answer_prompt(self, index: int, observer: Observer = UNOBSERVED) -> PromptResult:
         """Answer one of the prompts."""
         return await self.runtime.answer(
             self.mode,
@@ -54,7 +54,7 @@ class Plan:
             observer=observer,
         )
 
-    def to_wire(self, answer: Answer) -> GenerateAnswer:
+    def to_wire(self, answer: PromptResult) -> GenerateAnswer:
         """An answer as it is sent."""
         return _to_wire(self, answer)
 
@@ -123,8 +123,8 @@ def resolve_sampling(
 async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
     """Answer every prompt of a request, or raise: a batch fails as a whole."""
     if plan.request.prompts is None:
-        return plan.to_wire(await plan.answer(0))
-    found = await all_or_first_error(plan.answer(i) for i in range(len(plan.prompts)))
+        return plan.to_wire(await plan.answer_prompt(0))
+    found = await all_or_first_error(plan.answer_prompt(i) for i in range(len(plan.prompts)))
     answers = [plan.to_wire(answer) for answer in found]
     return BatchAnswer(
         request_id=plan.request_id,
@@ -153,7 +153,7 @@ def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateO
     )
 
 
-def _to_wire(plan: Plan, answer: Answer) -> GenerateAnswer:
+def _to_wire(plan: Plan, answer: PromptResult) -> GenerateAnswer:
     request = plan.request
     outcome = answer.outcome
     selected = candidate_out(outcome.selected, with_logprobs=request.logprobs)
@@ -196,9 +196,13 @@ def _to_wire(plan: Plan, answer: Answer) -> GenerateAnswer:
     )
 
 
-def _reward_curve(counts: list[int], candidates: Sequence[ScoredCandidate]) -> list[CurvePoint]:
+def _reward_curve(
+    counts: list[int], candidates: Sequence[ScoredCandidate]
+) -> list[RewardCurvePoint]:
     rewards = np.array([c.reward for c in candidates if c.reward is not None], dtype=np.float64)
     return [
-        CurvePoint(n=n, expected_reward=expected_best(rewards, n) if n <= len(rewards) else None)
+        RewardCurvePoint(
+            n=n, expected_reward=expected_best(rewards, n) if n <= len(rewards) else None
+        )
         for n in sorted(set(counts))
     ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from service.generation.plan import Plan
-from service.runtime.runtime import Answer
+from service.runtime.runtime import PromptResult
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
 from vbon.engine import Candidate, Engine, Partial
 from vbon.errors import RequestTimeoutError
@@ -33,7 +33,7 @@ class TokenPlan(Plan):
         """The same plan as one of these."""
         return cls(*(getattr(plan, one.name) for one in fields(plan)))
 
-    async def answer(self, index: int, observer: Observer = UNOBSERVED) -> Answer:
+    async def answer_prompt(self, index: int, observer: Observer = UNOBSERVED) -> PromptResult:
         """Answer one of the prompts. The engine is asked for texts only while this is under way.
 
         Raises:
@@ -41,17 +41,17 @@ class TokenPlan(Plan):
             VbonError: as :meth:`Runtime.answer`.
         """
         if not self.request.logprobs:
-            return await Plan.answer(self, index, observer)
+            return await Plan.answer_prompt(self, index, observer)
         engine = self.runtime.policies[self.mode.policy]
         tokens = self.tokens[index] = Tokens(engine, self.prompts[index])
         limit, named = self.runtime.settings.limits.time_limit(self.request.timeout_s)
         ends_s = asyncio.get_running_loop().time() + limit
         finder = _Finder(tokens, observer)
         # The answer has this limit itself; a second one could cut into how it ends by the first.
-        async with self.runtime.flights.under_way(None, "", (engine,)):
+        async with self.runtime.in_flight.track(None, "", (engine,)):
             try:
                 # Nothing is waited for before this takes its engine, so it is the one above.
-                answer = await Plan.answer(
+                answer = await Plan.answer_prompt(
                     self, index, finder if observer.follows_tokens else observer
                 )
                 async with asyncio.timeout_at(ends_s):

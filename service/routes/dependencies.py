@@ -6,7 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from service.evaluation.preference_pairs import OpenPairs
+from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
 from service.routes.request_state import get_runtime
@@ -26,8 +26,8 @@ async def _records(request: Request) -> Records:
     return cast(Records, request.app.state.records)
 
 
-async def _open_pairs(request: Request) -> OpenPairs:
-    return cast(OpenPairs, request.app.state.open_pairs)
+async def _pending_pairs(request: Request) -> PendingPairs:
+    return cast(PendingPairs, request.app.state.pending_pairs)
 
 
 async def _load_test_runs(request: Request) -> LoadTestRuns:
@@ -48,6 +48,6 @@ async def _reloader(request: Request) -> Reloader:
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 RecordsDep = Annotated[Records, Depends(_records)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
-OpenPairsDep = Annotated[OpenPairs, Depends(_open_pairs)]
+PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]
 LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]
 ReportLinksDep = Annotated[ReportLinks, Depends(_report_links)]

@@ -22,7 +22,7 @@ from service.routes.request_state import get_request_id, get_runtime, remember_m
 from service.runtime.runtime import Mode, Runtime
 from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
-from service.schemas.openai_responses import ChatCompletion, Completion, Model, ModelList
+from service.schemas.openai_responses import ChatCompletion, Completion, ModelList, OpenAiModel
 from vbon.errors import InvalidInputError, ModelNotFoundError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -50,7 +50,7 @@ async def get_models(runtime: RuntimeDep) -> ModelList:
 
 
 @router.get("/models/{model}", responses=errors(404, 422))
-async def get_model(model: str, runtime: RuntimeDep) -> Model:
+async def get_model(model: str, runtime: RuntimeDep) -> OpenAiModel:
     """One mode, `MODE@POLICY` too."""
     name, policy = _named(runtime, model)
     return _model(runtime, model, runtime.mode(name, policy=policy))
@@ -94,8 +94,8 @@ def _named(runtime: Runtime, model: str) -> tuple[str, str | None]:
     return name, policy or None
 
 
-def _model(runtime: Runtime, name: str, mode: Mode) -> Model:
-    return Model(
+def _model(runtime: Runtime, name: str, mode: Mode) -> OpenAiModel:
+    return OpenAiModel(
         id=name,
         created=runtime.created,
         max_model_len=runtime.policies[mode.policy].info.max_model_len,

@@ -10,7 +10,7 @@ from service.context.caller import current_caller
 from service.evaluation.preference_pairs import make_pair
 from service.http.disconnect import run_while_connected
 from service.http.security_headers import refuse_other_sites
-from service.routes.dependencies import OpenPairsDep, RecordsDep, RuntimeDep
+from service.routes.dependencies import PendingPairsDep, RecordsDep, RuntimeDep
 from service.routes.request_state import get_request_id
 from service.schemas import AT_WORK, WITH_BODY, errors
 from service.schemas.preferences import (
@@ -43,7 +43,7 @@ async def post_pair(
     body: PairRequest,
     request: Request,
     runtime: RuntimeDep,
-    pairs: OpenPairsDep,
+    pairs: PendingPairsDep,
 ) -> PairShown:
     """Answer a prompt in two modes and show both answers in random order, without their modes."""
     pair = await run_while_connected(request, make_pair(runtime, body, get_request_id(request)))
@@ -52,7 +52,7 @@ async def post_pair(
 
 
 @router.post("", responses=WITH_BODY | errors(403, 404), dependencies=_OURS_ONLY)
-async def post_verdict(body: Verdict, pairs: OpenPairsDep, records: RecordsDep) -> VerdictKept:
+async def post_verdict(body: Verdict, pairs: PendingPairsDep, records: RecordsDep) -> VerdictKept:
     """Keep which answer of a pair is better, and say whose they were. A pair has one verdict."""
     winner = _WINNERS[body.winner]
     with pairs.judged(body.pair) as pair:

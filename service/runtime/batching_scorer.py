@@ -60,7 +60,7 @@ class MeteredScorer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class _PendingScore:
     """A candidate, its reward to come, and the trace it belongs to."""
 
     item: Scorable
@@ -86,7 +86,7 @@ class BatchingScorer:
         self._model = model
         self._runs = runs
         self._max_batch = max_batch
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[_PendingScore] = []
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._loop_task: asyncio.Task[None] | None = None
@@ -151,7 +151,9 @@ class BatchingScorer:
             RewardError: if the batch it was in failed.
         """
         future: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(Scorable(prompt, completion), future, trace_headers.get()))
+        self._waiting.append(
+            _PendingScore(Scorable(prompt, completion), future, trace_headers.get())
+        )
         self._arrived.set()
         return await future
 
@@ -182,14 +184,14 @@ class BatchingScorer:
                 if not waiting.future.done():
                     waiting.future.set_result(score)
 
-    def _score_batch(self, batch: list[_Waiting]) -> list[float | None]:
+    def _score_batch(self, batch: list[_PendingScore]) -> list[float | None]:
         """In the worker's thread. A scorer elsewhere is told the trace if all of the batch is of the same."""
         trace = batch[0].trace
         same = all(waiting.trace is trace for waiting in batch)
         trace_headers.set(trace if same else NO_TRACE)
         return self._model.score([waiting.item for waiting in batch])
 
-    def _take_batch(self) -> list[_Waiting]:
+    def _take_batch(self) -> list[_PendingScore]:
         wanted = [waiting for waiting in self._waiting if not waiting.future.done()]
         batch, self._waiting = wanted[: self._max_batch], wanted[self._max_batch :]
         if not self._waiting:
@@ -197,7 +199,7 @@ class BatchingScorer:
         return batch
 
     @staticmethod
-    def _fail(batch: list[_Waiting], error: Exception) -> None:
+    def _fail(batch: list[_PendingScore], error: Exception) -> None:
         known = error if isinstance(error, RewardError) else RewardError(f"scoring failed: {error}")
         for waiting in batch:
             if not waiting.future.done():

@@ -29,13 +29,13 @@ def build_runtime(settings: ServiceSettings) -> Runtime:
     """
     if settings.evaluation is not None:
         read_evaluation(settings.evaluation)
-    builder = Builder(settings)
+    builder = RuntimeBuilder(settings)
     reward = None if settings.reward is None else builder.scorer("reward")
     gold = None if settings.gold is None else builder.scorer("gold")
     return Runtime(settings, builder.all_engines(), reward, gold)
 
 
-class Builder:
+class RuntimeBuilder:
     """Makes engines and scorers as the settings say: all at the start, some again at a reload."""
 
     def __init__(self, settings: ServiceSettings) -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from vbon.errors import RequestTimeoutError, ShuttingDownError
 
 
-class Flights:
+class InFlightRequests:
     """Gives every request its time limit, and knows which engine and scorer it uses.
 
     Attributes:
@@ -26,7 +26,7 @@ class Flights:
         return len(self._under_way)
 
     @asynccontextmanager
-    async def under_way(
+    async def track(
         self, limit_s: float | None, named: str, uses: tuple[object, ...]
     ) -> AsyncGenerator[None, None]:
         """Within this, a request that uses some parts.

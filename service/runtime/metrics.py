@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
-from service.runtime.supervisor import Watch
+from service.runtime.supervisor import Supervision
 from service.strategies import Outcome
 from vbon.engine import Engine
 from vbon.engine.metrics import labelled, merged
@@ -106,7 +106,7 @@ class Metrics:
         for before, after in pairwise(outcome.step_times_s):
             _of_mode(self.inter_token, mode).observe(after - before)
 
-    def recovered(self, watch: Watch) -> None:
+    def recovered(self, watch: Supervision) -> None:
         """Record that a part is back."""
         self.restarts.labels(watch.name).inc()
         self.recovery.labels(watch.name).set(watch.recovery_s)

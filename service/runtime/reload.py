@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _Old = Engine | BatchingScorer
 
 
-class Rebuild(Protocol):
+class ModelBuilder(Protocol):
     """Makes engines and scorers anew, from the configuration alone."""
 
     def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
@@ -47,7 +47,7 @@ class Rebuild(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reloaded:
+class ReloadResult:
     """What a reload did.
 
     Attributes:
@@ -70,11 +70,11 @@ class Reloader:
     under way finish with the old, which then goes. So there must be room for both.
     """
 
-    def __init__(self, runtime: Runtime, rebuild: Rebuild) -> None:
+    def __init__(self, runtime: Runtime, rebuild: ModelBuilder) -> None:
         self._runtime, self._rebuild = runtime, rebuild
         self._lock = asyncio.Lock()
 
-    async def reload(self, model: str) -> Reloaded:
+    async def reload(self, model: str) -> ReloadResult:
         """Read a policy, ``reward`` or ``gold`` again from its configured path.
 
         Raises:
@@ -94,7 +94,7 @@ class Reloader:
             # On its own: who has asked may leave, but what has begun must not stop half-way.
             return await asyncio.shield(asyncio.create_task(self._reload(model), name="reload"))
 
-    async def _reload(self, model: str) -> Reloaded:
+    async def _reload(self, model: str) -> ReloadResult:
         runtime, begun_s = self._runtime, perf_counter()
         before = _revision(runtime, model)
         replace = self._engines if model in runtime.policies else self._scorer
@@ -107,11 +107,11 @@ class Reloader:
             ) from error
         loaded_s = perf_counter()
         for part in old:
-            await runtime.flights.until_unused(part)
+            await runtime.in_flight.until_unused(part)
         for part in old:
             await part.stop()
         now = _revision(runtime, model)
-        done = Reloaded(new, before, now, loaded_s - begun_s, perf_counter() - loaded_s)
+        done = ReloadResult(new, before, now, loaded_s - begun_s, perf_counter() - loaded_s)
         logger.info("%s: %s in the place of %s", ", ".join(new), now, before)
         return done
 

@@ -14,9 +14,9 @@ from typing import Any
 from service.admission.admission import Admission
 from service.context.request_context import Passage, begin_passage
 from service.runtime.batching_scorer import BatchingScorer, MeteredScorer
-from service.runtime.in_flight import Flights
+from service.runtime.in_flight import InFlightRequests
 from service.runtime.metrics import Metrics
-from service.runtime.supervisor import Part, Supervisor
+from service.runtime.supervisor import RestartablePart, Supervisor
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import (
     STRATEGIES,
@@ -52,7 +52,7 @@ class Mode:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PromptResult:
     """One prompt's outcome with the time it took from arrival.
 
     Attributes:
@@ -103,7 +103,7 @@ class Runtime:
         self.metrics.running.set_function(lambda: self.admission.running)
         self.metrics.waiting.set_function(lambda: self.admission.waiting)
         self.metrics.scores_waiting.set_function(lambda: self.reward.waiting if self.reward else 0)
-        self.flights = Flights()
+        self.in_flight = InFlightRequests()
         for name in policies:
             self.metrics.engine_alive.labels(name).set_function(partial(self._alive, name))
             self.metrics.engine_sequences.labels(name).set_function(partial(self._unfinished, name))
@@ -113,7 +113,7 @@ class Runtime:
             max_backoff_s=settings.restarts.max_backoff_s,
             on_recovered=self.metrics.recovered,
         )
-        for name in self.supervisor.watches:
+        for name in self.supervisor.supervised:
             self.metrics.restarts.labels(name)  # shown as 0 before the first
         self.metrics.tasks.set_function(_tasks)
         self.metrics.ready.set_function(lambda: float(self.ready))
@@ -134,7 +134,7 @@ class Runtime:
         """All models loaded and warm, every engine and reward worker alive, and not shutting down."""
         return (
             self._loaded
-            and not self.flights.closing
+            and not self.in_flight.closing
             and all(engine.alive for engine in self.policies.values())
             and all(scorer.alive for scorer in self.scorers.values())
         )
@@ -151,8 +151,8 @@ class Runtime:
         engines = {name: engine.info.revision for name, engine in self.policies.items()}
         return engines | {f"{name} model": one.revision for name, one in self.scorers.items()}
 
-    def _parts(self) -> dict[str, Part]:
-        parts: dict[str, Part] = {
+    def _parts(self) -> dict[str, RestartablePart]:
+        parts: dict[str, RestartablePart] = {
             name: engine for name, engine in self.policies.items() if not engine.recovers
         }
         return parts | self.scorers
@@ -166,7 +166,7 @@ class Runtime:
             for name, engine in self.policies.items()
             if engine.trouble
         )
-        if self.flights.closing:
+        if self.in_flight.closing:
             return "shutting down"
         if not self._loaded:
             return f"models are loading{troubles}"
@@ -204,7 +204,7 @@ class Runtime:
         """Let requests that come from here on use these, which are warm, in the place of their like."""
         self.policies = {**self.policies, **engines}
         for name, engine in engines.items():
-            if name in self.supervisor.watches:
+            if name in self.supervisor.supervised:
                 await self.supervisor.replace(name, engine)
 
     async def adopt_scorer(self, name: str, scorer: BatchingScorer) -> None:
@@ -283,7 +283,7 @@ class Runtime:
         score: bool = True,
         timeout_s: float | None = None,
         observer: Observer = UNOBSERVED,
-    ) -> Answer:
+    ) -> PromptResult:
         """Answer one prompt: wait for a place, decode, rerank, record.
 
         Args:
@@ -318,7 +318,7 @@ class Runtime:
             )
         )
         others = tuple(self.policies.values()) if mode.strategy.uses_policies else ()
-        async with self.flights.under_way(limit, named, (engine, reward, *others)):
+        async with self.in_flight.track(limit, named, (engine, reward, *others)):
             token_ids = await engine.encode(prompt)
             check_fits(engine.info, token_ids, sampling)
             passage.encoded_s, passage.prompt_tokens = perf_counter(), len(token_ids)
@@ -328,11 +328,11 @@ class Runtime:
             ) as entry:
                 admitted = passage.admitted_s = perf_counter()
                 observer.admitted(len(token_ids))
-                outcome = await mode.strategy.answer(task, resources)
+                outcome = await mode.strategy.run(task, resources)
                 entry.spent(outcome.generated_tokens)
         finished = perf_counter()
         _note(passage, outcome)
-        answer = Answer(
+        answer = PromptResult(
             mode=mode,
             policy=engine.info,
             scorer=reward,

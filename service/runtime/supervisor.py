@@ -17,7 +17,7 @@ STEADY_S = 60.0
 LATE_S = 2.0
 
 
-class Part(Protocol):
+class RestartablePart(Protocol):
     """Something with a process of its own."""
 
     @property
@@ -36,7 +36,7 @@ class Part(Protocol):
 
 
 @dataclass
-class Watch:
+class Supervision:
     """One part under supervision.
 
     Attributes:
@@ -48,7 +48,7 @@ class Watch:
     """
 
     name: str
-    part: Part
+    part: RestartablePart
     restarts: int = 0
     failures: int = 0
     recovery_s: float = 0.0
@@ -69,14 +69,14 @@ class Supervisor:
 
     def __init__(
         self,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, RestartablePart],
         *,
         poll_s: float = 0.25,
         backoff_s: float = 1.0,
         max_backoff_s: float = 60.0,
-        on_recovered: Callable[[Watch], object] = lambda _: None,
+        on_recovered: Callable[[Supervision], object] = lambda _: None,
     ) -> None:
-        self.watches = {name: Watch(name, part) for name, part in parts.items()}
+        self.supervised = {name: Supervision(name, part) for name, part in parts.items()}
         self._poll_s = poll_s
         self._backoff_s, self._max_backoff_s = backoff_s, max_backoff_s
         self._on_recovered = on_recovered
@@ -84,7 +84,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin to look; the parts are alive."""
-        for watch in self.watches.values():
+        for watch in self.supervised.values():
             self._begin(watch)
 
     async def stop(self) -> None:
@@ -94,28 +94,28 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def replace(self, name: str, part: Part) -> None:
-        """Watch another part, which is alive, under a name from here on."""
+    async def replace(self, name: str, part: RestartablePart) -> None:
+        """Supervision another part, which is alive, under a name from here on."""
         task = self._tasks.pop(name, None)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        watch = self.watches[name]
+        watch = self.supervised[name]
         watch.part, watch.trouble, watch.failures = part, "", 0
         self._begin(watch)
 
     @property
     def trouble(self) -> str:
         """What is dead, and what is being done about it; empty if all live."""
-        return "; ".join(watch.trouble for watch in self.watches.values() if watch.trouble)
+        return "; ".join(watch.trouble for watch in self.supervised.values() if watch.trouble)
 
-    def _begin(self, watch: Watch) -> None:
+    def _begin(self, watch: Supervision) -> None:
         watch.alive_since_s = monotonic()
         self._tasks[watch.name] = asyncio.create_task(
             self._look(watch), name=f"supervise-{watch.name}", context=Context()
         )
 
-    async def _look(self, watch: Watch) -> None:
+    async def _look(self, watch: Supervision) -> None:
         due_s = monotonic()
         while True:
             due_s = max(due_s, monotonic()) + self._poll_s
@@ -126,7 +126,7 @@ class Supervisor:
             if not watch.part.alive:
                 await self._bring_back(watch)
 
-    async def _check(self, watch: Watch) -> None:
+    async def _check(self, watch: Supervision) -> None:
         try:
             await watch.part.check()
         except (
@@ -134,7 +134,7 @@ class Supervisor:
         ):  # what cannot be asked whether it hangs can still die, and be brought back
             logger.exception("%s cannot be looked at", watch.name)
 
-    async def _bring_back(self, watch: Watch) -> None:
+    async def _bring_back(self, watch: Supervision) -> None:
         died_s = monotonic()
         if died_s - watch.alive_since_s >= STEADY_S:
             watch.failures = 0

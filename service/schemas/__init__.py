@@ -3,8 +3,8 @@
 from service.schemas.answer import (
     BatchAnswer,
     CandidateOut,
-    CurvePoint,
     GenerateAnswer,
+    RewardCurvePoint,
     Timings,
     Usage,
 )
@@ -34,7 +34,6 @@ __all__ = [
     "CompareRequest",
     "CompareResponse",
     "ComparedAnswer",
-    "CurvePoint",
     "ErrorBody",
     "ErrorResponse",
     "GenerateAnswer",
@@ -48,6 +47,7 @@ __all__ = [
     "ModesResponse",
     "PromptRow",
     "Range",
+    "RewardCurvePoint",
     "SamplingFields",
     "SamplingUsed",
     "Text",

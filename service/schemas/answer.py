@@ -41,7 +41,7 @@ class CandidateOut(BaseModel):
     token_logprobs: list[float] | None = Field(None, description="nats, one a token")
 
 
-class CurvePoint(BaseModel):
+class RewardCurvePoint(BaseModel):
     """What best-of-n is worth on this prompt, estimated without bias from the candidates drawn."""
 
     n: int
@@ -65,7 +65,7 @@ class GenerateAnswer(BaseModel):
     candidates: list[CandidateOut] | None = None
     token_ids: list[int] | None = Field(None, description="on request (logprobs)")
     token_logprobs: list[float] | None = Field(None, description="on request; nats, one a token")
-    reward_curve: list[CurvePoint] | None = Field(None, description="where n was a list")
+    reward_curve: list[RewardCurvePoint] | None = Field(None, description="where n was a list")
     strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
     details: dict[str, Any] = Field(description="what the strategy reports of its choice")
     sampling: SamplingUsed

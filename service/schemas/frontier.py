@@ -38,7 +38,7 @@ class PolicyPoint(BaseModel):
     notes: list[str] = Field(description="what is not known of it, or not the same as here")
 
 
-class BonRow(BaseModel):
+class BestOfNPoint(BaseModel):
     """Best-of-n of the reference, as `training evaluate` measured it."""
 
     n: int
@@ -73,7 +73,7 @@ class Frontier(BaseModel):
     """Everything known of (KL, win rate, reward) here."""
 
     policies: list[PolicyPoint]
-    best_of_n: list[BonRow] = Field(description="empty without an evaluation of these models")
+    best_of_n: list[BestOfNPoint] = Field(description="empty without an evaluation of these models")
     live: list[LivePoint] = Field(description="newest load test of each mode and N on these models")
     bounds: list[Bound]
     reward_model: ModelRef | None

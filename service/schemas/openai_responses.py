@@ -89,7 +89,7 @@ class ChatCompletion(OpenAiAnswer):
     choices: list[ChatChoice]
 
 
-class Model(BaseModel):
+class OpenAiModel(BaseModel):
     """A mode as OpenAI clients see it."""
 
     id: str
@@ -104,4 +104,4 @@ class ModelList(BaseModel):
     """Every mode."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[OpenAiModel]

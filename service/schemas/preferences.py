@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from service.schemas.wire import Text, Wire
 
 
-class Side(Wire):
+class PairSide(Wire):
     """One of the two ways to answer."""
 
     mode: Annotated[str, Field(min_length=1, max_length=128)]
@@ -20,7 +20,7 @@ class PairRequest(Wire):
     """One prompt, two ways to answer it."""
 
     prompt: Text
-    sides: Annotated[list[Side], Field(fail_fast=True, min_length=2, max_length=2)]
+    sides: Annotated[list[PairSide], Field(fail_fast=True, min_length=2, max_length=2)]
     chat: bool = Field(False, description="send the prompt as a chat's first message")
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)

@@ -109,7 +109,7 @@ class AdaptiveBon(Strategy):
         """``max_n``, else n."""
         return num_samples if self.max_n is None else self.max_n
 
-    async def answer(self, task: Task, resources: Resources) -> Outcome:
+    async def run(self, task: Task, resources: Resources) -> Outcome:
         """Draw, look, draw again or stop; the best of all that was drawn."""
         scorer = required_scorer(resources.scorer, self.description)
         most = self.most_candidates(task.num_samples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from service.strategies.protocol import Float
-from service.strategies.rerank import Pool, Reranker, best
+from service.strategies.rerank import CandidatePool, Reranker, best
 
 
 class Bon(Reranker):
@@ -13,6 +13,6 @@ class Bon(Reranker):
 
     description: ClassVar[str] = "N samples, the one with the highest reward returned"
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """All on the highest reward."""
         return best(pool.rewards)

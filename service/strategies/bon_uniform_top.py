@@ -10,7 +10,7 @@ from pydantic import Field
 
 from service.strategies.bounds import MOST_COUNT
 from service.strategies.protocol import Float
-from service.strategies.rerank import Pool, Reranker
+from service.strategies.rerank import CandidatePool, Reranker
 
 
 class BonUniformTop(Reranker):
@@ -27,7 +27,7 @@ class BonUniformTop(Reranker):
         4, ge=1, le=MOST_COUNT, description="M: one of the best ceil(N/M) is returned"
     )
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """Equal on the best; ties at the boundary go to the lower indices."""
         count = len(pool.rewards)
         kept = math.ceil(count / self.effective_n)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from service.strategies.protocol import Float
 from service.strategies.regularised import RegularisedReranker
-from service.strategies.rerank import Pool, best
+from service.strategies.rerank import CandidatePool, best
 
 
 class MbrBon(RegularisedReranker):
@@ -21,7 +21,7 @@ class MbrBon(RegularisedReranker):
     source: ClassVar[str] = "MBR-BoN, arXiv 2404.01054"
     compares_texts: ClassVar[bool] = True
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """All on the highest regularised reward."""
         assert pool.similarity is not None
         return best(self.rewards(pool) + self.reg_strength * pool.similarity.mean(axis=1))

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from service.strategies.bounds import LEAST_SCALE, MOST_SCALE
 from service.strategies.protocol import Float
-from service.strategies.rerank import Pool, Reranker
+from service.strategies.rerank import CandidatePool, Reranker
 
 
 class PessimisticBon(Reranker):
@@ -30,7 +30,7 @@ class PessimisticBon(Reranker):
         description="weight of the regulariser; to 0: best-of-N",
     )
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """``relu((r - lambda) / b) / N``, which sums to 1 by the choice of lambda."""
         level = normalising_level(pool.rewards, self.reg_strength)
         weights = np.maximum(pool.rewards - level, 0.0)

@@ -132,7 +132,7 @@ class Strategy(BaseModel, ABC):
     source: ClassVar[str] = ""
 
     @abstractmethod
-    async def answer(self, task: Task, resources: Resources) -> Outcome:
+    async def run(self, task: Task, resources: Resources) -> Outcome:
         """Answer one prompt.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from service.strategies.protocol import Float
 from service.strategies.regularised import RegularisedReranker
-from service.strategies.rerank import Pool, best
+from service.strategies.rerank import CandidatePool, best
 
 
 class RbonKl(RegularisedReranker):
@@ -19,6 +19,6 @@ class RbonKl(RegularisedReranker):
     source: ClassVar[str] = "RBoN-KL, arXiv 2404.01054"
     uses_logprobs: ClassVar[bool] = True
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """All on the highest regularised reward."""
         return best(self.rewards(pool) + self.reg_strength * pool.logprobs)

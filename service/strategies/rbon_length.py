@@ -8,7 +8,7 @@ import numpy as np
 
 from service.strategies.protocol import Float
 from service.strategies.regularised import RegularisedReranker
-from service.strategies.rerank import Pool, best
+from service.strategies.rerank import CandidatePool, best
 
 
 class RbonLength(RegularisedReranker):
@@ -17,6 +17,6 @@ class RbonLength(RegularisedReranker):
     description: ClassVar[str] = "N samples, the highest reward - reg_strength / tokens"
     source: ClassVar[str] = "RBoN-L, arXiv 2502.12668"
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """All on the highest regularised reward."""
         return best(self.rewards(pool) - self.reg_strength / np.maximum(pool.lengths, 1.0))

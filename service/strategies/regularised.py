@@ -6,7 +6,7 @@ from pydantic import Field
 
 from service.strategies.bounds import MOST_SCALE
 from service.strategies.protocol import Float
-from service.strategies.rerank import Pool, Reranker, standardised
+from service.strategies.rerank import CandidatePool, Reranker, standardised
 
 
 class RegularisedReranker(Reranker):
@@ -25,6 +25,6 @@ class RegularisedReranker(Reranker):
         "one strength suits every reward model and prompt; false: raw, as in the papers",
     )
 
-    def rewards(self, pool: Pool) -> Float:
+    def rewards(self, pool: CandidatePool) -> Float:
         """As the rule uses them."""
         return standardised(pool.rewards) if self.normalise_rewards else pool.rewards

@@ -25,7 +25,7 @@ from vbon.maths.seeds import seed_of
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class CandidatePool:
     """The scored candidates of a prompt, as a rule sees them; N of them.
 
     Attributes:
@@ -52,10 +52,10 @@ class Reranker(Strategy):
     compares_texts: ClassVar[bool] = False
 
     @abstractmethod
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """The probability of returning each candidate, shape ``(N,)``; sums to 1."""
 
-    async def answer(self, task: Task, resources: Resources) -> Outcome:
+    async def run(self, task: Task, resources: Resources) -> Outcome:
         """N candidates, one of them chosen."""
         scorer = required_scorer(resources.scorer, self.description)
         collected = await collect(task, resources.engine, scorer, task.num_samples)
@@ -64,7 +64,7 @@ class Reranker(Strategy):
         if self.compares_texts:
             texts = [scored_candidate.candidate.text for scored_candidate in scored]
             similarity = await resources.embedder.similarity(texts)
-        weights = self.distribution(pool_of(scored, similarity))
+        weights = self.distribution(candidate_pool(scored, similarity))
         selected = scored[draw(weights, task.sampling.seed)]
         details: dict[str, object] = {}
         if np.count_nonzero(weights) > 1:
@@ -115,9 +115,11 @@ def highest(scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
     return scored[int(np.argmax(np.array([c.reward for c in scored], dtype=np.float64)))]
 
 
-def pool_of(scored: Sequence[ScoredCandidate], similarity: Float | None = None) -> Pool:
+def candidate_pool(
+    scored: Sequence[ScoredCandidate], similarity: Float | None = None
+) -> CandidatePool:
     """What a rule sees of scored candidates."""
-    return Pool(
+    return CandidatePool(
         rewards=np.array([c.reward for c in scored], dtype=np.float64),
         logprobs=np.array([c.candidate.cumulative_logprob for c in scored], dtype=np.float64),
         lengths=np.array([float(len(c.candidate.token_ids)) for c in scored]),

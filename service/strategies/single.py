@@ -24,7 +24,7 @@ class Single(Strategy):
     description: ClassVar[str] = "one sample of the policy"
     reranks: ClassVar[bool] = False
 
-    async def answer(self, task: Task, resources: Resources) -> Outcome:
+    async def run(self, task: Task, resources: Resources) -> Outcome:
         """One candidate, which is the answer."""
         if task.observer.follows_tokens:
             return await self._followed(task, resources)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from service.strategies.bounds import LEAST_SCALE, MOST_SCALE
 from service.strategies.protocol import Float
-from service.strategies.rerank import Pool, Reranker, softmax
+from service.strategies.rerank import CandidatePool, Reranker, softmax
 
 
 class SoftBon(Reranker):
@@ -28,6 +28,6 @@ class SoftBon(Reranker):
         description="in units of reward; to 0: best-of-N",
     )
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """Softmax of the rewards."""
         return softmax(pool.rewards / self.reward_temperature)

@@ -61,7 +61,7 @@ class SpeculativeRejection(Strategy):
     def _every(self, max_tokens: int) -> int:
         return step_tokens(self.check_tokens, max_tokens // 8, max_tokens)
 
-    async def answer(self, task: Task, resources: Resources) -> Outcome:
+    async def run(self, task: Task, resources: Resources) -> Outcome:
         """A race; the best of those that finished."""
         scorer = required_scorer(resources.scorer, self.description)
         race = _Race(task, resources.engine, scorer)

@@ -16,7 +16,7 @@ from pydantic import Field
 from service.strategies.bounds import LEAST_SCALE, MOST_SCALE
 from service.strategies.protocol import Float
 from service.strategies.regularised import RegularisedReranker
-from service.strategies.rerank import Pool, softmax
+from service.strategies.rerank import CandidatePool, softmax
 
 
 class SrbonKl(RegularisedReranker):
@@ -37,7 +37,7 @@ class SrbonKl(RegularisedReranker):
         1.0, ge=0, le=1, description="power of p(y): 1 as in the paper, 0: soft best-of-N"
     )
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """Softmax of the rewards over the strength, tilted by the likelihood."""
         tilt = self.likelihood_weight * pool.logprobs
         return softmax(self.rewards(pool) / self.reg_strength + tilt)

@@ -14,7 +14,7 @@ import numpy as np
 
 from service.strategies.protocol import Float
 from service.strategies.regularised import RegularisedReranker
-from service.strategies.rerank import Pool
+from service.strategies.rerank import CandidatePool
 
 
 class SrbonWd(RegularisedReranker):
@@ -24,7 +24,7 @@ class SrbonWd(RegularisedReranker):
     source: ClassVar[str] = "SRBoN-WD, arXiv 2502.12668"
     compares_texts: ClassVar[bool] = True
 
-    def distribution(self, pool: Pool) -> Float:
+    def distribution(self, pool: CandidatePool) -> Float:
         """Share of the candidates that vote for each; ties go to the lower index."""
         assert pool.similarity is not None
         gain = self.rewards(pool)[None, :] - self.reg_strength * (1.0 - pool.similarity)

@@ -75,7 +75,7 @@ class TreeBon(Strategy):
     def _layer(self, max_tokens: int) -> int:
         return step_tokens(self.layer_tokens, max_tokens // 4, max_tokens)
 
-    async def answer(self, task: Task, resources: Resources) -> Outcome:
+    async def run(self, task: Task, resources: Resources) -> Outcome:
         """Layers, then the reward model over the leaves."""
         scorer = required_scorer(resources.scorer, self.description)
         guide = resources.policies.get(self.guide)

@@ -152,7 +152,7 @@ async def test_a_part_that_cannot_be_looked_at_is_still_brought_back(path: str) 
     await asyncio.sleep(0.05)
     part.alive = False
     async with asyncio.timeout(5):
-        while not supervisor.watches["part"].restarts:  # noqa: ASYNC110
+        while not supervisor.supervised["part"].restarts:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await supervisor.stop()
 

@@ -399,7 +399,7 @@ async def test_a_client_that_leaves_wants_no_texts_of_tokens(changes: dict[str, 
         asked = engine.asked
         await asyncio.sleep(0.05)
     assert asked == engine.asked < 12
-    assert len(runtime.flights) == 0
+    assert len(runtime.in_flight) == 0
 
 
 @WAYS
@@ -413,7 +413,7 @@ async def test_a_shutdown_waits_for_the_texts_of_tokens_too(
         asking = asyncio.create_task(client.post("/v1/completions", json={**LISTED, **changes}))
         while engine.asked == 0:  # noqa: ASYNC110
             await asyncio.sleep(0)
-        ended = await runtime.flights.drain(limit_s)
+        ended = await runtime.in_flight.drain(limit_s)
         asked = engine.asked
         response = await asking
     assert asked == engine.asked

@@ -65,7 +65,7 @@ async def test_of_a_pair_only_what_is_shown_and_whose_it_is_is_kept() -> None:
     async with serving(make_runtime(store="none")) as (app, client):
         asked = {**PAIR, "sides": [{"mode": "bon", "n": 2}, {"mode": "bon", "n": 4}]}
         shown = (await client.post("/preferences/pairs", json=asked)).json()
-        with app.state.open_pairs.judged(shown["pair"]) as pair:
+        with app.state.pending_pairs.judged(shown["pair"]) as pair:
             assert {type(pair.left), type(pair.right)} == {Shown}
             assert (pair.left.text, pair.right.text) == (shown["left"], shown["right"])
             assert {pair.left.n, pair.right.n} == {2, 4}
@@ -73,7 +73,7 @@ async def test_of_a_pair_only_what_is_shown_and_whose_it_is_is_kept() -> None:
 
 def test_nobody_pushes_out_the_pairs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blind, "_MOST_OPEN", 4)
-    pairs = blind.OpenPairs()
+    pairs = blind.PendingPairs()
     pair = blind.Pair("p", Shown("ref", 1, "a"), Shown("bon", 4, "b"))
     ann = [pairs.add(pair, "ann") for _ in range(2)]
     bob = [pairs.add(pair, "bob") for _ in range(20)]
@@ -89,7 +89,7 @@ def test_a_pair_whose_verdict_fails_is_kept_within_the_same_bounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(blind, "_MOST_OPEN", 2)
-    pairs = blind.OpenPairs()
+    pairs = blind.PendingPairs()
     pair = blind.Pair("p", Shown("ref", 1, "a"), Shown("bon", 4, "b"))
     first = pairs.add(pair, "ann")
     judging = pairs.judged(first)

@@ -42,7 +42,7 @@ class Remote(FakeEngine):
 
 
 class Shelf:
-    """A :class:`service.runtime.reload.Rebuild` that gives what was put on it."""
+    """A :class:`service.runtime.reload.ModelBuilder` that gives what was put on it."""
 
     def __init__(self) -> None:
         self.next: dict[str, Engine] = {}

@@ -19,7 +19,7 @@ from service.strategies.mbr_bon import MbrBon
 from service.strategies.pessimistic_bon import PessimisticBon, normalising_level
 from service.strategies.rbon_kl import RbonKl
 from service.strategies.rbon_length import RbonLength
-from service.strategies.rerank import Pool, Reranker, draw, standardised
+from service.strategies.rerank import CandidatePool, Reranker, draw, standardised
 from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.srbon_kl import SrbonKl
@@ -30,13 +30,13 @@ from vbon.embedders.cosine import cosine
 finite = st.floats(-20, 20, allow_subnormal=False)
 
 
-def pools(smallest: int = 1) -> st.SearchStrategy[Pool]:
-    def build(count: int) -> st.SearchStrategy[Pool]:
+def pools(smallest: int = 1) -> st.SearchStrategy[CandidatePool]:
+    def build(count: int) -> st.SearchStrategy[CandidatePool]:
         vector = st.lists(finite, min_size=count, max_size=count).map(np.array)
         rows = st.lists(vector, min_size=count, max_size=count).map(np.array)
         lengths = st.lists(st.integers(1, 40), min_size=count, max_size=count)
         return st.builds(
-            Pool,
+            CandidatePool,
             rewards=vector,
             logprobs=vector.map(lambda v: -np.abs(v)),
             lengths=lengths.map(lambda v: np.array(v, dtype=float)),
@@ -55,7 +55,7 @@ def test_all_rules_are_here() -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 @given(pool=pools())
-def test_every_rule_is_a_distribution(rule: Reranker, pool: Pool) -> None:
+def test_every_rule_is_a_distribution(rule: Reranker, pool: CandidatePool) -> None:
     weights = rule.distribution(pool)
     assert weights.shape == pool.rewards.shape
     assert (weights >= 0).all()
@@ -64,13 +64,15 @@ def test_every_rule_is_a_distribution(rule: Reranker, pool: Pool) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 @given(pool=pools(2), data=st.data())
-def test_no_rule_depends_on_the_order(rule: Reranker, pool: Pool, data: st.DataObject) -> None:
+def test_no_rule_depends_on_the_order(
+    rule: Reranker, pool: CandidatePool, data: st.DataObject
+) -> None:
     """But for ties, which go to the lower index."""
     if len(np.unique(pool.rewards)) < len(pool.rewards) or np.ptp(pool.rewards) < 1e-6:
         return
     order = np.array(data.draw(st.permutations(range(len(pool.rewards)))))
     assert pool.similarity is not None
-    moved = Pool(
+    moved = CandidatePool(
         pool.rewards[order], pool.logprobs[order], pool.lengths[order],
         pool.similarity[np.ix_(order, order)],
     )  # fmt: skip
@@ -80,12 +82,12 @@ def test_no_rule_depends_on_the_order(rule: Reranker, pool: Pool, data: st.DataO
         assert rule_is_tied(rule, pool)
 
 
-def rule_is_tied(rule: Reranker, pool: Pool) -> bool:
-    nudged = Pool(
+def rule_is_tied(rule: Reranker, pool: CandidatePool) -> bool:
+    nudged = CandidatePool(
         pool.rewards + 1e-7 * np.arange(len(pool.rewards)), pool.logprobs, pool.lengths,
         pool.similarity,
     )  # fmt: skip
-    back = Pool(
+    back = CandidatePool(
         pool.rewards - 1e-7 * np.arange(len(pool.rewards)), pool.logprobs, pool.lengths,
         pool.similarity,
     )  # fmt: skip
@@ -93,9 +95,9 @@ def rule_is_tied(rule: Reranker, pool: Pool) -> bool:
     return bool(np.abs(a - b).max() > 1e-9)
 
 
-def example() -> Pool:
+def example() -> CandidatePool:
     vectors = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0]])
-    return Pool(
+    return CandidatePool(
         rewards=np.array([1.0, 1.2, 0.9, 1.5]),
         logprobs=np.array([-4.0, -5.0, -3.0, -9.0]),
         lengths=np.array([4.0, 5.0, 3.0, 2.0]),
@@ -103,14 +105,14 @@ def example() -> Pool:
     )
 
 
-def chosen(rule: Reranker, pool: Pool | None = None) -> int:
+def chosen(rule: Reranker, pool: CandidatePool | None = None) -> int:
     weights = rule.distribution(pool or example())
     assert np.count_nonzero(weights) == 1
     return int(np.argmax(weights))
 
 
 def test_bon_takes_the_first_of_the_highest() -> None:
-    pool = Pool(np.array([1.0, 3.0, 3.0]), np.zeros(3), np.ones(3))
+    pool = CandidatePool(np.array([1.0, 3.0, 3.0]), np.zeros(3), np.ones(3))
     assert chosen(Bon(), pool) == 1
 
 
@@ -127,7 +129,7 @@ def test_regularised_choices_by_hand() -> None:
 
 
 @given(pool=pools(2))
-def test_mbr_is_the_wasserstein_distance_to_the_others(pool: Pool) -> None:
+def test_mbr_is_the_wasserstein_distance_to_the_others(pool: CandidatePool) -> None:
     """W1(delta_y, p^) with cost 1 - sim has one transport plan."""
     assert pool.similarity is not None
     rule = MbrBon(reg_strength=0.7, normalise_rewards=False)
@@ -140,7 +142,7 @@ def test_mbr_is_the_wasserstein_distance_to_the_others(pool: Pool) -> None:
 
 
 @given(pool=pools(), temperature=st.floats(0.05, 5))
-def test_soft_bon_by_brute_force(pool: Pool, temperature: float) -> None:
+def test_soft_bon_by_brute_force(pool: CandidatePool, temperature: float) -> None:
     weights = SoftBon(reward_temperature=temperature).distribution(pool)
     shifted = [math.exp((r - max(pool.rewards)) / temperature) for r in pool.rewards]
     assert weights == pytest.approx([w / sum(shifted) for w in shifted])
@@ -153,7 +155,7 @@ def test_soft_bon_tends_to_bon_and_to_uniform() -> None:
 
 
 @given(pool=pools(), effective_n=st.integers(1, 12))
-def test_uniform_top_keeps_the_best_share(pool: Pool, effective_n: int) -> None:
+def test_uniform_top_keeps_the_best_share(pool: CandidatePool, effective_n: int) -> None:
     weights = BonUniformTop(effective_n=effective_n).distribution(pool)
     kept = np.flatnonzero(weights)
     count = math.ceil(len(pool.rewards) / effective_n)
@@ -163,7 +165,7 @@ def test_uniform_top_keeps_the_best_share(pool: Pool, effective_n: int) -> None:
 
 
 @given(pool=pools(), strength=st.floats(1e-3, 10))
-def test_pessimism_weights_have_mean_one(pool: Pool, strength: float) -> None:
+def test_pessimism_weights_have_mean_one(pool: CandidatePool, strength: float) -> None:
     level = normalising_level(pool.rewards, strength)
     raw = np.maximum(pool.rewards - level, 0) / strength
     assert raw.mean() == pytest.approx(1, rel=1e-6, abs=1e-6)
@@ -191,7 +193,7 @@ def test_pessimism_with_a_vanishing_strength_is_bon() -> None:
 
 
 @given(pool=pools(), strength=st.floats(0.1, 5), tilt=st.floats(0, 1))
-def test_srbon_kl_by_brute_force(pool: Pool, strength: float, tilt: float) -> None:
+def test_srbon_kl_by_brute_force(pool: CandidatePool, strength: float, tilt: float) -> None:
     rule = SrbonKl(reg_strength=strength, likelihood_weight=tilt, normalise_rewards=False)
     logits = pool.rewards / strength + tilt * pool.logprobs
     expected = np.exp(logits - np.logaddexp.reduce(logits))
@@ -205,7 +207,7 @@ def test_srbon_kl_without_likelihood_is_soft_bon() -> None:
 
 
 @given(pool=pools(2), strength=st.floats(0, 30))
-def test_srbon_wd_is_the_linear_programs_optimum(pool: Pool, strength: float) -> None:
+def test_srbon_wd_is_the_linear_programs_optimum(pool: CandidatePool, strength: float) -> None:
     """max over transport plans g >= 0 with row sums 1/N of sum_ij g_ij (r_j - b c_ij)."""
     assert pool.similarity is not None
     count = len(pool.rewards)

@@ -73,7 +73,7 @@ async def ask(
         n,
         "t",
     )
-    return await strategy.answer(task, resources), engine
+    return await strategy.run(task, resources), engine
 
 
 @pytest.mark.parametrize("mode", STRATEGIES)

@@ -50,8 +50,8 @@ async def test_only_what_died_is_started_again_and_at_once() -> None:
     await until(lambda: bool(back))
     await supervisor.stop()
     assert (len(one.starts), other.starts, back) == (1, [], ["one"])
-    assert supervisor.watches["one"].restarts == 1
-    assert supervisor.watches["one"].recovery_s > 0
+    assert supervisor.supervised["one"].restarts == 1
+    assert supervisor.supervised["one"].recovery_s > 0
     assert supervisor.trouble == ""
     assert other.checks > 0
 
