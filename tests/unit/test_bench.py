@@ -1,4 +1,4 @@
-"""Rates, ratios and the table of ``bench``, on made-up timings."""
+"""The rates, ratios and table of ``bench``, computed from made-up timings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from training.bench import run as bench
-from training.bench.run import ratios, result_of, run_bench, table_of
+from training.bench.run import bench_result, bench_table, ratios, run_bench
 from training.bench.steps import Step
 from training.configs import BenchConfig
 from vbon.errors import VbonError
@@ -35,14 +35,14 @@ def test_a_ratio_of_tokens_counts_tokens() -> None:
 
 
 def test_result_and_table_show_both_sides() -> None:
-    result = result_of({"ours": [repeat(1.0)] * 3, "trl": [repeat(2.0)] * 3})
+    result = bench_result({"ours": [repeat(1.0)] * 3, "trl": [repeat(2.0)] * 3})
     assert result["same_samples"]
     ours = result["sides"]["ours"]
     assert (ours["samples"], ours["tokens"], ours["response_tokens"]) == (60, 1200, 20.0)
     assert ours["learn_s"] == {"median": 0.5, "min": 0.5, "max": 0.5, "count": 3}
     console = Console(width=200)
     with console.capture() as captured:
-        console.print(table_of(result))
+        console.print(bench_table(result))
     text = captured.get()
     for shown in (
         "[smallest, largest] of 3 repeats",
@@ -51,7 +51,7 @@ def test_result_and_table_show_both_sides() -> None:
         "RLOO",
     ):
         assert shown in text
-    assert not result_of({"ours": [repeat(1.0)], "trl": [repeat(1.0, steps=3)]})["same_samples"]
+    assert not bench_result({"ours": [repeat(1.0)], "trl": [repeat(1.0, steps=3)]})["same_samples"]
 
 
 def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

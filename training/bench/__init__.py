@@ -1,1 +1,1 @@
-"""Training speed against TRL, both in the same run."""
+"""Measures training speed against TRL, with both trainers in the same run."""

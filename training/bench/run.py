@@ -1,10 +1,12 @@
-"""``bench``: samples trained a second, by this trainer and by TRL's ``RLOOTrainer``, in one run.
+"""The ``bench`` command: training speed of this trainer and of TRL's ``RLOOTrainer``, in one run.
 
-Both start from the same policy, with the same reward model, prompts, batch, length, temperature,
-learning rate, clipping, type, threads and number of steps, and repeats of the two alternate, so that a
-machine that speeds up or slows down does so for both. Ours is ``kl-rl``, TRL's is the same beta; they
-are not the same estimator (ours differentiates the exact KL of every position, TRL pays a sampled one).
-The first step of every repeat is left out. See ``bench_trl`` for what of TRL is not as it comes.
+Both sides use the same policy, reward model, prompts, batch size, response length, temperature,
+learning rate, gradient clipping, dtype, thread count and number of steps. Their repeats alternate, so
+that a machine that speeds up or slows down affects both.
+
+Our side trains ``kl-rl`` with TRL's beta. The two estimators differ: ours differentiates the exact KL
+at every position, TRL subtracts a sampled KL from the reward. The first step of every repeat is a
+warm-up and is not counted. :mod:`training.bench.trl` lists the TRL settings that are not its defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from training.bench.steps import Step, now
+from training.bench.steps import Step, synchronized_time
 from training.configs import BenchConfig, TrainConfig
 from vbon.errors import VbonError
 from vbon.maths.statistics import Spread, spread
@@ -29,22 +31,22 @@ from vbon.terminal import table_console
 logger = logging.getLogger(__name__)
 
 Side = Literal["ours", "trl"]
-TITLES: dict[Side, str] = {"ours": "this project, kl-rl", "trl": "TRL, RLOOTrainer"}
-
-
 Repeat = Sequence[Step]
+SIDE_TITLES: dict[Side, str] = {"ours": "this project, kl-rl", "trl": "TRL, RLOOTrainer"}
 
 
 def rate(repeat: Repeat, unit: Literal["samples", "tokens"]) -> float:
-    """Samples or tokens a second over a repeat."""
+    """Samples or tokens per second over one repeat."""
     return sum(getattr(step, unit) for step in repeat) / sum(step.seconds for step in repeat)
 
 
 def ratios(ours: Sequence[Repeat], trl: Sequence[Repeat]) -> dict[str, Spread]:
-    """Ours over TRL's rate, a pair of neighbouring repeats each: of samples and of tokens.
+    """Our rate divided by TRL's, for samples and for tokens.
+
+    Each ratio compares two neighbouring repeats, so that a slow drift of the machine cancels out.
 
     Raises:
-        ValueError: on unequal numbers of repeats, or none.
+        ValueError: the sides have different numbers of repeats, or none.
     """
     pairs = list(zip(ours, trl, strict=True))
     return {
@@ -53,32 +55,32 @@ def ratios(ours: Sequence[Repeat], trl: Sequence[Repeat]) -> dict[str, Spread]:
     }
 
 
-def amount(repeats: Sequence[Repeat]) -> dict[str, float]:
-    """What was trained on: samples, tokens, and tokens a sample."""
+def training_volume(repeats: Sequence[Repeat]) -> dict[str, float]:
+    """The samples trained on, their tokens, and the mean tokens per sample."""
     steps = [step for repeat in repeats for step in repeat]
     samples, tokens = sum(s.samples for s in steps), sum(s.tokens for s in steps)
     return {"samples": samples, "tokens": tokens, "response_tokens": tokens / samples}
 
 
 def side_figures(repeats: Sequence[Repeat]) -> dict[str, Any]:
-    """One side's figures over its repeats, for JSON: spreads of rates and of seconds a step."""
+    """One side's figures over its repeats, for JSON: spreads of rates and of seconds per step."""
 
-    def a_step(name: str) -> dict[str, float | int]:
+    def per_step(name: str) -> dict[str, float | int]:
         means = [sum(getattr(s, name) for s in repeat) / len(repeat) for repeat in repeats]
         return spread(means).as_dict()
 
     return {
-        **amount(repeats),
+        **training_volume(repeats),
         "samples_per_second": spread([rate(r, "samples") for r in repeats]).as_dict(),
         "tokens_per_second": spread([rate(r, "tokens") for r in repeats]).as_dict(),
-        **{name: a_step(name) for name in ("seconds", "sample_s", "score_s", "learn_s")},
+        **{name: per_step(name) for name in ("seconds", "sample_s", "score_s", "learn_s")},
         "repeats": [[asdict(step) for step in repeat] for repeat in repeats],
     }
 
 
-def result_of(measured: Mapping[Side, Sequence[Repeat]]) -> dict[str, Any]:
-    """Both sides, their ratios, and whether they trained on equally many samples."""
-    counts = {side: amount(repeats)["samples"] for side, repeats in measured.items()}
+def bench_result(measured: Mapping[Side, Sequence[Repeat]]) -> dict[str, Any]:
+    """Both sides' figures, their ratios, and whether both trained on equally many samples."""
+    counts = {side: training_volume(repeats)["samples"] for side, repeats in measured.items()}
     return {
         "sides": {side: side_figures(repeats) for side, repeats in measured.items()},
         "ratio": {
@@ -88,101 +90,122 @@ def result_of(measured: Mapping[Side, Sequence[Repeat]]) -> dict[str, Any]:
     }
 
 
-def table_of(result: Mapping[str, Any]) -> Table:
-    """Medians and [smallest, largest] of the repeats."""
+def bench_table(result: Mapping[str, Any]) -> Table:
+    """The table to print: median and [smallest, largest] of the repeats."""
     repeats = len(result["sides"]["ours"]["repeats"])
     table = Table(title=rf"median \[smallest, largest] of {repeats} repeats each")
-    for name in ("", "samples/s", "tokens/s", "samples", "tokens a sample", "s a step",
-                 "sampling", "scoring", "learning"):  # fmt: skip
+    columns = (
+        "",
+        "samples/s",
+        "tokens/s",
+        "samples",
+        "tokens per sample",
+        "s per step",
+        "sampling",
+        "scoring",
+        "learning",
+    )
+    for name in columns:
         table.add_column(name, justify="left" if not name else "right")
-    for side, title in TITLES.items():
+    for side, title in SIDE_TITLES.items():
         figures = result["sides"][side]
         table.add_row(
             title,
-            _shown(figures["samples_per_second"], 1),
-            _shown(figures["tokens_per_second"], 0),
+            _median_and_range(figures["samples_per_second"], 1),
+            _median_and_range(figures["tokens_per_second"], 0),
             f"{figures['samples']:.0f}",
             f"{figures['response_tokens']:.1f}",
-            _shown(figures["seconds"], 3),
+            _median_and_range(figures["seconds"], 3),
             *(f"{figures[name]['median']:.3f}" for name in ("sample_s", "score_s", "learn_s")),
         )
     table.add_section()
     ratio = result["ratio"]
     table.add_row(
         "ratio",
-        _shown(ratio["samples_per_second"], 2),
-        _shown(ratio["tokens_per_second"], 2),
+        _median_and_range(ratio["samples_per_second"], 2),
+        _median_and_range(ratio["tokens_per_second"], 2),
         *[""] * 6,
     )
     return table
 
 
-def _shown(value: Mapping[str, float], digits: int) -> str:
+def _median_and_range(value: Mapping[str, float], digits: int) -> str:
     median, low, high = (f"{value[name]:.{digits}f}" for name in ("median", "min", "max"))
     return f"{median} [{low}, {high}]"
 
 
 def run_bench(config: BenchConfig) -> dict[str, Any]:
-    """Measure, print the table, write ``--json``; the result is what is written.
+    """Measure both sides, print the table and write ``--json``; returns the content of that file.
 
     Raises:
         VbonError: TRL is not installed.
         CheckpointError, DataError, RewardError, ExportError.
     """
-    try:
-        version = metadata.version("trl")
-    except metadata.PackageNotFoundError as error:
-        raise VbonError(
-            "bench compares with TRL, which is not installed: pip install trl"
-        ) from error
+    trl_version = _installed_trl()
     import torch
 
-    from training.bench.trl import trl_steps
     from training.train.inputs import Assets
 
-    common = _train_config(config)
-    assets = Assets(common, 0, 0, 0)
-    runs: dict[Side, Callable[[int], list[Step]]] = {
-        "ours": lambda seed: _our_steps(config, common, assets, seed),
-        "trl": lambda seed: trl_steps(config, assets, seed),
-    }
-    measured: dict[Side, list[Repeat]] = {"ours": [], "trl": []}
-    for repeat in range(config.repeats):
-        # Who goes first alternates.
-        order: list[Side] = ["ours", "trl"] if repeat % 2 == 0 else ["trl", "ours"]
-        for side in order:
-            gc.collect()
-            steps = runs[side](config.seed + repeat)[1:]
-            measured[side].append(steps)
-            logger.info("%s: %.1f samples/s", TITLES[side], rate(steps, "samples"))
+    shared_settings = _train_config(config)
+    assets = Assets(shared_settings, 0, 0, 0)
     result = {
         **provenance(config.model_dump(mode="json")),
-        "trl": version,
+        "trl": trl_version,
         "threads": torch.get_num_threads(),
         "device": str(assets.reference.device),
-        **result_of(measured),
+        **bench_result(_measure(config, shared_settings, assets)),
     }
-    _report(result)
+    _print_result(result)
     if config.json_file is not None:
         write_json(config.json_file, result)
     return result
 
 
-def _report(result: Mapping[str, Any]) -> None:
+def _installed_trl() -> str:
+    try:
+        return metadata.version("trl")
+    except metadata.PackageNotFoundError as error:
+        raise VbonError(
+            "bench compares with TRL, which is not installed: pip install trl"
+        ) from error
+
+
+def _measure(
+    config: BenchConfig, shared_settings: TrainConfig, assets: Any
+) -> dict[Side, list[Repeat]]:
+    """The steps of every repeat of both sides; the side that goes first alternates."""
+    from training.bench.trl import trl_steps
+
+    runs: dict[Side, Callable[[int], list[Step]]] = {
+        "ours": lambda seed: _our_steps(config, shared_settings, assets, seed),
+        "trl": lambda seed: trl_steps(config, assets, seed),
+    }
+    measured: dict[Side, list[Repeat]] = {"ours": [], "trl": []}
+    for repeat in range(config.repeats):
+        order: list[Side] = ["ours", "trl"] if repeat % 2 == 0 else ["trl", "ours"]
+        for side in order:
+            gc.collect()
+            steps = runs[side](config.seed + repeat)[1:]
+            measured[side].append(steps)
+            logger.info("%s: %.1f samples/s", SIDE_TITLES[side], rate(steps, "samples"))
+    return measured
+
+
+def _print_result(result: Mapping[str, Any]) -> None:
     console = table_console()
-    console.print(table_of(result))
+    console.print(bench_table(result))
     config = result["config"]
     console.print(
-        f"{config['prompts_per_step']} x {config['samples_per_prompt']} samples a step, "
+        f"{config['prompts_per_step']} x {config['samples_per_prompt']} samples per step, "
         f"{config['steps'] - 1} steps counted, at most {config['max_new_tokens']} tokens, "
         f"{config['dtype']}, {result['threads']} threads, {result['device']}, TRL {result['trl']}"
     )
     if not result["same_samples"]:
-        logger.warning("the two sides did not train on equally many samples")
+        logger.warning("the two sides trained on different numbers of samples")
 
 
 def _train_config(config: BenchConfig) -> TrainConfig:
-    """The settings of ``kl-rl`` that both sides share."""
+    """The ``kl-rl`` settings that both sides share."""
     from training.objectives.config import train_config_type
 
     shared = config.model_dump(exclude={"repeats", "json_file"})
@@ -192,7 +215,9 @@ def _train_config(config: BenchConfig) -> TrainConfig:
     )
 
 
-def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int) -> list[Step]:
+def _our_steps(
+    config: BenchConfig, shared_settings: TrainConfig, assets: Any, seed: int
+) -> list[Step]:
     from training.objectives.config import objective_of
     from training.rollouts.generator import TransformersGenerator
     from training.train.trainer import Trainer, TrainerOptions
@@ -203,20 +228,24 @@ def _our_steps(config: BenchConfig, common: TrainConfig, assets: Any, seed: int)
         assets.tokenizer,
         assets.reward,
         assets.cache,
-        objective_of("kl-rl", common),
-        TrainerOptions.of(common, config.learning_rate, seed),
+        objective_of("kl-rl", shared_settings),
+        TrainerOptions.of(shared_settings, config.learning_rate, seed),
         TransformersGenerator(assets.tokenizer, config.max_new_tokens, config.temperature),
     )
     steps = []
-    begun = now()
+    begun = synchronized_time()
     for index in range(config.steps):
         metrics = trainer.step(index)
-        ended = now()
+        ended = synchronized_time()
         steps.append(
             Step(
-                ended - begun, metrics.samples_drawn, metrics.tokens_drawn,
-                metrics.sample_s, metrics.score_s, metrics.learn_s,
+                seconds=ended - begun,
+                samples=metrics.samples_drawn,
+                tokens=metrics.tokens_drawn,
+                sample_s=metrics.sample_s,
+                score_s=metrics.score_s,
+                learn_s=metrics.learn_s,
             )
-        )  # fmt: skip
+        )
         begun = ended
     return steps

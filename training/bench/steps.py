@@ -1,4 +1,4 @@
-"""A timed training step and the clock that both sides of the bench share."""
+"""A timed training step, and the clock that both sides of the benchmark share."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One optimizer step.
+    """The volume and timings of one optimizer step.
 
     Attributes:
-        seconds: all of it, from the end of the step before.
-        samples: drawn and trained on.
-        tokens: theirs, EOS included.
-        sample_s: generating.
-        score_s: the reward model.
-        learn_s: the rest: log-probabilities of policy and reference, loss, backward, optimizer.
+        seconds: duration of the whole step, counted from the end of the previous one.
+        samples: responses sampled and trained on.
+        tokens: tokens of these responses, EOS included.
+        sample_s: seconds spent generating.
+        score_s: seconds spent in the reward model.
+        learn_s: the remaining seconds: log-probabilities of policy and reference, loss, backward
+            pass, optimizer.
     """
 
     seconds: float
@@ -27,8 +28,8 @@ class Step:
     learn_s: float
 
 
-def now() -> float:
-    """Seconds, after what a GPU still has to do."""
+def synchronized_time() -> float:
+    """``time.perf_counter()`` in seconds, read after the GPU has finished all queued work."""
     import torch
 
     if torch.cuda.is_available():

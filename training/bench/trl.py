@@ -1,13 +1,14 @@
 """TRL's side of ``bench``: its stock ``RLOOTrainer``, timed from outside.
 
-Set otherwise than TRL's defaults, each in its favour or to make the two sides do the same:
+These settings differ from TRL's defaults, each in TRL's favour or to make both sides do the same work:
 
-- ``bf16`` and ``gradient_checkpointing`` off (both on by default; the first is the ``--dtype`` given),
-- ``use_cache`` on in generation, whatever the policy's configuration says,
-- evaluation, logging, reporting, saving and progress bars off,
-- ``per_device_train_batch_size`` the whole batch: one generation and one backward pass a step,
-- ``disable_dropout``, as the policy that samples and the one that learns are the same here,
-- learning rate, beta, clipping, temperature, lengths, steps and seed as given; prompts in given order.
+- ``bf16`` and ``gradient_checkpointing`` are off (both default to on); ``bf16`` follows ``--dtype``.
+- ``use_cache`` is on during generation, whatever the policy's configuration says.
+- Evaluation, logging, reporting, saving and progress bars are off.
+- ``per_device_train_batch_size`` is the whole batch: one generation and one backward pass per step.
+- ``disable_dropout`` is on, because this project samples from exactly the policy it trains.
+- Learning rate, beta, clipping, temperature, lengths, steps and seed are the given ones, and prompts
+  keep the given order.
 
 Everything else is stock: fused AdamW, linear decay, one iteration, ``transformers`` generation.
 """
@@ -15,7 +16,7 @@ Everything else is stock: fused AdamW, linear decay, one iteration, ``transforme
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,15 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import RLOOConfig, RLOOTrainer
 
-from training.bench.steps import Step, now
+from training.bench.steps import Step, synchronized_time
 from training.configs import BenchConfig
 from training.train.inputs import Assets
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
 
 
-class _Clock(TrainerCallback):
-    """Collects what a step drew and where its time went."""
+class _StepTimer(TrainerCallback):
+    """Collects the samples, tokens and timings of each step."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []
@@ -44,12 +45,12 @@ class _Clock(TrainerCallback):
         self.sample_s = self.score_s = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The first step counts from here."""
-        self._begun = now()
+        """Start timing the first step."""
+        self._begun = synchronized_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step counts from the end of the one before: what lies between is part of it."""
-        ended = now()
+        """End the step's timing; work between two steps belongs to the later one."""
+        ended = synchronized_time()
         seconds = ended - self._begun
         learn_s = seconds - self.sample_s - self.score_s
         self.steps.append(
@@ -60,9 +61,39 @@ class _Clock(TrainerCallback):
 
 
 def trl_steps(config: BenchConfig, assets: Assets, seed: int) -> list[Step]:
-    """Train ``config.steps`` steps from the reference; its steps in order."""
-    clock = _Clock()
-    batch = config.prompts_per_step * config.samples_per_prompt
+    """Train for ``config.steps`` steps from the reference policy; returns the steps in order."""
+    timer = _StepTimer()
+    policy = assets.fresh_policy()
+    _time_generation(policy, timer)
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = RLOOTrainer(
+            model=policy,
+            reward_funcs=_timed_reward(assets, timer),
+            args=_trl_config(config, seed, directory),
+            train_dataset=Dataset.from_list(_prompts(config, assets, seed)),
+            processing_class=assets.tokenizer,
+            callbacks=[timer],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return timer.steps
+
+
+def _time_generation(policy: Any, timer: _StepTimer) -> None:
+    """Wrap ``policy.generate`` so that its seconds are added to the timer."""
+    generate = policy.generate
+
+    def timed_generate(*args: Any, **kwargs: Any) -> Any:
+        begun = synchronized_time()
+        output = generate(*args, **kwargs)
+        timer.sample_s += synchronized_time() - begun
+        return output
+
+    policy.generate = timed_generate
+
+
+def _timed_reward(assets: Assets, timer: _StepTimer) -> Callable[..., list[float | None]]:
+    """The reward function for TRL, which adds its seconds, samples and tokens to the timer."""
 
     def reward(
         prompts: Sequence[Any],
@@ -70,62 +101,45 @@ def trl_steps(config: BenchConfig, assets: Assets, seed: int) -> list[Step]:
         completion_ids: Sequence[Sequence[int]],
         **_: Any,
     ) -> list[float | None]:
-        begun = now()
+        begun = synchronized_time()
         pairs = zip(prompts, completions, strict=True)
         scores = assets.reward.score([_scorable(prompt, text) for prompt, text in pairs])
-        clock.samples += len(scores)
-        clock.tokens += sum(len(ids) for ids in completion_ids)
-        clock.score_s += now() - begun
+        timer.samples += len(scores)
+        timer.tokens += sum(len(ids) for ids in completion_ids)
+        timer.score_s += synchronized_time() - begun
         return scores
 
-    policy = assets.fresh_policy()
-    generate = policy.generate
+    return reward
 
-    def timed_generate(*args: Any, **kwargs: Any) -> Any:
-        begun = now()
-        output = generate(*args, **kwargs)
-        clock.sample_s += now() - begun
-        return output
 
-    policy.generate = timed_generate
-    with tempfile.TemporaryDirectory() as directory:
-        trainer = RLOOTrainer(
-            model=policy,
-            reward_funcs=reward,
-            args=RLOOConfig(
-                output_dir=directory,
-                max_steps=config.steps,
-                per_device_train_batch_size=batch,
-                num_generations=config.samples_per_prompt,
-                max_completion_length=config.max_new_tokens,
-                temperature=config.temperature,
-                beta=config.beta,
-                learning_rate=config.learning_rate,
-                max_grad_norm=config.max_grad_norm,
-                seed=seed,
-                bf16=config.dtype == "bfloat16",
-                gradient_checkpointing=False,
-                generation_kwargs={"use_cache": True},
-                disable_dropout=True,
-                shuffle_dataset=False,
-                trust_remote_code=config.trust_remote_code,
-                dataloader_pin_memory=torch.cuda.is_available(),
-                logging_strategy="no",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            ),
-            train_dataset=Dataset.from_list(_prompts(config, assets, seed)),
-            processing_class=assets.tokenizer,
-            callbacks=[clock],
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return clock.steps
+def _trl_config(config: BenchConfig, seed: int, output_dir: str) -> RLOOConfig:
+    return RLOOConfig(
+        output_dir=output_dir,
+        max_steps=config.steps,
+        per_device_train_batch_size=config.prompts_per_step * config.samples_per_prompt,
+        num_generations=config.samples_per_prompt,
+        max_completion_length=config.max_new_tokens,
+        temperature=config.temperature,
+        beta=config.beta,
+        learning_rate=config.learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        seed=seed,
+        bf16=config.dtype == "bfloat16",
+        gradient_checkpointing=False,
+        generation_kwargs={"use_cache": True},
+        disable_dropout=True,
+        shuffle_dataset=False,
+        trust_remote_code=config.trust_remote_code,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def _prompts(config: BenchConfig, assets: Assets, seed: int) -> list[dict[str, Any]]:
-    """The prompts of all steps: the cache's, each pass in another order."""
+    """The prompts of all steps: repeated passes over the cache, each in a new random order."""
     rng = np.random.default_rng(seed)
     count = config.steps * config.prompts_per_step
     rows: list[int] = []
@@ -136,7 +150,7 @@ def _prompts(config: BenchConfig, assets: Assets, seed: int) -> list[dict[str, A
 
 
 def _scorable(prompt: Any, completion: Any) -> Scorable:
-    """A chat comes and goes as a list of turns, plain text as a string."""
+    """TRL's prompt and completion as a ``Scorable``: a string each, or lists of chat messages."""
     if isinstance(prompt, str):
         return Scorable(Prompt(text=prompt), completion)
     return Scorable(Prompt(messages=tuple(prompt)), completion[0]["content"])
