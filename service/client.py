@@ -139,12 +139,12 @@ def _post(client: httpx.Client, body: dict[str, Any], path: str = "/compare") ->
 def _interval(value: dict[str, float] | None, digits: int = 2) -> str:
     if value is None:
         return "-"
-    low, high = value["ci95_low"], value["ci95_high"]
+    low, high = value["low"], value["high"]
     return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _ratio(value: dict[str, float]) -> str:
-    return f"{value['median']:.2f}x [{value['min']:.2f}, {value['max']:.2f}]"
+    return f"{value['median']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]"
 
 
 def comparison_table(result: dict[str, Any]) -> Table:

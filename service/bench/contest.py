@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ import numpy as np
 from service.bench.answers import Answers
 from service.bench.harness import Bench, Figure, in_turns, ratios, shown
 from service.runtime.batching_scorer import BatchingScorer
-from vbon.maths.statistics import Estimate, bootstrap_mean
+from vbon.maths.intervals import MeanInterval
+from vbon.maths.statistics import bootstrap_mean
 from vbon.prompts import Prompt
 
 WIDTHS = (0.5, 0.75, 1.0)  # of the requests with which rows of one mode saturate the engine
@@ -106,11 +107,13 @@ async def compare_quality(
         both = sorted(means[0].keys() & means[1].keys())
         a, b = ([side[prompt] for prompt in both] for side in means)
         sides = [bootstrap_mean(values) for values in (a, b)]
-        gap: Estimate = bootstrap_mean(np.subtract(a, b))
+        gap: MeanInterval = bootstrap_mean(np.subtract(a, b))
         words.append(f"{name} {sides[0].mean:.2f} against {sides[1].mean:.2f}, by {gap}")
         figures[name] = {
-            "first": sides[0].as_dict(), "second": sides[1].as_dict(), "difference": gap.as_dict()
-        }  # fmt: skip
+            "first": asdict(sides[0]),
+            "second": asdict(sides[1]),
+            "difference": asdict(gap),
+        }
     return "; ".join(words), figures
 
 

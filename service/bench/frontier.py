@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.bench.harness import Bench, Figure
-from vbon.maths.statistics import Spread
+from vbon.maths.intervals import MedianRange
 
 Float = NDArray[np.float64]
 
@@ -49,7 +49,7 @@ async def strategies(bench: Bench) -> Figure:
     """
     single = await _spend(bench, "ref", {"n": 1, "score": True})
     target = await _spend(bench, "bon", {"n": bench.settings.n})
-    found: dict[str, Spread] = {}
+    found: dict[str, MedianRange] = {}
     for family in _families(float(np.nanmean(single.reward)), single.deviation):
         if family.policy is None or family.policy in bench.runtime.policies:
             curve = [
@@ -99,7 +99,7 @@ async def _spend(
     return Spent(rewards.mean(axis=0), tokens.mean(axis=0), float(np.nanstd(rewards)))
 
 
-def relative_cost(curve: list[Spent], target: Spent) -> Spread:
+def relative_cost(curve: list[Spent], target: Spent) -> MedianRange:
     """Tokens at which the curve reaches the target's mean reward, over the target's.
 
     The value with its 95% interval over resampled prompts; infinite where the curve stays below.
@@ -121,7 +121,7 @@ def relative_cost(curve: list[Spent], target: Spent) -> Spread:
     ]
     point = crossing(tokens.mean(axis=1), rewards.mean(axis=1), wanted.mean()) / cost.mean()
     low, high = np.quantile(resampled, [0.025, 0.975], method="nearest")
-    return Spread(float(point), float(low), float(high), count)
+    return MedianRange(float(point), float(low), float(high), count)
 
 
 def crossing(tokens: Float, rewards: Float, wanted: float) -> float:

@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import cycle, islice
 from time import perf_counter
 from typing import Any
@@ -21,7 +21,8 @@ from service.server import keep_for_good
 from vbon.engine import Sampling
 from vbon.engine.vllm.engine import VllmEngine, generate_bare
 from vbon.errors import VbonError
-from vbon.maths.statistics import Spread, spread
+from vbon.maths.intervals import MedianRange
+from vbon.maths.statistics import median_range
 from vbon.prompts import Prompt
 
 Side = Callable[[], Awaitable[float]]
@@ -39,7 +40,7 @@ class Figure:
     """
 
     name: str
-    value: Spread
+    value: MedianRange
     goal: float | None
     at_least: bool
     detail: str
@@ -56,7 +57,7 @@ class Figure:
         """For JSON."""
         return {
             "name": self.name,
-            **self.value.as_dict(),
+            **asdict(self.value),
             "goal": self.goal,
             "at_least": self.at_least,
             "reached": self.reached,
@@ -141,13 +142,13 @@ async def in_turns(pairs: int, first: Side, second: Side) -> tuple[list[float], 
 
 def shown(values: list[float], unit: str) -> str:
     """Median and extremes of one side."""
-    found = spread(values)
+    found = median_range(values)
     return f"{found.median:.4g} [{found.low:.4g}, {found.high:.4g}] {unit}"
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
+def ratios(above: Sequence[float], below: Sequence[float]) -> MedianRange:
     """Of neighbouring measurements."""
-    return spread([a / b for a, b in zip(above, below, strict=True)])
+    return median_range([a / b for a, b in zip(above, below, strict=True)])
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from service.bench.client import client
 from service.bench.frontier import strategies
 from service.bench.harness import Bench, Figure, Side, in_turns, ratios, shown
 from service.bench.peers.row import peers
-from vbon.maths.statistics import spread
+from vbon.maths.statistics import median_range
 
 Row = Callable[[Bench], Awaitable[Figure | list[Figure]]]
 
@@ -69,7 +69,7 @@ async def overlap(bench: Bench) -> Figure:
         found = await bench.over_http("bon", settings.bon_requests, width)
         shares.append(1 - sum(found.rerank_ms) / sum(found.scoring_ms))
     name = f"scoring hidden behind decoding, n={settings.n}"
-    return Figure(name, spread(shares), 0.8, True, f"{width} requests in flight")
+    return Figure(name, median_range(shares), 0.8, True, f"{width} requests in flight")
 
 
 async def vbon(bench: Bench) -> Figure:
@@ -105,7 +105,9 @@ async def abort(bench: Bench) -> Figure:
                 left.append(float(bench.engine.unfinished))
     waiting = 0 if scored is None else scored.waiting
     detail = f"{len(left)} of {settings.pairs} were still running when left; {waiting} scores wait"
-    return Figure("sequences left after a disconnect", spread(left or [0.0]), 0, False, detail)
+    return Figure(
+        "sequences left after a disconnect", median_range(left or [0.0]), 0, False, detail
+    )
 
 
 async def memory(bench: Bench) -> Figure:
@@ -121,7 +123,7 @@ async def memory(bench: Bench) -> Figure:
         f"{sizes[0]:.0f} MiB after {tenth} requests, {sizes[-1]:.0f} after "
         f"{settings.memory_requests} in {perf_counter() - begun:.0f} s"
     )
-    growth = spread([sizes[-1] / sizes[0]])
+    growth = median_range([sizes[-1] / sizes[0]])
     return Figure("memory after all requests / after a tenth", growth, 1.05, False, detail)
 
 

@@ -24,19 +24,18 @@ from service.schemas import (
     CompareRequest,
     CompareResponse,
     HeadToHead,
-    Interval,
     LatencySummary,
     ModeReport,
     PromptRow,
-    Range,
 )
 from service.settings import REFERENCE
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Sampling
 from vbon.errors import BusyError, InvalidInputError
 from vbon.maths.curves import pairwise_win_rate
+from vbon.maths.intervals import MeanInterval
 from vbon.maths.seeds import seed_of
-from vbon.maths.statistics import bootstrap_mean, spread
+from vbon.maths.statistics import bootstrap_mean, median_range
 from vbon.prompts import Prompt
 
 
@@ -170,23 +169,19 @@ def _by_prompt(rewards: list[list[float | None]]) -> list[list[float]]:
     ]
 
 
-def _interval(values: list[float]) -> Interval | None:
-    return Interval(**bootstrap_mean(values).as_dict()) if values else None
+def _interval(values: list[float]) -> MeanInterval | None:
+    return bootstrap_mean(values) if values else None
 
 
-def _mean_reward(rewards: list[list[float | None]]) -> Interval | None:
+def _mean_reward(rewards: list[list[float | None]]) -> MeanInterval | None:
     return _interval([float(np.mean(values)) for values in _by_prompt(rewards) if values])
 
 
 def _win_rate(
     challengers: list[list[float | None]], references: list[list[float | None]]
-) -> Interval | None:
+) -> MeanInterval | None:
     pairs = zip(_by_prompt(challengers), _by_prompt(references), strict=True)
     return _interval([pairwise_win_rate(np.array(a), np.array(b)) for a, b in pairs if a and b])
-
-
-def _range(values: list[float]) -> Range:
-    return Range(**spread(values).as_dict())
 
 
 def _tokens(run: _Runs, *, returned: bool) -> list[int]:
@@ -226,15 +221,15 @@ def _report(runtime: Runtime, run: _Runs, base: _Runs) -> ModeReport:
             p50=float(np.quantile(latencies, 0.5)),
             p95=float(np.quantile(latencies, 0.95)),
         ),
-        requests_per_s=_range(_rates(run, counts)),
-        generated_tokens_per_s=_range(_rates(run, generated)),
-        returned_tokens_per_s=_range(_rates(run, returned)),
+        requests_per_s=median_range(_rates(run, counts)),
+        generated_tokens_per_s=median_range(_rates(run, generated)),
+        returned_tokens_per_s=median_range(_rates(run, returned)),
         generated_tokens=sum(generated),
         returned_tokens=sum(returned),
-        ratio_requests_per_s=_range(
+        ratio_requests_per_s=median_range(
             [theirs / ours for ours, theirs in zip(run.wall_s, base.wall_s, strict=True)]
         ),
-        ratio_e2e=_range([float(a / b) for a, b in zip(own_means, base_means, strict=True)]),
+        ratio_e2e=median_range([float(a / b) for a, b in zip(own_means, base_means, strict=True)]),
         ratio_generated_tokens=sum(generated) / max(1, sum(_tokens(base, returned=False))),
     )
 

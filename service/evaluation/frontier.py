@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pydantic import ValidationError
 
 from service.generation.references import scorer_ref
-from service.loadtest.schema import Interval, LoadTestResult, Quality
+from service.loadtest.schema import LoadTestResult, Quality
 from service.runtime.runtime import Runtime
 from service.schemas import ModelRef
 from service.schemas.frontier import (
@@ -22,8 +22,9 @@ from service.schemas.frontier import (
 from service.settings import REFERENCE
 from vbon.errors import DataError
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
-from vbon.storage.evaluation_record import EvaluatedRow, EvaluationRecord, read_evaluation
-from vbon.storage.training_record import Heldout, RecordedMean, TrainingRecord, read_training_record
+from vbon.maths.intervals import MeanInterval
+from vbon.storage.evaluation_record import EvaluationRecord, MethodRow, read_evaluation
+from vbon.storage.training_record import Heldout, TrainingRecord, read_training_record
 
 UPPER_BOUND = "upper bound"
 _NO_RECORD = (
@@ -116,7 +117,7 @@ def _policy_point(policy: ModelRef, here: Here, evaluation: EvaluationRecord | N
     training = read_training_record(policy.path)
     row = _row_of(policy, evaluation)
     if row is not None:
-        held: Heldout | EvaluatedRow | None = row
+        held: Heldout | MethodRow | None = row
     else:
         held = None if training is None else training.heldout
     if held is None:
@@ -125,7 +126,7 @@ def _policy_point(policy: ModelRef, here: Here, evaluation: EvaluationRecord | N
     return PolicyPoint(
         name=policy.name,
         policy=policy,
-        kl_nats=Distance(**held.kl_nats.model_dump(), kind=_kind(held.kl_kind)),
+        kl_nats=Distance(**asdict(held.kl_nats), kind=_kind(held.kl_kind)),
         win_rate=held.win_rate,
         reward=held.reward,
         gold=held.gold,
@@ -140,7 +141,7 @@ def _kind(kind: str | None) -> str | None:
     return "definition" if kind == "zero" else kind
 
 
-def _row_of(policy: ModelRef, evaluation: EvaluationRecord | None) -> EvaluatedRow | None:
+def _row_of(policy: ModelRef, evaluation: EvaluationRecord | None) -> MethodRow | None:
     """The evaluation's row of these very weights."""
     if evaluation is None:
         return None
@@ -164,7 +165,7 @@ def _unmeasured(policy: ModelRef, training: TrainingRecord | None) -> PolicyPoin
         name=policy.name,
         policy=policy,
         kl_nats=zero if is_reference else None,
-        win_rate=RecordedMean(mean=0.5, low=0.5, high=0.5, count=0) if is_reference else None,
+        win_rate=MeanInterval(mean=0.5, low=0.5, high=0.5, count=0) if is_reference else None,
         reward=None,
         gold=None,
         gold_win_rate=None,
@@ -188,10 +189,10 @@ def _differences(training: TrainingRecord, here: Here) -> list[str]:
     ]
 
 
-def _best_of_n(row: EvaluatedRow) -> BestOfNPoint:
+def _best_of_n(row: MethodRow) -> BestOfNPoint:
     return BestOfNPoint(
         n=row.n,
-        kl_nats=Distance(**row.kl_nats.model_dump(), kind=row.kl_kind),
+        kl_nats=Distance(**asdict(row.kl_nats), kind=row.kl_kind),
         win_rate=row.win_rate,
         reward=row.reward,
         gold=row.gold,
@@ -241,12 +242,8 @@ def _live_point(
         mode=one.mode,
         n=one.n,
         kl_nats=distance,
-        win_rate=_mean(one.win_rate),
-        reward=_mean(one.reward),
+        win_rate=one.win_rate,
+        reward=one.reward,
         run=result.id,
         measured=result.created,
     )
-
-
-def _mean(value: Interval | None) -> RecordedMean | None:
-    return None if value is None else RecordedMean(**value.model_dump())

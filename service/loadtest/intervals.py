@@ -8,8 +8,9 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from service.loadtest.schema import Interval, Quantiles, Range
-from vbon.maths.statistics import RESAMPLES, bootstrap_mean, spread
+from service.loadtest.schema import Quantiles
+from vbon.maths.intervals import MeanInterval
+from vbon.maths.statistics import RESAMPLES, bootstrap_mean
 
 Float = NDArray[np.float64]
 
@@ -27,18 +28,11 @@ def quantiles(values: Iterable[float | None]) -> Quantiles | None:
     )
 
 
-def value_range(values: Sequence[float]) -> Range:
-    """Median, least and most of at least one value."""
-    found = spread(values)
-    return Range(median=found.median, low=found.low, high=found.high, count=found.count)
-
-
-def interval(values: Sequence[float]) -> Interval | None:
+def interval(values: Sequence[float]) -> MeanInterval | None:
     """Mean of values by prompt with its 95% bootstrap interval; ``None`` of nothing."""
     if not len(values):
         return None
-    found = bootstrap_mean(values)
-    return Interval(mean=found.mean, low=found.low, high=found.high, count=found.count)
+    return bootstrap_mean(values)
 
 
 def resamples(count: int, seed: int = 0) -> NDArray[np.int64]:

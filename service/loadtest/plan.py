@@ -50,7 +50,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class LoadCell:
     """One variant at one load level."""
 
     variant: Variant
@@ -66,7 +66,7 @@ class Cell:
 class Block:
     """One round of one cell."""
 
-    cell: Cell
+    cell: LoadCell
     round: int
 
     @property
@@ -75,14 +75,14 @@ class Block:
         return f"{self.cell.key}, round {self.round}"
 
 
-def cells(variants: Iterable[Variant], loads: Sequence[Load]) -> list[Cell]:
+def cells(variants: Iterable[Variant], loads: Sequence[Load]) -> list[LoadCell]:
     """Every variant at every level, variants of a level beside each other."""
     variants = list(variants)
-    return [Cell(variant, load) for load in loads for variant in variants]
+    return [LoadCell(variant, load) for load in loads for variant in variants]
 
 
 def schedule(
-    cells: Sequence[Cell], rounds: int, order: Literal["alternating", "random"], seed: int
+    cells: Sequence[LoadCell], rounds: int, order: Literal["alternating", "random"], seed: int
 ) -> list[Block]:
     """Blocks round by round, each cell once a round.
 

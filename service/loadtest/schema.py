@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.storage.training_record import TrainingRecord
 
 SCHEMA_VERSION = "1.0"
@@ -19,24 +20,6 @@ class Part(BaseModel):
     """Base of everything here."""
 
     model_config = ConfigDict(extra="forbid")
-
-
-class Interval(Part):
-    """A mean with its 95% bootstrap interval over prompts."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
-class Range(Part):
-    """Median of the rounds with the smallest and largest: no interval."""
-
-    median: float
-    low: float
-    high: float
-    count: int
 
 
 class Quantiles(Part):
@@ -102,10 +85,12 @@ class CellResult(Part):
     requests: int = Field(description="answered, lead-in not counted")
     errors: dict[str, int] = Field(description="failed requests by kind; in nothing else")
     streamed: bool
-    requests_per_s: Range
-    generated_tokens_per_s: Range = Field(description="discarded candidates' included")
-    returned_tokens_per_s: Range
-    goodput_per_s: Range | None = Field(description="answers within every SLO; null without SLOs")
+    requests_per_s: MedianRange
+    generated_tokens_per_s: MedianRange = Field(description="discarded candidates' included")
+    returned_tokens_per_s: MedianRange
+    goodput_per_s: MedianRange | None = Field(
+        description="answers within every SLO; null without SLOs"
+    )
     goodput_share: float | None = Field(description="of all requests sent, failed ones included")
     e2e_ms: Quantiles | None
     ttft_ms: Quantiles | None = Field(description="where not streamed, the whole answer's time")
@@ -125,8 +110,8 @@ class Quality(Part):
     variant: str
     mode: str
     n: int
-    reward: Interval | None
-    win_rate: Interval | None = Field(
+    reward: MeanInterval | None
+    win_rate: MeanInterval | None = Field(
         description="against the baseline on the same prompts, ties 1/2"
     )
     answers: int = Field(description="scored answers")
@@ -136,11 +121,11 @@ class Quality(Part):
     prompt_rewards: dict[str, float] = Field(description="mean by prompt; those without are absent")
 
 
-class CurvePoint(Part):
+class RewardAtN(Part):
     """What best-of-n is worth, by the unbiased estimator over the candidates drawn."""
 
     n: int
-    reward: Interval
+    reward: MeanInterval
 
 
 class Probe(Part):
@@ -169,12 +154,12 @@ class Saturation(Part):
     )
 
 
-class Cost(Part):
+class VariantCost(Part):
     """A variant's price at its highest measured throughput."""
 
     variant: str
     source: str = Field(description="where the throughput was measured")
-    requests_per_s: Range
+    requests_per_s: MedianRange
     per_1000: float
     low: float
     high: float = Field(description="of the worst round that answered at all")
@@ -192,7 +177,7 @@ class BreakEven(Part):
     training_hours: float | None = Field(description="device hours; null if no card tells them")
     training_cost: float | None
     training_source: str
-    cost_ratio: Range = Field(
+    cost_ratio: MedianRange = Field(
         description="the sampled variant's cost over the tuned one's, by round"
     )
     requests: float | None = Field(
@@ -200,9 +185,11 @@ class BreakEven(Part):
     )
     requests_low: float | None
     requests_high: float | None
-    reward_given_up: Interval | None = Field(description="sampled minus tuned, paired by prompt")
-    win_rate_tuned: Interval | None
-    win_rate_sampled: Interval | None
+    reward_given_up: MeanInterval | None = Field(
+        description="sampled minus tuned, paired by prompt"
+    )
+    win_rate_tuned: MeanInterval | None
+    win_rate_sampled: MeanInterval | None
     equal_n: float | None = Field(description="N at which best-of-N has the tuned reward")
     equal_n_low: float | None
     equal_n_high: float | None
@@ -239,9 +226,9 @@ class LoadTestResult(Part):
     prompts_digest: str | None = Field(None, description="of their texts: equal for equal prompts")
     cells: list[CellResult]
     quality: list[Quality]
-    curve: list[CurvePoint]
+    curve: list[RewardAtN]
     saturation: list[Saturation]
-    costs: list[Cost]
+    costs: list[VariantCost]
     break_even: list[BreakEven]
     decision: list[str] = Field(description="in words, the most important first")
     warnings: list[str]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from service.loadtest.intervals import quantiles, value_range
+from service.loadtest.intervals import quantiles
 from service.loadtest.observation import BlockRecord, Observation
-from service.loadtest.plan import Cell
-from service.loadtest.schema import CellResult, Quantiles, Range, Round
+from service.loadtest.plan import LoadCell
+from service.loadtest.schema import CellResult, Quantiles, Round
+from vbon.maths.intervals import MedianRange
+from vbon.maths.statistics import median_range
 
 
 def cell_result(
-    cell: Cell, blocks: Sequence[BlockRecord], slos: dict[str, float], *, streamed: bool
+    cell: LoadCell, blocks: Sequence[BlockRecord], slos: dict[str, float], *, streamed: bool
 ) -> CellResult:
     """All rounds of one cell together; latencies are pooled, rates ranged over rounds.
 
@@ -25,8 +27,8 @@ def cell_result(
     def pooled(value: Callable[[Observation], float | None]) -> Quantiles | None:
         return quantiles(value(one) for one in answered)
 
-    def rate(weight: Callable[[Observation], float]) -> Range:
-        return value_range([throughput(block, weight) for block in blocks])
+    def rate(weight: Callable[[Observation], float]) -> MedianRange:
+        return median_range([throughput(block, weight) for block in blocks])
 
     good = sum(one.meets(slos) for one in seen)
     return CellResult(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.loadtest.schema import Interval
+from vbon.maths.intervals import MeanInterval
 
 _DAY_S = 86_400.0
 
@@ -18,7 +18,7 @@ def number(value: float) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.10f}".rstrip("0")
 
 
-def interval_text(value: Interval | None, digits: int = 2) -> str:
+def interval_text(value: MeanInterval | None, digits: int = 2) -> str:
     """``mean [low, high]``."""
     if value is None:
         return "-"

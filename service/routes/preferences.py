@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from fastapi import APIRouter, Depends, Request
 
 from service.context.caller import current_caller
@@ -17,7 +15,6 @@ from service.schemas.preferences import (
     PairRequest,
     PairShown,
     Revealed,
-    Share,
     Standing,
     Standings,
     Verdict,
@@ -74,7 +71,6 @@ def _revealed(shown: Shown) -> Revealed:
 
 
 def _standing(line: HumanWinRate) -> Standing:
-    judged = line.reward_win_rate
     return Standing(
         mode=line.mode,
         n=line.n,
@@ -83,6 +79,6 @@ def _standing(line: HumanWinRate) -> Standing:
         wins=line.wins,
         losses=line.losses,
         ties=line.ties,
-        human_win_rate=Share(**asdict(line.win_rate)),
-        reward_win_rate=None if judged is None else Share(**asdict(judged)),
+        human_win_rate=line.win_rate,
+        reward_win_rate=line.reward_win_rate,
     )

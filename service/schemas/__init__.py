@@ -13,11 +13,9 @@ from service.schemas.compare import (
     CompareRequest,
     CompareResponse,
     HeadToHead,
-    Interval,
     LatencySummary,
     ModeReport,
     PromptRow,
-    Range,
 )
 from service.schemas.failure import ANY_ROUTE, AT_WORK, WITH_BODY, ErrorBody, ErrorResponse, errors
 from service.schemas.generate import GenerateRequest
@@ -39,14 +37,12 @@ __all__ = [
     "GenerateAnswer",
     "GenerateRequest",
     "HeadToHead",
-    "Interval",
     "LatencySummary",
     "ModeInfo",
     "ModeReport",
     "ModelRef",
     "ModesResponse",
     "PromptRow",
-    "Range",
     "RewardCurvePoint",
     "SamplingFields",
     "SamplingUsed",

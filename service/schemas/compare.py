@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.schemas.wire import ModelRef, SamplingFields, SamplingUsed, Text
+from vbon.maths.intervals import MeanInterval, MedianRange
 
 
 class CompareRequest(SamplingFields):
@@ -38,24 +39,6 @@ class CompareRequest(SamplingFields):
     )
 
 
-class Interval(BaseModel):
-    """A mean over prompts with its 95% bootstrap interval."""
-
-    mean: float
-    ci95_low: float
-    ci95_high: float
-    count: int
-
-
-class Range(BaseModel):
-    """Median of the repeats with the smallest and largest."""
-
-    median: float
-    min: float
-    max: float
-    count: int
-
-
 class LatencySummary(BaseModel):
     """E2E latency in milliseconds."""
 
@@ -71,19 +54,21 @@ class ModeReport(BaseModel):
     policy: ModelRef
     n: int
     strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
-    reward: Interval | None
-    gold_reward: Interval | None
+    reward: MeanInterval | None
+    gold_reward: MeanInterval | None
     unscored_answers: int
-    win_rate: Interval | None = Field(description="against the baseline's answers, ties 1/2")
-    gold_win_rate: Interval | None
+    win_rate: MeanInterval | None = Field(description="against the baseline's answers, ties 1/2")
+    gold_win_rate: MeanInterval | None
     e2e_ms: LatencySummary
-    requests_per_s: Range
-    generated_tokens_per_s: Range
-    returned_tokens_per_s: Range
+    requests_per_s: MedianRange
+    generated_tokens_per_s: MedianRange
+    returned_tokens_per_s: MedianRange
     generated_tokens: int
     returned_tokens: int
-    ratio_requests_per_s: Range = Field(description="this mode's over the baseline's, per repeat")
-    ratio_e2e: Range
+    ratio_requests_per_s: MedianRange = Field(
+        description="this mode's over the baseline's, per repeat"
+    )
+    ratio_e2e: MedianRange
     ratio_generated_tokens: float
 
 

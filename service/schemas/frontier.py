@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
 from service.schemas.wire import ModelRef
-from vbon.storage.training_record import RecordedMean, TrainingRecord
+from vbon.maths.intervals import MeanInterval
+from vbon.storage.training_record import TrainingRecord
 
 
-class Distance(RecordedMean):
+@dataclass(frozen=True, slots=True)
+class Distance(MeanInterval):
     """KL from the reference policy, nats."""
 
-    kind: str | None = Field(
-        description="estimator, or `upper bound`; null: the record does not say"
-    )
+    kind: Annotated[
+        str | None, Field(description="estimator, or `upper bound`; null: the record does not say")
+    ]
 
 
 class PolicyPoint(BaseModel):
@@ -25,10 +28,10 @@ class PolicyPoint(BaseModel):
     name: str
     policy: ModelRef
     kl_nats: Distance | None
-    win_rate: RecordedMean | None
-    reward: RecordedMean | None
-    gold: RecordedMean | None
-    gold_win_rate: RecordedMean | None
+    win_rate: MeanInterval | None
+    reward: MeanInterval | None
+    gold: MeanInterval | None
+    gold_win_rate: MeanInterval | None
     training: TrainingRecord | None = Field(
         description="its card: objective, settings, steps, cost"
     )
@@ -43,10 +46,10 @@ class BestOfNPoint(BaseModel):
 
     n: int
     kl_nats: Distance
-    win_rate: RecordedMean
-    reward: RecordedMean
-    gold: RecordedMean | None
-    gold_win_rate: RecordedMean | None
+    win_rate: MeanInterval
+    reward: MeanInterval
+    gold: MeanInterval | None
+    gold_win_rate: MeanInterval | None
 
 
 class LivePoint(BaseModel):
@@ -55,8 +58,8 @@ class LivePoint(BaseModel):
     mode: str
     n: int
     kl_nats: Distance | None = Field(description="null: nobody knows it for this mode")
-    win_rate: RecordedMean | None
-    reward: RecordedMean | None
+    win_rate: MeanInterval | None
+    reward: MeanInterval | None
     run: str = Field(description="id of the load test")
     measured: datetime
 

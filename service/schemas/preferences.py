@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from service.schemas.wire import Text, Wire
+from vbon.maths.intervals import MeanInterval
 
 
 class PairSide(Wire):
@@ -60,15 +61,6 @@ class VerdictKept(BaseModel):
     right: Revealed
 
 
-class Share(BaseModel):
-    """A mean with its 95% Wilson interval over verdicts."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
 class Standing(BaseModel):
     """One mode and N against another, over all verdicts."""
 
@@ -79,8 +71,10 @@ class Standing(BaseModel):
     wins: int
     losses: int
     ties: int
-    human_win_rate: Share = Field(description="share of verdicts won, ties 1/2")
-    reward_win_rate: Share | None = Field(
+    human_win_rate: MeanInterval = Field(
+        description="share of verdicts won, ties 1/2, with its Wilson interval over verdicts"
+    )
+    reward_win_rate: MeanInterval | None = Field(
         description="of the same pairs by the reward model; null where it scored none of them"
     )
 

@@ -11,7 +11,8 @@ from sqlalchemy import select
 
 from service.store.database import Store
 from service.store.tables import PreferenceRow
-from vbon.maths.statistics import Estimate, score_share
+from vbon.maths.intervals import MeanInterval
+from vbon.maths.statistics import wilson_interval
 
 Winner = Literal["a", "b", "tie"]
 _SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}
@@ -53,8 +54,8 @@ class HumanWinRate:
     wins: int
     losses: int
     ties: int
-    win_rate: Estimate
-    reward_win_rate: Estimate | None
+    win_rate: MeanInterval
+    reward_win_rate: MeanInterval | None
 
 
 def add_preference(store: Store, preference: Preference) -> int:
@@ -105,8 +106,8 @@ def human_win_rates(store: Store) -> list[HumanWinRate]:
             wins=scores.count(1.0),
             losses=scores.count(0.0),
             ties=scores.count(0.5),
-            win_rate=score_share(scores),
-            reward_win_rate=score_share(rewards[one, other]) if rewards[one, other] else None,
+            win_rate=wilson_interval(scores),
+            reward_win_rate=wilson_interval(rewards[one, other]) if rewards[one, other] else None,
         )
         for (one, other), scores in verdicts.items()
     ]

@@ -39,7 +39,7 @@ def test_result_and_table_show_both_sides() -> None:
     assert result["same_samples"]
     ours = result["sides"]["ours"]
     assert (ours["samples"], ours["tokens"], ours["response_tokens"]) == (60, 1200, 20.0)
-    assert ours["learn_s"] == {"median": 0.5, "min": 0.5, "max": 0.5, "count": 3}
+    assert ours["learn_s"] == {"median": 0.5, "low": 0.5, "high": 0.5, "count": 3}
     console = Console(width=200)
     with console.capture() as captured:
         console.print(bench_table(result))

@@ -29,7 +29,7 @@ async def test_figures_follow_from_the_answers() -> None:
         rewards = [answer["reward"] for answer in answers]
         assert rewards == [pytest.approx(score_text(answer["text"])) for answer in answers]
         assert mode["reward"]["mean"] == pytest.approx(np.mean(rewards))
-        assert mode["reward"]["ci95_low"] <= mode["reward"]["mean"] <= mode["reward"]["ci95_high"]
+        assert mode["reward"]["low"] <= mode["reward"]["mean"] <= mode["reward"]["high"]
         assert mode["gold_reward"]["mean"] == pytest.approx(mode["reward"]["mean"])
         base = [row["answers"]["ref"]["reward"] for row in result["prompts"]]
         wins = [0.5 * (1 + np.sign(a - b)) for a, b in zip(rewards, base, strict=True)]

@@ -171,7 +171,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
             config.out.mkdir(parents=True)
             record = {
                 "config": config.model_dump(mode="json"), "identity": identity, "cost": COST,
-                "heldout": row.as_dict(),
+                "heldout": row.model_dump(),
             }  # fmt: skip
             (config.out / RECORD).write_text(json.dumps(record))
             write_model(config.out)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.sweep.pareto import (
-    CurvePoint,
+    BonCurvePoint,
     Point,
     curve_value,
     dominates,
@@ -31,7 +31,7 @@ def bound(n: float) -> float:
     return math.log(n) - (n - 1) / n
 
 
-CURVE = [CurvePoint(n, bound(n), n / (n + 1)) for n in (1, 2, 4, 8)]
+CURVE = [BonCurvePoint(n, bound(n), n / (n + 1)) for n in (1, 2, 4, 8)]
 
 
 def point(method: str, kl: float, value: float, seed: int = 0, target: int | None = None) -> Point:
@@ -144,7 +144,11 @@ def test_without_ties_the_curve_is_exact_between_its_points() -> None:
 
 
 def test_with_ties_the_curve_meets_its_points_and_is_scaled_beyond_them() -> None:
-    tied = [CurvePoint(1, 0.0, 0.5), CurvePoint(2, bound(2), 0.6), CurvePoint(4, bound(4), 0.72)]
+    tied = [
+        BonCurvePoint(1, 0.0, 0.5),
+        BonCurvePoint(2, bound(2), 0.6),
+        BonCurvePoint(4, bound(4), 0.72),
+    ]
     for c in tied:
         assert curve_value(c.kl, tied) == (pytest.approx(c.value), False)
     # Theory between n = 2 (2/3) and 4 (4/5) at n = 2.75: 11/15, half way; so is (.6 + .72) / 2.
@@ -154,7 +158,7 @@ def test_with_ties_the_curve_meets_its_points_and_is_scaled_beyond_them() -> Non
 
 
 def test_beyond_the_curve_no_win_rate_exceeds_one() -> None:
-    generous = [CurvePoint(1, 0.0, 0.5), CurvePoint(2, bound(2), 0.9)]
+    generous = [BonCurvePoint(1, 0.0, 0.5), BonCurvePoint(2, bound(2), 0.9)]
     assert curve_value(6.0, generous) == (1.0, True)
 
 
@@ -164,8 +168,8 @@ def test_beyond_the_curve_no_win_rate_exceeds_one() -> None:
     st.lists(st.floats(0, 4), min_size=2, max_size=8),
 )
 def test_the_curve_never_falls(values: list[float], distances: list[float]) -> None:
-    curve = [CurvePoint(1, 0.0, 0.5)]
-    curve += [CurvePoint(n, bound(n), v) for n, v in zip((2, 4, 8), values, strict=True)]
+    curve = [BonCurvePoint(1, 0.0, 0.5)]
+    curve += [BonCurvePoint(n, bound(n), v) for n, v in zip((2, 4, 8), values, strict=True)]
     reached = [curve_value(kl, curve)[0] for kl in sorted(distances)]
     assert all(b >= a - 1e-12 for a, b in itertools.pairwise(reached))
 

@@ -16,11 +16,11 @@ from service.loadtest.analysis.break_even import (
 from service.loadtest.analysis.decision import decide
 from service.loadtest.analysis.result import _fine_tuned, _masked
 from service.loadtest.analysis.warnings import rising_warning, search_warnings
-from service.loadtest.intervals import value_range
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Variant
 from service.loadtest.schema import CellResult, Mode, Model, Round, Saturation, Server
 from service.loadtest.summary import throughput
+from vbon.maths.statistics import median_range
 
 NO_CURVE: tuple[list[int], np.ndarray] = ([], np.zeros((0, 1)))
 
@@ -35,9 +35,9 @@ def cell(
     ]  # fmt: skip
     known = {
         "variant": variant, "mode": variant, "n": 1, "load_kind": "closed", "load": load, "requests": 9,
-        "errors": {}, "streamed": False, "requests_per_s": value_range(rates), "rounds": rounds,
-        "generated_tokens_per_s": value_range(rates), "returned_tokens_per_s": value_range(rates),
-        "goodput_per_s": None if goodput is None else value_range(goodput), "client_cpu": 0.0,
+        "errors": {}, "streamed": False, "requests_per_s": median_range(rates), "rounds": rounds,
+        "generated_tokens_per_s": median_range(rates), "returned_tokens_per_s": median_range(rates),
+        "goodput_per_s": None if goodput is None else median_range(goodput), "client_cpu": 0.0,
     }  # fmt: skip
     return CellResult(**dict.fromkeys(set(CellResult.model_fields) - set(known)), **known)
 

@@ -25,7 +25,6 @@ from service.loadtest.config import LoadTestSettings
 from service.loadtest.intervals import (
     quantiles,
     sign_flip_p,
-    value_range,
 )
 from service.loadtest.load.arrivals import due_times, unit_arrivals
 from service.loadtest.load.client import EventReader
@@ -35,11 +34,12 @@ from service.loadtest.load.scoring import ScoredRow, passes
 from service.loadtest.load.server_description import choose_variants
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Load, Variant, cells, schedule
-from service.loadtest.schema import Cost, Mode, Model, Server
+from service.loadtest.schema import Mode, Model, Server, VariantCost
 from service.loadtest.summary import throughput
 from service.loadtest.text import number
 from vbon.config import load_settings
 from vbon.errors import InvalidInputError
+from vbon.maths.statistics import median_range
 from vbon.storage.training_record import TrainingRecord
 
 # Arrivals
@@ -305,7 +305,7 @@ def test_equal_n_is_paired_over_prompts() -> None:
 
 def side(variant: str, rates: list[float], rewards: dict[str, float]) -> Side:
     rows = [ScoredRow(prompt=int(p), sample=0, reward=r) for p, r in rewards.items()]
-    rate = value_range(rates)
+    rate = median_range(rates)
     quality = quality_of(Variant(variant), rows, None)
     return Side(variant, Capacity("8 in flight", rate, dict(enumerate(rates))), quality)
 
@@ -355,7 +355,7 @@ def decision_of(tuned_rate: float, sampled_rate: float, hours: float | None) -> 
     training = training_of(Mode(name="v", reranks=False), LoadTestSettings(training_hours=hours))
     pair = break_even(tuned, sampled, training, ([], np.zeros((0, 1))), price=1)
     costs = [
-        Cost(variant=one.variant, source="", requests_per_s=one.capacity.requests_per_s,
+        VariantCost(variant=one.variant, source="", requests_per_s=one.capacity.requests_per_s,
              per_1000=1000 * cost_per_answer(1, one.capacity.requests_per_s.median), low=0, high=0)
         for one in (tuned, sampled)
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from service.bench.wire import SideError
 from tests.unit.fakes import make_runtime
 from tests.unit.test_bench_contests import bench_of
 from vbon.errors import InvalidInputError
-from vbon.maths.statistics import Spread
+from vbon.maths.intervals import MedianRange
 
 
 async def test_sides_take_turns_and_the_warm_up_is_thrown_away() -> None:
@@ -35,7 +35,7 @@ async def test_sides_take_turns_and_the_warm_up_is_thrown_away() -> None:
 
 
 def test_ratios_are_of_neighbours() -> None:
-    assert ratios([2, 9, 4], [1, 3, 4]) == Spread(2.0, 1.0, 3.0, 3)
+    assert ratios([2, 9, 4], [1, 3, 4]) == MedianRange(2.0, 1.0, 3.0, 3)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_ratios_are_of_neighbours() -> None:
     [(0.96, 0.95, True, True), (0.94, 0.95, True, False), (0.4, 0.5, False, True), (1, None, True, None)],
 )  # fmt: skip
 def test_reached(value: float, goal: float | None, at_least: bool, reached: bool | None) -> None:
-    assert Figure("x", Spread(value, 0, 9, 1), goal, at_least, "").reached is reached
+    assert Figure("x", MedianRange(value, 0, 9, 1), goal, at_least, "").reached is reached
 
 
 def test_crossing_by_hand() -> None:
@@ -89,7 +89,7 @@ def test_every_default_row_exists() -> None:
 
 
 def test_table_shows_goal_and_verdict() -> None:
-    figure = Figure("a ratio", Spread(0.9, 0.8, 1.0, 5), 0.95, True, "1 against 2")
+    figure = Figure("a ratio", MedianRange(0.9, 0.8, 1.0, 5), 0.95, True, "1 against 2")
     table = table_of(BenchSettings(), [figure])
     cells = [list(column.cells) for column in table.columns]
     assert cells[1] == ["0.9 \\[0.8, 1]"]

@@ -23,7 +23,8 @@ from rich.table import Table
 from training.bench.steps import Step, synchronized_time
 from training.configs import BenchConfig, TrainConfig
 from vbon.errors import VbonError
-from vbon.maths.statistics import Spread, spread
+from vbon.maths.intervals import MedianRange
+from vbon.maths.statistics import median_range
 from vbon.storage.atomic import write_json
 from vbon.storage.provenance import provenance
 from vbon.terminal import table_console
@@ -40,7 +41,7 @@ def rate(repeat: Repeat, unit: Literal["samples", "tokens"]) -> float:
     return sum(getattr(step, unit) for step in repeat) / sum(step.seconds for step in repeat)
 
 
-def ratios(ours: Sequence[Repeat], trl: Sequence[Repeat]) -> dict[str, Spread]:
+def ratios(ours: Sequence[Repeat], trl: Sequence[Repeat]) -> dict[str, MedianRange]:
     """Our rate divided by TRL's, for samples and for tokens.
 
     Each ratio compares two neighbouring repeats, so that a slow drift of the machine cancels out.
@@ -50,7 +51,7 @@ def ratios(ours: Sequence[Repeat], trl: Sequence[Repeat]) -> dict[str, Spread]:
     """
     pairs = list(zip(ours, trl, strict=True))
     return {
-        f"{unit}_per_second": spread([rate(a, unit) / rate(b, unit) for a, b in pairs])
+        f"{unit}_per_second": median_range([rate(a, unit) / rate(b, unit) for a, b in pairs])
         for unit in ("samples", "tokens")
     }
 
@@ -67,12 +68,12 @@ def side_figures(repeats: Sequence[Repeat]) -> dict[str, Any]:
 
     def per_step(name: str) -> dict[str, float | int]:
         means = [sum(getattr(s, name) for s in repeat) / len(repeat) for repeat in repeats]
-        return spread(means).as_dict()
+        return asdict(median_range(means))
 
     return {
         **training_volume(repeats),
-        "samples_per_second": spread([rate(r, "samples") for r in repeats]).as_dict(),
-        "tokens_per_second": spread([rate(r, "tokens") for r in repeats]).as_dict(),
+        "samples_per_second": asdict(median_range([rate(r, "samples") for r in repeats])),
+        "tokens_per_second": asdict(median_range([rate(r, "tokens") for r in repeats])),
         **{name: per_step(name) for name in ("seconds", "sample_s", "score_s", "learn_s")},
         "repeats": [[asdict(step) for step in repeat] for repeat in repeats],
     }
@@ -83,9 +84,7 @@ def bench_result(measured: Mapping[Side, Sequence[Repeat]]) -> dict[str, Any]:
     counts = {side: training_volume(repeats)["samples"] for side, repeats in measured.items()}
     return {
         "sides": {side: side_figures(repeats) for side, repeats in measured.items()},
-        "ratio": {
-            name: value.as_dict() for name, value in ratios(**dict(measured.items())).items()
-        },
+        "ratio": {name: asdict(value) for name, value in ratios(**dict(measured.items())).items()},
         "same_samples": len(set(counts.values())) == 1,
     }
 
@@ -130,7 +129,7 @@ def bench_table(result: Mapping[str, Any]) -> Table:
 
 
 def _median_and_range(value: Mapping[str, float], digits: int) -> str:
-    median, low, high = (f"{value[name]:.{digits}f}" for name in ("median", "min", "max"))
+    median, low, high = (f"{value[name]:.{digits}f}" for name in ("median", "low", "high"))
     return f"{median} [{low}, {high}]"
 
 

@@ -10,16 +10,17 @@ from rich.table import Table
 
 from training.configs import EvaluateConfig
 from training.evaluation.measure import Measurer
-from training.evaluation.rows import Row, evaluation_rows
+from training.evaluation.rows import evaluation_rows
 from training.outputs.identity import read_record
 from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
-from vbon.maths.statistics import Estimate
+from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.rewards import RewardModel, open_reward_model
 from vbon.storage.atomic import replacing_directory, storage_errors, write_json
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.checksums import sha256_of
+from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
 from vbon.terminal import table_console
@@ -65,7 +66,9 @@ class _Sources:
         }
 
 
-def _measured(config: EvaluateConfig, made_from: dict[str, Any]) -> tuple[list[Row], int] | None:
+def _measured(
+    config: EvaluateConfig, made_from: dict[str, Any]
+) -> tuple[list[MethodRow], int] | None:
     """What an earlier evaluation of the same files found; by their content, whatever the clock said."""
     record = read_record(config.out / RESULT)
     if record is None or any(record.get(name) != value for name, value in made_from.items()):
@@ -75,10 +78,10 @@ def _measured(config: EvaluateConfig, made_from: dict[str, Any]) -> tuple[list[R
     if not all(r.startswith("sha256:") for r in made_from["revisions"].values()):
         return None  # a function or a server may have changed without our knowing
     logger.info("%s: kept, made from the same files", config.out)
-    return [Row.from_dict(row) for row in record["rows"]], int(record["prompts"])
+    return [MethodRow.model_validate(row) for row in record["rows"]], int(record["prompts"])
 
 
-def _measure(config: EvaluateConfig, sources: _Sources) -> tuple[list[Row], int]:
+def _measure(config: EvaluateConfig, sources: _Sources) -> tuple[list[MethodRow], int]:
     reference, tokenizer, _ = load_policy(
         config.policy,
         dtype=config.dtype,
@@ -119,7 +122,7 @@ def _measure(config: EvaluateConfig, sources: _Sources) -> tuple[list[Row], int]
 
 
 def _write(
-    config: EvaluateConfig, made_from: dict[str, Any], rows: list[Row], prompts: int
+    config: EvaluateConfig, made_from: dict[str, Any], rows: list[MethodRow], prompts: int
 ) -> None:
     """All three files, once all are whole and on disk; until then those of before stay.
 
@@ -132,7 +135,7 @@ def _write(
         **provenance(made_from["config"]),
         **made_from,
         "prompts": prompts,
-        "rows": [row.as_dict() for row in rows],
+        "rows": [row.model_dump() for row in rows],
     }
     staged = config.out / STAGED
     with replacing_directory(staged) as directory:
@@ -151,7 +154,7 @@ def _open(spec: str, config: EvaluateConfig) -> RewardModel:
     )
 
 
-def evaluation_table(rows: list[Row], num_samples: int, num_prompts: int) -> Table:
+def evaluation_table(rows: list[MethodRow], num_samples: int, num_prompts: int) -> Table:
     """One line a method; every figure with its 95% interval."""
     table = Table(
         title=f"{num_prompts} held-out prompts; mean [95% interval over prompts]",
@@ -171,15 +174,15 @@ def evaluation_table(rows: list[Row], num_samples: int, num_prompts: int) -> Tab
     return table
 
 
-def _kl(row: Row) -> str:
+def _kl(row: MethodRow) -> str:
     if row.kl_kind == "upper bound":
         return f"<= {row.kl_nats.mean:.3f}"
     return "0" if row.kl_kind == "zero" else str(row.kl_nats)
 
 
-def _two(value: Estimate) -> str:
+def _two(value: MeanInterval) -> str:
     return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
 
 
-def _maybe(value: Estimate | None) -> str:
+def _maybe(value: MeanInterval | None) -> str:
     return "-" if value is None else _two(value)

@@ -8,13 +8,13 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from training.evaluation.rows import Row
+from vbon.storage.evaluation_record import MethodRow
 
 # Fixed ids and no date: the same numbers give the same file.
 _SVG = {"svg.hashsalt": "vbon", "svg.fonttype": "none"}
 
 
-def draw_frontier(rows: list[Row], num_samples: int, directory: Path) -> list[Path]:
+def draw_frontier(rows: list[MethodRow], num_samples: int, directory: Path) -> list[Path]:
     """``frontier.png`` and ``frontier.svg``; the curve is best-of-n at its KL *upper bound*."""
     with mpl.rc_context(_SVG):
         figure = Figure(figsize=(10.5, 4.4), layout="constrained")
@@ -28,7 +28,7 @@ def draw_frontier(rows: list[Row], num_samples: int, directory: Path) -> list[Pa
     return paths
 
 
-def _panel(axes: Any, rows: list[Row], num_samples: int, field: str, label: str) -> None:
+def _panel(axes: Any, rows: list[MethodRow], num_samples: int, field: str, label: str) -> None:
     curve = [row for row in rows if row.method in {"reference", "best-of-n"}]
     kl = [row.kl_nats.mean for row in curve]
     values = [getattr(row, field) for row in curve]

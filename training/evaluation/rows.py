@@ -6,8 +6,6 @@ All means are over prompts with 95% bootstrap intervals (prompts resampled).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import numpy as np
 
@@ -20,48 +18,9 @@ from vbon.maths.curves import (
     win_rate_of_best,
 )
 from vbon.maths.distribution import kl_estimate, kl_upper_bound
-from vbon.maths.statistics import Estimate, bootstrap_mean
-
-KlKind = Literal["zero", "upper bound", "Rao-Blackwellised"]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One method's held-out figures.
-
-    Attributes:
-        n: best-of-n's n, else 1.
-        kl_nats: distance from the reference, of the kind ``kl_kind`` names.
-        kl_other: other estimators of the same distance, by name.
-        win_rate: against one reference sample, ties counted 1/2.
-    """
-
-    method: str
-    n: int
-    reward: Estimate
-    gold: Estimate | None
-    win_rate: Estimate
-    gold_win_rate: Estimate | None
-    kl_nats: Estimate
-    kl_kind: KlKind
-    kl_other: dict[str, Estimate]
-    tokens: Estimate | None = None
-    unscored: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Row:
-        """What :meth:`as_dict` made."""
-
-        def estimate(value: Any) -> Any:
-            return Estimate(**value) if isinstance(value, dict) and "low" in value else value
-
-        plain = {name: estimate(value) for name, value in values.items()}
-        others = {name: estimate(value) for name, value in values["kl_other"].items()}
-        return cls(**{**plain, "kl_other": others})
+from vbon.maths.intervals import MeanInterval
+from vbon.maths.statistics import bootstrap_mean
+from vbon.storage.evaluation_record import MethodRow
 
 
 def curve_ns(num_samples: int, most: int) -> list[int]:
@@ -72,16 +31,16 @@ def curve_ns(num_samples: int, most: int) -> list[int]:
 
 def _over_prompts(
     samples: Sequence[PromptSamples], value: Callable[[PromptSamples], float]
-) -> Estimate:
+) -> MeanInterval:
     return bootstrap_mean([value(sample) for sample in samples])
 
 
-def reference_row(reference: Sequence[PromptSamples]) -> Row:
+def reference_row(reference: Sequence[PromptSamples]) -> MethodRow:
     """The reference policy against itself: half of all comparisons, by symmetry."""
     has_gold = reference[0].gold is not None
-    half = Estimate(0.5, 0.5, 0.5, len(reference))
-    zero = Estimate(0.0, 0.0, 0.0, len(reference))
-    return Row(
+    half = MeanInterval(0.5, 0.5, 0.5, len(reference))
+    zero = MeanInterval(0.0, 0.0, 0.0, len(reference))
+    return MethodRow(
         method="reference",
         n=1,
         reward=_over_prompts(reference, lambda s: float(s.rewards.mean())),
@@ -96,7 +55,7 @@ def reference_row(reference: Sequence[PromptSamples]) -> Row:
     )
 
 
-def bon_row(reference: Sequence[PromptSamples], n: int) -> Row:
+def bon_row(reference: Sequence[PromptSamples], n: int) -> MethodRow:
     """Best-of-n of the reference, by the unbiased estimators over one batch of M samples.
 
     Its KL is the upper bound ``log n - (n-1)/n``; the closer estimate from the probability of the
@@ -112,7 +71,7 @@ def bon_row(reference: Sequence[PromptSamples], n: int) -> Row:
             @ [kl_estimate(min(1.0, p), n) for p in probability]
         )
 
-    return Row(
+    return MethodRow(
         method="best-of-n",
         n=n,
         reward=_over_prompts(reference, lambda s: expected_best(s.rewards, n)),
@@ -123,7 +82,7 @@ def bon_row(reference: Sequence[PromptSamples], n: int) -> Row:
         gold_win_rate=_over_prompts(reference, lambda s: _bon_gold_win_rate(s, n))
         if has_gold
         else None,
-        kl_nats=Estimate(bound, bound, bound, len(reference)),
+        kl_nats=MeanInterval(bound, bound, bound, len(reference)),
         kl_kind="upper bound",
         kl_other={"estimate from p(selected)": _over_prompts(reference, estimate)},
     )
@@ -152,11 +111,11 @@ def _bon_gold_win_rate(sample: PromptSamples, n: int) -> float:
 
 def policy_row(
     method: str, policy: Sequence[PromptSamples], reference: Sequence[PromptSamples]
-) -> Row:
+) -> MethodRow:
     """A tuned policy: one sample an answer."""
     has_gold = reference[0].gold is not None
     pairs = list(zip(policy, reference, strict=True))
-    return Row(
+    return MethodRow(
         method=method,
         n=1,
         reward=_over_prompts(policy, lambda s: float(s.rewards.mean())),
@@ -178,7 +137,7 @@ def policy_row(
 
 def best_of_policy(
     policy: Sequence[PromptSamples], reference: Sequence[PromptSamples], n: int
-) -> tuple[Estimate, Estimate]:
+) -> tuple[MeanInterval, MeanInterval]:
     """Win rate against one reference sample, and mean reward, of best-of-n *of* a tuned policy."""
 
     def win_rate(ours: PromptSamples, theirs: PromptSamples) -> float:
@@ -198,7 +157,7 @@ def evaluation_rows(
     reference: Sequence[PromptSamples],
     policies: Mapping[str, Sequence[PromptSamples]],
     num_samples: int,
-) -> list[Row]:
+) -> list[MethodRow]:
     """Reference, the best-of-n curve, then each tuned policy.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 from training.report.text import WIN_RATE, figures, interval, planes_of, win_points
 from training.sweep import pareto as tables
-from training.sweep.records import Cell, Sweep
+from training.sweep.records import CellRecord, Sweep
 from vbon.report_html import Sheet
 
 
@@ -18,7 +18,7 @@ def cells_sheet(sweep: Sweep) -> Sheet:
     ratios = dict(zip(sweep.points(WIN_RATE), results, strict=True))
     again = any(cell.best_of_tuned for cell in sweep.cells.values())
 
-    def texts(name: str, cell: Cell) -> tuple[str, ...]:
+    def texts(name: str, cell: CellRecord) -> tuple[str, ...]:
         result = ratios.get(name)
         row = cell.row if cell.status == "ok" else None
         return (
@@ -83,6 +83,6 @@ def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if value else "-"
 
 
-def _again(cell: Cell) -> str:
+def _again(cell: CellRecord) -> str:
     best = cell.best_of_tuned
     return f"n={best.n}: {interval(best.win_rate, 3)}" if best else "-"

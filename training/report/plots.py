@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from training.report.text import interval, planes_of
 from training.sweep.pareto import frontier_flags
-from training.sweep.records import Cell, Sweep
+from training.sweep.records import CellRecord, Sweep
 from vbon.errors import ExportError
 from vbon.report_html.page import COLOURS, markup_safe
 
@@ -106,7 +106,7 @@ def page_figure(sweep: Sweep, field: str, look: dict[str, Style]) -> go.Figure:
     return figure
 
 
-def _hover(cell: Cell, field: str, label: str) -> str:
+def _hover(cell: CellRecord, field: str, label: str) -> str:
     assert cell.row is not None
     lines = [
         f"<b>{markup_safe(cell.cell.variant)}</b>",
@@ -119,11 +119,11 @@ def _hover(cell: Cell, field: str, label: str) -> str:
     return "<br>".join(lines)
 
 
-def _groups(sweep: Sweep, field: str) -> list[tuple[str, list[Cell], bool]]:
+def _groups(sweep: Sweep, field: str) -> list[tuple[str, list[CellRecord], bool]]:
     """Method, cells and whether they are dimmed, the dimmed groups first and so beneath."""
     points = sweep.points(field)
     flags = dict(zip(points, frontier_flags(list(points.values())), strict=True))
-    groups: dict[tuple[bool, str], list[Cell]] = defaultdict(list)
+    groups: dict[tuple[bool, str], list[CellRecord]] = defaultdict(list)
     for name, point in points.items():
         groups[flags[name], point.method].append(sweep.cells[name])
     return [(method, groups[on, method], not on) for on, method in sorted(groups)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from training.report.text import WIN_RATE, percent, planes_of, seed_range, win_points
 from training.sweep import pareto as tables
-from training.sweep.pareto import CurvePoint, Point
+from training.sweep.pareto import BonCurvePoint, Point
 from training.sweep.records import Sweep
 
 HEADLINE_POINTS = 4
@@ -41,7 +41,7 @@ def _among(ranged: list[tables.ParetoRow], rows: list[tables.ParetoRow], least: 
     return f" (of the {count} with at least {least} points)"
 
 
-def _frontier_sentence(points: list[Point], curve: list[CurvePoint], label: str) -> str:
+def _frontier_sentence(points: list[Point], curve: list[BonCurvePoint], label: str) -> str:
     rows = tables.pareto_rows(points, curve)
     # One point on the frontier is 100% of one: a headline needs a method's range of N or beta.
     least = min(HEADLINE_POINTS, max(row.points for row in rows))
@@ -60,7 +60,7 @@ def _frontier_sentence(points: list[Point], curve: list[CurvePoint], label: str)
     )
 
 
-def _target_sentence(points: list[Point], curve: list[CurvePoint], num_samples: int) -> str:
+def _target_sentence(points: list[Point], curve: list[BonCurvePoint], num_samples: int) -> str:
     first = tables.target_rows(points, curve, num_samples)[0]
     best = next(c for c in curve if c.n == num_samples)
     return (

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 from training.sweep.pareto import Point, SeedMean
-from training.sweep.records import Figures, Interval, Sweep
+from training.sweep.records import Sweep
+from vbon.maths.intervals import MeanInterval
+from vbon.storage.evaluation_record import MethodRow
 
 WIN_RATE = "win_rate"
 PLANES = {
@@ -27,12 +29,12 @@ def win_points(sweep: Sweep) -> list[Point]:
     return list(sweep.points(WIN_RATE).values())
 
 
-def figures(row: Figures, planes: dict[str, str]) -> list[str]:
+def figures(row: MethodRow, planes: dict[str, str]) -> list[str]:
     """The row on every plane, in the planes' order; ``"-"`` where it was not measured."""
     return [interval(getattr(row, f), 3 if "win_rate" in f else 2) for f in planes]
 
 
-def interval(value: Interval | None, digits: int) -> str:
+def interval(value: MeanInterval | None, digits: int) -> str:
     """``mean [low, high]``; the mean alone if it is exact."""
     if value is None:
         return "-"

@@ -20,7 +20,7 @@ _ENTRY = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class GridCell:
     """One training run of a sweep.
 
     Attributes:
@@ -41,7 +41,7 @@ class Cell:
         return self.config.out.parent
 
 
-def cells(sweep: SweepConfig) -> list[Cell]:
+def cells(sweep: SweepConfig) -> list[GridCell]:
     """All cells; seeds outermost, so that an unfinished sweep has whole seeds.
 
     Raises:
@@ -59,7 +59,7 @@ def cells(sweep: SweepConfig) -> list[Cell]:
     return made
 
 
-def _entry(sweep: SweepConfig, entry: str, seed: int) -> list[Cell]:
+def _entry(sweep: SweepConfig, entry: str, seed: int) -> list[GridCell]:
     match = _ENTRY.match(entry)
     if match is None:
         raise InvalidInputError(
@@ -104,7 +104,7 @@ def _cell(
     parameter: str,
     config_type: type[TrainConfig],
     settings: dict[str, Any],
-) -> Cell:
+) -> GridCell:
     try:
         config = config_type(**settings)
         # Equal budgets: the sweep's steps are all of a cell's steps. A warm start that is only the
@@ -122,4 +122,4 @@ def _cell(
         )
         raise InvalidInputError(f"{variant}: {said}", field="grid") from error
     value = float(getattr(config, parameter))
-    return Cell(variant, objective, parameter, value, config.seed, config)
+    return GridCell(variant, objective, parameter, value, config.seed, config)

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vbon.maths.statistics import Spread, spread
+from vbon.maths.intervals import MedianRange
+from vbon.maths.statistics import median_range
 
 Place = tuple[float, float]
 
@@ -41,7 +42,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class CurvePoint:
+class BonCurvePoint:
     """Best-of-n at its KL upper bound in nats; n = 1 is the reference policy at KL 0."""
 
     n: int
@@ -94,7 +95,7 @@ class EfficiencyRow:
     """Median and range of a method's efficiencies; ``beyond`` counts the extrapolated ones."""
 
     method: str
-    ratio: Spread
+    ratio: MedianRange
     beyond: int
 
 
@@ -127,7 +128,7 @@ def dominates(one: Place, other: Place) -> bool:
     return one[0] <= other[0] and one[1] >= other[1] and one != other
 
 
-def frontier_flags(points: Sequence[Point], curve: Sequence[CurvePoint] = ()) -> list[bool]:
+def frontier_flags(points: Sequence[Point], curve: Sequence[BonCurvePoint] = ()) -> list[bool]:
     """For each point, whether no point of its own seed, nor of ``curve``, dominates it."""
     rivals: dict[int, list[Place]] = defaultdict(lambda: [(c.kl, c.value) for c in curve])
     for point in points:
@@ -135,7 +136,7 @@ def frontier_flags(points: Sequence[Point], curve: Sequence[CurvePoint] = ()) ->
     return [not any(dominates(r, p.place) for r in rivals[p.seed]) for p in points]
 
 
-def pareto_rows(points: Sequence[Point], curve: Sequence[CurvePoint]) -> list[ParetoRow]:
+def pareto_rows(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[ParetoRow]:
     """Frontier shares per method, the highest share first.
 
     A seed's points compete with each other only, so that no method gains by running more seeds;
@@ -173,7 +174,7 @@ def tie_free_win_rate(kl: float) -> float:
     return 1 / (1 + math.exp(-low))
 
 
-def curve_value(kl: float, curve: Sequence[CurvePoint]) -> tuple[float, bool]:
+def curve_value(kl: float, curve: Sequence[BonCurvePoint]) -> tuple[float, bool]:
     """Best-of-n's win rate at ``kl`` nats, and whether that is beyond the last measured n.
 
     Between measured points it is linear in the tie-free win rate at the same KL, which is exact
@@ -189,7 +190,7 @@ def curve_value(kl: float, curve: Sequence[CurvePoint]) -> tuple[float, bool]:
     return float(np.interp(here, theory, measured)), False
 
 
-def efficiencies(points: Sequence[Point], curve: Sequence[CurvePoint]) -> list[Efficiency]:
+def efficiencies(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[Efficiency]:
     """One a point, in order; ``points`` and ``curve`` carry win rates."""
     pairs = [(point, *curve_value(point.kl, curve)) for point in points]
     return [Efficiency(point, best, point.value / best, far) for point, best, far in pairs]
@@ -200,19 +201,19 @@ def efficiency_rows(results: Sequence[Efficiency]) -> list[EfficiencyRow]:
     rows = []
     for method in _methods([result.point for result in results]):
         own = [result for result in results if result.point.method == method]
-        ratio = spread([result.ratio for result in own])
+        ratio = median_range([result.ratio for result in own])
         rows.append(EfficiencyRow(method, ratio, sum(result.beyond for result in own)))
     return sorted(rows, key=lambda row: (-row.ratio.median, row.method))
 
 
-def targets(points: Sequence[Point], curve: Sequence[CurvePoint]) -> list[int]:
+def targets(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[int]:
     """Every n > 1 of the curve that some point was trained towards, ascending."""
     measured = {c.n for c in curve if c.n > 1}
     return sorted(measured & {p.target for p in points if p.target is not None})
 
 
 def target_rows(
-    points: Sequence[Point], curve: Sequence[CurvePoint], num_samples: int
+    points: Sequence[Point], curve: Sequence[BonCurvePoint], num_samples: int
 ) -> list[TargetRow]:
     """Methods trained towards N = ``num_samples``, the closest to best-of-N's win rate first.
 

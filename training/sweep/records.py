@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from training.sweep.pareto import CurvePoint, Point
+from training.sweep.pareto import BonCurvePoint, Point
 from vbon.errors import DataError
+from vbon.maths.intervals import MeanInterval
+from vbon.storage.evaluation_record import MethodRow
 
 BEST_OF_N = "best-of-n"
 REFERENCE = "reference"
@@ -23,36 +25,12 @@ class _Record(BaseModel):
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 
-class Interval(_Record):
-    """A mean over ``count`` prompts with its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
-class Figures(_Record):
-    """Held-out figures of one method: a row of :mod:`training.evaluation.rows` as it was written."""
-
-    method: str
-    n: int = Field(ge=1)
-    reward: Interval
-    gold: Interval | None = None
-    win_rate: Interval
-    gold_win_rate: Interval | None = None
-    kl_nats: Interval
-    kl_kind: str
-    tokens: Interval | None = None
-    unscored: int = 0
-
-
 class Baseline(_Record):
     """``baseline.json``: the reference policy and best-of-n, measured once a sweep."""
 
     title: str
     prompts: int
-    rows: list[Figures]
+    rows: list[MethodRow]
     config: dict[str, Any] = {}
     revisions: dict[str, str] = {}
     git_revision: str | None = None
@@ -78,7 +56,7 @@ class Setting(_Record):
     seed: int
 
 
-class Cost(_Record):
+class CellCost(_Record):
     """What making one checkpoint took; times in seconds."""
 
     samples_drawn: int = 0
@@ -94,18 +72,18 @@ class BestOfTuned(_Record):
     """Best-of-n again, of the tuned policy's own samples."""
 
     n: int
-    win_rate: Interval
-    reward: Interval
+    win_rate: MeanInterval
+    reward: MeanInterval
 
 
-class Cell(_Record):
+class CellRecord(_Record):
     """``cells/NAME/record.json``: one trained checkpoint, or why there is none."""
 
     cell: Setting
     status: Literal["ok", "diverged", "failed"]
     message: str | None = None
-    row: Figures | None = None
-    cost: Cost | None = None
+    row: MethodRow | None = None
+    cost: CellCost | None = None
     config: dict[str, Any] = {}
     git_revision: str | None = None
     versions: dict[str, Any] = {}
@@ -113,7 +91,7 @@ class Cell(_Record):
     best_of_tuned: BestOfTuned | None = None
 
     @model_validator(mode="after")
-    def _measured(self) -> Cell:
+    def _measured(self) -> CellRecord:
         if self.status == "ok" and self.row is None:
             raise ValueError('status "ok" needs a "row" of figures')
         return self
@@ -142,11 +120,11 @@ class Sweep:
 
     directory: Path
     baseline: Baseline
-    cells: dict[str, Cell]
+    cells: dict[str, CellRecord]
     unfinished: tuple[str, ...]
 
     @property
-    def measured(self) -> dict[str, Cell]:
+    def measured(self) -> dict[str, CellRecord]:
         """Cells with figures; diverged and failed ones are left out."""
         return {name: cell for name, cell in self.cells.items() if cell.status == "ok"}
 
@@ -174,15 +152,15 @@ class Sweep:
                 )
         return points
 
-    def curve_rows(self) -> list[Figures]:
+    def curve_rows(self) -> list[MethodRow]:
         """The reference, then best-of-n, by n."""
         known = [r for r in self.baseline.rows if r.method in {REFERENCE, BEST_OF_N}]
         return sorted(known, key=lambda row: row.n)
 
-    def curve(self, field: str) -> list[CurvePoint]:
+    def curve(self, field: str) -> list[BonCurvePoint]:
         """Reference and best-of-n at its KL upper bound, by n."""
         rows = self.curve_rows()
-        return [CurvePoint(r.n, r.kl_nats.mean, getattr(r, field).mean) for r in rows]
+        return [BonCurvePoint(r.n, r.kl_nats.mean, getattr(r, field).mean) for r in rows]
 
 
 def read_sweep(directory: Path) -> Sweep:
@@ -203,7 +181,7 @@ def read_sweep(directory: Path) -> Sweep:
     records = [folder for folder in folders if (folder / "record.json").is_file()]
     if not records:
         raise DataError(f"{directory}/cells holds no record.json: no cell of the sweep has ended")
-    cells = {folder.name: _read(folder / "record.json", Cell) for folder in records}
+    cells = {folder.name: _read(folder / "record.json", CellRecord) for folder in records}
     return Sweep(
         directory=directory,
         baseline=baseline,
@@ -217,7 +195,7 @@ def methods_of(sweeps: Sequence[Sweep]) -> list[str]:
     return list(dict.fromkeys(c.cell.variant for s in sweeps for c in s.cells.values()))
 
 
-def _order(cell: Cell) -> tuple[str, str, bool, float, str, int]:
+def _order(cell: CellRecord) -> tuple[str, str, bool, float, str, int]:
     what = cell.cell
     number = isinstance(what.value, int | float)
     return (

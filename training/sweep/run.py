@@ -17,7 +17,7 @@ from typing import Any
 from training.configs import SweepConfig
 from training.outputs.identity import read_record
 from training.outputs.progress import ProgressBar
-from training.sweep.grid import Cell, cells
+from training.sweep.grid import GridCell, cells
 from vbon.errors import DataError, DivergedError, InvalidInputError, VbonError
 from vbon.rewards import open_reward_model
 from vbon.storage.atomic import write_json
@@ -51,7 +51,7 @@ def _run(config: SweepConfig) -> None:
     shared = _shared(config)
     todo = [cell for cell in every if not _is_done(cell, shared)]
     logger.info("%d cells, %d to train or to measure", len(every), len(todo))
-    tasks: list[Cell | None] = list(todo)
+    tasks: list[GridCell | None] = list(todo)
     if not _baseline_is_done(config, shared):
         tasks.insert(0, None)
     failed = []
@@ -69,7 +69,9 @@ def _run(config: SweepConfig) -> None:
         )
 
 
-def _results(config: SweepConfig, tasks: list[Cell | None]) -> Iterator[tuple[Cell | None, str]]:
+def _results(
+    config: SweepConfig, tasks: list[GridCell | None]
+) -> Iterator[tuple[GridCell | None, str]]:
     if config.jobs == 1:
         for task in tasks:
             yield task, _run_task(config, task)
@@ -79,7 +81,7 @@ def _results(config: SweepConfig, tasks: list[Cell | None]) -> Iterator[tuple[Ce
         config.jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,)
     ) as pool:
         # Cells go by name: their configurations' classes are made at run time and cannot be pickled.
-        futures: dict[Future[str], Cell | None] = {
+        futures: dict[Future[str], GridCell | None] = {
             pool.submit(_run_named, config, _name(task)): task for task in tasks
         }
         try:
@@ -107,7 +109,7 @@ def _follow_parent(parent: int) -> None:
     os._exit(1)
 
 
-def _is_done(cell: Cell, shared: _Shared) -> bool:
+def _is_done(cell: GridCell, shared: _Shared) -> bool:
     """By what it was made from, not by where that lies; a record that does not say is none."""
     from training.train.run import identity_of
 
@@ -200,7 +202,7 @@ def _gold_revision(config: SweepConfig) -> str | None:
     return gold.revision
 
 
-def _name(task: Cell | None) -> str | None:
+def _name(task: GridCell | None) -> str | None:
     return None if task is None else task.directory.name
 
 
@@ -211,7 +213,7 @@ def _run_named(config: SweepConfig, name: str | None) -> str:
     return _run_task(config, found)
 
 
-def _run_task(config: SweepConfig, cell: Cell | None) -> str:
+def _run_task(config: SweepConfig, cell: GridCell | None) -> str:
     """Train and record one cell, or measure the baseline."""
     from training.train.run import identity_of
 
@@ -245,7 +247,7 @@ def _run_task(config: SweepConfig, cell: Cell | None) -> str:
             },
             "status": status,
             "message": message,
-            "row": None if finished is None or finished.row is None else finished.row.as_dict(),
+            "row": None if finished is None or finished.row is None else finished.row.model_dump(),
             "cost": {
                 **({} if finished is None else finished.cost),
                 "cached_samples": sum(
@@ -259,7 +261,7 @@ def _run_task(config: SweepConfig, cell: Cell | None) -> str:
     return status
 
 
-def _train(cell: Cell, assets: Any) -> tuple[Any, dict[str, Any] | None]:
+def _train(cell: GridCell, assets: Any) -> tuple[Any, dict[str, Any] | None]:
     from training.evaluation.rows import best_of_policy
     from training.train.run import train
 
@@ -282,6 +284,6 @@ def _write_baseline(config: SweepConfig, shared: _Shared) -> None:
             **_baseline_of(config, shared),
             "title": config.title,
             "prompts": len(shared.assets.heldout),
-            "rows": [row.as_dict() for row in rows],
+            "rows": [row.model_dump() for row in rows],
         },
     )

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from training.configs import TrainConfig
-from training.evaluation.rows import Row
 from training.objectives.protocol import Objective
 from training.outputs.model_card import write_card
 from vbon.storage.atomic import replacing_directory, write_json, write_text
 from vbon.storage.checkpoints import write_checksums
+from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.provenance import provenance
 from vbon.storage.training_record import ADAPTER, RECORD
 
@@ -40,7 +40,7 @@ class Trained:
     identity: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]]
     cost: Mapping[str, Any]
-    row: Row | None
+    row: MethodRow | None
     cache: Mapping[str, Any]
 
 
@@ -71,7 +71,7 @@ def export_checkpoint(
                 "identity": trained.identity,
                 "cost": trained.cost,
                 "cache": trained.cache,
-                "heldout": None if trained.row is None else trained.row.as_dict(),
+                "heldout": None if trained.row is None else trained.row.model_dump(),
             },
         )
         lines = (json.dumps(line) + "\n" for line in trained.history)
@@ -106,7 +106,7 @@ def _settings(trained: Trained) -> dict[str, Any]:
     }
 
 
-def _figures(row: Row | None) -> dict[str, Any]:
+def _figures(row: MethodRow | None) -> dict[str, Any]:
     if row is None:
         return {}
     figures: dict[str, Any] = {

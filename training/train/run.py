@@ -17,7 +17,7 @@ from accelerate import PartialState
 
 from training.configs import TrainConfig
 from training.evaluation.measure import PromptSamples
-from training.evaluation.rows import Row, policy_row
+from training.evaluation.rows import policy_row
 from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft
 from training.objectives.config import objective_of
@@ -34,6 +34,7 @@ from training.train.trainer import StepMetrics, Trainer, TrainerOptions
 from vbon.errors import CheckpointError, DataError, DivergedError, InvalidInputError
 from vbon.storage.atomic import beside, recover_directory
 from vbon.storage.checkpoints import Kind, check_checkpoint
+from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.locks import sole_writer
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Finished:
     """
 
     out: Path
-    row: Row | None
+    row: MethodRow | None
     cost: Mapping[str, Any]
 
 
@@ -149,7 +150,9 @@ def _finished(config: TrainConfig, identity: dict[str, Any]) -> Finished | None:
     ):
         return None
     row = record["heldout"]
-    return Finished(config.out, None if row is None else Row.from_dict(row), record["cost"])
+    return Finished(
+        config.out, None if row is None else MethodRow.model_validate(row), record["cost"]
+    )
 
 
 def _is_whole(directory: Path, kind: Kind, *, replace: bool) -> bool:
@@ -187,7 +190,7 @@ def _warn_of_other_figures(config: TrainConfig) -> None:
 
 def _measured_again(
     name: str, config: TrainConfig, assets: Assets, on_measured: OnMeasured
-) -> Row | None:
+) -> MethodRow | None:
     """Figures of the exported checkpoint, by the seeds that a run measures with."""
     if not assets.heldout:
         return None
@@ -197,7 +200,9 @@ def _measured_again(
     return _heldout_row(name, policy, assets, on_measured)
 
 
-def _heldout_row(name: str, policy: Any, assets: Assets, on_measured: OnMeasured | None) -> Row:
+def _heldout_row(
+    name: str, policy: Any, assets: Assets, on_measured: OnMeasured | None
+) -> MethodRow:
     reference = assets.heldout_reference
     ours = assets.measurer.measure(
         policy, assets.heldout, assets.policy_samples, f"held-out {name}"
@@ -388,7 +393,7 @@ class _Run:
             f"steps, is {out}; {advice}"
         )
 
-    def _measure(self, policy: Any) -> Row | None:
+    def _measure(self, policy: Any) -> MethodRow | None:
         if not self._assets.heldout:
             return None
         if self._trainer.sharded:
@@ -420,7 +425,7 @@ class _Run:
         weights: Mapping[str, Any] | None,
         out: Path,
         cost: Mapping[str, Any],
-        row: Row | None,
+        row: MethodRow | None,
     ) -> None:
         cache = self._assets.cache
         trained = Trained(

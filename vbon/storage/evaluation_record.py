@@ -5,40 +5,53 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vbon.errors import DataError
-from vbon.storage.training_record import RecordedMean
+from vbon.maths.intervals import MeanInterval
 
 
-class _Read(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
+class MethodRow(BaseModel):
+    """One method's held-out figures: the reference policy, best-of-n for one n, or a tuned policy.
 
+    Attributes:
+        method: ``reference``, ``best-of-n``, or the name of a checkpoint.
+        n: best-of-n's n, otherwise 1.
+        win_rate: against one reference sample, ties counted 1/2.
+        kl_nats: distance from the reference, by the estimator that ``kl_kind`` names.
+        kl_other: other estimators of the same distance, by name.
+        tokens: answer length.
+        unscored: samples that the reward model could not score; they are left out of all means.
+    """
 
-class EvaluatedRow(_Read):
-    """One method: ``reference``, ``best-of-n``, or the name of a checkpoint."""
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
     method: str
-    n: int
-    reward: RecordedMean
-    win_rate: RecordedMean
-    kl_nats: RecordedMean
+    n: int = Field(ge=1)
+    reward: MeanInterval
+    gold: MeanInterval | None = None
+    win_rate: MeanInterval
+    gold_win_rate: MeanInterval | None = None
+    kl_nats: MeanInterval
     kl_kind: str
-    gold: RecordedMean | None = None
-    gold_win_rate: RecordedMean | None = None
+    kl_other: dict[str, MeanInterval] = {}
+    tokens: MeanInterval | None = None
+    unscored: int = 0
 
 
-class EvaluationRecord(_Read):
+class EvaluationRecord(BaseModel):
     """All methods on the same held-out prompts.
 
     Attributes:
         revisions: of ``reference``, ``reward``, ``gold``, and each checkpoint by its name.
     """
 
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
     created: str
     prompts: int
     revisions: dict[str, str]
-    rows: list[EvaluatedRow]
+    rows: list[MethodRow]
 
 
 def read_evaluation(file: str) -> EvaluationRecord:

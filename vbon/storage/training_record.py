@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from vbon.maths.intervals import MeanInterval
+
 RECORD = "training.json"
 # A LoRA is exported merged, and beside it as it is, for serving on the reference engine.
 ADAPTER = "adapter"
@@ -17,27 +19,18 @@ class _Read(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class RecordedMean(_Read):
-    """A mean over held-out prompts with its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-
 class Heldout(_Read):
     """Held-out figures, measured when the training ended."""
 
-    reward: RecordedMean
-    win_rate: RecordedMean = Field(description="against one sample of the reference, ties 1/2")
-    kl_nats: RecordedMean = Field(description="from the reference policy")
+    reward: MeanInterval
+    win_rate: MeanInterval = Field(description="against one sample of the reference, ties 1/2")
+    kl_nats: MeanInterval = Field(description="from the reference policy")
     kl_kind: str | None = Field(None, description="the estimator, such as Rao-Blackwellised")
-    gold: RecordedMean | None = None
-    gold_win_rate: RecordedMean | None = None
+    gold: MeanInterval | None = None
+    gold_win_rate: MeanInterval | None = None
 
 
-class Cost(_Read):
+class TrainingCost(_Read):
     """What the training took; cached samples of the reference were paid for apart."""
 
     training_seconds: float
@@ -63,7 +56,7 @@ class TrainingRecord(_Read):
         validation_alias=AliasChoices("identity", "settings"),
         description="what makes the run this run",
     )
-    cost: Cost | None = None
+    cost: TrainingCost | None = None
     heldout: Heldout | None = None
 
 

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.intervals import Float, interval, resamples, value_range
+from service.loadtest.intervals import Float, interval, resamples
 from service.loadtest.schema import (
     BreakEven,
     CellResult,
-    Cost,
-    Interval,
     Mode,
     Quality,
-    Range,
     Saturation,
+    VariantCost,
 )
+from vbon.maths.intervals import MeanInterval, MedianRange
+from vbon.maths.statistics import median_range
 
 _SECONDS_PER_HOUR = 3600.0
 RISING = 1.1  # times the next lower level: more than rounds differ by chance
@@ -90,7 +90,7 @@ class Capacity:
     """
 
     source: str
-    requests_per_s: Range
+    requests_per_s: MedianRange
     by_round: Mapping[int, float]
     rising: bool = False
 
@@ -104,7 +104,9 @@ def capacity_of(
     """
     for found in saturation:
         if found.variant == variant and found.rate is not None and found.confirmed:
-            rate = Range(median=found.rate, low=found.rate, high=found.above or found.rate, count=1)
+            rate = MedianRange(
+                median=found.rate, low=found.rate, high=found.above or found.rate, count=1
+            )
             return Capacity(
                 f"highest rate with p95 E2E within {found.slo_ms:g} ms", rate, {0: found.rate}
             )
@@ -124,7 +126,9 @@ def capacity_of(
     return Capacity(f"{good}{best.load:g} {unit}", rate, by_round, rising)
 
 
-def _rising(best: CellResult, rate: Range, usable: Sequence[tuple[Range, CellResult]]) -> bool:
+def _rising(
+    best: CellResult, rate: MedianRange, usable: Sequence[tuple[MedianRange, CellResult]]
+) -> bool:
     """Whether the best level is the highest and every lower one of its kind is a tenth below or more."""
     others = [
         (other, cell)
@@ -136,13 +140,13 @@ def _rising(best: CellResult, rate: Range, usable: Sequence[tuple[Range, CellRes
     )
 
 
-def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> Cost:
+def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> VariantCost:
     """Price of 1000 answers, with the range of its rounds."""
     rate = capacity.requests_per_s
     lowest = min((value for value in capacity.by_round.values() if value > 0), default=rate.median)
     per_1000 = [1000 * cost_per_answer(price_per_hour, value) for value in
                 (rate.median, rate.high, rate.low if rate.low > 0 else lowest)]  # fmt: skip
-    return Cost(
+    return VariantCost(
         variant=variant,
         source=capacity.source,
         requests_per_s=rate,
@@ -211,7 +215,7 @@ def break_even(
         training_hours=training.hours,
         training_cost=training.cost,
         training_source=training.source,
-        cost_ratio=value_range(ratios[1:] or ratios),
+        cost_ratio=median_range(ratios[1:] or ratios),
         requests=needed[0] if needed else None,
         requests_low=min(finite) if spread_known else None,
         requests_high=max(finite) if spread_known else None,
@@ -234,7 +238,7 @@ def _paired(tuned: Capacity, sampled: Capacity) -> list[tuple[float, float]]:
     return [medians, *(pair for pair in rounds if pair[1] > 0)]
 
 
-def _given_up(tuned: Quality | None, sampled: Quality | None) -> Interval | None:
+def _given_up(tuned: Quality | None, sampled: Quality | None) -> MeanInterval | None:
     if tuned is None or sampled is None:
         return None
     shared = tuned.prompt_rewards.keys() & sampled.prompt_rewards.keys()

@@ -18,7 +18,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.loadtest.intervals import Float, interval, sign_flip_p
-from service.loadtest.schema import CellResult, Interval, LoadTestResult, Quality, Round
+from service.loadtest.schema import CellResult, LoadTestResult, Quality, Round
+from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
 
 LEVEL = 0.05
@@ -112,7 +113,7 @@ class _Reward:
     a: float
     b: float
     differences: list[float]
-    change: Interval
+    change: MeanInterval
 
     @property
     def least_p(self) -> float:

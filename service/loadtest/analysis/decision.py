@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from service.loadtest.schema import BreakEven, CellResult, Cost, Quality, Saturation
+from service.loadtest.schema import BreakEven, CellResult, Quality, Saturation, VariantCost
 from service.loadtest.text import duration, interval_text, number
 
 
 def decide(
     pairs: list[BreakEven],
-    costs: list[Cost],
+    costs: list[VariantCost],
     quality: list[Quality],
     cells: list[CellResult],
     saturation: list[Saturation],
@@ -32,7 +32,7 @@ def _n_of(variant: str, quality: list[Quality], cells: list[CellResult]) -> int:
     return sizes.get(variant, 0)
 
 
-def _pair(pair: BreakEven, costs: dict[str, Cost], currency: str) -> list[str]:
+def _pair(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> list[str]:
     tuned, sampled = costs[pair.tuned], costs[pair.sampled]
     prices = (
         f"1,000 answers cost {number(tuned.per_1000)} {currency} with {pair.tuned} and "
@@ -104,7 +104,7 @@ def _reward(pair: BreakEven) -> str:
     )
 
 
-def _no_pair(costs: list[Cost], currency: str) -> str:
+def _no_pair(costs: list[VariantCost], currency: str) -> str:
     if not costs:
         return "Nothing was answered, so there is nothing to decide."
     cheapest = min(costs, key=lambda cost: cost.per_1000)

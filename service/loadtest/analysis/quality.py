@@ -15,7 +15,7 @@ import numpy as np
 from service.loadtest.intervals import Float, interval
 from service.loadtest.load.scoring import ScoredRow
 from service.loadtest.plan import Variant
-from service.loadtest.schema import CurvePoint, Quality
+from service.loadtest.schema import Quality, RewardAtN
 from vbon.maths.curves import expected_best, pairwise_win_rate, selection_weights
 
 Rows = Sequence[ScoredRow]
@@ -91,11 +91,11 @@ def curve_matrix(rows: Rows, largest: int) -> tuple[list[int], Float]:
     return prompts, np.array(means).reshape(len(prompts), largest)
 
 
-def curve_of(matrix: Float) -> list[CurvePoint]:
+def curve_of(matrix: Float) -> list[RewardAtN]:
     """Mean over prompts with interval, for each n."""
     points = []
     for n, column in enumerate(matrix.T, start=1):
         found = interval(column.tolist())
         if found is not None:
-            points.append(CurvePoint(n=n, reward=found))
+            points.append(RewardAtN(n=n, reward=found))
     return points

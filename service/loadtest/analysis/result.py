@@ -31,7 +31,6 @@ from service.loadtest.plan import Variant, planned_blocks, scored_variants
 from service.loadtest.schema import (
     BreakEven,
     CellResult,
-    Cost,
     Example,
     LoadTestResult,
     Probe,
@@ -39,6 +38,7 @@ from service.loadtest.schema import (
     Saturation,
     Server,
     ShownAnswer,
+    VariantCost,
 )
 from service.loadtest.summary import cell_result
 from vbon.storage.provenance import provenance
@@ -164,7 +164,7 @@ def _money(
     quality: Sequence[Quality],
     saturation: Sequence[Saturation],
     curve: tuple[list[int], Float],
-) -> tuple[list[Cost], list[BreakEven]]:
+) -> tuple[list[VariantCost], list[BreakEven]]:
     price = settings.price_per_hour
     worth = {one.variant: one for one in quality}
     modes = {mode.name: mode for mode in server.modes}

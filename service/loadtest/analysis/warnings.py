@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.schema import CellResult, Cost, Quality, Saturation, Server
+from service.loadtest.schema import CellResult, Quality, Saturation, Server, VariantCost
 
 BUSY_CLIENT = 0.8
 MANY_ERRORS = 0.01
@@ -54,7 +54,7 @@ def warnings_of(
     return found
 
 
-def rising_warning(cost: Cost) -> str:
+def rising_warning(cost: VariantCost) -> str:
     """Of a variant that may well answer more than was asked of it."""
     return (
         f"{cost.variant}: throughput still rose at the highest level tried ({cost.source}), so an answer "

@@ -20,8 +20,8 @@ from service.loadtest.load.targets import NativeTarget, OpenAiTarget, Target
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import (
     Block,
-    Cell,
     Load,
+    LoadCell,
     Variant,
     planned_blocks,
     scored_variants,
@@ -87,7 +87,7 @@ class LoadTest:
         known = {line["variant"] for line in self._journal.of_kind("idle")}
         for variant in self.variants:
             idle = Length(0, 0, 0, requests=_WARM_UPS)
-            block = Block(Cell(variant, Load("closed", 1)), -1)
+            block = Block(LoadCell(variant, Load("closed", 1)), -1)
             record = await self._recorder(block, idle).closed()
             last = record.observations[-1]
             if variant.label not in known:
@@ -159,7 +159,7 @@ class LoadTest:
         settings, limit = self._settings, self._settings.slos["e2e"]
         base = settings.saturate_duration_s
         seconds = min(max(base, _PROBE_REQUESTS / rate), _PROBE_STRETCH * base)
-        block = Block(Cell(variant, Load("open", rate)), number)
+        block = Block(LoadCell(variant, Load("open", rate)), number)
         self._progress.begin(f"saturation: {block.cell.key}", seconds + settings.warmup_s)
         recorder = self._recorder(block, Length(0, settings.warmup_s, seconds))
 
@@ -191,7 +191,7 @@ class LoadTest:
     async def _settle(self, variant: Variant) -> None:
         """Wait until the server answers as when idle: not every one drops what its client gave up."""
         idle = {line["variant"]: line["e2e_ms"] for line in self._journal.of_kind("idle")}
-        begun, alone = perf_counter(), Block(Cell(variant, Load("closed", 1)), -1)
+        begun, alone = perf_counter(), Block(LoadCell(variant, Load("closed", 1)), -1)
         while perf_counter() - begun < _SETTLE_S:
             record = await self._recorder(alone, Length(0, 0, 0, requests=1)).closed()
             seen = record.observations[0]

@@ -9,9 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from service.loadtest.report.tables import load_text
-from service.loadtest.schema import CellResult, Interval, LoadTestResult
+from service.loadtest.schema import CellResult, LoadTestResult
 from service.loadtest.text import number
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
+from vbon.maths.intervals import MeanInterval
 from vbon.report_html.page import COLOURS, markup_safe
 
 CURVE_COLOUR = "#808080"
@@ -225,7 +226,7 @@ def curve_figure(result: LoadTestResult, look: Look) -> go.Figure:
     return figure
 
 
-def _text(value: Interval | None) -> str:
+def _text(value: MeanInterval | None) -> str:
     return "-" if value is None else f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
-from service.loadtest.schema import CellResult, LoadTestResult, Quantiles, Range
+from service.loadtest.schema import CellResult, LoadTestResult, Quantiles
 from service.loadtest.text import interval_text, number
+from vbon.maths.intervals import MedianRange
 from vbon.report_html import Sheet
 
 
-def range_text(value: Range | None) -> str:
+def range_text(value: MedianRange | None) -> str:
     """``median (least to most)``."""
     if value is None:
         return "-"
