@@ -1,4 +1,4 @@
-"""Work stops when the client leaves."""
+"""Cancels a request's work when its client disconnects."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ T = TypeVar("T")
 
 
 class ClientDisconnectedError(Exception):
-    """The client closed the connection before its answer was ready."""
+    """The client closed the connection before its response was complete."""
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``, cancelling it (and with it the sequences it decodes) on disconnect.
+    """Await ``work``, and cancel it when the client disconnects, which aborts its sequences too.
 
     Raises:
-        ClientDisconnectedError: the client has gone; nobody will read an answer.
+        ClientDisconnectedError: the client has disconnected, so nobody would read the result.
     """
     task = asyncio.current_task()
-    assert task is not None  # a coroutine always runs in one
+    assert task is not None  # a coroutine always runs in a task
     gone = False
 
     async def watch() -> None:
@@ -32,7 +32,7 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) ->
         gone = True
         task.cancel()
 
-    # Only the watcher is a task of its own: every request pays for what is started here.
+    # `work` runs in the current task: starting a second task for it would cost every request time.
     watching = asyncio.create_task(watch())
     try:
         return await work
@@ -45,6 +45,6 @@ async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) ->
 
 
 async def disconnected(receive: Receive) -> None:
-    """Return once the client has gone."""
+    """Return once the client has disconnected."""
     while (await receive())["type"] != "http.disconnect":
         pass

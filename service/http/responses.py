@@ -1,9 +1,10 @@
-"""Responses built by hand: models as JSON, and refusals that middleware sends before any route."""
+"""Responses built by hand: models as JSON, and errors that middleware sends before any route runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -17,6 +18,25 @@ def json_of(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
+def error_body(
+    status: int, kind: str, message: str, *, code: str | None = None, request_id: str = ""
+) -> dict[str, Any]:
+    """An error in the shape of :class:`service.schemas.failure.ErrorResponse`.
+
+    Args:
+        kind: the error's ``type``.
+        code: the error's ``code``; the status by default.
+    """
+    error = {
+        "message": message,
+        "type": kind,
+        "param": None,
+        "code": code or status,
+        "request_id": request_id,
+    }
+    return {"error": error}
+
+
 async def refuse(
     scope: Scope,
     send: Send,
@@ -28,19 +48,15 @@ async def refuse(
     headers: Iterable[tuple[bytes, bytes]] = (),
     close: bool = True,
 ) -> None:
-    """Answer with an error in the shape of ``service.routes.errors``.
+    """Send an error as the whole response.
 
-    What is unread of the body stays so, and the connection is closed; without that, ``close`` may be false.
+    Args:
+        close: close the connection afterwards. Pass ``False`` only if the request's body has been read.
     """
     note_error(kind)
-    error = {
-        "message": message,
-        "type": kind,
-        "param": None,
-        "code": code or status,
-        "request_id": scope.get("state", {}).get("request_id", ""),
-    }
-    content = json.dumps({"error": error}).encode()
+    request_id = scope.get("state", {}).get("request_id", "")
+    body = error_body(status, kind, message, code=code, request_id=request_id)
+    content = json.dumps(body).encode()
     fields = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),

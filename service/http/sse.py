@@ -1,4 +1,8 @@
-"""Server-sent events: a response that starts with its first message and ends with the client."""
+"""Server-sent events: a streaming response whose status is decided by its first message.
+
+Starlette's ``StreamingResponse`` sends status 200 before the first message exists, so an error before it
+could not have a status of its own.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +21,23 @@ from service.http.disconnect import ClientDisconnectedError, disconnected, run_w
 
 logger = logging.getLogger(__name__)
 
-# Longest that a client may take nothing while more waits for it: as nginx's send_timeout. Admission and the
-# time limit of a request have let go of it by then, so nothing else ends a stream that nobody reads.
+# The longest time that a client may read nothing while more is to be sent; nginx's send_timeout is the
+# same. By then the request has left admission and its time limit no longer applies, so nothing else would
+# end a stream that nobody reads. See UNREAD_S in uvicorn_protocol.py for the limit on other responses.
 _STALL_S = 60.0
-_LEAVE_S = 1.0  # a connection that was cut is gone at the event loop's next turn
-# In a scope's extensions: what cuts its connection at once. Closing it would wait until what was written is
-# read, and so for ever. A server that has none closes it as well as it can.
+_LEAVE_S = 1.0  # an aborted connection is gone at the event loop's next turn
+# Key in a scope's extensions of a function that aborts the connection at once. Closing the connection would
+# wait until the client has read everything, which may be never. Servers without the extension close it.
 ABORT = "vbon.abort"
 
 
 def comment(text: str) -> str:
-    """A line that clients skip; it keeps proxies from closing a quiet connection."""
+    """A line that clients ignore; it keeps proxies from closing an idle connection."""
     return f": {text}\n\n"
 
 
 def event(name: str | None, data: BaseModel | dict[str, Any] | str) -> str:
-    """One event, named or not; JSON holds no raw line break, so its data is one line."""
+    """One event, with a name or without. JSON contains no raw line break, so the data is one line."""
     if isinstance(data, BaseModel):
         data = data.model_dump_json()
     elif not isinstance(data, str):
@@ -45,13 +50,17 @@ async def open_stream(
     messages: AsyncGenerator[str, None],
     failed: Callable[[Exception], str],
 ) -> EventStream:
-    """A response that has its first message already, so errors before it keep their own status.
+    """Wait for the first message and return a response that begins with it.
+
+    An error before the first message is raised here, so it gets a status of its own.
 
     Args:
-        failed: counts an error that comes later and gives the last message, which tells it.
+        failed: called with an error that comes after the first message. It counts the error and returns
+            the stream's last message, which reports it to the client.
 
     Raises:
-        Whatever ``messages`` raises before it has anything to say; ClientDisconnectedError.
+        ClientDisconnectedError: the client disconnected before the first message.
+        Exception: anything that ``messages`` raises before its first message.
     """
 
     async def take_first() -> str:
@@ -66,18 +75,18 @@ async def open_stream(
 
 
 class _Pieces:
-    """Cuts the stream so that no piece with a comment ends in its blank line.
+    """Splits the stream into pieces so that no piece ends with the blank line after a comment.
 
-    `vllm bench serve` strips the white space off each piece it receives. A comment that has lost its
-    blank line swallows the event behind it, and the request counts as failed. So a piece ends with the
-    beginning of another comment, which the next piece goes on with.
+    ``vllm bench serve`` strips the white space from each piece that it receives. A comment without its
+    blank line would merge with the next event, and the request would count as failed. So a piece with a
+    comment ends with the start of another comment, which the next piece completes.
     """
 
     def __init__(self) -> None:
         self._open = False
 
     def cut(self, message: str) -> str:
-        """The piece for a message."""
+        """The piece that carries a message."""
         was_open, self._open = self._open, message.startswith(": ")
         if not self._open:
             return f"done\n\n{message}" if was_open else message
@@ -85,7 +94,11 @@ class _Pieces:
 
 
 class EventStream(Response):
-    """Sends messages as they come; closes their generator when they or the client end, or it stalls."""
+    """Sends messages as they come.
+
+    Closes the generator of messages when it is exhausted, when the client disconnects, or when the client
+    reads nothing for ``_STALL_S`` seconds.
+    """
 
     media_type = "text/event-stream"
 
@@ -95,13 +108,13 @@ class EventStream(Response):
         rest: AsyncGenerator[str, None],
         failed: Callable[[Exception], str],
     ) -> None:
-        # nginx would otherwise hold messages back until its buffer is full.
+        # x-accel-buffering: nginx would otherwise hold messages back until its buffer is full.
         self.status_code, self.background = 200, None
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
         self._first, self._rest, self._failed = first, rest, failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Send the stream."""
         sending = asyncio.create_task(self._send(send))
         leaving = asyncio.create_task(disconnected(receive))
         try:
@@ -117,29 +130,31 @@ class EventStream(Response):
             await self._rest.aclose()
 
     async def _cut(self, scope: Scope, leaving: asyncio.Task[None]) -> None:
-        """End the connection of a client that takes nothing."""
-        why = f"the client took nothing of its stream for {_STALL_S:g} s"
-        logger.warning("%s; its connection is cut", why)
+        """Abort the connection of a client that reads nothing."""
+        why = f"the client read nothing of its stream for {_STALL_S:g} s"
+        logger.warning("%s; its connection is closed", why)
         self._failed(ClientDisconnectedError(why))
         await self._rest.aclose()
         abort = scope.get("extensions", {}).get(ABORT)
         if abort is not None:
             abort()
-            await asyncio.wait({leaving}, timeout=_LEAVE_S)  # else the server logs half an answer
+            await asyncio.wait(
+                {leaving}, timeout=_LEAVE_S
+            )  # otherwise the server logs an incomplete response
 
     async def _send(self, send: Send) -> bool:
-        """Whether the client took it all."""
+        """Send everything; ``False`` if the client stopped reading."""
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        if not await _taken(send, start):
+        if not await _send_in_time(send, start):
             return False
         pieces = _Pieces()
         async for message in self._messages():
             body = pieces.cut(message).encode()
-            del message  # with all its candidates it may be large, and the next long in coming
-            if not await _taken(send, _body(body, more=True)):
+            del message  # may hold all candidates, and the next message may be long in coming
+            if not await _send_in_time(send, _body(body, more=True)):
                 return False
             del body
-        return await _taken(send, _body(b"", more=False))
+        return await _send_in_time(send, _body(b"", more=False))
 
     async def _messages(self) -> AsyncGenerator[str, None]:
         first, self._first = self._first, ""
@@ -149,7 +164,9 @@ class EventStream(Response):
             async for message in self._rest:
                 yield message
                 del message
-        except Exception as error:  # the status is sent: an error can only be told in the stream
+        except (
+            Exception
+        ) as error:  # the status is sent, so the error can only be part of the stream
             yield self._failed(error)
 
 
@@ -157,8 +174,8 @@ def _body(content: bytes, *, more: bool) -> Message:
     return {"type": "http.response.body", "body": content, "more_body": more}
 
 
-async def _taken(send: Send, message: Message) -> bool:
-    """Whether there was room for a message in time; none while the client does not read those before it."""
+async def _send_in_time(send: Send, message: Message) -> bool:
+    """Send a message; ``False`` if the client read too little to make room for it within ``_STALL_S``."""
     try:
         async with asyncio.timeout(_STALL_S):
             await send(message)
