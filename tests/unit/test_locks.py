@@ -1,7 +1,10 @@
-"""One writer an output."""
+"""One writer per output."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -53,18 +56,39 @@ def test_a_killed_writer_lets_go_and_nothing_is_left(
 def test_a_lock_taken_on_a_file_that_was_removed_meanwhile_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    still, asked = locks._is_still, []
+    """A writer that ends removes the file which the next one has just opened."""
+    flock, removed = fcntl.flock, []
 
-    def removed_at_first(path: Path, handle: int) -> bool:
-        if not asked:
-            path.unlink()
-        asked.append(path)
-        return still(path, handle)
+    def removed_at_first(handle: int, operation: int) -> None:
+        if not removed:
+            removed.append(handle)
+            (tmp_path / ".out.lock").unlink()
+        flock(handle, operation)
 
-    monkeypatch.setattr(locks, "_is_still", removed_at_first)
+    monkeypatch.setattr(fcntl, "flock", removed_at_first)
     with sole_writer(tmp_path / "out"):
-        assert len(asked) == 2
-        assert (tmp_path / ".out.lock").exists()
+        assert removed
+        assert (tmp_path / ".out.lock").read_text() == f"pid {os.getpid()}\n"
+
+
+def test_where_the_file_system_knows_no_locks_nothing_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with sole_writer(tmp_path / "out"):
+        pass
+
+
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.open", full)
+    with pytest.raises(ExportError, match="No space left"), sole_writer(tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["link", "here/../link", "out/."])

@@ -1,84 +1,81 @@
-"""One writer an output: a second one is told, instead of both writing the same files."""
+"""Allows one writer per output; a second one gets an error instead of mixing its files in."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vbon.errors import ExportError
 from vbon.storage.atomic import beside, storage_errors
 
-# How long a second writer waits: children of a killed one may take a moment to follow it.
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+# How long a second writer waits. Child processes of a killed writer may hold its lock for a moment.
 PATIENCE_S = 5.0
-_NOT_OURS_TO_WRITE = {errno.EACCES, errno.EPERM, errno.EROFS}
+_POLL_S = 0.05
+_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextmanager
 def sole_writer(target: Path) -> Iterator[None]:
-    """Hold ``target`` against other processes that would write it; a killed one lets go.
+    """Hold the lock of ``target`` while the block runs; the system releases it if the process dies.
 
-    Where the file system knows no locks, or may not be written, nothing is held.
+    The block runs without a lock where the file system supports no locks, and where it cannot be written:
+    there, the block's own writes report the error, if it writes at all.
 
     Raises:
-        ExportError: another process holds it, or the disk is full.
+        ExportError: another process holds the lock, or the lock file cannot be written (full disk).
     """
     path = beside(target, "lock")
-    handle = _locked(path, target)
+    lock = _acquired(path, target)
+    if lock is None:
+        yield
+        return
+    with suppress(OSError):  # the process id serves only the message for a second writer
+        path.write_text(f"pid {os.getpid()}\n", encoding="ascii")
     try:
         yield
     finally:
-        if handle is not None:
-            # Removed while held: who waits for it sees that the file is another, or gone.
-            path.unlink(missing_ok=True)
-            os.close(handle)
+        # Removed while locked: a waiting process notices that it locked a removed file, and tries again.
+        path.unlink(missing_ok=True)
+        lock.release()
 
 
-def _locked(path: Path, target: Path) -> int | None:
-    """A descriptor that holds the lock, ``None`` where there can be none."""
-    deadline = time.monotonic() + PATIENCE_S
-    while (handle := _opened(path)) is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(handle)
-            if time.monotonic() > deadline:
-                raise ExportError(
-                    f"{target} is being written by another process ({holder}); wait for it to end, "
-                    "or choose another --out"
-                ) from None
-            time.sleep(0.05)
-            continue
-        except OSError:
-            os.close(handle)
-            return None  # some network file systems know no locks
-        if _is_still(path, handle):
-            with suppress(OSError):  # only for the message to who comes second
-                os.truncate(handle, 0)
-                os.pwrite(handle, f"pid {os.getpid()}\n".encode(), 0)
-            return handle
-        os.close(handle)
-    return None
+def _acquired(path: Path, target: Path) -> BaseFileLock | None:
+    """The acquired lock, or ``None`` where locking is impossible."""
+    from filelock import FileLock, Timeout
 
-
-def _opened(path: Path) -> int | None:
+    lock = FileLock(
+        path,
+        timeout=PATIENCE_S,
+        poll_interval=_POLL_S,
+        thread_local=False,
+        fallback_to_soft=False,  # a lock that is only a file would outlive a killed process
+    )
     try:
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock.acquire()
     except ExportError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NOT_OURS_TO_WRITE:
-            return None  # writing says so itself, if anything has to be written
+        cause = error.__cause__
+        if isinstance(cause, Timeout):
+            raise ExportError(
+                f"{target} is being written by another process ({_holder(path)}); wait for it to end, "
+                "or choose another --out"
+            ) from None
+        if isinstance(cause, OSError) and cause.errno in _READ_ONLY | _LOCKS_UNSUPPORTED:
+            return None
         raise
+    return lock
 
 
-def _is_still(path: Path, handle: int) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        return path.read_text(encoding="ascii", errors="replace").strip() or "unknown"
+    return "unknown"
