@@ -17,7 +17,7 @@ from tests.tiny import train_config
 from training.configs import TrainConfig
 from vbon.errors import CheckpointError
 from vbon.storage.checkpoints import check_checkpoint
-from vbon.storage.checksums import sums_of
+from vbon.storage.checksums import checksums_of
 
 Difference = Callable[[Path, Path], str | None]
 # They say when and how fast, and sum up the others.
@@ -54,7 +54,7 @@ def checkpoint_difference(ours: Path, theirs: Path) -> str | None:
 
 
 def _untimed(directory: Path) -> dict[str, Any]:
-    sums = {name: s for name, s in sums_of(directory).items() if name not in TIMED}
+    sums = {name: s for name, s in checksums_of(directory).items() if name not in TIMED}
     record = json.loads((directory / "training.json").read_text())
     rows = [json.loads(line) for line in (directory / "history.jsonl").read_text().splitlines()]
     steps = [{k: v for k, v in row.items() if not k.endswith("_s")} for row in rows]
@@ -96,7 +96,7 @@ def sweep_difference(ours: Path, theirs: Path) -> str | None:
 def sandbox_difference(ours: Path, theirs: Path) -> str | None:
     """Between two sandboxes: bytes of models, tokenizers and prompts."""
     found, wanted = (
-        {name: s for name, s in sums_of(d, below=True).items() if name not in TIMED}
+        {name: s for name, s in checksums_of(d, recursive=True).items() if name not in TIMED}
         for d in (ours, theirs)
     )
     return next((f"{ours}: {n}" for n in wanted if found.get(n) != wanted[n]), None)

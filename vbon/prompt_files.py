@@ -13,7 +13,7 @@ from typing import Any
 
 from vbon.errors import DataError
 from vbon.prompts import Message, Prompt, encode_prompt
-from vbon.storage.atomic import reading, write_text
+from vbon.storage.atomic import read_errors, write_text
 
 # Openings of film reviews, which continue well with the sandbox's policy.
 BUILT_IN_PROMPTS = (
@@ -55,7 +55,7 @@ def read_prompt_texts(path: Path | None, limit: int) -> list[str]:
 
 def _read_lines(path: Path) -> Iterator[tuple[Prompt, str]]:
     """Each line's prompt, with its place (``FILE:LINE``) for error messages. Blank lines are skipped."""
-    with reading(path):
+    with read_errors(path):
         if not path.is_file():
             raise DataError(f"prompt file {path} does not exist")
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What makes a model directory unfit, and what the error says."""
+"""Unfit model directories and the errors they give."""
 
 from __future__ import annotations
 
@@ -138,10 +138,10 @@ def test_an_unfit_directory_says_why(model: Path, spoil, words: str) -> None:
     ("config", "words"),
     [
         ({"architectures": ["LlamaForCausalLM"]}, "not a sequence classifier"),
-        ({"architectures": ["BertForSequenceClassification"]}, "head of 2 labels"),
+        ({"architectures": ["BertForSequenceClassification"]}, "has 2 output labels"),
         (
             {"architectures": ["XForSequenceClassification"], "id2label": {"0": "a", "1": "b"}},
-            "head of 2 labels",
+            "has 2 output labels",
         ),
     ],
 )

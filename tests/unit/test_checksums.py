@@ -1,4 +1,4 @@
-"""What is read is what was written."""
+"""Checksums and seals: whether a file is still the one that was written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vbon.storage.checksums import damage, is_sealed, sealed, sha256_of, sums_of
+from vbon.storage.checksums import checksums_of, find_damage, is_sealed, sealed, sha256_of
 
 
 def test_sums_are_those_of_the_files(tmp_path: Path) -> None:
@@ -19,21 +19,21 @@ def test_sums_are_those_of_the_files(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("for people to edit")
     expected = {"bytes": 200_000, "sha256": hashlib.sha256(b"x" * 200_000).hexdigest()}
     assert sha256_of(tmp_path / "a") == expected["sha256"]
-    assert sums_of(tmp_path) == {"a": expected}
-    assert sums_of(tmp_path, below=True)["below/b"]["bytes"] == 0
+    assert checksums_of(tmp_path) == {"a": expected}
+    assert checksums_of(tmp_path, recursive=True)["below/b"]["bytes"] == 0
 
 
 def test_the_file_that_is_not_as_written_is_named(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(b"whole " + name.encode())
-    sums = sums_of(tmp_path)
-    assert damage(tmp_path, sums) is None
+    sums = checksums_of(tmp_path)
+    assert find_damage(tmp_path, sums) is None
     (tmp_path / "b").write_bytes(b"whole c")
-    assert str(damage(tmp_path, sums)).startswith(f"{tmp_path / 'b'}: its content is not")
+    assert str(find_damage(tmp_path, sums)).startswith(f"{tmp_path / 'b'}: its content is not")
     (tmp_path / "b").write_bytes(b"whole")
-    assert "b is truncated or damaged: 5 bytes, 7 were written" in str(damage(tmp_path, sums))
+    assert "b is truncated or damaged: 5 bytes, 7 were written" in str(find_damage(tmp_path, sums))
     (tmp_path / "a").unlink()
-    assert "a is missing" in str(damage(tmp_path, sums))
+    assert "a is missing" in str(find_damage(tmp_path, sums))
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text()), st.data())

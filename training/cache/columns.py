@@ -27,8 +27,8 @@ from training.cache import jsonl as cache_lines
 from training.cache.jsonl import Line
 from training.outputs.identity import read_record
 from vbon.errors import DataError, ExportError
-from vbon.storage.atomic import reading, replacing_directory, write_json
-from vbon.storage.checksums import damage, is_sealed, sealed, sums_of
+from vbon.storage.atomic import read_errors, replacing_directory, write_json
+from vbon.storage.checksums import checksums_of, find_damage, is_sealed, sealed
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def open_columns(
     }
     if vocab_size is not None:
         wanted["vocab_size"] = vocab_size
-    with reading(path):
+    with read_errors(path):
         if not path.is_file():
             raise DataError(f"reward cache {path} does not exist; make it with `sample`")
         opened = path.open("rb")
@@ -160,7 +160,7 @@ def _current(
     if index is None or any(index.get(name) != value for name, value in wanted.items()):
         return None
     try:
-        wrong = damage(directory, index["columns"])
+        wrong = find_damage(directory, index["columns"])
         columns = None if wrong else Columns.load(directory)
     except (OSError, ValueError) as error:
         wrong, columns = str(error), None
@@ -186,7 +186,7 @@ def source_digest(path: Path) -> str:
         DataError: it cannot be read.
     """
     index = _index(columns_path(path)) or {}
-    with reading(path), path.open("rb") as source:
+    with read_errors(path), path.open("rb") as source:
         stat = _stat(source)
         if "sha256" in index and stat == {name: index.get(name) for name in stat}:
             return str(index["sha256"])
@@ -231,7 +231,7 @@ def _compile(
             raw, tokenizer, wanted["max_new_tokens"], wanted.get("vocab_size")
         )
         write_columns(partial, lines)
-        index = {**wanted, **stat, "sha256": digest.hexdigest(), "columns": sums_of(partial)}
+        index = {**wanted, **stat, "sha256": digest.hexdigest(), "columns": checksums_of(partial)}
         _write_index(partial, index)
 
 

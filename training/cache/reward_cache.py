@@ -36,7 +36,7 @@ from training.outputs.identity import read_record
 from vbon.errors import DataError, ExportError
 from vbon.prompts import Prompt
 from vbon.storage.atomic import REMEDY, write_json
-from vbon.storage.checksums import damage, sha256_of
+from vbon.storage.checksums import find_damage, sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +276,9 @@ class RewardCache:
         path = _ref_logprob_path(self._directory, key)
         recorded = read_record(_sums_path(path)) or {}
         try:
-            wrong = damage(self._directory, recorded) if path.name in recorded else "no checksum"
+            wrong = (
+                find_damage(self._directory, recorded) if path.name in recorded else "no checksum"
+            )
             values = np.load(path, mmap_mode="r")
         except (OSError, ValueError, KeyError, TypeError):
             return False

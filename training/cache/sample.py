@@ -30,7 +30,7 @@ from vbon.maths.seeds import seed_of
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable, open_reward_model
-from vbon.storage.atomic import reading, storage_errors, write_json
+from vbon.storage.atomic import read_errors, write_errors, write_json
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.checksums import sha256_of
 from vbon.storage.locks import sole_writer
@@ -79,7 +79,7 @@ def _build(config: SampleConfig) -> None:
         meta_path(partial).unlink(missing_ok=True)
         logger.info("%s: complete, %d prompts", config.out, len(lines))
         return
-    with storage_errors(config.out):
+    with write_errors(config.out):
         if pending:
             reward.load()
             _begin(config.out, partial, meta, onward=bool(lines))
@@ -108,7 +108,7 @@ def _done(config: SampleConfig, identity: dict[str, Any], partial: Path) -> Line
             if source == partial:  # the finished one stays until another takes its name
                 partial.unlink()
             continue
-        with storage_errors(source):
+        with write_errors(source):
             return _whole_lines(source, config.max_new_tokens)
     return {}
 
@@ -129,13 +129,13 @@ def _check_source(out: Path, source: Path, identity: dict[str, Any]) -> None:
         )
     is_same(source, recorded["identity"], identity, replace=False)
     if source == out and "sha256" in recorded:
-        with reading(source):
+        with read_errors(source):
             check_content(source, recorded, sha256_of(source))
 
 
 def _whole_lines(path: Path, max_new_tokens: int) -> Lines:
     kept, found = 0, Lines()
-    with reading(path), path.open("rb") as handle:
+    with read_errors(path), path.open("rb") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.endswith(b"\n"):
                 break  # its writer was killed
@@ -256,7 +256,7 @@ def _line(
 def _append(handle: FileIO, path: Path, line: bytes) -> range:
     """Whole, on disk, or not at all; returns where."""
     end = handle.seek(0, os.SEEK_END)
-    with storage_errors(path):
+    with write_errors(path):
         try:
             left = memoryview(line)
             while left:

@@ -17,7 +17,7 @@ from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.rewards import RewardModel, open_reward_model
-from vbon.storage.atomic import replacing_directory, storage_errors, write_json
+from vbon.storage.atomic import replacing_directory, write_errors, write_json
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.checksums import sha256_of
 from vbon.storage.evaluation_record import MethodRow
@@ -141,7 +141,7 @@ def _write(
     with replacing_directory(staged) as directory:
         draw_frontier(rows, config.num_samples, directory)
         write_json(directory / RESULT, record)
-    with storage_errors(config.out):
+    with write_errors(config.out):
         (config.out / RESULT).unlink(missing_ok=True)  # it vouches for the plots beside it
         for name in (*PLOTS, RESULT):
             (staged / name).replace(config.out / name)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vbon.errors import DataError
 from vbon.prompt_files import check_text
-from vbon.storage.atomic import reading
+from vbon.storage.atomic import read_errors
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def _split(spec: str) -> tuple[Path, int | None]:
 
 
 def _read(path: Path, label: int | None, encoding: str | None) -> Iterator[tuple[str, int]]:
-    with reading(path):
+    with read_errors(path):
         if not path.is_file():
             raise DataError(f"corpus file {path} does not exist")
         raw = path.read_bytes()

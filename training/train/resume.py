@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 
 from training.outputs.identity import read_record
 from vbon.storage.atomic import partial_path, recover_directory, replacing_directory, write_json
-from vbon.storage.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
+from vbon.storage.checksums import CHECKSUMS, checksums_of, find_damage, is_sealed, sealed
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,10 @@ class States:
                 accelerator.save_state(str(directory / WEIGHTS))
                 accelerator.wait_for_everyone()
                 write_json(directory / RUN, run)
-                write_json(directory / CHECKSUMS, sealed({"files": sums_of(directory, below=True)}))
+                write_json(
+                    directory / CHECKSUMS,
+                    sealed({"files": checksums_of(directory, recursive=True)}),
+                )
             self._drop_all_but(step)
         else:
             accelerator.wait_for_everyone()
@@ -119,6 +122,6 @@ def _damage(directory: Path) -> str | None:
         recorded = read_record(directory / CHECKSUMS)
         if recorded is None or not is_sealed(recorded):
             return f"{directory / CHECKSUMS} is missing or damaged"
-        return damage(directory, recorded["files"])
+        return find_damage(directory, recorded["files"])
     except OSError as error:
         return f"{error.filename} cannot be read: {error.strerror}"

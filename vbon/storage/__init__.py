@@ -1,1 +1,1 @@
-"""Files: atomic writes, checksums, locks, checkpoints and the records beside them."""
+"""Atomic writes, checksums, locks, checkpoint checks, and the records beside checkpoints."""

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Writes files and directories completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ REMEDY = "free some space there, or permit writing, and run the same command aga
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace ``path`` with ``text`` in one step; a failure leaves the old file as it was.
+    """Replace the content of ``path`` in one step; a failure leaves the old file untouched.
 
     Raises:
-        ExportError: on any failure of the file system, a full disk included.
+        ExportError: the file system reported an error, such as a full disk.
     """
     partial = path.with_name(path.name + ".partial")
-    with storage_errors(path):
+    with write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("w", encoding="utf-8") as handle:
@@ -37,40 +37,41 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """:func:`write_text` of indented JSON; refuses NaN, which is not JSON."""
+    """Write indented JSON with :func:`write_text`; NaN is rejected because JSON has no NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def resolved(target: Path) -> Path:
-    """Where an output really is, so that all names of one (a link, ``.``) are the same output."""
+    """The real path of an output, so that all its names (a link, ``.``) mean the same output."""
     return Path(os.path.realpath(target))
 
 
 def beside(target: Path, ending: str) -> Path:
-    """The hidden ``.NAME.ending`` next to an output, the same for all names of it."""
+    """The hidden path ``.NAME.ending`` next to an output; all names of the output give the same."""
     place = resolved(target)
     return place.parent / f".{place.name}.{ending}"
 
 
 def partial_path(target: Path) -> Path:
-    """Where :func:`replacing_directory` makes a directory before it takes its place."""
+    """The path under which :func:`replacing_directory` builds a directory before renaming it."""
     return beside(target, "partial")
 
 
 @contextmanager
 def replacing_directory(target: Path) -> Iterator[Path]:
-    """Yield an empty sibling directory that takes ``target``'s place when the block succeeds.
+    """Yield an empty sibling directory that replaces ``target`` when the block succeeds.
 
-    The old directory stays whole until the new one is complete and on disk, and stays for good if
-    the block raises. A link stays a link: what it points to is replaced.
+    The old directory stays until the new one is complete and on disk; if the block raises, it is kept.
+    If ``target`` is a link, it stays a link and the directory it points to is replaced.
 
     Raises:
-        ExportError: if the file system refuses (disk full, permission), naming what is still there.
+        ExportError: the file system reported an error (disk full, permission); the message says whether
+            the previous directory is untouched.
     """
     partial = partial_path(target)
     try:
         recover_directory(target)
-        # After recovering, which may put a link back in its place.
+        # Resolved only now: recovering may have put a link back.
         place, partial, retired = resolved(target), partial_path(target), _retired_path(target)
         partial.mkdir(parents=True)
         yield partial
@@ -93,7 +94,7 @@ def replacing_directory(target: Path) -> Iterator[Path]:
 
 
 def recover_directory(target: Path) -> None:
-    """Put back a directory that a kill between two renames left aside, and clear what else it left."""
+    """Restore a directory that a kill between two renames left aside, and remove other leftovers."""
     place, retired = resolved(target), _retired_path(target)
     _remove(partial_path(target))
     if retired.exists() and not place.exists():
@@ -102,14 +103,14 @@ def recover_directory(target: Path) -> None:
 
 
 def is_storage_failure(error: BaseException) -> bool:
-    """Whether an exception is the file system's, also as safetensors and torch wrap it."""
+    """Tell whether the file system caused an exception, also one wrapped by safetensors or torch."""
     wrapped = ("I/O error", "PytorchStreamWriter", "inline_container.cc", "iostream error")
     return isinstance(error, OSError) or any(words in str(error) for words in wrapped)
 
 
 @contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Failures of the file system as :class:`ExportError` that name the file and the remedy."""
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn ``OSError`` into an :class:`ExportError` that names the file and the remedy."""
     try:
         yield
     except OSError as error:
@@ -118,8 +119,8 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Failures of the file system as :class:`DataError` that names the file."""
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn ``OSError`` into a :class:`DataError` that names the file."""
     try:
         yield
     except OSError as error:
@@ -131,7 +132,7 @@ def _retired_path(target: Path) -> Path:
 
 
 def _remove(path: Path) -> None:
-    """A directory, or the link to one that earlier versions set aside as if it were one."""
+    """Remove a directory, or a link: earlier versions set a link aside like a directory."""
     if path.is_symlink():
         path.unlink(missing_ok=True)
     else:
@@ -139,7 +140,7 @@ def _remove(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Onto the disk: a file's content, or a directory's names."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

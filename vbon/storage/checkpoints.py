@@ -1,11 +1,11 @@
-"""Checks a Hugging Face model directory before anything heavy loads it, and names its revision.
+"""Checks a Hugging Face model directory before it is loaded, and determines its revision.
 
-Only safetensors are accepted: pickled weights run code when opened. Needs neither torch nor
-transformers, so a bad path fails in milliseconds and with a sentence instead of a traceback.
+Only safetensors weights are accepted, since pickled weights run code when opened. The check needs
+neither torch nor transformers, so a bad path fails within milliseconds and with a clear message.
 
-A directory with ``checksums.json`` (all that ``training`` exports) is read through once, at about a
-second a gigabyte, and its revision taken from there; one without is taken as it is, and its revision is
-a fingerprint of config, tokenizer and weights.
+A directory with ``checksums.json`` (every export of ``training`` has one) is read completely once, at about
+a second per gigabyte, and its revision comes from that file. The content of other directories is not
+verified; their revision is a fingerprint of config, tokenizer and weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from vbon.errors import CheckpointError
 from vbon.storage.atomic import write_json
-from vbon.storage.checksums import CHECKSUMS, damage, is_sealed, sealed, sums_of
+from vbon.storage.checksums import CHECKSUMS, checksums_of, find_damage, is_sealed, sealed
 
 Kind = Literal["causal-lm", "reward", "adapter"]
 
@@ -26,12 +26,20 @@ HUB_PREFIX = "hf://"
 
 _ARCHITECTURE_SUFFIX = {"causal-lm": "ForCausalLM", "reward": "ForSequenceClassification"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
-# All that decides a token id, a rendered chat or how an adapter is applied.
+# The files that determine token ids, the rendering of chats, or how an adapter is applied.
 _FINGERPRINTED = (
-    "config.json", "adapter_config.json", "tokenizer*.json", "tekken.json", "vocab.json", "merges.txt",
-    "*.model", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-)  # fmt: skip
-_WEIGHTS = ".safetensors"
+    "config.json",
+    "adapter_config.json",
+    "tokenizer*.json",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
+    "*.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+)
+_WEIGHTS_SUFFIX = ".safetensors"
 _FULL_HASH_LIMIT = 256 * 2**20
 _SAMPLE_BLOCKS, _BLOCK = 64, 64 * 1024
 
@@ -41,8 +49,8 @@ class Checkpoint:
     """A checked model directory.
 
     Attributes:
-        path: the directory, or the hub id without its prefix, for the library to resolve.
-        revision: content fingerprint, ``sha256:`` and 16 hex digits, or ``hub`` for a hub id.
+        path: the directory, or the hub id without its prefix (the Hugging Face libraries resolve it).
+        revision: ``sha256:`` and 16 hex digits of a content fingerprint, or ``hub`` for a hub id.
     """
 
     path: str
@@ -52,22 +60,23 @@ class Checkpoint:
 def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
     """Validate a model directory of the given kind.
 
-    ``hf://org/model`` names a model of the hub and is passed on unchecked: the prefix keeps a
-    misspelt path from being looked up on the internet.
+    ``hf://org/model`` names a model of the Hugging Face hub and is accepted unchecked. Requiring the
+    prefix keeps a misspelt path from being looked up on the internet.
 
     Raises:
-        CheckpointError: missing, truncated, damaged, pickled only, or of another kind.
+        CheckpointError: the directory is missing, truncated, damaged, of another kind, or holds only
+            pickled weights.
     """
     if path.startswith(HUB_PREFIX):
         return Checkpoint(path.removeprefix(HUB_PREFIX), "hub")
     directory = Path(path).expanduser()
     if not directory.exists():
         raise CheckpointError(
-            f"model directory {path!r} does not exist; check the path (a model of the Hugging Face "
-            "hub is written hf://org/name; the sandbox is made by scripts/demo)"
+            f"model directory {path!r} does not exist; check the path (write hf://org/name for a model "
+            "of the Hugging Face hub; scripts/demo creates the sandbox)"
         )
     if not directory.is_dir():
-        raise CheckpointError(f"{path!r} is a file; give the directory that holds config.json")
+        raise CheckpointError(f"{path!r} is a file; give the directory that contains config.json")
     try:
         return _checked(directory, kind)
     except OSError as error:
@@ -76,7 +85,7 @@ def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
 
 def _checked(directory: Path, kind: Kind) -> Checkpoint:
     recorded = _recorded(directory)
-    # The small files first: what is damaged must not be taken for a model of another kind.
+    # Small files first: a damaged config must be reported as damaged, not as a model of another kind.
     _check_content(directory, recorded, weights=False)
     if kind == "adapter":
         _read_json(directory / "adapter_config.json")
@@ -94,25 +103,28 @@ def _checked(directory: Path, kind: Kind) -> Checkpoint:
 
 
 def write_checksums(directory: Path, kind: Kind) -> None:
-    """Record what a finished model directory holds, for :func:`check_checkpoint`.
+    """Write ``checksums.json`` into a finished model directory, for :func:`check_checkpoint`.
 
     Raises:
-        CheckpointError: it is not a model of this kind. ExportError: writing failed.
+        CheckpointError: the directory does not hold a model of this kind.
+        ExportError: writing failed.
     """
     (directory / CHECKSUMS).unlink(missing_ok=True)
     revision = _checked(directory, kind).revision
-    write_json(directory / CHECKSUMS, sealed({"revision": revision, "files": sums_of(directory)}))
+    write_json(
+        directory / CHECKSUMS, sealed({"revision": revision, "files": checksums_of(directory)})
+    )
 
 
 def _recorded(directory: Path) -> dict[str, Any] | None:
-    """What was recorded when it was written; ``None`` where nothing was."""
+    """The content of ``checksums.json``, or ``None`` if the directory has none."""
     if not (directory / CHECKSUMS).exists():
         return None
     recorded = _read_json(directory / CHECKSUMS)
     if not is_sealed(recorded):
         raise CheckpointError(
             f"{directory / CHECKSUMS} is damaged; restore {directory} or export it again, or delete "
-            "that file to take the others on trust"
+            "that file to use the others unverified"
         )
     return recorded
 
@@ -121,8 +133,8 @@ def _check_content(directory: Path, recorded: dict[str, Any] | None, *, weights:
     """Compare the weights, or all other files, with their checksums."""
     if recorded is None:
         return
-    sums = {n: s for n, s in recorded["files"].items() if n.endswith(_WEIGHTS) == weights}
-    wrong = damage(directory, sums)
+    sums = {n: s for n, s in recorded["files"].items() if n.endswith(_WEIGHTS_SUFFIX) == weights}
+    wrong = find_damage(directory, sums)
     if wrong is not None:
         raise CheckpointError(
             f"{wrong}; restore {directory} or export it again (if you changed it yourself, delete "
@@ -140,7 +152,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
+        raise CheckpointError(f"{path} does not contain a JSON object")
     return value
 
 
@@ -151,8 +163,7 @@ def _check_config(directory: Path, kind: Literal["causal-lm", "reward"]) -> None
     if not any(str(name).endswith(suffix) for name in architectures):
         wanted = "a causal language model" if kind == "causal-lm" else "a sequence classifier"
         raise CheckpointError(
-            f"{directory} is {architectures[0]}, not {wanted}: expected an architecture ending "
-            f"in {suffix}"
+            f"{directory} is {architectures[0]}, not {wanted}; the architecture must end in {suffix}"
         )
     if kind == "reward":
         num_labels = (
@@ -160,15 +171,15 @@ def _check_config(directory: Path, kind: Literal["causal-lm", "reward"]) -> None
         )
         if num_labels != 1:
             raise CheckpointError(
-                f"{directory} has a head of {num_labels} labels; a reward model needs exactly one "
-                "logit (num_labels = 1)"
+                f"{directory} has {num_labels} output labels; a reward model needs exactly one "
+                "(num_labels = 1)"
             )
 
 
 def _check_tokenizer(directory: Path) -> None:
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         raise CheckpointError(
-            f"{directory} has no tokenizer; expected {' or '.join(_TOKENIZER_FILES)}"
+            f"{directory} has no tokenizer; it needs one of {', '.join(_TOKENIZER_FILES)}"
         )
 
 
@@ -180,18 +191,18 @@ def _weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         names = _read_json(index).get("weight_map")
         if not isinstance(names, dict) or not names:
-            raise CheckpointError(f"{index} names no weight file")
+            raise CheckpointError(f"{index} lists no weight files")
         return [directory / name for name in sorted({str(name) for name in names.values()})]
     if list(directory.glob("*.bin")):
         raise CheckpointError(
-            f"{directory} holds pickled weights (*.bin) only; these can run code when opened. "
-            "Convert it: save_pretrained(..., safe_serialization=True)"
+            f"{directory} contains only pickled weights (*.bin), which can run code when opened; "
+            "convert them with save_pretrained(..., safe_serialization=True)"
         )
     raise CheckpointError(f"{directory} has no model.safetensors")
 
 
 def _check_safetensors(path: Path) -> None:
-    """Compare the size that the header promises with the size on disk."""
+    """Compare the size of a weight file with the size that its header states."""
     if not path.is_file():
         raise CheckpointError(f"weight file {path} is missing")
     size = path.stat().st_size
@@ -207,15 +218,15 @@ def _check_safetensors(path: Path) -> None:
     expected = 8 + header_size + max(ends, default=0)
     if size != expected:
         raise CheckpointError(
-            f"{path} is truncated or damaged: {size} bytes where its header promises {expected}; "
+            f"{path} is truncated or damaged: {size} bytes, its header states {expected}; "
             "copy or train it again"
         )
 
 
 def _fingerprint(directory: Path, weights: list[Path]) -> str:
-    """SHA-256 over the small files that count and the weights.
+    """A SHA-256 fingerprint of the config and tokenizer files and the weights.
 
-    Files above 256 MiB contribute evenly spaced blocks.
+    Files above 256 MiB contribute evenly spaced blocks only.
     """
     digest = hashlib.sha256()
     small = {file for pattern in _FINGERPRINTED for file in directory.glob(pattern)}

@@ -1,7 +1,7 @@
-"""SHA-256 of a directory's files in ``checksums.json`` beside them: what is read is what was written.
+"""SHA-256 checksums of a directory's files, kept in ``checksums.json`` beside them.
 
-A size and a header tell a file cut short from a whole one; only the content tells a flipped bit.
-The model card is not listed, since it is for people to edit.
+Sizes and headers reveal a truncated file, but only the content reveals a flipped bit. The model card is
+not listed, since people may edit it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 CHECKSUMS, CARD = "checksums.json", "README.md"
 _SEAL = "seal"
-_BLOCK, _AT_ONCE = 64 * 1024, 8
+_BLOCK, _MAX_THREADS = 64 * 1024, 8
 
 
 def sha256_of(path: Path) -> str:
-    """In hex; reads the file once, in blocks, mostly without the interpreter's lock."""
+    """The file's SHA-256 in hex; reads the file once, in blocks, mostly without holding the GIL."""
     digest, block = hashlib.sha256(), memoryview(bytearray(_BLOCK))
     with path.open("rb", buffering=0) as handle:
         while size := handle.readinto(block):
@@ -28,13 +28,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sums_of(directory: Path, *, below: bool = False) -> dict[str, dict[str, Any]]:
-    """``{path: {"bytes", "sha256"}}`` of the files of a directory.
+def checksums_of(directory: Path, *, recursive: bool = False) -> dict[str, dict[str, Any]]:
+    """The size and SHA-256 of a directory's files, as ``{path: {"bytes", "sha256"}}``.
 
     Args:
-        below: those of its subdirectories too.
+        recursive: include the files of all subdirectories.
     """
-    found = directory.rglob("*") if below else directory.iterdir()
+    found = directory.rglob("*") if recursive else directory.iterdir()
     files = sorted(f for f in found if f.is_file() and f.name not in {CHECKSUMS, CARD})
     return {
         file.relative_to(directory).as_posix(): {"bytes": file.stat().st_size, "sha256": digest}
@@ -42,10 +42,10 @@ def sums_of(directory: Path, *, below: bool = False) -> dict[str, dict[str, Any]
     }
 
 
-def damage(directory: Path, sums: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """What is wrong with the first file that is not as it was written; names it.
+def find_damage(directory: Path, sums: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Describe the first file that differs from its recorded checksum; ``None`` if all match.
 
-    Reads every file once, several at a time; sizes are compared before.
+    Sizes are compared first. Then every file is read once, several at a time.
     """
     files = [directory / name for name in sums]
     for file, recorded in zip(files, sums.values(), strict=True):
@@ -57,19 +57,19 @@ def damage(directory: Path, sums: Mapping[str, Mapping[str, Any]]) -> str | None
     for file, recorded, digest in zip(files, sums.values(), _digests(files), strict=True):
         if digest != recorded["sha256"]:
             return (
-                f"{file}: its content is not what was written: SHA-256 {digest[:16]}..., "
-                f"{recorded['sha256'][:16]}... was recorded"
+                f"{file}: its content is not what was written (SHA-256 is {digest[:16]}..., "
+                f"recorded was {recorded['sha256'][:16]}...)"
             )
     return None
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON record with a digest of itself."""
+    """The record with a digest of its own content added."""
     return {**record, _SEAL: _seal(record)}
 
 
 def is_sealed(record: Mapping[str, Any]) -> bool:
-    """Whether a record is as :func:`sealed` made it."""
+    """Tell whether a record still has the content that :func:`sealed` digested."""
     return record.get(_SEAL) == _seal({k: v for k, v in record.items() if k != _SEAL})
 
 
@@ -78,5 +78,5 @@ def _seal(record: Mapping[str, Any]) -> str:
 
 
 def _digests(files: list[Path]) -> list[str]:
-    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(sha256_of, files))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vbon.errors import ExportError
-from vbon.storage.atomic import beside, storage_errors
+from vbon.storage.atomic import beside, write_errors
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -59,7 +59,7 @@ def _acquired(path: Path, target: Path) -> BaseFileLock | None:
         fallback_to_soft=False,  # a lock that is only a file would outlive a killed process
     )
     try:
-        with storage_errors(path):
+        with write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire()
     except ExportError as error:

@@ -1,4 +1,4 @@
-"""What it takes to make a result again: revision, versions, machine, resolved configuration."""
+"""The facts needed to reproduce a result: git revision, versions, machine and resolved configuration."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ PACKAGES = (
     "numpy",
 )
 _ROOT = Path(__file__).resolve().parent.parent
+_DESCRIBE = ("--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
 def git_revision() -> str:
-    """The checkout's commit, ``-dirty`` if tracked files changed, ``unknown`` outside a checkout."""
+    """The checkout's commit, with ``-dirty`` if tracked files changed; ``unknown`` outside a checkout."""
     try:
         described = subprocess.run(
-            ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            ["git", "-C", str(_ROOT), "describe", *_DESCRIBE],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return described.stdout.strip()
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide numbers, those installed."""
+    """The versions of Python and of the installed packages that can affect results."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -47,7 +51,7 @@ def package_versions() -> dict[str, str]:
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
-    """A record to write beside a result: the resolved config, revision, versions, host and time."""
+    """The record to write beside a result: resolved config, revision, versions, machine and time."""
     return {
         "config": config,
         "git_revision": git_revision(),
