@@ -40,7 +40,7 @@ from service.routes.errors import UnforeseenErrorMiddleware, add_error_handlers
 from service.runtime.reload import ModelBuilder, Reloader
 from service.runtime.runtime import Runtime
 from service.schemas import ANY_ROUTE
-from service.store.async_store import Records
+from service.store.async_store import AsyncStore
 from vbon import __version__
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ def create_app(
     auth, limits = runtime.settings.auth, runtime.settings.limits
     keyring = open_keyring(auth)
     tracing = tracing or open_tracing(runtime.settings.otel)
-    records = Records(runtime.settings.store)
-    load_test_runs = LoadTestRuns(records)
+    store = AsyncStore(runtime.settings.store)
+    load_test_runs = LoadTestRuns(store)
 
     async def load() -> None:
         try:
@@ -100,7 +100,7 @@ def create_app(
             await asyncio.gather(loading, return_exceptions=True)
             await load_test_runs.close()
             await runtime.stop()
-            records.close()
+            store.close()
             if tracing is not None:
                 await tracing.stop()
 
@@ -115,7 +115,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.runtime = runtime
-    app.state.records = records
+    app.state.store = store
     app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
     app.state.pending_pairs = PendingPairs()
     app.state.load_test_runs = load_test_runs

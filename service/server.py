@@ -13,7 +13,7 @@ import uvicorn
 
 from service.app import create_app
 from service.auth.middleware import warn_if_open
-from service.http.open_files import allow_connections
+from service.http.open_files import raise_open_files_limit
 from service.http.uvicorn_protocol import http_options
 from service.runtime.build import RuntimeBuilder, build_runtime
 from service.runtime.runtime import Runtime
@@ -83,7 +83,7 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
     Raises:
         CheckpointError: a configured model is missing or of the wrong kind, before anything starts.
     """
-    allow_connections(settings.limits)
+    raise_open_files_limit(settings.limits)
     runtime = build_runtime(settings)
 
     def stop_server() -> None:

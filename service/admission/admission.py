@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from time import monotonic
 
 from service.admission.fair_queue import FairQueue, Place
-from service.admission.token_bucket import Allowance
+from service.admission.token_bucket import TokenBucket
 from service.context.caller import Caller, current_caller
 from vbon.errors import InvalidInputError, OverloadedError
 
@@ -48,7 +48,7 @@ class Admission:
         self._queue = FairQueue(sequences=running, tokens=running_tokens)
         self._capacity, self._max_waiting, self._max_queue_s = running, waiting, max_queue_s
         self._futures: dict[Place, asyncio.Future[None]] = {}
-        self._allowances: dict[str, Allowance] = {}
+        self._buckets: dict[str, TokenBucket] = {}
         self._hold_s: float | None = None
 
     @property
@@ -107,8 +107,8 @@ class Admission:
                 self._measure(place, monotonic() - begun_s)
                 self._leave(place)
         finally:
-            if entry.decoded is not None and caller.name in self._allowances:
-                self._allowances[caller.name].give_back(most - entry.decoded, monotonic())
+            if entry.decoded is not None and caller.name in self._buckets:
+                self._buckets[caller.name].give_back(most - entry.decoded, monotonic())
 
     def _check(self, caller: Caller, sequences: int, candidates: int, max_tokens: int) -> None:
         most, a_minute = caller.max_sequences, caller.tokens_per_minute
@@ -127,12 +127,12 @@ class Admission:
     def _take(self, caller: Caller, tokens: int) -> None:
         a_minute, now_s = caller.tokens_per_minute, monotonic()
         if a_minute is None:
-            self._allowances.pop(caller.name, None)
+            self._buckets.pop(caller.name, None)
             return
-        allowance = self._allowances.get(caller.name)
-        if allowance is None or allowance.tokens_per_minute != a_minute:
-            allowance = self._allowances[caller.name] = Allowance(a_minute, now_s)
-        if wait_s := allowance.take(tokens, now_s):
+        bucket = self._buckets.get(caller.name)
+        if bucket is None or bucket.tokens_per_minute != a_minute:
+            bucket = self._buckets[caller.name] = TokenBucket(a_minute, now_s)
+        if wait_s := bucket.take(tokens, now_s):
             raise OverloadedError(
                 f"key {caller.name!r} has used up its {a_minute} tokens a minute",
                 retry_after_s=max(LEAST_RETRY_S, wait_s),

@@ -1,13 +1,13 @@
-"""Tokens a minute: a bucket that fills evenly and holds a minute's worth."""
+"""Token bucket that limits how many tokens an API key may decode a minute."""
 
 from __future__ import annotations
 
 
-class Allowance:
-    """What a caller may still decode.
+class TokenBucket:
+    """Tokens that a caller may still decode; refills evenly and holds at most one minute's tokens.
 
-    A request takes the most it can decode when it comes, and gives back what it did not. Times are of
-    any one clock, in seconds.
+    A request takes the largest number of tokens that it can decode, and gives back the unused ones when
+    it ends. All times are seconds of one clock of the caller's choice.
     """
 
     def __init__(self, tokens_per_minute: int, now_s: float) -> None:
@@ -16,7 +16,7 @@ class Allowance:
         self._at_s = now_s
 
     def take(self, tokens: int, now_s: float) -> float:
-        """Take them and return 0, or take nothing and return after how many seconds they are there."""
+        """Take the tokens and return 0, or take none and return the seconds until there are enough."""
         self._fill(now_s)
         if tokens <= self._left:
             self._left -= tokens
@@ -24,7 +24,7 @@ class Allowance:
         return (tokens - self._left) * 60 / self.tokens_per_minute
 
     def give_back(self, tokens: int, now_s: float) -> None:
-        """What was not decoded after all; less than none where more was."""
+        """Return unused tokens; a negative number takes tokens that were decoded beyond those taken."""
         self._fill(now_s)
         self._left = min(float(self.tokens_per_minute), self._left + tokens)
 

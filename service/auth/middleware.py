@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.auth.keys import Keyring
 from service.context.caller import ANYBODY, Caller, current_caller
-from service.context.request_context import note_key
+from service.context.request_context import record_key
 from service.http.responses import refuse
 from service.settings import AuthSettings
 
@@ -48,7 +48,7 @@ class ApiKeyMiddleware:
                 )  # fmt: skip
                 return
             caller = found
-            note_key(caller.name)
+            record_key(caller.name)
         if _is_admin(path) and not caller.is_admin:
             await refuse(scope, send, 403, "forbidden", self._why_not(caller))
             return

@@ -1,1 +1,1 @@
-"""Facts about the request being answered: its id, its caller, notes for its log line."""
+"""Context of the current request: its caller, and the facts recorded for its log record and trace."""

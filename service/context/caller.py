@@ -1,4 +1,4 @@
-"""Who asks: the API key behind the request at hand."""
+"""The caller of the current request: the holder of its API key."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A key's holder and what it may use.
+    """The holder of an API key, and the key's limits; ``None`` means no limit.
 
     Attributes:
-        name: the key's; empty where the server asks for no keys.
-        max_sequences: candidates in the engines at once.
-        tokens_per_minute: tokens decoded a minute, discarded candidates included.
+        name: name of the key; empty if the server requires no keys.
+        max_sequences: most candidates in the engines at once.
+        tokens_per_minute: most tokens decoded a minute, including those of discarded candidates.
     """
 
     name: str
@@ -24,5 +24,6 @@ class Caller:
 
 ANYBODY = Caller("")
 
-# Tasks that a request starts inherit it, so nothing between the middleware and admission passes it on.
+# Tasks inherit context variables from the task that starts them, so the caller need not be passed from the
+# middleware down to admission.
 current_caller: ContextVar[Caller] = ContextVar("current_caller", default=ANYBODY)

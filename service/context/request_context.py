@@ -1,6 +1,6 @@
-"""What is taken down of a request while it is served, for its log records and its trace.
+"""Facts recorded about a request while it is served, for its log record and its trace.
 
-Numbers and names only: nothing that people write or are answered.
+They are numbers and names only, never prompts or responses.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
 
-# Asked every few seconds by machines; nobody looks for them in a log or a trace.
+# Machines request these every few seconds, so they are neither traced nor logged above level debug.
 PROBES = frozenset({"/healthz", "/readyz", "/health", "/metrics"})
 
 CLIENT_CLOSED_REQUEST = 499
 
 
 @dataclass(slots=True)
-class Passage:
-    """One prompt's way through the runtime.
+class PromptProgress:
+    """One prompt's progress through the runtime; a request may have several prompts.
 
     Attributes:
-        answer_id: the request's id and which of its answers this is; engines' ids begin with it.
-        scored: whether rewards were asked for.
-        arrived_s, encoded_s, admitted_s: ``perf_counter`` of each moment; ``None`` before it.
-        decode_ms, rerank_ms: as in the answer's timings; ``None`` where there is no answer.
+        answer_id: the request's id and the index of its answer; the engines' request ids begin with it.
+        scored: whether rewards were requested.
+        arrived_s, encoded_s, admitted_s: ``perf_counter`` at each stage; ``None`` if not reached.
+        decode_ms, rerank_ms: as in the answer's timings; ``None`` if there is no answer.
     """
 
     answer_id: str
@@ -46,14 +46,14 @@ class Passage:
 
 
 @dataclass(slots=True)
-class RequestNotes:
-    """A request at hand.
+class RequestContext:
+    """Facts about one request.
 
     Attributes:
-        status: of its answer; 499 until one begins, for a client that does not wait for it.
-        key: the name of its API key; empty where none was needed.
-        error: the type of the error that it was told, as on the wire.
-        passages: in the order in which they began.
+        status: the response's status; 499 until a response starts, for clients that disconnect first.
+        key: name of the request's API key; empty if it needs none.
+        error: type of the error sent to the client; empty if there is none.
+        prompts: in the order in which the runtime received them.
     """
 
     request_id: str
@@ -61,32 +61,32 @@ class RequestNotes:
     status: int = CLIENT_CLOSED_REQUEST
     key: str = ""
     error: str = ""
-    passages: list[Passage] = field(default_factory=list)
+    prompts: list[PromptProgress] = field(default_factory=list)
 
     @property
     def modes(self) -> list[str]:
-        """Each mode that answered, or tried to, once."""
-        return list(dict.fromkeys(passage.mode for passage in self.passages))
+        """The modes used, each once, in order of first use."""
+        return list(dict.fromkeys(prompt.mode for prompt in self.prompts))
 
 
-# Tasks that a request starts inherit it.
-current_request: ContextVar[RequestNotes | None] = ContextVar("current_request", default=None)
+# Tasks inherit context variables from the task that starts them.
+current_request: ContextVar[RequestContext | None] = ContextVar("current_request", default=None)
 
 
-def note_error(kind: str) -> None:
-    """The request at hand, if there is one, is told this error."""
-    if (notes := current_request.get()) is not None:
-        notes.error = kind
+def record_error(kind: str) -> None:
+    """Record the type of the error sent to the client of the current request, if there is a request."""
+    if (context := current_request.get()) is not None:
+        context.error = kind
 
 
-def note_key(name: str) -> None:
-    """The request at hand, if there is one, comes with this API key."""
-    if (notes := current_request.get()) is not None:
-        notes.key = name
+def record_key(name: str) -> None:
+    """Record the name of the API key of the current request, if there is a request."""
+    if (context := current_request.get()) is not None:
+        context.key = name
 
 
-def begin_passage(passage: Passage) -> Passage:
-    """Keep it with the request at hand; without one (a bench, a warm-up) nobody will look at it."""
-    if (notes := current_request.get()) is not None:
-        notes.passages.append(passage)
-    return passage
+def record_prompt(prompt: PromptProgress) -> PromptProgress:
+    """Add a prompt to the current request and return it; a bench or a warm-up has no request."""
+    if (context := current_request.get()) is not None:
+        context.prompts.append(prompt)
+    return prompt

@@ -26,7 +26,7 @@ from typing import Any
 from service.context.caller import Caller
 from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY
-from service.store.async_store import Records
+from service.store.async_store import AsyncStore
 from vbon.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ class Run:
 class LoadTestRuns:
     """Starts, watches and stops them; keeps what they measured in the store."""
 
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    def __init__(self, store: AsyncStore) -> None:
+        self._store = store
         self._root: Path | None = None
         self._runs: dict[str, Run] = {}
         self._rendering = asyncio.Lock()
@@ -253,7 +253,7 @@ class LoadTestRuns:
             logger.warning("load test %s failed (status %d): %s", run.id, code, run.message)
         elif stopped and text is None:
             run.message = "; ".join(filter(None, [run.message, "nothing was measured by then"]))
-        if text is not None and self._records.where is not None:
+        if text is not None and self._store.where is not None:
             await self._keep(run, text)
         run.state = "finished" if code == 0 else "stopped" if stopped else "failed"
 
@@ -263,7 +263,7 @@ class LoadTestRuns:
 
         try:
             result = await asyncio.to_thread(json.loads, text)
-            await self._records.use(lambda store: add_run(store, result, run.tags))
+            await self._store.use(lambda opened: add_run(opened, result, run.tags))
         except StoreError as error:  # nobody waits for this; the run itself is still here
             run.message = f"it is not in the store: {error}"
             logger.warning("load test %s: %s", run.id, run.message)

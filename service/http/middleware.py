@@ -9,7 +9,7 @@ import re
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.context.request_context import RequestNotes, current_request
+from service.context.request_context import RequestContext, current_request
 from service.http.responses import refuse
 
 _CLIENT_ID = re.compile(rb"[\w.:-]{1,128}")
@@ -19,7 +19,7 @@ _FORM = b"application/x-www-form-urlencoded"
 class RequestIdMiddleware:
     """Gives each request an id, the client's ``X-Request-Id`` if it is sane, and echoes it.
 
-    All that is served inside of it finds the request's notes in ``current_request``.
+    All that is served inside of it finds the request's context in ``current_request``.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -36,18 +36,18 @@ class RequestIdMiddleware:
         request_id = given.decode() if _CLIENT_ID.fullmatch(given) else own
         scope.setdefault("state", {})["request_id"] = request_id
 
-        notes = RequestNotes(request_id)
+        context = RequestContext(request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                notes.status = message["status"]
+                context.status = message["status"]
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode()),
                 ]
             await send(message)
 
-        before = current_request.set(notes)
+        before = current_request.set(context)
         try:
             await self._app(scope, receive, send_with_id)
         finally:

@@ -1,4 +1,4 @@
-"""Room for as many connections as the limits let in: shells and systemd allow 1,024 open files by default."""
+"""Raises the limit of open files: many shells and systemd allow 1,024, and each connection needs one."""
 
 from __future__ import annotations
 
@@ -9,32 +9,35 @@ from service.settings import LimitSettings
 
 logger = logging.getLogger(__name__)
 
-WANTED = 65_536
-OWN = 200  # models, engines' sockets, stores, logs
+WANTED_FILES = 65_536
+OTHER_FILES = (
+    200  # open files that are not connections: models, sockets to engines, the store, logs
+)
 
 
-def allow_connections(limits: LimitSettings) -> int:
-    """Raise this process's soft limit of open files as far as it may, and warn if that is too little.
+def raise_open_files_limit(limits: LimitSettings) -> int:
+    """Raise this process's soft limit of open files as far as allowed; warn if it stays too low.
 
-    Past the limit connections are reset without a word: nobody is left to say 429.
+    At the limit, the operating system resets new connections, and the service cannot answer them with 429.
 
     Returns:
-        the limit from here on.
+        The limit that now applies.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
+    allowed = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
     if soft == resource.RLIM_INFINITY:
-        return WANTED
+        return WANTED_FILES
     if soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     allowed = max(soft, allowed)
-    # One sample is the smallest request, so these are the most that can be let in at once.
-    needed = limits.running_sequences + limits.waiting_sequences + OWN
-    if allowed < needed:
+    # A request has at least one sequence, so this is the largest number of requests admitted or waiting.
+    requests = limits.running_sequences + limits.waiting_sequences
+    if allowed < requests + OTHER_FILES:
         logger.warning(
-            "%d open files are allowed and up to %d requests may be let in; connections past that are "
-            "reset: raise the limit (ulimit -Hn, LimitNOFILE=) or lower limits.waiting_sequences",
+            "this process may open %d files, but up to %d requests may run or wait; connections over the "
+            "limit are reset. Raise the limit (ulimit -Hn, LimitNOFILE=) or lower "
+            "limits.waiting_sequences",
             allowed,
-            needed - OWN,
+            requests,
         )
     return allowed

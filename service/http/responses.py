@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
-from service.context.request_context import note_error
+from service.context.request_context import record_error
 
 
 def json_of(answer: BaseModel) -> Response:
@@ -53,7 +53,7 @@ async def refuse(
     Args:
         close: close the connection afterwards. Pass ``False`` only if the request's body has been read.
     """
-    note_error(kind)
+    record_error(kind)
     request_id = scope.get("state", {}).get("request_id", "")
     body = error_body(status, kind, message, code=code, request_id=request_id)
     content = json.dumps(body).encode()

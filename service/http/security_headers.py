@@ -1,15 +1,11 @@
-"""What browsers may do with answers, and which pages may ask through them for a change."""
+"""Headers that restrict what a browser may do with a response."""
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
-from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vbon.errors import ForbiddenError
-
-# A report brings its own scripts; in a sandbox it is of no origin and cannot speak to this service.
+# A report brings its own scripts. The sandbox gives it an origin of its own, so its scripts cannot send
+# requests to this service.
 REPORT_POLICY = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; img-src data: blob:; "
@@ -25,13 +21,13 @@ _DEFAULTS = {
 
 
 class SecurityHeadersMiddleware:
-    """Fills in the headers that a route has not set itself; a page brings its own policy."""
+    """Adds the default security headers that a response does not have yet."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Pass the request on and add headers to the response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -44,25 +40,3 @@ class SecurityHeadersMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
-
-
-async def refuse_other_sites(request: Request) -> None:
-    """Refuse what another site's page asks for in its visitor's name.
-
-    Browsers say where a request comes from; clients that are no browsers say nothing and pass.
-
-    Raises:
-        ForbiddenError: it comes from another origin.
-    """
-    site = request.headers.get("sec-fetch-site", "none")
-    origin = request.headers.get("origin")
-    foreign = origin is not None and _host_of(origin) != request.headers.get("host")
-    if site not in {"none", "same-origin"} or foreign:
-        raise ForbiddenError("only this service's own page may ask for this from a browser")
-
-
-def _host_of(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:  # "http://[", say: no browser's, and nobody's own
-        return None

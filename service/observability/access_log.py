@@ -8,7 +8,7 @@ from time import perf_counter
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.context.request_context import PROBES, RequestNotes, current_request
+from service.context.request_context import PROBES, RequestContext, current_request
 from service.observability.logs import with_fields
 
 logger = logging.getLogger(__name__)
@@ -28,15 +28,15 @@ class AccessLogMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        notes = current_request.get()
+        request = current_request.get()
         level = logging.DEBUG if scope.get("path") in PROBES else logging.INFO
-        if scope["type"] != "http" or notes is None or not logger.isEnabledFor(level):
+        if scope["type"] != "http" or request is None or not logger.isEnabledFor(level):
             await self._app(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            _log(level, scope, notes)
+            _log(level, scope, request)
 
 
 def route_of(scope: Scope) -> str | None:
@@ -50,18 +50,18 @@ def method_of(scope: Scope) -> str | None:
     return scope["method"] if scope["method"] in _METHODS else None
 
 
-def _log(level: int, scope: Scope, notes: RequestNotes) -> None:
-    passages = notes.passages
-    duration_ms = round((perf_counter() - notes.begun_s) * 1e3, 3)
+def _log(level: int, scope: Scope, request: RequestContext) -> None:
+    prompts = request.prompts
+    duration_ms = round((perf_counter() - request.begun_s) * 1e3, 3)
     fields = with_fields(
         method=method_of(scope),
         path=route_of(scope),
-        status=notes.status,
+        status=request.status,
         duration_ms=duration_ms,
-        mode=",".join(notes.modes) or None,
-        key=notes.key or None,
-        generated_tokens=sum(passage.generated_tokens for passage in passages),
-        returned_tokens=sum(passage.returned_tokens for passage in passages),
-        error=notes.error or None,
+        mode=",".join(request.modes) or None,
+        key=request.key or None,
+        generated_tokens=sum(prompt.generated_tokens for prompt in prompts),
+        returned_tokens=sum(prompt.returned_tokens for prompt in prompts),
+        error=request.error or None,
     )
     logger.log(level, "request ended", extra=fields)

@@ -90,8 +90,8 @@ def _second(second: int) -> str:
 
 
 def _request_id() -> str:
-    notes = current_request.get()
-    return "" if notes is None else notes.request_id
+    request = current_request.get()
+    return "" if request is None else request.request_id
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A request as OpenTelemetry spans: itself, and what each of its prompts went through.
 
 The children are made when the request has ended, from moments that are taken down anyway
-(:class:`service.context.request_context.Passage`), so nothing on the way is wrapped. No span holds
+(:class:`service.context.request_context.PromptProgress`), so nothing on the way is wrapped. No span holds
 prompts or answers.
 """
 
@@ -25,8 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.context.request_context import (
     CLIENT_CLOSED_REQUEST,
     PROBES,
-    Passage,
-    RequestNotes,
+    PromptProgress,
+    RequestContext,
     current_request,
 )
 from service.observability.access_log import method_of, route_of
@@ -72,8 +72,8 @@ class TracingMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        notes = current_request.get()
-        if scope["type"] != "http" or notes is None or scope["path"] in PROBES:
+        request = current_request.get()
+        if scope["type"] != "http" or request is None or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
         # The span begins before its name is known: what is asked of other servers names it as parent.
@@ -89,22 +89,22 @@ class TracingMiddleware:
         finally:
             trace_headers.reset(before)
             if span.is_recording():
-                self._children(span, notes, clock)
-                _describe(span, scope, notes)
+                self._children(span, request, clock)
+                _describe(span, scope, request)
             span.end(clock.ns(perf_counter()))
 
-    def _children(self, span: Span, notes: RequestNotes, clock: _Clock) -> None:
+    def _children(self, span: Span, request: RequestContext, clock: _Clock) -> None:
         context = set_span_in_context(span, Context())
-        for passage in notes.passages:
-            for name, begun_s, ended_s in _stages(passage):
+        for prompt in request.prompts:
+            for name, begun_s, ended_s in _stages(prompt):
                 child = self._tracer.start_span(
                     name,
                     context=context,
-                    attributes=_attributes_of(passage, name),
+                    attributes=_attributes_of(prompt, name),
                     start_time=clock.ns(begun_s),
                 )
-                if ended_s is None and notes.error:
-                    _fail(child, notes.error)
+                if ended_s is None and request.error:
+                    _fail(child, request.error)
                 child.end(clock.ns(perf_counter() if ended_s is None else ended_s))
 
 
@@ -118,77 +118,77 @@ class _Clock:
         return self._offset_ns + int(seconds * 1e9)
 
 
-def _stages(passage: Passage) -> Iterator[tuple[str, float, float | None]]:
+def _stages(prompt: PromptProgress) -> Iterator[tuple[str, float, float | None]]:
     """Name, begin and end of each stage that a prompt got into; ``None``: it did not get out of it.
 
     Without an answer nobody knows when decoding ended, so ``decode`` tells what went wrong in reranking too.
     """
-    yield "encode", passage.arrived_s, passage.encoded_s
-    if passage.encoded_s is None:
+    yield "encode", prompt.arrived_s, prompt.encoded_s
+    if prompt.encoded_s is None:
         return
-    yield "queue", passage.encoded_s, passage.admitted_s
-    if passage.admitted_s is None:
+    yield "queue", prompt.encoded_s, prompt.admitted_s
+    if prompt.admitted_s is None:
         return
-    if passage.decode_ms is None or passage.rerank_ms is None:
-        yield "decode", passage.admitted_s, None
+    if prompt.decode_ms is None or prompt.rerank_ms is None:
+        yield "decode", prompt.admitted_s, None
         return
-    decoded_s = passage.admitted_s + passage.decode_ms / 1e3
-    yield "decode", passage.admitted_s, decoded_s
-    if passage.scored:
-        yield "rerank", decoded_s, decoded_s + passage.rerank_ms / 1e3
+    decoded_s = prompt.admitted_s + prompt.decode_ms / 1e3
+    yield "decode", prompt.admitted_s, decoded_s
+    if prompt.scored:
+        yield "rerank", decoded_s, decoded_s + prompt.rerank_ms / 1e3
 
 
-def _attributes_of(passage: Passage, stage: str) -> Attributes:
-    attributes: Attributes = {"vbon.answer_id": passage.answer_id, "vbon.mode": passage.mode}
+def _attributes_of(prompt: PromptProgress, stage: str) -> Attributes:
+    attributes: Attributes = {"vbon.answer_id": prompt.answer_id, "vbon.mode": prompt.mode}
     if stage == "encode":
-        attributes["gen_ai.usage.input_tokens"] = passage.prompt_tokens
+        attributes["gen_ai.usage.input_tokens"] = prompt.prompt_tokens
     if stage == "decode":
-        attributes["gen_ai.response.model"] = passage.policy
-        attributes["vbon.n"] = passage.num_samples
-        attributes["vbon.candidates"] = passage.candidates
-        attributes["vbon.generated_tokens"] = passage.generated_tokens
+        attributes["gen_ai.response.model"] = prompt.policy
+        attributes["vbon.n"] = prompt.num_samples
+        attributes["vbon.candidates"] = prompt.candidates
+        attributes["vbon.generated_tokens"] = prompt.generated_tokens
     return attributes
 
 
-def _describe(span: Span, scope: Scope, notes: RequestNotes) -> None:
+def _describe(span: Span, scope: Scope, request: RequestContext) -> None:
     route = route_of(scope)
     method = method_of(scope)
     span.update_name(" ".join(filter(None, (method or "HTTP", route))))
     attributes: Attributes = {
         "http.request.method": method or "_OTHER",
-        "http.response.status_code": notes.status,
-        "vbon.request_id": notes.request_id,
+        "http.response.status_code": request.status,
+        "vbon.request_id": request.request_id,
     }
     if route:
         attributes["http.route"] = route
-    if notes.key:
-        attributes["vbon.key"] = notes.key
-    if notes.passages:
-        attributes |= _generation(route, notes)
+    if request.key:
+        attributes["vbon.key"] = request.key
+    if request.prompts:
+        attributes |= _generation(route, request)
     span.set_attributes(attributes)
-    if notes.error:
-        ours = notes.status >= 500 or notes.status in (200, CLIENT_CLOSED_REQUEST)
-        _fail(span, notes.error, ours=ours)
+    if request.error:
+        ours = request.status >= 500 or request.status in (200, CLIENT_CLOSED_REQUEST)
+        _fail(span, request.error, ours=ours)
 
 
-def _generation(route: str | None, notes: RequestNotes) -> Attributes:
+def _generation(route: str | None, request: RequestContext) -> Attributes:
     """By OpenTelemetry's conventions for generative AI, as far as they go; sums over all prompts."""
-    passages, first = notes.passages, notes.passages[0]
-    policies = list(dict.fromkeys(passage.policy for passage in passages))
+    prompts, first = request.prompts, request.prompts[0]
+    policies = list(dict.fromkeys(prompt.policy for prompt in prompts))
     return {
         "gen_ai.operation.name": "chat" if route == "/v1/chat/completions" else "text_completion",
         "gen_ai.provider.name": "vbon",
-        "gen_ai.request.model": ",".join(notes.modes),
+        "gen_ai.request.model": ",".join(request.modes),
         "gen_ai.request.max_tokens": first.max_tokens,
         "gen_ai.request.temperature": first.temperature,
         "gen_ai.response.model": ",".join(policies),
-        "gen_ai.response.finish_reasons": [p.finish_reason for p in passages if p.finish_reason],
-        "gen_ai.usage.input_tokens": sum(passage.prompt_tokens for passage in passages),
-        "gen_ai.usage.output_tokens": sum(passage.returned_tokens for passage in passages),
-        "vbon.mode": ",".join(notes.modes),
+        "gen_ai.response.finish_reasons": [p.finish_reason for p in prompts if p.finish_reason],
+        "gen_ai.usage.input_tokens": sum(prompt.prompt_tokens for prompt in prompts),
+        "gen_ai.usage.output_tokens": sum(prompt.returned_tokens for prompt in prompts),
+        "vbon.mode": ",".join(request.modes),
         "vbon.n": first.num_samples,
-        "vbon.prompts": len(passages),
-        "vbon.generated_tokens": sum(passage.generated_tokens for passage in passages),
+        "vbon.prompts": len(prompts),
+        "vbon.generated_tokens": sum(prompt.generated_tokens for prompt in prompts),
     }
 
 

@@ -12,7 +12,7 @@ from service.hosted_loadtests.runs import LoadTestRuns
 from service.routes.request_state import get_runtime
 from service.runtime.reload import Reloader
 from service.runtime.runtime import Runtime
-from service.store.async_store import Records
+from service.store.async_store import AsyncStore
 from vbon.errors import NotFoundError
 
 
@@ -22,8 +22,8 @@ async def _runtime(request: Request) -> Runtime:
     return get_runtime(request)
 
 
-async def _records(request: Request) -> Records:
-    return cast(Records, request.app.state.records)
+async def _store(request: Request) -> AsyncStore:
+    return cast(AsyncStore, request.app.state.store)
 
 
 async def _pending_pairs(request: Request) -> PendingPairs:
@@ -46,7 +46,7 @@ async def _reloader(request: Request) -> Reloader:
 
 
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
-RecordsDep = Annotated[Records, Depends(_records)]
+StoreDep = Annotated[AsyncStore, Depends(_store)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]
 LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]

@@ -14,9 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.context.request_context import note_error
+from service.context.request_context import record_error
 from service.http.disconnect import ClientDisconnectedError
-from service.observability.throttled_log import SparseLog
+from service.observability.throttled_log import ThrottledLog
 from service.routes.request_state import asked_model, get_request_id, get_runtime, remember_model
 from vbon.errors import (
     BusyError,
@@ -40,7 +40,7 @@ from vbon.errors import (
 )
 
 logger = logging.getLogger(__name__)
-_sparse = SparseLog(logger)
+_throttled = ThrottledLog(logger)
 
 # First match wins, so subclasses come before their bases. (error, status, type on the wire)
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
@@ -157,7 +157,7 @@ def _failure_of(error: Exception) -> Failure:
     if isinstance(error, NotReadyError):  # probes ask time and again, and the cause has been logged
         logger.debug("%s: %s", kind, error)
     elif status >= 500:
-        _sparse.warn(f"{kind}: {error}")
+        _throttled.warn(f"{kind}: {error}")
     retry_after_s = _RETRY_AFTER_S.get(status)
     if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s
@@ -172,7 +172,7 @@ def _failure_of(error: Exception) -> Failure:
 
 
 def _count(request: Request, failure: Failure) -> None:
-    note_error(failure.kind)
+    record_error(failure.kind)
     if request.method != "POST":
         return
     # Only names this server knows become labels; anything else would let a client make series.

@@ -13,10 +13,11 @@ from service.context.caller import current_caller
 from service.hosted_loadtests.report_links import VALID_S
 from service.hosted_loadtests.requests import own_url, planned_seconds, settings_of, token_of
 from service.hosted_loadtests.runs import ROOM_S, LoadTestRuns, Run, not_here
-from service.http.security_headers import REPORT_POLICY, refuse_other_sites
+from service.http.same_origin import require_same_origin
+from service.http.security_headers import REPORT_POLICY
 from service.loadtest.analysis.compare import Comparison, compare_runs
 from service.loadtest.schema import LoadTestResult
-from service.routes.dependencies import LoadTestRunsDep, RecordsDep, ReportLinksDep, RuntimeDep
+from service.routes.dependencies import LoadTestRunsDep, ReportLinksDep, RuntimeDep, StoreDep
 from service.schemas.failure import WITH_BODY, errors
 from service.schemas.loadtests import (
     KeptRun,
@@ -25,12 +26,12 @@ from service.schemas.loadtests import (
     LoadTestStatus,
     ReportLink,
 )
-from service.store.async_store import Records
+from service.store.async_store import AsyncStore
 from vbon.errors import NotFoundError
 
 router = APIRouter(tags=["load tests"])
 
-_OURS_ONLY = [Depends(refuse_other_sites)]
+_OURS_ONLY = [Depends(require_same_origin)]
 _ABSENT = errors(404, 422)
 _REFUSED = errors(403, 404, 429, 503)
 _HTML: dict[int | str, dict[str, object]] = {200: {"content": {"text/html": {}}}}
@@ -64,7 +65,7 @@ async def post_load_test(
 async def get_load_tests(
     runtime: RuntimeDep,
     runs: LoadTestRunsDep,
-    records: RecordsDep,
+    store: StoreDep,
     tag: str | None = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> LoadTests:
@@ -72,22 +73,20 @@ async def get_load_tests(
     limits = runtime.settings.limits
     return LoadTests(
         current=None if runs.current is None else await _status(runs.current),
-        kept=records.where is not None,
-        runs=[] if records.where is None else await _kept(records, tag, limit),
+        kept=store.where is not None,
+        runs=[] if store.where is None else await _kept(store, tag, limit),
         max_s=limits.loadtest_max_s,
         max_in_flight=limits.loadtest_max_in_flight,
     )
 
 
 @router.get("/loadtests/{run_id}", responses=_ABSENT)
-async def get_load_test(
-    run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep
-) -> LoadTestStatus:
+async def get_load_test(run_id: RunId, runs: LoadTestRunsDep, store: StoreDep) -> LoadTestStatus:
     """Where one stands."""
     run = runs.find(run_id)
     if run is not None:
         return await _status(run)
-    result = await asyncio.to_thread(_read, run_id, await _result(run_id, runs, records))
+    result = await asyncio.to_thread(_read, run_id, await _result(run_id, runs, store))
     return LoadTestStatus(
         id=run_id,
         state="finished" if result.complete else "stopped",
@@ -103,46 +102,46 @@ async def get_load_test(
 
 
 @router.get("/loadtests/{run_id}/result", responses=_ABSENT, response_model=LoadTestResult)
-async def get_result(run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep) -> Response:
+async def get_result(run_id: RunId, runs: LoadTestRunsDep, store: StoreDep) -> Response:
     """What it has measured, so far if it is still running; as `result.json` of the command line."""
-    return Response(await _result(run_id, runs, records), media_type="application/json")
+    return Response(await _result(run_id, runs, store), media_type="application/json")
 
 
 @router.get("/loadtests/{run_id}/comparison", responses=_ABSENT)
 async def get_comparison(
-    run_id: RunId, against: OtherId, runs: LoadTestRunsDep, records: RecordsDep
+    run_id: RunId, against: OtherId, runs: LoadTestRunsDep, store: StoreDep
 ) -> Comparison:
     """Whether this run (B) differs from another one (A) by more than their own rounds and prompts do."""
     b, a = [
-        await asyncio.to_thread(_read, one, await _result(one, runs, records))
+        await asyncio.to_thread(_read, one, await _result(one, runs, store))
         for one in (run_id, against)
     ]
     return await asyncio.to_thread(compare_runs, a, b)
 
 
 @router.get("/loadtests/{run_id}/report", responses=_ABSENT | _HTML, response_class=Response)
-async def get_report(run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep) -> Response:
+async def get_report(run_id: RunId, runs: LoadTestRunsDep, store: StoreDep) -> Response:
     """Its report: one HTML page that loads nothing, in a sandbox."""
-    return await _report(run_id, runs, records)
+    return await _report(run_id, runs, store)
 
 
 @router.post(
     "/loadtests/{run_id}/report-link", responses=_ABSENT | _REFUSED, dependencies=_OURS_ONLY
 )
 async def post_report_link(
-    run_id: RunId, runs: LoadTestRunsDep, records: RecordsDep, links: ReportLinksDep
+    run_id: RunId, runs: LoadTestRunsDep, store: StoreDep, links: ReportLinksDep
 ) -> ReportLink:
     """A link under which a browser may open the report for some minutes without a key."""
-    await asyncio.to_thread(_read, run_id, await _result(run_id, runs, records))
+    await asyncio.to_thread(_read, run_id, await _result(run_id, runs, store))
     return ReportLink(url=f"/page/reports/{links.make(run_id)}", valid_s=VALID_S)
 
 
 @router.get("/page/reports/{secret}", include_in_schema=False)
 async def get_linked_report(
-    secret: str, runs: LoadTestRunsDep, records: RecordsDep, links: ReportLinksDep
+    secret: str, runs: LoadTestRunsDep, store: StoreDep, links: ReportLinksDep
 ) -> Response:
     """The report that a link stands for."""
-    return await _report(links.run_of(secret), runs, records)
+    return await _report(links.run_of(secret), runs, store)
 
 
 @router.delete(
@@ -174,10 +173,10 @@ async def _status(run: Run) -> LoadTestStatus:
     )
 
 
-async def _kept(records: Records, tag: str | None, limit: int) -> list[KeptRun]:
+async def _kept(store: AsyncStore, tag: str | None, limit: int) -> list[KeptRun]:
     from service.store import list_runs
 
-    found = await records.use(lambda store: list_runs(store, tag=tag, limit=limit))
+    found = await store.use(lambda opened: list_runs(opened, tag=tag, limit=limit))
     return [
         KeptRun(
             id=run.id, created=run.created, url=run.url, headline=run.headline, tags=list(run.tags)
@@ -186,7 +185,7 @@ async def _kept(records: Records, tag: str | None, limit: int) -> list[KeptRun]:
     ]
 
 
-async def _result(run_id: str, runs: LoadTestRuns, records: Records) -> str:
+async def _result(run_id: str, runs: LoadTestRuns, store: AsyncStore) -> str:
     """JSON text of a run of this process, or of the store.
 
     Raises:
@@ -197,10 +196,10 @@ async def _result(run_id: str, runs: LoadTestRuns, records: Records) -> str:
         text = await asyncio.to_thread(run.result_text)
         if text is not None:
             return text
-    if records.where is not None:
+    if store.where is not None:
         from service.store import get_run
 
-        found = await records.use(lambda store: get_run(store, run_id))
+        found = await store.use(lambda opened: get_run(opened, run_id))
         if found is not None:
             return json.dumps(found)
     raise not_here(run_id)
@@ -221,11 +220,11 @@ def _read(run_id: str, text: str) -> LoadTestResult:
         ) from error
 
 
-async def _report(run_id: str, runs: LoadTestRuns, records: Records) -> Response:
+async def _report(run_id: str, runs: LoadTestRuns, store: AsyncStore) -> Response:
     run = runs.find(run_id)
     if run is not None and run.active:
         raise not_here(run_id)
-    text = await _result(run_id, runs, records)
+    text = await _result(run_id, runs, store)
     await asyncio.to_thread(_read, run_id, text)
     page = await runs.report(run_id, text)
     headers = {"content-security-policy": REPORT_POLICY}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from service.generation.references import policy_ref, scorer_ref
-from service.routes.dependencies import RecordsDep, RuntimeDep
+from service.routes.dependencies import RuntimeDep, StoreDep
 from service.schemas import ModeInfo, ModesResponse
 from vbon.storage.training_record import read_training_record
 
@@ -13,7 +13,7 @@ router = APIRouter(tags=["server"])
 
 
 @router.get("/modes")
-async def get_modes(runtime: RuntimeDep, records: RecordsDep) -> ModesResponse:
+async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
     """Every mode with its policy, reward model and default N."""
     settings = runtime.settings
     return ModesResponse(
@@ -35,5 +35,5 @@ async def get_modes(runtime: RuntimeDep, records: RecordsDep) -> ModesResponse:
         ],
         gold_model=scorer_ref("gold", runtime.gold),
         limits=settings.limits.model_dump(),
-        records=records.where is not None,
+        records=store.where is not None,
     )

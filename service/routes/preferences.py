@@ -7,8 +7,8 @@ from fastapi import APIRouter, Depends, Request
 from service.context.caller import current_caller
 from service.evaluation.preference_pairs import make_pair
 from service.http.disconnect import run_while_connected
-from service.http.security_headers import refuse_other_sites
-from service.routes.dependencies import PendingPairsDep, RecordsDep, RuntimeDep
+from service.http.same_origin import require_same_origin
+from service.routes.dependencies import PendingPairsDep, RuntimeDep, StoreDep
 from service.routes.request_state import get_request_id
 from service.schemas import AT_WORK, WITH_BODY, errors
 from service.schemas.preferences import (
@@ -31,7 +31,7 @@ from service.store.preferences import Winner
 
 router = APIRouter(prefix="/preferences", tags=["preferences"])
 
-_OURS_ONLY = [Depends(refuse_other_sites)]
+_OURS_ONLY = [Depends(require_same_origin)]
 _WINNERS: dict[str, Winner] = {"left": "a", "right": "b", "tie": "tie"}
 
 
@@ -49,21 +49,21 @@ async def post_pair(
 
 
 @router.post("", responses=WITH_BODY | errors(403, 404), dependencies=_OURS_ONLY)
-async def post_verdict(body: Verdict, pairs: PendingPairsDep, records: RecordsDep) -> VerdictKept:
+async def post_verdict(body: Verdict, pairs: PendingPairsDep, store: StoreDep) -> VerdictKept:
     """Keep which answer of a pair is better, and say whose they were. A pair has one verdict."""
     winner = _WINNERS[body.winner]
     with pairs.judged(body.pair) as pair:
         verdict = Preference(pair.prompt, pair.left, pair.right, winner)
-        kept = await records.use(lambda store: add_preference(store, verdict))
+        kept = await store.use(lambda opened: add_preference(opened, verdict))
     return VerdictKept(
         id=kept, winner=body.winner, left=_revealed(pair.left), right=_revealed(pair.right)
     )
 
 
 @router.get("")
-async def get_standings(records: RecordsDep) -> Standings:
+async def get_standings(store: StoreDep) -> Standings:
     """Win rates by people's verdicts, and by the reward model on the same pairs."""
-    return Standings(standings=[_standing(line) for line in await records.use(human_win_rates)])
+    return Standings(standings=[_standing(line) for line in await store.use(human_win_rates)])
 
 
 def _revealed(shown: Shown) -> Revealed:

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from service.admission.admission import Admission
-from service.context.request_context import Passage, begin_passage
+from service.context.request_context import PromptProgress, record_prompt
 from service.runtime.batching_scorer import BatchingScorer, MeteredScorer
 from service.runtime.in_flight import InFlightRequests
 from service.runtime.metrics import Metrics
@@ -305,8 +305,8 @@ class Runtime:
         sequences = mode.strategy.sequences(num_samples)
         most = mode.strategy.most_candidates(drawn)
         arrived = perf_counter()
-        passage = begin_passage(
-            Passage(
+        progress = record_prompt(
+            PromptProgress(
                 answer_id=request_id,
                 mode=mode.name,
                 policy=mode.policy,
@@ -321,17 +321,17 @@ class Runtime:
         async with self.in_flight.track(limit, named, (engine, reward, *others)):
             token_ids = await engine.encode(prompt)
             check_fits(engine.info, token_ids, sampling)
-            passage.encoded_s, passage.prompt_tokens = perf_counter(), len(token_ids)
+            progress.encoded_s, progress.prompt_tokens = perf_counter(), len(token_ids)
             task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
             async with self.admission.enter(
                 sequences, sampling.priority, max_tokens=sampling.max_tokens, candidates=most
             ) as entry:
-                admitted = passage.admitted_s = perf_counter()
+                admitted = progress.admitted_s = perf_counter()
                 observer.admitted(len(token_ids))
                 outcome = await mode.strategy.run(task, resources)
                 entry.spent(outcome.generated_tokens)
         finished = perf_counter()
-        _note(passage, outcome)
+        _note(progress, outcome)
         answer = PromptResult(
             mode=mode,
             policy=engine.info,
@@ -363,12 +363,12 @@ class Runtime:
         return float(self.policies[policy].unfinished)
 
 
-def _note(passage: Passage, outcome: Outcome) -> None:
-    passage.decode_ms, passage.rerank_ms = outcome.decode_ms, outcome.rerank_ms
-    passage.candidates = len(outcome.candidates)
-    passage.generated_tokens = outcome.generated_tokens
-    passage.returned_tokens = outcome.returned_tokens
-    passage.finish_reason = outcome.selected.candidate.finish_reason
+def _note(progress: PromptProgress, outcome: Outcome) -> None:
+    progress.decode_ms, progress.rerank_ms = outcome.decode_ms, outcome.rerank_ms
+    progress.candidates = len(outcome.candidates)
+    progress.generated_tokens = outcome.generated_tokens
+    progress.returned_tokens = outcome.returned_tokens
+    progress.finish_reason = outcome.selected.candidate.finish_reason
 
 
 def _tasks() -> float:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Records:
+class AsyncStore:
     """Runs and preferences, off the event loop.
 
     Opened late, so that a service nobody asks for records makes no file.

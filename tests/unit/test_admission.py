@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.admission.admission import Admission
-from service.admission.token_bucket import Allowance
+from service.admission.token_bucket import TokenBucket
 from service.context.caller import ANYBODY, Caller, current_caller
 from vbon.errors import InvalidInputError, OverloadedError
 
@@ -200,15 +200,15 @@ async def test_who_gives_up_in_the_queue_has_used_up_nothing() -> None:
 
 
 def test_an_allowance_fills_evenly_up_to_a_minute_s_worth() -> None:
-    allowance = Allowance(60, now_s=0.0)
-    assert allowance.take(60, 0.0) == 0.0
-    assert allowance.take(10, 4.0) == pytest.approx(6.0)
-    assert allowance.take(10, 10.0) == 0.0
-    allowance.give_back(-30, 10.0)  # more was decoded than was thought possible
-    assert allowance.take(10, 30.0) == pytest.approx(20.0)
-    assert allowance.take(61, 10_000.0) == pytest.approx(1.0)
-    allowance.give_back(1000, 10_000.0)
-    assert allowance.take(61, 10_000.0) == pytest.approx(1.0)
+    bucket = TokenBucket(60, now_s=0.0)
+    assert bucket.take(60, 0.0) == 0.0
+    assert bucket.take(10, 4.0) == pytest.approx(6.0)
+    assert bucket.take(10, 10.0) == 0.0
+    bucket.give_back(-30, 10.0)  # more was decoded than was thought possible
+    assert bucket.take(10, 30.0) == pytest.approx(20.0)
+    assert bucket.take(61, 10_000.0) == pytest.approx(1.0)
+    bucket.give_back(1000, 10_000.0)
+    assert bucket.take(61, 10_000.0) == pytest.approx(1.0)
 
 
 async def test_retry_after_is_what_the_queue_takes_at_the_pace_measured(

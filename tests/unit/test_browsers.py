@@ -1,4 +1,4 @@
-"""What browsers and other sites' pages may do."""
+"""Security headers, cross-origin requests, and forms of other sites."""
 
 from __future__ import annotations
 

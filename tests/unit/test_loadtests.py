@@ -27,7 +27,7 @@ from service.hosted_loadtests import runs as loadtest_runs
 from service.hosted_loadtests.runs import LoadTestRuns, Run, _write_inputs
 from service.runtime.runtime import Runtime
 from service.store import add_run, open_store
-from service.store.async_store import Records
+from service.store.async_store import AsyncStore
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.slow_server import SlowServer, listening
 from vbon.engine.fake import FakeEngine
@@ -170,7 +170,7 @@ async def test_a_directory_that_was_tidied_away_is_made_anew(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(loadtest_runs, "_COMMAND", (sys.executable, "-c", "raise SystemExit(1)"))
-    runs = LoadTestRuns(Records(None))
+    runs = LoadTestRuns(AsyncStore(None))
     for _ in range(2):
         run = await start_one(runs)
         shutil.rmtree(run.directory.parent)
@@ -192,7 +192,7 @@ async def test_a_full_disk_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
-    runs = LoadTestRuns(Records(None))
+    runs = LoadTestRuns(AsyncStore(None))
     with pytest.raises(ExportError, match="could not start a load test: No space left"):
         await start_one(runs)
     with pytest.raises(ExportError, match="report could not be made: No space left"):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from service.auth.keys import new_key, write_keys
-from service.context.request_context import RequestNotes, current_request
+from service.context.request_context import RequestContext, current_request
 from service.observability.logs import JsonFormatter, TextFormatter, with_fields
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.test_api import disconnect_after
@@ -218,7 +218,7 @@ def test_a_text_line_says_the_same() -> None:
         {"name": "a", "levelname": "INFO", "msg": "request ended", "created": 0.0}
         | with_fields(method="GET", status=200, mode=None)
     )
-    before = current_request.set(RequestNotes("req-1"))
+    before = current_request.set(RequestContext("req-1"))
     try:
         line = TextFormatter().format(record)
     finally:

@@ -1,4 +1,4 @@
-"""One sentence does not fill the log."""
+"""A repeated message does not fill the log."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import logging
 
 import pytest
 
-from service.observability.throttled_log import MOST_SENTENCES, SparseLog
+from service.observability.throttled_log import MAX_MESSAGES, ThrottledLog
 
 
 def test_a_sentence_is_said_once_in_a_while_with_how_often_it_was_true(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock_s = 100.0
-    log = SparseLog(logging.getLogger("sparse"), every_s=10, now_s=lambda: clock_s)
+    log = ThrottledLog(logging.getLogger("throttled"), every_s=10, now_s=lambda: clock_s)
     for _ in range(500):
         log.warn("engine_dead: ref")
     log.warn("timeout: another")
@@ -28,16 +28,16 @@ def test_a_sentence_is_said_once_in_a_while_with_how_often_it_was_true(
 
 
 def test_it_remembers_a_bounded_number_of_sentences(caplog: pytest.LogCaptureFixture) -> None:
-    log = SparseLog(logging.getLogger("sparse"))
-    for number in range(10 * MOST_SENTENCES):
+    log = ThrottledLog(logging.getLogger("throttled"))
+    for number in range(10 * MAX_MESSAGES):
         log.warn(f"sentence {number}")
-    assert len(caplog.records) == 10 * MOST_SENTENCES
-    assert len(log._said) <= MOST_SENTENCES
+    assert len(caplog.records) == 10 * MAX_MESSAGES
+    assert len(log._logged) <= MAX_MESSAGES
 
 
 def test_the_debug_level_has_them_all(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
-        log = SparseLog(logging.getLogger("sparse"))
+        log = ThrottledLog(logging.getLogger("throttled"))
         for _ in range(3):
             log.warn("the same")
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]

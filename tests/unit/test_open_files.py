@@ -1,21 +1,21 @@
-"""As many connections as requests that may be let in."""
+"""The limit of open files is raised to the number of requests that may be admitted or waiting."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-from service.http.open_files import WANTED
+from service.http.open_files import WANTED_FILES
 
 # In a process of its own: a hard limit that is lowered cannot be raised again.
 PROGRAM = """
 import logging, resource, sys
-from service.http.open_files import allow_connections
+from service.http.open_files import raise_open_files_limit
 from service.settings import LimitSettings
 logging.basicConfig()
 soft, hard, waiting = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-allowed = allow_connections(LimitSettings(running_sequences=16, waiting_sequences=waiting))
+allowed = raise_open_files_limit(LimitSettings(running_sequences=16, waiting_sequences=waiting))
 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, hard), allowed
 print(allowed)
 """
@@ -38,6 +38,6 @@ def test_a_limit_that_is_enough_is_left() -> None:
 def test_one_that_stays_too_low_is_told() -> None:
     limit, said = allowed(100, 900, 2048)
     assert limit == 900
-    assert "900 open files are allowed and up to 2064 requests" in said
+    assert "may open 900 files, but up to 2064 requests may run or wait" in said
     assert "LimitNOFILE" in said
-    assert WANTED > 2064
+    assert WANTED_FILES > 2064
