@@ -1,88 +1,129 @@
-"""``python -m service``: serve (the default), compare the modes of a running server, keep API keys."""
+"""``python -m service``: serve (the default), compare modes, load-test, bench, reload, keep API keys."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from service.auth.commands import keys_cli
-from vbon.config import load_settings
+from vbon.cli.settings_command import add_settings_command
+from vbon.cli.typer_help import HelpCommand, Lazy, group_type
+from vbon.config import Settings
 from vbon.errors import VbonError
 
-cli = typer.Typer(add_completion=False, no_args_is_help=False, help=__doc__)
-cli.add_typer(keys_cli, name="keys")
-
-PASS_THROUGH = {
-    "ignore_unknown_options": True,
-    "allow_extra_args": True,
-    "help_option_names": [],
-}
-
-
-@cli.command(context_settings=PASS_THROUGH)
-def serve(context: typer.Context) -> None:
-    """Serve the configured policies. Flags, VBON_* variables or --config FILE.toml; see serve --help."""
+if TYPE_CHECKING:
+    from service.bench.config import BenchSettings
     from service.settings import ServiceSettings
 
-    settings = load_settings(ServiceSettings, context.args, program="python -m service serve")
+LAZY = {
+    "loadtest": Lazy(
+        "service.loadtest.__main__:cli",
+        "Load a running server with several modes in turns; keep and compare runs.",
+        "Commands",
+    )
+}
+cli = typer.Typer(cls=group_type(LAZY, default="serve"), add_completion=False)
+cli.add_typer(keys_cli, name="keys")
+
+Url = Annotated[str, typer.Option(help="address of the running server")]
+LOCAL = "http://127.0.0.1:8000"
+
+
+@cli.callback()
+def _service() -> None:
+    """Serve best-of-N and fine-tuned policies over HTTP, and measure a running server.
+
+    Without a command, `serve` runs.
+    """
+
+
+def _serve_settings() -> type[Settings]:
+    from service.settings import ServiceSettings
+
+    return ServiceSettings
+
+
+def _bench_settings() -> type[Settings]:
+    from service.bench.config import BenchSettings
+
+    return BenchSettings
+
+
+def _serve(settings: ServiceSettings) -> int:
     from service.observability.logs import set_up_logs
     from service.server import serve_until_stopped
 
     set_up_logs(settings)
-    try:
-        raise typer.Exit(serve_until_stopped(settings))
-    except VbonError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    return serve_until_stopped(settings)
 
 
-@cli.command(context_settings=PASS_THROUGH)
-def bench(context: typer.Context) -> None:
-    """Measure the service against the bare engine under it, and modes against each other."""
-    from service.bench.config import BenchSettings
-
-    settings = load_settings(BenchSettings, context.args, program="python -m service bench")
+def _bench(settings: BenchSettings) -> None:
     logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
     for noisy in ("httpx", "httpcore", "service.server"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     from service.bench.run import run_bench
 
-    try:
-        run_bench(settings)
-    except VbonError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+    run_bench(settings)
 
 
-@cli.command()
+add_settings_command(
+    cli, "serve", "Serve policies and a reward model over HTTP.", _serve_settings, _serve
+)
+add_settings_command(
+    cli,
+    "bench",
+    "Measure the service against the bare engine under it, and modes against each other.",
+    _bench_settings,
+    _bench,
+)
+
+
+@cli.command(cls=HelpCommand)
 def compare(
-    url: Annotated[str, typer.Option(help="the running server")] = "http://127.0.0.1:8000",
+    url: Url = LOCAL,
     prompts: Annotated[
-        str | None, typer.Option(help="file of prompts: JSONL with `prompt`, or one a line")
+        str | None,
+        typer.Option(
+            help="file of prompts: JSON lines with `prompt`, or one prompt a line; default: eight "
+            "that are built in"
+        ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="use the first so many prompts")] = 64,
+    limit: Annotated[int, typer.Option(min=1, help="prompts to use, the first of the file")] = 64,
     idle_limit: Annotated[
-        int, typer.Option(min=1, help="of them at concurrency 1, where each is waited for")
+        int,
+        typer.Option(min=1, help="prompts to use at concurrency 1, where each is waited for"),
     ] = 16,
-    modes: Annotated[str, typer.Option(help="comma-separated")] = "ref,bon,vbon",
-    n: Annotated[int, typer.Option(help="N of the reranking modes")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="most new tokens of a candidate")] = 48,
-    temperature: Annotated[float, typer.Option(help="1 samples the policy itself")] = 1.0,
-    seed: Annotated[int, typer.Option(help="makes the answers repeatable")] = 0,
+    modes: Annotated[str, typer.Option(help="modes, separated by commas")] = "ref,bon,vbon",
+    n: Annotated[int, typer.Option(help="N of the modes that rerank")] = 16,
+    max_tokens: Annotated[int, typer.Option(help="new tokens of a candidate, at most")] = 48,
+    temperature: Annotated[
+        float, typer.Option(help="sampling temperature; 1 samples the policy itself")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="seed that makes the answers repeatable")] = 0,
     concurrency: Annotated[
-        str, typer.Option(help="prompts in flight; one table each, so idle and loaded show apart")
+        str,
+        typer.Option(help="prompts in flight; each level has its own table, so 1,64 shows both"),
     ] = "1,64",
-    repeats: Annotated[int, typer.Option(help="interleaved rounds per concurrency")] = 3,
-    wait_s: Annotated[float, typer.Option(help="wait so long for the server to be ready")] = 0.0,
+    repeats: Annotated[int, typer.Option(help="interleaved rounds at each concurrency")] = 3,
+    wait_s: Annotated[float, typer.Option(help="seconds to wait for the server to be ready")] = 0.0,
     while_pid: Annotated[
-        int | None, typer.Option(help="stop waiting if this process (the server) ends")
+        int | None, typer.Option(help="process of the server; waiting stops if it ends")
     ] = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="write the full result")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", help="file for the full result")
+    ] = None,
 ) -> None:
-    """Send the same prompts through several modes; print reward, win rate, latency, throughput."""
+    """Send the same prompts through several modes of a running server.
+
+    Prints reward, win rate, latency and throughput of each mode, idle and loaded.
+
+    Examples:
+    vbon compare --prompts heldout.jsonl --n 16
+    vbon compare --modes ref,bon,vbon --concurrency 1,64 --json comparison.json
+    """
     from service.client import run_comparison
 
     body = {
@@ -114,13 +155,20 @@ def compare(
         raise typer.Exit(1) from error
 
 
-@cli.command()
+@cli.command(cls=HelpCommand)
 def reload(
     model: Annotated[str, typer.Argument(help="a policy's name, or reward, or gold")],
-    url: Annotated[str, typer.Option(help="the running server")] = "http://127.0.0.1:8000",
+    url: Url = LOCAL,
 ) -> None:
-    """Serve what a model's configured path holds now, failing no request. Needs an admin's key, in
-    VBON_REMOTE_API_KEY."""
+    """Make a running server read one of its models again.
+
+    The server loads what the model's configured path holds now, and fails no request meanwhile. The key of
+    an admin is read from the environment variable VBON_REMOTE_API_KEY.
+
+    Examples:
+    vbon reload vbon
+    VBON_REMOTE_API_KEY=$ADMIN vbon reload reward --url https://host:8000
+    """
     from service.client import run_reload
 
     try:
@@ -131,11 +179,8 @@ def reload(
 
 
 def main() -> None:
-    """Entry point; without a command, ``serve``."""
-    known = {"serve", "bench", "compare", "keys", "reload", "--help", "-h"}
-    if len(sys.argv) < 2 or sys.argv[1] not in known:
-        sys.argv.insert(1, "serve")
-    cli(prog_name="python -m service")
+    """Run the command that the arguments name; ``serve`` where they name none."""
+    cli(args=sys.argv[1:], prog_name="python -m service")
 
 
 if __name__ == "__main__":

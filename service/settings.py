@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from vbon.config import NoneWord, Settings
+from vbon.config import NoneWord, OptionGroups, Settings
 
 REFERENCE = "ref"
 REMOTE_API_KEY = "VBON_REMOTE_API_KEY"
@@ -19,171 +19,218 @@ _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 class EngineSettings(BaseModel):
     """Settings of every engine; equal for all policies, so that they compare fairly.
 
-    Those that start with ``remote`` are for policies given as URLs, for which of the others only
-    ``max_model_len``, ``max_num_seqs`` and ``scheduling_policy`` count.
+    The settings whose names start with ``remote`` are for policies given as URLs. Of the others, those
+    policies use only ``max_model_len``, ``max_num_seqs`` and ``scheduling_policy``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dtype: str = Field(
         "auto",
-        description="weights' type; auto takes the checkpoint's, float32 too, which vLLM's own auto rounds",
+        description="type of the weights; auto keeps the type of the checkpoint, even float32, which "
+        "the auto of vLLM rounds",
     )
-    max_model_len: int | None = Field(None, ge=8, description="context in tokens")
+    max_model_len: int | None = Field(
+        None, ge=8, description="longest context, tokens; default: what the model allows"
+    )
     max_num_seqs: int = Field(256, ge=1, description="sequences decoded at once, per engine")
     gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="share of GPU memory per engine; default: .9 / engines"
+        None,
+        gt=0,
+        le=1,
+        description="share of the GPU memory for each engine; default: .9 / engines",
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
-    kv_cache_gib: int = Field(1, ge=1, description="KV cache per engine, GiB; CPU only")
-    enforce_eager: bool = Field(False, description="no compilation: starts sooner, decodes slower")
-    executor: str | None = Field("uni", description="vLLM executor; uni is fastest on one device")
+    kv_cache_gib: int = Field(1, ge=1, description="KV cache of each engine, GiB; on a CPU only")
+    enforce_eager: bool = Field(
+        False, description="skip compilation: the engine starts sooner and decodes slower"
+    )
+    executor: str | None = Field(
+        "uni", description="executor of vLLM; uni is the fastest on one device"
+    )
     cpu_threads: int | None = Field(
         None,
         ge=1,
-        description="threads of an engine's model on a CPU; default: all cores, but one less with 8 or "
-        "more, or where the policy is tiny (20 MB)",
+        description="threads of an engine on a CPU; default: all cores, but one less with 8 or more "
+        "or where the policy is tiny (20 MB)",
     )
     scheduling_policy: Literal["fcfs", "priority"] = Field(
         "fcfs",
-        description="priority: requests may say how early they are served; servers of remote policies "
-        "must then have been started so too (vllm serve --scheduling-policy priority)",
+        description="order of waiting requests; with priority, requests may ask to be served earlier, "
+        "and the servers of remote policies must have been started with it too (vllm "
+        "serve --scheduling-policy priority)",
     )
     stall_timeout_s: float | None = Field(
         60.0,
         gt=0,
-        description="an engine that has work and decodes nothing for so long hangs, and is started "
-        "again; seconds, or null: never",
+        description="seconds after which an engine that has work but decodes nothing counts as hung "
+        "and is restarted; null: never",
     )
     metrics: bool = Field(
         False,
-        description="let each engine keep vLLM's own metrics, shown at /metrics by policy; costs a tiny "
-        "policy on a CPU a tenth of its throughput, a large one less",
+        description="keep vLLM's own metrics in each engine and show them at /metrics by policy; "
+        "costs a tiny policy on a CPU a tenth of its throughput, a large one less",
     )
     remote_metrics: bool = Field(
-        True, description="show what the servers of remote policies say at their own /metrics"
+        True, description="show the metrics that the servers of remote policies publish"
     )
     remote_metrics_timeout_s: float = Field(
-        1.0, gt=0, description="of reading a server's /metrics; without an answer it is left out"
+        1.0,
+        gt=0,
+        description="seconds to wait for the /metrics of a server, which is left out if it does not "
+        "answer",
     )
     remote_api_key_env: str = Field(
         REMOTE_API_KEY,
-        description="environment variable with the servers' API key, if they need one",
+        description="environment variable with the API key of those servers, if they need one",
     )
     remote_tokenizer: str | None = Field(
-        None, description="the policies' tokenizer directory, for servers without /tokenize"
+        None, description="tokenizer directory of the policies, for servers without /tokenize"
     )
-    remote_connect_timeout_s: float = Field(5.0, gt=0, description="to reach a server, seconds")
+    remote_connect_timeout_s: float = Field(5.0, gt=0, description="seconds to connect to a server")
     remote_timeout_s: float = Field(
-        120.0, gt=0, description="one candidate of a server, or the next piece of a stream, seconds"
+        120.0,
+        gt=0,
+        description="seconds to wait for one candidate of a server, or for the next piece of a stream",
     )
     remote_start_timeout_s: float = Field(
-        600.0, ge=0, description="wait so long at the start for a policy's first server, seconds"
+        600.0, ge=0, description="seconds to wait at the start for a policy's first server"
     )
     remote_max_backoff_s: float = Field(
-        30.0, gt=0, description="longest a failed server is left out before it is probed, seconds"
+        30.0, gt=0, description="longest pause before a failed server is probed again, seconds"
     )
 
 
 class LimitSettings(BaseModel):
-    """What one request, and all of them together, may ask for."""
+    """Limits of one request and of all requests together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_n: int = Field(128, ge=1, description="most candidates a prompt")
-    max_prompts: int = Field(128, ge=1, description="most prompts a request")
-    max_tokens: int = Field(4096, ge=1, description="most new tokens a candidate")
-    max_body_bytes: int = Field(1_048_576, ge=1024, description="most bytes of a request body")
-    max_header_bytes: int = Field(32_768, ge=1024, description="most bytes of a request's head")
-    max_header_fields: int = Field(100, ge=10, description="most header fields of a request")
+    max_n: int = Field(128, ge=1, description="candidates per prompt, at most")
+    max_prompts: int = Field(128, ge=1, description="prompts per request, at most")
+    max_tokens: int = Field(4096, ge=1, description="new tokens per candidate, at most")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="bytes of a request body, at most")
+    max_header_bytes: int = Field(
+        32_768, ge=1024, description="bytes of the headers of a request, at most"
+    )
+    max_header_fields: int = Field(100, ge=10, description="header fields of a request, at most")
     receive_timeout_s: float = Field(
         30.0,
         gt=0,
-        description="longest a request's head, and then its body, may take to arrive, seconds",
+        description="seconds that the headers of a request, and then its body, may take to arrive",
     )
     keep_alive_s: int = Field(
         75,
         ge=1,
-        description="how long an idle connection stays open, seconds; above what clients (httpx: 5) and load "
-        "balancers (often 60) keep theirs, or requests meet a connection as it closes",
+        description="seconds that an idle connection stays open; keep it above the idle time of "
+        "clients (httpx: 5) and load balancers (often 60), or requests meet a connection "
+        "that is closing",
     )
-    running_sequences: int = Field(512, ge=1, description="candidates in the engines at once")
+    running_sequences: int = Field(
+        512, ge=1, description="candidates in the engines at once, at most"
+    )
     running_tokens: int = Field(
-        2**20, ge=1, description="tokens they may come to: candidates times max_tokens"
+        2**20, ge=1, description="sum of max_tokens over the candidates in the engines, at most"
     )
-    waiting_sequences: int = Field(2048, ge=0, description="candidates that may wait; beyond: 429")
+    waiting_sequences: int = Field(
+        2048, ge=0, description="candidates that may wait; beyond, requests are refused with 429"
+    )
     max_queue_s: float | None = Field(
-        None, gt=0, description="429 where the wait would be longer, by the pace measured; seconds"
+        None,
+        gt=0,
+        description="refuse with 429 where the wait would be longer at the pace measured, seconds; "
+        "default: no limit",
     )
-    timeout_s: float = Field(120.0, gt=0, description="longest a request may take, seconds")
+    timeout_s: float = Field(120.0, gt=0, description="seconds that a request may take, at most")
     loadtest_max_s: float = Field(
         300.0,
         ge=0,
-        description="most seconds of blocks of a load test started at /loadtests, which has a minute more to "
-        "start, score and report and is then stopped; 0: none may be started",
+        description="seconds that the blocks of a load test started at /loadtests may take; it has "
+        "one more minute to start, score and report, and is then stopped; 0 forbids load "
+        "tests",
     )
     loadtest_max_in_flight: int = Field(
-        256, ge=1, description="most requests in flight of such a load test"
+        256, ge=1, description="requests in flight of such a load test, at most"
     )
     drain_s: float = Field(
         30.0,
         ge=0,
-        description="how long requests under way may go on once the service was told to stop, seconds",
+        description="seconds that running requests may continue after the service was told to stop",
     )
 
     def time_limit(self, asked_s: float | None) -> tuple[float, str]:
-        """Seconds that a request may take, which may ask for fewer, and what they are called."""
+        """The time limit of a request in seconds, and the name of the setting that it comes from."""
         if asked_s is not None and asked_s < self.timeout_s:
             return asked_s, "timeout_s"
         return self.timeout_s, "limits.timeout_s"
 
 
 class RestartSettings(BaseModel):
-    """How what has died is brought back: engines, and the workers of reward models."""
+    """Restarts of engines and of reward model workers that have died."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     backoff_s: float = Field(
         1.0,
         gt=0,
-        description="wait before the second attempt in a row, twice that before the third, ...; the "
-        "first is made at once",
+        description="seconds to wait before the second attempt in a row, doubled before each further "
+        "one; the first attempt is made at once",
     )
     max_backoff_s: float = Field(60.0, gt=0, description="longest wait between attempts, seconds")
 
 
 class AuthSettings(BaseModel):
-    """Who may use the service."""
+    """Access to the service."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     keys_file: Annotated[str | None, NoneWord] = Field(
         None,
-        description="API keys, made by `python -m service keys add NAME`; none: whoever reaches the "
-        "server may use it, admin routes apart",
+        description="file of API keys, made by `vbon keys add NAME`; default: no keys, so whoever "
+        "reaches the server may use it, except for the admin routes",
     )
-    open_metrics: bool = Field(False, description="/metrics without a key where others need one")
+    open_metrics: bool = Field(
+        False, description="answer /metrics without a key while other routes need one"
+    )
 
 
 class OtelSettings(BaseModel):
-    """OpenTelemetry traces; OTEL_* variables say what is not said here."""
+    """OpenTelemetry traces; OTEL_* variables set what has no setting here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     endpoint: Annotated[str | None, NoneWord] = Field(
         None,
         pattern=r"^https?://\S+$",
-        description="collector that takes OTLP over HTTP, http://HOST:4318; needs the extra `otel`",
+        description="collector that takes OTLP over HTTP, such as http://HOST:4318; needs the extra "
+        "`otel`",
     )
 
 
 class ServiceSettings(Settings):
-    """Best-of-N service.
+    """Serve policies and a reward model over HTTP.
+
+    Each policy is a mode of its name, which answers with one sample; `bon` and its relatives sample the
+    reference policy N times and rerank with the reward model. A page at / shows them side by side.
 
     Examples:
-      python -m service --policies ref=sandbox/policy --policies vbon=sandbox/vbon
-      VBON_PORT=9000 python -m service --config service.toml
+      vbon serve --policies ref=sandbox/policy --policies vbon=sandbox/vbon --reward sandbox/reward
+      VBON_PORT=9000 vbon serve --config service.toml
+      vbon serve --policies ref=http://host1:8001/v1,http://host2:8001/v1 --reward DIR
     """
+
+    option_groups: ClassVar[OptionGroups] = {
+        "Models": ("policies", "reward", "gold", "embedder", "evaluation", "trust_remote_code"),
+        "Server": ("host", "port", "cors_origins", "store"),
+        "Defaults of requests": ("default_mode", "default_n", "default_max_tokens"),
+        "Reward models": (
+            "reward_batch_size",
+            "reward_threads",
+            "reward_timeout_s",
+            "reward_stall_timeout_s",
+        ),
+        "Logs": ("log_level", "log_format", "access_log"),
+    }
 
     model_config = SettingsConfigDict(env_prefix="VBON_", title="vbon service")
     other_variables = frozenset({REMOTE_API_KEY})
@@ -192,70 +239,78 @@ class ServiceSettings(Settings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
     policies: dict[str, str] = Field(
         default={REFERENCE: "sandbox/policy", "vbon": "sandbox/vbon"},
-        description="NAME=DIR for each policy (or hub id); `ref` is the reference policy that "
-        "best-of-N draws from; a LoRA adapter directory is served on the reference engine; "
-        "http://HOST:PORT/v1#MODEL is a policy on an OpenAI-compatible server, several URLs with "
-        "commas between them are replicas of it; "
-        "each policy is a mode of its name",
+        description="NAME=DIR (or hub id) of each policy, which becomes a mode of that name; `ref` is "
+        "the reference policy that best-of-N samples from; the directory of a LoRA "
+        "adapter is served on the reference engine; http://HOST:PORT/v1#MODEL is a policy "
+        "on an OpenAI-compatible server, and several URLs separated by commas are "
+        "replicas of it",
     )
     reward: Annotated[str | None, NoneWord] = Field(
         "sandbox/reward",
-        description="reward model that selects, or `none`: a sequence-classifier directory, "
-        "python:package.module:function, or the URL of a scorer",
+        description="reward model that selects: the directory of a one-logit sequence classifier, "
+        "python:package.module:function, or the URL of a scorer; `none` for none",
     )
     gold: Annotated[str | None, NoneWord] = Field(
-        None, description="held-out reward model, same forms; reports in /compare, never selects"
+        None,
+        description="held-out reward model in the same forms; it never selects and only reports in "
+        "/compare",
     )
     embedder: str = Field(
         "ngrams",
-        description="what says how alike candidates are (mbr-bon, srbon-wd): ngrams, sentences:MODEL "
-        "(sentence-transformers), hidden:DIR (a language model's own hidden states)",
+        description="similarity of candidates for mbr-bon and srbon-wd: ngrams, sentences:MODEL "
+        "(sentence-transformers) or hidden:DIR (hidden states of a language model)",
     )
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     reward_threads: int = Field(
         1,
         ge=1,
-        description="CPU threads of the reward models where there is no GPU; beside the engines, more "
-        "of them wait for each other, and slow both down",
+        description="CPU threads of the reward models where there is no GPU; more of them compete "
+        "with the engines and slow both down",
     )
-    reward_timeout_s: float = Field(30.0, gt=0, description="limit of one remote scorer call")
+    reward_timeout_s: float = Field(
+        30.0, gt=0, description="seconds that one call of a remote scorer may take"
+    )
     reward_stall_timeout_s: float = Field(
         60.0,
         gt=0,
-        description="limit of one batch of a reward model here; its worker hangs, and is started again",
+        description="seconds after which a batch of a local reward model counts as hung and its "
+        "worker is restarted",
     )
-    trust_remote_code: bool = Field(False, description="let checkpoints bring their own code")
+    trust_remote_code: bool = Field(False, description="let checkpoints run their own code")
     default_mode: str = Field("bon", description="mode of a request that names none")
-    default_n: Annotated[int, Field(ge=1)] = Field(16, description="N where a request names none")
+    default_n: Annotated[int, Field(ge=1)] = Field(16, description="N of a request that names none")
     default_max_tokens: Annotated[int, Field(ge=1)] = Field(
-        64, description="max_tokens where a request names none"
+        64, description="max_tokens of a request that names none"
     )
-    engine: EngineSettings = Field(EngineSettings(), description="engine settings")
-    limits: LimitSettings = Field(LimitSettings(), description="limits per request and in total")
+    engine: EngineSettings = Field(EngineSettings(), description="engines")
+    limits: LimitSettings = Field(LimitSettings(), description="limits")
     cors_origins: list[str] = Field(
         default=[],
-        description="origins whose pages may use this service from a browser, https://HOST[:PORT]; none",
+        description="origins whose pages may call this service from a browser, https://HOST[:PORT]; "
+        "default: none",
     )
-    restarts: RestartSettings = Field(RestartSettings(), description="of what has died")
+    restarts: RestartSettings = Field(RestartSettings(), description="restarts")
     auth: AuthSettings = Field(AuthSettings(), description="API keys")
     store: Annotated[str | None, NoneWord] = Field(
         "vbon-runs.db",
-        description="where preferences are kept: a SQLite file, a database URL "
-        "(postgresql+psycopg://...), or none; made when first needed",
+        description="place of runs and preferences: a SQLite file, a database URL "
+        "(postgresql+psycopg://...) or `none`; made when first needed",
     )
     evaluation: Annotated[str | None, NoneWord] = Field(
         None,
-        description="evaluation.json of `python -m training evaluate` on these models, shown at /frontier",
+        description="evaluation.json that `vbon evaluate` wrote for these models; shown at /frontier",
     )
-    log_level: str = Field("info", description="debug, info, warning or error")
+    log_level: str = Field(
+        "info", description="least severe level to log: debug, info, warning or error"
+    )
     log_format: Literal["text", "json"] = Field(
-        "text", description="json: one object a line, for machines"
+        "text", description="format of the log; json writes one object per line, for machines"
     )
     access_log: bool | None = Field(
-        None, description="a record of each request that has ended; default: with --log-format json"
+        None, description="log each request that has ended; default: on with --log-format json"
     )
 
-    otel: OtelSettings = Field(OtelSettings(), description="traces of requests")
+    otel: OtelSettings = Field(OtelSettings(), description="traces")
 
     @property
     def logs_access(self) -> bool:
@@ -280,7 +335,7 @@ class ServiceSettings(Settings):
         for origin in origins:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    f"{origin!r} is no origin; write https://HOST or https://HOST:PORT"
+                    f"{origin!r} is not an origin; write https://HOST or https://HOST:PORT"
                 )
         return origins
 

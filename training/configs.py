@@ -3,54 +3,80 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field, field_validator, model_validator
 
-from vbon.config import NoneWord, Settings
+from vbon.config import NoneWord, OptionGroups, Settings
 
-POLICY = Field("sandbox/policy", description="reference policy: a directory or hf://org/name")
+POLICY = Field("sandbox/policy", description="reference policy: a directory, or hf://org/name")
 REWARD = Field(
     "sandbox/reward",
-    description="reward model: a one-logit classifier directory, python:module:function or a URL",
+    description="reward model: the directory of a one-logit classifier, python:module:function, or a URL",
 )
 TRAIN_PROMPTS = Field(
-    Path("sandbox/prompts/train.jsonl"), description='prompts: JSONL with "prompt", or one a line'
+    Path("sandbox/prompts/train.jsonl"),
+    description="file of prompts: JSON lines with `prompt` or `messages`, or one prompt a line",
 )
 HELDOUT_PROMPTS = Field(
-    Path("sandbox/prompts/heldout.jsonl"), description="prompts kept aside, same forms"
+    Path("sandbox/prompts/heldout.jsonl"), description="file of prompts kept aside for evaluation"
 )
 REPLACE = Field(
     False,
-    description="if the output was made with other settings, make it again instead of refusing",
+    description="make the output again if it was made with other settings, instead of refusing",
 )
-TRUST = Field(False, description="let checkpoints bring their own code")
+TRUST = Field(False, description="let checkpoints run their own code")
 
 
 class SandboxConfig(Settings):
     """Make a policy, a reward model and a held-out gold reward model from nothing, in minutes.
 
-    Without --corpus the text is the embedded synthetic movie reviews; with it, your own labelled
-    text: FILE=1 or FILE=0 (one text a line, all of that label; a .pos or .neg ending needs no =),
-    or JSONL with "text" and "label", or CSV/TSV with a header of those names.
+    Without --corpus the text is synthetic movie reviews. With it, the text is your own and labelled:
+    FILE=1 or FILE=0 (one text a line, all with that label; files that end in .pos or .neg need no =), or
+    JSON lines with "text" and "label", or CSV or TSV with a header of those names.
+
+    Examples:
+      vbon sandbox
+      vbon sandbox --corpus liked.txt=1 --corpus disliked.txt=0 --out mine
     """
 
+    option_groups: ClassVar[OptionGroups] = {
+        "Text": ("corpus", "encoding", "num_reviews", "train_prompts", "heldout_prompts"),
+        "Models": (
+            "policy_texts",
+            "policy_epochs",
+            "policy_hidden",
+            "policy_layers",
+            "vocab_size",
+            "max_length",
+        ),
+        "Run": ("out", "seed", "replace"),
+    }
+
     out: Path = Field(Path("sandbox"), description="directory to make")
-    corpus: list[str] = Field([], description="labelled text files; repeat for several")
-    encoding: str | None = Field(None, description="of --corpus; default UTF-8, then Latin-1")
-    seed: int = Field(0, ge=0, description="same seed, same sandbox")
+    corpus: list[str] = Field(
+        [], description="labelled text files to use instead of synthetic reviews"
+    )
+    encoding: str | None = Field(
+        None, description="encoding of --corpus; default: UTF-8, then Latin-1"
+    )
+    seed: int = Field(0, ge=0, description="seed of everything that is made")
     num_reviews: int = Field(
         24_000, ge=1000, description="synthetic reviews to write (without --corpus)"
     )
     policy_texts: int = Field(
-        12_000, ge=100, description="texts the policy reads per epoch, at most"
+        12_000, ge=100, description="texts that the policy reads per epoch, at most"
     )
     policy_epochs: float | None = Field(
-        None, gt=0, description="default: enough to read about policy_texts x 1.5 texts"
+        None,
+        gt=0,
+        description="epochs of the policy; default: enough to read about policy_texts x 1.5 texts",
     )
-    policy_hidden: int = Field(192, ge=64, multiple_of=64, description="policy width")
-    policy_layers: int = Field(3, ge=1, description="policy depth")
-    vocab_size: int = Field(4096, ge=300, description="most entries of the byte-level BPE")
+    policy_hidden: int = Field(192, ge=64, multiple_of=64, description="width of the policy")
+    policy_layers: int = Field(3, ge=1, description="layers of the policy")
+    vocab_size: int = Field(
+        4096, ge=300, description="entries of the byte-level BPE vocabulary, at most"
+    )
     max_length: int = Field(128, ge=32, description="context of all three models, tokens")
     train_prompts: int = Field(64, ge=1, description="openings to train on")
     heldout_prompts: int = Field(64, ge=1, description="openings kept aside for evaluation")
@@ -58,89 +84,143 @@ class SandboxConfig(Settings):
 
 
 class SampleConfig(Settings):
-    """Draw M reference completions a prompt, score them, write the reward cache (JSONL, resumable)."""
+    """Draw and score M reference completions of each prompt, and write them to the reward cache.
+
+    The cache is a file of JSON lines. A run that was killed goes on when the same command is given again.
+
+    Examples:
+      vbon sample --policy DIR --reward DIR --prompts prompts.jsonl --out cache.jsonl
+    """
+
+    option_groups: ClassVar[OptionGroups] = {
+        "Inputs and output": ("policy", "reward", "prompts", "out", "replace"),
+        "Sampling": ("num_samples", "max_new_tokens", "temperature", "seed"),
+        "Engine": ("backend", "concurrency", "reward_batch_size", "dtype", "trust_remote_code"),
+    }
 
     policy: str = POLICY
     reward: str = REWARD
     prompts: Path = TRAIN_PROMPTS
     out: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache to write")
-    num_samples: int = Field(256, ge=2, description="M, samples a prompt; several times N")
-    max_new_tokens: int = Field(40, ge=1, description="most tokens of a completion")
-    temperature: float = Field(1.0, gt=0, le=10, description="of the reference policy")
-    seed: int = Field(0, ge=0, description="makes the samples repeatable")
+    num_samples: int = Field(
+        256, ge=2, description="M, samples per prompt; take several times the N of best-of-N"
+    )
+    max_new_tokens: int = Field(40, ge=1, description="new tokens of a completion, at most")
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="sampling temperature of the reference policy"
+    )
+    seed: int = Field(0, ge=0, description="seed that makes the samples repeatable")
     backend: Literal["vllm", "transformers"] = Field(
-        "vllm", description="what generates; transformers where vLLM is not installed"
+        "vllm", description="engine that samples; transformers where vLLM is not installed"
     )
     concurrency: int = Field(4, ge=1, description="prompts in the engine at once (vllm)")
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
-    dtype: str = Field("auto", description="weights' type")
+    dtype: str = Field("auto", description="type of the weights")
     replace: bool = REPLACE
     trust_remote_code: bool = TRUST
 
 
-GOLD = Field(
-    None, description="held-out gold reward model, never trained on; reported beside the proxy"
-)
+GOLD = Field(None, description="held-out gold reward model; it is never trained on, only reported")
 
 
 class TrainConfig(Settings):
-    """What every objective's command shares; each adds its own settings."""
+    """Settings that all objectives share; each objective adds its own."""
+
+    option_groups: ClassVar[OptionGroups] = {
+        "Inputs and output": ("policy", "reward", "gold", "cache", "heldout", "out", "replace"),
+        "Steps": ("steps", "prompts_per_step", "samples_per_prompt", "micro_batch_size", "seed"),
+        "Sampling": ("max_new_tokens", "temperature", "generation", "generation_gpu_memory"),
+        "Optimizer": ("learning_rate", "warmup_steps", "max_grad_norm", "max_kl"),
+        "Warm start": ("warm_start_steps", "warm_start_num_samples", "warm_start_learning_rate"),
+        "Weights and memory": (
+            "lora_rank",
+            "lora_alpha",
+            "dtype",
+            "frozen_dtype",
+            "gradient_checkpointing",
+            "reward_batch_size",
+            "checkpoint_every",
+            "trust_remote_code",
+        ),
+    }
 
     policy: str = POLICY
     reward: str = REWARD
     gold: Annotated[str | None, NoneWord] = GOLD
-    cache: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache made by `sample`")
+    cache: Path = Field(
+        Path("sandbox/cache.jsonl"), description="reward cache made by `vbon sample`"
+    )
     heldout: Annotated[Path | None, NoneWord] = Field(
         Path("sandbox/prompts/heldout.jsonl"),
-        description="held-out prompts for the metrics on the card; `none` skips them",
+        description="held-out prompts for the metrics on the model card; `none` skips them",
     )
-    out: Path = Field(Path("sandbox/tuned"), description="checkpoint directory to write")
+    out: Path = Field(Path("sandbox/tuned"), description="directory of the checkpoint")
     steps: int = Field(40, ge=1, description="optimizer steps after the warm start")
     prompts_per_step: int = Field(32, ge=1, description="prompts of each step, over all processes")
     samples_per_prompt: int = Field(
-        8, ge=1, description="samples of each, drawn or cached; baselines leave one out"
+        8, ge=1, description="samples of each prompt, drawn or cached; baselines leave one out"
     )
     micro_batch_size: int = Field(
         256, ge=2, description="sequences per backward pass and process; gradients accumulate"
     )
-    max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
-    temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
-    learning_rate: float | None = Field(
-        None, gt=0, description="peak of the main steps; default: what suits the objective"
+    max_new_tokens: int = Field(
+        40, ge=1, description="new tokens of a completion, at most; as in the cache"
     )
-    warmup_steps: int = Field(3, ge=0, description="linear steps to the peak; linear decay after")
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="sampling temperature, as in the cache"
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="highest learning rate of the main steps; default: one that suits the objective",
+    )
+    warmup_steps: int = Field(
+        3,
+        ge=0,
+        description="steps in which the learning rate rises linearly; it falls linearly after",
+    )
     warm_start_steps: int = Field(
-        0, ge=0, description="steps before that imitate cached bests of N (forward KL, as bon-sft)"
+        0,
+        ge=0,
+        description="steps before the main ones that imitate cached best-of-N answers (forward KL, as "
+        "bon-sft)",
     )
     warm_start_num_samples: int = Field(
         16, ge=2, description="N of the warm start where the objective has none of its own"
     )
-    warm_start_learning_rate: float = Field(8e-4, gt=0, description="peak of the warm start")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    warm_start_learning_rate: float = Field(
+        8e-4, gt=0, description="highest learning rate of the warm start"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
     max_kl: float = Field(
-        50.0, gt=0, description="nats from the reference beyond which a run counts as diverged"
+        50.0, gt=0, description="KL from the reference, nats, beyond which a run counts as diverged"
     )
     lora_rank: int | None = Field(
-        None, ge=1, description="train a LoRA of this rank, merged on export"
+        None,
+        ge=1,
+        description="rank of a LoRA to train, merged on export; default: all weights are trained",
     )
-    lora_alpha: int = Field(32, ge=1, description="LoRA scale: alpha / rank")
+    lora_alpha: int = Field(32, ge=1, description="scale of the LoRA: alpha / rank")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="type to run in; weights stay float32 in training"
+        "float32", description="type of the computation; trained weights stay float32"
     )
     frozen_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="type of frozen weights, the reference's and a LoRA's base; bfloat16 halves them",
+        description="type of frozen weights, the reference policy's and a LoRA's base; bfloat16 "
+        "halves them",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: slower, far less memory"
     )
     generation: Literal["transformers", "vllm"] = Field(
-        "transformers", description="what draws the policy's samples; vllm for large policies"
+        "transformers", description="engine that samples the policy; vllm for large policies"
     )
     generation_gpu_memory: float = Field(
         0.3, gt=0, lt=1, description="share of a GPU's memory for vLLM's weights and KV cache"
     )
-    seed: int = Field(0, ge=0, description="same seed, same machine: same checkpoint")
+    seed: int = Field(
+        0, ge=0, description="seed; the same seed on the same machine gives the same checkpoint"
+    )
     checkpoint_every: int = Field(10, ge=1, description="steps between resumable states")
     replace: bool = REPLACE
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
@@ -152,30 +232,48 @@ _OWN_NAMES = {"reference", "best-of-n", "reward", "gold"}
 
 
 class EvaluateConfig(Settings):
-    """Held-out prompts: reference against best-of-n (every n) against tuned checkpoints.
+    """Measure the reference policy, best-of-n for every n, and checkpoints on held-out prompts.
 
-    Prints a table, writes evaluation.json and the (KL, win rate) and (KL, reward) frontier.
+    Prints a table and writes evaluation.json with plots of the frontier: win rate and reward against KL.
+
+    Examples:
+      vbon evaluate --policy DIR --checkpoints vbon=DIR --reward DIR --gold DIR --prompts heldout.jsonl
     """
+
+    option_groups: ClassVar[OptionGroups] = {
+        "Inputs and output": ("policy", "checkpoints", "reward", "gold", "prompts", "out"),
+        "Samples": (
+            "num_samples",
+            "reference_samples",
+            "policy_samples",
+            "max_new_tokens",
+            "temperature",
+            "seed",
+        ),
+        "Speed": ("batch_size", "reward_batch_size", "dtype", "trust_remote_code"),
+    }
 
     policy: str = POLICY
     checkpoints: dict[str, str] = Field(
-        default={"vbon": "sandbox/vbon"}, description="NAME=DIR; repeat for several"
+        default={"vbon": "sandbox/vbon"}, description="NAME=DIR of each checkpoint"
     )
     reward: str = REWARD
     gold: Annotated[str | None, NoneWord] = Field(
         "sandbox/gold", description="held-out reward model; `none` for none"
     )
     prompts: Path = HELDOUT_PROMPTS
-    out: Path = Field(Path("sandbox/evaluation"), description="directory for JSON and plots")
-    num_samples: int = Field(16, ge=2, description="N to point out among the n of the curve")
-    reference_samples: int = Field(256, ge=4, description="M reference samples a prompt")
-    policy_samples: int = Field(64, ge=1, description="samples a prompt of each checkpoint")
-    max_new_tokens: int = Field(40, ge=1, description="as trained")
-    temperature: float = Field(1.0, gt=0, le=10, description="as trained")
+    out: Path = Field(Path("sandbox/evaluation"), description="directory of the figures and plots")
+    num_samples: int = Field(16, ge=2, description="N to point out on the best-of-n curve")
+    reference_samples: int = Field(256, ge=4, description="M, reference samples per prompt")
+    policy_samples: int = Field(64, ge=1, description="samples of each checkpoint per prompt")
+    max_new_tokens: int = Field(
+        40, ge=1, description="new tokens of a completion, at most; as trained"
+    )
+    temperature: float = Field(1.0, gt=0, le=10, description="sampling temperature, as trained")
     batch_size: int = Field(512, ge=1, description="sequences generated at once")
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
-    seed: int = Field(1, ge=0, description="makes the samples repeatable")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type to run in")
+    seed: int = Field(1, ge=0, description="seed that makes the samples repeatable")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the computation")
     trust_remote_code: bool = TRUST
 
     @field_validator("checkpoints")
@@ -184,8 +282,8 @@ class EvaluateConfig(Settings):
         taken = sorted(_OWN_NAMES & checkpoints.keys())
         if taken:
             raise ValueError(
-                f"{', '.join(taken)} already names a part of the evaluation; call the checkpoint "
-                "something else"
+                f"{', '.join(taken)} already names a part of the evaluation; give the checkpoint "
+                "another name"
             )
         return checkpoints
 
@@ -216,56 +314,96 @@ DEFAULT_GRID = [
 
 
 class SweepConfig(TrainConfig):
-    """Objectives x N (or beta) x seeds from the same policy, reward, prompts and budget.
+    """Train objectives x N (or beta) x seeds under one budget.
 
-    One record a cell, resumable cell by cell; `report` draws them. A grid entry is
+    All cells share policy, reward model, prompts and budget. Each finished cell leaves a record, so a run
+    that was killed goes on; `vbon report` draws the records. A grid entry is
     'NAME: PARAMETER=V1 V2 ...' or, for a variant,
-    'NAME=OBJECTIVE: PARAMETER=V1 V2 ...; SETTING=VALUE; ...' with any setting of the objective's command.
+    'NAME=OBJECTIVE: PARAMETER=V1 V2 ...; SETTING=VALUE; ...' with any setting of the objective.
+
+    Examples:
+      vbon sweep --grid "vbon: num_samples=4 16" --grid "kl-rl: beta=0.5 1" --out runs/sweep
     """
 
+    option_groups: ClassVar[OptionGroups] = {
+        "Sweep": (
+            "grid",
+            "seeds",
+            "jobs",
+            "title",
+            "heldout_prompts",
+            "reference_samples",
+            "policy_samples",
+            "keep_checkpoints",
+        ),
+        **TrainConfig.option_groups,
+    }
+
     out: Path = Field(Path("runs/sweep"), description="directory of the sweep")
-    title: str = Field("sandbox", description="what the report calls it")
-    steps: int = Field(70, ge=1, description="optimizer steps of each cell, a warm start included")
-    grid: list[str] = Field(DEFAULT_GRID, description="what to train; repeat for several")
-    seeds: list[int] = Field([0, 1, 2], description="training seeds of each cell; repeat")
-    jobs: int = Field(1, ge=1, description="cells trained at once, each in a process of its own")
+    title: str = Field("sandbox", description="title of the report")
+    steps: int = Field(70, ge=1, description="optimizer steps of each cell, warm start included")
+    grid: list[str] = Field(DEFAULT_GRID, description="objectives and values to train")
+    seeds: list[int] = Field([0, 1, 2], description="training seeds of each cell")
+    jobs: int = Field(1, ge=1, description="cells trained at once, each in its own process")
     heldout_prompts: int = Field(64, ge=2, description="held-out prompts to measure on, at most")
-    reference_samples: int = Field(128, ge=8, description="reference samples a held-out prompt")
-    policy_samples: int = Field(32, ge=4, description="samples a held-out prompt of each cell")
+    reference_samples: int = Field(128, ge=8, description="reference samples per held-out prompt")
+    policy_samples: int = Field(32, ge=4, description="samples of each cell per held-out prompt")
     keep_checkpoints: bool = Field(True, description="keep each cell's checkpoint, ready to serve")
 
 
 class ReportConfig(Settings):
-    """Frontier plots, Pareto shares, efficiency and cost of one or several sweeps, as one HTML page."""
+    """Draw sweeps as tables, plots and one HTML page.
 
-    sweeps: list[Path] = Field([Path("runs/sweep")], description="sweep directories; repeat")
-    out: Path = Field(Path("runs/report"), description="directory for the page, plots and tables")
+    The page shows the frontier, Pareto shares, efficiency and cost.
+
+    Examples:
+      vbon report --sweeps runs/sweep --out runs/report
+    """
+
+    sweeps: list[Path] = Field([Path("runs/sweep")], description="directories of sweeps")
+    out: Path = Field(Path("runs/report"), description="directory of the page, plots and tables")
 
 
 class BenchConfig(Settings):
-    """Samples trained a second by this trainer (kl-rl) and by TRL's RLOOTrainer: same batch, same run.
+    """Measure samples trained per second against TRL's RLOO trainer in the same run.
 
-    Repeats of the two alternate; the ratio is the median [smallest, largest] over pairs. Needs `trl`.
+    This project's side trains kl-rl on the same batch. Repeats of the two sides alternate, and the ratio is
+    the median [smallest, largest] over the pairs. Needs the package `trl` (extra `bench`).
+
+    Examples:
+      vbon bench train --repeats 5 --json bench.json
     """
 
     policy: str = POLICY
     reward: str = REWARD
-    cache: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache made by `sample`")
-    steps: int = Field(6, ge=2, description="optimizer steps of a repeat; the first is left out")
+    cache: Path = Field(
+        Path("sandbox/cache.jsonl"), description="reward cache made by `vbon sample`"
+    )
+    steps: int = Field(
+        6, ge=2, description="optimizer steps of a repeat; the first one is not timed"
+    )
     repeats: int = Field(3, ge=1, description="repeats of each side")
     prompts_per_step: int = Field(32, ge=1, description="prompts of each step")
-    samples_per_prompt: int = Field(8, ge=2, description="samples of each")
-    max_new_tokens: int = Field(40, ge=1, description="as the cache was sampled")
-    temperature: float = Field(1.0, gt=0, le=10, description="as the cache was sampled")
-    beta: float = Field(0.1, gt=0, description="weight of the KL, in units of reward a nat")
-    learning_rate: float = Field(1e-4, gt=0, description="at the first step; linear decay")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type to run in")
-    seed: int = Field(0, ge=0, description="of the first repeat; each takes the next")
+    samples_per_prompt: int = Field(8, ge=2, description="samples of each prompt")
+    max_new_tokens: int = Field(
+        40, ge=1, description="new tokens of a completion, at most; as in the cache"
+    )
+    temperature: float = Field(
+        1.0, gt=0, le=10, description="sampling temperature, as in the cache"
+    )
+    beta: float = Field(0.1, gt=0, description="weight of the KL, in units of reward per nat")
+    learning_rate: float = Field(
+        1e-4, gt=0, description="learning rate of the first step; it falls linearly after"
+    )
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the computation")
+    seed: int = Field(
+        0, ge=0, description="seed of the first repeat; each further repeat takes the next"
+    )
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     json_file: Path | None = Field(
         None,
         validation_alias=AliasChoices("json", "json_file"),
-        description="write every step's figures, with provenance",
+        description="file for every step's figures, with provenance",
     )
     trust_remote_code: bool = TRUST

@@ -18,7 +18,11 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from vbon.help.page import show
+from vbon.help.settings import help_page, unknown_flag
+
 S = TypeVar("S", bound="Settings")
+OptionGroups = dict[str, tuple[str, ...]]  # heading: names of its fields
 
 USAGE_ERROR = 2
 
@@ -27,24 +31,26 @@ def _none_word(value: Any) -> Any:
     return None if value == "none" else value
 
 
-# TOML has no null and flags have no value for it: `none` switches an optional thing off anywhere.
+# TOML has no null, and flags cannot express one: the word `none` switches an optional thing off.
 NoneWord = BeforeValidator(_none_word)
 
 
-# NAME=URL,URL: pydantic-settings would take the comma for the end of the entry.
+# NAME=URL,URL: pydantic-settings would end the entry at the comma.
 _URL_LIST = re.compile(r"^(--[^=\s]+=)?([^=,\"\s]+)=(https?://[^,=\"]*(?:,\s*https?://[^,=\"]*)+)$")
 
 
 class Settings(BaseSettings):
-    """Base of every program's settings: frozen, and unknown keys are errors.
+    """Base class of every program's settings: frozen, and unknown keys are errors.
 
-    Flags win over environment variables (where a prefix is set), those over the TOML file, that over
-    defaults. Nested keys use ``--a.b``, ``PREFIX_A__B`` and ``[a] b = ...``.
+    Flags win over environment variables (where a prefix is set), variables over the TOML file, the file
+    over defaults. Nested keys are written ``--a.b``, ``PREFIX_A__B`` and ``[a] b = ...``.
 
     Attributes:
-        other_variables: environment variables with the prefix that are no settings.
+        option_groups: headings of the help page, each with the names of its fields.
+        other_variables: environment variables that share the prefix but are not settings.
     """
 
+    option_groups: ClassVar[OptionGroups] = {}
     other_variables: ClassVar[frozenset[str]] = frozenset()
 
     model_config = SettingsConfigDict(
@@ -69,7 +75,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Init values are the file's here, so the environment goes first; no prefix, no environment."""
+        """Put the environment before the file's values, and leave it out where there is no prefix."""
         del settings_cls, dotenv_settings, file_secret_settings
         prefixed = cls.model_config.get("env_prefix")
         return (env_settings, init_settings) if prefixed else (init_settings,)
@@ -78,11 +84,16 @@ class Settings(BaseSettings):
 def load_settings(settings_type: type[S], arguments: Sequence[str], *, program: str) -> S:
     """Resolve settings for a command line; ``--config FILE`` (or ``PREFIX_CONFIG``) names a TOML file.
 
-    Exits with status 2 and one line per mistake, naming the key, the value and what is allowed.
+    ``--help`` prints the settings' help page and exits with status 0. A mistake exits with status 2 and
+    one line that names the key, the value and what is allowed.
     """
     prefix = settings_type.model_config.get("env_prefix") or ""
-    rest, config = _take_config(list(arguments), prefix)
+    if {"--help", "-h"} & set(arguments):
+        show(help_page(settings_type, program))
+        raise SystemExit(0)
     try:
+        rest, config = _take_config(list(arguments), prefix)
+        _refuse_unknown_flags(settings_type, rest)
         _refuse_unknown_environment(settings_type, prefix)
         values = _read_toml(config) if config else {}
         return settings_type(
@@ -101,6 +112,12 @@ def load_settings(settings_type: type[S], arguments: Sequence[str], *, program: 
     raise SystemExit(USAGE_ERROR)
 
 
+def _refuse_unknown_flags(settings_type: type[BaseSettings], arguments: Sequence[str]) -> None:
+    """Refuse a misspelt flag here, since argparse would not say which flag was meant."""
+    if (problem := unknown_flag(settings_type, arguments)) is not None:
+        raise ValueError(problem)
+
+
 def _take_config(arguments: list[str], prefix: str) -> tuple[list[str], Path | None]:
     config = os.environ.get(f"{prefix}CONFIG") if prefix else None
     rest: list[str] = []
@@ -109,11 +126,11 @@ def _take_config(arguments: list[str], prefix: str) -> tuple[list[str], Path | N
         if argument == "--config":
             config = next(pending, None)
             if config is None:
-                raise SystemExit("--config needs a file name")
+                raise ValueError("--config needs a file name")
         elif argument.startswith("--config="):
             config = argument.partition("=")[2]
         else:
-            # pydantic-settings knows a field of one letter as `-n` alone, other commands as `--n`.
+            # pydantic-settings knows a field of one letter only as `-n`; other commands also take `--n`.
             letter = re.fullmatch(r"-(-[a-zA-Z])(=.*)?", argument)
             argument = argument[1:] if letter else argument
             rest.append(_URL_LIST.sub(r'\1\2="\3"', argument))
@@ -130,7 +147,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unknown_environment(settings_type: type[Settings], prefix: str) -> None:
-    """``extra="forbid"`` does not look at the environment; a misspelt variable must not pass."""
+    """Refuse a misspelt variable; ``extra="forbid"`` does not look at the environment."""
     if not prefix:
         return
     known = {prefix + name.upper() for name in settings_type.model_fields} | {f"{prefix}CONFIG"}

@@ -1,4 +1,4 @@
-"""``python -m service keys``: add, list, remove."""
+"""``vbon keys``: add, list and remove API keys."""
 
 from __future__ import annotations
 
@@ -8,28 +8,37 @@ from typing import Annotated, NoReturn
 import typer
 
 from service.auth.keys import ApiKey, Role, new_key, read_keys, write_keys
+from vbon.cli.typer_help import HelpCommand, group_type
 from vbon.errors import DataError, VbonError
 
-keys_cli = typer.Typer(add_completion=False, no_args_is_help=True, help="API keys of a server.")
+keys_cli = typer.Typer(
+    cls=group_type(),
+    add_completion=False,
+    no_args_is_help=True,
+    help="Add, list and remove the API keys of a server.",
+)
 
-File = Annotated[Path, typer.Option("--file", help="the server's --auth.keys-file")]
+File = Annotated[
+    Path,
+    typer.Option("--file", help="file of the keys, which the server reads by --auth.keys-file"),
+]
 DEFAULT_FILE = Path("keys.jsonl")
 
 
-@keys_cli.command()
+@keys_cli.command(cls=HelpCommand)
 def add(
-    name: Annotated[str, typer.Argument(help="whose key; shown in logs and limits")],
+    name: Annotated[str, typer.Argument(help="name of the key, shown in logs and limits")],
     file: File = DEFAULT_FILE,
-    role: Annotated[Role, typer.Option(help="admin may also use /admin")] = "user",
+    role: Annotated[Role, typer.Option(help="user, or admin, which may also use /admin")] = "user",
     max_sequences: Annotated[
-        int | None, typer.Option(min=1, help="most candidates decoding at once")
+        int | None, typer.Option(min=1, help="candidates that may decode at once")
     ] = None,
     tokens_per_minute: Annotated[
         int | None,
-        typer.Option(min=1, help="most tokens decoded a minute, discarded ones included"),
+        typer.Option(min=1, help="tokens that may be decoded per minute, discarded ones included"),
     ] = None,
 ) -> None:
-    """Make a key and print its token, this once; the file keeps only a hash."""
+    """Make a key and print its token, which is shown only now: the file keeps a hash."""
     try:
         keys = _existing(file)
         if any(key.name == name for key in keys):
@@ -39,12 +48,12 @@ def add(
     except VbonError as error:
         _fail(error)
     typer.echo(token)
-    typer.echo(f"added {name!r} to {file}; the token is not kept anywhere, so keep it", err=True)
+    typer.echo(f"added {name!r} to {file}; the token is not stored, so keep it", err=True)
 
 
-@keys_cli.command("list")
+@keys_cli.command("list", cls=HelpCommand)
 def list_keys(file: File = DEFAULT_FILE) -> None:
-    """Names, roles and limits."""
+    """List the names, roles and limits of the keys."""
     try:
         keys = read_keys(file)
     except VbonError as error:
@@ -53,11 +62,11 @@ def list_keys(file: File = DEFAULT_FILE) -> None:
         typer.echo(key.model_dump_json(exclude={"sha256"}, exclude_none=True))
 
 
-@keys_cli.command()
+@keys_cli.command(cls=HelpCommand)
 def remove(
-    name: Annotated[str, typer.Argument(help="whose key")], file: File = DEFAULT_FILE
+    name: Annotated[str, typer.Argument(help="name of the key")], file: File = DEFAULT_FILE
 ) -> None:
-    """Take a key back; a running server refuses it within a second."""
+    """Remove a key; a running server refuses it within a second."""
     try:
         keys = read_keys(file)
         rest = [key for key in keys if key.name != name]

@@ -12,27 +12,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vbon.config import load_settings
+from vbon.cli.settings_command import add_settings_command
+from vbon.cli.typer_help import HelpCommand, group_type
+from vbon.config import Settings
 from vbon.errors import VbonError
 
 if TYPE_CHECKING:
+    from service.loadtest.config import LoadTestSettings
     from service.loadtest.schema import LoadTestResult
 
-PROGRAM = "python -m service.loadtest"
 FAILED, WORSE, INTERRUPTED = 1, 3, 130
 EPILOG = (
-    "Exit status: 0 measured; 1 could not be; 2 wrong usage; 3 compare --fail-if-worse found B worse; "
-    "130 interrupted, and what was measured is reported."
+    "Exit status: 0 if everything was measured, 1 if it could not be, 2 after wrong usage, 3 if compare "
+    "--fail-if-worse found B worse, 130 after Ctrl-C (the blocks measured until then are reported)."
 )
 
-cli = typer.Typer(add_completion=False, help=__doc__, epilog=EPILOG)
-StoreOption = Annotated[str, typer.Option(help="a SQLite file or a database URL")]
+cli = typer.Typer(cls=group_type(default="run"), add_completion=False, epilog=EPILOG)
+StoreOption = Annotated[str, typer.Option(help="SQLite file or database URL that keeps the runs")]
 STORE = "vbon-runs.db"
 
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Errors as one line and status 1."""
+    """Turn errors into one line and status 1."""
     try:
         yield
     except VbonError as error:
@@ -40,18 +42,21 @@ def _told() -> Iterator[None]:
         raise typer.Exit(FAILED) from error
 
 
-@cli.command(
-    context_settings={
-        "ignore_unknown_options": True,
-        "allow_extra_args": True,
-        "help_option_names": [],
-    }
-)
-def run(context: typer.Context) -> None:
-    """Measure (the default). Flags or --config FILE.toml; see run --help. The same --out goes on."""
+@cli.callback()
+def _loadtest() -> None:
+    """Measure the modes of a running server against each other; keep and compare runs.
+
+    Without a command, `run` runs.
+    """
+
+
+def _settings() -> type[Settings]:
     from service.loadtest.config import LoadTestSettings
 
-    settings = load_settings(LoadTestSettings, context.args, program=PROGRAM)
+    return LoadTestSettings
+
+
+def _run(settings: LoadTestSettings) -> int:
     logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
     from service.loadtest.execute import execute
     from service.loadtest.load.progress import TerminalProgress
@@ -59,19 +64,27 @@ def run(context: typer.Context) -> None:
     from vbon.terminal import table_console
 
     console = table_console()
-    with _told():
-        with TerminalProgress(console) as progress:
-            result, interrupted = execute(settings, progress, console)
-        show(console, result)
-        console.print(f"report: {settings.out / 'report.html'} (run {result.id})", highlight=False)
-    raise typer.Exit(INTERRUPTED if interrupted else 0)
+    with TerminalProgress(console) as progress:
+        result, interrupted = execute(settings, progress, console)
+    show(console, result)
+    console.print(f"report: {settings.out / 'report.html'} (run {result.id})", highlight=False)
+    return INTERRUPTED if interrupted else 0
 
 
-@cli.command()
+add_settings_command(
+    cli,
+    "run",
+    "Measure modes at several load levels (the default command); the same --out goes on.",
+    _settings,
+    _run,
+)
+
+
+@cli.command(cls=HelpCommand)
 def report(
-    directory: Annotated[Path, typer.Argument(help="a run's --out directory")],
+    directory: Annotated[Path, typer.Argument(help="the --out directory of a run")],
 ) -> None:
-    """Write the reports of a run again from its journal, also of one that was killed."""
+    """Write the reports of a run again from its journal, even of a run that was killed."""
     from service.loadtest.execute import rebuild
     from service.loadtest.report.terminal import show
     from service.loadtest.report.write import write_report
@@ -83,13 +96,17 @@ def report(
         show(table_console(), result)
 
 
-@cli.command()
+@cli.command(cls=HelpCommand)
 def compare(
-    a: Annotated[str, typer.Argument(help="result.json, its directory, or a run of the store")],
-    b: Annotated[str, typer.Argument(help="the same; what is called better or worse")],
+    a: Annotated[str, typer.Argument(help="result.json, its directory, or a run in the store")],
+    b: Annotated[
+        str, typer.Argument(help="the run that is called better or worse than A, in the same forms")
+    ],
     store: StoreOption = STORE,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the comparison")] = None,
-    fail_if_worse: Annotated[bool, typer.Option(help="exit 3 if B is worse")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="file for the comparison")
+    ] = None,
+    fail_if_worse: Annotated[bool, typer.Option(help="exit with status 3 if B is worse")] = False,
 ) -> None:
     """Tell whether two runs differ by more than their own rounds do.
 
@@ -109,11 +126,13 @@ def compare(
         raise typer.Exit(WORSE)
 
 
-@cli.command("list")
+@cli.command("list", cls=HelpCommand)
 def list_(
     store: StoreOption = STORE,
-    tag: Annotated[str | None, typer.Option(help="only runs with this tag")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 20,
+    tag: Annotated[str | None, typer.Option(help="show only runs with this tag")] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="number of runs to show, the newest first")
+    ] = 20,
 ) -> None:
     """List the runs of the store, newest first."""
     from service.loadtest.report.terminal import show_runs
@@ -124,11 +143,13 @@ def list_(
         show_runs(table_console(), list_runs(open_store(store), tag=tag, limit=limit))
 
 
-@cli.command()
+@cli.command(cls=HelpCommand)
 def show(
-    run: Annotated[str, typer.Argument(help="id (or its beginning) or tag, or a result.json")],
+    run: Annotated[
+        str, typer.Argument(help="id, the beginning of one, or a tag; or a result.json")
+    ],
     store: StoreOption = STORE,
-    html: Annotated[Path | None, typer.Option(help="write the report again")] = None,
+    html: Annotated[Path | None, typer.Option(help="file for the HTML report")] = None,
 ) -> None:
     """Print a kept run; --html FILE writes its report."""
     from service.loadtest.report.terminal import show as show_result
@@ -143,12 +164,12 @@ def show(
             write_text(html, html_page(result))
 
 
-@cli.command()
+@cli.command(cls=HelpCommand)
 def tag(
-    run: Annotated[str, typer.Argument(help="id, or its beginning")],
-    tags: Annotated[list[str], typer.Argument(help="words")],
+    run: Annotated[str, typer.Argument(help="id, or the beginning of one")],
+    tags: Annotated[list[str], typer.Argument(help="tags to put on the run")],
     store: StoreOption = STORE,
-    remove: Annotated[bool, typer.Option(help="take them off instead")] = False,
+    remove: Annotated[bool, typer.Option(help="take the tags off instead")] = False,
 ) -> None:
     """Put tags on a run, so that it is found again: `compare before after`."""
     from service.store import open_store, tag_run
@@ -158,7 +179,7 @@ def tag(
         typer.echo(f"{found.id}: {', '.join(found.tags) or 'no tags'}")
 
 
-@cli.command()
+@cli.command(cls=HelpCommand)
 def schema() -> None:
     """Print the JSON schema of result.json."""
     from service.loadtest.schema import LoadTestResult
@@ -167,7 +188,7 @@ def schema() -> None:
 
 
 def _load(name: str, store: str) -> LoadTestResult:
-    """A result by file, directory, or the store."""
+    """Load a result from a file, a directory or the store."""
     from pydantic import ValidationError
 
     from service.loadtest.schema import LoadTestResult
@@ -182,15 +203,12 @@ def _load(name: str, store: str) -> LoadTestResult:
 
         return LoadTestResult.model_validate(find_run(open_store(store), name)[1])
     except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} is no load test's result of this version: {error}") from error
+        raise DataError(f"{name} is not a load test result of this version: {error}") from error
 
 
 def main() -> None:
-    """Entry point; without a command, ``run``."""
-    known = {"run", "report", "compare", "list", "show", "tag", "schema", "--help", "-h"}
-    if len(sys.argv) < 2 or sys.argv[1] not in known:
-        sys.argv.insert(1, "run")
-    cli(prog_name=PROGRAM)
+    """Run the command that the arguments name; ``run`` where they name none."""
+    cli(args=sys.argv[1:], prog_name="python -m service.loadtest")
 
 
 if __name__ == "__main__":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from vbon.config import NoneWord, Settings
+from vbon.config import NoneWord, OptionGroups, Settings
 
 SLO_KINDS = ("e2e", "ttft", "tpot")
 DEFAULT_CONCURRENCY = (1, 8, 32)
@@ -25,162 +25,229 @@ def _fresh_directory() -> Path:
 class LoadTestSettings(Settings):
     """Load a running server with several modes in turns; report latency, throughput, reward and cost.
 
-    Closed loop: so many requests in flight, each answered one followed by the next (--concurrency).
-    Open loop: requests arrive whether or not others were answered (--rate); latency then counts from
-    the moment a request was due. Both may be given; each value is a load level of every mode.
+    A closed loop keeps a number of requests in flight and sends the next one when one is answered
+    (--concurrency). In an open loop requests arrive whether or not others were answered (--rate), and
+    latency counts from the moment a request was due. Both may be given; each value is a load level of
+    every mode. The same --out continues a run that was interrupted.
 
     Examples:
-      python -m service.loadtest --prompts heldout.jsonl --price-per-hour 2.50
-      python -m service.loadtest --modes ref,bon,vbon --n 4,16 --concurrency 1,32 --rounds 5
-      python -m service.loadtest --rate 2,4,8 --burstiness 0.5 --slo e2e:500
-      python -m service.loadtest --saturate --slo e2e:500
-      python -m service.loadtest --api openai --url http://host:8001 --modes my-model
+      vbon loadtest --prompts heldout.jsonl --price-per-hour 2.50
+      vbon loadtest --modes ref,bon,vbon --n 4,16 --concurrency 1,32 --rounds 5
+      vbon loadtest --rate 2,4,8 --burstiness 0.5 --slo e2e:500
+      vbon loadtest --saturate --slo e2e:500
+      vbon loadtest --api openai --url http://host:8001 --modes my-model
     """
 
     model_config = SettingsConfigDict(title="vbon load test")
+    option_groups: ClassVar[OptionGroups] = {
+        "Server": ("url", "api", "api_key_env", "wait_s"),
+        "Modes": ("modes", "n", "baseline"),
+        "Load": (
+            "concurrency",
+            "rate",
+            "arrival",
+            "burstiness",
+            "max_in_flight",
+            "rounds",
+            "order",
+            "duration_s",
+            "requests",
+            "ramp_s",
+            "warmup_s",
+            "timeout_s",
+        ),
+        "Requests": (
+            "prompts",
+            "prompt_words",
+            "prompt_count",
+            "max_tokens",
+            "temperature",
+            "ignore_eos",
+            "stream",
+            "seed",
+        ),
+        "Objectives": ("slo", "saturate", "saturate_tolerance", "saturate_duration_s"),
+        "Quality": ("quality_prompts", "quality_samples", "quality_concurrency"),
+        "Cost": ("price_per_hour", "training_price_per_hour", "training_hours", "currency"),
+        "Results": ("out", "store", "tag", "run_id", "supervised"),
+    }
 
-    url: str = Field("http://127.0.0.1:8000", description="the server, without /v1")
+    url: str = Field("http://127.0.0.1:8000", description="address of the server, without /v1")
     api: Literal["native", "openai"] = Field(
         "native",
-        description="native: this project's service; openai: any server with /v1/completions, for latency "
-        "and throughput only",
+        description="interface of the server: native is this project's service; openai is any server "
+        "with /v1/completions, measured for latency and throughput only",
     )
     api_key_env: str = Field(
-        "VBON_REMOTE_API_KEY", description="environment variable with the server's key, if any"
+        "VBON_REMOTE_API_KEY",
+        description="environment variable with the server's API key, if it needs one",
     )
-    wait_s: float = Field(0, ge=0, description="wait so long for the server to be ready, seconds")
+    wait_s: float = Field(0, ge=0, description="seconds to wait for the server to be ready")
     modes: list[str] = Field(
         ["ref", "bon", "vbon"],
         min_length=1,
-        description="what to compare: modes of /modes, MODE@POLICY, or model names with --api openai",
+        description="modes to compare: those of /modes, MODE@POLICY, or model names with --api openai",
     )
-    n: list[Level] = Field([16], min_length=1, description="every N of the modes that draw several")
-    baseline: str = Field("ref", description="mode that win rates are against")
+    n: list[Level] = Field(
+        [16], min_length=1, description="every N of the modes that sample several candidates"
+    )
+    baseline: str = Field("ref", description="mode that win rates are measured against")
 
     concurrency: list[Level] = Field(
         default=[],
-        description="closed loop: requests in flight, a level each; default 1,8,32 where there is no rate",
+        description="closed loop: requests in flight, each value a load level; default: 1,8,32 where "
+        "no rate is given",
     )
-    rate: list[Rate] = Field(default=[], description="open loop: requests a second, a level each")
+    rate: list[Rate] = Field(
+        default=[], description="open loop: requests per second, each value a load level"
+    )
     arrival: Literal["random", "constant"] = Field(
-        "random", description="open loop: gaps drawn (Poisson, or gamma by --burstiness), or equal"
+        "random",
+        description="open loop: gaps between requests, random (Poisson, or gamma with --burstiness) "
+        "or constant",
     )
     burstiness: float = Field(
         1.0,
         gt=0,
         allow_inf_nan=False,
-        description="shape of the gaps' gamma distribution: 1 is Poisson, less is burstier, more is steadier",
+        description="open loop: shape of the gamma distribution of the gaps: 1 is Poisson, less is "
+        "burstier, more is steadier",
     )
     max_in_flight: int = Field(
         1024,
         ge=1,
-        description="open loop: most connections; who waits for one is late, and that counts",
+        description="open loop: connections at once; a request that waits for one is late, and its "
+        "latency counts the wait",
     )
     rounds: int = Field(
-        5, ge=1, le=1000, description="blocks of each cell, in turns with the others"
+        5, ge=1, le=1000, description="blocks of each mode and level, in turns with the others"
     )
     order: Literal["alternating", "random"] = Field(
-        "alternating", description="order of the cells in a round: there and back, or shuffled"
+        "alternating",
+        description="order of modes and levels in a round: there and back, or shuffled",
     )
     duration_s: float = Field(
         5.0,
         gt=0,
         allow_inf_nan=False,
-        description="length of a block, seconds, its lead-in not counted",
+        description="seconds of a block, without its lead-in",
     )
     requests: int | None = Field(
-        None, ge=1, description="end a block after so many requests instead of after a time"
+        None, ge=1, description="end a block after this many requests instead of after a time"
     )
     ramp_s: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="a block's load rises for so long; left out"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds in which the load of a block rises; not measured",
     )
     warmup_s: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="and goes on for so long at its level; left out"
+        1.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds that the load then stays at its level before measuring starts",
     )
-    timeout_s: float = Field(60.0, gt=0, allow_inf_nan=False, description="of one request, seconds")
+    timeout_s: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="seconds that one request may take"
+    )
 
     prompts: Path | None = Field(
-        None, description="JSONL with `prompt`, or one a line; default: a few built in"
+        None,
+        description="file of prompts: JSON lines with `prompt`, or one prompt a line; default: a few "
+        "that are built in",
     )
     prompt_words: str | None = Field(
         None,
         pattern=r"^[1-9]\d{0,4}(:[1-9]\d{0,4})?$",
-        description="make prompts of so many words instead, 20 or 20:200 (uniform)",
+        description="make prompts of this many words instead: 20, or 20:200 for a uniform range",
     )
-    prompt_count: int = Field(64, ge=1, description="prompts used, the first of the file, or made")
-    max_tokens: int = Field(48, ge=1, description="most new tokens of a candidate")
-    temperature: float = Field(1.0, ge=0, le=10, description="1 samples the policy itself")
-    ignore_eos: bool = Field(False, description="decode on to max_tokens, for fixed lengths")
+    prompt_count: int = Field(
+        64, ge=1, description="prompts to use, the first of the file, or to make"
+    )
+    max_tokens: int = Field(48, ge=1, description="new tokens of a candidate, at most")
+    temperature: float = Field(
+        1.0, ge=0, le=10, description="sampling temperature; 1 samples the policy itself"
+    )
+    ignore_eos: bool = Field(
+        False, description="decode up to max_tokens whatever the policy says, for fixed lengths"
+    )
     stream: bool = Field(
         True,
-        description="stream modes of one sample, for TTFT, TPOT and ITL; --no-stream saves what events cost",
+        description="stream the modes of one sample, which measures TTFT, TPOT and ITL; --no-stream "
+        "saves the cost of the events",
     )
     seed: int = Field(
-        0, ge=0, description="of arrivals, orders, made prompts, and the scored answers"
+        0, ge=0, description="seed of arrivals, orders, made prompts and the scored answers"
     )
 
     slo: list[str] = Field(
         default=[],
-        description="goodput counts answers within KIND:MS, such as e2e:500 and ttft:100",
+        description="objective KIND:MS, such as e2e:500 or ttft:100; goodput counts the answers that "
+        "meet all of them",
     )
     saturate: bool = Field(
         False,
-        description="find the highest rate at which 95% of requests meet the e2e SLO, per mode",
+        description="find the highest rate of each mode at which 95% of the requests meet the e2e "
+        "objective",
     )
     saturate_tolerance: float = Field(
         0.1,
         gt=0.01,
         lt=1,
-        description="stop when the bracket is this narrow, relative to its lower end",
+        description="stop the search when the bracket is this narrow, relative to its lower end",
     )
     saturate_duration_s: float = Field(
-        10.0, gt=0, allow_inf_nan=False, description="length of one probe, seconds"
+        10.0, gt=0, allow_inf_nan=False, description="seconds of one probe of that search"
     )
 
     quality_prompts: int = Field(
         64,
         ge=0,
-        description="prompts answered once more, scored, off the clock; 0: no reward, no win rate",
+        description="prompts that are answered once more and scored, off the clock; 0: no reward and "
+        "no win rate",
     )
     quality_samples: int = Field(4, ge=1, description="answers scored per prompt and mode")
     quality_concurrency: int = Field(16, ge=1, description="requests in flight while scoring")
 
     price_per_hour: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="of the machine that serves"
+        1.0, gt=0, allow_inf_nan=False, description="price of the machine that serves, per hour"
     )
     training_price_per_hour: float | None = Field(
         None,
         gt=0,
         allow_inf_nan=False,
-        description="of one training process; default: price_per_hour",
+        description="price of one training process per hour; default: price_per_hour",
     )
     training_hours: Annotated[float | None, NoneWord] = Field(
         None,
         ge=0,
         allow_inf_nan=False,
-        description="device hours the training cost in all; default: the checkpoint's card, which leaves "
-        "out the cached samples",
+        description="device hours that the training cost in all; default: the record of the "
+        "checkpoint, which leaves out the cached samples",
     )
-    currency: str = Field("USD", max_length=8, description="name of the price's unit")
+    currency: str = Field("USD", max_length=8, description="currency of the prices")
 
     out: Path = Field(
         default_factory=_fresh_directory,
-        description="directory of the results; one that was begun is continued",
+        description="directory of the results; a run that was begun there goes on; default: "
+        "runs/loadtest-DATE-TIME",
     )
     store: Annotated[str | None, NoneWord] = Field(
         "vbon-runs.db",
-        description="where runs are kept: a SQLite file, a database URL (postgresql+psycopg://...), or none",
+        description="place of the runs: a SQLite file, a database URL (postgresql+psycopg://...) or "
+        "`none`",
     )
     tag: list[str] = Field(default=[], description="tags of the run in the store")
     run_id: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{12}$",
-        description="id of a new run, for who must know it before; default: a random one",
+        description="id of a new run, for programs that must know it beforehand; default: a random "
+        "one",
     )
     supervised: bool = Field(
         False,
-        description="for a program that starts this one: keep progress.json and result.json up to date "
-        "while measuring, and stop like Ctrl-C when standard input ends",
+        description="for programs that start this command: keep progress.json and result.json up to "
+        "date while measuring, and stop when standard input ends",
     )
 
     @field_validator("url")

@@ -44,6 +44,7 @@ def train_config_type(name: str) -> type[TrainConfig]:
         **fields,
     )
     made.__doc__ = objective.__doc__
+    made.option_groups = {"Objective": tuple(objective.model_fields), **TrainConfig.option_groups}
     return made
 
 

@@ -1,0 +1,1 @@
+"""The `vbon` command and the parts that commands are made of."""

@@ -1,0 +1,51 @@
+"""Commands whose options are the fields of a settings class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from vbon.cli.typer_help import HelpCommand
+from vbon.config import Settings, load_settings
+from vbon.errors import VbonError
+
+# The settings class parses the options itself, and shows its own help.
+PASS_THROUGH = {
+    "ignore_unknown_options": True,
+    "allow_extra_args": True,
+    "help_option_names": [],
+}
+
+
+def add_settings_command(
+    app: typer.Typer,
+    name: str,
+    summary: str,
+    settings_type: Callable[[], type[Settings]],
+    run: Callable[[Any], int | None],
+    *,
+    panel: str | None = None,
+) -> None:
+    """Add a command to a typer application.
+
+    Args:
+        settings_type: gives the settings class, so that naming the command imports nothing heavy.
+        run: does the work with the settings and returns the exit status, ``None`` for 0. A
+            :class:`VbonError` becomes one line on standard error and status 1.
+    """
+
+    def start(context: typer.Context) -> None:
+        program = context.command_path
+        settings = load_settings(settings_type(), context.args, program=program)
+        try:
+            status = run(settings)
+        except VbonError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        raise typer.Exit(status or 0)
+
+    app.command(
+        name, help=summary, cls=HelpCommand, context_settings=PASS_THROUGH, rich_help_panel=panel
+    )(start)

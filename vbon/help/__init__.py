@@ -1,0 +1,1 @@
+"""Help pages of commands: one layout, whatever defines the options."""
