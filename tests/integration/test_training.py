@@ -438,4 +438,4 @@ def test_a_conversation_that_its_template_refuses_leaves_the_rest_of_the_batch(
     refused = Scorable(Prompt(messages=(system, user)), "good")  # type: ignore[arg-type]
     alone = model.score([fits])
     assert model.score([refused, fits, refused]) == [None, *alone, None]
-    assert caplog.text.count("no system role; such texts have no reward") == 1
+    assert caplog.text.count("no system role; such texts get no reward") == 1

@@ -1,4 +1,4 @@
-"""A Hugging Face sequence classifier with one logit as the reward model."""
+"""A reward model that is a Hugging Face sequence classifier with one logit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vbon.storage.checkpoints import check_checkpoint
 
 logger = logging.getLogger(__name__)
 
-MOST_REFUSALS = 20  # that are said
+MAX_LOGGED_REFUSALS = 20
 
 
 class ClassifierReward:
-    """Raw logit of ``AutoModelForSequenceClassification`` with ``num_labels = 1``.
+    """The raw logit of an ``AutoModelForSequenceClassification`` with ``num_labels = 1``.
 
-    Where the tokenizer has no padding token of its own (or uses EOS for it, which makes padded
-    texts score alike), texts are batched by equal length and never padded.
+    If the tokenizer has no padding token of its own, texts are batched by equal length and never padded.
+    A padding token that equals EOS does not count as one, since padded texts would then score alike.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ClassifierReward:
         self._refusals: set[str] = set()
 
     def load(self) -> None:
-        """Load the weights to the GPU if there is one."""
+        """Load tokenizer and weights, onto the GPU if there is one."""
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -59,8 +59,8 @@ class ClassifierReward:
             raise CheckpointError(f"cannot load reward model {self._path}: {error}") from error
         if model.config.num_labels != 1:
             raise CheckpointError(
-                f"{self._path} has a head of {model.config.num_labels} labels; a reward model needs "
-                "exactly one logit (num_labels = 1)"
+                f"{self._path} has {model.config.num_labels} output labels; a reward model needs exactly "
+                "one (num_labels = 1)"
             )
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self._threads is not None and device == "cpu":
@@ -74,9 +74,10 @@ class ClassifierReward:
             self._model.config.pad_token_id = pad
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """Score texts in batches of similar length.
+        """Score the items in batches of similar length.
 
-        ``None`` for one that is too long for the model or a conversation that its chat template refuses.
+        The score is ``None`` for a text that is too long for the model, and for a conversation that its
+        chat template rejects.
         """
         import torch
 
@@ -94,7 +95,7 @@ class ClassifierReward:
         return scores
 
     def close(self) -> None:
-        """Drop the weights."""
+        """Release the weights."""
         self._model = None
 
     def _encode(self, items: Sequence[Scorable]) -> list[list[int]]:
@@ -106,21 +107,24 @@ class ClassifierReward:
             }
             if not texts_of:
                 continue
-            # One call for all: each costs as much again as a short text itself.
+            # One call for all texts: a call alone costs as much as tokenizing a short text.
             found = self._tokenizer([*texts_of.values()], add_special_tokens=add_special)
             for index, ids in zip(texts_of, found["input_ids"], strict=True):
                 encoded[index] = ids
         return encoded
 
     def _render(self, item: Scorable) -> tuple[str, bool] | None:
-        """The text to be scored; ``None`` for one refused, which must not fail others of its batch."""
+        """The text to score, and whether to add special tokens; ``None`` if the chat template rejects it.
+
+        One rejected conversation must not fail the rest of its batch.
+        """
         try:
             return render_for_reward(self._tokenizer, item.prompt, item.completion)
         except ValueError as error:
             refusal = str(error)
-            if refusal not in self._refusals and len(self._refusals) < MOST_REFUSALS:
-                self._refusals.add(refusal)  # each is said once
-                logger.warning("%s: %s; such texts have no reward", self.name, refusal)
+            if refusal not in self._refusals and len(self._refusals) < MAX_LOGGED_REFUSALS:
+                self._refusals.add(refusal)  # each is logged once
+                logger.warning("%s: %s; such texts get no reward", self.name, refusal)
             return None
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
@@ -150,8 +154,8 @@ class ClassifierReward:
             mask[row, :length] = 1
         device = self._model.device
         if len(batch) > 1 and not self._pads:
-            # The head of decoder classifiers refuses batches without a padding token; equal lengths
-            # need none, and an id outside the texts keeps it from mistaking content for padding.
+            # Decoder classifiers reject batches when no padding token is set. Texts of equal length need
+            # no padding, and an id that no text contains keeps content from being taken for padding.
             self._model.config.pad_token_id = -1
         logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         return [float(value) for value in logits[:, 0].float().cpu()]

@@ -1,4 +1,4 @@
-"""What anything that scores completions looks like to the service and to training."""
+"""The interface of a reward model, shared by the service and by training."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ class Scorable:
 
 
 class RewardModel(Protocol):
-    """Scores completions; blocking, called from one worker thread at a time.
+    """Scores completions. Its methods block and are called from one worker thread at a time.
 
     Attributes:
-        name: what users see: a path, an import path or a URL.
-        revision: content fingerprint where there is one, else what the source says of itself.
+        name: the name shown to users: a path, an import path or a URL.
+        revision: a content fingerprint if there is one, else a fixed word such as ``remote``.
     """
 
     name: str
     revision: str
 
     def load(self) -> None:
-        """Do the heavy part of getting ready.
+        """Load the model, so that :meth:`score` can be called.
 
         Raises:
-            CheckpointError: if the model cannot be used.
+            CheckpointError: the model cannot be used.
         """
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """One raw reward per item, higher is better, no sigmoid; ``None`` where it has no score.
+        """One raw reward per item; higher is better, no sigmoid, ``None`` for an item without a score.
 
         Raises:
-            RewardError: if the whole batch failed.
+            RewardError: the whole batch failed.
         """
 
     def close(self) -> None:
-        """Release what :meth:`load` took."""
+        """Release the resources taken by :meth:`load`."""
 
 
 def checked_scores(values: Iterable[object], expected: int, source: str) -> list[float | None]:
-    """Foreign scores as floats: one per item, not-a-number and infinities as ``None``.
+    """Check scores from outside code: one float per item, with NaN and infinities as ``None``.
 
     Raises:
-        RewardError: on a wrong count or a value that is no number.
+        RewardError: the count is wrong, or a value is not a number.
     """
     scores: list[float | None] = []
     for value in values:

@@ -1,4 +1,4 @@
-"""A Python function as the reward model: ``python:package.module:function``."""
+"""A reward model that is a Python function: ``python:package.module:function``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from vbon.rewards.protocol import Scorable, checked_scores
 class CallableReward:
     """Calls ``function(prompts: list[str], completions: list[str]) -> list[float]``.
 
-    Chats arrive flattened, one ``role: content`` line a turn. ``None`` or NaN means "no score".
+    Chats are passed as text, one ``role: content`` line per turn. ``None`` or NaN means "no score".
     """
 
     def __init__(self, import_path: str) -> None:
         module, _, attribute = import_path.partition(":")
         if not module or not attribute:
             raise CheckpointError(
-                f"reward callable {import_path!r} is not of the form package.module:function"
+                f"reward callable {import_path!r} must have the form package.module:function"
             )
         self.name, self.revision = f"python:{import_path}", "callable"
         self._module, self._attribute = module, attribute
@@ -37,14 +37,14 @@ class CallableReward:
         self._function = function
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """Call the function once for the batch."""
+        """Call the function once for the whole batch."""
         if self._function is None:
             raise RewardError(f"reward callable {self.name} is not loaded")
         try:
             values = self._function(
                 [item.prompt.key for item in items], [item.completion for item in items]
             )
-        except Exception as error:  # a user's code: any failure is a failed batch
+        except Exception as error:  # user code: any exception means that the batch failed
             raise RewardError(f"{self.name} raised {type(error).__name__}: {error}") from error
         try:
             listed = list(values)
@@ -55,4 +55,4 @@ class CallableReward:
         return checked_scores(listed, len(items), self.name)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Do nothing: a function holds no resources."""

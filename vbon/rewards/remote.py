@@ -1,4 +1,4 @@
-"""A scorer behind HTTP as the reward model."""
+"""A reward model that is a scorer behind HTTP."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from vbon.http.transport import OneConnectionEach
 from vbon.rewards.protocol import Scorable, checked_scores
 from vbon.trace_context import trace_headers
 
-# Servers under uvicorn close a connection that idled for 5 s; one we might reuse must be younger.
+# uvicorn closes connections after 5 s without traffic, so only younger ones are reused.
 _KEEP_IDLE_S = 2.0
-# A batch of hundreds is some kilobytes; the rest is room for what servers say beside the rewards.
-_MOST_BYTES = 4 * 2**20
+# The rewards of several hundred texts take a few kB; the rest allows for extra fields in the response.
+_MAX_RESPONSE_BYTES = 4 * 2**20
 
 
 class RemoteReward:
     """POSTs ``{"prompts": [...], "completions": [...]}`` and reads ``{"rewards": [...]}``.
 
-    The same shape is what OpenRLHF's ``serve_rm`` answers. ``null`` means "no score".
+    OpenRLHF's ``serve_rm`` uses the same format. ``null`` means "no score".
+
+    Calls run in an event loop in a thread of their own, where each can be cancelled at any moment. httpx's
+    own timeouts limit single reads only, so a server that sends a byte now and then could hold a call
+    forever.
 
     Args:
-        timeout_s: of one call, from its beginning to the last byte of the answer. httpx's own limits are of
-            single reads, so that a server with a byte now and then could hold a call for good: calls
-            run in an event loop, where any of them can be broken off, in a thread of its own.
+        timeout_s: limit of one call, from its start to the last byte of the response.
 
     Raises:
-        CheckpointError: no URL, or one that may carry secrets.
+        CheckpointError: the URL is invalid, or has parts that may contain secrets.
     """
 
     def __init__(
@@ -53,30 +55,30 @@ class RemoteReward:
             timeout=None,
             transport=transport or OneConnectionEach(url, keep_idle_s=_KEEP_IDLE_S),
         )
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the fields below
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._call: Future[Any] | None = None
         self._closed = False
 
     def load(self) -> None:
-        """Nothing to load: the scorer runs elsewhere, and may come up after us."""
+        """Do nothing: the scorer runs elsewhere and may start later than this process."""
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """One call per batch."""
+        """Score the items with one call per batch."""
         scores: list[float | None] = []
         for start in range(0, len(items), self._batch_size):
             scores.extend(self._batch(items[start : start + self._batch_size]))
         return scores
 
     def interrupt(self) -> None:
-        """Break off the call under way, from whatever thread."""
+        """Cancel the call in progress; may be called from any thread."""
         with self._lock:
             if self._call is not None:
                 self._call.cancel()
 
     def close(self) -> None:
-        """Close the connections and end the thread; there are no calls from here on."""
+        """Close the connections and end the thread; later calls raise :class:`RewardError`."""
         self.interrupt()
         with self._lock:
             self._closed = True
@@ -93,33 +95,34 @@ class RemoteReward:
             "prompts": [item.prompt.key for item in items],
             "completions": [item.completion for item in items],
         }
-        payload = self._json(self._answer(body))
+        payload = self._json(self._call_scorer(body))
         rewards = payload.get("rewards") if isinstance(payload, dict) else None
         if not isinstance(rewards, list):
-            raise RewardError(f"remote scorer {self.name} answered without a list `rewards`")
+            raise RewardError(f"remote scorer {self.name} sent a response without a list `rewards`")
         return checked_scores(rewards, len(items), f"remote scorer {self.name}")
 
-    def _answer(self, body: dict[str, Any]) -> bytes:
-        """What the server answers, waited for in this thread.
+    def _call_scorer(self, body: dict[str, Any]) -> bytes:
+        """Send one call and wait in this thread for the body of the response.
 
         Raises:
-            RewardError: nothing that could be used within the time limit.
+            RewardError: no usable response came within the time limit.
         """
         call = self._begin(body, trace_headers.get())
         try:
             return call.result()
         except TimeoutError as error:
-            why = f"gave no answer within {self._timeout_s:g} s"
-            raise RewardError(f"remote scorer {self.name} {why}") from error
+            raise RewardError(
+                f"remote scorer {self.name} did not respond within {self._timeout_s:g} s"
+            ) from error
         except CancelledError as error:
-            raise RewardError(f"the call of remote scorer {self.name} was broken off") from error
+            raise RewardError(f"the call to remote scorer {self.name} was cancelled") from error
         except WireError as error:
             raise RewardError(f"remote scorer {self.name} {error}") from error
         except httpx.HTTPError as error:
             said = f"{error}" or type(error).__name__
             raise RewardError(f"remote scorer {self.name} failed: {said}") from error
         finally:
-            call.cancel()  # nobody waits for it any more, should this thread have been told to stop
+            call.cancel()  # no effect after a result; needed if waiting was interrupted
             self._call = None
 
     def _begin(self, body: dict[str, Any], headers: Mapping[str, str]) -> Future[bytes]:
@@ -142,26 +145,29 @@ class RemoteReward:
             self._client.stream("POST", self.name, json=body, headers=headers) as response,
         ):
             response.raise_for_status()
-            return await read_body(response, _MOST_BYTES)
+            return await read_body(response, _MAX_RESPONSE_BYTES)
 
     def _json(self, content: bytes) -> Any:
         try:
             return json.loads(content)
-        except (ValueError, RecursionError) as error:  # the latter for what is nested too deep
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
             raise RewardError(f"remote scorer {self.name} failed: {error}") from error
 
 
 def _check_url(url: str) -> None:
-    """The URL is shown in answers and logs, so it may hold no secret; nor is it repeated here."""
+    """Reject URLs that may contain secrets, since the URL is shown in responses and logs.
+
+    For the same reason, the messages do not repeat it.
+    """
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
         parts = httpx.URL()
     if parts.userinfo or parts.query or parts.fragment:
         raise CheckpointError(
-            "a reward URL holds no user, password, query or fragment: it is shown in answers and logs; "
-            "let a proxy add what the scorer asks for"
+            "a reward URL must not contain a user, password, query or fragment, because it is shown in "
+            "responses and logs; let a proxy add the credentials that the scorer needs"
         )
     known_port = parts.port is None or 0 < parts.port < 65536
     if parts.scheme not in ("http", "https") or not parts.host or not known_port:
-        raise CheckpointError("a reward URL is not like http://host:8000/score")
+        raise CheckpointError("the reward URL must have the form http://host:8000/score")

@@ -1,4 +1,4 @@
-"""A reward model in a process of its own: one that crashes or hangs takes nothing else with it."""
+"""Runs a reward model in a child process, so that a crash or hang affects nothing else."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from vbon.rewards.protocol import RewardModel, Scorable
 logger = logging.getLogger(__name__)
 
 _STOP_S = 5.0
-_BUFFERED = 32 * 1024  # bytes that the pipe takes at once, as it is empty between batches
-_BROKEN = (EOFError, OSError, pickle.UnpicklingError)
+_PIPE_BUFFER_BYTES = 32 * 1024  # the pipe accepts this much at once, as it is empty between batches
+_PIPE_ERRORS = (EOFError, OSError, pickle.UnpicklingError)
 
 
 class RewardWorker:
-    """The :class:`~vbon.rewards.protocol.RewardModel` of another, run in a child process.
+    """A :class:`~vbon.rewards.protocol.RewardModel` that runs another one in a child process.
 
-    ``load`` starts it, and starts it again once it has died; ``score`` and ``load`` are for one thread
-    at a time. The child ends when this process does, however that ends.
+    ``load`` starts the process, and restarts it after it died. Only one thread at a time may call ``score``
+    and ``load``. The child ends when this process ends, for whatever reason.
 
     Args:
-        model: not loaded, and fit to be pickled.
-        timeout_s: a call that takes longer means that it hangs: the process is ended.
-        load_timeout_s: the same of loading.
+        model: the reward model to run; not yet loaded, and picklable.
+        timeout_s: limit of one ``score`` call; when it is exceeded, the process is killed.
+        load_timeout_s: the same limit for loading.
     """
 
     def __init__(
@@ -47,31 +47,31 @@ class RewardWorker:
 
     @property
     def alive(self) -> bool:
-        """Whether it has been loaded and its process runs; not while it is loaded again."""
-        process = self._process  # other threads ask, while that of `score` may end and close it
+        """True if the model is loaded and its process runs; false during a restart."""
+        process = self._process  # read once: the scoring thread may end and close it meanwhile
         with contextlib.suppress(ValueError):
             return self._loaded and process is not None and process.is_alive()
         return False
 
     @property
     def pid(self) -> int | None:
-        """Of its process."""
+        """The worker's process id, or ``None`` if it is not running."""
         process = self._process
         with contextlib.suppress(ValueError):
             return None if process is None else process.pid
         return None
 
     def load(self) -> None:
-        """Start the process and load the model there.
+        """Start the process and load the model in it.
 
         Raises:
             CheckpointError: the model cannot be used.
-            RewardDeadError: the process ended, or took too long.
+            RewardDeadError: the process ended, or loading took too long.
         """
         self._end()
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        # daemon: ended with this process where that ends in order; else the child reads the pipe's end.
+        # A daemon is ended when this process exits normally. Otherwise the child sees the pipe close.
         process = context.Process(
             target=_serve, args=(theirs, self._model), name=f"reward {self.name}", daemon=True
         )
@@ -79,21 +79,21 @@ class RewardWorker:
         theirs.close()
         self._process, self._pipe = process, ours
         try:
-            self._answer(self._load_timeout_s, "loading")
+            self._receive(self._load_timeout_s, "loading")
         except VbonError:
-            self._end()  # a process without a model is of no use
+            self._end()  # a process without a model is useless
             raise
         self._loaded = True
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """Score there.
+        """Score the items in the child process.
 
         Raises:
-            RewardDeadError: the process is gone, or was ended because it took too long.
-            RewardError: what the model raised.
+            RewardDeadError: the process ended, or was killed because it took too long.
+            RewardError: the model itself failed.
         """
         self._send(list(items))
-        scores: list[float | None] = self._answer(self._timeout_s, f"scoring {len(items)} texts")
+        scores: list[float | None] = self._receive(self._timeout_s, f"scoring {len(items)} texts")
         return scores
 
     def close(self) -> None:
@@ -103,37 +103,39 @@ class RewardWorker:
     def _send(self, items: list[Scorable]) -> None:
         process, pipe = self._process, self._pipe
         if process is None or pipe is None:
-            raise RewardDeadError(f"the worker of reward model {self.name} does not run")
+            raise RewardDeadError(f"the worker of reward model {self.name} is not running")
         late = threading.Event()
 
         def end() -> None:
             late.set()
-            with contextlib.suppress(ValueError):  # it has ended meanwhile, and is closed
+            with contextlib.suppress(ValueError):  # the process has already ended and been closed
                 process.kill()
 
         data = pickle.dumps(items)
         watchdog = threading.Timer(self._timeout_s, end)
         watchdog.daemon = True
-        if len(data) > _BUFFERED:  # the rest goes only as the child reads; a thread costs half a ms
+        # Data beyond the buffer is sent only as the child reads it, so a hanging child would block the
+        # send. The timer's thread costs half a millisecond, so smaller batches do without it.
+        if len(data) > _PIPE_BUFFER_BYTES:
             watchdog.start()
         try:
             pipe.send_bytes(data)
-        except _BROKEN as error:
+        except _PIPE_ERRORS as error:
             why = "its process ended"
             if late.is_set():
-                why = f"it took nothing in {self._timeout_s:g} s, so it was ended"
+                why = f"it accepted no data for {self._timeout_s:g} s and was killed"
             raise self._dead(why) from error
         finally:
             watchdog.cancel()
 
-    def _answer(self, timeout_s: float, doing: str) -> Any:
+    def _receive(self, timeout_s: float, doing: str) -> Any:
         pipe = self._pipe
         assert pipe is not None
         try:
             if not pipe.poll(timeout_s):
-                raise self._dead(f"{doing} took more than {timeout_s:g} s, so it was ended")
+                raise self._dead(f"{doing} took more than {timeout_s:g} s, so it was killed")
             found = pipe.recv()
-        except _BROKEN as error:
+        except _PIPE_ERRORS as error:
             raise self._dead(f"its process ended while {doing}") from error
         if isinstance(found, Exception):
             raise found
@@ -150,28 +152,30 @@ class RewardWorker:
         if pipe is not None:
             pipe.close()
         if process is not None:
-            # A model has nothing to put in order, and one that hangs would not hear a gentler word.
+            # Killed at once: a model has nothing to clean up, and a hanging one would ignore SIGTERM.
             process.kill()
             process.join(_STOP_S)
-            # Whoever keeps the error keeps the frames it came through, and they the process: its two
-            # descriptors would stay until the garbage collector comes by, which is seldom in the service.
-            with contextlib.suppress(ValueError):  # it would not end, as one that waits for a disk
+            # Closed explicitly: a stored error keeps its frames alive, and through them this process
+            # object with two descriptors, until the garbage collector runs, which is rare in the service.
+            with contextlib.suppress(
+                ValueError
+            ):  # it has not ended, for example while waiting for a disk
                 process.close()
 
 
 def _serve(pipe: Connection, model: RewardModel) -> None:
-    """What the child runs: answers batches until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
-    answer: object
+    """Run the child process: load the model, then score batches until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
+    outcome: object
     try:
         model.load()
-        answer = None
+        outcome = None
     except VbonError as error:
-        answer = error
+        outcome = error
     except Exception as error:
-        answer = CheckpointError(f"cannot load reward model {model.name}: {_told(error)}")
-    with contextlib.suppress(*_BROKEN):
-        pipe.send(answer)
+        outcome = CheckpointError(f"cannot load reward model {model.name}: {_described(error)}")
+    with contextlib.suppress(*_PIPE_ERRORS):
+        pipe.send(outcome)
         while True:
             pipe.send(_scored(model, pipe.recv()))
 
@@ -182,8 +186,8 @@ def _scored(model: RewardModel, items: list[Scorable]) -> object:
     except RewardError as error:
         return error
     except Exception as error:
-        return RewardError(f"scoring failed: {_told(error)}")
+        return RewardError(f"scoring failed: {_described(error)}")
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
