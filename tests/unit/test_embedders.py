@@ -1,4 +1,4 @@
-"""Likeness of texts by their wording: the same as by all columns at once, and off the event loop."""
+"""N-gram similarity: equal to that of all columns at once, and computed off the event loop."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_counts_and_cosines_are_those_of_all_words_and_pairs(texts: list[str], b
     found = embedder.compute(texts)
     assert sorted(found.T.tolist()) == sorted(expected.T.tolist())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ngrams, "_BLOCK", block)
+        patch.setattr(ngrams, "_BLOCK_NUMBERS", block)
         similarity = embedder.compare(texts)
     np.testing.assert_allclose(similarity, cosine(expected), rtol=0, atol=1e-12)
 
@@ -63,13 +63,13 @@ async def test_long_texts_are_compared_in_little_memory() -> None:
 async def test_texts_are_compared_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, release = threading.Event(), threading.Event()
 
-    def slow(texts: list[str]) -> ngrams.Counts:
+    def slow(texts: list[str]) -> ngrams.NgramCounts:
         begun.set()
         assert release.wait(10)
-        return counted(texts)
+        return count_ngrams(texts)
 
-    counted = ngrams.counted
-    monkeypatch.setattr(ngrams, "counted", slow)
+    count_ngrams = ngrams.count_ngrams
+    monkeypatch.setattr(ngrams, "count_ngrams", slow)
     comparing = asyncio.create_task(NgramEmbedder().similarity(["a film", "a film"]))
     while not begun.is_set():  # noqa: ASYNC110  (it is a thread that sets it)
         await asyncio.sleep(0.001)

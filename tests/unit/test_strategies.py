@@ -456,7 +456,7 @@ async def test_ngrams() -> None:
 
 
 async def test_embedders_that_are_not_there() -> None:
-    with pytest.raises(InvalidInputError, match="'words' is not ngrams"):
+    with pytest.raises(InvalidInputError, match="'words' is unknown; use ngrams"):
         open_embedder("words")
     with pytest.raises(CheckpointError):
         open_embedder("hidden:/nowhere")

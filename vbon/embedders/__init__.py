@@ -1,4 +1,4 @@
-"""What says how alike two texts are, for strategies that compare candidates: :func:`open_embedder`."""
+"""Text embedders, for strategies that compare candidates by similarity; see :func:`open_embedder`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from vbon.errors import InvalidInputError
 
 
 def open_embedder(spec: str) -> Embedder:
-    """The embedder of a configuration string; heavy ones load at their first use.
+    """The embedder that a configuration string names; it loads its model at the first use.
 
     Args:
         spec: ``ngrams``; ``sentences:MODEL`` for sentence-transformers; ``hidden:DIR`` for the
             mean-pooled last hidden states of a causal language model.
 
     Raises:
-        InvalidInputError: for anything else.
+        InvalidInputError: the string has another form.
     """
     kind, _, argument = spec.partition(":")
     if kind == "ngrams" and not argument:
@@ -30,7 +30,7 @@ def open_embedder(spec: str) -> Embedder:
 
         return HiddenStateEmbedder(argument)
     raise InvalidInputError(
-        f"embedder {spec!r} is not ngrams, sentences:MODEL or hidden:DIR", field="embedder"
+        f"embedder {spec!r} is unknown; use ngrams, sentences:MODEL or hidden:DIR", field="embedder"
     )
 
 

@@ -1,4 +1,4 @@
-"""Mean-pooled hidden states of a causal language model, the policy itself for instance."""
+"""Embeddings from the mean-pooled hidden states of a causal language model, such as the policy."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vbon.embedders.threaded import ThreadedEmbedder
 from vbon.errors import CheckpointError
 from vbon.storage.checkpoints import check_checkpoint
 
-# Texts in one forward pass.
+# Texts per forward pass.
 _BATCH = 32
-# What random texts are made of; enough that their mean hardly depends on which were drawn.
+# Enough random texts that their mean hardly depends on which tokens were drawn.
 _RANDOM_TEXTS, _RANDOM_TOKENS = 64, 16
 
 
 class HiddenStateEmbedder(ThreadedEmbedder):
-    """The mean over a text's tokens of the last layer's states, less that of random texts.
+    """The mean of the last layer's states over a text's tokens, minus the mean over random texts.
 
-    Hidden states of a language model share a large common direction, which would make all cosines
-    nearly 1. What random tokens have in common is taken for it, and not what the texts at hand have in
-    common: less their own mean, two texts would always be opposites, and no text central.
+    The hidden states of a language model share a large common direction, which would make all cosines
+    nearly 1. The mean over random texts estimates that direction. The mean over the given texts cannot be
+    used instead: two texts minus their own mean are always opposites, and no text would be central.
     """
 
     def __init__(self, path: str) -> None:
@@ -33,7 +33,7 @@ class HiddenStateEmbedder(ThreadedEmbedder):
         self._common: Float | float = 0.0
 
     def load(self) -> None:
-        """Load weights and tokenizer, to the GPU if there is one, and embed the random texts."""
+        """Load tokenizer and weights, onto the GPU if there is one, and embed the random texts."""
         import torch
         from transformers import AutoModel, AutoTokenizer
 
@@ -50,7 +50,7 @@ class HiddenStateEmbedder(ThreadedEmbedder):
         self._common = self._means([ids for text in texts if (ids := self._ids(text))]).mean(axis=0)
 
     def compute(self, texts: list[str]) -> Float:
-        """Means less the common one; a text without a token is a row of zeros."""
+        """The mean states minus the common mean; a text without tokens gives a row of zeros."""
         rows = np.zeros((len(texts), int(self._model.config.hidden_size)))
         ids = [self._ids(text) for text in texts]
         filled = [row for row, tokens in enumerate(ids) if tokens]
@@ -59,13 +59,13 @@ class HiddenStateEmbedder(ThreadedEmbedder):
         return rows
 
     def _ids(self, text: str) -> list[int]:
-        """As the model reads it; empty if there is nothing but special tokens."""
+        """The token ids of a text; empty if it consists of special tokens only."""
         if not self._tokenizer(text, add_special_tokens=False)["input_ids"]:
             return []
         return list(self._tokenizer(text)["input_ids"])
 
     def _means(self, sequences: list[list[int]]) -> Float:
-        """Mean states, shape ``(sequences, hidden)``; padding behind a text changes nothing in it."""
+        """The mean states, shape ``(sequences, hidden)``; padding after a text does not affect it."""
         import torch
 
         parts = []

@@ -1,4 +1,4 @@
-"""What anything that says how alike texts are looks like to the service."""
+"""The interface of an embedder, as the service uses it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Float = NDArray[np.float64]
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors whose cosine says how alike the texts are."""
+    """Turns texts into vectors whose cosine measures the similarity of the texts.
+
+    Both methods compute in another thread, never on the event loop.
+    """
 
     name: str
 
     async def embed(self, texts: Sequence[str]) -> Float:
-        """One row a text, shape ``(texts, dimensions)``; a text without content is all zeros."""
+        """The vectors, shape ``(texts, dimensions)``; a text without content gives a row of zeros."""
 
     async def similarity(self, texts: Sequence[str]) -> Float:
-        """The cosines of all pairs of those rows, shape ``(texts, texts)``; 1 with itself.
-
-        Neither this nor :meth:`embed` computes on the event loop.
-        """
+        """The cosines of all pairs of vectors, shape ``(texts, texts)``; 1 on the diagonal."""

@@ -1,4 +1,4 @@
-"""Sentence embeddings by sentence-transformers, if it is installed."""
+"""Sentence embeddings from sentence-transformers, an optional package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vbon.errors import CheckpointError
 
 
 class SentenceEmbedder(ThreadedEmbedder):
-    """A ``SentenceTransformer`` by directory or name."""
+    """Embeds texts with a ``SentenceTransformer``, given by directory or name."""
 
     def __init__(self, model: str) -> None:
         super().__init__(f"sentences:{model}")
@@ -20,7 +20,7 @@ class SentenceEmbedder(ThreadedEmbedder):
         self._model: Any = None
 
     def load(self) -> None:
-        """Import and load."""
+        """Import sentence-transformers and load the model."""
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError as error:
@@ -33,5 +33,5 @@ class SentenceEmbedder(ThreadedEmbedder):
             raise CheckpointError(f"cannot load embedder {self.name}: {error}") from error
 
     def compute(self, texts: list[str]) -> Float:
-        """Its embeddings."""
+        """The sentence embeddings, shape ``(texts, dimensions)``."""
         return np.asarray(self._model.encode(texts, show_progress_bar=False), dtype=np.float64)

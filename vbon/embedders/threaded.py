@@ -1,4 +1,4 @@
-"""What all embedders share: loading at first use, one thread off the event loop."""
+"""The base class of all embedders: loads the model at first use, and computes in a thread of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vbon.embedders.protocol import Float
 
 
 class ThreadedEmbedder(ABC):
-    """Calls :meth:`compute` and :meth:`compare` in a thread of its own, after :meth:`load` once."""
+    """Runs :meth:`compute` and :meth:`compare` in one thread of its own, after calling :meth:`load` once."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -20,18 +20,18 @@ class ThreadedEmbedder(ABC):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedder")
 
     async def embed(self, texts: Sequence[str]) -> Float:
-        """One row a text."""
-        return await self._off_loop(self.compute, texts)
+        """The vectors of the texts, one row each."""
+        return await self._in_thread(self.compute, texts)
 
     async def similarity(self, texts: Sequence[str]) -> Float:
-        """Cosines of all pairs."""
-        return await self._off_loop(self.compare, texts)
+        """The cosines of all pairs of texts."""
+        return await self._in_thread(self.compare, texts)
 
-    async def _off_loop(self, work: Callable[[list[str]], Float], texts: Sequence[str]) -> Float:
+    async def _in_thread(self, work: Callable[[list[str]], Float], texts: Sequence[str]) -> Float:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, self._loaded_first, work, list(texts))
+        return await loop.run_in_executor(self._worker, self._load_and_run, work, list(texts))
 
-    def _loaded_first(self, work: Callable[[list[str]], Float], texts: list[str]) -> Float:
+    def _load_and_run(self, work: Callable[[list[str]], Float], texts: list[str]) -> Float:
         if not self._loaded:
             self.load()
             self._loaded = True
@@ -39,16 +39,16 @@ class ThreadedEmbedder(ABC):
 
     @abstractmethod
     def load(self) -> None:
-        """Make the model ready.
+        """Load the model.
 
         Raises:
-            CheckpointError: it cannot be used.
+            CheckpointError: the model cannot be used.
         """
 
     @abstractmethod
     def compute(self, texts: list[str]) -> Float:
-        """Vectors, shape ``(texts, dimensions)``."""
+        """The vectors of the texts, shape ``(texts, dimensions)``."""
 
     def compare(self, texts: list[str]) -> Float:
-        """Their cosines, shape ``(texts, texts)``."""
+        """The cosines of all pairs of texts, shape ``(texts, texts)``."""
         return cosine(self.compute(texts))
