@@ -1,4 +1,5 @@
-"""``python -m service bench``: what the service costs over the bare engine, and what strategies save.
+"""``vbon bench serve``: compares the service with the bare engine, other programs and its own modes.
 
-Every row takes both its sides in one run, in turns, after a warm-up; see ``service/bench/rows.py``.
+Each row of the table measures its two sides in one run, alternately, after a warm-up. ``rows.py`` lists
+the rows.
 """

@@ -1,4 +1,4 @@
-"""What one measurement of a best-of-N side gave."""
+"""Texts and duration of one measurement of a best-of-N side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One text a prompt, in the order of the prompts.
+    """The texts of one measurement, one a prompt, in the order of the prompts.
 
     Attributes:
         seconds: from the first request to the last answer.
@@ -18,5 +18,5 @@ class Answers:
 
     @property
     def requests_per_second(self) -> float:
-        """Prompts answered."""
+        """Prompts answered a second."""
         return len(self.texts) / self.seconds

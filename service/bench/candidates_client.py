@@ -1,10 +1,10 @@
-"""The strong plain client of best-of-N: what someone writes who has vLLM and a scorer, and knows how.
+"""Best-of-N by a plain client of ``vllm serve`` and a scorer, written to be as fast as such a client can be.
 
-For each prompt one completion request of ``n`` samples to ``vllm serve``, then one call with all of
-them to the scorer, then the argmax. Connections are kept alive, requests are in flight side by side
-(so that decoding of some hides the scoring of others), and the client is a process of its own:
-``python -m service.bench.candidates_client`` reads one :class:`Job` as JSON and writes one
-:class:`Answers`.
+For each prompt it sends one completion request of ``n`` samples, then one request with all candidates
+to the scorer, and takes the argmax. Connections are kept open, and many prompts are in flight, so
+some decode while others are scored. The client runs in its own process:
+``python -m service.bench.candidates_client`` reads one :class:`CandidatesJob` as JSON from standard input
+and writes one :class:`Answers`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 from service.bench.answers import Answers
-from service.bench.wire import SideError, Work, closed_loop, connected, elsewhere
+from service.bench.wire import SideError, Work, closed_loop, connected, run_in_child
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What to do.
+class CandidatesJob:
+    """Input of the client.
 
     Attributes:
-        completions_url: of an OpenAI-compatible server, to its ``/completions``.
-        scorer_url: takes prompts and completions, answers with rewards.
-        concurrency: prompts in work at once.
+        completions_url: address of ``/completions`` of an OpenAI-compatible server.
+        scorer_url: address that takes prompts and completions and answers with rewards.
+        concurrency: prompts in flight.
     """
 
     completions_url: str
@@ -39,8 +39,8 @@ class Job:
     concurrency: int
 
 
-async def run_client(job: Job) -> Answers:
-    """All prompts; the answer of each is its candidate of the highest reward, ties to the first."""
+async def run_client(job: CandidatesJob) -> Answers:
+    """Answer all prompts; each gets its candidate of the highest reward, ties to the first."""
     texts = [""] * len(job.prompts)
     sampling = {"model": job.model, "n": job.n, "max_tokens": job.max_tokens, "temperature": 1.0}
 
@@ -53,7 +53,7 @@ async def run_client(job: Job) -> Answers:
                 drawn = await engine.ask({"prompt": prompt, **sampling})
                 candidates = [choice["text"] for choice in drawn["choices"]]
                 if len(candidates) != job.n:
-                    raise SideError(f"{len(candidates)} candidates came of {job.n}")
+                    raise SideError(f"asked for {job.n} candidates, got {len(candidates)}")
                 body = {"prompts": [prompt] * job.n, "completions": candidates}
                 rewards = (await scorer.ask(body))["rewards"]
                 known = [-float("inf") if reward is None else reward for reward in rewards]
@@ -65,19 +65,19 @@ async def run_client(job: Job) -> Answers:
     return Answers(seconds, texts)
 
 
-async def client_elsewhere(job: Job) -> Answers:
-    """:func:`run_client` in a process of its own.
+async def client_in_child(job: CandidatesJob) -> Answers:
+    """Run :func:`run_client` in a child process.
 
     Raises:
-        SideError: a server refused, or the process failed.
+        SideError: a server answered with an error, or the process failed.
     """
     command = [sys.executable, "-m", "service.bench.candidates_client"]
-    return Answers(**await elsewhere(command, asdict(job)))
+    return Answers(**await run_in_child(command, asdict(job)))
 
 
 def main() -> None:
-    """One job from standard input."""
-    job = Job(**json.load(sys.stdin))
+    """Read one job from standard input, run it, and write the answers to standard output."""
+    job = CandidatesJob(**json.load(sys.stdin))
     json.dump(asdict(asyncio.run(run_client(job))), sys.stdout)
 
 

@@ -1,8 +1,9 @@
-"""Best-of-N by different programs over like engines: speed in turns, then the quality of what came.
+"""Best-of-N by two programs over equal engines: speed, measured alternately, and quality of the answers.
 
-Each side has the number of requests in flight at which it was fastest in one trial of each, since
-what fills an engine differs: who waits for whole requests and scores after them needs more. All final
-answers are scored by the selecting reward model and by the gold one after the clock has stopped.
+Each side runs with the number of requests in flight at which it was fastest in one trial of each, because
+programs differ in what fills an engine: one that waits for whole requests and scores them afterwards
+needs more in flight. After the measurements, the selecting reward model and the gold reward model score all
+final answers.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ from typing import Any
 import numpy as np
 
 from service.bench.answers import Answers
-from service.bench.harness import Bench, Figure, in_turns, ratios, shown
+from service.bench.harness import Bench, Figure, in_turns, ratios, with_unit
 from service.runtime.batching_scorer import BatchingScorer
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import bootstrap_mean
 from vbon.prompts import Prompt
 
-WIDTHS = (0.5, 0.75, 1.0)  # of the requests with which rows of one mode saturate the engine
+WIDTHS = (
+    0.5,
+    0.75,
+    1.0,
+)  # shares of Bench.width, the requests in flight of rows that measure one mode
 
 
 @dataclass
 class Contender:
-    """One side.
+    """One side of a contest.
 
     Attributes:
-        answer: answers prompts, with so many in flight.
-        width: requests in flight; found by :func:`find_width`.
+        answer: answers prompts, with the given number of requests in flight.
+        width: requests in flight; 0 until :func:`find_width` sets it.
         texts: answers of all measurements, each in the order of its prompts.
     """
 
@@ -40,8 +45,8 @@ class Contender:
     texts: list[list[str]] = field(default_factory=list)
 
 
-def ours(bench: Bench) -> Contender:
-    """``mode=bon`` of the service over HTTP."""
+def service_contender(bench: Bench) -> Contender:
+    """The service as a side: ``mode=bon`` over HTTP."""
 
     async def answer(prompts: Sequence[str], width: int) -> Answers:
         found = await bench.over_http("bon", len(prompts), width)
@@ -51,7 +56,7 @@ def ours(bench: Bench) -> Contender:
 
 
 async def contest(bench: Bench, first: Contender, second: Contender, goal: float) -> Figure:
-    """Requests a second of the first over the second's, and both sides' rewards."""
+    """Compare requests a second, as the first side's over the second's, and the sides' rewards."""
     prompts = prompts_of(bench)
     for contender in (first, second):
         contender.texts.clear()
@@ -67,7 +72,7 @@ async def contest(bench: Bench, first: Contender, second: Contender, goal: float
     words, quality = await compare_quality(bench, prompts, first, second)
     n = bench.settings.n
     detail = (
-        f"{shown(a, 'requests/s')}, {first.width} in flight, against {shown(b, 'requests/s')}, "
+        f"{with_unit(a, 'requests/s')}, {first.width} in flight, against {with_unit(b, 'requests/s')}, "
         f"{second.width} in flight; {words}"
     )
     name = f"{first.name} / {second.name} at n={n}, requests/s"
@@ -75,12 +80,12 @@ async def contest(bench: Bench, first: Contender, second: Contender, goal: float
 
 
 def prompts_of(bench: Bench) -> list[str]:
-    """The texts of one measurement, the ones :meth:`Bench.over_http` sends."""
+    """The prompts of one measurement, the same that :meth:`Bench.over_http` sends."""
     return [prompt.key for prompt in bench.cycled(bench.settings.bon_requests)]
 
 
 async def find_width(bench: Bench, contender: Contender) -> None:
-    """Set the requests in flight at which the contender is fastest, after one untimed trial."""
+    """Set the requests in flight at which the side is fastest, after one untimed trial."""
     full = bench.width(bench.settings.n)
     prompts = prompts_of(bench)
     await contender.answer(prompts, full)
@@ -94,9 +99,9 @@ async def find_width(bench: Bench, contender: Contender) -> None:
 async def compare_quality(
     bench: Bench, prompts: Sequence[str], first: Contender, second: Contender
 ) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Mean rewards of both sides and their difference, in words and for JSON.
+    """Mean rewards of both sides and their difference, as text and as JSON.
 
-    Intervals are over prompts; answers that a model cannot score are left out.
+    Intervals are over prompts. Answers that a reward model cannot score are left out.
     """
     words, figures = [], {}
     scorers = {"reward": bench.runtime.reward, "gold reward": bench.runtime.gold}
@@ -120,7 +125,10 @@ async def compare_quality(
 async def mean_rewards(
     scorer: BatchingScorer, prompts: Sequence[str], repeats: Sequence[Sequence[str]]
 ) -> dict[str, float]:
-    """By prompt, over its scorable answers of all repeats; without those that have none."""
+    """Mean reward of each prompt over the answers of all repeats that could be scored.
+
+    Prompts without such an answer are left out.
+    """
     pairs = [pair for texts in repeats for pair in zip(prompts, texts, strict=True)]
     rewards = await asyncio.gather(
         *(scorer.score(Prompt(text=prompt), text) for prompt, text in pairs)

@@ -1,4 +1,4 @@
-"""What rows measure with: the service over HTTP and the bare engine under it, in one process."""
+"""Tools that rows measure with: the service over HTTP and the bare engine under it, in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvicorn
 
 from service.app import create_app
 from service.bench.config import BenchSettings
-from service.bench.load import Job, Result, load_elsewhere
+from service.bench.load import LoadJob, LoadResult, load_in_child
 from service.runtime.runtime import Runtime
 from service.server import keep_for_good
 from vbon.engine import Sampling
@@ -25,7 +25,7 @@ from vbon.maths.intervals import MedianRange
 from vbon.maths.statistics import median_range
 from vbon.prompts import Prompt
 
-Side = Callable[[], Awaitable[float]]
+Measure = Callable[[], Awaitable[float]]  # one measurement of one side
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Figure:
     """One row of the table.
 
     Attributes:
-        value: what is compared with the goal, a ratio in most rows.
-        goal: what was aimed for; ``at_least`` says on which side.
-        detail: the two sides, with their unit.
-        quality: rewards of the sides by model, where a row compares answers.
+        value: the value that the goal applies to; a ratio in most rows.
+        goal: the value aimed for, at least or at most, as ``at_least`` says.
+        detail: the values of both sides, with their unit.
+        quality: rewards of the sides by reward model, in rows that compare answers.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """By the median; ``None`` where there was no goal."""
+        """True if the median reaches the goal; ``None`` without a goal."""
         if self.goal is None:
             return None
         return self.value.median >= self.goal if self.at_least else self.value.median <= self.goal
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The figure as JSON."""
         return {
             "name": self.name,
             **asdict(self.value),
@@ -68,7 +68,7 @@ class Figure:
 
 @dataclass
 class Bench:
-    """A served runtime and how to load it."""
+    """A running service, its settings, and functions that send load to it."""
 
     settings: BenchSettings
     runtime: Runtime
@@ -83,22 +83,22 @@ class Bench:
         *,
         policy: str | None = None,
         **extra: object,
-    ) -> Result:
-        """Closed loop of one mode through the service."""
+    ) -> LoadResult:
+        """Send requests of one mode to the service in a closed loop."""
         body = {"n": self.settings.n, "max_tokens": self.settings.max_tokens, **extra}
         bodies = [{"prompt": prompt.text, **body} for prompt in self.cycled(requests)]
         target = f"{self.url}/generate?mode={mode}" + (f"&policy={policy}" if policy else "")
-        return await load_elsewhere(Job(target, bodies, concurrency))
+        return await load_in_child(LoadJob(target, bodies, concurrency))
 
     def width(self, n: int) -> int:
-        """Requests of n sequences in flight that saturate the engine: as many again wait for a place.
+        """Requests of n sequences in flight that saturate the engine: as many wait as decode.
 
-        With no more than fit, places stand empty while an answer travels and the next prompt comes.
+        With no waiting requests, places would be empty while an answer travels and the next prompt comes.
         """
         return max(2, 2 * self.settings.engine.max_num_seqs // n)
 
     async def bare(self, requests: int, concurrency: int, n: int) -> tuple[int, float]:
-        """Tokens and seconds of ``AsyncLLM.generate`` alone on the reference's engine."""
+        """Tokens generated and seconds taken by ``AsyncLLM.generate`` alone on the reference's engine."""
         engine = self.engine
         sampling = Sampling(max_tokens=self.settings.max_tokens, logprobs=False)
         work = iter(list(enumerate(self.cycled(requests))))
@@ -118,19 +118,24 @@ class Bench:
 
     @property
     def engine(self) -> VllmEngine:
-        """The reference's."""
+        """The engine of the reference policy."""
         engine = self.runtime.policies["ref"]
         if not isinstance(engine, VllmEngine):
-            raise VbonError("the bench compares with the bare engine, so `ref` must be local")
+            raise VbonError(
+                "the bench also measures the bare engine, so policy `ref` must be local, not remote"
+            )
         return engine
 
     def cycled(self, count: int) -> Iterator[Prompt]:
-        """The prompts of so many requests: in order, and over again."""
+        """The prompts of ``count`` requests: all in order, then again from the start."""
         return islice(cycle(self.prompts), count)
 
 
-async def in_turns(pairs: int, first: Side, second: Side) -> tuple[list[float], list[float]]:
-    """Both sides measured so many times, who begins alternating; one measurement of each is thrown away."""
+async def in_turns(pairs: int, first: Measure, second: Measure) -> tuple[list[float], list[float]]:
+    """Measure both sides ``pairs`` times; which side begins alternates.
+
+    One measurement of each before that is thrown away.
+    """
     await first()
     await second()
     found: tuple[list[float], list[float]] = ([], [])
@@ -140,21 +145,21 @@ async def in_turns(pairs: int, first: Side, second: Side) -> tuple[list[float], 
     return found
 
 
-def shown(values: list[float], unit: str) -> str:
-    """Median and extremes of one side."""
+def with_unit(values: list[float], unit: str) -> str:
+    """Median, smallest and largest value of one side, as text."""
     found = median_range(values)
     return f"{found.median:.4g} [{found.low:.4g}, {found.high:.4g}] {unit}"
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> MedianRange:
-    """Of neighbouring measurements."""
+    """Ratios of measurements that were taken one after the other."""
     return median_range([a / b for a, b in zip(above, below, strict=True)])
 
 
 @asynccontextmanager
 async def listening(app: Any, *, lifespan: bool = True) -> AsyncGenerator[str, None]:
-    """An ASGI application on a free port of this machine, in this event loop; its address."""
-    # With the protocol named, or asyncio leaves Nagle's algorithm on and answers wait 40 ms.
+    """Serve an ASGI application on a free port of this machine, in this event loop; yield its address."""
+    # Without the protocol's number asyncio leaves Nagle's algorithm on, which delays answers by 40 ms.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(2048)
@@ -177,7 +182,7 @@ async def listening(app: Any, *, lifespan: bool = True) -> AsyncGenerator[str, N
 
 @asynccontextmanager
 async def served(runtime: Runtime) -> AsyncGenerator[str, None]:
-    """The service, its models loaded; its address."""
+    """Serve a runtime, wait until its models are loaded, and yield its address."""
     async with listening(create_app(runtime, on_ready=keep_for_good)) as url:
         while not runtime.ready:
             if runtime.failure is not None:

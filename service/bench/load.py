@@ -1,7 +1,7 @@
-"""A closed-loop HTTP load: its own process, so that it does not run on the server's event loop.
+"""Closed-loop HTTP load in a process of its own, so that it does not use the server's event loop.
 
-``python -m service.bench.load`` reads one :class:`Job` as JSON from standard input and writes one
-:class:`Result`.
+``python -m service.bench.load`` reads one :class:`LoadJob` as JSON from standard input and writes one
+:class:`LoadResult`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
-from service.bench.wire import SideError, Work, closed_loop, connected, elsewhere
+from service.bench.wire import SideError, Work, closed_loop, connected, run_in_child
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What to send.
+class LoadJob:
+    """Requests to send.
 
     Attributes:
         url: with path and query.
@@ -34,13 +34,13 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What came back; lists hold answered requests only, in the order of their bodies.
+class LoadResult:
+    """Answers to a load. Lists hold answered requests only, in the order of their bodies.
 
     Attributes:
         seconds: from the first request to the last answer.
-        rewards: ``None`` where the answer has none.
-        errors: requests by status that was not 200; those are in nothing else.
+        rewards: ``None`` where an answer has no reward.
+        errors: number of requests by status other than 200; they are in none of the lists.
     """
 
     seconds: float
@@ -55,17 +55,17 @@ class Result:
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated, discarded ones included."""
+        """Tokens generated a second, including those of discarded candidates."""
         return sum(self.generated_tokens) / self.seconds
 
     @property
     def requests_per_second(self) -> float:
-        """Answered."""
+        """Requests answered a second."""
         return len(self.latencies_s) / self.seconds
 
 
-async def run_load(job: Job) -> Result:
-    """Send everything, ``concurrency`` at a time, each over a connection that is kept open."""
+async def run_load(job: LoadJob) -> LoadResult:
+    """Send all requests, ``concurrency`` at a time, each worker over a connection that stays open."""
     found: dict[int, tuple[float, dict[str, Any]]] = {}
     errors: dict[str, int] = {}
 
@@ -88,7 +88,7 @@ async def run_load(job: Job) -> Result:
     seconds = await closed_loop(bodies, job.concurrency, worker)
     ordered = [found[index] for index in sorted(found)]
     answers = [answer for _, answer in ordered]
-    return Result(
+    return LoadResult(
         seconds=seconds,
         latencies_s=[latency for latency, _ in ordered],
         generated_tokens=[answer["usage"]["generated_tokens"] for answer in answers],
@@ -101,22 +101,22 @@ async def run_load(job: Job) -> Result:
     )
 
 
-async def load_elsewhere(job: Job) -> Result:
-    """:func:`run_load` in a process of its own.
+async def load_in_child(job: LoadJob) -> LoadResult:
+    """Run :func:`run_load` in a child process.
 
     Raises:
-        SideError: that process failed, or not every request was answered.
+        SideError: the process failed, or a request was answered with an error.
     """
     command = [sys.executable, "-m", "service.bench.load"]
-    result = Result(**await elsewhere(command, asdict(job)))
+    result = LoadResult(**await run_in_child(command, asdict(job)))
     if result.errors:
         raise SideError(f"{job.url} answered with errors: {result.errors}")
     return result
 
 
 def main() -> None:
-    """One job from standard input."""
-    job = Job(**json.load(sys.stdin))
+    """Read one job from standard input, run it, and write the result to standard output."""
+    job = LoadJob(**json.load(sys.stdin))
     json.dump(asdict(asyncio.run(run_load(job))), sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""Servers that a row starts for the time of its measurement."""
+"""Servers that a row starts for its measurement and stops afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STOP_TIMEOUT_S = 20.0
 async def running(
     command: Sequence[str], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> AsyncGenerator[tuple[asyncio.subprocess.Process, BinaryIO], None]:
-    """A process, and the file it logs to; it and all of its own are gone afterwards."""
+    """Run a process; yield it and its log file. Afterwards it and all its children are ended."""
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
             *command, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True
@@ -37,7 +37,7 @@ async def running(
                 process.terminate()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.wait(), STOP_TIMEOUT_S)
-            # What it started is in its session: the engine of `vllm serve`, for one.
+            # Its children are in the same session, for example the engine of `vllm serve`.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
@@ -46,10 +46,10 @@ async def running(
 async def wait_until_healthy(
     process: asyncio.subprocess.Process, log: BinaryIO, url: str, name: str
 ) -> None:
-    """Until the URL answers 200.
+    """Wait until the URL answers 200.
 
     Raises:
-        SideError: the process ended instead, or took too long; with the end of its log.
+        SideError: the process ended first or took too long; the message has the end of its log.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT_S), httpx.AsyncClient() as client:
@@ -61,7 +61,11 @@ async def wait_until_healthy(
     log.seek(0)
     words = log.read().decode(errors="replace")[-3000:]
     ended = process.returncode
-    how = "does not answer" if ended is None else f"ended with status {ended}"
+    how = (
+        f"did not answer within {START_TIMEOUT_S:g} s"
+        if ended is None
+        else f"ended with status {ended}"
+    )
     raise SideError(f"{name} {how}:\n{words}")
 
 

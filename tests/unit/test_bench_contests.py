@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from service.bench.answers import Answers
-from service.bench.candidates_client import Job, client_elsewhere, run_client
+from service.bench.candidates_client import CandidatesJob, client_in_child, run_client
 from service.bench.config import BenchSettings
-from service.bench.contest import Contender, contest, find_width, mean_rewards, ours
+from service.bench.contest import Contender, contest, find_width, mean_rewards, service_contender
 from service.bench.harness import Bench, listening, served
 from service.bench.scorer_endpoint import scorer_endpoint
 from service.bench.vllm_serve import serve_flags
-from service.bench.wire import SideError, connected, elsewhere
+from service.bench.wire import SideError, connected, run_in_child
 from tests.unit.chat_imitation import WORDS, Engine, started_scorer
 from tests.unit.fakes import FakeReward, make_runtime, score_text
 from vbon.prompts import Prompt
@@ -28,11 +28,11 @@ async def test_plain_client_asks_once_each_and_takes_the_best() -> None:
     engine, reward = Engine(), FakeReward()
     scoring = await started_scorer(reward)
     async with listening(engine.app, lifespan=False) as url, scorer_endpoint(scoring) as score:
-        job = Job(f"{url}/v1/completions", "ref", score, ["a", "b", "c"], 4, 7, 2)
+        job = CandidatesJob(f"{url}/v1/completions", "ref", score, ["a", "b", "c"], 4, 7, 2)
         found = await run_client(job)
-        again = await client_elsewhere(job)
-        with pytest.raises(SideError, match="2 candidates came of 4"):
-            await client_elsewhere(Job(f"{url}/short", "ref", score, ["a"], 4, 7, 1))
+        again = await client_in_child(job)
+        with pytest.raises(SideError, match="asked for 4 candidates, got 2"):
+            await client_in_child(CandidatesJob(f"{url}/short", "ref", score, ["a"], 4, 7, 1))
     await scoring.stop()
     assert found.texts == again.texts == ["good good"] * 3
     assert found.requests_per_second == pytest.approx(3 / found.seconds)
@@ -76,7 +76,7 @@ async def test_connection_opens_again_where_the_server_closes(said: bytes) -> No
 async def test_a_failed_process_is_quoted() -> None:
     program = "import sys; sys.exit('no such luck: ' + sys.stdin.read())"
     with pytest.raises(SideError, match=r'status 1: no such luck: {"a": 1}'):
-        await elsewhere([sys.executable, "-c", program], {"a": 1})
+        await run_in_child([sys.executable, "-c", program], {"a": 1})
 
 
 def test_engine_arguments_as_flags() -> None:
@@ -104,7 +104,7 @@ async def test_contest_takes_turns_and_compares_by_prompt() -> None:
     runtime = make_runtime(gold=FakeReward())
     async with served(runtime) as url:
         bench = bench_of(runtime, url)
-        first, second = ours(bench), Contender("other", answer, width=3)
+        first, second = service_contender(bench), Contender("other", answer, width=3)
         figure = await contest(bench, first, second, 1.2)
     assert sent == [(["one", "two", "three", "one"], 3)] * 3  # a warm-up and two pairs
     assert first.width > 0

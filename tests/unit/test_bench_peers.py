@@ -31,20 +31,22 @@ def test_every_peer_side_exists() -> None:
 def test_peers_say_what_they_need() -> None:
     check_sides(PEER_SIDES, 1024)
     check_sides(["optillm-tuned", "its-hub-tuned"], 128)
-    with pytest.raises(InvalidInputError, match="no side 'ours'; there are optillm, "):
+    with pytest.raises(InvalidInputError, match="unknown side 'ours'; the sides are optillm, "):
         check_sides(["ours"], 4096)
-    with pytest.raises(InvalidInputError, match="context of 1024 tokens, this one has 128"):
+    with pytest.raises(InvalidInputError, match="context of 1024 tokens, and this policy has 128"):
         check_sides(["optillm-tuned", "its-hub"], 128)
 
 
 def test_a_missing_environment_says_how_to_make_it(tmp_path: Path) -> None:
     python = tmp_path / "there" / "bin" / "python"
-    with pytest.raises(InvalidInputError, match=f"scripts/peers {tmp_path}/there. makes it"):
+    with pytest.raises(InvalidInputError, match=f"scripts/peers {tmp_path}/there. creates it"):
         check_environment(python)
     python.parent.mkdir(parents=True)
     python.write_text("#!/bin/sh\necho 0.3.0 1.2.0\n")
     python.chmod(0o755)
-    with pytest.raises(InvalidInputError, match=r"has 0\.3\.0 and 1\.2\.0 .*scripts/peers"):
+    with pytest.raises(
+        InvalidInputError, match=r"has versions 0\.3\.0 and 1\.2\.0 .*scripts/peers"
+    ):
         check_environment(python)
 
 

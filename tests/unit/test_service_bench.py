@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from service.bench import frontier
+from service.bench import token_need
 from service.bench.config import ROWS as DEFAULT_ROWS
 from service.bench.config import BenchSettings
-from service.bench.frontier import Spent, crossing, relative_cost
 from service.bench.harness import Figure, in_turns, ratios, served
-from service.bench.load import Job, Result, load_elsewhere, run_load
+from service.bench.load import LoadJob, LoadResult, load_in_child, run_load
 from service.bench.rows import ROWS
 from service.bench.run import run_bench, table_of
+from service.bench.token_need import Spent, relative_need, tokens_needed
 from service.bench.wire import SideError
 from tests.unit.fakes import make_runtime
 from tests.unit.test_bench_contests import bench_of
@@ -48,10 +48,10 @@ def test_reached(value: float, goal: float | None, at_least: bool, reached: bool
 
 def test_crossing_by_hand() -> None:
     tokens, rewards = np.array([10.0, 30.0, 20.0]), np.array([1.0, 3.0, 2.5])
-    assert crossing(tokens, rewards, 0.5) == 10
-    assert crossing(tokens, rewards, 1.75) == 15
-    assert crossing(tokens, rewards, 2.75) == 25
-    assert crossing(tokens, rewards, 4) == math.inf
+    assert tokens_needed(tokens, rewards, 0.5) == 10
+    assert tokens_needed(tokens, rewards, 1.75) == 15
+    assert tokens_needed(tokens, rewards, 2.75) == 25
+    assert tokens_needed(tokens, rewards, 4) == math.inf
 
 
 def test_relative_cost_is_paired_over_prompts() -> None:
@@ -60,7 +60,7 @@ def test_relative_cost_is_paired_over_prompts() -> None:
     level = rng.normal(0, 50, 40)
     target = Spent(level + 2.0, np.full(40, 100.0))
     curve = [Spent(level + gain, np.full(40, cost)) for gain, cost in ((1, 20.0), (3, 60.0))]
-    found = relative_cost(curve, target)
+    found = relative_need(curve, target)
     assert (found.median, found.low, found.high) == pytest.approx((0.4, 0.4, 0.4))
 
 
@@ -68,8 +68,8 @@ def test_prompts_without_a_reward_are_left_out_everywhere() -> None:
     target = Spent(np.array([1.0, 1.0, np.nan]), np.array([10.0, 10.0, 999.0]))
     curve = [Spent(np.array([0.0, np.nan, 5.0]), np.array([1.0, 1.0, 1.0])),
              Spent(np.array([2.0, 2.0, 2.0]), np.array([5.0, 500.0, 500.0]))]  # fmt: skip
-    assert relative_cost(curve, target).median == pytest.approx(0.3)
-    assert relative_cost(curve, target).count == 1
+    assert relative_need(curve, target).median == pytest.approx(0.3)
+    assert relative_need(curve, target).count == 1
 
 
 def test_a_bench_of_a_service_with_keys_is_refused_at_the_start() -> None:
@@ -80,7 +80,7 @@ def test_a_bench_of_a_service_with_keys_is_refused_at_the_start() -> None:
 
 
 def test_unknown_rows_are_named() -> None:
-    with pytest.raises(InvalidInputError, match="no row 'speed'"):
+    with pytest.raises(InvalidInputError, match="unknown row 'speed'"):
         run_bench(BenchSettings(rows=["speed"]))
 
 
@@ -99,11 +99,11 @@ def test_table_shows_goal_and_verdict() -> None:
 async def test_load_counts_what_the_server_says() -> None:
     async with served(make_runtime()) as url:
         bodies = [{"prompt": f"prompt {i}", "n": 4, "max_tokens": 6, "seed": i} for i in range(9)]
-        found = await run_load(Job(f"{url}/generate?mode=bon", bodies, 3))
-        again = await load_elsewhere(Job(f"{url}/generate?mode=bon", bodies, 2))
-        broken = await run_load(Job(f"{url}/generate?mode=bon", [*bodies, {"prompt": ""}], 3))
+        found = await run_load(LoadJob(f"{url}/generate?mode=bon", bodies, 3))
+        again = await load_in_child(LoadJob(f"{url}/generate?mode=bon", bodies, 2))
+        broken = await run_load(LoadJob(f"{url}/generate?mode=bon", [*bodies, {"prompt": ""}], 3))
         with pytest.raises(SideError, match="'422': 1"):
-            await load_elsewhere(Job(f"{url}/generate?mode=bon", [{"prompt": ""}], 1))
+            await load_in_child(LoadJob(f"{url}/generate?mode=bon", [{"prompt": ""}], 1))
     assert len(found.latencies_s) == 9
     assert (found.rewards, found.generated_tokens) == (again.rewards, again.generated_tokens)
     assert broken.errors == {"422": 1}
@@ -117,7 +117,7 @@ async def test_strategies_are_measured_with_a_prior_of_the_policys_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[tuple[str, str | None, dict[str, object]]] = []
-    monkeypatch.setattr(frontier, "COSTS", (0.1,))
+    monkeypatch.setattr(token_need, "COSTS", (0.1,))
     runtime = make_runtime()
     async with served(runtime) as url:
         bench = bench_of(runtime, url)
@@ -130,12 +130,12 @@ async def test_strategies_are_measured_with_a_prior_of_the_policys_own(
             *,
             policy: str | None = None,
             **extra: object,
-        ) -> Result:
+        ) -> LoadResult:
             asked.append((mode, policy, extra))
             return await over_http(mode, requests, concurrency, policy=policy, **extra)
 
         monkeypatch.setattr(bench, "over_http", watched)
-        figure = await frontier.strategies(bench)
+        figure = await token_need.token_need(bench)
     prior = next(extra for _, _, extra in asked if "prior_mean" in extra)
     assert prior["candidate_cost"] == pytest.approx(0.1 * prior["prior_sd"])  # type: ignore[operator]
     assert ("bon", "vbon") in {(mode, policy) for mode, policy, _ in asked}

@@ -1,5 +1,5 @@
 """The row ``peers``: best-of-N by optillm and its_hub over the same engine.
 
-They live in an environment of their own (``scripts/peers`` makes it). What runs there, and imports
-nothing of this project, is ``its_hub_driver.py`` and ``optillm/plugins/reward_bon.py``.
+The peers are installed in an environment of their own, which ``scripts/peers`` creates.
+``its_hub_driver.py`` and ``optillm/plugins/reward_bon.py`` run there and import nothing of this project.
 """

@@ -1,8 +1,8 @@
-"""its_hub's best-of-n under a closed loop; run by the peers' own Python, not by this project's.
+"""Closed-loop load of its_hub's best-of-n; runs in the peers' Python environment, not in this project's.
 
-Reads a job as JSON from standard input and writes ``{"seconds", "texts"}``. As shipped: ``BestOfN``
-with its LLM judge over the same model, and its own cap of 32 calls in flight. Tuned: no cap, no limit
-of connections, and a reward class that sends all candidates to the scorer in one call.
+Reads a job as JSON from standard input and writes ``{"seconds", "texts"}``. As shipped means ``BestOfN``
+with its LLM judge over the same model and its own limit of 32 calls in flight. Tuned means no limit of
+calls or connections, and a reward class that sends all candidates to the scorer in one call.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from its_hub import (
 
 
 class UnlimitedLanguageModel(OpenAICompatibleLanguageModel):
-    """Without aiohttp's limit of 100 connections, which its session is opened with."""
+    """its_hub's language model without aiohttp's default limit of 100 connections."""
 
     session: aiohttp.ClientSession | None = None
 
@@ -41,18 +41,18 @@ class UnlimitedLanguageModel(OpenAICompatibleLanguageModel):
 
 
 class ScorerReward(AbstractOutcomeRewardModel):
-    """All conversations of a call in one request to a scorer."""
+    """Reward model that sends all conversations of a call to a scorer in one request."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
     def score(self, messages: Any, **_: Any) -> list[float]:
-        """its_hub's synchronous variant, which best-of-n does not call."""
+        """Synchronous scoring, which best-of-n does not use."""
         raise NotImplementedError
 
     async def ascore(self, messages: Any, orchestrator: Any = None, **_: Any) -> list[float]:
-        """One reward a conversation, which is a prompt and an answer."""
+        """One reward for each conversation, which consists of a prompt and an answer."""
         body = {
             "prompts": [conversation[0].content for conversation in messages],
             "completions": [conversation[-1].content or "" for conversation in messages],
@@ -67,13 +67,16 @@ class ScorerReward(AbstractOutcomeRewardModel):
 
 
 async def run(job: dict[str, Any]) -> dict[str, Any]:
-    """All prompts, so many in flight."""
+    """Answer the job's prompts, ``concurrency`` at a time."""
     tuned = job["scorer_url"] is not None
     language_model = UnlimitedLanguageModel if tuned else OpenAICompatibleLanguageModel
     lm = language_model(
-        endpoint=job["base_url"], api_key="none", model_name=job["model"],
-        max_completion_tokens=job["max_tokens"], temperature=1.0,
-    )  # fmt: skip
+        endpoint=job["base_url"],
+        api_key="none",
+        model_name=job["model"],
+        max_completion_tokens=job["max_tokens"],
+        temperature=1.0,
+    )
     reward = ScorerReward(job["scorer_url"]) if tuned else None
     orchestrator = LMOrchestrator(max_concurrency=-1) if tuned else LMOrchestrator()
     best_of_n = BestOfN(reward or LLMJudge(lm), orchestrator)

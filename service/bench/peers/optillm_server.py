@@ -1,4 +1,4 @@
-"""optillm as a server of its own process, and a load of it."""
+"""optillm as a server process, and a load of chats for it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 
 from service.bench.answers import Answers
 from service.bench.processes import free_port, running, wait_until_healthy
-from service.bench.wire import Work, closed_loop, connected, elsewhere
+from service.bench.wire import Work, closed_loop, connected, run_in_child
 
 PLUGINS = Path(__file__).parent  # optillm looks for ./optillm/plugins
 BUILT_IN, PLUGIN = "bon", "reward_bon"
-# A log line per request costs it time; certificates are not needed here, and reading them takes it
-# tens of milliseconds a request. As shipped it does both.
+# As shipped, optillm logs each request and reads certificates that are not needed here; both take time, the
+# certificates tens of milliseconds a request.
 TUNED_FLAGS = ("--log", "error", "--no-ssl-verify")
 
 
@@ -26,7 +26,10 @@ TUNED_FLAGS = ("--log", "error", "--no-ssl-verify")
 async def optillm_server(
     python: Path, base_url: str, n: int, scorer_url: str | None
 ) -> AsyncGenerator[str, None]:
-    """Its chat completions' URL; tuned if it is told of a scorer.
+    """Start optillm and yield the address of its chat completions.
+
+    Args:
+        scorer_url: the scorer that the tuned server uses; ``None`` starts optillm as shipped.
 
     Raises:
         SideError: it did not start.
@@ -34,15 +37,16 @@ async def optillm_server(
     port = free_port()
     flags = TUNED_FLAGS if scorer_url else ()
     command = [
-        str(python), "-c", "import optillm; optillm.main()", "--port", str(port),
-        "--base-url", base_url, "--best-of-n", str(n), *flags,
-    ]  # fmt: skip
+        *[str(python), "-c", "import optillm; optillm.main()"],
+        *["--port", str(port), "--base-url", base_url, "--best-of-n", str(n)],
+        *flags,
+    ]
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("OPTILLM_")},
         "OPENAI_API_KEY": "none",
         "REWARD_BON_N": str(n),
         "REWARD_BON_SCORER": scorer_url or "",
-        "PYTHONSAFEPATH": "1",  # or the plugins' directory would be taken for the package
+        "PYTHONSAFEPATH": "1",  # otherwise Python would import the plugins' directory as the package
     }
     async with running(command, cwd=PLUGINS, env=environment) as (process, log):
         url = f"http://127.0.0.1:{port}"
@@ -51,8 +55,8 @@ async def optillm_server(
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Chats of one message to a server that answers each with one."""
+class ChatJob:
+    """Chats of one user message each, for a server that answers with one message."""
 
     url: str
     model: str
@@ -61,8 +65,8 @@ class Job:
     concurrency: int
 
 
-async def run_chats(job: Job) -> Answers:
-    """All prompts, so many in flight."""
+async def run_chats(job: ChatJob) -> Answers:
+    """Answer the job's prompts, ``concurrency`` at a time."""
     texts = [""] * len(job.prompts)
     body = {"model": job.model, "max_tokens": job.max_tokens, "temperature": 1.0}
 
@@ -81,15 +85,15 @@ async def run_chats(job: Job) -> Answers:
     return Answers(await closed_loop(job.prompts, job.concurrency, worker), texts)
 
 
-async def chats_elsewhere(job: Job) -> Answers:
-    """:func:`run_chats` in a process of its own.
+async def chats_in_child(job: ChatJob) -> Answers:
+    """Run :func:`run_chats` in a child process.
 
     Raises:
-        SideError: the server refused, or the process failed.
+        SideError: the server answered with an error, or the process failed.
     """
     command = [sys.executable, "-m", "service.bench.peers.optillm_server"]
-    return Answers(**await elsewhere(command, asdict(job)))
+    return Answers(**await run_in_child(command, asdict(job)))
 
 
 if __name__ == "__main__":
-    json.dump(asdict(asyncio.run(run_chats(Job(**json.load(sys.stdin))))), sys.stdout)
+    json.dump(asdict(asyncio.run(run_chats(ChatJob(**json.load(sys.stdin))))), sys.stdout)

@@ -1,7 +1,7 @@
-"""An optillm plugin: one request of n samples, one call of a scorer, the argmax.
+"""optillm plugin: one request of n samples, one call to a scorer, and the argmax.
 
-Loaded by optillm from the directory it is started in, and run by the peers' own Python. It takes the
-scorer's address and N from the environment.
+optillm loads it from the directory in which it is started, with the peers' own Python. The scorer's address
+and N come from the environment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def run(
     request_config: dict[str, Any],
     messages: list[dict[str, str]],
 ) -> tuple[str, int]:
-    """The best candidate's text and the tokens that all candidates took."""
+    """The best candidate's text, and the tokens of all candidates."""
     n = int(os.environ["REWARD_BON_N"])
     drawn = client.chat.completions.create(
         model=model, messages=messages, n=n, temperature=1, max_tokens=request_config["max_tokens"]

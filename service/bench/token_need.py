@@ -1,8 +1,8 @@
-"""What strategies save: tokens spent for the mean reward of best-of-N, on the same prompts.
+"""The row ``strategies``: tokens that each strategy needs for the mean reward of best-of-N.
 
-Each family is run at several settings, which trace its mean reward against its tokens; where the curve
-crosses best-of-N's mean reward is what the family needs for it. The interval resamples the prompts,
-of all settings alike.
+Each family of settings is run on the same prompts at several settings, which gives a curve of mean reward
+over tokens. Where the curve crosses the mean reward of best-of-N is the family's token need. The interval
+resamples the prompts, the same for all settings.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from vbon.maths.intervals import MedianRange
 Float = NDArray[np.float64]
 
 RESAMPLES = 2000
-COSTS = (0.2, 0.12, 0.08, 0.05, 0.03, 0.02)  # of another candidate, in standard deviations
-PRIOR = 32  # candidates; any large number does as well where prompts differ little
+# Costs of one more candidate, in standard deviations of the reward.
+COSTS = (0.2, 0.12, 0.08, 0.05, 0.03, 0.02)
+PRIOR = 32  # candidates that the prior is worth; any large number does if prompts differ little
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One way to spend: a mode over a policy, at settings that trace reward against tokens."""
+    """A mode over a policy, at several settings that trace its reward over its tokens."""
 
     name: str
     mode: str
@@ -35,28 +36,33 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Per prompt, means over its repeats: shapes ``(prompts,)``; ``deviation`` is of all rewards."""
+    """Mean reward and mean tokens of each prompt over its repeats, of shape ``(prompts,)``.
+
+    Attributes:
+        deviation: standard deviation of all rewards.
+    """
 
     reward: Float
     tokens: Float
     deviation: float = 0.0
 
 
-async def strategies(bench: Bench) -> Figure:
-    """The cheapest family over the reference: its tokens over best-of-N's, at best-of-N's mean reward.
+async def token_need(bench: Bench) -> Figure:
+    """The cheapest family over the reference policy: its token need over best-of-N's tokens.
 
-    Best of a few samples of a checkpoint, where there is one, stands beside it: its training is paid.
+    Best-of-n of a vBoN checkpoint with small n, if there is one, is listed but not compared: its training
+    has been paid for.
     """
-    single = await _spend(bench, "ref", {"n": 1, "score": True})
-    target = await _spend(bench, "bon", {"n": bench.settings.n})
+    single = await _measure(bench, "ref", {"n": 1, "score": True})
+    target = await _measure(bench, "bon", {"n": bench.settings.n})
     found: dict[str, MedianRange] = {}
     for family in _families(float(np.nanmean(single.reward)), single.deviation):
         if family.policy is None or family.policy in bench.runtime.policies:
             curve = [
-                await _spend(bench, family.mode, setting, family.policy)
+                await _measure(bench, family.mode, setting, family.policy)
                 for setting in family.settings
             ]
-            found[family.name] = relative_cost(curve, target)
+            found[family.name] = relative_need(curve, target)
     over_reference = [name for name in found if "@" not in name]
     best = min(over_reference, key=lambda name: found[name].median)
     detail = "; ".join(
@@ -68,7 +74,7 @@ async def strategies(bench: Bench) -> Figure:
 
 
 def _families(mean: float, deviation: float) -> list[Family]:
-    """With what single samples of the reference said of its rewards as the prior."""
+    """The families to compare; the prior uses mean and deviation of single reference samples."""
     prior = {"prior_candidates": PRIOR, "prior_mean": mean, "prior_sd": deviation}
     each = {"n": 64, "min_n": 2, "cost_unit": "reward"}
     return [
@@ -87,11 +93,11 @@ def _families(mean: float, deviation: float) -> list[Family]:
     ]
 
 
-async def _spend(
+async def _measure(
     bench: Bench, mode: str, settings: dict[str, Any], policy: str | None = None
 ) -> Spent:
     repeats, prompts = bench.settings.pairs, len(bench.prompts)
-    # By the target's n, not this one's: few of adaptive-bon's 64 are ever drawn at once.
+    # Width by the target's n, because adaptive-bon draws few of its 64 candidates at once.
     width = bench.width(bench.settings.n)
     result = await bench.over_http(mode, prompts * repeats, width, policy=policy, **settings)
     rewards = np.reshape([np.nan if r is None else r for r in result.rewards], (repeats, prompts))
@@ -99,11 +105,11 @@ async def _spend(
     return Spent(rewards.mean(axis=0), tokens.mean(axis=0), float(np.nanstd(rewards)))
 
 
-def relative_cost(curve: list[Spent], target: Spent) -> MedianRange:
-    """Tokens at which the curve reaches the target's mean reward, over the target's.
+def relative_need(curve: list[Spent], target: Spent) -> MedianRange:
+    """Tokens at which the curve reaches the target's mean reward, divided by the target's tokens.
 
-    The value with its 95% interval over resampled prompts; infinite where the curve stays below.
-    Prompts that could not be scored somewhere are left out everywhere.
+    Returned with its 95% interval over resampled prompts; infinite if the curve stays below the target.
+    Prompts that could not be scored at some setting are left out of all.
     """
     usable = np.isfinite(target.reward)
     for spent in curve:
@@ -115,17 +121,17 @@ def relative_cost(curve: list[Spent], target: Spent) -> MedianRange:
     count = int(usable.sum())
     picks = rng.integers(count, size=(RESAMPLES, count))
     resampled = [
-        crossing(tokens[:, p].mean(axis=1), rewards[:, p].mean(axis=1), wanted[p].mean())
+        tokens_needed(tokens[:, p].mean(axis=1), rewards[:, p].mean(axis=1), wanted[p].mean())
         / cost[p].mean()
         for p in picks
     ]
-    point = crossing(tokens.mean(axis=1), rewards.mean(axis=1), wanted.mean()) / cost.mean()
+    point = tokens_needed(tokens.mean(axis=1), rewards.mean(axis=1), wanted.mean()) / cost.mean()
     low, high = np.quantile(resampled, [0.025, 0.975], method="nearest")
     return MedianRange(float(point), float(low), float(high), count)
 
 
-def crossing(tokens: Float, rewards: Float, wanted: float) -> float:
-    """Least tokens at which the piecewise linear curve through the points reaches a reward."""
+def tokens_needed(tokens: Float, rewards: Float, wanted: float) -> float:
+    """The fewest tokens at which the piecewise linear curve through the points reaches a reward."""
     order = np.argsort(tokens)
     tokens, rewards = tokens[order], rewards[order]
     if rewards[0] >= wanted:
