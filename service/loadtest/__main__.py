@@ -60,13 +60,13 @@ def _run(settings: LoadTestSettings) -> int:
     logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
     from service.loadtest.execute import execute
     from service.loadtest.load.progress import TerminalProgress
-    from service.loadtest.report.terminal import show
+    from service.loadtest.report.terminal import print_result
     from vbon.terminal import table_console
 
     console = table_console()
     with TerminalProgress(console) as progress:
         result, interrupted = execute(settings, progress, console)
-    show(console, result)
+    print_result(console, result)
     console.print(f"report: {settings.out / 'report.html'} (run {result.id})", highlight=False)
     return INTERRUPTED if interrupted else 0
 
@@ -86,14 +86,14 @@ def report(
 ) -> None:
     """Write the reports of a run again from its journal, even of a run that was killed."""
     from service.loadtest.execute import rebuild
-    from service.loadtest.report.terminal import show
+    from service.loadtest.report.terminal import print_result
     from service.loadtest.report.write import write_report
     from vbon.terminal import table_console
 
     with _told():
         _, result = rebuild(directory)
         write_report(result, directory)
-        show(table_console(), result)
+        print_result(table_console(), result)
 
 
 @cli.command(cls=HelpCommand)
@@ -113,13 +113,13 @@ def compare(
     Needs 5 rounds in each, or 4 without rewards.
     """
     from service.loadtest.analysis.compare import compare_runs
-    from service.loadtest.report.terminal import show_comparison
+    from service.loadtest.report.terminal import print_comparison
     from vbon.storage.atomic import write_json
     from vbon.terminal import table_console
 
     with _told():
         found = compare_runs(_load(a, store), _load(b, store))
-        show_comparison(table_console(), found)
+        print_comparison(table_console(), found)
         if json_file is not None:
             write_json(json_file, found.model_dump(mode="json"))
     if fail_if_worse and found.worse:
@@ -135,12 +135,12 @@ def list_(
     ] = 20,
 ) -> None:
     """List the runs of the store, newest first."""
-    from service.loadtest.report.terminal import show_runs
+    from service.loadtest.report.terminal import print_runs
     from service.store import list_runs, open_store
     from vbon.terminal import table_console
 
     with _told():
-        show_runs(table_console(), list_runs(open_store(store), tag=tag, limit=limit))
+        print_runs(table_console(), list_runs(open_store(store), tag=tag, limit=limit))
 
 
 @cli.command(cls=HelpCommand)
@@ -152,14 +152,14 @@ def show(
     html: Annotated[Path | None, typer.Option(help="file for the HTML report")] = None,
 ) -> None:
     """Print a kept run; --html FILE writes its report."""
-    from service.loadtest.report.terminal import show as show_result
+    from service.loadtest.report.terminal import print_result
     from service.loadtest.report.write import html_page
     from vbon.storage.atomic import write_text
     from vbon.terminal import table_console
 
     with _told():
         result = _load(run, store)
-        show_result(table_console(), result)
+        print_result(table_console(), result)
         if html is not None:
             write_text(html, html_page(result))
 

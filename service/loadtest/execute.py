@@ -22,7 +22,7 @@ from service.loadtest.load.server_description import choose_variants, describe_s
 from service.loadtest.load.supervised import Reporting, interrupted_at_end_of
 from service.loadtest.plan import Variant
 from service.loadtest.report.write import write_report
-from service.loadtest.schema import LoadTestResult, Server
+from service.loadtest.schema import LoadTestResult, ServerDescription
 from vbon.errors import DataError
 
 
@@ -92,7 +92,7 @@ def rebuild(directory: Path) -> tuple[LoadTestSettings, LoadTestResult]:
     """
     journal, plan = Journal.reopen(directory)
     settings = LoadTestSettings(**{**plan["settings"], "out": directory})
-    server = Server.model_validate(plan["server"])
+    server = ServerDescription.model_validate(plan["server"])
     variants: list[Variant] = choose_variants(settings, server)
     return settings, build_result(settings, server, variants, load_prompts(settings), journal)
 

@@ -98,3 +98,17 @@ class BlockRecord(BaseModel):
         if took <= 0:
             return float(start <= seen.done_s <= end)
         return max(0.0, min(seen.done_s, end) - max(begun, start)) / took
+
+
+class ScoredAnswer(BaseModel):
+    """One scored answer; ``candidates`` holds all of best-of-N's rewards that there are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: int
+    sample: int
+    text: str = ""
+    reward: float | None = None
+    candidates: list[float] | None = None
+    unscored: int = 0
+    error: str | None = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from service.loadtest.config import LoadTestSettings
+
+BON = "bon"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,3 +115,21 @@ def scored_variants(variants: Sequence[Variant], settings: LoadTestSettings) -> 
     names = [variant.name for variant in variants]
     extra = [] if settings.baseline in names else [Variant(settings.baseline)]
     return [*extra, *variants]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPass:
+    """One pass: a variant and the variants that its answers stand for."""
+
+    variant: Variant
+    stands_for: tuple[Variant, ...]
+
+
+def scoring_passes(variants: Sequence[Variant]) -> list[ScoringPass]:
+    """Passes that score all variants: best-of-N of a policy once, at its largest N."""
+    by_name: dict[str, list[Variant]] = defaultdict(list)
+    for variant in variants:
+        by_name[variant.name if variant.mode == BON else variant.label].append(variant)
+    return [
+        ScoringPass(max(group, key=lambda one: one.n), tuple(group)) for group in by_name.values()
+    ]

@@ -16,13 +16,13 @@ from vbon.storage.training_record import TrainingRecord
 SCHEMA_VERSION = "1.0"
 
 
-class Part(BaseModel):
+class ResultPart(BaseModel):
     """Base of everything here."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Quantiles(Part):
+class Quantiles(ResultPart):
     """Over requests of all rounds together."""
 
     mean: float
@@ -33,7 +33,7 @@ class Quantiles(Part):
     count: int
 
 
-class Model(Part):
+class ServedModel(ResultPart):
     """Which weights."""
 
     name: str
@@ -41,28 +41,28 @@ class Model(Part):
     revision: str
 
 
-class Mode(Part):
+class ServedMode(ResultPart):
     """A mode as the server told of it."""
 
     name: str
     reranks: bool
-    policy: Model | None = None
-    reward_model: Model | None = None
+    policy: ServedModel | None = None
+    reward_model: ServedModel | None = None
     settings: dict[str, Any] = {}
     training: TrainingRecord | None = None
 
 
-class Server(Part):
+class ServerDescription(ResultPart):
     """What was measured."""
 
     url: str
     api: Literal["native", "openai"]
-    modes: list[Mode]
-    policies: list[Model] = []
-    gold_model: Model | None = None
+    modes: list[ServedMode]
+    policies: list[ServedModel] = []
+    gold_model: ServedModel | None = None
 
 
-class Round(Part):
+class RoundResult(ResultPart):
     """One block's figures, for comparing runs; ``None`` where no request was answered."""
 
     round: int
@@ -74,7 +74,7 @@ class Round(Part):
     goodput_per_s: float | None = Field(None, description="null without SLOs")
 
 
-class CellResult(Part):
+class CellResult(ResultPart):
     """One variant at one load level."""
 
     variant: str
@@ -101,10 +101,10 @@ class CellResult(Part):
     scoring_ms: Quantiles | None
     send_lag_ms: Quantiles | None = Field(description="open loop: how late requests were sent")
     client_cpu: float = Field(description="most of one core that the client used, 0 to 1")
-    rounds: list[Round]
+    rounds: list[RoundResult]
 
 
-class Quality(Part):
+class Quality(ResultPart):
     """What the answers of one variant are worth, measured off the clock."""
 
     variant: str
@@ -121,14 +121,14 @@ class Quality(Part):
     prompt_rewards: dict[str, float] = Field(description="mean by prompt; those without are absent")
 
 
-class RewardAtN(Part):
+class RewardAtN(ResultPart):
     """What best-of-n is worth, by the unbiased estimator over the candidates drawn."""
 
     n: int
     reward: MeanInterval
 
 
-class Probe(Part):
+class Probe(ResultPart):
     """One trial of the search for the saturation point."""
 
     rate: float
@@ -138,7 +138,7 @@ class Probe(Part):
     passed: bool
 
 
-class Saturation(Part):
+class Saturation(ResultPart):
     """The highest rate at which 95% of requests were answered within the SLO."""
 
     variant: str
@@ -154,7 +154,7 @@ class Saturation(Part):
     )
 
 
-class VariantCost(Part):
+class VariantCost(ResultPart):
     """A variant's price at its highest measured throughput."""
 
     variant: str
@@ -169,7 +169,7 @@ class VariantCost(Part):
     )
 
 
-class BreakEven(Part):
+class BreakEven(ResultPart):
     """One tuned checkpoint against one variant that draws several candidates."""
 
     tuned: str
@@ -196,21 +196,21 @@ class BreakEven(Part):
     equal_n_beyond: bool = Field(description="not within the N measured: equal_n is then a bound")
 
 
-class ShownAnswer(Part):
+class ShownAnswer(ResultPart):
     """An answer to look at."""
 
     text: str
     reward: float | None
 
 
-class Example(Part):
+class Example(ResultPart):
     """One prompt and what each variant answered first."""
 
     prompt: str
     answers: dict[str, ShownAnswer]
 
 
-class LoadTestResult(Part):
+class LoadTestResult(ResultPart):
     """A whole run."""
 
     schema_version: str = SCHEMA_VERSION
@@ -221,7 +221,7 @@ class LoadTestResult(Part):
     blocks_planned: int
     settings: dict[str, Any]
     provenance: dict[str, Any]
-    server: Server
+    server: ServerDescription
     prompts: int
     prompts_digest: str | None = Field(None, description="of their texts: equal for equal prompts")
     cells: list[CellResult]

@@ -17,7 +17,7 @@ from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.server_description import choose_variants
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.report.write import html_page
-from service.loadtest.schema import CellResult, LoadTestResult, Server
+from service.loadtest.schema import CellResult, LoadTestResult, ServerDescription
 from tests.unit.slow_server import SlowServer, listening
 
 SLACK_MS = 60.0  # a scheduler's delay on a machine that does something else as well
@@ -61,7 +61,7 @@ async def measure(
     server: SlowServer, out: Path, progress: Quiet | None = None, **changes: Any
 ) -> LoadTestResult:
     settings = settings_for(server, out, **changes)
-    told = Server.model_validate(
+    told = ServerDescription.model_validate(
         {"url": server.url, "api": settings.api, "modes": _modes(server, settings.api)}
     )
     variants = choose_variants(settings, told)

@@ -7,19 +7,26 @@ import pytest
 
 from service.loadtest.analysis.break_even import (
     Capacity,
-    Side,
-    Training,
+    MeasuredVariant,
+    TrainingExpense,
     break_even,
     capacity_of,
     cost_of,
 )
+from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.decision import decide
 from service.loadtest.analysis.result import _fine_tuned, _masked
 from service.loadtest.analysis.warnings import rising_warning, search_warnings
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Variant
-from service.loadtest.schema import CellResult, Mode, Model, Round, Saturation, Server
-from service.loadtest.summary import throughput
+from service.loadtest.schema import (
+    CellResult,
+    RoundResult,
+    Saturation,
+    ServedMode,
+    ServedModel,
+    ServerDescription,
+)
 from vbon.maths.statistics import median_range
 
 NO_CURVE: tuple[list[int], np.ndarray] = ([], np.zeros((0, 1)))
@@ -29,16 +36,33 @@ def cell(
     variant: str, load: float, rates: list[float], goodput: list[float] | None = None
 ) -> CellResult:
     rounds = [
-        Round(round=i, requests=9, requests_per_s=rate, returned_tokens_per_s=rate, p50_e2e_ms=1,
-              p95_e2e_ms=2, goodput_per_s=None if goodput is None else goodput[i])
+        RoundResult(
+            round=i,
+            requests=9,
+            requests_per_s=rate,
+            returned_tokens_per_s=rate,
+            p50_e2e_ms=1,
+            p95_e2e_ms=2,
+            goodput_per_s=None if goodput is None else goodput[i],
+        )
         for i, rate in enumerate(rates)
-    ]  # fmt: skip
+    ]
     known = {
-        "variant": variant, "mode": variant, "n": 1, "load_kind": "closed", "load": load, "requests": 9,
-        "errors": {}, "streamed": False, "requests_per_s": median_range(rates), "rounds": rounds,
-        "generated_tokens_per_s": median_range(rates), "returned_tokens_per_s": median_range(rates),
-        "goodput_per_s": None if goodput is None else median_range(goodput), "client_cpu": 0.0,
-    }  # fmt: skip
+        "variant": variant,
+        "mode": variant,
+        "n": 1,
+        "load_kind": "closed",
+        "load": load,
+        "requests": 9,
+        "errors": {},
+        "streamed": False,
+        "requests_per_s": median_range(rates),
+        "rounds": rounds,
+        "generated_tokens_per_s": median_range(rates),
+        "returned_tokens_per_s": median_range(rates),
+        "goodput_per_s": None if goodput is None else median_range(goodput),
+        "client_cpu": 0.0,
+    }
     return CellResult(**dict.fromkeys(set(CellResult.model_fields) - set(known)), **known)
 
 
@@ -53,9 +77,12 @@ def test_rounds_are_of_goodput_and_one_without_any_never_pays() -> None:
     assert tuned.by_round == {0: 90, 1: 90, 2: 90, 3: 10, 4: 0}
     sampled = capacity([cell("bon", 8, [10] * 5, [9] * 5)])
     found = break_even(
-        Side("vbon", tuned, None), Side("bon", sampled, None), Training(1.0, 1.0, "by hand"),
-        NO_CURVE, price=3.6,
-    )  # fmt: skip
+        MeasuredVariant("vbon", tuned, None),
+        MeasuredVariant("bon", sampled, None),
+        TrainingExpense(1.0, 1.0, "by hand"),
+        NO_CURVE,
+        price=3.6,
+    )
     assert (found.cost_ratio.low, found.cost_ratio.median, found.cost_ratio.high) == (0, 10, 10)
     assert found.requests == pytest.approx(1 / (0.001 / 9 - 0.001 / 90))
     assert (found.requests_low, found.requests_high) == (None, None)
@@ -86,8 +113,13 @@ def test_a_rising_one_is_at_least_so_many_times_cheaper() -> None:
         capacity([cell("vbon", load, [rate] * 2) for load, rate in ((8, 40.0), (32, 80.0))]),
         capacity([cell("bon", load, [rate] * 2) for load, rate in ((8, 10.0), (32, 10.0))]),
     )
-    pair = break_even(Side("vbon", tuned, None), Side("bon", sampled, None),
-                      Training(1.0, 1.0, "by hand"), NO_CURVE, price=1.0)  # fmt: skip
+    pair = break_even(
+        MeasuredVariant("vbon", tuned, None),
+        MeasuredVariant("bon", sampled, None),
+        TrainingExpense(1.0, 1.0, "by hand"),
+        NO_CURVE,
+        price=1.0,
+    )
     costs = [cost_of("vbon", tuned, 1.0), cost_of("bon", sampled, 1.0)]
     assert "at least 8 times less" in decide([pair], costs, [], [], [], "EUR")[1]
 
@@ -96,16 +128,28 @@ def test_prices_said_have_the_ratio_said() -> None:
     """Medians of 150 and 20 are 7.5 times apart; by round they are 10, 5 and 10."""
     tuned = capacity([cell("vbon", 8, [100, 150, 200])])
     sampled = capacity([cell("bon", 8, [10, 30, 20])])
-    pair = break_even(Side("vbon", tuned, None), Side("bon", sampled, None),
-                      Training(1.0, 1.0, "by hand"), NO_CURVE, price=1.0)  # fmt: skip
+    pair = break_even(
+        MeasuredVariant("vbon", tuned, None),
+        MeasuredVariant("bon", sampled, None),
+        TrainingExpense(1.0, 1.0, "by hand"),
+        NO_CURVE,
+        price=1.0,
+    )
     costs = [cost_of("vbon", tuned, 1.0), cost_of("bon", sampled, 1.0)]
     assert "7.5 times less (5 to 10 by round)" in decide([pair], costs, [], [], [], "EUR")[1]
 
 
 def test_an_unfinished_search_is_said_and_prices_nothing() -> None:
     def searched(confirmed: bool) -> Saturation:
-        return Saturation(variant="vbon", slo_ms=500, rate=59.2, above=None, p95_ms=400, probes=[],
-                          confirmed=confirmed)  # fmt: skip
+        return Saturation(
+            variant="vbon",
+            slo_ms=500,
+            rate=59.2,
+            above=None,
+            p95_ms=400,
+            probes=[],
+            confirmed=confirmed,
+        )
 
     cells = [cell("vbon", 8, [100.0])]
     assert capacity(cells, (searched(True),)).requests_per_s.median == 59.2
@@ -117,12 +161,14 @@ def test_an_unfinished_search_is_said_and_prices_nothing() -> None:
 
 
 def test_a_fine_tune_is_another_policy_whatever_the_baseline() -> None:
-    ref, vbon = (Model(name=name, path=f"/{name}", revision=name) for name in ("ref", "vbon"))
+    ref, vbon = (ServedModel(name=name, path=f"/{name}", revision=name) for name in ("ref", "vbon"))
     modes = [
-        Mode(name="ref", reranks=False, policy=ref), Mode(name="vbon", reranks=False, policy=vbon),
-        Mode(name="bon", reranks=True, policy=ref), Mode(name="other", reranks=False),
-    ]  # fmt: skip
-    server = Server(url="", api="native", modes=modes, policies=[ref, vbon])
+        ServedMode(name="ref", reranks=False, policy=ref),
+        ServedMode(name="vbon", reranks=False, policy=vbon),
+        ServedMode(name="bon", reranks=True, policy=ref),
+        ServedMode(name="other", reranks=False),
+    ]
+    server = ServerDescription(url="", api="native", modes=modes, policies=[ref, vbon])
     bon = Variant("bon", 16, True)
     for baseline in ("ref", "vbon"):
         assert not _fine_tuned(Variant("ref"), bon, server, baseline)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from service.loadtest.analysis.break_even import (
     Capacity,
-    Side,
+    MeasuredVariant,
     answers_to_break_even,
     break_even,
     cost_per_answer,
@@ -19,24 +19,23 @@ from service.loadtest.analysis.break_even import (
     equal_n,
     training_of,
 )
+from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.decision import decide
-from service.loadtest.analysis.quality import baseline_rewards, quality_of
-from service.loadtest.config import LoadTestSettings
-from service.loadtest.intervals import (
+from service.loadtest.analysis.intervals import (
     quantiles,
     sign_flip_p,
 )
+from service.loadtest.analysis.quality import baseline_rewards, quality_of
+from service.loadtest.analysis.saturation_search import SaturationSearch, hopeless
+from service.loadtest.analysis.text import number
+from service.loadtest.config import LoadTestSettings
 from service.loadtest.load.arrivals import due_times, unit_arrivals
 from service.loadtest.load.client import EventReader
 from service.loadtest.load.prompts import load_prompts, made_prompts
-from service.loadtest.load.saturation_search import Search, hopeless
-from service.loadtest.load.scoring import ScoredRow, passes
 from service.loadtest.load.server_description import choose_variants
-from service.loadtest.observation import BlockRecord, Observation
-from service.loadtest.plan import Load, Variant, cells, schedule
-from service.loadtest.schema import Mode, Model, Server, VariantCost
-from service.loadtest.summary import throughput
-from service.loadtest.text import number
+from service.loadtest.observation import BlockRecord, Observation, ScoredAnswer
+from service.loadtest.plan import Load, Variant, cells, schedule, scoring_passes
+from service.loadtest.schema import ServedMode, ServedModel, ServerDescription, VariantCost
 from vbon.config import load_settings
 from vbon.errors import InvalidInputError
 from vbon.maths.statistics import median_range
@@ -197,9 +196,9 @@ def test_drawn_tests_agree_with_a_known_tail() -> None:
 
 def test_win_rate_is_the_share_of_pairs() -> None:
     """Prompt 0: 1 and 3 against 2 and 3: of four pairs, 1 won and 1 tied. Prompt 1: not scored."""
-    ref = [ScoredRow(prompt=0, sample=i, reward=r) for i, r in enumerate((2.0, 3.0))]
-    mine = [ScoredRow(prompt=0, sample=i, reward=r) for i, r in enumerate((1.0, 3.0))]
-    mine.append(ScoredRow(prompt=1, sample=0, reward=None, unscored=1))
+    ref = [ScoredAnswer(prompt=0, sample=i, reward=r) for i, r in enumerate((2.0, 3.0))]
+    mine = [ScoredAnswer(prompt=0, sample=i, reward=r) for i, r in enumerate((1.0, 3.0))]
+    mine.append(ScoredAnswer(prompt=1, sample=0, reward=None, unscored=1))
     found = quality_of(Variant("vbon"), mine, baseline_rewards(ref))
     assert found.win_rate is not None
     assert found.win_rate.mean == pytest.approx(1.5 / 4)
@@ -210,7 +209,7 @@ def test_win_rate_is_the_share_of_pairs() -> None:
 def test_best_of_n_wins_as_often_as_its_subsets() -> None:
     """Every pair of candidates against every reference answer."""
     candidates, ref = [0.0, 2.0, 5.0, 3.0], [1.0, 4.0, 5.0]
-    row = ScoredRow(prompt=0, sample=0, reward=5.0, candidates=candidates)
+    row = ScoredAnswer(prompt=0, sample=0, reward=5.0, candidates=candidates)
     against = {0: np.array(ref)}
     found = quality_of(Variant("bon", 2, True), [row], against)
     bests = [max(pair) for pair in combinations(candidates, 2)]
@@ -223,13 +222,13 @@ def test_best_of_n_wins_as_often_as_its_subsets() -> None:
 
 
 def test_too_few_scored_candidates_are_no_answer() -> None:
-    row = ScoredRow(prompt=0, sample=0, reward=5.0, candidates=[5.0], unscored=3)
+    row = ScoredAnswer(prompt=0, sample=0, reward=5.0, candidates=[5.0], unscored=3)
     found = quality_of(Variant("bon", 4, True), [row], None)
     assert (found.reward, found.answers, found.unscored) == (None, 0, 3)
 
 
 def test_best_of_n_is_asked_once_for_all_n() -> None:
-    found = passes([Variant("ref"), Variant("bon", 2, True), Variant("bon", 8, True),
+    found = scoring_passes([Variant("ref"), Variant("bon", 2, True), Variant("bon", 8, True),
                     Variant("soft-bon", 2, True), Variant("soft-bon", 8, True)])  # fmt: skip
     assert [(one.variant.label, len(one.stands_for)) for one in found] == [
         ("ref", 1), ("bon (N=8)", 2), ("soft-bon (N=2)", 1), ("soft-bon (N=8)", 1),
@@ -242,7 +241,7 @@ def test_best_of_n_is_asked_once_for_all_n() -> None:
 @pytest.mark.parametrize("capacity", [2.0, 3.0, 41.0, 1000.0])
 @pytest.mark.parametrize("start", [1.0, 10.0])
 def test_the_search_ends_within_its_tolerance(capacity: float, start: float) -> None:
-    search = Search(start, 0.1)
+    search = SaturationSearch(start, 0.1)
     while (rate := search.next_rate()) is not None:
         search.note(rate, rate <= capacity)
     assert search.passed is not None
@@ -255,7 +254,7 @@ def test_the_search_ends_within_its_tolerance(capacity: float, start: float) -> 
 
 def test_what_passed_by_luck_is_not_reported() -> None:
     """45 passes once; asked again it fails, as everything above 40 does."""
-    search, lucky = Search(45.0, 0.1), True
+    search, lucky = SaturationSearch(45.0, 0.1), True
     while (rate := search.next_rate()) is not None:
         search.note(rate, rate <= 40 or (rate == 45 and lucky))
         lucky = lucky and rate != 45
@@ -264,7 +263,7 @@ def test_what_passed_by_luck_is_not_reported() -> None:
 
 
 def test_the_search_gives_up_far_below_its_start() -> None:
-    search = Search(8.0, 0.1)
+    search = SaturationSearch(8.0, 0.1)
     while (rate := search.next_rate()) is not None:
         search.note(rate, False)
     assert search.passed is None
@@ -303,17 +302,17 @@ def test_equal_n_is_paired_over_prompts() -> None:
     assert (found.n, found.low, found.high, found.beyond) == pytest.approx((2.5, 2.5, 2.5, False))
 
 
-def side(variant: str, rates: list[float], rewards: dict[str, float]) -> Side:
-    rows = [ScoredRow(prompt=int(p), sample=0, reward=r) for p, r in rewards.items()]
+def side(variant: str, rates: list[float], rewards: dict[str, float]) -> MeasuredVariant:
+    rows = [ScoredAnswer(prompt=int(p), sample=0, reward=r) for p, r in rewards.items()]
     rate = median_range(rates)
     quality = quality_of(Variant(variant), rows, None)
-    return Side(variant, Capacity("8 in flight", rate, dict(enumerate(rates))), quality)
+    return MeasuredVariant(variant, Capacity("8 in flight", rate, dict(enumerate(rates))), quality)
 
 
 def test_break_even_pairs_rounds_and_prompts() -> None:
     tuned = side("vbon", [8.0, 10.0, 20.0], {"0": 1.0, "1": 2.0, "3": 9.0})
     sampled = side("bon", [1.0, 1.0, 2.0], {"0": 1.5, "1": 3.5, "2": 7.0})
-    training = training_of(Mode(name="vbon", reranks=False), LoadTestSettings(training_hours=2.5,
+    training = training_of(ServedMode(name="vbon", reranks=False), LoadTestSettings(training_hours=2.5,
                            training_price_per_hour=4))  # fmt: skip
     found = break_even(tuned, sampled, training, ([], np.zeros((0, 1))), price=3.6)
     assert found.training_cost == 10.0
@@ -331,10 +330,10 @@ def test_break_even_pairs_rounds_and_prompts() -> None:
 
 def test_training_comes_from_the_card() -> None:
     record = {"cost": {"training_seconds": 1800, "processes": 4}}
-    mode = Mode(name="vbon", reranks=False, training=TrainingRecord.model_validate(record))
+    mode = ServedMode(name="vbon", reranks=False, training=TrainingRecord.model_validate(record))
     found = training_of(mode, LoadTestSettings(price_per_hour=3))
     assert (found.hours, found.cost) == (2.0, 6.0)
-    assert training_of(Mode(name="x", reranks=False), LoadTestSettings()).cost is None
+    assert training_of(ServedMode(name="x", reranks=False), LoadTestSettings()).cost is None
 
 
 # Words
@@ -352,7 +351,9 @@ def test_numbers_read_without_exponents(value: float, text: str) -> None:
 def decision_of(tuned_rate: float, sampled_rate: float, hours: float | None) -> list[str]:
     tuned = side("vbon", [tuned_rate] * 2, {"0": 1.0, "1": 2.0})
     sampled = side("bon (N=4)", [sampled_rate] * 2, {"0": 1.5, "1": 2.5})
-    training = training_of(Mode(name="v", reranks=False), LoadTestSettings(training_hours=hours))
+    training = training_of(
+        ServedMode(name="v", reranks=False), LoadTestSettings(training_hours=hours)
+    )
     pair = break_even(tuned, sampled, training, ([], np.zeros((0, 1))), price=1)
     costs = [
         VariantCost(variant=one.variant, source="", requests_per_s=one.capacity.requests_per_s,
@@ -378,11 +379,11 @@ def test_the_decision_says_so_where_nothing_is_saved_or_known() -> None:
 # Variants
 
 
-def told(**modes: bool) -> Server:
-    policies = [Model(name=name, path="/m", revision="r") for name in ("ref", "vbon")]
-    return Server(
+def told(**modes: bool) -> ServerDescription:
+    policies = [ServedModel(name=name, path="/m", revision="r") for name in ("ref", "vbon")]
+    return ServerDescription(
         url="http://host", api="native", policies=policies,
-        modes=[Mode(name=name, reranks=reranks) for name, reranks in modes.items()],
+        modes=[ServedMode(name=name, reranks=reranks) for name, reranks in modes.items()],
     )  # fmt: skip
 
 

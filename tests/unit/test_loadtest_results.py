@@ -22,7 +22,7 @@ from scipy import stats
 from service.loadtest.analysis.compare import compare_runs
 from service.loadtest.analysis.warnings import cell_warnings
 from service.loadtest.report.write import cells_csv, html_page
-from service.loadtest.schema import LoadTestResult, Round
+from service.loadtest.schema import LoadTestResult, RoundResult
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import measure
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
@@ -148,7 +148,7 @@ def faster(result: LoadTestResult, factor: float, rounds: int, gain: float = 0.0
     changed = result.model_copy(deep=True)
     for cell in changed.cells:
         cell.rounds = [
-            Round(round=i, requests=9, requests_per_s=10 * factor * (1 + 0.01 * ((7 * i) % 5)),
+            RoundResult(round=i, requests=9, requests_per_s=10 * factor * (1 + 0.01 * ((7 * i) % 5)),
                   returned_tokens_per_s=1, p50_e2e_ms=100 / factor * (1 + 0.01 * ((3 * i) % 5)),
                   p95_e2e_ms=150 / factor * (1 + 0.01 * (i % 5)))
             for i in range(rounds)
@@ -211,7 +211,7 @@ def noisy(result: LoadTestResult, rng: np.random.Generator, rounds: int = 5) -> 
         block = common + rng.normal(0, 0.03, rounds)
         speed, p50, p95 = np.exp(block + rng.normal(0, 0.01, (3, rounds)))
         made = [
-            Round(round=i, requests=9, requests_per_s=10 / speed[i], returned_tokens_per_s=1,
+            RoundResult(round=i, requests=9, requests_per_s=10 / speed[i], returned_tokens_per_s=1,
                   p50_e2e_ms=100 * p50[i], p95_e2e_ms=150 * p95[i])
             for i in range(rounds)
         ]  # fmt: skip

@@ -8,10 +8,10 @@ from typing import Any
 from training.report.text import WIN_RATE, figures, interval, planes_of, win_points
 from training.sweep import pareto as tables
 from training.sweep.records import CellRecord, Sweep
-from vbon.report_html import Sheet
+from vbon.report_html import ReportTable
 
 
-def cells_sheet(sweep: Sweep) -> Sheet:
+def cells_sheet(sweep: Sweep) -> ReportTable:
     """One line a cell, the failed and diverged ones with their message."""
     planes = planes_of(sweep)
     results = tables.efficiencies(win_points(sweep), sweep.curve(WIN_RATE))
@@ -30,7 +30,7 @@ def cells_sheet(sweep: Sweep) -> Sheet:
             cell.message or "", cell.checkpoint or "-",
         )  # fmt: skip
 
-    return Sheet(
+    return ReportTable(
         key="cells",
         title="All cells",
         caption="Mean [95% interval over prompts]; a tuned policy's KL is Rao-Blackwellised. "
@@ -48,7 +48,7 @@ def cells_sheet(sweep: Sweep) -> Sheet:
     )  # fmt: skip
 
 
-def settings_sheet(sweep: Sweep) -> Sheet:
+def settings_sheet(sweep: Sweep) -> ReportTable:
     """Revisions, versions, machine and settings: those all cells share, then what is a cell's own."""
     base = sweep.baseline
     cells = list(sweep.cells.values())
@@ -69,7 +69,7 @@ def settings_sheet(sweep: Sweep) -> Sheet:
         *((f"only {name}", _compact({k: v for k, v in cell.config.items() if k not in shared}))
           for name, cell in sweep.cells.items()),
     ]  # fmt: skip
-    return Sheet(
+    return ReportTable(
         key="settings",
         title="Settings and revisions",
         caption="What it takes to run this again.",

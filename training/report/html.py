@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from training.report.plots import CURVE_COLOUR, CURVE_NAME, Style, page_figure
 from training.report.text import planes_of
 from training.sweep.records import Sweep, methods_of
-from vbon.report_html import Sheet, aligned, fill_page, html_table, plot_html
+from vbon.report_html import ReportTable, aligned, fill_page, html_table, plot_html
 
 TITLE = "Ways to distil best-of-N"
 TERMS = (
@@ -24,7 +24,7 @@ TERMS = (
 def html_page(
     sweeps: Sequence[Sweep],
     summaries: Sequence[list[str]],
-    sheets: Sequence[list[Sheet]],
+    sheets: Sequence[list[ReportTable]],
     look: dict[str, Style],
 ) -> str:
     """The whole page; every text from a record is escaped."""
@@ -38,7 +38,7 @@ def html_page(
 
 
 def _section(
-    number: int, sweep: Sweep, lines: list[str], sheets: list[Sheet], look: dict[str, Style]
+    number: int, sweep: Sweep, lines: list[str], sheets: list[ReportTable], look: dict[str, Style]
 ) -> str:
     found = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     plots = "".join(
@@ -77,7 +77,7 @@ def _plot(sweep: Sweep, field: str, look: dict[str, Style], name: str, *, first:
 
 
 def markdown(
-    sweeps: Sequence[Sweep], summaries: Sequence[list[str]], sheets: Sequence[list[Sheet]]
+    sweeps: Sequence[Sweep], summaries: Sequence[list[str]], sheets: Sequence[list[ReportTable]]
 ) -> str:
     """The summaries and tables as Markdown."""
     lines = [f"# {TITLE}", "", TERMS, ""]

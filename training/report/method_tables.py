@@ -18,7 +18,7 @@ from training.report.text import (
 )
 from training.sweep import pareto as tables
 from training.sweep.records import Sweep
-from vbon.report_html import Sheet
+from vbon.report_html import ReportTable
 
 COSTS = {
     "samples_drawn": "samples drawn",
@@ -29,7 +29,7 @@ COSTS = {
 }
 
 
-def sheets(sweep: Sweep) -> list[Sheet]:
+def sheets(sweep: Sweep) -> list[ReportTable]:
     """Every table of one sweep; those that need a measured cell are left out when there is none."""
     result = [_curve_sheet(sweep)]
     if sweep.measured:
@@ -39,7 +39,7 @@ def sheets(sweep: Sweep) -> list[Sheet]:
     return [*result, cells_sheet(sweep), settings_sheet(sweep)]
 
 
-def pareto_sheets(sweep: Sweep) -> list[Sheet]:
+def pareto_sheets(sweep: Sweep) -> list[ReportTable]:
     """Frontier shares, one table a plane."""
     result = []
     for field, label in planes_of(sweep).items():
@@ -48,7 +48,7 @@ def pareto_sheets(sweep: Sweep) -> list[Sheet]:
             continue
         rows = tables.pareto_rows(points, sweep.curve(field))
         result.append(
-            Sheet(
+            ReportTable(
                 key=f"pareto_{field}",
                 title=f"On the frontier of KL and {label}",
                 caption="Share of a method's points that no other tuned point of the same seed "
@@ -81,7 +81,7 @@ def pareto_sheets(sweep: Sweep) -> list[Sheet]:
     return result
 
 
-def target_sheets(sweep: Sweep) -> list[Sheet]:
+def target_sheets(sweep: Sweep) -> list[ReportTable]:
     """Methods trained towards N beside best-of-N, one table an N that was measured."""
     points, curve = win_points(sweep), sweep.curve(WIN_RATE)
     result = []
@@ -89,7 +89,7 @@ def target_sheets(sweep: Sweep) -> list[Sheet]:
         best = next(c for c in curve if c.n == num_samples)
         rows = tables.target_rows(points, curve, num_samples)
         result.append(
-            Sheet(
+            ReportTable(
                 key=f"target_{num_samples}",
                 title=f"Trained towards best-of-{num_samples}",
                 caption=f"Best-of-{num_samples} itself: win rate {best.value:.3f} at no more than "
@@ -124,10 +124,10 @@ def target_sheets(sweep: Sweep) -> list[Sheet]:
     return result
 
 
-def _curve_sheet(sweep: Sweep) -> Sheet:
+def _curve_sheet(sweep: Sweep) -> ReportTable:
     planes = planes_of(sweep)
     rows = sweep.curve_rows()
-    return Sheet(
+    return ReportTable(
         key="best_of_n",
         title="Reference and best-of-n",
         caption="Mean [95% interval over prompts]. Best-of-n's KL is the upper bound "
@@ -142,10 +142,10 @@ def _curve_sheet(sweep: Sweep) -> Sheet:
     )  # fmt: skip
 
 
-def _efficiency_sheet(sweep: Sweep) -> Sheet:
+def _efficiency_sheet(sweep: Sweep) -> ReportTable:
     results = tables.efficiencies(win_points(sweep), sweep.curve(WIN_RATE))
     rows = tables.efficiency_rows(results)
-    return Sheet(
+    return ReportTable(
         key="efficiency",
         title="Win rate for the KL spent",
         caption="A point's win rate over best-of-n's at the same KL (bound); median over the "
@@ -163,14 +163,14 @@ def _efficiency_sheet(sweep: Sweep) -> Sheet:
     )  # fmt: skip
 
 
-def _cost_sheet(sweep: Sweep) -> Sheet:
+def _cost_sheet(sweep: Sweep) -> ReportTable:
     data = []
     for method in dict.fromkeys(cell.cell.variant for cell in sweep.measured.values()):
         costs = [c.cost for c in sweep.measured.values() if c.cell.variant == method and c.cost]
         medians = {f: float(np.median([getattr(c, f) for c in costs])) for f in COSTS if costs}
         data.append({"method": method, "points": len(costs), **medians})
     cached = sorted({cell.cost.cached_samples for cell in sweep.measured.values() if cell.cost})
-    return Sheet(
+    return ReportTable(
         key="cost",
         title="Cost of a checkpoint",
         caption="Median over the method's cells. Samples and tokens drawn are those drawn while "

@@ -10,7 +10,7 @@ from training.report.method_tables import pareto_sheets, sheets, target_sheets
 from training.report.summary import summary
 from training.sweep.records import methods_of, read_sweep
 from vbon.errors import DataError, ExportError
-from vbon.report_html import Sheet
+from vbon.report_html import ReportTable
 from vbon.storage.atomic import write_json, write_text
 from vbon.terminal import table_console
 
@@ -69,7 +69,7 @@ def write_report(config: ReportConfig) -> None:
     console.print(escape(", ".join([*names, *(str(plot) for plot in plots)])))
 
 
-def _table(sheet: Sheet) -> Table:
+def _table(sheet: ReportTable) -> Table:
     table = Table(title=escape(sheet.title))
     for i, column in enumerate(sheet.columns):
         table.add_column(escape(column), justify="right" if i else "left")

@@ -12,7 +12,7 @@ _RANGE = re.compile(r"-?[\d,.]+%?( [\[(][^\])]*[\])])?|-")
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class ReportTable:
     """One table, of text; ``data`` holds the same figures as plain values for JSON.
 
     Attributes:
@@ -27,7 +27,7 @@ class Sheet:
     data: Any
 
 
-def aligned(sheet: Sheet) -> list[str]:
+def aligned(table: ReportTable) -> list[str]:
     """``figure`` for a column of figures, ``range`` if some come with theirs, else nothing."""
 
     def kind(texts: tuple[str, ...]) -> str:
@@ -35,15 +35,15 @@ def aligned(sheet: Sheet) -> list[str]:
             return "figure"
         return "range" if all(_RANGE.fullmatch(text) for text in texts) else ""
 
-    return [kind(texts) for texts in zip(*sheet.rows, strict=True)]
+    return [kind(texts) for texts in zip(*table.rows, strict=True)]
 
 
-def html_table(sheet: Sheet) -> str:
+def html_table(table: ReportTable) -> str:
     """A scrollable table with caption and headers; long ones stand in a box that opens."""
-    kinds = aligned(sheet)
+    kinds = aligned(table)
     heads = "".join(
         f'<th scope="col" class="{kind}">{html.escape(column)}</th>'
-        for column, kind in zip(sheet.columns, kinds, strict=True)
+        for column, kind in zip(table.columns, kinds, strict=True)
     )
     body = "".join(
         f'<tr><th scope="row">{html.escape(row[0])}</th>'
@@ -52,14 +52,14 @@ def html_table(sheet: Sheet) -> str:
             for text, kind in zip(row[1:], kinds[1:], strict=True)
         )
         + "</tr>"
-        for row in sheet.rows
+        for row in table.rows
     )
-    title = html.escape(sheet.title)
-    table = (
+    title = html.escape(table.title)
+    markup = (
         f'<div class="wide" tabindex="0" role="region" aria-label="{title}"><table '
-        f'class="{sheet.key}"><caption>{html.escape(sheet.caption)}</caption>'
+        f'class="{table.key}"><caption>{html.escape(table.caption)}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-    if sheet.key == "settings":
-        return f"<details><summary>{title}</summary>{table}</details>"
-    return f"<h3>{title}</h3>{table}"
+    if table.key == "settings":
+        return f"<details><summary>{title}</summary>{markup}</details>"
+    return f"<h3>{title}</h3>{markup}"

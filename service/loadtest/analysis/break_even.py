@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.loadtest.analysis.intervals import Float, interval, resamples
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.intervals import Float, interval, resamples
 from service.loadtest.schema import (
     BreakEven,
     CellResult,
-    Mode,
     Quality,
     Saturation,
+    ServedMode,
     VariantCost,
 )
 from vbon.maths.intervals import MeanInterval, MedianRange
@@ -158,7 +158,7 @@ def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> VariantC
 
 
 @dataclass(frozen=True, slots=True)
-class Training:
+class TrainingExpense:
     """What a checkpoint cost to train; ``None`` where nothing tells."""
 
     hours: float | None
@@ -166,23 +166,23 @@ class Training:
     source: str
 
 
-def training_of(mode: Mode, settings: LoadTestSettings) -> Training:
+def training_of(mode: ServedMode, settings: LoadTestSettings) -> TrainingExpense:
     """From the settings, else from the checkpoint's card."""
     price = settings.training_price_per_hour or settings.price_per_hour
     if settings.training_hours is not None:
-        return Training(
+        return TrainingExpense(
             settings.training_hours, settings.training_hours * price, "--training-hours"
         )
     cost = None if mode.training is None else mode.training.cost
     if cost is None:
-        return Training(None, None, "no card tells it; give --training-hours")
+        return TrainingExpense(None, None, "no card tells it; give --training-hours")
     hours = cost.device_hours
     source = f"card: {cost.training_seconds:g} s x {cost.processes}, cached samples not counted"
-    return Training(hours, hours * price, source)
+    return TrainingExpense(hours, hours * price, source)
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class MeasuredVariant:
     """One side of a break-even."""
 
     variant: str
@@ -191,7 +191,11 @@ class Side:
 
 
 def break_even(
-    tuned: Side, sampled: Side, training: Training, curve: tuple[list[int], Float], price: float
+    tuned: MeasuredVariant,
+    sampled: MeasuredVariant,
+    training: TrainingExpense,
+    curve: tuple[list[int], Float],
+    price: float,
 ) -> BreakEven:
     """A tuned variant against one that draws several candidates.
 

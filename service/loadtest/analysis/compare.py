@@ -17,8 +17,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.loadtest.intervals import Float, interval, sign_flip_p
-from service.loadtest.schema import CellResult, LoadTestResult, Quality, Round
+from service.loadtest.analysis.intervals import Float, interval, sign_flip_p
+from service.loadtest.schema import CellResult, LoadTestResult, Quality, RoundResult
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
 
@@ -76,7 +76,7 @@ class Comparison(BaseModel):
 
 
 _DIFFERS = ("better", "worse")
-_SPEEDS: tuple[tuple[str, Callable[[Round], float | None], bool], ...] = (
+_SPEEDS: tuple[tuple[str, Callable[[RoundResult], float | None], bool], ...] = (
     ("requests/s", lambda one: one.requests_per_s, True),
     ("p50 E2E, ms", lambda one: one.p50_e2e_ms, False),
     ("p95 E2E, ms", lambda one: one.p95_e2e_ms, False),
@@ -184,14 +184,16 @@ def _numbers(cells: Iterable[CellResult]) -> set[int]:
 
 
 def _values(
-    measured: Sequence[Round], value: Callable[[Round], float | None], rounds: Sequence[int]
+    measured: Sequence[RoundResult],
+    value: Callable[[RoundResult], float | None],
+    rounds: Sequence[int],
 ) -> Float:
     found = {one.round: value(one) for one in measured}
     # None becomes NaN.
     return np.array([found.get(number) for number in rounds], dtype=np.float64)
 
 
-def _half_an_answer(rounds: Iterable[Round]) -> float | None:
+def _half_an_answer(rounds: Iterable[RoundResult]) -> float | None:
     """Throughput of half an answer in a block, for those without any: 0 has no log, and must not be left out.
 
     ``None`` where there was no answer at all.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from service.loadtest.analysis.text import duration, interval_text, number
 from service.loadtest.schema import BreakEven, CellResult, Quality, Saturation, VariantCost
-from service.loadtest.text import duration, interval_text, number
 
 
 def decide(

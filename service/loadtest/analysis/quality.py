@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from service.loadtest.intervals import Float, interval
-from service.loadtest.load.scoring import ScoredRow
+from service.loadtest.analysis.intervals import Float, interval
+from service.loadtest.observation import ScoredAnswer
 from service.loadtest.plan import Variant
 from service.loadtest.schema import Quality, RewardAtN
 from vbon.maths.curves import expected_best, pairwise_win_rate, selection_weights
 
-Rows = Sequence[ScoredRow]
+Rows = Sequence[ScoredAnswer]
 
 
 def baseline_rewards(rows: Rows) -> dict[int, Float]:
@@ -60,7 +60,7 @@ def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) 
     )
 
 
-def _answers(variant: Variant, row: ScoredRow) -> tuple[Float | None, Float]:
+def _answers(variant: Variant, row: ScoredAnswer) -> tuple[Float | None, Float]:
     """Possible answers' rewards and their probabilities: the one, or the best of N of the candidates."""
     if row.candidates is not None:
         if len(row.candidates) < variant.n:

@@ -12,22 +12,29 @@ from datetime import UTC, datetime
 import numpy as np
 
 from service.loadtest.analysis.break_even import (
-    Side,
+    MeasuredVariant,
     break_even,
     capacity_of,
     cost_of,
     training_of,
 )
+from service.loadtest.analysis.cell_results import cell_result
 from service.loadtest.analysis.decision import decide
+from service.loadtest.analysis.intervals import Float
 from service.loadtest.analysis.quality import baseline_rewards, curve_matrix, curve_of, quality_of
-from service.loadtest.analysis.warnings import rising_warning, search_warnings, warnings_of
+from service.loadtest.analysis.saturation_search import begun_searches
+from service.loadtest.analysis.warnings import result_warnings, rising_warning, search_warnings
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.intervals import Float
 from service.loadtest.journal import Journal
-from service.loadtest.load.saturation_search import begun_searches
-from service.loadtest.load.scoring import BON, ScoredRow, Scoring, passes
-from service.loadtest.observation import BlockRecord
-from service.loadtest.plan import Variant, planned_blocks, scored_variants
+from service.loadtest.observation import BlockRecord, ScoredAnswer
+from service.loadtest.plan import (
+    BON,
+    ScoringPass,
+    Variant,
+    planned_blocks,
+    scored_variants,
+    scoring_passes,
+)
 from service.loadtest.schema import (
     BreakEven,
     CellResult,
@@ -36,11 +43,10 @@ from service.loadtest.schema import (
     Probe,
     Quality,
     Saturation,
-    Server,
+    ServerDescription,
     ShownAnswer,
     VariantCost,
 )
-from service.loadtest.summary import cell_result
 from vbon.storage.provenance import provenance
 
 _EXAMPLES = 4
@@ -48,7 +54,7 @@ _EXAMPLES = 4
 
 def build_result(
     settings: LoadTestSettings,
-    server: Server,
+    server: ServerDescription,
     variants: Sequence[Variant],
     prompts: Sequence[str],
     journal: Journal,
@@ -85,7 +91,7 @@ def build_result(
         costs=costs,
         break_even=pairs,
         decision=decide(pairs, costs, quality, cells, saturation, settings.currency),
-        warnings=warnings_of(settings, server, cells, quality, done, planned)
+        warnings=result_warnings(settings, server, cells, quality, done, planned)
         + search_warnings(saturation)
         + [rising_warning(cost) for cost in costs if cost.rising],
         examples=_examples(prompts, rows),
@@ -120,16 +126,16 @@ def _cells(
     return cells, sum(map(len, records.values())), len(blocks)
 
 
-Rows = dict[str, tuple[Scoring, list[ScoredRow]]]
+Rows = dict[str, tuple[ScoringPass, list[ScoredAnswer]]]
 
 
 def _rows(variants: Sequence[Variant], settings: LoadTestSettings, journal: Journal) -> Rows:
     """Scored rows of each pass that was finished, by the label of what was asked."""
-    asked = {one.variant.label: one for one in passes(scored_variants(variants, settings))}
+    asked = {one.variant.label: one for one in scoring_passes(scored_variants(variants, settings))}
     return {
         line["variant"]: (
             asked[line["variant"]],
-            [ScoredRow.model_validate(row) for row in line["rows"]],
+            [ScoredAnswer.model_validate(row) for row in line["rows"]],
         )
         for line in journal.of_kind("quality")
         if line["variant"] in asked
@@ -158,7 +164,7 @@ def _curve(rows: Rows) -> tuple[list[int], Float]:
 
 def _money(
     settings: LoadTestSettings,
-    server: Server,
+    server: ServerDescription,
     variants: Sequence[Variant],
     cells: Sequence[CellResult],
     quality: Sequence[Quality],
@@ -172,7 +178,9 @@ def _money(
     for variant in variants:
         capacity = capacity_of(variant.label, cells, saturation)
         if capacity is not None:
-            sides[variant.label] = Side(variant.label, capacity, worth.get(variant.label))
+            sides[variant.label] = MeasuredVariant(
+                variant.label, capacity, worth.get(variant.label)
+            )
     costs = [cost_of(label, side.capacity, price) for label, side in sides.items()]
     measured = [variant for variant in variants if variant.label in sides]
     single = [v for v in measured if not v.reranks]
@@ -192,7 +200,7 @@ def _money(
     return costs, pairs
 
 
-def _fine_tuned(one: Variant, many: Variant, server: Server, baseline: str) -> bool:
+def _fine_tuned(one: Variant, many: Variant, server: ServerDescription, baseline: str) -> bool:
     """Whether single samples are of another policy than the one that candidates are drawn from."""
     modes = {mode.name: mode.policy for mode in server.modes}
     policies = {policy.name: policy for policy in server.policies}

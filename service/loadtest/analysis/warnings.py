@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.schema import CellResult, Quality, Saturation, Server, VariantCost
+from service.loadtest.schema import CellResult, Quality, Saturation, ServerDescription, VariantCost
 
 BUSY_CLIENT = 0.8
 MANY_ERRORS = 0.01
@@ -16,9 +16,9 @@ LONG_ANSWER = 0.5  # of a block
 BEHIND = 0.9
 
 
-def warnings_of(
+def result_warnings(
     settings: LoadTestSettings,
-    server: Server,
+    server: ServerDescription,
     cells: Sequence[CellResult],
     quality: Sequence[Quality],
     done: int,

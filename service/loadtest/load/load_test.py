@@ -6,15 +6,16 @@ import gc
 from collections.abc import Sequence
 from time import perf_counter
 
+from service.loadtest.analysis.cell_results import cell_result
+from service.loadtest.analysis.saturation_search import begun_searches, hopeless
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.load.arrivals import unit_arrivals
 from service.loadtest.load.client import LoadClient
 from service.loadtest.load.connection import Pool
-from service.loadtest.load.loops import Length, Recorder
+from service.loadtest.load.loops import BlockLength, Recorder
 from service.loadtest.load.progress import Progress
-from service.loadtest.load.saturation_search import begun_searches, hopeless
-from service.loadtest.load.scoring import passes, score_variant
+from service.loadtest.load.scoring import score_variant
 from service.loadtest.load.server_description import request_headers
 from service.loadtest.load.targets import NativeTarget, OpenAiTarget, Target
 from service.loadtest.observation import BlockRecord, Observation
@@ -25,9 +26,9 @@ from service.loadtest.plan import (
     Variant,
     planned_blocks,
     scored_variants,
+    scoring_passes,
 )
 from service.loadtest.schema import Probe
-from service.loadtest.summary import cell_result
 from vbon.maths.seeds import seed_of
 
 _WARM_UPS = 4  # requests a variant before anything is measured; their last tells its idle latency
@@ -86,7 +87,7 @@ class LoadTest:
         self._progress.begin("warming up", None)
         known = {line["variant"] for line in self._journal.of_kind("idle")}
         for variant in self.variants:
-            idle = Length(0, 0, 0, requests=_WARM_UPS)
+            idle = BlockLength(0, 0, 0, requests=_WARM_UPS)
             block = Block(LoadCell(variant, Load("closed", 1)), -1)
             record = await self._recorder(block, idle).closed()
             last = record.observations[-1]
@@ -98,7 +99,9 @@ class LoadTest:
 
     async def _block(self, block: Block) -> None:
         settings = self._settings
-        length = Length(settings.ramp_s, settings.warmup_s, settings.duration_s, settings.requests)
+        length = BlockLength(
+            settings.ramp_s, settings.warmup_s, settings.duration_s, settings.requests
+        )
         known = None if settings.requests else length.lead_s + length.seconds
         self._progress.begin(block.key, known)
         recorder = self._recorder(block, length)
@@ -108,7 +111,7 @@ class LoadTest:
         self._journal.append("block", record.model_dump(mode="json", exclude_defaults=True))
         self._progress.finished(record)
 
-    def _recorder(self, block: Block, length: Length) -> Recorder:
+    def _recorder(self, block: Block, length: BlockLength) -> Recorder:
         # The same prompts in the same order for all cells of a round.
         offset = seed_of(repr((self._settings.seed, "prompts", block.round))) % len(self._prompts)
         return Recorder(
@@ -126,7 +129,7 @@ class LoadTest:
         if settings.quality_prompts == 0:
             return
         finished = {line["variant"] for line in self._journal.of_kind("quality")}
-        for scoring in passes(scored_variants(self.variants, settings)):
+        for scoring in scoring_passes(scored_variants(self.variants, settings)):
             variant = scoring.variant
             if variant.label in finished:
                 continue
@@ -161,7 +164,7 @@ class LoadTest:
         seconds = min(max(base, _PROBE_REQUESTS / rate), _PROBE_STRETCH * base)
         block = Block(LoadCell(variant, Load("open", rate)), number)
         self._progress.begin(f"saturation: {block.cell.key}", seconds + settings.warmup_s)
-        recorder = self._recorder(block, Length(0, settings.warmup_s, seconds))
+        recorder = self._recorder(block, BlockLength(0, settings.warmup_s, seconds))
 
         def is_late(one: Observation) -> bool:
             return one.measured and not one.meets({"e2e": limit})
@@ -193,7 +196,7 @@ class LoadTest:
         idle = {line["variant"]: line["e2e_ms"] for line in self._journal.of_kind("idle")}
         begun, alone = perf_counter(), Block(LoadCell(variant, Load("closed", 1)), -1)
         while perf_counter() - begun < _SETTLE_S:
-            record = await self._recorder(alone, Length(0, 0, 0, requests=1)).closed()
+            record = await self._recorder(alone, BlockLength(0, 0, 0, requests=1)).closed()
             seen = record.observations[0]
             if seen.error is None and seen.e2e_ms <= 2 * idle[variant.label]:
                 return

@@ -20,7 +20,7 @@ from service.loadtest.plan import Block
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
+class BlockLength:
     """How long a block is.
 
     Attributes:
@@ -57,7 +57,7 @@ class Recorder:
     client: LoadClient
     block: Block
     prompts: Sequence[str]
-    length: Length
+    length: BlockLength
     first_prompt: int
     on_seen: Callable[[Observation], None]
     hopeless: Callable[[Sequence[Observation]], bool] = lambda _: False

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as ProgressBars
 
-from service.loadtest.intervals import quantiles
+from service.loadtest.analysis.cell_results import throughput
+from service.loadtest.analysis.intervals import quantiles
 from service.loadtest.observation import BlockRecord, Observation
-from service.loadtest.summary import throughput
 
 _REFRESH_EVERY = 10  # requests; drawing costs the client time that latencies would show
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from service.client import ServerError, wait_until_ready
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.plan import Variant
-from service.loadtest.schema import Mode, Model, Server
+from service.loadtest.schema import ServedMode, ServedModel, ServerDescription
 from vbon.errors import InvalidInputError
 
 _TIMEOUT_S = 30.0
@@ -24,7 +24,7 @@ def request_headers(settings: LoadTestSettings) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def describe_server(settings: LoadTestSettings, console: Console) -> Server:
+def describe_server(settings: LoadTestSettings, console: Console) -> ServerDescription:
     """Wait for the server and ask what it is.
 
     Raises:
@@ -38,11 +38,11 @@ def describe_server(settings: LoadTestSettings, console: Console) -> Server:
         return _openai(client, settings)
 
 
-def _native(client: httpx.Client, settings: LoadTestSettings) -> Server:
+def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescription:
     found = _json(client, "/modes")
     try:
         modes = [
-            Mode(
+            ServedMode(
                 name=mode["name"],
                 reranks=mode["reward_model"] is not None,
                 policy=mode["policy"],
@@ -53,7 +53,7 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> Server:
             for mode in found["modes"]
         ]
         policies = {m.policy.name: m.policy for m in modes if m.policy is not None}
-        return Server(
+        return ServerDescription(
             url=settings.url,
             api="native",
             modes=modes,
@@ -66,18 +66,18 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> Server:
         ) from error
 
 
-def _openai(client: httpx.Client, settings: LoadTestSettings) -> Server:
+def _openai(client: httpx.Client, settings: LoadTestSettings) -> ServerDescription:
     found = _json(client, "/v1/models")
     try:
         models = found["data"]
-        return Server(
+        return ServerDescription(
             url=settings.url,
             api="openai",
             modes=[
-                Mode(
+                ServedMode(
                     name=model["id"],
                     reranks=False,
-                    policy=Model(
+                    policy=ServedModel(
                         name=model["id"], path=str(model.get("root") or ""), revision="unknown"
                     ),
                 )
@@ -100,7 +100,7 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any]:
     return found
 
 
-def choose_variants(settings: LoadTestSettings, server: Server) -> list[Variant]:
+def choose_variants(settings: LoadTestSettings, server: ServerDescription) -> list[Variant]:
     """Modes times N, in the order asked for; modes of one sample once.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from service.loadtest.analysis.text import number
 from service.loadtest.report.tables import load_text
 from service.loadtest.schema import CellResult, LoadTestResult
-from service.loadtest.text import number
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
 from vbon.maths.intervals import MeanInterval
 from vbon.report_html.page import COLOURS, markup_safe
@@ -20,7 +20,7 @@ CURVE_NAME = "best-of-n"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "star", "cross")
 
 
-def colours(result: LoadTestResult) -> dict[str, tuple[str, str]]:
+def variant_styles(result: LoadTestResult) -> dict[str, tuple[str, str]]:
     """Colour and symbol of each variant, the same in every figure."""
     names = dict.fromkeys([cell.variant for cell in result.cells])
     names |= dict.fromkeys([one.variant for one in result.quality])

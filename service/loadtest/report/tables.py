@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
+from service.loadtest.analysis.text import interval_text, number
 from service.loadtest.schema import CellResult, LoadTestResult, Quantiles
-from service.loadtest.text import interval_text, number
 from vbon.maths.intervals import MedianRange
-from vbon.report_html import Sheet
+from vbon.report_html import ReportTable
 
 
 def range_text(value: MedianRange | None) -> str:
@@ -72,12 +72,12 @@ def _cells(
     caption: str,
     result: LoadTestResult,
     columns: Sequence[tuple[str, CellText]],
-) -> Sheet:
+) -> ReportTable:
     rows = tuple(tuple(text(cell) for _, text in columns) for cell in result.cells)
-    return Sheet(key, title, caption, tuple(name for name, _ in columns), rows, None)
+    return ReportTable(key, title, caption, tuple(name for name, _ in columns), rows, None)
 
 
-def throughput_sheet(result: LoadTestResult) -> Sheet:
+def throughput_table(result: LoadTestResult) -> ReportTable:
     """Rates by cell."""
     caption = (
         "Median of the rounds (smallest to largest). Generated counts discarded candidates too. "
@@ -86,7 +86,7 @@ def throughput_sheet(result: LoadTestResult) -> Sheet:
     return _cells("cells throughput", "Throughput", caption, result, _THROUGHPUT)
 
 
-def latency_sheet(result: LoadTestResult) -> Sheet:
+def latency_table(result: LoadTestResult) -> ReportTable:
     """Latencies by cell, ms."""
     caption = (
         "Milliseconds, over all answered requests of all rounds. At a rate, time counts from when a request "
@@ -96,7 +96,7 @@ def latency_sheet(result: LoadTestResult) -> Sheet:
     return _cells("cells latency", "Latency", caption, result, _LATENCY)
 
 
-def quality_sheet(result: LoadTestResult) -> Sheet:
+def quality_table(result: LoadTestResult) -> ReportTable:
     """Rewards and win rates, and what 1,000 answers cost."""
     costs = {cost.variant: cost for cost in result.costs}
     worth = {one.variant: one for one in result.quality}
@@ -125,10 +125,10 @@ def quality_sheet(result: LoadTestResult) -> Sheet:
     )
     columns = ("mode", "mean reward", "win rate", "scored answers", "unscored",
                f"{currency} per 1,000 answers", "throughput from")  # fmt: skip
-    return Sheet("quality", "Reward and cost", caption, columns, tuple(rows), None)
+    return ReportTable("quality", "Reward and cost", caption, columns, tuple(rows), None)
 
 
-def break_even_sheet(result: LoadTestResult) -> Sheet:
+def break_even_table(result: LoadTestResult) -> ReportTable:
     """Every pair of a tuned policy and a mode that draws several candidates."""
     rows = []
     for pair in result.break_even:
@@ -154,10 +154,10 @@ def break_even_sheet(result: LoadTestResult) -> Sheet:
     )
     columns = ("tuned", "against", f"training, {currency}", "cost ratio", "paid after, answers",
                "reward given up", "equal N", "training from")  # fmt: skip
-    return Sheet("break-even", "Break-even", caption, columns, tuple(rows), None)
+    return ReportTable("break-even", "Break-even", caption, columns, tuple(rows), None)
 
 
-def saturation_sheet(result: LoadTestResult) -> Sheet:
+def saturation_table(result: LoadTestResult) -> ReportTable:
     """What each variant bears, and how it was found."""
     rows = tuple(
         (
@@ -176,10 +176,10 @@ def saturation_sheet(result: LoadTestResult) -> Sheet:
         "Time counts from when a request was due."
     )
     columns = ("mode", "requests/s", "missed at", "p95 there, ms", "rates tried, in order")
-    return Sheet("saturation", "Saturation", caption, columns, rows, None)
+    return ReportTable("saturation", "Saturation", caption, columns, rows, None)
 
 
-def settings_sheet(result: LoadTestResult) -> Sheet:
+def settings_table(result: LoadTestResult) -> ReportTable:
     """What it takes to run it again."""
     facts: dict[str, object] = {
         "run": result.id,
@@ -201,12 +201,12 @@ def settings_sheet(result: LoadTestResult) -> Sheet:
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in facts.items()
     )
-    return Sheet(
+    return ReportTable(
         "settings", "Settings and revisions", "To run it again.", ("what", "value"), rows, None
     )
 
 
-def examples_sheet(result: LoadTestResult) -> Sheet | None:
+def examples_table(result: LoadTestResult) -> ReportTable | None:
     """A few answers to look at."""
     if not result.examples:
         return None
@@ -220,4 +220,4 @@ def examples_sheet(result: LoadTestResult) -> Sheet | None:
             cells.append("-" if answer is None else f"[{reward}] {answer.text}")
         rows.append((example.prompt, *cells))
     caption = "The first prompts and what each mode answered first, with its reward."
-    return Sheet("examples", "Answers", caption, ("prompt", *names), tuple(rows), None)
+    return ReportTable("examples", "Answers", caption, ("prompt", *names), tuple(rows), None)

@@ -10,40 +10,40 @@ from rich.markup import escape
 from rich.table import Table
 
 from service.loadtest.analysis.compare import Comparison
+from service.loadtest.analysis.text import number
 from service.loadtest.report.tables import (
-    break_even_sheet,
-    latency_sheet,
-    quality_sheet,
-    saturation_sheet,
-    throughput_sheet,
+    break_even_table,
+    latency_table,
+    quality_table,
+    saturation_table,
+    throughput_table,
 )
 from service.loadtest.schema import LoadTestResult
-from service.loadtest.text import number
-from vbon.report_html import Sheet
+from vbon.report_html import ReportTable
 
 if TYPE_CHECKING:
     from service.store import RunSummary
 
 
-def show(console: Console, result: LoadTestResult) -> None:
+def print_result(console: Console, result: LoadTestResult) -> None:
     """The tables, then the decision, which so stands last, where one looks."""
-    for sheet in (
-        throughput_sheet(result),
-        latency_sheet(result),
-        quality_sheet(result),
-        break_even_sheet(result),
-        saturation_sheet(result),
+    for table in (
+        throughput_table(result),
+        latency_table(result),
+        quality_table(result),
+        break_even_table(result),
+        saturation_table(result),
     ):
-        if sheet.rows:
-            console.print(_table(sheet))
+        if table.rows:
+            console.print(_rich_table(table))
     for text in result.warnings:
-        console.print(f"[yellow]care:[/] {escape(text)}", highlight=False)
+        console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False)
     console.print()
     for i, text in enumerate(result.decision):
         console.print(escape(text), style="bold" if i == 0 else "", highlight=False)
 
 
-def show_comparison(console: Console, found: Comparison) -> None:
+def print_comparison(console: Console, found: Comparison) -> None:
     """Every figure of both runs, then the statement."""
     table = Table(
         title=f"B = {escape(found.b)} against A = {escape(found.a)}",
@@ -74,7 +74,7 @@ def show_comparison(console: Console, found: Comparison) -> None:
     console.print(found.statement, style="bold", highlight=False)
 
 
-def show_runs(console: Console, runs: Sequence[RunSummary]) -> None:
+def print_runs(console: Console, runs: Sequence[RunSummary]) -> None:
     """A line a run."""
     table = Table()
     for column in ("run", "measured", "server", "tags", "decision"):
@@ -87,10 +87,14 @@ def show_runs(console: Console, runs: Sequence[RunSummary]) -> None:
     console.print(table)
 
 
-def _table(sheet: Sheet) -> Table:
-    table = Table(title=escape(sheet.title), caption=escape(sheet.caption), caption_justify="left")
-    for i, column in enumerate(sheet.columns):
+def _rich_table(report_table: ReportTable) -> Table:
+    table = Table(
+        title=escape(report_table.title),
+        caption=escape(report_table.caption),
+        caption_justify="left",
+    )
+    for i, column in enumerate(report_table.columns):
         table.add_column(escape(column), justify="right" if i > 1 else "left")
-    for row in sheet.rows:
+    for row in report_table.rows:
         table.add_row(*(escape(text) for text in row))
     return table

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from service.loadtest.report.tables import (
-    break_even_sheet,
-    examples_sheet,
-    latency_sheet,
-    quality_sheet,
-    saturation_sheet,
-    settings_sheet,
-    throughput_sheet,
+    break_even_table,
+    examples_table,
+    latency_table,
+    quality_table,
+    saturation_table,
+    settings_table,
+    throughput_table,
 )
 from service.loadtest.schema import LoadTestResult
 from vbon.report_html import fill_page, html_table, plot_html
@@ -68,25 +68,25 @@ def html_page(result: LoadTestResult) -> str:
     """The page; every text of the run, the server or a model is escaped."""
     first, *others = result.decision or ["Nothing was measured."]
     lines = f"<p>{html.escape(first)}</p>" + "".join(f"<p>{html.escape(x)}</p>" for x in others)
-    cautions = "".join(f"<li>{html.escape(text)}</li>" for text in result.warnings)
-    examples = examples_sheet(result)
-    tables = [quality_sheet(result), break_even_sheet(result), saturation_sheet(result),
-              throughput_sheet(result),
-              latency_sheet(result), *([examples] if examples else []), settings_sheet(result)]  # fmt: skip
+    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in result.warnings)
+    examples = examples_table(result)
+    tables = [quality_table(result), break_even_table(result), saturation_table(result),
+              throughput_table(result),
+              latency_table(result), *([examples] if examples else []), settings_table(result)]  # fmt: skip
     main = (
         f'<div class="decision" role="note" aria-label="Decision">{lines}</div>'
-        + (f'<h3>Read with care</h3><ul class="warning">{cautions}</ul>' if cautions else "")
+        + (f'<h3>Warnings</h3><ul class="warning">{warnings}</ul>' if warnings else "")
         + f"<section>{_legend(result)}{_plots(result)}"
-        + "".join(html_table(sheet) for sheet in tables if sheet.rows)
+        + "".join(html_table(table) for table in tables if table.rows)
         + "</section>"
     )
     return fill_page(title=TITLE, terms=TERMS, contents="", main=main)
 
 
 def _legend(result: LoadTestResult) -> str:
-    from service.loadtest.report.plots import CURVE_COLOUR, CURVE_NAME, colours
+    from service.loadtest.report.plots import CURVE_COLOUR, CURVE_NAME, variant_styles
 
-    entries = [(name, colour) for name, (colour, _) in colours(result).items()]
+    entries = [(name, colour) for name, (colour, _) in variant_styles(result).items()]
     entries.append((CURVE_NAME, CURVE_COLOUR))
     boxes = "".join(
         f'<label><input type="checkbox" checked data-method="{html.escape(name)}">'
@@ -100,7 +100,7 @@ def _legend(result: LoadTestResult) -> str:
 def _plots(result: LoadTestResult) -> str:
     from service.loadtest.report import plots
 
-    look = plots.colours(result)
+    look = plots.variant_styles(result)
     scored = any(one.reward is not None for one in result.quality)
     won = any(one.win_rate is not None for one in result.quality)
     paid = any(pair.training_cost is not None for pair in result.break_even)

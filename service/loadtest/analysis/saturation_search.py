@@ -23,7 +23,7 @@ _MOST_HALVINGS = 3  # further down a probe has too few requests to tell
 
 
 @dataclass(slots=True)
-class Search:
+class SaturationSearch:
     """State of one variant's search; feed it what the probes found.
 
     Attributes:
@@ -72,7 +72,7 @@ def hopeless(late: int, expected: float) -> bool:
 
 def begun_searches(
     journal: Journal, variants: Sequence[Variant], settings: LoadTestSettings
-) -> dict[str, Search]:
+) -> dict[str, SaturationSearch]:
     """The searches as far as the journal has them; none for a variant too slow when idle."""
     idle = {line["variant"]: line for line in journal.of_kind("idle")}
     searches = {}
@@ -80,7 +80,7 @@ def begun_searches(
         seen = idle[variant.label]
         if seen["error"] is None and 0 < seen["e2e_ms"] <= settings.slos["e2e"]:
             start = float(f"{1e3 / seen['e2e_ms']:.2g}")
-            searches[variant.label] = Search(start, settings.saturate_tolerance)
+            searches[variant.label] = SaturationSearch(start, settings.saturate_tolerance)
     for line in journal.of_kind("probe"):
         searches[line["variant"]].note(line["rate"], line["passed"])
     return searches

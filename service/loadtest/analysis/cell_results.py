@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from service.loadtest.intervals import quantiles
+from service.loadtest.analysis.intervals import quantiles
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import LoadCell
-from service.loadtest.schema import CellResult, Quantiles, Round
+from service.loadtest.schema import CellResult, Quantiles, RoundResult
 from vbon.maths.intervals import MedianRange
 from vbon.maths.statistics import median_range
 
@@ -66,10 +66,10 @@ def throughput(block: BlockRecord, weight: Callable[[Observation], float]) -> fl
     return total / block.seconds
 
 
-def _round(block: BlockRecord, slos: dict[str, float]) -> Round:
+def _round(block: BlockRecord, slos: dict[str, float]) -> RoundResult:
     answered = [one.e2e_ms for one in block.measured if one.error is None]
     found = quantiles(answered)
-    return Round(
+    return RoundResult(
         round=block.round,
         requests=len(answered),
         requests_per_s=throughput(block, lambda _: 1.0),
