@@ -1,14 +1,15 @@
-"""The FastAPI application around a runtime."""
+"""The FastAPI application around a runtime: its state, routes and middleware."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from service.admission.load_shedding import LoadSheddingMiddleware
@@ -44,9 +45,24 @@ from service.store.async_store import AsyncStore
 from vbon import __version__
 
 if TYPE_CHECKING:
+    from service.auth.keys import Keyring
     from service.observability.otel_spans import Tracing
 
 logger = logging.getLogger(__name__)
+
+
+_ROUTERS = (
+    generate.router,
+    openai.router,
+    compare.router,
+    modes.router,
+    health.router,
+    preferences.router,
+    admin.router,
+    loadtests.router,
+    frontier.router,
+    page.router,
+)
 
 
 def create_app(
@@ -57,42 +73,60 @@ def create_app(
     rebuild: ModelBuilder | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
-    """The application; models load in the background while ``/healthz`` already answers.
+    """Build the application. Models load in the background while ``/healthz`` already answers.
 
     Args:
         runtime: owned by the application from here on.
-        on_ready: called once when everything is loaded.
+        on_ready: called once when every model is loaded.
         on_failure: called once if loading fails, so that a server can exit.
-        rebuild: makes models anew for ``/admin/reload``, which there is not without it.
-        tracing: where spans go; by default where the settings say, if they say so.
+        rebuild: builds models for ``/admin/reload``, which answers 404 without it.
+        tracing: exports spans; by default as the settings say.
 
     Raises:
-        DataError: the keys file cannot be used.
-        InvalidInputError: traces are asked for and OpenTelemetry is not installed.
+        DataError: the file of API keys cannot be used.
+        InvalidInputError: tracing is configured and OpenTelemetry is not installed.
     """
-    auth, limits = runtime.settings.auth, runtime.settings.limits
-    keyring = open_keyring(auth)
+    keyring = open_keyring(runtime.settings.auth)
     tracing = tracing or open_tracing(runtime.settings.otel)
     store = AsyncStore(runtime.settings.store)
     load_test_runs = LoadTestRuns(store)
+    app = FastAPI(
+        title="vbon",
+        version=__version__,
+        summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
+        lifespan=_lifespan(runtime, store, load_test_runs, tracing, on_ready, on_failure),
+        responses=ANY_ROUTE,
+        middleware=_middleware(runtime, keyring, tracing),
+        # FastAPI's own pages load Swagger UI from another host; service/routes/page.py serves ours.
+        docs_url=None,
+        redoc_url=None,
+    )
+    # service/routes/dependencies.py and request_state.py read these.
+    app.state.runtime = runtime
+    app.state.store = store
+    app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
+    app.state.pending_pairs = PendingPairs()
+    app.state.load_test_runs = load_test_runs
+    app.state.report_links = ReportLinks()
+    for router in _ROUTERS:
+        app.include_router(router)
+    add_error_handlers(app)
+    return app
 
-    async def load() -> None:
-        try:
-            await runtime.start()
-            if on_ready is not None:
-                on_ready()
-        except Exception as error:  # whatever stops a model from loading ends the process
-            logger.error("start-up failed: %s", error)
-            if on_failure is not None:
-                on_failure()
 
-    def count_shed(mode: str) -> None:
-        known = mode if mode in runtime.modes else "unknown"
-        runtime.metrics.errors.labels(known, "overloaded").inc()
+def _lifespan(
+    runtime: Runtime,
+    store: AsyncStore,
+    load_test_runs: LoadTestRuns,
+    tracing: Tracing | None,
+    on_ready: Callable[[], object] | None,
+    on_failure: Callable[[], object] | None,
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The application's lifespan: loads models in the background, and at the end stops everything."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        loading = asyncio.create_task(load(), name="load-models")
+        loading = asyncio.create_task(_load(runtime, on_ready, on_failure), name="load-models")
         try:
             yield
         finally:
@@ -104,63 +138,66 @@ def create_app(
             if tracing is not None:
                 await tracing.stop()
 
-    app = FastAPI(
-        title="vbon",
-        version=__version__,
-        summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
-        lifespan=lifespan,
-        responses=ANY_ROUTE,
-        # FastAPI's own would load Swagger UI from another host; ours is in service/routes/page.py.
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.state.runtime = runtime
-    app.state.store = store
-    app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
-    app.state.pending_pairs = PendingPairs()
-    app.state.load_test_runs = load_test_runs
-    app.state.report_links = ReportLinks()
-    for module in (
-        generate,
-        openai,
-        compare,
-        modes,
-        health,
-        preferences,
-        admin,
-        loadtests,
-        frontier,
-        page,
-    ):
-        app.include_router(module.router)
-    add_error_handlers(app)
-    # The last added runs first: every answer, a refused body's too, carries a request id.
-    app.add_middleware(JsonByDefaultMiddleware)
-    app.add_middleware(
-        LoadSheddingMiddleware,
-        admission=runtime.admission,
-        default_mode=runtime.settings.default_mode,
-        on_shed=count_shed,
-    )
-    app.add_middleware(
-        BodyLimitMiddleware, max_bytes=limits.max_body_bytes, timeout_s=limits.receive_timeout_s
-    )
-    app.add_middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics)
-    app.add_middleware(UnforeseenErrorMiddleware)
-    if runtime.settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=runtime.settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["retry-after", "x-request-id"],
-        )
-    app.add_middleware(SecurityHeadersMiddleware)
+    return lifespan
+
+
+async def _load(
+    runtime: Runtime,
+    on_ready: Callable[[], object] | None,
+    on_failure: Callable[[], object] | None,
+) -> None:
+    try:
+        await runtime.start()
+        if on_ready is not None:
+            on_ready()
+    except Exception as error:  # any failure to load a model must end the process, whatever it is
+        logger.error("start-up failed: %s", error)
+        if on_failure is not None:
+            on_failure()
+
+
+def _middleware(
+    runtime: Runtime, keyring: Keyring | None, tracing: Tracing | None
+) -> list[Middleware]:
+    """The middleware, outermost first: a request passes from the top of the list to the bottom.
+
+    The request id comes first, so that every response carries one, an early rejection too. Security and
+    CORS headers are set outside of the error handling for the same reason.
+    """
+    settings = runtime.settings
+    auth, limits = settings.auth, settings.limits
+    stack = [Middleware(RequestIdMiddleware)]
+    if settings.logs_access:
+        stack.append(Middleware(AccessLogMiddleware))
     if tracing is not None:
         from service.observability.otel_spans import TracingMiddleware
 
-        app.add_middleware(TracingMiddleware, tracing=tracing)
-    if runtime.settings.logs_access:
-        app.add_middleware(AccessLogMiddleware)
-    app.add_middleware(RequestIdMiddleware)
-    return app
+        stack.append(Middleware(TracingMiddleware, tracing=tracing))
+    stack.append(Middleware(SecurityHeadersMiddleware))
+    if settings.cors_origins:
+        stack.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-request-id"],
+                expose_headers=["retry-after", "x-request-id"],
+            )
+        )
+    return [
+        *stack,
+        Middleware(UnforeseenErrorMiddleware),
+        Middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics),
+        Middleware(
+            BodyLimitMiddleware,
+            max_bytes=limits.max_body_bytes,
+            timeout_s=limits.receive_timeout_s,
+        ),
+        Middleware(
+            LoadSheddingMiddleware,
+            admission=runtime.admission,
+            default_mode=settings.default_mode,
+            on_shed=lambda mode: runtime.count_error(mode, "overloaded"),
+        ),
+        Middleware(JsonByDefaultMiddleware),
+    ]

@@ -18,7 +18,9 @@ import numpy as np
 from service.generation.plan import resolve_sampling
 from service.generation.references import check_limit, policy_ref, sampling_used, scorer_ref
 from service.runtime.batching_scorer import BatchingScorer
-from service.runtime.runtime import Mode, PromptResult, Runtime
+from service.runtime.modes import Mode
+from service.runtime.prompt import PromptRequest, PromptResult
+from service.runtime.runtime import Runtime
 from service.schemas import (
     ComparedAnswer,
     CompareRequest,
@@ -127,12 +129,14 @@ async def _run_once(
             seed = run_seed(seed, run.mode.name, repeat, index)
         async with gate:
             return await runtime.answer(
-                run.mode,
-                Prompt(text=prompt),
-                replace(sampling, seed=seed, logprobs=False),
-                num_samples,
-                f"{request_id}-{run.mode.name}-{repeat}-{index}",
-                score=False,
+                PromptRequest(
+                    run.mode,
+                    Prompt(text=prompt),
+                    replace(sampling, seed=seed, logprobs=False),
+                    num_samples,
+                    f"{request_id}-{run.mode.name}-{repeat}-{index}",
+                    score=False,
+                )
             )
 
     begun = perf_counter()

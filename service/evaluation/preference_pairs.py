@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from service.evaluation.compare import run_seed
 from service.generation.plan import Plan, make_plan
-from service.runtime.runtime import PromptResult, Runtime
+from service.runtime.prompt import PromptResult
+from service.runtime.runtime import Runtime
 from service.schemas import GenerateRequest
 from service.schemas.preferences import PairRequest, PairSide
 from service.store import Shown

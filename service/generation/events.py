@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from service.generation.plan import Plan
-from service.runtime.runtime import PromptResult
+from service.runtime.prompt import PromptResult
 from service.strategies import Observer, ScoredCandidate
 from vbon.engine import Candidate, Partial
 

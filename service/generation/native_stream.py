@@ -9,7 +9,7 @@ from dataclasses import asdict
 from service.generation.events import CandidateProgress, Quiet, events_of
 from service.generation.plan import Plan, candidate_out
 from service.http.sse import comment, event
-from service.runtime.runtime import PromptResult
+from service.runtime.prompt import PromptResult
 from service.strategies import ScoredCandidate
 from vbon.engine import Partial
 

@@ -11,7 +11,7 @@ from service.generation.events import Admitted, CandidateProgress, Quiet, events
 from service.generation.openai_response import _listed, _report, _usage
 from service.generation.token_texts import TokenPlan
 from service.http.sse import comment, event
-from service.runtime.runtime import PromptResult
+from service.runtime.prompt import PromptResult
 from service.schemas import GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
 from service.strategies import ScoredCandidate

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from service.generation.references import check_limit, model_ref, sampling_used, scorer_ref
-from service.runtime.runtime import Mode, PromptResult, Runtime
+from service.runtime.modes import Mode
+from service.runtime.prompt import PromptRequest, PromptResult
+from service.runtime.runtime import Runtime
 from service.schemas import (
     BatchAnswer,
     CandidateOut,
@@ -44,14 +46,16 @@ class Plan:
     async def answer_prompt(self, index: int, observer: Observer = UNOBSERVED) -> PromptResult:
         """Answer one of the prompts."""
         return await self.runtime.answer(
-            self.mode,
-            self.prompts[index],
-            self.sampling,
-            self.num_samples,
-            f"{self.request_id}-{index}",
-            score=self.request.score,
-            timeout_s=self.request.timeout_s,
-            observer=observer,
+            PromptRequest(
+                self.mode,
+                self.prompts[index],
+                self.sampling,
+                self.num_samples,
+                f"{self.request_id}-{index}",
+                score=self.request.score,
+                timeout_s=self.request.timeout_s,
+                observer=observer,
+            )
         )
 
     def to_wire(self, answer: PromptResult) -> GenerateAnswer:

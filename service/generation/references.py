@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from service.runtime.batching_scorer import BatchingScorer
-from service.runtime.runtime import Mode, Runtime
+from service.runtime.modes import Mode
+from service.runtime.runtime import Runtime
 from service.schemas import (
     ModelRef,
     SamplingUsed,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Self
 
 from service.generation.plan import Plan
-from service.runtime.runtime import PromptResult
+from service.runtime.prompt import PromptResult
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
 from vbon.engine import Candidate, Engine, Partial
 from vbon.errors import RequestTimeoutError

@@ -7,7 +7,8 @@ from typing import Any
 from starlette.requests import Request
 
 from service.generation.references import check_limit
-from service.runtime.runtime import Mode, Runtime
+from service.runtime.modes import Mode
+from service.runtime.runtime import Runtime
 from service.schemas.loadtests import LoadTestRequest
 from vbon.errors import ForbiddenError, InvalidInputError, NotReadyError
 

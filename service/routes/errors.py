@@ -175,13 +175,11 @@ def _count(request: Request, failure: Failure) -> None:
     record_error(failure.kind)
     if request.method != "POST":
         return
-    # Only names this server knows become labels; anything else would let a client make series.
     runtime = get_runtime(request)
     named = request.query_params.get("mode", runtime.settings.default_mode)
     if request.url.path.startswith("/v1/"):
         named = asked_model(request).partition("@")[0]
-    mode = named if named in runtime.modes else "unknown"
-    runtime.metrics.errors.labels(mode, failure.kind).inc()
+    runtime.count_error(named, failure.kind)
 
 
 def _answer(request: Request, failure: Failure) -> JSONResponse:

@@ -19,7 +19,8 @@ from service.routes.dependencies import RuntimeDep
 from service.routes.errors import tell
 from service.routes.generate import STREAMED
 from service.routes.request_state import get_request_id, get_runtime, remember_model
-from service.runtime.runtime import Mode, Runtime
+from service.runtime.modes import Mode
+from service.runtime.runtime import Runtime
 from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, ModelList, OpenAiModel

@@ -1,4 +1,4 @@
-"""Owns what lives as long as the process: engines, scorers, admission, metrics."""
+"""The runtime: engines, scorers, admission and metrics, which live as long as the process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -16,67 +15,24 @@ from service.context.request_context import PromptProgress, record_prompt
 from service.runtime.batching_scorer import BatchingScorer, MeteredScorer
 from service.runtime.in_flight import InFlightRequests
 from service.runtime.metrics import Metrics
+from service.runtime.modes import Mode, configured_modes, find_mode
+from service.runtime.prompt import PromptRequest, PromptResult
 from service.runtime.supervisor import RestartablePart, Supervisor
-from service.settings import REFERENCE, ServiceSettings
-from service.strategies import (
-    STRATEGIES,
-    UNOBSERVED,
-    Observer,
-    Outcome,
-    Resources,
-    Single,
-    Strategy,
-    Task,
-)
-from service.strategies.request_fields import configured
+from service.settings import ServiceSettings
+from service.strategies import Outcome, Resources, Task
 from vbon.embedders import Embedder, open_embedder
-from vbon.engine import Engine, ModelInfo, Sampling, check_fits
-from vbon.errors import (
-    EngineDeadError,
-    InvalidInputError,
-    NotReadyError,
-    RewardDeadError,
-)
-from vbon.prompts import Prompt
+from vbon.engine import Engine, check_fits
+from vbon.errors import EngineDeadError, NotReadyError, RewardDeadError
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """A strategy over a policy, under the name requests use."""
-
-    name: str
-    strategy: Strategy
-    policy: str
-
-
-@dataclass(frozen=True, slots=True)
-class PromptResult:
-    """One prompt's outcome with the time it took from arrival.
-
-    Attributes:
-        policy: what decoded it, which a reload may have replaced since.
-        scorer: what scored it, likewise; ``None`` where nothing could.
-    """
-
-    mode: Mode
-    policy: ModelInfo
-    scorer: BatchingScorer | None
-    prompt_tokens: int
-    num_samples: int
-    outcome: Outcome
-    queue_ms: float
-    scoring_ms: float
-    total_ms: float
-
-
 class Runtime:
-    """Everything a request needs. Build it with :func:`service.runtime.build.build_runtime`.
+    """Everything a request needs. Build one with :func:`service.runtime.build.build_runtime`.
 
     Attributes:
         created: Unix time of construction, seconds.
-        failure: why start-up failed, once it has.
+        failure: the error that stopped start-up; ``None`` if there was none.
     """
 
     def __init__(
@@ -92,6 +48,7 @@ class Runtime:
         self.policies = policies
         self.reward, self.gold = reward, gold
         self.embedder = embedder or open_embedder(settings.embedder)
+        self.modes = configured_modes(policies, has_reward=reward is not None)
         self.metrics = Metrics()
         limits = settings.limits
         self.admission = Admission(
@@ -100,38 +57,58 @@ class Runtime:
             running_tokens=limits.running_tokens,
             max_queue_s=limits.max_queue_s,
         )
-        self.metrics.running.set_function(lambda: self.admission.running)
-        self.metrics.waiting.set_function(lambda: self.admission.waiting)
-        self.metrics.scores_waiting.set_function(lambda: self.reward.waiting if self.reward else 0)
         self.in_flight = InFlightRequests()
-        for name in policies:
-            self.metrics.engine_alive.labels(name).set_function(partial(self._alive, name))
-            self.metrics.engine_sequences.labels(name).set_function(partial(self._unfinished, name))
         self.supervisor = Supervisor(
-            self._parts(),
+            self._restartable_parts(),
             backoff_s=settings.restarts.backoff_s,
             max_backoff_s=settings.restarts.max_backoff_s,
             on_recovered=self.metrics.recovered,
         )
-        for name in self.supervisor.supervised:
-            self.metrics.restarts.labels(name)  # shown as 0 before the first
-        self.metrics.tasks.set_function(_tasks)
-        self.metrics.ready.set_function(lambda: float(self.ready))
-        self.modes = {name: Mode(name, Single(), name) for name in policies}
-        for name, strategy in STRATEGIES.items():
-            if name in self.modes:
-                raise InvalidInputError(
-                    f"policy name {name!r} is taken by a strategy; rename the policy",
-                    field="policies",
-                )
-            if reward is not None:
-                self.modes[name] = Mode(name, strategy(), REFERENCE)
         self.failure: Exception | None = None
         self._loaded = False
+        self._connect_gauges()
+
+    def _restartable_parts(self) -> dict[str, RestartablePart]:
+        parts: dict[str, RestartablePart] = {
+            name: engine for name, engine in self.policies.items() if not engine.recovers
+        }
+        return parts | self.scorers
+
+    def _connect_gauges(self) -> None:
+        """Make each gauge read its value from this runtime at every scrape."""
+        metrics = self.metrics
+        metrics.running.set_function(lambda: self.admission.running)
+        metrics.waiting.set_function(lambda: self.admission.waiting)
+        metrics.scores_waiting.set_function(lambda: self.reward.waiting if self.reward else 0)
+        metrics.tasks.set_function(_tasks)
+        metrics.ready.set_function(lambda: float(self.ready))
+        for name in self.policies:
+            metrics.engine_alive.labels(name).set_function(partial(self._alive, name))
+            metrics.engine_sequences.labels(name).set_function(partial(self._unfinished, name))
+        for name in self.supervisor.supervised:
+            metrics.restarts.labels(name)  # creates the series, so that it shows 0 from the start
+
+    def _alive(self, policy: str) -> float:
+        return float(self.policies[policy].alive)
+
+    def _unfinished(self, policy: str) -> float:
+        return float(self.policies[policy].unfinished)
+
+    @property
+    def scorers(self) -> dict[str, BatchingScorer]:
+        """The configured scorers under the names ``reward`` and ``gold``."""
+        found = {"reward": self.reward, "gold": self.gold}
+        return {name: scorer for name, scorer in found.items() if scorer is not None}
+
+    @property
+    def revisions(self) -> dict[str, str]:
+        """Each model's revision, by policy name, and by ``reward model`` and ``gold model``."""
+        engines = {name: engine.info.revision for name, engine in self.policies.items()}
+        return engines | {f"{name} model": one.revision for name, one in self.scorers.items()}
 
     @property
     def ready(self) -> bool:
-        """All models loaded and warm, every engine and reward worker alive, and not shutting down."""
+        """True if all models are loaded, all engines and scorers alive, and no shutdown has begun."""
         return (
             self._loaded
             and not self.in_flight.closing
@@ -139,35 +116,17 @@ class Runtime:
             and all(scorer.alive for scorer in self.scorers.values())
         )
 
-    @property
-    def scorers(self) -> dict[str, BatchingScorer]:
-        """Reward and gold reward model by these names, where there are any."""
-        found = {"reward": self.reward, "gold": self.gold}
-        return {name: scorer for name, scorer in found.items() if scorer is not None}
-
-    @property
-    def revisions(self) -> dict[str, str]:
-        """Of every model, by the name of its policy, or ``reward`` and ``gold``."""
-        engines = {name: engine.info.revision for name, engine in self.policies.items()}
-        return engines | {f"{name} model": one.revision for name, one in self.scorers.items()}
-
-    def _parts(self) -> dict[str, RestartablePart]:
-        parts: dict[str, RestartablePart] = {
-            name: engine for name, engine in self.policies.items() if not engine.recovers
-        }
-        return parts | self.scorers
-
     def status(self) -> str:
         """One sentence on readiness."""
         if self.failure is not None:
             return f"start-up failed: {self.failure}"
+        if self.in_flight.closing:
+            return "shutting down"
         troubles = "".join(
             f"; {name}: {engine.trouble}"
             for name, engine in self.policies.items()
             if engine.trouble
         )
-        if self.in_flight.closing:
-            return "shutting down"
         if not self._loaded:
             return f"models are loading{troubles}"
         if self.supervisor.trouble:
@@ -176,8 +135,8 @@ class Runtime:
         return (f"{', '.join(dead)} has died" if dead else "ready") + troubles
 
     async def start(self) -> None:
-        """Load and warm up everything; engines start side by side."""
-        begun = perf_counter()
+        """Load and warm up all models; engines and scorers start side by side."""
+        begun_s = perf_counter()
         try:
             await asyncio.gather(
                 *(scorer.start() for scorer in self.scorers.values()),
@@ -187,13 +146,13 @@ class Runtime:
                 await scorer.warm_up()
             self._loaded = True
             self.supervisor.start()
-            logger.info("ready after %.1f s: modes %s", perf_counter() - begun, list(self.modes))
+            logger.info("ready after %.1f s: modes %s", perf_counter() - begun_s, list(self.modes))
         except Exception as error:
             self.failure = error
             raise
 
     async def stop(self) -> None:
-        """Free engines and scorers."""
+        """Stop supervision, then the engines, then the scorers."""
         self._loaded = False
         await self.supervisor.stop()
         await asyncio.gather(*(engine.stop() for engine in self.policies.values()))
@@ -201,14 +160,14 @@ class Runtime:
             await scorer.stop()
 
     async def adopt_engines(self, engines: Mapping[str, Engine]) -> None:
-        """Let requests that come from here on use these, which are warm, in the place of their like."""
+        """Serve new requests from these warm engines instead of the present ones of the same policies."""
         self.policies = {**self.policies, **engines}
         for name, engine in engines.items():
             if name in self.supervisor.supervised:
                 await self.supervisor.replace(name, engine)
 
     async def adopt_scorer(self, name: str, scorer: BatchingScorer) -> None:
-        """The same of the scorer ``reward`` or ``gold``."""
+        """Score new candidates with this warm scorer instead of the present ``reward`` or ``gold``."""
         if name == "reward":
             self.reward = scorer
         else:
@@ -218,31 +177,58 @@ class Runtime:
     def mode(
         self, name: str, settings: Mapping[str, Any] | None = None, policy: str | None = None
     ) -> Mode:
-        """The mode a request named, with the settings and over the policy it asks for.
+        """The mode a request names, with its settings and over the policy it asks for.
 
         Raises:
-            InvalidInputError: unknown, known but without its model, or not with these settings.
+            InvalidInputError: as :func:`service.runtime.modes.find_mode`.
         """
-        if name in self.modes:
-            mode = self.modes[name]
-            strategy = configured(name, mode.strategy, settings or {})
-            return Mode(name, strategy, self._policy(mode, policy))
-        if name in STRATEGIES:
-            raise InvalidInputError(
-                f"mode {name!r} needs a reward model and none is configured; set `reward`",
-                field="mode",
-            )
-        raise InvalidInputError(
-            f"mode {name!r} is not configured; this server has {', '.join(self.modes)}. "
-            f"To add it: --policies {name}=DIR",
-            field="mode",
-        )
+        return find_mode(self.modes, self.policies, name, settings, policy)
 
-    def _available(self, mode: Mode) -> tuple[Engine, BatchingScorer | None]:
-        """What a mode works with, or why it cannot; the death of what it does not need is nothing to it.
+    async def answer(self, request: PromptRequest) -> PromptResult:
+        """Answer one prompt: check the mode's models, encode, wait for admission, decode, record.
 
         Raises:
-            NotReadyError, EngineDeadError, RewardDeadError
+            NotReadyError, OverloadedError, RequestTimeoutError, InvalidInputError, EngineError,
+            RewardError: every call either returns a result or raises exactly one of these.
+        """
+        engine, reward = self.check_available(request.mode)
+        request = request.fitted()
+        scorer = None if reward is None else MeteredScorer(reward)
+        # Taken before waiting, so that a reload meanwhile does not mix old and new engines.
+        resources = Resources(engine, self.policies, scorer, self.embedder)
+        limit_s, limit_name = self.settings.limits.time_limit(request.timeout_s)
+        progress = _begin_progress(request, scored=scorer is not None and request.wants_rewards)
+        models = (engine, reward, *self._other_engines(request.mode))
+        async with self.in_flight.track(limit_s, limit_name, models):
+            task = await _encode(request, engine, progress)
+            outcome = await self._admit_and_decode(request, task, resources, progress)
+        total_ms = (perf_counter() - progress.arrived_s) * 1e3
+        _note_outcome(progress, outcome)
+        assert progress.admitted_s is not None  # set by _admit_and_decode
+        result = PromptResult(
+            mode=request.mode,
+            policy=engine.info,
+            scorer=reward,
+            prompt_tokens=progress.prompt_tokens,
+            num_samples=request.drawn,
+            outcome=outcome,
+            queue_ms=(progress.admitted_s - progress.arrived_s) * 1e3,
+            scoring_ms=0.0 if scorer is None else scorer.busy_s * 1e3,
+            total_ms=total_ms,
+        )
+        self._record(request, result, progress.arrived_s)
+        return result
+
+    def check_available(self, mode: Mode) -> tuple[Engine, BatchingScorer | None]:
+        """The engine and scorer that a mode uses now. Failures of models it does not need are ignored.
+
+        Returns:
+            The scorer is ``None`` if none is configured, or if it is dead and the mode can do without.
+
+        Raises:
+            NotReadyError: the models are still loading.
+            EngineDeadError: the mode's engine is dead.
+            RewardDeadError: the mode needs the reward model, which is dead.
         """
         if not self._loaded:
             raise NotReadyError(self.status())
@@ -255,115 +241,82 @@ class Runtime:
             return engine, reward
         if mode.strategy.reranks:
             raise RewardDeadError(f"mode {mode.name!r} needs the reward model: {self.status()}")
-        return engine, None  # an answer of one sample, without the reward it is not chosen by
+        return engine, None
 
-    def _policy(self, mode: Mode, asked: str | None) -> str:
-        if asked is None or asked == mode.policy:
-            return mode.policy
-        if not mode.strategy.reranks:
-            raise InvalidInputError(
-                f"mode {mode.name!r} is one sample of policy {mode.policy!r}; ask for mode {asked!r}",
-                field="policy",
-            )
-        if asked not in self.policies:
-            raise InvalidInputError(
-                f"policy {asked!r} is not configured; this server has {', '.join(self.policies)}",
-                field="policy",
-            )
-        return asked
+    def _other_engines(self, mode: Mode) -> tuple[Engine, ...]:
+        return tuple(self.policies.values()) if mode.strategy.uses_policies else ()
 
-    async def answer(
-        self,
-        mode: Mode,
-        prompt: Prompt,
-        sampling: Sampling,
-        num_samples: int,
-        request_id: str,
-        *,
-        score: bool = True,
-        timeout_s: float | None = None,
-        observer: Observer = UNOBSERVED,
-    ) -> PromptResult:
-        """Answer one prompt: wait for a place, decode, rerank, record.
+    async def _admit_and_decode(
+        self, request: PromptRequest, task: Task, resources: Resources, progress: PromptProgress
+    ) -> Outcome:
+        strategy, sampling = request.mode.strategy, request.sampling
+        async with self.admission.enter(
+            strategy.sequences(request.num_samples),
+            sampling.priority,
+            max_tokens=sampling.max_tokens,
+            candidates=strategy.most_candidates(request.drawn),
+        ) as entry:
+            progress.admitted_s = perf_counter()
+            request.observer.admitted(progress.prompt_tokens)
+            outcome = await strategy.run(task, resources)
+            entry.spent(outcome.generated_tokens)
+        return outcome
 
-        Args:
-            timeout_s: a time limit shorter than the server's.
-            observer: told of what happens on the way.
-
-        Raises:
-            NotReadyError, OverloadedError, RequestTimeoutError, InvalidInputError, EngineError,
-            RewardError: exactly one of them, or an answer is returned.
-        """
-        engine, reward = self._available(mode)
-        mode = replace(mode, strategy=mode.strategy.fitted(num_samples, sampling.max_tokens))
-        if mode.strategy.uses_logprobs and not sampling.logprobs:
-            sampling = replace(sampling, logprobs=True)
-        drawn = num_samples if mode.strategy.reranks else 1
-        scorer = MeteredScorer(reward) if reward is not None else None
-        resources = Resources(engine, self.policies, scorer, self.embedder)
-        limit, named = self.settings.limits.time_limit(timeout_s)
-        sequences = mode.strategy.sequences(num_samples)
-        most = mode.strategy.most_candidates(drawn)
-        arrived = perf_counter()
-        progress = record_prompt(
-            PromptProgress(
-                answer_id=request_id,
-                mode=mode.name,
-                policy=mode.policy,
-                num_samples=drawn,
-                max_tokens=sampling.max_tokens,
-                temperature=sampling.temperature,
-                scored=scorer is not None and (score or mode.strategy.reranks),
-                arrived_s=arrived,
-            )
-        )
-        others = tuple(self.policies.values()) if mode.strategy.uses_policies else ()
-        async with self.in_flight.track(limit, named, (engine, reward, *others)):
-            token_ids = await engine.encode(prompt)
-            check_fits(engine.info, token_ids, sampling)
-            progress.encoded_s, progress.prompt_tokens = perf_counter(), len(token_ids)
-            task = Task(prompt, token_ids, sampling, num_samples, request_id, score, observer)
-            async with self.admission.enter(
-                sequences, sampling.priority, max_tokens=sampling.max_tokens, candidates=most
-            ) as entry:
-                admitted = progress.admitted_s = perf_counter()
-                observer.admitted(len(token_ids))
-                outcome = await mode.strategy.run(task, resources)
-                entry.spent(outcome.generated_tokens)
-        finished = perf_counter()
-        _note(progress, outcome)
-        answer = PromptResult(
-            mode=mode,
-            policy=engine.info,
-            scorer=reward,
-            prompt_tokens=len(token_ids),
-            num_samples=drawn,
-            outcome=outcome,
-            queue_ms=(admitted - arrived) * 1e3,
-            scoring_ms=0.0 if scorer is None else scorer.busy_s * 1e3,
-            total_ms=(finished - arrived) * 1e3,
-        )
+    def _record(self, request: PromptRequest, result: PromptResult, arrived_s: float) -> None:
+        mode = request.mode.name
         self.metrics.observe(
-            mode.name,
-            outcome,
-            prompt_tokens=len(token_ids),
-            arrived_s=arrived,
-            queue_ms=answer.queue_ms,
-            total_ms=answer.total_ms,
+            mode,
+            result.outcome,
+            prompt_tokens=result.prompt_tokens,
+            arrived_s=arrived_s,
+            queue_ms=result.queue_ms,
+            total_ms=result.total_ms,
         )
-        if mode.strategy.reranks or (score and self.reward is not None):
-            unscored = sum(scored.reward is None for scored in outcome.candidates)
-            self.metrics.unscored.labels(mode.name).inc(unscored)
-        return answer
+        if request.mode.strategy.reranks or (request.score and self.reward is not None):
+            unscored = sum(scored.reward is None for scored in result.outcome.candidates)
+            self.metrics.unscored.labels(mode).inc(unscored)
 
-    def _alive(self, policy: str) -> float:
-        return float(self.policies[policy].alive)
+    def count_error(self, mode: str, kind: str) -> None:
+        """Count a failed request under its mode, or under ``unknown`` if the server has no such mode.
 
-    def _unfinished(self, policy: str) -> float:
-        return float(self.policies[policy].unfinished)
+        Labels for arbitrary names would let a client create any number of series.
+        """
+        known = mode if mode in self.modes else "unknown"
+        self.metrics.errors.labels(known, kind).inc()
 
 
-def _note(progress: PromptProgress, outcome: Outcome) -> None:
+async def _encode(request: PromptRequest, engine: Engine, progress: PromptProgress) -> Task:
+    token_ids = await engine.encode(request.prompt)
+    check_fits(engine.info, token_ids, request.sampling)
+    progress.encoded_s, progress.prompt_tokens = perf_counter(), len(token_ids)
+    return Task(
+        request.prompt,
+        token_ids,
+        request.sampling,
+        request.num_samples,
+        request.request_id,
+        request.score,
+        request.observer,
+    )
+
+
+def _begin_progress(request: PromptRequest, *, scored: bool) -> PromptProgress:
+    """Open the request's record for the access log and its trace."""
+    return record_prompt(
+        PromptProgress(
+            answer_id=request.request_id,
+            mode=request.mode.name,
+            policy=request.mode.policy,
+            num_samples=request.drawn,
+            max_tokens=request.sampling.max_tokens,
+            temperature=request.sampling.temperature,
+            scored=scored,
+            arrived_s=perf_counter(),
+        )
+    )
+
+
+def _note_outcome(progress: PromptProgress, outcome: Outcome) -> None:
     progress.decode_ms, progress.rerank_ms = outcome.decode_ms, outcome.rerank_ms
     progress.candidates = len(outcome.candidates)
     progress.generated_tokens = outcome.generated_tokens

@@ -88,6 +88,7 @@ sys.modules.update(dict.fromkeys(("torch", "vllm", "transformers")))
 from vbon.prompts import Prompt
 from service.runtime.build import build_runtime
 from service.generation.plan import Sampling
+from service.runtime.prompt import PromptRequest
 from service.settings import ServiceSettings
 from tests.unit.openai_imitation import imitation
 
@@ -95,8 +96,9 @@ async def main():
     async with imitation() as server:
         runtime = build_runtime(ServiceSettings(policies={"ref": server.url}, reward=None))
         await runtime.start()
+        sampling = Sampling(max_tokens=4, seed=0)
         answer = await runtime.answer(
-            runtime.mode("ref"), Prompt(text="a"), Sampling(max_tokens=4, seed=0), 1, "t"
+            PromptRequest(runtime.mode("ref"), Prompt(text="a"), sampling, 1, "t")
         )
         assert answer.outcome.selected.candidate.token_ids, answer
         await runtime.stop()

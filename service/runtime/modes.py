@@ -1,0 +1,92 @@
+"""Modes: the names a request may ask for, each a strategy over a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from service.settings import REFERENCE
+from service.strategies import STRATEGIES, Single, Strategy
+from service.strategies.request_fields import configured
+from vbon.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """A strategy over a policy, under the name that requests use."""
+
+    name: str
+    strategy: Strategy
+    policy: str
+
+    def drawn(self, num_samples: int) -> int:
+        """The N an answer reports: ``num_samples``, or 1 for a single-sample mode."""
+        return num_samples if self.strategy.reranks else 1
+
+
+def configured_modes(policies: Iterable[str], *, has_reward: bool) -> dict[str, Mode]:
+    """Every mode of a server: one per policy, and one per strategy if a reward model is configured.
+
+    Raises:
+        InvalidInputError: a policy has the name of a strategy.
+    """
+    modes = {name: Mode(name, Single(), name) for name in policies}
+    for name, strategy in STRATEGIES.items():
+        if name in modes:
+            raise InvalidInputError(
+                f"policy name {name!r} is taken by a strategy; rename the policy", field="policies"
+            )
+        if has_reward:
+            modes[name] = Mode(name, strategy(), REFERENCE)
+    return modes
+
+
+def find_mode(
+    modes: Mapping[str, Mode],
+    policies: Iterable[str],
+    name: str,
+    settings: Mapping[str, Any] | None = None,
+    policy: str | None = None,
+) -> Mode:
+    """The mode called ``name``, with a request's settings and over the policy it asks for.
+
+    Args:
+        policies: the names of the server's policies.
+        policy: the policy to draw from; ``None`` means the mode's own.
+
+    Raises:
+        InvalidInputError: the mode or policy is unknown, lacks its reward model, or does not take
+            these settings.
+    """
+    if name in modes:
+        mode = modes[name]
+        strategy = configured(name, mode.strategy, settings or {})
+        return Mode(name, strategy, _policy_of(mode, policy, policies))
+    if name in STRATEGIES:
+        raise InvalidInputError(
+            f"mode {name!r} needs a reward model and none is configured; set `reward`",
+            field="mode",
+        )
+    raise InvalidInputError(
+        f"mode {name!r} is not configured; this server has {', '.join(modes)}. "
+        f"To add it: --policies {name}=DIR",
+        field="mode",
+    )
+
+
+def _policy_of(mode: Mode, asked: str | None, policies: Iterable[str]) -> str:
+    if asked is None or asked == mode.policy:
+        return mode.policy
+    if not mode.strategy.reranks:
+        raise InvalidInputError(
+            f"mode {mode.name!r} is one sample of policy {mode.policy!r}; ask for mode {asked!r}",
+            field="policy",
+        )
+    known = list(policies)
+    if asked not in known:
+        raise InvalidInputError(
+            f"policy {asked!r} is not configured; this server has {', '.join(known)}",
+            field="policy",
+        )
+    return asked

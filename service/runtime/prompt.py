@@ -1,0 +1,71 @@
+"""One prompt's request to the runtime, and its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.modes import Mode
+from service.strategies import UNOBSERVED, Observer, Outcome
+from vbon.engine import ModelInfo, Sampling
+from vbon.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRequest:
+    """One prompt to answer in a mode.
+
+    Attributes:
+        num_samples: N; single-sample modes draw one candidate whatever it is.
+        score: whether a single-sample mode should report a reward.
+        timeout_s: a time limit shorter than the server's.
+        observer: receives the events of this request as they happen.
+    """
+
+    mode: Mode
+    prompt: Prompt
+    sampling: Sampling
+    num_samples: int
+    request_id: str
+    score: bool = True
+    timeout_s: float | None = None
+    observer: Observer = UNOBSERVED
+
+    @property
+    def drawn(self) -> int:
+        """The N the answer reports: 1 for single-sample modes."""
+        return self.mode.drawn(self.num_samples)
+
+    @property
+    def wants_rewards(self) -> bool:
+        """Whether candidates are scored if a reward model is available."""
+        return self.score or self.mode.strategy.reranks
+
+    def fitted(self) -> PromptRequest:
+        """This request with the strategy settings and log-probabilities that its strategy will use."""
+        strategy = self.mode.strategy.fitted(self.num_samples, self.sampling.max_tokens)
+        sampling = self.sampling
+        if strategy.uses_logprobs and not sampling.logprobs:
+            sampling = replace(sampling, logprobs=True)
+        return replace(self, mode=replace(self.mode, strategy=strategy), sampling=sampling)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """One prompt's outcome, with the time it took from arrival.
+
+    Attributes:
+        policy: the model that decoded it; a reload may have replaced it since.
+        scorer: the scorer in use at the time; ``None`` if none was available.
+        num_samples: N; 1 for single-sample modes.
+    """
+
+    mode: Mode
+    policy: ModelInfo
+    scorer: BatchingScorer | None
+    prompt_tokens: int
+    num_samples: int
+    outcome: Outcome
+    queue_ms: float
+    scoring_ms: float
+    total_ms: float
