@@ -24,7 +24,7 @@ from vbon.errors import DataError
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
 from vbon.maths.intervals import MeanInterval
 from vbon.storage.evaluation_record import EvaluationRecord, MethodRow, read_evaluation
-from vbon.storage.training_record import Heldout, TrainingRecord, read_training_record
+from vbon.storage.training_record import HeldoutFigures, TrainingRecord, read_training_record
 
 UPPER_BOUND = "upper bound"
 _NO_RECORD = (
@@ -117,7 +117,7 @@ def _policy_point(policy: ModelRef, here: Here, evaluation: EvaluationRecord | N
     training = read_training_record(policy.path)
     row = _row_of(policy, evaluation)
     if row is not None:
-        held: Heldout | MethodRow | None = row
+        held: HeldoutFigures | MethodRow | None = row
     else:
         held = None if training is None else training.heldout
     if held is None:

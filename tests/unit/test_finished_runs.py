@@ -25,7 +25,7 @@ from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
 from training.objectives.config import train_config_type  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
 from training.train import run  # noqa: E402
-from training.train.export import ADAPTER, RECORD  # noqa: E402
+from training.train.export import ADAPTER_DIRECTORY, TRAINING_RECORD  # noqa: E402
 from training.train.inputs import Assets  # noqa: E402
 from training.train.run import Finished, state_path, train  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError  # noqa: E402
@@ -173,10 +173,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
                 "config": config.model_dump(mode="json"), "identity": identity, "cost": COST,
                 "heldout": row.model_dump(),
             }  # fmt: skip
-            (config.out / RECORD).write_text(json.dumps(record))
+            (config.out / TRAINING_RECORD).write_text(json.dumps(record))
             write_model(config.out)
             if config.lora_rank is not None:
-                write_adapter(config.out / ADAPTER)
+                write_adapter(config.out / ADAPTER_DIRECTORY)
             return Finished(config.out, row, COST)
 
     def load(path: str, **kwargs: Any) -> tuple[None, None, None]:
@@ -303,7 +303,7 @@ def write_state(out: Path, identity: Any) -> Path:
 
 def test_a_run_killed_after_its_export_leaves_nothing_beside_it(desk: Desk) -> None:
     out = desk.train().out
-    left = write_state(out, json.loads((out / RECORD).read_text())["identity"])
+    left = write_state(out, json.loads((out / TRAINING_RECORD).read_text())["identity"])
     (left / ".step-000020.partial").mkdir()
     desk.train()
     assert desk.trained == [desk.folder.name]
@@ -337,7 +337,7 @@ def test_figures_of_other_prompts_are_said_to_be(
 
 def test_a_damaged_adapter_is_named_or_trained_again(desk: Desk) -> None:
     out = desk.train(lora_rank=2).out
-    file = out / ADAPTER / "adapter_model.safetensors"
+    file = out / ADAPTER_DIRECTORY / "adapter_model.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -345,7 +345,7 @@ def test_a_damaged_adapter_is_named_or_trained_again(desk: Desk) -> None:
         desk.train(lora_rank=2)
     desk.train(lora_rank=2, replace=True)
     assert len(desk.trained) == 2
-    shutil.rmtree(out / ADAPTER)
+    shutil.rmtree(out / ADAPTER_DIRECTORY)
     with pytest.raises(CheckpointError, match=r"adapter.*does not exist"):
         desk.train(lora_rank=2)
     with pytest.raises(DataError, match=r"lora_rank: 2 -> 4"):

@@ -120,7 +120,7 @@ def test_an_evaluation_that_is_none_stops_the_start(tmp_path: Path) -> None:
     file = tmp_path / "evaluation.json"
     for content in ("{}", "nonsense"):
         file.write_text(content)
-        with pytest.raises(DataError, match=r"no evaluation\.json"):
+        with pytest.raises(DataError, match=r"not an evaluation\.json"):
             build_runtime(ServiceSettings(evaluation=str(file)))
 
 

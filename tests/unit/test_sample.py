@@ -18,7 +18,7 @@ from training.cache import sample
 from training.cache.record import check_content, meta_path
 from training.cache.sample import Response, build_cache
 from training.configs import SampleConfig
-from training.outputs.identity import trusted_record
+from training.outputs.identity import read_undamaged_record
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
@@ -98,11 +98,11 @@ def test_a_cache_that_is_not_as_it_was_written_is_named(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_not_a_missing_one(tmp_path: Path) -> None:
-    assert trusted_record(tmp_path / "x.json") is None
+    assert read_undamaged_record(tmp_path / "x.json") is None
     for damaged in ('{"a": 1', "[" * 200_000):
         (tmp_path / "x.json").write_text(damaged)
         with pytest.raises(DataError, match=r"x\.json is damaged"):
-            trusted_record(tmp_path / "x.json")
+            read_undamaged_record(tmp_path / "x.json")
 
 
 def test_prompts_are_lines_by_line_feeds_alone(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def broken_off(sampler: Sampler, config: SampleConfig, after: int) -> None:
 def check_whole(config: SampleConfig, expected: str, drawn: str = "1.0") -> None:
     """The cache has these lines and its record, and nothing else is left."""
     assert rows(config.out) == [(prompt, drawn) for prompt in expected]
-    record = trusted_record(meta_path(config.out))
+    record = read_undamaged_record(meta_path(config.out))
     assert record is not None
     assert record["sha256"] == sha256_of(config.out)
     left = {path.name for path in config.out.parent.iterdir()}

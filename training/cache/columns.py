@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from training.cache import jsonl as cache_lines
 from training.cache.jsonl import Line
-from training.outputs.identity import read_record
+from training.outputs.identity import read_json_record
 from vbon.errors import DataError, ExportError
 from vbon.storage.atomic import read_errors, replacing_directory, write_json
 from vbon.storage.checksums import checksums_of, find_damage, is_sealed, sealed
@@ -195,7 +195,7 @@ def source_digest(path: Path) -> str:
 
 def _index(directory: Path) -> dict[str, Any] | None:
     """What the columns were compiled from, ``None`` if there is none or it is damaged."""
-    index = read_record(directory / INDEX)
+    index = read_json_record(directory / INDEX)
     return index if index is not None and is_sealed(index) else None
 
 

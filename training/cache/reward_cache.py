@@ -32,7 +32,7 @@ from training.cache.columns import (
     write_columns,
 )
 from training.cache.jsonl import Line
-from training.outputs.identity import read_record
+from training.outputs.identity import read_json_record
 from vbon.errors import DataError, ExportError
 from vbon.prompts import Prompt
 from vbon.storage.atomic import REMEDY, write_json
@@ -274,7 +274,7 @@ class RewardCache:
         if self._directory is None or not self._is_current():
             return False
         path = _ref_logprob_path(self._directory, key)
-        recorded = read_record(_sums_path(path)) or {}
+        recorded = read_json_record(_sums_path(path)) or {}
         try:
             wrong = (
                 find_damage(self._directory, recorded) if path.name in recorded else "no checksum"
@@ -335,7 +335,7 @@ class RewardCache:
     def _is_current(self) -> bool:
         """Whether the directory still holds what is mapped here, row for row."""
         assert self._directory is not None
-        index = read_record(self._directory / INDEX) or {}
+        index = read_json_record(self._directory / INDEX) or {}
         return all(
             index.get(name) == self._index.get(name)
             for name in ("sha256", "tokenizer", "max_new_tokens", "vocab_size", "version")

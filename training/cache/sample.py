@@ -22,7 +22,7 @@ from typing import Any
 from training.cache.jsonl import parse
 from training.cache.record import check_content, meta_path
 from training.configs import SampleConfig
-from training.outputs.identity import is_same, trusted_record
+from training.outputs.identity import is_same_output, read_undamaged_record
 from training.outputs.progress import ProgressBar
 from vbon.engine import FinishReason, Sampling
 from vbon.errors import DataError, ExportError, RewardError
@@ -74,7 +74,7 @@ def _build(config: SampleConfig) -> None:
     pending = [prompt for prompt in prompts if prompt.key not in lines]
     meta = {**provenance(config.model_dump(mode="json")), "identity": identity}
     if not pending and not partial.exists():
-        if "sha256" not in (trusted_record(meta_path(config.out)) or {}):
+        if "sha256" not in (read_undamaged_record(meta_path(config.out)) or {}):
             write_json(meta_path(config.out), meta | {"sha256": sha256_of(config.out)})
         meta_path(partial).unlink(missing_ok=True)
         logger.info("%s: complete, %d prompts", config.out, len(lines))
@@ -119,15 +119,15 @@ def _check_source(out: Path, source: Path, identity: dict[str, Any]) -> None:
     Raises:
         DataError: it is damaged, of other settings, or does not say of which.
     """
-    recorded = trusted_record(meta_path(source))
+    recorded = read_undamaged_record(meta_path(source))
     if recorded is None and source != out:  # earlier versions kept one record for both
-        recorded = trusted_record(meta_path(out))
+        recorded = read_undamaged_record(meta_path(out))
     if recorded is None or "identity" not in recorded:
         raise DataError(
             f"{source} has no {meta_path(source).name} that says how it was sampled; choose another "
             "--out, or sample it again with --replace"
         )
-    is_same(source, recorded["identity"], identity, replace=False)
+    is_same_output(source, recorded["identity"], identity, replace=False)
     if source == out and "sha256" in recorded:
         with read_errors(source):
             check_content(source, recorded, sha256_of(source))

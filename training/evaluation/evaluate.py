@@ -11,7 +11,7 @@ from rich.table import Table
 from training.configs import EvaluateConfig
 from training.evaluation.measure import Measurer
 from training.evaluation.rows import evaluation_rows
-from training.outputs.identity import read_record
+from training.outputs.identity import read_json_record
 from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
@@ -70,7 +70,7 @@ def _measured(
     config: EvaluateConfig, made_from: dict[str, Any]
 ) -> tuple[list[MethodRow], int] | None:
     """What an earlier evaluation of the same files found; by their content, whatever the clock said."""
-    record = read_record(config.out / RESULT)
+    record = read_json_record(config.out / RESULT)
     if record is None or any(record.get(name) != value for name, value in made_from.items()):
         return None
     if not all((config.out / name).is_file() for name in PLOTS):

@@ -1,1 +1,1 @@
-"""Beside a checkpoint: model card, identity, progress."""
+"""Model cards, the identity of outputs, and progress bars."""

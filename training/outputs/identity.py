@@ -1,4 +1,4 @@
-"""What an output was made from, so that a second run knows whether to reuse, resume or refuse."""
+"""Compares an output's record with the settings wanted now, to decide: reuse, resume, replace or fail."""
 
 from __future__ import annotations
 
@@ -9,36 +9,39 @@ from typing import Any
 from vbon.errors import DataError
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """A JSON record, or ``None`` if there is none that can be read."""
+def read_json_record(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object from a file; ``None`` if the file is missing, unreadable or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # the last for what is nested too deep
+    except (OSError, ValueError, RecursionError):  # RecursionError: nested too deeply
         return None
     return value if isinstance(value, dict) else None
 
 
-def trusted_record(path: Path) -> dict[str, Any] | None:
-    """A JSON record that others are judged by; ``None`` only if there is none.
+def read_undamaged_record(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object from a file; ``None`` only if the file does not exist.
+
+    For records that decide whether other files can be trusted.
 
     Raises:
-        DataError: there is one and it cannot be read.
+        DataError: the file exists but does not contain a readable JSON object.
     """
-    record = read_record(path)
+    record = read_json_record(path)
     if record is None and path.exists():
         raise DataError(
-            f"{path} is damaged: no JSON object; restore it, or delete it with what it describes"
+            f"{path} is damaged (it contains no JSON object); restore it, or delete it together with the "
+            "files that it describes"
         )
     return record
 
 
-def is_same(
+def is_same_output(
     output: Path, recorded: dict[str, Any], wanted: dict[str, Any], *, replace: bool
 ) -> bool:
-    """Whether an existing output was made from what is wanted now.
+    """Tell whether an existing output was made with the settings wanted now.
 
     Raises:
-        DataError: it was not, and ``replace`` was not given; names what differs.
+        DataError: the settings differ and ``replace`` is false; the message lists the differences.
     """
     differing = sorted(key for key in {*recorded, *wanted} if recorded.get(key) != wanted.get(key))
     if not differing:
@@ -47,5 +50,5 @@ def is_same(
         return False
     changes = ", ".join(f"{k}: {recorded.get(k)!r} -> {wanted.get(k)!r}" for k in differing)
     raise DataError(
-        f"{output} was made with other settings ({changes}); choose another --out, or --replace it"
+        f"{output} was made with other settings ({changes}); choose another --out, or pass --replace"
     )

@@ -1,27 +1,27 @@
-"""Model cards: a README.md beside the weights that says where they come from."""
+"""Writes model cards: a README.md beside the weights that documents their origin."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from training.outputs.identity import read_record
+from training.outputs.identity import read_json_record
 from vbon.storage.atomic import write_text
 from vbon.storage.checksums import CARD, CHECKSUMS
 
 
 def write_card(directory: Path, *, title: str, summary: str, facts: dict[str, Any]) -> None:
-    """Write README.md: a table of facts, shown as they are, and the checksums already written."""
-    rows = "\n".join(f"| {name} | {_shown(value)} |" for name, value in facts.items())
+    """Write README.md with a table of the facts, and the checksums if they are already written."""
+    rows = "\n".join(f"| {name} | {_formatted(value)} |" for name, value in facts.items())
     write_text(
         directory / CARD,
         f"---\nlibrary_name: transformers\ntags:\n- best-of-n\n---\n# {title}\n\n{summary}\n\n"
-        f"| what | value |\n| --- | --- |\n{rows}\n{_files(directory)}",
+        f"| what | value |\n| --- | --- |\n{rows}\n{_checksum_section(directory)}",
     )
 
 
-def _files(directory: Path) -> str:
-    recorded = read_record(directory / CHECKSUMS)
+def _checksum_section(directory: Path) -> str:
+    recorded = read_json_record(directory / CHECKSUMS)
     if recorded is None:
         return ""
     rows = "\n".join(
@@ -31,5 +31,5 @@ def _files(directory: Path) -> str:
     return f"\n## Files\n\n| file | bytes | SHA-256 |\n| --- | --- | --- |\n{rows}\n"
 
 
-def _shown(value: Any) -> str:
+def _formatted(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

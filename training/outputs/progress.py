@@ -1,4 +1,4 @@
-"""Progress bars on the terminal; plain lines where the output is no terminal."""
+"""Progress bars on a terminal; plain lines when the output goes elsewhere."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LINE_EVERY_S = 15.0
 
 
 class ProgressBar:
-    """A bar with a line of facts behind it; in a log file a line every 15 seconds instead."""
+    """A progress bar followed by a short text of facts; in a log file, one line every 15 seconds."""
 
     def __init__(self, title: str, total: int, done: int = 0) -> None:
         self._title, self._total, self._done = title, total, done
-        # Of several processes (torchrun) one tells how it goes.
+        # Of several processes (torchrun), only the first reports.
         self._console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -52,7 +52,7 @@ class ProgressBar:
         self._bar.stop()
 
     def advance(self, steps: int = 1, facts: str = "") -> None:
-        """Move on, and say how it goes."""
+        """Advance the bar by ``steps`` and show ``facts`` beside it."""
         self._done += steps
         self._bar.update(self._task, advance=steps, facts=facts)
         now = time.monotonic()

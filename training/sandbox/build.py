@@ -25,7 +25,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from training.configs import SandboxConfig
-from training.outputs.identity import is_same, read_record
+from training.outputs.identity import is_same_output, read_json_record
 from training.outputs.model_card import write_card
 from training.sandbox.corpus import ReviewGrammar
 from training.sandbox.labelled import read_labelled
@@ -81,9 +81,9 @@ def _build(config: SandboxConfig) -> None:
     begun = time.perf_counter()
     out = config.out
     settings = config.model_dump(mode="json", exclude={"replace", "out"})
-    manifest = read_record(out / "sandbox.json") or {}
+    manifest = read_json_record(out / "sandbox.json") or {}
     recorded = manifest.get("config")
-    if recorded is not None and not is_same(out, recorded, settings, replace=config.replace):
+    if recorded is not None and not is_same_output(out, recorded, settings, replace=config.replace):
         logger.info("%s was made with other settings; making it again", out)
         manifest = {}
     # Before anything is written: what cannot be made must not cost what is there.

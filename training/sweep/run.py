@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from training.configs import SweepConfig
-from training.outputs.identity import read_record
+from training.outputs.identity import read_json_record
 from training.outputs.progress import ProgressBar
 from training.sweep.grid import GridCell, cells
 from vbon.errors import DataError, DivergedError, InvalidInputError, VbonError
@@ -113,7 +113,7 @@ def _is_done(cell: GridCell, shared: _Shared) -> bool:
     """By what it was made from, not by where that lies; a record that does not say is none."""
     from training.train.run import identity_of
 
-    record = read_record(cell.directory / RECORD) or {}
+    record = read_json_record(cell.directory / RECORD) or {}
     wanted = {
         "config": cell.config.model_dump(mode="json"),
         "identity": identity_of(cell.objective, cell.config, shared.assets),
@@ -124,7 +124,7 @@ def _is_done(cell: GridCell, shared: _Shared) -> bool:
 
 
 def _baseline_is_done(config: SweepConfig, shared: _Shared) -> bool:
-    return _has(read_record(config.out / BASELINE) or {}, _baseline_of(config, shared))
+    return _has(read_json_record(config.out / BASELINE) or {}, _baseline_of(config, shared))
 
 
 def _has(record: dict[str, Any], wanted: dict[str, Any]) -> bool:

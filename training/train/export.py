@@ -15,9 +15,9 @@ from vbon.storage.atomic import replacing_directory, write_json, write_text
 from vbon.storage.checkpoints import write_checksums
 from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.provenance import provenance
-from vbon.storage.training_record import ADAPTER, RECORD
+from vbon.storage.training_record import ADAPTER_DIRECTORY, TRAINING_RECORD
 
-__all__ = ["ADAPTER", "RECORD", "Trained", "export_checkpoint"]
+__all__ = ["ADAPTER_DIRECTORY", "TRAINING_RECORD", "Trained", "export_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,13 @@ def export_checkpoint(
     config = trained.config
     with replacing_directory(out) as directory:
         if config.lora_rank is not None:
-            policy.save_pretrained(directory / ADAPTER)
-            write_checksums(directory / ADAPTER, "adapter")
+            policy.save_pretrained(directory / ADAPTER_DIRECTORY)
+            write_checksums(directory / ADAPTER_DIRECTORY, "adapter")
             policy = policy.merge_and_unload()
         policy.save_pretrained(directory, state_dict=weights)
         tokenizer.save_pretrained(directory)
         write_json(
-            directory / RECORD,
+            directory / TRAINING_RECORD,
             {
                 **provenance(config.model_dump(mode="json")),
                 "objective": trained.name,
@@ -102,7 +102,7 @@ def _settings(trained: Trained) -> dict[str, Any]:
         "seed": config.seed,
         "LoRA": "no"
         if config.lora_rank is None
-        else f"rank {config.lora_rank}, merged; also in {ADAPTER}/",
+        else f"rank {config.lora_rank}, merged; also in {ADAPTER_DIRECTORY}/",
     }
 
 

@@ -13,7 +13,7 @@ from training.cache.record import check_content, meta_path
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
-from training.outputs.identity import trusted_record
+from training.outputs.identity import read_undamaged_record
 from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
 from vbon.prompt_files import encode_prompts, read_prompts
@@ -144,7 +144,7 @@ class Assets:
             DataError: names the mismatch.
         """
         config = self.config
-        meta = trusted_record(meta_path(config.cache)) or {}
+        meta = read_undamaged_record(meta_path(config.cache)) or {}
         check_content(config.cache, meta, source_digest(config.cache))
         recorded = meta.get("identity")
         if recorded is None:

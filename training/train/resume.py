@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from training.outputs.identity import read_record
+from training.outputs.identity import read_json_record
 from vbon.storage.atomic import partial_path, recover_directory, replacing_directory, write_json
 from vbon.storage.checksums import CHECKSUMS, checksums_of, find_damage, is_sealed, sealed
 
@@ -74,7 +74,7 @@ class States:
         [found] = broadcast_object_list(step)
         if found is None:
             return None
-        run = read_record(self._path(found) / RUN)
+        run = read_json_record(self._path(found) / RUN)
         return None if run is None else State(self._path(found), run)
 
     def load(self, state: State) -> None:
@@ -119,7 +119,7 @@ class States:
 
 def _damage(directory: Path) -> str | None:
     try:
-        recorded = read_record(directory / CHECKSUMS)
+        recorded = read_json_record(directory / CHECKSUMS)
         if recorded is None or not is_sealed(recorded):
             return f"{directory / CHECKSUMS} is missing or damaged"
         return find_damage(directory, recorded["files"])

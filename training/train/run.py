@@ -22,11 +22,11 @@ from training.objectives import OBJECTIVES, objective_type
 from training.objectives.bon_sft import BonSft
 from training.objectives.config import objective_of
 from training.objectives.protocol import Objective
-from training.outputs.identity import is_same, read_record
+from training.outputs.identity import is_same_output, read_json_record
 from training.outputs.progress import ProgressBar
 from training.rollouts.generator import Generator, TransformersGenerator
 from training.rollouts.load_policy import load_policy
-from training.train.export import ADAPTER, RECORD, Trained, export_checkpoint
+from training.train.export import ADAPTER_DIRECTORY, TRAINING_RECORD, Trained, export_checkpoint
 from training.train.inputs import Assets
 from training.train.reference_logprobs import ensure_reference_logprobs
 from training.train.resume import RUN, States
@@ -131,22 +131,22 @@ def _finished(config: TrainConfig, identity: dict[str, Any]) -> Finished | None:
     Raises:
         CheckpointError: it is damaged. DataError: it is another's. Neither if --replace was given.
     """
-    if not (config.out / RECORD).exists():
+    if not (config.out / TRAINING_RECORD).exists():
         if not config.replace and config.out.exists() and any(config.out.iterdir()):
             raise DataError(
-                f"{config.out} is there and holds no {RECORD}: it is no output of a training run; "
+                f"{config.out} is there and holds no {TRAINING_RECORD}: it is no output of a training run; "
                 "choose another --out, or --replace it"
             )
         return None
     if not _is_whole(config.out, "causal-lm", replace=config.replace):
         return None
-    record = read_record(config.out / RECORD)
+    record = read_json_record(config.out / TRAINING_RECORD)
     if record is None:
         return None
-    if not is_same(config.out, record.get("identity", {}), identity, replace=config.replace):
+    if not is_same_output(config.out, record.get("identity", {}), identity, replace=config.replace):
         return None
     if config.lora_rank is not None and not _is_whole(
-        config.out / ADAPTER, "adapter", replace=config.replace
+        config.out / ADAPTER_DIRECTORY, "adapter", replace=config.replace
     ):
         return None
     row = record["heldout"]
@@ -169,7 +169,7 @@ def _is_whole(directory: Path, kind: Kind, *, replace: bool) -> bool:
 def _clear_states(out: Path, identity: dict[str, Any]) -> None:
     """Remove what a kill between the export and its end left; another run's states may yet go on."""
     directory = state_path(out)
-    runs = [read_record(path) for path in directory.glob(f"*/{RUN}")]
+    runs = [read_json_record(path) for path in directory.glob(f"*/{RUN}")]
     if all(run is None or run.get("identity") == identity for run in runs):
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -178,7 +178,7 @@ def _warn_of_other_figures(config: TrainConfig) -> None:
     """The card's figures stay as they were measured: say so where other ones are asked for now."""
     if config.heldout is None:
         return
-    recorded = (read_record(config.out / RECORD) or {}).get("config", {})
+    recorded = (read_json_record(config.out / TRAINING_RECORD) or {}).get("config", {})
     for key, wanted in config.model_dump(mode="json", include={"heldout", "gold"}).items():
         if wanted is not None and recorded.get(key) != wanted:
             logger.warning(
@@ -363,7 +363,9 @@ class _Run:
         if state is None:
             return []
         wanted, recorded = self._identity, state.run["identity"]
-        if not is_same(self._states.directory, recorded, wanted, replace=self._config.replace):
+        if not is_same_output(
+            self._states.directory, recorded, wanted, replace=self._config.replace
+        ):
             if self._main:
                 self._states.clear()
             return []

@@ -24,7 +24,7 @@ class NgramEmbedder(ThreadedEmbedder):
         super().__init__("ngrams")
 
     def load(self) -> None:
-        """Do nothing: there is no model."""
+        """Do nothing: n-grams need no model."""
 
     def compute(self, texts: list[str]) -> Float:
         """The counts, shape ``(texts, n-grams)``; the columns differ from call to call."""

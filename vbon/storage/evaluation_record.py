@@ -1,4 +1,4 @@
-"""What ``python -m training evaluate`` wrote, as its readers need it."""
+"""Reads ``evaluation.json``, written by ``python -m training evaluate``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class MethodRow(BaseModel):
         method: ``reference``, ``best-of-n``, or the name of a checkpoint.
         n: best-of-n's n, otherwise 1.
         win_rate: against one reference sample, ties counted 1/2.
-        kl_nats: distance from the reference, by the estimator that ``kl_kind`` names.
-        kl_other: other estimators of the same distance, by name.
-        tokens: answer length.
-        unscored: samples that the reward model could not score; they are left out of all means.
+        kl_nats: KL from the reference policy, by the estimator named in ``kl_kind``.
+        kl_other: other estimates of the same KL, by name of the estimator.
+        tokens: response length.
+        unscored: number of samples without a score; they are left out of all means.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -40,10 +40,10 @@ class MethodRow(BaseModel):
 
 
 class EvaluationRecord(BaseModel):
-    """All methods on the same held-out prompts.
+    """The figures of all methods on the same held-out prompts.
 
     Attributes:
-        revisions: of ``reference``, ``reward``, ``gold``, and each checkpoint by its name.
+        revisions: revisions of ``reference``, ``reward``, ``gold``, and of each checkpoint by its name.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -55,17 +55,29 @@ class EvaluationRecord(BaseModel):
 
 
 def read_evaluation(file: str) -> EvaluationRecord:
-    """An ``evaluation.json``.
+    """Read an ``evaluation.json``.
 
     Raises:
-        DataError: it is missing, or is none.
+        DataError: the file is missing, unreadable, or not an evaluation.
     """
     path = Path(file).expanduser()
     try:
         return EvaluationRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise DataError(f"cannot read the evaluation {file}: {error.strerror}") from error
-    except (ValueError, ValidationError) as error:
-        raise DataError(
-            f"{file} is no evaluation.json of `python -m training evaluate`: {error}"
-        ) from error
+    except ValidationError as error:
+        raise _not_an_evaluation(file, _first_problem(error)) from error
+    except ValueError as error:
+        raise _not_an_evaluation(file, str(error)) from error
+
+
+def _not_an_evaluation(file: str, problem: str) -> DataError:
+    return DataError(
+        f"{file} is not an evaluation.json of `python -m training evaluate`: {problem}"
+    )
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]

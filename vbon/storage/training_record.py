@@ -1,4 +1,4 @@
-"""What a checkpoint's own record says of how it was made: ``training.json`` beside the weights."""
+"""Reads ``training.json``, the record beside a checkpoint's weights of how it was trained."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from vbon.maths.intervals import MeanInterval
 
-RECORD = "training.json"
-# A LoRA is exported merged, and beside it as it is, for serving on the reference engine.
-ADAPTER = "adapter"
+TRAINING_RECORD = "training.json"
+# A LoRA is exported merged, and also as an adapter in this subdirectory, for serving on the reference
+# engine.
+ADAPTER_DIRECTORY = "adapter"
 
 
 class _Read(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Heldout(_Read):
-    """Held-out figures, measured when the training ended."""
+class HeldoutFigures(_Read):
+    """The held-out figures of a checkpoint, measured at the end of its training."""
 
     reward: MeanInterval
     win_rate: MeanInterval = Field(description="against one sample of the reference, ties 1/2")
@@ -31,7 +32,7 @@ class Heldout(_Read):
 
 
 class TrainingCost(_Read):
-    """What the training took; cached samples of the reference were paid for apart."""
+    """The time and samples that the training took, without the cached samples of the reference."""
 
     training_seconds: float
     processes: int = Field(1, description="each with a device of its own")
@@ -41,12 +42,12 @@ class TrainingCost(_Read):
 
     @property
     def device_hours(self) -> float:
-        """Seconds times processes, in hours."""
+        """Training time multiplied by the number of processes, in hours."""
         return self.training_seconds * self.processes / 3600
 
 
 class TrainingRecord(_Read):
-    """The part of the record that readers of a served checkpoint need."""
+    """The parts of a training record that the service shows."""
 
     objective: str = "vbon"
     created: str | None = None
@@ -57,16 +58,16 @@ class TrainingRecord(_Read):
         description="what makes the run this run",
     )
     cost: TrainingCost | None = None
-    heldout: Heldout | None = None
+    heldout: HeldoutFigures | None = None
 
 
 def read_training_record(directory: str) -> TrainingRecord | None:
-    """The record of a model directory, or of the one an adapter lies in.
+    """The training record of a model directory; an adapter's is in its parent directory.
 
-    ``None`` where there is none, or one that cannot be read: a policy may come from anywhere.
+    ``None`` if the record is missing or unreadable: a policy may come from elsewhere.
     """
     path = Path(directory).expanduser()
-    file = (path.parent if path.name == ADAPTER else path) / RECORD
+    file = (path.parent if path.name == ADAPTER_DIRECTORY else path) / TRAINING_RECORD
     try:
         return TrainingRecord.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError):
