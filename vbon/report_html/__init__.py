@@ -1,6 +1,6 @@
-"""Reports as one HTML file that loads nothing: the page, tables and plots that all of them share."""
+"""HTML reports in one file that loads nothing: what the load test's and the sweeps' reports share."""
 
-from vbon.report_html.page import fill_page, plot_html
-from vbon.report_html.table import ReportTable, aligned, html_table
+from vbon.report_html.page import plot_html, render_page
+from vbon.report_html.table import ReportTable
 
-__all__ = ["ReportTable", "aligned", "fill_page", "html_table", "plot_html"]
+__all__ = ["ReportTable", "plot_html", "render_page"]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import html
 import io
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from service.loadtest.report.tables import (
     break_even_table,
@@ -18,9 +19,10 @@ from service.loadtest.report.tables import (
     throughput_table,
 )
 from service.loadtest.schema import LoadTestResult
-from vbon.report_html import fill_page, html_table, plot_html
+from vbon.report_html import plot_html, render_page
 from vbon.storage.atomic import write_text
 
+TEMPLATE = Path(__file__).parent / "templates" / "loadtest.html"
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"
 TERMS = (
@@ -65,39 +67,43 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def html_page(result: LoadTestResult) -> str:
-    """The page; every text of the run, the server or a model is escaped."""
-    first, *others = result.decision or ["Nothing was measured."]
-    lines = f"<p>{html.escape(first)}</p>" + "".join(f"<p>{html.escape(x)}</p>" for x in others)
-    warnings = "".join(f"<li>{html.escape(text)}</li>" for text in result.warnings)
+    """The report as one page; every text of the run, the server or a model is escaped."""
     examples = examples_table(result)
-    tables = [quality_table(result), break_even_table(result), saturation_table(result),
-              throughput_table(result),
-              latency_table(result), *([examples] if examples else []), settings_table(result)]  # fmt: skip
-    main = (
-        f'<div class="decision" role="note" aria-label="Decision">{lines}</div>'
-        + (f'<h3>Warnings</h3><ul class="warning">{warnings}</ul>' if warnings else "")
-        + f"<section>{_legend(result)}{_plots(result)}"
-        + "".join(html_table(table) for table in tables if table.rows)
-        + "</section>"
+    tables = [
+        quality_table(result),
+        break_even_table(result),
+        saturation_table(result),
+        throughput_table(result),
+        latency_table(result),
+        *([examples] if examples else []),
+        settings_table(result),
+    ]
+    return render_page(
+        TEMPLATE,
+        {
+            "title": TITLE,
+            "terms": TERMS,
+            "decision": result.decision or ["Nothing was measured."],
+            "warnings": result.warnings,
+            "legend": _legend(result),
+            "plots": _plots(result),
+            "tables": [table for table in tables if table.rows],
+        },
     )
-    return fill_page(title=TITLE, terms=TERMS, contents="", main=main)
 
 
-def _legend(result: LoadTestResult) -> str:
+def _legend(result: LoadTestResult) -> list[tuple[str, str, str]]:
     from service.loadtest.report.plots import CURVE_COLOUR, CURVE_NAME, variant_styles
 
     entries = [(name, colour) for name, (colour, _) in variant_styles(result).items()]
-    entries.append((CURVE_NAME, CURVE_COLOUR))
-    boxes = "".join(
-        f'<label><input type="checkbox" checked data-method="{html.escape(name)}">'
-        f'<span class="glyph" style="color:{colour}" aria-hidden="true">&#9632;</span>'
-        f"{html.escape(name)}</label>"
-        for name, colour in entries
-    )
-    return f'<fieldset class="legend"><legend>Show</legend>{boxes}</fieldset>'
+    return [
+        (name, colour, "\N{BLACK SQUARE}")
+        for name, colour in [*entries, (CURVE_NAME, CURVE_COLOUR)]
+    ]
 
 
-def _plots(result: LoadTestResult) -> str:
+def _plots(result: LoadTestResult) -> list[tuple[Markup, str]]:
+    """Every plot that the result has figures for, with its caption."""
     from service.loadtest.report import plots
 
     look = plots.variant_styles(result)
@@ -118,11 +124,8 @@ def _plots(result: LoadTestResult) -> str:
          "KL of tuned policies is their card's; win rates were measured here."),
         (plots.reward_figure, scored, "Rewards of single answers; the line is the mean."),
     ]  # fmt: skip
-    drawn: list[str] = []
-    for draw, there, caption in wanted:
-        if there:
-            figure = plot_html(draw(result, look), f"plot-{len(drawn)}", first=not drawn)
-            drawn.append(
-                f"<figure>{figure}<figcaption>{html.escape(caption)}</figcaption></figure>"
-            )
-    return f'<div class="plots">{"".join(drawn)}</div>'
+    shown = [(draw, caption) for draw, there, caption in wanted if there]
+    return [
+        (plot_html(draw(result, look), f"plot-{number}", first=number == 0), caption)
+        for number, (draw, caption) in enumerate(shown)
+    ]
