@@ -16,7 +16,7 @@ from time import perf_counter
 import numpy as np
 
 from service.generation.plan import resolve_sampling
-from service.generation.references import check_limit, policy_ref, sampling_used, scorer_ref
+from service.generation.references import check_limit, policy_ref, scorer_ref
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
@@ -30,6 +30,7 @@ from service.schemas import (
     ModeReport,
     PromptRow,
 )
+from service.schemas.sampling import sampling_used
 from service.settings import REFERENCE
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Sampling

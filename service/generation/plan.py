@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from service.generation.references import check_limit, model_ref, sampling_used, scorer_ref
+from service.generation.references import check_limit, model_ref, scorer_ref
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
 from service.runtime.runtime import Runtime
@@ -21,6 +21,7 @@ from service.schemas import (
     Timings,
     Usage,
 )
+from service.schemas.sampling import sampling_used
 from service.strategies import UNOBSERVED, Observer, ScoredCandidate
 from service.strategies.bon import Bon
 from service.strategies.request_fields import settings_in
@@ -108,19 +109,9 @@ def resolve_sampling(
     """
     settings = runtime.settings
     num_samples = asked if asked is not None else settings.default_n
-    max_tokens = fields.max_tokens if fields.max_tokens is not None else settings.default_max_tokens
+    sampling = fields.to_sampling(settings.default_max_tokens)
     check_limit("n", num_samples, settings.limits.max_n)
-    check_limit("max_tokens", max_tokens, settings.limits.max_tokens)
-    sampling = Sampling(
-        max_tokens=max_tokens,
-        temperature=fields.temperature,
-        top_p=fields.top_p,
-        top_k=fields.top_k,
-        seed=fields.seed,
-        stop=fields.stop_strings,
-        ignore_eos=fields.ignore_eos,
-        priority=fields.priority,
-    )
+    check_limit("max_tokens", sampling.max_tokens, settings.limits.max_tokens)
     return sampling, num_samples
 
 

@@ -1,23 +1,20 @@
-"""References in an answer: the policies, models and sampling that made it."""
+"""References to the models behind an answer, and the check of a server's limits."""
 
 from __future__ import annotations
 
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
-from service.schemas import (
-    ModelRef,
-    SamplingUsed,
-)
-from vbon.engine import ModelInfo, Sampling
+from service.schemas import ModelRef
+from vbon.engine import ModelInfo
 from vbon.errors import InvalidInputError
 
 
 def check_limit(field: str, value: float, limit: float) -> None:
-    """Refuse a value over a limit of the server.
+    """Reject a value above one of the server's limits.
 
     Raises:
-        InvalidInputError: with the field, the value and the limit.
+        InvalidInputError: names the field, the value and the limit.
     """
     if value > limit:
         raise InvalidInputError(
@@ -26,7 +23,7 @@ def check_limit(field: str, value: float, limit: float) -> None:
 
 
 def policy_ref(runtime: Runtime, mode: Mode) -> ModelRef:
-    """The weights a mode samples from."""
+    """The identity of the policy a mode samples from."""
     return model_ref(mode.policy, runtime.policies[mode.policy].info)
 
 
@@ -40,18 +37,3 @@ def scorer_ref(name: str, scorer: BatchingScorer | None) -> ModelRef | None:
     if scorer is None:
         return None
     return ModelRef(name=name, path=scorer.name, revision=scorer.revision)
-
-
-def sampling_used(sampling: Sampling, num_samples: int) -> SamplingUsed:
-    """What is echoed back."""
-    return SamplingUsed(
-        n=num_samples,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        stop=list(sampling.stop),
-        ignore_eos=sampling.ignore_eos,
-        priority=sampling.priority,
-    )

@@ -1,4 +1,4 @@
-"""What goes over the wire, a module a concern. Unknown fields are refused everywhere."""
+"""Request and response models, one module per route or concern. Requests reject unknown fields."""
 
 from service.schemas.answer import (
     BatchAnswer,
@@ -20,7 +20,8 @@ from service.schemas.compare import (
 from service.schemas.failure import ANY_ROUTE, AT_WORK, WITH_BODY, ErrorBody, ErrorResponse, errors
 from service.schemas.generate import GenerateRequest
 from service.schemas.modes import ModeInfo, ModesResponse
-from service.schemas.wire import ChatMessage, ModelRef, SamplingFields, SamplingUsed, Text, Wire
+from service.schemas.sampling import SamplingFields, SamplingUsed
+from service.schemas.wire import ChatMessage, ModelRef, Text, Wire
 
 __all__ = [
     "ANY_ROUTE",

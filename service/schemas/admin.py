@@ -1,4 +1,4 @@
-"""What admins ask for and are told."""
+"""``/admin``: requests and responses of the administration routes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ReloadRequest(BaseModel):
-    """Which model to read again; from where, only the configuration says."""
+    """The model to load again. Its path comes from the configuration and cannot be sent."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"model": "vbon"}]})
 
@@ -14,10 +14,14 @@ class ReloadRequest(BaseModel):
 
 
 class ReloadAnswer(BaseModel):
-    """What a reload did."""
+    """The outcome of a reload."""
 
-    models: list[str] = Field(description="what was replaced; adapters go with their base")
-    before: str = Field(description="the revision that was served")
-    now: str = Field(description="the revision that is served")
-    load_s: float = Field(description="until the new one was warm, seconds")
-    drain_s: float = Field(description="until nobody used the old one any more, seconds")
+    models: list[str] = Field(
+        description="the models replaced; a base model's adapters are replaced with it"
+    )
+    before: str = Field(description="the revision served before")
+    now: str = Field(description="the revision served now")
+    load_s: float = Field(description="seconds to load and warm up the new model")
+    drain_s: float = Field(
+        description="seconds from then until no request used the old model and it was stopped"
+    )

@@ -1,4 +1,4 @@
-"""``POST /generate``: what is answered."""
+"""``POST /generate``: the response."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from service.schemas.wire import ModelRef, SamplingUsed
+from service.schemas.sampling import SamplingUsed
+from service.schemas.wire import ModelRef
 from vbon.engine import FinishReason
 
 
 class Usage(BaseModel):
-    """Tokens: everything decoded apart from what was returned."""
+    """Token counts; tokens decoded are counted apart from tokens returned."""
 
     prompt_tokens: int
     generated_tokens: int = Field(description="of all candidates, discarded ones included")
@@ -19,12 +20,14 @@ class Usage(BaseModel):
 
 
 class Timings(BaseModel):
-    """Milliseconds; queue + decode + rerank make up total to within scheduling."""
+    """Milliseconds; queue + decode + rerank equal total up to scheduling delays."""
 
     queue: float
     decode: float
-    rerank: float = Field(description="scoring that decoding did not hide")
-    scoring: float = Field(description="while any candidate was being scored, hidden or not")
+    rerank: float = Field(description="scoring after the last candidate was decoded")
+    scoring: float = Field(
+        description="time in which at least one candidate was being scored, during decoding or after"
+    )
     total: float
 
 
@@ -38,36 +41,40 @@ class CandidateOut(BaseModel):
     num_tokens: int
     finish_reason: FinishReason
     token_ids: list[int] | None = None
-    token_logprobs: list[float] | None = Field(None, description="nats, one a token")
+    token_logprobs: list[float] | None = Field(None, description="nats, one per token")
 
 
 class RewardCurvePoint(BaseModel):
-    """What best-of-n is worth on this prompt, estimated without bias from the candidates drawn."""
+    """Unbiased estimate of best-of-n's expected reward on this prompt, from the candidates drawn."""
 
     n: int
     expected_reward: float | None = Field(
-        description="null where fewer than n candidates could be scored"
+        description="null if fewer than n candidates could be scored"
     )
 
 
 class GenerateAnswer(BaseModel):
-    """One prompt's answer."""
+    """The answer to one prompt."""
 
     request_id: str
     mode: str
     text: str
-    reward: float | None = Field(description="raw reward; null if not asked for or not scorable")
+    reward: float | None = Field(
+        description="raw reward; null if it was not requested or the answer could not be scored"
+    )
     finish_reason: FinishReason
     selected_index: int
     unscored_candidates: int | None = Field(
-        description="candidates the reward model could not score; null where none was scored"
+        description="candidates the reward model could not score; null if none was scored"
     )
     candidates: list[CandidateOut] | None = None
-    token_ids: list[int] | None = Field(None, description="on request (logprobs)")
-    token_logprobs: list[float] | None = Field(None, description="on request; nats, one a token")
-    reward_curve: list[RewardCurvePoint] | None = Field(None, description="where n was a list")
-    strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
-    details: dict[str, Any] = Field(description="what the strategy reports of its choice")
+    token_ids: list[int] | None = Field(None, description="only with logprobs")
+    token_logprobs: list[float] | None = Field(
+        None, description="only with logprobs; nats, one per token"
+    )
+    reward_curve: list[RewardCurvePoint] | None = Field(None, description="only if n was a list")
+    strategy: dict[str, Any] = Field(description="the strategy's settings, defaults filled in")
+    details: dict[str, Any] = Field(description="further facts that the strategy reports")
     sampling: SamplingUsed
     usage: Usage
     timings_ms: Timings
@@ -76,7 +83,7 @@ class GenerateAnswer(BaseModel):
 
 
 class BatchAnswer(BaseModel):
-    """Answers to ``prompts``, in order, with totals."""
+    """The answers to ``prompts``, in order, with totals."""
 
     request_id: str
     mode: str

@@ -1,4 +1,4 @@
-"""``POST /compare``."""
+"""``POST /compare``: the request and the response."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.schemas.wire import ModelRef, SamplingFields, SamplingUsed, Text
+from service.schemas.sampling import SamplingFields, SamplingUsed
+from service.schemas.wire import ModelRef, Text
 from vbon.maths.intervals import MeanInterval, MedianRange
 
 
 class CompareRequest(SamplingFields):
-    """The same prompts through several modes."""
+    """Prompts to answer in several modes."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -21,26 +22,34 @@ class CompareRequest(SamplingFields):
         }
     )
 
-    n: int | None = Field(None, ge=1, description="candidates a prompt; single-sample modes draw 1")
+    n: int | None = Field(
+        None, ge=1, description="candidates per prompt; single-sample modes draw 1"
+    )
     prompts: Annotated[list[Text], Field(fail_fast=True, min_length=1)]
     modes: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = Field(
-        None, description="default: `bon` and one sample of every policy"
+        None, description="default: `bon` and every single-sample mode"
     )
     settings: dict[str, dict[str, Any]] = Field(
         default={},
-        description='strategy settings by mode, {"soft-bon": {"reward_temperature": 0.5}}',
+        description='strategy settings by mode, such as {"soft-bon": {"reward_temperature": 0.5}}',
     )
     baseline: str | None = Field(
-        None, description="mode the ratios are against; default `ref` if compared, else the first"
+        None,
+        description="mode that win rates and ratios refer to; default: `ref` if compared, else the first",
     )
-    repeats: int = Field(1, ge=1, le=100, description="rounds; modes are interleaved in each")
+    repeats: int = Field(
+        1, ge=1, le=100, description="number of rounds; every round runs all modes"
+    )
     concurrency: int = Field(
-        1, ge=1, le=1024, description="prompts in flight; 1 measures idle latency, many throughput"
+        1,
+        ge=1,
+        le=1024,
+        description="prompts in flight at once; 1 measures latency without load, a high value throughput",
     )
 
 
 class LatencySummary(BaseModel):
-    """E2E latency in milliseconds."""
+    """E2E latency, milliseconds."""
 
     mean: float
     p50: float
@@ -48,16 +57,18 @@ class LatencySummary(BaseModel):
 
 
 class ModeReport(BaseModel):
-    """One mode's side of a comparison."""
+    """One mode's results."""
 
     mode: str
     policy: ModelRef
     n: int
-    strategy: dict[str, Any] = Field(description="its settings, defaults filled in")
+    strategy: dict[str, Any] = Field(description="the strategy's settings, defaults filled in")
     reward: MeanInterval | None
     gold_reward: MeanInterval | None
     unscored_answers: int
-    win_rate: MeanInterval | None = Field(description="against the baseline's answers, ties 1/2")
+    win_rate: MeanInterval | None = Field(
+        description="against the baseline's answers; a tie counts 1/2"
+    )
     gold_win_rate: MeanInterval | None
     e2e_ms: LatencySummary
     requests_per_s: MedianRange
@@ -66,14 +77,14 @@ class ModeReport(BaseModel):
     generated_tokens: int
     returned_tokens: int
     ratio_requests_per_s: MedianRange = Field(
-        description="this mode's over the baseline's, per repeat"
+        description="this mode's rate divided by the baseline's, per repeat"
     )
     ratio_e2e: MedianRange
     ratio_generated_tokens: float
 
 
 class HeadToHead(BaseModel):
-    """Wins and losses of one mode against another by the reward model, over all answer pairs."""
+    """Wins, losses and ties of one mode against another by reward, over all pairs of answers."""
 
     mode: str
     against: str
@@ -91,14 +102,14 @@ class ComparedAnswer(BaseModel):
 
 
 class PromptRow(BaseModel):
-    """One prompt and what each mode answered first."""
+    """One prompt and each mode's first answer."""
 
     prompt: str
     answers: dict[str, ComparedAnswer]
 
 
 class CompareResponse(BaseModel):
-    """A comparison with everything needed to run it again."""
+    """The results, with everything needed to repeat the comparison."""
 
     request_id: str
     baseline: str

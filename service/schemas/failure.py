@@ -1,4 +1,4 @@
-"""What every error looks like, and which there are."""
+"""Error responses: their shape, and the statuses that routes declare in OpenAPI."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, in OpenAI's shape."""
+    """One error, in OpenAI's shape."""
 
     message: str
     type: str
@@ -16,37 +16,37 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every error of this service."""
+    """The body of every error response of this service."""
 
     error: ErrorBody
 
 
 _MEANING = {
-    401: "no known API key, where the server asks for one",
-    403: "not with this key, or not from another site's page",
-    404: "nothing of that name, or not any more",
-    408: "the body did not come in time",
-    409: "another of its kind is under way",
-    413: "the body is too large",
-    422: "wrong input; names the field and the limit",
-    429: "too much waits already; see Retry-After",
-    431: "the head of the request is too large",
-    499: "the client has gone; nobody reads this",
+    401: "the API key is missing or unknown, on a server that requires keys",
+    403: "not allowed for this key, or the request comes from another site's page",
+    404: "not found",
+    408: "timed out receiving the request body",
+    409: "another operation of this kind is running",
+    413: "the request body is too large",
+    422: "invalid input; the message names the field and the limit",
+    429: "the queue is full or the key's limit is reached; see Retry-After",
+    431: "the request headers are too large",
+    499: "the client disconnected; appears in logs and metrics only",
     500: "an engine or the service failed",
     502: "the reward model failed",
-    503: "models loading or an engine dead; see Retry-After",
-    504: "no answer within the time limit",
+    503: "models are loading, or an engine is dead; see Retry-After",
+    504: "timed out generating the answer",
 }
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """The part of a route's OpenAPI that says which errors it answers with."""
+    """The OpenAPI ``responses`` of a route that can answer with these error statuses."""
     return {
         status: {"model": ErrorResponse, "description": _MEANING[status]} for status in statuses
     }
 
 
-# Whatever is asked; those of what reads a body; and those of what makes models work.
+# Errors of every route, of routes that read a body, and of routes that use the models.
 ANY_ROUTE = errors(401, 431, 500)
 WITH_BODY = errors(408, 413, 422)
 AT_WORK = WITH_BODY | errors(404, 429, 499, 502, 503, 504)

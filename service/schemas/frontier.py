@@ -1,4 +1,4 @@
-"""``GET /frontier``: how far each policy has moved from the reference, and what that bought."""
+"""``GET /frontier``: each policy's KL from the reference policy, with its win rate and reward."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ class Distance(MeanInterval):
     """KL from the reference policy, nats."""
 
     kind: Annotated[
-        str | None, Field(description="estimator, or `upper bound`; null: the record does not say")
+        str | None,
+        Field(description="the estimator, or `upper bound`; null if the record does not say"),
     ]
 
 
 class PolicyPoint(BaseModel):
-    """A served policy, by the record that its training left; null is what nobody measured."""
+    """A served policy's figures, from its records; null if not measured."""
 
     name: str
     policy: ModelRef
@@ -33,16 +34,18 @@ class PolicyPoint(BaseModel):
     gold: MeanInterval | None
     gold_win_rate: MeanInterval | None
     training: TrainingRecord | None = Field(
-        description="its card: objective, settings, steps, cost"
+        description="the training record: objective, settings, steps, cost"
     )
     source: Literal["evaluation", "training record", "definition"] | None = Field(
-        description="where the figures are from; null: there are none"
+        description="where the figures come from; null if there are none"
     )
-    notes: list[str] = Field(description="what is not known of it, or not the same as here")
+    notes: list[str] = Field(
+        description="figures that are missing, and models that differ from those served here"
+    )
 
 
 class BestOfNPoint(BaseModel):
-    """Best-of-n of the reference, as `training evaluate` measured it."""
+    """Best-of-n over the reference policy, as ``training evaluate`` measured it."""
 
     n: int
     kl_nats: Distance
@@ -53,11 +56,11 @@ class BestOfNPoint(BaseModel):
 
 
 class LivePoint(BaseModel):
-    """A mode as a load test of this server measured it."""
+    """One mode and N, as a load test of this server measured it."""
 
     mode: str
     n: int
-    kl_nats: Distance | None = Field(description="null: nobody knows it for this mode")
+    kl_nats: Distance | None = Field(description="null if it is unknown for this mode")
     win_rate: MeanInterval | None
     reward: MeanInterval | None
     run: str = Field(description="id of the load test")
@@ -65,21 +68,27 @@ class LivePoint(BaseModel):
 
 
 class Bound(BaseModel):
-    """Best-of-n in theory: no KL is above the bound, no win rate above the ceiling."""
+    """Best-of-n in theory: the upper bounds of its KL and of its win rate over the reference policy."""
 
     n: int
-    kl_nats: float = Field(description="upper bound log n - (n-1)/n")
-    win_rate: float = Field(description="n/(n+1), the most without ties")
+    kl_nats: float = Field(description="upper bound of the KL, log n - (n-1)/n")
+    win_rate: float = Field(description="n/(n+1), the win rate without ties")
 
 
 class Frontier(BaseModel):
-    """Everything known of (KL, win rate, reward) here."""
+    """All known KLs, win rates and rewards of the models that this server serves."""
 
     policies: list[PolicyPoint]
-    best_of_n: list[BestOfNPoint] = Field(description="empty without an evaluation of these models")
-    live: list[LivePoint] = Field(description="newest load test of each mode and N on these models")
+    best_of_n: list[BestOfNPoint] = Field(
+        description="empty if no evaluation of these models is configured"
+    )
+    live: list[LivePoint] = Field(
+        description="the newest load test of each mode and N with these models"
+    )
     bounds: list[Bound]
     reward_model: ModelRef | None
     gold_model: ModelRef | None
-    evaluation: str | None = Field(description="file of the evaluation shown; null: none")
-    notes: list[str] = Field(description="what is missing, with the command that makes it")
+    evaluation: str | None = Field(
+        description="the evaluation file that is shown; null if there is none"
+    )
+    notes: list[str] = Field(description="what is missing, with the command that produces it")

@@ -1,4 +1,4 @@
-"""``POST /generate``: what is asked."""
+"""``POST /generate``: the request."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
-from service.schemas.wire import ChatMessage, SamplingFields, Text
+from service.schemas.sampling import SamplingFields
+from service.schemas.wire import ChatMessage, Text
 from service.strategies.request_fields import with_strategy_settings
 from vbon.prompts import Message, Prompt
 
@@ -15,7 +16,7 @@ EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed"
 
 
 Count = Annotated[int, Field(ge=1)]
-# Told apart before they are checked, so that a wrong value gets one message and not one of each form.
+# The form is chosen before validation, so that a wrong value gets one message instead of one per form.
 Counts = Annotated[
     Annotated[Count, Tag("one")]
     | Annotated[list[Count], Field(fail_fast=True, min_length=1), Tag("several")],
@@ -24,18 +25,18 @@ Counts = Annotated[
 
 
 class GenerateFields(SamplingFields):
-    """One prompt, several prompts, or a chat; settings of the mode's strategy beside them."""
+    """One prompt, several prompts or a chat, with sampling parameters and options."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     n: Counts | None = Field(
         None,
-        description="candidates a prompt; single-sample modes draw 1. Mode bon also takes a list: the "
-        "answer is that of the largest, and reward_curve estimates every one from the same candidates",
+        description="candidates per prompt; single-sample modes draw 1. Mode bon also takes a list: the "
+        "answer is that of the largest n, and reward_curve estimates all of them from the same candidates",
     )
     prompt: Text | None = Field(None, description="text to continue")
     prompts: Annotated[list[Text], Field(fail_fast=True, min_length=1)] | None = Field(
-        None, description="several texts; the answer is then a list in the same order"
+        None, description="several texts; the answers come as a list in the same order"
     )
     messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)] | None = Field(
         None, description="a chat, for policies with a chat template"
@@ -43,17 +44,21 @@ class GenerateFields(SamplingFields):
     return_candidates: bool = Field(False, description="also return every candidate")
     score: bool = Field(
         True,
-        description="single-sample modes: report the answer's reward (costs one scoring; off on /v1)",
+        description="single-sample modes: score the answer and report its reward (off by default on /v1)",
     )
     logprobs: bool = Field(
         False,
-        description="also return token ids and their log-probabilities, nats at temperature 1",
+        description="also return token ids and their log-probabilities (nats, temperature 1)",
     )
     stream: bool = Field(
-        False, description="server-sent events: token, candidate, progress, then answer or error"
+        False,
+        description="answer with server-sent events: token, candidate, progress, then answer or error",
     )
     timeout_s: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="time limit, seconds; at most the server's, which is the default",
     )
 
     @model_validator(mode="after")
@@ -70,11 +75,11 @@ class GenerateFields(SamplingFields):
 
     @property
     def num_samples(self) -> int | None:
-        """N: the largest of a list."""
+        """N; the largest if ``n`` is a list."""
         return max(self.n) if isinstance(self.n, list) else self.n
 
     def to_prompts(self) -> list[Prompt]:
-        """The prompts asked about, one or many."""
+        """The prompts to answer."""
         if self.prompts is not None:
             return [Prompt(text=text) for text in self.prompts]
         if self.messages is not None:
@@ -86,7 +91,7 @@ class GenerateFields(SamplingFields):
 if TYPE_CHECKING:
 
     class GenerateRequest(GenerateFields):
-        """With the fields of every strategy, which the registry adds."""
+        """The request with the settings of every strategy, added from the registry."""
 
 else:
     GenerateRequest = with_strategy_settings("GenerateRequest", GenerateFields)

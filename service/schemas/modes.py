@@ -1,4 +1,4 @@
-"""``GET /modes``."""
+"""``GET /modes``: the response."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ class ModeInfo(BaseModel):
 
     name: str
     description: str
-    source: str = Field(description="the paper it follows; empty where there is none")
-    settings: dict[str, Any] = Field(description="settings a request may send, with their defaults")
+    source: str = Field(description="the paper it follows; empty if there is none")
+    settings: dict[str, Any] = Field(
+        description="settings that a request may send, with their defaults"
+    )
     policy: ModelRef
     reward_model: ModelRef | None
     default_n: int
     training: TrainingRecord | None = Field(
-        None, description="how the policy was trained, cost and held-out figures, where it says so"
+        None, description="the policy's training record, if it has one"
     )
 
 
 class ModesResponse(BaseModel):
-    """Every mode, with the defaults and limits of the server."""
+    """Every mode, and the server's defaults and limits."""
 
     default_mode: str
     modes: list[ModeInfo]
     gold_model: ModelRef | None
     limits: dict[str, Any]
-    records: bool = Field(description="whether verdicts and runs are kept (`--store`)")
+    records: bool = Field(description="true if verdicts and load tests are stored (`--store`)")

@@ -1,7 +1,7 @@
-"""What OpenAI clients send.
+"""Requests of OpenAI's completions and chat completions.
 
-Settings that this server cannot honour are taken at the value at which they do nothing, because
-clients and load testers send that; any other value is refused.
+Parameters that this server does not support are accepted only at their neutral value, which clients and
+load testers send by default. Any other value is rejected.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from service.schemas.generate import GenerateRequest
-from service.schemas.wire import ChatMessage, SamplingFields, Text, Wire
+from service.schemas.sampling import SamplingFields
+from service.schemas.wire import ChatMessage, Text, Wire
 from service.strategies.request_fields import settings_in, with_strategy_settings
 
 
 @dataclass(frozen=True)
 class _Only:
-    """Takes ``neutral`` or null, and says so in the schema."""
+    """Accepts only ``neutral`` or null, in validation and in the schema."""
 
     neutral: Any
     remedy: str = "leave it out"
@@ -48,43 +49,46 @@ class _Only:
 
 
 class StreamOptions(Wire):
-    """What a stream tells beside the text."""
+    """Token counts that a stream adds to the text."""
 
-    include_usage: bool = Field(False, description="a last chunk with the token counts")
-    continuous_usage_stats: bool = Field(False, description="counts so far in every chunk")
+    include_usage: bool = Field(False, description="end with a chunk that has the token counts")
+    continuous_usage_stats: bool = Field(False, description="send the counts so far in every chunk")
 
 
 class OpenAiFields(SamplingFields):
-    """Fields of both routes."""
+    """Fields that both routes share."""
 
-    model: str = Field(
-        description="a mode, `bon` say; `bon@vbon` lets a strategy draw from another policy"
-    )
+    model: str = Field(description="a mode, such as `bon`; `bon@vbon` draws from another policy")
     best_of: int | None = Field(
-        None, ge=1, description="N: candidates drawn for the one answer; default: the server's"
+        None, ge=1, description="N: candidates drawn for the answer; default: the server's"
     )
     n: Annotated[
         int | None,
         _Only(1, "n counts answers; for best-of-N send best_of"),
-    ] = Field(None, description="answers returned")
-    max_completion_tokens: int | None = Field(None, ge=1, description="as max_tokens")
+    ] = Field(None, description="number of answers returned")
+    max_completion_tokens: int | None = Field(None, ge=1, description="same as max_tokens")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="not used")
-    return_candidates: bool = Field(False, description="also return every candidate, in `vbon`")
+    user: str | None = Field(None, description="ignored")
+    return_candidates: bool = Field(False, description="also return every candidate, under `vbon`")
     score: bool = Field(
         False,
-        description="single-sample modes: report the answer's reward (costs one scoring, which a client "
-        "that does not know of rewards should not pay for)",
+        description="single-sample modes: score the answer and report its reward (off by default, because "
+        "clients written for other servers do not use it)",
     )
     timeout_s: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="time limit; at most the server's, its default"
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="time limit, seconds; at most the server's, which is the default",
     )
     frequency_penalty: Annotated[float | None, _Only(0)] = None
     presence_penalty: Annotated[float | None, _Only(0)] = None
     repetition_penalty: Annotated[float | None, _Only(1)] = None
     min_p: Annotated[float | None, _Only(0)] = None
-    min_tokens: Annotated[int | None, _Only(0, "ignore_eos gives answers of max_tokens")] = None
+    min_tokens: Annotated[
+        int | None, _Only(0, "for answers of exactly max_tokens, use ignore_eos")
+    ] = None
     logit_bias: Annotated[dict[str, float] | None, _Only({})] = None
 
     @model_validator(mode="after")
@@ -93,7 +97,7 @@ class OpenAiFields(SamplingFields):
         if len(limits) > 1:
             raise ValueError("max_tokens and max_completion_tokens differ; send one of them")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only for stream: true")
+            raise ValueError("stream_options requires stream: true")
         return self
 
     @property
@@ -102,7 +106,7 @@ class OpenAiFields(SamplingFields):
         return self.stream_options or StreamOptions()
 
     def _native(self, *, logprobs: bool, **source: Any) -> GenerateRequest:
-        """The same request in the native API's words."""
+        """This request in the form of the native API."""
         sampling = {
             name: getattr(self, name)
             for name in SamplingFields.model_fields
@@ -123,12 +127,14 @@ class OpenAiFields(SamplingFields):
 
 
 class CompletionFields(OpenAiFields):
-    """``POST /v1/completions``: text to continue."""
+    """``POST /v1/completions``: one text or several, to continue."""
 
     prompt: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1)] = Field(
-        description="text, or several; token ids are not taken"
+        description="one text or several; token ids are not accepted"
     )
-    logprobs: Annotated[int | None, _Only(0, "0 returns those of the answer's tokens")] = None
+    logprobs: Annotated[
+        int | None, _Only(0, "0 returns the log-probabilities of the answer's tokens")
+    ] = None
     echo: Annotated[bool | None, _Only(False)] = None
     suffix: Annotated[str | None, _Only(None)] = None
 
@@ -136,17 +142,19 @@ class CompletionFields(OpenAiFields):
     @classmethod
     def _no_token_ids(cls, prompt: Any) -> Any:
         if isinstance(prompt, list) and any(isinstance(part, int | list) for part in prompt):
-            raise ValueError("token ids are not taken; send text, which the reward model needs too")
+            raise ValueError(
+                "token ids are not accepted; send text, which the reward model needs as well"
+            )
         return prompt
 
     @model_validator(mode="after")
     def _streams_one(self) -> Self:
         if self.stream and isinstance(self.prompt, list) and len(self.prompt) > 1:
-            raise ValueError("stream takes one prompt; send them as requests of their own")
+            raise ValueError("stream takes one prompt; send one request per prompt")
         return self
 
     def to_native(self) -> GenerateRequest:
-        """The same request in the native API's words."""
+        """This request in the form of the native API."""
         logprobs = self.logprobs is not None
         if isinstance(self.prompt, str):
             return self._native(logprobs=logprobs, prompt=self.prompt)
@@ -156,20 +164,20 @@ class CompletionFields(OpenAiFields):
 
 
 class TextPart(Wire):
-    """A piece of a message."""
+    """A text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class OpenAiMessage(Wire):
-    """One turn of a chat; its content in one piece or several."""
+    """One message of a chat; its content is a text or a list of text parts."""
 
     role: Literal["system", "user", "assistant"]
     content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
 
     def to_native(self) -> ChatMessage:
-        """With its content in one piece."""
+        """This message with its content joined into one text."""
         content = self.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
@@ -182,11 +190,11 @@ class ChatFields(OpenAiFields):
     messages: Annotated[list[OpenAiMessage], Field(fail_fast=True, min_length=1)]
     logprobs: bool | None = None
     top_logprobs: Annotated[
-        int | None, _Only(0, "logprobs: true returns those of the answer's tokens")
+        int | None, _Only(0, "logprobs: true returns the log-probabilities of the answer's tokens")
     ] = None
 
     def to_native(self) -> GenerateRequest:
-        """The same request in the native API's words."""
+        """This request in the form of the native API."""
         turns = [message.to_native() for message in self.messages]
         return self._native(logprobs=bool(self.logprobs), messages=turns)
 
@@ -194,10 +202,10 @@ class ChatFields(OpenAiFields):
 if TYPE_CHECKING:
 
     class CompletionRequest(CompletionFields):
-        """With the fields of every strategy, which the registry adds."""
+        """The request with the settings of every strategy, added from the registry."""
 
     class ChatRequest(ChatFields):
-        """With the fields of every strategy, which the registry adds."""
+        """The request with the settings of every strategy, added from the registry."""
 
 else:
     CompletionRequest = with_strategy_settings("CompletionRequest", CompletionFields)

@@ -1,4 +1,4 @@
-"""What OpenAI clients get."""
+"""Responses in OpenAI's shapes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from service.schemas.answer import CandidateOut, Timings
-from service.schemas.wire import ModelRef, SamplingUsed
+from service.schemas.sampling import SamplingUsed
+from service.schemas.wire import ModelRef
 
 
 class OpenAiUsage(BaseModel):
-    """Tokens in and out; candidates that were discarded are not counted here."""
+    """Token counts; discarded candidates are not counted here."""
 
     prompt_tokens: int
     completion_tokens: int = Field(description="of the answers returned")
@@ -19,7 +20,7 @@ class OpenAiUsage(BaseModel):
 
 
 class VbonReport(BaseModel):
-    """What this server adds to an answer: how it was chosen and what that cost."""
+    """This server's addition to an answer: how it was chosen, and what that cost."""
 
     mode: str
     policy: ModelRef
@@ -37,7 +38,7 @@ class VbonReport(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One answer; ``logprobs`` has OpenAI's four lists, the alternatives' null."""
+    """One answer; ``logprobs`` has OpenAI's four lists, of which ``top_logprobs`` is null."""
 
     index: int
     text: str
@@ -63,7 +64,7 @@ class ChatChoice(BaseModel):
 
 
 class OpenAiAnswer(BaseModel):
-    """What both routes answer."""
+    """Fields that the answers of both routes share."""
 
     id: str
     created: int = Field(description="Unix time, seconds")
@@ -71,7 +72,7 @@ class OpenAiAnswer(BaseModel):
     system_fingerprint: str = Field(description="the policy's revision")
     usage: OpenAiUsage
     vbon: VbonReport | list[VbonReport] = Field(
-        description="a list, one a choice, where several prompts were sent as a list"
+        description="a list with one entry per choice if the prompts were sent as a list"
     )
 
 
@@ -90,18 +91,18 @@ class ChatCompletion(OpenAiAnswer):
 
 
 class OpenAiModel(BaseModel):
-    """A mode as OpenAI clients see it."""
+    """A mode in the shape of OpenAI's models."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="when this server started, Unix time")
+    created: int = Field(description="Unix time at which this server started, seconds")
     owned_by: Literal["vbon"] = "vbon"
-    max_model_len: int = Field(description="context of the policy, tokens")
+    max_model_len: int = Field(description="context length of the policy, tokens")
     description: str
 
 
 class ModelList(BaseModel):
-    """Every mode."""
+    """Every mode of this server."""
 
     object: Literal["list"] = "list"
     data: list[OpenAiModel]

@@ -1,4 +1,4 @@
-"""``/preferences``: blind verdicts."""
+"""``/preferences``: pairs of unlabelled answers, and people's verdicts on them."""
 
 from __future__ import annotations
 
@@ -6,46 +6,47 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from service.schemas.sampling import Seed, Temperature
 from service.schemas.wire import Text, Wire
 from vbon.maths.intervals import MeanInterval
 
 
 class PairSide(Wire):
-    """One of the two ways to answer."""
+    """One of the two modes to compare, and its N."""
 
     mode: Annotated[str, Field(min_length=1, max_length=128)]
-    n: int | None = Field(None, ge=1, description="candidates, for modes that draw several")
+    n: int | None = Field(None, ge=1, description="N, for modes that draw several candidates")
 
 
 class PairRequest(Wire):
-    """One prompt, two ways to answer it."""
+    """One prompt, and the two modes that answer it."""
 
     prompt: Text
     sides: Annotated[list[PairSide], Field(fail_fast=True, min_length=2, max_length=2)]
-    chat: bool = Field(False, description="send the prompt as a chat's first message")
+    chat: bool = Field(False, description="send the prompt as the first message of a chat")
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=10, allow_inf_nan=False)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    temperature: Temperature = 1.0
+    seed: Seed | None = None
 
 
 class PairShown(BaseModel):
-    """Both answers, shuffled and without their modes."""
+    """Both answers, in random order and without their modes."""
 
-    pair: str = Field(description="id for the verdict")
+    pair: str = Field(description="id of the pair, to send with the verdict")
     prompt: str
     left: str
     right: str
 
 
 class Verdict(Wire):
-    """Which answer of a pair is better."""
+    """The choice between a pair's answers."""
 
     pair: Annotated[str, Field(min_length=1, max_length=64)]
     winner: Literal["left", "right", "tie"]
 
 
 class Revealed(BaseModel):
-    """Whose an answer was."""
+    """The mode, N and reward behind an answer."""
 
     mode: str
     n: int
@@ -53,7 +54,7 @@ class Revealed(BaseModel):
 
 
 class VerdictKept(BaseModel):
-    """A verdict that is in the store, and what it was about."""
+    """A stored verdict, with the modes behind both answers."""
 
     id: int
     winner: Literal["left", "right", "tie"]
@@ -62,7 +63,7 @@ class VerdictKept(BaseModel):
 
 
 class Standing(BaseModel):
-    """One mode and N against another, over all verdicts."""
+    """One mode and N against another, over all verdicts on them."""
 
     mode: str
     n: int
@@ -72,14 +73,14 @@ class Standing(BaseModel):
     losses: int
     ties: int
     human_win_rate: MeanInterval = Field(
-        description="share of verdicts won, ties 1/2, with its Wilson interval over verdicts"
+        description="share of verdicts won, a tie counting 1/2, with its Wilson interval over verdicts"
     )
     reward_win_rate: MeanInterval | None = Field(
-        description="of the same pairs by the reward model; null where it scored none of them"
+        description="the same by the reward model on the same pairs; null if it scored none of them"
     )
 
 
 class Standings(BaseModel):
-    """People's verdicts beside the reward model's, the most judged pair of modes first."""
+    """Win rates by people and by the reward model; the pair of modes with most verdicts first."""
 
     standings: list[Standing]

@@ -1,0 +1,87 @@
+"""Sampling parameters: as requests send them, and as answers echo them.
+
+:class:`vbon.engine.Sampling` defines their names and types. :class:`SamplingFields` adds the bounds and
+descriptions of the API; everything else here is derived from these two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+from pydantic import BaseModel, Field, create_model
+
+from service.schemas.wire import Wire
+from vbon.engine import Sampling
+
+# `logprobs` is left out: each route has its own field for them.
+SAMPLING_NAMES = tuple(one.name for one in fields(Sampling) if one.name != "logprobs")
+
+Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class SamplingFields(Wire):
+    """The sampling parameters of a request, shared by every request that generates."""
+
+    max_tokens: int | None = Field(None, ge=1, description="most new tokens of a candidate")
+    temperature: Temperature = Field(1.0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0, le=1_000_000, description="0 keeps every token")
+    seed: Seed | None = Field(
+        None, description="the same seed, parameters and batch give the same answer"
+    )
+    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=16)] | None = (
+        Field(None, description="strings that end a candidate")
+    )
+    ignore_eos: bool = Field(
+        False,
+        description="continue to max_tokens even after an end-of-sequence token; for load tests",
+    )
+    priority: int = Field(
+        0,
+        ge=-(2**63),
+        lt=2**63,
+        description="lower values are served first, in the queue and in the engine; a value other than 0 "
+        "needs a server with engine.scheduling_policy=priority",
+    )
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The ``stop`` strings as a tuple, whichever form was sent."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def to_sampling(self, default_max_tokens: int) -> Sampling:
+        """The engine's form of these parameters."""
+        values = {name: getattr(self, name) for name in SAMPLING_NAMES}
+        values["stop"] = self.stop_strings
+        if self.max_tokens is None:
+            values["max_tokens"] = default_max_tokens
+        return Sampling(**values)
+
+
+def _used_fields() -> dict[str, Any]:
+    hints = get_type_hints(Sampling)
+    return {"n": (int, ...)} | {name: (hints[name], ...) for name in SAMPLING_NAMES}
+
+
+if TYPE_CHECKING:
+
+    class SamplingUsed(BaseModel):
+        """The parameters that were used, defaults filled in, so that results can be compared."""
+
+else:
+    SamplingUsed = create_model(
+        "SamplingUsed",
+        __doc__="The parameters that were used, defaults filled in, so that results can be compared.",
+        **_used_fields(),
+    )
+
+
+def sampling_used(sampling: Sampling, num_samples: int) -> SamplingUsed:
+    """The wire form of the parameters an answer was made with, and its N."""
+    values = {name: getattr(sampling, name) for name in SAMPLING_NAMES}
+    return SamplingUsed(n=num_samples, **values)
