@@ -1,4 +1,4 @@
-"""What counts as finished, and what is done again: runs and sweeps around a stand-in for the training."""
+"""Finished work is reused and other work redone: runs and sweeps around a stand-in for training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_adapter(directory: Path) -> None:
 
 
 def samples(count: int, mean: float) -> list[PromptSamples]:
-    """Of three prompts."""
+    """The same samples for each of three prompts."""
     rewards = mean + np.linspace(-1, 1, count)
     zeros = np.zeros(count)
     return [PromptSamples(rewards, rewards, zeros, zeros, zeros, zeros + 5, 0)] * 3
@@ -373,15 +373,15 @@ def test_an_evaluation_is_written_whole_or_not_at_all(
     config = EvaluateConfig(out=tmp_path / "evaluation")
     rows = evaluation_rows(samples(40, 0.0), {}, 16)
     failing = ""
-    evaluate._write(config, {"config": {}, "of": "old"}, rows, 3)
+    evaluate._write_results(config, {"config": {}, "of": "old"}, rows, 3)
     before = {path.name: path.read_text() for path in config.out.iterdir()}
     assert before.keys() == {"evaluation.json", "frontier.png", "frontier.svg"}
     failing = at
     with pytest.raises((ExportError, OSError), match="No space left"):
-        evaluate._write(config, {"config": {}, "of": "new"}, rows, 3)
+        evaluate._write_results(config, {"config": {}, "of": "new"}, rows, 3)
     assert {path.name: path.read_text() for path in config.out.iterdir()} == before
     failing = ""
-    evaluate._write(config, {"config": {}, "of": "new"}, rows, 3)
+    evaluate._write_results(config, {"config": {}, "of": "new"}, rows, 3)
     assert {path.name for path in config.out.iterdir()} == before.keys()
     assert "'of': 'new'" in (config.out / "evaluation.json").read_text()
 

@@ -1,1 +1,1 @@
-"""Held-out metrics: reward, win rate, KL."""
+"""Measures held-out reward, win rate and KL of policies."""

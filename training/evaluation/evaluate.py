@@ -1,24 +1,26 @@
-"""``evaluate``: held-out table, JSON and frontier plot."""
+"""The ``evaluate`` command: a table of held-out figures, their JSON record and a frontier plot."""
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
 
 from training.configs import EvaluateConfig
-from training.evaluation.measure import Measurer
+from training.evaluation.measure import Measurer, PromptSamples
 from training.evaluation.rows import evaluation_rows
 from training.outputs.identity import read_json_record
 from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompts
+from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, open_reward_model
 from vbon.storage.atomic import replacing_directory, write_errors, write_json
-from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.checksums import sha256_of
 from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.locks import sole_writer
@@ -27,34 +29,40 @@ from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)
 
-RESULT, PLOTS = "evaluation.json", ("frontier.png", "frontier.svg")
-STAGED = ".new"
+RECORD, PLOTS = "evaluation.json", ("frontier.png", "frontier.svg")
+STAGING = ".new"
 
 
 def evaluate_checkpoints(config: EvaluateConfig) -> None:
-    """Measure and write, unless that was done of the very same files; print.
+    """Measure all policies, write the results and print the table.
+
+    Results that an earlier run measured from exactly the same files are kept and only printed.
 
     Raises:
         CheckpointError, DataError, RewardError, ExportError.
     """
     with sole_writer(config.out):
-        sources = _Sources(config)
-        rows, prompts = _measured(config, sources.made_from) or _measure(config, sources)
+        inputs = _EvaluationInputs(config)
+        rows, num_prompts = _kept_rows(config, inputs.fingerprint) or _measure(config, inputs)
     console = table_console()
-    console.print(evaluation_table(rows, config.num_samples, prompts))
-    console.print(", ".join(str(config.out / name) for name in (RESULT, *PLOTS)))
+    console.print(evaluation_table(rows, config.num_samples, num_prompts))
+    console.print(", ".join(str(config.out / name) for name in (RECORD, *PLOTS)))
 
 
-class _Sources:
-    """What an evaluation is made from, checked; nothing heavy is loaded."""
+class _EvaluationInputs:
+    """The checked inputs of an evaluation; no weights are loaded yet.
+
+    Attributes:
+        fingerprint: the settings, revisions and checksums that determine the results.
+    """
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.policy = check_checkpoint(config.policy, "causal-lm")
-        self.reward = _open(config.reward, config)
-        self.gold = _open(config.gold, config) if config.gold is not None else None
+        self.reward = _open_reward(config.reward, config)
+        self.gold = _open_reward(config.gold, config) if config.gold is not None else None
         self.tuned = {n: check_checkpoint(p, "causal-lm") for n, p in config.checkpoints.items()}
         self.prompts = read_prompts(config.prompts)
-        self.made_from: dict[str, Any] = {
+        self.fingerprint: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "revisions": {
                 "reference": self.policy.revision,
@@ -66,123 +74,141 @@ class _Sources:
         }
 
 
-def _measured(
-    config: EvaluateConfig, made_from: dict[str, Any]
+def _open_reward(spec: str, config: EvaluateConfig) -> RewardModel:
+    return open_reward_model(
+        spec, trust_remote_code=config.trust_remote_code, batch_size=config.reward_batch_size
+    )
+
+
+def _kept_rows(
+    config: EvaluateConfig, fingerprint: dict[str, Any]
 ) -> tuple[list[MethodRow], int] | None:
-    """What an earlier evaluation of the same files found; by their content, whatever the clock said."""
-    record = read_json_record(config.out / RESULT)
-    if record is None or any(record.get(name) != value for name, value in made_from.items()):
+    """The rows and number of prompts of an earlier run with the same inputs, or ``None``.
+
+    Inputs are compared by content, not by modification time.
+    """
+    record = read_json_record(config.out / RECORD)
+    if record is None or any(record.get(name) != value for name, value in fingerprint.items()):
         return None
     if not all((config.out / name).is_file() for name in PLOTS):
         return None
-    if not all(r.startswith("sha256:") for r in made_from["revisions"].values()):
-        return None  # a function or a server may have changed without our knowing
+    if not all(r.startswith("sha256:") for r in fingerprint["revisions"].values()):
+        return None  # a Python function or a remote server may have changed without notice
     logger.info("%s: kept, made from the same files", config.out)
     return [MethodRow.model_validate(row) for row in record["rows"]], int(record["prompts"])
 
 
-def _measure(config: EvaluateConfig, sources: _Sources) -> tuple[list[MethodRow], int]:
-    reference, tokenizer, _ = load_policy(
-        config.policy,
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        checkpoint=sources.policy,
-    )
-    for model in (sources.reward, sources.gold):
+def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[MethodRow], int]:
+    """Sample and score the reference and every checkpoint, and write the results."""
+    reference, tokenizer = _load(config.policy, inputs.policy, config)
+    for model in (inputs.reward, inputs.gold):
         if model is not None:
             model.load()
-    prompts = encode_prompts(tokenizer, sources.prompts)
+    prompts = encode_prompts(tokenizer, inputs.prompts)
     measurer = Measurer(
         tokenizer=tokenizer,
         reference=reference,
-        reward=sources.reward,
-        gold=sources.gold,
+        reward=inputs.reward,
+        gold=inputs.gold,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         batch_size=config.batch_size,
         seed=config.seed,
     )
     samples = measurer.measure(reference, prompts, config.reference_samples, "reference")
-    tuned = {}
-    for name, path in config.checkpoints.items():
-        policy, policy_tokenizer, _ = load_policy(
-            path,
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            checkpoint=sources.tuned[name],
-        )
-        if policy_tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise DataError(
-                f"{path} and {config.policy} have different tokenizers; KL is undefined"
-            )
-        tuned[name] = measurer.measure(policy, prompts, config.policy_samples, name)
+    tuned = {
+        name: _measure_checkpoint(config, measurer, name, inputs.tuned[name], prompts)
+        for name in config.checkpoints
+    }
     rows = evaluation_rows(samples, tuned, config.num_samples)
-    _write(config, sources.made_from, rows, len(prompts))
+    _write_results(config, inputs.fingerprint, rows, len(prompts))
     return rows, len(prompts)
 
 
-def _write(
-    config: EvaluateConfig, made_from: dict[str, Any], rows: list[MethodRow], prompts: int
+def _measure_checkpoint(
+    config: EvaluateConfig,
+    measurer: Measurer,
+    name: str,
+    checkpoint: Checkpoint,
+    prompts: Sequence[tuple[Prompt, list[int]]],
+) -> list[PromptSamples]:
+    path = config.checkpoints[name]
+    policy, tokenizer = _load(path, checkpoint, config)
+    if tokenizer.get_vocab() != measurer.tokenizer.get_vocab():
+        raise DataError(
+            f"{path} and {config.policy} have different tokenizers, so the KL between them is undefined"
+        )
+    return measurer.measure(policy, prompts, config.policy_samples, name)
+
+
+def _load(path: str, checkpoint: Checkpoint, config: EvaluateConfig) -> tuple[Any, Any]:
+    policy, tokenizer, _ = load_policy(
+        path,
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        checkpoint=checkpoint,
+    )
+    return policy, tokenizer
+
+
+def _write_results(
+    config: EvaluateConfig, fingerprint: dict[str, Any], rows: list[MethodRow], num_prompts: int
 ) -> None:
-    """All three files, once all are whole and on disk; until then those of before stay.
+    """Write the record and both plots; earlier files stay until all three new ones are on disk.
 
     Raises:
-        ExportError: the file system refused.
+        ExportError: the file system reported an error.
     """
     from training.evaluation.plot import draw_frontier
 
     record = {
-        **provenance(made_from["config"]),
-        **made_from,
-        "prompts": prompts,
+        **provenance(fingerprint["config"]),
+        **fingerprint,
+        "prompts": num_prompts,
         "rows": [row.model_dump() for row in rows],
     }
-    staged = config.out / STAGED
-    with replacing_directory(staged) as directory:
+    staging = config.out / STAGING
+    with replacing_directory(staging) as directory:
         draw_frontier(rows, config.num_samples, directory)
-        write_json(directory / RESULT, record)
+        write_json(directory / RECORD, record)
     with write_errors(config.out):
-        (config.out / RESULT).unlink(missing_ok=True)  # it vouches for the plots beside it
-        for name in (*PLOTS, RESULT):
-            (staged / name).replace(config.out / name)
-    shutil.rmtree(staged, ignore_errors=True)
-
-
-def _open(spec: str, config: EvaluateConfig) -> RewardModel:
-    return open_reward_model(
-        spec, trust_remote_code=config.trust_remote_code, batch_size=config.reward_batch_size
-    )
+        # The record is removed first and renamed last, since its presence marks the plots as current.
+        (config.out / RECORD).unlink(missing_ok=True)
+        for name in (*PLOTS, RECORD):
+            (staging / name).replace(config.out / name)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def evaluation_table(rows: list[MethodRow], num_samples: int, num_prompts: int) -> Table:
-    """One line a method; every figure with its 95% interval."""
+    """The table to print: one line per method, each figure with its 95% interval."""
     table = Table(
         title=f"{num_prompts} held-out prompts; mean [95% interval over prompts]",
-        caption="KL in nats: best-of-n's is an upper bound, tuned policies' is Rao-Blackwellised. "
-        "Best-of-n selects on the reward, so that reward flatters it; gold never selects or trains.",
+        caption="KL in nats: an upper bound for best-of-n, Rao-Blackwellised for tuned policies. "
+        "Best-of-n selects on the reward, so its reward is flattering; gold is never used to select "
+        "or train.",
     )
-    columns = ("method", "KL", "win rate", "reward", "gold win rate", "gold reward")
-    for column in columns:
+    for column in ("method", "KL", "win rate", "reward", "gold win rate", "gold reward"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
-        label = f"best-of-{row.n}" if row.method == "best-of-n" else row.method
-        style = "bold" if row.n == num_samples or row.kl_kind == "Rao-Blackwellised" else ""
         table.add_row(
-            label, _kl(row), str(row.win_rate), _two(row.reward), _maybe(row.gold_win_rate),
-            _maybe(row.gold), style=style,
-        )  # fmt: skip
+            f"best-of-{row.n}" if row.method == "best-of-n" else row.method,
+            _kl_text(row),
+            str(row.win_rate),
+            _interval_text(row.reward),
+            _interval_text(row.gold_win_rate),
+            _interval_text(row.gold),
+            style="bold" if row.n == num_samples or row.kl_kind == "Rao-Blackwellised" else "",
+        )
     return table
 
 
-def _kl(row: MethodRow) -> str:
+def _kl_text(row: MethodRow) -> str:
     if row.kl_kind == "upper bound":
         return f"<= {row.kl_nats.mean:.3f}"
     return "0" if row.kl_kind == "zero" else str(row.kl_nats)
 
 
-def _two(value: MeanInterval) -> str:
+def _interval_text(value: MeanInterval | None) -> str:
+    if value is None:
+        return "-"
     return f"{value.mean:.2f} [{value.low:.2f}, {value.high:.2f}]"
-
-
-def _maybe(value: MeanInterval | None) -> str:
-    return "-" if value is None else _two(value)

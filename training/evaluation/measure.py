@@ -1,8 +1,8 @@
-"""Samples a policy on held-out prompts and measures what best-of-N is compared by."""
+"""Samples policies on held-out prompts and measures rewards and KL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,16 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class PromptSamples:
-    """Samples of one policy for one prompt; unscorable ones are left out, and counted.
+    """The samples of one policy for one prompt, without those that could not be scored.
 
     Attributes:
         rewards: shape ``(K,)``.
-        gold: shape ``(K,)`` or ``None`` without a gold reward model.
+        gold: gold rewards, shape ``(K,)``; ``None`` without a gold reward model.
         ref_logprob: ``log p(y)`` in nats, shape ``(K,)``.
-        kl_naive: ``log q(y) - log p(y)`` in nats; one sample each, may be negative.
-        kl_rb: Rao-Blackwellised KL in nats: exact per-token KL summed along each sample.
+        kl_naive: ``log q(y) - log p(y)`` of each sample, in nats; may be negative.
+        kl_rb: Rao-Blackwellised KL in nats: the exact KL per token, summed along each sample.
         tokens: response tokens per sample.
-        unscored: samples without a finite reward or gold reward.
+        unscored: number of samples left out, for lack of a finite reward or gold reward.
     """
 
     rewards: Float
@@ -43,14 +43,14 @@ class PromptSamples:
 
     @property
     def kl_k3(self) -> Float:
-        """``exp(d) - 1 - d`` with ``d = log p - log q``: never negative, high variance far from p."""
+        """The k3 estimator ``exp(d) - 1 - d``, ``d = log p - log q``: never negative, noisy far from p."""
         d = -self.kl_naive
         return np.exp(d) - 1 - d
 
 
 @dataclass(frozen=True, slots=True)
 class Measurer:
-    """Samples and scores with fixed settings, so that every policy is measured alike."""
+    """Samples and scores policies with fixed settings, so that all are measured alike."""
 
     tokenizer: Any
     reference: Any
@@ -64,7 +64,7 @@ class Measurer:
     def measure(
         self, policy: Any, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int, title: str
     ) -> list[PromptSamples]:
-        """``num_samples`` of each prompt, in order."""
+        """Draw and score ``num_samples`` responses to each prompt; one entry per prompt, in order."""
         per_batch = max(1, self.batch_size // num_samples)
         results: list[PromptSamples] = []
         with ProgressBar(title, len(prompts)) as progress:
@@ -106,20 +106,10 @@ class Measurer:
             "tokens": rollout.mask_BT.sum(1),
         }
         arrays = {name: value.double().cpu().numpy() for name, value in columns.items()}
-        scored = np.isfinite(rewards) if gold is None else np.isfinite(rewards) & np.isfinite(gold)
-        results = []
-        for i in range(len(prompts)):
-            rows = slice(i * num_samples, (i + 1) * num_samples)
-            keep = scored[rows]
-            results.append(
-                PromptSamples(
-                    rewards=rewards[rows][keep],
-                    gold=None if gold is None else gold[rows][keep],
-                    unscored=int((~keep).sum()),
-                    **{name: value[rows][keep] for name, value in arrays.items()},
-                )
-            )
-        return results
+        return [
+            _scored_samples(slice(i * num_samples, (i + 1) * num_samples), rewards, gold, arrays)
+            for i in range(len(prompts))
+        ]
 
     def _scores(
         self, rollout: Rollout, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int
@@ -131,3 +121,18 @@ class Measurer:
             return np.array([np.nan if r is None else r for r in model.score(items)])
 
         return scores(self.reward), None if self.gold is None else scores(self.gold)
+
+
+def _scored_samples(
+    rows: slice, rewards: Float, gold: Float | None, columns: Mapping[str, Float]
+) -> PromptSamples:
+    """One prompt's rows of a batch, without those that lack a finite reward or gold reward."""
+    scored = np.isfinite(rewards[rows])
+    if gold is not None:
+        scored &= np.isfinite(gold[rows])
+    return PromptSamples(
+        rewards=rewards[rows][scored],
+        gold=None if gold is None else gold[rows][scored],
+        unscored=int((~scored).sum()),
+        **{name: values[rows][scored] for name, values in columns.items()},
+    )

@@ -1,6 +1,6 @@
-"""The numbers of an evaluation: reference, best-of-n for every n, tuned policies.
+"""Computes the rows of an evaluation: reference, best-of-n for each n, and tuned policies.
 
-All means are over prompts with 95% bootstrap intervals (prompts resampled).
+All means are over prompts, with 95% bootstrap intervals (prompts are resampled).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vbon.maths.statistics import bootstrap_mean
 from vbon.storage.evaluation_record import MethodRow
 
 
-def curve_ns(num_samples: int, most: int) -> list[int]:
-    """Powers of two up to ``most``, and N itself."""
-    powers = {2**k for k in range(1, 20) if 2**k <= most}
+def curve_n_values(num_samples: int, largest: int) -> list[int]:
+    """The n of the best-of-n curve, ascending: powers of two up to ``largest``, and N itself."""
+    powers = {2**k for k in range(1, 20) if 2**k <= largest}
     return sorted(powers | {num_samples})
 
 
@@ -36,7 +36,7 @@ def _over_prompts(
 
 
 def reference_row(reference: Sequence[PromptSamples]) -> MethodRow:
-    """The reference policy against itself: half of all comparisons, by symmetry."""
+    """The reference policy; it wins half of the comparisons with itself, by symmetry."""
     has_gold = reference[0].gold is not None
     half = MeanInterval(0.5, 0.5, 0.5, len(reference))
     zero = MeanInterval(0.0, 0.0, 0.0, len(reference))
@@ -55,11 +55,11 @@ def reference_row(reference: Sequence[PromptSamples]) -> MethodRow:
     )
 
 
-def bon_row(reference: Sequence[PromptSamples], n: int) -> MethodRow:
-    """Best-of-n of the reference, by the unbiased estimators over one batch of M samples.
+def best_of_n_row(reference: Sequence[PromptSamples], n: int) -> MethodRow:
+    """Best-of-n from the reference, by the unbiased estimators over one batch of M samples.
 
-    Its KL is the upper bound ``log n - (n-1)/n``; the closer estimate from the probability of the
-    selected answer stands in ``kl_other``.
+    Its KL is the upper bound ``log n - (n-1)/n``. The closer estimate from the probability of the
+    selected response is in ``kl_other``.
     """
     has_gold = reference[0].gold is not None
     bound = kl_upper_bound(n)
@@ -95,24 +95,29 @@ def _gold(sample: PromptSamples) -> Float:
 
 
 def _bon_gold_win_rate(sample: PromptSamples, n: int) -> float:
-    """Proxy-picked best of n against reference samples by the gold reward.
+    """The gold win rate of best-of-n, which selects by the reward, against reference samples.
 
-    Candidates come from one half of the samples and opponents from the other, so that no sample is
-    its own opponent; n must not exceed half of M.
+    Candidates come from one half of the M samples and opponents from the other, so that no sample is its
+    own opponent. Therefore n must not exceed M / 2.
     """
     gold = _gold(sample)
     half = len(gold) // 2
     weights = selection_weights(sample.rewards[:half], n)
-    opponents = np.sort(gold[half:])
-    below = np.searchsorted(opponents, gold[:half], side="left")
-    up_to = np.searchsorted(opponents, gold[:half], side="right")
-    return float(weights @ ((below + up_to) / 2)) / len(opponents)
+    return float(weights @ _wins(gold[:half], gold[half:])) / len(gold[half:])
+
+
+def _wins(values: Float, opponents: Float) -> Float:
+    """The number of opponents that each value beats, ties counted 1/2; same shape as ``values``."""
+    ordered = np.sort(opponents)
+    below = np.searchsorted(ordered, values, side="left")
+    up_to = np.searchsorted(ordered, values, side="right")
+    return (below + up_to) / 2
 
 
 def policy_row(
     method: str, policy: Sequence[PromptSamples], reference: Sequence[PromptSamples]
 ) -> MethodRow:
-    """A tuned policy: one sample an answer."""
+    """A tuned policy, which answers with one sample."""
     has_gold = reference[0].gold is not None
     pairs = list(zip(policy, reference, strict=True))
     return MethodRow(
@@ -135,16 +140,14 @@ def policy_row(
     )
 
 
-def best_of_policy(
+def best_of_tuned_policy(
     policy: Sequence[PromptSamples], reference: Sequence[PromptSamples], n: int
 ) -> tuple[MeanInterval, MeanInterval]:
-    """Win rate against one reference sample, and mean reward, of best-of-n *of* a tuned policy."""
+    """The win rate against one reference sample, and mean reward, of best-of-n *from* a tuned policy."""
 
     def win_rate(ours: PromptSamples, theirs: PromptSamples) -> float:
-        ordered = np.sort(theirs.rewards)
-        below = np.searchsorted(ordered, ours.rewards, side="left")
-        up_to = np.searchsorted(ordered, ours.rewards, side="right")
-        return float(selection_weights(ours.rewards, n) @ ((below + up_to) / 2)) / len(ordered)
+        wins = _wins(ours.rewards, theirs.rewards)
+        return float(selection_weights(ours.rewards, n) @ wins) / len(theirs.rewards)
 
     pairs = zip(policy, reference, strict=True)
     return (
@@ -158,21 +161,22 @@ def evaluation_rows(
     policies: Mapping[str, Sequence[PromptSamples]],
     num_samples: int,
 ) -> list[MethodRow]:
-    """Reference, the best-of-n curve, then each tuned policy.
+    """All rows: the reference, the best-of-n curve, then each tuned policy.
 
     Raises:
-        DataError: if too few samples of some prompt could be scored to give best-of-N.
+        DataError: some prompt has too few scored samples for best-of-N.
     """
     fewest = min(len(sample.rewards) for sample in reference)
-    most = fewest // 2 if reference[0].gold is not None else fewest - 1
-    if most < num_samples:
+    largest = fewest // 2 if reference[0].gold is not None else fewest - 1
+    if largest < num_samples:
         raise DataError(
-            f"only {fewest} scored reference samples for some prompt: too few for best-of-"
+            f"some prompt has only {fewest} scored reference samples, too few for best-of-"
             f"{num_samples}; raise --reference-samples"
         )
-    if any(len(sample.rewards) == 0 for samples in policies.values() for sample in samples):
-        raise DataError("no sample of some prompt could be scored")
+    for name, samples in policies.items():
+        if any(len(sample.rewards) == 0 for sample in samples):
+            raise DataError(f"{name}: some prompt has no scored sample; raise --policy-samples")
     rows = [reference_row(reference)]
-    rows += [bon_row(reference, n) for n in curve_ns(num_samples, most)]
+    rows += [best_of_n_row(reference, n) for n in curve_n_values(num_samples, largest)]
     rows += [policy_row(name, samples, reference) for name, samples in policies.items()]
     return rows

@@ -262,14 +262,14 @@ def _run_task(config: SweepConfig, cell: GridCell | None) -> str:
 
 
 def _train(cell: GridCell, assets: Any) -> tuple[Any, dict[str, Any] | None]:
-    from training.evaluation.rows import best_of_policy
+    from training.evaluation.rows import best_of_tuned_policy
     from training.train.run import train
 
     measured: list[Any] = []
     finished = train(cell.objective, cell.config, assets, measured.extend)
     if not measured:
         return finished, None
-    win_rate, reward = best_of_policy(measured, assets.heldout_reference, BEST_OF_TUNED)
+    win_rate, reward = best_of_tuned_policy(measured, assets.heldout_reference, BEST_OF_TUNED)
     return finished, {"n": BEST_OF_TUNED, "win_rate": asdict(win_rate), "reward": asdict(reward)}
 
 
