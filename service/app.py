@@ -37,7 +37,7 @@ from service.routes import (
     page,
     preferences,
 )
-from service.routes.errors import UnforeseenErrorMiddleware, add_error_handlers
+from service.routes.errors import UnhandledErrorMiddleware, add_error_handlers
 from service.runtime.reload import ModelBuilder, Reloader
 from service.runtime.runtime import Runtime
 from service.schemas import ANY_ROUTE
@@ -186,7 +186,7 @@ def _middleware(
         )
     return [
         *stack,
-        Middleware(UnforeseenErrorMiddleware),
+        Middleware(UnhandledErrorMiddleware),
         Middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics),
         Middleware(
             BodyLimitMiddleware,

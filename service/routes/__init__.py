@@ -1,1 +1,1 @@
-"""Routes, one file a resource."""
+"""Routes, one file per resource, with their dependencies and the error handlers."""

@@ -1,4 +1,4 @@
-"""``/admin``: what only an admin's key may do."""
+"""``/admin``: operations that need a key with the admin role."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ router = APIRouter(prefix="/admin", tags=["admin"])
 
 @router.post("/reload", responses=WITH_BODY | errors(403, 404, 409, 500, 503))
 async def post_reload(body: ReloadRequest, reloader: ReloaderDep) -> ReloadAnswer:
-    """Serve what a model's configured path holds now, without failing a request.
+    """Load a model again from its configured path, without interrupting any request.
 
-    The new weights are loaded and warmed up beside the old ones, which requests under way finish with.
-    What cannot be served is refused, and the old weights go on.
+    The new model is loaded and warmed up beside the old one; requests in flight finish with the old one.
+    If the new model cannot be served, the request is rejected and the old one stays.
     """
     return ReloadAnswer(**asdict(await reloader.reload(body.model)))

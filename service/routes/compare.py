@@ -1,4 +1,4 @@
-"""``POST /compare``: modes side by side on the same prompts."""
+"""``POST /compare``: several modes on the same prompts."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ router = APIRouter(tags=["generation"])
 async def post_compare(
     body: CompareRequest, request: Request, runtime: RuntimeDep
 ) -> CompareResponse:
-    """Reward, win rate, latency and throughput of each mode, with intervals and ratios."""
+    """Answer prompts in several modes; report each mode's reward, win rate, latency and throughput."""
     return await run_while_connected(request, compare(runtime, body, get_request_id(request)))

@@ -1,4 +1,4 @@
-"""What routes depend on, declared once."""
+"""The objects that routes receive as parameters, each declared once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from fastapi import Depends, Request
 
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
+from service.hosted_loadtests.results import LoadTestResults
 from service.hosted_loadtests.runs import LoadTestRuns
+from service.http.same_origin import require_same_origin
 from service.routes.request_state import get_runtime
 from service.runtime.reload import Reloader
 from service.runtime.runtime import Runtime
@@ -16,8 +18,8 @@ from service.store.async_store import AsyncStore
 from vbon.errors import NotFoundError
 
 
-# Coroutines, since FastAPI sends plain functions to a thread. Routes that take the load call the functions
-# above instead: FastAPI solves every dependency anew for each request.
+# FastAPI runs plain functions in a thread, so these are coroutines. Because it also resolves every
+# dependency again for each request, the busiest routes call the functions in request_state.py instead.
 async def _runtime(request: Request) -> Runtime:
     return get_runtime(request)
 
@@ -34,6 +36,11 @@ async def _load_test_runs(request: Request) -> LoadTestRuns:
     return cast(LoadTestRuns, request.app.state.load_test_runs)
 
 
+async def _load_test_results(request: Request) -> LoadTestResults:
+    state = request.app.state
+    return LoadTestResults(state.load_test_runs, state.store)
+
+
 async def _report_links(request: Request) -> ReportLinks:
     return cast(ReportLinks, request.app.state.report_links)
 
@@ -41,7 +48,9 @@ async def _report_links(request: Request) -> ReportLinks:
 async def _reloader(request: Request) -> Reloader:
     reloader = request.app.state.reloader
     if reloader is None:
-        raise NotFoundError("this service was put together by hand and cannot reload models")
+        raise NotFoundError(
+            "this server was built in code rather than from settings, so it cannot reload models"
+        )
     return cast(Reloader, reloader)
 
 
@@ -50,4 +59,8 @@ StoreDep = Annotated[AsyncStore, Depends(_store)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]
 LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]
+LoadTestResultsDep = Annotated[LoadTestResults, Depends(_load_test_results)]
 ReportLinksDep = Annotated[ReportLinks, Depends(_report_links)]
+
+# Rejects requests that a page of another site sends.
+SAME_ORIGIN_ONLY = [Depends(require_same_origin)]

@@ -1,4 +1,4 @@
-"""The one place where errors become HTTP answers; routes hold no try/except."""
+"""The mapping from exceptions to HTTP error responses. Routes contain no try/except."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from vbon.errors import (
 logger = logging.getLogger(__name__)
 _throttled = ThrottledLog(logger)
 
-# First match wins, so subclasses come before their bases. (error, status, type on the wire)
+# (exception, status, type in the response). The first match wins, so subclasses precede their bases.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (PromptTooLongError, 422, "prompt_too_long"),
     (ModelNotFoundError, 404, "model_not_found"),
@@ -65,52 +65,60 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (VbonError, 500, "internal_error"),
 )
 _RETRY_AFTER_S = {503: 5.0}
-MOST_PROBLEMS, MOST_CHARACTERS = 20, 4000  # that an answer lists, and takes for it
+MOST_PROBLEMS = 20  # validation problems that one message lists
+MOST_CHARACTERS = 4000  # of one message
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Install the handlers."""
+    """Register a handler for every exception in :data:`TABLE`, and for FastAPI's own."""
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
     for error_type, _, _ in TABLE:
         app.add_exception_handler(error_type, _on_error)
 
 
-class UnforeseenErrorMiddleware:
-    """Answers what nobody foresaw, so that the middleware around it sees that answer too.
+class UnhandledErrorMiddleware:
+    """Turns unhandled exceptions into a 500 response inside the middleware stack.
 
-    FastAPI's handler of ``Exception`` is outside of all middleware: it would answer without the request's id
-    and the security headers, and let uvicorn log the traceback once more.
+    FastAPI's handler for ``Exception`` runs outside of all middleware: its response would lack the
+    request id and the security headers, and uvicorn would log the traceback a second time.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Pass the request on, and respond if it raises."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = False
+        started = False
 
-        async def send_and_see(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_see)
-        except Exception as error:  # whatever it is, the client is told, and the log
+            await self._app(scope, receive, send_and_note)
+        except Exception as error:  # any exception must give the client a response
             request, failure = Request(scope), _failure_of(error)
-            if begun:
+            if started:
                 _count(request, failure)
-                raise  # the server cuts the connection: half an answer must not pass for a whole one
-            await _answer(request, failure)(scope, receive, send)
+                raise  # makes the server cut the connection, so that half a response is not taken for all
+            await _respond(request, failure)(scope, receive, send)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An error on its way to the client."""
+    """One error response.
+
+    Attributes:
+        kind: its type on the wire.
+        param: the request field at fault.
+        code: OpenAI's code; ``None`` means the status.
+        retry_after_s: value of the Retry-After header.
+    """
 
     status: int
     kind: str
@@ -120,10 +128,10 @@ class Failure:
     retry_after_s: float | None = None
 
     def body(self, request: Request) -> dict[str, object]:
-        """OpenAI's shape."""
+        """The JSON body, in OpenAI's shape."""
         return {
             "error": {
-                "message": _sayable(self.message),
+                "message": _printable(self.message),
                 "type": self.kind,
                 "param": self.param,
                 "code": self.status if self.code is None else self.code,
@@ -132,8 +140,12 @@ class Failure:
         }
 
 
-def _sayable(message: str) -> str:
-    """As UTF-8 has it, which JSON's \\ud800 is not; without the middle of what was sent to be repeated."""
+def _printable(message: str) -> str:
+    """The message as valid UTF-8, without its middle if it is too long.
+
+    A message may repeat input, and JSON input may hold lone surrogates such as ``\\ud800``, which UTF-8
+    cannot represent.
+    """
     message = message.encode("utf-8", "backslashreplace").decode()
     if len(message) <= MOST_CHARACTERS:
         return message
@@ -141,20 +153,23 @@ def _sayable(message: str) -> str:
     return f"{message[:half]} ... {message[-half:]}"
 
 
-def tell(request: Request, error: Exception) -> dict[str, object]:
-    """Count and log an error that strikes when the status has long been sent; its JSON."""
+def stream_error(request: Request, error: Exception) -> dict[str, object]:
+    """The JSON of an error that occurs after the response has started; counts and logs it."""
     failure = _failure_of(error)
     _count(request, failure)
     return failure.body(request)
 
 
 def _failure_of(error: Exception) -> Failure:
+    """The response for an exception; logs it if the service is at fault."""
     known = next(((s, k) for t, s, k in TABLE if isinstance(error, t)), None)
     if known is None:
         logger.error("unexpected error", exc_info=error)
         return Failure(500, "internal_error", f"unexpected {type(error).__name__}; see the log")
     status, kind = known
-    if isinstance(error, NotReadyError):  # probes ask time and again, and the cause has been logged
+    if isinstance(
+        error, NotReadyError
+    ):  # probes cause many of these, and the cause has been logged
         logger.debug("%s: %s", kind, error)
     elif status >= 500:
         _throttled.warn(f"{kind}: {error}")
@@ -176,13 +191,13 @@ def _count(request: Request, failure: Failure) -> None:
     if request.method != "POST":
         return
     runtime = get_runtime(request)
-    named = request.query_params.get("mode", runtime.settings.default_mode)
+    mode = request.query_params.get("mode", runtime.settings.default_mode)
     if request.url.path.startswith("/v1/"):
-        named = asked_model(request).partition("@")[0]
-    runtime.count_error(named, failure.kind)
+        mode = asked_model(request).partition("@")[0]
+    runtime.count_error(mode, failure.kind)
 
 
-def _answer(request: Request, failure: Failure) -> JSONResponse:
+def _respond(request: Request, failure: Failure) -> JSONResponse:
     _count(request, failure)
     headers = {}
     if failure.retry_after_s is not None:
@@ -191,11 +206,19 @@ def _answer(request: Request, failure: Failure) -> JSONResponse:
 
 
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
-    return _answer(request, _failure_of(error))
+    return _respond(request, _failure_of(error))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, dict) and isinstance(error.body.get("model"), str):
+        remember_model(request, error.body["model"])
+    message, param = _describe(error)
+    return _respond(request, Failure(422, "invalid_input", message, param=param))
+
+
+def _describe(error: RequestValidationError) -> tuple[str, str | None]:
+    """The message for an invalid request, and the first field at fault."""
     lines, first = [], None
     problems = error.errors()
     for problem in problems[:MOST_PROBLEMS]:
@@ -212,20 +235,17 @@ async def _on_invalid_request(request: Request, error: Exception) -> JSONRespons
         lines.append(f"{name}: {problem['msg']}{shown}")
     if len(problems) > MOST_PROBLEMS:
         lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
-    message = "; ".join(lines)
-    if isinstance(error.body, dict) and isinstance(error.body.get("model"), str):
-        remember_model(request, error.body["model"])
-    return _answer(request, Failure(422, "invalid_input", message, param=first))
+    return "; ".join(lines), first
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    if error.status_code == 400:  # FastAPI's, of a body that Python's JSON reader gave up on
-        return _answer(request, Failure(422, "invalid_input", _unreadable(error), param="body"))
+    if error.status_code == 400:  # raised by FastAPI if Python's JSON parser fails on the body
+        return _respond(request, Failure(422, "invalid_input", _unreadable(error), param="body"))
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    response = _answer(request, Failure(error.status_code, kind, str(error.detail)))
+    response = _respond(request, Failure(error.status_code, kind, str(error.detail)))
     response.headers.update(error.headers or {})
-    if error.status_code == 405:  # Starlette names the methods of the first route alone
+    if error.status_code == 405:  # Starlette lists only the methods of the first matching route
         response.headers["allow"] = ", ".join(sorted(_methods_at(request)))
     return response
 

@@ -1,4 +1,4 @@
-"""``GET /frontier``: KL, win rate and reward of what is served."""
+"""``GET /frontier``: KL, win rate and reward of the models and modes served."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _NEWEST_RUNS = 10
 
 @router.get("/frontier")
 async def get_frontier(runtime: RuntimeDep, store: StoreDep) -> Frontier:
-    """Each policy's card, best-of-n measured and in theory, and modes as load tests measured them.
+    """Each policy's figures, best-of-n as measured and in theory, and modes as measured by load tests.
 
-    What nobody has measured is null, and the notes say which command does.
+    Figures that have not been measured are null, and the notes give the command that measures them.
     """
     runs: list[dict[str, object]] = []
     if store.where is not None:
-        from service.store import newest_results
+        from service.store import newest_results  # imports SQLAlchemy
 
         runs = await store.use(lambda opened: newest_results(opened, _NEWEST_RUNS))
     return await asyncio.to_thread(frontier_of, runtime, runs)

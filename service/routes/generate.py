@@ -1,4 +1,4 @@
-"""``POST /generate``: one answer per prompt in the mode asked for."""
+"""``POST /generate``: one answer per prompt, in the mode that the query names."""
 
 from __future__ import annotations
 
@@ -11,53 +11,54 @@ from service.generation.plan import generate, make_plan
 from service.http.disconnect import run_while_connected
 from service.http.responses import json_of
 from service.http.sse import event, open_stream
-from service.routes.errors import tell
+from service.routes.errors import stream_error
 from service.routes.request_state import get_request_id, get_runtime
-from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, GenerateRequest
+from service.schemas import AT_WORK, EVENT_STREAM, BatchAnswer, GenerateAnswer, GenerateRequest
 from vbon.errors import InvalidInputError
 
 router = APIRouter(tags=["generation"])
 
-# With `stream`.
-STREAMED: dict[int | str, dict[str, object]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
-
-
-# Not a pydantic model of the query, which could refuse unknown names itself: FastAPI looks into its
-# types anew for each request, which costs as much as all the rest of the routing.
+# A pydantic model of the query could reject unknown names itself, but FastAPI inspects its types again for
+# each request, which takes as long as the rest of the routing.
 ModeName = Annotated[
     str | None,
-    Query(description="see GET /modes: `ref`, `bon`, `vbon`, ...; default: the server's"),
+    Query(
+        description="a mode listed by GET /modes, such as `ref`, `bon` or `vbon`; default: the server's"
+    ),
 ]
 PolicyName = Annotated[
     str | None,
-    Query(description="policy that a strategy draws from, `vbon` say; default: `ref`"),
+    Query(description="policy that a strategy draws from, such as `vbon`; default: `ref`"),
 ]
 
 
-@router.post("/generate", responses=AT_WORK | STREAMED, response_model=GenerateAnswer | BatchAnswer)
+@router.post(
+    "/generate", responses=AT_WORK | EVENT_STREAM, response_model=GenerateAnswer | BatchAnswer
+)
 async def post_generate(
     body: GenerateRequest, request: Request, mode: ModeName = None, policy: PolicyName = None
 ) -> Response:
     """Answer a prompt, several prompts, or a chat.
 
     `mode=bon` draws `n` candidates from the reference policy and returns the one with the highest
-    reward; `mode=vbon` draws one sample of the distilled checkpoint; `mode=ref` one of the reference.
-    Other modes choose by other rules and take settings of their own; `policy=vbon` lets them draw from
-    another policy than the reference.
+    reward. `mode=vbon` draws one sample of the distilled checkpoint, and `mode=ref` one of the reference
+    policy. Other modes choose by other rules and have settings of their own. With `policy=vbon` they draw
+    from another policy than the reference.
 
-    With `stream`, server-sent events: `token` from modes of one sample, `candidate` and `progress` from
-    the others, then one `answer` or one `error`, whose data are the JSON of a request without it.
+    With `stream`, the response consists of server-sent events: `token` events for single-sample modes,
+    `candidate` and `progress` events for the others, and then one `answer` or one `error`, whose data are
+    the JSON that a request without `stream` gets.
     """
     for name in request.query_params:
         if name not in {"mode", "policy"}:
             raise InvalidInputError(
-                f"no query parameter {name!r}; there are mode and policy", field=name
+                f"unknown query parameter {name!r}; this route has mode and policy", field=name
             )
     plan = make_plan(get_runtime(request), mode, body, get_request_id(request), policy)
     if body.stream:
         return await open_stream(
-            request, native_messages(plan), lambda error: event("error", tell(request, error))
+            request,
+            native_messages(plan),
+            lambda error: event("error", stream_error(request, error)),
         )
     return json_of(await run_while_connected(request, generate(plan)))

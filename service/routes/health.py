@@ -1,4 +1,4 @@
-"""``GET /healthz``, ``/readyz``, ``/health`` and ``/metrics``."""
+"""``GET /healthz``, ``/readyz``, ``/health`` and ``/metrics``: health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ router = APIRouter(tags=["server"])
 
 @router.get("/healthz")
 async def get_healthz() -> dict[str, str]:
-    """Alive: the event loop turns. Says nothing of the models."""
+    """Answers while the event loop runs, whatever the state of the models."""
     return {"status": "alive"}
 
 
 @router.get("/readyz", responses=errors(503))
 @router.get("/health", name="get_health", responses=errors(503))
 async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
-    """Ready: every model is loaded and warmed up, and every engine lives; else 503.
+    """Answers 200 if every model is loaded and warmed up and every engine is alive, else 503.
 
-    The status says which server of a remote policy is left out while the others answer. `/health` is
-    the name under which `vllm serve` has this, and which load testers and gateways ask for.
+    If some servers of a remote policy are unavailable while others answer, the status names them.
+    `/health` is the name that `vllm serve`, load testers and gateways use for this route.
     """
     if not runtime.ready:
         raise NotReadyError(runtime.status())
@@ -35,6 +35,6 @@ async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(runtime: RuntimeDep) -> Response:
-    """Prometheus metrics: the service's own (`vbon:`) and each engine's (`vllm:`), by policy."""
+    """Prometheus metrics: the service's own (`vbon:`), and each engine's (`vllm:`) labelled by policy."""
     text = await expose(runtime.metrics, runtime.policies)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

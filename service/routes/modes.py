@@ -1,4 +1,4 @@
-"""``GET /modes``: what this server can do."""
+"""``GET /modes``: the modes of this server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["server"])
 
 @router.get("/modes")
 async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
-    """Every mode with its policy, reward model and default N."""
+    """Every mode with its settings, policy, reward model and default N."""
     settings = runtime.settings
     return ModesResponse(
         default_mode=settings.default_mode,

@@ -1,4 +1,4 @@
-"""``/v1``: the modes as models of OpenAI's API."""
+"""``/v1``: OpenAI's API, with each mode as a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from service.http.disconnect import run_while_connected
 from service.http.responses import json_of
 from service.http.sse import event, open_stream
 from service.routes.dependencies import RuntimeDep
-from service.routes.errors import tell
-from service.routes.generate import STREAMED
+from service.routes.errors import stream_error
 from service.routes.request_state import get_request_id, get_runtime, remember_model
 from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
-from service.schemas import AT_WORK, BatchAnswer, GenerateAnswer, errors
+from service.schemas import AT_WORK, EVENT_STREAM, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, ModelList, OpenAiModel
 from vbon.errors import InvalidInputError, ModelNotFoundError
@@ -32,27 +31,27 @@ B = TypeVar("B", CompletionRequest, ChatRequest)
 A = TypeVar("A", Completion, ChatCompletion)
 
 
-@router.post("/completions", responses=AT_WORK | STREAMED, response_model=Completion)
+@router.post("/completions", responses=AT_WORK | EVENT_STREAM, response_model=Completion)
 async def post_completions(body: CompletionRequest, request: Request) -> Response:
-    """Continue text. The model is a mode; `best_of` is its N."""
+    """Continue one text or several. `model` names a mode; `best_of` is its N."""
     return await _respond(body, request, completion)
 
 
-@router.post("/chat/completions", responses=AT_WORK | STREAMED, response_model=ChatCompletion)
+@router.post("/chat/completions", responses=AT_WORK | EVENT_STREAM, response_model=ChatCompletion)
 async def post_chat_completions(body: ChatRequest, request: Request) -> Response:
-    """Continue a chat. The model is a mode; `best_of` is its N."""
+    """Continue a chat. `model` names a mode; `best_of` is its N."""
     return await _respond(body, request, chat_completion)
 
 
 @router.get("/models")
 async def get_models(runtime: RuntimeDep) -> ModelList:
-    """Every mode. `MODE@POLICY` works too, and is not listed."""
+    """List every mode. `MODE@POLICY` is accepted as a model too, but not listed."""
     return ModelList(data=[_model(runtime, mode.name, mode) for mode in runtime.modes.values()])
 
 
 @router.get("/models/{model}", responses=errors(404, 422))
 async def get_model(model: str, runtime: RuntimeDep) -> OpenAiModel:
-    """One mode, `MODE@POLICY` too."""
+    """One mode, also in the form `MODE@POLICY`."""
     name, policy = _named(runtime, model)
     return _model(runtime, model, runtime.mode(name, policy=policy))
 
@@ -72,11 +71,11 @@ async def _respond(
     request: Request,
     written: Callable[[TokenPlan, B, GenerateAnswer | BatchAnswer], A],
 ) -> Response:
-    """The answer as a stream, or whole and written in the route's own shape."""
+    """Answer as a stream, or as one response in the shape that ``written`` gives it."""
     plan = _plan(body, request)
     if body.stream:
         return await open_stream(
-            request, chunks(plan, body), lambda error: event(None, tell(request, error))
+            request, chunks(plan, body), lambda error: event(None, stream_error(request, error))
         )
     return json_of(written(plan, body, await run_while_connected(request, generate(plan))))
 
@@ -85,7 +84,7 @@ def _named(runtime: Runtime, model: str) -> tuple[str, str | None]:
     """Mode and policy of a model name.
 
     Raises:
-        ModelNotFoundError: there is no such mode or policy.
+        ModelNotFoundError: the mode or the policy does not exist.
     """
     name, _, policy = model.partition("@")
     try:

@@ -1,4 +1,4 @@
-"""``GET /``, ``/docs`` and ``/page/...``: pages for people."""
+"""``GET /``, ``/docs`` and ``/page/...``: the web page and its files."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _READ = ["GET", "HEAD"]
 
 @router.api_route("/", methods=_READ)
 async def get_page(request: Request) -> Response:
-    """The page itself."""
+    """The web page."""
     return await _send(request, INDEX, {"content-security-policy": PAGE_POLICY})
 
 
 @router.api_route("/docs", methods=_READ)
 async def get_docs(request: Request) -> Response:
-    """The API, to be read and tried: Swagger UI of ``/openapi.json``."""
+    """The API documentation: Swagger UI for ``/openapi.json``."""
     return await _send(request, DOCS, {"content-security-policy": PAGE_POLICY})
 
 
 @router.api_route("/page/{name:path}", methods=_READ)
 async def get_page_file(request: Request, name: str) -> Response:
-    """A script, the style sheet, an icon, or the library that draws."""
+    """One of the page's files: a script, the style sheet, an icon or the chart library."""
     if name in DOCUMENTS or name not in page_files():
-        raise NotFoundError("the page has no such file")
+        raise NotFoundError(f"the page has no file {name!r}")
     return await _send(request, name, {})
 
 

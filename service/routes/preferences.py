@@ -1,14 +1,13 @@
-"""``/preferences``: which of two unlabelled answers people like better."""
+"""``/preferences``: people's choices between two unlabelled answers."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 
 from service.context.caller import current_caller
 from service.evaluation.preference_pairs import make_pair
 from service.http.disconnect import run_while_connected
-from service.http.same_origin import require_same_origin
-from service.routes.dependencies import PendingPairsDep, RuntimeDep, StoreDep
+from service.routes.dependencies import SAME_ORIGIN_ONLY, PendingPairsDep, RuntimeDep, StoreDep
 from service.routes.request_state import get_request_id
 from service.schemas import AT_WORK, WITH_BODY, errors
 from service.schemas.preferences import (
@@ -31,26 +30,25 @@ from service.store.preferences import Winner
 
 router = APIRouter(prefix="/preferences", tags=["preferences"])
 
-_OURS_ONLY = [Depends(require_same_origin)]
 _WINNERS: dict[str, Winner] = {"left": "a", "right": "b", "tie": "tie"}
 
 
-@router.post("/pairs", responses=AT_WORK | errors(403), dependencies=_OURS_ONLY)
+@router.post("/pairs", responses=AT_WORK | errors(403), dependencies=SAME_ORIGIN_ONLY)
 async def post_pair(
     body: PairRequest,
     request: Request,
     runtime: RuntimeDep,
     pairs: PendingPairsDep,
 ) -> PairShown:
-    """Answer a prompt in two modes and show both answers in random order, without their modes."""
+    """Answer a prompt in two modes; return both answers in random order, without their modes."""
     pair = await run_while_connected(request, make_pair(runtime, body, get_request_id(request)))
     key = pairs.add(pair, current_caller.get().name)
     return PairShown(pair=key, prompt=pair.prompt, left=pair.left.text, right=pair.right.text)
 
 
-@router.post("", responses=WITH_BODY | errors(403, 404), dependencies=_OURS_ONLY)
+@router.post("", responses=WITH_BODY | errors(403, 404), dependencies=SAME_ORIGIN_ONLY)
 async def post_verdict(body: Verdict, pairs: PendingPairsDep, store: StoreDep) -> VerdictKept:
-    """Keep which answer of a pair is better, and say whose they were. A pair has one verdict."""
+    """Store which answer of a pair is better, and reveal the modes. Each pair takes one verdict."""
     winner = _WINNERS[body.winner]
     with pairs.judged(body.pair) as pair:
         verdict = Preference(pair.prompt, pair.left, pair.right, winner)
@@ -62,7 +60,7 @@ async def post_verdict(body: Verdict, pairs: PendingPairsDep, store: StoreDep) -
 
 @router.get("")
 async def get_standings(store: StoreDep) -> Standings:
-    """Win rates by people's verdicts, and by the reward model on the same pairs."""
+    """Win rates by people's verdicts, and by the reward model on the same pairs of answers."""
     return Standings(standings=[_standing(line) for line in await store.use(human_win_rates)])
 
 

@@ -1,4 +1,4 @@
-"""Objects kept on a request and its application: the runtime, the request id, the model asked for."""
+"""Objects kept on a request and its application: the runtime, the request id, the requested model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def get_request_id(request: Request) -> str:
 
 
 def remember_model(request: Request, model: str) -> None:
-    """Keep the model a body names, so that errors are counted under its mode."""
+    """Store the model that the request body names, so that errors are counted under its mode."""
     request.scope["state"]["model"] = model
 
 
 def asked_model(request: Request) -> str:
-    """The model remembered; empty before the body was read."""
+    """The remembered model; empty if the body has not been read."""
     return str(request.scope["state"].get("model", ""))

@@ -17,7 +17,15 @@ from service.schemas.compare import (
     ModeReport,
     PromptRow,
 )
-from service.schemas.failure import ANY_ROUTE, AT_WORK, WITH_BODY, ErrorBody, ErrorResponse, errors
+from service.schemas.failure import (
+    ANY_ROUTE,
+    AT_WORK,
+    EVENT_STREAM,
+    WITH_BODY,
+    ErrorBody,
+    ErrorResponse,
+    errors,
+)
 from service.schemas.generate import GenerateRequest
 from service.schemas.modes import ModeInfo, ModesResponse
 from service.schemas.sampling import SamplingFields, SamplingUsed
@@ -26,6 +34,7 @@ from service.schemas.wire import ChatMessage, ModelRef, Text, Wire
 __all__ = [
     "ANY_ROUTE",
     "AT_WORK",
+    "EVENT_STREAM",
     "WITH_BODY",
     "BatchAnswer",
     "CandidateOut",

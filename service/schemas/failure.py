@@ -1,4 +1,4 @@
-"""Error responses: their shape, and the statuses that routes declare in OpenAPI."""
+"""Error responses, and what else routes declare in OpenAPI about their responses."""
 
 from __future__ import annotations
 
@@ -50,3 +50,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
 ANY_ROUTE = errors(401, 431, 500)
 WITH_BODY = errors(408, 413, 422)
 AT_WORK = WITH_BODY | errors(404, 429, 499, 502, 503, 504)
+
+# The response of a request with `stream`.
+EVENT_STREAM: dict[int | str, dict[str, object]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}

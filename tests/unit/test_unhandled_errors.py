@@ -1,4 +1,4 @@
-"""What nobody foresaw is answered like everything else, and logged once."""
+"""An unhandled exception gets a response like any other error, and is logged once."""
 
 from __future__ import annotations
 
