@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import SettingsConfigDict
 
 from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.engine.vllm.engine_args import OWNED_BY_SERVICE, parse_values, refuse_owned
 
 REFERENCE = "ref"
 REMOTE_API_KEY = "VBON_REMOTE_API_KEY"
@@ -60,6 +68,11 @@ class EngineSettings(BaseModel):
         "and the servers of remote policies must have been started with it too (vllm "
         "serve --scheduling-policy priority)",
     )
+    args: Annotated[dict[str, Any], BeforeValidator(parse_values)] = Field(
+        default={},
+        description="further vLLM engine arguments for every engine, as JSON: "
+        '{"quantization": "fp8", "max_num_batched_tokens": 8192}',
+    )
     stall_timeout_s: float | None = Field(
         60.0,
         gt=0,
@@ -99,6 +112,12 @@ class EngineSettings(BaseModel):
     remote_max_backoff_s: float = Field(
         30.0, gt=0, description="longest pause before a failed server is probed again, seconds"
     )
+
+    @field_validator("args")
+    @classmethod
+    def _not_set_elsewhere(cls, args: dict[str, Any]) -> dict[str, Any]:
+        refuse_owned(args, OWNED_BY_SERVICE)
+        return args
 
 
 class LimitSettings(BaseModel):

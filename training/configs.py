@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
 from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.engine.vllm.engine_args import (
+    OWNED_BY_GENERATION,
+    OWNED_BY_SAMPLE,
+    parse_values,
+    refuse_owned,
+)
 
 POLICY = Field("sandbox/policy", description="reference policy: a directory, or hf://org/name")
 REWARD = Field(
@@ -26,6 +32,23 @@ REPLACE = Field(
     description="make the output again if it was made with other settings, instead of refusing",
 )
 TRUST = Field(False, description="let checkpoints run their own code")
+# Left out of records where it is not given, so that outputs made before this setting existed still count.
+EngineArgs = Annotated[
+    dict[str, Any] | None,
+    BeforeValidator(parse_values),
+    Field(
+        exclude_if=lambda args: not args,
+        description='further vLLM engine arguments, as JSON: {"max_num_batched_tokens": 8192}',
+    ),
+]
+
+
+def _check_engine_args(
+    args: dict[str, Any] | None, owned: dict[str, str], uses_vllm: bool, flag: str
+) -> None:
+    if args and not uses_vllm:
+        raise ValueError(f"engine_args are for vLLM; add {flag} vllm or leave them out")
+    refuse_owned(args or {}, owned)
 
 
 class SandboxConfig(Settings):
@@ -95,7 +118,14 @@ class SampleConfig(Settings):
     option_groups: ClassVar[OptionGroups] = {
         "Inputs and output": ("policy", "reward", "prompts", "out", "replace"),
         "Sampling": ("num_samples", "max_new_tokens", "temperature", "seed"),
-        "Engine": ("backend", "concurrency", "reward_batch_size", "dtype", "trust_remote_code"),
+        "Engine": (
+            "backend",
+            "concurrency",
+            "reward_batch_size",
+            "dtype",
+            "engine_args",
+            "trust_remote_code",
+        ),
     }
 
     policy: str = POLICY
@@ -116,8 +146,14 @@ class SampleConfig(Settings):
     concurrency: int = Field(4, ge=1, description="prompts in the engine at once (vllm)")
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     dtype: str = Field("auto", description="type of the weights")
+    engine_args: EngineArgs = None
     replace: bool = REPLACE
     trust_remote_code: bool = TRUST
+
+    @model_validator(mode="after")
+    def _engine_args_that_count(self) -> SampleConfig:
+        _check_engine_args(self.engine_args, OWNED_BY_SAMPLE, self.backend == "vllm", "--backend")
+        return self
 
 
 GOLD = Field(None, description="held-out gold reward model; it is never trained on, only reported")
@@ -129,7 +165,13 @@ class TrainConfig(Settings):
     option_groups: ClassVar[OptionGroups] = {
         "Inputs and output": ("policy", "reward", "gold", "cache", "heldout", "out", "replace"),
         "Steps": ("steps", "prompts_per_step", "samples_per_prompt", "micro_batch_size", "seed"),
-        "Sampling": ("max_new_tokens", "temperature", "generation", "generation_gpu_memory"),
+        "Sampling": (
+            "max_new_tokens",
+            "temperature",
+            "generation",
+            "generation_gpu_memory",
+            "engine_args",
+        ),
         "Optimizer": ("learning_rate", "warmup_steps", "max_grad_norm", "max_kl"),
         "Warm start": ("warm_start_steps", "warm_start_num_samples", "warm_start_learning_rate"),
         "Weights and memory": (
@@ -218,6 +260,7 @@ class TrainConfig(Settings):
     generation_gpu_memory: float = Field(
         0.3, gt=0, lt=1, description="share of a GPU's memory for vLLM's weights and KV cache"
     )
+    engine_args: EngineArgs = None
     seed: int = Field(
         0, ge=0, description="seed; the same seed on the same machine gives the same checkpoint"
     )
@@ -225,6 +268,12 @@ class TrainConfig(Settings):
     replace: bool = REPLACE
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     trust_remote_code: bool = TRUST
+
+    @model_validator(mode="after")
+    def _engine_args_that_count(self) -> TrainConfig:
+        uses_vllm = self.generation == "vllm"
+        _check_engine_args(self.engine_args, OWNED_BY_GENERATION, uses_vllm, "--generation")
+        return self
 
 
 # What else an evaluation has figures or revisions of.

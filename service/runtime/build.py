@@ -147,4 +147,5 @@ def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
         scheduling_policy=engine.scheduling_policy,
         metrics=engine.metrics,
         stall_timeout_s=engine.stall_timeout_s,
+        args=engine.args,
     )

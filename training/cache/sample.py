@@ -280,8 +280,13 @@ async def _from_vllm(
     from vbon.engine.vllm.engine import VllmEngine
     from vbon.engine.vllm.host import VllmHost, VllmOptions
 
+    args = config.engine_args or {}
     options = VllmOptions(
-        dtype=config.dtype, executor="uni", trust_remote_code=config.trust_remote_code
+        dtype=config.dtype,
+        executor="uni" if args.get("tensor_parallel_size", 1) == 1 else None,
+        trust_remote_code=config.trust_remote_code,
+        args=args,
+        args_setting="engine_args",
     )
     engine = VllmEngine(VllmHost(config.policy, options))
     gate = asyncio.Semaphore(config.concurrency)

@@ -11,7 +11,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ import torch
 from training.configs import TrainConfig
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of
 from vbon.engine.protocol import candidate_seed
+from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.errors import (
     CandidateCountError,
     CheckpointError,
@@ -113,37 +114,48 @@ class VllmGenerator:
                 torch.cuda.empty_cache()
 
     def _start(self) -> None:
+        """Start vLLM in this process.
+
+        Raises:
+            CheckpointError: vLLM cannot run the policy with these arguments.
+            InvalidInputError: vLLM has no argument of a name in ``engine_args``.
+        """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         distributed = torch.distributed
         self._joined = distributed.is_available() and distributed.is_initialized()
         several = self._joined and distributed.get_world_size() > 1
         with _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):  # the engine in this very process
             from vllm import LLM
+            from vllm.engine.arg_utils import EngineArgs
 
-            config = self._config
-            arguments: dict[str, Any] = {
-                "model": self._path,
-                "dtype": config.dtype,
-                "trust_remote_code": config.trust_remote_code,
-                "load_format": "safetensors",
-                # The checkpoint's generation_config.json would bring further stop tokens.
-                "generation_config": "vllm",
-                # As much context as fits the KV cache: a long one would refuse to start.
-                "max_model_len": -1,
-                "distributed_executor_backend": "external_launcher" if several else "uni",
-            }
-            if torch.cuda.is_available():
-                arguments["gpu_memory_utilization"] = self._config.generation_gpu_memory
-            else:
-                # Compiled code would keep the packed weights it was compiled with.
-                arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_KV_CACHE_BYTES}
+            known = [argument.name for argument in fields(EngineArgs)]
+            refuse_unknown(self._config.engine_args or {}, known, field="engine_args")
             try:
-                self._llm = LLM(**arguments)
+                self._llm = LLM(**self._arguments("external_launcher" if several else "uni"))
             except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be run
-                raise CheckpointError(
-                    f"vLLM cannot run {self._path}: {type(error).__name__}: {error}"
-                ) from error
+                raise CheckpointError(f"vLLM cannot run {self._path}: {one_line(error)}") from error
         self._context = int(self._llm.model_config.max_model_len)
+
+    def _arguments(self, executor: str) -> dict[str, Any]:
+        """What vLLM is started with, by its names: our own choices, then the user's ``engine_args``."""
+        config = self._config
+        chosen: dict[str, Any] = {
+            "model": self._path,
+            "dtype": config.dtype,
+            "trust_remote_code": config.trust_remote_code,
+            "load_format": "safetensors",
+            # The checkpoint's generation_config.json would bring further stop tokens.
+            "generation_config": "vllm",
+            # As much context as fits the KV cache: a long one would refuse to start.
+            "max_model_len": -1,
+            "distributed_executor_backend": executor,
+        }
+        given = config.engine_args or {}
+        if torch.cuda.is_available():
+            return chosen | {"gpu_memory_utilization": config.generation_gpu_memory} | given
+        # On a CPU, compiled code would keep the packed weights it was compiled with.
+        chosen["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+        return chosen | given | {"enforce_eager": True}
 
     def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
         longest, new = max(len(ids) for ids in prompts), self._config.max_new_tokens

@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from vbon.engine.metrics import logger_into
+from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.engine.vllm.guardian import Guardian
 from vbon.errors import CheckpointError, NotReadyError
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
@@ -50,6 +52,8 @@ class VllmOptions:
         scheduling_policy: ``fcfs``, or ``priority`` to let requests say how early they are served.
         metrics: let vLLM keep its own Prometheus metrics.
         stall_timeout_s: an engine with work that says nothing for so long hangs; ``None``: never.
+        args: further engine arguments by vLLM's names.
+        args_setting: name of the setting that ``args`` come from, for error messages.
     """
 
     dtype: str = "auto"
@@ -65,6 +69,8 @@ class VllmOptions:
     scheduling_policy: str = "fcfs"
     metrics: bool = False
     stall_timeout_s: float | None = None
+    args: Mapping[str, Any] = field(default_factory=dict)
+    args_setting: str = "engine.args"
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +289,7 @@ class VllmHost:
                 "max_loras": len(ranks),
                 "max_lora_rank": max(8, *ranks),
             }
-        return arguments
+        return arguments | dict(options.args)
 
     def _build(self) -> AsyncLLM:
         self.registry = CollectorRegistry()
@@ -302,13 +308,15 @@ class VllmHost:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        known = [argument.name for argument in fields(AsyncEngineArgs)]
+        refuse_unknown(self.options.args, known, field=self.options.args_setting)
         try:
             return AsyncLLM.from_engine_args(
                 AsyncEngineArgs(**self.arguments), stat_loggers=self._stat_loggers()
             )
         except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be served
             raise CheckpointError(
-                f"vLLM cannot serve {self.checkpoint.path}: {type(error).__name__}: {error}"
+                f"vLLM cannot serve {self.checkpoint.path}: {one_line(error)}"
             ) from error
 
     def _stat_loggers(self) -> list[Any]:
