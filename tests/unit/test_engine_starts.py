@@ -31,6 +31,7 @@ class Llm:
         self.engine_core = SimpleNamespace(
             get_output_async=None, resources=SimpleNamespace(engine_manager=None)
         )
+        self.output_handler: asyncio.Task[Any] | None = None
         self.waiting, self.told = 0, list[Exception]()
         self.output_processor = SimpleNamespace(
             get_num_unfinished_requests=lambda: self.waiting, propagate_error=self.told.append
@@ -40,6 +41,8 @@ class Llm:
         return SimpleNamespace(encode=lambda *_, **__: [1])
 
     def shutdown(self) -> None:
+        # vLLM's own task would log the end of the engine as an error if it still ran by now.
+        assert self.output_handler is None or self.output_handler.cancelling()
         self.up = False
 
 
@@ -167,6 +170,16 @@ async def test_those_who_still_wait_when_it_is_shut_down_are_told(path: str) -> 
         host.built[-1].waiting = waiting
         await host.stop()
     assert [type(error) for built in host.built for error in built.told] == [EngineDeadError]
+
+
+async def test_what_would_log_the_end_of_the_engine_is_cancelled_first(path: str) -> None:
+    host = Host(path)
+    await host.start()
+    handler = asyncio.create_task(asyncio.Event().wait())
+    host.built[0].output_handler = handler
+    await host.stop()
+    assert not host.built[0].up
+    assert handler.cancelled()
 
 
 async def test_a_guardian_that_was_killed_is_replaced(path: str) -> None:

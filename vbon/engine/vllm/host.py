@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -177,6 +178,10 @@ class VllmHost:
     async def _shut_down(self) -> None:
         llm, self._llm = self._llm, None
         if llm is not None:
+            # vLLM cancels this task last, by when the task has logged the end of the engine's process as an
+            # EngineDeadError with a traceback.
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()
             await asyncio.to_thread(llm.shutdown)
             _fail_unfinished(llm)
             await asyncio.sleep(0)  # it has its sockets closed by this loop
@@ -306,12 +311,11 @@ class VllmHost:
             threads = default_cpu_threads(self.checkpoint.path, len(os.sched_getaffinity(0)))
             os.environ.setdefault("OMP_NUM_THREADS", str(threads))
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         known = [argument.name for argument in fields(AsyncEngineArgs)]
         refuse_unknown(self.options.args, known, field=self.options.args_setting)
         try:
-            return AsyncLLM.from_engine_args(
+            return _engine_type().from_engine_args(
                 AsyncEngineArgs(**self.arguments), stat_loggers=self._stat_loggers()
             )
         except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be served
@@ -326,6 +330,30 @@ class VllmHost:
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
         return [logger_into(self.registry, PrometheusStatLogger)]
+
+
+@cache
+def _engine_type() -> type[AsyncLLM]:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class OwnedAsyncLLM(AsyncLLM):
+        """An ``AsyncLLM`` that its host shuts down, and that does nothing more when it is destroyed.
+
+        vLLM's own destructor shuts the engine down once more. At the end of the program, when modules
+        have been cleared, that call fails and prints a traceback.
+        """
+
+        was_shut_down = False
+
+        def shutdown(self, timeout: float | None = None) -> None:
+            super().shutdown(timeout)
+            self.was_shut_down = True
+
+        def __del__(self) -> None:
+            if not self.was_shut_down:
+                super().__del__()
+
+    return OwnedAsyncLLM
 
 
 def served_dtype(path: str, asked: str) -> str:

@@ -1,0 +1,89 @@
+"""``python -m training sample`` ends cleanly however it ends: no traceback, no engine left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.train]
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 300.0
+REWARDS = """
+import pathlib, time
+
+def lengths(prompts, completions):
+    return [float(len(text)) for text in completions]
+
+def nothing(prompts, completions):
+    return [None] * len(completions)
+
+def slow(prompts, completions):
+    pathlib.Path("scoring").touch()
+    time.sleep(1)
+    return lengths(prompts, completions)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "some_rewards.py").write_text(REWARDS)
+    return tmp_path
+
+
+def start_sampling(sandbox: Path, folder: Path, reward: str) -> subprocess.Popen[str]:
+    command = [
+        sys.executable, "-m", "training", "sample", "--policy", str(sandbox / "policy"),
+        "--reward", f"python:some_rewards:{reward}", "--prompts", str(sandbox / "prompts" / "train.jsonl"),
+        "--out", "cache.jsonl", "--num-samples", "4", "--max-new-tokens", "8", "--concurrency", "1",
+        "--engine-args", '{"enforce_eager": true}',
+    ]  # fmt: skip
+    path = os.pathsep.join([str(ROOT), str(folder)])
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def interrupt_once_scoring(process: subprocess.Popen[str], folder: Path) -> None:
+    """Press Ctrl-C, which a terminal sends to the whole group, the engine's process included."""
+    deadline = time.monotonic() + LIMIT_S
+    while not (folder / "scoring").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("reward", "status", "last_words"),
+    [
+        ("lengths", 0, "6 prompts x 4 samples"),
+        ("nothing", 1, "has a finite reward"),
+        ("slow", 130, "interrupted; run the same command again"),
+    ],
+)
+def test_its_end_leaves_no_traceback_and_no_engine(
+    sandbox: Path, folder: Path, reward: str, status: int, last_words: str
+) -> None:
+    process = start_sampling(sandbox, folder, reward)
+    if reward == "slow":
+        interrupt_once_scoring(process, folder)
+    told, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == status, told
+    assert last_words in told.splitlines()[-1]
+    for words in ("Traceback", "EngineDeadError", "Exception ignored"):
+        assert words not in told, told
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
