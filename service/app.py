@@ -6,11 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from service.admission.load_shedding import LoadSheddingMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
@@ -108,10 +110,18 @@ def create_app(
     app.state.pending_pairs = PendingPairs()
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
-    for router in _ROUTERS:
-        app.include_router(router)
+    app.router.routes.extend(_routes())
     add_error_handlers(app)
     return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """All routes. They hold no state of an application, and building them is slow, so it is done once."""
+    router = APIRouter(responses=ANY_ROUTE)
+    for part in _ROUTERS:
+        router.include_router(part)
+    return router.routes
 
 
 def _lifespan(
