@@ -287,16 +287,18 @@ def test_every_objective_has_a_case() -> None:
 # --- Optima ---------------------------------------------------------------------------------------
 
 
-def descend(exact: Exact, steps: int = 4000, rate: float = 0.05) -> torch.Tensor:
-    """Probabilities after gradient descent from the reference."""
+def descend(exact: Exact) -> torch.Tensor:
+    """Probabilities at the optimum that L-BFGS reaches from the reference."""
     logits = REFERENCE.clone().requires_grad_()
-    optimizer = torch.optim.Adam([logits], lr=rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
-    for _ in range(steps):
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        exact(logits).backward()
-        optimizer.step()
-        schedule.step()
+        value = exact(logits)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
     return log_probability(logits).exp().detach()
 
 
