@@ -1,6 +1,7 @@
 """The load test returns what a server of known latencies does.
 
-Sleeps are never shorter than asked, so lower bounds are exact; upper bounds leave room for a busy machine.
+Client and server run under a virtual clock, so that seconds of load take as long as their requests need.
+Sleeps are never shorter than asked, so lower bounds are exact.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.report.write import html_page
 from service.loadtest.schema import CellResult, LoadTestResult, ServerDescription
 from tests.unit.slow_server import SlowServer, listening
+from tests.unit.virtual_clock import virtually
 
+CLOCKED = ("service.loadtest", "tests.unit.slow_server")
 SLACK_MS = 60.0  # a scheduler's delay on a machine that does something else as well
 PROMPTS = ["one", "two", "three"]
 
@@ -86,6 +89,7 @@ def only(result: LoadTestResult) -> CellResult:
 
 
 @pytest.mark.parametrize("api", ["native", "openai"])
+@virtually(*CLOCKED)
 async def test_streamed_latencies_are_the_servers(tmp_path: Path, api: str) -> None:
     async with listening(SlowServer(first_s=0.05, gap_s=0.02, tokens=6)) as server:
         cell = only(await measure(server, tmp_path, api=api))
@@ -101,6 +105,7 @@ async def test_streamed_latencies_are_the_servers(tmp_path: Path, api: str) -> N
     assert cell.returned_tokens_per_s.median == pytest.approx(6 * expected, rel=0.1)
 
 
+@virtually(*CLOCKED)
 async def test_answers_in_one_piece_have_no_token_times_and_count_discarded_tokens(
     tmp_path: Path,
 ) -> None:
@@ -119,6 +124,7 @@ async def test_answers_in_one_piece_have_no_token_times_and_count_discarded_toke
     assert (cell.queue_ms.p50, cell.rerank_ms.p50) == (1.0, 3.0)
 
 
+@virtually(*CLOCKED)
 async def test_a_number_of_requests_is_kept_to(tmp_path: Path) -> None:
     async with listening(SlowServer(first_s=0.01, tokens=1)) as server:
         result = await measure(server, tmp_path, requests=17, warmup_s=0.05, concurrency=[3])
@@ -126,6 +132,7 @@ async def test_a_number_of_requests_is_kept_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("lead", "counted"), [({"warmup_s": 0.0}, 41), ({"warmup_s": 1.0}, 21)])
+@virtually(*CLOCKED)
 async def test_the_lead_in_is_left_out(
     tmp_path: Path, lead: dict[str, float], counted: int
 ) -> None:
@@ -138,6 +145,7 @@ async def test_the_lead_in_is_left_out(
     assert only(result).requests == pytest.approx(counted, abs=1)
 
 
+@virtually(*CLOCKED)
 async def test_errors_are_counted_by_kind_and_kept_out_of_everything_else(tmp_path: Path) -> None:
     async with listening(SlowServer(first_s=0.01, tokens=1, fail_every=4)) as server:
         cell = only(await measure(server, tmp_path, slo=["e2e:5000"]))
@@ -150,6 +158,7 @@ async def test_errors_are_counted_by_kind_and_kept_out_of_everything_else(tmp_pa
     assert cell.goodput_share == pytest.approx(cell.requests / (failed + cell.requests))
 
 
+@virtually(*CLOCKED)
 async def test_what_takes_too_long_is_a_timeout(tmp_path: Path) -> None:
     async with listening(SlowServer(first_s=0.5, tokens=1)) as server:
         cell = only(await measure(server, tmp_path, timeout_s=0.1))
@@ -158,6 +167,7 @@ async def test_what_takes_too_long_is_a_timeout(tmp_path: Path) -> None:
     assert cell.requests_per_s.median == 0
 
 
+@virtually(*CLOCKED)
 async def test_a_server_that_is_gone_is_told_by_kind(tmp_path: Path) -> None:
     async with listening(SlowServer()) as server:
         pass
@@ -165,6 +175,7 @@ async def test_a_server_that_is_gone_is_told_by_kind(tmp_path: Path) -> None:
     assert set(cell.errors) == {"cannot connect"}
 
 
+@virtually(*CLOCKED)
 async def test_goodput_counts_answers_within_every_slo(tmp_path: Path) -> None:
     async with listening(SlowServer(first_s=0.05, gap_s=0.02, tokens=6)) as server:
         easy = only(await measure(server, tmp_path / "a", slo=["e2e:2000", "ttft:1000"]))
@@ -176,6 +187,7 @@ async def test_goodput_counts_answers_within_every_slo(tmp_path: Path) -> None:
     assert hard.goodput_per_s.median == 0
 
 
+@virtually(*CLOCKED)
 async def test_an_open_loop_shows_a_stall_that_a_closed_one_hides(tmp_path: Path) -> None:
     """The server stops for 1 s of 3. At 40/s a third of the requests wait for it."""
     stalled = {"first_s": 0.005, "tokens": 1, "stall": 1.0, "stall_s": 1.0}
@@ -195,6 +207,7 @@ async def test_an_open_loop_shows_a_stall_that_a_closed_one_hides(tmp_path: Path
     assert closed.e2e_ms.p90 < 200  # one request of hundreds met the stall
 
 
+@virtually(*CLOCKED)
 async def test_waiting_for_a_connection_counts_as_latency(tmp_path: Path) -> None:
     """One connection, 50 ms an answer, 40 requests a second: only half can be sent in time."""
     async with listening(SlowServer(first_s=0.05, tokens=1)) as server:
@@ -208,6 +221,7 @@ async def test_waiting_for_a_connection_counts_as_latency(tmp_path: Path) -> Non
     assert cell.send_lag_ms.p95 > 650
 
 
+@virtually(*CLOCKED)
 async def test_cells_take_turns(tmp_path: Path) -> None:
     quiet = Quiet()
     async with listening(SlowServer(first_s=0.005, tokens=1)) as server:
@@ -223,6 +237,7 @@ async def test_cells_take_turns(tmp_path: Path) -> None:
     assert [len(cell.rounds) for cell in result.cells] == [2] * 4
 
 
+@virtually(*CLOCKED)
 async def test_rewards_are_scored_off_the_clock_and_paired(tmp_path: Path) -> None:
     async with listening(SlowServer(first_s=0.005, tokens=1)) as server:
         result = await measure(
@@ -250,6 +265,7 @@ async def test_rewards_are_scored_off_the_clock_and_paired(tmp_path: Path) -> No
     assert len({seed for _, _, seed in seeds}) == len(seeds) == 3 * 3 * 2
 
 
+@virtually(*CLOCKED)
 async def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     async with listening(SlowServer(first_s=0.005, tokens=1)) as server:
         changes = {"rounds": 3, "duration_s": 0.1, "warmup_s": 0.0}
@@ -264,6 +280,7 @@ async def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert only(again).rounds[:2] == only(whole).rounds[:2]
 
 
+@virtually(*CLOCKED)
 async def test_another_run_is_not_continued(tmp_path: Path) -> None:
     from vbon.errors import DataError
 
@@ -277,6 +294,7 @@ async def test_another_run_is_not_continued(tmp_path: Path) -> None:
     assert more.blocks_done == 2
 
 
+@virtually(*CLOCKED)
 async def test_saturate_finds_the_capacity(tmp_path: Path) -> None:
     """4 slots of 50 ms serve 80/s, and at a constant rate below that nobody waits."""
     async with listening(SlowServer(first_s=0.05, tokens=1, slots=4)) as server:
@@ -298,6 +316,7 @@ async def test_saturate_finds_the_capacity(tmp_path: Path) -> None:
     assert "Throughput</h3>" not in page
 
 
+@virtually(*CLOCKED)
 async def test_a_mode_too_slow_when_idle_is_not_searched(tmp_path: Path) -> None:
     async with listening(SlowServer(first_s=0.05, tokens=1)) as server:
         result = await measure(

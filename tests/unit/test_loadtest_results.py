@@ -24,7 +24,8 @@ from service.loadtest.analysis.warnings import cell_warnings
 from service.loadtest.report.write import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, RoundResult
 from tests.unit.slow_server import SlowServer, listening
-from tests.unit.test_loadtest import measure
+from tests.unit.test_loadtest import CLOCKED, measure
+from tests.unit.virtual_clock import run_virtually
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
 
 HOSTILE = '</script><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>{{main}}'
@@ -55,7 +56,8 @@ async def whole_run(out: Path, **changes: Any) -> LoadTestResult:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> LoadTestResult:
-    return asyncio.run(whole_run(tmp_path_factory.mktemp("run"), currency='E"<b>'))
+    run = whole_run(tmp_path_factory.mktemp("run"), currency='E"<b>')
+    return run_virtually(run, *CLOCKED)
 
 
 def test_the_result_survives_json_and_fits_its_schema(result: LoadTestResult) -> None:

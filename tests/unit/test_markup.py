@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,8 +13,10 @@ from pydantic import ValidationError
 
 from service.loadtest.report.write import html_page
 from service.loadtest.schema import LoadTestResult
+from tests.unit.test_loadtest import CLOCKED
 from tests.unit.test_loadtest_results import whole_run
 from tests.unit.test_report import cell, ended, write_sweep
+from tests.unit.virtual_clock import run_virtually
 from training.configs import ReportConfig
 from training.report.write import write_report
 
@@ -81,7 +82,7 @@ def attacked(result: LoadTestResult, text: str) -> LoadTestResult:
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> LoadTestResult:
-    return asyncio.run(whole_run(tmp_path_factory.mktemp("run")))
+    return run_virtually(whole_run(tmp_path_factory.mktemp("run")), *CLOCKED)
 
 
 def no_markup_in_plots(page: str) -> None:
