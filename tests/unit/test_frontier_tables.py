@@ -15,11 +15,11 @@ from training.sweep.pareto import (
     curve_value,
     dominates,
     efficiencies,
-    efficiency_rows,
     frontier_flags,
+    frontier_shares,
+    method_efficiencies,
     over_seeds,
-    pareto_rows,
-    target_rows,
+    target_comparisons,
     targets,
     tie_free_win_rate,
 )
@@ -63,7 +63,7 @@ def test_shares_are_taken_within_each_seed_then_averaged() -> None:
     # Best-of-1 is (0, .5), best-of-2 (.193, .667), 4 (.636, .8), 8 (1.204, .889).
     # Seed 0: best-of-2 dominates (.5, .6) and best-of-4 (1, .7); nothing reaches .9.
     # Seed 1: best-of-4 dominates (.9, .8): the same value at less KL.
-    b, a = pareto_rows(points, CURVE)
+    b, a = frontier_shares(points, CURVE)
     assert (b.method, b.points, b.on_frontier) == ("b", 3, 3)
     assert (a.method, a.points, a.on_frontier) == ("a", 3, 1)
     assert (a.share.mean, a.share.low, a.share.high, a.share.seeds) == (0.25, 0.0, 0.5, 2)
@@ -75,7 +75,7 @@ def test_shares_are_taken_within_each_seed_then_averaged() -> None:
 
 
 def test_a_seed_a_method_lacks_does_not_count_against_it() -> None:
-    rows = pareto_rows([point("a", 1.0, 0.7), point("b", 1.0, 0.7, seed=1)], CURVE)
+    rows = frontier_shares([point("a", 1.0, 0.7), point("b", 1.0, 0.7, seed=1)], CURVE)
     assert [(row.method, row.share.mean, row.share.seeds) for row in rows] == [
         ("a", 1.0, 1), ("b", 1.0, 1),
     ]  # fmt: skip
@@ -120,11 +120,11 @@ def test_every_seed_has_a_frontier_and_what_is_off_it_is_dominated_from_it(
 
 @given(clouds)
 def test_shares_are_shares_and_the_curve_only_takes(cloud: list[Point]) -> None:
-    rows = pareto_rows(cloud, CURVE)
+    rows = frontier_shares(cloud, CURVE)
     for row in rows:
         assert 0 <= row.share_with_curve.mean <= row.share.mean <= 1
     for seed in {p.seed for p in cloud}:
-        one = pareto_rows([p for p in cloud if p.seed == seed], CURVE)
+        one = frontier_shares([p for p in cloud if p.seed == seed], CURVE)
         assert sum(row.of_frontier.mean for row in one) == pytest.approx(1)
 
 
@@ -182,7 +182,7 @@ def test_efficiency_is_win_rate_over_the_curve_at_the_same_kl() -> None:
     results = efficiencies(points, CURVE)
     assert [r.ratio for r in results] == pytest.approx([0.8, 1.0, 0.2, 0.95])
     assert [r.beyond for r in results] == [False, False, True, False]
-    b, a = efficiency_rows(results)
+    b, a = method_efficiencies(results)
     assert (a.method, a.ratio.count, a.beyond) == ("a", 3, 1)
     assert (a.ratio.median, a.ratio.low, a.ratio.high) == pytest.approx((0.8, 0.2, 1.0))
     assert (b.method, b.ratio.median, b.beyond) == ("b", pytest.approx(0.95), 0)
@@ -200,7 +200,7 @@ def test_target_table_compares_with_best_of_n_and_puts_the_closest_first() -> No
         point("near", 9.0, 0.9, target=8), point("other", 9.0, 0.9),
         point("over", 3.0, 0.88, target=4),  # .08 above .8: further than near's .05 below
     ]  # fmt: skip
-    near, over, far = target_rows(points, CURVE, 4)
+    near, over, far = target_comparisons(points, CURVE, 4)
     assert [row.method for row in (near, over, far)] == ["near", "over", "far"]
     assert near.points == 2
     assert (near.win_rate.mean, near.win_rate.low, near.win_rate.high) == (
@@ -210,4 +210,4 @@ def test_target_table_compares_with_best_of_n_and_puts_the_closest_first() -> No
     assert (near.kl_ratio.mean, near.kl_ratio.low, near.kl_ratio.high) == pytest.approx((1.5, 1, 2))
     assert near.kl.mean == pytest.approx(1.5 * (math.log(4) - 0.75))
     with pytest.raises(ValueError, match="best-of-3 was not measured"):
-        target_rows(points, CURVE, 3)
+        target_comparisons(points, CURVE, 3)

@@ -1,4 +1,4 @@
-"""Sweep grids: what an entry means, and what is refused."""
+"""Sweep grids: the cells an entry gives, and the entries that are rejected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from training.configs import DEFAULT_GRID, SweepConfig
 from training.objectives import OBJECTIVES
-from training.sweep.grid import cells
+from training.sweep.grid import grid_cells
 from vbon.errors import InvalidInputError
 
 
@@ -17,7 +17,7 @@ def sweep(*grid: str, **changes: object) -> SweepConfig:
 
 
 def test_an_entry_gives_a_cell_a_value_and_seed() -> None:
-    made = cells(sweep("vbon: num_samples=2 16", seeds=[0, 7], out=Path("s")))
+    made = grid_cells(sweep("vbon: num_samples=2 16", seeds=[0, 7], out=Path("s")))
     assert [(c.value, c.seed) for c in made] == [(2, 0), (16, 0), (2, 7), (16, 7)]
     assert made[1].config.num_samples == 16  # type: ignore[attr-defined]
     assert made[3].directory == Path("s/cells/vbon-num_samples=16-seed=7")
@@ -25,14 +25,16 @@ def test_an_entry_gives_a_cell_a_value_and_seed() -> None:
 
 
 def test_a_variant_names_its_objective_and_settings() -> None:
-    (cell,) = cells(sweep("vbon, l1=vbon: num_samples=4; bound=l1; learning_rate=3e-4", seeds=[0]))
+    (cell,) = grid_cells(
+        sweep("vbon, l1=vbon: num_samples=4; bound=l1; learning_rate=3e-4", seeds=[0])
+    )
     assert (cell.variant, cell.objective) == ("vbon, l1", "vbon")
     assert cell.config.bound == "l1"  # type: ignore[attr-defined]
     assert cell.config.learning_rate == 3e-4
 
 
 def test_settings_of_the_sweep_reach_every_cell_and_an_entrys_own_win() -> None:
-    first, second = cells(
+    first, second = grid_cells(
         sweep("dpo: beta=0.1", "bonbon: num_samples=4; learning_rate=1e-3", seeds=[0],
               learning_rate=5e-5, prompts_per_step=8)
     )  # fmt: skip
@@ -41,7 +43,7 @@ def test_settings_of_the_sweep_reach_every_cell_and_an_entrys_own_win() -> None:
 
 
 def test_a_warm_start_is_paid_from_the_same_budget_of_steps() -> None:
-    warm, cold = cells(
+    warm, cold = grid_cells(
         sweep("w=vbon: num_samples=4; warm_start_steps=15", "vbon: num_samples=4; warm_start_steps=0",
               seeds=[0], steps=40)
     )  # fmt: skip
@@ -50,23 +52,23 @@ def test_a_warm_start_is_paid_from_the_same_budget_of_steps() -> None:
 
 
 def test_a_default_warm_start_keeps_its_share_of_fewer_steps() -> None:
-    (cell,) = cells(sweep("vbon: num_samples=4", seeds=[0], steps=35))
+    (cell,) = grid_cells(sweep("vbon: num_samples=4", seeds=[0], steps=35))
     assert (cell.config.warm_start_steps, cell.config.steps) == (20, 15)  # 40 and 30 by default
 
 
 def test_the_default_grid_has_every_objective() -> None:
-    assert {cell.objective for cell in cells(sweep(*DEFAULT_GRID))} == set(OBJECTIVES)
+    assert {cell.objective for cell in grid_cells(sweep(*DEFAULT_GRID))} == set(OBJECTIVES)
 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ("vbon", "is not 'NAME"),
-        ("vbon: num_samples", "is not 'NAME"),
+        ("vbon", "must have the form .NAME"),
+        ("vbon: num_samples", "must have the form .NAME"),
         ("nothing: beta=1", "no objective 'nothing'; there are vbon"),
         ("vbon: beta=1", "vbon has no setting beta"),
         ("vbon: num_samples=4; tea=1", "vbon has no setting tea"),
-        ("vbon: num_samples=4; bound", "is no SETTING=VALUE"),
+        ("vbon: num_samples=4; bound", "must have the form SETTING=VALUE"),
         ("vbon: num_samples=1", "at least 2, got 1"),
         ("dpo: beta=-1", "greater than 0"),
         ("vbon: num_samples=4; warm_start_steps=40", "steps"),
@@ -74,9 +76,9 @@ def test_the_default_grid_has_every_objective() -> None:
 )
 def test_a_bad_entry_is_named(entry: str, words: str) -> None:
     with pytest.raises(InvalidInputError, match=words):
-        cells(sweep(entry, steps=40))
+        grid_cells(sweep(entry, steps=40))
 
 
 def test_two_cells_of_one_name_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="twice; name variants apart"):
-        cells(sweep("dpo: beta=0.1 0.3", "dpo: beta=0.3; num_samples=8"))
+    with pytest.raises(InvalidInputError, match="twice; give the variants different names"):
+        grid_cells(sweep("dpo: beta=0.1 0.3", "dpo: beta=0.3; num_samples=8"))

@@ -268,7 +268,7 @@ def test_no_sweep_and_empty_sweeps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no sweep directory"):
         write_report(ReportConfig(sweeps=[], out=tmp_path / "out"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty holds no baseline\.json"):
+    with pytest.raises(DataError, match=r"empty contains no baseline\.json"):
         write_report(ReportConfig(sweeps=[tmp_path / "empty"], out=tmp_path / "out"))
     with pytest.raises(DataError, match="no cell of the sweep has ended"):
         write_report(

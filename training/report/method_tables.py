@@ -46,7 +46,7 @@ def pareto_sheets(sweep: Sweep) -> list[ReportTable]:
         points = list(sweep.points(field).values())
         if not points:
             continue
-        rows = tables.pareto_rows(points, sweep.curve(field))
+        rows = tables.frontier_shares(points, sweep.curve(field))
         result.append(
             ReportTable(
                 key=f"pareto_{field}",
@@ -87,7 +87,7 @@ def target_sheets(sweep: Sweep) -> list[ReportTable]:
     result = []
     for num_samples in tables.targets(points, curve):
         best = next(c for c in curve if c.n == num_samples)
-        rows = tables.target_rows(points, curve, num_samples)
+        rows = tables.target_comparisons(points, curve, num_samples)
         result.append(
             ReportTable(
                 key=f"target_{num_samples}",
@@ -144,7 +144,7 @@ def _curve_sheet(sweep: Sweep) -> ReportTable:
 
 def _efficiency_sheet(sweep: Sweep) -> ReportTable:
     results = tables.efficiencies(win_points(sweep), sweep.curve(WIN_RATE))
-    rows = tables.efficiency_rows(results)
+    rows = tables.method_efficiencies(results)
     return ReportTable(
         key="efficiency",
         title="Win rate for the KL spent",

@@ -34,7 +34,7 @@ def summary(sweep: Sweep) -> list[str]:
     return lines
 
 
-def _among(ranged: list[tables.ParetoRow], rows: list[tables.ParetoRow], least: int) -> str:
+def _among(ranged: list[tables.FrontierShare], rows: list[tables.FrontierShare], least: int) -> str:
     if len(ranged) == len(rows):
         return ""
     count = "1 method" if len(ranged) == 1 else f"{len(ranged)} methods"
@@ -42,7 +42,7 @@ def _among(ranged: list[tables.ParetoRow], rows: list[tables.ParetoRow], least: 
 
 
 def _frontier_sentence(points: list[Point], curve: list[BonCurvePoint], label: str) -> str:
-    rows = tables.pareto_rows(points, curve)
+    rows = tables.frontier_shares(points, curve)
     # One point on the frontier is 100% of one: a headline needs a method's range of N or beta.
     least = min(HEADLINE_POINTS, max(row.points for row in rows))
     ranged = [row for row in rows if row.points >= least]
@@ -61,7 +61,7 @@ def _frontier_sentence(points: list[Point], curve: list[BonCurvePoint], label: s
 
 
 def _target_sentence(points: list[Point], curve: list[BonCurvePoint], num_samples: int) -> str:
-    first = tables.target_rows(points, curve, num_samples)[0]
+    first = tables.target_comparisons(points, curve, num_samples)[0]
     best = next(c for c in curve if c.n == num_samples)
     return (
         f"Closest to best-of-{num_samples}'s win rate of {best.value:.3f} among those trained "

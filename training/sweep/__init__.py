@@ -1,1 +1,1 @@
-"""Many trainings under one budget: grid, cells, records, Pareto shares."""
+"""Trains many cells with equal budgets, records them, and computes Pareto shares."""

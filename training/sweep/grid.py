@@ -1,4 +1,4 @@
-"""The cells of a sweep: parses grid entries into configurations of the objectives' commands."""
+"""Parses the grid entries of a sweep into cells: one training configuration each."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _ENTRY = re.compile(
     r"^(?P<variant>[^:=;]+)(=(?P<objective>[a-z0-9-]+))?:"
     r"\s*(?P<parameter>\w+)=(?P<values>[^;=]+)(;(?P<fixed>.+))?$"
 )
+_ENTRY_FORM = "NAME[=OBJECTIVE]: PARAMETER=V1 V2 ...[; SETTING=VALUE ...]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,9 @@ class GridCell:
     """One training run of a sweep.
 
     Attributes:
-        variant: what the report calls the method.
-        parameter: what is varied along it.
+        variant: the name of the method in the report.
+        parameter: the setting that varies within the variant.
+        value: the value of that setting.
     """
 
     variant: str
@@ -37,89 +39,134 @@ class GridCell:
 
     @property
     def directory(self) -> Path:
-        """Where its record and checkpoint go."""
+        """The directory of the cell's record and checkpoint."""
         return self.config.out.parent
 
+    @property
+    def name(self) -> str:
+        """The name of that directory, unique within the sweep."""
+        return self.directory.name
 
-def cells(sweep: SweepConfig) -> list[GridCell]:
-    """All cells; seeds outermost, so that an unfinished sweep has whole seeds.
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A parsed grid entry: one variant with several values of one parameter.
+
+    Attributes:
+        text: the entry as given, for error messages.
+        values: the values of the parameter, not yet parsed.
+        fixed: further settings, the same in every cell of the entry.
+    """
+
+    text: str
+    variant: str
+    objective: str
+    parameter: str
+    values: list[str]
+    fixed: dict[str, str]
+
+
+def grid_cells(sweep: SweepConfig) -> list[GridCell]:
+    """All cells of the grid, ordered by seed first, so that an unfinished sweep has complete seeds.
 
     Raises:
-        InvalidInputError: an entry that cannot be read, or settings its objective refuses.
+        InvalidInputError: an entry cannot be parsed, its objective rejects a setting, or two cells
+            have the same name.
     """
-    made = [
-        cell for seed in sweep.seeds for entry in sweep.grid for cell in _entry(sweep, entry, seed)
+    entries = [_parse_entry(text) for text in sweep.grid]
+    cells = [
+        _cell(sweep, entry, value, seed)
+        for seed in sweep.seeds
+        for entry in entries
+        for value in entry.values
     ]
-    names = [cell.directory for cell in made]
-    twice = {name.name for name in names if names.count(name) > 1}
-    if twice:
+    names = [cell.name for cell in cells]
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
         raise InvalidInputError(
-            f"the grid has {', '.join(sorted(twice))} twice; name variants apart", field="grid"
-        )
-    return made
-
-
-def _entry(sweep: SweepConfig, entry: str, seed: int) -> list[GridCell]:
-    match = _ENTRY.match(entry)
-    if match is None:
-        raise InvalidInputError(
-            f"grid entry {entry!r} is not "
-            "'NAME[=OBJECTIVE]: PARAMETER=V1 V2 ...[; SETTING=VALUE ...]'",
+            f"the grid contains {', '.join(duplicates)} twice; give the variants different names",
             field="grid",
         )
+    return cells
+
+
+def _parse_entry(text: str) -> _Entry:
+    match = _ENTRY.match(text)
+    if match is None:
+        raise InvalidInputError(
+            f"grid entry {text!r} must have the form {_ENTRY_FORM!r}", field="grid"
+        )
     variant = match["variant"].strip()
-    objective = match["objective"] or variant
-    config_type = train_config_type(objective)
-    fixed = dict(_pair(entry, part) for part in (match["fixed"] or "").split(";") if part.strip())
-    made = []
-    for text in match["values"].replace(",", " ").split():
-        settings = {match["parameter"]: text, **fixed}
-        unknown = sorted(settings.keys() - config_type.model_fields.keys())
-        if unknown:
-            raise InvalidInputError(
-                f"grid entry {entry!r}: {objective} has no setting {', '.join(unknown)}",
-                field="grid",
-            )
-        name = re.sub(r"[^\w.=-]+", "_", f"{variant}-{match['parameter']}={text}-seed={seed}")
-        shared = {
-            field: getattr(sweep, field)
-            for field in TrainConfig.model_fields
-            if field in sweep.model_fields_set or field in {"gold", "heldout", "steps"}
-        }
-        shared |= {"seed": seed, "out": sweep.out / "cells" / name / "checkpoint", "replace": True}
-        made.append(_cell(variant, objective, match["parameter"], config_type, shared | settings))
-    return made
+    fixed = [part for part in (match["fixed"] or "").split(";") if part.strip()]
+    return _Entry(
+        text=text,
+        variant=variant,
+        objective=match["objective"] or variant,
+        parameter=match["parameter"],
+        values=match["values"].replace(",", " ").split(),
+        fixed=dict(_parse_setting(text, part) for part in fixed),
+    )
 
 
-def _pair(entry: str, part: str) -> tuple[str, str]:
+def _parse_setting(entry: str, part: str) -> tuple[str, str]:
     name, separator, value = part.partition("=")
     if not separator:
-        raise InvalidInputError(f"grid entry {entry!r}: {part!r} is no SETTING=VALUE", field="grid")
+        raise InvalidInputError(
+            f"grid entry {entry!r}: {part!r} must have the form SETTING=VALUE", field="grid"
+        )
     return name.strip(), value.strip()
 
 
-def _cell(
-    variant: str,
-    objective: str,
-    parameter: str,
-    config_type: type[TrainConfig],
-    settings: dict[str, Any],
-) -> GridCell:
+def _cell(sweep: SweepConfig, entry: _Entry, value: str, seed: int) -> GridCell:
+    config_type = train_config_type(entry.objective)
+    own = {entry.parameter: value, **entry.fixed}
+    unknown = sorted(own.keys() - config_type.model_fields.keys())
+    if unknown:
+        raise InvalidInputError(
+            f"grid entry {entry.text!r}: {entry.objective} has no setting {', '.join(unknown)}",
+            field="grid",
+        )
+    name = re.sub(r"[^\w.=-]+", "_", f"{entry.variant}-{entry.parameter}={value}-seed={seed}")
+    out = sweep.out / "cells" / name / "checkpoint"
+    shared = _shared_settings(sweep) | {"seed": seed, "out": out, "replace": True}
     try:
-        config = config_type(**settings)
-        # Equal budgets: the sweep's steps are all of a cell's steps. A warm start that is only the
-        # objective's default keeps its share of them.
-        if config.warm_start_steps:
-            warm = config.warm_start_steps
-            if "warm_start_steps" not in settings:
-                usual = config_type.model_fields["steps"].default
-                warm = round(config.steps * warm / (warm + usual))
-            steps = {"warm_start_steps": warm, "steps": config.steps - warm}
-            config = config_type(**(settings | steps))
+        config = _config_within_budget(config_type, shared | own)
     except ValidationError as error:
-        said = "; ".join(
+        problems = "; ".join(
             f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
         )
-        raise InvalidInputError(f"{variant}: {said}", field="grid") from error
-    value = float(getattr(config, parameter))
-    return GridCell(variant, objective, parameter, value, config.seed, config)
+        raise InvalidInputError(f"{entry.variant}: {problems}", field="grid") from error
+    return GridCell(
+        variant=entry.variant,
+        objective=entry.objective,
+        parameter=entry.parameter,
+        value=float(getattr(config, entry.parameter)),
+        seed=config.seed,
+        config=config,
+    )
+
+
+def _shared_settings(sweep: SweepConfig) -> dict[str, Any]:
+    """The training settings that the sweep gives to all of its cells."""
+    return {
+        field: getattr(sweep, field)
+        for field in TrainConfig.model_fields
+        if field in sweep.model_fields_set or field in {"gold", "heldout", "steps"}
+    }
+
+
+def _config_within_budget(config_type: type[TrainConfig], settings: dict[str, Any]) -> TrainConfig:
+    """The configuration of a cell, with the steps of its warm start counted in the sweep's steps.
+
+    All cells thus train for the same number of steps. A warm start that the settings do not mention keeps
+    the share of the steps that it has by default.
+    """
+    config = config_type(**settings)
+    warm_start = config.warm_start_steps
+    if not warm_start:
+        return config
+    if "warm_start_steps" not in settings:
+        default_steps = config_type.model_fields["steps"].default
+        warm_start = round(config.steps * warm_start / (warm_start + default_steps))
+    steps = {"warm_start_steps": warm_start, "steps": config.steps - warm_start}
+    return config_type(**(settings | steps))

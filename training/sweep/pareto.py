@@ -1,7 +1,7 @@
-"""What the points of a sweep say: Pareto shares, efficiency, figures at a target N, cost.
+"""Compares the methods of a sweep: Pareto shares, efficiency, and figures at a target N.
 
-Pure functions. A *place* is ``(KL in nats, value)``; less KL is better and more value is better.
-Means over seeds come with the smallest and largest seed, never with an interval: seeds are few.
+All functions are pure. A *place* is ``(KL in nats, value)``; lower KL and higher value are better. Means
+over seeds are given with the smallest and largest seed, not with an interval, since seeds are few.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One tuned policy.
+    """One tuned policy as a point of the plane (KL, value).
 
     Attributes:
-        kl: nats from the reference policy.
-        value: what should be high: win rate, reward, or either by the gold reward model.
-        target: the N it was trained towards; ``None`` if its parameter is another.
+        kl: KL from the reference policy, in nats.
+        value: win rate or reward, by the reward model or the gold reward model; higher is better.
+        target: the N that the policy was trained towards; ``None`` if the sweep varies another setting.
     """
 
     method: str
@@ -37,13 +37,13 @@ class Point:
 
     @property
     def place(self) -> Place:
-        """``(KL, value)``."""
+        """The pair ``(KL, value)``."""
         return self.kl, self.value
 
 
 @dataclass(frozen=True, slots=True)
 class BonCurvePoint:
-    """Best-of-n at its KL upper bound in nats; n = 1 is the reference policy at KL 0."""
+    """Best-of-n at the upper bound of its KL, in nats; n = 1 is the reference policy at KL 0."""
 
     n: int
     kl: float
@@ -52,7 +52,7 @@ class BonCurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class SeedMean:
-    """Mean over seeds with the smallest and largest seed; ``seeds`` is how many there are."""
+    """A mean over ``seeds`` seeds, with the values of the smallest and largest seed."""
 
     mean: float
     low: float
@@ -61,15 +61,15 @@ class SeedMean:
 
 
 @dataclass(frozen=True, slots=True)
-class ParetoRow:
-    """How often a method is on the frontier; shares lie in [0, 1].
+class FrontierShare:
+    """The share of a method's points that are on the frontier; all shares are in [0, 1].
 
     Attributes:
-        points: of this method, all seeds together.
-        on_frontier: how many of them no tuned point of their seed dominates.
-        share: that share, taken within each seed.
-        share_with_curve: the share left when the best-of-n curve competes too.
-        of_frontier: the method's part of the tuned frontier, taken within each seed.
+        points: number of points of the method, over all seeds.
+        on_frontier: number of these that no tuned point of the same seed dominates.
+        share: their share, computed within each seed.
+        share_with_curve: the share when the best-of-n curve competes as well.
+        of_frontier: the method's share of all frontier points, computed within each seed.
     """
 
     method: str
@@ -81,8 +81,13 @@ class ParetoRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Efficiency:
-    """A point's win rate over best-of-n's at the same KL; ``beyond`` the last measured n or not."""
+class PointEfficiency:
+    """A point's win rate divided by that of best-of-n at the same KL.
+
+    Attributes:
+        curve_value: the win rate of best-of-n at that KL.
+        beyond: true if the KL exceeds that of the last measured n, so ``curve_value`` is extrapolated.
+    """
 
     point: Point
     curve_value: float
@@ -91,8 +96,8 @@ class Efficiency:
 
 
 @dataclass(frozen=True, slots=True)
-class EfficiencyRow:
-    """Median and range of a method's efficiencies; ``beyond`` counts the extrapolated ones."""
+class MethodEfficiency:
+    """The median and range of a method's efficiencies; ``beyond`` counts the extrapolated ones."""
 
     method: str
     ratio: MedianRange
@@ -100,8 +105,8 @@ class EfficiencyRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TargetRow:
-    """A method trained towards one N, beside best-of-N itself; ratios are method over best-of-N."""
+class TargetComparison:
+    """A method trained towards one N, compared with best-of-N; ratios are method over best-of-N."""
 
     method: str
     points: int
@@ -112,10 +117,10 @@ class TargetRow:
 
 
 def over_seeds(values: Mapping[int, Sequence[float]]) -> SeedMean:
-    """Mean, smallest and largest of the seeds' own means.
+    """The mean, smallest and largest of the means of the seeds.
 
     Raises:
-        ValueError: without any value.
+        ValueError: there are no values.
     """
     means = [float(np.mean(values[seed])) for seed in sorted(values) if len(values[seed])]
     if not means:
@@ -124,23 +129,23 @@ def over_seeds(values: Mapping[int, Sequence[float]]) -> SeedMean:
 
 
 def dominates(one: Place, other: Place) -> bool:
-    """No more KL and no less value, and one of the two strictly; equal places spare each other."""
+    """Tell whether ``one`` has no more KL and no less value than ``other``, and differs from it."""
     return one[0] <= other[0] and one[1] >= other[1] and one != other
 
 
 def frontier_flags(points: Sequence[Point], curve: Sequence[BonCurvePoint] = ()) -> list[bool]:
-    """For each point, whether no point of its own seed, nor of ``curve``, dominates it."""
+    """For each point: true if no point of the same seed, nor any point of ``curve``, dominates it."""
     rivals: dict[int, list[Place]] = defaultdict(lambda: [(c.kl, c.value) for c in curve])
     for point in points:
         rivals[point.seed].append(point.place)
     return [not any(dominates(r, p.place) for r in rivals[p.seed]) for p in points]
 
 
-def pareto_rows(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[ParetoRow]:
-    """Frontier shares per method, the highest share first.
+def frontier_shares(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[FrontierShare]:
+    """The frontier shares of the methods, the highest share first.
 
-    A seed's points compete with each other only, so that no method gains by running more seeds;
-    the curve, which has no seed, competes in every one of them.
+    Only points of the same seed compete, so that no method gains by running more seeds. The curve has
+    no seed and competes in each of them.
     """
     alone = list(zip(points, frontier_flags(points), strict=True))
     beside = list(zip(points, frontier_flags(points, curve), strict=True))
@@ -154,16 +159,16 @@ def pareto_rows(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list
         part = {seed: [sum(group) / size[seed]] for seed, group in own.items()}
         flags = [flag for group in own.values() for flag in group]
         shares = over_seeds(own), over_seeds(left), over_seeds(part)
-        rows.append(ParetoRow(method, len(flags), int(sum(flags)), *shares))
+        rows.append(FrontierShare(method, len(flags), int(sum(flags)), *shares))
     return sorted(rows, key=lambda row: (-row.share.mean, -row.on_frontier, row.method))
 
 
 def tie_free_win_rate(kl: float) -> float:
-    """``n / (n + 1)`` at the real n >= 1 whose bound ``log n - (n-1)/n`` is ``kl`` nats.
+    """The win rate ``n / (n + 1)`` at the real n >= 1 whose bound ``log n - (n-1)/n`` is ``kl`` nats.
 
-    That is best-of-n's win rate without ties; KL below 0, an estimator's noise, counts as 0.
+    This is the win rate of best-of-n without ties. Negative KL, noise of an estimator, counts as 0.
     """
-    # With t = log n the bound is t + expm1(-t): exact near 0, no overflow for any KL.
+    # With t = log n, the bound is t + expm1(-t): accurate near 0, and without overflow for any KL.
     low, high = 0.0, max(kl, 0.0) + 1.0
     for _ in range(100):
         middle = (low + high) / 2
@@ -175,11 +180,12 @@ def tie_free_win_rate(kl: float) -> float:
 
 
 def curve_value(kl: float, curve: Sequence[BonCurvePoint]) -> tuple[float, bool]:
-    """Best-of-n's win rate at ``kl`` nats, and whether that is beyond the last measured n.
+    """The win rate of best-of-n at ``kl`` nats, and whether that KL is beyond the last measured n.
 
-    Between measured points it is linear in the tie-free win rate at the same KL, which is exact
-    without ties (the curve starts like a square root: linear in KL would understate it); measured
-    values are first made non-decreasing. Beyond, the tie-free theory scaled to meet the last point.
+    Between measured points, the win rate is interpolated linearly in the tie-free win rate at the same KL.
+    This is exact without ties; interpolating in KL would understate the curve, which starts like a square
+    root. Measured values are made non-decreasing first. Beyond the last point, the tie-free win rate is
+    scaled to meet that point.
     """
     ordered = sorted(curve, key=lambda c: c.kl)
     theory = [tie_free_win_rate(c.kl) for c in ordered]
@@ -190,35 +196,35 @@ def curve_value(kl: float, curve: Sequence[BonCurvePoint]) -> tuple[float, bool]
     return float(np.interp(here, theory, measured)), False
 
 
-def efficiencies(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[Efficiency]:
-    """One a point, in order; ``points`` and ``curve`` carry win rates."""
+def efficiencies(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[PointEfficiency]:
+    """The efficiency of each point, in order; the values of ``points`` and ``curve`` are win rates."""
     pairs = [(point, *curve_value(point.kl, curve)) for point in points]
-    return [Efficiency(point, best, point.value / best, far) for point, best, far in pairs]
+    return [PointEfficiency(point, best, point.value / best, far) for point, best, far in pairs]
 
 
-def efficiency_rows(results: Sequence[Efficiency]) -> list[EfficiencyRow]:
-    """Per method over all its points, the highest median first."""
+def method_efficiencies(results: Sequence[PointEfficiency]) -> list[MethodEfficiency]:
+    """The efficiencies of each method over all its points, the highest median first."""
     rows = []
     for method in _methods([result.point for result in results]):
         own = [result for result in results if result.point.method == method]
         ratio = median_range([result.ratio for result in own])
-        rows.append(EfficiencyRow(method, ratio, sum(result.beyond for result in own)))
+        rows.append(MethodEfficiency(method, ratio, sum(result.beyond for result in own)))
     return sorted(rows, key=lambda row: (-row.ratio.median, row.method))
 
 
 def targets(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[int]:
-    """Every n > 1 of the curve that some point was trained towards, ascending."""
+    """Each measured n > 1 that some point was trained towards, ascending."""
     measured = {c.n for c in curve if c.n > 1}
     return sorted(measured & {p.target for p in points if p.target is not None})
 
 
-def target_rows(
+def target_comparisons(
     points: Sequence[Point], curve: Sequence[BonCurvePoint], num_samples: int
-) -> list[TargetRow]:
-    """Methods trained towards N = ``num_samples``, the closest to best-of-N's win rate first.
+) -> list[TargetComparison]:
+    """The methods trained towards N = ``num_samples``, the closest to best-of-N's win rate first.
 
     Raises:
-        ValueError: if the curve has no such n.
+        ValueError: the curve has no point for this N.
     """
     best = next((c for c in curve if c.n == num_samples), None)
     if best is None:
@@ -228,7 +234,7 @@ def target_rows(
     for method in _methods(aimed):
         own = [point for point in aimed if point.method == method]
         rows.append(
-            TargetRow(
+            TargetComparison(
                 method=method,
                 points=len(own),
                 win_rate=over_seeds(_by_seed((p.seed, p.value) for p in own)),

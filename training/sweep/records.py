@@ -1,4 +1,4 @@
-"""Reads the records that a sweep leaves behind."""
+"""Reads the records of a sweep: one baseline, and one record per cell."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class _Record(BaseModel):
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 
-class Baseline(_Record):
-    """``baseline.json``: the reference policy and best-of-n, measured once a sweep."""
+class BaselineRecord(_Record):
+    """The content of ``baseline.json``: reference policy and best-of-n, measured once per sweep."""
 
     title: str
     prompts: int
@@ -39,15 +39,15 @@ class Baseline(_Record):
     created: str | float | None = None
 
     @model_validator(mode="after")
-    def _complete(self) -> Baseline:
+    def _has_all_rows(self) -> BaselineRecord:
         methods = [row.method for row in self.rows]
         if methods.count(REFERENCE) != 1 or BEST_OF_N not in methods:
-            raise ValueError('"rows" must hold one "reference" row and "best-of-n" rows')
+            raise ValueError('"rows" must contain one "reference" row and "best-of-n" rows')
         return self
 
 
-class Setting(_Record):
-    """Which cell of the sweep this is; ``variant`` is the method's shown name."""
+class CellSetting(_Record):
+    """The position of a cell in the grid; ``variant`` is the name of the method in the report."""
 
     objective: str
     variant: str
@@ -57,7 +57,7 @@ class Setting(_Record):
 
 
 class CellCost(_Record):
-    """What making one checkpoint took; times in seconds."""
+    """The cost of training one checkpoint; times in seconds."""
 
     samples_drawn: int = 0
     cached_samples: int = 0
@@ -69,7 +69,7 @@ class CellCost(_Record):
 
 
 class BestOfTuned(_Record):
-    """Best-of-n again, of the tuned policy's own samples."""
+    """Figures of best-of-n from the samples of the tuned policy."""
 
     n: int
     win_rate: MeanInterval
@@ -77,9 +77,9 @@ class BestOfTuned(_Record):
 
 
 class CellRecord(_Record):
-    """``cells/NAME/record.json``: one trained checkpoint, or why there is none."""
+    """The content of ``cells/NAME/record.json``: a trained checkpoint, or the reason for its absence."""
 
-    cell: Setting
+    cell: CellSetting
     status: Literal["ok", "diverged", "failed"]
     message: str | None = None
     row: MethodRow | None = None
@@ -91,19 +91,19 @@ class CellRecord(_Record):
     best_of_tuned: BestOfTuned | None = None
 
     @model_validator(mode="after")
-    def _measured(self) -> CellRecord:
+    def _has_figures(self) -> CellRecord:
         if self.status == "ok" and self.row is None:
             raise ValueError('status "ok" needs a "row" of figures')
         return self
 
     @property
     def setting(self) -> str:
-        """``parameter=value``."""
+        """The varied setting as ``parameter=value``."""
         return f"{self.cell.parameter}={self.cell.value}"
 
     @property
     def target(self) -> int | None:
-        """The N it was trained towards, if that is the parameter swept."""
+        """The N that the cell was trained towards, if the sweep varies N; otherwise ``None``."""
         value = self.cell.value
         is_target = self.cell.parameter == "num_samples" and isinstance(value, int | float)
         return int(value) if is_target and value == int(value) else None  # type: ignore[arg-type]
@@ -114,65 +114,69 @@ class Sweep:
     """All records of one sweep directory.
 
     Attributes:
-        cells: by the name of their directory, in the order of method, parameter, value, seed.
-        unfinished: directories of cells without a record.
+        cells: records by the name of the cell's directory, ordered by method, parameter, value, seed.
+        unfinished: names of the cells without a record.
     """
 
     directory: Path
-    baseline: Baseline
+    baseline: BaselineRecord
     cells: dict[str, CellRecord]
     unfinished: tuple[str, ...]
 
     @property
     def measured(self) -> dict[str, CellRecord]:
-        """Cells with figures; diverged and failed ones are left out."""
+        """The cells with figures, without those that diverged or failed."""
         return {name: cell for name, cell in self.cells.items() if cell.status == "ok"}
 
     @property
     def has_gold(self) -> bool:
-        """Whether a gold reward model reported on the baseline."""
+        """True if the baseline has figures of a gold reward model."""
         return all(row.gold and row.gold_win_rate for row in self.baseline.rows)
 
     def count(self, status: str) -> int:
-        """Cells of that status."""
+        """The number of cells with the given status."""
         return sum(cell.status == status for cell in self.cells.values())
 
     def points(self, field: str) -> dict[str, Point]:
-        """Measured cells on the plane (KL, ``field``), by name; those without ``field`` left out."""
+        """The measured cells as points (KL, ``field``), by name, without those that lack ``field``."""
         points = {}
         for name, cell in self.measured.items():
             value = getattr(cell.row, field)
             if cell.row is not None and value is not None:
                 points[name] = Point(
-                    cell.cell.variant,
-                    cell.cell.seed,
-                    cell.row.kl_nats.mean,
-                    value.mean,
-                    cell.target,
+                    method=cell.cell.variant,
+                    seed=cell.cell.seed,
+                    kl=cell.row.kl_nats.mean,
+                    value=value.mean,
+                    target=cell.target,
                 )
         return points
 
     def curve_rows(self) -> list[MethodRow]:
-        """The reference, then best-of-n, by n."""
+        """The rows of the reference and of best-of-n, ordered by n."""
         known = [r for r in self.baseline.rows if r.method in {REFERENCE, BEST_OF_N}]
         return sorted(known, key=lambda row: row.n)
 
     def curve(self, field: str) -> list[BonCurvePoint]:
-        """Reference and best-of-n at its KL upper bound, by n."""
+        """The reference and best-of-n at its KL upper bound, ordered by n."""
         rows = self.curve_rows()
         return [BonCurvePoint(r.n, r.kl_nats.mean, getattr(r, field).mean) for r in rows]
 
 
 def read_sweep(directory: Path) -> Sweep:
-    """Read one sweep.
+    """Read the records of one sweep.
 
     Raises:
-        DataError: no baseline or no cell record, or a malformed one; names the file.
+        DataError: the baseline or all cell records are missing, or a record is malformed; the message
+            names the file.
     """
     path = directory / "baseline.json"
     if not path.is_file():
-        raise DataError(f"{directory} holds no baseline.json: it is no sweep, or not measured yet")
-    baseline = _read(path, Baseline)
+        raise DataError(
+            f"{directory} contains no baseline.json; it is not the output of `sweep`, or the baseline has "
+            "not been measured yet"
+        )
+    baseline = _read(path, BaselineRecord)
     folders = sorted(
         folder
         for folder in (directory / "cells").glob("*")
@@ -180,31 +184,33 @@ def read_sweep(directory: Path) -> Sweep:
     )
     records = [folder for folder in folders if (folder / "record.json").is_file()]
     if not records:
-        raise DataError(f"{directory}/cells holds no record.json: no cell of the sweep has ended")
+        raise DataError(
+            f"{directory}/cells contains no record.json; no cell of the sweep has ended"
+        )
     cells = {folder.name: _read(folder / "record.json", CellRecord) for folder in records}
     return Sweep(
         directory=directory,
         baseline=baseline,
-        cells=dict(sorted(cells.items(), key=lambda item: _order(item[1]))),
+        cells=dict(sorted(cells.items(), key=lambda item: _sort_key(item[1]))),
         unfinished=tuple(folder.name for folder in folders if folder not in records),
     )
 
 
 def methods_of(sweeps: Sequence[Sweep]) -> list[str]:
-    """Shown names of all methods, failed ones too, in order of first appearance."""
+    """The names of all methods, including failed ones, in order of first appearance."""
     return list(dict.fromkeys(c.cell.variant for s in sweeps for c in s.cells.values()))
 
 
-def _order(cell: CellRecord) -> tuple[str, str, bool, float, str, int]:
-    what = cell.cell
-    number = isinstance(what.value, int | float)
+def _sort_key(cell: CellRecord) -> tuple[str, str, bool, float, str, int]:
+    setting = cell.cell
+    is_number = isinstance(setting.value, int | float)
     return (
-        what.variant,
-        what.parameter,
-        number,
-        float(what.value) if isinstance(what.value, int | float) else 0.0,
-        str(what.value),
-        what.seed,
+        setting.variant,
+        setting.parameter,
+        is_number,
+        float(setting.value) if isinstance(setting.value, int | float) else 0.0,
+        str(setting.value),
+        setting.seed,
     )
 
 

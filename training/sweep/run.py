@@ -17,7 +17,7 @@ from typing import Any
 from training.configs import SweepConfig
 from training.outputs.identity import read_json_record
 from training.outputs.progress import ProgressBar
-from training.sweep.grid import GridCell, cells
+from training.sweep.grid import GridCell, grid_cells
 from vbon.errors import DataError, DivergedError, InvalidInputError, VbonError
 from vbon.rewards import open_reward_model
 from vbon.storage.atomic import write_json
@@ -46,7 +46,7 @@ def run_sweep(config: SweepConfig) -> None:
 
 
 def _run(config: SweepConfig) -> None:
-    every = cells(config)
+    every = grid_cells(config)
     _SHARED.clear()  # an earlier sweep of this process may have read other files at the same paths
     shared = _shared(config)
     todo = [cell for cell in every if not _is_done(cell, shared)]
@@ -209,7 +209,7 @@ def _name(task: GridCell | None) -> str | None:
 def _run_named(config: SweepConfig, name: str | None) -> str:
     found = None
     if name is not None:
-        found = next(cell for cell in cells(config) if _name(cell) == name)
+        found = next(cell for cell in grid_cells(config) if _name(cell) == name)
     return _run_task(config, found)
 
 
