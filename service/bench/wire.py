@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from service.loadtest.load.connection import Pool
+from service.loadtest.load.connection import ConnectionPool
 from vbon.errors import VbonError
 
 Item = TypeVar("Item")
@@ -30,7 +30,7 @@ class JsonConnection:
         address = urlsplit(url)
         self._name = f"{address.netloc}{address.path}"
         self._target = address.path + (f"?{address.query}" if address.query else "")
-        self._pool = Pool(url)
+        self._pool = ConnectionPool(url)
 
     async def post(self, body: bytes) -> tuple[int, bytes]:
         """Send a body; return status and content of the response."""

@@ -1,5 +1,5 @@
-"""``python -m service.loadtest``: what each mode of a running server costs, and what it is worth.
+"""``python -m service.loadtest``: measures the cost and the quality of each mode of a running server.
 
-Modes, N and load levels are measured side by side, in turns, in one run: a *cell* is one mode, N and
-level; a *block* is one round of one cell. docs/loadtest.md says how everything is measured.
+One run measures all modes, values of N and load levels in turns. A *cell* is one combination of mode, N and
+load level; a *block* is one round of one cell. docs/loadtest.md explains how everything is measured.
 """

@@ -1,4 +1,4 @@
-"""A whole run from settings to reports, for the command line and for others that start one."""
+"""Runs a whole load test, from settings to reports."""
 
 from __future__ import annotations
 
@@ -29,16 +29,19 @@ from vbon.errors import DataError
 def execute(
     settings: LoadTestSettings, progress: Progress, console: Console
 ) -> tuple[LoadTestResult, bool]:
-    """Measure, write the reports, keep the run in the store; whether it was interrupted.
+    """Measure, write the reports and add the run to the store.
 
-    Ctrl-C and SIGTERM end the measuring; what was finished by then is reported. A second one ends at once.
-    So does the end of standard input where it is supervised.
+    Ctrl-C or SIGTERM stops the measuring, and the finished blocks are reported; a second one ends the program
+    at once. In a supervised run, the end of standard input acts like Ctrl-C.
+
+    Returns:
+        The result, and True if the run was interrupted.
 
     Raises:
         ServerError: the server cannot be measured.
-        DataError: no prompts, or ``out`` holds another run, or nothing was finished.
-        InvalidInputError: the server has no such mode.
-        ExportError, StoreError: results could not be written; the journal has what was measured.
+        DataError: the prompts are missing, ``out`` holds another run, or no block was finished.
+        InvalidInputError: the server does not have a requested mode.
+        ExportError, StoreError: results could not be written; the journal holds what was measured.
     """
     prompts = load_prompts(settings)
     server = describe_server(settings, console)
@@ -72,7 +75,7 @@ def execute(
 
 
 def keep(settings: LoadTestSettings, result: LoadTestResult) -> None:
-    """Put the run into the store, if there is to be one."""
+    """Add the run to the store, unless the settings have none."""
     if settings.store is None:
         return
     from service.store import add_run, open_store
@@ -85,10 +88,10 @@ def keep(settings: LoadTestSettings, result: LoadTestResult) -> None:
 
 
 def rebuild(directory: Path) -> tuple[LoadTestSettings, LoadTestResult]:
-    """The result of a run's directory, from its journal; for a run that was killed.
+    """Settings and result of a run, rebuilt from the journal in its directory; works for killed runs too.
 
     Raises:
-        DataError: it holds none.
+        DataError: the directory does not hold a load test.
     """
     journal, plan = Journal.reopen(directory)
     settings = LoadTestSettings(**{**plan["settings"], "out": directory})
@@ -98,7 +101,7 @@ def rebuild(directory: Path) -> tuple[LoadTestSettings, LoadTestResult]:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed: what the client does not use, the server has."""
+    """uvloop's event loop if it is installed: it leaves more of a shared machine to the server."""
     with suppress(ImportError):
         import uvloop
 
@@ -114,7 +117,7 @@ def _sigterm_as_ctrl_c() -> Iterator[None]:
 
     try:
         before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread: who started us sees to signals
+    except ValueError:  # not the main thread, so the caller handles signals
         yield
         return
     try:

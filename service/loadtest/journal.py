@@ -1,4 +1,4 @@
-"""A run's directory: what was planned, and a line for everything finished, so that it can be continued."""
+"""The journal of a run: its plan and one line for every finished step, so that the run can be continued."""
 
 from __future__ import annotations
 
@@ -13,19 +13,29 @@ from vbon.errors import DataError, ExportError
 from vbon.storage.atomic import write_json
 
 PLAN, JOURNAL = "plan.json", "journal.jsonl"
-# They change what is made of the measurements, not the measurements; `rounds` may grow.
-_FREE = {
-    "out", "store", "tag", "price_per_hour", "training_price_per_hour", "training_hours", "currency",
-    "rounds", "wait_s", "api_key_env", "run_id", "supervised",
-}  # fmt: skip
+# Settings that may differ when a run is continued: they do not change how it measures; `rounds` may grow.
+_MAY_CHANGE = {
+    "out",
+    "store",
+    "tag",
+    "price_per_hour",
+    "training_price_per_hour",
+    "training_hours",
+    "currency",
+    "rounds",
+    "wait_s",
+    "api_key_env",
+    "run_id",
+    "supervised",
+}
 
 
 class Journal:
-    """Finished lines of a run, read back when it is continued.
+    """The finished steps of a run, which are read back when the run is continued.
 
     Attributes:
-        id: of the run, for the store.
-        lines: all of them, each with its ``kind``.
+        id: the run's id in the store.
+        lines: all finished steps in order, each with its ``kind``.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -36,11 +46,11 @@ class Journal:
 
     @classmethod
     def begin(cls, settings: LoadTestSettings, server: dict[str, Any]) -> Journal:
-        """Open a new run, or one that was begun with the same settings against the same server.
+        """Start a new run, or continue one with the same settings against the same server.
 
         Raises:
-            DataError: the directory holds a run with others, or one that cannot be read.
-            ExportError: it cannot be written.
+            DataError: the directory holds a run with other settings, or one that cannot be read.
+            ExportError: the directory cannot be written to.
         """
         journal = cls(settings.out)
         journal.id = settings.run_id or journal.id
@@ -53,15 +63,15 @@ class Journal:
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
             journal.id = before["id"]
-            fixed = asked.keys() - _FREE
+            fixed = asked.keys() - _MAY_CHANGE
             changed = sorted(key for key in fixed if before["settings"].get(key) != asked[key])
             changed += [] if before["server"] == server else ["the server's modes or revisions"]
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise DataError(f"{path} is not a load test's plan: {error}") from error
+            raise DataError(f"{path} is not the plan of a load test: {error}") from error
         if changed:
             raise DataError(
                 f"{journal.directory} holds a run with other settings ({', '.join(changed)}); "
-                "give the same ones to continue it, or another --out"
+                "give the same settings to continue it, or another --out"
             )
         write_json(path, {**plan, "id": journal.id})
         journal._read()
@@ -69,15 +79,15 @@ class Journal:
 
     @classmethod
     def reopen(cls, directory: Path) -> tuple[Journal, dict[str, Any]]:
-        """A run that is only looked at, and its plan.
+        """The journal and the plan of an existing run, for reading.
 
         Raises:
-            DataError: there is none.
+            DataError: the directory does not hold a load test.
         """
         try:
             plan = json.loads((directory / PLAN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{directory} holds no load test: {error}") from error
+            raise DataError(f"{directory} does not hold a load test: {error}") from error
         journal = cls(directory)
         journal.id = str(plan["id"])
         journal._read()
@@ -87,19 +97,19 @@ class Journal:
         if not self._path.exists():
             return
         whole, _, rest = self._path.read_bytes().rpartition(b"\n")
-        if rest:  # a kill in the middle of a line: that block is measured again
+        if rest:  # the run was killed while it wrote a line, so that step is measured again
             os.truncate(self._path, len(whole) + bool(whole))
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 self.lines.append(json.loads(line))
             except ValueError as error:
-                raise DataError(f"{self._path}:{number} is damaged") from error
+                raise DataError(f"{self._path}:{number} is damaged: not JSON") from error
 
     def append(self, kind: str, value: dict[str, Any]) -> None:
-        """Write one finished thing; it is on the disk when this returns.
+        """Append one finished step; it is on the disk when this returns.
 
         Raises:
-            ExportError: it could not be written.
+            ExportError: the journal could not be written.
         """
         line = {"kind": kind, **value}
         try:
@@ -112,7 +122,7 @@ class Journal:
         self.lines.append(line)
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
-        """Lines of a kind, without it, in order."""
+        """The finished steps of one kind, in order, without the ``kind`` itself."""
         return [
             {key: value for key, value in line.items() if key != "kind"}
             for line in self.lines

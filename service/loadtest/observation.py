@@ -1,4 +1,4 @@
-"""One request as the client saw it, and one block of them."""
+"""Measurements of one request, of one block of requests, and of one scored answer."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Observation(BaseModel):
-    """Moments are seconds from the block's start; ``None`` where there is none.
+    """One request as the client saw it; moments are seconds since the start of its block.
 
-    The same class is filled in while the answer arrives and written to the journal.
+    The fields are filled in while the answer arrives, and the whole is written to the journal. A moment or
+    measure that the answer does not have is ``None``.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    prompt: int = Field(description="index of its prompt")
-    due_s: float = Field(description="when it should be sent; in a closed loop, when it was")
+    prompt: int = Field(description="index of the prompt")
+    due_s: float = Field(description="when it should be sent; in a closed loop, when it was sent")
     sent_s: float
-    measured: bool = Field(True, description="false: of the lead-in, which only counts for overlap")
+    measured: bool = Field(
+        True,
+        description="false: sent in the lead-in, so it counts only where it overlaps the window",
+    )
     done_s: float = 0.0
-    first_s: float | None = Field(None, description="first text of a streamed answer")
-    last_s: float | None = Field(None, description="last text of a streamed answer")
-    gaps_ms: list[float] = Field(default=[], description="between pieces of a streamed answer")
-    error: str | None = Field(None, description="kind; the request is in no latency then")
+    first_s: float | None = Field(
+        None, description="arrival of the first text of a streamed answer"
+    )
+    last_s: float | None = Field(None, description="arrival of the last text of a streamed answer")
+    gaps_ms: list[float] = Field(
+        default=[], description="gaps between the texts of a streamed answer"
+    )
+    error: str | None = Field(
+        None, description="kind of failure; failed requests are left out of all latencies"
+    )
     generated_tokens: int | None = None
     returned_tokens: int | None = None
     queue_ms: float | None = None
@@ -31,23 +41,23 @@ class Observation(BaseModel):
 
     @property
     def e2e_ms(self) -> float:
-        """From when it was due to its last byte."""
+        """Time from due to the last byte."""
         return (self.done_s - self.due_s) * 1e3
 
     @property
     def ttft_ms(self) -> float:
-        """From when it was due to its first text; an answer in one piece has it at the end."""
+        """Time from due to the first text, which comes last if the answer arrives in one piece."""
         return ((self.done_s if self.first_s is None else self.first_s) - self.due_s) * 1e3
 
     @property
     def tpot_ms(self) -> float | None:
-        """Mean time of a token after the first; ``None`` for answers in one piece or of one token."""
+        """Mean time per token after the first; ``None`` for answers in one piece or of one token."""
         if self.first_s is None or self.last_s is None or (self.returned_tokens or 0) < 2:
             return None
         return (self.last_s - self.first_s) * 1e3 / ((self.returned_tokens or 0) - 1)
 
     def meets(self, slos: dict[str, float]) -> bool:
-        """Whether it was answered within all limits, ms by kind; what is in one piece has no TPOT."""
+        """True if it was answered within all limits, in ms by kind; answers in one piece always meet TPOT."""
         if self.error is not None:
             return False
         found = {"e2e": self.e2e_ms, "ttft": self.ttft_ms, "tpot": self.tpot_ms or 0.0}
@@ -55,10 +65,10 @@ class Observation(BaseModel):
 
 
 class BlockRecord(BaseModel):
-    """What one block measured.
+    """The measurements of one block.
 
     Attributes:
-        window_s: start and end of what counts, seconds from the block's start.
+        window_s: start and end of the measured window, in seconds since the start of the block.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -66,28 +76,29 @@ class BlockRecord(BaseModel):
     key: str
     cell: str
     round: int
-    started: str = Field(description="ISO time")
+    started: str = Field(description="start of the block, ISO 8601")
     window_s: tuple[float, float]
     client_cpu: float = Field(description="share of one core that the client used")
     observations: list[Observation]
 
     @property
     def measured(self) -> list[Observation]:
-        """Without the lead-in."""
+        """The observations without those of the lead-in."""
         return [seen for seen in self.observations if seen.measured]
 
     @property
     def seconds(self) -> float:
-        """Length of the window."""
+        """Length of the measured window."""
         return self.window_s[1] - self.window_s[0]
 
     def share(self, seen: Observation) -> float:
-        """Part of a request's time in service that lies within the window, 0 to 1.
+        """The fraction of a request's service time that lies within the window, 0 to 1.
 
-        Throughput counts requests by it, so those that straddle an edge are neither lost nor whole. What
-        the server says it waited in the queue is no service: while a queue fills, as at the start of a
-        block, waiting is no sign that it is being worked off. Of a server that does not say, a streamed
-        answer is in service from its first text on, any other from when it was sent.
+        Throughput counts each request by this fraction, so a request that straddles an edge of the window
+        is neither lost nor counted in full. Service starts when the wait in the server's queue ends: a queue
+        that fills up, as at the start of a block, must not count as work done. If the server does not report
+        the wait, service starts at the first text of a streamed answer, and for other answers when they are
+        sent.
         """
         start, end = self.window_s
         if seen.queue_ms is not None:
@@ -101,7 +112,7 @@ class BlockRecord(BaseModel):
 
 
 class ScoredAnswer(BaseModel):
-    """One scored answer; ``candidates`` holds all of best-of-N's rewards that there are."""
+    """One scored answer; ``candidates`` holds the rewards of all candidates that could be scored."""
 
     model_config = ConfigDict(extra="forbid")
 

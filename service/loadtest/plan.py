@@ -1,4 +1,4 @@
-"""What is measured, and in which order: cells, and blocks that take turns."""
+"""The plan of a run: its variants, cells and load levels, and the order of its blocks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BON = "bon"
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A way to answer: a mode, the policy it draws from, and its N.
+    """One way to answer: a mode, the policy it samples from, and N.
 
     Attributes:
-        policy: ``None`` for the mode's own.
-        n: 1 for modes of one sample.
-        reranks: whether it draws several candidates and answers in one piece.
+        policy: ``None`` for the mode's own policy.
+        n: 1 for single-sample modes.
+        reranks: True if it samples several candidates and answers in one piece.
     """
 
     mode: str
@@ -30,25 +30,25 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """As settings name it, without its N."""
+        """The name in the settings, without N."""
         return self.mode if self.policy is None else f"{self.mode}@{self.policy}"
 
     @property
     def label(self) -> str:
-        """For people, and the variant's identity in a run."""
+        """The name for people, unique within a run."""
         return f"{self.name} (N={self.n})" if self.reranks else self.name
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Requests in flight (closed) or requests a second (open)."""
+    """A load level: requests in flight (closed loop) or requests per second (open loop)."""
 
     kind: Literal["closed", "open"]
     value: float
 
     @property
     def label(self) -> str:
-        """For people."""
+        """The level for people."""
         return f"{self.value:g} in flight" if self.kind == "closed" else f"{self.value:g}/s"
 
 
@@ -61,7 +61,7 @@ class LoadCell:
 
     @property
     def key(self) -> str:
-        """Its identity in a run."""
+        """The name of the cell, unique within a run."""
         return f"{self.variant.label}, {self.load.label}"
 
 
@@ -74,12 +74,12 @@ class Block:
 
     @property
     def key(self) -> str:
-        """Its identity in a run."""
+        """The name of the block, unique within a run."""
         return f"{self.cell.key}, round {self.round}"
 
 
 def cells(variants: Iterable[Variant], loads: Sequence[Load]) -> list[LoadCell]:
-    """Every variant at every level, variants of a level beside each other."""
+    """Every variant at every load level; the variants of one level follow each other."""
     variants = list(variants)
     return [LoadCell(variant, load) for load in loads for variant in variants]
 
@@ -87,10 +87,10 @@ def cells(variants: Iterable[Variant], loads: Sequence[Load]) -> list[LoadCell]:
 def schedule(
     cells: Sequence[LoadCell], rounds: int, order: Literal["alternating", "random"], seed: int
 ) -> list[Block]:
-    """Blocks round by round, each cell once a round.
+    """The blocks round by round; each round contains each cell once.
 
-    ``alternating`` goes there and back, so a steady drift cancels over two rounds; ``random`` shuffles each
-    round by itself.
+    ``alternating`` reverses every second round, so a steady drift cancels over two rounds. ``random``
+    shuffles each round separately.
     """
     blocks = []
     for number in range(rounds):
@@ -104,14 +104,14 @@ def schedule(
 
 
 def planned_blocks(settings: LoadTestSettings, variants: Sequence[Variant]) -> list[Block]:
-    """Every block of a run, in order."""
+    """All blocks of a run, in order."""
     loads = [Load("closed", level) for level in settings.levels]
     loads += [Load("open", rate) for rate in settings.rate]
     return schedule(cells(variants, loads), settings.rounds, settings.order, settings.seed)
 
 
 def scored_variants(variants: Sequence[Variant], settings: LoadTestSettings) -> list[Variant]:
-    """What is scored: all, and the baseline even if it is not loaded."""
+    """The variants to score: all measured ones, and the baseline even if it is not measured."""
     names = [variant.name for variant in variants]
     extra = [] if settings.baseline in names else [Variant(settings.baseline)]
     return [*extra, *variants]
@@ -119,14 +119,14 @@ def scored_variants(variants: Sequence[Variant], settings: LoadTestSettings) -> 
 
 @dataclass(frozen=True, slots=True)
 class ScoringPass:
-    """One pass: a variant and the variants that its answers stand for."""
+    """One scoring pass: the variant that answers, and the variants that these answers are used for."""
 
     variant: Variant
     stands_for: tuple[Variant, ...]
 
 
 def scoring_passes(variants: Sequence[Variant]) -> list[ScoringPass]:
-    """Passes that score all variants: best-of-N of a policy once, at its largest N."""
+    """The passes that score all variants; best-of-N of a policy needs only one, at its largest N."""
     by_name: dict[str, list[Variant]] = defaultdict(list)
     for variant in variants:
         by_name[variant.name if variant.mode == BON else variant.label].append(variant)

@@ -1,7 +1,7 @@
-"""What a load test writes: ``result.json``, versioned.
+"""The versioned ``result.json`` of a load test.
 
-``python -m service.loadtest schema`` prints its JSON schema. Within a major version fields are only added.
-Times are in ms, rates in 1/s, rewards raw, KL in nats.
+``python -m service.loadtest schema`` prints its JSON schema. Within a major version, fields are only added.
+Times are in milliseconds, rates per second, rewards as the reward model returns them, KL in nats.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ SCHEMA_VERSION = "1.0"
 
 
 class ResultPart(BaseModel):
-    """Base of everything here."""
+    """Base class that rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class Quantiles(ResultPart):
-    """Over requests of all rounds together."""
+    """Mean and percentiles over the requests of all rounds together."""
 
     mean: float
     p50: float
@@ -34,7 +34,7 @@ class Quantiles(ResultPart):
 
 
 class ServedModel(ResultPart):
-    """Which weights."""
+    """Name, path and revision of a model's weights."""
 
     name: str
     path: str
@@ -42,7 +42,7 @@ class ServedModel(ResultPart):
 
 
 class ServedMode(ResultPart):
-    """A mode as the server told of it."""
+    """A mode as the server describes it."""
 
     name: str
     reranks: bool
@@ -53,7 +53,7 @@ class ServedMode(ResultPart):
 
 
 class ServerDescription(ResultPart):
-    """What was measured."""
+    """The server under test: its address, API, modes and models."""
 
     url: str
     api: Literal["native", "openai"]
@@ -63,7 +63,7 @@ class ServerDescription(ResultPart):
 
 
 class RoundResult(ResultPart):
-    """One block's figures, for comparing runs; ``None`` where no request was answered."""
+    """Figures of one block, used to compare runs; latencies are ``None`` if no request was answered."""
 
     round: int
     requests: int
@@ -71,7 +71,7 @@ class RoundResult(ResultPart):
     returned_tokens_per_s: float
     p50_e2e_ms: float | None
     p95_e2e_ms: float | None
-    goodput_per_s: float | None = Field(None, description="null without SLOs")
+    goodput_per_s: float | None = Field(None, description="null if no SLO is set")
 
 
 class CellResult(ResultPart):
@@ -82,58 +82,70 @@ class CellResult(ResultPart):
     n: int
     load_kind: Literal["closed", "open"]
     load: float = Field(description="requests in flight (closed) or requests a second (open)")
-    requests: int = Field(description="answered, lead-in not counted")
-    errors: dict[str, int] = Field(description="failed requests by kind; in nothing else")
+    requests: int = Field(description="answered requests, without the lead-in")
+    errors: dict[str, int] = Field(
+        description="failed requests by kind; no other figure includes them"
+    )
     streamed: bool
     requests_per_s: MedianRange
-    generated_tokens_per_s: MedianRange = Field(description="discarded candidates' included")
+    generated_tokens_per_s: MedianRange = Field(description="including discarded candidates")
     returned_tokens_per_s: MedianRange
     goodput_per_s: MedianRange | None = Field(
-        description="answers within every SLO; null without SLOs"
+        description="answers within every SLO; null if no SLO is set"
     )
-    goodput_share: float | None = Field(description="of all requests sent, failed ones included")
+    goodput_share: float | None = Field(
+        description="share of all requests sent, failed ones included"
+    )
     e2e_ms: Quantiles | None
-    ttft_ms: Quantiles | None = Field(description="where not streamed, the whole answer's time")
+    ttft_ms: Quantiles | None = Field(description="equals E2E if the answer is not streamed")
     tpot_ms: Quantiles | None
-    itl_ms: Quantiles | None = Field(description="gaps between events with text")
+    itl_ms: Quantiles | None = Field(description="gaps between events that carry text")
     queue_ms: Quantiles | None
-    rerank_ms: Quantiles | None = Field(description="scoring that decoding did not hide")
+    rerank_ms: Quantiles | None = Field(
+        description="scoring time that did not overlap with decoding"
+    )
     scoring_ms: Quantiles | None
-    send_lag_ms: Quantiles | None = Field(description="open loop: how late requests were sent")
-    client_cpu: float = Field(description="most of one core that the client used, 0 to 1")
+    send_lag_ms: Quantiles | None = Field(description="open loop: delay between due and sent")
+    client_cpu: float = Field(
+        description="largest share of one core that the client used in a block"
+    )
     rounds: list[RoundResult]
 
 
 class Quality(ResultPart):
-    """What the answers of one variant are worth, measured off the clock."""
+    """Rewards and win rate of one variant, measured outside the timed blocks."""
 
     variant: str
     mode: str
     n: int
     reward: MeanInterval | None
     win_rate: MeanInterval | None = Field(
-        description="against the baseline on the same prompts, ties 1/2"
+        description="against the baseline on the same prompts; ties count 1/2"
     )
-    answers: int = Field(description="scored answers")
-    unscored: int = Field(description="answers, or candidates, without a score; left out")
+    answers: int = Field(description="number of scored answers")
+    unscored: int = Field(description="answers or candidates without a score; they are left out")
     errors: dict[str, int]
-    rewards: list[float] = Field(description="of single answers, for their distribution")
-    prompt_rewards: dict[str, float] = Field(description="mean by prompt; those without are absent")
+    rewards: list[float] = Field(
+        description="rewards of single answers, to show their distribution"
+    )
+    prompt_rewards: dict[str, float] = Field(
+        description="mean reward by prompt; prompts without a score are absent"
+    )
 
 
 class RewardAtN(ResultPart):
-    """What best-of-n is worth, by the unbiased estimator over the candidates drawn."""
+    """Mean reward of best-of-n, by the unbiased estimator over the sampled candidates."""
 
     n: int
     reward: MeanInterval
 
 
 class Probe(ResultPart):
-    """One trial of the search for the saturation point."""
+    """One trial rate in the search for the saturation point."""
 
     rate: float
     requests: int
-    late_share: float = Field(description="over the SLO or failed")
+    late_share: float = Field(description="share of requests over the SLO or failed")
     p95_ms: float | None
     passed: bool
 
@@ -144,92 +156,101 @@ class Saturation(ResultPart):
     variant: str
     slo_ms: float
     rate: float | None = Field(
-        description="passed twice if confirmed; null if not even the lowest rate passed"
+        description="passed twice if confirmed; null if even the lowest rate failed"
     )
     above: float | None = Field(description="lowest rate that failed")
     p95_ms: float | None
     probes: list[Probe]
     confirmed: bool = Field(
-        True, description="false: the search was not finished; the rate passed once, more may pass"
+        True,
+        description="false: the search did not finish; the rate passed once, and a higher one may pass",
     )
 
 
 class VariantCost(ResultPart):
-    """A variant's price at its highest measured throughput."""
+    """Price of 1,000 answers of a variant at its highest measured throughput."""
 
     variant: str
-    source: str = Field(description="where the throughput was measured")
+    source: str = Field(description="load level at which the throughput was measured")
     requests_per_s: MedianRange
     per_1000: float
     low: float
-    high: float = Field(description="of the worst round that answered at all")
+    high: float = Field(description="price in the slowest round with an answer")
     rising: bool = Field(
         False,
-        description="throughput still rose at the highest level tried: this is an upper bound",
+        description="throughput still rose at the highest level tried, so the price is an upper bound",
     )
 
 
 class BreakEven(ResultPart):
-    """One tuned checkpoint against one variant that draws several candidates."""
+    """One tuned checkpoint compared with one variant that samples several candidates."""
 
     tuned: str
     sampled: str
-    training_hours: float | None = Field(description="device hours; null if no card tells them")
+    training_hours: float | None = Field(description="device hours; null if unknown")
     training_cost: float | None
     training_source: str
     cost_ratio: MedianRange = Field(
-        description="the sampled variant's cost over the tuned one's, by round"
+        description="cost of the sampled variant divided by that of the tuned one, by round"
     )
     requests: float | None = Field(
-        description="answers after which the training has paid; null: never"
+        description="answers after which the training has paid for itself; null: never or unknown"
     )
     requests_low: float | None
     requests_high: float | None
     reward_given_up: MeanInterval | None = Field(
-        description="sampled minus tuned, paired by prompt"
+        description="reward of sampled minus tuned, paired by prompt"
     )
     win_rate_tuned: MeanInterval | None
     win_rate_sampled: MeanInterval | None
-    equal_n: float | None = Field(description="N at which best-of-N has the tuned reward")
+    equal_n: float | None = Field(
+        description="N at which best-of-N reaches the reward of the tuned policy"
+    )
     equal_n_low: float | None
     equal_n_high: float | None
-    equal_n_beyond: bool = Field(description="not within the N measured: equal_n is then a bound")
+    equal_n_beyond: bool = Field(
+        description="true: outside the measured values of N, so equal_n is only a bound"
+    )
 
 
 class ShownAnswer(ResultPart):
-    """An answer to look at."""
+    """An answer shown as an example."""
 
     text: str
     reward: float | None
 
 
 class Example(ResultPart):
-    """One prompt and what each variant answered first."""
+    """One prompt with the first answer of each variant."""
 
     prompt: str
     answers: dict[str, ShownAnswer]
 
 
 class LoadTestResult(ResultPart):
-    """A whole run."""
+    """The result of a whole run."""
 
     schema_version: str = SCHEMA_VERSION
     id: str
     created: str
-    complete: bool = Field(description="false: interrupted, and this is what was measured")
+    complete: bool = Field(
+        description="false: the run was interrupted, and this is what it measured"
+    )
     blocks_done: int
     blocks_planned: int
     settings: dict[str, Any]
     provenance: dict[str, Any]
     server: ServerDescription
     prompts: int
-    prompts_digest: str | None = Field(None, description="of their texts: equal for equal prompts")
+    prompts_digest: str | None = Field(
+        None, description="hash of the texts; equal for equal prompts"
+    )
     cells: list[CellResult]
     quality: list[Quality]
     curve: list[RewardAtN]
     saturation: list[Saturation]
     costs: list[VariantCost]
     break_even: list[BreakEven]
-    decision: list[str] = Field(description="in words, the most important first")
+    decision: list[str] = Field(description="conclusions in words, the most important first")
     warnings: list[str]
     examples: list[Example]

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from service.loadtest.load.connection import Pool, ProtocolError
+from service.loadtest.load.connection import ConnectionPool, ProtocolError
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 
 
 @asynccontextmanager
-async def server(handle: Handler) -> AsyncGenerator[Pool, None]:
+async def server(handle: Handler) -> AsyncGenerator[ConnectionPool, None]:
     """``handle`` answers requests of a connection; its third argument counts connections from 1."""
     count = 0
 
@@ -29,7 +29,7 @@ async def server(handle: Handler) -> AsyncGenerator[Pool, None]:
             writer.close()
 
     listening = await asyncio.start_server(connected, "127.0.0.1", 0)
-    pool = Pool(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+    pool = ConnectionPool(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
     try:
         yield pool
     finally:

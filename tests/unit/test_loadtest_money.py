@@ -105,7 +105,7 @@ def test_throughput_that_still_rises_is_told(levels: dict[float, float], rising:
     assert found.rising == rising
     cost = cost_of("vbon", found, 1.0)
     assert cost.rising == rising
-    assert "at most what is said" in rising_warning(cost)
+    assert "so its true cost is lower" in rising_warning(cost)
 
 
 def test_a_rising_one_is_at_least_so_many_times_cheaper() -> None:

@@ -31,7 +31,7 @@ from service.loadtest.analysis.text import number
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.load.arrivals import due_times, unit_arrivals
 from service.loadtest.load.client import EventReader
-from service.loadtest.load.prompts import load_prompts, made_prompts
+from service.loadtest.load.prompts import generated_prompts, load_prompts
 from service.loadtest.load.server_description import choose_variants
 from service.loadtest.observation import BlockRecord, Observation, ScoredAnswer
 from service.loadtest.plan import Load, Variant, cells, schedule, scoring_passes
@@ -91,11 +91,11 @@ def test_rounds_go_there_and_back_or_are_shuffled() -> None:
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
 
 
-def test_made_prompts_have_lengths_of_the_range() -> None:
-    made = made_prompts("3:9", 200, seed=0)
+def test_generated_prompts_have_lengths_of_the_range() -> None:
+    made = generated_prompts("3:9", 200, seed=0)
     assert {len(prompt.split()) for prompt in made} == set(range(3, 10))
-    assert made == made_prompts("3:9", 200, seed=0)
-    assert {len(p.split()) for p in made_prompts("20", 5, seed=0)} == {20}
+    assert made == generated_prompts("3:9", 200, seed=0)
+    assert {len(p.split()) for p in generated_prompts("20", 5, seed=0)} == {20}
 
 
 def test_prompts_of_a_file_are_cut(tmp_path: Path) -> None:
@@ -373,7 +373,10 @@ def test_the_decision_says_from_when_on() -> None:
 
 def test_the_decision_says_so_where_nothing_is_saved_or_known() -> None:
     assert decision_of(1, 1, 3.0)[0] == "Keep bon (N=4): vbon saves nothing here."
-    assert "is unknown (no card tells it; give --training-hours)" in decision_of(10, 1, None)[0]
+    assert (
+        "is unknown (the checkpoint has no training record; give --training-hours)"
+        in decision_of(10, 1, None)[0]
+    )
 
 
 # Variants

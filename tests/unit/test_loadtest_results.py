@@ -108,7 +108,7 @@ def test_a_block_too_short_for_an_answer_is_told(result: LoadTestResult) -> None
     block_s = cell.e2e_ms.p50 / 1e3
     assert cell_warnings(cell, 3 * block_s) == []
     (told,) = cell_warnings(cell, 1.5 * block_s)
-    assert "before all is under way" in told
+    assert "affects its figures" in told
 
 
 def test_the_page_has_every_figure_and_the_decision_first(result: LoadTestResult) -> None:
@@ -188,7 +188,7 @@ def test_what_cannot_reach_its_level_is_not_tested_and_leaves_the_level_to_the_r
     few = compare_runs(faster(alone, 1.0, 3), faster(alone, 0.5, 3))
     assert {one.verdict for one in few.differences} == {"too few rounds"}
     assert few.statement == (
-        "Too few rounds to tell chance from change: measure at least 4 rounds in each run."
+        "Too few rounds to tell a change from chance: measure at least 4 rounds in each run."
     )
     assert not few.differs
     four = compare_runs(faster(alone, 1.0, 4), faster(alone, 0.5, 4))
@@ -453,7 +453,7 @@ async def test_ctrl_c_reports_what_was_measured_and_the_run_goes_on(tmp_path: Pa
         (["--slo", "nonsense"], 2, "KIND:MS"),
         (["--speed", "9"], 2, "--speed"),
         (["compare", "nothing", "nothing"], 1, "no run 'nothing'"),
-        (["report", "."], 1, "holds no load test"),
+        (["report", "."], 1, "does not hold a load test"),
         (["schema"], 0, '"schema_version"'),
         (["--help"], 0, "Exit status"),
         (["run", "--help"], 0, "--price-per-hour"),

@@ -1,1 +1,1 @@
-"""Figures computed from the journal of a load test."""
+"""The analysis of a load test: computes its result from the journal, and compares two results."""

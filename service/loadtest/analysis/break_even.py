@@ -1,6 +1,6 @@
-"""When a fine-tune has paid for itself, what it costs in reward, and which N it is worth.
+"""Computes when a fine-tune pays for itself, the reward it gives up, and the N it is equal to.
 
-cost per answer = price per hour / 3600 / (answers a second); the fine-tune has paid after
+The cost per answer is price per hour / 3600 / answers per second. The fine-tune has paid for itself after
 ``training cost / (cost per sampled answer - cost per tuned answer)`` answers.
 """
 
@@ -25,28 +25,28 @@ from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.maths.statistics import median_range
 
 _SECONDS_PER_HOUR = 3600.0
-RISING = 1.1  # times the next lower level: more than rounds differ by chance
+RISING = 1.1  # factor over the next lower level that is more than rounds differ by chance
 
 
 def cost_per_answer(price_per_hour: float, answers_per_s: float) -> float:
-    """In the price's unit; infinite at no throughput."""
+    """The cost per answer in the unit of the price; infinite if the throughput is 0."""
     if answers_per_s <= 0:
         return float("inf")
     return price_per_hour / _SECONDS_PER_HOUR / answers_per_s
 
 
 def answers_to_break_even(training: float, sampled: float, tuned: float) -> float | None:
-    """Answers after which the training has paid; ``None`` where a tuned answer saves nothing."""
+    """The answers after which the training has paid; ``None`` if a tuned answer saves nothing."""
     saved = sampled - tuned
     return training / saved if saved > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class EqualN:
-    """N at which best-of-N has a given reward, between integers by linear interpolation.
+    """The N at which best-of-N has a given reward, interpolated linearly between integers.
 
     Attributes:
-        beyond: the curve does not reach it (``n`` is its end), or lies above it at once (``n`` is 1).
+        beyond: True if the curve ends below the reward (``n`` is its end) or starts above it (``n`` is 1).
     """
 
     n: float
@@ -56,7 +56,9 @@ class EqualN:
 
 
 def equal_n(matrix: Float, tuned: Float) -> EqualN:
-    """Where the mean best-of-n curve crosses the mean tuned reward, with a 95% interval over prompts.
+    """The N at which the mean best-of-n curve reaches the mean tuned reward, with a 95% interval.
+
+    The interval is over prompts.
 
     Args:
         matrix: expected best of 1..N by prompt, shape ``(prompts, N)``.
@@ -70,7 +72,7 @@ def equal_n(matrix: Float, tuned: Float) -> EqualN:
 
 
 def crossing(curve: Float, target: float) -> tuple[float, bool]:
-    """n at which a rising curve over 1..N reaches a target, and whether it does not within them."""
+    """The n at which a rising curve over 1..N reaches a target, and True if it is outside 1..N."""
     if target <= curve[0]:
         return 1.0, target < curve[0]
     if target > curve[-1]:
@@ -82,11 +84,12 @@ def crossing(curve: Float, target: float) -> tuple[float, bool]:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """A variant's highest throughput.
+    """The highest throughput of a variant.
 
     Attributes:
-        by_round: where rounds of it were measured.
-        rising: the level is the highest tried, and better than the next lower one beyond doubt.
+        source: the load level at which it was measured, in words.
+        by_round: answers per second by round.
+        rising: True if the level is the highest tried and clearly better than all lower ones.
     """
 
     source: str
@@ -98,9 +101,9 @@ class Capacity:
 def capacity_of(
     variant: str, cells: Sequence[CellResult], saturation: Sequence[Saturation]
 ) -> Capacity | None:
-    """The saturation rate where it was searched and found, else the level with the most answers a second.
+    """The confirmed saturation rate if there is one, else the level with the most answers per second.
 
-    With SLOs, answers within them count. ``None`` where nothing was answered.
+    If SLOs are set, only answers within them count. ``None`` if nothing was answered.
     """
     for found in saturation:
         if found.variant == variant and found.rate is not None and found.confirmed:
@@ -129,7 +132,7 @@ def capacity_of(
 def _rising(
     best: CellResult, rate: MedianRange, usable: Sequence[tuple[MedianRange, CellResult]]
 ) -> bool:
-    """Whether the best level is the highest and every lower one of its kind is a tenth below or more."""
+    """True if the best level is the highest, and all lower levels of its kind are clearly below it."""
     others = [
         (other, cell)
         for other, cell in usable
@@ -141,11 +144,13 @@ def _rising(
 
 
 def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> VariantCost:
-    """Price of 1000 answers, with the range of its rounds."""
+    """The price of 1,000 answers with its range over rounds."""
     rate = capacity.requests_per_s
     lowest = min((value for value in capacity.by_round.values() if value > 0), default=rate.median)
-    per_1000 = [1000 * cost_per_answer(price_per_hour, value) for value in
-                (rate.median, rate.high, rate.low if rate.low > 0 else lowest)]  # fmt: skip
+    per_1000 = [
+        1000 * cost_per_answer(price_per_hour, value)
+        for value in (rate.median, rate.high, rate.low if rate.low > 0 else lowest)
+    ]
     return VariantCost(
         variant=variant,
         source=capacity.source,
@@ -159,7 +164,7 @@ def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> VariantC
 
 @dataclass(frozen=True, slots=True)
 class TrainingExpense:
-    """What a checkpoint cost to train; ``None`` where nothing tells."""
+    """The device hours and the cost of a training; ``None`` if they are unknown."""
 
     hours: float | None
     cost: float | None
@@ -167,7 +172,7 @@ class TrainingExpense:
 
 
 def training_of(mode: ServedMode, settings: LoadTestSettings) -> TrainingExpense:
-    """From the settings, else from the checkpoint's card."""
+    """The training's cost from the settings, or else from the checkpoint's training record."""
     price = settings.training_price_per_hour or settings.price_per_hour
     if settings.training_hours is not None:
         return TrainingExpense(
@@ -175,15 +180,19 @@ def training_of(mode: ServedMode, settings: LoadTestSettings) -> TrainingExpense
         )
     cost = None if mode.training is None else mode.training.cost
     if cost is None:
-        return TrainingExpense(None, None, "no card tells it; give --training-hours")
+        return TrainingExpense(
+            None, None, "the checkpoint has no training record; give --training-hours"
+        )
     hours = cost.device_hours
-    source = f"card: {cost.training_seconds:g} s x {cost.processes}, cached samples not counted"
+    source = (
+        f"training record: {cost.training_seconds:g} s x {cost.processes}, without cached samples"
+    )
     return TrainingExpense(hours, hours * price, source)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredVariant:
-    """One side of a break-even."""
+    """A variant with its capacity and, if it was scored, its quality."""
 
     variant: str
     capacity: Capacity
@@ -197,10 +206,11 @@ def break_even(
     curve: tuple[list[int], Float],
     price: float,
 ) -> BreakEven:
-    """A tuned variant against one that draws several candidates.
+    """Compare a tuned variant with one that samples several candidates.
 
     Args:
-        curve: prompts and their expected best of 1..N (``quality.curve_matrix``); may be empty.
+        curve: prompts and their expected best of 1..N, from ``quality.curve_matrix``; may be empty.
+        price: price of the serving hardware per hour.
     """
     needed, ratios = [], []
     pairs = _paired(tuned.capacity, sampled.capacity)
@@ -212,7 +222,7 @@ def break_even(
     finite = [value for value in needed[1:] if value is not None]
     given_up = _given_up(tuned.quality, sampled.quality)
     equal = _equal(tuned.quality, curve)
-    spread_known = bool(finite) and len(finite) == len(needed) - 1
+    range_known = bool(finite) and len(finite) == len(needed) - 1
     return BreakEven(
         tuned=tuned.variant,
         sampled=sampled.variant,
@@ -221,8 +231,8 @@ def break_even(
         training_source=training.source,
         cost_ratio=median_range(ratios[1:] or ratios),
         requests=needed[0] if needed else None,
-        requests_low=min(finite) if spread_known else None,
-        requests_high=max(finite) if spread_known else None,
+        requests_low=min(finite) if range_known else None,
+        requests_high=max(finite) if range_known else None,
         reward_given_up=given_up,
         win_rate_tuned=None if tuned.quality is None else tuned.quality.win_rate,
         win_rate_sampled=None if sampled.quality is None else sampled.quality.win_rate,
@@ -234,11 +244,11 @@ def break_even(
 
 
 def _paired(tuned: Capacity, sampled: Capacity) -> list[tuple[float, float]]:
-    """Rates of both: the medians first, then round by round, where both were answered."""
+    """Pairs of both rates: the medians first, then those of each round that both have."""
     both = sorted(tuned.by_round.keys() & sampled.by_round.keys())
     rounds = [(tuned.by_round[r], sampled.by_round[r]) for r in both]
     medians = (tuned.requests_per_s.median, sampled.requests_per_s.median)
-    # A round without a sampled answer has no ratio; one without a tuned answer has 0, and never pays.
+    # A round without sampled answers has no ratio; in one without tuned answers the fine-tune never pays.
     return [medians, *(pair for pair in rounds if pair[1] > 0)]
 
 

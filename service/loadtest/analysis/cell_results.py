@@ -1,4 +1,4 @@
-"""From blocks to the figures of their cells."""
+"""Computes the figures of a cell from its blocks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from vbon.maths.statistics import median_range
 def cell_result(
     cell: LoadCell, blocks: Sequence[BlockRecord], slos: dict[str, float], *, streamed: bool
 ) -> CellResult:
-    """All rounds of one cell together; latencies are pooled, rates ranged over rounds.
+    """The figures of one cell: latencies pooled over all rounds, rates as median and range over rounds.
 
     Raises:
-        ValueError: no block.
+        ValueError: the cell has no blocks.
     """
     seen = [one for block in blocks for one in block.measured]
     answered = [one for one in seen if one.error is None]
@@ -61,7 +61,7 @@ def cell_result(
 
 
 def throughput(block: BlockRecord, weight: Callable[[Observation], float]) -> float:
-    """Answered requests' weights a second; one that straddles the window's edge counts by its share."""
+    """Sum of the answered requests' weights per second, each scaled by :meth:`BlockRecord.share`."""
     total = sum(block.share(one) * weight(one) for one in block.observations if one.error is None)
     return total / block.seconds
 

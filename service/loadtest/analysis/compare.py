@@ -1,9 +1,9 @@
-"""Two runs against each other: what differs by more than their own rounds and prompts do.
+"""Compares two runs: finds the figures that differ by more than the runs' own rounds and prompts do.
 
-Rounds of two runs are exchangeable if nothing changed, so speeds are tested by permuting them; rewards on the
-same prompts are paired, and tested by flipping signs. All figures together raise a false alarm in at most
-``LEVEL`` of the comparisons where nothing changed. Runs on different days also differ by what the machine
-did meanwhile, which no test here can know.
+If nothing changed, the rounds of two runs are exchangeable, so speeds are tested by permuting rounds. Rewards
+on the same prompts are paired and tested by flipping signs. If nothing changed, at most a share ``LEVEL`` of
+the comparisons raises a false alarm, over all figures together. Runs on different days may also differ
+because the machine did, which these tests cannot detect.
 """
 
 from __future__ import annotations
@@ -27,33 +27,37 @@ Verdict = Literal["better", "worse", "no difference seen", "too few rounds", "to
 
 
 class Difference(BaseModel):
-    """One figure in both runs."""
+    """One figure measured in both runs."""
 
     model_config = ConfigDict(extra="forbid")
 
     what: str
     measure: str
     a: float = Field(
-        description="mean of the rounds that both runs have; of rewards, of the prompts"
+        description="run A: mean over the rounds that both runs have, or over prompts for rewards"
     )
     b: float
     change: float = Field(
-        description="B over A in the geometric mean for speeds, B - A for rewards"
+        description="speeds: geometric mean of B divided by that of A; rewards: B - A"
     )
     low: float | None = Field(
-        description="of change's 95% interval for this figure alone: Welch's t on logs for speeds, bootstrap "
-        "over prompts for rewards; null for one round"
+        description="lower end of the 95% interval of the change, for this figure alone: Welch's t on "
+        "logs for speeds, bootstrap over prompts for rewards; null if there is only one round"
     )
     high: float | None
     relative: bool
-    p: float | None = Field(description="two-sided, for this figure alone; null: too few to tell")
-    p_adjusted: float | None = Field(description="for all speeds, or all rewards, together")
-    level: float | None = Field(description="differs if p_adjusted is at most this")
+    p: float | None = Field(
+        description="two-sided p-value, for this figure alone; null: too few rounds or prompts"
+    )
+    p_adjusted: float | None = Field(
+        description="p-value adjusted for all speeds, or all rewards, together"
+    )
+    level: float | None = Field(description="the figure differs if p_adjusted is at most this")
     verdict: Verdict
 
 
 class Comparison(BaseModel):
-    """All figures that both runs have, and what they say together."""
+    """All figures that both runs have, and the conclusion from them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,12 +70,12 @@ class Comparison(BaseModel):
 
     @property
     def worse(self) -> bool:
-        """Whether B is worse in any figure, by more than chance among so many explains."""
+        """True if B is worse in any figure by more than chance explains."""
         return any(one.verdict == "worse" for one in self.differences)
 
     @property
     def differs(self) -> bool:
-        """Whether any figure differs by more than chance among so many explains."""
+        """True if any figure differs by more than chance explains."""
         return any(one.verdict in _DIFFERS for one in self.differences)
 
 
@@ -82,14 +86,14 @@ _SPEEDS: tuple[tuple[str, Callable[[RoundResult], float | None], bool], ...] = (
     ("p95 E2E, ms", lambda one: one.p95_e2e_ms, False),
 )
 _SHORTEST_MS = 0.0005  # latencies are rounded to 0.001 ms
-_NO_MATTER = {"out", "store", "tag", "wait_s", "run_id", "supervised"}
+_IRRELEVANT = {"out", "store", "tag", "wait_s", "run_id", "supervised"}
 _PROMPTS = {"prompts", "prompt_words", "prompt_count", "seed"}
-_NAMED = 6  # most figures that the statement names; the table has all
+_NAMED = 6  # the most figures that the statement names; the table lists all
 
 
 @dataclass(frozen=True, slots=True)
 class _Speed:
-    """One figure of a cell in the rounds that both runs have, NaN where a round has none."""
+    """One figure of a cell in the rounds that both runs have; NaN if a round does not have it."""
 
     what: str
     measure: str
@@ -99,7 +103,7 @@ class _Speed:
     least: float
 
     def logs(self) -> tuple[Float, Float]:
-        """Of both runs: changes of speed are ratios, and their noise grows with them."""
+        """The logs of both runs' values: changes of speed are ratios, and noise grows with the speed."""
         return np.log(np.maximum(self.before, self.least)), np.log(
             np.maximum(self.after, self.least)
         )
@@ -107,7 +111,7 @@ class _Speed:
 
 @dataclass(frozen=True, slots=True)
 class _Reward:
-    """One variant's rewards on the prompts that both runs have."""
+    """The rewards of one variant on the prompts that both runs have."""
 
     what: str
     a: float
@@ -117,24 +121,24 @@ class _Reward:
 
     @property
     def least_p(self) -> float:
-        """The smallest attainable: all signs equal."""
+        """The smallest attainable p-value, which needs all signs to be equal."""
         return float(2 / 2 ** len(self.differences))
 
 
 def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
-    """Every cell and variant that both have."""
+    """The comparison of every cell and variant that both runs have."""
     cells_a, cells_b = _cells(a), _cells(b)
     changed = {
         name: (a.settings.get(name), b.settings.get(name))
         for name in sorted(a.settings.keys() | b.settings.keys())
-        if a.settings.get(name) != b.settings.get(name) and name not in _NO_MATTER
+        if a.settings.get(name) != b.settings.get(name) and name not in _IRRELEVANT
     }
     same_prompts = not changed.keys() & _PROMPTS
     if a.prompts_digest is not None and b.prompts_digest is not None:
         same_prompts = a.prompts_digest == b.prompts_digest
     rewards = []
     if same_prompts:
-        changed.pop("prompts", None)  # where the file lay
+        changed.pop("prompts", None)  # only the path of the file differs
         rewards = _rewards(a.quality, b.quality)
     rounds, speeds = _speeds(cells_a, cells_b)
     level_speeds, level_rewards = _levels(_least_p(rounds) if speeds else 1.0, _least_holm(rewards))
@@ -160,8 +164,9 @@ def _cells(result: LoadTestResult) -> dict[str, CellResult]:
 def _speeds(a: dict[str, CellResult], b: dict[str, CellResult]) -> tuple[int, list[_Speed]]:
     """The number of rounds that both runs have, and every figure in them.
 
-    A round of one number stands at the same place of its run in both: as long after the start, its cells in
-    the same order. With as many rounds in each, a change of spread is also hardly taken for one of speed.
+    Rounds of the same number are at the same place in their runs: equally long after the start, with their
+    cells in the same order. With equally many rounds in each run, a change of the spread alone is also rarely
+    mistaken for a change of speed.
     """
     shared = [key for key in a if key in b]
     rounds = sorted(_numbers(a[key] for key in shared) & _numbers(b[key] for key in shared))
@@ -173,7 +178,7 @@ def _speeds(a: dict[str, CellResult], b: dict[str, CellResult]) -> tuple[int, li
         for measure, value, more_is_better in _SPEEDS:
             before, after = (_values(one.rounds, value, rounds) for one in (a[key], b[key]))
             if np.isnan(before).all() or np.isnan(after).all():
-                continue  # latencies where nothing was answered; requests/s tells of it
+                continue  # no latency, because nothing was answered; requests/s shows that
             least = half if measure == "requests/s" else _SHORTEST_MS
             found.append(_Speed(key, measure, more_is_better, before, after, least))
     return len(rounds), found
@@ -194,9 +199,9 @@ def _values(
 
 
 def _half_an_answer(rounds: Iterable[RoundResult]) -> float | None:
-    """Throughput of half an answer in a block, for those without any: 0 has no log, and must not be left out.
+    """The throughput of half an answer per block, used for rounds without answers, because 0 has no log.
 
-    ``None`` where there was no answer at all.
+    ``None`` if no round has an answer.
     """
     one_answer = [r.requests_per_s / r.requests for r in rounds if r.requests and r.requests_per_s]
     return float(np.median(one_answer)) / 2 if one_answer else None
@@ -218,20 +223,20 @@ def _rewards(a: Sequence[Quality], b: Sequence[Quality]) -> list[_Reward]:
 
 
 def _least_p(rounds: int) -> float:
-    """The smallest that so many rounds of each run attain: a split and its mirror image of all splits."""
+    """The smallest p-value that this many rounds per run attain: two of all splits."""
     return 2 / comb(2 * rounds, rounds)
 
 
 def _least_holm(rewards: Sequence[_Reward]) -> float:
-    """The same for the first of Holm's steps."""
+    """The smallest p-value that the first of Holm's steps attains."""
     return min((len(rewards) * one.least_p for one in rewards), default=1.0)
 
 
 def _levels(speeds: float, rewards: float) -> tuple[float, float]:
-    """What speeds and rewards may spend of ``LEVEL``, by the smallest p that each can attain.
+    """The levels at which speeds and rewards are tested, from the smallest p-value that each can attain.
 
-    Half each; all of it goes to one where the other is absent or could not attain its half, which is known
-    from the numbers of rounds and prompts, whatever was measured. 0: cannot be tested.
+    Each gets half of ``LEVEL``. One gets all of it if the other is absent or cannot attain its half, which
+    depends only on the numbers of rounds and prompts. A level of 0 means that it cannot be tested.
     """
     half = LEVEL / 2
     if speeds <= half and rewards <= half:
@@ -279,7 +284,7 @@ def _speed_differences(speeds: Sequence[_Speed], level: float) -> list[Differenc
 
 def _reward_differences(rewards: Sequence[_Reward], level: float) -> list[Difference]:
     tested: list[tuple[float, float] | None] = [None] * len(rewards)
-    # One that could not attain the level would but cost the others power.
+    # Testing a variant that cannot attain the level would only cost the others power.
     enough = [i for i, one in enumerate(rewards) if one.least_p <= level]
     alone = [sign_flip_p(rewards[i].differences) for i in enough]
     for i, *p_values in zip(enough, alone, holm(alone), strict=True):
@@ -316,19 +321,19 @@ def _statement(found: Sequence[Difference]) -> str:
     untested = {one.verdict for one in found if one.p_adjusted is None}
     if not tested:
         if "too few rounds" not in untested:
-            return "Too few prompts to tell chance from change."
+            return "Too few prompts to tell a change from chance."
         return (
-            f"Too few rounds to tell chance from change: measure at least {_rounds_for(LEVEL)} "
+            f"Too few rounds to tell a change from chance: measure at least {_rounds_for(LEVEL)} "
             "rounds in each run."
         )
     said = [_findings(found, tested)]
     if "too few rounds" in untested:
         said.append(
-            "Speeds were not tested, for too few rounds: measure at least "
+            "Speeds were not tested because there are too few rounds: measure at least "
             f"{_rounds_for(LEVEL / 2)} rounds in each run."
         )
     if "too few prompts" in untested:
-        said.append("Rewards were not tested, for too few prompts.")
+        said.append("Rewards were not tested because there are too few prompts.")
     return " ".join(said)
 
 
@@ -356,7 +361,7 @@ def _findings(found: Sequence[Difference], tested: Sequence[float]) -> str:
 
 
 def _weight(one: Difference) -> tuple[bool, float, float]:
-    """What is worse comes first, then what is surest, then what changed most."""
+    """Sort key: worse figures first, then the smallest p-value, then the largest change."""
     size = abs(log(one.change)) if one.relative else abs(one.change)
     return one.verdict != "worse", one.p_adjusted or 0.0, -size
 

@@ -1,4 +1,4 @@
-"""The result in words: what to do, and why, before any table."""
+"""Words the result: the decision first, then the reasons."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def decide(
     saturation: list[Saturation],
     currency: str,
 ) -> list[str]:
-    """Sentences, the answer to "N times inference or one fine-tune?" first."""
+    """The conclusions in sentences; the first ones answer "N times inference or one fine-tune?"."""
     lines: list[str] = []
     by_variant = {cost.variant: cost for cost in costs}
-    # Against the largest N first: that is the quality which was asked for.
+    # The largest N comes first, because it is the quality that was asked for.
     for pair in sorted(pairs, key=lambda one: -_n_of(one.sampled, quality, cells)):
         lines += _pair(pair, by_variant, currency)
     if not pairs:
@@ -45,15 +45,15 @@ def _pair(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> list
             f"{prices}. {levels} {_reward(pair)}",
         ]
     ratio = pair.cost_ratio
-    # Of the prices said; the rounds only give the range.
+    # The ratio of the two prices stated; the rounds only give its range.
     times = (
         f"{'at least ' if tuned.rising else ''}{number(sampled.per_1000 / tuned.per_1000)} times"
     )
     cheaper = f"{prices}: {times} less ({number(ratio.low)} to {number(ratio.high)} by round)"
     if pair.requests is None:
         first = (
-            f"{pair.tuned} is {times} cheaper than {pair.sampled} per answer; when "
-            f"it has paid for its training is unknown ({pair.training_source})."
+            f"{pair.tuned} is {times} cheaper than {pair.sampled} per answer; its break-even point is "
+            f"unknown ({pair.training_source})."
         )
         return [first, f"{cheaper}. {levels}", _reward(pair)]
     lasting = duration(pair.requests / sampled.requests_per_s.median)
@@ -61,13 +61,13 @@ def _pair(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> list
         f"Fine-tune ({pair.tuned}) if you will serve more than {number(pair.requests)} answers; below that, "
         f"{pair.sampled} is cheaper{_quality_clause(pair)}."
     )
-    spread = ""
+    by_round = ""
     if pair.requests_low is not None and pair.requests_high is not None:
-        spread = f" ({number(pair.requests_low)} to {number(pair.requests_high)} by round)"
+        by_round = f" ({number(pair.requests_low)} to {number(pair.requests_high)} by round)"
     paid = (
-        f"{cheaper}. The training cost {number(pair.training_cost or 0.0)} {currency} "
-        f"({pair.training_source}), which that many answers{spread} save; at full load of "
-        f"{pair.sampled} they are {lasting} of serving. {levels}"
+        f"{cheaper}. Training cost {number(pair.training_cost or 0.0)} {currency} "
+        f"({pair.training_source}) and pays back after {number(pair.requests)} answers{by_round}: "
+        f"{lasting} of serving at full load of {pair.sampled}. {levels}"
     )
     return [first, paid, _reward(pair)]
 
@@ -80,13 +80,13 @@ def _quality_clause(pair: BreakEven) -> str:
         return f", and better by {number(given_up.mean)} of reward"
     if given_up.high < 0:
         return ", and worse in reward"
-    return ", with no difference in reward that this run can see"
+    return ", with no measurable difference in reward"
 
 
 def _reward(pair: BreakEven) -> str:
     given_up = pair.reward_given_up
     if given_up is None:
-        return "Reward was not measured, so this says nothing of quality."
+        return "Reward was not measured, so nothing is known about quality."
     text = f"Reward given up: {interval_text(given_up)} (95% interval, {given_up.count} prompts)"
     if pair.win_rate_tuned is not None and pair.win_rate_sampled is not None:
         text += (
@@ -97,9 +97,9 @@ def _reward(pair: BreakEven) -> str:
         return f"{text}."
     if pair.equal_n_beyond:
         side = "below one sample" if pair.equal_n == 1 else f"above best-of-{pair.equal_n:.0f}"
-        return f"{text}. In reward {pair.tuned} lies {side}."
+        return f"{text}. The reward of {pair.tuned} is {side}."
     return (
-        f"{text}. In reward {pair.tuned} equals best-of-{pair.equal_n:.1f} "
+        f"{text}. The reward of {pair.tuned} equals best-of-{pair.equal_n:.1f} "
         f"[{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}]."
     )
 
@@ -110,7 +110,7 @@ def _no_pair(costs: list[VariantCost], currency: str) -> str:
     cheapest = min(costs, key=lambda cost: cost.per_1000)
     return (
         f"{cheapest.variant} is cheapest: {number(cheapest.per_1000)} {currency} per 1,000 answers. "
-        "Measure a tuned checkpoint and a mode that draws several candidates to see when fine-tuning pays."
+        "Measure a tuned checkpoint and a mode that samples several candidates to see when fine-tuning pays."
     )
 
 
@@ -119,13 +119,14 @@ def _saturation(found: Saturation) -> str:
         lowest = min((probe.rate for probe in found.probes), default=None)
         if lowest is None:
             return f"{found.variant} misses {found.slo_ms:g} ms even when idle."
-        return (
-            f"{found.variant} misses p95 {found.slo_ms:g} ms even at {number(lowest)} requests/s."
-        )
+        return f"{found.variant} misses a p95 of {found.slo_ms:g} ms even at {number(lowest)} requests/s."
     if not found.confirmed:
         return (
-            f"{found.variant} holds p95 {found.slo_ms:g} ms at {number(found.rate)} requests/s, "
-            "seen once; the search was not finished."
+            f"{found.variant} kept its p95 within {found.slo_ms:g} ms at {number(found.rate)} requests/s in "
+            "one probe; the search was not finished."
         )
-    above = "" if found.above is None else f" and no longer at {number(found.above)}"
-    return f"{found.variant} holds p95 {found.slo_ms:g} ms up to {number(found.rate)} requests/s{above}."
+    above = "" if found.above is None else f", but not at {number(found.above)}"
+    return (
+        f"{found.variant} keeps its p95 within {found.slo_ms:g} ms up to {number(found.rate)} "
+        f"requests/s{above}."
+    )

@@ -1,4 +1,4 @@
-"""Figures of samples, and whether two of them differ."""
+"""Percentiles, bootstrap intervals and a sign-flip test of samples."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from vbon.maths.statistics import RESAMPLES, bootstrap_mean
 
 Float = NDArray[np.float64]
 
-_EXACT = 20_000  # most arrangements that are enumerated; beyond, as many are drawn
+_EXACT = 20_000  # up to this many arrangements are enumerated; of more, this many are sampled
 
 
 def quantiles(values: Iterable[float | None]) -> Quantiles | None:
-    """Of what there is; ``None`` of nothing. Linear interpolation, as numpy and vLLM's bench do it."""
+    """Mean and percentiles of the values that are not ``None``; ``None`` if there are none.
+
+    Percentiles are interpolated linearly, as numpy and ``vllm bench serve`` do.
+    """
     data = np.array([value for value in values if value is not None], dtype=np.float64)
     if data.size == 0:
         return None
@@ -29,19 +32,19 @@ def quantiles(values: Iterable[float | None]) -> Quantiles | None:
 
 
 def interval(values: Sequence[float]) -> MeanInterval | None:
-    """Mean of values by prompt with its 95% bootstrap interval; ``None`` of nothing."""
+    """Mean of per-prompt values with its 95% bootstrap interval; ``None`` if nothing was measured."""
     if not len(values):
         return None
     return bootstrap_mean(values)
 
 
 def resamples(count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Bootstrap indices, shape ``(RESAMPLES, count)``: one set for everything that is paired."""
+    """Bootstrap indices, shape ``(RESAMPLES, count)``, to be shared by paired values."""
     return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """Two-sided p-value that paired differences have mean 0, by flipping their signs."""
+    """Two-sided p-value for paired differences having mean 0, by flipping their signs."""
     data = np.asarray(differences, dtype=np.float64)
     exact = 2 ** len(data) <= _EXACT
     if exact:
@@ -52,6 +55,6 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def _share(drawn: Float, seen: float, exact: bool) -> float:
-    # What was seen is itself one of the arrangements, which a drawn sample may lack.
+    # The observed arrangement is one of all arrangements, but a random sample may lack it.
     at_least = int((drawn >= seen - 1e-12 * max(1.0, seen)).sum())
     return at_least / len(drawn) if exact else (at_least + 1) / (len(drawn) + 1)

@@ -1,8 +1,8 @@
-"""What each variant's answers are worth: the same prompts, scored, apart from the timed blocks.
+"""Rewards and win rates of each variant, from scored answers to the same prompts.
 
-Timed requests of single samples are not scored, since their users would not pay for it; so every variant is
-asked again with scores. Best-of-N is asked once, at the largest N, for all its candidates: they give every
-smaller N without bias (``vbon/maths/curves.py``).
+Timed requests of single-sample modes are not scored, because their users would not pay for scoring. Every
+variant is therefore asked again with scores. Best-of-N is asked only once, at the largest N and for all its
+candidates: every smaller N is estimated from them without bias (``vbon/maths/curves.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Rows = Sequence[ScoredAnswer]
 
 
 def baseline_rewards(rows: Rows) -> dict[int, Float]:
-    """Rewards by prompt of the variant that win rates are against."""
+    """Rewards by prompt of the baseline variant, against which win rates are computed."""
     found: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         if row.reward is not None:
@@ -31,7 +31,7 @@ def baseline_rewards(rows: Rows) -> dict[int, Float]:
 
 
 def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) -> Quality:
-    """Figures of one variant; ``baseline`` is ``None`` for the baseline itself, or without one."""
+    """The figures of one variant, without a win rate if ``baseline`` is ``None``."""
     rewards: dict[int, list[float]] = defaultdict(list)
     wins: dict[int, list[float]] = defaultdict(list)
     singles: list[float] = []
@@ -41,7 +41,7 @@ def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) 
         if values is None:
             continue
         rewards[row.prompt].append(float(weights @ values))
-        singles += _draws(variant, values)
+        singles += _independent_answers(variant, values)
         if against is not None:
             beaten = [pairwise_win_rate(np.array([value]), against) for value in values]
             wins[row.prompt].append(float(weights @ np.array(beaten)))
@@ -61,7 +61,10 @@ def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) 
 
 
 def _answers(variant: Variant, row: ScoredAnswer) -> tuple[Float | None, Float]:
-    """Possible answers' rewards and their probabilities: the one, or the best of N of the candidates."""
+    """Rewards of the possible answers and their probabilities.
+
+    Those of the only answer, or of best-of-N over the candidates; ``None`` if too few could be scored.
+    """
     if row.candidates is not None:
         if len(row.candidates) < variant.n:
             return None, np.zeros(0)
@@ -72,14 +75,14 @@ def _answers(variant: Variant, row: ScoredAnswer) -> tuple[Float | None, Float]:
     return np.array([row.reward]), np.ones(1)
 
 
-def _draws(variant: Variant, values: Float) -> list[float]:
-    """Independent answers among the candidates: the best of each N in a row."""
+def _independent_answers(variant: Variant, values: Float) -> list[float]:
+    """Rewards of independent answers: the best of each N consecutive candidates."""
     step = variant.n if len(values) > 1 else 1
     return [float(values[i : i + step].max()) for i in range(0, len(values) - step + 1, step)]
 
 
 def curve_matrix(rows: Rows, largest: int) -> tuple[list[int], Float]:
-    """Prompts with candidates, and their expected best of 1..largest, shape ``(prompts, largest)``."""
+    """Prompts with candidates, and the expected best reward of 1..largest of them by prompt."""
     by_prompt: dict[int, list[Float]] = defaultdict(list)
     for row in rows:
         if row.candidates is not None and len(row.candidates) >= largest:
@@ -92,7 +95,7 @@ def curve_matrix(rows: Rows, largest: int) -> tuple[list[int], Float]:
 
 
 def curve_of(matrix: Float) -> list[RewardAtN]:
-    """Mean over prompts with interval, for each n."""
+    """The mean reward over prompts with its interval, for each n."""
     points = []
     for n, column in enumerate(matrix.T, start=1):
         found = interval(column.tolist())

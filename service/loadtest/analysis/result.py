@@ -1,4 +1,4 @@
-"""Puts a run's result together from its journal; measures nothing."""
+"""Builds the result of a run from its journal."""
 
 from __future__ import annotations
 
@@ -59,19 +59,20 @@ def build_result(
     prompts: Sequence[str],
     journal: Journal,
 ) -> LoadTestResult:
-    """Everything that can be said of what the journal holds."""
+    """The result of everything that the journal holds so far."""
     cells, done, planned = _cells(settings, variants, journal)
     rows = _rows(variants, settings, journal)
     quality = _quality(settings, rows)
     prompts_of_curve, matrix = _curve(rows)
     saturation = _saturation(settings, variants, journal) if settings.saturate else []
-    costs, pairs = _money(settings, server, variants, cells, quality, saturation,
-                          (prompts_of_curve, matrix))  # fmt: skip
+    costs, pairs = _costs_and_pairs(
+        settings, server, variants, cells, quality, saturation, (prompts_of_curve, matrix)
+    )
     unfinished = done < planned or (
         settings.saturate and not _searched(settings, variants, journal)
     )
     dumped = settings.model_dump(mode="json")
-    if settings.store is not None:  # reports are sent around, and a database URL has a password
+    if settings.store is not None:  # reports get passed on, and a database URL may hold a password
         dumped["store"] = _masked(settings.store)
     return LoadTestResult(
         id=journal.id,
@@ -99,7 +100,7 @@ def build_result(
 
 
 def _masked(url: str) -> str:
-    """Without its password, a stray ``@`` in that or not, and its query, which may hold one too."""
+    """A database URL without its password, even one with ``@`` in it, and without its query."""
     return re.sub(r"\?.*", "?***", re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url))
 
 
@@ -130,7 +131,7 @@ Rows = dict[str, tuple[ScoringPass, list[ScoredAnswer]]]
 
 
 def _rows(variants: Sequence[Variant], settings: LoadTestSettings, journal: Journal) -> Rows:
-    """Scored rows of each pass that was finished, by the label of what was asked."""
+    """The answers of each finished scoring pass, by the label of the variant that answered."""
     asked = {one.variant.label: one for one in scoring_passes(scored_variants(variants, settings))}
     return {
         line["variant"]: (
@@ -155,14 +156,14 @@ def _quality(settings: LoadTestSettings, rows: Rows) -> list[Quality]:
 
 
 def _curve(rows: Rows) -> tuple[list[int], Float]:
-    """Best-of-N of the reference, where it was measured."""
+    """Best-of-N curves of the reference policy by prompt; empty if best-of-N was not measured."""
     for scoring, scored in rows.values():
         if scoring.variant.mode == BON and scoring.variant.policy is None:
             return curve_matrix(scored, scoring.variant.n)
     return [], np.zeros((0, 1))
 
 
-def _money(
+def _costs_and_pairs(
     settings: LoadTestSettings,
     server: ServerDescription,
     variants: Sequence[Variant],
@@ -201,13 +202,13 @@ def _money(
 
 
 def _fine_tuned(one: Variant, many: Variant, server: ServerDescription, baseline: str) -> bool:
-    """Whether single samples are of another policy than the one that candidates are drawn from."""
+    """True if the single samples come from another policy than the candidates do."""
     modes = {mode.name: mode.policy for mode in server.modes}
     policies = {policy.name: policy for policy in server.policies}
     own, drawn = (
         modes[v.mode] if v.policy is None else policies.get(v.policy) for v in (one, many)
     )
-    if own is None or drawn is None:  # the server does not say which
+    if own is None or drawn is None:  # the server does not tell the policies
         return one.name != baseline
     return (own.path, own.revision) != (drawn.path, drawn.revision)
 

@@ -1,9 +1,9 @@
-"""Finds the highest rate that a server bears within its SLO: bracket, bisect, confirm.
+"""Searches the highest rate at which a server meets its SLO: bracket, bisect, confirm.
 
-A probe is an open loop at one rate; it passes when at most 5% of its requests were late or failed. The search
-doubles from an easy rate until a probe fails (or halves until one passes), halves the bracket until it is
-narrower than the tolerance, and probes the lower end once more: what is reported has passed twice. If that
-fails, the upper end moves down to it and the search goes on below.
+A probe is an open loop at one rate. It passes if at most 5% of its requests were late or failed. The search
+doubles from an easy rate until a probe fails, or halves until one passes. Then it halves the bracket until
+the bracket is narrower than the tolerance, and probes the lower end once more, so that the reported rate has
+passed twice. If that probe fails, its rate becomes the upper end, and the search continues below it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from service.loadtest.plan import (
 
 LATE_SHARE = 0.05
 _MOST_PROBES = 40
-_MOST_HALVINGS = 3  # further down a probe has too few requests to tell
+_MOST_HALVINGS = 3  # at lower rates a probe has too few requests to decide
 
 
 @dataclass(slots=True)
 class SaturationSearch:
-    """State of one variant's search; feed it what the probes found.
+    """The state of one variant's search, updated with the outcome of each probe.
 
     Attributes:
-        start: first rate tried, a second.
-        tolerance: width of the final bracket, relative to its lower end.
+        start: first rate to try, requests per second.
+        tolerance: width of the final bracket relative to its lower end.
         passed: highest rate that passed and has no failure at or below it.
         failed: lowest rate that failed.
     """
@@ -41,7 +41,7 @@ class SaturationSearch:
     rates: list[float] = field(default_factory=list)
 
     def next_rate(self) -> float | None:
-        """The rate to probe next; ``None`` when the search has ended."""
+        """The rate to probe next; ``None`` if the search has ended."""
         if self.confirmed or len(self.rates) >= _MOST_PROBES:
             return None
         if self.failed is None:
@@ -53,7 +53,7 @@ class SaturationSearch:
         return (self.failed * self.passed) ** 0.5
 
     def note(self, rate: float, passed: bool) -> None:
-        """Take a probe's outcome into account."""
+        """Record the outcome of a probe."""
         self.rates.append(rate)
         if passed:
             narrow = self.failed is not None and self.failed / rate - 1 <= self.tolerance
@@ -66,14 +66,14 @@ class SaturationSearch:
 
 
 def hopeless(late: int, expected: float) -> bool:
-    """Whether a probe has failed already: more were late than may be of all that are expected."""
+    """True if a probe can no longer pass: too many of its expected requests were late already."""
     return late > LATE_SHARE * expected + 1
 
 
 def begun_searches(
     journal: Journal, variants: Sequence[Variant], settings: LoadTestSettings
 ) -> dict[str, SaturationSearch]:
-    """The searches as far as the journal has them; none for a variant too slow when idle."""
+    """The searches with all probes of the journal; a variant that is too slow when idle has none."""
     idle = {line["variant"]: line for line in journal.of_kind("idle")}
     searches = {}
     for variant in variants:

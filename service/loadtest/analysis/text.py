@@ -8,7 +8,7 @@ _DAY_S = 86_400.0
 
 
 def number(value: float) -> str:
-    """Three significant digits, with separators and no exponent: ``1,230``, ``0.0123``."""
+    """A number with three significant digits, separators and no exponent: ``1,230``, ``0.0123``."""
     if value == 0:
         return "0"
     text = f"{value:.3g}"
@@ -26,7 +26,7 @@ def interval_text(value: MeanInterval | None, digits: int = 2) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that reads best."""
+    """A duration in days, hours, minutes or seconds, in the largest unit of which there are two."""
     for unit, size in (("days", _DAY_S), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * size:
             return f"{number(seconds / size)} {unit}"

@@ -1,4 +1,4 @@
-"""What a reader should know before trusting a figure."""
+"""Warnings about figures that may mislead."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from service.loadtest.schema import CellResult, Quality, Saturation, ServerDescr
 BUSY_CLIENT = 0.8
 MANY_ERRORS = 0.01
 FEW_PROMPTS = 10
-FEW_REQUESTS = 100  # below it a p99 is little more than the slowest request
+FEW_REQUESTS = 100  # of fewer requests, p99 is little more than the slowest one
 LAG_MS = 10.0
-LONG_ANSWER = 0.5  # of a block
-BEHIND = 0.9
+LONG_ANSWER = 0.5  # of the length of a block
+BEHIND = 0.9  # of the rate asked for
 
 
 def result_warnings(
@@ -24,7 +24,7 @@ def result_warnings(
     done: int,
     planned: int,
 ) -> list[str]:
-    """Sentences; none is good news."""
+    """All warnings about a result, in sentences; empty if there are none."""
     found = []
     if done < planned:
         found.append(f"The run was interrupted: {done} of {planned} blocks were measured.")
@@ -33,48 +33,50 @@ def result_warnings(
     few = sum(cell.requests < FEW_REQUESTS for cell in cells)
     if few:
         found.append(
-            f"{few} of {len(cells)} cells have fewer than {FEW_REQUESTS} requests: there p99 is little more "
-            "than the slowest one."
+            f"{few} of {len(cells)} cells have fewer than {FEW_REQUESTS} requests, so their p99 is little "
+            "more than the slowest request."
         )
     for one in quality:
         if one.unscored or one.errors:
             failed = sum(one.errors.values())
             found.append(
-                f"{one.variant}: {one.unscored} answers or candidates had no score and {failed} requests "
-                "for scores failed; they are left out."
+                f"{one.variant}: {one.unscored} answers or candidates had no score and {failed} scoring "
+                "requests failed; they are left out."
             )
     counts = [one.reward.count for one in quality if one.reward is not None]
     if counts and min(counts) < FEW_PROMPTS:
-        found.append(f"Rewards are of {min(counts)} prompts only; their intervals are rough.")
+        found.append(
+            f"Rewards were measured on only {min(counts)} prompts, so their intervals are rough."
+        )
     if server.api == "native" and settings.stream and any(cell.streamed for cell in cells):
         found.append(
-            "Modes of one sample were streamed, which costs the server an event a token; the others answer "
-            "in one piece. --no-stream compares them alike."
+            "Single-sample modes were streamed, which costs the server one event per token; the other modes "
+            "answer in one piece. --no-stream treats all modes alike."
         )
     return found
 
 
 def rising_warning(cost: VariantCost) -> str:
-    """Of a variant that may well answer more than was asked of it."""
+    """The warning about a variant that was not fully loaded."""
     return (
-        f"{cost.variant}: throughput still rose at the highest level tried ({cost.source}), so an answer "
-        "costs at most what is said; a mode of one sample needs N times as many in flight as best-of-N to "
-        "fill the same engine (--concurrency)."
+        f"{cost.variant} was not fully loaded: its throughput still rose at the highest level tried "
+        f"({cost.source}), so its true cost is lower. Add higher levels (--concurrency) or search for the "
+        "maximum (--saturate); a single-sample mode needs N times as many requests in flight as best-of-N."
     )
 
 
 def search_warnings(saturation: Sequence[Saturation]) -> list[str]:
-    """Of searches for the saturation point that did not come to an end."""
+    """The warnings about saturation searches that did not finish."""
     return [
-        f"{found.variant}: the search for its highest rate was not finished; {found.rate:.3g} requests/s "
-        "passed once, and it may bear more. It is not used for costs."
+        f"{found.variant}: the search for its highest rate was not finished. {found.rate:.3g} requests/s "
+        "passed once, and a higher rate may pass too, so costs do not use it."
         for found in saturation
         if not found.confirmed and found.rate is not None
     ]
 
 
 def cell_warnings(cell: CellResult, block_s: float | None = None) -> list[str]:
-    """Those of one cell, whose blocks last so long (``None``: until a number of requests is answered)."""
+    """The warnings about one cell; ``block_s`` is ``None`` if blocks end after a number of requests."""
     name, found = f"{cell.variant} at {cell.load:g}", []
     failed = sum(cell.errors.values())
     if failed > MANY_ERRORS * (failed + cell.requests):
@@ -82,29 +84,29 @@ def cell_warnings(cell: CellResult, block_s: float | None = None) -> list[str]:
         found.append(f"{name}: {failed} of {failed + cell.requests} requests failed ({kinds}).")
     if cell.requests and cell.e2e_ms is None:
         found.append(
-            f"{name}: no request was both sent and answered within a block, so there is no latency; blocks "
+            f"{name}: no request was both sent and answered within a block, so latency is unknown; blocks "
             "must be longer than an answer takes (--duration-s)."
         )
     if cell.e2e_ms is not None and block_s and cell.e2e_ms.p50 > LONG_ANSWER * 1e3 * block_s:
         found.append(
-            f"{name}: half of the answers took over {cell.e2e_ms.p50 / 1e3:.3g} s, and a block is "
-            f"{block_s:g} s: its start, before all is under way, weighs in. Longer blocks (--duration-s) "
-            "or fewer in flight show the mode at its pace."
+            f"{name}: half of the answers took over {cell.e2e_ms.p50 / 1e3:.3g} s of a block of "
+            f"{block_s:g} s, so the start-up of the block affects its figures. Use longer blocks "
+            "(--duration-s) or fewer requests in flight."
         )
     if cell.client_cpu > BUSY_CLIENT:
         found.append(
-            f"{name}: the client used {cell.client_cpu:.0%} of a core; some of the latency may be its own."
+            f"{name}: the client used {cell.client_cpu:.0%} of a core and may have added to the latency."
         )
     if cell.load_kind == "open" and cell.send_lag_ms is not None:
         if cell.send_lag_ms.p99 > LAG_MS:
             found.append(
-                f"{name}: requests were sent up to {cell.send_lag_ms.p99:.0f} ms late (p99); their latency "
-                "counts from when they were due."
+                f"{name}: requests were sent up to {cell.send_lag_ms.p99:.0f} ms late (p99); latency counts "
+                "from when they were due."
             )
-        # Of few requests chance alone can make so many fewer than asked.
+        # With few requests, chance alone can make the rate this much lower.
         if cell.requests >= FEW_REQUESTS and cell.requests_per_s.median < BEHIND * cell.load:
             found.append(
-                f"{name}: the server answered {cell.requests_per_s.median:.3g}/s, less than it was asked; "
-                "its queue grows, and latencies depend on how long a block is."
+                f"{name}: the server answered only {cell.requests_per_s.median:.3g} requests/s, so its queue "
+                "grows and latencies depend on the length of a block."
             )
     return found

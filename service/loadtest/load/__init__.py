@@ -1,1 +1,1 @@
-"""Sending the load of a load test and recording what comes back."""
+"""The load of a load test: sends requests and records the answers."""

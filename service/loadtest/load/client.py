@@ -1,4 +1,4 @@
-"""Sends one request and takes down what happens, moment by moment."""
+"""Sends one request and records when each part of its answer arrives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import Any
 
-from service.loadtest.load.connection import Pool, ProtocolError, Response
+from service.loadtest.load.connection import ConnectionPool, HttpResponse, ProtocolError
 from service.loadtest.load.targets import AnswerError, Ask, Reading, Target
 from service.loadtest.observation import Observation
 from service.loadtest.plan import Variant
@@ -17,18 +17,18 @@ OK = 200
 
 
 class EventReader:
-    """Cuts a stream of bytes into server-sent events."""
+    """A parser that splits a stream of bytes into server-sent events."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, piece: bytes) -> Iterator[tuple[str, Any]]:
-        """The events that the piece completes: name (empty if it has none) and data.
+        """The events that this piece completes: their names, empty if an event has none, and their data.
 
-        Data is JSON but for OpenAI's ``[DONE]``.
+        Data is parsed JSON, except for OpenAI's ``[DONE]``.
 
         Raises:
-            AnswerError: data is no JSON.
+            AnswerError: the data of an event is not JSON.
         """
         *whole, self._rest = (self._rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
         for block in whole:
@@ -43,16 +43,16 @@ class EventReader:
 
 
 class LoadClient:
-    """One server under load; latencies are this process's."""
+    """A client of one server under load; it measures latencies as seen from this process."""
 
-    def __init__(self, pool: Pool, target: Target, timeout_s: float) -> None:
+    def __init__(self, pool: ConnectionPool, target: Target, timeout_s: float) -> None:
         self._pool, self._target, self._timeout_s = pool, target, timeout_s
 
     async def send(self, variant: Variant, prompt: str, seen: Observation, begun: float) -> None:
-        """Ask, and fill in ``seen``; failures are told there as a kind and raise nothing.
+        """Send one request and fill in ``seen``; a failure is recorded there and does not raise.
 
         Args:
-            begun: ``perf_counter`` of the block's start, which moments count from.
+            begun: ``perf_counter`` at the start of the block, from which moments count.
         """
         ask = self._target.ask(variant, prompt)
         body = json.dumps(ask.body).encode()
@@ -77,7 +77,7 @@ class LoadClient:
             seen.done_s = perf_counter() - begun
 
     async def _answer(
-        self, response: Response, ask: Ask, seen: Observation, begun: float
+        self, response: HttpResponse, ask: Ask, seen: Observation, begun: float
     ) -> dict[str, Any]:
         if response.status != OK:
             raise AnswerError(_refusal(response.status, await response.read()))
@@ -91,7 +91,7 @@ class LoadClient:
             now = perf_counter() - begun
             for name, data in events.feed(piece):
                 if self._target.event(name, data, reading):
-                    _note_text(seen, now)  # also the second of a piece: its gap is none
+                    _note_text(seen, now)  # for a second event in one piece, the gap is 0
         if not reading.ended or reading.answer is None:
             raise AnswerError("stream ended early")
         return reading.answer
@@ -113,7 +113,7 @@ def _parsed(text: str) -> Any:
 
 
 def _refusal(status: int, content: bytes) -> str:
-    """``HTTP 429 overloaded``: the status, and the kind where the answer tells it."""
+    """The status and, if the body has one, the type of the error, such as ``HTTP 429 overloaded``."""
     try:
         kind = str(json.loads(content)["error"]["type"])
     except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Runs what is planned, block by block, and writes each into the journal when it is finished."""
+"""Runs the planned blocks and writes each into the journal when it is finished."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.load.arrivals import unit_arrivals
 from service.loadtest.load.client import LoadClient
-from service.loadtest.load.connection import Pool
+from service.loadtest.load.connection import ConnectionPool
 from service.loadtest.load.loops import BlockLength, Recorder
 from service.loadtest.load.progress import Progress
 from service.loadtest.load.scoring import score_variant
@@ -31,17 +31,19 @@ from service.loadtest.plan import (
 from service.loadtest.schema import Probe
 from vbon.maths.seeds import seed_of
 
-_WARM_UPS = 4  # requests a variant before anything is measured; their last tells its idle latency
-_PROBE_REQUESTS = 40  # a probe at a low rate goes on until about so many were sent ...
-_PROBE_STRETCH = 6  # ... but no longer than so many times its usual length
-_SETTLE_S = 60.0  # longest wait after a probe that failed
+_WARM_UPS = (
+    4  # requests per variant before anything is measured; the last one gives its idle latency
+)
+_PROBE_REQUESTS = 40  # a probe at a low rate lasts until about this many requests were sent ...
+_PROBE_STRETCH = 6  # ... but at most this many times its usual length
+_SETTLE_S = 60.0  # the longest wait after a failed probe
 
 
 class LoadTest:
     """One run against one server.
 
     Attributes:
-        variants: all of them; a cell each at every load level.
+        variants: the variants to measure; each is one cell at every load level.
     """
 
     def __init__(
@@ -55,11 +57,11 @@ class LoadTest:
         self.variants = variants
         self._settings, self._prompts = settings, prompts
         self._journal, self._progress = journal, progress
-        self._pool = Pool(settings.url, request_headers(settings))
+        self._pool = ConnectionPool(settings.url, request_headers(settings))
         self._client = LoadClient(self._pool, target_of(settings), settings.timeout_s)
 
     async def run(self) -> None:
-        """Everything that the journal lacks.
+        """Measure everything that the journal does not hold yet.
 
         Raises:
             ExportError: the journal could not be written.
@@ -68,10 +70,10 @@ class LoadTest:
         finished = {line["key"] for line in self._journal.of_kind("block")}
         self._progress.planned(len(blocks), sum(block.key in finished for block in blocks))
         gc.collect()
-        gc.freeze()  # what is here by now stays, and need not be walked while latencies are taken
+        gc.freeze()  # long-lived objects need not be scanned while latencies are measured
         try:
             await self._warm_up()
-            # Rewards after the first round: a run that is interrupted later has everything to report.
+            # Rewards follow the first round, so a run that is interrupted later can report everything.
             for number in range(self._settings.rounds):
                 for block in (one for one in blocks if one.round == number):
                     if block.key not in finished:
@@ -112,7 +114,7 @@ class LoadTest:
         self._progress.finished(record)
 
     def _recorder(self, block: Block, length: BlockLength) -> Recorder:
-        # The same prompts in the same order for all cells of a round.
+        # All cells of a round get the same prompts in the same order.
         offset = seed_of(repr((self._settings.seed, "prompts", block.round))) % len(self._prompts)
         return Recorder(
             self._client, block, self._prompts, length, offset, on_seen=self._progress.seen
@@ -146,7 +148,7 @@ class LoadTest:
             )
 
     async def _saturate(self) -> None:
-        """One probe of each variant in turns, until every search has ended."""
+        """Probe each variant in turn until every search has ended."""
         searches = begun_searches(self._journal, self.variants, self._settings)
         while True:
             asked = {label: search.next_rate() for label, search in searches.items()}
@@ -173,7 +175,7 @@ class LoadTest:
         record = await self._open(recorder)
         found = cell_result(block.cell, [record], {}, streamed=False)
         late, sent = sum(map(is_late, record.measured)), len(record.measured)
-        # A probe that was cut short has failed by what was expected of it, not by what it sent.
+        # A probe that was cut short failed by the number of requests expected of it, not by those it sent.
         passed = sent > 0 and late <= 0.05 * sent and not recorder.hopeless(record.observations)
         probe = Probe(
             rate=rate,
@@ -187,12 +189,15 @@ class LoadTest:
             await self._settle(variant)
         self._progress.note(
             f"{block.cell.key}: {'within' if passed else 'over'} {limit:g} ms "
-            f"({probe.late_share:.1%} of {sent} late or failed)"
+            f"({probe.late_share:.1%} of {sent} requests late or failed)"
         )
         return probe
 
     async def _settle(self, variant: Variant) -> None:
-        """Wait until the server answers as when idle: not every one drops what its client gave up."""
+        """Wait until the server answers as fast as when idle.
+
+        Some servers go on working on requests that their client has cancelled.
+        """
         idle = {line["variant"]: line["e2e_ms"] for line in self._journal.of_kind("idle")}
         begun, alone = perf_counter(), Block(LoadCell(variant, Load("closed", 1)), -1)
         while perf_counter() - begun < _SETTLE_S:
@@ -203,6 +208,6 @@ class LoadTest:
 
 
 def target_of(settings: LoadTestSettings) -> Target:
-    """The API to speak."""
+    """The API of the server under test."""
     kind = NativeTarget if settings.api == "native" else OpenAiTarget
     return kind(settings.max_tokens, settings.temperature, settings.ignore_eos, settings.stream)

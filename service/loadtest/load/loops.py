@@ -1,7 +1,7 @@
-"""One block of load: a closed loop or an open one, until a time or a number of requests.
+"""Drives one block of load, as a closed or an open loop, for a time or a number of requests.
 
-The first ``lead_s`` seconds of a block, its ramp and warm-up, load the server and are left out. After the
-last measured request nothing more is sent, and all answers are waited for.
+The first ``lead_s`` seconds of a block, its ramp and warm-up, load the server but are not measured. After the
+last measured request nothing more is sent, and the block ends when all answers have arrived.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from service.loadtest.plan import Block
 
 @dataclass(frozen=True, slots=True)
 class BlockLength:
-    """How long a block is.
+    """The length of a block.
 
     Attributes:
-        seconds: of the measured part, where ``requests`` does not say.
-        requests: measured ones, or ``None`` for a time.
+        seconds: length of the measured part, unless ``requests`` is set.
+        requests: number of measured requests; ``None`` to measure for a time instead.
     """
 
     ramp_s: float
@@ -35,11 +35,11 @@ class BlockLength:
 
     @property
     def lead_s(self) -> float:
-        """What is left out at the start."""
+        """Seconds at the start that are not measured."""
         return self.ramp_s + self.warmup_s
 
     def over(self, now: float, measured: int) -> bool:
-        """Whether nothing more is to be sent, so many measured requests having been."""
+        """True if nothing more is to be sent after ``measured`` measured requests."""
         if self.requests is not None:
             return measured >= self.requests
         return now >= self.lead_s + self.seconds
@@ -47,11 +47,11 @@ class BlockLength:
 
 @dataclass(slots=True)
 class Recorder:
-    """Sends the requests of one block and keeps what was seen.
+    """Sender of the requests of one block, which also records the observations.
 
     Attributes:
-        first_prompt: index at which the block begins to go round the prompts.
-        hopeless: tells, of what was seen so far, whether to give the block up.
+        first_prompt: index of the first prompt; the others follow in order, and then again from the first.
+        hopeless: returns True if the observations so far mean that the block should be given up.
     """
 
     client: LoadClient
@@ -63,8 +63,8 @@ class Recorder:
     hopeless: Callable[[Sequence[Observation]], bool] = lambda _: False
 
     async def closed(self) -> BlockRecord:
-        """So many workers, each sending when its last request was answered."""
-        state = _State(self)
+        """Run a closed loop: each worker sends its next request when the last one was answered."""
+        state = _RunningBlock(self)
         width = int(self.block.cell.load.value)
 
         async def worker(number: int) -> None:
@@ -76,8 +76,8 @@ class Recorder:
         return state.record()
 
     async def opened(self, units: Iterator[float], max_in_flight: int) -> BlockRecord:
-        """Requests at their times, whatever the server does; who waits for a connection is late."""
-        state = _State(self)
+        """Run an open loop: send requests when they are due; those that wait for a connection are late."""
+        state = _RunningBlock(self)
         room = asyncio.Semaphore(max_in_flight)
         in_flight: set[asyncio.Task[None]] = set()
 
@@ -103,8 +103,8 @@ class Recorder:
         return state.record()
 
 
-class _State:
-    """A block while it runs."""
+class _RunningBlock:
+    """The state of a running block."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._of = recorder
@@ -116,15 +116,15 @@ class _State:
 
     @property
     def now(self) -> float:
-        """Seconds since the start."""
+        """Seconds since the start of the block."""
         return perf_counter() - self._begun
 
     def over(self, due: float) -> bool:
-        """Whether a request due then is no longer to be sent."""
+        """True if a request that is due at this moment is too late to be sent."""
         return self._of.length.over(due, self._measured)
 
     async def send(self, due: float) -> None:
-        """One request, the next prompt in order."""
+        """Send one request with the next prompt."""
         of = self._of
         index = (of.first_prompt + self._sent) % len(of.prompts)
         self._sent += 1
@@ -136,7 +136,7 @@ class _State:
         of.on_seen(seen)
 
     def record(self) -> BlockRecord:
-        """The block; its window ends with the last answer where a number of requests was asked for."""
+        """The record of the block; with a number of requests, its window ends at the last answer."""
         length, now = self._of.length, self.now
         end = length.lead_s + length.seconds
         if length.requests is not None:

@@ -1,4 +1,4 @@
-"""Progress in the terminal: a bar and what is running now; in a log file, a line a block."""
+"""Progress of a load test: a bar in a terminal, one line per block in a log file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.intervals import quantiles
 from service.loadtest.observation import BlockRecord, Observation
 
-_REFRESH_EVERY = 10  # requests; drawing costs the client time that latencies would show
+_REFRESH_EVERY = 10  # requests; drawing takes client time, which would show in latencies
 
 
 class TerminalProgress:
-    """Draws while it is open."""
+    """Progress in the terminal, shown while this context manager is open."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -49,32 +49,32 @@ class TerminalProgress:
         self._bar.stop()
 
     def planned(self, blocks: int, done: int) -> None:
-        """Say if this continues an earlier start."""
+        """Set the length of the bar, and say so if this continues an earlier run."""
         self._bar.update(self._task, total=blocks, completed=done)
         if done:
             self._console.print(f"continuing: {done} of {blocks} blocks were measured before")
 
     def begin(self, what: str, seconds: float | None) -> None:
-        """Show it beside the bar."""
+        """Show beside the bar what begins now."""
         self._what = what if seconds is None else f"{what} ({seconds:g} s)"
         self._answered = self._failed = 0
         self._draw()
 
     def seen(self, observation: Observation) -> None:
-        """Count it."""
+        """Count the request as answered or failed."""
         self._answered += observation.error is None
         self._failed += observation.error is not None
         if (self._answered + self._failed) % _REFRESH_EVERY == 0:
             self._draw()
 
     def scored(self) -> None:
-        """Count it."""
+        """Count the scored answer."""
         self._answered += 1
         if self._answered % _REFRESH_EVERY == 0:
             self._draw()
 
     def finished(self, record: BlockRecord) -> None:
-        """One line: what the block found."""
+        """Advance the bar and print one line with the figures of the block."""
         self._bar.advance(self._task)
         good = [one.e2e_ms for one in record.measured if one.error is None]
         latency = quantiles(good)
@@ -87,7 +87,7 @@ class TerminalProgress:
         self._console.print(escape(f"{record.key}: {found}{errors}"), highlight=False)
 
     def note(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         self._console.print(escape(text), highlight=False)
 
     def _draw(self) -> None:
@@ -96,22 +96,22 @@ class TerminalProgress:
 
 
 class Progress(Protocol):
-    """Told of what happens; everything is called from the event loop and must be quick."""
+    """Receiver of a run's progress; its methods are called from the event loop and must be quick."""
 
     def planned(self, blocks: int, done: int) -> None:
-        """How many blocks there are, and how many an earlier start has finished."""
+        """Receive the number of blocks, and how many of them an earlier run has finished."""
 
     def begin(self, what: str, seconds: float | None) -> None:
-        """Something begins that takes about so long."""
+        """Receive the name of the next step and its expected duration, if it is known."""
 
     def seen(self, observation: Observation) -> None:
-        """A request has ended."""
+        """Receive a request that has ended."""
 
     def scored(self) -> None:
-        """An answer was scored."""
+        """Receive the news that an answer was scored."""
 
     def finished(self, record: BlockRecord) -> None:
-        """A block has ended."""
+        """Receive a finished block."""
 
     def note(self, text: str) -> None:
-        """Something else worth a line."""
+        """Receive a message to show."""

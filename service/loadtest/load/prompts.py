@@ -1,4 +1,4 @@
-"""The prompts of a load test: a file's, the built-in ones, or made ones of sampled lengths."""
+"""Chooses the prompts of a load test: from a file, built in, or generated with random lengths."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _WORDS = tuple(dict.fromkeys(word for prompt in BUILT_IN_PROMPTS for word in pro
 
 
 def load_prompts(settings: LoadTestSettings) -> list[str]:
-    """At least one prompt, in a fixed order for a seed.
+    """The prompts of a run, at least one, in an order fixed by the seed.
 
     Raises:
         DataError: the file is missing, empty or malformed.
     """
     if settings.prompt_words is not None:
-        return made_prompts(settings.prompt_words, settings.prompt_count, settings.seed)
+        return generated_prompts(settings.prompt_words, settings.prompt_count, settings.seed)
     return read_prompt_texts(settings.prompts, settings.prompt_count)
 
 
-def made_prompts(words: str, count: int, seed: int) -> list[str]:
-    """So many prompts of random words; ``words`` is ``LENGTH`` or ``LEAST:MOST``, both included.
+def generated_prompts(words: str, count: int, seed: int) -> list[str]:
+    """Prompts of random words; ``words`` is ``LENGTH`` or ``LEAST:MOST``, both ends included.
 
-    No two begin alike, as far as chance allows, so a server's prefix cache does not help.
+    Prompts rarely begin alike, so a server's prefix cache does not help.
     """
     least, _, most = words.partition(":")
     source = random.Random(seed)

@@ -1,4 +1,4 @@
-"""Quality passes of a load test: each variant answers the prompts once more, scored."""
+"""Runs the scoring passes: each variant answers the prompts again, outside the timed blocks, with scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.load.connection import Pool, ProtocolError
+from service.loadtest.load.connection import ConnectionPool, ProtocolError
 from service.loadtest.load.targets import native_path
 from service.loadtest.observation import ScoredAnswer
 from service.loadtest.plan import BON, Variant
@@ -16,17 +16,17 @@ from vbon.maths.seeds import seed_of
 
 
 async def score_variant(
-    pool: Pool,
+    pool: ConnectionPool,
     variant: Variant,
     prompts: Sequence[str],
     settings: LoadTestSettings,
     on_row: Callable[[], None],
 ) -> list[ScoredAnswer]:
-    """``quality_samples`` scored answers to each prompt; failures are rows with an error."""
+    """``quality_samples`` scored answers to each prompt; failed requests are answers with an error."""
     room = asyncio.Semaphore(settings.quality_concurrency)
 
     async def one(prompt: int, sample: int) -> ScoredAnswer:
-        # By the name, not the N: other seeds for every mode, so that no answer is another's candidate.
+        # Every mode has its own seeds, so that no answer is a candidate of another mode; N does not matter.
         seed = seed_of(repr((settings.seed, variant.name, prompt, sample)))
         body = {
             "prompt": prompts[prompt],
@@ -49,7 +49,7 @@ async def score_variant(
 
 
 async def _ask(
-    pool: Pool, path: str, body: dict[str, Any], timeout_s: float, row: ScoredAnswer
+    pool: ConnectionPool, path: str, body: dict[str, Any], timeout_s: float, row: ScoredAnswer
 ) -> None:
     try:
         async with asyncio.timeout(timeout_s), pool.post(path, json.dumps(body).encode()) as found:

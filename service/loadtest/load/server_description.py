@@ -1,4 +1,4 @@
-"""What the server under test is, and which variants of it to measure."""
+"""Asks the server under test for its modes and models, and chooses the variants to measure."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _TIMEOUT_S = 30.0
 
 
 def request_headers(settings: LoadTestSettings) -> dict[str, str]:
-    """The key, where the environment has one."""
+    """The header with the API key, if the environment has one."""
     key = os.environ.get(settings.api_key_env)
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def describe_server(settings: LoadTestSettings, console: Console) -> ServerDescription:
-    """Wait for the server and ask what it is.
+    """Wait for the server and ask for its modes and models.
 
     Raises:
-        ServerError: not reachable, not ready, or not of the API asked for.
+        ServerError: the server is not reachable, not ready, or does not have the API asked for.
     """
     headers = request_headers(settings)
     with httpx.Client(base_url=settings.url, timeout=_TIMEOUT_S, headers=headers) as client:
@@ -62,7 +62,7 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
         )
     except (KeyError, TypeError, ValidationError) as error:
         raise ServerError(
-            f"{settings.url}/modes is not this service's; for another server use --api openai"
+            f"the answer of {settings.url}/modes is not from this service; for other servers use --api openai"
         ) from error
 
 
@@ -85,7 +85,9 @@ def _openai(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
             ],
         )
     except (KeyError, TypeError, AttributeError, ValidationError) as error:
-        raise ServerError(f"{settings.url}/v1/models is not OpenAI's list of models") from error
+        raise ServerError(
+            f"the answer of {settings.url}/v1/models is not a list of models as OpenAI's API has it"
+        ) from error
 
 
 def _json(client: httpx.Client, path: str) -> dict[str, Any]:
@@ -96,15 +98,15 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any]:
     except (httpx.HTTPError, ValueError) as error:
         raise ServerError(f"{client.base_url}{path.lstrip('/')}: {error}") from error
     if not isinstance(found, dict):
-        raise ServerError(f"{client.base_url}{path.lstrip('/')} is no JSON object")
+        raise ServerError(f"{client.base_url}{path.lstrip('/')} did not answer with a JSON object")
     return found
 
 
 def choose_variants(settings: LoadTestSettings, server: ServerDescription) -> list[Variant]:
-    """Modes times N, in the order asked for; modes of one sample once.
+    """The variants to measure, in the order asked for: every mode with every N, single-sample modes once.
 
     Raises:
-        InvalidInputError: a mode, policy or baseline that the server has not.
+        InvalidInputError: the server does not have a requested mode, policy or baseline.
     """
     known = {mode.name: mode for mode in server.modes}
     if server.api == "native" and settings.baseline not in known:

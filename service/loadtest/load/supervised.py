@@ -1,4 +1,4 @@
-"""What a program that started a load test sees of it while it runs, and how it ends with that program."""
+"""Support for load tests started by another program: reports progress to it, and ends when it ends."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ PROGRESS, RESULT = "progress.json", "result.json"
 
 
 class Reporting:
-    """Passes progress on, and writes it and the result so far into the run's directory.
+    """Progress that is passed on and also written, with the result so far, into the run's directory.
 
-    It writes before a block begins, never during one: making a result takes the client time that latencies
-    would show. Nothing is synced to the disk, since the journal is, and both files can be made from it.
+    Files are written before a block begins and never during one, because building a result takes client
+    time, which would show in latencies. They are not synced to the disk: the journal is, and both can be
+    rebuilt from it.
     """
 
     def __init__(
@@ -32,12 +33,12 @@ class Reporting:
         self._lines = 0
 
     def planned(self, blocks: int, done: int) -> None:
-        """Note it."""
+        """Record the number of blocks and pass it on."""
         self._planned, self._done = blocks, done
         self._inner.planned(blocks, done)
 
     def begin(self, what: str, seconds: float | None) -> None:
-        """Write what has been measured by now, and what comes."""
+        """Write the result so far and the name of the next step, and pass the step on."""
         lines = len(self._journal.lines)
         if lines > self._lines and self._done:
             self._write(RESULT, self._result_so_far().model_dump_json())
@@ -46,21 +47,21 @@ class Reporting:
         self._inner.begin(what, seconds)
 
     def seen(self, observation: Observation) -> None:
-        """Pass it on."""
+        """Pass the request on."""
         self._inner.seen(observation)
 
     def scored(self) -> None:
-        """Pass it on."""
+        """Pass the news on."""
         self._inner.scored()
 
     def finished(self, record: BlockRecord) -> None:
-        """Count it."""
+        """Count the block and pass it on."""
         self._done += 1
         self._tell(None, None)
         self._inner.finished(record)
 
     def note(self, text: str) -> None:
-        """Pass it on."""
+        """Pass the message on."""
         self._inner.note(text)
 
     def _tell(self, what: str | None, seconds: float | None) -> None:
@@ -81,17 +82,18 @@ class Reporting:
 
 @contextmanager
 def interrupted_at_end_of(descriptor: int) -> Iterator[None]:
-    """Interrupt the block when a pipe ends: its writer, the program that started us, is done or gone.
+    """Interrupt the body of the ``with`` statement, like Ctrl-C, when a pipe ends.
 
-    It ends however that program does, ``kill -9`` included, so nothing is left behind. What follows the
-    block, the reports, is not interrupted. Main thread only.
+    The pipe's writer is the program that started this one. The pipe ends however that program ends, even by
+    ``kill -9``, so no load test is left running. The reports written after the body are not interrupted.
+    Works only in the main thread.
     """
-    # Whoever runs in the background of a script has inherited to ignore it, and we from them.
+    # A background process of a shell script ignores SIGINT, and its children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     over = threading.Event()
 
     def watch() -> None:
-        # Not through a buffered reader, whose lock this thread would hold while the interpreter ends.
+        # A buffered reader would hold its lock in this thread while the interpreter shuts down.
         while os.read(descriptor, 4096):
             pass
         if not over.is_set():

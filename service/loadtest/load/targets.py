@@ -1,4 +1,4 @@
-"""What to ask a server, and how to read its answers: our own API, or OpenAI's completions."""
+"""Builds requests and reads answers, for this service's own API and for OpenAI's completions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Ask:
     """One request.
 
     Attributes:
-        target: path and query.
-        streamed: whether the answer comes as server-sent events.
+        target: path and query of the URL.
+        streamed: True if the answer comes as server-sent events.
     """
 
     target: str
@@ -24,15 +24,15 @@ class Ask:
 
 
 class AnswerError(Exception):
-    """An answer that is one of failure, or not what was asked for; its text is the error's kind."""
+    """The answer reports a failure or is malformed; the message is the kind of the error."""
 
 
 @dataclass(slots=True)
 class Reading:
-    """State of one streamed answer.
+    """The state of one streamed answer.
 
     Attributes:
-        answer: the message that tells what it cost, once it came.
+        answer: the message with usage and timings; ``None`` until it has arrived.
     """
 
     answer: dict[str, Any] | None = None
@@ -40,29 +40,29 @@ class Reading:
 
 
 class Target(Protocol):
-    """An API."""
+    """An API of a server under test."""
 
     def ask(self, variant: Variant, prompt: str) -> Ask:
-        """The request of a variant."""
+        """The request to a variant."""
 
     def event(self, name: str, data: Any, reading: Reading) -> bool:
-        """Take an event into account; whether it carried text.
+        """Process one event; returns True if it carried text.
 
         Raises:
-            AnswerError: it tells of a failure.
+            AnswerError: the event reports a failure.
         """
 
     def read(self, answer: dict[str, Any], into: Observation) -> None:
         """Fill in tokens and timings from the whole answer.
 
         Raises:
-            AnswerError: it lacks them.
+            AnswerError: the answer does not contain them.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class NativeTarget:
-    """``POST /generate``. No seed is sent: engines pay for one by the request."""
+    """The API of this service, ``POST /generate``; no seed is sent, because seeds slow engines down."""
 
     max_tokens: int
     temperature: float
@@ -70,7 +70,7 @@ class NativeTarget:
     stream: bool
 
     def ask(self, variant: Variant, prompt: str) -> Ask:
-        """A single sample is not scored, so that it does not pay for it."""
+        """The request to a variant; single samples are not scored, so that scoring does not slow them."""
         body: dict[str, Any] = {
             "prompt": prompt,
             "max_tokens": self.max_tokens,
@@ -84,7 +84,7 @@ class NativeTarget:
         )
 
     def event(self, name: str, data: Any, reading: Reading) -> bool:
-        """``token``, ``answer``, or something to pass over."""
+        """Process a ``token`` or ``answer`` event; other events are ignored."""
         if name == "answer":
             reading.answer, reading.ended = data, True
         elif name == "error" or (isinstance(data, dict) and "error" in data):
@@ -92,7 +92,7 @@ class NativeTarget:
         return name == "token"
 
     def read(self, answer: dict[str, Any], into: Observation) -> None:
-        """Its usage and timings."""
+        """Fill in the usage and the timings."""
         try:
             usage, timings = answer["usage"], answer["timings_ms"]
             into.generated_tokens = usage["generated_tokens"]
@@ -100,12 +100,12 @@ class NativeTarget:
             into.queue_ms, into.decode_ms = timings["queue"], timings["decode"]
             into.rerank_ms, into.scoring_ms = timings["rerank"], timings["scoring"]
         except (KeyError, TypeError) as error:
-            raise AnswerError("no answer of this service") from error
+            raise AnswerError("not an answer of this service") from error
 
 
 @dataclass(frozen=True, slots=True)
 class OpenAiTarget:
-    """``POST /v1/completions``, streamed unless told otherwise; N is not part of that API."""
+    """OpenAI's API, ``POST /v1/completions``; it does not have N."""
 
     max_tokens: int
     temperature: float
@@ -113,7 +113,7 @@ class OpenAiTarget:
     stream: bool
 
     def ask(self, variant: Variant, prompt: str) -> Ask:
-        """A completion of the model of that name."""
+        """The request for a completion of the model that the variant names."""
         body: dict[str, Any] = {
             "model": variant.name,
             "prompt": prompt,
@@ -121,14 +121,14 @@ class OpenAiTarget:
             "temperature": self.temperature,
             "stream": self.stream,
         }
-        if self.ignore_eos:  # an extension: other servers may refuse what they do not know
+        if self.ignore_eos:  # an extension of the API, which other servers may reject
             body["ignore_eos"] = True
         if self.stream:
             body["stream_options"] = {"include_usage": True}
         return Ask("/v1/completions", body, self.stream)
 
     def event(self, name: str, data: Any, reading: Reading) -> bool:
-        """A chunk, the usage, or the end."""
+        """Process a chunk, the usage, or the end."""
         if data == "[DONE]":
             reading.ended = True
             return False
@@ -140,7 +140,7 @@ class OpenAiTarget:
         return any(choice.get("text") for choice in data.get("choices", ()))
 
     def read(self, answer: dict[str, Any], into: Observation) -> None:
-        """Its usage; with this service behind it also what it generated, and timings."""
+        """Fill in the usage, and generated tokens and timings if the server is this service."""
         try:
             into.returned_tokens = answer["usage"]["completion_tokens"]
         except (KeyError, TypeError) as error:
@@ -155,6 +155,6 @@ class OpenAiTarget:
 
 
 def native_path(variant: Variant) -> str:
-    """Path and query of a variant on our own API."""
+    """Path and query of a variant on this service's own API."""
     policy = "" if variant.policy is None else f"&policy={variant.policy}"
     return f"/generate?mode={variant.mode}{policy}"

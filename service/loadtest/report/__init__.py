@@ -1,1 +1,1 @@
-"""Drawing a load test: HTML page, tables, plots, terminal."""
+"""The reports of a load test: HTML page, tables, plots and terminal output."""

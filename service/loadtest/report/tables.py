@@ -1,4 +1,4 @@
-"""The result's tables, for the page and the terminal."""
+"""Builds the tables of a result, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vbon.report_html import ReportTable
 
 
 def range_text(value: MedianRange | None) -> str:
-    """``median (least to most)``."""
+    """The text ``median (smallest to largest)``; the median alone if all values are equal."""
     if value is None:
         return "-"
     if value.count == 1 or value.low == value.high:
@@ -21,7 +21,7 @@ def range_text(value: MedianRange | None) -> str:
 
 
 def load_text(cell: CellResult) -> str:
-    """The level."""
+    """The load level of a cell, such as ``8 in flight`` or ``4/s``."""
     return f"{cell.load:g} in flight" if cell.load_kind == "closed" else f"{cell.load:g}/s"
 
 
@@ -78,26 +78,27 @@ def _cells(
 
 
 def throughput_table(result: LoadTestResult) -> ReportTable:
-    """Rates by cell."""
+    """The table of rates by cell."""
     caption = (
-        "Median of the rounds (smallest to largest). Generated counts discarded candidates too. "
-        "Failed requests are in no other figure."
+        "Median of the rounds (smallest to largest). Generated tokens include discarded candidates. "
+        "No other figure includes failed requests."
     )
     return _cells("cells throughput", "Throughput", caption, result, _THROUGHPUT)
 
 
 def latency_table(result: LoadTestResult) -> ReportTable:
-    """Latencies by cell, ms."""
+    """The table of latencies by cell, in ms."""
     caption = (
-        "Milliseconds, over all answered requests of all rounds. At a rate, time counts from when a request "
-        "was due. TTFT, TPOT and ITL are of streamed answers; whole: the answer comes in one piece, so its "
-        "first token comes with its last. Rerank: scoring that decoding did not hide."
+        "Milliseconds, over all answered requests of all rounds. In an open loop, time counts from when a "
+        "request was due. TTFT, TPOT and ITL are those of streamed answers; whole: the answer comes in one "
+        "piece, so its first token comes with its last. Rerank: scoring time that did not overlap with "
+        "decoding."
     )
     return _cells("cells latency", "Latency", caption, result, _LATENCY)
 
 
 def quality_table(result: LoadTestResult) -> ReportTable:
-    """Rewards and win rates, and what 1,000 answers cost."""
+    """The table of rewards, win rates and the price of 1,000 answers by variant."""
     costs = {cost.variant: cost for cost in result.costs}
     worth = {one.variant: one for one in result.quality}
     currency = result.settings["currency"]
@@ -119,17 +120,25 @@ def quality_table(result: LoadTestResult) -> ReportTable:
             )
         )
     caption = (
-        "Means [95% bootstrap interval over prompts], scored off the clock on the same prompts. Win rate: "
-        f"share of comparisons with {result.settings['baseline']} won, ties 1/2. What could not be scored is "
-        "left out and counted. Costs at the highest throughput measured (cheapest to dearest round)."
+        "Means [95% bootstrap interval over prompts], scored outside the timed blocks on the same prompts. "
+        f"Win rate: share of comparisons with {result.settings['baseline']} won; ties count 1/2. Answers "
+        "that could not be scored are left out and counted. Costs at the highest throughput measured "
+        "(cheapest to dearest round)."
     )
-    columns = ("mode", "mean reward", "win rate", "scored answers", "unscored",
-               f"{currency} per 1,000 answers", "throughput from")  # fmt: skip
+    columns = (
+        "mode",
+        "mean reward",
+        "win rate",
+        "scored answers",
+        "unscored",
+        f"{currency} per 1,000 answers",
+        "throughput from",
+    )
     return ReportTable("quality", "Reward and cost", caption, columns, tuple(rows), None)
 
 
 def break_even_table(result: LoadTestResult) -> ReportTable:
-    """Every pair of a tuned policy and a mode that draws several candidates."""
+    """The table of all pairs of a tuned policy and a mode that samples several candidates."""
     rows = []
     for pair in result.break_even:
         needed = "unknown" if pair.training_cost is None else "never"
@@ -144,43 +153,60 @@ def break_even_table(result: LoadTestResult) -> ReportTable:
                 equal = "below 1" if pair.equal_n == 1 else f"above {pair.equal_n:.0f}"
         cost = "-" if pair.training_cost is None else number(pair.training_cost)
         rows.append(
-            (pair.tuned, pair.sampled, cost, range_text(pair.cost_ratio), needed,
-             interval_text(pair.reward_given_up), equal, pair.training_source)
-        )  # fmt: skip
+            (
+                pair.tuned,
+                pair.sampled,
+                cost,
+                range_text(pair.cost_ratio),
+                needed,
+                interval_text(pair.reward_given_up),
+                equal,
+                pair.training_source,
+            )
+        )
     currency = result.settings["currency"]
     caption = (
-        "Paid after: answers after which what each saves adds up to the training's cost. Reward given up: "
-        "sampled minus tuned, paired by prompt. Equal N: best-of-N with the tuned policy's reward."
+        "Paid after: answers after which the savings equal the cost of the training. Reward given up: "
+        "sampled minus tuned, paired by prompt. Equal N: the N at which best-of-N has the tuned policy's "
+        "reward."
     )
-    columns = ("tuned", "against", f"training, {currency}", "cost ratio", "paid after, answers",
-               "reward given up", "equal N", "training from")  # fmt: skip
+    columns = (
+        "tuned",
+        "against",
+        f"training, {currency}",
+        "cost ratio",
+        "paid after, answers",
+        "reward given up",
+        "equal N",
+        "training from",
+    )
     return ReportTable("break-even", "Break-even", caption, columns, tuple(rows), None)
 
 
 def saturation_table(result: LoadTestResult) -> ReportTable:
-    """What each variant bears, and how it was found."""
+    """The table of saturation rates, with the rates that were probed."""
     rows = tuple(
         (
             one.variant,
             "none" if one.rate is None else number(one.rate),
             "-" if one.above is None else number(one.above),
             "-" if one.p95_ms is None else f"{one.p95_ms:,.0f}",
-            ", ".join(f"{number(p.rate)} {'held' if p.passed else 'missed'}" for p in one.probes)
+            ", ".join(f"{number(p.rate)} {'passed' if p.passed else 'failed'}" for p in one.probes)
             or "-",
         )
         for one in result.saturation
     )
     limit = result.saturation[0].slo_ms if result.saturation else 0.0
     caption = (
-        f"The highest rate at which 95% of requests were answered within {limit:g} ms; it held twice. "
+        f"The highest rate at which 95% of requests were answered within {limit:g} ms, in two probes. "
         "Time counts from when a request was due."
     )
-    columns = ("mode", "requests/s", "missed at", "p95 there, ms", "rates tried, in order")
+    columns = ("mode", "requests/s", "failed at", "p95 there, ms", "rates probed, in order")
     return ReportTable("saturation", "Saturation", caption, columns, rows, None)
 
 
 def settings_table(result: LoadTestResult) -> ReportTable:
-    """What it takes to run it again."""
+    """The table of settings, revisions and versions needed to repeat the run."""
     facts: dict[str, object] = {
         "run": result.id,
         "measured": result.created,
@@ -202,12 +228,17 @@ def settings_table(result: LoadTestResult) -> ReportTable:
         for name, value in facts.items()
     )
     return ReportTable(
-        "settings", "Settings and revisions", "To run it again.", ("what", "value"), rows, None
+        "settings",
+        "Settings and revisions",
+        "Everything needed to repeat the run.",
+        ("what", "value"),
+        rows,
+        None,
     )
 
 
 def examples_table(result: LoadTestResult) -> ReportTable | None:
-    """A few answers to look at."""
+    """The table of example answers; ``None`` if the result has none."""
     if not result.examples:
         return None
     names = list(dict.fromkeys(name for one in result.examples for name in one.answers))
@@ -219,5 +250,5 @@ def examples_table(result: LoadTestResult) -> ReportTable | None:
             reward = "-" if answer is None or answer.reward is None else f"{answer.reward:+.2f}"
             cells.append("-" if answer is None else f"[{reward}] {answer.text}")
         rows.append((example.prompt, *cells))
-    caption = "The first prompts and what each mode answered first, with its reward."
+    caption = "The first prompts with each mode's first answer and its reward."
     return ReportTable("examples", "Answers", caption, ("prompt", *names), tuple(rows), None)

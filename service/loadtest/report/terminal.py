@@ -1,4 +1,4 @@
-"""Results in the terminal."""
+"""Prints results, comparisons and lists of runs in the terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def print_result(console: Console, result: LoadTestResult) -> None:
-    """The tables, then the decision, which so stands last, where one looks."""
+    """Print the tables, then the warnings, and last, where it is seen first, the decision."""
     for table in (
         throughput_table(result),
         latency_table(result),
@@ -44,10 +44,10 @@ def print_result(console: Console, result: LoadTestResult) -> None:
 
 
 def print_comparison(console: Console, found: Comparison) -> None:
-    """Every figure of both runs, then the statement."""
+    """Print every figure of both runs, then the conclusion."""
     table = Table(
         title=f"B = {escape(found.b)} against A = {escape(found.a)}",
-        caption="Intervals are of each figure alone; p allows for all speeds, or all rewards, together.",
+        caption="Intervals are for each figure alone; p is adjusted for all speeds or all rewards together.",
         caption_justify="left",
     )
     for column in ("what", "measure", "A", "B", "change [95% interval]", "adjusted p", "B is"):
@@ -75,7 +75,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
 
 
 def print_runs(console: Console, runs: Sequence[RunSummary]) -> None:
-    """A line a run."""
+    """Print one line per run."""
     table = Table()
     for column in ("run", "measured", "server", "tags", "decision"):
         table.add_column(column, overflow="fold")

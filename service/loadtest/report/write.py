@@ -1,4 +1,4 @@
-"""Writes a run's results: JSON, CSV, and one HTML page that loads nothing."""
+"""Writes the results of a run as JSON, CSV, and one HTML page that loads nothing."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ TEMPLATE = Path(__file__).parent / "templates" / "loadtest.html"
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"
 TERMS = (
-    "Modes were loaded in turns, in one run, so that drift hits all alike. Reward is the serving reward "
-    "model's: best-of-N picks what that model likes, which flatters it; a gold reward model is the fairer "
-    "judge. [a, b] is a 95% bootstrap interval over prompts, (a to b) the smallest and largest round."
+    "Modes took turns in one run, so a drift of the machine affects all of them alike. The reward is that of "
+    "the serving reward model. Best-of-N selects by this model, so its reward is biased upwards; a gold "
+    "reward model is a fairer judge. [a, b] is a 95% bootstrap interval over prompts, (a to b) the smallest "
+    "and the largest round."
 )
 
 
 def write_report(result: LoadTestResult, directory: Path) -> None:
-    """``result.json``, ``cells.csv`` and ``report.html`` into the directory.
+    """Write ``result.json``, ``cells.csv`` and ``report.html`` into the directory.
 
     Raises:
-        ExportError: one could not be written; what was there before is untouched.
+        ExportError: a file could not be written; its previous content is unchanged.
     """
     write_text(directory / RESULT, result.model_dump_json(indent=1) + "\n")
     write_text(directory / CSV, cells_csv(result))
@@ -44,7 +45,7 @@ def write_report(result: LoadTestResult, directory: Path) -> None:
 
 
 def cells_csv(result: LoadTestResult) -> str:
-    """A line a cell; nested figures become columns such as ``e2e_ms.p95``."""
+    """The cells as CSV, one line each; nested figures become columns such as ``e2e_ms.p95``."""
     rows = [_flat(cell.model_dump(exclude={"rounds", "errors"})) for cell in result.cells]
     for row, cell in zip(rows, result.cells, strict=True):
         row["errors"] = sum(cell.errors.values())
@@ -106,26 +107,44 @@ def _plots(result: LoadTestResult) -> list[tuple[Markup, str]]:
     """Every plot that the result has figures for, with its caption."""
     from service.loadtest.report import plots
 
-    look = plots.variant_styles(result)
+    styles = plots.variant_styles(result)
     scored = any(one.reward is not None for one in result.quality)
-    won = any(one.win_rate is not None for one in result.quality)
-    paid = any(pair.training_cost is not None for pair in result.break_even)
+    compared = any(one.win_rate is not None for one in result.quality)
+    priced = any(pair.training_cost is not None for pair in result.break_even)
     wanted = [
-        (plots.break_even_figure, paid, "Total cost, training included. Where the lines cross, the "
-         "fine-tune has paid for itself."),
-        (plots.reward_cost_figure, scored and bool(result.costs), "Reward against cost. Bars: 95% "
-         "interval over prompts, and the range of rounds. Up and left is better."),
-        (plots.latency_figure, bool(result.cells), "Throughput against p95 latency, a line a mode along "
-         "its load levels (requests in flight, or a second where so marked and dotted). Right and down is "
-         "better."),
-        (plots.curve_figure, bool(result.curve), "Best-of-n's reward over n (unbiased, from one batch of "
-         "candidates) and the tuned policy's: where they meet, both are worth the same."),
-        (plots.frontier_figure, won, "KL and win rate. Grey: best-of-n in theory, at its KL upper bound. "
-         "KL of tuned policies is their card's; win rates were measured here."),
+        (
+            plots.break_even_figure,
+            priced,
+            "Total cost including training. Where two lines cross, the fine-tune has paid for itself.",
+        ),
+        (
+            plots.reward_cost_figure,
+            scored and bool(result.costs),
+            "Reward against cost. Bars: 95% interval over prompts, and range over rounds. Up and left is "
+            "better.",
+        ),
+        (
+            plots.latency_figure,
+            bool(result.cells),
+            "Throughput against p95 latency, with one line per mode through its load levels: requests in "
+            "flight, or requests per second where marked so and dotted. Right and down is better.",
+        ),
+        (
+            plots.curve_figure,
+            bool(result.curve),
+            "Reward of best-of-n over n (unbiased, from one batch of candidates) and of the tuned policy. "
+            "Where they meet, both have the same reward.",
+        ),
+        (
+            plots.frontier_figure,
+            compared,
+            "KL and win rate. Grey: best-of-n in theory, at its KL upper bound. The KL of tuned policies is "
+            "from their training records; win rates were measured here.",
+        ),
         (plots.reward_figure, scored, "Rewards of single answers; the line is the mean."),
-    ]  # fmt: skip
-    shown = [(draw, caption) for draw, there, caption in wanted if there]
+    ]
+    shown = [(draw, caption) for draw, measured, caption in wanted if measured]
     return [
-        (plot_html(draw(result, look), f"plot-{number}", first=number == 0), caption)
+        (plot_html(draw(result, styles), f"plot-{number}", first=number == 0), caption)
         for number, (draw, caption) in enumerate(shown)
     ]
