@@ -1,1 +1,1 @@
-"""Running parts: engines, scorers, supervision, reload, metrics."""
+"""The running server: engines, scorers, supervision, reload and metrics."""

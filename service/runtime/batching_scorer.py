@@ -1,4 +1,4 @@
-"""Batches scoring across requests, in one worker thread, off the event loop."""
+"""A scorer that batches candidates across requests and scores them in one worker thread."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from vbon.trace_context import NO_TRACE, trace_headers
 
 logger = logging.getLogger(__name__)
 
-# Model calls have limits of their own, all but those of other people's Python, which nothing can end; a
-# supervisor gives the whole process 10 s (Docker) to 90 s (systemd) from SIGTERM to SIGKILL.
+# Model calls have time limits of their own, except calls into user-supplied Python, which cannot be
+# interrupted. A process has 10 s (Docker) to 90 s (systemd) in all between SIGTERM and SIGKILL.
 _CLOSE_S = 5.0
 
 
 @runtime_checkable
 class _Interruptible(Protocol):
-    """A model whose call under way can be broken off."""
+    """A model whose running call can be interrupted."""
 
     def interrupt(self) -> None:
-        """Break it off, from another thread; it fails."""
+        """Make the running call fail; called from another thread."""
 
 
 class MeteredScorer:
-    """A scorer for one request, which adds up how long any of its candidates was being scored.
+    """The scorer of one request; measures how long at least one of its candidates was being scored.
 
     Attributes:
         busy_s: seconds in which at least one score was awaited, batching and queueing included.
@@ -47,7 +47,7 @@ class MeteredScorer:
         self._since = 0.0
 
     async def score(self, prompt: Prompt, completion: str) -> float | None:
-        """As the scorer does."""
+        """The raw reward; as :meth:`BatchingScorer.score`."""
         if self._pending == 0:
             self._since = perf_counter()
         self._pending += 1
@@ -61,7 +61,7 @@ class MeteredScorer:
 
 @dataclass(frozen=True, slots=True)
 class _PendingScore:
-    """A candidate, its reward to come, and the trace it belongs to."""
+    """A candidate that waits for its score, the future of that score, and the request's trace headers."""
 
     item: Scorable
     future: asyncio.Future[float | None]
@@ -69,9 +69,9 @@ class _PendingScore:
 
 
 class BatchingScorer:
-    """Whatever arrives while one batch is being scored makes up the next; nothing waits for a timer.
+    """Scores candidates in batches: those that arrive during one batch form the next.
 
-    Candidates whose request has gone are dropped before they are scored.
+    Nothing waits for a timer. Candidates whose request was cancelled are dropped before scoring.
     """
 
     def __init__(
@@ -81,7 +81,11 @@ class BatchingScorer:
         max_batch: int = 256,
         runs: Callable[[], bool] = lambda: True,
     ) -> None:
-        """A scorer around a model that is not loaded; ``runs`` tells whether the model's process does."""
+        """Wrap a model that is not loaded yet.
+
+        Args:
+            runs: returns whether the model's process is running.
+        """
         self.name, self.revision = model.name, model.revision
         self._model = model
         self._runs = runs
@@ -93,34 +97,34 @@ class BatchingScorer:
 
     @property
     def alive(self) -> bool:
-        """Whether it has been started and its model still runs."""
+        """True if the scorer has been started and its model's process is running."""
         return self._loop_task is not None and self._runs()
 
     @property
     def waiting(self) -> int:
-        """Candidates that wait for a score and whose request is still there."""
+        """The number of waiting candidates whose request has not been cancelled."""
         return sum(not waiting.future.done() for waiting in self._waiting)
 
     async def start(self) -> None:
-        """Load the model and begin to serve; the same once the model has died.
+        """Load the model and start serving; also restarts a model that has died.
 
         Raises:
             CheckpointError: the model cannot be used.
-            RewardDeadError: its process ended while it was loading.
+            RewardDeadError: the model's process ended while loading.
         """
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._worker, self._model.load)
         if self._loop_task is None:
-            # In a context of its own: it outlives a reload, and is none of that request's log.
+            # An empty context, so that this task does not log under the request that caused a reload.
             self._loop_task = asyncio.create_task(
                 self._serve(), name="reward-scorer", context=Context()
             )
 
     async def check(self) -> None:
-        """Nothing: a model that hangs is found by the call that it does not answer."""
+        """Do nothing. A model that hangs is detected by the time limit of its next call."""
 
     async def stop(self) -> None:
-        """Fail what waits and free the model; one that does not end its call is left to the process's end."""
+        """Fail the waiting candidates and close the model; waits at most 5 s for its running call."""
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
@@ -134,21 +138,25 @@ class BatchingScorer:
         if closing.done():
             closing.result()
         else:
-            logger.warning("%s does not end its call; not waiting for it any longer", self.name)
+            logger.warning(
+                "%s did not end its running call within %g s; no longer waiting for it",
+                self.name,
+                _CLOSE_S,
+            )
 
     async def warm_up(self) -> None:
-        """Score once, so that the first request does not pay for what torch does lazily.
+        """Score one text, so that the first request does not wait for torch's lazy initialisation.
 
-        What it says is not looked at: a remote scorer may come up after this service.
+        Errors are ignored, because a remote scorer may start later than this service.
         """
         with contextlib.suppress(RewardError):
             await self.score(Prompt(text="warm"), " up")
 
     async def score(self, prompt: Prompt, completion: str) -> float | None:
-        """One raw reward; ``None`` if the model has none for this text.
+        """The raw reward, or ``None`` if the model cannot score this text.
 
         Raises:
-            RewardError: if the batch it was in failed.
+            RewardError: scoring its batch failed.
         """
         future: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
         self._waiting.append(
@@ -173,9 +181,9 @@ class BatchingScorer:
             except asyncio.CancelledError:
                 self._fail(batch, RewardError("the service is shutting down"))
                 raise
-            except Exception as error:  # a failed batch must fail its requests, not this loop
+            except Exception as error:  # a failed batch fails its requests, and the loop goes on
                 if isinstance(error, RewardDeadError):
-                    logger.error("%s; %d candidates are not scored", error, len(batch))
+                    logger.error("%s; %d candidates were not scored", error, len(batch))
                 else:
                     logger.exception("%s failed on %d candidates", self.name, len(batch))
                 self._fail(batch, error)
@@ -185,7 +193,10 @@ class BatchingScorer:
                     waiting.future.set_result(score)
 
     def _score_batch(self, batch: list[_PendingScore]) -> list[float | None]:
-        """In the worker's thread. A scorer elsewhere is told the trace if all of the batch is of the same."""
+        """Score a batch, in the worker thread.
+
+        A remote scorer receives the trace headers if the whole batch belongs to one request.
+        """
         trace = batch[0].trace
         same = all(waiting.trace is trace for waiting in batch)
         trace_headers.set(trace if same else NO_TRACE)

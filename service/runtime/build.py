@@ -1,4 +1,4 @@
-"""Builds the runtime from settings: which engine serves which policy, which model scores."""
+"""Construction of the runtime from settings: engines for the policies, scorers for the reward models."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from vbon.storage.evaluation_record import read_evaluation
 
 
 def build_runtime(settings: ServiceSettings) -> Runtime:
-    """Check every configured checkpoint and wire the parts; loads nothing heavy yet.
+    """Check every configured checkpoint and build the runtime, without loading any model.
 
     Raises:
         CheckpointError: a configured model is missing, truncated or of the wrong kind.
-        DataError: the evaluation is none.
+        DataError: the configured evaluation file is not a valid evaluation.
     """
     if settings.evaluation is not None:
         read_evaluation(settings.evaluation)
@@ -36,7 +36,7 @@ def build_runtime(settings: ServiceSettings) -> Runtime:
 
 
 class RuntimeBuilder:
-    """Makes engines and scorers as the settings say: all at the start, some again at a reload."""
+    """Builds engines and scorers from settings: all of them at start-up, single ones at a reload."""
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
@@ -50,14 +50,14 @@ class RuntimeBuilder:
         }
 
     def scorer(self, name: str) -> BatchingScorer:
-        """Of the reward model that selects, or of the ``gold`` one.
+        """A new scorer for the ``reward`` or the ``gold`` model, not started.
 
         Raises:
-            CheckpointError: its path holds nothing that can score.
+            CheckpointError: the configured path does not hold a reward model.
         """
         settings = self._settings
         spec = settings.reward if name == "reward" else settings.gold
-        assert spec is not None  # only what is configured is asked for
+        assert spec is not None  # callers ask only for configured models
         model = open_reward_model(
             spec,
             trust_remote_code=settings.trust_remote_code,
@@ -71,10 +71,10 @@ class RuntimeBuilder:
         return BatchingScorer(worker, runs=lambda: worker.alive)
 
     def all_engines(self) -> dict[str, Engine]:
-        """By policy, in the order of the settings.
+        """An engine for every policy, in the order of the settings; not started.
 
         Raises:
-            CheckpointError: a policy is missing, or an adapter where none can be.
+            CheckpointError: a policy is missing, or is an adapter where a full model is required.
         """
         if REFERENCE in self._adapters:
             raise CheckpointError(
@@ -83,9 +83,8 @@ class RuntimeBuilder:
             )
         if self._adapters and REFERENCE in self._remote:
             raise CheckpointError(
-                f"{next(iter(self._adapters.values()))} is a LoRA adapter, which is served on the "
-                "reference engine; that one is remote, so serve the adapter there too and give its "
-                "URL#name"
+                f"{next(iter(self._adapters.values()))} is a LoRA adapter, and the reference policy that "
+                "would serve it is remote; serve the adapter on that server too and set its URL#name"
             )
         engines: dict[str, Engine] = {}
         for name in [*self._remote, *self._full]:
@@ -93,19 +92,24 @@ class RuntimeBuilder:
         return {name: engines[name] for name in self._settings.policies}
 
     def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
-        """New ones for a policy: with the reference's go those of its adapters, which are served on it."""
+        """New engines for a policy, not started.
+
+        Adapters are served on the reference policy's engine, so rebuilding it rebuilds theirs too.
+        """
         if policy in self._remote:
             return {policy: RemoteEngine(self._remote[policy], _remote_options(self._settings))}
         if policy in self._adapters:
             reference = serving[REFERENCE]
-            assert isinstance(reference, VllmEngine)  # an adapter's base is never remote
+            assert isinstance(
+                reference, VllmEngine
+            )  # all_engines rejects adapters of a remote reference
             path = self._adapters[policy]
             return {policy: VllmEngine(reference.host, reference.host.new_adapter(path))}
         adapters = self._adapters if policy == REFERENCE else {}
-        options = _options(self._settings, num_engines=len(self._full))
+        options = _vllm_options(self._settings, num_engines=len(self._full))
         host = VllmHost(self._full[policy], options, tuple(adapters.values()))
-        on_it = {name: VllmEngine(host, host.adapters[path]) for name, path in adapters.items()}
-        return {policy: VllmEngine(host), **on_it}
+        on_host = {name: VllmEngine(host, host.adapters[path]) for name, path in adapters.items()}
+        return {policy: VllmEngine(host), **on_host}
 
 
 def _is_adapter(path: str) -> bool:
@@ -130,7 +134,7 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
     )
 
 
-def _options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
+def _vllm_options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
     engine = settings.engine
     share = engine.gpu_memory_utilization or round(0.9 / num_engines, 3)
     return VllmOptions(

@@ -1,4 +1,4 @@
-"""The requests under way: waited for before what they use goes, and ended where they may take no longer."""
+"""The requests in flight: their time limits, and the engines and scorers they use."""
 
 from __future__ import annotations
 
@@ -10,74 +10,81 @@ from vbon.errors import RequestTimeoutError, ShuttingDownError
 
 
 class InFlightRequests:
-    """Gives every request its time limit, and knows which engine and scorer it uses.
+    """Enforces every request's time limit, and tracks which engines and scorers are in use.
+
+    Shutdown waits for these requests, and a reload waits for those that use the replaced model.
 
     Attributes:
-        closing: whether no more are taken.
+        closing: True once shutdown has begun; new requests are then rejected.
     """
 
     def __init__(self) -> None:
         self.closing = False
-        self._cut = False
-        self._landed = asyncio.Event()
-        self._under_way: dict[asyncio.Timeout, tuple[object, ...]] = {}
+        self._cut_off = False
+        self._finished = asyncio.Event()
+        self._uses: dict[asyncio.Timeout, tuple[object, ...]] = {}
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._uses)
 
     @asynccontextmanager
     async def track(
-        self, limit_s: float | None, named: str, uses: tuple[object, ...]
+        self, limit_s: float | None, limit_name: str, uses: tuple[object, ...]
     ) -> AsyncGenerator[None, None]:
-        """Within this, a request that uses some parts.
+        """Run the block as a request in flight that uses these engines and scorers.
 
         Args:
-            limit_s: ``None`` for what is bounded by something else.
+            limit_s: the time limit; ``None`` if something else limits the block.
+            limit_name: the setting that sets the limit, for the error message.
 
         Raises:
-            ShuttingDownError: none are taken any more, or this one was ended for that.
-            RequestTimeoutError: it took longer than ``limit_s``, which ``named`` has set.
+            ShuttingDownError: shutdown has begun, or ended this request.
+            RequestTimeoutError: the block took longer than ``limit_s``.
         """
         if self.closing:
-            raise ShuttingDownError("the service is shutting down; ask again, or elsewhere")
+            raise ShuttingDownError(
+                "the service is shutting down; retry later or on another server"
+            )
         timeout = asyncio.timeout(limit_s)
-        self._under_way[timeout] = uses
+        self._uses[timeout] = uses
         try:
             async with timeout:
                 yield
         except TimeoutError as error:
-            if self._cut:
+            if self._cut_off:
                 raise ShuttingDownError(
-                    "the service is shutting down and this answer was not ready in time; ask again, "
-                    "or elsewhere"
+                    "the service is shutting down and this answer was not ready in time; retry later or "
+                    "on another server"
                 ) from error
-            raise RequestTimeoutError(f"no answer within {limit_s or 0:g} s ({named})") from error
+            raise RequestTimeoutError(
+                f"no answer within {limit_s or 0:g} s ({limit_name})"
+            ) from error
         finally:
-            del self._under_way[timeout]
-            self._landed.set()
+            del self._uses[timeout]
+            self._finished.set()
 
     async def until_unused(self, part: object) -> None:
-        """Until no request that is under way uses it; each has a time limit, so this has one too."""
-        while any(part is used for uses in self._under_way.values() for used in uses):
-            await self._next_landing()
+        """Wait until no request in flight uses an engine or scorer. The requests' limits bound the wait."""
+        while any(part is used for uses in self._uses.values() for used in uses):
+            await self._next_finished()
 
     async def drain(self, limit_s: float) -> int:
-        """Take no more, let those under way finish, and end those that have not by the limit.
+        """Reject new requests, wait for those in flight, and end those that exceed the limit.
 
         Returns:
-            How many were ended.
+            The number of requests that were ended.
         """
         self.closing = True
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while self._under_way:
-                    await self._next_landing()
-        self._cut = True
-        ended = [timeout for timeout in self._under_way if not timeout.expired()]
+                while self._uses:
+                    await self._next_finished()
+        self._cut_off = True
+        ended = [timeout for timeout in self._uses if not timeout.expired()]
         for timeout in ended:
             timeout.reschedule(asyncio.get_running_loop().time())
         return len(ended)
 
-    async def _next_landing(self) -> None:
-        self._landed.clear()
-        await self._landed.wait()
+    async def _next_finished(self) -> None:
+        self._finished.clear()
+        await self._finished.wait()

@@ -1,4 +1,4 @@
-"""Prometheus metrics, named to sit beside vLLM's: the same words under the prefix ``vbon:``."""
+"""Prometheus metrics, named as vLLM names its own, with the prefix ``vbon:``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from vbon.engine.metrics import labelled, merged
 
 logger = logging.getLogger(__name__)
 
+_MODE = ("mode",)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _STEPS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 M = TypeVar("M", Counter, Histogram)
@@ -25,58 +26,69 @@ _REWARDS = (-20, -10, -5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 5, 10, 20)
 
 
 class Metrics:
-    """One registry per application, so that tests and reloads do not collide."""
+    """The service's metrics, in a registry of their own, so that several applications do not collide."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        mode = ("mode",)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
-            return Histogram(f"vbon:{name}", text, mode, buckets=buckets, registry=self.registry)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = mode) -> Counter:
-            return Counter(f"vbon:{name}", text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"vbon:{name}", text, labels, registry=self.registry)
-
-        self.success = counter("request_success", "Prompts answered.")
-        self.errors = counter("request_errors", "Requests failed, by error.", ("mode", "error"))
-        self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of answered prompts.")
-        self.generation_tokens = counter("generation_tokens", "Tokens decoded, discarded included.")
-        self.returned_tokens = counter("returned_tokens", "Tokens of the answers returned.")
-        self.candidates = counter("candidates", "Candidates decoded.")
-        self.unscored = counter(
+        self.success = self._counter("request_success", "Prompts answered.")
+        self.errors = self._counter(
+            "request_errors", "Failed requests, by error.", ("mode", "error")
+        )
+        self.prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of answered prompts.")
+        self.generation_tokens = self._counter(
+            "generation_tokens", "Tokens decoded, including discarded candidates."
+        )
+        self.returned_tokens = self._counter("returned_tokens", "Tokens of the answers returned.")
+        self.candidates = self._counter("candidates", "Candidates decoded.")
+        self.unscored = self._counter(
             "unscored_candidates", "Candidates the reward model could not score."
         )
-        self.e2e = histogram("e2e_request_latency_seconds", "From admission request to answer.")
-        self.queue = histogram("request_queue_time_seconds", "Waiting for admission.")
-        self.decode = histogram("request_decode_time_seconds", "Until the last candidate finished.")
-        self.rerank = histogram("request_rerank_time_seconds", "Scoring not hidden by decoding.")
-        self.first_token = histogram(
-            "time_to_first_token_seconds", "From admission request to first token, where streamed."
+        self.e2e = self._histogram("e2e_request_latency_seconds", "Time from arrival to answer.")
+        self.queue = self._histogram(
+            "request_queue_time_seconds", "Time spent waiting for admission."
         )
-        self.inter_token = histogram(
-            "inter_token_latency_seconds", "Between steps of a streamed sample.", _STEPS
+        self.decode = self._histogram(
+            "request_decode_time_seconds", "Time until the last candidate finished."
         )
-        self.reward = histogram("reward", "Raw reward of the answer.", _REWARDS)
-        self.running = gauge("num_sequences_running", "Candidates admitted.")
-        self.waiting = gauge("num_sequences_waiting", "Candidates waiting for admission.")
-        self.scores_waiting = gauge("num_scores_waiting", "Candidates waiting for their reward.")
-        self.tasks = gauge("num_tasks", "Tasks on the event loop.")
-        self.engine_alive = gauge(
-            "engine_alive", "1 while the policy's engine takes requests.", ("policy",)
+        self.rerank = self._histogram(
+            "request_rerank_time_seconds", "Scoring time after the last candidate was decoded."
         )
-        self.engine_sequences = gauge(
+        self.first_token = self._histogram(
+            "time_to_first_token_seconds",
+            "Time from arrival to the first token, for streamed samples.",
+        )
+        self.inter_token = self._histogram(
+            "inter_token_latency_seconds", "Time between steps of a streamed sample.", _STEPS
+        )
+        self.reward = self._histogram("reward", "Raw reward of the answer.", _REWARDS)
+        self.running = self._gauge("num_sequences_running", "Candidates admitted.")
+        self.waiting = self._gauge("num_sequences_waiting", "Candidates waiting for admission.")
+        self.scores_waiting = self._gauge(
+            "num_scores_waiting", "Candidates waiting for their reward."
+        )
+        self.tasks = self._gauge("num_tasks", "Tasks on the event loop.")
+        self.engine_alive = self._gauge(
+            "engine_alive", "1 if the policy's engine is alive.", ("policy",)
+        )
+        self.engine_sequences = self._gauge(
             "num_engine_sequences",
-            "Sequences neither finished nor aborted in the policy's engine, an adapter's in its base's.",
+            "Unfinished sequences in the policy's engine; an adapter's count for its base model.",
             ("policy",),
         )
-        self.restarts = counter(
-            "restarts", "Times an engine or a reward model's worker was started again.", ("part",)
+        self.restarts = self._counter(
+            "restarts", "Restarts of an engine or of a reward model's worker.", ("part",)
         )
-        self.recovery = gauge("recovery_seconds", "How long it was away the last time.", ("part",))
-        self.ready = gauge("ready", "1 when every model is loaded and warm.")
+        self.recovery = self._gauge("recovery_seconds", "Duration of the last outage.", ("part",))
+        self.ready = self._gauge("ready", "1 if every model is loaded and warmed up.")
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(f"vbon:{name}", text, _MODE, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = _MODE) -> Counter:
+        return Counter(f"vbon:{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
+        return Gauge(f"vbon:{name}", text, labels, registry=self.registry)
 
     def observe(
         self,
@@ -88,57 +100,57 @@ class Metrics:
         queue_ms: float,
         total_ms: float,
     ) -> None:
-        """Record one answered prompt; ``arrived_s`` is on the clock of ``perf_counter``."""
-        _of_mode(self.success, mode).inc()
-        _of_mode(self.prompt_tokens, mode).inc(prompt_tokens)
-        _of_mode(self.generation_tokens, mode).inc(outcome.generated_tokens)
-        _of_mode(self.returned_tokens, mode).inc(outcome.returned_tokens)
-        _of_mode(self.candidates, mode).inc(len(outcome.candidates))
-        _of_mode(self.e2e, mode).observe(total_ms / 1e3)
-        _of_mode(self.queue, mode).observe(queue_ms / 1e3)
-        _of_mode(self.decode, mode).observe(outcome.decode_ms / 1e3)
-        _of_mode(self.rerank, mode).observe(outcome.rerank_ms / 1e3)
+        """Record one answered prompt; ``arrived_s`` is its ``perf_counter`` time of arrival."""
+        _series(self.success, mode).inc()
+        _series(self.prompt_tokens, mode).inc(prompt_tokens)
+        _series(self.generation_tokens, mode).inc(outcome.generated_tokens)
+        _series(self.returned_tokens, mode).inc(outcome.returned_tokens)
+        _series(self.candidates, mode).inc(len(outcome.candidates))
+        _series(self.e2e, mode).observe(total_ms / 1e3)
+        _series(self.queue, mode).observe(queue_ms / 1e3)
+        _series(self.decode, mode).observe(outcome.decode_ms / 1e3)
+        _series(self.rerank, mode).observe(outcome.rerank_ms / 1e3)
         if outcome.selected.reward is not None:
-            _of_mode(self.reward, mode).observe(outcome.selected.reward)
+            _series(self.reward, mode).observe(outcome.selected.reward)
 
         if outcome.step_times_s:
-            _of_mode(self.first_token, mode).observe(outcome.step_times_s[0] - arrived_s)
+            _series(self.first_token, mode).observe(outcome.step_times_s[0] - arrived_s)
         for before, after in pairwise(outcome.step_times_s):
-            _of_mode(self.inter_token, mode).observe(after - before)
+            _series(self.inter_token, mode).observe(after - before)
 
-    def recovered(self, watch: Supervision) -> None:
-        """Record that a part is back."""
-        self.restarts.labels(watch.name).inc()
-        self.recovery.labels(watch.name).set(watch.recovery_s)
+    def recovered(self, supervision: Supervision) -> None:
+        """Record that a part was restarted."""
+        self.restarts.labels(supervision.name).inc()
+        self.recovery.labels(supervision.name).set(supervision.recovery_s)
 
     def render(self) -> bytes:
-        """The text exposition format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 @cache
-def _of_mode(metric: M, mode: str) -> M:
-    """A metric's child, which its own ``labels`` would look up under a lock every time."""
+def _series(metric: M, mode: str) -> M:
+    """The metric's series for a mode, cached because ``labels`` takes a lock at every call."""
     return metric.labels(mode)
 
 
 async def expose(metrics: Metrics, policies: Mapping[str, Engine]) -> bytes:
-    """The text exposition; engines that have nothing to say, or fail to, are left out."""
-    found = await asyncio.gather(*(_of_policy(*item) for item in policies.items()))
+    """The service's and the engines' metrics in text format; an engine that fails is left out."""
+    found = await asyncio.gather(*(_engine_metrics(*item) for item in policies.items()))
     engines = merged(family for families in found for family in families)
     return metrics.render() + generate_latest(_Collected(engines))
 
 
-async def _of_policy(policy: str, engine: Engine) -> list[Metric]:
+async def _engine_metrics(policy: str, engine: Engine) -> list[Metric]:
     try:
         return [labelled(family, {"policy": policy}) for family in await engine.metrics()]
-    except Exception:  # one engine must not blind the eye on all the others
-        logger.exception("the metrics of policy %s cannot be read", policy)
+    except Exception:  # one failing engine must not hide the metrics of all others
+        logger.exception("could not read the metrics of policy %s", policy)
         return []
 
 
 class _Collected:
-    """Families that are there already, where the format's writer wants to collect them."""
+    """Adapts existing metric families to the interface that ``generate_latest`` expects."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

@@ -38,7 +38,7 @@ class PromptRequest:
 
     @property
     def wants_rewards(self) -> bool:
-        """Whether candidates are scored if a reward model is available."""
+        """True if candidates are to be scored, given a reward model."""
         return self.score or self.mode.strategy.reranks
 
     def fitted(self) -> PromptRequest:

@@ -1,4 +1,4 @@
-"""Puts what a model's path holds now in the place of what is served, without failing a request."""
+"""Replaces a served model by what its path holds now, without interrupting requests."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from vbon.errors import (
 
 logger = logging.getLogger(__name__)
 
-
-_Old = Engine | BatchingScorer
+_Replaced = Engine | BatchingScorer
 
 
 class ModelBuilder(Protocol):
-    """Makes engines and scorers anew, from the configuration alone."""
+    """Builds new engines and scorers from the configuration."""
 
     def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
-        """New engines for a policy, and for those that must go with it, by policy; not started.
+        """New engines for a policy and for the policies that must be replaced with it; not started.
 
         Raises:
-            CheckpointError: its path holds nothing that can be served.
+            CheckpointError: the policy's path does not hold a model that can be served.
         """
 
     def scorer(self, name: str) -> BatchingScorer:
         """A new ``reward`` or ``gold`` scorer, not started.
 
         Raises:
-            CheckpointError: its path holds nothing that can score.
+            CheckpointError: the configured path does not hold a reward model.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadResult:
-    """What a reload did.
+    """The outcome of a reload.
 
     Attributes:
-        models: what was replaced: an adapter goes with its base.
-        load_s: until the new one was warm.
-        drain_s: until nobody used the old one any more.
+        models: names of the models replaced; a base model's adapters are replaced with it.
+        before, now: revisions of the old and the new model.
+        load_s: seconds to load and warm up the new model.
+        drain_s: seconds from then until no request used the old model and it was stopped.
     """
 
     models: tuple[str, ...]
@@ -66,8 +66,8 @@ class ReloadResult:
 class Reloader:
     """Reloads one model at a time.
 
-    The new one is loaded and warmed up beside the old, requests that come from then on use it, those
-    under way finish with the old, which then goes. So there must be room for both.
+    The new model is loaded and warmed up beside the old one, so there must be memory for both. From then
+    on new requests use it. The old model is stopped once the requests that use it have finished.
     """
 
     def __init__(self, runtime: Runtime, rebuild: ModelBuilder) -> None:
@@ -75,36 +75,34 @@ class Reloader:
         self._lock = asyncio.Lock()
 
     async def reload(self, model: str) -> ReloadResult:
-        """Read a policy, ``reward`` or ``gold`` again from its configured path.
+        """Load a policy, ``reward`` or ``gold`` again from its configured path.
 
         Raises:
-            InvalidInputError: there is no such model.
-            ReloadRefusedError: what is there now cannot be served; the old one goes on.
-            BusyError: another reload is under way.
+            InvalidInputError: the server has no model of this name.
+            ReloadRefusedError: the new model cannot be served; the old one stays.
+            BusyError: another reload is running.
         """
         runtime = self._runtime
         if model not in runtime.policies and model not in runtime.scorers:
+            known = ", ".join([*runtime.policies, *runtime.scorers])
             raise InvalidInputError(
-                f"no model {model!r}; this server has {', '.join([*runtime.policies, *runtime.scorers])}",
-                field="model",
+                f"unknown model {model!r}; this server has {known}", field="model"
             )
         if self._lock.locked():
-            raise BusyError("another model is being reloaded; ask again when that is done")
+            raise BusyError("another model is being reloaded; try again when that has finished")
         async with self._lock:
-            # On its own: who has asked may leave, but what has begun must not stop half-way.
+            # A separate, shielded task: a client that disconnects must not interrupt a reload half-way.
             return await asyncio.shield(asyncio.create_task(self._reload(model), name="reload"))
 
     async def _reload(self, model: str) -> ReloadResult:
         runtime, begun_s = self._runtime, perf_counter()
         before = _revision(runtime, model)
-        replace = self._engines if model in runtime.policies else self._scorer
+        replace = self._replace_engines if model in runtime.policies else self._replace_scorer
         try:
             old, new = await replace(model)
         except (CheckpointError, EngineError, RewardError, InvalidInputError) as error:
-            logger.error("%s is not reloaded, the old one goes on: %s", model, error)
-            raise ReloadRefusedError(
-                f"{error}; what was served before goes on being served"
-            ) from error
+            logger.error("%s was not reloaded and the old one stays: %s", model, error)
+            raise ReloadRefusedError(f"{error}; the model served before stays in use") from error
         loaded_s = perf_counter()
         for part in old:
             await runtime.in_flight.until_unused(part)
@@ -112,10 +110,10 @@ class Reloader:
             await part.stop()
         now = _revision(runtime, model)
         done = ReloadResult(new, before, now, loaded_s - begun_s, perf_counter() - loaded_s)
-        logger.info("%s: %s in the place of %s", ", ".join(new), now, before)
+        logger.info("%s: replaced %s by %s", ", ".join(new), before, now)
         return done
 
-    async def _engines(self, policy: str) -> tuple[list[_Old], tuple[str, ...]]:
+    async def _replace_engines(self, policy: str) -> tuple[list[_Replaced], tuple[str, ...]]:
         runtime = self._runtime
         new = await asyncio.to_thread(self._rebuild.engines, policy, runtime.policies)
         try:
@@ -123,11 +121,11 @@ class Reloader:
         except BaseException:
             await asyncio.gather(*(engine.stop() for engine in new.values()))
             raise
-        old: list[_Old] = [runtime.policies[name] for name in new]
+        old: list[_Replaced] = [runtime.policies[name] for name in new]
         await runtime.adopt_engines(new)
         return old, tuple(new)
 
-    async def _scorer(self, name: str) -> tuple[list[_Old], tuple[str, ...]]:
+    async def _replace_scorer(self, name: str) -> tuple[list[_Replaced], tuple[str, ...]]:
         runtime = self._runtime
         new = await asyncio.to_thread(self._rebuild.scorer, name)
         try:

@@ -1,4 +1,4 @@
-"""Brings back what has died: engines and the workers of reward models, each by itself, with back-off."""
+"""Supervision: restarts dead engines and reward workers, each separately and with back-off."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ from typing import Protocol
 
 logger = logging.getLogger(__name__)
 
-# A process that has lived for so long did not die of how it was started: back-off begins anew.
+# A process that lived this long did not die because of how it was started, so back-off starts over.
 STEADY_S = 60.0
 LATE_S = 2.0
 
 
 class RestartablePart(Protocol):
-    """Something with a process of its own."""
+    """An engine or a scorer with a process of its own."""
 
     @property
     def alive(self) -> bool:
-        """Whether it can be asked."""
+        """True if the part can take requests."""
 
     async def check(self) -> None:
-        """End it if it hangs."""
+        """End the process if it hangs."""
 
     async def start(self) -> None:
-        """Bring it back, ready to be asked.
+        """Start the part again, ready for requests.
 
         Raises:
-            Exception: it could not be; it may be tried again.
+            Exception: the start failed; the supervisor tries again later.
         """
 
 
 @dataclass
 class Supervision:
-    """One part under supervision.
+    """The supervision state of one part.
 
     Attributes:
-        name: for logs and readiness.
-        restarts: times it was brought back.
-        failures: deaths and failed attempts since it last lived for :data:`STEADY_S`.
-        recovery_s: how long it was away the last time; 0 if it never died.
-        trouble: what is being done about it; empty while it lives.
+        name: used in logs and in the readiness status.
+        restarts: number of successful restarts.
+        failures: deaths and failed starts since the part last lived for :data:`STEADY_S`.
+        recovery_s: seconds from the last death to recovery; 0 if the part never died.
+        trouble: why the part is down and when it is restarted; empty while it is alive.
+        alive_since_s: :func:`time.monotonic` of the last start.
     """
 
     name: str
@@ -57,14 +58,14 @@ class Supervision:
 
 
 class Supervisor:
-    """Looks at every part now and then and starts again what is dead.
+    """Checks every part periodically and restarts those that are dead.
 
     Args:
-        parts: by name.
-        poll_s: between looks.
-        backoff_s: before the second attempt in a row; the first is made at once, each further one
-            waits twice as long, up to ``max_backoff_s``.
-        on_recovered: told of each that came back.
+        parts: the parts by name.
+        poll_s: time between checks.
+        backoff_s: pause before the second attempt in a row. The first attempt is immediate; each
+            further pause is twice as long, up to ``max_backoff_s``.
+        on_recovered: called with each part that has been restarted.
     """
 
     def __init__(
@@ -83,82 +84,83 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
-        """Begin to look; the parts are alive."""
-        for watch in self.supervised.values():
-            self._begin(watch)
+        """Start supervising. All parts must be alive."""
+        for supervision in self.supervised.values():
+            self._begin(supervision)
 
     async def stop(self) -> None:
-        """Let everything be."""
+        """Stop supervising. The parts keep running."""
         tasks, self._tasks = list(self._tasks.values()), {}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def replace(self, name: str, part: RestartablePart) -> None:
-        """Supervision another part, which is alive, under a name from here on."""
+        """Supervise another part, which must be alive, under an existing name."""
         task = self._tasks.pop(name, None)
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        watch = self.supervised[name]
-        watch.part, watch.trouble, watch.failures = part, "", 0
-        self._begin(watch)
+        supervision = self.supervised[name]
+        supervision.part, supervision.trouble, supervision.failures = part, "", 0
+        self._begin(supervision)
 
     @property
     def trouble(self) -> str:
-        """What is dead, and what is being done about it; empty if all live."""
-        return "; ".join(watch.trouble for watch in self.supervised.values() if watch.trouble)
+        """The dead parts and when each is restarted; empty if all are alive."""
+        return "; ".join(one.trouble for one in self.supervised.values() if one.trouble)
 
-    def _begin(self, watch: Supervision) -> None:
-        watch.alive_since_s = monotonic()
-        self._tasks[watch.name] = asyncio.create_task(
-            self._look(watch), name=f"supervise-{watch.name}", context=Context()
+    def _begin(self, supervision: Supervision) -> None:
+        supervision.alive_since_s = monotonic()
+        self._tasks[supervision.name] = asyncio.create_task(
+            self._supervise(supervision), name=f"supervise-{supervision.name}", context=Context()
         )
 
-    async def _look(self, watch: Supervision) -> None:
+    async def _supervise(self, supervision: Supervision) -> None:
         due_s = monotonic()
         while True:
             due_s = max(due_s, monotonic()) + self._poll_s
             await asyncio.sleep(self._poll_s)
-            # Where this loop was held up, what the part said meanwhile was not heard either.
+            # If this event loop was blocked, the part's heartbeats may not have been read either, so a
+            # check could take a healthy part for a hanging one.
             if monotonic() - due_s < LATE_S:
-                await self._check(watch)
-            if not watch.part.alive:
-                await self._bring_back(watch)
+                await self._check(supervision)
+            if not supervision.part.alive:
+                await self._restart(supervision)
 
-    async def _check(self, watch: Supervision) -> None:
+    async def _check(self, supervision: Supervision) -> None:
         try:
-            await watch.part.check()
-        except (
-            Exception
-        ):  # what cannot be asked whether it hangs can still die, and be brought back
-            logger.exception("%s cannot be looked at", watch.name)
+            await supervision.part.check()
+        except Exception:  # a failed check must not end supervision: the part can still die
+            logger.exception("the check of %s failed", supervision.name)
 
-    async def _bring_back(self, watch: Supervision) -> None:
+    async def _restart(self, supervision: Supervision) -> None:
         died_s = monotonic()
-        if died_s - watch.alive_since_s >= STEADY_S:
-            watch.failures = 0
+        if died_s - supervision.alive_since_s >= STEADY_S:
+            supervision.failures = 0
         why = "it has died"
         while True:
-            watch.failures += 1
-            pause_s = self._pause_s(watch.failures)
-            watch.trouble = f"{watch.name}: {why}; it is started again" + (
+            supervision.failures += 1
+            pause_s = self._pause_s(supervision.failures)
+            supervision.trouble = f"{supervision.name}: {why}; restarting" + (
                 f" in {pause_s:g} s" if pause_s else ""
             )
-            logger.error("%s", watch.trouble)
+            logger.error("%s", supervision.trouble)
             await asyncio.sleep(pause_s)
             try:
-                await watch.part.start()
-                if watch.part.alive:
+                await supervision.part.start()
+                if supervision.part.alive:
                     break
-                why = "it died as soon as it was started"
-            except Exception as error:  # whatever stops it from starting may be gone the next time
-                why = f"it cannot be started: {error}"
-        watch.restarts += 1
-        watch.recovery_s = monotonic() - died_s
-        watch.trouble, watch.alive_since_s = "", monotonic()
-        logger.info("%s is back after %.1f s", watch.name, watch.recovery_s)
-        self._on_recovered(watch)
+                why = "it died right after it was started"
+            except (
+                Exception
+            ) as error:  # any cause of a failed start may be gone at the next attempt
+                why = f"it could not be started: {error}"
+        supervision.restarts += 1
+        supervision.recovery_s = monotonic() - died_s
+        supervision.trouble, supervision.alive_since_s = "", monotonic()
+        logger.info("%s is running again after %.1f s", supervision.name, supervision.recovery_s)
+        self._on_recovered(supervision)
 
     def _pause_s(self, failures: int) -> float:
         if failures == 1:

@@ -402,7 +402,7 @@ async def test_other_modes_go_on_while_an_engine_is_dead_and_it_comes_back() -> 
     assert (dead.status_code, dead.json()["error"]["type"]) == (503, "engine_dead")
     assert "retry-after" in dead.headers
     assert ready.status_code == 503
-    assert "vbon: it cannot be started: not yet" in ready.json()["error"]["message"]
+    assert "vbon: it could not be started: not yet" in ready.json()["error"]["message"]
     assert (other.status_code, back.status_code) == (200, 200)
     assert 'vbon:restarts_total{part="vbon"} 1.0' in metrics
     assert 'vbon:restarts_total{part="ref"} 0.0' in metrics

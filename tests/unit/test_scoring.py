@@ -101,7 +101,7 @@ async def test_stopping_does_not_wait_for_ever_for_a_model_that_hangs(
     running = asyncio.create_task(scorer.score(PROMPT, "a"))
     await asyncio.sleep(0.05)
     await asyncio.wait_for(scorer.stop(), 2)
-    assert "fake-reward does not end its call" in caplog.text
+    assert "fake-reward did not end its running call" in caplog.text
     with pytest.raises(RewardError, match="shutting down"):
         await running
     let_go.set()

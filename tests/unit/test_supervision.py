@@ -62,9 +62,7 @@ async def test_failed_attempts_wait_twice_as_long_each_time() -> None:
     supervisor.start()
     part.alive = False
     await until(lambda: "no weights" in supervisor.trouble)
-    assert supervisor.trouble.startswith(
-        "ref: it cannot be started: no weights; it is started again"
-    )
+    assert supervisor.trouble.startswith("ref: it could not be started: no weights; restarting")
     await until(lambda: part.alive)
     await supervisor.stop()
     gaps = [b - a for a, b in zip(part.starts, part.starts[1:], strict=False)]
