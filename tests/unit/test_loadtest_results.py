@@ -196,7 +196,9 @@ def test_what_cannot_reach_its_level_is_not_tested_and_leaves_the_level_to_the_r
     beside = compare_runs(faster(result, 1.0, 4), faster(result, 0.5, 4, gain=1.0))
     kinds = {(one.relative, one.level, one.verdict) for one in beside.differences}
     assert kinds == {(True, None, "too few rounds"), (False, 0.05, "better")}
-    assert beside.statement.endswith("for too few rounds: measure at least 5 rounds in each run.")
+    assert beside.statement.endswith(
+        "because there are too few rounds: measure at least 5 rounds in each run."
+    )
     base, other = faster(result, 1.0, 5), faster(result, 0.5, 5, gain=1.0)
     assert {one.level for one in compare_runs(base, other).differences} == {0.025}
     for one in other.quality:
