@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,7 +20,7 @@ from pydantic_settings import (
 )
 
 from vbon.help.page import show
-from vbon.help.settings import help_page, unknown_flag
+from vbon.help.settings import closest_setting, help_page, unknown_flag
 
 S = TypeVar("S", bound="Settings")
 OptionGroups = dict[str, tuple[str, ...]]  # heading: names of its fields
@@ -103,13 +104,24 @@ def load_settings(settings_type: type[S], arguments: Sequence[str], *, program: 
         )
     except ValidationError as error:
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "settings"
-            given = f" (got {problem['input']!r})" if problem["type"] != "missing" else ""
-            print(f"{program}: {key}: {problem['msg']}{given}", file=sys.stderr)
+            print(f"{program}: {_mistake(settings_type, problem)}", file=sys.stderr)
     except (SettingsError, ValueError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
     print(f"try: {program} --help", file=sys.stderr)
     raise SystemExit(USAGE_ERROR)
+
+
+def _mistake(settings_type: type[BaseSettings], problem: ErrorDetails) -> str:
+    """One line on a value that was refused: the flag, the reason and what was given."""
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":  # from a file or a variable: flags are checked before
+        key = ".".join(str(part) for part in problem["loc"])
+        return f"unknown setting {key}{closest_setting(settings_type, key)}"
+    if not problem["loc"]:
+        return text  # a rule between several settings names them itself
+    flag = ".".join(str(part) for part in problem["loc"]).replace("_", "-")
+    given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+    return f"--{flag}: {text[:1].lower()}{text[1:]}{given}"
 
 
 def _refuse_unknown_flags(settings_type: type[BaseSettings], arguments: Sequence[str]) -> None:

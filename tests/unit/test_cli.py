@@ -165,9 +165,9 @@ def test_values_and_accepted_spellings_are_not_taken_for_misspelt_flags() -> Non
 def test_without_a_command_service_serves_and_loadtest_runs() -> None:
     # `--port x` reaches serve, and `--rounds x` reaches run: both refuse the value.
     served = asked(service_cli, "--port", "x")
-    assert (served.exit_code, "serve: port" in served.output) == (2, True), served.output
+    assert (served.exit_code, "serve: --port" in served.output) == (2, True), served.output
     loaded = asked(loadtest_cli, "--rounds", "x")
-    assert (loaded.exit_code, "run: rounds" in loaded.output) == (2, True), loaded.output
+    assert (loaded.exit_code, "run: --rounds" in loaded.output) == (2, True), loaded.output
 
 
 def test_the_same_command_under_two_names() -> None:

@@ -64,8 +64,8 @@ def test_mistakes_name_the_key_and_end_with_status_2(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("prot = 1", "prot: Extra inputs"),
-        ("[limits]\nmax_m = 1", "limits.max_m: Extra inputs"),
+        ("prot = 1", "unknown setting prot; did you mean port?"),
+        ("[limits]\nmax_m = 1", "unknown setting limits.max_m; did you mean limits.max_n?"),
         ("port = ", "not valid TOML"),
     ],
 )

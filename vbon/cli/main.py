@@ -8,10 +8,15 @@ import typer
 
 from vbon.cli.typer_help import Lazy, group_type
 
-TRAIN, SERVE, MEASURE = "Train", "Serve", "Measure"
+START, TRAIN, SERVE, MEASURE = "Start here", "Train", "Serve", "Measure"
 
 # Service and training do not import each other; this table names both, and imports what is run.
 COMMANDS = {
+    "study": Lazy(
+        "vbon.study.command:app study",
+        "Answer for your own models: pay N times at inference, or fine-tune once?",
+        START,
+    ),
     "sandbox": Lazy(
         "training.__main__:cli sandbox",
         "Make a toy policy, reward model and gold reward model from nothing.",

@@ -57,10 +57,18 @@ def unknown_flag(settings_type: type[BaseModel], arguments: Sequence[str]) -> st
             continue
         if flag.replace("_", "-") in known:  # num_samples is accepted for num-samples
             continue
-        close = get_close_matches(flag, known, n=1, cutoff=0.6)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        return f"no such option: {flag}{hint}"
+        return f"no such option: {flag}{_hint(flag, known)}"
     return None
+
+
+def closest_setting(settings_type: type[BaseModel], key: str) -> str:
+    """The end of a message about an unknown key of a file: the closest key, or nothing."""
+    return _hint(key, [name for name, _ in _leaves(settings_type)])
+
+
+def _hint(word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def sections(doc: str) -> tuple[str, str, list[str]]:

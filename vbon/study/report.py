@@ -1,0 +1,239 @@
+"""The report of a study: the verdict, the figures behind it, and the command that serves the result."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vbon.errors import DataError
+from vbon.maths.intervals import MeanInterval
+from vbon.report_html import Sheet, fill_page, html_table
+from vbon.storage.atomic import write_json, write_text
+from vbon.storage.evaluation_record import MethodRow, read_evaluation
+
+TERMS = (
+    "Win rate: share of comparisons with one sample of the reference policy that the answer wins, ties "
+    "counted 1/2. KL in nats from the reference policy; best-of-n's is an upper bound. Brackets hold 95% "
+    "intervals over prompts, or the range over rounds. All figures are of the test prompts, which neither "
+    "training nor validation saw."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a study found, read from the files of its steps.
+
+    Attributes:
+        verdict: sentences, the most important first.
+        facts: what was measured, on what, with which settings.
+        serve: the command that serves the result.
+    """
+
+    verdict: list[str]
+    warnings: list[str]
+    facts: dict[str, str]
+    quality: Sheet
+    speed: Sheet
+    serve: str
+
+
+def read_findings(directory: Path) -> Findings:
+    """Read a finished study.
+
+    Raises:
+        DataError: a file of it is missing or damaged.
+    """
+    loadtest = _json(directory / "loadtest" / "result.json")
+    evaluation = read_evaluation(str(directory / "evaluation" / "evaluation.json"))
+    state = _json(directory / "study.json")
+    return Findings(
+        verdict=loadtest["decision"],
+        warnings=loadtest["warnings"],
+        facts=dict(_facts(state, loadtest, directory)),
+        quality=_quality(evaluation.rows, state["config"]["n"]),
+        speed=_speed(loadtest),
+        serve=f"vbon serve --config {directory / 'serve.toml'}",
+    )
+
+
+def write_report(directory: Path) -> None:
+    """Write ``report.html`` and ``report.json``."""
+    found = read_findings(directory)
+    write_text(directory / "report.html", _page(found, directory))
+    write_json(
+        directory / "report.json",
+        {
+            "verdict": found.verdict,
+            "warnings": found.warnings,
+            "facts": found.facts,
+            "quality": found.quality.data,
+            "speed": found.speed.data,
+            "serve": found.serve,
+        },
+    )
+
+
+def show_verdict(directory: Path, console: Console) -> None:
+    """Print the verdict, one table, and where the rest is."""
+    found = read_findings(directory)
+    console.print()
+    for number, line in enumerate(found.verdict):
+        console.print(line, style="bold" if number == 0 else "", highlight=False, markup=False)
+    for warning in found.warnings:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
+    table = Table(title=found.quality.title, title_justify="left")
+    for number, column in enumerate(found.quality.columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in found.quality.rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console.print(table)
+    console.print(f"report: {directory / 'report.html'}", highlight=False)
+    console.print(f"serve the result: {found.serve}", highlight=False)
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file}: {error}; run the study again") from error
+
+
+def _facts(
+    state: Mapping[str, Any], loadtest: Mapping[str, Any], directory: Path
+) -> Iterator[tuple[str, str]]:
+    config, machine = state["config"], loadtest["provenance"].get("machine", {})
+    made = "made from " + " ".join(config["corpus"]) if config["corpus"] else ""
+    yield "Reference policy", made or config["policy"]
+    yield "Reward model", made or config["reward"]
+    yield "Gold reward model", made or config["gold"] or "none"
+    counts = ", ".join(
+        f"{_lines(directory / 'prompts' / f'{part}.jsonl')} {part}"
+        for part in ("train", "validation", "test")
+    )
+    yield "Prompts", counts
+    yield (
+        "Sampling",
+        f"temperature {config['temperature']:g}, max_tokens {config['max_new_tokens']}",
+    )
+    yield "N of best-of-N", str(config["n"])
+    yield "Objectives", ", ".join(config["objectives"])
+    spent = {name: record["seconds"] for name, record in state.get("spent", {}).items()}
+    yield "Time spent", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
+    yield "Machine", ", ".join(str(value) for value in machine.values())
+    yield "Measured", str(loadtest["created"])
+    yield "Price", f"{config['price_per_hour']:g} {config['currency']} per hour"
+
+
+def _lines(file: Path) -> int:
+    return sum(1 for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _quality(rows: Sequence[MethodRow], num_samples: int) -> Sheet:
+    """Reference, best-of-n up to N, and every checkpoint."""
+    shown = [row for row in rows if row.n <= num_samples]
+    gold = any(row.gold is not None for row in shown)
+    columns: list[tuple[str, Callable[[MethodRow], str]]] = [
+        ("", lambda row: f"best-of-{row.n}" if row.n > 1 else row.method),
+        ("KL, nats", _kl),
+        ("win rate", lambda row: _interval(row.win_rate, 3)),
+        ("reward", lambda row: _interval(row.reward, 2)),
+    ]
+    if gold:
+        columns += [
+            ("gold win rate", lambda row: _interval(row.gold_win_rate, 3)),
+            ("gold reward", lambda row: _interval(row.gold, 2)),
+        ]
+    return Sheet(
+        key="cells",
+        title="Quality on the test prompts",
+        caption="Best-of-n's figures are unbiased estimates from one batch of reference samples.",
+        columns=tuple(title for title, _ in columns),
+        rows=tuple(tuple(cell(row) for _, cell in columns) for row in shown),
+        data=[row.model_dump(mode="json") for row in shown],
+    )
+
+
+def _kl(row: MethodRow) -> str:
+    if row.kl_kind == "upper bound":
+        return f"<= {row.kl_nats.mean:.2f}"
+    return "0" if row.kl_kind == "zero" else _interval(row.kl_nats, 2)
+
+
+def _interval(value: MeanInterval | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def _speed(loadtest: Mapping[str, Any]) -> Sheet:
+    """Throughput and latency of each mode at each load level."""
+    rows = []
+    for cell in loadtest["cells"]:
+        rate, latency = cell["requests_per_s"], cell["e2e_ms"]
+        level = (
+            f"{cell['load']:g} in flight"
+            if cell["load_kind"] == "closed"
+            else f"{cell['load']:g}/s"
+        )
+        rows.append(
+            (
+                cell["variant"],
+                level,
+                f"{rate['median']:.3g} [{rate['low']:.3g}, {rate['high']:.3g}]",
+                "-" if latency is None else f"{latency['p50']:.0f}",
+                "-" if latency is None else f"{latency['p95']:.0f}",
+            )
+        )
+    return Sheet(
+        key="cells",
+        title="Throughput and latency",
+        caption="Median [range] over rounds; more in loadtest/report.html.",
+        columns=("", "load", "requests/s", "E2E p50, ms", "E2E p95, ms"),
+        rows=tuple(rows),
+        data=loadtest["cells"],
+    )
+
+
+def _page(found: Findings, directory: Path) -> str:
+    verdict = "".join(f"<p>{html.escape(line)}</p>" for line in found.verdict)
+    warnings = "".join(f"<li>{html.escape(line)}</li>" for line in found.warnings)
+    facts = Sheet(
+        "facts", "What was measured", "", ("", ""), tuple(found.facts.items()), found.facts
+    )
+    links = "".join(
+        f'<li><a href="{html.escape(target)}">{html.escape(text)}</a></li>'
+        for target, text in _links(directory)
+    )
+    main = (
+        f'<div class="decision">{verdict}</div>'
+        + (f'<ul class="warning">{warnings}</ul>' if warnings else "")
+        + html_table(found.quality)
+        + html_table(found.speed)
+        + html_table(facts)
+        + f"<h3>Serve the result</h3><pre><code>{html.escape(found.serve)}</code></pre>"
+        + f"<h3>More</h3><ul>{links}</ul>"
+    )
+    title = "Pay N times at inference, or fine-tune once?"
+    return fill_page(title=title, terms=TERMS, contents="", main=main)
+
+
+def _links(directory: Path) -> Sequence[tuple[str, str]]:
+    plots = sorted((directory / "evaluation").glob("*.png"))
+    checkpoints = sorted((directory / "checkpoints").glob("*/README.md"))
+    return [
+        ("loadtest/report.html", "the load test: latency, throughput, cost, answers"),
+        ("evaluation/evaluation.json", "every figure of the evaluation"),
+        ("comparison.json", "the comparison of the same prompts through all modes"),
+        *((f"evaluation/{plot.name}", f"plot: {plot.stem.replace('_', ' ')}") for plot in plots),
+        *(
+            (f"checkpoints/{card.parent.name}/README.md", f"model card of {card.parent.name}")
+            for card in checkpoints
+        ),
+    ]

@@ -1,0 +1,69 @@
+"""Splits prompts into train, validation and test, so that no figure is reported on training prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vbon.errors import DataError
+from vbon.prompt_files import read_prompts
+from vbon.prompts import Prompt
+from vbon.storage.atomic import write_text
+
+PARTS = ("train", "validation", "test")
+_FEWEST = 2  # an interval over prompts needs two
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Prompts of each part, and how many duplicates were dropped before."""
+
+    parts: dict[str, list[Prompt]]
+    duplicates: int
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{len(prompts)} {part}" for part, prompts in self.parts.items())
+        dropped = f" ({self.duplicates} duplicates dropped)" if self.duplicates else ""
+        return f"{counts} prompts{dropped}"
+
+
+def split_prompts(
+    files: Sequence[Path], validation_share: float, test_share: float, seed: int
+) -> Split:
+    """Read prompt files and split their prompts.
+
+    The order is by a hash of seed and prompt, so a prompt keeps its place when others are added, and its
+    part unless it lies at an edge.
+
+    Raises:
+        DataError: a file cannot be read, or there are too few prompts for three parts.
+    """
+    read = [prompt for file in files for prompt in read_prompts(file)]
+    unique = list({prompt.key: prompt for prompt in read}.values())
+    unique.sort(key=lambda prompt: hashlib.sha256(f"{seed}:{prompt.key}".encode()).digest())
+    sizes = {
+        "test": max(_FEWEST, round(len(unique) * test_share)),
+        "validation": max(_FEWEST, round(len(unique) * validation_share)),
+    }
+    if len(unique) < sum(sizes.values()) + _FEWEST:
+        raise DataError(
+            f"{len(unique)} distinct prompts are too few to split into train, validation and test; give "
+            f"at least {3 * _FEWEST}, and rather hundreds"
+        )
+    test, rest = unique[: sizes["test"]], unique[sizes["test"] :]
+    validation, train = rest[: sizes["validation"]], rest[sizes["validation"] :]
+    parts = {"train": train, "validation": validation, "test": test}
+    return Split(parts, len(read) - len(unique))
+
+
+def write_split(split: Split, directory: Path) -> None:
+    """Write ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``."""
+    for part, prompts in split.parts.items():
+        lines = [
+            {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
+            for prompt in prompts
+        ]
+        write_text(directory / f"{part}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

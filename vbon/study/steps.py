@@ -1,0 +1,124 @@
+"""Steps of a study: each runs one command of the project and is skipped once it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from vbon.errors import VbonError
+from vbon.storage.atomic import write_json
+
+STATE = "study.json"
+INTERRUPTED = 130
+
+
+class StepFailedError(VbonError):
+    """A step of the study ended with an error, which it has printed itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: short and unique; its place in the state file.
+        title: what happens, for the terminal.
+        key: everything the result depends on; a step with another key is done again.
+        outputs: files or directories that exist once the step is done.
+        run: does the work.
+    """
+
+    name: str
+    title: str
+    key: Any
+    outputs: tuple[Path, ...]
+    run: Callable[[], None]
+
+
+@dataclass(slots=True)
+class Progress:
+    """Runs steps in order and remembers in ``study.json`` which are done."""
+
+    directory: Path
+    console: Console
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run all steps that are not done.
+
+        A step is done again when an earlier one was, since it builds on it.
+
+        Raises:
+            StepFailedError: a command failed; the steps before it stay done.
+        """
+        done: dict[str, Any] = self.state.setdefault("steps", {})
+        earlier = ""
+        for number, step in enumerate(steps, start=1):
+            digest = _digest([earlier, step.key])
+            earlier = digest
+            place = f"[{number}/{len(steps)}]"
+            record = done.get(step.name)
+            if record and record["digest"] == digest and all(p.exists() for p in step.outputs):
+                self.console.print(f"{place} {step.title}: done before", highlight=False)
+                continue
+            self.console.rule(f"{place} {step.title}", align="left", style="dim")
+            with self._clock(step.name, digest):
+                step.run()
+            done[step.name] = {"digest": digest}
+            write_json(self.directory / STATE, self.state)
+            self.console.print(
+                _after(step, self.spent_s(step.name), steps[number:]), highlight=False
+            )
+
+    def spent_s(self, name: str) -> float:
+        """Seconds that a step took, over all starts that worked on it."""
+        return float(self.state.get("spent", {}).get(name, {}).get("seconds", 0.0))
+
+    @contextmanager
+    def _clock(self, name: str, digest: str) -> Iterator[None]:
+        """Add the time of a step to what earlier starts spent on the same step, also if it fails."""
+        spent: dict[str, Any] = self.state.setdefault("spent", {})
+        record = spent.get(name, {})
+        before = record.get("seconds", 0.0) if record.get("digest") == digest else 0.0
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = round(before + time.perf_counter() - begun, 1)
+            spent[name] = {"digest": digest, "seconds": seconds}
+            write_json(self.directory / STATE, self.state)
+
+
+def command(program: str, *arguments: str) -> None:
+    """Run a command of the project, such as ``training evaluate --out DIR``, to its end.
+
+    Raises:
+        StepFailedError: its status is not 0. KeyboardInterrupt: it was interrupted.
+    """
+    status = subprocess.run([sys.executable, "-m", program, *arguments], check=False).returncode
+    if status in (INTERRUPTED, -2):
+        raise KeyboardInterrupt
+    if status != 0:
+        raise StepFailedError(
+            f"`{program} {arguments[0]}` ended with status {status}; mend what it says above and give the "
+            "same command again: finished steps are kept"
+        )
+
+
+def _after(step: Step, seconds: float, rest: Sequence[Step]) -> str:
+    following = f"; next: {rest[0].title}" if rest else ""
+    return f"{step.title}: {seconds:.0f} s{following}"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
