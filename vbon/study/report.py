@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from rich.table import Table
 
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
-from vbon.report_html import Sheet, fill_page, html_table
+from vbon.report_html import ReportTable, render_page
 from vbon.storage.atomic import write_json, write_text
 from vbon.storage.evaluation_record import MethodRow, read_evaluation
 
+_TEMPLATE = Path(__file__).parent / "templates" / "study.html"
 TERMS = (
     "Win rate: share of comparisons with one sample of the reference policy that the answer wins, ties "
     "counted 1/2. KL in nats from the reference policy; best-of-n's is an upper bound. Brackets hold 95% "
@@ -39,8 +39,8 @@ class Findings:
     verdict: list[str]
     warnings: list[str]
     facts: dict[str, str]
-    quality: Sheet
-    speed: Sheet
+    quality: ReportTable
+    speed: ReportTable
     serve: str
 
 
@@ -135,7 +135,7 @@ def _lines(file: Path) -> int:
     return sum(1 for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
 
 
-def _quality(rows: Sequence[MethodRow], num_samples: int) -> Sheet:
+def _quality(rows: Sequence[MethodRow], num_samples: int) -> ReportTable:
     """Reference, best-of-n up to N, and every checkpoint."""
     shown = [row for row in rows if row.n <= num_samples]
     gold = any(row.gold is not None for row in shown)
@@ -150,7 +150,7 @@ def _quality(rows: Sequence[MethodRow], num_samples: int) -> Sheet:
             ("gold win rate", lambda row: _interval(row.gold_win_rate, 3)),
             ("gold reward", lambda row: _interval(row.gold, 2)),
         ]
-    return Sheet(
+    return ReportTable(
         key="cells",
         title="Quality on the test prompts",
         caption="Best-of-n's figures are unbiased estimates from one batch of reference samples.",
@@ -172,7 +172,7 @@ def _interval(value: MeanInterval | None, digits: int) -> str:
     return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
-def _speed(loadtest: Mapping[str, Any]) -> Sheet:
+def _speed(loadtest: Mapping[str, Any]) -> ReportTable:
     """Throughput and latency of each mode at each load level."""
     rows = []
     for cell in loadtest["cells"]:
@@ -191,7 +191,7 @@ def _speed(loadtest: Mapping[str, Any]) -> Sheet:
                 "-" if latency is None else f"{latency['p95']:.0f}",
             )
         )
-    return Sheet(
+    return ReportTable(
         key="cells",
         title="Throughput and latency",
         caption="Median [range] over rounds; more in loadtest/report.html.",
@@ -202,26 +202,19 @@ def _speed(loadtest: Mapping[str, Any]) -> Sheet:
 
 
 def _page(found: Findings, directory: Path) -> str:
-    verdict = "".join(f"<p>{html.escape(line)}</p>" for line in found.verdict)
-    warnings = "".join(f"<li>{html.escape(line)}</li>" for line in found.warnings)
-    facts = Sheet(
+    facts = ReportTable(
         "facts", "What was measured", "", ("", ""), tuple(found.facts.items()), found.facts
     )
-    links = "".join(
-        f'<li><a href="{html.escape(target)}">{html.escape(text)}</a></li>'
-        for target, text in _links(directory)
-    )
-    main = (
-        f'<div class="decision">{verdict}</div>'
-        + (f'<ul class="warning">{warnings}</ul>' if warnings else "")
-        + html_table(found.quality)
-        + html_table(found.speed)
-        + html_table(facts)
-        + f"<h3>Serve the result</h3><pre><code>{html.escape(found.serve)}</code></pre>"
-        + f"<h3>More</h3><ul>{links}</ul>"
-    )
-    title = "Pay N times at inference, or fine-tune once?"
-    return fill_page(title=title, terms=TERMS, contents="", main=main)
+    values = {
+        "title": "Pay N times at inference, or fine-tune once?",
+        "terms": TERMS,
+        "verdict": found.verdict,
+        "warnings": found.warnings,
+        "tables": [found.quality, found.speed, facts],
+        "serve": found.serve,
+        "links": _links(directory),
+    }
+    return render_page(_TEMPLATE, values)
 
 
 def _links(directory: Path) -> Sequence[tuple[str, str]]:
