@@ -46,7 +46,8 @@ class EngineSettings(BaseModel):
         None,
         gt=0,
         le=1,
-        description="share of the GPU memory for each engine; default: .9 / engines",
+        description="share of the GPU memory for each engine; default: .9, less what local reward models "
+        "and the embedder need, divided by the number of engines",
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
     kv_cache_gib: int = Field(1, ge=1, description="KV cache of each engine, GiB; on a CPU only")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.gpu_share import gpu_share
 from service.runtime.runtime import Runtime
 from service.settings import REFERENCE, ServiceSettings
 from vbon.engine import Engine
@@ -106,10 +108,14 @@ class RuntimeBuilder:
             path = self._adapters[policy]
             return {policy: VllmEngine(reference.host, reference.host.new_adapter(path))}
         adapters = self._adapters if policy == REFERENCE else {}
-        options = _vllm_options(self._settings, num_engines=len(self._full))
+        options = _vllm_options(self._settings, self._gpu_share)
         host = VllmHost(self._full[policy], options, tuple(adapters.values()))
         on_host = {name: VllmEngine(host, host.adapters[path]) for name, path in adapters.items()}
         return {policy: VllmEngine(host), **on_host}
+
+    @cached_property
+    def _gpu_share(self) -> float:
+        return gpu_share(self._settings, num_engines=len(self._full))
 
 
 def _is_adapter(path: str) -> bool:
@@ -134,9 +140,8 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
     )
 
 
-def _vllm_options(settings: ServiceSettings, num_engines: int) -> VllmOptions:
+def _vllm_options(settings: ServiceSettings, share: float) -> VllmOptions:
     engine = settings.engine
-    share = engine.gpu_memory_utilization or round(0.9 / num_engines, 3)
     return VllmOptions(
         dtype=engine.dtype,
         max_model_len=engine.max_model_len,

@@ -1,0 +1,77 @@
+"""The share of GPU memory that each local engine gets, less what reward models and embedder need."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+from service.settings import ServiceSettings
+from vbon.engine.vllm.gpu_memory import GIB, share_per_engine, total_gpu_bytes, weight_bytes
+from vbon.rewards.registry import CALLABLE_PREFIX
+from vbon.storage.checkpoints import HUB_PREFIX
+
+logger = logging.getLogger(__name__)
+
+
+def gpu_share(settings: ServiceSettings, num_engines: int) -> float:
+    """The setting ``engine.gpu_memory_utilization``, or its default.
+
+    Raises:
+        InvalidInputError: the models beside the engines leave no memory for them.
+    """
+    if settings.engine.gpu_memory_utilization is not None:
+        return settings.engine.gpu_memory_utilization
+    total = total_gpu_bytes()
+    beside = {} if total is None else models_beside(settings)
+    share = share_per_engine(num_engines, total, beside)
+    if total is not None and beside:
+        logger.info(
+            "each engine may use %.3f of the GPU's %.1f GiB; the rest is for %s",
+            share,
+            total / GIB,
+            ", ".join(beside),
+        )
+    return share
+
+
+def models_beside(settings: ServiceSettings) -> dict[str, int]:
+    """Bytes of weights of each other model that this service loads, by the name of its setting.
+
+    Remote scorers and ``python:`` callables are not among them.
+    """
+    specs: dict[str, tuple[str, Literal["auto", "float32"]]] = {}
+    for name, spec in (("reward", settings.reward), ("gold", settings.gold)):
+        if spec and not spec.startswith((CALLABLE_PREFIX, "http://", "https://")):
+            specs[name] = (spec, "auto")
+    kind, _, model = settings.embedder.partition(":")
+    if model:  # sentence-transformers loads float32 whatever is stored
+        specs["embedder"] = (model, "auto" if kind == "hidden" else "float32")
+    return {name: _weights(name, spec, dtype) for name, (spec, dtype) in specs.items()}
+
+
+def _weights(name: str, spec: str, dtype: Literal["auto", "float32"]) -> int:
+    directory = _local_directory(spec)
+    found = 0 if directory is None else weight_bytes(directory, dtype)
+    if not found:
+        logger.warning(
+            "%s %s: the size of its weights is not known yet, so no GPU memory is reserved for them; "
+            "if an engine or the model runs out of memory, set --engine.gpu-memory-utilization",
+            name,
+            spec,
+        )
+    return found
+
+
+def _local_directory(spec: str) -> Path | None:
+    """Where a model lies on this machine: its directory, or its copy in the cache of the hub."""
+    directory = Path(spec.removeprefix(HUB_PREFIX)).expanduser()
+    if not spec.startswith(HUB_PREFIX) and directory.is_dir():
+        return directory
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(spec.removeprefix(HUB_PREFIX), local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
