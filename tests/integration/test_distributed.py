@@ -26,8 +26,9 @@ from safetensors.torch import load_file  # noqa: E402
 
 from tests.tiny import train_config  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
-from training.train.inputs import Assets  # noqa: E402
-from training.train.run import state_path, train  # noqa: E402
+from training.train.inputs import TrainingInputs  # noqa: E402
+from training.train.resume import state_path  # noqa: E402
+from training.train.run import train  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -132,18 +133,18 @@ def test_two_processes_train_as_one(
 
 
 @pytest.fixture(scope="module")
-def assets(sandbox: Path) -> Assets:
-    return Assets(train_config(sandbox, sandbox / "unused"), 0, 0, 0)
+def inputs(sandbox: Path) -> TrainingInputs:
+    return TrainingInputs(train_config(sandbox, sandbox / "unused"), 0, 0, 0)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_micro_batches_train_as_the_whole_batch(
-    sandbox: Path, assets: Assets, tmp_path: Path, objective: str
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path, objective: str
 ) -> None:
     settings = {"warm_start_steps": 1, "steps": 2, "heldout": None, "learning_rate": 1e-3}
     for out, size in ((tmp_path / "whole", 64), (tmp_path / "parts", 6)):
         more = SETTINGS.get(objective, {}) | {"micro_batch_size": size}
-        train(objective, train_config(sandbox, out, objective, **settings, **more), assets)
+        train(objective, train_config(sandbox, out, objective, **settings, **more), inputs)
     assert_same(tmp_path / "parts", tmp_path / "whole", sandbox)
 
 

@@ -22,8 +22,9 @@ from training.objectives import OBJECTIVES  # noqa: E402
 from training.report.write import write_report  # noqa: E402
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
-from training.train.inputs import Assets  # noqa: E402
-from training.train.run import state_path, train  # noqa: E402
+from training.train.inputs import TrainingInputs  # noqa: E402
+from training.train.resume import state_path  # noqa: E402
+from training.train.run import train  # noqa: E402
 from training.train.trainer import Trainer  # noqa: E402
 from vbon.errors import DataError, DivergedError, InvalidInputError  # noqa: E402
 from vbon.storage.checkpoints import check_checkpoint  # noqa: E402
@@ -36,9 +37,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def assets(sandbox: Path) -> Assets:
+def inputs(sandbox: Path) -> TrainingInputs:
     config = train_config(sandbox, sandbox / "unused")
-    return Assets(config, heldout_limit=3, reference_samples=8, policy_samples=4)
+    return TrainingInputs(config, heldout_limit=3, reference_samples=8, policy_samples=4)
 
 
 def config_of(sandbox: Path, out: Path, objective: str, **changes: Any) -> Any:
@@ -74,11 +75,11 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_objective_trains_and_resumes_after_any_step(
-    sandbox: Path, assets: Assets, tmp_path: Path, killed_at: dict[str, int], objective: str
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path, killed_at: dict[str, int], objective: str
 ) -> None:
     """Killed before each of its 5 steps (states after 2 and 4), it ends as an unbroken run does."""
     whole = tmp_path / "whole"
-    finished = train(objective, config_of(sandbox, whole, objective), assets)
+    finished = train(objective, config_of(sandbox, whole, objective), inputs)
     check_checkpoint(str(whole), "causal-lm")
     assert not same_weights(whole, sandbox / "policy")
     history = steps_of(whole)
@@ -89,10 +90,10 @@ def test_every_objective_trains_and_resumes_after_any_step(
     for death in range(5):
         killed_at["step"] = death
         with pytest.raises(SystemExit):
-            train(objective, config_of(sandbox, broken, objective), assets)
+            train(objective, config_of(sandbox, broken, objective), inputs)
         assert not broken.exists()
     killed_at["step"] = -1
-    train(objective, config_of(sandbox, broken, objective), assets)
+    train(objective, config_of(sandbox, broken, objective), inputs)
     assert steps_of(broken) == history
     assert same_weights(broken, whole)
     card = (broken / "README.md").read_text()
@@ -100,24 +101,28 @@ def test_every_objective_trains_and_resumes_after_any_step(
     assert "| seed | 0 |" in card
 
 
-def test_offline_objectives_draw_nothing(sandbox: Path, assets: Assets, tmp_path: Path) -> None:
+def test_offline_objectives_draw_nothing(
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path
+) -> None:
     drawn = {}
     for objective in ("dpo", "kl-rl", "j-bond"):
         out = tmp_path / objective
         drawn[objective] = train(
-            objective, config_of(sandbox, out, objective, steps=1), assets
+            objective, config_of(sandbox, out, objective, steps=1), inputs
         ).cost["samples_drawn"]
     # 4 prompts x 4 samples of the policy, and 2 of the anchor a prompt for j-bond
     assert drawn == {"dpo": 0, "kl-rl": 16, "j-bond": 24}
 
 
-def test_micro_batches_change_nothing(sandbox: Path, assets: Assets, tmp_path: Path) -> None:
+def test_micro_batches_change_nothing(
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path
+) -> None:
     """Gradients accumulated over single prompts, against all at once: equal but for rounding."""
     for objective in ("bond", "dpo"):
         rows = []
         for size in (64, 2):
             out = tmp_path / f"{objective}-{size}"
-            train(objective, config_of(sandbox, out, objective, micro_batch_size=size), assets)
+            train(objective, config_of(sandbox, out, objective, micro_batch_size=size), inputs)
             rows.append(steps_of(out))
         for all_at_once, in_parts in zip(*rows, strict=True):
             assert in_parts["loss"] == pytest.approx(all_at_once["loss"], rel=2e-3, abs=1e-3)
@@ -125,13 +130,13 @@ def test_micro_batches_change_nothing(sandbox: Path, assets: Assets, tmp_path: P
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(
-    sandbox: Path, assets: Assets, tmp_path: Path
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path
 ) -> None:
     rows = []
     for flag in (False, True):
         out = tmp_path / str(flag)
         config = config_of(sandbox, out, "bond", gradient_checkpointing=flag, steps=3)
-        train("bond", config, assets)
+        train("bond", config, inputs)
         rows.append(steps_of(out))
     for plain, checkpointed in zip(*rows, strict=True):
         assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-4, abs=1e-5)
@@ -154,12 +159,12 @@ def test_a_frozen_reference_in_bfloat16_leaves_the_policy_float32(
 
 
 def test_bfloat16_starts_at_a_kl_of_zero_and_stays_near_float32(
-    sandbox: Path, assets: Assets, tmp_path: Path
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path
 ) -> None:
     found = {}
     for dtype in ("float32", "bfloat16"):
         out = tmp_path / dtype
-        train("kl-rl", config_of(sandbox, out, "kl-rl", dtype=dtype, steps=3), assets)
+        train("kl-rl", config_of(sandbox, out, "kl-rl", dtype=dtype, steps=3), inputs)
         found[dtype] = steps_of(out)
     # Policy and reference round alike, so equal weights have no KL whatever the type.
     assert found["bfloat16"][0]["kl_nats"] == pytest.approx(0, abs=1e-6)
@@ -170,14 +175,14 @@ def test_bfloat16_starts_at_a_kl_of_zero_and_stays_near_float32(
 
 
 def test_a_run_that_goes_too_far_stops_with_its_last_good_checkpoint(
-    sandbox: Path, assets: Assets, tmp_path: Path
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path
 ) -> None:
     out = tmp_path / "far"
     config = config_of(
         sandbox, out, "kl-rl", learning_rate=3e-2, steps=30, beta=1e-6, max_kl=3, warmup_steps=8
     )
     with pytest.raises(DivergedError, match=r"over --max-kl 3; the last good checkpoint") as e:
-        train("kl-rl", config, assets)
+        train("kl-rl", config, inputs)
     (kept,) = tmp_path.glob("far.step*")
     assert str(kept) in str(e.value)
     check_checkpoint(str(kept), "causal-lm")
@@ -186,13 +191,13 @@ def test_a_run_that_goes_too_far_stops_with_its_last_good_checkpoint(
 
 
 def test_not_a_number_stops_a_run(
-    sandbox: Path, assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from training.objectives.kl_rl import KlRl
 
     monkeypatch.setattr(KlRl, "loss", lambda self, batch: batch.policy.logprob_B.sum() * np.nan)
     with pytest.raises(DivergedError, match=r"step 0: loss nan.*no earlier state was kept"):
-        train("kl-rl", config_of(sandbox, tmp_path / "nan", "kl-rl"), assets)
+        train("kl-rl", config_of(sandbox, tmp_path / "nan", "kl-rl"), inputs)
 
 
 def rewritten_cache(sandbox: Path, tmp_path: Path, reward: Any) -> Path:
@@ -236,36 +241,36 @@ def test_binary_rewards_warn_where_a_strict_order_is_assumed(
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
-    sandbox: Path, assets: Assets, tmp_path: Path, objective: str, changes: Any, words: str
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path, objective: str, changes: Any, words: str
 ) -> None:
     with pytest.raises(InvalidInputError, match=words):
-        train(objective, config_of(sandbox, tmp_path / "x", objective, **changes), assets)
+        train(objective, config_of(sandbox, tmp_path / "x", objective, **changes), inputs)
 
 
 def test_n_above_the_cached_samples_is_refused(
-    sandbox: Path, assets: Assets, tmp_path: Path
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="32 cached samples where 64 are needed"):
-        train("bon-sft", config_of(sandbox, tmp_path / "x", "bon-sft", num_samples=64), assets)
+        train("bon-sft", config_of(sandbox, tmp_path / "x", "bon-sft", num_samples=64), inputs)
 
 
-def test_stored_log_p_is_what_the_reference_says(sandbox: Path, assets: Assets) -> None:
+def test_stored_log_p_is_what_the_reference_says(sandbox: Path, inputs: TrainingInputs) -> None:
     """For every cached sample of a prompt, against a forward pass of each alone."""
     from training.train.reference_logprobs import ensure_reference_logprobs
 
-    revision = assets.identity["policy_revision"]
+    revision = inputs.fingerprints["policy_revision"]
     ensure_reference_logprobs(
-        assets.cache, assets.reference, assets.tokenizer, revision=revision, temperature=1.0
+        inputs.cache, inputs.reference, inputs.tokenizer, revision=revision, temperature=1.0
     )
-    stored = assets.cache.ref_logprob(2)
+    stored = inputs.cache.ref_logprob(2)
     assert stored is not None
     for index in (0, 7, 31):
         rollout: Rollout = rollout_of(
-            [assets.cache.prompt_ids(2)], [assets.cache.response(2, index)], assets.tokenizer,
+            [inputs.cache.prompt_ids(2)], [inputs.cache.response(2, index)], inputs.tokenizer,
             torch.device("cpu"),
         )  # fmt: skip
         with torch.no_grad():
-            alone = logprobs_of(lambda part: response_logits(assets.reference, part), rollout)
+            alone = logprobs_of(lambda part: response_logits(inputs.reference, part), rollout)
         assert float(alone.sum()) == pytest.approx(stored[index], abs=1e-3)
 
 

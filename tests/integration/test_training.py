@@ -32,7 +32,8 @@ from training.rollouts.rollout import (  # noqa: E402
     terms_of,
 )
 from training.sandbox.build import build_sandbox  # noqa: E402
-from training.train.run import state_path, train  # noqa: E402
+from training.train.resume import state_path  # noqa: E402
+from training.train.run import train  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError, RewardError  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
 from vbon.rewards import Scorable, open_reward_model  # noqa: E402

@@ -24,12 +24,15 @@ from training.evaluation.measure import PromptSamples  # noqa: E402
 from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
 from training.objectives.config import train_config_type  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
-from training.train import run  # noqa: E402
-from training.train.export import ADAPTER_DIRECTORY, TRAINING_RECORD  # noqa: E402
-from training.train.inputs import Assets  # noqa: E402
-from training.train.run import Finished, state_path, train  # noqa: E402
+from training.train import heldout, run  # noqa: E402
+from training.train.finished import FinishedRun  # noqa: E402
+from training.train.inputs import TrainingInputs  # noqa: E402
+from training.train.prepare import RunSpec  # noqa: E402
+from training.train.resume import state_path  # noqa: E402
+from training.train.run import train  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError  # noqa: E402
 from vbon.storage.checkpoints import write_checksums  # noqa: E402
+from vbon.storage.training_record import ADAPTER_DIRECTORY, TRAINING_RECORD  # noqa: E402
 
 KINDS = {"causal-lm": "LlamaForCausalLM", "reward": "BertForSequenceClassification"}
 COST = {"samples_drawn": 1, "training_seconds": 1.0}
@@ -66,7 +69,7 @@ class OneRow:
         return [0.0] * 8
 
 
-class LightAssets(Assets):
+class LightInputs(TrainingInputs):
     """Checks and fingerprints files as ever; figures follow the gold reward's and prompts' files."""
 
     cache = OneRow()  # type: ignore[assignment]
@@ -122,12 +125,12 @@ class Desk:
         values = self.settings | {"out": self.folder / "vbon", "num_samples": 4} | changes
         return train_config_type("vbon")(**values)
 
-    def assets(self, config: TrainConfig) -> Assets:
-        return LightAssets(config, 3, 16, 4)
+    def inputs(self, config: TrainConfig) -> TrainingInputs:
+        return LightInputs(config, 3, 16, 4)
 
-    def train(self, **changes: Any) -> Finished:
+    def train(self, **changes: Any) -> FinishedRun:
         config = self.config(**changes)
-        return train("vbon", config, self.assets(config))
+        return train("vbon", config, self.inputs(config))
 
     def sweep(self, **changes: Any) -> tuple[int, int]:
         """Cells trained and cells measured again."""
@@ -151,41 +154,35 @@ class Desk:
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     made = Desk(tmp_path)
 
-    class Run:
-        """Exports in no time."""
-
-        def __init__(
-            self, name: str, config: TrainConfig, objective: Any, assets: Any, identity: Any,
-            on_measured: Any,
-        ) -> None:  # fmt: skip
-            self._given = name, config, assets, identity, on_measured
-
-        def train(self) -> Finished:
-            name, config, assets, identity, on_measured = self._given
-            made.trained.append(config.out.parent.name)
-            ours = assets.measure(None, None, assets.policy_samples, name)
-            if on_measured is not None:
-                on_measured(ours)
-            row = policy_row(name, ours, assets.heldout_reference)
-            shutil.rmtree(config.out, ignore_errors=True)
-            config.out.mkdir(parents=True)
-            record = {
-                "config": config.model_dump(mode="json"), "identity": identity, "cost": COST,
-                "heldout": row.model_dump(),
-            }  # fmt: skip
-            (config.out / TRAINING_RECORD).write_text(json.dumps(record))
-            write_model(config.out)
-            if config.lora_rank is not None:
-                write_adapter(config.out / ADAPTER_DIRECTORY)
-            return Finished(config.out, row, COST)
+    def train_and_export(spec: RunSpec, on_measured: Any) -> FinishedRun:
+        """Export in no time."""
+        config, inputs = spec.config, spec.inputs
+        made.trained.append(config.out.parent.name)
+        ours = inputs.measure(None, None, inputs.policy_samples, spec.name)  # type: ignore[attr-defined]
+        if on_measured is not None:
+            on_measured(ours)
+        row = policy_row(spec.name, ours, inputs.heldout_reference)
+        shutil.rmtree(config.out, ignore_errors=True)
+        config.out.mkdir(parents=True)
+        record = {
+            "config": config.model_dump(mode="json"),
+            "identity": spec.identity,
+            "cost": COST,
+            "heldout": row.model_dump(),
+        }
+        (config.out / TRAINING_RECORD).write_text(json.dumps(record))
+        write_model(config.out)
+        if config.lora_rank is not None:
+            write_adapter(config.out / ADAPTER_DIRECTORY)
+        return FinishedRun(config.out, row, COST)
 
     def load(path: str, **kwargs: Any) -> tuple[None, None, None]:
         made.loaded.append(path)
         return None, None, None
 
-    monkeypatch.setattr(run, "_Run", Run)
-    monkeypatch.setattr(run, "load_policy", load, raising=False)
-    monkeypatch.setattr("training.train.inputs.Assets", LightAssets)
+    monkeypatch.setattr(run, "_train_and_export", train_and_export)
+    monkeypatch.setattr(heldout, "load_policy", load)
+    monkeypatch.setattr("training.train.inputs.TrainingInputs", LightInputs)
     return made
 
 

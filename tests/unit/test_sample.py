@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from training.cache import sample
-from training.cache.record import check_content, meta_path
+from training.cache.metadata import check_content, meta_path
 from training.cache.sample import Response, build_cache
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("accelerate")
 
-from training.train.resume import State, States
+from training.train.resume import ResumableState, ResumableStates
 
 
 class OneProcess:
@@ -30,30 +30,30 @@ class OneProcess:
 
 
 @pytest.fixture
-def states(tmp_path: Path) -> States:
-    made = States(tmp_path / ".vbon.state", OneProcess())
+def states(tmp_path: Path) -> ResumableStates:
+    made = ResumableStates(tmp_path / ".vbon.state", OneProcess())
     for step in (10, 20, 30):
         save(made, step)
     return made
 
 
-def save(states: States, step: int) -> None:
+def save(states: ResumableStates, step: int) -> None:
     states._accelerator.weights = step
     states.save(step, {"history": [step]})
 
 
-def loaded(states: States) -> tuple[list[int], int]:
+def loaded(states: ResumableStates) -> tuple[list[int], int]:
     found = states.newest()
-    assert isinstance(found, State)
+    assert isinstance(found, ResumableState)
     states.load(found)
     return found.run["history"], states._accelerator.weights
 
 
-def names(states: States) -> list[str]:
+def names(states: ResumableStates) -> list[str]:
     return sorted(path.name for path in states.directory.iterdir())
 
 
-def test_the_newest_is_taken_and_the_one_before_is_kept(states: States) -> None:
+def test_the_newest_is_taken_and_the_one_before_is_kept(states: ResumableStates) -> None:
     assert names(states) == ["step-000020", "step-000030"]
     assert loaded(states) == ([30], 30)
     states.clear()
@@ -62,7 +62,7 @@ def test_the_newest_is_taken_and_the_one_before_is_kept(states: States) -> None:
 
 @pytest.mark.parametrize("file", ["accelerate/weights", "run.json", "checksums.json"])
 def test_a_damaged_one_is_named_and_the_one_before_is_taken(
-    states: States, file: str, caplog: pytest.LogCaptureFixture
+    states: ResumableStates, file: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = states.directory / "step-000030" / file
     content = bytearray(path.read_bytes())
@@ -76,22 +76,22 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(
     assert loaded(states) == ([30], 30)
 
 
-def test_what_was_saved_after_a_damaged_one_replaces_it(states: States) -> None:
+def test_what_was_saved_after_a_damaged_one_replaces_it(states: ResumableStates) -> None:
     (states.directory / "step-000030" / "run.json").unlink()
     save(states, 25)
     assert names(states) == ["step-000020", "step-000025"]
 
 
 def test_without_a_whole_one_a_run_starts_over_and_says_so(
-    states: States, caplog: pytest.LogCaptureFixture
+    states: ResumableStates, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (20, 30):
         (states.directory / f"step-{step:06d}" / "checksums.json").unlink()
     assert states.newest() is None
-    assert "is whole; starting over" in caplog.text
+    assert "is damaged; starting over" in caplog.text
 
 
-def test_a_kill_between_two_renames_is_recovered(states: States) -> None:
+def test_a_kill_between_two_renames_is_recovered(states: ResumableStates) -> None:
     (states.directory / "step-000030").rename(states.directory / ".step-000030.retired")
     (states.directory / ".step-000030.partial").mkdir()
     assert loaded(states) == ([30], 30)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from training.objectives.protocol import CachedDraw, Objective, Samples, StepBatch
+from training.objectives.protocol import CachedChoice, Objective, Samples, StepBatch
 from training.rollouts.token_terms import token_terms
 
 VOCABULARY, LENGTH, EOS = 3, 3, 0
@@ -98,13 +98,13 @@ class Toy:
         )
         return drawn.view(shape)
 
-    def cached(self, draw: CachedDraw, p: torch.Tensor) -> torch.Tensor:
+    def cached(self, choice: CachedChoice, p: torch.Tensor) -> torch.Tensor:
         """Texts of the reference as the cache would give them, shape (groups * group_size,)."""
-        if draw.kind == "uniform":
+        if choice.kind == "uniform":
             return self.pick(p, (self.groups * self.group_size,))
-        pairs = draw.kind == "best-worst"
+        pairs = choice.kind == "best-worst"
         count = self.groups * self.group_size // (2 if pairs else 1)
-        subset = self.pick(p, (count, draw.num_samples))
+        subset = self.pick(p, (count, choice.num_samples))
         best = subset.gather(1, REWARD[subset].argmax(1, keepdim=True))
         if not pairs:
             return best[:, 0]
@@ -137,21 +137,21 @@ def batch_for(
     drawn_from: torch.Tensor | None = None,
 ) -> StepBatch:
     """What the trainer would give the objective; the policy's samples come from ``drawn_from`` if given."""
-    draws = objective.draws
+    needed = objective.samples_needed
     parts: dict[str, Samples] = {}
-    if draws.policy:
+    if needed.policy:
         source = logits if drawn_from is None else drawn_from
         index = toy.pick(log_probability(source).exp(), (toy.groups * toy.group_size,))
-        against = anchor if draws.anchor == "moving" else REFERENCE
+        against = anchor if needed.anchor == "moving" else REFERENCE
         parts["policy"] = samples_of_texts(logits, index, toy.group_size, against, own=True)
         if drawn_from is not None:
             drawn = log_probability(drawn_from).detach()[index].float()
             object.__setattr__(parts["policy"], "sampled_logprob_B", drawn)
-    if draws.cached is not None:
-        index = toy.cached(draws.cached, P)
+    if needed.cached is not None:
+        index = toy.cached(needed.cached, P)
         parts["cached"] = samples_of_texts(logits, index, toy.group_size, REFERENCE, own=False)
-    if draws.anchor_samples:
-        shape = (toy.groups * draws.anchor_samples,)
+    if needed.anchor_samples:
+        shape = (toy.groups * needed.anchor_samples,)
         index = toy.pick(log_probability(anchor).exp(), shape)
-        parts["anchor"] = samples_of_texts(logits, index, draws.anchor_samples, anchor, own=False)
+        parts["anchor"] = samples_of_texts(logits, index, needed.anchor_samples, anchor, own=False)
     return StepBatch(**parts)

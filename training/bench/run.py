@@ -143,10 +143,10 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     trl_version = _installed_trl()
     import torch
 
-    from training.train.inputs import Assets
+    from training.train.inputs import TrainingInputs
 
     shared_settings = _train_config(config)
-    assets = Assets(shared_settings, 0, 0, 0)
+    assets = TrainingInputs(shared_settings, 0, 0, 0)
     result = {
         **provenance(config.model_dump(mode="json")),
         "trl": trl_version,
@@ -219,7 +219,8 @@ def _our_steps(
 ) -> list[Step]:
     from training.objectives.config import objective_of
     from training.rollouts.generator import TransformersGenerator
-    from training.train.trainer import Trainer, TrainerOptions
+    from training.train.options import TrainerOptions
+    from training.train.trainer import Trainer
 
     trainer = Trainer(
         assets.fresh_policy(),

@@ -27,7 +27,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from training.bench.steps import Step, synchronized_time
 from training.configs import BenchConfig
-from training.train.inputs import Assets
+from training.train.inputs import TrainingInputs
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
 
@@ -60,7 +60,7 @@ class _StepTimer(TrainerCallback):
         self._clear()
 
 
-def trl_steps(config: BenchConfig, assets: Assets, seed: int) -> list[Step]:
+def trl_steps(config: BenchConfig, assets: TrainingInputs, seed: int) -> list[Step]:
     """Train for ``config.steps`` steps from the reference policy; returns the steps in order."""
     timer = _StepTimer()
     policy = assets.fresh_policy()
@@ -92,7 +92,7 @@ def _time_generation(policy: Any, timer: _StepTimer) -> None:
     policy.generate = timed_generate
 
 
-def _timed_reward(assets: Assets, timer: _StepTimer) -> Callable[..., list[float | None]]:
+def _timed_reward(assets: TrainingInputs, timer: _StepTimer) -> Callable[..., list[float | None]]:
     """The reward function for TRL, which adds its seconds, samples and tokens to the timer."""
 
     def reward(
@@ -138,7 +138,7 @@ def _trl_config(config: BenchConfig, seed: int, output_dir: str) -> RLOOConfig:
     )
 
 
-def _prompts(config: BenchConfig, assets: Assets, seed: int) -> list[dict[str, Any]]:
+def _prompts(config: BenchConfig, assets: TrainingInputs, seed: int) -> list[dict[str, Any]]:
     """The prompts of all steps: repeated passes over the cache, each in a new random order."""
     rng = np.random.default_rng(seed)
     count = config.steps * config.prompts_per_step

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from training.cache.jsonl import parse
-from training.cache.record import check_content, meta_path
+from training.cache.metadata import check_content, meta_path
 from training.configs import SampleConfig
 from training.outputs.identity import is_same_output, read_undamaged_record
 from training.outputs.progress import ProgressBar

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from training.objectives.protocol import Draws, Objective, StepBatch, required, samples_of
+from training.objectives.protocol import Objective, SamplesNeeded, StepBatch, required, samples_of
 from training.objectives.settings import BonSettings, Regularised
 from vbon.maths.curves import log_comb
 
@@ -37,9 +37,9 @@ class BonAwareRl(BonSettings, Regularised, Objective):
     num_samples: int = Field(4, description="N that will be drawn from the tuned policy")
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Samples of the policy, at least N a prompt."""
-        return Draws(policy=True)
+        return SamplesNeeded(policy=True)
 
     def least_samples(self) -> int:
         """N: each sample needs N - 1 others."""

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field, model_validator
 
-from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.protocol import (
+    CachedChoice,
+    Objective,
+    SamplesNeeded,
+    StepBatch,
+    samples_of,
+)
 from training.objectives.settings import BonSettings
 
 if TYPE_CHECKING:
@@ -49,9 +55,9 @@ class BonAwareSft(BonSettings, Objective):
         return self
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Samples of the policy, and experts from the cache."""
-        return Draws(policy=True, cached=CachedDraw("best", self.expert_samples))
+        return SamplesNeeded(policy=True, cached=CachedChoice("best", self.expert_samples))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Minus the mean of log q_bon over experts, in gradient."""

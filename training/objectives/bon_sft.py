@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.protocol import (
+    CachedChoice,
+    Objective,
+    SamplesNeeded,
+    StepBatch,
+    samples_of,
+)
 from training.objectives.settings import BonSettings
 
 if TYPE_CHECKING:
@@ -24,9 +30,9 @@ class BonSft(BonSettings, Objective):
     learning_rate: ClassVar[float] = 6e-4
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Bests of N from the cache."""
-        return Draws(cached=CachedDraw("best", self.num_samples))
+        return SamplesNeeded(cached=CachedChoice("best", self.num_samples))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Mean negative log-likelihood of whole responses, nats."""

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from training.objectives.dpo import pair_margin
-from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.protocol import (
+    CachedChoice,
+    Objective,
+    SamplesNeeded,
+    StepBatch,
+    samples_of,
+)
 from training.objectives.settings import BonSettings
 
 if TYPE_CHECKING:
@@ -35,9 +41,9 @@ class Bonbon(BonSettings, Objective):
     )
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Pairs from the cache, with log p."""
-        return Draws(cached=CachedDraw("best-worst", self.num_samples, ref_logprob=True))
+        return SamplesNeeded(cached=CachedChoice("best-worst", self.num_samples, ref_logprob=True))
 
     @property
     def target_margin(self) -> float:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from training.objectives.protocol import (
-    CachedDraw,
-    Draws,
+    CachedChoice,
     Objective,
+    SamplesNeeded,
     StepBatch,
     required,
     samples_of,
@@ -41,9 +41,9 @@ class Bond(BonSettings, Objective):
     backward_weight: float = Field(0.5, ge=0, le=1, description="b, share of the reverse KL")
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Samples of the policy and bests of N from the cache."""
-        return Draws(policy=True, cached=CachedDraw("best", self.num_samples))
+        return SamplesNeeded(policy=True, cached=CachedChoice("best", self.num_samples))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Both divergences in nats, up to constants, in gradient."""

@@ -12,7 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.protocol import (
+    CachedChoice,
+    Objective,
+    SamplesNeeded,
+    StepBatch,
+    samples_of,
+)
 from training.objectives.settings import BonSettings, Regularised
 
 if TYPE_CHECKING:
@@ -26,9 +32,9 @@ class Dpo(BonSettings, Regularised, Objective):
     source: ClassVar[str] = "Direct Preference Optimization, arXiv 2305.18290"
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Pairs from the cache, with log p."""
-        return Draws(cached=CachedDraw("best-worst", self.num_samples, ref_logprob=True))
+        return SamplesNeeded(cached=CachedChoice("best-worst", self.num_samples, ref_logprob=True))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Mean over the pairs; a tied one counts nothing, so that parts of a batch add up to it."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from training.objectives.protocol import Draws, Objective, StepBatch, required, samples_of
+from training.objectives.protocol import Objective, SamplesNeeded, StepBatch, required, samples_of
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +43,11 @@ class JBond(Objective):
     anchor_rate: float = Field(0.02, gt=0, le=1, description="eta of the moving anchor")
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Samples of the policy and two of the anchor."""
-        return Draws(policy=True, anchor_samples=2, anchor="moving", anchor_rate=self.anchor_rate)
+        return SamplesNeeded(
+            policy=True, anchor_samples=2, anchor="moving", anchor_rate=self.anchor_rate
+        )
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """The three parts in nats, up to constants, in gradient."""

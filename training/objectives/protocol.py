@@ -1,6 +1,6 @@
 """What the trainer and an objective say to each other. Shapes: B sequences, T response tokens.
 
-An objective says what a step needs (:class:`Draws`), the trainer draws, scores and runs the models,
+An objective says what a step needs (:class:`SamplesNeeded`), the trainer draws, scores and runs the models,
 and the objective turns the result (:class:`StepBatch`) into one scalar loss. It knows no model, no
 file and no process; the trainer knows no formula.
 """
@@ -23,7 +23,7 @@ AnchorKind = Literal["reference", "moving"]
 
 
 @dataclass(frozen=True, slots=True)
-class CachedDraw:
+class CachedChoice:
     """Which of a prompt's cached reference samples a step takes.
 
     ``best``: independent draws of the best of ``num_samples``; ``best-worst``: best and worst of the
@@ -40,7 +40,7 @@ class CachedDraw:
 
 
 @dataclass(frozen=True, slots=True)
-class Draws:
+class SamplesNeeded:
     """What one step needs for each of its prompts.
 
     Attributes:
@@ -54,7 +54,7 @@ class Draws:
     """
 
     policy: bool = False
-    cached: CachedDraw | None = None
+    cached: CachedChoice | None = None
     anchor_samples: int = 0
     anchor: AnchorKind = "reference"
     anchor_rate: float = 0.0
@@ -126,7 +126,7 @@ class Objective(BaseModel):
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """What a step needs."""
         raise NotImplementedError
 
@@ -155,14 +155,14 @@ class Objective(BaseModel):
 
 
 def required(value: torch.Tensor | None) -> torch.Tensor:
-    """A tensor that the objective's own :class:`Draws` promised."""
+    """A tensor that the objective's own :class:`SamplesNeeded` promised."""
     if value is None:
         raise ValueError("the objective uses what its draws did not ask for")
     return value
 
 
 def samples_of(samples: Samples | None) -> Samples:
-    """Samples that the objective's own :class:`Draws` promised."""
+    """Samples that the objective's own :class:`SamplesNeeded` promised."""
     if samples is None:
         raise ValueError("the objective uses a source its draws did not ask for")
     return samples

@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from training.objectives.protocol import CachedDraw, Draws, Objective, StepBatch, samples_of
+from training.objectives.protocol import (
+    CachedChoice,
+    Objective,
+    SamplesNeeded,
+    StepBatch,
+    samples_of,
+)
 from training.objectives.settings import Regularised
 
 if TYPE_CHECKING:
@@ -40,9 +46,9 @@ class Qrpo(Regularised, Objective):
     )
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Any samples from the cache, with log p."""
-        return Draws(cached=CachedDraw("uniform", ref_logprob=True))
+        return SamplesNeeded(cached=CachedChoice("uniform", ref_logprob=True))
 
     @property
     def scaled_log_partition(self) -> float:

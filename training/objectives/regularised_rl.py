@@ -8,10 +8,10 @@ from pydantic import Field
 
 from training.objectives.protocol import (
     Baseline,
-    Draws,
     KlEstimator,
     Objective,
     Samples,
+    SamplesNeeded,
     StepBatch,
     required,
     samples_of,
@@ -39,9 +39,9 @@ class RegularisedRL(Objective):
         raise NotImplementedError
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Samples of the policy."""
-        return Draws(policy=True)
+        return SamplesNeeded(policy=True)
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Minus the objective, up to a constant, in gradient."""

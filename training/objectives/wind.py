@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from training.objectives.protocol import Draws, Objective, StepBatch, required, samples_of
+from training.objectives.protocol import Objective, SamplesNeeded, StepBatch, required, samples_of
 from training.objectives.settings import Regularised
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class Wind(Regularised, Objective):
     updates: int = Field(4, ge=1, description="optimizer updates a batch of samples")
 
     @property
-    def draws(self) -> Draws:
+    def samples_needed(self) -> SamplesNeeded:
         """Samples of the policy, used for several updates."""
-        return Draws(policy=True, updates=self.updates)
+        return SamplesNeeded(policy=True, updates=self.updates)
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
         """Regression loss of f onto the observed win rate."""

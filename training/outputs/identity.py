@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.configs import TrainConfig
 from vbon.errors import DataError
+
+# Settings that do not change a single training step, so a run may be resumed with other values.
+_INCIDENTAL = {
+    "out",
+    "checkpoint_every",
+    "reward_batch_size",
+    "replace",
+    "heldout",
+    "gold",
+    "max_kl",
+}
+
+
+def run_identity(
+    objective: str, config: TrainConfig, fingerprints: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings and fingerprints that tell a training run from another.
+
+    Args:
+        fingerprints: revisions and digests of the run's inputs.
+    """
+    settings = config.model_dump(mode="json", exclude=_INCIDENTAL)
+    return {"objective": objective, **settings, **fingerprints}
 
 
 def read_json_record(path: Path) -> dict[str, Any] | None:

@@ -111,12 +111,12 @@ def _follow_parent(parent: int) -> None:
 
 def _is_done(cell: GridCell, shared: _Shared) -> bool:
     """By what it was made from, not by where that lies; a record that does not say is none."""
-    from training.train.run import identity_of
+    from training.outputs.identity import run_identity
 
     record = read_json_record(cell.directory / RECORD) or {}
     wanted = {
         "config": cell.config.model_dump(mode="json"),
-        "identity": identity_of(cell.objective, cell.config, shared.assets),
+        "identity": run_identity(cell.objective, cell.config, shared.assets.fingerprints),
     }
     if record.get("status") == "ok":
         wanted["measured_with"] = shared.measured_with
@@ -174,13 +174,15 @@ def _shared(config: SweepConfig) -> _Shared:
 
 
 def _open(config: SweepConfig) -> _Shared:
-    from training.train.inputs import Assets
+    from training.train.inputs import TrainingInputs
 
     if config.heldout is None or not config.heldout.is_file():
         raise DataError(f"prompt file {config.heldout} does not exist")
-    assets = Assets(config, config.heldout_prompts, config.reference_samples, config.policy_samples)
+    assets = TrainingInputs(
+        config, config.heldout_prompts, config.reference_samples, config.policy_samples
+    )
     gold = _gold_revision(config)
-    revisions = {name: assets.identity[f"{name}_revision"] for name in ("policy", "reward")}
+    revisions = {name: assets.fingerprints[f"{name}_revision"] for name in ("policy", "reward")}
     if gold is not None:
         revisions["gold"] = gold
     measured_with = {
@@ -215,7 +217,7 @@ def _run_named(config: SweepConfig, name: str | None) -> str:
 
 def _run_task(config: SweepConfig, cell: GridCell | None) -> str:
     """Train and record one cell, or measure the baseline."""
-    from training.train.run import identity_of
+    from training.outputs.identity import run_identity
 
     shared = _shared(config)
     assets = shared.assets
@@ -236,7 +238,7 @@ def _run_task(config: SweepConfig, cell: GridCell | None) -> str:
         cell.directory / RECORD,
         {
             **provenance(cell.config.model_dump(mode="json")),
-            "identity": identity_of(cell.objective, cell.config, assets),
+            "identity": run_identity(cell.objective, cell.config, assets.fingerprints),
             "measured_with": shared.measured_with,
             "cell": {
                 "objective": cell.objective,

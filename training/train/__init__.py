@@ -1,1 +1,1 @@
-"""A training run and its steps."""
+"""Training runs: preparation, steps, resumption, held-out figures and export."""

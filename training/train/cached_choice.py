@@ -1,43 +1,44 @@
-"""Picks a step's samples from the cache, as an objective's :class:`CachedDraw` says."""
+"""Chooses a step's samples from the reward cache."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.objectives.protocol import CachedDraw
+from training.objectives.protocol import CachedChoice
 from vbon.errors import DataError
 from vbon.maths.curves import selection_weights
 
 
-def draw_indices(
-    draw: CachedDraw, rewards: NDArray[np.float64], count: int, rng: np.random.Generator
+def choose_indices(
+    choice: CachedChoice, rewards: NDArray[np.float64], count: int, rng: np.random.Generator
 ) -> list[int]:
-    """``count`` indices into a prompt's cached samples.
+    """Indices of ``count`` of a prompt's cached samples.
 
-    ``best``: each is the best of N by itself, over all subsets of size N, drawn by systematic
-    resampling: every sample comes as often as its probability says, give or take one.
-    ``best-worst``: ``count / 2`` pairs, each of its own subset. Ties go to the lower index.
+    ``best``: each is the best of N by itself, where N samples are any subset of the cached ones.
+    Systematic resampling takes every sample as often as its probability says, give or take one.
+    ``best-worst``: ``count / 2`` pairs, each the best and worst of a subset of its own. Ties go to the
+    lower index. ``uniform``: any samples, without replacement.
 
     Raises:
-        DataError: if a prompt has too few samples.
+        DataError: the prompt has too few samples.
     """
     total = len(rewards)
-    needed = count if draw.kind == "uniform" else draw.num_samples
+    needed = count if choice.kind == "uniform" else choice.num_samples
     if total < needed:
         raise DataError(
             f"a prompt has {total} cached samples where {needed} are needed; sample more, or lower "
-            f"{'samples_per_prompt' if draw.kind == 'uniform' else 'N'}"
+            f"{'samples_per_prompt' if choice.kind == 'uniform' else 'N'}"
         )
-    if draw.kind == "uniform":
+    if choice.kind == "uniform":
         return [int(i) for i in rng.choice(total, count, replace=False)]
-    if draw.kind == "best":
-        cumulative = np.cumsum(selection_weights(rewards, draw.num_samples))
+    if choice.kind == "best":
+        cumulative = np.cumsum(selection_weights(rewards, choice.num_samples))
         points = (np.arange(count) + rng.random()) / count * cumulative[-1]
         picks = np.minimum(np.searchsorted(cumulative, points, side="right"), total - 1)
         return [int(i) for i in rng.permutation(picks)]
     pairs: list[int] = []
     for _ in range(count // 2):
-        subset = np.sort(rng.choice(total, draw.num_samples, replace=False))
+        subset = np.sort(rng.choice(total, choice.num_samples, replace=False))
         pairs += [int(subset[np.argmax(rewards[subset])]), int(subset[np.argmin(rewards[subset])])]
     return pairs

@@ -1,108 +1,109 @@
-"""Writes a trained checkpoint: weights, tokenizer, card, record and history, in one step."""
+"""Exports a trained checkpoint: weights, tokenizer, model card, record and history."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.configs import TrainConfig
-from training.objectives.protocol import Objective
 from training.outputs.model_card import write_card
+from training.train.prepare import ActiveRun, RunSpec
 from vbon.storage.atomic import replacing_directory, write_json, write_text
 from vbon.storage.checkpoints import write_checksums
 from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.provenance import provenance
 from vbon.storage.training_record import ADAPTER_DIRECTORY, TRAINING_RECORD
 
-__all__ = ["ADAPTER_DIRECTORY", "TRAINING_RECORD", "Trained", "export_checkpoint"]
 
+def run_cost(run: ActiveRun) -> dict[str, Any]:
+    """Samples, tokens and seconds of all steps; ``sample`` has accounted for the cached samples."""
 
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """What is to be said of a checkpoint.
+    def total(*names: str) -> float:
+        return float(sum(row[name] for row in run.history for name in names))
 
-    Attributes:
-        name: of the objective.
-        identity: settings and fingerprints that make a run this run.
-        history: a row a step.
-        cost: samples, tokens and seconds it took.
-        row: held-out figures, if measured.
-        cache: number of prompts, smallest M, warnings.
-    """
-
-    name: str
-    config: TrainConfig
-    learning_rate: float
-    objective: Objective
-    identity: Mapping[str, Any]
-    history: Sequence[Mapping[str, Any]]
-    cost: Mapping[str, Any]
-    row: MethodRow | None
-    cache: Mapping[str, Any]
+    return {
+        "steps": len(run.history),
+        "samples_drawn": round(total("samples_drawn")),
+        "tokens_drawn": round(total("tokens_drawn")),
+        "sequences_trained": round(total("sequences_trained")),
+        "sample_seconds": round(total("sample_s", "score_s"), 2),
+        "training_seconds": round(total("sample_s", "score_s", "learn_s"), 2),
+        "processes": run.trainer.accelerator.num_processes,
+    }
 
 
 def export_checkpoint(
-    out: Path, policy: Any, weights: Mapping[str, Any] | None, tokenizer: Any, trained: Trained
+    out: Path,
+    run: ActiveRun,
+    weights: Mapping[str, Any] | None,
+    cost: Mapping[str, Any],
+    row: MethodRow | None,
 ) -> None:
-    """Replace ``out`` whole; what was there stays until then.
+    """Replace ``out`` in one step; until then its previous content stays.
 
     Args:
-        weights: the whole state dict where the policy itself holds only shards.
+        weights: the complete state dict if the policy itself holds only FSDP shards.
+        row: held-out figures, if measured.
 
     Raises:
-        ExportError: the file system refused.
+        ExportError: the file system refused to write.
     """
-    config = trained.config
+    spec, policy = run.spec, run.trainer.unwrapped
     with replacing_directory(out) as directory:
-        if config.lora_rank is not None:
+        if spec.config.lora_rank is not None:
             policy.save_pretrained(directory / ADAPTER_DIRECTORY)
             write_checksums(directory / ADAPTER_DIRECTORY, "adapter")
             policy = policy.merge_and_unload()
         policy.save_pretrained(directory, state_dict=weights)
-        tokenizer.save_pretrained(directory)
-        write_json(
-            directory / TRAINING_RECORD,
-            {
-                **provenance(config.model_dump(mode="json")),
-                "objective": trained.name,
-                "identity": trained.identity,
-                "cost": trained.cost,
-                "cache": trained.cache,
-                "heldout": None if trained.row is None else trained.row.model_dump(),
-            },
-        )
-        lines = (json.dumps(line) + "\n" for line in trained.history)
+        spec.inputs.tokenizer.save_pretrained(directory)
+        write_json(directory / TRAINING_RECORD, _record(run, cost, row))
+        lines = (json.dumps(line) + "\n" for line in run.history)
         write_text(directory / "history.jsonl", "".join(lines))
         write_checksums(directory, "causal-lm")
         write_card(
             directory,
-            title=f"{trained.objective.title}: {trained.objective.label}",
-            summary=f"{(trained.objective.__doc__ or '').splitlines()[0]} "
-            f"Source: {trained.objective.source}.",
-            facts={**_settings(trained), **trained.cost, **_figures(trained.row)},
+            title=f"{spec.objective.title}: {spec.objective.label}",
+            summary=f"{(spec.objective.__doc__ or '').splitlines()[0]} "
+            f"Source: {spec.objective.source}.",
+            facts={**_settings(spec), **cost, **_figures(row)},
         )
 
 
-def _settings(trained: Trained) -> dict[str, Any]:
-    config, identity = trained.config, trained.identity
-    named = {"num_samples": "N"}
+def _record(run: ActiveRun, cost: Mapping[str, Any], row: MethodRow | None) -> dict[str, Any]:
+    cache = run.spec.inputs.cache
     return {
-        **{named.get(key, key): value for key, value in trained.objective.model_dump().items()},
-        "M, reference samples a prompt": trained.cache["smallest_M"],
+        **provenance(run.spec.config.model_dump(mode="json")),
+        "objective": run.spec.name,
+        "identity": run.spec.identity,
+        "cost": cost,
+        "cache": {
+            "prompts": len(cache),
+            "smallest_M": cache.smallest,
+            "warnings": run.cache_warnings,
+        },
+        "heldout": None if row is None else row.model_dump(),
+    }
+
+
+def _settings(spec: RunSpec) -> dict[str, Any]:
+    config, identity = spec.config, spec.identity
+    shown_as = {"num_samples": "N"}
+    lora = "no"
+    if config.lora_rank is not None:
+        lora = f"rank {config.lora_rank}, merged; also in {ADAPTER_DIRECTORY}/"
+    return {
+        **{shown_as.get(key, key): value for key, value in spec.objective.model_dump().items()},
+        "M, reference samples a prompt": spec.inputs.cache.smallest,
         "reference policy": f"{config.policy} ({identity['policy_revision']})",
         "reward model": f"{config.reward} ({identity['reward_revision']})",
         "temperature": config.temperature,
         "warm start, steps imitating cached bests of N": config.warm_start_steps,
         "steps after it": config.steps,
         "prompts x samples a step": f"{config.prompts_per_step} x {config.samples_per_prompt}",
-        "peak learning rate": trained.learning_rate,
+        "peak learning rate": spec.learning_rate,
         "seed": config.seed,
-        "LoRA": "no"
-        if config.lora_rank is None
-        else f"rank {config.lora_rank}, merged; also in {ADAPTER_DIRECTORY}/",
+        "LoRA": lora,
     }
 
 

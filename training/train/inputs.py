@@ -1,4 +1,4 @@
-"""What a training run works with, loaded once; a sweep shares it among its cells."""
+"""Models and data of a training run; a sweep loads them once for all its cells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from training.cache.columns import source_digest
-from training.cache.record import check_content, meta_path
+from training.cache.metadata import check_content, meta_path
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
@@ -25,14 +25,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Assets:
-    """Models and data of a run; heavy ones are loaded at first use.
+class TrainingInputs:
+    """Models and data that a run reads; models are loaded when first used.
 
     Attributes:
-        config: where everything is; settings of the objective are not looked at.
-        heldout_limit: most held-out prompts to measure on.
-        reference_samples: samples of the reference a held-out prompt.
-        policy_samples: samples of a tuned policy a held-out prompt.
+        config: paths and common settings; the settings of an objective are not used.
+        heldout_limit: largest number of held-out prompts to measure on.
+        reference_samples: samples of the reference per held-out prompt.
+        policy_samples: samples of a tuned policy per held-out prompt.
     """
 
     config: TrainConfig
@@ -41,8 +41,8 @@ class Assets:
     policy_samples: int
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Fingerprints of policy, reward model and cache.
+    def fingerprints(self) -> dict[str, Any]:
+        """Revisions of policy and reward model, and the cache's digest.
 
         Raises:
             CheckpointError, DataError: something is missing or of the wrong kind.
@@ -58,7 +58,7 @@ class Assets:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
-        """Of the policy: read through once a run."""
+        """The policy's checkpoint; checking it reads all of it, so it is checked once."""
         return check_checkpoint(self.config.policy, "causal-lm")
 
     @cached_property
@@ -84,7 +84,7 @@ class Assets:
 
     @cached_property
     def gold(self) -> RewardModel | None:
-        """The gold reward model, loaded."""
+        """The gold reward model, loaded, or ``None`` if the run has none."""
         if self._unloaded_gold is not None:
             self._unloaded_gold.load()
         return self._unloaded_gold
@@ -100,9 +100,10 @@ class Assets:
         return policy.requires_grad_(False), tokenizer
 
     def fresh_policy(self) -> Any:
-        """A policy to tune whose changes leave the reference as it is.
+        """A policy to tune; changing it leaves the reference as it is.
 
-        float32, but for the base of a LoRA, which is frozen too.
+        Its weights are float32, except for the frozen base of a LoRA, which has the type of frozen
+        weights.
         """
         if self.config.frozen_dtype == "float32" or self.config.lora_rank is not None:
             return copy.deepcopy(self.reference).requires_grad_(True)
@@ -126,7 +127,11 @@ class Assets:
 
     @cached_property
     def cache(self) -> RewardCache:
-        """The reward cache, checked to be of these models and this sampling."""
+        """The reward cache, after checking that it was made with these models and settings.
+
+        Raises:
+            DataError: the cache is damaged, was made with others, or carries no information.
+        """
         self._check_cache_settings()
         cache = RewardCache.open(
             self.config.cache,
@@ -138,35 +143,38 @@ class Assets:
         return cache
 
     def _check_cache_settings(self) -> None:
-        """A cache without a record beside it (made elsewhere) is taken on trust.
+        """Compare the cache's metadata with this run; a cache without metadata is trusted.
 
         Raises:
-            DataError: names the mismatch.
+            DataError: names the setting that differs.
         """
         config = self.config
         meta = read_undamaged_record(meta_path(config.cache)) or {}
         check_content(config.cache, meta, source_digest(config.cache))
         recorded = meta.get("identity")
         if recorded is None:
-            logger.info("%s has no record of how it was sampled; taken on trust", config.cache)
+            logger.info(
+                "%s has no record of how it was sampled; assuming that it fits this run",
+                config.cache,
+            )
             return
         wanted = {
-            "policy_revision": self.identity["policy_revision"],
-            "reward_revision": self.identity["reward_revision"],
+            "policy_revision": self.fingerprints["policy_revision"],
+            "reward_revision": self.fingerprints["reward_revision"],
             "max_new_tokens": config.max_new_tokens,
             "temperature": config.temperature,
         }
         for key, value in wanted.items():
             if recorded.get(key) != value:
                 raise DataError(
-                    f"the cache {config.cache} was sampled with {key} {recorded.get(key)!r}, this "
-                    f"run has {value!r}: F would be another policy's. Sample again or align the "
-                    "settings"
+                    f"the cache {config.cache} was sampled with {key} {recorded.get(key)!r}, but this "
+                    f"run has {value!r}, so its rewards are those of another policy; sample again, or "
+                    "use the same settings"
                 )
 
     @cached_property
     def heldout(self) -> list[tuple[Prompt, list[int]]]:
-        """Encoded held-out prompts; none if the run asks for none."""
+        """Encoded held-out prompts; empty if the run asks for none."""
         if self.config.heldout is None:
             return []
         prompts = read_prompts(self.config.heldout)[: self.heldout_limit]
@@ -174,7 +182,7 @@ class Assets:
 
     @cached_property
     def measurer(self) -> Measurer:
-        """Measures any policy on the held-out prompts, alike."""
+        """The measurer of held-out figures, which treats every policy alike."""
         return Measurer(
             tokenizer=self.tokenizer,
             reference=self.reference,

@@ -1,4 +1,4 @@
-"""``log p`` of every cached sample under the reference policy: computed once a cache, then mapped."""
+"""Computes ``log p`` of every cached sample under the reference policy, once per cache."""
 
 from __future__ import annotations
 
@@ -19,19 +19,27 @@ BATCH = 256
 def ensure_reference_logprobs(
     cache: RewardCache, reference: Any, tokenizer: Any, *, revision: str, temperature: float
 ) -> None:
-    """Make ``cache.ref_logprob`` known, in nats at the temperature of the samples."""
+    """Make ``cache.ref_logprob`` available: load stored values, or compute and store them.
+
+    The values are in nats, at the temperature that the samples were drawn with. Concurrent runs wait for
+    the one that computes them.
+
+    Args:
+        revision: the reference's; values are stored per revision, dtype and temperature.
+    """
     dtype = str(next(reference.parameters()).dtype).removeprefix("torch.")
     key = f"{revision.replace(':', '-')}-{dtype}-T{temperature:g}"
     with cache.exclusive():
         if cache.load_ref_logprob(key):
             return
-        cache.store_ref_logprob(_all(cache, reference, tokenizer, temperature), key)
+        cache.store_ref_logprob(_logprobs_by_row(cache, reference, tokenizer, temperature), key)
 
 
 @torch.no_grad()
-def _all(
+def _logprobs_by_row(
     cache: RewardCache, reference: Any, tokenizer: Any, temperature: float
 ) -> Iterator[NDArray[np.float64]]:
+    """``log p`` of each row's samples, shape ``(M,)``, in the order of the rows."""
     device = next(reference.parameters()).device
     with ProgressBar("log p of the cached samples", len(cache)) as progress:
         for row in range(len(cache)):

@@ -1,4 +1,4 @@
-"""Draws a step's sequences, fresh or from the cache, and says what they are worth."""
+"""Gathers a step's sequences, fresh or cached, with their rewards and ranks."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 import torch
 
 from training.cache.reward_cache import RewardCache
-from training.objectives.protocol import CachedDraw, Draws
+from training.objectives.protocol import CachedChoice, SamplesNeeded
 from training.rollouts.generator import Generator
 from training.rollouts.rollout import Rollout, rollout_of
-from training.train.cached_choice import draw_indices
+from training.train.cached_choice import choose_indices
 from vbon.errors import RewardError
 from vbon.maths.seeds import seed_of
 from vbon.rewards import RewardModel, Scorable
 
-# (place in the step, row of the cache) of a process's prompts.
+# The prompts of one process, each as (place in the step, row of the cache).
 Rows = Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """One source's sequences for a step, and what they are worth; see :class:`Samples`."""
+class StepSamples:
+    """A step's sequences from one source; :class:`Samples` describes the tensors."""
 
     rollout: Rollout
     group_size: int
@@ -33,11 +33,11 @@ class Drawn:
     log_cdf_le_B: torch.Tensor
     ref_logprob_B: torch.Tensor | None
 
-    def of_prompts(self, start: int, stop: int) -> Drawn:
-        """The rows of some of the step's prompts."""
+    def of_prompts(self, start: int, stop: int) -> StepSamples:
+        """The samples of prompts ``start`` to ``stop - 1`` of the step."""
         rows = slice(start * self.group_size, stop * self.group_size)
         reference = self.ref_logprob_B
-        return Drawn(
+        return StepSamples(
             self.rollout.rows(rows),
             self.group_size,
             self.reward_B[rows],
@@ -48,11 +48,15 @@ class Drawn:
 
 
 Source = Literal["policy", "cached", "anchor"]
-Sources = dict[Source, Drawn]
+SamplesBySource = dict[Source, StepSamples]
 
 
-class Drawer:
-    """Randomness is from (seed, step, place of the prompt in the step, source) alone."""
+class StepSampler:
+    """Samples and scores the prompts of a step.
+
+    All randomness comes from the seed, the step, the prompt's place in the step and the source. So
+    neither the number of processes nor an interruption changes a sample.
+    """
 
     def __init__(
         self,
@@ -69,36 +73,24 @@ class Drawer:
         self._generator, self._device = generator, device
         self._samples_per_prompt, self._base_seed = samples_per_prompt, seed
 
-    def _seed(self, step: int, place: int, source: Source) -> int:
-        return seed_of(f"{self._base_seed}:{step}:{place}:{source}")
-
     def sample(
-        self, step: int, draws: Draws, rows: Rows, policy: Any, anchor: Any
+        self, step: int, needed: SamplesNeeded, rows: Rows, policy: Any, anchor: Any
     ) -> dict[Source, Rollout]:
-        """Fresh samples of the policy and its anchor, as the objective's draws say."""
-        prompts = [self._cache.prompt_ids(row) for _, row in rows]
+        """Draw the fresh samples of policy and anchor that the objective needs."""
         rollouts: dict[Source, Rollout] = {}
-        if draws.policy:
-            rollouts["policy"] = self._generator.sample(
-                policy,
-                prompts,
-                self._samples_per_prompt,
-                [self._seed(step, place, "policy") for place, _ in rows],
+        if needed.policy:
+            rollouts["policy"] = self._generate(
+                step, "policy", rows, policy, self._samples_per_prompt
             )
-        if draws.anchor_samples:
-            rollouts["anchor"] = self._generator.sample(
-                anchor,
-                prompts,
-                draws.anchor_samples,
-                [self._seed(step, place, "anchor") for place, _ in rows],
-            )
+        if needed.anchor_samples:
+            rollouts["anchor"] = self._generate(step, "anchor", rows, anchor, needed.anchor_samples)
         return rollouts
 
-    def score(self, rollout: Rollout, rows: Rows) -> Drawn:
-        """Fresh samples with their rewards.
+    def score(self, rollout: Rollout, rows: Rows) -> StepSamples:
+        """Score fresh samples.
 
         Raises:
-            RewardError: a sample has none; leaving it out would bias the step.
+            RewardError: a sample has no finite reward; leaving it out would bias the step.
         """
         group = len(rollout.mask_BT) // len(rows)
         texts = rollout.texts(self._tokenizer)
@@ -108,49 +100,59 @@ class Drawer:
         missing = [item.completion for item, r in zip(items, rewards, strict=True) if r is None]
         if missing:
             raise RewardError(
-                f"{len(missing)} of {len(items)} samples have no finite reward, the first "
-                f"{missing[0][:80]!r}; training cannot leave samples out without a bias"
+                f"{len(missing)} of {len(items)} samples have no finite reward, the first is "
+                f"{missing[0][:80]!r}; leaving samples out would bias the training, so check the "
+                "reward model"
             )
-        return self._drawn(rollout, rows, [float(r) for r in rewards if r is not None], None)
+        return self._with_ranks(rollout, rows, [float(r) for r in rewards if r is not None], None)
 
-    def from_cache(self, step: int, draw: CachedDraw, rows: Rows) -> Drawn:
-        """Cached samples with their rewards, and ``log p`` if the draw asks for it.
+    def from_cache(self, step: int, choice: CachedChoice, rows: Rows) -> StepSamples:
+        """Take cached samples with their rewards, and ``log p`` if the choice asks for it.
 
         Raises:
-            DataError: a prompt has too few.
+            DataError: a prompt has too few cached samples.
         """
         count = self._samples_per_prompt
         prompts, responses, rewards, reference = [], [], [], []
         for place, row in rows:
             of_prompt = self._cache.rewards(row)
             rng = np.random.default_rng(self._seed(step, place, "cached"))
-            picks = draw_indices(draw, of_prompt, count, rng)
+            picks = choose_indices(choice, of_prompt, count, rng)
             prompts += [self._cache.prompt_ids(row)] * count
             responses += [self._cache.response(row, index) for index in picks]
             rewards += [float(of_prompt[index]) for index in picks]
-            if draw.ref_logprob:
+            if choice.ref_logprob:
                 known = self._cache.ref_logprob(row)
-                assert known is not None, "the run prepares log p before it trains"
+                assert known is not None, "the run computes log p before it trains"
                 reference += [float(known[index]) for index in picks]
         device = self._device
         rollout = rollout_of(prompts, responses, self._tokenizer, device)
-        return self._drawn(
-            rollout, rows, rewards,
-            torch.tensor(reference, device=device) if draw.ref_logprob else None,
-        )  # fmt: skip
+        ref_logprob = torch.tensor(reference, device=device) if choice.ref_logprob else None
+        return self._with_ranks(rollout, rows, rewards, ref_logprob)
 
-    def _drawn(
+    def _generate(
+        self, step: int, source: Source, rows: Rows, model: Any, num_samples: int
+    ) -> Rollout:
+        prompts = [self._cache.prompt_ids(row) for _, row in rows]
+        seeds = [self._seed(step, place, source) for place, _ in rows]
+        return self._generator.sample(model, prompts, num_samples, seeds)
+
+    def _seed(self, step: int, place: int, source: Source) -> int:
+        return seed_of(f"{self._base_seed}:{step}:{place}:{source}")
+
+    def _with_ranks(
         self,
         rollout: Rollout,
         rows: Rows,
         rewards: list[float],
-        reference: torch.Tensor | None,
-    ) -> Drawn:
+        ref_logprob: torch.Tensor | None,
+    ) -> StepSamples:
+        """Rank each reward among the cached rewards of its prompt, strictly and with ``<=``."""
         group = len(rewards) // len(rows)
         by_prompt = np.asarray(rewards).reshape(len(rows), group)
         device = rollout.mask_BT.device
 
-        def ranks(inclusive: bool) -> torch.Tensor:
+        def log_cdf(inclusive: bool) -> torch.Tensor:
             values = [
                 self._cache.log_cdf(row, of_prompt, inclusive=inclusive)
                 for (_, row), of_prompt in zip(rows, by_prompt, strict=True)
@@ -158,4 +160,4 @@ class Drawer:
             return torch.tensor(np.concatenate(values), dtype=torch.float32, device=device)
 
         reward = torch.tensor(rewards, dtype=torch.float32, device=device)
-        return Drawn(rollout, group, reward, ranks(False), ranks(True), reference)
+        return StepSamples(rollout, group, reward, log_cdf(False), log_cdf(True), ref_logprob)

@@ -7,18 +7,18 @@ import itertools
 import numpy as np
 import pytest
 
-from training.objectives.protocol import CachedDraw
-from training.train.cached_choice import draw_indices
+from training.objectives.protocol import CachedChoice
+from training.train.cached_choice import choose_indices
 from vbon.errors import DataError
 from vbon.maths.curves import selection_weights
 
 REWARDS = np.array([0.5, -1.0, 2.0, 0.0, 1.5, 1.0])
 
 
-def frequencies(draw: CachedDraw, rounds: int, count: int) -> np.ndarray:
+def frequencies(choice: CachedChoice, rounds: int, count: int) -> np.ndarray:
     found = np.zeros(len(REWARDS))
     for seed in range(rounds):
-        for index in draw_indices(draw, REWARDS, count, np.random.default_rng(seed)):
+        for index in choose_indices(choice, REWARDS, count, np.random.default_rng(seed)):
             found[index] += 1
     return found / found.sum()
 
@@ -29,15 +29,15 @@ def test_best_comes_as_often_as_the_best_of_n_is_it() -> None:
     for subset in itertools.combinations(range(6), 3):
         expected[max(subset, key=lambda i: REWARDS[i])] += 1 / 20
     np.testing.assert_allclose(selection_weights(REWARDS, 3), expected)
-    found = frequencies(CachedDraw("best", 3), 1500, 4)
+    found = frequencies(CachedChoice("best", 3), 1500, 4)
     sigma = np.sqrt(expected * (1 - expected) / 6000)
     assert (np.abs(found - expected) <= 5 * sigma + 1e-12).all()
 
 
-def test_best_is_spread_evenly_over_a_draw() -> None:
+def test_best_is_spread_evenly_over_a_choice() -> None:
     """Each sample comes floor or ceil of count times its probability: that is systematic resampling."""
     weights = selection_weights(REWARDS, 2)
-    picks = draw_indices(CachedDraw("best", 2), REWARDS, 10, np.random.default_rng(3))
+    picks = choose_indices(CachedChoice("best", 2), REWARDS, 10, np.random.default_rng(3))
     counts = np.bincount(picks, minlength=6)
     assert (np.abs(counts - 10 * weights) < 1).all()
 
@@ -50,7 +50,9 @@ def test_best_and_worst_are_of_one_subset() -> None:
         joint[best, worst] += 1 / 20
     found = np.zeros((6, 6))
     for seed in range(3000):
-        picks = draw_indices(CachedDraw("best-worst", 3), REWARDS, 4, np.random.default_rng(seed))
+        picks = choose_indices(
+            CachedChoice("best-worst", 3), REWARDS, 4, np.random.default_rng(seed)
+        )
         for best, worst in zip(picks[::2], picks[1::2], strict=True):
             found[best, worst] += 1 / 6000
     # 5.5 sigma over 36 cells: false alarm below 2e-6
@@ -58,18 +60,20 @@ def test_best_and_worst_are_of_one_subset() -> None:
 
 
 def test_uniform_takes_no_sample_twice() -> None:
-    picks = draw_indices(CachedDraw("uniform"), REWARDS, 6, np.random.default_rng(0))
+    picks = choose_indices(CachedChoice("uniform"), REWARDS, 6, np.random.default_rng(0))
     assert sorted(picks) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(
-    ("draw", "words"),
+    ("choice", "words"),
     [
-        (CachedDraw("best", 7), "6 cached samples where 7 are needed.*lower N"),
-        (CachedDraw("best-worst", 7), "lower N"),
-        (CachedDraw("uniform"), "lower samples_per_prompt"),
+        (CachedChoice("best", 7), "6 cached samples where 7 are needed.*lower N"),
+        (CachedChoice("best-worst", 7), "lower N"),
+        (CachedChoice("uniform"), "lower samples_per_prompt"),
     ],
 )
-def test_too_few_samples_are_refused(draw: CachedDraw, words: str) -> None:
+def test_too_few_samples_are_refused(choice: CachedChoice, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        draw_indices(draw, REWARDS, 8 if draw.kind == "uniform" else 2, np.random.default_rng(0))
+        choose_indices(
+            choice, REWARDS, 8 if choice.kind == "uniform" else 2, np.random.default_rng(0)
+        )

@@ -1,0 +1,53 @@
+"""Held-out figures of a trained policy, for its model card and record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from training.configs import TrainConfig
+from training.evaluation.measure import PromptSamples
+from training.evaluation.rows import policy_row
+from training.rollouts.load_policy import load_policy
+from training.train.inputs import TrainingInputs
+from vbon.storage.evaluation_record import MethodRow
+
+# Enough samples for the card. `evaluate` takes more, and measures the whole curve of best-of-n.
+CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
+
+OnMeasured = Callable[[list[PromptSamples]], object]
+
+
+def card_inputs(config: TrainConfig) -> TrainingInputs:
+    """Inputs of a single run, with as many held-out samples as a model card needs."""
+    return TrainingInputs(config, CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES)
+
+
+def measure_heldout(
+    name: str, policy: Any, inputs: TrainingInputs, on_measured: OnMeasured | None
+) -> MethodRow:
+    """Measure a policy against the reference on the held-out prompts.
+
+    Args:
+        name: the objective's name; it is part of the seed, so the same run has the same samples.
+        on_measured: receives the policy's samples.
+    """
+    reference = inputs.heldout_reference
+    ours = inputs.measurer.measure(
+        policy, inputs.heldout, inputs.policy_samples, f"held-out {name}"
+    )
+    if on_measured is not None:
+        on_measured(ours)
+    return policy_row(name, ours, reference)
+
+
+def measure_again(
+    name: str, config: TrainConfig, inputs: TrainingInputs, on_measured: OnMeasured
+) -> MethodRow | None:
+    """Load an exported checkpoint and measure it with the seeds that its run used."""
+    if not inputs.heldout:
+        return None
+    policy, _, _ = load_policy(
+        str(config.out.resolve()), dtype="auto", trust_remote_code=config.trust_remote_code
+    )
+    return measure_heldout(name, policy, inputs, on_measured)
