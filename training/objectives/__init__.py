@@ -1,6 +1,7 @@
-"""Training objectives, one a file; :data:`OBJECTIVES` is the registry, a line each.
+"""Training objectives, one per file.
 
-The registry holds import paths, so that naming the objectives (``--help``) imports no torch.
+:data:`OBJECTIVES` is the registry. It holds import paths, so that listing the objectives (``--help``) does
+not import torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from vbon.errors import InvalidInputError
 if TYPE_CHECKING:
     from training.objectives.protocol import Objective
 
-# name: (module:class, the line in --help)
+# Maps a name to (module:class, description in --help).
 OBJECTIVES: dict[str, tuple[str, str]] = {
     "vbon": ("vbon:Vbon", "Variational best-of-N: reverse KL to best-of-N."),
     "kl-rl": ("kl_rl:KlRl", "KL-regularised RL on the raw reward (RLOO)."),
@@ -33,11 +34,11 @@ def objective_type(name: str) -> type[Objective]:
     """The class of a registered objective.
 
     Raises:
-        InvalidInputError: if there is none of that name.
+        InvalidInputError: no objective has this name.
     """
     if name not in OBJECTIVES:
         raise InvalidInputError(
-            f"no objective {name!r}; there are {', '.join(OBJECTIVES)}", field="objective"
+            f"unknown objective {name!r}; choose one of {', '.join(OBJECTIVES)}", field="objective"
         )
     module, _, attribute = OBJECTIVES[name][0].partition(":")
     found: type[Objective] = getattr(import_module(f"training.objectives.{module}"), attribute)

@@ -1,15 +1,17 @@
 r"""Inference-aware RL (arXiv 2412.15287): tune q so that best-of-N *of q* is best.
 
-Maximises ``E[max reward of N samples of q] - beta KL(q || p)``. The exact gradient (derived here; the paper
-approximates pi_bon by pi exp(lambda_N Q)/Z for general rewards): with S the other N - 1 samples,
+Maximises ``E[max reward of N samples of q] - beta KL(q || p)``. The exact gradient, with
+S the other N - 1 samples, is
 
-    grad E[max] = N E[(r(y) - max_S r)^+ grad log q(y)],
+    grad E[max] = N E[(r(y) - max_S r)^+ grad log q(y)]
 
-because what the others' best is worth without y does not depend on y. From G >= N samples of a prompt
-the expectation over S is taken over all (N-1)-subsets of the other G - 1 in closed form, so the
-estimate is unbiased for any G. For binary rewards it is the paper's positive-only form: a success
-weighs N p_f^(N-1), which is the gradient of 1 - p_f^N (enumerated in the tests). It vanishes for samples
-below their peers: once some candidate is good, the rest may explore.
+(derived here; for general rewards the paper approximates pi_bon by pi exp(lambda_N Q)/Z). It holds
+because the best reward of the others alone does not depend on y. With G >= N samples of a prompt, the
+expectation over S is the mean over all (N-1)-subsets of the other G - 1 samples, in closed form. So the
+estimate is unbiased for any G. For binary rewards it equals the paper's positive-only form: a success
+has weight N p_f^(N-1), where p_f is the probability of failure; this is the gradient of 1 - p_f^N (the
+tests enumerate it). The weight is 0 for samples worse than the best of the others: once one candidate is
+good, the rest may explore.
 """
 
 from __future__ import annotations
@@ -34,19 +36,21 @@ class BonAwareRl(BonSettings, Regularised, Objective):
     source: ClassVar[str] = "Inference-Aware Fine-Tuning for Best-of-N, arXiv 2412.15287"
     learning_rate: ClassVar[float] = 3e-4
 
-    num_samples: int = Field(4, description="N that will be drawn from the tuned policy")
+    num_samples: int = Field(
+        4, description="N of the best-of-N that the tuned policy will be used with"
+    )
 
     @property
     def samples_needed(self) -> SamplesNeeded:
-        """Samples of the policy, at least N a prompt."""
+        """Samples of the policy, at least N per prompt."""
         return SamplesNeeded(policy=True)
 
     def least_samples(self) -> int:
-        """N: each sample needs N - 1 others."""
+        """N, because each sample is compared with N - 1 others."""
         return self.num_samples
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Minus the objective, in gradient."""
+        """A scalar whose gradient is that of minus the objective."""
         import torch
 
         from training.objectives.policy_gradient import policy_gradient_loss
@@ -71,11 +75,12 @@ def marginal_gain(reward_B: torch.Tensor, group_size: int, num_samples: int) -> 
     others = group_size - 1
     grouped = reward_B.detach().view(-1, group_size).double()
     log_total = log_comb(others, num_samples - 1)
-    # P[the best of S is the k-th smallest of the others], k = 0..others-1
+    # Probability that the best of S is the k-th smallest of the others, k = 0..others-1.
     weight = torch.tensor(
         [math.exp(log_comb(k, num_samples - 2) - log_total) for k in range(others)],
-        dtype=torch.float64, device=grouped.device,
-    )  # fmt: skip
+        dtype=torch.float64,
+        device=grouped.device,
+    )
     index = torch.arange(group_size, device=grouped.device)
     columns = torch.stack([index[index != i] for i in range(group_size)])
     rivals = grouped[:, columns].sort(dim=-1).values

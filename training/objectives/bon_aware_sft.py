@@ -1,16 +1,16 @@
 r"""Inference-aware supervised fine-tuning (arXiv 2412.15287): make best-of-N of q answer as an expert.
 
-Maximises ``E_expert[log q_bon(y*)]``, q_bon the best-of-N distribution *of q*. With y* rare,
+Maximises ``E_expert[log q_bon(y*)]``, where q_bon is the best-of-N distribution *of q*. If y* is rare,
 
     log q_bon(y*) = log N + log q(y*) + (N-1) log F_q(y*)      (the i = 1 bound, as in vBoN)
     grad F_q(y*)  = E_{y ~ q}[1{r(y) < r(y*)} grad log q(y)]
 
-The paper approximates q_bon by q exp(lambda_N Q_q)/Z instead; the form above needs no lambda and
-no Z (departure). The second line is estimated from G samples of q with their leave-one-out mean as
-baseline; 1/F_q is estimated by (G + 1)/(count + 1), which is biased by O(1/G).
+Departure: the paper approximates q_bon by q exp(lambda_N Q_q)/Z; the form above needs neither lambda nor
+Z. The second line is estimated from G samples of q with their leave-one-out mean as baseline. 1/F_q is
+estimated by (G + 1)/(count + 1), with a bias of O(1/G).
 
-Experts are bests of ``expert_samples`` reference samples from the cache. As BoN of BoN multiplies, q =
-best-of-(expert_samples / N) of p makes q_bon the expert's distribution: that is the optimum.
+An expert is the best of ``expert_samples`` cached reference samples. Best-of-N of best-of-K is best-of-NK,
+so the optimum is q = best-of-(expert_samples / N) of p: then q_bon is the expert's distribution.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ class BonAwareSft(BonSettings, Objective):
     strict_order: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 2e-4
 
-    num_samples: int = Field(4, description="N that will be drawn from the tuned policy")
+    num_samples: int = Field(
+        4, description="N of the best-of-N that the tuned policy will be used with"
+    )
     expert_samples: int = Field(
-        64, description="an expert's answer is the best of so many reference samples; above N"
+        64,
+        description="an expert's answer is the best of this many reference samples; must exceed N",
     )
 
     @model_validator(mode="after")
@@ -50,17 +53,17 @@ class BonAwareSft(BonSettings, Objective):
         if self.expert_samples <= self.num_samples:
             raise ValueError(
                 f"expert_samples {self.expert_samples} must be above num_samples "
-                f"{self.num_samples}: else the reference policy is already the optimum"
+                f"{self.num_samples}; otherwise the reference policy is already the optimum"
             )
         return self
 
     @property
     def samples_needed(self) -> SamplesNeeded:
-        """Samples of the policy, and experts from the cache."""
+        """Samples of the policy, and experts' answers from the cache."""
         return SamplesNeeded(policy=True, cached=CachedChoice("best", self.expert_samples))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Minus the mean of log q_bon over experts, in gradient."""
+        """A scalar whose gradient is that of minus the mean of ``log q_bon`` over experts."""
         samples, experts = samples_of(batch.policy), samples_of(batch.cached)
         expert_reward = experts.reward_B.view(-1, experts.group_size)
         weight = win_gradient_weights(
@@ -71,7 +74,14 @@ class BonAwareSft(BonSettings, Objective):
 
 
 def win_gradient_weights(reward_PG: torch.Tensor, expert_PE: torch.Tensor) -> torch.Tensor:
-    """Weights w, shape ``(P, G)``: ``mean_g w_g grad log q(y_g)`` estimates ``grad mean_e log F_q(y*_e)``."""
+    """Weights w of the policy's samples, shape ``(P, G)``.
+
+    ``mean_g w_g grad log q(y_g)`` estimates ``grad mean_e log F_q(y*_e)`` of each prompt.
+
+    Args:
+        reward_PG: rewards of G samples per prompt.
+        expert_PE: rewards of E experts per prompt.
+    """
     group = reward_PG.shape[1]
     below = (reward_PG[:, :, None] < expert_PE[:, None, :]).double()  # P, G, E
     count = below.sum(1, keepdim=True)

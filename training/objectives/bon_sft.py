@@ -1,8 +1,8 @@
 """Supervised fine-tuning on the best of N reference samples: minimise ``E_{p_bon}[-log q]``.
 
-This is the forward KL(p_bon || q) up to a constant: mode covering, and without any sample of q. Also
-known as best-of-n distillation by SFT or rejection-sampling fine-tuning; a baseline of the vBoN paper
-(arXiv 2407.06057). The draws are independent bests of N over the cached samples of p.
+This is the forward KL(p_bon || q) up to a constant. It covers modes, and needs no samples of q. It is also
+known as best-of-n distillation by SFT, or rejection-sampling fine-tuning, and is a baseline of the vBoN
+paper (arXiv 2407.06057). The samples are independent bests of N among the cached samples of p.
 """
 
 from __future__ import annotations
@@ -35,5 +35,5 @@ class BonSft(BonSettings, Objective):
         return SamplesNeeded(cached=CachedChoice("best", self.num_samples))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Mean negative log-likelihood of whole responses, nats."""
+        """Mean negative log-likelihood of a whole response, in nats."""
         return -samples_of(batch.cached).logprob_B.mean()

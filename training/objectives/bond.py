@@ -2,12 +2,12 @@ r"""BOND (arXiv 2407.14622): the Jeffreys divergence from the best-of-N distribu
 
     (1 - b) KL(p_bon || q) + b KL(q || p_bon)
 
-Forward part: supervised on best-of-N samples (from the cache). Backward part: policy gradient with
-the quantile reward log F<=, as p_bon(y) is taken for p(y) F<=(y)^(N-1) times a constant:
+Forward part: SFT on best-of-N samples from the cache. Backward part: policy gradient with the quantile
+reward log F<=, because p_bon(y) is taken to be p(y) F<=(y)^(N-1) times a constant:
 KL(q || p_bon) = KL(q || p) - (N-1) E_q[log F<=] + const. With strictly ordered rewards
-p_bon = p F<=^(N-1) sum_i (F/F<=)^(i-1), so the constant hides a factor between 1 and N that is N where
-p(y) is small: exact for long texts, an approximation for toys. F<= is estimated from the cache. (The
-vBoN bound has log F in its place; the two differ only at the lowest ranks.)
+p_bon = p F<=^(N-1) sum_i (F/F<=)^(i-1). So the "constant" is a factor between 1 and N, which tends to N as
+p(y) tends to 0: the form is exact for long texts, and approximate for very short ones. F<= is estimated
+from the cache. (The vBoN bound has log F instead; the two differ only at the lowest ranks.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Bond(BonSettings, Objective):
     strict_order: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 2e-4
 
-    backward_weight: float = Field(0.5, ge=0, le=1, description="b, share of the reverse KL")
+    backward_weight: float = Field(
+        0.5, ge=0, le=1, description="b, weight of the reverse KL; the forward KL has 1 - b"
+    )
 
     @property
     def samples_needed(self) -> SamplesNeeded:
@@ -46,7 +48,7 @@ class Bond(BonSettings, Objective):
         return SamplesNeeded(policy=True, cached=CachedChoice("best", self.num_samples))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Both divergences in nats, up to constants, in gradient."""
+        """A scalar whose gradient is that of the weighted sum of both divergences in nats."""
         from training.objectives.policy_gradient import policy_gradient_loss
 
         samples = samples_of(batch.policy)

@@ -1,4 +1,7 @@
-"""The settings of one objective's command: the common ones, its own defaults, and its own fields."""
+"""Settings of each objective's command.
+
+They are the settings that all objectives share, with this objective's defaults, plus its own fields.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from training.objectives.protocol import Objective
 
 
 def train_config_type(name: str) -> type[TrainConfig]:
-    """``TrainConfig`` with the fields and defaults of a registered objective.
+    """A subclass of ``TrainConfig`` with the fields and defaults of a registered objective.
 
     Raises:
-        InvalidInputError: if there is no such objective.
+        InvalidInputError: no objective has this name.
     """
     objective = objective_type(name)
     fields: dict[str, Any] = {}
@@ -29,12 +32,12 @@ def train_config_type(name: str) -> type[TrainConfig]:
         fields[field_name] = (field.annotation, field)
 
     def checked(config: TrainConfig) -> TrainConfig:
-        """The objective's own rules hold for its fields here too."""
+        """Apply the objective's own validation to its fields."""
         try:
             objective_of(name, config)
         except ValidationError as error:
-            said = (str(e.get("ctx", {}).get("error", e["msg"])) for e in error.errors())
-            raise ValueError("; ".join(said)) from error
+            messages = (str(e.get("ctx", {}).get("error", e["msg"])) for e in error.errors())
+            raise ValueError("; ".join(messages)) from error
         return config
 
     made: type[TrainConfig] = create_model(
@@ -49,10 +52,10 @@ def train_config_type(name: str) -> type[TrainConfig]:
 
 
 def objective_of(name: str, config: TrainConfig) -> Objective:
-    """The objective with its settings.
+    """The objective, with its settings taken from a configuration.
 
     Raises:
-        pydantic.ValidationError: a ValueError that names the setting; N = 1, for one.
+        pydantic.ValidationError: a ValueError that names an invalid setting, for example N = 1.
     """
     kind = objective_type(name)
     return kind(**{field: getattr(config, field) for field in kind.model_fields})

@@ -2,10 +2,10 @@ r"""Direct Preference Optimization (arXiv 2305.18290) on the best and worst of N
 
     loss = -log sigmoid(beta [(log q - log p)(best) - (log q - log p)(worst)])
 
-Pairs come from the reward cache, so the reward model is the annotator and p drew both. Pairs whose
-rewards are equal say nothing and are left out. Its optimum is p exp(r~/beta)/Z only if a Bradley-Terry
-model with r~ fits the pairs; with a deterministic annotator nothing stops the margin from growing, and
-the KL is bounded by the number of steps alone.
+Pairs come from the reward cache: p drew both samples, and the reward model is the annotator. Pairs with
+equal rewards carry no information and are left out. The optimum is p exp(r~/beta)/Z only if a
+Bradley-Terry model with reward r~ fits the pairs. A deterministic annotator does not bound the margin, so
+only the number of steps bounds the KL.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Dpo(BonSettings, Regularised, Objective):
 
     @property
     def samples_needed(self) -> SamplesNeeded:
-        """Pairs from the cache, with log p."""
+        """Best and worst of N from the cache, with ``log p``."""
         return SamplesNeeded(cached=CachedChoice("best-worst", self.num_samples, ref_logprob=True))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Mean over the pairs; a tied one counts nothing, so that parts of a batch add up to it."""
+        """Mean over all pairs; a tied pair adds 0, so that micro-batches add up to the whole batch."""
         import torch
 
         samples = samples_of(batch.cached)
@@ -49,6 +49,9 @@ class Dpo(BonSettings, Regularised, Objective):
 def pair_margin(
     log_ratio_B: torch.Tensor, reward_B: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Best minus worst log-ratio of each pair of rows, and 1 where their rewards differ: ``(B/2,)``."""
+    """Margin of each pair of rows, and 1.0 if their rewards differ or 0.0 if not; both ``(B/2,)``.
+
+    The margin is the log-ratio of the best minus that of the worst.
+    """
     ratio, reward = log_ratio_B.view(-1, 2), reward_B.view(-1, 2)
     return ratio[:, 0] - ratio[:, 1], (reward[:, 0] > reward[:, 1]).to(ratio)

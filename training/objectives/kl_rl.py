@@ -1,8 +1,8 @@
 """KL-regularised RL on the raw reward: maximise ``E_q[r] - beta KL(q || p)``.
 
-The baseline of the vBoN paper (arXiv 2407.06057, there by PPO), here by REINFORCE with a leave-one-out
-baseline (RLOO, arXiv 2402.14740). Its optimum is ``p exp(r / beta) / Z``. The reward's scale matters:
-beta means nothing without it.
+The vBoN paper (arXiv 2407.06057) compares with it, trained by PPO. Here it is trained by REINFORCE with a
+leave-one-out baseline (RLOO, arXiv 2402.14740). Its optimum is ``p exp(r / beta) / Z``, so a suitable beta
+depends on the scale of the reward.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class KlRl(Regularised, RegularisedRL):
     learning_rate: ClassVar[float] = 3e-4
 
     beta: float = Field(
-        1.0, gt=0, description="weight of the KL from the reference, in units of reward a nat"
+        1.0, gt=0, description="weight of the KL from the reference, in units of reward per nat"
     )
 
     @property
     def kl_coefficient(self) -> float:
-        """beta, in units of reward a nat."""
+        """beta, in units of reward per nat."""
         return self.beta
 
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
-        """The raw reward."""
+        """The raw rewards, shape ``(B,)``."""
         return samples.reward_B

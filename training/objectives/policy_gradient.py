@@ -1,15 +1,15 @@
 """The policy-gradient estimator for ``E_q[R(y)] - beta KL(q || p)``. Shapes: B sequences, T tokens.
 
-Where the textbook RLOO puts one sequence-level reward ``R - beta log(q/p)`` on every token
-(``kl_estimator="sampled"``), the default uses what is known exactly:
+Textbook RLOO gives every token the same sequence-level reward ``R - beta log(q/p)``
+(``kl_estimator="sampled"``). The default estimator uses what is known exactly:
 
 - the KL of each position is the exact KL between the two next-token distributions
   (Rao-Blackwellised), differentiated directly instead of by its sampled score;
-- a token is credited only with the KL that comes after it (reward-to-go): what came before does
+- a token is credited only with the KL that comes after it (reward-to-go), because the KL before it does
   not depend on it;
 - the baseline is the leave-one-out mean of the same quantity over the other samples of the prompt.
 
-All three leave the expected gradient as it is (tested by enumeration) and cut its variance.
+All three reduce the variance without changing the expected gradient (tested by enumeration).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def leave_one_out(values: torch.Tensor, group_size: int) -> torch.Tensor:
     """Mean over the *other* members of each group of consecutive rows; same shape as the input.
 
     Raises:
-        ValueError: if a group has fewer than two members: there is nobody else to average.
+        ValueError: a group has fewer than two members, so a member has no others.
     """
     if group_size < 2:
-        raise ValueError(f"leave-one-out needs at least 2 samples a prompt, got {group_size}")
+        raise ValueError(f"leave-one-out needs at least 2 samples per prompt, got {group_size}")
     grouped = values.view(-1, group_size, *values.shape[1:])
     others = (grouped.sum(1, keepdim=True) - grouped) / (group_size - 1)
     return others.view_as(values)
@@ -41,15 +41,15 @@ def policy_gradient_loss(
     *,
     baseline: Baseline = "leave-one-out",
 ) -> torch.Tensor:
-    """Scalar whose gradient is an unbiased estimate of ``-grad (E_q[R] - beta KL(q || p))``.
+    """A scalar whose gradient is an unbiased estimate of ``-grad (E_q[R] - beta KL(q || p))``.
 
     Args:
         logprob_BT: ``log q`` of each token with gradient; the samples of a prompt are consecutive.
         kl_BT: exact KL of each position with gradient.
-        sequence_reward_B: R, paid when the sample ends.
+        sequence_reward_B: R, the reward at the end of each sample.
         kl_coefficient: beta.
         group_size: samples per prompt, at least 2 for the leave-one-out baseline.
-        baseline: what is subtracted; ``none`` is for ablations.
+        baseline: the baseline to subtract; ``none`` is for ablations.
     """
     kl = kl_BT.detach()
     kl_after = kl.flip(1).cumsum(1).flip(1) - kl
@@ -69,7 +69,7 @@ def sampled_kl_loss(
     *,
     baseline: Baseline = "leave-one-out",
 ) -> torch.Tensor:
-    """The textbook estimator: one return ``R - beta (log q - log p)`` on every token of a sample."""
+    """The textbook estimator: every token of a sample has the return ``R - beta (log q - log p)``."""
     logprob_B = logprob_BT.sum(1)
     value = sequence_reward_B.detach() - kl_coefficient * (logprob_B.detach() - ref_logprob_B)
     if baseline == "leave-one-out":

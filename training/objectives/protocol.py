@@ -1,8 +1,8 @@
-"""What the trainer and an objective say to each other. Shapes: B sequences, T response tokens.
+"""The interface between the trainer and an objective. Shapes: B sequences, T response tokens.
 
-An objective says what a step needs (:class:`SamplesNeeded`), the trainer draws, scores and runs the models,
-and the objective turns the result (:class:`StepBatch`) into one scalar loss. It knows no model, no
-file and no process; the trainer knows no formula.
+An objective states which samples a step needs (:class:`SamplesNeeded`). The trainer draws and scores them
+and runs the models. The objective then turns the result (:class:`StepBatch`) into one scalar loss. The
+objective does not deal with models, files or processes, and the trainer does not deal with formulas.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:  # naming an objective and its settings (--help) must not load torch
+if TYPE_CHECKING:  # listing an objective and its settings (--help) must not load torch
     import torch
 
 CachedKind = Literal["best", "best-worst", "uniform"]
@@ -24,14 +24,14 @@ AnchorKind = Literal["reference", "moving"]
 
 @dataclass(frozen=True, slots=True)
 class CachedChoice:
-    """Which of a prompt's cached reference samples a step takes.
+    """A rule for choosing from a prompt's cached reference samples.
 
-    ``best``: independent draws of the best of ``num_samples``; ``best-worst``: best and worst of the
-    same ``num_samples``, as consecutive rows; ``uniform``: any sample, without replacement.
+    ``best``: independent bests of ``num_samples``. ``best-worst``: the best and the worst of the same
+    ``num_samples``, as consecutive rows. ``uniform``: any samples, without replacement.
 
     Attributes:
         num_samples: N; not used by ``uniform``.
-        ref_logprob: whether ``log p`` of the samples is needed.
+        ref_logprob: True if ``log p`` of the samples is needed.
     """
 
     kind: CachedKind
@@ -41,16 +41,17 @@ class CachedChoice:
 
 @dataclass(frozen=True, slots=True)
 class SamplesNeeded:
-    """What one step needs for each of its prompts.
+    """The samples that one step needs for each of its prompts.
 
     Attributes:
-        policy: samples of the policy being tuned (``samples_per_prompt`` of them).
-        cached: reference samples from the cache (as many, counting both of a pair).
-        anchor_samples: fresh samples of the anchor.
-        anchor: what ``kl_BT`` is measured against and anchor samples come from: the frozen reference,
-            or a moving average of the policy.
+        policy: True for ``samples_per_prompt`` fresh samples of the policy being tuned.
+        cached: how to choose ``samples_per_prompt`` reference samples from the cache, if any are needed;
+            a pair counts as two.
+        anchor_samples: number of fresh samples of the anchor.
+        anchor: the policy that ``kl_BT`` is measured against and that anchor samples come from: the
+            frozen reference, or a moving average of the policy.
         anchor_rate: eta of ``anchor <- (1 - eta) anchor + eta policy`` after each step.
-        updates: optimizer updates made from one batch of policy samples, on disjoint parts of it.
+        updates: number of optimizer updates per batch of policy samples, on disjoint parts of it.
     """
 
     policy: bool = False
@@ -63,17 +64,18 @@ class SamplesNeeded:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """Sequences of one source; the ``group_size`` rows of a prompt are consecutive.
+    """Sequences from one source; the ``group_size`` rows of a prompt are consecutive.
 
     Attributes:
         logprob_BT: ``log q`` of each token with gradient, 0 on padding.
         mask_BT: True on response tokens, EOS included.
         reward_B: raw rewards.
-        log_cdf_B: ``log F^``, F strict, among the cached reference rewards of the prompt.
-        log_cdf_le_B: the same with ``<=``.
-        ref_logprob_B: ``log p(y)`` of the reference in nats, where it was asked for.
-        kl_BT: exact KL(q || anchor) of each position in nats with gradient; policy samples only.
-        sampled_logprob_B: ``log`` probability under the policy that drew them, at the time.
+        log_cdf_B: ``log F^``, where F is the share of the prompt's cached reference rewards that are
+            strictly smaller.
+        log_cdf_le_B: ``log F<=``, which counts equal rewards too.
+        ref_logprob_B: ``log p(y)`` of the reference in nats, if needed.
+        kl_BT: exact KL(q || anchor) at each position in nats, with gradient; policy samples only.
+        sampled_logprob_B: ``log`` probability under the policy as it was when it drew the samples.
     """
 
     logprob_BT: torch.Tensor
@@ -99,7 +101,10 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """The samples of some prompts, each source in the same order of prompts; ``None`` if not asked for."""
+    """The samples of some prompts, by source; ``None`` for a source that is not needed.
+
+    All sources have the same prompts in the same order.
+    """
 
     policy: Samples | None = None
     cached: Samples | None = None
@@ -107,14 +112,14 @@ class StepBatch:
 
 
 class Objective(BaseModel):
-    """A way to tune a policy; its fields are its settings, and flags of its command.
+    """A training objective; its fields are its settings and become flags of its command.
 
     Attributes:
-        title: what a card calls it.
-        source: the paper.
-        learning_rate: peak of the main steps, where the run names none.
-        strict_order: whether it assumes that no two samples have the same reward.
-        defaults: common settings (``TrainConfig``) that suit it better than the common defaults.
+        title: its name on a model card.
+        source: the paper it comes from.
+        learning_rate: default peak learning rate of the main steps.
+        strict_order: True if it assumes that no two samples of a prompt have the same reward.
+        defaults: values of shared settings (``TrainConfig``) that suit it better than the shared defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -127,42 +132,42 @@ class Objective(BaseModel):
 
     @property
     def samples_needed(self) -> SamplesNeeded:
-        """What a step needs."""
+        """The samples that a step needs."""
         raise NotImplementedError
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Scalar: the mean over the batch's prompts, to be minimised."""
+        """The loss to minimise: a scalar, the mean over the batch's prompts."""
         raise NotImplementedError
 
     def peak_learning_rate(self) -> float:
-        """Of the main steps, where the run names none."""
+        """Default peak learning rate of the main steps, given the settings."""
         return self.learning_rate
 
     def least_samples(self) -> int:
-        """Fewest ``samples_per_prompt`` it can work with."""
+        """The smallest ``samples_per_prompt`` that the objective can work with."""
         return 2
 
     @property
     def label(self) -> str:
-        """Its settings in short, for titles: N or beta, and what is not as usual."""
-        usual = {name: field.default for name, field in type(self).model_fields.items()}
+        """A short form of the settings for titles: N or beta, and all values other than the defaults."""
+        defaults = {name: field.default for name, field in type(self).model_fields.items()}
         shown = {
             name: value
             for name, value in self.model_dump().items()
-            if name in {"num_samples", "beta"} or value != usual[name]
+            if name in {"num_samples", "beta"} or value != defaults[name]
         }
         return ", ".join(f"{name}={value}" for name, value in shown.items())
 
 
 def required(value: torch.Tensor | None) -> torch.Tensor:
-    """A tensor that the objective's own :class:`SamplesNeeded` promised."""
+    """A tensor that must be present, because the objective's :class:`SamplesNeeded` asked for it."""
     if value is None:
-        raise ValueError("the objective uses what its draws did not ask for")
+        raise ValueError("the objective uses a tensor that its samples_needed did not ask for")
     return value
 
 
 def samples_of(samples: Samples | None) -> Samples:
-    """Samples that the objective's own :class:`SamplesNeeded` promised."""
+    """Samples that must be present, because the objective's :class:`SamplesNeeded` asked for them."""
     if samples is None:
-        raise ValueError("the objective uses a source its draws did not ask for")
+        raise ValueError("the objective uses a source that its samples_needed did not ask for")
     return samples

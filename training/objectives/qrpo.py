@@ -1,16 +1,16 @@
 r"""Quantile Reward Policy Optimization (arXiv 2507.08068): pointwise regression, offline.
 
-The quantile of a reference sample's reward is uniform on [0, 1], so the partition function of
-p exp(R/beta) is known in closed form for R any function of the quantile, and one can regress on each
-sample alone:
+The quantile of a reference sample's reward is uniform on [0, 1]. So if R is a function of the quantile, the
+partition function of p exp(R/beta) is known in closed form, and each sample gives a regression target by
+itself:
 
     loss = [R(y) - beta log Z - beta (log q - log p)(y)]^2
     identity: R = F<=,      Z = beta (exp(1/beta) - 1)
     log:      R = log F<=,  Z = 1 / (1 + 1/beta)
 
-Minimised by q = p exp(R/beta)/Z. With ``log`` and beta = 1/(N-1) that is p F<=^(N-1) N: vBoN's target.
-The cached quantile has M + 1 values, so Z is off by O(1/M); with tied rewards the quantile is not
-uniform and Z is wrong.
+The minimum is q = p exp(R/beta)/Z. With ``log`` and beta = 1/(N-1) this is p F<=^(N-1) N, the target of
+vBoN. A quantile from the cache has only M + 1 values, so the error of Z is O(1/M). With tied rewards the
+quantile is not uniform, and Z is wrong.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class Qrpo(Regularised, Objective):
     learning_rate: ClassVar[float] = 2e-4
 
     transform: Literal["identity", "log"] = Field(
-        "identity", description="reward as a function of the quantile"
+        "identity", description="reward R as a function of the quantile F<="
     )
 
     @property
     def samples_needed(self) -> SamplesNeeded:
-        """Any samples from the cache, with log p."""
+        """Any samples from the cache, with ``log p``."""
         return SamplesNeeded(cached=CachedChoice("uniform", ref_logprob=True))
 
     @property
@@ -55,11 +55,14 @@ class Qrpo(Regularised, Objective):
         """``beta log Z``, in units of R."""
         if self.transform == "log":
             return -self.beta * math.log1p(1 / self.beta)
-        # beta log(beta (e^(1/beta) - 1)) without overflow at small beta
+        # beta log(beta (e^(1/beta) - 1)), rearranged because e^(1/beta) overflows for small beta
         return 1 + self.beta * (math.log(self.beta) + math.log1p(-math.exp(-1 / self.beta)))
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Mean squared residual, divided by beta^2: in nats squared, so that beta scales no step."""
+        """Mean squared residual divided by beta^2, in nats squared.
+
+        The division keeps beta from scaling the steps.
+        """
         samples = samples_of(batch.cached)
         log_quantile = samples.log_cdf_le_B
         reward = log_quantile if self.transform == "log" else log_quantile.exp()

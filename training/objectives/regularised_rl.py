@@ -1,4 +1,4 @@
-"""What the objectives of the form ``E_q[R] - beta KL(q || p)`` have in common: all but R and beta."""
+"""Base class of objectives of the form ``E_q[R] - beta KL(q || p)``; each defines its R and beta."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ if TYPE_CHECKING:
 
 
 class RegularisedRL(Objective):
-    """On-policy samples, a reward at the end of each, exact KL from the reference."""
+    """KL-regularised RL with on-policy samples, a reward at the end of each, and exact KL."""
 
     kl_estimator: KlEstimator = Field(
-        "exact", description="exact per token with KL-to-go, or sampled at the end (textbook RLOO)"
+        "exact",
+        description="exact: per token, with KL-to-go; sampled: once per response (textbook RLOO)",
     )
-    baseline: Baseline = Field("leave-one-out", description="over the other samples of the prompt")
+    baseline: Baseline = Field(
+        "leave-one-out", description="mean over the other samples of the prompt, or none"
+    )
 
     @property
     def kl_coefficient(self) -> float:
-        """beta."""
+        """beta, the weight of the KL."""
         raise NotImplementedError
 
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
-        """R of each sample, shape ``(B,)``, no gradient."""
+        """R of each sample, shape ``(B,)``, without gradient."""
         raise NotImplementedError
 
     @property
@@ -44,17 +47,25 @@ class RegularisedRL(Objective):
         return SamplesNeeded(policy=True)
 
     def loss(self, batch: StepBatch) -> torch.Tensor:
-        """Minus the objective, up to a constant, in gradient."""
+        """A scalar whose gradient estimates that of minus the objective."""
         from training.objectives.policy_gradient import policy_gradient_loss, sampled_kl_loss
 
         samples = samples_of(batch.policy)
         reward, beta = self.sequence_reward(samples), self.kl_coefficient
         if self.kl_estimator == "sampled":
             return sampled_kl_loss(
-                samples.logprob_BT, required(samples.ref_logprob_B), reward, beta,
-                samples.group_size, baseline=self.baseline,
-            )  # fmt: skip
+                samples.logprob_BT,
+                required(samples.ref_logprob_B),
+                reward,
+                beta,
+                samples.group_size,
+                baseline=self.baseline,
+            )
         return policy_gradient_loss(
-            samples.logprob_BT, required(samples.kl_BT), reward, beta, samples.group_size,
+            samples.logprob_BT,
+            required(samples.kl_BT),
+            reward,
+            beta,
+            samples.group_size,
             baseline=self.baseline,
-        )  # fmt: skip
+        )

@@ -1,4 +1,4 @@
-"""Settings that several objectives share."""
+"""Settings that several objectives have in common."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field, field_validator
 
 
 class BonSettings(BaseModel):
-    """The N of the best-of-N to imitate."""
+    """Settings of objectives that imitate best-of-N."""
 
     num_samples: int = Field(16, description="N of the best-of-N to imitate")
 
@@ -21,6 +21,6 @@ class BonSettings(BaseModel):
 
 
 class Regularised(BaseModel):
-    """The weight of the KL from the reference."""
+    """Settings of objectives that penalise the KL from the reference."""
 
     beta: float = Field(0.1, gt=0, description="weight of the KL from the reference policy")

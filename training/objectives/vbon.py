@@ -1,21 +1,21 @@
 r"""Variational Best-of-N (arXiv 2407.06057): minimise KL(q || p_bon).
 
-With F the strict reward cdf under the reference p, equation (b) of the BoN distribution gives
+Let F be the strict cdf of the reward under the reference p. Equation (b) of the BoN distribution gives
 
     -KL(q || p_bon) = E_q[log sum_{i=1..N} C(N, i) F^(N-i) p^i] + H(q)
                     = E_q[log sum_{i=1..N} C(N, i) F^(N-i) p^(i-1)] - KL(q || p)        (exact)
                    >= log N + (N-1) E_q[log F] - KL(q || p)                             (lower)
                    >= gamma E_q[log F] - alpha H(q) - beta KL(q || p)                   (l1)
 
-``lower`` keeps i = 1 alone. ``l1`` is the paper's bound, gamma = N(N-1)/2, alpha = (N+2)(N-1)/2,
-beta = N(N+1)/2. As -alpha H(q) - beta KL = (beta - 1) E_q[log p] - KL(q || p), since beta - alpha = 1
-(derived; checked by enumeration), it too is KL-regularised RL, with log p in the reward: it pays
-(N+2)/2 nats for every nat of likelihood and collapses onto likely texts.
+``lower`` keeps only i = 1. ``l1`` is the paper's bound, with gamma = N(N-1)/2, alpha = (N+2)(N-1)/2 and
+beta = N(N+1)/2. As beta - alpha = 1, -alpha H(q) - beta KL = (beta - 1) E_q[log p] - KL(q || p) (derived
+here; checked by enumeration). So ``l1`` is KL-regularised RL too, with log p in the reward: it pays (N+2)/2
+nats for every nat of likelihood, and collapses onto likely texts.
 
-All are divided by N - 1 here, which changes no optimum and keeps the reward's scale independent of N;
-so the KL's weight is 1/(N-1) in all (the official code's 1/N reward beside a beta of 1/(N-1) optimises
-something else). Binomials stay in log space: float(comb) overflows past N of about 1030. F is
-estimated from M cached reference rewards; ties share the strict rank.
+All three are divided by N - 1 here, which changes no optimum and makes the scale of the reward independent
+of N. So the weight of the KL is 1/(N-1) in all of them. (The official code has a reward of 1/N with a beta
+of 1/(N-1), which optimises something else.) Binomials are computed in log space, because float(comb)
+overflows for N above about 1030. F is estimated from M cached reference rewards; ties share the strict rank.
 """
 
 from __future__ import annotations
@@ -51,20 +51,24 @@ class Vbon(BonSettings, RegularisedRL):
     }
 
     bound: Literal["lower", "exact", "l1"] = Field(
-        "lower", description="i = 1 lower bound, the exact sum over i, or the paper's L1"
+        "lower",
+        description="lower: the bound by i = 1; exact: the sum over all i; l1: the paper's L1",
     )
 
     @property
     def kl_coefficient(self) -> float:
-        """``1 / (N-1)``."""
+        """Weight of the KL, ``1 / (N-1)``."""
         return 1.0 / (self.num_samples - 1)
 
     def peak_learning_rate(self) -> float:
-        """With the square of the KL's weight: the weaker its pull, the smaller the steps (docs/log.md)."""
+        """Proportional to the square of the KL's weight, at most 3e-4.
+
+        The weaker the pull of the KL, the smaller the steps must be (docs/log.md).
+        """
         return min(3e-4, 1.8e-3 * self.kl_coefficient**2)
 
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
-        """``log F^``, the exact log-weight, or the L1 reward; each divided by N - 1."""
+        """``log F^``, the L1 reward or the exact log-weight, each divided by N - 1."""
         n = self.num_samples
         if self.bound == "lower":
             return samples.log_cdf_B
@@ -84,7 +88,7 @@ def exact_log_weight(
     i = torch.arange(1, num_samples + 1, dtype=torch.float64)
     log_binomial = torch.tensor([log_comb(num_samples, int(k)) for k in i], dtype=torch.float64)
     log_cdf = log_cdf_B.double().cpu()[:, None]
-    # 0 * -inf where F = 0 and i = N: that term is p^(N-1), F to the power of nothing.
+    # For i = N the power of F is 0, and 0 * log F would be NaN if F = 0.
     powers = torch.where(i == num_samples, torch.zeros(()), (num_samples - i) * log_cdf)
     terms = log_binomial + powers + (i - 1) * ref_logprob_B.double().cpu()[:, None]
     total = torch.logsumexp(terms, dim=1)

@@ -66,7 +66,7 @@ class ActiveRun:
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process measures and writes files for all processes."""
+        """True if this process measures and writes files for all processes."""
         return bool(self.trainer.accelerator.is_main_process)
 
     def wait_for_everyone(self) -> None:
