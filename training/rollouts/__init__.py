@@ -1,1 +1,1 @@
-"""Sampling from policies, and the log-probabilities of what was sampled."""
+"""Sampling from policies, and log-probabilities of the samples."""

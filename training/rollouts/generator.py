@@ -1,4 +1,7 @@
-"""What draws a step's samples; :class:`TransformersGenerator` here, vLLM in ``vllm_generation``."""
+"""The interface for drawing samples in training, and its implementation with transformers.
+
+``vllm_generator.py`` has the implementation with vLLM.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,28 @@ from training.rollouts.rollout import Rollout, sample_responses
 
 
 class Generator(Protocol):
-    """Draws from a model as it is now, at the temperature and length of the run."""
+    """Draws samples from a model with its current weights, at the run's temperature and length limit."""
 
     def sample(
         self, model: Any, prompts: Sequence[list[int]], num_samples: int, seeds: Sequence[int]
     ) -> Rollout:
-        """``num_samples`` responses to each prompt, a prompt's rows consecutive; one seed a prompt."""
+        """Draw ``num_samples`` responses to each prompt.
+
+        Args:
+            prompts: token ids.
+            seeds: one per prompt.
+
+        Returns:
+            The responses; those of a prompt are consecutive rows.
+        """
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free all resources that it holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransformersGenerator:
-    """The model itself, with a KV cache, in this process."""
+    """Runs the model itself in this process, with a KV cache."""
 
     tokenizer: Any
     max_new_tokens: int
@@ -32,7 +43,7 @@ class TransformersGenerator:
     def sample(
         self, model: Any, prompts: Sequence[list[int]], num_samples: int, seeds: Sequence[int]
     ) -> Rollout:
-        """See :class:`Generator`."""
+        """Draw ``num_samples`` responses to each prompt; see :class:`Generator`."""
         return sample_responses(
             model,
             self.tokenizer,
@@ -44,4 +55,4 @@ class TransformersGenerator:
         )
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing, as it holds no resources of its own."""

@@ -18,16 +18,17 @@ def load_policy(
     trust_remote_code: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[Any, Any, Checkpoint]:
-    """Model in evaluation mode on the GPU if there is one, its tokenizer, and the checked source.
+    """Load a model, its tokenizer and its checked checkpoint.
 
-    Dropout stays off in training too: the policy that samples and the policy that learns must be
-    the same distribution.
+    The model is in evaluation mode, and on the GPU if there is one. Dropout stays off in training too,
+    because the policy that samples and the policy that learns must be the same distribution.
 
     Args:
-        checkpoint: of ``path``, where it was checked already; large weights take a while to read.
+        path: a directory or ``hf://org/name``.
+        checkpoint: the result of an earlier check of ``path``; checking large weights takes a while.
 
     Raises:
-        CheckpointError: missing, truncated, or not a causal LM.
+        CheckpointError: the checkpoint is missing, truncated, or not a causal LM.
     """
     checkpoint = checkpoint or check_checkpoint(path, "causal-lm")
     try:
@@ -43,6 +44,8 @@ def load_policy(
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load policy {path}: {error}") from error
     if tokenizer.eos_token_id is None:
-        raise CheckpointError(f"the tokenizer of {path} names no EOS token; set one in its config")
+        raise CheckpointError(
+            f"the tokenizer of {path} has no EOS token; set eos_token in its config"
+        )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer, checkpoint

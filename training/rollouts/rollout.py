@@ -1,4 +1,7 @@
-"""Batched sampling and scoring of token sequences. Shapes: B sequences, P prompt and T new tokens."""
+"""Batched sampling, and log-probabilities of sampled sequences.
+
+Shapes: B sequences, P prompt tokens, T response tokens, L = P + T, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ import torch
 from training.rollouts.token_terms import TokenTerms, token_logprobs, token_terms
 from vbon.engine import FinishReason
 
-# Rows per forward pass. On CPU small passes stay in cache (a fifth faster than 128 at once); rows of
-# like length together waste little on padding.
+# Rows per forward pass. Rows of similar length go together, which wastes little on padding. On a CPU a
+# small pass fits into its cache; it is a fifth faster than 128 rows at once.
 CPU_CHUNK, GPU_CHUNK = 32, 256
 
 Logits = Callable[["Rollout"], torch.Tensor]
@@ -21,15 +24,15 @@ Logits = Callable[["Rollout"], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Samples of one batch; prompts are padded on the left, responses on the right.
+    """A batch of responses to prompts; prompts are padded on the left, responses on the right.
 
     Attributes:
-        sequence_BL: prompt and response ids, L = P + T.
-        attention_BL: 1 on real tokens.
-        response_BT: the response ids.
-        mask_BT: True on response tokens, the EOS included, False on what follows it.
-        sampled_logprob_BT: ``log`` probability of each token under the policy that drew it, at the
-            time; ``None`` where it is not known (cached samples).
+        sequence_BL: token ids of prompt and response.
+        attention_BL: 1 on real tokens, 0 on padding.
+        response_BT: token ids of the response.
+        mask_BT: True on response tokens, EOS included; False on the padding after it.
+        sampled_logprob_BT: ``log`` probability of each token under the policy as it was when it drew the
+            sample; ``None`` if not known, as for cached samples.
     """
 
     sequence_BL: torch.Tensor
@@ -46,30 +49,33 @@ class Rollout:
         ]
 
     def finish_reasons(self, tokenizer: Any) -> list[FinishReason]:
-        """``stop`` where a response ended with EOS, ``length`` where it was cut off."""
+        """``stop`` for each response that ends with EOS, ``length`` for each that was cut off."""
         eos = (self.response_BT == tokenizer.eos_token_id) & self.mask_BT
         return ["stop" if ended else "length" for ended in eos.any(1).tolist()]
 
     def rows(self, index: torch.Tensor | slice) -> Rollout:
-        """Some of the sequences, without the columns that only the others needed."""
+        """A part of the sequences, without columns that are padding in all of them."""
         mask = self.mask_BT[index]
         length = int(mask.any(0).sum())
         width = self.sequence_BL.shape[1] - self.response_BT.shape[1] + length
-        drawn = self.sampled_logprob_BT
+        sampled = self.sampled_logprob_BT
         return Rollout(
             self.sequence_BL[index, :width],
             self.attention_BL[index, :width],
             self.response_BT[index, :length],
             mask[:, :length],
-            None if drawn is None else drawn[index, :length],
+            None if sampled is None else sampled[index, :length],
         )
 
 
 def row_uniforms(seeds: Sequence[int], num_samples: int, length: int) -> torch.Tensor:
-    """Uniform numbers that decide each token, shape ``(len(seeds) * num_samples, length)``, float64.
+    """Uniform random numbers, one for each token to draw.
 
-    A prompt's samples depend on its seed alone, not on the batch they are drawn in or the process
-    that draws them.
+    They depend only on the prompt's seed. So the samples of a prompt do not change with the batch or the
+    process that they are drawn in.
+
+    Returns:
+        float64, shape ``(len(seeds) * num_samples, length)``.
     """
     rows = [np.random.default_rng(seed).random((num_samples, length)) for seed in seeds]
     return torch.from_numpy(np.concatenate(rows))
@@ -86,15 +92,22 @@ def sample_responses(
     seeds: Sequence[int],
     temperature: float = 1.0,
 ) -> Rollout:
-    """``num_samples`` responses to each prompt from the policy itself (no top-k, no top-p).
+    """Draw ``num_samples`` responses to each prompt from the policy itself.
 
-    Rows of one prompt are consecutive. Each prompt is read once and its KV cache shared out to its
-    samples; rows that have ended leave the batch, so time goes with the tokens drawn, not with the
-    longest response. Truncated sampling is not offered: its log-probabilities would not be those of
-    the policy being trained. ``seeds`` has one a prompt (:func:`row_uniforms`); a token is drawn by
-    inverting the cdf, twelve times as fast as ``torch.multinomial`` on a CPU (docs/log.md).
+    Each prompt is processed once, and all its samples start from its KV cache. Finished rows leave the
+    batch, so the time is proportional to the number of tokens drawn, not to the longest response. Top-k and
+    top-p are not available, because their log-probabilities would not be those of the policy being
+    trained. A token is drawn by inverting the cdf, which is twelve times as fast on a CPU as
+    ``torch.multinomial`` (docs/log.md).
+
+    Args:
+        prompts: token ids.
+        seeds: one per prompt (:func:`row_uniforms`).
+
+    Returns:
+        The responses; those of a prompt are consecutive rows.
     """
-    # With gradient checkpointing a model in training mode keeps no KV cache.
+    # A model in training mode with gradient checkpointing does not keep a KV cache.
     training, _ = model.training, model.eval()
     try:
         return _sample(model, tokenizer, prompts, num_samples, max_new_tokens, seeds, temperature)
@@ -129,14 +142,14 @@ def _sample(
     total = len(prompts) * num_samples
     response = torch.full((total, max_new_tokens), pad, device=device)
     mask = torch.zeros((total, max_new_tokens), dtype=torch.bool, device=device)
-    drawn = torch.zeros((total, max_new_tokens), device=device)
-    rows = torch.arange(total, device=device)  # of the batch in the output
+    logprob = torch.zeros((total, max_new_tokens), device=device)
+    rows = torch.arange(total, device=device)  # output row of each row that is still in the batch
     running_attention, position = attention, attention.sum(1)
     for step in range(max_new_tokens):
         log_q = torch.log_softmax(logits.float() / temperature, dim=-1)
         token = _inverse_cdf(log_q, uniforms[rows, step])
         response[rows, step] = token
-        drawn[rows, step] = log_q.gather(1, token[:, None])[:, 0]
+        logprob[rows, step] = log_q.gather(1, token[:, None])[:, 0]
         mask[rows, step] = True
         running = (token != tokenizer.eos_token_id).nonzero()[:, 0]
         if len(running) == 0 or step + 1 == max_new_tokens:
@@ -155,20 +168,23 @@ def _sample(
         )
         logits, position = output.logits[:, -1], position + 1
     length = int(mask.any(0).sum())
-    response, mask, drawn = response[:, :length], mask[:, :length], drawn[:, :length]
+    response, mask, logprob = response[:, :length], mask[:, :length], logprob[:, :length]
     sequence = torch.cat([prompt_ids.repeat_interleave(num_samples, 0), response], 1)
-    return Rollout(sequence, torch.cat([attention, mask.long()], 1), response, mask, drawn)
+    return Rollout(sequence, torch.cat([attention, mask.long()], 1), response, mask, logprob)
 
 
 def _inverse_cdf(log_q_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
-    """The token at which the cdf passes each uniform number; float64, as tails are long."""
+    """The token at which the cdf passes each uniform number.
+
+    The cdf is float64, because float32 is too coarse for the many small probabilities of the tail.
+    """
     cdf = log_q_BV.exp().cumsum(-1, dtype=torch.float64)
     token = torch.searchsorted(cdf, uniform_B[:, None] * cdf[:, -1:], right=True)[:, 0]
     return token.clamp(max=log_q_BV.shape[1] - 1)
 
 
 def padding_id(tokenizer: Any) -> int:
-    """What fills up rows; the attention mask hides it."""
+    """The token id used for padding, which the attention mask hides."""
     pad = tokenizer.pad_token_id
     return int(pad if pad is not None else tokenizer.eos_token_id)
 
@@ -179,7 +195,7 @@ def rollout_of(
     tokenizer: Any,
     device: torch.device,
 ) -> Rollout:
-    """Given responses in the shape of sampled ones: one prompt and one response a row."""
+    """A rollout made of given responses, one prompt and one response per row."""
     pad = padding_id(tokenizer)
     prompt_ids, attention = _left_padded(prompts, pad, device)
     length = max(len(ids) for ids in responses)
@@ -210,12 +226,12 @@ def _left_padded(
 
 
 def _positions(attention_BL: torch.Tensor) -> torch.Tensor:
-    """Positions that count real tokens only, so that padding on the left changes nothing."""
+    """Position ids that count only real tokens, so that left padding changes nothing."""
     return (attention_BL.cumsum(1) - 1).clamp(min=0)
 
 
 def response_logits(model: Any, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
-    """Logits that predict each response token, divided by the temperature, shape (B, T, V)."""
+    """Logits that predict each response token, divided by the temperature, shape ``(B, T, V)``."""
     length = rollout.response_BT.shape[1]
     logits = model(
         input_ids=rollout.sequence_BL,
@@ -228,9 +244,9 @@ def response_logits(model: Any, rollout: Rollout, temperature: float = 1.0) -> t
 
 
 def terms_of(policy: Logits, reference: Logits, rollout: Rollout) -> TokenTerms:
-    """Per-token terms of every sequence, in order, gradients through ``policy`` only.
+    """Per-token terms of every sequence, with gradient only through ``policy``.
 
-    Works through chunks of rows of like length; the result is as if done at once.
+    The models run on chunks of rows of similar length; the result is the same as for all rows at once.
     """
     parts: list[TokenTerms] = []
     order, chunks = _chunks(rollout)
@@ -247,14 +263,14 @@ def terms_of(policy: Logits, reference: Logits, rollout: Rollout) -> TokenTerms:
 
 
 def logprobs_of(model: Logits, rollout: Rollout) -> torch.Tensor:
-    """``log`` probability of each response token, shape ``(B, T)``, with gradient through ``model``."""
+    """``log`` probability of each response token under ``model``, with gradient, shape ``(B, T)``."""
     order, chunks = _chunks(rollout)
     parts = [token_logprobs(model(part), part.response_BT, part.mask_BT) for part in chunks]
     return _joined(parts, order, rollout)
 
 
 def _chunks(rollout: Rollout) -> tuple[torch.Tensor, list[Rollout]]:
-    """Rows by length, and the chunks of that order."""
+    """The order of the rows by length, and the chunks in this order."""
     order = rollout.mask_BT.sum(1).argsort(stable=True)
     size = CPU_CHUNK if order.device.type == "cpu" else GPU_CHUNK
     starts = range(0, len(order), size)
@@ -262,7 +278,7 @@ def _chunks(rollout: Rollout) -> tuple[torch.Tensor, list[Rollout]]:
 
 
 def _joined(parts: list[torch.Tensor], order: torch.Tensor, rollout: Rollout) -> torch.Tensor:
-    """Chunks put together again in the rollout's own order and width."""
+    """The chunks joined in the order and width of the rollout."""
     width = rollout.mask_BT.shape[1]
     padded = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
     return torch.cat(padded)[order.argsort()]

@@ -1,4 +1,7 @@
-"""Per-token log-probabilities and KL of sampled completions under policy and reference."""
+"""Per-token log-probabilities and KL of responses, under policy and reference.
+
+Shapes: B sequences, T response tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class TokenTerms:
-    """Per-token quantities of sampled responses; padded positions are masked out by ``mask_BT``.
+    """Per-token log-probabilities and KL of responses; 0 on padding.
 
     Attributes:
-        logprob_BT: ``log q`` of the sampled token, with gradient.
-        ref_logprob_BT: ``log p`` of it.
-        kl_BT: exact KL(q(.|y_<t) || p(.|y_<t)) in nats, with gradient.
+        logprob_BT: ``log q`` of each token, with gradient.
+        ref_logprob_BT: ``log p`` of each token.
+        kl_BT: exact KL(q(.|y_<t) || p(.|y_<t)) at each position in nats, with gradient.
         mask_BT: True on response tokens, EOS included.
     """
 
@@ -30,7 +33,13 @@ def token_terms(
     tokens_BT: torch.Tensor,
     mask_BT: torch.Tensor,
 ) -> TokenTerms:
-    """From the logits that *predict* each token (already shifted by one), in float32."""
+    """Compute the terms in float32 from the logits of policy and reference.
+
+    Args:
+        logits_BTV: logits that *predict* each token, so already shifted by one position.
+        ref_logits_BTV: the same of the reference.
+        mask_BT: True on response tokens.
+    """
     log_q = torch.log_softmax(logits_BTV.float(), dim=-1)
     log_p = torch.log_softmax(ref_logits_BTV.float(), dim=-1)
     picked = tokens_BT[..., None]
@@ -46,6 +55,9 @@ def token_terms(
 def token_logprobs(
     logits_BTV: torch.Tensor, tokens_BT: torch.Tensor, mask_BT: torch.Tensor
 ) -> torch.Tensor:
-    """``log q`` of each token alone, shape ``(B, T)``, 0 on padding, in float32."""
+    """``log q`` of each token in float32, shape ``(B, T)``; 0 on padding.
+
+    The logits are those that predict each token, as in :func:`token_terms`.
+    """
     log_q = torch.log_softmax(logits_BTV.float(), dim=-1)
     return log_q.gather(-1, tokens_BT[..., None])[..., 0] * mask_BT

@@ -1,7 +1,7 @@
-"""Draws a step's samples with vLLM, in the training process and from the weights of the moment.
+"""Draws samples with vLLM inside the training process, from the policy's current weights.
 
-vLLM keeps a copy of the policy of its own. Before it samples, the weights of the model it is asked to
-sample are loaded into that copy, unless they are there already. Shapes: B sequences, T new tokens.
+vLLM keeps its own copy of the policy. Before sampling, the weights of the given model are loaded into that
+copy, unless it holds them already. Shapes: B sequences, T response tokens.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 CPU_KV_CACHE_BYTES = 2**30
 
-# What tells two states of a model apart: where each parameter lies and how often it was written.
-_State = tuple[tuple[int, int, int], ...]
+# Identity, address and write count of each parameter; they change whenever a weight changes.
+_WeightState = tuple[tuple[int, int, int], ...]
 
 
 class VllmGenerator:
     """The :class:`~training.rollouts.generator.Generator` over vLLM, one engine in each process.
 
-    Works for a plain model, for one with a LoRA (merged on the way, the model stays as it is), and for
-    parameters that FSDP2 shards (gathered one at a time: every process must then sample at the same
-    moment). The engine starts at the first ``sample``.
+    It supports plain models, models with a LoRA, and models that FSDP2 shards. A LoRA is merged into the
+    weights on their way to vLLM; the model itself does not change. Shards are gathered one parameter at a
+    time, so every process must sample at the same time. The engine starts at the first ``sample``.
 
     Args:
-        policy: the checkpoint that the models to sample come from: a directory or ``hf://org/name``.
-        config: of the run; temperature, length and types are its.
-        logprobs: whether ``sampled_logprob_BT`` is wanted. It is computed by the model itself in a pass
-            of its own, not taken from vLLM, whose rounding differs.
+        policy: the checkpoint that the models come from: a directory or ``hf://org/name``.
+        config: the run's settings, for temperature, length limit and dtypes.
+        logprobs: True to provide ``sampled_logprob_BT``. The model itself computes it in an extra pass,
+            because vLLM's rounding differs.
 
     Raises:
-        CheckpointError: missing, damaged, or vLLM cannot run it.
+        CheckpointError: the checkpoint is missing or damaged, or vLLM cannot run it.
     """
 
     def __init__(
@@ -62,24 +62,26 @@ class VllmGenerator:
         self._tokenizer, self._config, self._logprobs = tokenizer, config, logprobs
         self._llm: Any = None
         self._context = 0
-        self._joined = False  # whether vLLM uses a process group that was there before
-        # Which model's weights vLLM holds. A weak reference: an address may be used again.
+        self._joined = False  # True if vLLM uses the trainer's process group
+        # The model whose weights vLLM holds; a weak reference, since a later model may have the same id.
         self._model: weakref.ref[Any] | None = None
-        self._state: _State | None = None
+        self._weights_held: _WeightState | None = None
         self.syncs = 0
 
     def sample(
         self, model: Any, prompts: Sequence[list[int]], num_samples: int, seeds: Sequence[int]
     ) -> Rollout:
-        """``num_samples`` responses to each prompt from the model as it is now.
+        """Draw ``num_samples`` responses to each prompt from the model's current weights.
 
-        Rows of one prompt are consecutive. A sample's seed is a hash of its prompt's seed and its
-        index, so that a prompt's samples do not depend on the others' (but for floating-point sums,
-        which depend on the batch).
+        The seed of a sample is a hash of its prompt's seed and its index. So the samples of a prompt do not
+        depend on other prompts, except for floating-point sums, which depend on the batch.
+
+        Returns:
+            The responses; those of a prompt are consecutive rows.
 
         Raises:
-            PromptTooLongError: prompt and response together exceed what vLLM has room for.
-            InvalidInputError: the model has parameters that vLLM cannot be given.
+            PromptTooLongError: prompt and response together exceed vLLM's context.
+            InvalidInputError: the model has parameters that cannot be loaded into vLLM.
             EngineError: vLLM failed.
         """
         if self._llm is None:
@@ -98,12 +100,12 @@ class VllmGenerator:
         return self._with_logprobs(model, rollout) if self._logprobs else rollout
 
     def close(self) -> None:
-        """Shut vLLM down and free its memory; safe to call twice."""
+        """Shut down vLLM and free its memory; may be called twice."""
         llm, self._llm, self._model = self._llm, None, None
         if llm is not None:
             engine = llm.llm_engine
             if self._joined:
-                # The engine's own shutdown destroys the process group, which is the trainer's here.
+                # The engine's own shutdown would destroy the process group, which the trainer still uses.
                 engine.engine_core._finalizer.detach()
                 engine.model_executor.shutdown()
             else:
@@ -118,13 +120,13 @@ class VllmGenerator:
 
         Raises:
             CheckpointError: vLLM cannot run the policy with these arguments.
-            InvalidInputError: vLLM has no argument of a name in ``engine_args``.
+            InvalidInputError: ``engine_args`` has a name that is not an argument of vLLM.
         """
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         distributed = torch.distributed
         self._joined = distributed.is_available() and distributed.is_initialized()
         several = self._joined and distributed.get_world_size() > 1
-        with _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):  # the engine in this very process
+        with _environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"):  # run the engine in this process
             from vllm import LLM
             from vllm.engine.arg_utils import EngineArgs
 
@@ -132,28 +134,28 @@ class VllmGenerator:
             refuse_unknown(self._config.engine_args or {}, known, field="engine_args")
             try:
                 self._llm = LLM(**self._arguments("external_launcher" if several else "uni"))
-            except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be run
+            except Exception as error:  # any failure means that vLLM cannot run it
                 raise CheckpointError(f"vLLM cannot run {self._path}: {one_line(error)}") from error
         self._context = int(self._llm.model_config.max_model_len)
 
     def _arguments(self, executor: str) -> dict[str, Any]:
-        """What vLLM is started with, by its names: our own choices, then the user's ``engine_args``."""
+        """vLLM's own arguments: our choices, overridden by the user's ``engine_args``."""
         config = self._config
         chosen: dict[str, Any] = {
             "model": self._path,
             "dtype": config.dtype,
             "trust_remote_code": config.trust_remote_code,
             "load_format": "safetensors",
-            # The checkpoint's generation_config.json would bring further stop tokens.
+            # The checkpoint's generation_config.json could add stop tokens.
             "generation_config": "vllm",
-            # As much context as fits the KV cache: a long one would refuse to start.
+            # As much context as fits into the KV cache; with more, vLLM would not start.
             "max_model_len": -1,
             "distributed_executor_backend": executor,
         }
         given = config.engine_args or {}
         if torch.cuda.is_available():
             return chosen | {"gpu_memory_utilization": config.generation_gpu_memory} | given
-        # On a CPU, compiled code would keep the packed weights it was compiled with.
+        # On a CPU, compiled code would keep using the packed weights that it was compiled with.
         chosen["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         return chosen | given | {"enforce_eager": True}
 
@@ -163,20 +165,20 @@ class VllmGenerator:
             raise PromptTooLongError(prompt_tokens=longest, max_tokens=new, limit=self._context)
 
     def _synchronise(self, model: Any) -> None:
-        """Give vLLM the model's weights, unless it has these very ones."""
-        state = _state(model)
+        """Load the model's weights into vLLM, unless it holds them already."""
+        state = _weight_state(model)
         held = self._model is not None and self._model() is model
-        if held and state is not None and self._state == state:
+        if held and state is not None and self._weights_held == state:
             return
-        self._model = None  # half a load is no known state
+        self._model = None  # until the load is complete, the weights are of no particular model
         self._llm.collective_rpc(
             "reload_weights", kwargs={"weights_iterator": merged_weights(model)}
         )
         if not torch.cuda.is_available():
             self._llm.apply_model(_pack_again)
         if not self._llm.reset_prefix_cache():
-            raise EngineError("vLLM would not drop the KV cache of the weights before")
-        self._model, self._state = weakref.ref(model), state
+            raise EngineError("vLLM could not drop the KV cache of the previous weights")
+        self._model, self._weights_held = weakref.ref(model), state
         self.syncs += 1
 
     def _sampling(self, seed: int) -> SamplingParams:
@@ -187,7 +189,7 @@ class VllmGenerator:
             max_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
             seed=seed,
-            # Exactly the tokenizer's EOS ends a response, as in the trainer's own sampler.
+            # Only the tokenizer's EOS ends a response, as in ``sample_responses``.
             ignore_eos=True,
             stop_token_ids=[self._tokenizer.eos_token_id],
             detokenize=False,
@@ -208,10 +210,10 @@ class VllmGenerator:
 
     @torch.no_grad()
     def _with_logprobs(self, model: Any, rollout: Rollout) -> Rollout:
-        kind, half = rollout.mask_BT.device.type, self._config.dtype == "bfloat16"
+        device, half = rollout.mask_BT.device.type, self._config.dtype == "bfloat16"
 
         def logits(part: Rollout) -> torch.Tensor:
-            with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+            with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
                 return response_logits(model, part, self._config.temperature)
 
         return replace(rollout, sampled_logprob_BT=logprobs_of(logits, rollout))
@@ -219,16 +221,16 @@ class VllmGenerator:
 
 @torch.no_grad()
 def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names as in the checkpoint, and whole weights, LoRAs merged; the model stays as it is.
+    """Iterate over a model's weights, complete and with LoRAs merged, under their checkpoint names.
 
-    One merged or gathered weight exists at a time. Every process of an FSDP2 model must iterate, as
-    gathering is collective.
+    The model itself does not change. Only one merged or gathered weight exists at a time. With FSDP2 every
+    process must iterate, because gathering is collective.
 
     Raises:
-        InvalidInputError: parameters that only the model itself can make weights of.
+        InvalidInputError: the model has parameters that cannot be converted to checkpoint weights.
     """
     if getattr(model, "_weight_conversions", None):
-        raise _cannot(model, "whose weights are stored otherwise than they are run")
+        raise _unsupported(model, "whose checkpoint stores its weights in another layout")
     adapted = dict(_adapted_layers(model))
     for name, parameter in model.named_parameters():
         plain = name.removeprefix("base_model.model.")
@@ -236,7 +238,7 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         if ".lora_" in name:
             continue
         if ".modules_to_save." in name or ".original_module." in name or parameter.numel() == 0:
-            raise _cannot(model, f"with a parameter like {name}")
+            raise _unsupported(model, f"with a parameter like {name}")
         weight = _whole(parameter)
         if not layer:
             yield plain, weight
@@ -247,7 +249,7 @@ def merged_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """The layers that carry a LoRA, by their name in the checkpoint."""
+    """The layers that have a LoRA, with their names in the checkpoint."""
     if not hasattr(model, "peft_config"):
         return
     from peft.tuners.lora import Linear
@@ -257,12 +259,12 @@ def _adapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
             continue
         dora = isinstance(module, Linear) and any(module.use_dora.values())
         if not isinstance(module, Linear) or dora or module.merged_adapters:
-            raise _cannot(model, f"with an adapter like that of {name}")
+            raise _unsupported(model, f"with an adapter like that of {name}")
         yield name.removeprefix("base_model.model."), module
 
 
 def _merged(layer: Any, weight: torch.Tensor) -> torch.Tensor:
-    """``W + scale B A`` for each active adapter, as PEFT itself merges, in the type of ``W``."""
+    """``W`` plus ``scale B A`` of each active adapter, in the dtype of ``W``, as PEFT itself merges."""
     for adapter in layer.active_adapters:
         up, down = _whole(layer.lora_B[adapter].weight), _whole(layer.lora_A[adapter].weight)
         change = (up @ down) * layer.scaling[adapter]
@@ -271,23 +273,23 @@ def _merged(layer: Any, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """An FSDP2 shard is gathered from all processes; anything else is whole."""
+    """The complete tensor: an FSDP2 shard is gathered from all processes."""
     gather = getattr(tensor, "full_tensor", None)
     return (gather() if gather is not None else tensor).detach()
 
 
-def _cannot(model: Any, what: str) -> InvalidInputError:
+def _unsupported(model: Any, what: str) -> InvalidInputError:
     return InvalidInputError(
-        f"vLLM cannot be given the weights of a {type(model).__name__} {what}; use --generation "
+        f"cannot load into vLLM the weights of a {type(model).__name__} {what}; use --generation "
         "transformers",
         field="generation",
     )
 
 
-def _state(model: Any) -> _State | None:
-    """Changes with every write into a parameter (torch counts them) and every replaced one.
+def _weight_state(model: Any) -> _WeightState | None:
+    """A value that changes whenever a parameter is written to (torch counts writes) or replaced.
 
-    ``None`` if shards are among them: whether writes into a shard are counted is not promised.
+    ``None`` for sharded parameters, because torch does not promise to count writes to a shard.
     """
     parameters = list(model.parameters())
     if any(hasattr(parameter, "full_tensor") for parameter in parameters):
@@ -296,10 +298,10 @@ def _state(model: Any) -> _State | None:
 
 
 def _pack_again(model: Any) -> None:
-    """Renew the packed copies that vLLM's CPU layers multiply with.
+    """Renew the packed copies of the weights that vLLM's CPU layers use.
 
-    Its reload does so for every layer that has a weight in the checkpoint; an output layer that shares
-    the embedding's has none, and would go on with the old.
+    vLLM's own reload does this for every layer with a weight in the checkpoint. An output layer that shares
+    the embedding's weight has none there, and would keep the old copy.
     """
     for module in model.modules():
         if hasattr(module, "cpu_linear") and module.weight.numel():
