@@ -212,7 +212,7 @@ def test_a_damaged_checkpoint_does_not_count_as_trained(
 
 def test_what_is_no_output_of_training_is_not_replaced(sandbox: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"holds no training\.json.*choose another --out"):
+    with pytest.raises(DataError, match=r"not the output of a training run.*choose another --out"):
         train("vbon", train_config(sandbox, tmp_path))
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

@@ -55,7 +55,7 @@ def content(out: Path) -> dict[str, bytes]:
     ("changes", "words"),
     [
         ({"corpus": ["misspelt=1"]}, "misspelt does not exist"),
-        ({"train_prompts": 100_000}, "ask for fewer"),
+        ({"train_prompts": 100_000}, "ask for fewer prompts"),
     ],
 )
 def test_what_cannot_be_made_does_not_cost_what_is_there(
@@ -98,7 +98,7 @@ def test_texts_kept_aside_of_one_label_are_refused_before_training(
     rare = np.random.default_rng([0, 1]).permutation(200)[-1]  # the last of those trained on
     rows = [{"text": f"word{i} another{i}", "label": int(i == rare)} for i in range(200)]
     corpus.write_text("\n".join(json.dumps(row) for row in rows))
-    with pytest.raises(DataError, match=r"20 texts kept aside .* all have label 0; add texts of"):
+    with pytest.raises(DataError, match=r"20 texts held out .* all have label 0; add texts of"):
         build_sandbox(configured(tmp_path / "sandbox", corpus=[str(corpus)]))
     assert made == []
     assert not (tmp_path / "sandbox").exists()
@@ -108,7 +108,7 @@ def test_texts_kept_aside_of_one_label_are_refused_before_training(
     ("line", "words"),
     [
         ('{"text": "caf\\ud83d", "label": 1}', "half a character"),
-        ("[" * 200_000, "no JSON object"),
+        ("[" * 200_000, "not a JSON object"),
     ],
 )
 def test_a_damaged_line_of_a_corpus_is_named(tmp_path: Path, line: str, words: str) -> None:

@@ -1,1 +1,1 @@
-"""The embedded sandbox: a policy and two reward models made from nothing in minutes."""
+"""The sandbox: a small policy and two reward models, trained from scratch in minutes."""

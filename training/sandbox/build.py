@@ -1,13 +1,13 @@
-"""Builds the sandbox: tokenizer, reference policy, reward model, gold reward model, prompts.
+"""Builds the sandbox: tokenizer, reference policy, reward model, gold reward model and prompts.
 
-Layout of the directory made::
+The directory has this layout::
 
     policy/  reward/  gold/       Hugging Face directories (safetensors, tokenizer, config, card)
     prompts/train.jsonl           openings to fine-tune on
-    prompts/heldout.jsonl         openings kept aside
+    prompts/heldout.jsonl         openings held out for evaluation
     sandbox.json                  resolved config, revision, seeds, versions, held-out metrics
 
-Parts already whole and of the same configuration are kept, so a killed build goes on.
+Complete parts of the same configuration are kept, so an interrupted build continues.
 """
 
 from __future__ import annotations
@@ -43,20 +43,27 @@ logger = logging.getLogger(__name__)
 Labelled = tuple[list[str], list[int]]
 
 HELDOUT_SHARE = 0.1
-PROMPT_WORDS = (3, 7)  # a prompt is the first 3 to 6 words of a review
+PROMPT_WORDS = (
+    3,
+    7,
+)  # a prompt is the first 3 to 6 words of a review; the upper bound is exclusive
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Splits that share no review: what reward and gold learn from is disjoint too.
+    """Texts and labels for each part of the sandbox.
+
+    The training texts of the two reward models are disjoint from each other, and held-out texts are disjoint
+    from all training texts.
 
     Attributes:
-        policy: texts for tokenizer and policy.
-        reward: texts and labels of the proxy annotator.
-        gold: other texts and, where there are two annotators, the other one's labels.
-        heldout_reward: kept aside, with labels to check the reward model against.
-        heldout_gold: kept aside, with labels to check the gold reward model against.
-        openings: distinct prompts, from texts kept aside.
+        policy: texts to train the tokenizer and the policy on.
+        reward: texts to train the reward model on, with the proxy annotator's labels.
+        gold: other texts to train the gold reward model on, with the gold annotator's labels if there are
+            two annotators.
+        heldout_reward: held-out texts, with labels to evaluate the reward model.
+        heldout_gold: held-out texts, with labels to evaluate the gold reward model.
+        openings: distinct prompts, from held-out texts.
     """
 
     policy: list[str]
@@ -68,10 +75,11 @@ class Corpus:
 
 
 def build_sandbox(config: SandboxConfig) -> None:
-    """Make the sandbox, or what is missing of it.
+    """Build the sandbox, or its missing parts.
 
     Raises:
-        DataError: the corpus is unusable. ExportError: the disk refused; finished parts stay.
+        DataError: the corpus cannot be used.
+        ExportError: a file could not be written; finished parts are kept.
     """
     with sole_writer(config.out):
         _build(config)
@@ -84,13 +92,13 @@ def _build(config: SandboxConfig) -> None:
     manifest = read_json_record(out / "sandbox.json") or {}
     recorded = manifest.get("config")
     if recorded is not None and not is_same_output(out, recorded, settings, replace=config.replace):
-        logger.info("%s was made with other settings; making it again", out)
+        logger.info("%s was made with other settings; building it again", out)
         manifest = {}
-    # Before anything is written: what cannot be made must not cost what is there.
+    # Checked before anything is written, so that an unusable corpus does not damage an existing sandbox.
     corpus = _user_corpus(config) if config.corpus else _synthetic_corpus(config)
     _check_corpus(corpus, config)
     metrics: dict[str, Any] = dict(manifest.get("metrics", {}))
-    # A part without metrics is of other settings or unfinished, and is made again.
+    # A part without metrics is unfinished or was made with other settings, and is built again.
     write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
     prompts = out / "prompts"
     count = config.train_prompts + config.heldout_prompts
@@ -112,21 +120,21 @@ def _build(config: SandboxConfig) -> None:
 
 
 def _check_corpus(corpus: Corpus, config: SandboxConfig) -> None:
-    """Refuse what training would fail on at its end.
+    """Check what would otherwise fail only after minutes of training.
 
     Raises:
-        DataError: too few openings, or reviews kept aside that are all of one label.
+        DataError: there are too few openings, or all held-out reviews have the same label.
     """
     count = config.train_prompts + config.heldout_prompts
     if len(corpus.openings) < count:
         raise DataError(
-            f"the corpus has {len(corpus.openings)} distinct openings kept aside, fewer than "
-            f"train_prompts + heldout_prompts = {count}; ask for fewer"
+            f"the corpus has {len(corpus.openings)} distinct held-out openings, fewer than "
+            f"train_prompts + heldout_prompts = {count}; ask for fewer prompts"
         )
     for texts, labels in (corpus.heldout_reward, corpus.heldout_gold):
         if set(labels) != {0, 1}:
             raise DataError(
-                f"the {len(texts)} texts kept aside to check the reward models on all have label "
+                f"the {len(texts)} texts held out to evaluate the reward models all have label "
                 f"{labels[0]}; add texts of label {1 - labels[0]}, or try another --seed"
             )
 
@@ -153,11 +161,11 @@ def _synthetic_corpus(config: SandboxConfig) -> Corpus:
     reviews = ReviewGrammar(config.seed).reviews(config.num_reviews)
     heldout_size = int(config.num_reviews * HELDOUT_SHARE)
     heldout, rest = reviews[:heldout_size], reviews[heldout_size:]
-    third, texts = len(rest) * 2 // 5, [review.text for review in rest]
+    split, texts = len(rest) * 2 // 5, [review.text for review in rest]
     return Corpus(
         policy=texts,
-        reward=(texts[:third], [review.labels["proxy"] for review in rest[:third]]),
-        gold=(texts[third:], [review.labels["gold"] for review in rest[third:]]),
+        reward=(texts[:split], [review.labels["proxy"] for review in rest[:split]]),
+        gold=(texts[split:], [review.labels["gold"] for review in rest[split:]]),
         heldout_reward=([r.text for r in heldout], [r.labels["proxy"] for r in heldout]),
         heldout_gold=([r.text for r in heldout], [r.labels["gold"] for r in heldout]),
         openings=_openings([review.text for review in heldout], config.seed),
@@ -188,7 +196,7 @@ def _user_corpus(config: SandboxConfig) -> Corpus:
 def _parts(
     config: SandboxConfig, corpus: Corpus
 ) -> list[tuple[str, Kind, Callable[[Path], dict[str, float]]]]:
-    """Name, kind and builder of each model; the tokenizer is the policy's, shared by all three."""
+    """Name, kind and builder of each model; all three share the policy's tokenizer."""
     texts = corpus.policy[: config.policy_texts]
     epochs = config.policy_epochs or max(1.0, 1.5 * config.policy_texts / len(texts))
     source = ", ".join(config.corpus) or "the embedded synthetic movie reviews"
@@ -198,10 +206,15 @@ def _parts(
         shape = Shape(config.policy_hidden, config.policy_layers, epochs, 2e-3)
         with _scratch() as scratch, TrainerProgress("policy") as progress:
             model, metrics = train_policy(
-                tokenizer, texts, corpus.heldout_reward[0][:1000], shape,
-                max_length=config.max_length, seed=config.seed, scratch=scratch,
+                tokenizer,
+                texts,
+                corpus.heldout_reward[0][:1000],
+                shape,
+                max_length=config.max_length,
+                seed=config.seed,
+                scratch=scratch,
                 callbacks=[progress.callback],
-            )  # fmt: skip
+            )
         _save(directory, model, tokenizer, "causal-lm", "Reference policy", source, config, metrics)
         return metrics
 
@@ -212,29 +225,47 @@ def _parts(
             tokenizer = AutoTokenizer.from_pretrained(config.out / "policy")
             with _scratch() as scratch, TrainerProgress(name) as progress:
                 model, metrics = train_classifier(
-                    tokenizer, data, heldout, shape, max_length=config.max_length, seed=seed,
-                    scratch=scratch, callbacks=[progress.callback],
-                )  # fmt: skip
+                    tokenizer,
+                    data,
+                    heldout,
+                    shape,
+                    max_length=config.max_length,
+                    seed=seed,
+                    scratch=scratch,
+                    callbacks=[progress.callback],
+                )
             _save(directory, model, tokenizer, "reward", title, source, config, metrics)
             return metrics
 
         return build
 
-    # A classifier sees few texts of a small corpus more often, but not for ever.
+    # A classifier with few training texts sees each of them more often, up to 4 times.
     def classifier_epochs(data: Labelled) -> float:
         return float(np.clip(16_000 / len(data[0]), 1, 4))
 
     reward_shape = Shape(64, 2, classifier_epochs(corpus.reward), 2e-3)
     gold_shape = Shape(128, 3, classifier_epochs(corpus.gold), 1e-3)
+    reward = classifier(
+        "reward model",
+        "Reward model (proxy: used for selection and training)",
+        corpus.reward,
+        corpus.heldout_reward,
+        reward_shape,
+        config.seed + 1,
+    )
+    gold = classifier(
+        "gold reward model",
+        "Gold reward model (held out: used only for reporting)",
+        corpus.gold,
+        corpus.heldout_gold,
+        gold_shape,
+        config.seed + 1001,
+    )
     return [
         ("policy", "causal-lm", policy),
-        ("reward", "reward", classifier(
-            "reward model", "Reward model (proxy: selects and trains)", corpus.reward,
-            corpus.heldout_reward, reward_shape, config.seed + 1)),
-        ("gold", "reward", classifier(
-            "gold reward model", "Gold reward model (held out: only reports)", corpus.gold,
-            corpus.heldout_gold, gold_shape, config.seed + 1001)),
-    ]  # fmt: skip
+        ("reward", "reward", reward),
+        ("gold", "reward", gold),
+    ]
 
 
 @contextmanager
@@ -259,7 +290,7 @@ def _save(
     write_card(
         directory,
         title=f"{title} of the vbon sandbox",
-        summary=f"Trained from nothing on {source}, seed {config.seed}. A toy: it shows how "
-        "best-of-N and its distillation behave, and is good for nothing else.",
+        summary=f"Trained from scratch on {source}, seed {config.seed}. A toy model: it shows how "
+        "best-of-N and its distillation behave, and has no other use.",
         facts={"seed": config.seed, "data": source, **metrics},
     )

@@ -1,4 +1,4 @@
-"""Reads a user's labelled text in the forms people have it in."""
+"""Reads a user's labelled texts from plain text, JSONL, CSV or TSV files."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ _DELIMITER = {".csv": ",", ".tsv": "\t"}
 
 
 def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int]]:
-    """``(text, label)`` pairs of several files, label 1 (liked) or 0, duplicates dropped.
+    """Read ``(text, label)`` pairs from several files; duplicates are dropped.
+
+    Args:
+        specs: paths, or ``PATH=LABEL`` if all lines of a text file have one label.
+        encoding: of the files; UTF-8 if not given, or Latin-1 for a file that is not UTF-8.
+
+    Returns:
+        Label 1 is for liked, 0 for disliked.
 
     Raises:
-        DataError: missing file, unknown form, bad label, or only one label present.
+        DataError: a file is missing or of an unknown form, a label is invalid, or all labels are equal.
     """
     pairs: dict[str, int] = {}
     for spec in specs:
@@ -34,7 +41,8 @@ def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int
     labels = set(pairs.values())
     if labels != {0, 1}:
         raise DataError(
-            f"{', '.join(specs)}: labels 0 and 1 must both occur, found {sorted(labels)}"
+            f"{', '.join(specs)}: found only labels {sorted(labels)}, but both 0 and 1 are needed; "
+            "add texts of the other label"
         )
     return list(pairs.items())
 
@@ -60,8 +68,8 @@ def _read(path: Path, label: int | None, encoding: str | None) -> Iterator[tuple
         yield from _read_table(path, text, _DELIMITER[path.suffix])
     else:
         raise DataError(
-            f"cannot tell the labels of {path}: write {path}=1 or {path}=0 if all its lines are of "
-            "one label, or give .jsonl, .csv or .tsv with text and label"
+            f"cannot tell the labels of {path}: write {path}=1 or {path}=0 if all its lines have one "
+            "label, or give a .jsonl, .csv or .tsv file with text and label"
         )
 
 
@@ -70,11 +78,13 @@ def _decode(path: Path, raw: bytes, encoding: str | None) -> str:
         return raw.decode(encoding or "utf-8")
     except UnicodeDecodeError as error:
         if encoding is None:
-            logger.info("%s is not UTF-8; read as Latin-1", path)
+            logger.info("%s is not UTF-8; reading it as Latin-1", path)
             return raw.decode("latin-1")
         raise DataError(f"{path} is not {encoding}: {error}") from error
     except LookupError as error:
-        raise DataError(f"unknown encoding {encoding!r}") from error
+        raise DataError(
+            f"unknown encoding {encoding!r}; use a name that Python knows, such as utf-8 or latin-1"
+        ) from error
 
 
 def _label(value: object, where: str) -> int:
@@ -92,7 +102,7 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, int]]:
             record = json.loads(line)
             content, value = str(record["text"]), record["label"]
         except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise DataError(f'{where} is no JSON object with "text" and "label"') from error
+            raise DataError(f'{where} is not a JSON object with "text" and "label"') from error
         check_text(content, where)
         yield content, _label(value, where)
 
@@ -101,11 +111,15 @@ def _read_table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, in
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     try:
         if not {"text", "label"} <= set(reader.fieldnames or ()):
-            raise DataError(f"{path} needs a header with text and label, found {reader.fieldnames}")
+            raise DataError(
+                f"{path} must have a header with text and label, but has {reader.fieldnames}"
+            )
         for row in reader:
             where = f"{path}:{reader.line_num}"
             if row["text"] is None or row["label"] is None:
                 raise DataError(f"{where} has fewer columns than the header")
             yield row["text"], _label(row["label"], where)
-    except csv.Error as error:  # a field over csv's limit, as after a quote that is never closed
+    except (
+        csv.Error
+    ) as error:  # for example a field over csv's size limit, after a quote that is not closed
         raise DataError(f"{path}, after line {reader.line_num}: {error}") from error

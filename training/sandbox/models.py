@@ -1,4 +1,4 @@
-"""The sandbox's tokenizer, policy and classifiers, trained with the Hugging Face ``Trainer``."""
+"""Trains the sandbox's tokenizer, policy and classifiers, with the Hugging Face ``Trainer``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Size of a small transformer and how long it learns."""
+    """Size and training settings of a small transformer."""
 
     hidden: int
     layers: int
@@ -42,7 +42,7 @@ class Shape:
 def _policy_config(
     shape: Shape, tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> LlamaConfig:
-    """A Llama with heads 64 wide, which every vLLM attention backend serves."""
+    """A Llama with a head size of 64, which every attention backend of vLLM supports."""
     heads = shape.hidden // 64
     return LlamaConfig(
         vocab_size=len(tokenizer),
@@ -63,7 +63,10 @@ def _policy_config(
 def _classifier_config(
     shape: Shape, tokenizer: PreTrainedTokenizerFast, max_length: int
 ) -> ModernBertConfig:
-    """A ModernBERT that averages over tokens: from nothing, far quicker to learn than a last token."""
+    """A ModernBERT with mean pooling.
+
+    Trained from scratch, mean pooling learns much faster than a classifier on the last token.
+    """
     return ModernBertConfig(
         vocab_size=len(tokenizer),
         hidden_size=shape.hidden,
@@ -85,7 +88,7 @@ def _classifier_config(
 def train_tokenizer(
     texts: Sequence[str], vocab_size: int, max_length: int
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with BOS put in front of every text; any Unicode string has an encoding."""
+    """Train a byte-level BPE, which can encode any Unicode string; it puts BOS before every text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -111,7 +114,7 @@ def train_tokenizer(
 
 
 class _Texts(Dataset[dict[str, Any]]):
-    """Token ids (and labels for a classifier), tokenised once."""
+    """A data set of token ids, with labels for a classifier; texts are tokenised once."""
 
     def __init__(
         self,
@@ -136,7 +139,10 @@ class _Texts(Dataset[dict[str, Any]]):
 
 
 class _Collator:
-    """Right-pads a batch; for a language model the labels are the ids, -100 where padded."""
+    """Pads a batch on the right.
+
+    The labels of a language model are its token ids, with -100 on padding.
+    """
 
     def __init__(self, pad_id: int, *, classify: bool) -> None:
         self._pad_id, self._classify = pad_id, classify
@@ -157,7 +163,10 @@ class _Collator:
 
 
 class _LogitTrainer(Trainer):
-    """Binary cross-entropy on the single logit (``num_labels = 1`` would default to regression)."""
+    """A trainer with binary cross-entropy on the single logit.
+
+    For ``num_labels = 1`` transformers would use a regression loss.
+    """
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
@@ -199,7 +208,7 @@ def train_policy(
     scratch: Path,
     callbacks: list[TrainerCallback],
 ) -> tuple[LlamaForCausalLM, dict[str, float]]:
-    """A causal LM from nothing; metrics: held-out perplexity per token."""
+    """Train a causal LM from scratch; its metrics are held-out perplexity per token and size."""
     set_seed(seed)
     model = LlamaForCausalLM(_policy_config(shape, tokenizer, max_length))
     trainer = Trainer(
@@ -226,7 +235,7 @@ def train_classifier(
     scratch: Path,
     callbacks: list[TrainerCallback],
 ) -> tuple[ModernBertForSequenceClassification, dict[str, float]]:
-    """A one-logit classifier from nothing; metrics: held-out accuracy and AUC."""
+    """Train a one-logit classifier from scratch; its metrics are held-out accuracy, AUC and size."""
     set_seed(seed)
     model = ModernBertForSequenceClassification(_classifier_config(shape, tokenizer, max_length))
     trainer = _LogitTrainer(
@@ -239,7 +248,7 @@ def train_classifier(
     _run(trainer)
     prediction = trainer.predict(_Texts(tokenizer, *heldout, max_length))
     logits = torch.as_tensor(prediction.predictions).flatten()
-    # The trainer groups evaluation texts by length too: take the labels in its order.
+    # The trainer sorts evaluation texts by length too, so the labels are taken in its order.
     labels = torch.as_tensor(prediction.label_ids, dtype=torch.float).flatten()
     return model, {
         "heldout_accuracy": float(((logits > 0).float() == labels).float().mean()),
@@ -249,7 +258,7 @@ def train_classifier(
 
 
 def _auc(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """P[a liked text scores above a disliked one], ties 1/2."""
+    """Probability that a liked text scores above a disliked one; ties count 1/2."""
     liked, disliked = logits[labels == 1], logits[labels == 0]
     if len(liked) == 0 or len(disliked) == 0:
         return float("nan")

@@ -1,4 +1,4 @@
-"""Progress of a transformers `Trainer`."""
+"""A progress bar for the transformers ``Trainer``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from training.outputs.progress import ProgressBar
 
 
 class TrainerProgress:
-    """A :class:`ProgressBar` fed by a Hugging Face ``Trainer`` through :attr:`callback`."""
+    """A :class:`ProgressBar` that a ``Trainer`` advances through :attr:`callback`."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -25,11 +25,11 @@ class TrainerProgress:
             self._bar.__exit__(None, None, None)
 
     def begin(self, total: int) -> None:
-        """Called once the trainer knows its steps."""
+        """Start the bar; the trainer calls this once it knows the number of steps."""
         self._bar = ProgressBar(self._title, total).__enter__()
 
     def step(self) -> None:
-        """Called after each optimizer step."""
+        """Advance the bar; the trainer calls this after each optimizer step."""
         if self._bar is not None:
             self._bar.advance()
 
