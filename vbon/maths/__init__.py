@@ -1,1 +1,1 @@
-"""Best-of-N mathematics: distributions, unbiased curves, statistics, seeds."""
+"""The mathematics of best-of-N: distributions, unbiased curves, statistics and seeds."""

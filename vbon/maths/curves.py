@@ -1,8 +1,8 @@
 """Unbiased best-of-n curves from one batch of M reference samples.
 
-One batch of M scored samples of a prompt gives best-of-n for *every* n <= M, by averaging over all
-C(M, n) subsets in closed form instead of drawing again (the estimator of Nakano et al.,
-arXiv 2112.09332, appendix I). Binomials are taken in log space.
+One batch of M scored samples of a prompt gives best-of-n for *every* n <= M: the average over all C(M, n)
+subsets has a closed form, so no further sampling is needed (the estimator of Nakano et al., arXiv 2112.09332,
+appendix I). Binomials are computed in log space.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ Float = NDArray[np.float64]
 
 
 def log_comb(total: int, chosen: int) -> float:
-    """``log C(total, chosen)``; ``-inf`` where the binomial is zero."""
+    """``log C(total, chosen)``; ``-inf`` if the binomial is zero."""
     if chosen < 0 or chosen > total:
         return -np.inf
     return lgamma(total + 1) - lgamma(chosen + 1) - lgamma(total - chosen + 1)
 
 
 def selection_weights(rewards: Float, num_samples: int) -> Float:
-    """P[sample i is the best of n], over uniform subsets of size n, shape ``(M,)``; sums to 1.
+    """Probability that sample i is the best of a random subset of size n, shape ``(M,)``; sums to 1.
 
-    Ties go to the sample with the lower index, as the service's ``bon`` breaks them.
+    Ties go to the sample with the lower index, as in the service's ``bon``.
 
     Raises:
-        ValueError: if n is outside ``1..M``.
+        ValueError: n is outside ``1..M``.
     """
     total = len(rewards)
     if not 1 <= num_samples <= total:
-        raise ValueError(f"n must lie in 1..{total} (the samples at hand), got {num_samples}")
-    # Ascending reward; among equals the lower index comes last, hence wins.
+        raise ValueError(
+            f"n must be between 1 and {total}, the number of samples; got {num_samples}"
+        )
+    # Rewards ascend, and of equal ones the lower index comes last, so it wins.
     order = np.lexsort((-np.arange(total), rewards))
     log_total = log_comb(total, num_samples)
     weights = np.zeros(total)
@@ -43,31 +45,35 @@ def selection_weights(rewards: Float, num_samples: int) -> Float:
 
 
 def expected_best(rewards: Float, num_samples: int, values: Float | None = None) -> float:
-    """Unbiased estimate of E[value of the best of n]; ``values`` defaults to the rewards.
+    """Unbiased estimate of the expected value of the best of n; ``values`` defaults to the rewards.
 
-    Give gold scores as ``values`` to see what a proxy-picked best-of-n is worth to the gold reward.
+    With gold rewards as ``values``, it is the gold reward of best-of-n that selects by ``rewards``.
     """
     picked = rewards if values is None else values
     return float(selection_weights(rewards, num_samples) @ picked)
 
 
 def win_rate_of_best(rewards: Float, num_samples: int) -> float:
-    """Unbiased estimate of P[best of n beats one more reference sample], ties counted 1/2.
+    """Unbiased estimate of the probability that best-of-n beats one more reference sample.
 
-    Averages over all ways to draw n candidates and one opponent without replacement, so ``n`` must
-    lie below M. Without ties it is exactly ``n / (n+1)`` whatever the rewards: that symmetry is the
-    theory's, and ties only lower it.
+    Ties count 1/2. It is the average over all ways to choose n candidates and one opponent without
+    replacement, so ``n`` must be below M. Without ties it is exactly ``n / (n+1)``, whatever the rewards are;
+    ties lower it.
+
+    Raises:
+        ValueError: n is outside ``1..M-1``.
     """
     total = len(rewards)
     if not 1 <= num_samples < total:
         raise ValueError(
-            f"n must lie in 1..{total - 1} (one sample is the opponent), got {num_samples}"
+            f"n must be between 1 and {total - 1}, because one of the {total} samples is the opponent; "
+            f"got {num_samples}"
         )
     _, counts = np.unique(rewards, return_counts=True)
     log_total, remaining = log_comb(total, num_samples), total - num_samples
     win_rate, below = 0.0, 0
     for group in (int(count) for count in counts):
-        # k of the n candidates sit in this tie group and the rest below it: the best is in the group.
+        # The best is in this group of ties if k >= 1 candidates are in it and all others are below it.
         for k in range(max(1, num_samples - below), min(group, num_samples) + 1):
             log_probability = log_comb(group, k) + log_comb(below, num_samples - k) - log_total
             beaten = below - (num_samples - k)
@@ -77,7 +83,7 @@ def win_rate_of_best(rewards: Float, num_samples: int) -> float:
 
 
 def pairwise_win_rate(challengers: Float, references: Float) -> float:
-    """Share of all (challenger, reference) pairs that the challenger wins, ties counted 1/2."""
+    """Share of all (challenger, reference) pairs that the challenger wins; ties count 1/2."""
     ordered = np.sort(references)
     below = np.searchsorted(ordered, challengers, side="left")
     up_to = np.searchsorted(ordered, challengers, side="right")
