@@ -1,1 +1,1 @@
-"""The report on sweeps: tables, plots, one HTML page."""
+"""Reports on sweeps: tables, plots and one HTML page."""

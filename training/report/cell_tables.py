@@ -1,60 +1,101 @@
-"""The tables that repeat a sweep's records: every cell, and what it takes to run them again."""
+"""The tables of single cells: the figures of each, and the settings needed to run the sweep again."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from training.report.text import WIN_RATE, figures, interval, planes_of, win_points
-from training.sweep import pareto as tables
+from training.report.text import (
+    WIN_RATE,
+    interval_text,
+    plane_texts,
+    planes_of,
+    win_rate_points,
+)
+from training.sweep import pareto
+from training.sweep.pareto import PointEfficiency
 from training.sweep.records import CellRecord, Sweep
 from vbon.report_html import ReportTable
 
 
-def cells_sheet(sweep: Sweep) -> ReportTable:
-    """One line a cell, the failed and diverged ones with their message."""
+def cells_table(sweep: Sweep) -> ReportTable:
+    """One line per cell; diverged and failed ones with their message."""
     planes = planes_of(sweep)
-    results = tables.efficiencies(win_points(sweep), sweep.curve(WIN_RATE))
-    ratios = dict(zip(sweep.points(WIN_RATE), results, strict=True))
-    again = any(cell.best_of_tuned for cell in sweep.cells.values())
-
-    def texts(name: str, cell: CellRecord) -> tuple[str, ...]:
-        result = ratios.get(name)
-        row = cell.row if cell.status == "ok" else None
-        return (
-            cell.cell.variant, cell.setting, str(cell.cell.seed), cell.status,
-            interval(row.kl_nats, 2) if row else "-",
-            *(figures(row, planes) if row else ["-"] * len(planes)),
-            f"{result.ratio:.3f}{' (beyond)' if result.beyond else ''}" if result else "-",
-            *([_again(cell)] if again else []),
-            cell.message or "", cell.checkpoint or "-",
-        )  # fmt: skip
-
+    results = pareto.efficiencies(win_rate_points(sweep), sweep.curve(WIN_RATE))
+    efficiencies = dict(zip(sweep.points(WIN_RATE), results, strict=True))
+    has_best_of_tuned = any(cell.best_of_tuned for cell in sweep.cells.values())
+    rows = []
+    for name, cell in sweep.cells.items():
+        best_of_tuned = [_best_of_tuned_text(cell)] if has_best_of_tuned else []
+        rows.append(
+            (
+                *_figure_texts(cell, planes),
+                _efficiency_text(efficiencies.get(name)),
+                *best_of_tuned,
+                cell.message or "",
+                cell.checkpoint or "-",
+            )
+        )
     return ReportTable(
         key="cells",
         title="All cells",
-        caption="Mean [95% interval over prompts]; a tuned policy's KL is Rao-Blackwellised. "
-        "Efficiency: win rate over best-of-n's at the same KL. Diverged and failed cells with what "
-        "they said.",
-        columns=("method", "setting", "seed", "status", "KL, nats", *planes.values(), "efficiency",
-                 *(["best-of-n of it: win rate"] if again else []), "message", "checkpoint"),
-        rows=tuple(texts(name, cell) for name, cell in sweep.cells.items()),
-        data=[
-            {"name": name, **cell.model_dump(exclude={"config", "versions", "git_revision"}),
-             "efficiency": ratios[name].ratio if name in ratios else None,
-             "beyond": ratios[name].beyond if name in ratios else None}
-            for name, cell in sweep.cells.items()
-        ],
-    )  # fmt: skip
+        caption="Mean [95% interval over prompts]; the KL of a tuned policy is Rao-Blackwellised. "
+        "Efficiency: the win rate divided by that of best-of-n at the same KL. Diverged and failed cells "
+        "are listed with their message.",
+        columns=(
+            "method",
+            "setting",
+            "seed",
+            "status",
+            "KL, nats",
+            *planes.values(),
+            "efficiency",
+            *(["best-of-n of it: win rate"] if has_best_of_tuned else []),
+            "message",
+            "checkpoint",
+        ),
+        rows=tuple(rows),
+        data=[_cell_data(name, cell, efficiencies.get(name)) for name, cell in sweep.cells.items()],
+    )
 
 
-def settings_sheet(sweep: Sweep) -> ReportTable:
-    """Revisions, versions, machine and settings: those all cells share, then what is a cell's own."""
+def _figure_texts(cell: CellRecord, planes: dict[str, str]) -> list[str]:
+    row = cell.row if cell.status == "ok" else None
+    return [
+        cell.cell.variant,
+        cell.setting,
+        str(cell.cell.seed),
+        cell.status,
+        interval_text(row.kl_nats, 2) if row else "-",
+        *(plane_texts(row, planes) if row else ["-"] * len(planes)),
+    ]
+
+
+def _efficiency_text(efficiency: PointEfficiency | None) -> str:
+    if efficiency is None:
+        return "-"
+    return f"{efficiency.ratio:.3f}{' (beyond)' if efficiency.beyond else ''}"
+
+
+def _best_of_tuned_text(cell: CellRecord) -> str:
+    best = cell.best_of_tuned
+    return f"n={best.n}: {interval_text(best.win_rate, 3)}" if best else "-"
+
+
+def _cell_data(name: str, cell: CellRecord, efficiency: PointEfficiency | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        **cell.model_dump(exclude={"config", "versions", "git_revision"}),
+        "efficiency": efficiency.ratio if efficiency else None,
+        "beyond": efficiency.beyond if efficiency else None,
+    }
+
+
+def settings_table(sweep: Sweep) -> ReportTable:
+    """Revisions, versions, machine and settings: first those of all cells, then each cell's own."""
     base = sweep.baseline
-    cells = list(sweep.cells.values())
-    keys = list(dict.fromkeys(key for cell in cells for key in cell.config))
-    shared = {k: cells[0].config.get(k) for k in keys
-              if all(k in c.config and c.config[k] == cells[0].config.get(k) for c in cells)}  # fmt: skip
+    cells = sweep.cells.values()
+    shared = _shared_settings([cell.config for cell in cells])
     revisions = sorted({r for r in (base.git_revision, *(c.git_revision for c in cells)) if r})
     versions = list(dict.fromkeys(map(_compact, (base.versions, *(c.versions for c in cells)))))
     pairs: list[tuple[str, str]] = [
@@ -66,23 +107,29 @@ def settings_sheet(sweep: Sweep) -> ReportTable:
         *(("versions", value) for value in versions),
         ("baseline settings", _compact(base.config)),
         ("settings all cells share", _compact(shared)),
-        *((f"only {name}", _compact({k: v for k, v in cell.config.items() if k not in shared}))
-          for name, cell in sweep.cells.items()),
-    ]  # fmt: skip
+    ]
+    for name, cell in sweep.cells.items():
+        own = {key: value for key, value in cell.config.items() if key not in shared}
+        pairs.append((f"only {name}", _compact(own)))
     return ReportTable(
         key="settings",
         title="Settings and revisions",
-        caption="What it takes to run this again.",
+        caption="The facts needed to run this sweep again.",
         columns=("what", "value"),
         rows=tuple(pairs),
         data=[{"what": what, "value": value} for what, value in pairs],
     )
 
 
+def _shared_settings(configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that have the same value in all configurations."""
+    first = configs[0]
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in config and config[key] == value for config in configs)
+    }
+
+
 def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if value else "-"
-
-
-def _again(cell: CellRecord) -> str:
-    best = cell.best_of_tuned
-    return f"n={best.n}: {interval(best.win_rate, 3)}" if best else "-"

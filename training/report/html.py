@@ -1,65 +1,65 @@
-"""The report as one HTML file that loads nothing, and the same tables as Markdown."""
+"""Renders a report as one self-contained HTML file, and as Markdown with the same tables."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
 from training.report.plots import CURVE_COLOUR, CURVE_NAME, Style, page_figure
+from training.report.sweep_report import SweepReport
 from training.report.text import planes_of
 from training.sweep.records import Sweep, methods_of
-from vbon.report_html import ReportTable, plot_html, render_page
+from vbon.report_html import plot_html, render_page
 
 TEMPLATE = Path(__file__).parent / "templates" / "sweeps.html"
 TITLE = "Ways to distil best-of-N"
 TERMS = (
-    "Win rate: share of comparisons with one sample of the reference policy that the answer wins "
-    "by the reward model, ties counted 1/2. KL: nats from the reference policy; best-of-n's is the "
-    "upper bound log n - (n-1)/n, a tuned policy's is Rao-Blackwellised. [a, b] is a 95% interval "
-    "over prompts; (a to b) the smallest and largest seed or point, which is no interval. A gold "
-    "reward model, where there is one, neither selects nor trains: where the reward rises and gold "
-    "does not, the method over-optimises."
+    "Win rate: the share of comparisons with one sample of the reference policy that the answer wins "
+    "by the reward model, ties counted 1/2. KL: nats from the reference policy; the upper bound "
+    "log n - (n-1)/n for best-of-n, Rao-Blackwellised for a tuned policy. [a, b] is a 95% interval over "
+    "prompts; (a to b) are the smallest and largest seed or point, not an interval. A gold reward model "
+    "is never used to select or train: where the reward rises and gold does not, the method "
+    "over-optimises."
 )
 
 
-def html_page(
-    sweeps: Sequence[Sweep],
-    summaries: Sequence[list[str]],
-    sheets: Sequence[list[ReportTable]],
-    look: dict[str, Style],
-) -> str:
+def html_page(reports: Sequence[SweepReport], styles: Mapping[str, Style]) -> str:
     """The whole page; every text from a record is escaped."""
     sections = [
         {
-            "title": sweep.baseline.title,
-            "summary": summaries[number],
-            "legend": _legend(sweep, look),
-            "plots": _plots(number, sweep, look),
-            "tables": sheets[number],
+            "title": report.title,
+            "summary": report.summary,
+            "legend": _legend(report.sweep, styles),
+            "plots": _plots(number, report.sweep, styles),
+            "tables": report.tables,
         }
-        for number, sweep in enumerate(sweeps)
+        for number, report in enumerate(reports)
     ]
     return render_page(TEMPLATE, {"title": TITLE, "terms": TERMS, "sections": sections})
 
 
-def _legend(sweep: Sweep, look: dict[str, Style]) -> list[tuple[str, str, str]]:
-    """Name, colour and glyph of the curve and of every method that is drawn."""
-    drawn = {cell.cell.variant for cell in sweep.measured.values()}
+def _legend(sweep: Sweep, styles: Mapping[str, Style]) -> list[tuple[str, str, str]]:
+    """The name, colour and glyph of the curve and of each plotted method."""
+    plotted = {cell.cell.variant for cell in sweep.measured.values()}
     entries = [(CURVE_NAME, CURVE_COLOUR, "\N{EM DASH}")]
-    entries += [(m, look[m].colour, look[m].glyph) for m in methods_of([sweep]) if m in drawn]
-    # The selector asks for the glyph as text, not as an emoji.
+    entries += [
+        (method, styles[method].colour, styles[method].glyph)
+        for method in methods_of([sweep])
+        if method in plotted
+    ]
+    # The variation selector keeps browsers from showing the glyph as an emoji.
     return [(name, colour, f"{glyph}\ufe0e") for name, colour, glyph in entries]
 
 
-def _plots(number: int, sweep: Sweep, look: dict[str, Style]) -> list[tuple[Markup, str]]:
-    """The plot of each plane with its caption; the first one of the page includes plotly's script."""
+def _plots(number: int, sweep: Sweep, styles: Mapping[str, Style]) -> list[tuple[Markup, str]]:
+    """The plot of each plane with its caption; the first plot of the page includes plotly's script."""
     return [
         (
             plot_html(
-                page_figure(sweep, field, look),
+                page_figure(sweep, field, styles),
                 f"plot-{number}-{field}",
                 first=number == 0 and position == 0,
             ),
@@ -71,26 +71,24 @@ def _plots(number: int, sweep: Sweep, look: dict[str, Style]) -> list[tuple[Mark
     ]
 
 
-def markdown(
-    sweeps: Sequence[Sweep], summaries: Sequence[list[str]], sheets: Sequence[list[ReportTable]]
-) -> str:
+def markdown(reports: Sequence[SweepReport]) -> str:
     """The summaries and tables as Markdown."""
     lines = [f"# {TITLE}", "", TERMS, ""]
-    for sweep, found, tables in zip(sweeps, summaries, sheets, strict=True):
-        lines += [f"## {_plain(sweep.baseline.title)}", ""]
-        lines += [*(f"- {_plain(line)}" for line in found), ""]
-        for sheet in tables:
-            marks = ("---:" if kind == "figure" else "---" for kind in sheet.column_kinds)
-            lines += [f"### {_plain(sheet.title)}", "", _plain(sheet.caption), ""]
-            lines += [_line(sheet.columns), f"| {' | '.join(marks)} |"]
-            lines += [*(_line(row) for row in sheet.rows), ""]
+    for report in reports:
+        lines += [f"## {_escaped(report.title)}", ""]
+        lines += [*(f"- {_escaped(line)}" for line in report.summary), ""]
+        for table in report.tables:
+            marks = ("---:" if kind == "figure" else "---" for kind in table.column_kinds)
+            lines += [f"### {_escaped(table.title)}", "", _escaped(table.caption), ""]
+            lines += [_line(table.columns), f"| {' | '.join(marks)} |"]
+            lines += [*(_line(row) for row in table.rows), ""]
     return "\n".join(lines)
 
 
 def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(_plain(text) for text in texts)} |"
+    return f"| {' | '.join(_escaped(text) for text in texts)} |"
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     one_line = " ".join(text.split())
     return html.escape(one_line, quote=False).replace("|", "\\|")

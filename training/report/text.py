@@ -1,6 +1,6 @@
-"""A table of text and how its cells are written.
+"""Formats figures as the texts of tables.
 
-``[a, b]`` is a 95% interval over prompts, ``(a to b)`` smallest and largest seed or point.
+``[a, b]`` is a 95% interval over prompts; ``(a to b)`` are the smallest and largest seed or point.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ PLANES = {
 
 
 def planes_of(sweep: Sweep) -> dict[str, str]:
-    """Record field to label: win rate and reward, gold's beside each if a gold model reported."""
+    """The record fields that are plotted against KL, with their labels; gold ones only if measured."""
     return {f: label for f, label in PLANES.items() if sweep.has_gold or not f.startswith("gold")}
 
 
-def win_points(sweep: Sweep) -> list[Point]:
-    """Measured cells on the plane (KL, win rate)."""
+def win_rate_points(sweep: Sweep) -> list[Point]:
+    """The measured cells as points of the plane (KL, win rate)."""
     return list(sweep.points(WIN_RATE).values())
 
 
-def figures(row: MethodRow, planes: dict[str, str]) -> list[str]:
-    """The row on every plane, in the planes' order; ``"-"`` where it was not measured."""
-    return [interval(getattr(row, f), 3 if "win_rate" in f else 2) for f in planes]
+def plane_texts(row: MethodRow, planes: dict[str, str]) -> list[str]:
+    """The row's figures on each plane, in their order; ``"-"`` for one that was not measured."""
+    return [interval_text(getattr(row, f), 3 if "win_rate" in f else 2) for f in planes]
 
 
-def interval(value: MeanInterval | None, digits: int) -> str:
-    """``mean [low, high]``; the mean alone if it is exact."""
+def interval_text(value: MeanInterval | None, digits: int) -> str:
+    """``mean [low, high]``, only the mean if it is exact, or ``"-"`` without a value."""
     if value is None:
         return "-"
     if value.low == value.high:
@@ -43,17 +43,17 @@ def interval(value: MeanInterval | None, digits: int) -> str:
     return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
-def seed_range(value: SeedMean, digits: int) -> str:
-    """``mean (smallest to largest seed)``; the mean alone if all seeds read alike."""
-    return span(value.mean, value.low, value.high, f"{{:.{digits}f}}")
+def seed_text(value: SeedMean, digits: int) -> str:
+    """``mean (smallest to largest seed)``, or only the mean if all seeds give the same text."""
+    return range_text(value.mean, value.low, value.high, f"{{:.{digits}f}}")
 
 
-def percent(value: SeedMean) -> str:
-    """A share in percent, as :func:`seed_range`."""
-    return span(value.mean, value.low, value.high, "{:.0%}")
+def percent_text(value: SeedMean) -> str:
+    """A share over seeds in percent, otherwise like :func:`seed_text`."""
+    return range_text(value.mean, value.low, value.high, "{:.0%}")
 
 
-def span(middle: float, low: float, high: float, form: str) -> str:
-    """``middle (low to high)``, each in the format ``form``; the middle alone if all read alike."""
-    text, least, most = form.format(middle), form.format(low), form.format(high)
-    return text if least == text == most else f"{text} ({least} to {most})"
+def range_text(middle: float, low: float, high: float, form: str) -> str:
+    """``middle (low to high)`` in the format ``form``, or only ``middle`` if all texts are equal."""
+    text, lowest, highest = form.format(middle), form.format(low), form.format(high)
+    return text if lowest == text == highest else f"{text} ({lowest} to {highest})"

@@ -1,13 +1,17 @@
-"""``report``: the frontier of every way to distil best-of-N, from the records of sweeps."""
+"""The ``report`` command: compares all methods from the records of sweeps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from training.configs import ReportConfig
-from training.report.method_tables import pareto_sheets, sheets, target_sheets
-from training.report.summary import summary
+from training.report.method_tables import pareto_tables, target_tables
+from training.report.sweep_report import SweepReport, report_on
 from training.sweep.records import methods_of, read_sweep
 from vbon.errors import DataError, ExportError
 from vbon.report_html import ReportTable
@@ -18,61 +22,65 @@ from vbon.terminal import table_console
 def write_report(config: ReportConfig) -> None:
     """Write ``report.html``, ``.md``, ``.json`` and ``frontier.png``, ``.svg`` into ``config.out``.
 
-    A method looks the same in all sweeps. The main tables are printed as well.
+    Each method has the same colour and marker in all sweeps. The main tables are also printed.
 
     Raises:
-        DataError: no sweep, or one without records, or a malformed record (names the file).
-        ExportError: if a file cannot be written; what was there before is untouched.
+        DataError: no sweep was given, a sweep has no records, or a record is malformed.
+        ExportError: a file could not be written; its previous version is untouched.
     """
     if not config.sweeps:
-        raise DataError("no sweep directory was given")
-    sweeps, out = [read_sweep(directory) for directory in config.sweeps], config.out
-    from training.report.html import html_page, markdown
-    from training.report.plots import draw_sweeps, styles
+        raise DataError("no sweep directory was given; pass --sweeps DIR")
+    sweeps = [read_sweep(directory) for directory in config.sweeps]
+    reports = [report_on(sweep) for sweep in sweeps]
+    paths = _write_files(reports, config.out)
+    console = table_console()
+    for report in reports:
+        _print_report(console, report)
+    console.print(escape(", ".join(str(path) for path in paths)))
 
-    look = styles(methods_of(sweeps))
-    summaries = [summary(sweep) for sweep in sweeps]
-    tables = [sheets(sweep) for sweep in sweeps]
-    page = html_page(sweeps, summaries, tables, look)
+
+def _write_files(reports: Sequence[SweepReport], out: Path) -> list[Path]:
+    from training.report.html import html_page, markdown
+    from training.report.plots import draw_sweeps, method_styles
+
+    sweeps = [report.sweep for report in reports]
+    styles = method_styles(methods_of(sweeps))
+    page = html_page(reports, styles)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExportError(f"could not write {out}: {error.strerror or error}") from error
-    plots = draw_sweeps(sweeps, look, out)
-    write_json(
-        out / "report.json",
-        {
-            "sweeps": [
-                {
-                    "title": sweep.baseline.title,
-                    "directory": str(sweep.directory),
-                    "summary": found,
-                    "unfinished": list(sweep.unfinished),
-                    "tables": {sheet.key: sheet.data for sheet in group},
-                }
-                for sweep, found, group in zip(sweeps, summaries, tables, strict=True)
-            ]
-        },
-    )
-    write_text(out / "report.md", markdown(sweeps, summaries, tables))
+    plots = draw_sweeps(sweeps, styles, out)
+    write_json(out / "report.json", {"sweeps": [_report_data(report) for report in reports]})
+    write_text(out / "report.md", markdown(reports))
     write_text(out / "report.html", page)
-    console = table_console()
-    for sweep, found in zip(sweeps, summaries, strict=True):
-        console.rule(escape(sweep.baseline.title))
-        for line in found:
-            console.print(f"- {escape(line)}")
-        if sweep.measured:
-            for sheet in [*pareto_sheets(sweep), *target_sheets(sweep)]:
-                console.print(_table(sheet))
-            console.print("(a to b): smallest and largest seed. What the columns mean: report.md")
-    names = [str(out / f"report.{kind}") for kind in ("html", "md", "json")]
-    console.print(escape(", ".join([*names, *(str(plot) for plot in plots)])))
+    return [*(out / f"report.{ending}" for ending in ("html", "md", "json")), *plots]
 
 
-def _table(sheet: ReportTable) -> Table:
-    table = Table(title=escape(sheet.title))
-    for i, column in enumerate(sheet.columns):
-        table.add_column(escape(column), justify="right" if i else "left")
-    for row in sheet.rows:
-        table.add_row(*(escape(text) for text in row))
-    return table
+def _report_data(report: SweepReport) -> dict[str, object]:
+    return {
+        "title": report.title,
+        "directory": str(report.sweep.directory),
+        "summary": report.summary,
+        "unfinished": list(report.sweep.unfinished),
+        "tables": {table.key: table.data for table in report.tables},
+    }
+
+
+def _print_report(console: Console, report: SweepReport) -> None:
+    console.rule(escape(report.title))
+    for line in report.summary:
+        console.print(f"- {escape(line)}")
+    if report.sweep.measured:
+        for table in [*pareto_tables(report.sweep), *target_tables(report.sweep)]:
+            console.print(_terminal_table(table))
+        console.print("(a to b): smallest and largest seed. report.md explains the columns.")
+
+
+def _terminal_table(table: ReportTable) -> Table:
+    shown = Table(title=escape(table.title))
+    for i, column in enumerate(table.columns):
+        shown.add_column(escape(column), justify="right" if i else "left")
+    for row in table.rows:
+        shown.add_row(*(escape(text) for text in row))
+    return shown

@@ -120,7 +120,7 @@ def over_seeds(values: Mapping[int, Sequence[float]]) -> SeedMean:
     """The mean, smallest and largest of the means of the seeds.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: all seeds are empty.
     """
     means = [float(np.mean(values[seed])) for seed in sorted(values) if len(values[seed])]
     if not means:
@@ -134,7 +134,7 @@ def dominates(one: Place, other: Place) -> bool:
 
 
 def frontier_flags(points: Sequence[Point], curve: Sequence[BonCurvePoint] = ()) -> list[bool]:
-    """For each point: true if no point of the same seed, nor any point of ``curve``, dominates it."""
+    """One flag per point: true if no point of the same seed, nor any of ``curve``, dominates it."""
     rivals: dict[int, list[Place]] = defaultdict(lambda: [(c.kl, c.value) for c in curve])
     for point in points:
         rivals[point.seed].append(point.place)
