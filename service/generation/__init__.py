@@ -1,1 +1,1 @@
-"""From a request to its answer: plan, events, response, in the native and the OpenAI shape."""
+"""The steps from a request to its answer: plan, events and response, in native and OpenAI shape."""

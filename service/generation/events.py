@@ -1,4 +1,4 @@
-"""An answer while it is being made, as a stream of events."""
+"""The events of one answer while it is being made."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ KEEP_ALIVE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Quiet:
-    """Nothing has happened for a while; the connection should show that it lives."""
+    """No event for :data:`KEEP_ALIVE_S`; the stream sends a comment to keep the connection open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """The request has its place, in front of everything else."""
+    """The request was admitted; always the first event."""
 
     prompt_tokens: int
 
 
-Event = Admitted | Partial | Candidate | ScoredCandidate | Quiet | PromptResult
+ProgressEvent = Admitted | Partial | Candidate | ScoredCandidate
+Event = ProgressEvent | Quiet | PromptResult
 
 
 class _Mailbox(Observer):
-    """Holds what has not been read yet.
+    """Buffers events until they are read.
 
-    Of a growing sample only the latest is kept, so a slow reader gets fewer and longer steps and
-    costs no memory.
+    Only the latest state of a growing sample is kept, so a slow reader gets fewer and longer steps and
+    does not take up memory.
     """
 
     follows_tokens: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.opened = False
-        self._events: list[Admitted | Partial | Candidate | ScoredCandidate] = []
+        self._events: list[ProgressEvent] = []
         self._arrived = asyncio.Event()
 
     def admitted(self, prompt_tokens: int) -> None:
@@ -61,34 +62,35 @@ class _Mailbox(Observer):
         self._put(candidate)
 
     def wake(self) -> None:
-        """Let the reader look up."""
+        """Make :meth:`wait` return although there is nothing new."""
         self._arrived.set()
 
-    def take(self) -> list[Admitted | Partial | Candidate | ScoredCandidate]:
-        """All that is there."""
+    def take(self) -> list[ProgressEvent]:
+        """Remove and return all buffered events."""
         self._arrived.clear()
         events, self._events = self._events, []
         return events
 
     async def wait(self, limit_s: float | None) -> None:
-        """Until something arrives, at most so long."""
+        """Wait until an event arrives, at most ``limit_s``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 await self._arrived.wait()
 
-    def _put(self, event: Admitted | Partial | Candidate | ScoredCandidate) -> None:
+    def _put(self, event: ProgressEvent) -> None:
         self._events.append(event)
         self._arrived.set()
 
 
-async def events_of(plan: Plan) -> AsyncGenerator[Event, None]:
-    """Everything that happens while the one prompt of a plan is answered, the answer last.
+async def answer_events(plan: Plan) -> AsyncGenerator[Event, None]:
+    """Answer the one prompt of a plan and yield every event on the way, the result last.
 
-    Closing it aborts the work. Quiet moments are told from admission on: a request that waits for
-    its place may still be refused with a status of its own.
+    Closing the generator aborts the work. :class:`Quiet` is yielded only after admission, because the
+    response starts with its first event, and a request that waits for admission may still be rejected
+    with a status of its own.
 
     Raises:
-        VbonError: whatever :meth:`Runtime.answer` raises.
+        VbonError: as :meth:`Runtime.answer`.
     """
     mailbox = _Mailbox()
     work = asyncio.create_task(plan.answer_prompt(0, mailbox))
@@ -111,7 +113,11 @@ async def events_of(plan: Plan) -> AsyncGenerator[Event, None]:
 
 @dataclass(slots=True)
 class CandidateProgress:
-    """How far a request has come; ``total`` is the most candidates it may draw."""
+    """Counts of finished and scored candidates, and the best so far.
+
+    Attributes:
+        total: the most candidates that the request may draw.
+    """
 
     total: int
     finished: int = 0
@@ -120,7 +126,7 @@ class CandidateProgress:
     best_index: int | None = None
 
     def update(self, event: Event) -> bool:
-        """Take an event into account; whether it changed anything."""
+        """Count an event; returns whether it changed anything."""
         if isinstance(event, Candidate):
             self.finished += 1
             return True

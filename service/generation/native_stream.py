@@ -1,4 +1,4 @@
-"""``POST /generate`` with ``stream``: named events, then the answer."""
+"""``POST /generate`` with ``stream``: named events, and then the answer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import asdict
 
-from service.generation.events import CandidateProgress, Quiet, events_of
-from service.generation.plan import Plan, candidate_out
+from service.generation.events import CandidateProgress, Quiet, answer_events
+from service.generation.native_response import candidate_out, generate_answer
+from service.generation.plan import Plan
 from service.http.sse import comment, event
 from service.runtime.prompt import PromptResult
 from service.strategies import ScoredCandidate
@@ -15,14 +16,14 @@ from vbon.engine import Partial
 
 
 async def native_messages(plan: Plan) -> AsyncGenerator[str, None]:
-    """``token`` events (single-sample modes) or ``candidate`` and ``progress``, then one ``answer``.
+    """Yield ``token`` events (single-sample modes) or ``candidate`` and ``progress``, then one ``answer``.
 
     Raises:
-        VbonError: as a request that is not streamed.
+        VbonError: as a request without ``stream``.
     """
-    progress = CandidateProgress(plan.mode.strategy.most_candidates(plan.num_samples))
+    progress = CandidateProgress(plan.most_candidates)
     sent = ""
-    async with aclosing(events_of(plan)) as events:
+    async with aclosing(answer_events(plan)) as events:
         async for happened in events:
             if isinstance(happened, Partial):
                 delta, sent = happened.text[len(sent) :], happened.text
@@ -33,6 +34,6 @@ async def native_messages(plan: Plan) -> AsyncGenerator[str, None]:
             elif isinstance(happened, Quiet):
                 yield comment("still at work")
             elif isinstance(happened, PromptResult):
-                yield event("answer", plan.to_wire(happened))
+                yield event("answer", generate_answer(plan, happened))
             if progress.update(happened):
                 yield event("progress", asdict(progress))

@@ -1,4 +1,4 @@
-"""Our answers in OpenAI's shapes, whole or in chunks."""
+"""Answers in OpenAI's shapes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from service.schemas.openai_responses import (
 def completion(
     plan: TokenPlan, body: CompletionRequest, found: GenerateAnswer | BatchAnswer
 ) -> Completion:
-    """Answer of ``/v1/completions``."""
+    """The response of ``/v1/completions``."""
     answers = _answers(found)
-    reports = [_report(answer) for answer in answers]
+    reports = [vbon_report(answer) for answer in answers]
     return Completion(
         id=f"cmpl-{plan.request_id}",
         created=int(time.time()),
         model=body.model,
         system_fingerprint=answers[0].policy.revision,
-        usage=_usage(answers),
+        usage=openai_usage(answers),
         vbon=reports if isinstance(found, BatchAnswer) else reports[0],
         choices=[
             CompletionChoice(
                 index=i,
                 text=answer.text,
-                logprobs=_listed(plan, i, answer.token_logprobs, chat=False),
+                logprobs=listed_tokens(plan, i, answer.token_logprobs, chat=False),
                 finish_reason=answer.finish_reason,
             )
             for i, answer in enumerate(answers)
@@ -48,12 +48,12 @@ def completion(
 def chat_completion(
     plan: TokenPlan, body: ChatRequest, found: GenerateAnswer | BatchAnswer
 ) -> ChatCompletion:
-    """Answer of ``/v1/chat/completions``."""
+    """The response of ``/v1/chat/completions``."""
     (answer,) = _answers(found)
     choice = ChatChoice(
         index=0,
         message=AssistantMessage(content=answer.text),
-        logprobs=_listed(plan, 0, answer.token_logprobs, chat=True),
+        logprobs=listed_tokens(plan, 0, answer.token_logprobs, chat=True),
         finish_reason=answer.finish_reason,
     )
     return ChatCompletion(
@@ -61,16 +61,20 @@ def chat_completion(
         created=int(time.time()),
         model=body.model,
         system_fingerprint=answer.policy.revision,
-        usage=_usage([answer]),
-        vbon=_report(answer),
+        usage=openai_usage([answer]),
+        vbon=vbon_report(answer),
         choices=[choice],
     )
 
 
-def _listed(
+def listed_tokens(
     plan: TokenPlan, index: int, logprobs: Sequence[float] | None, *, chat: bool
 ) -> dict[str, Any] | None:
-    """The next tokens of an answer; ``None`` where no log-probabilities were asked for."""
+    """The answer's next tokens as OpenAI lists them; ``None`` if no log-probabilities are requested.
+
+    Args:
+        index: the index of the answer's prompt.
+    """
     tokens = plan.tokens.get(index)
     if tokens is None or logprobs is None:
         return None
@@ -81,7 +85,8 @@ def _answers(found: GenerateAnswer | BatchAnswer) -> list[GenerateAnswer]:
     return found.answers if isinstance(found, BatchAnswer) else [found]
 
 
-def _usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:
+def openai_usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:
+    """Token counts over several answers."""
     prompt = sum(answer.usage.prompt_tokens for answer in answers)
     returned = sum(answer.usage.returned_tokens for answer in answers)
     return OpenAiUsage(
@@ -89,7 +94,8 @@ def _usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:
     )
 
 
-def _report(answer: GenerateAnswer) -> VbonReport:
+def vbon_report(answer: GenerateAnswer) -> VbonReport:
+    """This server's addition to an answer in OpenAI's shape."""
     return VbonReport(
         mode=answer.mode,
         policy=answer.policy,

@@ -1,4 +1,4 @@
-"""Server-sent chunks of OpenAI's completions and chat completions."""
+"""Answers as server-sent chunks of OpenAI's completions and chat completions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from service.generation.events import Admitted, CandidateProgress, Quiet, events_of
-from service.generation.openai_response import _listed, _report, _usage
+from service.generation.events import Admitted, CandidateProgress, Quiet, answer_events
+from service.generation.native_response import generate_answer
+from service.generation.openai_response import listed_tokens, openai_usage, vbon_report
 from service.generation.token_texts import TokenPlan
 from service.http.sse import comment, event
 from service.runtime.prompt import PromptResult
@@ -23,17 +24,17 @@ DONE = event(None, "[DONE]")
 async def chunks(
     plan: TokenPlan, body: CompletionRequest | ChatRequest
 ) -> AsyncGenerator[str, None]:
-    """The answer as a stream: tokens as they come from modes of one sample.
+    """Yield the answer as chunks. Single-sample modes send tokens as they are decoded.
 
-    Other modes have no token to show before they have chosen; until then comments tell how far they
-    are, and then the answer comes in one piece.
+    Other modes cannot send a token before they have chosen. Until then they send comments with their
+    progress, and then the whole answer in one chunk.
 
     Raises:
-        VbonError: as a request that is not streamed.
+        VbonError: as a request without ``stream``.
     """
-    writer = _Writer(plan, body)
-    progress = CandidateProgress(plan.mode.strategy.most_candidates(plan.num_samples))
-    async with aclosing(events_of(plan)) as events:
+    writer = _ChunkWriter(plan, body)
+    progress = CandidateProgress(plan.most_candidates)
+    async with aclosing(answer_events(plan)) as events:
         async for happened in events:
             progress.update(happened)
             if isinstance(happened, Admitted):
@@ -52,12 +53,12 @@ async def chunks(
                     chosen.text, chosen.token_ids, chosen.token_logprobs, last=True
                 ):
                     yield message
-                for message in writer.end(plan.to_wire(happened)):
+                for message in writer.end(generate_answer(plan, happened)):
                     yield message
 
 
-class _Writer:
-    """Writes the chunks of one answer."""
+class _ChunkWriter:
+    """Composes the chunks of one answer."""
 
     def __init__(self, plan: TokenPlan, body: CompletionRequest | ChatRequest) -> None:
         self._plan = plan
@@ -65,8 +66,8 @@ class _Writer:
         self._chat = isinstance(body, ChatRequest)
         self._options: StreamOptions = body.options
         self._text, self._count = "", 0
-        self._begun = False
-        self._head = {
+        self._started = False
+        self._common = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{plan.request_id}",
             "object": "chat.completion.chunk" if self._chat else "text_completion",
             "created": int(time.time()),
@@ -82,36 +83,36 @@ class _Writer:
         *,
         last: bool = False,
     ) -> list[str]:
-        """Chunks for what is new; none while the new tokens have no text of their own yet."""
+        """The chunks for the text that is new; none while the new tokens do not complete a character."""
         new = text[len(self._text) :]
         if not new and not (last and len(token_ids) > self._count and logprobs is not None):
             return []
         messages = []
-        if self._chat and not self._begun:
+        if self._chat and not self._started:
             messages.append(self._chunk({"role": "assistant", "content": ""}))
-        self._begun = True
+        self._started = True
         part = None if logprobs is None else logprobs[self._count :]
-        listed = _listed(self._plan, 0, part, chat=self._chat)
+        listed = listed_tokens(self._plan, 0, part, chat=self._chat)
         self._text, self._count = text, len(token_ids)
         messages.append(self._chunk({"content": new} if self._chat else new, logprobs=listed))
         return messages
 
     def end(self, answer: GenerateAnswer) -> list[str]:
-        """The finish reason with what this server adds, the usage if asked for, and the end."""
+        """The last chunks: the finish reason with the report, the usage if requested, and ``[DONE]``."""
         self._count = answer.usage.returned_tokens
         messages = []
-        if self._chat and not self._begun:
+        if self._chat and not self._started:
             messages.append(self._chunk({"role": "assistant", "content": ""}))
         messages.append(
             self._chunk(
                 {} if self._chat else "",
                 finish_reason=answer.finish_reason,
-                vbon=_report(answer).model_dump(mode="json"),
+                vbon=vbon_report(answer).model_dump(mode="json"),
             )
         )
         if self._options.include_usage:
-            usage = _usage([answer]).model_dump()
-            messages.append(event(None, {**self._head, "choices": [], "usage": usage}))
+            usage = openai_usage([answer]).model_dump()
+            messages.append(event(None, {**self._common, "choices": [], "usage": usage}))
         return [*messages, DONE]
 
     def _chunk(
@@ -132,4 +133,4 @@ class _Writer:
             usage["usage"] = dict(zip(names, counts, strict=True))
         elif self._options.include_usage:
             usage["usage"] = None
-        return event(None, {**self._head, "choices": [choice], **usage, **extra})
+        return event(None, {**self._common, "choices": [choice], **usage, **extra})

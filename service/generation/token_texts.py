@@ -1,4 +1,4 @@
-"""Texts and log-probabilities of single tokens, as OpenAI answers carry them."""
+"""The text and log-probability of every token, for OpenAI's ``logprobs``."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from vbon.engine import Candidate, Engine, Partial
 from vbon.errors import RequestTimeoutError
 from vbon.prompts import Prompt
 
-# An engine decodes a token beside those before it; further back they make no difference.
+# A token is decoded together with the tokens before it; earlier ones than these do not change its text.
 _CONTEXT_TOKENS = 16
 
 
 @dataclass(frozen=True)
 class TokenPlan(Plan):
-    """A plan that finds the texts of tokens too, where log-probabilities are asked for.
+    """A plan that also finds the text of every token if log-probabilities are requested.
 
     Attributes:
-        tokens: of each answer, by the index of its prompt.
+        tokens: each answer's tokens, by the index of its prompt.
     """
 
     tokens: dict[int, Tokens] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """The same plan as one of these."""
+        """The same plan as a :class:`TokenPlan`."""
         return cls(*(getattr(plan, one.name) for one in fields(plan)))
 
     async def answer_prompt(self, index: int, observer: Observer = UNOBSERVED) -> PromptResult:
-        """Answer one of the prompts. The engine is asked for texts only while this is under way.
+        """Answer the prompt at ``index`` and find its tokens' texts. Uses the engine only while it runs.
 
         Raises:
-            RequestTimeoutError: the answer was there in time and the texts were not.
+            RequestTimeoutError: the answer was ready in time and the texts were not.
             VbonError: as :meth:`Runtime.answer`.
         """
         if not self.request.logprobs:
             return await Plan.answer_prompt(self, index, observer)
         engine = self.runtime.policies[self.mode.policy]
         tokens = self.tokens[index] = Tokens(engine, self.prompts[index])
-        limit, named = self.runtime.settings.limits.time_limit(self.request.timeout_s)
-        ends_s = asyncio.get_running_loop().time() + limit
-        finder = _Finder(tokens, observer)
-        # The answer has this limit itself; a second one could cut into how it ends by the first.
+        limit_s, limit_name = self.runtime.settings.limits.time_limit(self.request.timeout_s)
+        ends_s = asyncio.get_running_loop().time() + limit_s
+        finder = _TextFinder(tokens, observer)
+        # Runtime.answer enforces the limit on the answer itself; a second timeout around it could interrupt
+        # its clean-up.
         async with self.runtime.in_flight.track(None, "", (engine,)):
             try:
-                # Nothing is waited for before this takes its engine, so it is the one above.
+                # Runtime.answer takes its engine before it first awaits, so it uses the engine above.
                 answer = await Plan.answer_prompt(
                     self, index, finder if observer.follows_tokens else observer
                 )
@@ -59,15 +60,15 @@ class TokenPlan(Plan):
                     await tokens.find(answer.outcome.selected.candidate.token_ids)
             except TimeoutError as error:
                 raise RequestTimeoutError(
-                    f"no texts of the answer's tokens within {limit:g} s ({named})"
+                    f"could not decode the answer's tokens within {limit_s:g} s ({limit_name})"
                 ) from error
             finally:
                 await finder.stop()
         return answer
 
 
-class _Finder(Observer):
-    """Tells of a growing sample once the texts of its tokens are known."""
+class _TextFinder(Observer):
+    """Passes events on; holds a growing sample back until the texts of its tokens are known."""
 
     follows_tokens: ClassVar[bool] = True
 
@@ -91,12 +92,12 @@ class _Finder(Observer):
         self._observer.scored(candidate)
 
     async def finish(self) -> None:
-        """Until all is told, or what was raised meanwhile."""
+        """Wait until every sample has been passed on; raises the error that stopped it, if any."""
         if self._finding is not None:
             await self._finding
 
     async def stop(self) -> None:
-        """Ask the engine no more."""
+        """Stop using the engine."""
         if self._finding is not None:
             self._finding.cancel()
             await asyncio.gather(self._finding, return_exceptions=True)
@@ -110,9 +111,9 @@ class _Finder(Observer):
 
 
 class Tokens:
-    """The tokens of one answer as OpenAI lists them, with their texts and log-probabilities.
+    """The tokens of one answer, listed as OpenAI does, with their texts and log-probabilities.
 
-    Parts of an answer are listed in order, and offsets count on from part to part.
+    An answer may be listed in several parts, in order; text offsets continue from part to part.
     """
 
     def __init__(self, engine: Engine, prompt: Prompt) -> None:
@@ -122,7 +123,7 @@ class Tokens:
         self._listed, self._offset = 0, 0
 
     async def find(self, token_ids: Sequence[int]) -> None:
-        """Ask the engine for the texts of an answer so far. Not twice at once."""
+        """Find the texts of the tokens that are new in ``token_ids``. Must not run twice at once."""
         if self._before is None:
             self._before = (await self._engine.encode(self._prompt))[-_CONTEXT_TOKENS:]
         for token in token_ids[len(self._texts) :]:
@@ -130,7 +131,7 @@ class Tokens:
             self._before = [*self._before, token][-_CONTEXT_TOKENS:]
 
     def as_completion(self, logprobs: Sequence[float]) -> dict[str, Any]:
-        """``/v1/completions``, the tokens that come next: as many as have a log-probability here."""
+        """The next tokens, one per log-probability, as ``/v1/completions`` lists them."""
         texts = self._next(len(logprobs))
         offsets = []
         for text in texts:
@@ -144,7 +145,7 @@ class Tokens:
         }
 
     def as_chat(self, logprobs: Sequence[float]) -> dict[str, Any]:
-        """The same for ``/v1/chat/completions``."""
+        """The next tokens, one per log-probability, as ``/v1/chat/completions`` lists them."""
         pairs = zip(self._next(len(logprobs)), logprobs, strict=True)
         content = [
             {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}

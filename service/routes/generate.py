@@ -6,8 +6,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service.generation.native_response import generate
 from service.generation.native_stream import native_messages
-from service.generation.plan import generate, make_plan
+from service.generation.plan import make_plan
 from service.http.disconnect import run_while_connected
 from service.http.responses import json_of
 from service.http.sse import event, open_stream

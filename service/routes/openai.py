@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
+from service.generation.native_response import generate
 from service.generation.openai_response import chat_completion, completion
 from service.generation.openai_stream import chunks
-from service.generation.plan import generate, make_plan
+from service.generation.plan import make_plan
 from service.generation.references import check_limit
 from service.generation.token_texts import TokenPlan
 from service.http.disconnect import run_while_connected

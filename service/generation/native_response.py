@@ -1,0 +1,126 @@
+"""Answers in the shape of the native API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.generation.plan import Plan
+from service.generation.references import model_ref, scorer_ref
+from service.runtime.prompt import PromptResult
+from service.schemas import (
+    BatchAnswer,
+    CandidateOut,
+    GenerateAnswer,
+    RewardCurvePoint,
+    Timings,
+    Usage,
+)
+from service.schemas.sampling import sampling_used
+from service.strategies import ScoredCandidate
+from vbon.concurrency import all_or_first_error
+from vbon.maths.curves import expected_best
+
+
+async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
+    """Answer every prompt of a plan. If one fails, the whole request fails with its error."""
+    if plan.request.prompts is None:
+        return generate_answer(plan, await plan.answer_prompt(0))
+    found = await all_or_first_error(plan.answer_prompt(i) for i in range(len(plan.prompts)))
+    answers = [generate_answer(plan, result) for result in found]
+    return BatchAnswer(
+        request_id=plan.request_id,
+        mode=plan.mode.name,
+        answers=answers,
+        usage=Usage(
+            prompt_tokens=sum(a.usage.prompt_tokens for a in answers),
+            generated_tokens=sum(a.usage.generated_tokens for a in answers),
+            returned_tokens=sum(a.usage.returned_tokens for a in answers),
+        ),
+    )
+
+
+def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
+    """The response for one prompt."""
+    request, outcome = plan.request, result.outcome
+    selected = candidate_out(outcome.selected, with_logprobs=request.logprobs)
+    candidates = None
+    if request.return_candidates:
+        candidates = [candidate_out(c, with_logprobs=request.logprobs) for c in outcome.candidates]
+    curve = None
+    if isinstance(request.n, list):
+        curve = _reward_curve(request.n, outcome.candidates)
+    return GenerateAnswer(
+        request_id=plan.request_id,
+        mode=result.mode.name,
+        text=selected.text,
+        reward=selected.reward,
+        finish_reason=selected.finish_reason,
+        selected_index=selected.index,
+        unscored_candidates=_unscored(result),
+        candidates=candidates,
+        token_ids=selected.token_ids,
+        token_logprobs=selected.token_logprobs,
+        reward_curve=curve,
+        strategy=result.mode.strategy.model_dump(mode="json"),
+        details=dict(outcome.details),
+        sampling=sampling_used(plan.sampling, result.num_samples),
+        usage=_usage(result),
+        timings_ms=_timings(result),
+        policy=model_ref(result.mode.policy, result.policy),
+        reward_model=scorer_ref("reward", result.scorer),
+    )
+
+
+def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateOut:
+    """The response form of a candidate."""
+    candidate = scored.candidate
+    return CandidateOut(
+        index=candidate.index,
+        text=candidate.text,
+        reward=scored.reward,
+        cumulative_logprob=candidate.cumulative_logprob,
+        num_tokens=len(candidate.token_ids),
+        finish_reason=candidate.finish_reason,
+        token_ids=list(candidate.token_ids) if with_logprobs else None,
+        token_logprobs=list(candidate.token_logprobs or ()) if with_logprobs else None,
+    )
+
+
+def _unscored(result: PromptResult) -> int | None:
+    """The number of candidates without a reward; ``None`` if no candidate was scored."""
+    rewards = [candidate.reward for candidate in result.outcome.candidates]
+    if result.scorer is None or all(reward is None for reward in rewards):
+        return None
+    return rewards.count(None)
+
+
+def _usage(result: PromptResult) -> Usage:
+    return Usage(
+        prompt_tokens=result.prompt_tokens,
+        generated_tokens=result.outcome.generated_tokens,
+        returned_tokens=result.outcome.returned_tokens,
+    )
+
+
+def _timings(result: PromptResult) -> Timings:
+    return Timings(
+        queue=round(result.queue_ms, 3),
+        decode=round(result.outcome.decode_ms, 3),
+        rerank=round(result.outcome.rerank_ms, 3),
+        scoring=round(result.scoring_ms, 3),
+        total=round(result.total_ms, 3),
+    )
+
+
+def _reward_curve(
+    counts: list[int], candidates: Sequence[ScoredCandidate]
+) -> list[RewardCurvePoint]:
+    rewards = np.array([c.reward for c in candidates if c.reward is not None], dtype=np.float64)
+    return [
+        RewardCurvePoint(
+            n=n, expected_reward=expected_best(rewards, n) if n <= len(rewards) else None
+        )
+        for n in sorted(set(counts))
+    ]
