@@ -1,1 +1,1 @@
-"""Admission: queue, token bucket, load shedding."""
+"""Admission: a bounded fair queue, token limits of API keys, and load shedding."""

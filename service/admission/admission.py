@@ -1,4 +1,4 @@
-"""Bounded admission: requests wait their turn in a fair queue, or are told when to come back."""
+"""Admission control: requests wait in a bounded fair queue or are rejected with a time to retry."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from service.admission.token_bucket import TokenBucket
 from service.context.caller import Caller, current_caller
 from vbon.errors import InvalidInputError, OverloadedError
 
+# Bounds of the suggested time to retry, and its value before any request has finished.
 LEAST_RETRY_S, MOST_RETRY_S, UNMEASURED_RETRY_S = 1.0, 60.0, 5.0
-NO_LIMIT = 2**62
+NO_LIMIT = 2**62  # tokens
 
 
 class Entry:
-    """A place that was given to a request."""
+    """An admitted request, which reports how many tokens it decoded."""
 
     def __init__(self) -> None:
         self.decoded: int | None = None
 
     def spent(self, tokens: int) -> None:
-        """Say how many tokens were decoded in all; unsaid, it is the most there could have been."""
+        """Report the tokens decoded in all. Without a report, the largest possible number is charged."""
         self.decoded = tokens
 
 
 class Admission:
-    """``running`` sequences and ``running_tokens`` tokens inside, ``waiting`` sequences outside.
+    """Admits up to ``running`` sequences and ``running_tokens`` tokens; up to ``waiting`` sequences wait.
 
-    A request counts as its sequences and as that many times ``max_tokens``; against its key's minute,
-    as all the candidates that it may draw, at once or in turn, times ``max_tokens``. Who is next is for
-    :class:`service.admission.fair_queue.FairQueue` to say. Nobody who waits or runs is sent away for one that
-    comes later; that the queue is not all one key's is seen to as it fills: a key may wait with at most
-    twice what is still free.
+    A request counts as its sequences, and as its sequences times ``max_tokens`` tokens. Against the tokens a
+    minute of its key, it counts as all candidates that it may draw, at once or one after another, times
+    ``max_tokens``. :class:`service.admission.fair_queue.FairQueue` decides which request is next.
+
+    No waiting or running request is ever dropped for a later one. Instead, a key may have at most twice
+    as many sequences waiting as the queue has free places, so no key can fill the queue alone.
     """
 
     def __init__(
@@ -58,17 +60,17 @@ class Admission:
 
     @property
     def running_tokens(self) -> int:
-        """The most tokens that those may decode."""
+        """The most tokens that the admitted sequences may decode."""
         return self._queue.running_tokens
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait."""
+        """Sequences waiting."""
         return self._queue.waiting
 
     @property
     def full(self) -> bool:
-        """Whether any request at all would be refused: no place is free, nor one in the queue."""
+        """True if any request would be rejected: all places and all waiting places are taken."""
         return self.running >= self._capacity and self.waiting >= self._max_waiting
 
     @asynccontextmanager
@@ -80,17 +82,18 @@ class Admission:
         max_tokens: int = 1,
         candidates: int | None = None,
     ) -> AsyncGenerator[Entry, None]:
-        """Hold a place for ``sequences`` at once; the lower ``priority``, the earlier of its caller's.
+        """Wait for ``sequences`` places and hold them for the length of the block.
 
         Args:
-            candidates: all that may be drawn, where that is more than are drawn at once.
+            priority: order among the caller's own requests; lower is earlier.
+            candidates: all candidates that may be drawn, if more than ``sequences``.
 
         Raises:
-            OverloadedError: at once, if too many wait already or the caller's minute is used up.
-            InvalidInputError: more than the caller's key ever allows.
+            OverloadedError: at once, if the queue is too full or the caller's tokens a minute are used up.
+            InvalidInputError: the request is larger than the caller's key ever allows.
         """
         caller = current_caller.get()
-        # One that fails or is left is never asked what it decoded, so the most it could have is taken.
+        # A request that fails or is cancelled reports no decoded tokens, so the largest number is charged.
         candidates = max(sequences, candidates or 0)
         most = candidates * max_tokens
         self._check(caller, sequences, candidates, max_tokens)
@@ -114,13 +117,13 @@ class Admission:
         most, a_minute = caller.max_sequences, caller.tokens_per_minute
         if most is not None and sequences > most:
             raise InvalidInputError(
-                f"{sequences} candidates at once; key {caller.name!r} allows at most {most}",
+                f"asked for {sequences} candidates at once; key {caller.name!r} allows at most {most}",
                 field="n",
             )
         if a_minute is not None and (tokens := candidates * max_tokens) > a_minute:
             raise InvalidInputError(
-                f"{candidates} candidates of at most {max_tokens} tokens are {tokens} tokens; "
-                f"key {caller.name!r} allows {a_minute} a minute",
+                f"{candidates} candidates of up to {max_tokens} tokens are {tokens} tokens; "
+                f"key {caller.name!r} allows {a_minute} tokens a minute",
                 field="max_tokens",
             )
 
@@ -153,45 +156,48 @@ class Admission:
             await admitted
         except asyncio.CancelledError:
             self._futures.pop(place, None)
-            self._leave(place)  # admitted in the same moment, too
+            self._leave(place)  # it may have been admitted in the same moment
             raise
         return place
 
     def _refusal(self, place: Place) -> str | None:
-        """Why a request that is in the queue now may not stay there."""
+        """The reason to reject a request that was just put into the queue, or ``None``."""
         waiting, cost = self.waiting - place.sequences, place.sequences
-        # The largest of requests may wait if nobody else does: a short queue must not shut it out.
+        # A request larger than the queue may wait if no other does; otherwise it could never run.
         if self.waiting > self._max_waiting and (waiting or not self._max_waiting):
             return (
-                f"{self.running} sequences run and {waiting} wait; {cost} more would pass the "
-                f"limit of {self._max_waiting} waiting"
+                f"{self.running} sequences run and {waiting} wait; {cost} more would exceed the "
+                f"limit of {self._max_waiting} waiting (limits.waiting_sequences)"
             )
         own = self._queue.waiting_of(place.caller)
         if place.caller.name and waiting and own > 2 * (self._max_waiting - waiting):
             return (
-                f"{own - cost} sequences of key {place.caller.name!r} wait; what is left of the "
-                f"queue, {self._max_waiting - waiting}, is kept for other keys"
+                f"{own - cost} sequences of key {place.caller.name!r} wait; the remaining "
+                f"{self._max_waiting - waiting} places in the queue are reserved for other keys"
             )
         ahead = min(self.waiting, own * self._queue.callers_waiting())
         if self._max_queue_s is not None and self._drains_in_s(ahead) > self._max_queue_s:
             return (
-                f"the wait would be about {self._drains_in_s(ahead):.1f} s, over limits.max_queue_s "
-                f"{self._max_queue_s:g}"
+                f"the wait would be about {self._drains_in_s(ahead):.1f} s, over the limit of "
+                f"{self._max_queue_s:g} s (limits.max_queue_s)"
             )
         return None
 
     def retry_after_s(self) -> float:
-        """When what waits now will have got in, at the pace measured; from 1 to 60 seconds."""
+        """Seconds until the requests now waiting are admitted, at the measured pace; 1 to 60."""
         if self._hold_s is None:
             return UNMEASURED_RETRY_S
         return min(MOST_RETRY_S, max(LEAST_RETRY_S, self._drains_in_s(self.waiting)))
 
     def _drains_in_s(self, sequences: int) -> float:
-        """Little's law: those who run leave at ``running / hold`` a second; 0 before any has left."""
+        """Seconds until ``sequences`` running ones have left; 0 before any has.
+
+        By Little's law, running sequences leave at ``running / hold time`` a second.
+        """
         return sequences * (self._hold_s or 0.0) / max(1, self.running)
 
     def _measure(self, place: Place, hold_s: float) -> None:
-        """A mean over about as many sequences as run at once, so it follows the load."""
+        """Update the mean hold time, a moving average over about as many sequences as run at once."""
         weight = min(1.0, place.sequences / self._capacity)
         before = hold_s if self._hold_s is None else self._hold_s
         self._hold_s = before + weight * (hold_s - before)

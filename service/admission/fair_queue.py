@@ -1,12 +1,13 @@
-"""Who is next: fair shares between callers, and of each caller's share between large and small requests.
+"""Fair queue: decides which request is next, first between callers, then between sizes of requests.
 
-Start-time fair queueing (Goyal, Vin, Cheng 1996), twice. A flow's tag is the tokens it has been granted,
-counted from where the others stood when it came; the lowest tag is next, and moves up by the tokens of
-what it got. While two flows both wait, what they were granted differs by at most one request of each,
-however unequal those are, which deficit round robin promises only for quanta as large as the largest
-request. A flow that has just come is overtaken by at most one request of each other.
+Both decisions use start-time fair queueing (Goyal, Vin, Cheng 1996). Each flow has a tag that counts the
+tokens granted to it; a new flow starts at the tag of the flow served last. The flow with the lowest tag is
+next, and its tag grows by the tokens of the request admitted. While two flows both wait, the tokens granted
+to them differ by at most one request of each, however unequal the requests are. Deficit round robin gives
+that bound only with quanta as large as the largest request. A new flow is overtaken by at most one request
+of each other flow.
 
-Pure data: no clock, no tasks; :class:`service.admission.admission.Admission` makes requests wait for it.
+The queue has no clock and no tasks. :class:`service.admission.admission.Admission` makes requests wait.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from service.context.caller import Caller
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """A request in the queue or past it; ``sequences`` and ``tokens`` are at most the whole capacity."""
+    """A request in the queue, or admitted. Its size is capped at the whole capacity."""
 
     caller: Caller
     sequences: int
@@ -33,18 +34,18 @@ class Place:
 
     @property
     def order(self) -> tuple[int, int]:
-        """Lowest priority first, then first come, first served."""
+        """Sort key: lowest priority first, then first come, first served."""
         return self.priority, self.number
 
     @property
     def size(self) -> int:
-        """Its class: 1, 2 to 7, 8 to 31, 32 to 127, ... sequences."""
+        """Size class of the request: 1, 2 to 7, 8 to 31, 32 to 127, ... sequences."""
         return self.sequences.bit_length() // 2
 
 
 @dataclass(slots=True)
 class _Lane:
-    """A caller's waiting requests of one size, in order."""
+    """One caller's waiting requests of one size class, in order."""
 
     tag: int = 0
     places: list[Place] = field(default_factory=list)
@@ -52,7 +53,12 @@ class _Lane:
 
 @dataclass(slots=True)
 class _Share:
-    """All of a caller; ``now`` is the tag that was granted last among its lanes."""
+    """One caller's running and waiting requests.
+
+    Attributes:
+        tag: the caller's tag among callers.
+        now: tag of the lane served last.
+    """
 
     tag: int = 0
     now: int = 0
@@ -64,20 +70,22 @@ class _Share:
         return (lane for lane in self.lanes.values() if lane.places)
 
     def next_lane(self) -> _Lane:
-        """Priority goes before size."""
+        """The lane to serve next: first by the priority of its first request, then by tag."""
         first = min(lane.places[0].priority for lane in self.busy_lanes())
         able = (lane for lane in self.busy_lanes() if lane.places[0].priority == first)
         return min(able, key=lambda lane: (lane.tag, lane.places[0].number))
 
 
 class FairQueue:
-    """At most ``sequences`` and ``tokens`` run. Nothing waits while the one that is next fits.
+    """Admits requests in fair order, at most ``sequences`` and ``tokens`` at once.
 
-    The next one that is too large for what is free keeps the room that gets free, or large requests
-    would wait for ever; one that its own caller's limit holds back keeps none.
+    If the next request does not fit into the free capacity, nothing behind it is admitted either; otherwise
+    small requests would keep large ones waiting for ever. A caller at its own limit of sequences is skipped
+    instead and blocks nobody.
 
     Attributes:
-        running, running_tokens: of what was admitted; waiting: sequences of what was not yet.
+        running, running_tokens: sequences and tokens of the admitted requests.
+        waiting: sequences of the waiting requests.
     """
 
     def __init__(self, *, sequences: int, tokens: int) -> None:
@@ -88,7 +96,7 @@ class FairQueue:
         self._numbers = count()
 
     def join(self, caller: Caller, sequences: int, tokens: int, priority: int = 0) -> Place:
-        """Wait behind what is there already. A request over the whole capacity counts as all of it."""
+        """Add a request to the queue. A request over the whole capacity counts as all of it."""
         place = Place(
             caller,
             min(sequences, self._sequences),
@@ -108,7 +116,7 @@ class FairQueue:
         return place
 
     def admit(self) -> list[Place]:
-        """All that may run now, in order; to be called after each :meth:`join` and :meth:`leave`."""
+        """The requests that may run now, in order. Call it after each :meth:`join` and :meth:`leave`."""
         admitted = []
         while (share := self._next_share()) is not None:
             lane = share.next_lane()
@@ -125,7 +133,7 @@ class FairQueue:
         return admitted
 
     def leave(self, place: Place) -> None:
-        """It is done, or has given up."""
+        """Remove a request that has finished or been cancelled."""
         share = self._shares[place.caller.name]
         if place.state == "waits":
             share.lanes[place.size].places.remove(place)
@@ -138,12 +146,12 @@ class FairQueue:
             self._now = 0
 
     def waiting_of(self, caller: Caller) -> int:
-        """Sequences of one caller that wait."""
+        """Waiting sequences of one caller."""
         share = self._shares.get(caller.name)
         return share.waiting if share else 0
 
     def callers_waiting(self) -> int:
-        """How many callers have anything that waits."""
+        """Number of callers with waiting requests."""
         return sum(share.waiting > 0 for share in self._shares.values())
 
     def _next_share(self) -> _Share | None:
@@ -155,7 +163,7 @@ class FairQueue:
             place = share.next_lane().places[0]
             most = place.caller.max_sequences
             if most is not None and share.running + place.sequences > most:
-                # It could not take its turn, and does not save it up for a burst.
+                # The caller is at its own limit. It must not save up its turns for a later burst.
                 share.tag = max(share.tag, self._now)
             elif best is None or (share.tag, place.number) < best:
                 best, found = (share.tag, place.number), share

@@ -1,1 +1,1 @@
-"""API keys: the file that holds them, the middleware that checks them, the commands that edit them."""
+"""API keys: the file that holds them, the middleware that checks them, and the commands that edit it."""

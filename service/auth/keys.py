@@ -1,8 +1,8 @@
-"""API keys at rest: a file of JSON lines with a name, a role, limits and a hash, never the key itself.
+"""The file of API keys: JSON lines with a name, a role, limits and a hash, but never the key itself.
 
-A token is ``bok-ID-SECRET``: a public id that finds its line, and 256 random bits. A secret that nobody
-chose and nobody can guess needs no slow hash: SHA-256 cannot be searched either, costs a microsecond, and
-a flood of wrong tokens costs the server no more than that each.
+A token is ``bok-ID-SECRET``: a public id, which finds the line, and 256 random bits. A random secret needs no
+slow hash, because searching 2^256 values is impossible with SHA-256 too. SHA-256 takes a microsecond, so a
+flood of wrong tokens costs the server little.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOOK_AGAIN_S = 1.0
 
 
 class ApiKey(BaseModel):
-    """A line of the file."""
+    """One line of the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -42,7 +42,7 @@ class ApiKey(BaseModel):
 
     @property
     def caller(self) -> Caller:
-        """Its holder."""
+        """The holder of the key."""
         return Caller(self.name, self.role == "admin", self.max_sequences, self.tokens_per_minute)
 
 
@@ -52,10 +52,10 @@ def new_key(
     max_sequences: int | None = None,
     tokens_per_minute: int | None = None,
 ) -> tuple[ApiKey, str]:
-    """A key and its token, which exists nowhere else.
+    """Make a key and its token; the token is stored nowhere.
 
     Raises:
-        DataError: not a name.
+        DataError: the name is invalid.
     """
     if not NAME.fullmatch(name):
         raise DataError(f"key name {name!r} must be 1 to 64 letters, digits, . _ @ -")
@@ -73,10 +73,11 @@ def new_key(
 
 
 def read_keys(path: Path) -> list[ApiKey]:
-    """The keys of a file.
+    """Read the keys of a file.
 
     Raises:
-        DataError: it cannot be read, or a line is no key; names the line and shows nothing of it.
+        DataError: the file cannot be read or a line is invalid. The message has the line's number but none
+            of its content.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -94,16 +95,16 @@ def read_keys(path: Path) -> list[ApiKey]:
             field = ".".join(str(part) for part in first["loc"]) or "the line"
             raise DataError(f"{path}:{number}: {field}: {first['msg']}") from None
         if any(key.name == other.name or key.id == other.id for other in keys):
-            raise DataError(f"{path}:{number}: key {key.name!r} is there twice")
+            raise DataError(f"{path}:{number}: key {key.name!r} appears twice, by name or by id")
         keys.append(key)
     return keys
 
 
 def write_keys(path: Path, keys: list[ApiKey]) -> None:
-    """Replace the file by these keys, whole or not at all; only its owner may read it.
+    """Replace the file atomically; only its owner may read it.
 
     Raises:
-        DataError: it cannot be written; what was there is untouched.
+        DataError: the file cannot be written; the old one is unchanged.
     """
     text = "".join(key.model_dump_json(exclude_none=True) + "\n" for key in keys)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -120,10 +121,13 @@ def write_keys(path: Path, keys: list[ApiKey]) -> None:
 
 
 class Keyring:
-    """The keys a server knows; a change of the file counts within a second, without a restart.
+    """The keys that a server accepts; a change of the file takes effect within a second.
+
+    Attributes:
+        trouble: why the changed file cannot be used; ``None`` if it can.
 
     Raises:
-        DataError: the file cannot be used, or holds no key.
+        DataError: the file cannot be used or contains no keys.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,16 +135,19 @@ class Keyring:
         self._seen = self._stamp()
         self._keys = self._read()
         if not self._keys:
-            raise DataError(f"the keys file {path} holds no key: nobody could get in")
+            raise DataError(
+                f"the keys file {path} contains no keys, so every request would be rejected; "
+                f"add one with `vbon keys add NAME --file {path}`"
+            )
         self._looked = time.monotonic()
         self.trouble: str | None = None
 
     def find(self, token: bytes) -> Caller | None:
-        """Whose token this is, if it is anybody's."""
+        """The caller with this token, or ``None``."""
         self._look_again()
         match = _TOKEN.fullmatch(token)
         key = self._keys.get(match[1].decode()) if match else None
-        # Also for an id that nobody has, so that the time it takes does not tell which ids exist.
+        # Unknown ids are compared with a hash too, so the response time does not reveal which ids exist.
         same = hmac.compare_digest(_digest(token), key.sha256 if key else _NOBODY)
         return key.caller if key is not None and same else None
 
@@ -155,7 +162,8 @@ class Keyring:
                 self._keys, self._seen = self._read(), stamp
             self.trouble = None
         except DataError as error:
-            self.trouble = str(error)  # a file half written by hand locks nobody out
+            # Keep the old keys, so a mistake in the file does not lock everyone out.
+            self.trouble = str(error)
 
     def _stamp(self) -> tuple[int, int, int]:
         try:
@@ -163,7 +171,7 @@ class Keyring:
         except OSError as error:
             raise DataError(
                 f"cannot read the keys file {self._path}: {error.strerror}; make one with "
-                f"`python -m service keys add NAME --file {self._path}`"
+                f"`vbon keys add NAME --file {self._path}`"
             ) from error
         return found.st_mtime_ns, found.st_size, found.st_ino
 

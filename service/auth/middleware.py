@@ -1,4 +1,4 @@
-"""Who may come in: API keys as bearer tokens, checked before anything of the body is read."""
+"""Middleware that checks API keys, sent as bearer tokens, before a request's body is read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from service.settings import AuthSettings
 
 logger = logging.getLogger(__name__)
 
-# Probes have no keys. A browser cannot send one for a page it opens; what the page asks for, it can.
+# Probes send no keys, and a browser cannot send one when it opens a page. Requests that the page makes can.
 OPEN = frozenset({"/healthz", "/readyz", "/health", "/", "/docs", "/favicon.ico"})
 OPEN_BELOW = ("/page/",)
 ADMIN = "/admin"
-_HINT = "send `Authorization: Bearer TOKEN`; `python -m service keys add NAME` makes one"
+_HINT = "send `Authorization: Bearer TOKEN`; `vbon keys add NAME` creates one"
 
 
 class ApiKeyMiddleware:
-    """401 without a known key, 403 for a key that may not; without a keys file all but admin is open."""
+    """Answers 401 without a known key, and 403 if the key may not use the route.
+
+    Without a keys file, all routes except those of admins are open.
+    """
 
     def __init__(self, app: ASGIApp, *, keyring: Keyring | None, open_metrics: bool) -> None:
         self._app = app
@@ -33,19 +36,25 @@ class ApiKeyMiddleware:
         self._trouble: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Check the key, set ``current_caller``, and pass the request on."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)  # the start and the end: there are no websockets
+            await self._app(scope, receive, send)  # lifespan events; there are no websockets
             return
         path: str = scope["path"]
         caller = ANYBODY
         if self._keyring is not None and not self._is_open(path):
             found = self._find(self._keyring, scope)
             if isinstance(found, str):
+                headers = [(b"www-authenticate", b'Bearer realm="vbon"')]
                 await refuse(
-                    scope, send, 401, "unauthorized", found,
-                    code="invalid_api_key", headers=[(b"www-authenticate", b'Bearer realm="vbon"')],
-                )  # fmt: skip
+                    scope,
+                    send,
+                    401,
+                    "unauthorized",
+                    found,
+                    code="invalid_api_key",
+                    headers=headers,
+                )
                 return
             caller = found
             record_key(caller.name)
@@ -62,10 +71,10 @@ class ApiKeyMiddleware:
         return path in self._open or path.startswith(OPEN_BELOW)
 
     def _find(self, keyring: Keyring, scope: Scope) -> Caller | str:
-        """The caller, or why there is none; nothing of what was sent is repeated."""
+        """The caller, or the error message, which repeats nothing of what the client sent."""
         sent = [value for name, value in scope["headers"] if name == b"authorization"]
         if not sent:
-            return f"this server asks for an API key: {_HINT}"
+            return f"this server requires an API key: {_HINT}"
         scheme, _, token = sent[0].partition(b" ")
         if len(sent) > 1 or scheme.lower() != b"bearer":
             return f"the Authorization header is not one bearer token: {_HINT}"
@@ -73,17 +82,23 @@ class ApiKeyMiddleware:
         if keyring.trouble != self._trouble:
             self._trouble = keyring.trouble
             if self._trouble:
-                logger.error("the keys of before stay in use: %s", self._trouble)
-        return caller or "this API key is not known here, or not any more"
+                logger.error(
+                    "cannot use the changed keys file, so the old keys stay valid: %s",
+                    self._trouble,
+                )
+        return caller or "this API key is unknown or has been removed"
 
     def _why_not(self, caller: Caller) -> str:
         if self._keyring is None:
-            return "admin routes need an admin's key; start the server with --auth.keys-file"
-        return f"key {caller.name!r} is no admin's; make one with `keys add NAME --role admin`"
+            return "admin routes require an admin's key; start the server with --auth.keys-file"
+        return (
+            f"key {caller.name!r} does not have the admin role; "
+            "create one with `vbon keys add NAME --role admin`"
+        )
 
 
 def open_keyring(settings: AuthSettings) -> Keyring | None:
-    """The configured keys, if there are any.
+    """The keys of the configured file, or ``None`` if none is configured.
 
     Raises:
         DataError: the file cannot be used.
@@ -92,10 +107,11 @@ def open_keyring(settings: AuthSettings) -> Keyring | None:
 
 
 def warn_if_open(host: str, settings: AuthSettings) -> None:
-    """Log a warning where other machines may reach a server that asks for no key."""
+    """Log a warning if other machines can reach the server and it requires no keys."""
     if settings.keys_file is None and not _is_loopback(host):
         logger.warning(
-            "listening on %s without API keys: whoever reaches it may use it (--auth.keys-file)",
+            "listening on %s without API keys: everyone who can reach this address may use the service; "
+            "set --auth.keys-file to require keys",
             host,
         )
 

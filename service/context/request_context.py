@@ -23,7 +23,7 @@ class PromptProgress:
         answer_id: the request's id and the index of its answer; the engines' request ids begin with it.
         scored: whether rewards were requested.
         arrived_s, encoded_s, admitted_s: ``perf_counter`` at each stage; ``None`` if not reached.
-        decode_ms, rerank_ms: as in the answer's timings; ``None`` if there is no answer.
+        decode_ms, rerank_ms: as in the answer's timings; ``None`` without an answer.
     """
 
     answer_id: str

@@ -149,12 +149,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     @property
     def _response_is_owed(self) -> bool:
-        """Whether a response is incomplete. ``cycle`` belongs to the newest request received."""
+        """True if a response is incomplete. ``cycle`` belongs to the newest request received."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def _in_body_of_only_request(self) -> bool:
-        """Whether one request is open, its body is incomplete and its response has not started."""
+        """True if one request is open, its body is incomplete and its response has not started."""
         cycle = self.cycle
         return cycle.more_body and not cycle.response_started and not self.pipeline
 

@@ -1,4 +1,7 @@
-"""Pure ASGI middleware (BaseHTTPMiddleware would hide client disconnects)."""
+"""Middleware for request ids, content types and body limits.
+
+It is plain ASGI, because ``BaseHTTPMiddleware`` would hide disconnects from the routes.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,22 @@ _FORM = b"application/x-www-form-urlencoded"
 
 
 class RequestIdMiddleware:
-    """Gives each request an id, the client's ``X-Request-Id`` if it is sane, and echoes it.
+    """Gives each request an id and returns it in ``X-Request-Id``.
 
-    All that is served inside of it finds the request's context in ``current_request``.
+    The id is the one that the client sends, if it is short and has only harmless characters. The middleware
+    also sets ``current_request`` for everything below it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Set the id, pass the request on, and add the id to the response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = dict(scope["headers"]).get(b"x-request-id", b"")
-        # Unique, not secret: a random id of the system's costs 40 microseconds.
+        # The id must be unique, not secret, and `random` is 40 microseconds faster than the system's source.
         own = f"req-{random.getrandbits(128):032x}"
         request_id = given.decode() if _CLIENT_ID.fullmatch(given) else own
         scope.setdefault("state", {})["request_id"] = request_id
@@ -55,17 +59,17 @@ class RequestIdMiddleware:
 
 
 class JsonByDefaultMiddleware:
-    """Takes a body sent without a content type, or with curl's default for ``-d``, for JSON.
+    """Treats a body as JSON if it has no content type, or the one that ``curl -d`` sends by default.
 
-    The API has no forms, so a bare ``curl -d '{...}'`` can only mean JSON. Not from a browser, which names
-    the origin of the page that asks: any page may send a form to any server unasked, JSON it may not.
+    The API has no forms, so ``curl -d '{...}'`` can only mean JSON. Requests with an ``Origin`` header come
+    from browsers and are left alone: any page may send a form to any server, but may not send JSON.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Set the content type and pass the request on."""
         if (
             scope["type"] == "http"
             and scope["method"] == "POST"
@@ -74,19 +78,21 @@ class JsonByDefaultMiddleware:
             headers = [(k, v) for k, v in scope["headers"] if k != b"content-type" or v != _FORM]
             if not any(key == b"content-type" for key, _ in headers):
                 headers.append((b"content-type", b"application/json"))
-            scope["headers"] = headers  # in place: who is outside of this looks for the route in it
+            scope["headers"] = (
+                headers  # in place, because outer middleware reads the route from this scope
+            )
         await self._app(scope, receive, send)
 
 
 class BodyLimitMiddleware:
-    """413 for bodies over a limit, by Content-Length or while they stream in; 408 for slow ones."""
+    """Answers 413 to a body over the limit and 408 to a body that arrives too slowly."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Read the whole body within the limits and pass it on."""
         if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
             await self._app(scope, receive, send)
             return
@@ -94,13 +100,14 @@ class BodyLimitMiddleware:
         if declared.isdigit() and int(declared) > self._max_bytes:
             await self._refuse(scope, send)
             return
-        # The body is read whole before the route runs anyway; reading it here bounds it.
+        # The route would read the whole body before it runs anyway.
         try:
             async with asyncio.timeout(self._timeout_s):
                 content = await self._read(receive)
         except TimeoutError:
             message = (
-                f"the body did not come within {self._timeout_s:g} s (limits.receive_timeout_s)"
+                f"timed out after {self._timeout_s:g} s reading the request body "
+                "(limits.receive_timeout_s)"
             )
             await refuse(scope, send, 408, "request_timeout", message)
             return
@@ -121,7 +128,7 @@ class BodyLimitMiddleware:
         await self._app(scope, replay, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The whole body; nothing if it is too large."""
+        """The whole body, or ``None`` if it is over the limit."""
         chunks: list[bytes] = []
         size = 0
         while True:
@@ -136,5 +143,7 @@ class BodyLimitMiddleware:
                 return b"".join(chunks)
 
     async def _refuse(self, scope: Scope, send: Send) -> None:
-        message = f"the body is over the limit of {self._max_bytes} bytes (limits.max_body_bytes)"
+        message = (
+            f"the request body is over the limit of {self._max_bytes} bytes (limits.max_body_bytes)"
+        )
         await refuse(scope, send, 413, "body_too_large", message)

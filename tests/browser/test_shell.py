@@ -95,11 +95,11 @@ async def test_a_key_is_asked_for_only_where_one_is_needed_and_kept_for_the_tab_
     async with hosted(make_runtime(store="none", auth=auth)) as url:
         page = await visitor.open(url)
         dialog = page.get_by_role("dialog", name="API key")
-        await expect(dialog).to_contain_text("this server asks for an API key")
+        await expect(dialog).to_contain_text("this server requires an API key")
         await assert_accessible(page)
         await page.get_by_label("Key", exact=True).fill("wrong")
         await page.keyboard.press("Enter")
-        await expect(dialog).to_contain_text("not known here")
+        await expect(dialog).to_contain_text("unknown or has been removed")
         await page.get_by_label("Key", exact=True).fill(token)
         await page.keyboard.press("Enter")
         await expect(dialog).to_be_hidden()

@@ -127,7 +127,7 @@ async def test_one_key_cannot_fill_the_queue_for_the_others() -> None:
     for i in range(30):
         await queue.come(f"flood{i}", 1, caller=flood)
     assert queue.admission.waiting == 20
-    assert "kept for other keys" in str(await queue.refused("flood29"))
+    assert "reserved for other keys" in str(await queue.refused("flood29"))
     await queue.come("quiet", 1, caller=quiet)
     await queue.leave("first")
     assert queue.entered[-1] == "quiet"
@@ -166,7 +166,7 @@ async def test_a_key_s_minute_is_used_up_by_what_was_decoded() -> None:
     await queue.come("bob's", 6, caller=Caller("bob", tokens_per_minute=600), max_tokens=100)
     assert queue.entered[-1] == "bob's"
     current_caller.set(key)
-    with pytest.raises(InvalidInputError, match="600 a minute"):
+    with pytest.raises(InvalidInputError, match="600 tokens a minute"):
         async with queue.admission.enter(7, max_tokens=100):
             pass
 
@@ -245,7 +245,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once(
     for name in ("second", "third", "fourth", "fifth"):
         await queue.come(name, 1)
     refusal = await queue.refused("fifth")
-    assert "over limits.max_queue_s 5" in str(refusal)
+    assert "over the limit of 5 s (limits.max_queue_s)" in str(refusal)
     assert queue.admission.waiting == 2
     # Another key's first request waits for one of each other, however long their queue is.
     await queue.come("other", 1, caller=Caller("bob"))

@@ -114,7 +114,7 @@ async def test_rounds_that_were_decoded_before_a_failure_are_used_up(tmp_path: P
     assert engine.decoded_tokens - decoded >= 250  # type: ignore[attr-defined]
     assert after.status_code == 429
     assert over.status_code == 422
-    assert "61 candidates of at most 10 tokens are 610" in over.json()["error"]["message"]
+    assert "61 candidates of up to 10 tokens are 610" in over.json()["error"]["message"]
 
 
 async def test_what_was_not_decoded_is_not_used_up(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_key_taken_back_is_refused_and_a_spoilt_file_locks_nobody_out(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("", "holds no key"),
+        ("", "contains no keys"),
         ("not json", ":1: "),
         ('{"name": "ann", "id": "0123456789abcdef", "sha256": "SECRET"}', "sha256"),
         ('{"name": "ann", "id": "0123456789abcdef", "sha256": "%s", "x": 1}' % ("a" * 64), "x: "),
