@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from training.configs import SampleConfig, SandboxConfig, TrainConfig
-from training.objectives.config import train_config_type
+from training.train.config import train_config_type
 
 
 def sample_config(sandbox: Path, out: Path, **changes: object) -> SampleConfig:

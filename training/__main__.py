@@ -44,7 +44,7 @@ class Command:
 
 def _settings_of(objective: str) -> Callable[[], type[Settings]]:
     def settings_type() -> type[Settings]:
-        from training.objectives.config import train_config_type
+        from training.train.config import train_config_type
 
         return train_config_type(objective)
 
@@ -84,8 +84,8 @@ STEPS = {
     ),
 }
 TRAININGS = {
-    name: Command(summary, _settings_of(name), "train.run:train", (name,))
-    for name, (_, summary) in OBJECTIVES.items()
+    name: Command(OBJECTIVES.entry(name).summary, _settings_of(name), "train.run:train", (name,))
+    for name in OBJECTIVES
 }
 
 cli = typer.Typer(cls=group_type(), add_completion=False, no_args_is_help=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 
+from training.objectives import DEFAULT_GRID
 from vbon.config import NoneWord, OptionGroups, Settings
 from vbon.engine.vllm.engine_args import (
     OWNED_BY_GENERATION,
@@ -18,7 +19,8 @@ from vbon.engine.vllm.engine_args import (
 POLICY = Field("sandbox/policy", description="reference policy: a directory, or hf://org/name")
 REWARD = Field(
     "sandbox/reward",
-    description="reward model: the directory of a one-logit classifier, python:module:function, or a URL",
+    description="reward model: the directory of a one-logit classifier, python:module:function, a URL, "
+    "or SCHEME:ARGUMENT of a plug-in",
 )
 TRAIN_PROMPTS = Field(
     Path("sandbox/prompts/train.jsonl"),
@@ -344,22 +346,6 @@ class EvaluateConfig(Settings):
                 f"{self.num_samples}: best-of-N needs N of them and one opponent"
             )
         return self
-
-
-# Every published way on the sandbox; `--grid` replaces the whole list.
-DEFAULT_GRID = [
-    "vbon: num_samples=2 4 8 16",
-    "kl-rl: beta=0.1 0.2 0.4 0.8",
-    "dpo: beta=0.05 0.1 0.3 1",
-    "bon-sft: num_samples=2 4 8 16",
-    "bonbon: num_samples=2 4 8 16",
-    "j-bond: anchor_rate=0.02 0.05 0.1 0.2",
-    "bond: num_samples=4 16",
-    "wind: beta=0.05 0.1",
-    "bon-aware-sft: num_samples=2 4",
-    "bon-aware-rl: num_samples=2 4",
-    "qrpo: beta=0.05 0.1",
-]
 
 
 class SweepConfig(TrainConfig):

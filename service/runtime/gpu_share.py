@@ -8,7 +8,7 @@ from typing import Literal
 
 from service.settings import ServiceSettings
 from vbon.engine.vllm.gpu_memory import GIB, share_per_engine, total_gpu_bytes, weight_bytes
-from vbon.rewards.registry import CALLABLE_PREFIX
+from vbon.rewards.registry import is_classifier
 from vbon.storage.checkpoints import HUB_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ def gpu_share(settings: ServiceSettings, num_engines: int) -> float:
 def models_beside(settings: ServiceSettings) -> dict[str, int]:
     """Bytes of weights of each other model that this service loads, by the name of its setting.
 
-    Remote scorers and ``python:`` callables are not among them.
+    Remote scorers, ``python:`` callables and plug-ins are not among them.
     """
     specs: dict[str, tuple[str, Literal["auto", "float32"]]] = {}
     for name, spec in (("reward", settings.reward), ("gold", settings.gold)):
-        if spec and not spec.startswith((CALLABLE_PREFIX, "http://", "https://")):
+        if spec and is_classifier(spec):
             specs[name] = (spec, "auto")
     kind, _, model = settings.embedder.partition(":")
     if model:  # sentence-transformers loads float32 whatever is stored

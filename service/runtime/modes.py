@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from service.settings import REFERENCE
 from service.strategies import STRATEGIES, Single, Strategy
 from service.strategies.request_fields import configured
 from vbon.errors import InvalidInputError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +32,15 @@ def configured_modes(policies: Iterable[str], *, has_reward: bool) -> dict[str, 
     """Every mode of a server: one per policy, and one per strategy if a reward model is configured.
 
     Raises:
-        InvalidInputError: a policy has the name of a strategy.
+        InvalidInputError: a policy has the name of a built-in strategy. The strategy of a plug-in
+            gives way to a policy of its name, with a warning.
     """
     modes = {name: Mode(name, Single(), name) for name in policies}
     for name, strategy in STRATEGIES.items():
+        if name in modes and name not in STRATEGIES.built_in:
+            package = STRATEGIES.entry(name).package
+            logger.warning("mode %s is the policy, not the strategy of %s", name, package)
+            continue
         if name in modes:
             raise InvalidInputError(
                 f"policy name {name!r} is taken by a strategy; rename the policy", field="policies"
@@ -64,6 +72,7 @@ def find_mode(
         strategy = configured(name, mode.strategy, settings or {})
         return Mode(name, strategy, _policy_of(mode, policy, policies))
     if name in STRATEGIES:
+        STRATEGIES[name]  # raises the reason if it is a plug-in that cannot be used
         raise InvalidInputError(
             f"mode {name!r} needs a reward model and none is configured; set `reward`",
             field="mode",

@@ -1,15 +1,11 @@
 """Decoding strategies, one a file; :data:`STRATEGIES` is the registry of those that choose.
 
 A mode is a strategy over a policy: each configured policy is a mode of its own name (one sample),
-each strategy a mode over the reference policy, or over the one that ``policy=`` names.
+each strategy a mode over the reference policy, or over the one that ``policy=`` names. Installed
+packages add strategies by the entry-point group ``vbon.strategies`` (docs/plugins.md).
 """
 
-from service.strategies.adaptive_bon import AdaptiveBon
-from service.strategies.bon import Bon
-from service.strategies.bon_uniform_top import BonUniformTop
-from service.strategies.mbr_bon import MbrBon
 from service.strategies.observer import UNOBSERVED, Observer
-from service.strategies.pessimistic_bon import PessimisticBon
 from service.strategies.protocol import (
     Outcome,
     Resources,
@@ -18,29 +14,51 @@ from service.strategies.protocol import (
     Strategy,
     Task,
 )
-from service.strategies.rbon_kl import RbonKl
-from service.strategies.rbon_length import RbonLength
 from service.strategies.single import Single
-from service.strategies.soft_bon import SoftBon
-from service.strategies.speculative_rejection import SpeculativeRejection
-from service.strategies.srbon_kl import SrbonKl
-from service.strategies.srbon_wd import SrbonWd
-from service.strategies.treebon import TreeBon
+from vbon.registry import Registry, built_in_entries
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    "bon": Bon,
-    "soft-bon": SoftBon,
-    "bon-uniform-top": BonUniformTop,
-    "pessimistic-bon": PessimisticBon,
-    "rbon-kl": RbonKl,
-    "rbon-length": RbonLength,
-    "mbr-bon": MbrBon,
-    "srbon-kl": SrbonKl,
-    "srbon-wd": SrbonWd,
-    "treebon": TreeBon,
-    "speculative-rejection": SpeculativeRejection,
-    "adaptive-bon": AdaptiveBon,
-}
+
+def _checked(found: object) -> type[Strategy]:
+    """The same, if it is a strategy that works without any setting given.
+
+    Raises:
+        TypeError, ValueError: it is not; the text completes "cannot be used:".
+    """
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
+        raise TypeError("it is not a subclass of service.strategies.Strategy")
+    if not isinstance(getattr(found, "description", None), str):
+        raise TypeError("it has no description, the line that GET /modes shows")
+    for name, field in found.model_fields.items():
+        if field.is_required():
+            raise ValueError(f"its setting {name!r} has no default")
+    found().model_dump(mode="json")  # raises if a method is missing
+    found.model_json_schema()
+    return found
+
+
+STRATEGIES: Registry[type[Strategy]] = Registry(
+    "vbon.strategies",
+    "strategy",
+    built_in_entries(
+        "service.strategies",
+        {
+            "bon": "bon:Bon",
+            "soft-bon": "soft_bon:SoftBon",
+            "bon-uniform-top": "bon_uniform_top:BonUniformTop",
+            "pessimistic-bon": "pessimistic_bon:PessimisticBon",
+            "rbon-kl": "rbon_kl:RbonKl",
+            "rbon-length": "rbon_length:RbonLength",
+            "mbr-bon": "mbr_bon:MbrBon",
+            "srbon-kl": "srbon_kl:SrbonKl",
+            "srbon-wd": "srbon_wd:SrbonWd",
+            "treebon": "treebon:TreeBon",
+            "speculative-rejection": "speculative_rejection:SpeculativeRejection",
+            "adaptive-bon": "adaptive_bon:AdaptiveBon",
+        },
+    ),
+    _checked,
+    field="mode",
+)
 
 __all__ = [
     "STRATEGIES",

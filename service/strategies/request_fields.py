@@ -15,14 +15,39 @@ from pydantic.fields import FieldInfo
 from service.strategies import STRATEGIES, Strategy
 from vbon.errors import InvalidInputError
 
+_REQUEST_FIELDS = """
+    best_of echo frequency_penalty ignore_eos logit_bias logprobs max_completion_tokens max_tokens
+    messages min_p min_tokens model n presence_penalty priority prompt prompts repetition_penalty
+    return_candidates score seed stop stream stream_options suffix temperature timeout_s top_k
+    top_logprobs top_p user
+"""
+# Fields that requests (service/schemas) have of their own, so that no setting may have their names.
+RESERVED = frozenset(_REQUEST_FIELDS.split())
+
 
 def _collect() -> dict[str, dict[str, FieldInfo]]:
-    """For each setting, the modes that take it."""
+    """For each setting, the modes that take it. Plug-ins whose settings clash with others are left out."""
     found: dict[str, dict[str, FieldInfo]] = {}
     for mode, strategy in STRATEGIES.items():
+        clash = _clash(strategy, found)
+        if clash and mode not in STRATEGIES.built_in:
+            STRATEGIES.refuse(mode, clash)
+            continue
+        if clash:
+            raise TypeError(f"{mode}: {clash}")
         for name, info in strategy.model_fields.items():
             found.setdefault(name, {})[mode] = info
     return found
+
+
+def _clash(strategy: type[Strategy], others: Mapping[str, Mapping[str, FieldInfo]]) -> str | None:
+    """Why the settings cannot be request fields beside those of other strategies, if they cannot."""
+    for name, info in strategy.model_fields.items():
+        if name in RESERVED:
+            return f"its setting {name!r} has the name of a field that every request has"
+        if any(other.annotation != info.annotation for other in others.get(name, {}).values()):
+            return f"its setting {name!r} has another type than that of {', '.join(others[name])}"
+    return None
 
 
 SETTINGS = _collect()
@@ -30,10 +55,7 @@ SETTINGS = _collect()
 
 def _request_field(users: Mapping[str, FieldInfo]) -> tuple[Any, Any]:
     """An optional field whose description names the modes that take it and their defaults."""
-    infos = list(users.values())
-    annotation: Any = infos[0].annotation
-    if any(info.annotation != annotation for info in infos):
-        raise TypeError(f"strategies {', '.join(users)} share a setting of different types")
+    annotation: Any = next(iter(users.values())).annotation
     by_text: dict[tuple[str | None, str], list[str]] = {}
     for mode, info in users.items():
         by_text.setdefault((info.description, repr(info.default)), []).append(mode)

@@ -18,7 +18,7 @@ from service.settings import ServiceSettings
 from training import configs
 from training.__main__ import cli as training_cli
 from training.objectives import OBJECTIVES
-from training.objectives.config import train_config_type
+from training.train.config import train_config_type
 from vbon.cli.main import COMMANDS, app
 from vbon.cli.typer_help import HelpCommand, HelpGroup
 from vbon.config import Settings

@@ -22,9 +22,9 @@ from training.configs import EvaluateConfig, SweepConfig, TrainConfig  # noqa: E
 from training.evaluation import evaluate  # noqa: E402
 from training.evaluation.measure import PromptSamples  # noqa: E402
 from training.evaluation.rows import evaluation_rows, policy_row  # noqa: E402
-from training.objectives.config import train_config_type  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
 from training.train import heldout, run  # noqa: E402
+from training.train.config import train_config_type  # noqa: E402
 from training.train.finished import FinishedRun  # noqa: E402
 from training.train.inputs import TrainingInputs  # noqa: E402
 from training.train.prepare import RunSpec  # noqa: E402

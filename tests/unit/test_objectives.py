@@ -49,7 +49,6 @@ from training.objectives.bon_aware_sft import BonAwareSft, win_gradient_weights 
 from training.objectives.bon_sft import BonSft  # noqa: E402
 from training.objectives.bonbon import Bonbon  # noqa: E402
 from training.objectives.bond import Bond  # noqa: E402
-from training.objectives.config import train_config_type  # noqa: E402
 from training.objectives.dpo import Dpo  # noqa: E402
 from training.objectives.j_bond import JBond  # noqa: E402
 from training.objectives.kl_rl import KlRl  # noqa: E402
@@ -59,6 +58,7 @@ from training.objectives.qrpo import Qrpo  # noqa: E402
 from training.objectives.vbon import Vbon, exact_log_weight  # noqa: E402
 from training.objectives.wind import Wind, win_in_group  # noqa: E402
 from training.rollouts.token_terms import token_terms  # noqa: E402
+from training.train.config import train_config_type  # noqa: E402
 from vbon.errors import InvalidInputError  # noqa: E402
 from vbon.maths.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402
 
@@ -504,7 +504,9 @@ def test_n_of_one_is_refused(name: str) -> None:
 
 
 def test_an_unknown_objective_is_named_with_the_known() -> None:
-    with pytest.raises(InvalidInputError, match="no objective 'vbo'; there are vbon, kl-rl"):
+    with pytest.raises(
+        InvalidInputError, match="unknown objective 'vbo'; choose one of vbon, kl-rl"
+    ):
         objective_type("vbo")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from service.settings import ServiceSettings
 from training.configs import TrainConfig
-from training.objectives.config import train_config_type
+from training.train.config import train_config_type
 from vbon.config import USAGE_ERROR, Settings, load_settings
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from service.loadtest.config import LoadTestSettings
 from service.settings import ServiceSettings
 from training.configs import EvaluateConfig, SampleConfig
-from training.objectives.config import train_config_type
+from training.train.config import train_config_type
 from vbon.config import load_settings
 from vbon.errors import DataError
 from vbon.prompt_files import read_prompts

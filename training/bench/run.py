@@ -205,7 +205,7 @@ def _print_result(result: Mapping[str, Any]) -> None:
 
 def _train_config(config: BenchConfig) -> TrainConfig:
     """The ``kl-rl`` settings that both sides share."""
-    from training.objectives.config import train_config_type
+    from training.train.config import train_config_type
 
     shared = config.model_dump(exclude={"repeats", "json_file"})
     batch = config.prompts_per_step * config.samples_per_prompt
@@ -217,8 +217,8 @@ def _train_config(config: BenchConfig) -> TrainConfig:
 def _our_steps(
     config: BenchConfig, shared_settings: TrainConfig, assets: Any, seed: int
 ) -> list[Step]:
-    from training.objectives.config import objective_of
     from training.rollouts.generator import TransformersGenerator
+    from training.train.config import objective_of
     from training.train.options import TrainerOptions
     from training.train.trainer import Trainer
 

@@ -1,45 +1,95 @@
-"""Training objectives, one per file.
+"""Training objectives, one per file; :data:`OBJECTIVES` is the registry.
 
-:data:`OBJECTIVES` is the registry. It holds import paths, so that listing the objectives (``--help``) does
-not import torch.
+Each line has the class, the line that ``--help`` shows and what the default sweep varies. Listing the
+objectives does not import torch. Installed packages add objectives by the entry-point group
+``vbon.objectives`` (docs/plugins.md).
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from vbon.errors import InvalidInputError
+from vbon.registry import Registry, built_in_entries
 
 if TYPE_CHECKING:
     from training.objectives.protocol import Objective
 
-# Maps a name to (module:class, description in --help).
-OBJECTIVES: dict[str, tuple[str, str]] = {
-    "vbon": ("vbon:Vbon", "Variational best-of-N: reverse KL to best-of-N."),
-    "kl-rl": ("kl_rl:KlRl", "KL-regularised RL on the raw reward (RLOO)."),
-    "dpo": ("dpo:Dpo", "DPO, best against worst of N."),
-    "bon-sft": ("bon_sft:BonSft", "Supervised on the best of N."),
-    "bonbon": ("bonbon:Bonbon", "BoNBoN: supervised on the best, IPO best against worst."),
-    "bond": ("bond:Bond", "BOND: Jeffreys divergence, quantile reward."),
-    "j-bond": ("j_bond:JBond", "J-BOND: iterated best-of-2 of a moving anchor."),
-    "wind": ("wind:Wind", "WIND: win-rate dominance by regression."),
-    "bon-aware-sft": ("bon_aware_sft:BonAwareSft", "Make best-of-N of the policy answer as an expert."),
-    "bon-aware-rl": ("bon_aware_rl:BonAwareRl", "Make best-of-N of the policy best."),
-    "qrpo": ("qrpo:Qrpo", "QRPO: quantile reward, pointwise regression, offline."),
-}  # fmt: skip
+
+class _Line(NamedTuple):
+    target: str
+    summary: str
+    grid: str
+
+
+_LINES = {
+    "vbon": _Line(
+        "vbon:Vbon", "Variational best-of-N: reverse KL to best-of-N.", "num_samples=2 4 8 16"
+    ),
+    "kl-rl": _Line(
+        "kl_rl:KlRl", "KL-regularised RL on the raw reward (RLOO).", "beta=0.1 0.2 0.4 0.8"
+    ),
+    "dpo": _Line("dpo:Dpo", "DPO, best against worst of N.", "beta=0.05 0.1 0.3 1"),
+    "bon-sft": _Line("bon_sft:BonSft", "Supervised on the best of N.", "num_samples=2 4 8 16"),
+    "bonbon": _Line(
+        "bonbon:Bonbon",
+        "BoNBoN: supervised on the best, IPO best against worst.",
+        "num_samples=2 4 8 16",
+    ),
+    "bond": _Line("bond:Bond", "BOND: Jeffreys divergence, quantile reward.", "num_samples=4 16"),
+    "j-bond": _Line(
+        "j_bond:JBond",
+        "J-BOND: iterated best-of-2 of a moving anchor.",
+        "anchor_rate=0.02 0.05 0.1 0.2",
+    ),
+    "wind": _Line("wind:Wind", "WIND: win-rate dominance by regression.", "beta=0.05 0.1"),
+    "bon-aware-sft": _Line(
+        "bon_aware_sft:BonAwareSft",
+        "Make best-of-N of the policy answer as an expert.",
+        "num_samples=2 4",
+    ),
+    "bon-aware-rl": _Line(
+        "bon_aware_rl:BonAwareRl", "Make best-of-N of the policy best.", "num_samples=2 4"
+    ),
+    "qrpo": _Line(
+        "qrpo:Qrpo", "QRPO: quantile reward, pointwise regression, offline.", "beta=0.05 0.1"
+    ),
+}
+
+# What `sweep` trains unless `--grid` says otherwise: every built-in objective.
+DEFAULT_GRID = [f"{name}: {line.grid}" for name, line in _LINES.items()]
+
+
+def _checked(found: object) -> type[Objective]:
+    """The same, if it is an objective.
+
+    Raises:
+        TypeError: it is not; the text completes "cannot be used:".
+    """
+    from training.objectives.protocol import Objective
+
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise TypeError("it is not a subclass of training.objectives.protocol.Objective")
+    for name in ("title", "source"):
+        if not isinstance(getattr(found, name, None), str):
+            raise TypeError(f"it has no {name}, which the model card shows")
+    return found
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry(
+    "vbon.objectives",
+    "objective",
+    built_in_entries("training.objectives", {name: line[:2] for name, line in _LINES.items()}),
+    _checked,
+    field="objective",
+    # The other commands of `python -m training`; an objective is one too.
+    reserved=("sandbox", "sample", "train", "evaluate", "sweep", "report", "bench"),
+)
 
 
 def objective_type(name: str) -> type[Objective]:
     """The class of a registered objective.
 
     Raises:
-        InvalidInputError: no objective has this name.
+        InvalidInputError: no objective has this name, or its plug-in cannot be used.
     """
-    if name not in OBJECTIVES:
-        raise InvalidInputError(
-            f"unknown objective {name!r}; choose one of {', '.join(OBJECTIVES)}", field="objective"
-        )
-    module, _, attribute = OBJECTIVES[name][0].partition(":")
-    found: type[Objective] = getattr(import_module(f"training.objectives.{module}"), attribute)
-    return found
+    return OBJECTIVES[name]

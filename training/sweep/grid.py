@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from training.configs import SweepConfig, TrainConfig
-from training.objectives.config import train_config_type
+from training.train.config import train_config_type
 from vbon.errors import InvalidInputError
 
 _ENTRY = re.compile(

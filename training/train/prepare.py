@@ -10,7 +10,7 @@ import torch
 
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
-from training.objectives import OBJECTIVES, objective_type
+from training.objectives import OBJECTIVES
 from training.objectives.bon_sft import BonSft
 from training.objectives.protocol import Objective
 from training.rollouts.generator import Generator, TransformersGenerator
@@ -93,7 +93,7 @@ def _cache_warnings(cache: RewardCache, objective: Objective) -> list[str]:
     warnings = cache.warn_about(getattr(objective, "num_samples", None))
     tied = cache.tied_share()
     if objective.strict_order and tied > TIED_SHARE:
-        others = [name for name in OBJECTIVES if not objective_type(name).strict_order]
+        others = [name for name, kind in OBJECTIVES.items() if not kind.strict_order]
         text = (
             f"{tied:.0%} of the pairs of cached samples of a prompt have equal rewards, but "
             f"{objective.title} assumes a strict order; {', '.join(others)} handle ties"

@@ -14,9 +14,9 @@ import torch
 from accelerate import PartialState
 
 from training.configs import TrainConfig
-from training.objectives.config import objective_of
 from training.outputs.identity import run_identity
 from training.outputs.progress import ProgressBar
+from training.train.config import objective_of
 from training.train.divergence import check_kl, export_last_good
 from training.train.export import export_checkpoint, run_cost
 from training.train.finished import FinishedRun, find_finished_run, warn_of_kept_figures

@@ -32,14 +32,14 @@ def add_settings_command(
 
     Args:
         settings_type: gives the settings class, so that naming the command imports nothing heavy.
-        run: does the work with the settings and returns the exit status, ``None`` for 0. A
-            :class:`VbonError` becomes one line on standard error and status 1.
+        run: does the work with the settings and returns the exit status, ``None`` for 0.
+
+    A :class:`VbonError` of either becomes one line on standard error and status 1.
     """
 
     def start(context: typer.Context) -> None:
-        program = context.command_path
-        settings = load_settings(settings_type(), context.args, program=program)
         try:
+            settings = load_settings(settings_type(), context.args, program=context.command_path)
             status = run(settings)
         except VbonError as error:
             typer.echo(f"error: {error}", err=True)

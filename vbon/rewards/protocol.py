@@ -48,6 +48,36 @@ class RewardModel(Protocol):
         """Release the resources taken by :meth:`load`."""
 
 
+@dataclass(frozen=True, slots=True)
+class RewardOptions:
+    """The settings that reward models of every kind are opened with; each uses those it needs.
+
+    Attributes:
+        trust_remote_code: let a checkpoint bring its own code.
+        batch_size: items per forward pass or remote call.
+        timeout_s: limit of one remote call.
+        threads: CPU threads of a local model; ``None`` leaves the default.
+    """
+
+    trust_remote_code: bool = False
+    batch_size: int = 64
+    timeout_s: float = 30.0
+    threads: int | None = None
+
+
+class RewardOpener(Protocol):
+    """Opens the reward model of a scheme: a function or a class."""
+
+    def __call__(self, argument: str, options: RewardOptions) -> RewardModel:
+        """The model, not yet loaded; ``argument`` is what follows ``SCHEME:``.
+
+        The service pickles the model to run it in a process of its own, so it must be fit for that.
+
+        Raises:
+            CheckpointError: the argument names no model.
+        """
+
+
 def checked_scores(values: Iterable[object], expected: int, source: str) -> list[float | None]:
     """Check scores from outside code: one float per item, with NaN and infinities as ``None``.
 

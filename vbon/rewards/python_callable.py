@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
-from vbon.rewards.protocol import Scorable, checked_scores
+from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
 
 
 class CallableReward:
@@ -56,3 +56,8 @@ class CallableReward:
 
     def close(self) -> None:
         """Do nothing: a function holds no resources."""
+
+
+def open_callable(import_path: str, options: RewardOptions) -> CallableReward:
+    """The reward model of ``python:IMPORT_PATH``, which needs no options."""
+    return CallableReward(import_path)

@@ -14,7 +14,7 @@ import httpx
 from vbon.errors import CheckpointError, RewardError
 from vbon.http.body import WireError, read_body
 from vbon.http.transport import OneConnectionEach
-from vbon.rewards.protocol import Scorable, checked_scores
+from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
 from vbon.trace_context import trace_headers
 
 # uvicorn closes connections after 5 s without traffic, so only younger ones are reused.
@@ -171,3 +171,17 @@ def _check_url(url: str) -> None:
     known_port = parts.port is None or 0 < parts.port < 65536
     if parts.scheme not in ("http", "https") or not parts.host or not known_port:
         raise CheckpointError("the reward URL must have the form http://host:8000/score")
+
+
+def open_http(address: str, options: RewardOptions) -> RemoteReward:
+    """The reward model of ``http:ADDRESS``."""
+    return _opened(f"http:{address}", options)
+
+
+def open_https(address: str, options: RewardOptions) -> RemoteReward:
+    """The reward model of ``https:ADDRESS``."""
+    return _opened(f"https:{address}", options)
+
+
+def _opened(url: str, options: RewardOptions) -> RemoteReward:
+    return RemoteReward(url, batch_size=options.batch_size, timeout_s=options.timeout_s)

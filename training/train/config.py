@@ -12,7 +12,7 @@ from typing import Any, cast
 from pydantic import ValidationError, create_model, model_validator
 
 from training.configs import TrainConfig
-from training.objectives import objective_type
+from training.objectives import OBJECTIVES, objective_type
 from training.objectives.protocol import Objective
 
 
@@ -20,9 +20,19 @@ def train_config_type(name: str) -> type[TrainConfig]:
     """A subclass of ``TrainConfig`` with the fields and defaults of a registered objective.
 
     Raises:
-        InvalidInputError: no objective has this name.
+        InvalidInputError: no objective has this name, or its plug-in cannot be used.
     """
     objective = objective_type(name)
+    common = TrainConfig.model_fields.keys()
+    clash = (objective.model_fields.keys() & common) | (objective.defaults.keys() - common)
+    if clash:
+        names = ", ".join(sorted(clash))
+        OBJECTIVES.refuse(
+            name,
+            f"its settings and defaults do not fit those that every objective has: {names} "
+            "(a setting needs a name of its own, a default the name of a common setting)",
+        )
+        objective = objective_type(name)  # raises that
     fields: dict[str, Any] = {}
     for field_name, value in {"out": Path(f"sandbox/{name}"), **objective.defaults}.items():
         field = copy(TrainConfig.model_fields[field_name])
