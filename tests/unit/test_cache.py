@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.cache import columns as cache_columns
 from training.cache import jsonl as cache_lines
-from training.cache.columns import source_digest
+from training.cache import write_columns as columns_writer
+from training.cache.open_columns import source_digest
 from training.cache.reward_cache import RewardCache
 from vbon.errors import DataError, ExportError
 from vbon.prompts import Prompt
@@ -217,7 +217,7 @@ def test_warnings() -> None:
 def test_a_cache_that_tells_nothing_apart_is_refused() -> None:
     RewardCache.from_rewards({(1,): [1, 1], (2,): [1, 2]}).check_informative()
     for rewards in ({(1,): [1, 1], (2,): [2, 2, 2]}, {(1,): [1.0]}):
-        with pytest.raises(DataError, match="all equal: nothing to learn from"):
+        with pytest.raises(DataError, match="all equal, so there is nothing to learn from"):
             RewardCache.from_rewards(rewards).check_informative()
 
 
@@ -241,10 +241,10 @@ OK = {"prompt": "a", "responses": ["x"], "rewards": [1]}
         ({"prompt": "a", "rewards": [1.0, True]}, "True is not a number"),
         ('{"prompt": "a", "rewards": [1, NaN]}', "nan is not finite"),
         ('{"prompt": "a", "text": "b", "reward": Infinity}', "inf is not finite"),
-        ({"prompt": "a", "rewards": [10**400]}, "no float can hold"),
+        ({"prompt": "a", "rewards": [10**400]}, "too large for a float"),
         ({"prompt": "a", "responses": ["x"], "rewards": [1, 2]}, "1 responses but 2 rewards"),
         ({"prompt": "a", "responses": "x", "rewards": [1]}, '"responses" must be a list'),
-        ({"prompt": "a", "responses": [1], "rewards": [1]}, "no text"),
+        ({"prompt": "a", "responses": [1], "rewards": [1]}, "not a text"),
         (OK | {"finish_reasons": ["stop", "stop"]}, "2 finish_reasons but 1 rewards"),
         (OK | {"response_ids": [[1], [2]]}, "2 response_ids but 1 rewards"),
         (OK | {"response_ids": [[]]}, "non-empty lists of token ids"),
@@ -510,7 +510,7 @@ def test_two_thousand_prompts_are_never_in_memory(path: Path) -> None:
 def test_samples_are_pooled_across_blocks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interleaved single-response lines, with blocks far smaller than the file."""
     monkeypatch.setattr(cache_lines, "BLOCK", 3)
-    monkeypatch.setattr(cache_columns, "BLOCK", 2)
+    monkeypatch.setattr(columns_writer, "BLOCK", 2)
     records = [
         {"prompt": "abc"[n % 3], "text": "y" * (n % 4), "reward": n, "response_ids": [[n, n + 1]]}
         if n % 2 else {"prompt": "abc"[n % 3], "text": "y" * (n % 4), "reward": n}
@@ -570,7 +570,7 @@ def test_log_probabilities_are_not_mixed_up_with_another_file(path: Path) -> Non
     old.store_ref_logprob([np.array([-1.0, -2.0])], "key")
     new = opened(path, {"prompt": "a", "rewards": [2, 1]})
     assert not new.load_ref_logprob("key")
-    with pytest.raises(ExportError, match="changed; run again"):
+    with pytest.raises(ExportError, match="it changed; run again"):
         old.store_ref_logprob([np.array([-1.0, -2.0])], "key")
 
 

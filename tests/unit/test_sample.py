@@ -14,9 +14,10 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from training.cache import sample
-from training.cache.metadata import check_content, meta_path
-from training.cache.sample import Response, build_cache
+from training.cache import sample, sample_file
+from training.cache.metadata import check_content, metadata_path
+from training.cache.sample import build_cache
+from training.cache.sample_backends import Response
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
 from vbon.errors import DataError, ExportError, RewardError
@@ -36,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def whole_lines(path: Path) -> dict[str, range]:
-    return sample._whole_lines(path, 4)
+    return sample_file._complete_lines(path, 4)
 
 
 @pytest.mark.parametrize("torn", [line("c")[:-1], line("c")[:9], b"\0" * 100, b"\xff", b"{"])
@@ -86,7 +87,7 @@ def test_a_full_disk_leaves_whole_lines_and_is_named_once(path: Path) -> None:
     with path.open("ab", buffering=0) as real:
         handle = SimpleNamespace(write=half_full, seek=real.seek, fileno=real.fileno)
         with pytest.raises(ExportError, match=r"partial: No space left .*same command again"):
-            sample._append(handle, path, line("b"))  # type: ignore[arg-type]
+            sample_file.append_line(handle, path, line("b"))  # type: ignore[arg-type]
     assert path.read_bytes() == line("a")
 
 
@@ -190,7 +191,7 @@ class Sampler:
 @pytest.fixture
 def sampler(monkeypatch: pytest.MonkeyPatch) -> Sampler:
     made = Sampler()
-    monkeypatch.setattr(sample, "_from_transformers", made.source)
+    monkeypatch.setattr(sample, "sample_with_transformers", made.source)
     monkeypatch.setattr(sample, "check_checkpoint", lambda path, kind: Checkpoint(path, "p"))
     monkeypatch.setattr(sample, "open_reward_model", made.reward)
     return made
@@ -227,7 +228,7 @@ def broken_off(sampler: Sampler, config: SampleConfig, after: int) -> None:
 def check_whole(config: SampleConfig, expected: str, drawn: str = "1.0") -> None:
     """The cache has these lines and its record, and nothing else is left."""
     assert rows(config.out) == [(prompt, drawn) for prompt in expected]
-    record = read_undamaged_record(meta_path(config.out))
+    record = read_undamaged_record(metadata_path(config.out))
     assert record is not None
     assert record["sha256"] == sha256_of(config.out)
     left = {path.name for path in config.out.parent.iterdir()}
@@ -252,7 +253,7 @@ def test_a_resumed_run_makes_the_very_file_of_an_unbroken_one(
     build_cache(config)
     whole = config.out.read_bytes()
     config.out.unlink()
-    meta_path(config.out).unlink()
+    metadata_path(config.out).unlink()
     broken_off(sampler, config, after=2)
     build_cache(config)
     assert config.out.read_bytes() == whole
@@ -294,7 +295,7 @@ def test_a_cache_to_be_replaced_stays_until_another_is_whole(
     sampler: Sampler, configure: Configure
 ) -> None:
     build_cache(configure())
-    old = {path: path.read_bytes() for path in (configure().out, meta_path(configure().out))}
+    old = {path: path.read_bytes() for path in (configure().out, metadata_path(configure().out))}
     other = configure(temperature=0.5, replace=True)
     sampler.loads = False
     with pytest.raises(RewardError, match="does not load"):
@@ -327,11 +328,11 @@ def spoil_content(cache: Path) -> None:
 
 
 def spoil_record(cache: Path) -> None:
-    meta_path(cache).write_text("{")
+    metadata_path(cache).write_text("{")
 
 
 def spoil_no_record(cache: Path) -> None:
-    meta_path(cache).unlink()
+    metadata_path(cache).unlink()
 
 
 @pytest.mark.parametrize(
@@ -370,5 +371,5 @@ def test_an_unfinished_cache_of_an_earlier_version_is_gone_on_with(
 def test_a_directory_is_no_cache(configure: Configure, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configure()
     monkeypatch.chdir(config.out.parent)
-    with pytest.raises(ExportError, match="is a directory; give the file"):
+    with pytest.raises(ExportError, match="is a directory; give the path"):
         build_cache(config.model_copy(update={"out": Path()}))

@@ -1,1 +1,1 @@
-"""The reward cache: scored reference samples of each prompt."""
+"""The reward cache: scored reference samples of each prompt, on disk."""

@@ -1,9 +1,8 @@
-"""The interchange form of the reward cache: JSONL, read line by line.
+"""Reads reward caches in their exchange format, JSONL.
 
-Two forms are read, both those of the official vBoN code: one prompt a line (``{"prompt",
-"responses", "rewards"}``, also what ``sample`` writes, with ``"response_ids"``,
-``"finish_reasons"`` and ``"messages"`` beside them) and one response a line (``{"prompt", "text",
-"reward"}``).
+A line has one of two forms, both from the official vBoN code. One prompt per line: ``{"prompt",
+"responses", "rewards"}``; ``sample`` writes this form, and adds ``"response_ids"``, ``"finish_reasons"`` and
+``"messages"``. One response per line: ``{"prompt", "text", "reward"}``.
 """
 
 from __future__ import annotations
@@ -25,16 +24,24 @@ from vbon.prompts import Prompt
 
 Float = NDArray[np.float64]
 
-# Encoded into the fingerprint, since a vocabulary does not tell normalisation and added tokens.
+# A text whose encoding is part of the fingerprint, because the vocabulary alone does not show how the
+# tokenizer normalises and which tokens it adds.
 PROBE = "The Quick\n  brown fox, 1,234 Ünïcödé 狐"
+# Bytes of a file from which on compiling it shows a progress bar.
 PROGRESS_FROM = 32 << 20
-# Samples tokenised in one call: far faster than one by one, and all that is in memory at a time.
+# Samples tokenised in one call, which is far faster than one by one; also the most held in memory.
 BLOCK = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """A line in tokens; ``rewards`` (M,) and ``responses`` are aligned, ``None`` if not given."""
+class TokenisedLine:
+    """A line as token ids.
+
+    Attributes:
+        ids: the prompt.
+        rewards: shape ``(M,)``.
+        responses: aligned with ``rewards``; ``None`` if the line has no responses.
+    """
 
     prompt: Prompt
     ids: Sequence[int]
@@ -43,11 +50,13 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """A line as it stands; ``response_ids`` were sampled, ``texts`` are to be encoded.
+class ParsedLine:
+    """A line after parsing and validation.
 
     Attributes:
-        truncated: whether each response hit the token limit, ``None`` where the line does not say.
+        texts: the responses if the line has only their texts, which still have to be encoded.
+        response_ids: the responses as they were sampled.
+        truncated: True for each response that hit the token limit, ``None`` if the line does not say.
     """
 
     prompt: Prompt
@@ -57,8 +66,8 @@ class Record:
     truncated: list[bool | None]
 
 
-def fingerprint(tokenizer: Any) -> str:
-    """Changes with whatever may change a token id of a prompt or response."""
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A hash that changes with anything that may change a token id of a prompt or response."""
     parts = [
         sorted(tokenizer.get_vocab().items()),
         tokenizer.eos_token_id,
@@ -69,8 +78,8 @@ def fingerprint(tokenizer: Any) -> str:
 
 
 @contextmanager
-def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Takes megabytes done; shows them if there are many."""
+def compile_progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that takes the megabytes done, and show a progress bar for a large file."""
     if total < PROGRESS_FROM:
         yield lambda megabytes: None
         return
@@ -83,7 +92,12 @@ def progress_bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
 def raw_lines(
     source: BinaryIO, path: Path, digest: Any, advance: Callable[[int], None]
 ) -> Iterator[tuple[str, bytes]]:
-    """Non-blank lines with where they stand."""
+    """The non-blank lines of a file, each with its position as ``PATH:NUMBER``.
+
+    Args:
+        digest: a hashlib object that is updated with every byte.
+        advance: called with the number of further megabytes read.
+    """
     done = 0
     for number, line in enumerate(source, start=1):
         digest.update(line)
@@ -99,17 +113,17 @@ def tokenised(
     tokenizer: Any,
     max_new_tokens: int,
     vocab_size: int | None = None,
-) -> Iterator[Line]:
-    """Lines in tokens, from ``(where, line)`` pairs.
+) -> Iterator[TokenisedLine]:
+    """Parse and tokenise lines, given as ``(position, line)``.
 
-    Responses that come as text are encoded anew, which is the tokenizer's spelling of them and not
-    always the sampled one; EOS is appended to those that ended, the others are cut to
-    ``max_new_tokens``. Where a line does not say which, full length counts as cut off.
+    Responses that come only as text are encoded again, which may give other tokens than were sampled. EOS is
+    appended to complete responses, and truncated ones are cut to ``max_new_tokens``. If a line does not say
+    which they are, a response of ``max_new_tokens`` or more counts as truncated.
 
     Raises:
-        DataError: on a malformed line, which it names, or a prompt that cannot be encoded.
+        DataError: a line is malformed (the message names it), or a prompt cannot be encoded.
     """
-    block: list[tuple[Record, list[int]]] = []
+    block: list[tuple[ParsedLine, list[int]]] = []
     samples = 0
     prompt: Prompt | None = None
     ids: list[int] = []
@@ -117,7 +131,7 @@ def tokenised(
         record = parse(line, where, max_new_tokens)
         if vocab_size is not None:
             _check_vocabulary(record, where, vocab_size)
-        if record.prompt != prompt:  # lines of one prompt mostly follow each other
+        if record.prompt != prompt:  # lines of one prompt usually follow each other
             [(prompt, ids)] = encode_prompts(tokenizer, [record.prompt])
         block.append((record, ids))
         samples += len(record.rewards)
@@ -128,8 +142,8 @@ def tokenised(
 
 
 def _encoded(
-    block: list[tuple[Record, list[int]]], tokenizer: Any, max_new_tokens: int
-) -> Iterator[Line]:
+    block: list[tuple[ParsedLine, list[int]]], tokenizer: Any, max_new_tokens: int
+) -> Iterator[TokenisedLine]:
     texts = [text for record, _ in block for text in record.texts or ()]
     encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else ())
     for record, ids in block:
@@ -142,19 +156,24 @@ def _encoded(
                     cut = len(response) >= max_new_tokens
                 ended = [*response, tokenizer.eos_token_id]
                 responses.append(response[:max_new_tokens] if cut else ended)
-        yield Line(record.prompt, ids, record.rewards, responses)
+        yield TokenisedLine(record.prompt, ids, record.rewards, responses)
 
 
-def parse(line: bytes, where: str, max_new_tokens: int) -> Record:
-    """A line of either form.
+def parse(line: bytes, where: str, max_new_tokens: int) -> ParsedLine:
+    """Parse and validate a line of either form.
+
+    Args:
+        where: the line's position, for error messages.
 
     Raises:
-        DataError: names the line and what is wrong with it.
+        DataError: the line is malformed; the message names the line and the error.
     """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not valid JSON ({error}); a truncated file?") from error
+        raise DataError(
+            f"{where} is not valid JSON ({error}); the file may be truncated"
+        ) from error
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise DataError(f'{where} has no string "prompt"')
     if "rewards" in record:
@@ -170,9 +189,8 @@ def parse(line: bytes, where: str, max_new_tokens: int) -> Record:
     rewards = _rewards(values, where)
     response_ids = record.get("response_ids")
     reasons = record.get("finish_reasons") or [None] * len(values)
-    for name, column in (
-        ("responses", texts), ("response_ids", response_ids), ("finish_reasons", reasons),
-    ):  # fmt: skip
+    columns = {"responses": texts, "response_ids": response_ids, "finish_reasons": reasons}
+    for name, column in columns.items():
         if column is not None and not isinstance(column, list):
             raise DataError(f'{where}: "{name}" must be a list')
         if column is not None and len(column) != len(values):
@@ -184,9 +202,9 @@ def parse(line: bytes, where: str, max_new_tokens: int) -> Record:
         _check_ids(response_ids, where, max_new_tokens)
         texts = None
     elif texts is not None and not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{where} has a response that is no text")
+        raise DataError(f"{where} has a response that is not a text")
     truncated = [None if reason is None else reason == "length" for reason in reasons]
-    return Record(_prompt(record, where), rewards, texts, response_ids, truncated)
+    return ParsedLine(_prompt(record, where), rewards, texts, response_ids, truncated)
 
 
 def _rewards(values: list[Any], where: str) -> Float:
@@ -196,10 +214,10 @@ def _rewards(values: list[Any], where: str) -> Float:
     try:
         rewards = np.asarray(values, dtype=np.float64)
     except OverflowError as error:
-        raise DataError(f"{where} has a reward that no float can hold") from error
+        raise DataError(f"{where} has a reward that is too large for a float") from error
     if not np.isfinite(rewards).all():
         wrong = rewards[~np.isfinite(rewards)][0]
-        raise DataError(f"{where}: reward {wrong} is not finite; leave such samples out")
+        raise DataError(f"{where}: reward {wrong} is not finite; remove such samples")
     return rewards
 
 
@@ -214,16 +232,16 @@ def _check_ids(responses: list[Any], where: str, max_new_tokens: int) -> None:
         if len(ids) > max_new_tokens:
             raise DataError(
                 f"{where} has a response of {len(ids)} tokens, over max_new_tokens = "
-                f"{max_new_tokens}; give the limit that it was sampled with"
+                f"{max_new_tokens}; set --max-new-tokens to the limit it was sampled with"
             )
 
 
-def _check_vocabulary(record: Record, where: str, vocab_size: int) -> None:
-    largest = max((max(ids) for ids in record.response_ids or ()), default=0)
+def _check_vocabulary(line: ParsedLine, where: str, vocab_size: int) -> None:
+    largest = max((max(ids) for ids in line.response_ids or ()), default=0)
     if largest >= vocab_size:
         raise DataError(
             f"{where} has token id {largest}, but the policy's vocabulary ends at {vocab_size - 1}; "
-            "a cache of another policy?"
+            "check that the cache was sampled from this policy"
         )
 
 

@@ -1,4 +1,4 @@
-"""The record beside a reward cache: what it was sampled with, and the check that it is whole."""
+"""The metadata file beside a reward cache: how the cache was sampled, and its checksum."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import Any
 from vbon.errors import DataError
 
 
-def meta_path(cache: Path) -> Path:
-    """Where the settings and revisions of a cache, or of an unfinished one, are written."""
+def metadata_path(cache: Path) -> Path:
+    """The metadata file of a cache, finished or not."""
     return cache.with_name(cache.name + ".meta.json")
 
 
-def check_content(cache: Path, meta: dict[str, Any], digest: str) -> None:
-    """Refuse a cache that is not as ``sample`` wrote it.
+def check_content(cache: Path, metadata: dict[str, Any], digest: str) -> None:
+    """Check that a cache is as ``sample`` wrote it.
+
+    Args:
+        digest: SHA-256 of the cache's current content, in hex.
 
     Raises:
-        DataError: names it.
+        DataError: the content differs from what the metadata recorded.
     """
-    if meta.get("sha256", digest) != digest:
+    if metadata.get("sha256", digest) != digest:
+        name = metadata_path(cache).name
         raise DataError(
-            f"{cache}: its content is not what {meta_path(cache).name} says (SHA-256 "
-            f"{digest[:16]}..., {meta['sha256'][:16]}... was written); restore it, or sample it again "
-            "with --replace (if you changed it yourself and want to train on it as it is, delete "
-            f"{meta_path(cache).name})"
+            f"{cache}: its content is not what {name} says (SHA-256 {digest[:16]}... instead of "
+            f"{metadata['sha256'][:16]}...); restore it, or sample it again with --replace (if you changed "
+            f"it on purpose and want to train on it, delete {name})"
         )

@@ -1,8 +1,8 @@
-"""The reward cache: rewards of M reference samples a prompt, from which F is estimated.
+"""The reward cache: M scored reference samples per prompt, from which F is estimated.
 
-JSONL is how caches are exchanged (``training.cache.jsonl``); what is read here are columns compiled
-from it once and memory-mapped (``training.cache.columns``), so that a cache may be larger than
-memory. A row is a prompt, and two prompts are the same when their token ids are.
+Caches are exchanged as JSONL (``jsonl.py``). They are compiled once into memory-mapped columns
+(``columns.py``), so a cache may be larger than memory. A row is a prompt; prompts with the same token ids are
+the same row.
 """
 
 from __future__ import annotations
@@ -22,16 +22,10 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cache.columns import (
-    INDEX,
-    Columns,
-    columns_path,
-    create_column,
-    key_of,
-    open_columns,
-    write_columns,
-)
-from training.cache.jsonl import Line
+from training.cache.columns import INDEX, Columns, columns_path, create_column, key_of
+from training.cache.jsonl import TokenisedLine
+from training.cache.open_columns import open_columns
+from training.cache.write_columns import write_columns
 from training.outputs.identity import read_json_record
 from vbon.errors import DataError, ExportError
 from vbon.prompts import Prompt
@@ -42,13 +36,14 @@ logger = logging.getLogger(__name__)
 
 Float = NDArray[np.float64]
 
-# log F^ is floored at log(1/(M+1)); below this many samples per candidate of N the floor is felt.
+# log F^ is at least log(1/(M+1)). If M is less than this many times N, the bound distorts the objective.
 SAMPLES_PER_CANDIDATE = 4
+# Prompts that the share of ties is estimated from.
 TIES_LOOKED_AT = 1000
 
 
 class RewardCache:
-    """Rewards and responses of the reference samples, by row; make it with :meth:`open`."""
+    """Rewards and responses of the reference samples by row; create it with :meth:`open`."""
 
     def __init__(
         self,
@@ -63,14 +58,15 @@ class RewardCache:
     def open(
         cls, path: Path, tokenizer: Any, *, max_new_tokens: int, vocab_size: int | None = None
     ) -> RewardCache:
-        """Map a JSONL cache's columns, compiling them first if the file or the tokenizer changed.
+        """Map the columns of a JSONL cache; compile them first if the file or the tokenizer has changed.
 
         Args:
-            vocab_size: of the policy, which has no token ids from there on; a tokenizer may know fewer.
+            vocab_size: the size of the policy's vocabulary, which may exceed the tokenizer's; compiling
+                fails on a token id beyond it.
 
         Raises:
-            DataError: on a missing or empty file or a malformed line, which it names.
-            ExportError: if the columns cannot be written beside the file.
+            DataError: the file is missing or empty, or a line is malformed; the message names the line.
+            ExportError: the columns cannot be written beside the file.
         """
         columns, index = open_columns(path, tokenizer, max_new_tokens, vocab_size)
         return cls(columns, columns_path(path), index)
@@ -81,9 +77,12 @@ class RewardCache:
         rewards: Mapping[tuple[int, ...], Sequence[float]],
         responses: Mapping[tuple[int, ...], Sequence[Sequence[int]]] | None = None,
     ) -> RewardCache:
-        """A cache in memory, by prompt token ids; the ids are the prompts' texts too."""
+        """A cache in memory, from rewards and responses by prompt token ids.
+
+        The texts of the prompts are their token ids, separated by spaces.
+        """
         lines = (
-            Line(
+            TokenisedLine(
                 Prompt(text=" ".join(map(str, ids))),
                 ids,
                 np.asarray(values, dtype=np.float64),
@@ -100,26 +99,26 @@ class RewardCache:
 
     @property
     def smallest(self) -> int:
-        """M of the prompt with the fewest samples."""
+        """The smallest number of samples of any prompt."""
         return int(np.diff(self._columns.offsets).min())
 
     @property
     def total_samples(self) -> int:
-        """Samples of all prompts together."""
+        """Number of samples of all prompts together."""
         return int(self._columns.offsets[-1])
 
     @property
     def has_responses(self) -> bool:
-        """Whether every sample came with its response."""
+        """True if every sample has its response."""
         return bool(self._columns.has_responses.all())
 
     @property
     def sha256(self) -> str:
-        """Of the JSONL file; empty for a cache made in memory."""
+        """SHA-256 of the JSONL file in hex; empty for a cache in memory."""
         return str(self._index.get("sha256", ""))
 
     def prompt(self, row: int) -> Prompt:
-        """The prompt as it was asked."""
+        """The prompt of a row, as text or messages."""
         start, end = self._columns.text_offsets[row : row + 2]
         record = json.loads(self._columns.prompts[start:end].tobytes())
         if "messages" in record:
@@ -127,15 +126,15 @@ class RewardCache:
         return Prompt(text=record["prompt"])
 
     def prompt_ids(self, row: int) -> list[int]:
-        """The prompt as the policy sees it."""
+        """The prompt of a row, as token ids."""
         start, end = self._columns.prompt_offsets[row : row + 2]
         return self._columns.prompt_ids[start:end].tolist()
 
     def row_of(self, ids: Sequence[int]) -> int:
-        """The row of a prompt's token ids.
+        """The row of a prompt, given by its token ids.
 
         Raises:
-            DataError: if the prompt was never sampled.
+            DataError: the prompt is not in the cache.
         """
         key = np.array(key_of(ids), dtype="S16")
         at = int(np.searchsorted(self._columns.keys, key))
@@ -148,20 +147,20 @@ class RewardCache:
         return int(self._columns.key_rows[at])
 
     def rewards(self, row: int) -> Float:
-        """Rewards of a prompt's samples in the order of the file, shape (M,), a copy."""
+        """Rewards of a prompt's samples in the order of the file, shape ``(M,)``; a copy."""
         return self._columns.rewards[self._samples(row)].copy()
 
     def sorted_rewards(self, row: int) -> Float:
-        """:meth:`rewards` ascending, a copy."""
+        """Rewards of a prompt's samples in ascending order, shape ``(M,)``; a copy."""
         return self._columns.sorted_rewards[self._samples(row)].copy()
 
     def responses(self, row: int) -> list[list[int]]:
-        """Token ids of every sample, aligned with :meth:`rewards`, EOS included where it was drawn.
+        """Token ids of all samples of a prompt, aligned with :meth:`rewards`.
 
-        A response is empty only if it was an empty text cut off by the token limit.
+        A complete response ends with EOS. A response is empty only if its text was empty and truncated.
 
         Raises:
-            DataError: if the file has rewards only.
+            DataError: the file has rewards but no responses.
         """
         samples = self._samples(row)
         bounds = self._response_offsets(row, samples.start, samples.stop)
@@ -170,10 +169,11 @@ class RewardCache:
         return [flat[a - first : b - first] for a, b in pairwise(bounds)]
 
     def response(self, row: int, index: int) -> list[int]:
-        """One of :meth:`responses`.
+        """Token ids of one sample of a prompt; see :meth:`responses`.
 
         Raises:
-            IndexError: if the prompt has no such sample.
+            IndexError: the prompt has no such sample.
+            DataError: the file has rewards but no responses.
         """
         samples = self._samples(row)
         at = range(samples.start, samples.stop)[index]
@@ -188,25 +188,26 @@ class RewardCache:
         if not self._columns.has_responses[row]:
             raise DataError(
                 f"prompt {self.prompt(row).key[:80]!r} of the reward cache has rewards but no "
-                "responses; imitating needs the texts"
+                "responses, which this objective trains on; sample again, or use an objective such as "
+                "vbon without a warm start"
             )
         return self._columns.response_offsets[start : end + 1].tolist()
 
     def log_cdf(self, row: int, rewards: Float, *, inclusive: bool = False) -> Float:
-        """``log F^ = log((rank + 1) / (M + 1))``, of the shape of ``rewards``.
+        """``log F^ = log((rank + 1) / (M + 1))`` of rewards for this prompt; same shape.
 
-        ``rank`` counts the cached rewards that are strictly smaller, or with ``inclusive`` those
-        that are not larger. Never ``-inf``; the floor is ``1/(M+1)``. Its mean under the reference
-        tends to -1 as M grows (-0.95 at 64, -0.987 at 300), so M should be well above N.
+        ``rank`` is the number of cached rewards that are strictly smaller, or with ``inclusive`` smaller or
+        equal. F^ is at least ``1/(M+1)``, so the result is finite. Its mean under the reference tends to -1
+        as M grows (-0.95 for M = 64, -0.987 for M = 300), so M should be well above N.
         """
         reference = self._columns.sorted_rewards[self._samples(row)]
         rank = np.searchsorted(reference, rewards, side="right" if inclusive else "left")
         return np.log((rank + 1) / (len(reference) + 1))
 
     def tied_share(self) -> float:
-        """Probability that two samples of a prompt have the same reward, a mean over prompts.
+        """Probability that two samples of a prompt have the same reward, averaged over prompts.
 
-        Estimated from the pairs of cached samples of the first 1,000 prompts.
+        It is estimated from all pairs of cached samples of the first 1,000 prompts.
         """
         shares = []
         for row in range(min(len(self), TIES_LOOKED_AT)):
@@ -217,34 +218,34 @@ class RewardCache:
         return float(np.mean(shares)) if shares else 0.0
 
     def check_informative(self) -> None:
-        """Refuse a cache in which no prompt tells one sample from another.
+        """Check that the rewards of at least one prompt differ.
 
         Raises:
-            DataError: if every prompt's rewards are all equal.
+            DataError: the rewards of every prompt are all equal.
         """
         if self._columns.distinct.max() < 2:
             raise DataError(
-                "every prompt's rewards are all equal: nothing to learn from; check the reward "
-                "model, and that more than one sample is drawn for each prompt"
+                "every prompt's rewards are all equal, so there is nothing to learn from; check the "
+                "reward model, and that more than one sample is drawn for each prompt"
             )
 
     def warn_about(self, num_samples: int | None) -> list[str]:
-        """What makes this cache a poor teacher for best-of-N; logged and returned.
+        """Log and return reasons why training on this cache may work badly.
 
         Args:
-            num_samples: N; ``None`` where no M is too small for it.
+            num_samples: N, or ``None`` for an objective without N, which works with any M.
         """
         warnings = []
         flat = np.flatnonzero(self._columns.distinct < 2)
         if len(flat):
             warnings.append(
                 f"{len(flat)} of {len(self)} prompts have all-equal rewards (first: "
-                f"{self.prompt(int(flat[0])).key[:60]!r}): ties carry no signal"
+                f"{self.prompt(int(flat[0])).key[:60]!r}), from which nothing can be learned"
             )
         if num_samples is not None and self.smallest < SAMPLES_PER_CANDIDATE * num_samples:
             warnings.append(
-                f"M = {self.smallest} reference samples a prompt is small for N = {num_samples}: "
-                f"F below 1/{self.smallest + 1} cannot be told apart; use at least "
+                f"M = {self.smallest} reference samples per prompt are few for N = {num_samples}, because "
+                f"values of F below 1/{self.smallest + 1} cannot be distinguished; use at least "
                 f"{SAMPLES_PER_CANDIDATE * num_samples}"
             )
         for warning in warnings:
@@ -252,25 +253,25 @@ class RewardCache:
         return warnings
 
     def ref_logprob(self, row: int) -> Float | None:
-        """The reference's log-probability of every sample, aligned with :meth:`rewards`, a copy.
+        """Log-probabilities of a prompt's samples under the reference in nats, shape ``(M,)``; a copy.
 
-        ``None`` before :meth:`store_ref_logprob` or :meth:`load_ref_logprob`.
+        ``None`` before :meth:`store_ref_logprob` or :meth:`load_ref_logprob` has been called.
         """
         return None if self._ref_logprob is None else self._ref_logprob[self._samples(row)].copy()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold other runs off the columns, so that what two need is made by one."""
+        """Lock the columns against other runs, so that only one run computes what several need."""
         if self._directory is None:
             yield
             return
         with (self._directory / INDEX).open("rb") as handle:
-            with suppress(OSError):  # some network file systems refuse
+            with suppress(OSError):  # some network file systems have no locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def load_ref_logprob(self, key: str) -> bool:
-        """Map the log-probabilities stored under ``key``; says whether they are there."""
+        """Map the log-probabilities stored under ``key``; False if they are missing or damaged."""
         if self._directory is None or not self._is_current():
             return False
         path = _ref_logprob_path(self._directory, key)
@@ -289,21 +290,23 @@ class RewardCache:
         return True
 
     def store_ref_logprob(self, values: Iterable[Float], key: str) -> None:
-        """Write log-probabilities beside the columns, whole or not at all, and use them.
+        """Write log-probabilities beside the columns atomically, and use them.
 
         Args:
-            values: for each row in order, shape (M,).
-            key: what they depend on besides the cache: policy revision and temperature.
+            values: one array of shape ``(M,)`` per row, in the order of the rows.
+            key: names everything that they depend on besides the cache, such as the policy's revision.
 
         Raises:
-            ValueError: if the values do not fit the rows.
-            ExportError: if they cannot be written, or the columns were compiled anew meanwhile.
+            ValueError: the values do not fit the rows.
+            ExportError: they cannot be written, or the columns have been compiled again since.
         """
         if self._directory is None:
             self._ref_logprob = np.concatenate(list(self._aligned(values)))
             return
         if not self._is_current():
-            raise ExportError(f"the reward cache of {self._directory} changed; run again")
+            raise ExportError(
+                f"the reward cache of {self._directory} was compiled again because it changed; run again"
+            )
         path = _ref_logprob_path(self._directory, key)
         partial = path.with_name(path.name + ".partial")
         try:
@@ -329,11 +332,13 @@ class RewardCache:
         sizes = np.diff(self._columns.offsets)
         for size, row_values in zip(sizes, values, strict=True):
             if row_values.shape != (size,):
-                raise ValueError(f"{row_values.shape} log-probabilities for {size} samples")
+                raise ValueError(
+                    f"log-probabilities of shape {row_values.shape} for {size} samples"
+                )
             yield np.asarray(row_values, dtype=np.float64)
 
     def _is_current(self) -> bool:
-        """Whether the directory still holds what is mapped here, row for row."""
+        """True if the directory still holds the columns that are mapped here."""
         assert self._directory is not None
         index = read_json_record(self._directory / INDEX) or {}
         return all(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from training.cache.columns import source_digest
-from training.cache.metadata import check_content, meta_path
+from training.cache.metadata import check_content, metadata_path
+from training.cache.open_columns import source_digest
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
@@ -149,9 +149,9 @@ class TrainingInputs:
             DataError: names the setting that differs.
         """
         config = self.config
-        meta = read_undamaged_record(meta_path(config.cache)) or {}
-        check_content(config.cache, meta, source_digest(config.cache))
-        recorded = meta.get("identity")
+        metadata = read_undamaged_record(metadata_path(config.cache)) or {}
+        check_content(config.cache, metadata, source_digest(config.cache))
+        recorded = metadata.get("identity")
         if recorded is None:
             logger.info(
                 "%s has no record of how it was sampled; assuming that it fits this run",

@@ -1,0 +1,110 @@
+"""Draws reference responses, with vLLM or with transformers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from training.configs import SampleConfig
+from vbon.engine import FinishReason, Sampling
+from vbon.maths.seeds import seed_of
+from vbon.prompt_files import encode_prompts
+from vbon.prompts import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One response to a prompt.
+
+    Attributes:
+        token_ids: the tokens as drawn, EOS included; encoding ``text`` again may give other tokens.
+        finish_reason: ``stop`` for a complete response, ``length`` for a truncated one.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+
+
+def _prompt_seed(seed: int, prompt: Prompt) -> int:
+    return seed_of(f"{seed}:{prompt.key}")
+
+
+async def sample_with_vllm(
+    config: SampleConfig, prompts: list[Prompt]
+) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
+    """Sample several prompts at once with vLLM; yields each when all its responses are finished."""
+    from vbon.engine.vllm.engine import VllmEngine
+    from vbon.engine.vllm.host import VllmHost, VllmOptions
+
+    args = config.engine_args or {}
+    options = VllmOptions(
+        dtype=config.dtype,
+        executor="uni" if args.get("tensor_parallel_size", 1) == 1 else None,
+        trust_remote_code=config.trust_remote_code,
+        args=args,
+        args_setting="engine_args",
+    )
+    engine = VllmEngine(VllmHost(config.policy, options))
+    gate = asyncio.Semaphore(config.concurrency)
+
+    async def sample(prompt: Prompt) -> tuple[Prompt, list[Response]]:
+        async with gate:
+            responses: dict[int, Response] = {}
+            sampling = Sampling(
+                max_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                seed=_prompt_seed(config.seed, prompt),
+            )
+            ids = await engine.encode(prompt)
+            name = f"sample-{_prompt_seed(0, prompt)}"
+            async with aclosing(engine.generate(ids, sampling, config.num_samples, name)) as stream:
+                async for candidate in stream:
+                    responses[candidate.index] = Response(
+                        candidate.text, list(candidate.token_ids), candidate.finish_reason
+                    )
+            return prompt, [responses[index] for index in range(config.num_samples)]
+
+    tasks: list[asyncio.Task[tuple[Prompt, list[Response]]]] = []
+    try:
+        await engine.start()
+        tasks = [asyncio.create_task(sample(prompt)) for prompt in prompts]
+        for finished in asyncio.as_completed(tasks):
+            yield await finished
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await engine.stop()
+
+
+async def sample_with_transformers(
+    config: SampleConfig, prompts: list[Prompt]
+) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
+    """Sample one prompt after the other with the sampler that training uses."""
+    from training.rollouts.load_policy import load_policy
+    from training.rollouts.rollout import sample_responses
+
+    model, tokenizer, _ = load_policy(
+        config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
+    )
+    for prompt, prompt_ids in encode_prompts(tokenizer, prompts):
+        rollout = await asyncio.to_thread(
+            sample_responses,
+            model,
+            tokenizer,
+            [prompt_ids],
+            num_samples=config.num_samples,
+            max_new_tokens=config.max_new_tokens,
+            seeds=[_prompt_seed(config.seed, prompt)],
+            temperature=config.temperature,
+        )
+        rows = zip(rollout.response_BT.cpu(), rollout.mask_BT.cpu(), strict=True)
+        columns = (
+            rollout.texts(tokenizer),
+            (ids[mask].tolist() for ids, mask in rows),
+            rollout.finish_reasons(tokenizer),
+        )
+        yield prompt, [Response(*row) for row in zip(*columns, strict=True)]
