@@ -103,7 +103,7 @@ async def test_one_started_elsewhere_is_shown_can_be_stopped_and_keeps_what_it_m
         await page.get_by_role("button", name="Stop and keep what is measured").click()
         await expect(state(page, "stopped early")).to_be_visible(timeout=LONG_MS)
         await expect(page.get_by_role("heading", name="What it says")).to_be_visible()
-        await page.get_by_text("Read with care").click()
+        await page.get_by_text("Warnings").click()
         await expect(page.get_by_text("The run was interrupted")).to_be_visible()
         await expect(page.get_by_role("button", name="Start")).to_be_enabled()
         await assert_fits(page)

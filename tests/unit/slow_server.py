@@ -13,17 +13,17 @@ from typing import Any
 
 @dataclass
 class SlowServer:
-    """Answers after known times.
+    """A server whose answers take known times.
 
     Attributes:
-        first_s: until the first token; an answer in one piece takes ``first_s + (tokens - 1) * gap_s``.
-        gap_s: between tokens.
-        tokens: of every answer.
-        slots: requests served at once; others wait. ``None`` is no limit.
+        first_s: time to the first token; an answer in one piece takes ``first_s + (tokens - 1) * gap_s``.
+        gap_s: time between tokens.
+        tokens: number of tokens of every answer.
+        slots: number of requests served at once, while others wait; ``None`` does not limit it.
         stall: seconds after the first request at which the server stops for ``stall_s``.
-        fail_every: answer every so-many-th request with 429; 0 is never.
-        rewards: by mode; best-of-N's candidates are this plus 0, 1, 2, ...
-        asked: bodies that came in, with their mode.
+        fail_every: every request with a multiple of this number is answered with 429; 0 disables it.
+        rewards: rewards by mode; best-of-N's candidates have this plus 0, 1, 2, ...
+        asked: modes and bodies of the received requests.
     """
 
     first_s: float = 0.02
@@ -43,7 +43,7 @@ class SlowServer:
 
     @property
     def whole_s(self) -> float:
-        """Time of an answer."""
+        """The time that a whole answer takes."""
         return self.first_s + (self.tokens - 1) * self.gap_s
 
     async def _pause(self, seconds: float) -> None:
@@ -158,7 +158,7 @@ def _chunk(writer: asyncio.StreamWriter, data: Any, name: str = "") -> None:
 
 @asynccontextmanager
 async def listening(server: SlowServer) -> AsyncGenerator[SlowServer, None]:
-    """The server on a free port, in this event loop."""
+    """A server that listens on a free port, in this event loop."""
     found = await asyncio.start_server(server.handle, "127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{found.sockets[0].getsockname()[1]}"
     try:

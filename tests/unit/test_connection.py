@@ -1,4 +1,4 @@
-"""The plain HTTP client against a server of bytes."""
+"""Tests of the load test's HTTP client against a server that writes raw bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[
 
 @asynccontextmanager
 async def server(handle: Handler) -> AsyncGenerator[ConnectionPool, None]:
-    """``handle`` answers requests of a connection; its third argument counts connections from 1."""
+    """A pool connected to a server whose connections ``handle`` serves; its third argument counts from 1."""
     count = 0
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Unbiased curves against averages over every subset."""
+"""Tests of the unbiased curves against averages over all subsets."""
 
 from __future__ import annotations
 

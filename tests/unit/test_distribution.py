@@ -1,4 +1,4 @@
-"""The best-of-N distribution against brute-force enumeration of all N-tuples of a tiny vocabulary."""
+"""Tests of the best-of-N distribution against enumeration of all N-tuples of a tiny vocabulary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ R = np.array([0.3, -1.0, 2.5, 0.7, 1.1])
 
 
 def enumerate_bon(p: np.ndarray, r: np.ndarray, n: int) -> np.ndarray:
-    """Probability of each outcome being returned, the first of tied candidates winning."""
+    """Probability that each outcome is returned, if the first of tied candidates wins."""
     result = np.zeros(len(p))
     for draw in itertools.product(range(len(p)), repeat=n):
         best = max(draw, key=lambda outcome: r[outcome])  # max returns the first of equals

@@ -28,7 +28,7 @@ PROMPTS = ["one", "two", "three"]
 
 
 class Quiet:
-    """No progress."""
+    """Progress that ignores everything."""
 
     def __init__(self) -> None:
         self.blocks: list[str] = []
@@ -136,7 +136,7 @@ async def test_a_number_of_requests_is_kept_to(tmp_path: Path) -> None:
 async def test_the_lead_in_is_left_out(
     tmp_path: Path, lead: dict[str, float], counted: int
 ) -> None:
-    """At a constant 20/s the requests due within the window are known: 0.05, 0.10, ..."""
+    """Due times are known: at a constant 20/s they are 0.05, 0.10, ... within the window."""
     async with listening(SlowServer(first_s=0.005, tokens=1)) as server:
         result = await measure(
             server, tmp_path, concurrency=[], rate=[20], arrival="constant",
@@ -189,7 +189,7 @@ async def test_goodput_counts_answers_within_every_slo(tmp_path: Path) -> None:
 
 @virtually(*CLOCKED)
 async def test_an_open_loop_shows_a_stall_that_a_closed_one_hides(tmp_path: Path) -> None:
-    """The server stops for 1 s of 3. At 40/s a third of the requests wait for it."""
+    """The server stalls for 1 s of 3, so at 40/s a third of the requests wait for it."""
     stalled = {"first_s": 0.005, "tokens": 1, "stall": 1.0, "stall_s": 1.0}
     async with listening(SlowServer(**stalled)) as server:  # type: ignore[arg-type]
         opened = only(
@@ -209,7 +209,7 @@ async def test_an_open_loop_shows_a_stall_that_a_closed_one_hides(tmp_path: Path
 
 @virtually(*CLOCKED)
 async def test_waiting_for_a_connection_counts_as_latency(tmp_path: Path) -> None:
-    """One connection, 50 ms an answer, 40 requests a second: only half can be sent in time."""
+    """One connection and 50 ms per answer at 40 requests/s: only half can be sent in time."""
     async with listening(SlowServer(first_s=0.05, tokens=1)) as server:
         cell = only(
             await measure(server, tmp_path, concurrency=[], rate=[40], arrival="constant",
@@ -296,7 +296,7 @@ async def test_another_run_is_not_continued(tmp_path: Path) -> None:
 
 @virtually(*CLOCKED)
 async def test_saturate_finds_the_capacity(tmp_path: Path) -> None:
-    """4 slots of 50 ms serve 80/s, and at a constant rate below that nobody waits."""
+    """4 slots of 50 ms serve 80/s; at a constant rate below that, no request waits."""
     async with listening(SlowServer(first_s=0.05, tokens=1, slots=4)) as server:
         result = await measure(
             server, tmp_path, saturate=True, slo=["e2e:250"], concurrency=[], arrival="constant",

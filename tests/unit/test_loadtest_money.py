@@ -1,4 +1,4 @@
-"""Which throughput an answer is priced at, and which modes are fine-tunes: by hand."""
+"""The throughput that prices an answer, and the modes that count as fine-tunes; values computed by hand."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_rising_one_is_at_least_so_many_times_cheaper() -> None:
 
 
 def test_prices_said_have_the_ratio_said() -> None:
-    """Medians of 150 and 20 are 7.5 times apart; by round they are 10, 5 and 10."""
+    """Medians of 150 and 20 have the ratio 7.5; by round the ratios are 10, 5 and 10."""
     tuned = capacity([cell("vbon", 8, [100, 150, 200])])
     sampled = capacity([cell("bon", 8, [10, 30, 20])])
     pair = break_even(

@@ -1,4 +1,4 @@
-"""Arrivals, order, search, figures, break-even and decisions of the load test: by hand and by enumeration."""
+"""Arrivals, order, search, figures, break-even and decisions; values by hand and by enumeration."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from vbon.storage.training_record import TrainingRecord
 
 @pytest.mark.parametrize("burstiness", [0.25, 1.0, 4.0])
 def test_gaps_have_the_mean_and_spread_of_their_gamma_distribution(burstiness: float) -> None:
-    """40 000 gaps of a fixed seed. The bounds are six standard errors wide or more."""
+    """40,000 gaps of a fixed seed; the bounds are at least six standard errors wide."""
     moments = list(islice(unit_arrivals("random", burstiness, seed=7), 40_000))
     gaps = np.diff([0.0, *moments])
     assert gaps.mean() == pytest.approx(1, abs=6 / np.sqrt(40_000 * burstiness))
@@ -55,7 +55,7 @@ def test_gaps_have_the_mean_and_spread_of_their_gamma_distribution(burstiness: f
 
 
 def test_burstiness_one_is_poisson() -> None:
-    """Counts in windows have variance equal to mean, gaps above 1 have probability 1/e."""
+    """Counts in windows have equal mean and variance; gaps above 1 have probability 1/e."""
     moments = np.array(list(islice(unit_arrivals("random", 1.0, seed=3), 50_000)))
     counts = np.histogram(moments, bins=np.arange(0, 40_000, 10))[0]
     assert counts.mean() == pytest.approx(10, rel=0.03)
@@ -69,7 +69,7 @@ def test_a_constant_rate_is_one() -> None:
 
 
 def test_a_ramp_rises_linearly() -> None:
-    """At 10/s after 4 s, 20 arrive in the ramp, a quarter of them in its first half, then 10 a second."""
+    """The ramp to 10/s in 4 s has 20 arrivals, a quarter of them in its first half; then 10 per second."""
     due = np.array(list(islice(due_times(unit_arrivals("constant", 1.0, 0), 10, ramp_s=4), 60)))
     assert (due <= 2).sum() == 5
     assert (due <= 4).sum() == 20
@@ -149,14 +149,14 @@ def block(*spans: tuple[float, float], window: tuple[float, float] = (1.0, 3.0))
 
 
 def test_requests_over_an_edge_count_by_their_share() -> None:
-    """Half of the first, all of the second, a quarter of the third; none of what lies outside."""
+    """Half of the first request counts, all of the second, a quarter of the third, none outside."""
     found = block((0.5, 1.5), (1.5, 2.5), (2.5, 4.5), (0.0, 0.9), (3.1, 4.0))
     assert throughput(found, lambda _: 1.0) == pytest.approx((0.5 + 1 + 0.25) / 2)
     assert throughput(found, lambda one: one.returned_tokens or 0) == pytest.approx(17.5 / 2)
 
 
 def test_a_queue_that_fills_is_no_throughput() -> None:
-    """Twelve at a time, a second each, 48 in flight from a cold start: twelve a second are answered."""
+    """Twelve requests at a time take a second each, so twelve per second are answered from a cold start."""
     spans = [(max(0, batch - 3), batch, batch + 1) for batch in range(10) for _ in range(12)]
     found = block(*((float(sent), float(done)) for sent, _, done in spans), window=(0.0, 4.0))
     for seen, (sent, begun, _) in zip(found.observations, spans, strict=True):
@@ -188,14 +188,14 @@ def test_sign_flip_p_is_the_enumerated_one() -> None:
 
 
 def test_drawn_tests_agree_with_a_known_tail() -> None:
-    """Past enumeration: shifted samples give the smallest possible p-value."""
+    """Shifted samples give the smallest possible p-value, also when arrangements are sampled."""
     rng = np.random.default_rng(1)
     same = rng.normal(size=40)
     assert sign_flip_p((same + 9).tolist()) == pytest.approx(1 / 20_001)
 
 
 def test_win_rate_is_the_share_of_pairs() -> None:
-    """Prompt 0: 1 and 3 against 2 and 3: of four pairs, 1 won and 1 tied. Prompt 1: not scored."""
+    """Prompt 0 has 1 and 3 against 2 and 3: of four pairs, 1 is won and 1 tied. Prompt 1 has no score."""
     ref = [ScoredAnswer(prompt=0, sample=i, reward=r) for i, r in enumerate((2.0, 3.0))]
     mine = [ScoredAnswer(prompt=0, sample=i, reward=r) for i, r in enumerate((1.0, 3.0))]
     mine.append(ScoredAnswer(prompt=1, sample=0, reward=None, unscored=1))
@@ -207,7 +207,7 @@ def test_win_rate_is_the_share_of_pairs() -> None:
 
 
 def test_best_of_n_wins_as_often_as_its_subsets() -> None:
-    """Every pair of candidates against every reference answer."""
+    """Enumeration: every pair of candidates against every reference answer."""
     candidates, ref = [0.0, 2.0, 5.0, 3.0], [1.0, 4.0, 5.0]
     row = ScoredAnswer(prompt=0, sample=0, reward=5.0, candidates=candidates)
     against = {0: np.array(ref)}
@@ -253,7 +253,7 @@ def test_the_search_ends_within_its_tolerance(capacity: float, start: float) -> 
 
 
 def test_what_passed_by_luck_is_not_reported() -> None:
-    """45 passes once; asked again it fails, as everything above 40 does."""
+    """A rate of 45 passes once, and fails when it is probed again, as everything above 40 does."""
     search, lucky = SaturationSearch(45.0, 0.1), True
     while (rate := search.next_rate()) is not None:
         search.note(rate, rate <= 40 or (rate == 45 and lucky))
@@ -279,7 +279,7 @@ def test_hopeless_is_more_than_five_percent_of_what_is_expected() -> None:
 
 
 def test_break_even_by_hand() -> None:
-    """3.60 an hour: at 1/s an answer costs 0.001, at 10/s 0.0001; 9 of training are paid after 10 000."""
+    """Prices by hand: at 3.60 per hour an answer costs 0.001 at 1/s, 0.0001 at 10/s; 9 pay after 10,000."""
     assert cost_per_answer(3.6, 1) == pytest.approx(0.001)
     assert answers_to_break_even(9.0, 0.001, 0.0001) == pytest.approx(10_000)
     assert answers_to_break_even(9.0, 0.001, 0.001) is None
@@ -295,7 +295,7 @@ def test_the_curve_is_crossed_between_integers() -> None:
 
 
 def test_equal_n_is_paired_over_prompts() -> None:
-    """Prompts differ by far more than methods do; with the curve shifted alike the interval is a point."""
+    """Prompts differ far more than methods; since the curve shifts with them, the interval is a point."""
     level = np.random.default_rng(2).normal(0, 50, 30)
     matrix = level[:, None] + np.array([0.0, 1.0, 1.5])
     found = equal_n(matrix, level + 1.25)

@@ -1,4 +1,4 @@
-"""Reports, comparisons and the command line of the load test."""
+"""Tests of the reports, comparisons and command line of the load test."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TRAINING = {
 
 
 async def whole_run(out: Path, **changes: Any) -> LoadTestResult:
-    """Every kind of result, in a second or two."""
+    """A run of a second or two with every kind of result."""
     server = SlowServer(
         first_s=0.005, tokens=2, gap_s=0.001, training=TRAINING,
         rewards={"ref": 0.5, "vbon": 1.6, "bon": 0.0}, text=HOSTILE,
@@ -68,7 +68,7 @@ def test_the_result_survives_json_and_fits_its_schema(result: LoadTestResult) ->
 
 
 def test_the_break_even_is_that_of_the_card(result: LoadTestResult) -> None:
-    """36 s at 1 an hour are 0.01. Best-of-4 is worth 3, one sample 1.5, best-of-2 7/3."""
+    """36 s at 1 per hour cost 0.01. Mean rewards: best-of-4 3, one sample 1.5, best-of-2 7/3."""
     pair = next(one for one in result.break_even if one.sampled == "bon (N=4)")
     costs = {cost.variant: cost.per_1000 / 1000 for cost in result.costs}
     assert pair.training_cost == pytest.approx(0.01)
@@ -146,7 +146,7 @@ def test_csv_has_a_line_a_cell(result: LoadTestResult) -> None:
 
 
 def faster(result: LoadTestResult, factor: float, rounds: int, gain: float = 0.0) -> LoadTestResult:
-    """The same run with made-up rounds: noise of some percent around a speed, rewards moved."""
+    """The same run with invented rounds: noise of some percent around a speed, and shifted rewards."""
     changed = result.model_copy(deep=True)
     for cell in changed.cells:
         cell.rounds = [
@@ -183,7 +183,7 @@ def test_compare_says_different_same_and_too_few(result: LoadTestResult) -> None
 def test_what_cannot_reach_its_level_is_not_tested_and_leaves_the_level_to_the_rest(
     result: LoadTestResult,
 ) -> None:
-    """Smallest p: 2/20 of 3 rounds, 2/70 of 4, 2/252 of 5. Rewards of 4 prompts: 2/16."""
+    """The smallest p is 2/20 for 3 rounds, 2/70 for 4, 2/252 for 5, and 2/16 for rewards of 4 prompts."""
     alone = result.model_copy(update={"quality": []})
     few = compare_runs(faster(alone, 1.0, 3), faster(alone, 0.5, 3))
     assert {one.verdict for one in few.differences} == {"too few rounds"}
@@ -208,7 +208,7 @@ def test_what_cannot_reach_its_level_is_not_tested_and_leaves_the_level_to_the_r
 
 
 def noisy(result: LoadTestResult, rng: np.random.Generator, rounds: int = 5) -> LoadTestResult:
-    """Nine cells with noise that a round, a cell's block and a figure have each; three variants' rewards."""
+    """Nine cells with noise by round, by block and by figure, and the rewards of three variants."""
     cells = []
     common = rng.normal(0, 0.03, rounds)
     for cell in result.cells[:9]:
@@ -259,7 +259,7 @@ def test_one_doubled_cell_of_nine_is_found_and_named(result: LoadTestResult) -> 
 def test_without_change_there_are_no_more_false_alarms_than_the_level(
     result: LoadTestResult,
 ) -> None:
-    """200 pairs of runs: at a rate of .05, more than 21 alarms have a probability below .001."""
+    """200 pairs of runs: at a rate of .05, more than 21 false alarms have a probability below .001."""
     assert stats.binom.sf(21, 200, 0.05) < 0.001
     rng = np.random.default_rng(11)
     alarms = sum(compare_runs(noisy(result, rng), noisy(result, rng)).differs for _ in range(200))
@@ -303,7 +303,7 @@ def test_joint_permutation_by_hand() -> None:
 
 
 def test_joint_permutation_is_the_enumerated_step_down() -> None:
-    """By Student's t of each split, largest first, each against those that are not larger."""
+    """The reference: Student's t of each split, largest first, each against those that are not larger."""
     rng = np.random.default_rng(4)
     rows = rng.normal(size=(7, 4)) + np.outer(np.arange(7) > 2, [9.0, 1.0, 0.0, 2.0])
 
@@ -373,7 +373,7 @@ def test_rewards_are_compared_on_the_same_prompts_only(result: LoadTestResult) -
 
 
 async def command(*arguments: str, cwd: Path, interrupt_after: str = "") -> tuple[int, str]:
-    """The real command line; with ``interrupt_after``, Ctrl-C once that was printed."""
+    """Exit status and output of the real command line; Ctrl-C follows the text ``interrupt_after``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service.loadtest", *arguments,

@@ -1,4 +1,4 @@
-"""The load test against the real application around fakes: both sides speak the same."""
+"""Tests of the load test against the real application with fake models."""
 
 from __future__ import annotations
 

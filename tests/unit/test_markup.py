@@ -1,4 +1,4 @@
-"""Whatever the texts of a run are, its page has the same elements: counted by a parser."""
+"""A parser finds the same elements in a page, whatever the texts of its run are."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Elements(HTMLParser):
 
 
 def with_texts(value: Any, text: str) -> Any:
-    """Every string of a JSON value replaced, and keys left."""
+    """A JSON value with every string replaced, but no key."""
     if isinstance(value, dict):
         return {key: with_texts(inner, text) for key, inner in value.items()}
     if isinstance(value, list):
@@ -59,7 +59,7 @@ def with_texts(value: Any, text: str) -> Any:
 
 
 def attacked(result: LoadTestResult, text: str) -> LoadTestResult:
-    """The result with each field's texts replaced that may be anything."""
+    """The result with all texts replaced, except those that its schema restricts."""
     plain = result.model_dump(mode="json")
     for name, value in list(plain.items()):
         items = value if isinstance(value, list) else [value]
@@ -86,7 +86,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> LoadTestResult:
 
 
 def no_markup_in_plots(page: str) -> None:
-    """Plotly draws markup in names and texts (not in ``meta``), of which <b> and <br> are ours."""
+    """Check that plotly gets no foreign markup: it draws markup in names and texts, but not in ``meta``."""
     for texts in re.findall(r'"(?:name|text|hovertext|title)":(\[[^\]]*\]|"[^"]*")', page):
         for tag in ("script", "img", "svg", "iframe", "a href", "base", "math", "!--"):
             assert f"\\u003c{tag}" not in texts.lower()

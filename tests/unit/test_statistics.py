@@ -1,4 +1,4 @@
-"""Intervals of shares, by values worked out by hand and by their definition."""
+"""Tests of intervals of shares, with values by hand and by definition."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Z2 = 1.959964**2
 
 
 def test_where_all_agree_the_interval_has_a_width() -> None:
-    """With p = 1 Wilson's lower end is n / (n + z^2), its upper end 1."""
+    """Wilson's interval for p = 1 is [n / (n + z^2), 1]."""
     found = wilson_interval([1.0] * 5)
     assert (found.mean, found.count) == (1.0, 5)
     assert found.low == pytest.approx(5 / (5 + Z2))
@@ -21,7 +21,7 @@ def test_where_all_agree_the_interval_has_a_width() -> None:
 
 
 def test_its_ends_are_the_shares_a_score_test_just_accepts() -> None:
-    """By definition: |p - q| = z sqrt(q (1 - q) / n) at both ends q."""
+    """The definition: |p - q| = z sqrt(q (1 - q) / n) at both ends q."""
     found = wilson_interval([1.0] * 7 + [0.0] * 3)
     for end in (found.low, found.high):
         distance = math.sqrt(Z2) * math.sqrt(end * (1 - end) / 10)

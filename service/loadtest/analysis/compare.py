@@ -326,15 +326,15 @@ def _statement(found: Sequence[Difference]) -> str:
             f"Too few rounds to tell a change from chance: measure at least {_rounds_for(LEVEL)} "
             "rounds in each run."
         )
-    said = [_findings(found, tested)]
+    sentences = [_findings(found, tested)]
     if "too few rounds" in untested:
-        said.append(
+        sentences.append(
             "Speeds were not tested because there are too few rounds: measure at least "
             f"{_rounds_for(LEVEL / 2)} rounds in each run."
         )
     if "too few prompts" in untested:
-        said.append("Rewards were not tested because there are too few prompts.")
-    return " ".join(said)
+        sentences.append("Rewards were not tested because there are too few prompts.")
+    return " ".join(sentences)
 
 
 def _rounds_for(level: float) -> int:

@@ -31,9 +31,8 @@ from service.loadtest.plan import (
 from service.loadtest.schema import Probe
 from vbon.maths.seeds import seed_of
 
-_WARM_UPS = (
-    4  # requests per variant before anything is measured; the last one gives its idle latency
-)
+# Requests per variant before anything is measured; the last one gives its idle latency.
+_WARM_UPS = 4
 _PROBE_REQUESTS = 40  # a probe at a low rate lasts until about this many requests were sent ...
 _PROBE_STRETCH = 6  # ... but at most this many times its usual length
 _SETTLE_S = 60.0  # the longest wait after a failed probe
@@ -151,11 +150,11 @@ class LoadTest:
         """Probe each variant in turn until every search has ended."""
         searches = begun_searches(self._journal, self.variants, self._settings)
         while True:
-            asked = {label: search.next_rate() for label, search in searches.items()}
-            if not any(asked.values()):
+            next_rates = {label: search.next_rate() for label, search in searches.items()}
+            if not any(next_rates.values()):
                 return
             for variant in self.variants:
-                rate = asked.get(variant.label)
+                rate = next_rates.get(variant.label)
                 if rate is not None:
                     probe = await self._probe(variant, rate, len(searches[variant.label].rates))
                     searches[variant.label].note(rate, probe.passed)

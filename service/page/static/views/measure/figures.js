@@ -78,7 +78,7 @@ export class Figures {
 
 function words(result, growing) {
   const [first, ...others] = result.decision;
-  const cautions = result.warnings.filter((text) => !growing || !text.startsWith("The run was interrupted"));
+  const warnings = result.warnings.filter((text) => !growing || !text.startsWith("The run was interrupted"));
   return el(
     "section", { class: "card stack tight decision", "aria-label": "In words" },
     el(
@@ -88,8 +88,8 @@ function words(result, growing) {
     ),
     first && el("p", { class: "first" }, first),
     others.map((text) => el("p", {}, text)),
-    cautions.length > 0 &&
-      el("details", {}, el("summary", {}, `Read with care (${cautions.length})`), el("ul", { class: "small" }, cautions.map((text) => el("li", {}, text)))),
+    warnings.length > 0 &&
+      el("details", {}, el("summary", {}, `Warnings (${warnings.length})`), el("ul", { class: "small" }, warnings.map((text) => el("li", {}, text)))),
   );
 }
 
