@@ -1,0 +1,123 @@
+"""Trains one cell of a sweep and writes its record."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from training.configs import SweepConfig
+from training.outputs.identity import read_json_record, run_identity
+from training.sweep.grid import GridCell
+from training.sweep.shared_inputs import SharedInputs
+from vbon.errors import DivergedError, VbonError
+from vbon.storage.atomic import write_json
+from vbon.storage.provenance import provenance
+
+if TYPE_CHECKING:
+    from training.evaluation.measure import PromptSamples
+    from training.train.finished import FinishedRun
+    from training.train.inputs import TrainingInputs
+
+CELL_RECORD = "record.json"
+# The n of best-of-n *from* the tuned policy, the figure that bon-aware objectives maximize.
+BEST_OF_TUNED = 4
+
+CellStatus = Literal["ok", "diverged", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """The result of training a cell.
+
+    Attributes:
+        message: the error of a cell that diverged or failed.
+        best_of_tuned: figures of best-of-n from the tuned policy; ``None`` without held-out samples.
+    """
+
+    status: CellStatus
+    message: str | None = None
+    finished: FinishedRun | None = None
+    best_of_tuned: dict[str, Any] | None = None
+
+
+def cell_is_current(cell: GridCell, shared: SharedInputs) -> bool:
+    """Tell whether a cell's record was made with the present settings and inputs.
+
+    Inputs are compared by content, not by path. A cell that failed is never current, and one that diverged
+    has no figures that could be out of date.
+    """
+    record = read_json_record(cell.directory / CELL_RECORD) or {}
+    if record.get("status") not in {"ok", "diverged"}:
+        return False
+    wanted: dict[str, Any] = {
+        "config": cell.config.model_dump(mode="json"),
+        "identity": _identity(cell, shared),
+    }
+    if record["status"] == "ok":
+        wanted["measured_with"] = shared.measured_with
+    return all(record.get(name) == value for name, value in wanted.items())
+
+
+def train_cell(config: SweepConfig, cell: GridCell, shared: SharedInputs) -> CellStatus:
+    """Train one cell and write its record, also if the training diverges or fails."""
+    outcome = _train(cell, shared.training)
+    if outcome.status == "ok" and not config.keep_checkpoints:
+        shutil.rmtree(cell.config.out, ignore_errors=True)
+    write_json(cell.directory / CELL_RECORD, _cell_record(config, cell, shared, outcome))
+    return outcome.status
+
+
+def _train(cell: GridCell, inputs: TrainingInputs) -> _Outcome:
+    from training.train.run import train
+
+    samples: list[PromptSamples] = []
+    try:
+        finished = train(cell.objective, cell.config, inputs, samples.extend)
+        best_of_tuned = _best_of_tuned(samples, inputs) if samples else None
+    except DivergedError as error:
+        return _Outcome("diverged", str(error))
+    except VbonError as error:
+        return _Outcome("failed", str(error))
+    return _Outcome("ok", finished=finished, best_of_tuned=best_of_tuned)
+
+
+def _best_of_tuned(samples: list[PromptSamples], inputs: TrainingInputs) -> dict[str, Any]:
+    from training.evaluation.rows import best_of_tuned_policy
+
+    win_rate, reward = best_of_tuned_policy(samples, inputs.heldout_reference, BEST_OF_TUNED)
+    return {"n": BEST_OF_TUNED, "win_rate": asdict(win_rate), "reward": asdict(reward)}
+
+
+def _cell_record(
+    config: SweepConfig, cell: GridCell, shared: SharedInputs, outcome: _Outcome
+) -> dict[str, Any]:
+    cache, finished = shared.training.cache, outcome.finished
+    checkpoint = None
+    if outcome.status == "ok" and config.keep_checkpoints:
+        checkpoint = str(cell.config.out.relative_to(config.out))
+    return {
+        **provenance(cell.config.model_dump(mode="json")),
+        "identity": _identity(cell, shared),
+        "measured_with": shared.measured_with,
+        "cell": {
+            "objective": cell.objective,
+            "variant": cell.variant,
+            "parameter": cell.parameter,
+            "value": cell.value,
+            "seed": cell.seed,
+        },
+        "status": outcome.status,
+        "message": outcome.message,
+        "row": finished.row.model_dump() if finished and finished.row else None,
+        "cost": {
+            **(finished.cost if finished else {}),
+            "cached_samples": sum(len(cache.rewards(row)) for row in range(len(cache))),
+        },
+        "best_of_tuned": outcome.best_of_tuned,
+        "checkpoint": checkpoint,
+    }
+
+
+def _identity(cell: GridCell, shared: SharedInputs) -> dict[str, Any]:
+    return run_identity(cell.objective, cell.config, shared.training.fingerprints)

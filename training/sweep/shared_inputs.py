@@ -1,0 +1,80 @@
+"""The inputs that all cells of a sweep share; models are loaded once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from training.configs import SweepConfig
+from vbon.errors import DataError
+from vbon.rewards import open_reward_model
+from vbon.storage.checksums import sha256_of
+
+if TYPE_CHECKING:
+    from training.train.inputs import TrainingInputs
+
+
+@dataclass(frozen=True, slots=True)
+class SharedInputs:
+    """The inputs that all cells share; models are loaded at the first use.
+
+    Attributes:
+        training: models, cache and held-out reference samples.
+        revisions: revisions of policy, reward model and gold reward model.
+        measured_with: everything but the trained weights that determines held-out figures.
+    """
+
+    training: TrainingInputs
+    revisions: dict[str, str]
+    measured_with: dict[str, Any]
+
+
+_BY_CONFIG: dict[str, SharedInputs] = {}
+
+
+def forget_shared_inputs() -> None:
+    """Drop the inputs kept in this process, since files at the same paths may have changed."""
+    _BY_CONFIG.clear()
+
+
+def shared_inputs(config: SweepConfig) -> SharedInputs:
+    """The shared inputs of a sweep, opened once per process.
+
+    Raises:
+        CheckpointError, DataError, RewardError: an input is missing or damaged.
+    """
+    key = config.model_dump_json(exclude={"grid", "seeds", "jobs"})
+    if key not in _BY_CONFIG:
+        _BY_CONFIG[key] = _open(config)
+    return _BY_CONFIG[key]
+
+
+def _open(config: SweepConfig) -> SharedInputs:
+    from training.train.inputs import TrainingInputs
+
+    if config.heldout is None or not config.heldout.is_file():
+        raise DataError(f"prompt file {config.heldout} does not exist")
+    training = TrainingInputs(
+        config, config.heldout_prompts, config.reference_samples, config.policy_samples
+    )
+    revisions = {name: training.fingerprints[f"{name}_revision"] for name in ("policy", "reward")}
+    gold = _gold_revision(config)
+    if gold is not None:
+        revisions["gold"] = gold
+    measured_with = {
+        "gold_revision": gold,
+        "heldout_sha256": sha256_of(config.heldout),
+        **config.model_dump(include={"heldout_prompts", "reference_samples", "policy_samples"}),
+    }
+    return SharedInputs(training, revisions, measured_with)
+
+
+def _gold_revision(config: SweepConfig) -> str | None:
+    if config.gold is None:
+        return None
+    gold = open_reward_model(
+        config.gold,
+        trust_remote_code=config.trust_remote_code,
+        batch_size=config.reward_batch_size,
+    )
+    return gold.revision
