@@ -17,7 +17,7 @@ def repeat(seconds: float, tokens: int = 200, steps: int = 2) -> list[Step]:
 
 
 def test_ratios_are_of_neighbouring_pairs() -> None:
-    """The machine slows down tenfold midway: pairs still say 2, 2 and 4; means over all would not."""
+    """Pairs give 2, 2 and 4 although the machine slows down tenfold midway; overall means would not."""
     ours = [repeat(1.0), repeat(1.0), repeat(10.0)]
     trl = [repeat(2.0), repeat(2.0), repeat(40.0)]
     found = ratios(ours, trl)

@@ -152,7 +152,7 @@ def test_a_reward_model_needs_one_logit(model: Path, config: dict, words: str) -
 
 
 def flip(path: Path, at: int = -1) -> None:
-    """One bit of one byte."""
+    """Flip one bit."""
     content = bytearray(path.read_bytes())
     content[at] ^= 1
     path.write_bytes(content)

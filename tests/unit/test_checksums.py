@@ -38,7 +38,7 @@ def test_the_file_that_is_not_as_written_is_named(tmp_path: Path) -> None:
 
 @given(st.dictionaries(st.text(), st.integers() | st.text()), st.data())
 def test_no_flipped_bit_of_a_sealed_record_passes(record: dict, data: st.DataObject) -> None:
-    """Read back whole it is sealed; with one bit flipped it is no JSON, not sealed, or equal."""
+    """An intact record is sealed; with one bit flipped it is invalid JSON, not sealed, or equal."""
     text = json.dumps(sealed(record)).encode()
     assert is_sealed(json.loads(text))
     at = data.draw(st.integers(0, 8 * len(text) - 1))

@@ -21,7 +21,7 @@ TEXTS = st.lists(st.lists(st.sampled_from("abBcÉé")).map(" ".join), min_size=1
 
 
 def plain(texts: list[str]) -> np.ndarray:
-    """Counts of words and pairs of words, one by one; columns in any order."""
+    """Count words and pairs of words in a simple loop; columns in any order."""
     counts = []
     for text in texts:
         words = text.lower().split()
@@ -43,12 +43,12 @@ def test_counts_and_cosines_are_those_of_all_words_and_pairs(texts: list[str], b
 
 
 def long_texts() -> list[str]:
-    """96 texts of 600 words that nothing else has."""
+    """96 texts of 600 words each; no word occurs in two texts."""
     return [" ".join(f"w{i}x{j}" for j in range(600)) for i in range(96)]
 
 
 async def test_long_texts_are_compared_in_little_memory() -> None:
-    """115,000 columns of 96 texts are 84 MiB, and were there twice."""
+    """All columns at once would take 84 MiB (115,000 columns of 96 texts), held twice."""
     texts, embedder = long_texts(), NgramEmbedder()
     tracemalloc.start()
     try:

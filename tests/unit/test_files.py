@@ -1,4 +1,4 @@
-"""Written whole or not at all."""
+"""Files and directories are written completely or not at all."""
 
 from __future__ import annotations
 

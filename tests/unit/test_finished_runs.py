@@ -70,7 +70,7 @@ class OneRow:
 
 
 class LightInputs(TrainingInputs):
-    """Checks and fingerprints files as ever; figures follow the gold reward's and prompts' files."""
+    """Checks and fingerprints real files, but makes up the figures from the prompt file."""
 
     cache = OneRow()  # type: ignore[assignment]
 
@@ -100,7 +100,7 @@ class LightInputs(TrainingInputs):
 
 
 class Desk:
-    """A directory of models and data; counts what is trained and what is measured again."""
+    """A directory of models and data that counts trainings and repeated measurements."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -133,7 +133,7 @@ class Desk:
         return train("vbon", config, self.inputs(config))
 
     def sweep(self, **changes: Any) -> tuple[int, int]:
-        """Cells trained and cells measured again."""
+        """Run a sweep; returns the number of cells trained and of cells measured again."""
         values = self.settings | {
             "out": self.folder / "sweep", "seeds": [0], "grid": ["vbon: num_samples=2 4"],
             "reference_samples": 16, "policy_samples": 4,
@@ -155,7 +155,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     made = Desk(tmp_path)
 
     def train_and_export(spec: RunSpec, on_measured: Any) -> FinishedRun:
-        """Export in no time."""
+        """Export at once, without training."""
         config, inputs = spec.config, spec.inputs
         made.trained.append(config.out.parent.name)
         ours = inputs.measure(None, None, inputs.policy_samples, spec.name)  # type: ignore[attr-defined]
@@ -223,7 +223,7 @@ def other_prompts(desk: Desk) -> None:
 def test_other_content_at_the_same_path_is_noticed(
     desk: Desk, change: Callable[[Desk], None], done: tuple[int, int], baseline: bool
 ) -> None:
-    """Cells are trained again, or where only their figures depend on it, measured again."""
+    """Cells are trained again, or only measured again if the change affects figures alone."""
     desk.sweep()
     path = desk.folder / "sweep" / "baseline.json"
     path.write_text(json.dumps({**desk.baseline(), "created": "before"}))
@@ -257,7 +257,7 @@ def test_a_record_has_the_figures_of_the_settings_it_names(desk: Desk, key: str)
 
 
 def test_without_its_record_a_trained_cell_is_measured_again(desk: Desk) -> None:
-    """A kill between the export of a checkpoint and the record of its cell."""
+    """The sweep is killed between exporting a checkpoint and recording its cell."""
     desk.sweep()
     before = desk.records()
     for path in (desk.folder / "sweep" / "cells").glob("*/record.json"):
@@ -308,7 +308,7 @@ def test_a_run_killed_after_its_export_leaves_nothing_beside_it(desk: Desk) -> N
 
 
 def test_states_of_an_unfinished_run_to_the_same_place_are_kept(desk: Desk) -> None:
-    """Begun with --replace and other settings, then killed."""
+    """A run with --replace and other settings is started, then killed."""
     state = write_state(desk.train().out, {"objective": "another"})
     desk.train()
     assert state.exists()
@@ -353,7 +353,7 @@ def test_a_damaged_adapter_is_named_or_trained_again(desk: Desk) -> None:
 def test_an_evaluation_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    """The disk is full at one of the three."""
+    """The disk is full while one of the three files is written."""
 
     def draw(rows: Any, num_samples: int, directory: Path) -> None:
         for name in evaluate.PLOTS:

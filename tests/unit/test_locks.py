@@ -56,7 +56,7 @@ def test_a_killed_writer_lets_go_and_nothing_is_left(
 def test_a_lock_taken_on_a_file_that_was_removed_meanwhile_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer that ends removes the file which the next one has just opened."""
+    """A writer that ends removes the lock file that the next one has just opened."""
     flock, removed = fcntl.flock, []
 
     def removed_at_first(handle: int, operation: int) -> None:

@@ -1,4 +1,4 @@
-"""The report on synthetic sweeps: whole, self-contained, and honest about what is missing."""
+"""The report on synthetic sweeps: complete, self-contained, and clear about missing figures."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def write_sweep(
 
 
 class Page(HTMLParser):
-    """Element names, addresses of what they load or link, and text outside scripts and styles."""
+    """The element names, linked addresses, and text outside scripts and styles of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

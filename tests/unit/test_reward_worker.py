@@ -1,4 +1,4 @@
-"""A reward model in a process of its own, and what becomes of one that dies or hangs."""
+"""A reward model in a child process that works, dies or hangs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PROMPT = Prompt(text="p")
 
 @dataclass
 class Obedient:
-    """Does what the completion says; loads once there is the file ``gate``."""
+    """Acts as the completion says; loading waits until the file ``gate`` exists."""
 
     name: str = "obedient"
     revision: str = "1"

@@ -1,4 +1,4 @@
-"""Reward models by callable and by URL, and the texts that models see."""
+"""Reward models that are Python functions or remote scorers, and the texts that models score."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_a_remote_scorer_has_a_plain_url_and_another_is_not_repeated(url: str, w
 
 
 class Tokenizer:
-    """The little of a tokenizer that rendering needs; a template that writes its own BOS."""
+    """A minimal tokenizer for rendering, with a chat template that writes its own BOS."""
 
     chat_template = "yes"
     bos_token = "<s>"

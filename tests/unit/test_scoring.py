@@ -1,4 +1,4 @@
-"""Batching across requests, and what happens to scores nobody waits for."""
+"""Batching of scores across requests, and scores that are no longer awaited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a served checkpoint says of its training, as clients see it."""
+"""The training record of a served checkpoint, as clients see it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def run_sweep(config: SweepConfig) -> None:
     """Train the cells that have no current record; a failed cell does not stop the others.
 
     Raises:
-        InvalidInputError: the grid is invalid, or there are no held-out prompts.
+        InvalidInputError: the grid is invalid, or held-out prompts are missing.
         DataError: some cells failed; raised after all others have ended.
         CheckpointError, DataError, RewardError: an input of all cells is missing or damaged.
     """
