@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn until a signal or a failed start-up."""
+"""Runs the application under uvicorn until a signal arrives or its models cannot be loaded."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
-# Requests that are on their way when the signal comes are told so, in place of a reset connection.
+# Requests that arrive this soon after the signal get a response (503) instead of a reset connection.
 LAST_CALL_S = 0.25
 
 
 def keep_for_good() -> None:
-    """Tell the garbage collector that what is loaded by now stays, and to look less often.
+    """Exempt all loaded objects from garbage collection, and collect less often.
 
-    It walks all of torch and vLLM otherwise, time and again: a third of the requests a second of a
-    small policy on a small machine (docs/log.md). What requests in flight hold, a few hundred objects
-    each, is no garbage either, which by default it is searched for after every 700.
+    Otherwise the collector walks all objects of torch and vLLM again and again, which cost a third of the
+    requests a second of a small policy on a small machine (docs/log.md). Requests in flight hold several
+    hundred live objects each, so the default of one collection for every 700 new objects is too often.
     """
     gc.collect()
     gc.freeze()
@@ -38,10 +38,10 @@ def keep_for_good() -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """Lets requests under way finish when it is told to stop, and tells those that cannot why.
+    """Lets running requests finish when the server is stopped, and ends late ones with an error.
 
-    Uvicorn itself stops listening, waits for open requests, and after its own limit drops their
-    connections without a word.
+    uvicorn alone stops listening and waits for open requests, but after its own limit it drops their
+    connections without a response.
     """
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
@@ -50,14 +50,17 @@ class DrainingServer(uvicorn.Server):
         self._draining: asyncio.Task[int] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """On a signal; the second one ends everything at once."""
+        """Start to drain on the first signal; a second signal ends everything at once."""
         if self._draining is None:
             loop = asyncio.get_running_loop()
             self._draining = loop.create_task(self._drain(), name="drain")
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """A little later than uvicorn would: what has reached the socket by now is answered 503."""
+        """Shut down ``LAST_CALL_S`` later than uvicorn would.
+
+        Requests that have reached the socket by then are answered with 503.
+        """
         if not self.force_exit:
             await asyncio.sleep(LAST_CALL_S)
         await super().shutdown(sockets)
@@ -65,23 +68,25 @@ class DrainingServer(uvicorn.Server):
     async def _drain(self) -> int:
         limit_s = self._runtime.settings.limits.drain_s
         under_way = len(self._runtime.in_flight)
-        logger.info("stopping; %d requests may go on for %g s", under_way, limit_s)
+        logger.info("stopping; %d running requests have %g s to finish", under_way, limit_s)
         ended = await self._runtime.in_flight.drain(limit_s)
         if ended:
             logger.warning(
-                "%d requests were ended with an error: no answer in %g s", ended, limit_s
+                "%d requests did not finish within %g s and were ended with an error",
+                ended,
+                limit_s,
             )
         return ended
 
 
 def serve_until_stopped(settings: ServiceSettings) -> int:
-    """Serve; the exit status: 1 if the models could not be loaded, else 0.
+    """Serve until stopped; return the exit status: 1 if the models could not be loaded, else 0.
 
-    After a signal and a graceful shutdown uvicorn raises the signal again, so the process then ends
-    as a supervisor expects of it: by SIGTERM (143) or SIGINT (130).
+    After a signal and a graceful shutdown, uvicorn raises the signal again, so the process ends with the
+    status that a supervisor expects: SIGTERM (143) or SIGINT (130).
 
     Raises:
-        CheckpointError: a configured model is missing or of the wrong kind, before anything starts.
+        CheckpointError: a configured model is missing or of the wrong kind; raised before anything starts.
     """
     raise_open_files_limit(settings.limits)
     runtime = build_runtime(settings)
@@ -99,7 +104,7 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         log_config=None,
         log_level=settings.log_level,
         access_log=False,
-        # Ours ends requests with an error of their own; this is for connections it knows nothing of.
+        # DrainingServer ends requests with an error; this limit is for all other connections.
         timeout_graceful_shutdown=math.ceil(settings.limits.drain_s) + 5,
         ws="none",
         server_header=False,

@@ -1,4 +1,4 @@
-"""From a request for a load test to the settings of one, within this server's bounds."""
+"""Turns a request for a load test into the load test's settings, within this server's limits."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ DEFAULT_LEVELS = (1, 8, 32)
 
 
 def own_url(request: Request) -> str:
-    """This server by the address that the request came in at, whatever its Host header says.
+    """The address at which the request reached this server, whatever its Host header says.
 
     Raises:
-        ForbiddenError: it listens on none, but on a socket of the file system.
+        ForbiddenError: the server listens on a Unix socket, which has no such address.
     """
     host, port = request.scope.get("server") or ("", None)
     if port is None:
-        raise ForbiddenError("this server has no address that a load test could reach")
+        raise ForbiddenError("this server listens on a Unix socket, which a load test cannot reach")
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def token_of(request: Request, runtime: Runtime) -> str | None:
-    """The key that the request came with, where keys are asked for."""
+    """The API key that the request came with, or ``None`` if the server requires no keys."""
     if runtime.settings.auth.keys_file is None:
         return None
     return request.headers.get("authorization", "").partition(" ")[2].strip()
 
 
 def settings_of(runtime: Runtime, body: LoadTestRequest) -> dict[str, Any]:
-    """Settings by the names of :class:`service.loadtest.config.LoadTestSettings`.
+    """Values of :class:`service.loadtest.config.LoadTestSettings` by name.
 
     Raises:
-        NotReadyError: the models are loading, or one is dead.
-        InvalidInputError: a mode that is not here, or more than this server allows; with field and limit.
+        NotReadyError: the models are loading, or one has failed.
+        ForbiddenError: this server allows no load tests.
+        InvalidInputError: unknown mode, or more than this server allows; names the field and the limit.
     """
     if not runtime.ready:
         raise NotReadyError(runtime.status())
@@ -52,27 +53,39 @@ def settings_of(runtime: Runtime, body: LoadTestRequest) -> dict[str, Any]:
         "slo": [f"{kind}:{limit:g}" for kind, limit in body.slo_ms.items()],
         **body.model_dump(
             include={
-                "baseline", "rate", "rounds", "requests", "warmup_s", "max_tokens", "temperature", "stream",
-                "duration_s", "quality_prompts", "quality_samples", "price_per_hour", "training_hours",
-                "currency", "seed",
+                "baseline",
+                "rate",
+                "rounds",
+                "requests",
+                "warmup_s",
+                "max_tokens",
+                "temperature",
+                "stream",
+                "duration_s",
+                "quality_prompts",
+                "quality_samples",
+                "price_per_hour",
+                "training_hours",
+                "currency",
+                "seed",
             }
         ),
-    }  # fmt: skip
+    }
     return {name: value for name, value in settings.items() if value is not None}
 
 
 def levels_of(body: LoadTestRequest) -> list[int]:
-    """Closed-loop levels."""
+    """The levels of concurrency of the closed-loop blocks."""
     if body.concurrency or body.rate:
         return sorted(set(body.concurrency))
     return list(DEFAULT_LEVELS)
 
 
 def planned_seconds(runtime: Runtime, body: LoadTestRequest) -> float | None:
-    """Of all blocks; ``None`` if they end by a count of requests.
+    """Planned duration of all blocks, or ``None`` if they end after a number of requests.
 
     Raises:
-        InvalidInputError: over ``limits.loadtest_max_s``.
+        InvalidInputError: it exceeds ``limits.loadtest_max_s``.
     """
     modes = [_mode(runtime, name) for name in set(body.modes or _default_modes(runtime))]
     drawn = len(set(body.n or [0]))
@@ -82,8 +95,8 @@ def planned_seconds(runtime: Runtime, body: LoadTestRequest) -> float | None:
     limit = runtime.settings.limits.loadtest_max_s
     if blocks * seconds > limit:
         raise InvalidInputError(
-            f"{blocks} blocks of {seconds:g} s come to {blocks * seconds:g} s; this server allows at most "
-            f"{limit:g} (limits.loadtest_max_s): take fewer modes, N, levels or rounds, or shorter blocks",
+            f"{blocks} blocks of {seconds:g} s take {blocks * seconds:g} s; this server allows at most "
+            f"{limit:g} s (limits.loadtest_max_s): take fewer modes, N, levels or rounds, or shorter blocks",
             field="duration_s",
         )
     return None if body.requests is not None else blocks * seconds
@@ -105,12 +118,12 @@ def _mode(runtime: Runtime, name: str, field: str = "modes") -> Mode:
 def _check(runtime: Runtime, body: LoadTestRequest, modes: list[str], n: list[int]) -> None:
     limits = runtime.settings.limits
     if limits.loadtest_max_s == 0:
-        raise ForbiddenError("this server takes no load tests (limits.loadtest_max_s is 0)")
+        raise ForbiddenError("this server allows no load tests (limits.loadtest_max_s is 0)")
     for name in modes:
         _mode(runtime, name)
     if body.baseline not in runtime.modes:
         _mode(runtime, body.baseline, "baseline")
-        raise InvalidInputError("the baseline is a mode without @POLICY", field="baseline")
+        raise InvalidInputError("the baseline must be a mode without @POLICY", field="baseline")
     check_limit("n", max(n), limits.max_n)
     check_limit("concurrency", max(levels_of(body), default=0), limits.loadtest_max_in_flight)
     check_limit("max_tokens", body.max_tokens, limits.max_tokens)

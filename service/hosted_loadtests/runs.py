@@ -1,7 +1,8 @@
-"""Load tests that this server runs against itself: one at a time, each a process of its own.
+"""Load tests that this server runs against itself, one at a time, each in a process of its own.
 
-A process, so that the load does not share the event loop of what it measures. It speaks to the server over
-its socket like anyone else, with the key of who started it, so admission and limits hold for it too.
+In the server's own process, the load generator would share the event loop that it measures. The process talks
+to the server over its socket like any client, with the key of the caller who started it, so admission and
+the key's limits apply to it too.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from vbon.errors import ExportError, ForbiddenError, NotFoundError, OverloadedEr
 
 logger = logging.getLogger(__name__)
 
-ROOM_S = 60.0  # beyond the blocks: to start, warm up, score and report
-_STOP_S, _CLOSE_S = 30.0, 8.0  # what a stopped run has to report in; less when the server ends too
+ROOM_S = 60.0  # time beside the blocks: to start, warm up, score and report
+# Time for a stopped run to write its report; less if the server ends too.
+_STOP_S, _CLOSE_S = 30.0, 8.0
 _RENDER_S = 60.0
-_MOST_ENDED = 8  # runs of this process whose files are kept
-_LAST_WORDS = 2000
+_MAX_KEPT = 8  # runs of this process whose files are kept
+_TAIL_BYTES = 2000  # of standard error, searched for its last line
 _COMMAND = (sys.executable, "-m", "service.loadtest")
 
 
@@ -44,9 +46,9 @@ class Run:
     """One load test of this process.
 
     Attributes:
-        owner: name of the key that started it; empty where there are none.
-        planned_s: seconds of all its blocks, ``None`` if they count requests.
-        directory: of its files; they are the child's.
+        owner: name of the key that started it; empty if the server requires no keys.
+        planned_s: duration of all blocks; ``None`` if they end after a number of requests.
+        directory: holds the files that the child process writes.
     """
 
     id: str
@@ -63,22 +65,22 @@ class Run:
 
     @property
     def active(self) -> bool:
-        """Whether it measures, or writes what it has measured."""
+        """True while it measures or writes its results."""
         return self.state in ("running", "stopping")
 
     def progress(self) -> dict[str, Any]:
-        """What the child wrote of where it is; empty before it has."""
+        """The progress that the child process has written, or an empty dictionary."""
         return _read_json(self.directory / "progress.json") or {}
 
     def result_text(self) -> str | None:
-        """The result so far, as JSON."""
+        """The result so far as JSON text, or ``None``."""
         with contextlib.suppress(OSError):
             return (self.directory / "result.json").read_text(encoding="utf-8")
         return None
 
 
 class LoadTestRuns:
-    """Starts, watches and stops them; keeps what they measured in the store."""
+    """Starts, watches and stops load tests, and puts their results into the store."""
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
@@ -88,11 +90,11 @@ class LoadTestRuns:
 
     @property
     def current(self) -> Run | None:
-        """The one that runs, or ran last."""
+        """The load test that runs or ran last, or ``None``."""
         return next(reversed(self._runs.values()), None)
 
     def find(self, run_id: str) -> Run | None:
-        """One of this process."""
+        """The load test of this process with this id, or ``None``."""
         return self._runs.get(run_id)
 
     async def start(
@@ -106,21 +108,22 @@ class LoadTestRuns:
         planned_s: float | None,
         limit_s: float,
     ) -> Run:
-        """Start one with settings of :class:`service.loadtest.config.LoadTestSettings`.
+        """Start a load test.
 
         Args:
-            token: API key that it sends.
-            limit_s: it is stopped then.
+            settings: values of :class:`service.loadtest.config.LoadTestSettings` by name.
+            token: API key that the load test sends.
+            limit_s: time after which the load test is stopped.
 
         Raises:
-            OverloadedError: another one is running.
+            OverloadedError: another load test is running.
             ExportError: its files cannot be written.
         """
         last = self.current
         if last is not None and last.active:
             raise OverloadedError(
-                f"load test {last.id} is running, and there is one at a time: two would measure each other; "
-                f"wait, or stop it with DELETE /loadtests/{last.id}",
+                f"load test {last.id} is running, and only one can run at a time, because two would measure "
+                f"each other; wait for it, or stop it with DELETE /loadtests/{last.id}",
                 retry_after_s=max(5.0, last.planned_s or 0.0),
             )
         run_id = uuid.uuid4().hex[:12]
@@ -129,12 +132,12 @@ class LoadTestRuns:
         except OSError as error:
             raise ExportError(f"could not start a load test: {error.strerror}") from error
         run = Run(run_id, caller.name, directory, tuple(tags), planned_s)
-        self._runs[run_id] = run  # before anything is waited for, so that no second one slips in
+        self._runs[run_id] = run  # before the first await, so that no second one can start
         try:
             await asyncio.to_thread(_write_inputs, run, settings, prompts)
             run.process = await self._spawn(run, token)
         except BaseException as error:
-            run.state, run.message = "failed", "it could not be started"
+            run.state, run.message = "failed", "the process could not be started"
             if isinstance(error, OSError):
                 raise ExportError(f"could not start a load test: {error.strerror}") from error
             raise
@@ -143,17 +146,19 @@ class LoadTestRuns:
         return run
 
     def stop(self, run: Run, caller: Caller) -> None:
-        """Have it end now and report what was measured; returns at once.
+        """Ask a load test to end and to report what it has measured; returns at once.
 
         Raises:
             ForbiddenError: another key started it.
         """
         if not caller.is_admin and caller.name != run.owner:
-            raise ForbiddenError(f"load test {run.id} was started with another key")
+            raise ForbiddenError(
+                f"load test {run.id} was started with another key; only that key or an admin's can stop it"
+            )
         _ask_to_end(run)
 
     async def close(self) -> None:
-        """End what runs; it has some seconds to report. Nothing is left behind."""
+        """End all load tests, give them some seconds to report, and delete all files."""
         running = [run for run in self._runs.values() if run.watching is not None]
         for run in running:
             _ask_to_end(run, "the server was stopped")
@@ -169,10 +174,12 @@ class LoadTestRuns:
             self._root = None
 
     async def report(self, run_id: str, result: str) -> bytes:
-        """The HTML report: what the run itself wrote, else rendered once by a process, as plotly is heavy.
+        """The HTML report: the one that the run wrote, otherwise one rendered by a child process.
+
+        Rendering needs plotly, which would take the server's memory and time.
 
         Raises:
-            ExportError: it could not be rendered, or written.
+            ExportError: the report cannot be rendered or written.
         """
         try:
             return await self._report(run_id, result)
@@ -184,7 +191,7 @@ class LoadTestRuns:
         if own is not None and (own.directory / "report.html").is_file():
             return await asyncio.to_thread((own.directory / "report.html").read_bytes)
         directory = self._directory("reports")
-        # A run of the store may be continued under its id: its page is of this very result.
+        # A stored run may be continued under the same id, so the file name depends on the result too.
         page = directory / f"{run_id}-{hashlib.sha256(result.encode()).hexdigest()[:16]}.html"
         async with self._rendering:
             if not page.is_file():
@@ -199,15 +206,18 @@ class LoadTestRuns:
 
     async def _render(self, source: Path, page: Path) -> None:
         process = await asyncio.create_subprocess_exec(
-            *_COMMAND, "show", str(source), "--html", str(page),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE, env=_environment(None), start_new_session=True,
-        )  # fmt: skip
+            *[*_COMMAND, "show", str(source), "--html", str(page)],
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=_environment(None),
+            start_new_session=True,
+        )
         try:
             async with asyncio.timeout(_RENDER_S):
                 _, said = await process.communicate()
         except TimeoutError:
-            said = b"it took too long"
+            said = f"it took longer than {_RENDER_S:g} s".encode()
         finally:
             if process.returncode is None:
                 process.kill()
@@ -218,13 +228,16 @@ class LoadTestRuns:
     async def _spawn(self, run: Run, token: str | None) -> asyncio.subprocess.Process:
         with (run.directory / "stderr").open("wb") as stderr:
             return await asyncio.create_subprocess_exec(
-                *_COMMAND, "run", "--config", str(run.directory / "settings.toml"),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=stderr,
-                env=_environment(token), start_new_session=True,
-            )  # fmt: skip
+                *[*_COMMAND, "run", "--config", str(run.directory / "settings.toml")],
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=stderr,
+                env=_environment(token),
+                start_new_session=True,
+            )
 
     async def _watch(self, run: Run, limit_s: float) -> None:
-        """Until it has ended, by itself or not; then keep what there is."""
+        """Wait until the process ends, stop it when asked or after ``limit_s``, and keep its result."""
         process = run.process
         assert process is not None
         assert process.stdin is not None
@@ -233,7 +246,7 @@ class LoadTestRuns:
         asked.cancel()
         if not ended.done():
             _ask_to_end(run, f"it took longer than {limit_s:g} s")
-            process.stdin.close()  # what stops a supervised load test, as Ctrl-C would
+            process.stdin.close()  # stops a supervised load test, as Ctrl-C would
             await asyncio.wait([ended], timeout=_STOP_S)
         if not ended.done():
             process.kill()
@@ -242,7 +255,7 @@ class LoadTestRuns:
         try:
             await self._conclude(run, code)
         finally:
-            if run.active:  # what nobody foresaw must not keep the next one from being started
+            if run.active:  # an unexpected error must not block the next load test
                 run.state = "failed"
 
     async def _conclude(self, run: Run, code: int) -> None:
@@ -252,7 +265,9 @@ class LoadTestRuns:
             run.message = _last_line(await asyncio.to_thread(_read_bytes, run.directory / "stderr"))
             logger.warning("load test %s failed (status %d): %s", run.id, code, run.message)
         elif stopped and text is None:
-            run.message = "; ".join(filter(None, [run.message, "nothing was measured by then"]))
+            run.message = "; ".join(
+                filter(None, [run.message, "nothing had been measured by then"])
+            )
         if text is not None and self._store.where is not None:
             await self._keep(run, text)
         run.state = "finished" if code == 0 else "stopped" if stopped else "failed"
@@ -264,15 +279,15 @@ class LoadTestRuns:
         try:
             result = await asyncio.to_thread(json.loads, text)
             await self._store.use(lambda opened: add_run(opened, result, run.tags))
-        except StoreError as error:  # nobody waits for this; the run itself is still here
-            run.message = f"it is not in the store: {error}"
+        except StoreError as error:  # the files of the run are still here
+            run.message = f"the result could not be stored: {error}"
             logger.warning("load test %s: %s", run.id, run.message)
 
     def _directory(self, name: str) -> Path:
-        """One of ours, made anew where something that tidies up (systemd-tmpfiles, say) took it away.
+        """A directory of ours by its name, created again if a cleaner such as systemd-tmpfiles removed it.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: it cannot be created.
         """
         if self._root is None or not _is_ours(self._root):
             self._root = Path(tempfile.mkdtemp(prefix="vbon-loadtests-"))
@@ -281,13 +296,16 @@ class LoadTestRuns:
         return path
 
     def _forget_old(self) -> None:
-        for run in list(self._runs.values())[:-_MOST_ENDED]:
+        for run in list(self._runs.values())[:-_MAX_KEPT]:
             del self._runs[run.id]
             shutil.rmtree(run.directory, ignore_errors=True)
 
 
 def _environment(token: str | None) -> dict[str, str]:
-    """Ours without what is meant for this service alone; the key is in nobody's list of processes."""
+    """This process's environment without the settings of the service.
+
+    The key is passed here, because everyone can read the arguments of a process.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("VBON_")}
     kept["OMP_NUM_THREADS"] = "1"
     return kept | ({} if token is None else {REMOTE_API_KEY: token})
@@ -306,15 +324,18 @@ def _write_inputs(run: Run, settings: Mapping[str, Any], prompts: Sequence[str] 
 
 
 def _toml(value: Any) -> str:
-    """Numbers, truth values, strings and lists of them, which are written alike in JSON and TOML.
+    """A number, truth value, string or list of these in TOML, which writes them as JSON does.
 
-    All but two things: TOML knows no surrogate pairs, and wants U+007F escaped.
+    There are two differences: TOML has no surrogate pairs, and requires U+007F to be escaped.
     """
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _is_ours(root: Path) -> bool:
-    """Whether it is still there, and no other's: a name in /tmp that is free again anybody may take."""
+    """True if the directory exists and belongs to this user.
+
+    Once it has been removed, any user may create a directory of the same name in /tmp.
+    """
     try:
         found = root.lstat()
     except OSError:
@@ -330,7 +351,7 @@ def _ask_to_end(run: Run, why: str | None = None) -> None:
 
 def _drop_oldest(directory: Path) -> None:
     pages = sorted(directory.glob("*.html"), key=lambda page: page.stat().st_mtime)
-    for page in pages[: 1 - _MOST_ENDED]:
+    for page in pages[: 1 - _MAX_KEPT]:
         page.unlink(missing_ok=True)
 
 
@@ -349,10 +370,10 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _last_line(said: bytes) -> str:
-    lines = said[-_LAST_WORDS:].decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "it said nothing"
+    lines = said[-_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("error: ") if lines else "it printed no error"
 
 
 def not_here(run_id: str) -> NotFoundError:
-    """For a run that neither this process nor the store has."""
-    return NotFoundError(f"there is no load test {run_id!r} here")
+    """The error for a load test that neither this process nor the store has."""
+    return NotFoundError(f"load test {run_id!r} does not exist on this server")

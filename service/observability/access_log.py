@@ -1,4 +1,4 @@
-"""One log record for each request that has ended."""
+"""Access log: one log record for each request, written when it ends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _METHODS = frozenset(HTTPMethod)
 class AccessLogMiddleware:
     """Logs method, route, status, duration, mode, key and tokens; probes only at level debug.
 
-    The route and not the path, the methods that HTTP knows and no other: what a client makes up stays out
-    of the log, but for an id that :class:`service.http.middleware.RequestIdMiddleware` has looked at.
+    The log has the route, not the path, and only methods that HTTP defines. So nothing that a client makes
+    up reaches the log, except a request id, whose characters ``RequestIdMiddleware`` has checked.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Pass the request on and log it when it ends."""
         request = current_request.get()
         level = logging.DEBUG if scope.get("path") in PROBES else logging.INFO
         if scope["type"] != "http" or request is None or not logger.isEnabledFor(level):
@@ -40,13 +40,13 @@ class AccessLogMiddleware:
 
 
 def route_of(scope: Scope) -> str | None:
-    """The template of the route that took a request, such as ``/v1/models/{model}``; none did: ``None``."""
+    """The path template of the route that matched, such as ``/v1/models/{model}``, or ``None``."""
     route = scope.get("route")
     return None if route is None else str(route.path)
 
 
 def method_of(scope: Scope) -> str | None:
-    """The request's method; ``None`` for one that HTTP does not know."""
+    """The request's method, or ``None`` if HTTP does not define it."""
     return scope["method"] if scope["method"] in _METHODS else None
 
 

@@ -1,4 +1,4 @@
-"""How log records look, text or JSON, each with the id of the request it was made in."""
+"""Log formats, text and JSON. Each record has the id of the request in which it was made."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 from service.context.request_context import current_request
 from service.settings import ServiceSettings
 
-_encode = json.JSONEncoder(default=str).encode  # json.dumps would make one for each record
+_encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each record
 _VLLM_CONFIG = Path(__file__).with_name("vllm_logging.json")
 
 
 class TextFormatter(logging.Formatter):
-    """``TIME LEVEL LOGGER: [REQUEST ID] MESSAGE``; no brackets outside of requests."""
+    """``TIME LEVEL LOGGER: [REQUEST ID] MESSAGE FIELDS``; without brackets outside of requests."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line, before any traceback."""
+        """Format the first line, before any traceback."""
         if request_id := _request_id():
             record.message = f"[{request_id}] {record.message}"
         words = [f"{name}={value}" for name, value in _fields(record).items() if value is not None]
@@ -34,12 +34,12 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     """One JSON object a line.
 
-    Only what is named here is written: libraries that hang things of their own on a record, which a
-    formatter of all attributes would print, cannot bring a prompt into the log.
+    Only the members named here are written. Some libraries attach attributes to log records, which could hold
+    a prompt, so attributes are not written unless they come from :func:`with_fields`.
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Without ``request_id`` outside of requests and ``exception`` where there is none."""
+        """Format a record; ``request_id`` and ``exception`` are left out if there is none."""
         line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
@@ -57,12 +57,15 @@ class JsonFormatter(logging.Formatter):
 def with_fields(
     **fields: str | int | float | None,
 ) -> dict[str, dict[str, str | int | float | None]]:
-    """``extra`` of a record that has more to say than a sentence: members of the JSON, words of a text."""
+    """Argument ``extra`` of a log call, for values beside the message.
+
+    They become members of a JSON line, or ``name=value`` at the end of a text line.
+    """
     return {"fields": fields}
 
 
 def set_up_logs(settings: ServiceSettings) -> None:
-    """Send this process's records, uvicorn's and vLLM's too, to standard error in the format asked for."""
+    """Send all log records, uvicorn's and vLLM's too, to standard error in the configured format."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
@@ -74,8 +77,8 @@ def set_up_logs(settings: ServiceSettings) -> None:
 
 
 def _set_up_workers() -> None:
-    """Engines and reward workers are processes of their own, which know only the environment."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are no JSON
+    """Configure engines and reward workers through the environment: they are other processes."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars are not JSON
     if os.environ.get("VLLM_CONFIGURE_LOGGING", "1") != "0":
         os.environ.setdefault("VLLM_LOGGING_CONFIG_PATH", str(_VLLM_CONFIG))
 

@@ -1,8 +1,8 @@
-"""A request as OpenTelemetry spans: itself, and what each of its prompts went through.
+"""OpenTelemetry spans of a request and of the stages of each of its prompts.
 
-The children are made when the request has ended, from moments that are taken down anyway
-(:class:`service.context.request_context.PromptProgress`), so nothing on the way is wrapped. No span holds
-prompts or answers.
+The spans of the stages are made when the request ends, from times that are recorded anyway
+(:class:`service.context.request_context.PromptProgress`), so the serving path needs no wrappers. No span
+holds prompts or answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PATH = "/v1/traces"
 
 
 class Tracing:
-    """Makes spans and hands them to a processor; a provider of its own, apart from vLLM's."""
+    """Makes spans and passes them to a processor, with a tracer provider separate from vLLM's."""
 
     def __init__(self, processor: SpanProcessor) -> None:
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
@@ -48,15 +48,16 @@ class Tracing:
         self.tracer = self._provider.get_tracer("vbon", __version__)
 
     async def stop(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         await asyncio.to_thread(self._provider.shutdown)
 
 
 def otlp_tracing(endpoint: str | None) -> Tracing:
-    """Spans in batches to a collector over OTLP/HTTP; the standard variables say the rest.
+    """Send spans in batches to a collector over OTLP/HTTP, configured by the standard variables.
 
     Args:
-        endpoint: without a path, the standard one is added; ``None`` leaves it to the variables.
+        endpoint: URL of the collector; the standard path is added if it has none. ``None`` takes the
+            endpoint from the standard variables.
     """
     if endpoint is not None and urlsplit(endpoint).path in ("", "/"):
         endpoint = endpoint.rstrip("/") + _PATH
@@ -64,19 +65,22 @@ def otlp_tracing(endpoint: str | None) -> Tracing:
 
 
 class TracingMiddleware:
-    """A span for each request but probes, below the client's where it sends a ``traceparent``."""
+    """Makes a span for each request except probes.
+
+    It is a child of the client's span if the client sends ``traceparent``.
+    """
 
     def __init__(self, app: ASGIApp, *, tracing: Tracing) -> None:
         self._app = app
         self._tracer = tracing.tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Pass the request on within a span, and add the spans of its prompts when it ends."""
         request = current_request.get()
         if scope["type"] != "http" or request is None or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
-        # The span begins before its name is known: what is asked of other servers names it as parent.
+        # The span starts before its name is known, because requests to other servers name it as their parent.
         span = self._tracer.start_span(
             "HTTP", context=_parent(scope), kind=SpanKind.SERVER, start_time=time_ns()
         )
@@ -109,7 +113,7 @@ class TracingMiddleware:
 
 
 class _Clock:
-    """``perf_counter`` seconds as nanoseconds since 1970, by one reading of both."""
+    """Converts ``perf_counter`` seconds to nanoseconds since 1970, from one reading of both clocks."""
 
     def __init__(self) -> None:
         self._offset_ns = time_ns() - int(perf_counter() * 1e9)
@@ -119,9 +123,9 @@ class _Clock:
 
 
 def _stages(prompt: PromptProgress) -> Iterator[tuple[str, float, float | None]]:
-    """Name, begin and end of each stage that a prompt got into; ``None``: it did not get out of it.
+    """Name, start and end of each stage that a prompt reached; the end is ``None`` if it did not finish it.
 
-    Without an answer nobody knows when decoding ended, so ``decode`` tells what went wrong in reranking too.
+    Without an answer the end of decoding is unknown, so an error in reranking appears in ``decode`` too.
     """
     yield "encode", prompt.arrived_s, prompt.encoded_s
     if prompt.encoded_s is None:
@@ -172,7 +176,7 @@ def _describe(span: Span, scope: Scope, request: RequestContext) -> None:
 
 
 def _generation(route: str | None, request: RequestContext) -> Attributes:
-    """By OpenTelemetry's conventions for generative AI, as far as they go; sums over all prompts."""
+    """Attributes by OpenTelemetry's conventions for generative AI, where they exist; sums over prompts."""
     prompts, first = request.prompts, request.prompts[0]
     policies = list(dict.fromkeys(prompt.policy for prompt in prompts))
     return {
@@ -193,7 +197,11 @@ def _generation(route: str | None, request: RequestContext) -> Attributes:
 
 
 def _fail(span: Span, error: str, *, ours: bool = True) -> None:
-    """By the conventions a server's span is in error only where the client did nothing wrong."""
+    """Mark a span as failed.
+
+    Args:
+        ours: ``False`` if the client caused the error: the conventions then do not set a server's status.
+    """
     span.set_attribute("error.type", error)
     if ours:
         span.set_status(Status(StatusCode.ERROR))
@@ -205,7 +213,7 @@ def _parent(scope: Scope) -> Context:
 
 
 def _resource() -> Resource:
-    """The standard variables win."""
+    """The service as a resource; the standard variables take precedence."""
     named = "OTEL_SERVICE_NAME" in os.environ
     named |= SERVICE_NAME in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
     attributes = {SERVICE_VERSION: __version__} | ({} if named else {SERVICE_NAME: "vbon"})

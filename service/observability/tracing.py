@@ -1,4 +1,4 @@
-"""Whether requests are traced, and to where; what it takes is imported only if they are."""
+"""Opens tracing if it is configured. OpenTelemetry is imported only then."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT
 def open_tracing(
     settings: OtelSettings, environment: Mapping[str, str] = os.environ
 ) -> Tracing | None:
-    """Traces to the endpoint of the settings, else of the standard variables; else none.
+    """Tracing to the endpoint in the settings or, without one, in the standard variables; else ``None``.
 
     Raises:
-        InvalidInputError: the settings ask for traces and the packages are not installed.
+        InvalidInputError: the settings have an endpoint but OpenTelemetry is not installed.
     """
     if not _wanted(settings, environment):
         return None
     try:
         from service.observability.otel_spans import otlp_tracing
     except ImportError as error:
-        message = 'traces need OpenTelemetry: pip install "vbon[otel]"'
+        message = 'traces require OpenTelemetry: pip install "vbon[otel]"'
         if settings.endpoint is None:
             logger.warning("%s; the OTEL_ variables are ignored", message)
             return None

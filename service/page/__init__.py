@@ -1,8 +1,8 @@
-"""The pages at ``/`` and ``/docs``: their files, and what a browser may do with them.
+"""Files of the pages at ``/`` and ``/docs``, and the content security policy of those pages.
 
-Plain ES modules and one style sheet, served as they lie in ``static/``; nothing comes from another host.
-The files a request may name are those found there when the first one asks, so no path is ever made of
-what a request says.
+The files are plain ES modules and style sheets, served unchanged from ``static/``; nothing is loaded from
+another host. A request can only name files that were listed when the first request came, so no path is ever
+built from a request.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ STATIC = Path(__file__).parent / "static"
 INDEX, DOCS = "index.html", "docs.html"
 DOCUMENTS = frozenset({INDEX, DOCS})
 PLOTLY = "plotly.min.js"
-# Libraries are served from the packages they come with: (package, folder of it, file).
+# Libraries are served from the packages that contain them: (package, folder, file).
 _LIBRARIES = {
     PLOTLY: ("plotly", "package_data", PLOTLY),
     "swagger-ui-bundle.js": ("fastapi_offline", "static", "swagger-ui-bundle.js"),
     "swagger-ui.css": ("fastapi_offline", "static", "swagger-ui.css"),
 }
 
-# plotly adds one empty <style> and fills it through the DOM, and one for maps, which come with it: the
-# hashes are those of no text at all and of plotly 6.9's style of maps (where another version's is refused, a
-# browser says so in its console, and nothing else differs). Its camera button makes a picture as a blob.
+# plotly inserts two <style> elements: an empty one, which it fills through the DOM, and one for maps. The two
+# hashes are those of the empty text and of the style for maps in plotly 6.9. With another version the browser
+# rejects the style for maps and reports that in its console, without other effects. Plotly's camera button
+# makes an image as a blob.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; "
     "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' "
@@ -37,16 +38,16 @@ PAGE_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _TYPES = {".js": "text/javascript", ".svg": "image/svg+xml"}
-_WORTH_PACKING = 1024
+_MIN_PACKED_BYTES = 1024  # smaller files are not compressed
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A file as it is sent.
+    """A file, ready to be sent.
 
     Attributes:
-        etag: weak, since it stands for the packed and the plain form alike.
-        packed: gzip; ``None`` where that saves nothing.
+        etag: a weak one, because the compressed and the plain form share it.
+        packed: the file compressed by gzip, or ``None`` if it is small.
     """
 
     content: bytes
@@ -58,7 +59,7 @@ class Asset:
 
 @cache
 def page_files() -> dict[str, Path]:
-    """Every file of the page under the name a request gives it."""
+    """All files of the page by the name that a request gives."""
     found = {
         path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()
     }
@@ -67,21 +68,24 @@ def page_files() -> dict[str, Path]:
 
 @cache
 def read_asset(name: str) -> Asset:
-    """One of ``page_files``; read and packed the first time, which takes a while: call it in a thread."""
+    """One of ``page_files``.
+
+    The first call reads and compresses the file, which takes a second for plotly: call it in a thread.
+    """
     path = page_files()[name]
     content = path.read_bytes()
-    packed = gzip.compress(content, mtime=0) if len(content) > _WORTH_PACKING else None
+    packed = gzip.compress(content, mtime=0) if len(content) > _MIN_PACKED_BYTES else None
     kind = _TYPES.get(path.suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
     if kind.startswith("text/"):
         kind += "; charset=utf-8"
-    # Modules import each other by plain names, so a browser has to ask whether they are still the same.
+    # Modules import each other by names without a version, so a browser has to check them on each visit.
     caching = "public, max-age=86400" if name in _LIBRARIES else "no-cache"
     etag = f'W/"{hashlib.sha256(content).hexdigest()[:32]}"'
     return Asset(content, packed, kind, etag, caching)
 
 
 def _library(name: str) -> Path | None:
-    """Where it lies, found without importing its package; nothing where that is not installed."""
+    """Path of a library, found without importing its package; ``None`` if it is not installed."""
     package, *parts = _LIBRARIES[name]
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:

@@ -1,4 +1,4 @@
-"""Where load tests and people's preferences are kept: SQLite by default, PostgreSQL by URL, one code path."""
+"""Store of load tests and preferences: SQLite by default, PostgreSQL by URL, with the same code."""
 
 from service.store.database import Store, open_store
 from service.store.preferences import (

@@ -1,4 +1,4 @@
-"""The store as the service uses it: opened when first needed, worked in threads."""
+"""The store for use on the event loop: it opens on first use and works in threads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ T = TypeVar("T")
 
 
 class AsyncStore:
-    """Runs and preferences, off the event loop.
+    """Load tests and preferences, read and written off the event loop.
 
-    Opened late, so that a service nobody asks for records makes no file.
+    The store opens on first use, so a service that never uses it creates no file.
+
+    Attributes:
+        where: a file or a database URL; ``None`` if nothing is stored.
     """
 
     def __init__(self, where: str | None) -> None:
@@ -26,15 +29,15 @@ class AsyncStore:
         self._opening = asyncio.Lock()
 
     async def use(self, work: Callable[[Store], T]) -> T:
-        """What ``work`` makes of the store, in a thread.
+        """Run ``work`` with the open store in a thread and return its result.
 
         Raises:
-            NotFoundError: the service keeps none.
-            StoreError: it cannot be opened or used.
+            NotFoundError: the service has no store.
+            StoreError: the store cannot be opened or used.
         """
         if self.where is None:
             raise NotFoundError(
-                "this service keeps no records; start it with --store FILE or a URL"
+                "this service has no store; start it with --store FILE or --store URL"
             )
         async with self._opening:
             if self._store is None:
@@ -42,7 +45,7 @@ class AsyncStore:
         return await asyncio.to_thread(work, self._store)
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close the store if it is open."""
         if self._store is not None:
             self._store.close()
             self._store = None

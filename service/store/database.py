@@ -1,4 +1,4 @@
-"""Opens a store and brings its tables up to date."""
+"""Opens a store and migrates its tables."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from sqlalchemy.orm import Session
 from vbon.errors import VbonError
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
-_LOCK = 4_207_120_570_064_057  # PostgreSQL: any number that others do not use
+_LOCK = 4_207_120_570_064_057  # of PostgreSQL; an arbitrary number that no other program uses
 _BUSY_S = 30
 _WRONG_URL = (
-    "the store is no SQLite file or database URL: give a file's path or a URL like "
+    "the store is neither a SQLite file nor a database URL; give a file's path or a URL like "
     "postgresql+psycopg://user@host:5432/db, with @, / and : in a password percent-encoded"
 )
-_MIGRATING = threading.Lock()  # alembic keeps its context in its module
+_MIGRATING = threading.Lock()  # alembic keeps its context in a module variable
 
 
 class StoreError(VbonError):
-    """The store cannot be opened, or not be used; says which and why."""
+    """The store cannot be opened or used; the message says why."""
 
 
 class Store:
-    """An open store; safe to share between threads, each using sessions of its own."""
+    """An open store. Threads may share it; each uses sessions of its own."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """A transaction: committed at the end of the block, rolled back if it raises.
+        """A transaction, committed at the end of the block and rolled back if the block raises.
 
         Raises:
-            StoreError: the database refused.
+            StoreError: the database reported an error.
         """
         try:
             with Session(self._engine, expire_on_commit=False) as session, session.begin():
@@ -51,12 +51,12 @@ class Store:
             raise StoreError(f"the store failed: {_said(error)}") from error
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close all connections."""
         self._engine.dispose()
 
 
 def open_store(where: str) -> Store:
-    """Open a SQLite file (made if there is none) or a database URL, and migrate it.
+    """Open a SQLite file, which is created if it does not exist, or a database URL, and migrate it.
 
     Raises:
         StoreError: the URL is wrong, its driver is not installed, or the database cannot be used.
@@ -65,13 +65,12 @@ def open_store(where: str) -> Store:
     try:
         parsed = make_url(url)
         if "@" in (parsed.host or ""):
-            raise ValueError  # the rest of a password
+            raise ValueError  # part of a password that is not percent-encoded
         options = {"timeout": _BUSY_S} if parsed.get_backend_name() == "sqlite" else {}
         engine = create_engine(parsed, connect_args=options, pool_pre_ping=True)
     except (ArgumentError, NoSuchModuleError, ValueError):
-        raise StoreError(
-            _WRONG_URL
-        ) from None  # both the URL and what is said of it may tell its password
+        # The URL and the error about it may contain the password, so neither is repeated.
+        raise StoreError(_WRONG_URL) from None
     except ImportError as error:
         raise StoreError(
             f"the driver of {parsed.drivername} is not installed ({error}); for PostgreSQL: "
@@ -90,21 +89,21 @@ def open_store(where: str) -> Store:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    """Whole transactions, table changes included, and foreign keys, as elsewhere."""
+    """Make SQLite behave like other databases: transactions cover table changes, foreign keys hold."""
 
     @event.listens_for(engine, "connect")
     def _connected(connection: object, _: object) -> None:
-        connection.isolation_level = None  # type: ignore[attr-defined]  # we begin transactions
+        connection.isolation_level = None  # type: ignore[attr-defined]  # SQLAlchemy begins transactions
         connection.execute("PRAGMA foreign_keys=ON")  # type: ignore[attr-defined]
 
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
-        # At once for writing: two processes that both read first could not both go on to write.
+        # Lock for writing at once: if two processes both read first, one of them could not write afterwards.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables to this version's state; one process at a time, and one thread of it."""
+    """Migrate the tables to this version; processes and threads take turns."""
     config = migration_config()
     head = ScriptDirectory.from_config(config).get_current_head()
     with _MIGRATING, engine.begin() as connection:
@@ -117,7 +116,7 @@ def migrate(engine: Engine) -> None:
 
 
 def migration_config() -> Config:
-    """Alembic's configuration, with the migrations of this package."""
+    """Alembic's configuration with this package's migrations."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     return config

@@ -1,4 +1,4 @@
-"""Blind preferences: which of two answers people like better, beside what the reward model says."""
+"""Blind preferences: which of two answers people prefer, beside what the reward model prefers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCORE = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One of the two answers; ``reward`` is ``None`` where it was not scored."""
+    """One of the two answers; ``reward`` is ``None`` if it was not scored."""
 
     mode: str
     n: int
@@ -40,11 +40,11 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class HumanWinRate:
-    """One mode and N against another, over all verdicts.
+    """The verdicts on one mode and N against another.
 
     Attributes:
-        win_rate: share of verdicts won, ties 1/2, with its 95% interval over verdicts.
-        reward_win_rate: the same pairs by the reward model; ``None`` where none was scored on both sides.
+        win_rate: share of verdicts won, ties counting 1/2, with its 95% interval over verdicts.
+        reward_win_rate: the same by the reward model; ``None`` if no pair was scored on both sides.
     """
 
     mode: str
@@ -59,22 +59,30 @@ class HumanWinRate:
 
 
 def add_preference(store: Store, preference: Preference) -> int:
-    """Keep a verdict; its id.
+    """Store a verdict; return its id.
 
     Raises:
-        ValueError: both answers are of the same mode and N, which tells nothing.
-        StoreError: the database refused.
+        ValueError: both answers are of the same mode and N, so the verdict compares nothing.
+        StoreError: the database reported an error.
     """
     a, b = preference.a, preference.b
     if (a.mode, a.n) == (b.mode, b.n):
-        raise ValueError(f"both answers are {a.mode} with N = {a.n}")
+        raise ValueError(
+            f"both answers are of mode {a.mode} with N = {a.n}, so the verdict compares nothing"
+        )
     row = PreferenceRow(
         created=datetime.now(UTC),
         prompt=preference.prompt,
-        mode_a=a.mode, n_a=a.n, answer_a=a.text, reward_a=a.reward,
-        mode_b=b.mode, n_b=b.n, answer_b=b.text, reward_b=b.reward,
+        mode_a=a.mode,
+        n_a=a.n,
+        answer_a=a.text,
+        reward_a=a.reward,
+        mode_b=b.mode,
+        n_b=b.n,
+        answer_b=b.text,
+        reward_b=b.reward,
         winner=preference.winner,
-    )  # fmt: skip
+    )
     with store.session() as session:
         session.add(row)
         session.flush()
@@ -85,7 +93,7 @@ Key = tuple[str, int]
 
 
 def human_win_rates(store: Store) -> list[HumanWinRate]:
-    """A line a pair of modes, whichever side each was shown on; those judged most often first."""
+    """Win rates of each pair of modes, whichever side each was shown on; most verdicts first."""
     verdicts: dict[tuple[Key, Key], list[float]] = defaultdict(list)
     rewards: dict[tuple[Key, Key], list[float]] = defaultdict(list)
     with store.session() as session:

@@ -1,4 +1,4 @@
-"""Load tests in the store."""
+"""Load tests in the store: add, list, find and tag them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TAG = 64
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """A run without its figures; ``headline`` is its decision's first sentence."""
+    """A run without its result; ``headline`` is the first sentence of its decision."""
 
     id: str
     created: datetime
@@ -28,12 +28,12 @@ class RunSummary:
 
 
 def add_run(store: Store, result: dict[str, Any], tags: Sequence[str] = ()) -> None:
-    """Keep a result, as :class:`service.loadtest.schema.LoadTestResult` dumps it to JSON.
+    """Store a result, in the JSON form of :class:`service.loadtest.schema.LoadTestResult`.
 
-    One of the same id (a continued run) is replaced; its tags stay.
+    A stored run of the same id, which was continued, is replaced and keeps its tags.
 
     Raises:
-        StoreError: the database refused.
+        StoreError: the database reported an error.
     """
     with store.session() as session:
         row = session.get(RunRow, result["id"])
@@ -51,7 +51,7 @@ def add_run(store: Store, result: dict[str, Any], tags: Sequence[str] = ()) -> N
 def list_runs(
     store: Store, *, tag: str | None = None, limit: int | None = None
 ) -> list[RunSummary]:
-    """Newest first, those with a tag if one is given."""
+    """The newest runs first; only those with ``tag``, if given."""
     query = select(RunRow).options(defer(RunRow.result)).order_by(RunRow.created.desc(), RunRow.id)
     if tag is not None:
         query = query.where(RunRow.tags.any(TagRow.tag == tag))
@@ -60,10 +60,10 @@ def list_runs(
 
 
 def find_run(store: Store, run: str) -> tuple[RunSummary, dict[str, Any]]:
-    """A run and its result, by its id, the beginning of it, or a tag (the newest run that has it).
+    """A run and its result by its id, the start of its id, or a tag (then the newest run with the tag).
 
     Raises:
-        StoreError: there is none, or several ids begin so.
+        StoreError: no run matches, or several ids start this way.
     """
     with store.session() as session:
         row = _find(session, run)
@@ -71,10 +71,10 @@ def find_run(store: Store, run: str) -> tuple[RunSummary, dict[str, Any]]:
 
 
 def get_run(store: Store, run_id: str) -> dict[str, Any] | None:
-    """The result of the run with exactly this id, if there is one.
+    """The result of the run with exactly this id, or ``None``.
 
     Raises:
-        StoreError: the database refused.
+        StoreError: the database reported an error.
     """
     with store.session() as session:
         row = session.get(RunRow, run_id)
@@ -82,10 +82,10 @@ def get_run(store: Store, run_id: str) -> dict[str, Any] | None:
 
 
 def newest_results(store: Store, limit: int) -> list[dict[str, Any]]:
-    """Whole results, newest first.
+    """The results of the newest runs, newest first.
 
     Raises:
-        StoreError: the database refused.
+        StoreError: the database reported an error.
     """
     query = select(RunRow.result).order_by(RunRow.created.desc(), RunRow.id).limit(limit)
     with store.session() as session:
@@ -93,10 +93,10 @@ def newest_results(store: Store, limit: int) -> list[dict[str, Any]]:
 
 
 def tag_run(store: Store, run: str, tags: Sequence[str], *, remove: bool = False) -> RunSummary:
-    """Put tags on a run, or take them off.
+    """Add tags to a run, or remove them.
 
     Raises:
-        StoreError: no such run, or a tag that is empty or too long.
+        StoreError: no run matches, or a tag is empty or too long.
     """
     with store.session() as session:
         row = _find(session, run)
@@ -111,13 +111,13 @@ def _find(session: Session, run: str) -> RunRow:
     begin = select(RunRow).where(RunRow.id.startswith(run, autoescape=True)).limit(2)
     found = list(session.scalars(begin)) if run else []
     if len(found) > 1:
-        raise StoreError(f"several runs begin with {run!r}; give more of the id")
+        raise StoreError(f"several runs have an id that starts with {run!r}; give more of the id")
     if found:
         return found[0]
     tagged = select(RunRow).where(RunRow.tags.any(TagRow.tag == run))
     newest = session.scalars(tagged.order_by(RunRow.created.desc()).limit(1)).first()
     if newest is None:
-        raise StoreError(f"the store has no run {run!r}, neither by id nor by tag")
+        raise StoreError(f"the store has no run with id or tag {run!r}")
     return newest
 
 
@@ -130,7 +130,7 @@ def _add_tags(row: RunRow, tags: Sequence[str]) -> None:
 
 
 def _summary(row: RunRow) -> RunSummary:
-    # SQLite keeps no time zone; what is written is UTC.
+    # SQLite stores no time zone. All times are written in UTC.
     created = row.created if row.created.tzinfo else row.created.replace(tzinfo=UTC)
     tags = tuple(sorted(one.tag for one in row.tags))
     return RunSummary(row.id, created, row.url, row.headline, tags)

@@ -1,4 +1,4 @@
-"""The tables. A change here needs a migration in ``migrations/versions``; a test holds both together."""
+"""The tables. A change here needs a migration in ``migrations/versions``; a test compares the two."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, DateTime, Float, ForeignKey, Index, Integer, MetaData, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
-# Names that do not depend on the database, so that migrations can name what they change.
+# Names of constraints that do not depend on the database, so that migrations can refer to them.
 _NAMES = {
     "ix": "ix_%(column_0_label)s",
     "uq": "uq_%(table_name)s_%(column_0_name)s",
@@ -18,7 +18,7 @@ _NAMES = {
 
 
 class Base(DeclarativeBase):
-    """All tables."""
+    """Base class of all tables."""
 
     metadata = MetaData(naming_convention=_NAMES)
 
@@ -40,7 +40,7 @@ class RunRow(Base):
 
 
 class TagRow(Base):
-    """A word on a run."""
+    """A tag of a run."""
 
     __tablename__ = "run_tag"
 
@@ -49,7 +49,7 @@ class TagRow(Base):
 
 
 class PreferenceRow(Base):
-    """Which of two answers a person preferred without knowing whose they were."""
+    """A verdict: the answer that a person preferred without knowing which mode wrote it."""
 
     __tablename__ = "preference"
     __table_args__ = (Index("ix_preference_modes", "mode_a", "mode_b"),)

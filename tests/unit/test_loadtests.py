@@ -176,8 +176,8 @@ async def test_a_directory_that_was_tidied_away_is_made_anew(
         shutil.rmtree(run.directory.parent)
         assert run.watching is not None
         await run.watching
-        assert (run.state, run.message) == ("failed", "it said nothing")
-    with pytest.raises(ExportError, match="the report could not be made: it said nothing"):
+        assert (run.state, run.message) == ("failed", "it printed no error")
+    with pytest.raises(ExportError, match="the report could not be made: it printed no error"):
         await runs.report("0123456789ab", "{}")
     root = runs._root
     assert root is not None

@@ -135,7 +135,7 @@ def test_human_win_rates_count_both_sides(store: Store) -> None:
     assert first.reward_win_rate.mean == 1.0
     assert (second.mode, second.against, second.wins) == ("bon", "ref", 1)
     assert second.reward_win_rate is None
-    with pytest.raises(ValueError, match="both answers are bon"):
+    with pytest.raises(ValueError, match="both answers are of mode bon"):
         add_preference(store, Preference("p", bon, bon, "a"))
 
 
@@ -172,7 +172,7 @@ def test_the_tables_can_be_written_for_postgresql() -> None:
 
 @pytest.mark.parametrize(
     ("where", "words"),
-    [("nonsense://x", "no SQLite file"), ("postgresql+nodriver://x", "no SQLite file"),
+    [("nonsense://x", "neither a SQLite file"), ("postgresql+nodriver://x", "neither a SQLite file"),
      ("/nowhere/at/all/runs.db", "cannot use the store")],
 )  # fmt: skip
 def test_a_store_that_cannot_be_opened_says_why(where: str, words: str) -> None:
@@ -194,7 +194,9 @@ def test_passwords_are_not_told() -> None:
      "postgresql+psycopg://db:s3cret/x"],
 )  # fmt: skip
 def test_a_wrong_url_is_not_repeated(where: str) -> None:
-    with pytest.raises(StoreError, match=r"no SQLite file.*postgresql\+psycopg://user@") as caught:
+    with pytest.raises(
+        StoreError, match=r"neither a SQLite file.*postgresql\+psycopg://user@"
+    ) as caught:
         open_store(where)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 

@@ -1,1 +1,1 @@
-"""Alembic's migrations of the store. ``env.py`` runs them on the connection that :mod:`..database` gives."""
+"""Alembic migrations of the store; ``env.py`` runs them on the connection that ``database.py`` opens."""

@@ -1,4 +1,4 @@
-"""Runs, their tags, and preferences."""
+"""Tables of runs, their tags, and preferences."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Create the tables."""
     op.create_table(
         "run",
         sa.Column("id", sa.String(32), nullable=False),
@@ -52,7 +52,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop them."""
+    """Drop the tables."""
     op.drop_table("preference")
     op.drop_table("run_tag")
     op.drop_table("run")

@@ -1,1 +1,1 @@
-"""One file a change, each naming the one before it."""
+"""One file for each change, which names the change before it."""
