@@ -1,4 +1,4 @@
-"""Reward models behind one protocol: see :func:`open_reward_model`."""
+"""Reward models with one interface, opened by :func:`open_reward_model`."""
 
 from vbon.rewards.protocol import RewardModel, Scorable
 from vbon.rewards.registry import open_reward_model

@@ -50,13 +50,13 @@ class RewardModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RewardOptions:
-    """The settings that reward models of every kind are opened with; each uses those it needs.
+    """The settings given to every kind of reward model, which uses those it needs.
 
     Attributes:
-        trust_remote_code: let a checkpoint bring its own code.
+        trust_remote_code: run code that comes with a checkpoint.
         batch_size: items per forward pass or remote call.
         timeout_s: limit of one remote call.
-        threads: CPU threads of a local model; ``None`` leaves the default.
+        threads: CPU threads of a local model; ``None`` keeps the default.
     """
 
     trust_remote_code: bool = False
@@ -66,15 +66,15 @@ class RewardOptions:
 
 
 class RewardOpener(Protocol):
-    """Opens the reward model of a scheme: a function or a class."""
+    """A function or class that opens the reward models of one scheme."""
 
     def __call__(self, argument: str, options: RewardOptions) -> RewardModel:
-        """The model, not yet loaded; ``argument`` is what follows ``SCHEME:``.
+        """Open the model without loading it; ``argument`` is the text after ``SCHEME:``.
 
-        The service pickles the model to run it in a process of its own, so it must be fit for that.
+        The model must be picklable, since the service runs it in a child process.
 
         Raises:
-            CheckpointError: the argument names no model.
+            CheckpointError: the argument does not name a model.
         """
 
 

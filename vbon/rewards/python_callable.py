@@ -59,5 +59,5 @@ class CallableReward:
 
 
 def open_callable(import_path: str, options: RewardOptions) -> CallableReward:
-    """The reward model of ``python:IMPORT_PATH``, which needs no options."""
+    """Open the reward function of ``python:IMPORT_PATH``; it needs no options."""
     return CallableReward(import_path)

@@ -1,7 +1,7 @@
-"""Opens a reward model from the string a user configures.
+"""Opens a reward model from the string that a user configures.
 
-The string is a classifier's directory or ``SCHEME:ARGUMENT``. :data:`REWARDS` is the registry of the
-schemes; installed packages add some by the entry-point group ``vbon.rewards`` (docs/plugins.md).
+The string is either a classifier's directory or ``SCHEME:ARGUMENT``. :data:`REWARDS` is the registry of
+schemes; installed packages add theirs through the entry-point group ``vbon.rewards`` (docs/plugins.md).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from vbon.registry import Registry, built_in_entries
 from vbon.rewards.protocol import RewardModel, RewardOpener, RewardOptions
 
 _SCHEME = re.compile(r"([a-z][a-z0-9-]*):")
-_HUB = "hf"  # hf://org/name is a classifier, as a directory is
+_HUB_SCHEME = "hf"  # hf://org/name is a classifier of the Hugging Face hub, not a registered scheme
 _METHODS = ("load", "score", "close")
 
 
-def _checked(found: object) -> RewardOpener:
-    """The same, if it can be called.
+def _check_opener(found: object) -> RewardOpener:
+    """Return the imported object if it can open reward models.
 
     Raises:
-        TypeError: it cannot; the text completes "cannot be used:".
+        TypeError: it cannot be called. The message is written to follow "cannot be used:".
     """
     if not callable(found):
         raise TypeError("it is not a function or class that opens a reward model")
@@ -40,9 +40,9 @@ REWARDS: Registry[RewardOpener] = Registry(
             "https": "remote:open_https",
         },
     ),
-    _checked,
+    _check_opener,
     field="reward",
-    reserved=(_HUB,),
+    reserved=(_HUB_SCHEME,),
 )
 
 
@@ -54,20 +54,20 @@ def open_reward_model(
     timeout_s: float = 30.0,
     threads: int | None = None,
 ) -> RewardModel:
-    """A reward model, not yet loaded.
+    """Open the reward model that a string names, without loading it yet.
 
     Args:
         spec: a Hugging Face sequence-classifier directory with one logit (or ``hf://org/name``);
             ``python:package.module:function``; ``http(s)://host/path`` of a remote scorer; or
             ``SCHEME:ARGUMENT`` of a plug-in.
-        trust_remote_code: let the checkpoint bring its own code (ArmoRM needs it).
+        trust_remote_code: run code that comes with the checkpoint (ArmoRM needs it).
         batch_size: items per forward pass or remote call.
         timeout_s: limit of one remote call.
-        threads: of a classifier on a CPU; ``None`` leaves torch's own number. Sets it for the process.
+        threads: CPU threads of a classifier, set for the whole process; ``None`` keeps torch's default.
 
     Raises:
-        CheckpointError: no reward model can be opened from the string.
-        InvalidInputError: the plug-in of its scheme cannot be used.
+        CheckpointError: the string does not name a usable reward model.
+        InvalidInputError: the plug-in for the scheme cannot be used.
     """
     options = RewardOptions(trust_remote_code, batch_size, timeout_s, threads)
     if is_classifier(spec):
@@ -75,17 +75,17 @@ def open_reward_model(
     scheme, _, argument = spec.partition(":")
     if scheme not in REWARDS:
         raise CheckpointError(
-            f"reward model {spec!r}: there is no directory of that name, and no scheme {scheme!r}; "
-            f"choose one of {', '.join(REWARDS)}"
+            f"reward model {spec!r} does not exist as a directory, and {scheme!r} is not a known scheme; "
+            f"known schemes: {', '.join(REWARDS)}"
         )
     model = REWARDS[scheme](argument, options)
-    return model if scheme in REWARDS.built_in else _checked_model(model, scheme)
+    return model if scheme in REWARDS.built_in else _check_plugin_model(model, scheme)
 
 
 def is_classifier(spec: str) -> bool:
-    """Whether the string names a classifier's directory or hub repository, not ``SCHEME:ARGUMENT``."""
+    """Tell whether the string names a classifier: a directory or hub id, not ``SCHEME:ARGUMENT``."""
     match = _SCHEME.match(spec)
-    if match is None or match[1] == _HUB:
+    if match is None or match[1] == _HUB_SCHEME:
         return True
     return match[1] not in REWARDS and Path(spec).exists()
 
@@ -101,8 +101,12 @@ def _open_classifier(path: str, options: RewardOptions) -> RewardModel:
     )
 
 
-def _checked_model(model: RewardModel, scheme: str) -> RewardModel:
-    """The same, if a plug-in opened something that has what a reward model has."""
+def _check_plugin_model(model: RewardModel, scheme: str) -> RewardModel:
+    """Return what a plug-in opened if it has all attributes and methods of a reward model.
+
+    Raises:
+        CheckpointError: some are missing; the message names them and the package.
+    """
     missing = [name for name in ("name", "revision") if not hasattr(model, name)]
     missing += [name for name in _METHODS if not callable(getattr(model, name, None))]
     if missing:

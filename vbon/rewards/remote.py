@@ -174,14 +174,14 @@ def _check_url(url: str) -> None:
 
 
 def open_http(address: str, options: RewardOptions) -> RemoteReward:
-    """The reward model of ``http:ADDRESS``."""
-    return _opened(f"http:{address}", options)
+    """Open the remote scorer at ``http:ADDRESS``."""
+    return _open(f"http:{address}", options)
 
 
 def open_https(address: str, options: RewardOptions) -> RemoteReward:
-    """The reward model of ``https:ADDRESS``."""
-    return _opened(f"https:{address}", options)
+    """Open the remote scorer at ``https:ADDRESS``."""
+    return _open(f"https:{address}", options)
 
 
-def _opened(url: str, options: RewardOptions) -> RemoteReward:
+def _open(url: str, options: RewardOptions) -> RemoteReward:
     return RemoteReward(url, batch_size=options.batch_size, timeout_s=options.timeout_s)
