@@ -70,7 +70,7 @@ def test_settings_reach_the_engine() -> None:
 def test_an_adapter_needs_its_base_here(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     settings = ServiceSettings(policies={"ref": URL, "lora": str(tmp_path)}, reward=None)
-    with pytest.raises(CheckpointError, match="serve the adapter there"):
+    with pytest.raises(CheckpointError, match="serve the adapter on that server"):
         build_runtime(settings)
 
 
