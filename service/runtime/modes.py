@@ -32,14 +32,18 @@ def configured_modes(policies: Iterable[str], *, has_reward: bool) -> dict[str, 
     """Every mode of a server: one per policy, and one per strategy if a reward model is configured.
 
     Raises:
-        InvalidInputError: a policy has the name of a built-in strategy. The strategy of a plug-in
-            gives way to a policy of its name, with a warning.
+        InvalidInputError: a policy has the name of a built-in strategy. If it has the name of a
+            plug-in's strategy, the policy wins, with a warning.
     """
     modes = {name: Mode(name, Single(), name) for name in policies}
     for name, strategy in STRATEGIES.items():
         if name in modes and name not in STRATEGIES.built_in:
             package = STRATEGIES.entry(name).package
-            logger.warning("mode %s is the policy, not the strategy of %s", name, package)
+            logger.warning(
+                "mode %s is the policy of that name; the strategy from %s is not available",
+                name,
+                package,
+            )
             continue
         if name in modes:
             raise InvalidInputError(
@@ -72,7 +76,7 @@ def find_mode(
         strategy = configured(name, mode.strategy, settings or {})
         return Mode(name, strategy, _policy_of(mode, policy, policies))
     if name in STRATEGIES:
-        STRATEGIES[name]  # raises the reason if it is a plug-in that cannot be used
+        STRATEGIES[name]  # raises the reason if it is an unusable plug-in
         raise InvalidInputError(
             f"mode {name!r} needs a reward model and none is configured; set `reward`",
             field="mode",

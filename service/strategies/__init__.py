@@ -1,8 +1,8 @@
-"""Decoding strategies, one a file; :data:`STRATEGIES` is the registry of those that choose.
+"""Decoding strategies, one per file; :data:`STRATEGIES` registers those that choose among candidates.
 
-A mode is a strategy over a policy: each configured policy is a mode of its own name (one sample),
-each strategy a mode over the reference policy, or over the one that ``policy=`` names. Installed
-packages add strategies by the entry-point group ``vbon.strategies`` (docs/plugins.md).
+A mode is a strategy over a policy. Each configured policy is a single-sample mode under its own name. Each
+registered strategy is a mode over the reference policy, or over the policy that ``policy=`` names. Installed
+packages add strategies through the entry-point group ``vbon.strategies`` (docs/plugins.md).
 """
 
 from service.strategies.observer import UNOBSERVED, Observer
@@ -19,10 +19,10 @@ from vbon.registry import Registry, built_in_entries
 
 
 def _checked(found: object) -> type[Strategy]:
-    """The same, if it is a strategy that works without any setting given.
+    """``found`` itself, if it is a strategy class whose settings all have defaults.
 
     Raises:
-        TypeError, ValueError: it is not; the text completes "cannot be used:".
+        TypeError, ValueError: it is not; the message completes "cannot be used:".
     """
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise TypeError("it is not a subclass of service.strategies.Strategy")

@@ -1,18 +1,20 @@
 r"""Best-of-N that stops drawing when another candidate is not worth its cost.
 
 Optimal stopping with recall (Weitzman 1979; Best of mini-N, arXiv 2510.04087, has the same aim): after
-m rewards with mean x, standard deviation s and best b, another candidate's reward is predicted by
-Student's t with nu = m - 1 degrees of freedom, location x and scale ``t = s sqrt(1 + 1/m)`` (normal
-rewards under Jeffreys' prior). What it is expected to add,
+m rewards with mean x, standard deviation s and best b, the reward r of another candidate follows Student's
+t distribution with nu = m - 1 degrees of freedom, location x and scale ``t = s sqrt(1 + 1/m)`` (normal
+rewards under Jeffreys' prior). Its expected gain,
 
     E[(r - b)+] = t [ f(z) (nu + z^2) / (nu - 1) - z (1 - F(z)) ],    z = (b - x) / t,
 
-is compared with ``candidate_cost``; drawing stops once it is below. f and F are the density and the cdf
-of the standard t. It falls as b grows, so prompts on which a good candidate came early stop early.
+is compared with ``candidate_cost``, and drawing stops once it is lower. f and F are the density and the cdf
+of the standard t distribution. The gain falls as b grows, so a prompt with a good early candidate stops
+early.
 
-What a prompt's first few rewards say of their spread is little, and believing them costs most of what
-stopping could save. A prior says what rewards of this policy are like: it counts as ``w`` candidates
-seen before, of mean ``prior_mean`` and standard deviation ``prior_sd``; x, s and m are those of all.
+The first few rewards of a prompt estimate their spread badly, and relying on them loses most of what
+stopping could save. A prior describes the rewards of this policy: it counts as ``prior_candidates``
+candidates seen before, with mean ``prior_mean`` and standard deviation ``prior_sd``. x, s and m are then
+those of prior and rewards together.
 """
 
 from __future__ import annotations
@@ -39,9 +41,9 @@ from service.strategies.rerank import highest, required_scorer, scored_only
 
 
 class AdaptiveBon(Strategy):
-    """Rounds of candidates until the next is expected to add less than it costs.
+    """Draws candidates in rounds, until the expected gain of another one is below its cost.
 
-    Candidate i is the very one that ``bon`` would draw as its i-th, so what was saved is exact.
+    Candidate i is the same one that ``bon`` would draw as its i-th, so the saving is known exactly.
     """
 
     description: ClassVar[str] = "up to N samples in rounds, until another is not worth its cost"
@@ -52,42 +54,44 @@ class AdaptiveBon(Strategy):
         ge=0,
         le=MOST_SCALE,
         allow_inf_nan=False,
-        description="least gain in reward that another candidate must be expected to bring; about "
-        "best-of-16's last for a normal reward at 0.04 standard deviations",
+        description="expected gain in reward below which drawing stops; 0.04 standard deviations is about "
+        "the gain from the 16th candidate for normally distributed rewards",
     )
     cost_unit: Literal["sd", "reward"] = Field(
         "sd",
-        description="unit of the cost: standard deviations of the prompt's rewards, which suits any "
-        "reward model, or raw reward, which spends more on prompts where rewards differ more",
+        description="unit of the cost: standard deviations of the prompt's rewards, which suit any reward "
+        "model, or raw reward, which draws more candidates for prompts whose rewards differ more",
     )
     min_n: int = Field(
         4,
         ge=1,
         le=MOST_COUNT,
-        description="candidates of the first round; without a prior three are needed",
+        description="candidates of the first round; without a prior, at least 3 are drawn in all",
     )
-    max_n: int | None = Field(None, ge=1, le=MOST_COUNT, description="most candidates; default: n")
+    max_n: int | None = Field(
+        None, ge=1, le=MOST_COUNT, description="most candidates in all; default: n"
+    )
     round_size: int = Field(2, ge=1, le=MOST_COUNT, description="candidates of each later round")
     prior_candidates: float = Field(
         0.0,
         ge=0,
         le=MOST_SCALE,
         allow_inf_nan=False,
-        description="candidates the prior counts as; 0: no prior",
+        description="number of candidates that the prior counts as; 0 means no prior",
     )
     prior_mean: float = Field(
         0.0,
         ge=-MOST_SCALE,
         le=MOST_SCALE,
         allow_inf_nan=False,
-        description="mean reward of this policy's candidates",
+        description="prior mean of the rewards",
     )
     prior_sd: float = Field(
         1.0,
         ge=LEAST_SCALE,
         le=MOST_SCALE,
         allow_inf_nan=False,
-        description="standard deviation of a prompt's rewards",
+        description="prior standard deviation of the rewards of one prompt",
     )
 
     @model_validator(mode="after")
@@ -98,19 +102,19 @@ class AdaptiveBon(Strategy):
 
     @property
     def prior(self) -> Prior:
-        """What is believed before the first candidate."""
+        """The prior on the rewards, from the settings."""
         return Prior(self.prior_candidates, self.prior_mean, self.prior_sd)
 
     def sequences(self, num_samples: int) -> int:
-        """The largest round; what may be drawn in all is :meth:`most_candidates`."""
+        """The size of the largest round; :meth:`most_candidates` limits all rounds together."""
         return min(self.most_candidates(num_samples), max(self.min_n, self.round_size))
 
     def most_candidates(self, num_samples: int) -> int:
-        """``max_n``, else n."""
+        """``max_n`` if it is set, else n."""
         return num_samples if self.max_n is None else self.max_n
 
     async def run(self, task: Task, resources: Resources) -> Outcome:
-        """Draw, look, draw again or stop; the best of all that was drawn."""
+        """Draw rounds of candidates until it is worth no more, and choose the best of all."""
         scorer = required_scorer(resources.scorer, self.description)
         most = self.most_candidates(task.num_samples)
         drawn: list[ScoredCandidate] = []
@@ -145,20 +149,20 @@ class AdaptiveBon(Strategy):
     def _cost(self, rewards: Float) -> float:
         if self.cost_unit == "reward" or len(rewards) < 2:
             return self.candidate_cost
-        return self.candidate_cost * believed(rewards, self.prior)[2]
+        return self.candidate_cost * posterior_moments(rewards, self.prior)[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """Rewards as if so many candidates had been seen before; none by default."""
+    """The prior on a prompt's rewards: as many candidates seen before, with this mean and deviation."""
 
     candidates: float = 0.0
     mean: float = 0.0
     sd: float = 1.0
 
 
-def believed(rewards: Float, prior: Prior) -> tuple[float, float, float]:
-    """Number, mean and standard deviation (one degree of freedom off) of rewards and prior together."""
+def posterior_moments(rewards: Float, prior: Prior) -> tuple[float, float, float]:
+    """Number, mean and standard deviation (``count - 1`` degrees of freedom) with the prior."""
     seen, before = len(rewards), prior.candidates
     count = seen + before
     own = float(rewards.mean())
@@ -169,10 +173,13 @@ def believed(rewards: Float, prior: Prior) -> tuple[float, float, float]:
 
 
 def expected_gain(rewards: Float, prior: Prior = Prior()) -> float:
-    """``E[(r - max)+]`` of another reward; infinite before three are known, 0 if all are equal."""
+    """The expected gain ``E[(r - max)+]`` of another candidate.
+
+    Infinite if rewards and prior count for fewer than three candidates, 0 if all rewards are equal.
+    """
     if len(rewards) == 0 or len(rewards) + prior.candidates < 3:
         return math.inf
-    count, mean, deviation = believed(rewards, prior)
+    count, mean, deviation = posterior_moments(rewards, prior)
     scale = deviation * math.sqrt(1 + 1 / count)
     if scale == 0.0:
         return 0.0
@@ -183,8 +190,8 @@ def expected_gain(rewards: Float, prior: Prior = Prior()) -> float:
 
 
 def student_t(z: float, freedom: float) -> tuple[float, float]:
-    """Density at z and probability above z of Student's t."""
-    from scipy.special import stdtr  # half a second to import, and only this mode needs it
+    """Density at z and probability above z, for Student's t distribution."""
+    from scipy.special import stdtr  # takes half a second to import, and only this mode uses it
 
     log_density = (
         math.lgamma((freedom + 1) / 2)

@@ -9,10 +9,10 @@ from service.strategies.rerank import CandidatePool, Reranker, best
 
 
 class Bon(Reranker):
-    """Argmax of the reward over N samples; the lower index among equals."""
+    """Returns the candidate with the highest reward; among equals, the one with the lower index."""
 
     description: ClassVar[str] = "N samples, the one with the highest reward returned"
 
     def distribution(self, pool: CandidatePool) -> Float:
-        """All on the highest reward."""
+        """All probability on the highest reward."""
         return best(pool.rewards)

@@ -1,4 +1,7 @@
-"""Uniform among the best ceil(N / M) (arXiv 2603.05739): best-of-M's win rate, less over-optimised."""
+"""A uniform draw from the best ceil(N / M) candidates (arXiv 2603.05739).
+
+It has about best-of-M's win rate, with less over-optimisation of the reward model.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ from service.strategies.rerank import CandidatePool, Reranker
 
 
 class BonUniformTop(Reranker):
-    """One of the ``ceil(N / effective_n)`` highest rewards, each as likely as the others.
+    """Returns one of the ``ceil(N / effective_n)`` highest rewards, each with equal probability.
 
-    Its win rate depends on the fraction kept, not on N: more candidates estimate the same quantile
-    better instead of reaching further into the tail, where a proxy reward is wrong most often.
+    Its win rate depends on the fraction kept, not on N. More candidates estimate the same quantile better,
+    instead of reaching further into the tail, where a proxy reward is wrong most often.
     """
 
     description: ClassVar[str] = "N samples, one drawn uniformly from the best ceil(N/effective_n)"
@@ -28,7 +31,7 @@ class BonUniformTop(Reranker):
     )
 
     def distribution(self, pool: CandidatePool) -> Float:
-        """Equal on the best; ties at the boundary go to the lower indices."""
+        """Equal probability on the best candidates; a tie at the boundary keeps the lower indices."""
         count = len(pool.rewards)
         kept = math.ceil(count / self.effective_n)
         order = np.argsort(-pool.rewards, kind="stable")

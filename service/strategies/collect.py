@@ -1,4 +1,4 @@
-"""The parts strategies share: draw candidates and score each while the others still decode."""
+"""Drawing candidates, and scoring each one while the others are still being decoded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vbon.errors import CandidateCountError
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """All candidates by index, with the moments that matter (``perf_counter`` seconds)."""
+    """All candidates in the order of their indices, with the times of each stage (``perf_counter``)."""
 
     candidates: tuple[ScoredCandidate, ...]
     started_s: float
@@ -23,25 +23,28 @@ class Collected:
 
     @property
     def decode_ms(self) -> float:
-        """From submission to the last finished candidate."""
+        """Milliseconds from submission to the end of the last candidate."""
         return (self.decoded_s - self.started_s) * 1e3
 
     @property
     def rerank_ms(self) -> float:
-        """Scoring time left over after decoding."""
+        """Milliseconds of scoring after decoding had ended."""
         return (self.scored_s - self.decoded_s) * 1e3
 
 
 async def collect(
     task: Task, engine: Engine, scorer: Scorer | None, num_samples: int, *, first_index: int = 0
 ) -> Collected:
-    """Exactly ``num_samples`` candidates from ``first_index`` on, scored if there is a scorer.
+    """Draw exactly ``num_samples`` candidates, and score them if there is a scorer.
 
-    Each candidate goes to the scorer the moment it finishes; the task's observer is told of both.
-    Cancelling aborts what decodes and withdraws what waits to be scored.
+    Each candidate is scored as soon as it is decoded; the task's observer is notified of both. Cancelling
+    aborts the decoding and withdraws candidates that wait for their scores.
+
+    Args:
+        first_index: index of the first candidate; the others follow.
 
     Raises:
-        CandidateCountError: if the engine broke its promise of exactly that many.
+        CandidateCountError: the engine returned a different number of candidates.
     """
 
     async def score(candidate: Candidate, scorer: Scorer) -> float | None:
@@ -72,7 +75,7 @@ async def collect(
     finally:
         for pending in scoring:
             pending.cancel()
-        # Retrieve what failed beside the first failure, so that nothing is reported as lost.
+        # Await the other tasks too, so that asyncio does not warn about exceptions never retrieved.
         await asyncio.gather(*scoring, return_exceptions=True)
     pairs = zip(finished, rewards, strict=True)
     scored = sorted((ScoredCandidate(c, r) for c, r in pairs), key=lambda s: s.candidate.index)
@@ -80,7 +83,7 @@ async def collect(
 
 
 def as_candidate(partial: Partial, *, rejected: bool = False) -> Candidate:
-    """A streamed sample as it stands, for good."""
+    """The candidate that a streamed sample has become."""
     return Candidate(
         index=partial.index,
         text=partial.text,

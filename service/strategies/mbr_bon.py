@@ -1,6 +1,7 @@
-"""MBR-BoN, also RBoN-WD (arXiv 2404.01054): the reward plus a share of the likeness to the others.
+"""MBR-BoN, also called RBoN-WD (arXiv 2404.01054): reward plus mean similarity to the other candidates.
 
-``-W1(delta_y, p^)`` with cost ``1 - sim`` is the mean similarity less one: minimum Bayes risk.
+``-W1(delta_y, p^)`` with cost ``1 - sim`` equals the mean similarity minus one, the objective of minimum
+Bayes risk decoding.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from service.strategies.rerank import CandidatePool, best
 
 
 class MbrBon(RegularisedReranker):
-    """Argmax of ``r + reg_strength * mean_j sim(y, y_j)``."""
+    """Returns the argmax of ``r + reg_strength * mean_j sim(y, y_j)``."""
 
     description: ClassVar[str] = (
-        "N samples, the highest reward + reg_strength x likeness to the rest"
+        "N samples, the highest reward + reg_strength x similarity to the others"
     )
     source: ClassVar[str] = "MBR-BoN, arXiv 2404.01054"
     compares_texts: ClassVar[bool] = True
 
     def distribution(self, pool: CandidatePool) -> Float:
-        """All on the highest regularised reward."""
+        """All probability on the highest regularised reward."""
         assert pool.similarity is not None
         return best(self.rewards(pool) + self.reg_strength * pool.similarity.mean(axis=1))

@@ -1,4 +1,4 @@
-"""How a strategy tells what it is doing to whoever streams the answer."""
+"""Observers, through which a strategy reports its progress to a stream."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from vbon.engine import Candidate, Partial
 
 
 class Observer:
-    """Told of events as they happen; this one does not listen.
+    """Base class of observers; ignores all events.
 
-    The methods are called on the event loop in the middle of the work: they may not block or raise.
+    The methods are called on the event loop during decoding, so they must not block or raise.
 
     Attributes:
-        follows_tokens: whether :meth:`grown` is of use, which decides how single samples are drawn.
+        follows_tokens: True if the observer uses :meth:`grown`; single samples are then streamed.
     """
 
     follows_tokens: ClassVar[bool] = False
 
     def admitted(self, prompt_tokens: int) -> None:
-        """The request has its place; decoding begins."""
+        """The request was admitted and decoding starts."""
 
     def grown(self, partial: Partial) -> None:
-        """The answer of a single-sample mode is longer now."""
+        """The sample of a single-sample mode has grown."""
 
     def finished(self, candidate: Candidate) -> None:
-        """A candidate is decoded, its score still to come."""
+        """A candidate has been decoded and not yet scored."""
 
     def scored(self, candidate: ScoredCandidate) -> None:
-        """A candidate has its reward (or has none), or was given up with what it had."""
+        """A candidate has been scored, has no score, or was rejected early."""
 
 
 UNOBSERVED = Observer()

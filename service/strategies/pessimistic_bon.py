@@ -1,7 +1,7 @@
-"""Inference-time pessimism (arXiv 2503.21878): weights relu((r - lambda) / reg_strength), mean one.
+"""Inference-time pessimism (arXiv 2503.21878): weights ``relu((r - lambda) / reg_strength)`` of mean 1.
 
-That is the policy ``p relu((r - lambda) / b)``, the optimum of the reward regularised by the
-chi-squared divergence from p, on the candidates at hand.
+With ``b = reg_strength``, the policy ``p relu((r - lambda) / b)`` maximises the reward regularised by the
+chi-squared divergence from p. Here it is taken over the candidates drawn.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from service.strategies.rerank import CandidatePool, Reranker
 
 
 class PessimisticBon(Reranker):
-    """Candidates above a level lambda, each in proportion to how far above it is."""
+    """Returns a candidate with probability proportional to its reward's excess over a level lambda."""
 
-    description: ClassVar[str] = "N samples, one drawn by how far its reward is above a level"
+    description: ClassVar[str] = (
+        "N samples, one drawn in proportion to its reward's excess over a level"
+    )
     source: ClassVar[str] = "InferenceTimePessimism, arXiv 2503.21878"
 
     reg_strength: float = Field(
@@ -27,11 +29,11 @@ class PessimisticBon(Reranker):
         ge=LEAST_SCALE,
         le=MOST_SCALE,
         allow_inf_nan=False,
-        description="weight of the regulariser; to 0: best-of-N",
+        description="weight of the regulariser; towards 0 it becomes best-of-N",
     )
 
     def distribution(self, pool: CandidatePool) -> Float:
-        """``relu((r - lambda) / b) / N``, which sums to 1 by the choice of lambda."""
+        """``relu((r - lambda) / b) / N``, whose sum is 1 by the choice of lambda."""
         level = normalising_level(pool.rewards, self.reg_strength)
         weights = np.maximum(pool.rewards - level, 0.0)
         total: Float = weights / weights.sum()
@@ -39,14 +41,14 @@ class PessimisticBon(Reranker):
 
 
 def normalising_level(rewards: Float, reg_strength: float) -> float:
-    """The lambda at which ``mean(relu((r - lambda) / b)) = 1``, exactly.
+    """The exact lambda for which ``mean(relu((r - lambda) / b)) = 1``.
 
-    If the k highest lie above it, ``lambda = (their sum - N b) / k``; the k sought is the largest
-    whose lowest member still lies above its lambda.
+    If the k highest rewards are above lambda, ``lambda = (their sum - N b) / k``. The right k is the largest
+    one whose lowest reward is still above its lambda.
     """
     descending = np.sort(rewards)[::-1]
     counts = np.arange(1, len(rewards) + 1)
     levels = (np.cumsum(descending) - len(rewards) * reg_strength) / counts
     above = np.flatnonzero(descending > levels)
-    # The highest reward lies above its own lambda unless b is lost in rounding beside it.
+    # The highest reward is above its own lambda, unless b is so small that rounding loses it.
     return float(levels[above[-1]]) if len(above) else float(np.nextafter(descending[0], -np.inf))

@@ -1,4 +1,4 @@
-"""What a decoding strategy is: from one prompt to one chosen answer."""
+"""The interface of decoding strategies: each turns one prompt into one chosen answer."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ Float = NDArray[np.float64]
 
 
 class Scorer(Protocol):
-    """Scores one completion; many calls at once are batched behind it."""
+    """Scores single completions; concurrent calls are batched."""
 
     name: str
     revision: str
 
     async def score(self, prompt: Prompt, completion: str) -> float | None:
-        """Raw reward, or ``None`` if the reward model has none for it."""
+        """The raw reward, or ``None`` if the reward model cannot score this completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class Task:
     """One prompt to answer.
 
     Attributes:
-        prompt_token_ids: the prompt as the policy sees it.
-        num_samples: N; single-sample strategies draw one whatever it says.
-        score: whether a strategy that needs no reward should report one all the same.
-        observer: told of candidates as they are finished and scored, of single samples as they grow.
+        prompt_token_ids: the prompt as the policy encodes it.
+        num_samples: N; single-sample strategies draw one candidate whatever it is.
+        score: whether a single-sample strategy should report a reward.
+        observer: receives the events of this task as they happen.
     """
 
     prompt: Prompt
@@ -64,12 +64,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What strategies work with.
+    """The models that a strategy can use.
 
     Attributes:
-        engine: of the policy that is asked.
-        policies: all engines by name, for strategies that need a second one.
-        scorer: the reward model; ``None`` where none is configured.
+        engine: the engine of the policy to draw from.
+        policies: all engines by policy name, for strategies that need a second one.
+        scorer: the reward model; ``None`` if none is available.
         embedder: for strategies that compare texts.
     """
 
@@ -81,16 +81,17 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a strategy chose and what it cost.
+    """A strategy's choice, with its costs.
 
     Attributes:
         selected: the answer.
-        candidates: everything generated, by index; what was given up early is ``rejected``.
-        decode_ms: until the last candidate finished.
-        rerank_ms: from then until the choice: what scoring adds that decoding did not hide.
-        generated_tokens: everything decoded, discarded tokens included.
-        details: what else the strategy has to report, as JSON.
-        step_times_s: when a sample that was followed grew, ``perf_counter`` seconds, one a step.
+        candidates: all candidates in the order of their indices; those stopped early have the finish
+            reason ``rejected``.
+        decode_ms: time until the last candidate was decoded.
+        rerank_ms: time from then until the choice, that is, scoring not hidden by decoding.
+        generated_tokens: number of all decoded tokens, discarded ones included.
+        details: further facts to report; JSON values.
+        step_times_s: ``perf_counter`` time of each step of a streamed sample.
     """
 
     selected: ScoredCandidate
@@ -103,24 +104,24 @@ class Outcome:
 
     @property
     def returned_tokens(self) -> int:
-        """Tokens of the answer."""
+        """Number of tokens of the answer."""
         return len(self.selected.candidate.token_ids)
 
 
 def tokens_of(candidates: Sequence[ScoredCandidate]) -> int:
-    """All their tokens, which is what was decoded where candidates share none."""
+    """The total number of tokens; equals the number decoded if no two candidates share tokens."""
     return sum(len(scored.candidate.token_ids) for scored in candidates)
 
 
 class Strategy(BaseModel, ABC):
-    """A decoding strategy; its fields are the settings a request may send along.
+    """A decoding strategy; its fields are the settings that a request may send.
 
     Attributes:
         description: one line for ``GET /modes``.
-        reranks: whether it needs a reward model and draws several candidates.
-        uses_logprobs: whether it looks at log-probabilities, which the engine then computes.
-        uses_policies: whether it asks other policies than the one it draws from.
-        source: the paper it follows.
+        reranks: True if it draws several candidates and needs a reward model.
+        uses_logprobs: True if it needs log-probabilities; the engine then computes them.
+        uses_policies: True if it uses other policies than the one it draws from.
+        source: the paper it follows; empty if there is none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -136,17 +137,17 @@ class Strategy(BaseModel, ABC):
         """Answer one prompt.
 
         Raises:
-            EngineError, RewardError, InvalidInputError: and then there is no answer.
+            EngineError, RewardError, InvalidInputError: decoding or scoring failed.
         """
 
     def fitted(self, num_samples: int, max_tokens: int) -> Strategy:
-        """Itself with the settings it will use for such a request, which answers report."""
+        """This strategy with the settings that it will actually use; answers report them."""
         return self
 
     def most_candidates(self, num_samples: int) -> int:
-        """Most candidates it may draw for a prompt, which is what the server limits."""
+        """The most candidates it may draw for one prompt; the server limits this number."""
         return num_samples
 
     def sequences(self, num_samples: int) -> int:
-        """Most sequences it decodes at once for a prompt, which is what admission counts."""
+        """The most sequences it decodes at once for one prompt; admission counts these."""
         return num_samples if self.reranks else 1

@@ -1,4 +1,4 @@
-"""RBoN with the KL term (arXiv 2404.01054): the reward plus a share of the log-likelihood."""
+"""RBoN with the KL term (arXiv 2404.01054): reward plus weighted log-likelihood."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from service.strategies.rerank import CandidatePool, best
 
 
 class RbonKl(RegularisedReranker):
-    """Argmax of ``r + reg_strength * log p(y)``: ``-KL(delta_y || p)`` is ``log p(y)``.
+    """Returns the argmax of ``r + reg_strength * log p(y)``, since ``-KL(delta_y || p) = log p(y)``.
 
-    ``log p`` is of the whole completion in nats, so longer texts pay more.
+    ``log p(y)`` is that of the whole completion, nats, so long completions are penalised more.
     """
 
     description: ClassVar[str] = "N samples, the highest reward + reg_strength x log-likelihood"
@@ -20,5 +20,5 @@ class RbonKl(RegularisedReranker):
     uses_logprobs: ClassVar[bool] = True
 
     def distribution(self, pool: CandidatePool) -> Float:
-        """All on the highest regularised reward."""
+        """All probability on the highest regularised reward."""
         return best(self.rewards(pool) + self.reg_strength * pool.logprobs)

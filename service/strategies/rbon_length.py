@@ -1,4 +1,4 @@
-"""RBoN with the length term (arXiv 2502.12668): the reward less a share of 1 / length."""
+"""RBoN with the length term (arXiv 2502.12668): reward minus weighted inverse length."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from service.strategies.rerank import CandidatePool, best
 
 
 class RbonLength(RegularisedReranker):
-    """Argmax of ``r - reg_strength / |y|``, |y| in tokens: short completions pay."""
+    """Returns the argmax of ``r - reg_strength / |y|``, |y| in tokens; penalises short completions."""
 
     description: ClassVar[str] = "N samples, the highest reward - reg_strength / tokens"
     source: ClassVar[str] = "RBoN-L, arXiv 2502.12668"
 
     def distribution(self, pool: CandidatePool) -> Float:
-        """All on the highest regularised reward."""
+        """All probability on the highest regularised reward."""
         return best(self.rewards(pool) - self.reg_strength / np.maximum(pool.lengths, 1.0))

@@ -1,7 +1,7 @@
-"""The settings of all strategies as fields of a request, taken from the registry.
+"""The settings of all strategies as fields of a request, collected from the registry.
 
-A setting is named for what it does, so strategies may share one; a request that sends a setting of
-another strategy than it asks for is refused rather than ignored.
+Strategies may share a setting, since each is named for its effect. A request with a setting that its mode
+does not take is rejected; the setting is not ignored.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _REQUEST_FIELDS = """
     return_candidates score seed stop stream stream_options suffix temperature timeout_s top_k
     top_logprobs top_p user
 """
-# Fields that requests (service/schemas) have of their own, so that no setting may have their names.
+# Fields of the requests in service/schemas, whose names no setting may have.
 RESERVED = frozenset(_REQUEST_FIELDS.split())
 
 
-def _collect() -> dict[str, dict[str, FieldInfo]]:
-    """For each setting, the modes that take it. Plug-ins whose settings clash with others are left out."""
+def _collect_settings() -> dict[str, dict[str, FieldInfo]]:
+    """The modes that take each setting. Leaves out plug-ins whose settings clash with others."""
     found: dict[str, dict[str, FieldInfo]] = {}
     for mode, strategy in STRATEGIES.items():
         clash = _clash(strategy, found)
@@ -41,16 +41,16 @@ def _collect() -> dict[str, dict[str, FieldInfo]]:
 
 
 def _clash(strategy: type[Strategy], others: Mapping[str, Mapping[str, FieldInfo]]) -> str | None:
-    """Why the settings cannot be request fields beside those of other strategies, if they cannot."""
+    """The reason why a strategy's settings cannot become request fields; ``None`` if they can."""
     for name, info in strategy.model_fields.items():
         if name in RESERVED:
-            return f"its setting {name!r} has the name of a field that every request has"
+            return f"its setting {name!r} has the name of a request field"
         if any(other.annotation != info.annotation for other in others.get(name, {}).values()):
-            return f"its setting {name!r} has another type than that of {', '.join(others[name])}"
+            return f"its setting {name!r} has a different type than in {', '.join(others[name])}"
     return None
 
 
-SETTINGS = _collect()
+SETTINGS = _collect_settings()
 
 
 def _request_field(users: Mapping[str, FieldInfo]) -> tuple[Any, Any]:
@@ -67,13 +67,13 @@ def _request_field(users: Mapping[str, FieldInfo]) -> tuple[Any, Any]:
 
 
 def with_strategy_settings(name: str, base: type[BaseModel]) -> type[BaseModel]:
-    """A request model that also has every strategy's settings."""
+    """A subclass of the request model ``base`` that also has every strategy's settings."""
     fields: dict[str, Any] = {name: _request_field(users) for name, users in SETTINGS.items()}
     return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
 
 
 def settings_in(request: BaseModel) -> dict[str, Any]:
-    """Which strategy settings a request gives."""
+    """The strategy settings that a request sends."""
     return {name: value for name in SETTINGS if (value := getattr(request, name, None)) is not None}
 
 
@@ -81,15 +81,15 @@ def configured(mode: str, strategy: Strategy, settings: Mapping[str, Any]) -> St
     """The strategy with the settings a request sent.
 
     Raises:
-        InvalidInputError: a setting it does not have, or a value out of its range.
+        InvalidInputError: the strategy does not have a setting, or a value is out of range.
     """
     if not settings:
         return strategy
     for name in settings:
         if name not in type(strategy).model_fields:
-            users = ", ".join(SETTINGS.get(name, {})) or "no mode of this server"
+            users = ", ".join(SETTINGS.get(name, {})) or "none"
             raise InvalidInputError(
-                f"mode {mode!r} takes no {name}; it belongs to {users}", field=name
+                f"mode {mode!r} does not take {name}; modes that do: {users}", field=name
             )
     try:
         return type(strategy).model_validate(dict(settings))

@@ -1,4 +1,4 @@
-"""What all strategies share that draw N candidates and then choose: all but the rule."""
+"""The base class of strategies that draw N candidates and choose one by a rule."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ from vbon.maths.seeds import seed_of
 
 @dataclass(frozen=True, slots=True)
 class CandidatePool:
-    """The scored candidates of a prompt, as a rule sees them; N of them.
+    """The N scored candidates of a prompt, as arrays for a rule.
 
     Attributes:
-        rewards: raw, shape ``(N,)``.
-        logprobs: nats of the whole completion under its policy, shape ``(N,)``; not a number unless
-            the strategy ``uses_logprobs``.
-        lengths: tokens, shape ``(N,)``.
-        similarity: cosines in [-1, 1], shape ``(N, N)``; ``None`` unless the rule compares texts.
+        rewards: raw rewards, shape ``(N,)``.
+        logprobs: log-probability of each whole completion under its policy, nats, shape ``(N,)``; NaN
+            unless the strategy ``uses_logprobs``.
+        lengths: numbers of tokens, shape ``(N,)``.
+        similarity: cosine similarities in [-1, 1], shape ``(N, N)``; ``None`` unless the rule compares
+            texts.
     """
 
     rewards: Float
@@ -43,10 +44,10 @@ class CandidatePool:
 
 
 class Reranker(Strategy):
-    """N candidates, each scored while the others decode, then a rule.
+    """Draws N candidates, scores each while the others are decoded, and applies a rule.
 
-    A rule is a distribution over the candidates; one that always takes the best puts all its mass
-    there. The draw from it is fixed by the request's seed.
+    A rule is a probability distribution over the candidates; a rule that always takes the best puts all
+    probability on it. The request's seed determines the draw from the distribution.
     """
 
     compares_texts: ClassVar[bool] = False
@@ -56,7 +57,7 @@ class Reranker(Strategy):
         """The probability of returning each candidate, shape ``(N,)``; sums to 1."""
 
     async def run(self, task: Task, resources: Resources) -> Outcome:
-        """N candidates, one of them chosen."""
+        """Draw and score N candidates, and choose one."""
         scorer = required_scorer(resources.scorer, self.description)
         collected = await collect(task, resources.engine, scorer, task.num_samples)
         scored = scored_only(collected.candidates)
@@ -85,40 +86,45 @@ class Reranker(Strategy):
 
 
 def required_scorer(scorer: Scorer | None, what: str) -> Scorer:
-    """The reward model.
+    """The scorer.
+
+    Args:
+        what: description of the strategy that needs it, for the error message.
 
     Raises:
-        InvalidInputError: none is configured.
+        InvalidInputError: no reward model is configured.
     """
     if scorer is None:
-        raise InvalidInputError(f"no reward model is configured; needed: {what}", field="mode")
+        raise InvalidInputError(
+            f"no reward model is configured, and this mode needs one ({what})", field="mode"
+        )
     return scorer
 
 
 def scored_only(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
-    """Those with a reward.
+    """The candidates that have a reward.
 
     Raises:
-        RewardError: if no candidate has one.
+        RewardError: no candidate has one.
     """
     scored = [c for c in candidates if c.reward is not None]
     if not scored:
         raise RewardError(
-            f"none of the {len(candidates)} candidates could be scored: too long for the reward model, "
-            "refused by its chat template, or given no finite reward"
+            f"none of the {len(candidates)} candidates could be scored: each was too long for the reward "
+            "model, rejected by its chat template, or had a reward that is not finite"
         )
     return scored
 
 
 def highest(scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
-    """The highest reward of candidates that all have one; the first among equals."""
+    """The candidate with the highest reward, the first among equals; all must have a reward."""
     return scored[int(np.argmax(np.array([c.reward for c in scored], dtype=np.float64)))]
 
 
 def candidate_pool(
     scored: Sequence[ScoredCandidate], similarity: Float | None = None
 ) -> CandidatePool:
-    """What a rule sees of scored candidates."""
+    """The arrays of scored candidates, which must all have a reward."""
     return CandidatePool(
         rewards=np.array([c.reward for c in scored], dtype=np.float64),
         logprobs=np.array([c.candidate.cumulative_logprob for c in scored], dtype=np.float64),
@@ -128,32 +134,32 @@ def candidate_pool(
 
 
 def best(values: Float) -> Float:
-    """All mass on the largest value, on the first among equals."""
+    """All probability on the largest value, on the first among equals."""
     weights = np.zeros(len(values))
     weights[int(np.argmax(values))] = 1.0
     return weights
 
 
 def softmax(values: Float) -> Float:
-    """``exp(values)`` normalised; ``-inf`` is probability 0."""
+    """``exp(values)``, normalised; ``-inf`` becomes probability 0."""
     shifted = np.exp(values - values.max())
     total: Float = shifted / shifted.sum()
     return total
 
 
 def standardised(rewards: Float) -> Float:
-    """Mean 0 and standard deviation 1 over the candidates; all 0 where they are equal."""
+    """The rewards shifted and scaled to mean 0 and standard deviation 1; zeros if all are equal."""
     spread = float(rewards.std())
     centred: Float = rewards - rewards.mean()
     return centred / spread if spread > 0 else np.zeros(len(rewards))
 
 
 def draw(weights: Float, seed: int | None) -> int:
-    """An index with the probability of its weight; the same one for the same seed."""
+    """Draw an index with probability proportional to its weight; the same seed gives the same index."""
     if np.count_nonzero(weights) == 1:
         return int(np.argmax(weights))
     rng = np.random.default_rng(None if seed is None else seed_of(f"{seed}:select"))
-    # By inversion, so that rounding can never pick a candidate of weight 0 at the end.
+    # Inversion of the cdf; the bound keeps rounding from picking a candidate of weight 0 at the end.
     cumulative = np.cumsum(weights)
     position = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
     return min(position, int(np.flatnonzero(weights)[-1]))

@@ -9,7 +9,7 @@ from vbon.engine import Candidate
 
 @dataclass(frozen=True, slots=True)
 class ScoredCandidate:
-    """A candidate and its reward; ``None`` if it was not or could not be scored."""
+    """A candidate and its reward, which is ``None`` if it was not scored or could not be."""
 
     candidate: Candidate
     reward: float | None

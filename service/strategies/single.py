@@ -1,4 +1,4 @@
-"""One sample of the policy: the N = 1 baseline for ``ref``, the product for a distilled checkpoint."""
+"""One sample of the policy: the N = 1 baseline with ``ref``, vBoN with a distilled checkpoint."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from vbon.errors import CandidateCountError
 
 
 class Single(Strategy):
-    """Draws once; scores the answer only to report it."""
+    """Draws one sample; scores it only to report the reward."""
 
     description: ClassVar[str] = "one sample of the policy"
     reranks: ClassVar[bool] = False
 
     async def run(self, task: Task, resources: Resources) -> Outcome:
-        """One candidate, which is the answer."""
+        """Draw the one candidate, which is the answer."""
         if task.observer.follows_tokens:
-            return await self._followed(task, resources)
+            return await self._run_streamed(task, resources)
         scorer = resources.scorer if task.score else None
         collected = await collect(task, resources.engine, scorer, 1)
         return Outcome(
@@ -38,8 +38,8 @@ class Single(Strategy):
             tokens_of(collected.candidates),
         )
 
-    async def _followed(self, task: Task, resources: Resources) -> Outcome:
-        """The same candidate, told token by token."""
+    async def _run_streamed(self, task: Task, resources: Resources) -> Outcome:
+        """Draw the same candidate as a stream, and report each step to the observer."""
         started = perf_counter()
         times = []
         partial = None

@@ -1,4 +1,4 @@
-"""Soft best-of-N (arXiv 2505.03156): a candidate with a probability that grows with its reward."""
+"""Soft best-of-N (arXiv 2505.03156): a candidate drawn by the softmax of the rewards."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from service.strategies.rerank import CandidatePool, Reranker, softmax
 
 
 class SoftBon(Reranker):
-    """``P[i] ~ exp(r_i / reward_temperature)``: ``bon`` as it tends to 0, ``ref`` as it grows.
+    """Returns candidate i with probability proportional to ``exp(r_i / reward_temperature)``.
 
-    As N grows this tends to ``p exp(r / reward_temperature) / Z``, what KL-regularised RL aims at.
+    A temperature near 0 gives ``bon``, a high one ``ref``. As N grows, the answers' distribution approaches
+    ``p exp(r / reward_temperature) / Z``, the optimum of KL-regularised RL.
     """
 
     description: ClassVar[str] = "N samples, one drawn by the softmax of their rewards"
@@ -25,9 +26,9 @@ class SoftBon(Reranker):
         ge=LEAST_SCALE,
         le=MOST_SCALE,
         allow_inf_nan=False,
-        description="in units of reward; to 0: best-of-N",
+        description="temperature in units of reward; towards 0 it becomes best-of-N",
     )
 
     def distribution(self, pool: CandidatePool) -> Float:
-        """Softmax of the rewards."""
+        """The softmax of the rewards at the temperature."""
         return softmax(pool.rewards / self.reward_temperature)

@@ -1,10 +1,10 @@
-"""Speculative rejection (arXiv 2410.20290): drop the worst partial candidates while decoding.
+"""Speculative rejection (arXiv 2410.20290): abort the worst partial candidates during decoding.
 
-N candidates start; each time all that are left have reached a further ``check_tokens`` tokens, their
-partial texts are scored and the lowest ``reject_fraction`` of them is aborted in the engine. The paper
-rejects when the GPU's memory is nearly full; by tokens, neither the answer nor what is spent depends on
-what else the engine is doing. Nothing waits for a decision: leaders decode on while the others catch
-up, and what they decoded meanwhile is not looked at, so that one seed has one answer.
+N candidates start. Each time all remaining ones have reached another ``check_tokens`` tokens, their partial
+texts are scored, and the lowest ``reject_fraction`` of them is aborted in the engine. The paper rejects when
+GPU memory is nearly full; checking by tokens instead makes the answer and its cost independent of the
+engine's other load. Decoding never pauses for a check: faster candidates continue while slower ones catch
+up. A check ignores the tokens beyond its position, so one seed always gives the same answer.
 """
 
 from __future__ import annotations
@@ -36,43 +36,48 @@ from vbon.engine import Engine, Partial
 
 
 class SpeculativeRejection(Strategy):
-    """Best-of-N that decodes only the promising candidates to their end."""
+    """Best-of-N that decodes only promising candidates to their end."""
 
-    description: ClassVar[str] = "N samples begun, the worst given up while they decode"
+    description: ClassVar[str] = "N samples, the worst rejected while they are decoded"
     source: ClassVar[str] = "arXiv 2410.20290"
 
     reject_fraction: float = Field(
-        0.5, gt=0, lt=1, description="share of what is left that each check gives up, at least one"
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the remaining candidates that each check rejects, at least one",
     )
     check_tokens: int | None = Field(
         None,
         ge=1,
         le=MOST_COUNT,
-        description="tokens between checks; default: an eighth of max_tokens; at least a 32nd of it",
+        description="tokens between checks; default: 1/8 of max_tokens; at least 1/32 of it",
     )
-    keep: int = Field(1, ge=1, le=MOST_COUNT, description="candidates that are never given up")
+    keep: int = Field(
+        1, ge=1, le=MOST_COUNT, description="number of best candidates that are never rejected"
+    )
 
     def fitted(self, num_samples: int, max_tokens: int) -> SpeculativeRejection:
-        """No more checks than the server scores every candidate for."""
+        """This strategy with ``check_tokens`` raised if it would make too many checks."""
         if self.check_tokens is None:
             return self
-        return self.model_copy(update={"check_tokens": self._every(max_tokens)})
+        return self.model_copy(update={"check_tokens": self._tokens_per_check(max_tokens)})
 
-    def _every(self, max_tokens: int) -> int:
+    def _tokens_per_check(self, max_tokens: int) -> int:
         return step_tokens(self.check_tokens, max_tokens // 8, max_tokens)
 
     async def run(self, task: Task, resources: Resources) -> Outcome:
-        """A race; the best of those that finished."""
+        """Decode with checks, and choose the best of the candidates that were decoded to their end."""
         scorer = required_scorer(resources.scorer, self.description)
-        race = _Race(task, resources.engine, scorer)
+        growing = _GrowingCandidates(task, resources.engine, scorer)
         started = perf_counter()
         try:
-            checks = await self._run(race, task)
-            decoded = await race.finish()
+            checks = await self._run_checks(growing, task)
+            decoded = await growing.finish()
         finally:
-            await race.close()
+            await growing.close()
         finished = perf_counter()
-        candidates = tuple(runner.outcome() for runner in race.runners)
+        candidates = tuple(candidate.outcome() for candidate in growing.candidates)
         survivors = scored_only([c for c in candidates if c.candidate.finish_reason != "rejected"])
         return Outcome(
             highest(survivors),
@@ -83,24 +88,28 @@ class SpeculativeRejection(Strategy):
             {"checks": checks, "finished": len(survivors)},
         )
 
-    async def _run(self, race: _Race, task: Task) -> list[dict[str, int]]:
-        """Check after check, until few enough are left or all have ended."""
-        every = self._every(task.sampling.max_tokens)
+    async def _run_checks(self, growing: _GrowingCandidates, task: Task) -> list[dict[str, int]]:
+        """Check the candidates until only ``keep`` remain or all have ended; returns a record per check."""
+        every = self._tokens_per_check(task.sampling.max_tokens)
         checks = []
         for tokens in range(every, task.sampling.max_tokens, every):
-            if len(race.left) <= self.keep or all(r.ended_by(tokens - every) for r in race.left):
+            remaining = growing.remaining
+            if len(remaining) <= self.keep or all(c.ended_by(tokens - every) for c in remaining):
                 break
-            scores = await all_or_first_error(runner.score_at(tokens) for runner in race.left)
-            given_up = self.rejected(scores, [runner.ended_by(tokens) for runner in race.left])
-            await race.reject([race.left[i] for i in given_up])
-            checks.append({"tokens": tokens, "rejected": len(given_up), "left": len(race.left)})
+            scores = await all_or_first_error(c.score_at(tokens) for c in remaining)
+            rejected = self.rejected(scores, [c.ended_by(tokens) for c in remaining])
+            await growing.reject([remaining[i] for i in rejected])
+            checks.append(
+                {"tokens": tokens, "rejected": len(rejected), "left": len(growing.remaining)}
+            )
         return checks
 
     def rejected(self, scores: Sequence[float | None], ended: Sequence[bool]) -> list[int]:
-        """Which to give up: the unfinished among the lowest; what has no score is left alone.
+        """The indices of the candidates to reject: the unfinished ones among the lowest scores.
 
-        A finished candidate keeps its place in the ranking, but giving it up would save nothing. A
-        share too small for one counts as one: a check that gives up nobody was paid for nothing.
+        Finished candidates count in the ranking but are not rejected, which would save nothing. Candidates
+        without a score are kept. At least one candidate falls under the cut, however small the fraction,
+        because a check that rejects none costs its scoring for nothing.
         """
         ranked = sorted(
             (i for i, score in enumerate(scores) if score is not None),
@@ -112,8 +121,12 @@ class SpeculativeRejection(Strategy):
 
 
 @dataclass(eq=False)
-class _Runner:
-    """One candidate on its way."""
+class _GrowingCandidate:
+    """One candidate while it is decoded.
+
+    Attributes:
+        text: the text that was scored last; ``reward`` is its reward.
+    """
 
     index: int
     task: Task
@@ -143,15 +156,16 @@ class _Runner:
 
     @property
     def tokens(self) -> int:
+        """Number of tokens so far."""
         return 0 if self.latest is None else len(self.latest.token_ids)
 
     def ended_by(self, tokens: int) -> bool:
-        """Whether the whole of it has no more tokens than that."""
+        """True if the candidate has ended with at most ``tokens`` tokens."""
         ended = self.latest is not None and self.latest.finish_reason is not None
         return ended and self.tokens <= tokens
 
     async def score_at(self, tokens: int) -> float | None:
-        """The reward of its first so many tokens (of all, if it has fewer), once they are there."""
+        """Wait for the first ``tokens`` tokens, or the end if that comes first, and score their text."""
         while not self.following.done() and self.tokens < tokens:
             self._moved.clear()
             moved = asyncio.create_task(self._moved.wait())
@@ -160,7 +174,7 @@ class _Runner:
             finally:
                 moved.cancel()
         if self.following.done():
-            self.following.result()  # raises what ended it
+            self.following.result()  # raises the error that ended decoding, if any
         assert self.latest is not None
         if self.ended_by(tokens):
             return await self._score(self.latest.text)
@@ -169,7 +183,7 @@ class _Runner:
         return await self._score(text)
 
     async def score_whole(self) -> float:
-        """Wait for its end and score it; the moment it ended."""
+        """Wait for the end of the candidate and score it; returns when it ended (``perf_counter``)."""
         await self.following
         ended = perf_counter()
         assert self.latest is not None
@@ -183,48 +197,53 @@ class _Runner:
         return self.reward
 
     def outcome(self) -> ScoredCandidate:
-        """Of a rejected one: text and reward at the check that gave it up, all tokens it cost."""
+        """The candidate with its reward.
+
+        A rejected one has the text and reward of its last check, and all tokens that were decoded.
+        """
         latest = self.latest
         assert latest is not None
         candidate = replace(as_candidate(latest, rejected=self.rejected), text=self.text)
         return ScoredCandidate(candidate, self.reward)
 
 
-class _Race:
-    """All runners, and those still in it."""
+class _GrowingCandidates:
+    """All candidates of a task, and the list of those not rejected."""
 
     def __init__(self, task: Task, engine: Engine, scorer: Scorer) -> None:
-        self.runners = [_Runner(i, task, engine, scorer) for i in range(task.num_samples)]
-        self.left = list(self.runners)
+        self.candidates = [
+            _GrowingCandidate(i, task, engine, scorer) for i in range(task.num_samples)
+        ]
+        self.remaining = list(self.candidates)
 
-    async def reject(self, runners: Sequence[_Runner]) -> None:
-        """Abort them in the engine."""
-        for runner in runners:
-            runner.rejected = True
-            runner.following.cancel()
-        await asyncio.gather(*(runner.following for runner in runners), return_exceptions=True)
-        for runner in runners:
-            self._tell(runner)
-        self.left = [runner for runner in self.left if not runner.rejected]
+    async def reject(self, candidates: Sequence[_GrowingCandidate]) -> None:
+        """Abort candidates in the engine."""
+        for candidate in candidates:
+            candidate.rejected = True
+            candidate.following.cancel()
+        await asyncio.gather(*(c.following for c in candidates), return_exceptions=True)
+        for candidate in candidates:
+            self._notify(candidate)
+        self.remaining = [candidate for candidate in self.remaining if not candidate.rejected]
 
     async def finish(self) -> float:
-        """Let the rest end, scoring each as it does; the moment the last one ended."""
+        """Wait for the remaining candidates and score each one; returns when the last one ended."""
 
-        async def end(runner: _Runner) -> float:
-            ended = await runner.score_whole()
-            self._tell(runner)
+        async def end(candidate: _GrowingCandidate) -> float:
+            ended = await candidate.score_whole()
+            self._notify(candidate)
             return ended
 
-        return max(await all_or_first_error(end(runner) for runner in self.left))
+        return max(await all_or_first_error(end(candidate) for candidate in self.remaining))
 
     @staticmethod
-    def _tell(runner: _Runner) -> None:
-        scored = runner.outcome()
-        runner.task.observer.finished(scored.candidate)
-        runner.task.observer.scored(scored)
+    def _notify(candidate: _GrowingCandidate) -> None:
+        scored = candidate.outcome()
+        candidate.task.observer.finished(scored.candidate)
+        candidate.task.observer.scored(scored)
 
     async def close(self) -> None:
-        """Abort whatever still decodes."""
-        for runner in self.runners:
-            runner.following.cancel()
-        await asyncio.gather(*(runner.following for runner in self.runners), return_exceptions=True)
+        """Abort everything that is still being decoded."""
+        for candidate in self.candidates:
+            candidate.following.cancel()
+        await asyncio.gather(*(c.following for c in self.candidates), return_exceptions=True)

@@ -1,10 +1,11 @@
-r"""TreeBoN (arXiv 2410.16033): grow the answer in layers, keep the most promising branches.
+r"""TreeBoN (arXiv 2410.16033): grow answers in layers and keep the most promising branches.
 
-N roots of ``layer_tokens`` tokens; then layer by layer the best N / ``children`` partial answers get
-``children`` continuations each, until they end. A partial answer is worth its weighted implicit reward
-``sum_k w_k [log q(y_k | y_<k) - log p(y_k | y_<k)]``, ``w_k = 1 / (k + 1)``, with q a tuned checkpoint
-(DPO in the paper; vBoN does as well) and p the policy that draws, so no reward model is asked about
-unfinished text. The reward model chooses among the leaves.
+The first layer draws N partial answers of ``layer_tokens`` tokens. In each further layer, the best
+N / ``children`` of them get ``children`` continuations each, until all have ended. Partial answers are
+ranked by their weighted implicit reward
+``sum_k w_k [log q(y_k | y_<k) - log p(y_k | y_<k)]``, ``w_k = 1 / (k + 1)``, where q is a tuned checkpoint
+(DPO in the paper; vBoN works as well) and p the policy that draws. The reward model scores only finished
+answers, and chooses among them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ import numpy as np
 from pydantic import Field
 
 from service.strategies.bounds import MOST_COUNT, step_tokens
-from service.strategies.protocol import Outcome, Resources, ScoredCandidate, Strategy, Task
+from service.strategies.protocol import (
+    Outcome,
+    Resources,
+    ScoredCandidate,
+    Scorer,
+    Strategy,
+    Task,
+)
 from service.strategies.rerank import highest, required_scorer, scored_only
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Candidate, Engine, FinishReason
@@ -31,9 +39,9 @@ class Branch:
     """A partial answer.
 
     Attributes:
-        logprobs: of its tokens under the policy, nats, at temperature 1.
-        finished: why it ended; ``None`` while it can be continued.
-        worth: weighted implicit reward; 0 until it was computed.
+        logprobs: of each token under the policy, nats, at temperature 1.
+        finished: why it ended; ``None`` if it can be continued.
+        worth: the weighted implicit reward; 0 until it is computed.
     """
 
     token_ids: tuple[int, ...]
@@ -43,7 +51,7 @@ class Branch:
 
 
 class TreeBon(Strategy):
-    """Layered tree search, N leaves."""
+    """Tree search in layers, with N branches per layer."""
 
     description: ClassVar[str] = (
         "a tree of partial answers, pruned by a tuned checkpoint's log-ratio"
@@ -53,20 +61,18 @@ class TreeBon(Strategy):
     uses_policies: ClassVar[bool] = True
 
     children: int = Field(
-        4, ge=2, le=1024, description="continuations of each partial answer kept, at most n"
+        4, ge=2, le=1024, description="continuations of each partial answer that is kept; at most n"
     )
     layer_tokens: int | None = Field(
         None,
         ge=1,
         le=MOST_COUNT,
-        description="tokens a layer; default: a quarter of max_tokens; at least a 32nd of it",
+        description="tokens per layer; default: 1/4 of max_tokens; at least 1/32 of it",
     )
-    guide: str = Field(
-        "vbon", description="the tuned policy whose log-ratio scores partial answers"
-    )
+    guide: str = Field("vbon", description="the tuned policy whose log-ratio ranks partial answers")
 
     def fitted(self, num_samples: int, max_tokens: int) -> TreeBon:
-        """No more children than leaves, no more layers than the server reads a tree through."""
+        """This strategy with at most N children, and ``layer_tokens`` raised to bound the layers."""
         update: dict[str, int] = {"children": min(self.children, num_samples)}
         if self.layer_tokens is not None:
             update["layer_tokens"] = self._layer(max_tokens)
@@ -76,36 +82,14 @@ class TreeBon(Strategy):
         return step_tokens(self.layer_tokens, max_tokens // 4, max_tokens)
 
     async def run(self, task: Task, resources: Resources) -> Outcome:
-        """Layers, then the reward model over the leaves."""
+        """Grow the tree, and choose the leaf with the highest reward."""
         scorer = required_scorer(resources.scorer, self.description)
-        guide = resources.policies.get(self.guide)
-        if guide is None or guide is resources.engine:
-            others = [n for n, e in resources.policies.items() if e is not resources.engine]
-            raise InvalidInputError(
-                f"guide {self.guide!r} must be another policy of this server than the one that "
-                f"draws; there are: {', '.join(others) or 'none'}",
-                field="guide",
-            )
         started = perf_counter()
-        tree = _Tree(task, resources.engine, guide)
+        tree = _Tree(task, resources.engine, self._guide_engine(resources))
         leaves = await self._grow(tree, task)
         decoded = perf_counter()
-        candidates = [
-            Candidate(
-                i, await tree.text(leaf), leaf.token_ids, leaf.finished or "length", leaf.logprobs
-            )
-            for i, leaf in enumerate(leaves)
-        ]
-
-        async def score(candidate: Candidate) -> ScoredCandidate:
-            reward = await scorer.score(task.prompt, candidate.text)
-            scored = ScoredCandidate(candidate, reward)
-            task.observer.scored(scored)
-            return scored
-
-        for candidate in candidates:
-            task.observer.finished(candidate)
-        scored = tuple(await all_or_first_error(score(candidate) for candidate in candidates))
+        candidates = [await tree.candidate(i, leaf) for i, leaf in enumerate(leaves)]
+        scored = await _score_all(candidates, task, scorer)
         return Outcome(
             highest(scored_only(scored)),
             scored,
@@ -115,15 +99,26 @@ class TreeBon(Strategy):
             {"layers": tree.layers, "guide": self.guide, "guide_tokens": tree.guide_tokens},
         )
 
+    def _guide_engine(self, resources: Resources) -> Engine:
+        guide = resources.policies.get(self.guide)
+        if guide is None or guide is resources.engine:
+            others = [n for n, e in resources.policies.items() if e is not resources.engine]
+            raise InvalidInputError(
+                f"guide {self.guide!r} must be a policy of this server other than the one that draws; "
+                f"available: {', '.join(others) or 'none'}",
+                field="guide",
+            )
+        return guide
+
     async def _grow(self, tree: _Tree, task: Task) -> list[Branch]:
         width = task.num_samples
         layer = self._layer(task.sampling.max_tokens)
-        # More would decode more at once than admission counted: one kept branch alone has as many.
+        # Even a single kept branch must not decode more sequences at once than admission counted.
         children = min(self.children, width)
         root = Branch((), (), None)
         branches = await tree.extend([root], width, layer)
         while any(branch.finished is None for branch in branches):
-            branches = await tree.judged(branches)
+            branches = await tree.with_worth(branches)
             kept = promising(branches, width // children)
             ended = [branch for branch in kept if branch.finished is not None]
             grown = await tree.extend(
@@ -133,20 +128,39 @@ class TreeBon(Strategy):
         return branches
 
 
+async def _score_all(
+    candidates: Sequence[Candidate], task: Task, scorer: Scorer
+) -> tuple[ScoredCandidate, ...]:
+    async def score(candidate: Candidate) -> ScoredCandidate:
+        reward = await scorer.score(task.prompt, candidate.text)
+        scored = ScoredCandidate(candidate, reward)
+        task.observer.scored(scored)
+        return scored
+
+    for candidate in candidates:
+        task.observer.finished(candidate)
+    return tuple(await all_or_first_error(score(candidate) for candidate in candidates))
+
+
 def promising(branches: Sequence[Branch], count: int) -> list[Branch]:
-    """The ``count`` of the highest worth, in that order; the earlier among equals."""
+    """The ``count`` branches of highest worth, best first; among equals, the earlier one."""
     order = sorted(range(len(branches)), key=lambda i: (-branches[i].worth, i))
     return [branches[i] for i in order[:count]]
 
 
 def implicit_reward(guide: Sequence[float], policy: Sequence[float]) -> float:
-    """``sum_k [log q(y_k) - log p(y_k)] / (k + 1)``, k from 0, in nats."""
+    """``sum_k [log q(y_k) - log p(y_k)] / (k + 1)``, k from 0, nats.
+
+    Args:
+        guide: ``log q`` of each token.
+        policy: ``log p`` of each token.
+    """
     ratios = np.subtract(guide, policy)
     return float((ratios / np.arange(1, len(ratios) + 1)).sum())
 
 
 class _Tree:
-    """Draws and judges branches, and counts what that took."""
+    """Extends and ranks the branches of one task, and counts layers and tokens."""
 
     def __init__(self, task: Task, engine: Engine, guide: Engine) -> None:
         self._task, self._engine, self._guide = task, engine, guide
@@ -156,7 +170,7 @@ class _Tree:
         self.guide_tokens = 0
 
     async def extend(self, branches: Sequence[Branch], children: int, tokens: int) -> list[Branch]:
-        """``children`` continuations of each, of at most ``tokens`` tokens."""
+        """Draw ``children`` continuations of each branch, of at most ``tokens`` tokens."""
         self.layers += 1
         grown = await all_or_first_error(
             self._extend(branch, children, tokens, self._drawn + i * children)
@@ -194,11 +208,11 @@ class _Tree:
             finished = "length"
         return Branch(ids, branch.logprobs + (candidate.token_logprobs or ()), finished)
 
-    async def judged(self, branches: Sequence[Branch]) -> list[Branch]:
-        """The same with their worth."""
-        return await all_or_first_error(self._judged(i, b) for i, b in enumerate(branches))
+    async def with_worth(self, branches: Sequence[Branch]) -> list[Branch]:
+        """The same branches with their worth computed."""
+        return await all_or_first_error(self._with_worth(i, b) for i, b in enumerate(branches))
 
-    async def _judged(self, index: int, branch: Branch) -> Branch:
+    async def _with_worth(self, index: int, branch: Branch) -> Branch:
         task = self._task
         self.guide_tokens += len(branch.token_ids)
         guided = await self._guide.logprobs(
@@ -209,8 +223,13 @@ class _Tree:
         )
         return replace(branch, worth=implicit_reward(guided, branch.logprobs))
 
-    async def text(self, branch: Branch) -> str:
-        """All its layers decoded together, cut at the first stop string."""
+    async def candidate(self, index: int, leaf: Branch) -> Candidate:
+        """The candidate that a leaf makes."""
+        text = await self._text(leaf)
+        return Candidate(index, text, leaf.token_ids, leaf.finished or "length", leaf.logprobs)
+
+    async def _text(self, branch: Branch) -> str:
+        """The branch's text, decoded as a whole and cut at the first stop string."""
         text = await self._decoded(branch.token_ids)
         ends = [text.find(stop) for stop in self._task.sampling.stop]
         return text[: min((end for end in ends if end >= 0), default=len(text))]

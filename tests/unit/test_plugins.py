@@ -121,8 +121,8 @@ REASONS = {
     "missing": "importing it raised ModuleNotFoundError: No module named 'no_such_module'",
     "function": "it is not a subclass of service.strategies.Strategy",
     "needs": "its setting 'needed' has no default",
-    "clashes": "its setting 'children' has another type than that of treebon",
-    "shadows": "its setting 'seed' has the name of a field that every request has",
+    "clashes": "its setting 'children' has a different type than in treebon",
+    "shadows": "its setting 'seed' has the name of a request field",
     "abstract": "Can't instantiate abstract class Abstract",
 }
 TARGETS = {

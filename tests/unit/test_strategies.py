@@ -163,15 +163,15 @@ async def test_candidates_without_a_score_are_passed_over(mode: str) -> None:
 @pytest.mark.parametrize(
     ("mode", "settings", "field", "words"),
     [
-        ("bon", {"reward_temperature": 1}, "reward_temperature", "it belongs to soft-bon"),
-        ("vbon", {"reg_strength": 1}, "reg_strength", "mode 'vbon' takes no reg_strength"),
+        ("bon", {"reward_temperature": 1}, "reward_temperature", "modes that do: soft-bon"),
+        ("vbon", {"reg_strength": 1}, "reg_strength", "mode 'vbon' does not take reg_strength"),
         ("soft-bon", {"reward_temperature": 0}, "reward_temperature", "equal to 0.000001 (got 0"),
         ("soft-bon", {"reward_temperature": "warm"}, "reward_temperature", "valid number"),
         ("srbon-kl", {"reg_strength": 0}, "reg_strength", "equal to 0.000001"),
         ("adaptive-bon", {"max_n": 3, "min_n": 5}, "body", "max_n 3 is below min_n 5"),
         ("adaptive-bon", {"max_n": 500}, "max_n", "at most 128"),
-        ("treebon", {"guide": "nobody"}, "guide", "there are: vbon"),
-        ("treebon", {"guide": "ref"}, "guide", "another policy"),
+        ("treebon", {"guide": "nobody"}, "guide", "available: vbon"),
+        ("treebon", {"guide": "ref"}, "guide", "other than the one that draws"),
         ("speculative-rejection", {"reject_fraction": 1}, "reject_fraction", "less than 1"),
     ],
 )  # fmt: skip
@@ -201,7 +201,7 @@ async def test_settings_are_in_the_schema_with_their_modes() -> None:
         spec = (await client.get("/openapi.json")).json()
     fields = spec["components"]["schemas"]["GenerateRequest"]["properties"]
     assert SETTINGS.keys() <= fields.keys()
-    assert "soft-bon: in units of reward" in fields["reward_temperature"]["description"]
+    assert "soft-bon: temperature in units of reward" in fields["reward_temperature"]["description"]
     assert "(default 1.0)" in fields["reward_temperature"]["description"]
     assert "rbon-kl, rbon-length, mbr-bon, srbon-wd:" in fields["reg_strength"]["description"]
 
