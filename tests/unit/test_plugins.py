@@ -94,7 +94,7 @@ def test_a_strategy_and_a_reward_model_serve_requests(tmp_path: Path) -> None:
     assert next_lowest[1]["policy"]["name"] == "mine"
     assert chat[0] == 200
     assert refused[0] == 422
-    assert "mode 'bon' takes no rank; it belongs to lowest" in refused[1]["error"]["message"]
+    assert "mode 'bon' does not take rank; modes that do: lowest" in refused[1]["error"]["message"]
     field = spec[1]["components"]["schemas"]["GenerateRequest"]["properties"]["rank"]
     assert field["description"] == "lowest: 0: the lowest, 1: the next (default 0)"
     assert logged == ""
@@ -163,7 +163,10 @@ def test_broken_strategies_are_logged_and_named_only_when_asked_for(tmp_path: Pa
         assert reason in message
         assert logged.count(message) == 1
     assert "strategy 'bon' of package toy-plugins 1.2" in logged
-    assert "mode mine is the policy, not the strategy of toy-plugins 1.2" in logged
+    assert (
+        "mode mine is the policy of that name; the strategy from toy-plugins 1.2 is not available"
+        in logged
+    )
     assert len(logged.splitlines()) == len(TARGETS)
 
 
