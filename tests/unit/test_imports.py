@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,29 @@ def modules(package: str) -> list[Path]:
 def test_packages_keep_to_their_side(package: str, forbidden: set[str]) -> None:
     for module in modules(package):
         assert not imported(module) & forbidden, module
+
+
+def module_imports(path: Path) -> set[str]:
+    """Our own modules that a file imports when it is loaded: not inside functions, not for types only."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_training_has_no_import_cycle() -> None:
+    paths = {".".join(m.relative_to(ROOT).with_suffix("").parts): m for m in modules("training")}
+    names = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    graph = {name: module_imports(path) & names.keys() - {name} for name, path in names.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules of a cycle
+
+
+def test_rollouts_and_the_cache_know_no_objective() -> None:
+    for module in [*modules("training/rollouts"), *modules("training/cache")]:
+        assert "training.objectives" not in module.read_text(encoding="utf-8"), module
 
 
 def test_only_three_modules_import_vllm() -> None:
