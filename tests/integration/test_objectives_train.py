@@ -255,7 +255,7 @@ def test_n_above_the_cached_samples_is_refused(
 
 
 def test_stored_log_p_is_what_the_reference_says(sandbox: Path, inputs: TrainingInputs) -> None:
-    """For every cached sample of a prompt, against a forward pass of each alone."""
+    """Stored values of cached samples equal those of a forward pass of each sample alone."""
     from training.train.reference_logprobs import ensure_reference_logprobs
 
     revision = inputs.fingerprints["policy_revision"]

@@ -388,7 +388,7 @@ def test_damaged_columns_are_mended(path: Path, name: str, damage: str) -> None:
 
 
 def test_any_flipped_bit_of_the_columns_is_mended(path: Path) -> None:
-    """Of values too, which still fit together."""
+    """Flipped bits of values are noticed too, although the files still fit together."""
     first = opened(path, OK, {"prompt": "b", "responses": ["y", "z"], "rewards": [1.5, 2.5]})
     rewards, drawn = first.rewards(1), first.responses(1)
     for file in sorted(columns(path).iterdir()):

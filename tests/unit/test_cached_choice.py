@@ -1,4 +1,4 @@
-"""Which cached samples a step takes, against enumeration of subsets."""
+"""The cached samples that a step chooses, compared with an enumeration of subsets."""
 
 from __future__ import annotations
 

@@ -343,7 +343,7 @@ def test_bon_sft_reaches_the_bon_distribution() -> None:
 
 @pytest.mark.parametrize(("transform", "beta"), [("identity", 0.3), ("log", 0.5)])
 def test_qrpo_reaches_its_tilted_reference(transform: str, beta: float) -> None:
-    """On the toy the quantile is not uniform, so Z is off; where it is, the loss is least there."""
+    """The quantile of the toy is not uniform, so Z is wrong; the minimum of the loss is found exactly."""
     toy = Toy(torch.Generator().manual_seed(2), 200, 4)
     reached = wander(Qrpo(beta=beta, transform=transform), toy, 600, 0.05)
     exact = descend(exact_qrpo(beta, transform))
@@ -389,7 +389,7 @@ def real_n_of(q: torch.Tensor) -> float:
 
 
 def test_j_bond_climbs_the_best_of_n_ladder() -> None:
-    """From n = 1 past 2, 4 and 8, always close to best-of-n of the same KL.
+    """J-BOND climbs from n = 1 past 2, 4 and 8, always close to best-of-n of the same KL.
 
     The bounded reward makes it an approximation: within .02 of that best-of-n's win rate and .08 in
     total variation; with the forward part alone the step is exact but for noise, and within .06.
@@ -595,7 +595,7 @@ def exhaustive_gradient(logits: torch.Tensor, reward: torch.Tensor, beta: float)
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
 def test_policy_gradient_is_unbiased_exhaustively(beta: float) -> None:
-    """No sampling: the tolerance is float32 rounding, so there is no false alarm."""
+    """All texts are enumerated; the tolerance is float32 rounding, so false alarms cannot happen."""
     logits = table(3)
     wanted = finite_differences(regularised(REWARD, beta), logits)
     found = exhaustive_gradient(logits, REWARD, beta)

@@ -203,7 +203,7 @@ def test_broken_objectives_are_named_by_their_command_alone(tmp_path: Path) -> N
     assert help_text.returncode == 0
     assert "untitled" in help_text.stdout
     for name, reason in {
-        "steps": "do not fit those that every objective has: steps",
+        "steps": "do not fit the settings that all objectives share: steps",
         "untitled": "it is not a subclass of training.objectives.protocol.Objective",
         "gone": "importing it raised ModuleNotFoundError: No module named 'no_such'",
     }.items():

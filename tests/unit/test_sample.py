@@ -1,4 +1,4 @@
-"""What a sampling run makes of what an earlier one left, of ``--replace``, and of a full disk."""
+"""Sampling runs that meet the files of an earlier run, ``--replace`` or a full disk."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def configure(tmp_path: Path) -> Configure:
 
 
 def rows(cache: Path) -> list[tuple[str, str]]:
-    """Of each line the prompt and what was drawn."""
+    """The prompt and the first response of each line."""
     records = [json.loads(line) for line in cache.read_text().splitlines()]
     return [(record["prompt"], record["responses"][0]) for record in records]
 
@@ -357,7 +357,7 @@ def test_a_damaged_cache_is_sampled_again_if_told_to(
 def test_an_unfinished_cache_of_an_earlier_version_is_gone_on_with(
     sampler: Sampler, configure: Configure
 ) -> None:
-    """It has its record where the finished one has it."""
+    """Earlier versions kept the metadata of an unfinished cache under the name of the finished one."""
     config = configure()
     build_cache(config)
     shutil.move(config.out, config.out.with_name("cache.jsonl.partial"))

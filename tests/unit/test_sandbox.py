@@ -1,4 +1,4 @@
-"""What making the sandbox leaves alone, and what it refuses before it trains."""
+"""Building the sandbox: finished parts are kept, and unusable input is reported before training."""
 
 from __future__ import annotations
 

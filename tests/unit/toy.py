@@ -49,7 +49,7 @@ def table(seed: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def log_probability(logits: torch.Tensor) -> torch.Tensor:
-    """Of every text, shape (15,)."""
+    """Log-probability of every text, shape (15,)."""
     steps = torch.log_softmax(logits, -1)[STATE].gather(-1, TOKENS[..., None])[..., 0]
     return (steps * MASK).sum(1)
 
@@ -136,7 +136,7 @@ def batch_for(
     anchor: torch.Tensor = REFERENCE,
     drawn_from: torch.Tensor | None = None,
 ) -> StepBatch:
-    """What the trainer would give the objective; the policy's samples come from ``drawn_from`` if given."""
+    """A batch as the trainer would make it; the policy's samples come from ``drawn_from`` if given."""
     needed = objective.samples_needed
     parts: dict[str, Samples] = {}
     if needed.policy:

@@ -4,8 +4,9 @@ It has P prompts (rows) in the order in which they first appear, and S samples. 
 consecutive, in the order of the file. Two lines belong to the same row if their prompts have the same token
 ids. ``open_columns.py`` opens and compiles the columns, ``write_columns.py`` writes them.
 
-pyarrow was measured as an alternative and is not used (docs/log.md): opening and memory are about the same,
-reading single samples is slower, and samples of one prompt on distant lines still need a pass by hand.
+pyarrow and datasets were measured as alternatives (docs/log.md). pyarrow takes the same time and memory, but
+lines of one prompt that are far apart still have to be grouped by hand, in files, if the cache may be larger
+than memory. datasets is many times slower at reading single rows, and names no line in its errors.
 """
 
 from __future__ import annotations

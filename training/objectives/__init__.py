@@ -1,7 +1,6 @@
 """Training objectives, one per file; :data:`OBJECTIVES` is the registry.
 
-Each line has the class, the line that ``--help`` shows and what the default sweep varies. Listing the
-objectives does not import torch. Installed packages add objectives by the entry-point group
+Listing the objectives does not import torch. Installed packages add objectives through the entry-point group
 ``vbon.objectives`` (docs/plugins.md).
 """
 
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 
 class _Line(NamedTuple):
+    """A built-in objective: its class, its line in ``--help`` and its values in the default sweep."""
+
     target: str
     summary: str
     grid: str
@@ -55,15 +56,15 @@ _LINES = {
     ),
 }
 
-# What `sweep` trains unless `--grid` says otherwise: every built-in objective.
+# The grid of `sweep` if `--grid` is not given: every built-in objective.
 DEFAULT_GRID = [f"{name}: {line.grid}" for name, line in _LINES.items()]
 
 
 def _checked(found: object) -> type[Objective]:
-    """The same, if it is an objective.
+    """Check that a registered object is an objective, and return it.
 
     Raises:
-        TypeError: it is not; the text completes "cannot be used:".
+        TypeError: it is not an objective; the text continues "cannot be used:".
     """
     from training.objectives.protocol import Objective
 
@@ -71,7 +72,7 @@ def _checked(found: object) -> type[Objective]:
         raise TypeError("it is not a subclass of training.objectives.protocol.Objective")
     for name in ("title", "source"):
         if not isinstance(getattr(found, name, None), str):
-            raise TypeError(f"it has no {name}, which the model card shows")
+            raise TypeError(f"it has no {name}, which the model card needs")
     return found
 
 
@@ -81,7 +82,7 @@ OBJECTIVES: Registry[type[Objective]] = Registry(
     built_in_entries("training.objectives", {name: line[:2] for name, line in _LINES.items()}),
     _checked,
     field="objective",
-    # The other commands of `python -m training`; an objective is one too.
+    # Names of other commands, which an objective cannot take because its name becomes a command too.
     reserved=("sandbox", "sample", "train", "evaluate", "sweep", "report", "bench"),
 )
 

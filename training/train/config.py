@@ -29,10 +29,10 @@ def train_config_type(name: str) -> type[TrainConfig]:
         names = ", ".join(sorted(clash))
         OBJECTIVES.refuse(
             name,
-            f"its settings and defaults do not fit those that every objective has: {names} "
-            "(a setting needs a name of its own, a default the name of a common setting)",
+            f"its settings and defaults do not fit the settings that all objectives share: {names} "
+            "(a setting must not have the name of a shared setting, and a default must)",
         )
-        objective = objective_type(name)  # raises that
+        objective = objective_type(name)  # raises the error
     fields: dict[str, Any] = {}
     for field_name, value in {"out": Path(f"sandbox/{name}"), **objective.defaults}.items():
         field = copy(TrainConfig.model_fields[field_name])
