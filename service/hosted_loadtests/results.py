@@ -8,7 +8,8 @@ import json
 from pydantic import ValidationError
 
 from service.hosted_loadtests.runs import LoadTestRuns, Run, not_here
-from service.loadtest.analysis.compare import Comparison, compare_runs
+from service.loadtest.analysis.compare import compare_runs
+from service.loadtest.analysis.comparison import Comparison
 from service.loadtest.schema import LoadTestResult
 from service.schemas.loadtests import KeptRun, LoadTestStatus
 from service.store.async_store import AsyncStore

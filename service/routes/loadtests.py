@@ -12,7 +12,7 @@ from service.hosted_loadtests.requests import own_url, planned_seconds, settings
 from service.hosted_loadtests.results import run_status
 from service.hosted_loadtests.runs import ROOM_S, not_here
 from service.http.security_headers import REPORT_POLICY
-from service.loadtest.analysis.compare import Comparison
+from service.loadtest.analysis.comparison import Comparison
 from service.loadtest.schema import LoadTestResult
 from service.routes.dependencies import (
     SAME_ORIGIN_ONLY,

@@ -10,76 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
-from math import comb, exp, log
-from typing import Literal
+from math import exp
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from service.loadtest.analysis.intervals import Float, interval, sign_flip_p
+from service.loadtest.analysis.comparison import LEVEL, Comparison, Difference, Verdict
+from service.loadtest.analysis.comparison_words import comparison_statement
+from service.loadtest.analysis.intervals import (
+    Float,
+    interval,
+    least_permutation_p,
+    sign_flip_p,
+)
 from service.loadtest.schema import CellResult, LoadTestResult, Quality, RoundResult
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
 
-LEVEL = 0.05
-Verdict = Literal["better", "worse", "no difference seen", "too few rounds", "too few prompts"]
-
-
-class Difference(BaseModel):
-    """One figure measured in both runs."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    what: str
-    measure: str
-    a: float = Field(
-        description="run A: mean over the rounds that both runs have, or over prompts for rewards"
-    )
-    b: float
-    change: float = Field(
-        description="speeds: geometric mean of B divided by that of A; rewards: B - A"
-    )
-    low: float | None = Field(
-        description="lower end of the 95% interval of the change, for this figure alone: Welch's t on "
-        "logs for speeds, bootstrap over prompts for rewards; null if there is only one round"
-    )
-    high: float | None
-    relative: bool
-    p: float | None = Field(
-        description="two-sided p-value, for this figure alone; null: too few rounds or prompts"
-    )
-    p_adjusted: float | None = Field(
-        description="p-value adjusted for all speeds, or all rewards, together"
-    )
-    level: float | None = Field(description="the figure differs if p_adjusted is at most this")
-    verdict: Verdict
-
-
-class Comparison(BaseModel):
-    """All figures that both runs have, and the conclusion from them."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    a: str
-    b: str
-    statement: str
-    settings_changed: dict[str, tuple[object, object]]
-    only_in_one: list[str]
-    differences: list[Difference]
-
-    @property
-    def worse(self) -> bool:
-        """True if B is worse in any figure by more than chance explains."""
-        return any(one.verdict == "worse" for one in self.differences)
-
-    @property
-    def differs(self) -> bool:
-        """True if any figure differs by more than chance explains."""
-        return any(one.verdict in _DIFFERS for one in self.differences)
-
-
-_DIFFERS = ("better", "worse")
 _SPEEDS: tuple[tuple[str, Callable[[RoundResult], float | None], bool], ...] = (
     ("requests/s", lambda one: one.requests_per_s, True),
     ("p50 E2E, ms", lambda one: one.p50_e2e_ms, False),
@@ -88,7 +34,6 @@ _SPEEDS: tuple[tuple[str, Callable[[RoundResult], float | None], bool], ...] = (
 _SHORTEST_MS = 0.0005  # latencies are rounded to 0.001 ms
 _IRRELEVANT = {"out", "store", "tag", "wait_s", "run_id", "supervised"}
 _PROMPTS = {"prompts", "prompt_words", "prompt_count", "seed"}
-_NAMED = 6  # the most figures that the statement names; the table lists all
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +86,9 @@ def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
         changed.pop("prompts", None)  # only the path of the file differs
         rewards = _rewards(a.quality, b.quality)
     rounds, speeds = _speeds(cells_a, cells_b)
-    level_speeds, level_rewards = _levels(_least_p(rounds) if speeds else 1.0, _least_holm(rewards))
+    level_speeds, level_rewards = _levels(
+        least_permutation_p(rounds) if speeds else 1.0, _least_holm(rewards)
+    )
     found = [
         *_speed_differences(speeds, level_speeds),
         *_reward_differences(rewards, level_rewards),
@@ -149,7 +96,7 @@ def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
     return Comparison(
         a=a.id,
         b=b.id,
-        statement=_statement(found),
+        statement=comparison_statement(found),
         settings_changed=changed,
         only_in_one=sorted(cells_a.keys() ^ cells_b.keys()),
         differences=found,
@@ -220,11 +167,6 @@ def _rewards(a: Sequence[Quality], b: Sequence[Quality]) -> list[_Reward]:
         means = [float(np.mean([side[key] for key in shared])) for side in (before, after)]
         found.append(_Reward(one.variant, means[0], means[1], differences, change))
     return found
-
-
-def _least_p(rounds: int) -> float:
-    """The smallest p-value that this many rounds per run attain: two of all splits."""
-    return 2 / comb(2 * rounds, rounds)
 
 
 def _least_holm(rewards: Sequence[_Reward]) -> float:
@@ -312,60 +254,3 @@ def _verdict(p_adjusted: float, level: float, better: bool) -> Verdict:
     if p_adjusted > level:
         return "no difference seen"
     return "better" if better else "worse"
-
-
-def _statement(found: Sequence[Difference]) -> str:
-    if not found:
-        return "The runs have no cell or mode in common."
-    tested = [one.p_adjusted for one in found if one.p_adjusted is not None]
-    untested = {one.verdict for one in found if one.p_adjusted is None}
-    if not tested:
-        if "too few rounds" not in untested:
-            return "Too few prompts to tell a change from chance."
-        return (
-            f"Too few rounds to tell a change from chance: measure at least {_rounds_for(LEVEL)} "
-            "rounds in each run."
-        )
-    sentences = [_findings(found, tested)]
-    if "too few rounds" in untested:
-        sentences.append(
-            "Speeds were not tested because there are too few rounds: measure at least "
-            f"{_rounds_for(LEVEL / 2)} rounds in each run."
-        )
-    if "too few prompts" in untested:
-        sentences.append("Rewards were not tested because there are too few prompts.")
-    return " ".join(sentences)
-
-
-def _rounds_for(level: float) -> int:
-    return next(rounds for rounds in count(1) if _least_p(rounds) <= level)
-
-
-def _findings(found: Sequence[Difference], tested: Sequence[float]) -> str:
-    differ = [one for one in found if one.verdict in _DIFFERS]
-    figures = f"{len(tested)} figure{'' if len(tested) == 1 else 's'}"
-    if not differ:
-        level = next(one.level for one in found if one.level is not None)  # the same for all
-        return (
-            f"No difference beyond chance: 0 of {figures} at the {LEVEL:.0%} level for all together; "
-            f"the smallest adjusted p is {min(tested):.4f}, and at most {level:g} would count."
-        )
-    worse = sum(one.verdict == "worse" for one in differ)
-    side = "worse" if worse == len(differ) else "partly better, partly worse" if worse else "better"
-    named = "; ".join(_named(one) for one in sorted(differ, key=_weight)[:_NAMED])
-    more = f"; and {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
-    return (
-        f"The runs differ, and B is {side}: {len(differ)} of {figures}, at the {LEVEL:.0%} level for all "
-        f"together: {named}{more}."
-    )
-
-
-def _weight(one: Difference) -> tuple[bool, float, float]:
-    """Sort key: worse figures first, then the smallest p-value, then the largest change."""
-    size = abs(log(one.change)) if one.relative else abs(one.change)
-    return one.verdict != "worse", one.p_adjusted or 0.0, -size
-
-
-def _named(one: Difference) -> str:
-    change = f"{one.change:.3g}x" if one.relative else f"{one.change:+.3f}"
-    return f"{one.measure} ({one.what}) {change}, adjusted p {one.p_adjusted:.4f}"

@@ -1,4 +1,4 @@
-"""Words the result: the decision first, then the reasons."""
+"""Puts the result into words: the decision first, then the reasons."""
 
 from __future__ import annotations
 

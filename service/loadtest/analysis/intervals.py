@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import product
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,11 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     else:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], size=(_EXACT, len(data)))
     return _share(np.abs((signs * data).mean(axis=1)), abs(float(data.mean())), exact)
+
+
+def least_permutation_p(rounds: int) -> float:
+    """The smallest p-value of a permutation test with this many rounds per run: two of all splits."""
+    return 2 / comb(2 * rounds, rounds)
 
 
 def _share(drawn: Float, seen: float, exact: bool) -> float:

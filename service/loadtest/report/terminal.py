@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.loadtest.analysis.compare import Comparison
+from service.loadtest.analysis.comparison import Comparison
 from service.loadtest.analysis.text import number
 from service.loadtest.report.tables import (
     break_even_table,
