@@ -1,34 +1,212 @@
-"""Data flows one way, and light parts stay light."""
+"""Which part of the project may import which other, and what must not be imported at all."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from graphlib import TopologicalSorter
+from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("service", "training", "vbon")
 HEAVY = (
     "torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "plotly", "opentelemetry",
 )  # fmt: skip
 
+# A room is a folder. Modules directly in a package, and those in ENTRIES, are rooms of their own.
+ENTRIES = {
+    "service.bench.rows",
+    "service.bench.run",
+    "service.loadtest.__main__",
+    "service.loadtest.execute",
+}
 
-def imported(path: Path) -> set[str]:
-    """Top-level packages a file imports anywhere, also inside functions."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
-    return names
+# Light rooms that every other one may import; they import only each other.
+BASE = {
+    "vbon": "",
+    "vbon.concurrency": "",
+    "vbon.config": "",
+    "vbon.errors": "",
+    "vbon.help": "",
+    "vbon.maths": "",
+    "vbon.prompt_files": "",
+    "vbon.prompts": "",
+    "vbon.registry": "",
+    "vbon.report_html": "",
+    "vbon.storage": "",
+    "vbon.terminal": "",
+    "vbon.trace_context": "",
+}
+
+# What else each room may import of the project. A request goes from routes through generation, runtime and
+# strategies to the engine and reward protocols; none of these imports one that comes before it.
+ROOMS = {
+    **BASE,
+    # vbon
+    "vbon.__main__": "vbon.cli",
+    "vbon.cli": "",
+    "vbon.embedders": "",
+    "vbon.engine": "",
+    "vbon.engine.remote": "vbon.engine vbon.http",
+    "vbon.engine.vllm": "vbon.engine",
+    "vbon.http": "",
+    "vbon.rewards": "vbon.http",
+    "vbon.study": "vbon.cli",
+    # service: around a request
+    "service": "",
+    "service.settings": "vbon.engine.vllm",
+    "service.context": "",
+    "service.http": "service.context service.settings",
+    "service.auth": "service.context service.http service.settings vbon.cli",
+    "service.admission": "service.context service.http",
+    "service.observability": "service.context service.settings",
+    "service.store": "",
+    "service.store.migrations": "service.store",
+    "service.store.migrations.versions": "",
+    "service.page": "",
+    # service: a request
+    "service.strategies": "vbon.embedders vbon.engine",
+    "service.runtime": "service.admission service.context service.settings service.strategies "
+    "vbon.embedders vbon.engine vbon.engine.remote vbon.engine.vllm vbon.rewards",
+    "service.schemas": "service.strategies vbon.engine",
+    "service.generation": "service.http service.runtime service.schemas service.strategies vbon.engine",
+    "service.evaluation": "service.generation service.loadtest service.runtime service.schemas "
+    "service.settings service.store vbon.engine",
+    "service.hosted_loadtests": "service.context service.generation service.loadtest "
+    "service.loadtest.analysis service.runtime service.schemas service.settings service.store",
+    "service.routes": "service.context service.evaluation service.generation service.hosted_loadtests "
+    "service.http service.loadtest service.loadtest.analysis service.observability service.page "
+    "service.runtime service.schemas service.store",
+    # service: programs
+    "service.app": "service.admission service.auth service.evaluation service.hosted_loadtests "
+    "service.http service.observability service.routes service.runtime service.schemas service.store",
+    "service.server": "service.app service.auth service.http service.runtime service.settings",
+    "service.client": "service.settings",
+    "service.__main__": "service.auth service.bench.run service.bench service.client "
+    "service.observability service.server service.settings vbon.cli",
+    "service.loadtest": "",
+    "service.loadtest.analysis": "service.loadtest",
+    "service.loadtest.load": "service.client service.loadtest service.loadtest.analysis",
+    "service.loadtest.report": "service.loadtest service.loadtest.analysis service.store",
+    "service.loadtest.execute": "service.loadtest service.loadtest.analysis service.loadtest.load "
+    "service.loadtest.report service.store",
+    "service.loadtest.__main__": "service.loadtest service.loadtest.analysis service.loadtest.execute "
+    "service.loadtest.load service.loadtest.report service.store vbon.cli",
+    "service.bench": "service.app service.client service.loadtest.load service.runtime service.server "
+    "service.settings vbon.engine vbon.engine.vllm",
+    "service.bench.peers": "service.bench",
+    "service.bench.peers.optillm.plugins": "",
+    "service.bench.rows": "service.bench service.bench.peers vbon.engine vbon.engine.vllm",
+    "service.bench.run": "service.bench service.bench.rows service.runtime",
+    # training
+    "training": "",
+    "training.objectives": "",
+    "training.configs": "training.objectives vbon.engine.vllm",
+    "training.outputs": "training.configs",
+    "training.rollouts": "training.configs vbon.engine vbon.engine.vllm",
+    "training.cache": "training.configs training.outputs training.rollouts vbon.engine vbon.engine.vllm "
+    "vbon.rewards",
+    "training.sandbox": "training.configs training.outputs",
+    "training.evaluation": "training.configs training.outputs training.rollouts vbon.rewards",
+    "training.train": "training.cache training.configs training.evaluation training.objectives "
+    "training.outputs training.rollouts vbon.rewards",
+    "training.sweep": "training.configs training.evaluation training.outputs training.train vbon.rewards",
+    "training.report": "training.configs training.sweep",
+    "training.bench": "training.configs training.rollouts training.train vbon.rewards",
+    "training.__main__": "training.configs training.objectives training.train vbon.cli",
+}
 
 
 def modules(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
+
+
+def dotted(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix(".__init__")
+
+
+MODULES = {dotted(path): path for package in PACKAGES for path in modules(package)}
+
+
+@cache
+def imports(path: Path) -> tuple[str, ...]:
+    """Modules a file imports anywhere, also inside functions."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [name if name in MODULES else node.module for name in inside]
+    return tuple(names)
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages a file imports anywhere."""
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def room_of(module: str) -> str:
+    if module in ENTRIES:
+        return module
+    parent = dotted(MODULES[module].parent)
+    return module if parent in PACKAGES else parent
+
+
+def imports_between_rooms() -> Iterator[tuple[str, str, str]]:
+    """(module, its room, another room that it imports)."""
+    for module, path in MODULES.items():
+        room = room_of(module)
+        for other in sorted({room_of(name) for name in imports(path) if name in MODULES}):
+            if other != room:
+                yield module, room, other
+
+
+def test_every_room_has_its_line() -> None:
+    rooms = {room_of(module) for module in MODULES}
+    missing, stale = sorted(rooms - ROOMS.keys()), sorted(ROOMS.keys() - rooms)
+    assert not missing, f"say in ROOMS what {', '.join(missing)} may import"
+    assert not stale, f"ROOMS names {', '.join(stale)}, which have no modules"
+
+
+def test_rooms_import_only_what_they_may() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, room, other in imports_between_rooms()
+        if other not in BASE and other not in ROOMS.get(room, "").split()
+    ]
+    assert not wrong, "not allowed by ROOMS:\n" + "\n".join(wrong)
+
+
+def test_the_base_imports_nothing_else() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for module, room, other in imports_between_rooms()
+        if room in BASE and other not in BASE
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for _, room, other in imports_between_rooms():
+        graph.setdefault(room, set()).add(other)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        circle = error.args[1]
+        edges = [
+            f"{module} imports {other}"
+            for module, room, other in imports_between_rooms()
+            if {room, other} <= set(circle)
+        ]
+        pytest.fail(f"{' <- '.join(circle)}:\n" + "\n".join(edges))
 
 
 @pytest.mark.parametrize(
