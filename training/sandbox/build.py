@@ -43,10 +43,8 @@ logger = logging.getLogger(__name__)
 Labelled = tuple[list[str], list[int]]
 
 HELDOUT_SHARE = 0.1
-PROMPT_WORDS = (
-    3,
-    7,
-)  # a prompt is the first 3 to 6 words of a review; the upper bound is exclusive
+# A prompt is the first 3 to 6 words of a review; the upper bound is exclusive.
+PROMPT_WORDS = (3, 7)
 
 
 @dataclass(frozen=True, slots=True)

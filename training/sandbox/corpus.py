@@ -163,9 +163,8 @@ class ReviewGrammar:
         own, other = (praise, blame) if feeling > 0 else (blame, praise)
         strength = abs(feeling) + 0.25 * float(self._rng.normal())
         level = 0 if strength < 0.45 else 1 if strength < 1.1 else 2
-        if self._chance(
-            0.22
-        ):  # negate a word of the opposite sign, which is weaker than a word of the own sign
+        # A negated word of the opposite sign is weaker than a word of the own sign.
+        if self._chance(0.22):
             return f"{self._pick(('not', 'never', 'hardly', 'not exactly'))} {self._pick(other[1])}"
         word = self._pick(own[level])
         if level == 0 and self._chance(0.5):

@@ -119,7 +119,5 @@ def _read_table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, in
             if row["text"] is None or row["label"] is None:
                 raise DataError(f"{where} has fewer columns than the header")
             yield row["text"], _label(row["label"], where)
-    except (
-        csv.Error
-    ) as error:  # for example a field over csv's size limit, after a quote that is not closed
+    except csv.Error as error:  # for example, a quote that is never closed makes a field too large
         raise DataError(f"{path}, after line {reader.line_num}: {error}") from error

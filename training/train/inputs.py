@@ -168,8 +168,8 @@ class TrainingInputs:
             if recorded.get(key) != value:
                 raise DataError(
                     f"the cache {config.cache} was sampled with {key} {recorded.get(key)!r}, but this "
-                    f"run has {value!r}, so its rewards are those of another policy; sample again, or "
-                    "use the same settings"
+                    f"run has {value!r}, so F would be estimated from other samples or rewards; sample "
+                    "again, or use the same settings"
                 )
 
     @cached_property
