@@ -1,4 +1,4 @@
-"""What the faults of training share: killing a command, judging how it ended, comparing results."""
+"""Helpers of the training faults: kill a command, judge how it ended, compare its results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def settle(tally: Tally, ended: Ended, difference: str | None, error: str = "nam
 
 
 def checkpoint_difference(ours: Path, theirs: Path) -> str | None:
-    """Between two trained checkpoints: bytes of the files, figures and steps of the records."""
+    """The first difference between two trained checkpoints: their files, figures and steps."""
     try:
         check_checkpoint(str(ours), "causal-lm")
     except CheckpointError as error:
@@ -62,7 +62,7 @@ def _untimed(directory: Path) -> dict[str, Any]:
 
 
 def cache_difference(ours: Path, theirs: Path) -> str | None:
-    """Between two reward caches: their lines in order, since training draws rows by their number."""
+    """The first difference between two reward caches; the order of lines counts, as training uses it."""
     if not ours.is_file():
         return f"{ours} is missing"
     found, wanted = (path.read_bytes().splitlines() for path in (ours, theirs))
@@ -73,7 +73,7 @@ def cache_difference(ours: Path, theirs: Path) -> str | None:
 
 
 def sweep_difference(ours: Path, theirs: Path) -> str | None:
-    """Between two sweeps: figures of the baseline and of every cell, and the cells' checkpoints."""
+    """The first difference between two sweeps: the baseline's and the cells' figures, and checkpoints."""
     for record in sorted(theirs.rglob("*.json")):
         if record.name not in {"record.json", "baseline.json"}:
             continue
@@ -94,7 +94,7 @@ def sweep_difference(ours: Path, theirs: Path) -> str | None:
 
 
 def sandbox_difference(ours: Path, theirs: Path) -> str | None:
-    """Between two sandboxes: bytes of models, tokenizers and prompts."""
+    """The first difference between two sandboxes: bytes of models, tokenizers and prompts."""
     found, wanted = (
         {name: s for name, s in checksums_of(d, recursive=True).items() if name not in TIMED}
         for d in (ours, theirs)
@@ -121,14 +121,14 @@ class Job:
     kept: set[str] = field(default_factory=set)
 
     def fresh(self, name: str) -> Path:
-        """A folder to run it in."""
+        """Create a folder to run the command in."""
         folder = self.folder / name
         folder.mkdir(parents=True)
         self.prepare(folder)
         return folder
 
     def unbroken(self) -> tuple[Path, Ended, int]:
-        """Its result, how it ended, and how often it changed a file or directory."""
+        """Run the command undisturbed; return its output, how it ended and its number of writes."""
         folder, journal = self.fresh("unbroken"), self.folder / "journal"
         ended = run(self.folder, self.arguments(folder), KillAtWrite(folder, journal=journal))
         if ended.code != 0:
@@ -136,14 +136,14 @@ class Job:
         return folder / self.output, ended, len(journal.read_text().splitlines())
 
     def difference_to(self, folder: Path, whole: Path) -> str | None:
-        """Of the result in a folder to the unbroken one, what was left beside it included."""
+        """The first difference of a folder's result to the undisturbed one, leftover files included."""
         apart = self.difference(folder / self.output, whole)
         left = sorted({path.name for path in folder.iterdir()} - {self.output} - self.kept)
         return apart or (f"left behind: {left}" if left else None)
 
 
 def kill_job(job: Job, tally: Tally, at_writes: int, at_random: int) -> None:
-    """kill -9 it at that many of its writes, one a run, and at random moments until it is done.
+    """Kill the command (kill -9) at some of its writes, one per run, and at random moments.
 
     Every folder ends with a run left alone, which must make what the unbroken one made.
     """
@@ -196,7 +196,7 @@ def copy_cache(sandbox: Path, folder: Path) -> None:
 
 
 def flip_bit(path: Path, bit: int) -> None:
-    """One bit of a file."""
+    """Flip one bit of a file."""
     content = bytearray(path.read_bytes())
     content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)

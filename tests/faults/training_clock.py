@@ -44,7 +44,7 @@ def _train(stage: Stage, folder: Path, out: str, **changes: object) -> list[str]
 
 
 def _jump_back() -> None:
-    """From here on every second reading of the clock is a day earlier."""
+    """Make every second reading of the clock a day earlier, from now on."""
     read, turns = time.time, itertools.count()
     time.time = lambda: read() - DAY_S * (next(turns) % 2)
     time.time_ns = lambda: int(time.time() * 1e9)
@@ -90,7 +90,7 @@ def _look_alike_cache(stage: Stage, tally: Tally, folder: Path) -> None:
 
 
 def _evaluation(stage: Stage, tally: Tally, folder: Path) -> None:
-    """Of one checkpoint, then of another in its place which is dated long before."""
+    """Evaluate a checkpoint, then another one in its place that has a much earlier date."""
     config = EvaluateConfig(
         policy=str(stage.sandbox / "policy"), checkpoints={"vbon": str(folder / "vbon")},
         reward=str(stage.sandbox / "reward"), gold=None, out=folder / "evaluation",

@@ -28,7 +28,7 @@ PROMISE = (
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to the third of six lines, or to the end.
+    """A change to the third of six lines, or to the end of the file.
 
     Attributes:
         line: which one the error names, ``None`` where there is to be none.
@@ -90,7 +90,7 @@ def _inject(stage: Stage) -> Tally:
 
 
 def _sample(stage: Stage, tally: Tally, damage: Damage, folder: Path) -> None:
-    """As a killed run left it; where a line is named, it is deleted as the error says."""
+    """Continue a damaged file that a killed run left; delete a line if the error says so."""
     whole, cache = stage.sandbox / "cache.jsonl", folder / "cache.jsonl"
     lines = whole.read_bytes().splitlines(keepends=True)
     partial = folder / "cache.jsonl.partial"

@@ -38,7 +38,7 @@ CLONE_NEWNS, MS_REMOUNT, MS_REC, MS_PRIVATE = 0x20000, 32, 0x4000, 0x40000
 
 
 async def inject(stage: Stage) -> Tally:
-    """So many sizes, spread by ratios: small files are written at all times, large ones seldom."""
+    """Try disks of sizes at equal ratios, as small files are written often and large ones rarely."""
     return await asyncio.to_thread(_inject, stage)
 
 
@@ -99,7 +99,7 @@ def _inject(stage: Stage) -> Tally:
 
 
 def _judge(tally: Tally, results: Path, before: Path, whole: Path) -> None:
-    """What the runs on one disk came to: the first ones on the full disk, the others with room."""
+    """Judge the runs on one disk: first those on the full disk, then those after space was freed."""
     for name in ("train", "sample"):
         full, room = (_ended(results / f"{name}-{when}.log") for when in ("full", "room"))
         if full.clear_error is not None and NAMES not in full.clear_error:
@@ -134,7 +134,7 @@ def _may_mount(folder: Path) -> bool:
 
 
 def _on_small_disk(trial: Trial, size: int, results: Path) -> None:
-    """In a process with mounts of its own, which nobody else sees and which end with it."""
+    """Run in a process whose mounts no other process sees; they vanish when it ends."""
     process = CONTEXT.Process(target=_run_on_small_disk, args=(trial, size, results))
     process.start()
     process.join(4 * LIMIT_S)

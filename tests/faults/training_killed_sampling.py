@@ -17,7 +17,7 @@ PROMISE = (
 
 
 async def inject(stage: Stage) -> Tally:
-    """Its writes are few: in CI some of them are tried, in full all."""
+    """Kill the run at its writes; CI tries some of them, a full test run all."""
     return await asyncio.to_thread(_inject, stage)
 
 

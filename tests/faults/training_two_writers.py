@@ -28,7 +28,7 @@ PROMISE = (
 
 
 async def inject(stage: Stage) -> Tally:
-    """Of training and of sampling, so many pairs; then a stopped process in the way."""
+    """Run pairs of training and of sampling commands; then one beside a process that hangs."""
     return await asyncio.to_thread(_inject, stage)
 
 

@@ -146,13 +146,13 @@ def run_bench(config: BenchConfig) -> dict[str, Any]:
     from training.train.inputs import TrainingInputs
 
     shared_settings = _train_config(config)
-    assets = TrainingInputs(shared_settings, 0, 0, 0)
+    inputs = TrainingInputs(shared_settings, 0, 0, 0)
     result = {
         **provenance(config.model_dump(mode="json")),
         "trl": trl_version,
         "threads": torch.get_num_threads(),
-        "device": str(assets.reference.device),
-        **bench_result(_measure(config, shared_settings, assets)),
+        "device": str(inputs.reference.device),
+        **bench_result(_measure(config, shared_settings, inputs)),
     }
     _print_result(result)
     if config.json_file is not None:
@@ -170,14 +170,14 @@ def _installed_trl() -> str:
 
 
 def _measure(
-    config: BenchConfig, shared_settings: TrainConfig, assets: Any
+    config: BenchConfig, shared_settings: TrainConfig, inputs: Any
 ) -> dict[Side, list[Repeat]]:
     """The steps of every repeat of both sides; the side that goes first alternates."""
     from training.bench.trl import trl_steps
 
     runs: dict[Side, Callable[[int], list[Step]]] = {
-        "ours": lambda seed: _our_steps(config, shared_settings, assets, seed),
-        "trl": lambda seed: trl_steps(config, assets, seed),
+        "ours": lambda seed: _our_steps(config, shared_settings, inputs, seed),
+        "trl": lambda seed: trl_steps(config, inputs, seed),
     }
     measured: dict[Side, list[Repeat]] = {"ours": [], "trl": []}
     for repeat in range(config.repeats):
@@ -215,7 +215,7 @@ def _train_config(config: BenchConfig) -> TrainConfig:
 
 
 def _our_steps(
-    config: BenchConfig, shared_settings: TrainConfig, assets: Any, seed: int
+    config: BenchConfig, shared_settings: TrainConfig, inputs: Any, seed: int
 ) -> list[Step]:
     from training.rollouts.generator import TransformersGenerator
     from training.train.config import objective_of
@@ -223,14 +223,14 @@ def _our_steps(
     from training.train.trainer import Trainer
 
     trainer = Trainer(
-        assets.fresh_policy(),
-        assets.reference,
-        assets.tokenizer,
-        assets.reward,
-        assets.cache,
+        inputs.fresh_policy(),
+        inputs.reference,
+        inputs.tokenizer,
+        inputs.reward,
+        inputs.cache,
         objective_of("kl-rl", shared_settings),
         TrainerOptions.of(shared_settings, config.learning_rate, seed),
-        TransformersGenerator(assets.tokenizer, config.max_new_tokens, config.temperature),
+        TransformersGenerator(inputs.tokenizer, config.max_new_tokens, config.temperature),
     )
     steps = []
     begun = synchronized_time()

@@ -60,18 +60,18 @@ class _StepTimer(TrainerCallback):
         self._clear()
 
 
-def trl_steps(config: BenchConfig, assets: TrainingInputs, seed: int) -> list[Step]:
+def trl_steps(config: BenchConfig, inputs: TrainingInputs, seed: int) -> list[Step]:
     """Train for ``config.steps`` steps from the reference policy; returns the steps in order."""
     timer = _StepTimer()
-    policy = assets.fresh_policy()
+    policy = inputs.fresh_policy()
     _time_generation(policy, timer)
     with tempfile.TemporaryDirectory() as directory:
         trainer = RLOOTrainer(
             model=policy,
-            reward_funcs=_timed_reward(assets, timer),
+            reward_funcs=_timed_reward(inputs, timer),
             args=_trl_config(config, seed, directory),
-            train_dataset=Dataset.from_list(_prompts(config, assets, seed)),
-            processing_class=assets.tokenizer,
+            train_dataset=Dataset.from_list(_prompts(config, inputs, seed)),
+            processing_class=inputs.tokenizer,
             callbacks=[timer],
         )
         trainer.remove_callback(PrinterCallback)
@@ -92,7 +92,7 @@ def _time_generation(policy: Any, timer: _StepTimer) -> None:
     policy.generate = timed_generate
 
 
-def _timed_reward(assets: TrainingInputs, timer: _StepTimer) -> Callable[..., list[float | None]]:
+def _timed_reward(inputs: TrainingInputs, timer: _StepTimer) -> Callable[..., list[float | None]]:
     """The reward function for TRL, which adds its seconds, samples and tokens to the timer."""
 
     def reward(
@@ -103,7 +103,7 @@ def _timed_reward(assets: TrainingInputs, timer: _StepTimer) -> Callable[..., li
     ) -> list[float | None]:
         begun = synchronized_time()
         pairs = zip(prompts, completions, strict=True)
-        scores = assets.reward.score([_scorable(prompt, text) for prompt, text in pairs])
+        scores = inputs.reward.score([_scorable(prompt, text) for prompt, text in pairs])
         timer.samples += len(scores)
         timer.tokens += sum(len(ids) for ids in completion_ids)
         timer.score_s += synchronized_time() - begun
@@ -138,14 +138,14 @@ def _trl_config(config: BenchConfig, seed: int, output_dir: str) -> RLOOConfig:
     )
 
 
-def _prompts(config: BenchConfig, assets: TrainingInputs, seed: int) -> list[dict[str, Any]]:
+def _prompts(config: BenchConfig, inputs: TrainingInputs, seed: int) -> list[dict[str, Any]]:
     """The prompts of all steps: repeated passes over the cache, each in a new random order."""
     rng = np.random.default_rng(seed)
     count = config.steps * config.prompts_per_step
     rows: list[int] = []
     while len(rows) < count:
-        rows.extend(int(row) for row in rng.permutation(len(assets.cache)))
-    prompts = (assets.cache.prompt(row) for row in rows[:count])
+        rows.extend(int(row) for row in rng.permutation(len(inputs.cache)))
+    prompts = (inputs.cache.prompt(row) for row in rows[:count])
     return [{"prompt": list(p.messages) if p.messages else p.text} for p in prompts]
 
 
