@@ -74,7 +74,7 @@ def _run(settings: LoadTestSettings) -> int:
 add_settings_command(
     cli,
     "run",
-    "Measure modes at several load levels (the default command); the same --out goes on.",
+    "Measure modes at several load levels (the default command); the same --out continues a run.",
     _settings,
     _run,
 )
@@ -207,7 +207,7 @@ def _load(name: str, store: str) -> LoadTestResult:
 
 
 def main() -> None:
-    """Run the command that the arguments name; ``run`` where they name none."""
+    """Run the command that the arguments name, or ``run`` if they name none."""
     cli(args=sys.argv[1:], prog_name="python -m service.loadtest")
 
 

@@ -203,8 +203,8 @@ class LoadTestSettings(Settings):
     quality_prompts: int = Field(
         64,
         ge=0,
-        description="prompts that are answered once more and scored, off the clock; 0: no reward and "
-        "no win rate",
+        description="prompts that are answered again and scored, outside the timed blocks; 0: no reward "
+        "and no win rate",
     )
     quality_samples: int = Field(4, ge=1, description="answers scored per prompt and mode")
     quality_concurrency: int = Field(16, ge=1, description="requests in flight while scoring")
@@ -229,7 +229,7 @@ class LoadTestSettings(Settings):
 
     out: Path = Field(
         default_factory=_fresh_directory,
-        description="directory of the results; a run that was begun there goes on; default: "
+        description="directory of the results; a run that it holds is continued; default: "
         "runs/loadtest-DATE-TIME",
     )
     store: Annotated[str | None, NoneWord] = Field(
@@ -267,7 +267,9 @@ class LoadTestSettings(Settings):
             except ValueError:
                 valid = False
             if not valid:
-                raise ValueError(f"{text!r} is not KIND:MS with KIND of {', '.join(SLO_KINDS)}")
+                raise ValueError(
+                    f"{text!r} is not KIND:MS; KIND must be one of {', '.join(SLO_KINDS)}"
+                )
         return slo
 
     @model_validator(mode="after")
@@ -280,12 +282,12 @@ class LoadTestSettings(Settings):
 
     @property
     def slos(self) -> dict[str, float]:
-        """Milliseconds by kind."""
+        """The SLOs in milliseconds by kind."""
         return {kind: float(limit) for kind, _, limit in (text.partition(":") for text in self.slo)}
 
     @property
     def levels(self) -> list[int]:
-        """Closed-loop levels, the default ones where nothing else is asked for."""
+        """The closed-loop levels; the default ones if no other load is asked for."""
         if self.concurrency or self.rate or self.saturate:
             return self.concurrency
         return list(DEFAULT_CONCURRENCY)

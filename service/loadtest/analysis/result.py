@@ -173,14 +173,14 @@ def _costs_and_pairs(
     curve: tuple[list[int], Float],
 ) -> tuple[list[VariantCost], list[BreakEven]]:
     price = settings.price_per_hour
-    worth = {one.variant: one for one in quality}
+    by_variant = {one.variant: one for one in quality}
     modes = {mode.name: mode for mode in server.modes}
     sides = {}
     for variant in variants:
         capacity = capacity_of(variant.label, cells, saturation)
         if capacity is not None:
             sides[variant.label] = MeasuredVariant(
-                variant.label, capacity, worth.get(variant.label)
+                variant.label, capacity, by_variant.get(variant.label)
             )
     costs = [cost_of(label, side.capacity, price) for label, side in sides.items()]
     measured = [variant for variant in variants if variant.label in sides]

@@ -65,13 +65,13 @@ class Reporting:
         self._inner.note(text)
 
     def _tell(self, what: str | None, seconds: float | None) -> None:
-        told = {
+        status = {
             "blocks_planned": self._planned,
             "blocks_done": self._done,
             "now": what,
             "now_s": seconds,
         }
-        self._write(PROGRESS, json.dumps(told))
+        self._write(PROGRESS, json.dumps(status))
 
     def _write(self, name: str, text: str) -> None:
         path = self._journal.directory / name

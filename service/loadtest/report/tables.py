@@ -100,11 +100,11 @@ def latency_table(result: LoadTestResult) -> ReportTable:
 def quality_table(result: LoadTestResult) -> ReportTable:
     """The table of rewards, win rates and the price of 1,000 answers by variant."""
     costs = {cost.variant: cost for cost in result.costs}
-    worth = {one.variant: one for one in result.quality}
+    quality = {one.variant: one for one in result.quality}
     currency = result.settings["currency"]
     rows = []
-    for variant in dict.fromkeys([*worth, *costs]):
-        one, cost = worth.get(variant), costs.get(variant)
+    for variant in dict.fromkeys([*quality, *costs]):
+        one, cost = quality.get(variant), costs.get(variant)
         price = "-"
         if cost is not None:
             price = f"{number(cost.per_1000)} ({number(cost.low)} to {number(cost.high)})"

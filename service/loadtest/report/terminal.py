@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def print_result(console: Console, result: LoadTestResult) -> None:
-    """Print the tables, then the warnings, and last, where it is seen first, the decision."""
+    """Print the tables, the warnings and, last, the decision."""
     for table in (
         throughput_table(result),
         latency_table(result),
