@@ -22,11 +22,8 @@ from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import bootstrap_mean
 from vbon.prompts import Prompt
 
-WIDTHS = (
-    0.5,
-    0.75,
-    1.0,
-)  # shares of Bench.width, the requests in flight of rows that measure one mode
+# Numbers of requests in flight to try, as shares of Bench.width.
+WIDTHS = (0.5, 0.75, 1.0)
 
 
 @dataclass

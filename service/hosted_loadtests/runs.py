@@ -14,9 +14,7 @@ import json
 import logging
 import os
 import shutil
-import stat
 import sys
-import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from service.context.caller import Caller
+from service.hosted_loadtests.files import (
+    WorkingFiles,
+    delete_oldest,
+    last_line,
+    last_line_of_file,
+    read_json,
+    write_inputs,
+)
 from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY
 from service.store.async_store import AsyncStore
@@ -37,7 +43,6 @@ ROOM_S = 60.0  # time beside the blocks: to start, warm up, score and report
 _STOP_S, _CLOSE_S = 30.0, 8.0
 _RENDER_S = 60.0
 _MAX_KEPT = 8  # runs of this process whose files are kept
-_TAIL_BYTES = 2000  # of standard error, searched for its last line
 _COMMAND = (sys.executable, "-m", "service.loadtest")
 
 
@@ -70,7 +75,7 @@ class Run:
 
     def progress(self) -> dict[str, Any]:
         """The progress that the child process has written, or an empty dictionary."""
-        return _read_json(self.directory / "progress.json") or {}
+        return read_json(self.directory / "progress.json") or {}
 
     def result_text(self) -> str | None:
         """The result so far as JSON text, or ``None``."""
@@ -84,7 +89,7 @@ class LoadTestRuns:
 
     def __init__(self, store: AsyncStore) -> None:
         self._store = store
-        self._root: Path | None = None
+        self._files = WorkingFiles()
         self._runs: dict[str, Run] = {}
         self._rendering = asyncio.Lock()
 
@@ -128,14 +133,14 @@ class LoadTestRuns:
             )
         run_id = uuid.uuid4().hex[:12]
         try:
-            directory = self._directory(run_id)
+            directory = self._files.directory(run_id)
         except OSError as error:
             raise ExportError(f"could not start a load test: {error.strerror}") from error
         run = Run(run_id, caller.name, directory, tuple(tags), planned_s)
         self._runs[run_id] = run  # before the first await, so that no second one can start
         try:
-            await asyncio.to_thread(_write_inputs, run, settings, prompts)
-            run.process = await self._spawn(run, token)
+            config = await asyncio.to_thread(write_inputs, directory, run_id, settings, prompts)
+            run.process = await self._spawn(run, config, token)
         except BaseException as error:
             run.state, run.message = "failed", "the process could not be started"
             if isinstance(error, OSError):
@@ -169,9 +174,7 @@ class LoadTestRuns:
             if run.process is not None and run.process.returncode is None:
                 run.process.kill()
         await asyncio.gather(*waited, return_exceptions=True)
-        if self._root is not None:
-            await asyncio.to_thread(shutil.rmtree, self._root, ignore_errors=True)
-            self._root = None
+        await asyncio.to_thread(self._files.delete)
 
     async def report(self, run_id: str, result: str) -> bytes:
         """The HTML report: the one that the run wrote, otherwise one rendered by a child process.
@@ -190,12 +193,12 @@ class LoadTestRuns:
         own = self._runs.get(run_id)
         if own is not None and (own.directory / "report.html").is_file():
             return await asyncio.to_thread((own.directory / "report.html").read_bytes)
-        directory = self._directory("reports")
+        directory = self._files.directory("reports")
         # A stored run may be continued under the same id, so the file name depends on the result too.
         page = directory / f"{run_id}-{hashlib.sha256(result.encode()).hexdigest()[:16]}.html"
         async with self._rendering:
             if not page.is_file():
-                await asyncio.to_thread(_drop_oldest, directory)
+                await asyncio.to_thread(delete_oldest, directory, "*.html", _MAX_KEPT - 1)
                 source = page.with_suffix(".json")
                 await asyncio.to_thread(source.write_text, result, encoding="utf-8")
                 try:
@@ -223,12 +226,12 @@ class LoadTestRuns:
                 process.kill()
                 await process.wait()
         if process.returncode != 0:
-            raise ExportError(f"the report could not be made: {_last_line(said)}")
+            raise ExportError(f"the report could not be made: {last_line(said)}")
 
-    async def _spawn(self, run: Run, token: str | None) -> asyncio.subprocess.Process:
+    async def _spawn(self, run: Run, config: Path, token: str | None) -> asyncio.subprocess.Process:
         with (run.directory / "stderr").open("wb") as stderr:
             return await asyncio.create_subprocess_exec(
-                *[*_COMMAND, "run", "--config", str(run.directory / "settings.toml")],
+                *[*_COMMAND, "run", "--config", str(config)],
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=stderr,
@@ -262,7 +265,7 @@ class LoadTestRuns:
         text = await asyncio.to_thread(run.result_text)
         stopped = run.state == "stopping"
         if code != 0 and not stopped:
-            run.message = _last_line(await asyncio.to_thread(_read_bytes, run.directory / "stderr"))
+            run.message = await asyncio.to_thread(last_line_of_file, run.directory / "stderr")
             logger.warning("load test %s failed (status %d): %s", run.id, code, run.message)
         elif stopped and text is None:
             run.message = "; ".join(
@@ -283,18 +286,6 @@ class LoadTestRuns:
             run.message = f"the result could not be stored: {error}"
             logger.warning("load test %s: %s", run.id, run.message)
 
-    def _directory(self, name: str) -> Path:
-        """A directory of ours by its name, created again if a cleaner such as systemd-tmpfiles removed it.
-
-        Raises:
-            OSError: it cannot be created.
-        """
-        if self._root is None or not _is_ours(self._root):
-            self._root = Path(tempfile.mkdtemp(prefix="vbon-loadtests-"))
-        path = self._root / name
-        path.mkdir(exist_ok=True)
-        return path
-
     def _forget_old(self) -> None:
         for run in list(self._runs.values())[:-_MAX_KEPT]:
             del self._runs[run.id]
@@ -311,67 +302,10 @@ def _environment(token: str | None) -> dict[str, str]:
     return kept | ({} if token is None else {REMOTE_API_KEY: token})
 
 
-def _write_inputs(run: Run, settings: Mapping[str, Any], prompts: Sequence[str] | None) -> None:
-    values: dict[str, Any] = {**settings, "run_id": run.id, "out": str(run.directory)}
-    values |= {"supervised": True, "store": "none", "api_key_env": REMOTE_API_KEY}
-    if prompts is not None:
-        file = run.directory / "prompts.jsonl"
-        lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        values |= {"prompts": str(file), "prompt_count": len(prompts)}
-    text = "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
-    (run.directory / "settings.toml").write_text(text, encoding="utf-8")
-
-
-def _toml(value: Any) -> str:
-    """A number, truth value, string or list of these in TOML, which writes them as JSON does.
-
-    There are two differences: TOML has no surrogate pairs, and requires U+007F to be escaped.
-    """
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _is_ours(root: Path) -> bool:
-    """True if the directory exists and belongs to this user.
-
-    Once it has been removed, any user may create a directory of the same name in /tmp.
-    """
-    try:
-        found = root.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
-
-
 def _ask_to_end(run: Run, why: str | None = None) -> None:
     if run.state == "running":
         run.state, run.message = "stopping", why
         run.stop.set()
-
-
-def _drop_oldest(directory: Path) -> None:
-    pages = sorted(directory.glob("*.html"), key=lambda page: page.stat().st_mtime)
-    for page in pages[: 1 - _MAX_KEPT]:
-        page.unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found
-
-
-def _read_bytes(path: Path) -> bytes:
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
-    return b""
-
-
-def _last_line(said: bytes) -> str:
-    lines = said[-_TAIL_BYTES:].decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("error: ") if lines else "it printed no error"
 
 
 def not_here(run_id: str) -> NotFoundError:

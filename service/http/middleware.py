@@ -78,9 +78,8 @@ class JsonByDefaultMiddleware:
             headers = [(k, v) for k, v in scope["headers"] if k != b"content-type" or v != _FORM]
             if not any(key == b"content-type" for key, _ in headers):
                 headers.append((b"content-type", b"application/json"))
-            scope["headers"] = (
-                headers  # in place, because outer middleware reads the route from this scope
-            )
+            # Changed in place, because outer middleware reads the route from this scope.
+            scope["headers"] = headers
         await self._app(scope, receive, send)
 
 
@@ -100,7 +99,7 @@ class BodyLimitMiddleware:
         if declared.isdigit() and int(declared) > self._max_bytes:
             await self._refuse(scope, send)
             return
-        # The route would read the whole body before it runs anyway.
+        # Reading the whole body here adds no delay, because a route only runs once its body has been read.
         try:
             async with asyncio.timeout(self._timeout_s):
                 content = await self._read(receive)

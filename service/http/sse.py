@@ -138,9 +138,8 @@ class EventStream(Response):
         abort = scope.get("extensions", {}).get(ABORT)
         if abort is not None:
             abort()
-            await asyncio.wait(
-                {leaving}, timeout=_LEAVE_S
-            )  # otherwise the server logs an incomplete response
+            # Without this wait the server would log an incomplete response.
+            await asyncio.wait({leaving}, timeout=_LEAVE_S)
 
     async def _send(self, send: Send) -> bool:
         """Send everything; ``False`` if the client stopped reading."""
@@ -164,9 +163,8 @@ class EventStream(Response):
             async for message in self._rest:
                 yield message
                 del message
-        except (
-            Exception
-        ) as error:  # the status is sent, so the error can only be part of the stream
+        except Exception as error:
+            # The status has been sent, so the error can only be part of the stream.
             yield self._failed(error)
 
 

@@ -24,7 +24,8 @@ from service.auth.keys import new_key, write_keys
 from service.bench.harness import served
 from service.context.caller import ANYBODY
 from service.hosted_loadtests import runs as loadtest_runs
-from service.hosted_loadtests.runs import LoadTestRuns, Run, _write_inputs
+from service.hosted_loadtests.files import delete_oldest, write_inputs
+from service.hosted_loadtests.runs import LoadTestRuns, Run
 from service.runtime.runtime import Runtime
 from service.store import add_run, open_store
 from service.store.async_store import AsyncStore
@@ -179,7 +180,7 @@ async def test_a_directory_that_was_tidied_away_is_made_anew(
         assert (run.state, run.message) == ("failed", "it printed no error")
     with pytest.raises(ExportError, match="the report could not be made: it printed no error"):
         await runs.report("0123456789ab", "{}")
-    root = runs._root
+    root = runs._files.root
     assert root is not None
     root.rename(tmp_path / "mine")
     root.symlink_to(tmp_path / "mine")  # as another user could, once the name is free
@@ -201,9 +202,8 @@ async def test_a_full_disk_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPa
 
 def test_settings_are_toml_whatever_their_strings_hold(tmp_path: Path) -> None:
     odd = '\U0001f4b6 \x7f "\\\n\t\u2028é'
-    run = Run("0123456789ab", "", tmp_path, (), None)
-    _write_inputs(run, {"currency": odd, "modes": [odd]}, None)
-    written = tomllib.loads((tmp_path / "settings.toml").read_text(encoding="utf-8"))
+    file = write_inputs(tmp_path, "0123456789ab", {"currency": odd, "modes": [odd]}, None)
+    written = tomllib.loads(file.read_text(encoding="utf-8"))
     assert (written["currency"], written["modes"]) == (odd, [odd])
 
 
@@ -341,3 +341,14 @@ def _child() -> psutil.Process:
         if "service.loadtest" in " ".join(child.cmdline())
     ]
     return found
+
+
+@pytest.mark.parametrize(("count", "left"), [(0, 0), (2, 2), (3, 3), (5, 3)])
+def test_only_the_newest_reports_are_kept(tmp_path: Path, count: int, left: int) -> None:
+    for number in range(count):
+        file = tmp_path / f"{number}.html"
+        file.touch()
+        os.utime(file, (number, number))
+    delete_oldest(tmp_path, "*.html", keep=3)
+    newest = {f"{number}.html" for number in range(count - left, count)}
+    assert {file.name for file in tmp_path.iterdir()} == newest
