@@ -1,1 +1,1 @@
-"""Judgements of modes by the service itself: comparison, preference pairs, frontier."""
+"""Judging modes on this server: comparison, preference pairs, and the frontier of KL and win rate."""

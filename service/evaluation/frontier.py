@@ -1,4 +1,8 @@
-"""What is known of (KL, win rate, reward) of what this server serves, and from where."""
+"""The known KL, win rate and reward of each policy and mode that this server serves.
+
+The figures come from training records, an evaluation file and stored load tests. A figure is used only if it
+was measured with the models, by revision, that this server serves.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ from service.schemas.frontier import (
     LivePoint,
     PolicyPoint,
 )
-from service.settings import REFERENCE
+from service.settings import REFERENCE, ServiceSettings
 from vbon.errors import DataError
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
 from vbon.maths.intervals import MeanInterval
@@ -28,73 +32,81 @@ from vbon.storage.training_record import HeldoutFigures, TrainingRecord, read_tr
 
 UPPER_BOUND = "upper bound"
 _NO_RECORD = (
-    "no training.json lies beside its weights, so its KL, win rate and reward are unknown; measure them "
+    "its directory has no training.json, so its KL, win rate and reward are unknown; measure them "
     "with `python -m training evaluate --checkpoints {name}={path} ...`"
 )
 _NO_EVALUATION = (
-    "best-of-n's own points are not known: measure them with `python -m training evaluate --policy {ref} "
+    "the points of best-of-n are unknown; measure them with `python -m training evaluate --policy {ref} "
     "--reward REWARD --prompts heldout.jsonl --out evaluation`, then start this server with "
     "`--evaluation evaluation/evaluation.json`"
 )
 _NO_RUNS = (
-    "no load test of these models is kept, so live modes have no points; start one in Measure"
+    "no load test of these models is stored, so live modes have no points; start one under Measure"
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
-    """Which models this server has, by revision."""
+class ServedModels:
+    """The models that this server serves, with their revisions."""
 
     policies: dict[str, ModelRef]
     reward: ModelRef | None
     gold: ModelRef | None
 
 
-def models_here(runtime: Runtime) -> Here:
-    """Of a runtime."""
+def served_models(runtime: Runtime) -> ServedModels:
+    """The models of a runtime."""
     policies = {
         name: ModelRef(name=name, path=engine.info.path, revision=engine.info.revision)
         for name, engine in runtime.policies.items()
     }
-    return Here(policies, scorer_ref("reward", runtime.reward), scorer_ref("gold", runtime.gold))
+    return ServedModels(
+        policies, scorer_ref("reward", runtime.reward), scorer_ref("gold", runtime.gold)
+    )
 
 
 def frontier_of(runtime: Runtime, runs: Sequence[dict[str, object]]) -> Frontier:
-    """Everything, with what is missing in words. Reads files.
+    """All known figures, with notes on those that are missing. Reads files.
 
     Args:
-        runs: results of load tests, newest first.
+        runs: results of stored load tests, newest first.
     """
-    here, settings = models_here(runtime), runtime.settings
+    served, settings = served_models(runtime), runtime.settings
     notes: list[str] = []
-    evaluation = _evaluation(settings.evaluation, here, notes)
-    policies = [_policy_point(one, here, evaluation) for one in here.policies.values()]
-    best_of_n = [] if evaluation is None else [
-        _best_of_n(row) for row in evaluation.rows if row.method == "best-of-n"
-    ]  # fmt: skip
-    live = _live_points(runs, here, {point.name: point.kl_nats for point in policies})
+    evaluation = _evaluation(settings.evaluation, served, notes)
+    policies = [_policy_point(one, served, evaluation) for one in served.policies.values()]
+    rows = [] if evaluation is None else evaluation.rows
+    best_of_n = [_best_of_n(row) for row in rows if row.method == "best-of-n"]
+    live = _live_points(runs, served, {point.name: point.kl_nats for point in policies})
     if settings.evaluation is None:
-        notes.append(_NO_EVALUATION.format(ref=here.policies[REFERENCE].path))
+        notes.append(_NO_EVALUATION.format(ref=served.policies[REFERENCE].path))
     if not live:
         notes.append(_NO_RUNS)
-    powers = {2**k for k in range(12) if 2**k <= settings.limits.max_n}
     return Frontier(
         policies=policies,
         best_of_n=best_of_n,
         live=live,
-        bounds=[
-            Bound(n=n, kl_nats=kl_upper_bound(n), win_rate=max_win_rate(n))
-            for n in sorted(powers | {settings.default_n} | {row.n for row in best_of_n})
-        ],
-        reward_model=here.reward,
-        gold_model=here.gold,
+        bounds=_bounds(settings, [point.n for point in best_of_n]),
+        reward_model=served.reward,
+        gold_model=served.gold,
         evaluation=None if evaluation is None else settings.evaluation,
         notes=notes,
     )
 
 
-def _evaluation(file: str | None, here: Here, notes: list[str]) -> EvaluationRecord | None:
-    """The evaluation, if it is of the reference and reward model that are served."""
+def _bounds(settings: ServiceSettings, measured: Sequence[int]) -> list[Bound]:
+    """The bounds at powers of 2 up to the server's limit, at its default N, and where measured."""
+    powers = {2**k for k in range(12) if 2**k <= settings.limits.max_n}
+    return [
+        Bound(n=n, kl_nats=kl_upper_bound(n), win_rate=max_win_rate(n))
+        for n in sorted(powers | {settings.default_n} | set(measured))
+    ]
+
+
+def _evaluation(
+    file: str | None, served: ServedModels, notes: list[str]
+) -> EvaluationRecord | None:
+    """The evaluation, if it used the reference policy and the reward model served; else adds a note."""
     if file is None:
         return None
     try:
@@ -102,18 +114,20 @@ def _evaluation(file: str | None, here: Here, notes: list[str]) -> EvaluationRec
     except DataError as error:
         notes.append(str(error))
         return None
-    reward = None if here.reward is None else here.reward.revision
-    for name, revision in (("reference", here.policies[REFERENCE].revision), ("reward", reward)):
+    reward = None if served.reward is None else served.reward.revision
+    for name, revision in (("reference", served.policies[REFERENCE].revision), ("reward", reward)):
         if found.revisions.get(name) != revision:
             notes.append(
-                f"{file} is not shown: it is of {name} {found.revisions.get(name)}, and this server has "
-                f"{revision}"
+                f"{file} is not shown, because it evaluates {name} {found.revisions.get(name)} and this "
+                f"server has {revision}"
             )
             return None
     return found
 
 
-def _policy_point(policy: ModelRef, here: Here, evaluation: EvaluationRecord | None) -> PolicyPoint:
+def _policy_point(
+    policy: ModelRef, served: ServedModels, evaluation: EvaluationRecord | None
+) -> PolicyPoint:
     training = read_training_record(policy.path)
     row = _row_of(policy, evaluation)
     if row is not None:
@@ -122,7 +136,7 @@ def _policy_point(policy: ModelRef, here: Here, evaluation: EvaluationRecord | N
         held = None if training is None else training.heldout
     if held is None:
         return _unmeasured(policy, training)
-    notes = [] if row is not None or training is None else _differences(training, here)
+    notes = [] if row is not None or training is None else _differences(training, served)
     return PolicyPoint(
         name=policy.name,
         policy=policy,
@@ -142,7 +156,7 @@ def _kind(kind: str | None) -> str | None:
 
 
 def _row_of(policy: ModelRef, evaluation: EvaluationRecord | None) -> MethodRow | None:
-    """The evaluation's row of these very weights."""
+    """The evaluation's row for the policy, if it is of the same revision."""
     if evaluation is None:
         return None
     name = "reference" if policy.name == REFERENCE else policy.name
@@ -155,7 +169,7 @@ def _unmeasured(policy: ModelRef, training: TrainingRecord | None) -> PolicyPoin
     is_reference = policy.name == REFERENCE
     notes = []
     if is_reference:
-        notes.append("KL 0 and win rate 1/2 by definition; its reward was not measured")
+        notes.append("KL 0 and win rate 1/2 hold by definition; its reward has not been measured")
     elif training is None:
         notes.append(_NO_RECORD.format(name=policy.name, path=policy.path))
     else:
@@ -175,15 +189,15 @@ def _unmeasured(policy: ModelRef, training: TrainingRecord | None) -> PolicyPoin
     )
 
 
-def _differences(training: TrainingRecord, here: Here) -> list[str]:
-    """Where the models that a record speaks of are not those that are served."""
-    reward = None if here.reward is None else here.reward.revision
+def _differences(training: TrainingRecord, served: ServedModels) -> list[str]:
+    """A note for each model in the training record that differs from the one served."""
+    reward = None if served.reward is None else served.reward.revision
     asked = (
-        ("policy_revision", "reference", here.policies[REFERENCE].revision, "KL and win rate"),
+        ("policy_revision", "reference", served.policies[REFERENCE].revision, "KL and win rate"),
         ("reward_revision", "reward model", reward, "win rate and reward"),
     )
     return [
-        f"its {what} are against another {which} ({training.settings[key]}; here {revision})"
+        f"its {what} refer to another {which} ({training.settings[key]}; here {revision})"
         for key, which, revision, what in asked
         if training.settings.get(key) not in (None, revision)
     ]
@@ -201,31 +215,31 @@ def _best_of_n(row: MethodRow) -> BestOfNPoint:
 
 
 def _live_points(
-    runs: Sequence[dict[str, object]], here: Here, distances: dict[str, Distance | None]
+    runs: Sequence[dict[str, object]], served: ServedModels, distances: dict[str, Distance | None]
 ) -> list[LivePoint]:
     found: dict[tuple[str, int], LivePoint] = {}
     for run in runs:
         try:
             result = LoadTestResult.model_validate(run)
-        except ValidationError:  # of another major version
+        except ValidationError:  # stored by an incompatible version
             continue
         for one in result.quality:
-            if (one.mode, one.n) not in found and _same_models(result, one, here):
+            if (one.mode, one.n) not in found and _same_models(result, one, served):
                 found[one.mode, one.n] = _live_point(result, one, distances)
     return list(found.values())
 
 
-def _same_models(result: LoadTestResult, one: Quality, here: Here) -> bool:
-    """Whether a mode was measured on the weights and by the rewards that are served now."""
+def _same_models(result: LoadTestResult, one: Quality, served: ServedModels) -> bool:
+    """True if the load test used the policies and the reward model served now, for this mode."""
     name, _, over = one.mode.partition("@")
     drawn_from = {m.name: m.policy.name for m in result.server.modes if m.policy is not None}
-    served = {policy.name: policy.revision for policy in result.server.policies}
+    revisions = {policy.name: policy.revision for policy in result.server.policies}
     rewards = {mode.reward_model.revision for mode in result.server.modes if mode.reward_model}
     return (
-        here.reward is not None
-        and rewards <= {here.reward.revision}
+        served.reward is not None
+        and rewards <= {served.reward.revision}
         and all(
-            policy in here.policies and served.get(policy) == here.policies[policy].revision
+            policy in served.policies and revisions.get(policy) == served.policies[policy].revision
             for policy in (REFERENCE, over or drawn_from.get(name, ""))
         )
     )

@@ -1,4 +1,4 @@
-"""Two answers to one prompt, shown without saying whose they are, and the verdict on them."""
+"""Pairs of answers that people judge without knowing which mode gave which."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from service.store import Shown
 from vbon.concurrency import all_or_first_error
 from vbon.errors import InvalidInputError, NotFoundError
 
-_MOST_OPEN = 1024  # pairs nobody judged
+_MOST_PENDING = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Both answers, in the order they are shown; only what a verdict is about, for it may never come."""
+    """Two answers in the order in which they are shown.
+
+    It holds only what a verdict needs, because many pairs never get one.
+    """
 
     prompt: str
     left: Shown
@@ -31,87 +34,87 @@ class Pair:
 
 
 class PendingPairs:
-    """Pairs that wait for their verdict; who wrote them stays here until then.
+    """The pairs without a verdict. Only the server knows the modes behind them.
 
-    There is room for so many. Beyond, the oldest is forgotten of whoever has the most, so that nobody can
-    push out the pairs of all others.
+    Holds at most 1,024 pairs. When full, it evicts the oldest pair of the API key that holds the most, so
+    that no key can push out all the pairs of others.
     """
 
     def __init__(self) -> None:
         self._pairs: OrderedDict[str, tuple[str, Pair]] = OrderedDict()
 
     def add(self, pair: Pair, owner: str = "") -> str:
-        """Keep a pair that the API key of this name asked for; its id."""
-        key = secrets.token_urlsafe(12)
-        self._keep(key, owner, pair)
-        return key
+        """Add a pair, and return its id.
+
+        Args:
+            owner: the name of the API key that requested the pair.
+        """
+        pair_id = secrets.token_urlsafe(12)
+        self._keep(pair_id, owner, pair)
+        return pair_id
 
     @contextmanager
-    def judged(self, key: str) -> Iterator[Pair]:
-        """The pair, once; it stays open if the block fails, so that no verdict is lost.
+    def judged(self, pair_id: str) -> Iterator[Pair]:
+        """Take a pair out for its verdict. If the block fails, the pair is put back.
 
         Raises:
-            NotFoundError: judged already, forgotten, or never there.
+            NotFoundError: the pair has a verdict, was evicted, or never existed.
         """
-        owner, pair = self._pairs.pop(key, ("", None))
+        owner, pair = self._pairs.pop(pair_id, ("", None))
         if pair is None:
-            raise NotFoundError(f"no pair {key!r} waits for a verdict; it may have had one")
+            raise NotFoundError(
+                f"pair {pair_id!r} is not waiting for a verdict; it may already have one"
+            )
         try:
             yield pair
         except BaseException:
-            self._keep(key, owner, pair)
+            self._keep(pair_id, owner, pair)
             raise
 
-    def _keep(self, key: str, owner: str, pair: Pair) -> None:
-        self._pairs[key] = owner, pair
-        if len(self._pairs) > _MOST_OPEN:
+    def _keep(self, pair_id: str, owner: str, pair: Pair) -> None:
+        self._pairs[pair_id] = owner, pair
+        if len(self._pairs) > _MOST_PENDING:
             [(most, _)] = Counter(owner for owner, _ in self._pairs.values()).most_common(1)
             del self._pairs[next(key for key, (owner, _) in self._pairs.items() if owner == most)]
 
 
 async def make_pair(runtime: Runtime, request: PairRequest, request_id: str) -> Pair:
-    """Answer the prompt in both modes and shuffle.
+    """Answer the prompt in both modes, and put the answers in random order.
 
     Raises:
-        InvalidInputError: a mode that is not there, both sides the same, or over a limit.
-        Whatever answering can raise.
+        InvalidInputError: a mode is unknown, both sides are the same, or a limit is exceeded.
+        VbonError: as :meth:`Runtime.answer`.
     """
     plans = [
         _plan(runtime, request, side, f"{request_id}-{number}")
         for number, side in enumerate(request.sides)
     ]
-    one, other = ((plan.mode.name, _drawn(plan)) for plan in plans)
+    one, other = ((plan.mode.name, plan.mode.drawn(plan.num_samples)) for plan in plans)
     if one == other:
         raise InvalidInputError(
             f"both sides are {one[0]} with N = {one[1]}; choose two that differ", field="sides"
         )
-    left, right = [
-        _shown(answer)
-        for answer in await all_or_first_error(plan.answer_prompt(0) for plan in plans)
-    ]
+    results = await all_or_first_error(plan.answer_prompt(0) for plan in plans)
+    left, right = [_shown(result) for result in results]
     if secrets.randbits(1):
         left, right = right, left
     return Pair(request.prompt, left, right)
 
 
-def _shown(answer: PromptResult) -> Shown:
-    selected = answer.outcome.selected
-    return Shown(answer.mode.name, answer.num_samples, selected.candidate.text, selected.reward)
+def _shown(result: PromptResult) -> Shown:
+    selected = result.outcome.selected
+    return Shown(result.mode.name, result.num_samples, selected.candidate.text, selected.reward)
 
 
 def _plan(runtime: Runtime, request: PairRequest, side: PairSide, request_id: str) -> Plan:
-    # Seeds of their own: with a shared one, one sample would be a candidate of the other side's.
+    # Each side has its own seed. With a shared one, a single sample would be one of the other's candidates.
     seed = None if request.seed is None else run_seed(request.seed, side.mode, side.n)
-    given = {"messages": [{"role": "user", "content": request.prompt}]}
+    chat = {"messages": [{"role": "user", "content": request.prompt}]}
     body = GenerateRequest(
-        **(given if request.chat else {"prompt": request.prompt}),
+        **(chat if request.chat else {"prompt": request.prompt}),
         n=side.n,
         max_tokens=request.max_tokens,
         temperature=request.temperature,
         seed=seed,
     )
     return make_plan(runtime, side.mode, body, request_id)
-
-
-def _drawn(plan: Plan) -> int:
-    return plan.num_samples if plan.mode.strategy.reranks else 1

@@ -112,7 +112,7 @@ async def test_an_evaluation_of_other_models_is_not_shown(tmp_path: Path, which:
     file.write_text(json.dumps(EVALUATION | {"revisions": revisions}))
     found = await ask(tmp_path, RECORD, evaluation=str(file))
     assert (found["best_of_n"], found["evaluation"]) == ([], None)
-    assert any(f"it is of {which} sha256:old" in note for note in found["notes"])
+    assert any(f"it evaluates {which} sha256:old" in note for note in found["notes"])
     assert point(found, "vbon")["source"] == "training record"
 
 

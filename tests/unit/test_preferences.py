@@ -72,7 +72,7 @@ async def test_of_a_pair_only_what_is_shown_and_whose_it_is_is_kept() -> None:
 
 
 def test_nobody_pushes_out_the_pairs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blind, "_MOST_OPEN", 4)
+    monkeypatch.setattr(blind, "_MOST_PENDING", 4)
     pairs = blind.PendingPairs()
     pair = blind.Pair("p", Shown("ref", 1, "a"), Shown("bon", 4, "b"))
     ann = [pairs.add(pair, "ann") for _ in range(2)]
@@ -88,7 +88,7 @@ def test_nobody_pushes_out_the_pairs_of_others(monkeypatch: pytest.MonkeyPatch) 
 def test_a_pair_whose_verdict_fails_is_kept_within_the_same_bounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(blind, "_MOST_OPEN", 2)
+    monkeypatch.setattr(blind, "_MOST_PENDING", 2)
     pairs = blind.PendingPairs()
     pair = blind.Pair("p", Shown("ref", 1, "a"), Shown("bon", 4, "b"))
     first = pairs.add(pair, "ann")

@@ -220,7 +220,7 @@ async def test_compare_takes_settings_by_mode() -> None:
         stray = await client.post("/compare", json={**body, "settings": {"bon": {}}})
     assert found["modes"][1]["strategy"] == {"reward_temperature": 0.25}
     assert stray.status_code == 422
-    assert "'bon', which is not compared" in stray.json()["error"]["message"]
+    assert "settings has mode 'bon', which is not compared" in stray.json()["error"]["message"]
 
 
 # Drawing by a distribution
