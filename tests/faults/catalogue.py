@@ -21,10 +21,13 @@ NOT_FAULTS = {
 
 
 def faults() -> list[str]:
-    """Names, in order."""
+    """The names in order; faults that end the shared service come last, so that none starts it again."""
     modules = pkgutil.iter_modules(tests.faults.__path__)
     names = (module.name for module in modules if not module.ispkg)
-    return sorted(name for name in names if name not in NOT_FAULTS)
+    return sorted(
+        (name for name in names if name not in NOT_FAULTS),
+        key=lambda name: (bool(vars(load(name)).get("ENDS_THE_SERVICE", False)), name),
+    )
 
 
 def in_full_only(name: str) -> bool:

@@ -9,30 +9,31 @@ import asyncio
 
 import psutil
 
-from tests.faults.service import Service, serving
+from tests.faults.service import Service
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 from tests.faults.told_to_stop import _living
 
 PROMISE = "When the front end is killed, its engines and reward workers end too."
+ENDS_THE_SERVICE = True
 ENGINES = 2
 
 
 async def inject(stage: Stage) -> Tally:
     """Kill it under load. Its clients get no answer: there is nobody left to give one."""
     tally = Tally()
-    async with serving(stage.sandbox, stage.scratch) as service:
-        await service.ask()
-        for guardian in _guardians(service):
-            guardian.kill()
-        await _until_guarded(service)
-        children = service.children()
-        asks = [asyncio.create_task(service.ask("bon", max_tokens=64)) for _ in range(32)]
-        await asyncio.sleep(0.2)
-        service.process.kill()
-        await asyncio.gather(*asks)
-        tally.asked = tally.answered = len(children)
-        tally.left_over = {"processes": await _living(service, children)}
+    service = await stage.service()
+    await service.ask()
+    for guardian in _guardians(service):
+        guardian.kill()
+    await _until_guarded(service)
+    children = service.children()
+    asks = [asyncio.create_task(service.ask("bon", max_tokens=64)) for _ in range(32)]
+    await asyncio.sleep(0.2)
+    service.process.kill()
+    await asyncio.gather(*asks)
+    tally.asked = tally.answered = len(children)
+    tally.left_over = {"processes": await _living(service, children)}
     return tally
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable
 from typing import Any
 
-from tests.faults.service import Service, serving
+from tests.faults.service import Service
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 
@@ -43,8 +43,8 @@ async def inject(stage: Stage) -> Tally:
     )
     company.cancel()
     await asyncio.gather(company, return_exceptions=True)
-    async with serving(stage.sandbox, stage.scratch) as other:
-        found["restarted"] = await _compared(alone, lambda s: _candidates(other, s, tally))
+    other = await stage.second_service()
+    found["restarted"] = await _compared(alone, lambda s: _candidates(other, s, tally))
     for way, likeness in found.items():
         tally.notes.append(f"{way}: {likeness[True]} equal, {likeness[False]} not")
         if likeness[False] and "others" not in way:

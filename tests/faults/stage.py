@@ -1,18 +1,22 @@
-"""Where faults happen: the sandbox, a folder, and a service that those share which it survives."""
+"""What a fault is given: the sandbox, a folder, and services that faults share."""
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from service.auth.keys import new_key, write_keys
 from tests.faults.service import Service, serving
 
 RECEIVE_TIMEOUT_S = 5.0
-# What is slow or hangs is found sooner than by default, or faults of that kind would take minutes.
+DRAIN_S = 4.0
+# A part that hangs is found sooner than by default, or faults of that kind would take minutes.
 SHARED_FLAGS = (
-    "--engine.stall-timeout-s", "10", "--reward-stall-timeout-s", "10",
-    "--limits.receive-timeout-s", f"{RECEIVE_TIMEOUT_S:g}",
-)  # fmt: skip
+    *("--engine.stall-timeout-s", "10"),
+    *("--reward-stall-timeout-s", "10"),
+    *("--limits.receive-timeout-s", f"{RECEIVE_TIMEOUT_S:g}"),
+)
 
 
 class Stage:
@@ -21,20 +25,23 @@ class Stage:
     Attributes:
         sandbox: tiny models: ``policy``, ``vbon``, ``reward``, ``gold``, ``prompts``, ``cache.jsonl``.
         scratch: a folder for files of its own.
+        served: the checkpoint that the second service serves as ``vbon``, to be changed.
         size: 1 in full, less in CI.
     """
 
     def __init__(self, sandbox: Path, scratch: Path, size: float) -> None:
         self.sandbox, self.scratch, self.size = sandbox, scratch, size
+        self.served = scratch / "served-vbon"
         self._shared: Service | None = None
+        self._second: Service | None = None
         self._stack = AsyncExitStack()
 
     def count(self, in_full: int, least: int = 1) -> int:
-        """So many at this size."""
+        """A number of requests or the like at this size."""
         return max(least, round(in_full * self.size))
 
     async def service(self) -> Service:
-        """The shared one: for faults after which it must be as good as before."""
+        """The shared service, ready. It is started anew where a fault has ended it."""
         if self._shared is None or self._shared.process.poll() is not None:
             self._shared = await self._stack.enter_async_context(
                 serving(self.sandbox, self.scratch, *SHARED_FLAGS)
@@ -42,6 +49,30 @@ class Stage:
         await self._shared.until_ready()
         return self._shared
 
+    async def second_service(self) -> Service:
+        """A second service, ready, for faults that need an administrator or a low limit.
+
+        It serves a copy of ``vbon``, decodes at most 16 sequences at once and takes 4 s to shut down. Its
+        client has the key of an administrator. It is started anew where a fault has ended it.
+        """
+        if self._second is None or self._second.process.poll() is not None:
+            keys = self.scratch / "keys.jsonl"
+            if not self.served.exists():
+                shutil.copytree(self.sandbox / "vbon", self.served)
+            key, token = new_key("root", "admin")
+            write_keys(keys, [key])
+            flags = (
+                *("--policies", f"vbon={self.served}"),
+                *("--auth.keys-file", str(keys)),
+                *("--limits.drain-s", f"{DRAIN_S:g}"),
+                *("--limits.running-sequences", "16"),
+            )
+            self._second = await self._stack.enter_async_context(
+                serving(self.sandbox, self.scratch, *flags, token=token)
+            )
+        await self._second.until_ready()
+        return self._second
+
     async def close(self) -> None:
-        """Stop the shared service."""
+        """Stop the services."""
         await self._stack.aclose()
