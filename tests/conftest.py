@@ -49,6 +49,30 @@ def vbon_checkpoint(sandbox: Path) -> Path:
     return train_tiny_vbon(sandbox)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share an engine in one worker: it is started once, by the worker that runs them all."""
+    for item in items:
+        group = _engine_group(item)
+        if group is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _engine_group(item: pytest.Item) -> str | None:
+    names = set(getattr(item, "fixturenames", ()))
+    parameters = getattr(item, "callspec", None)
+    if parameters is not None:
+        names |= {value for value in parameters.params.values() if isinstance(value, str)}
+    if names & {"runtime", "vllm_ref", "vllm_over_http", "vllm_server"}:
+        return "engines"  # tests/integration/conftest.py
+    if "generator" in names:
+        return "generator"  # tests/integration/test_vllm_generation.py
+    # Faults of the training commands start no service.
+    if "stage" in names and not any(name.startswith("training_") for name in names):
+        return "service"
+    return None
+
+
 SIZE_IN_CI = 0.02  # of faults
 
 
