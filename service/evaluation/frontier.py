@@ -1,7 +1,7 @@
 """The known KL, win rate and reward of each policy and mode that this server serves.
 
-The figures come from training records, an evaluation file and stored load tests. A figure is used only if it
-was measured with the models, by revision, that this server serves.
+The figures come from training records, an evaluation file and stored load tests. Evaluations and load tests
+of other revisions than those served are left out; a training record of others is shown with a note.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The share of GPU memory that each local engine gets, less what reward models and embedder need."""
+"""The share of GPU memory for each local engine, after reserving memory for the other models."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def gpu_share(settings: ServiceSettings, num_engines: int) -> float:
-    """The setting ``engine.gpu_memory_utilization``, or its default.
+    """The fraction of GPU memory that each engine may use: the setting, or a computed default.
 
     Raises:
-        InvalidInputError: the models beside the engines leave no memory for them.
+        InvalidInputError: the other models leave no memory for the engines.
     """
     if settings.engine.gpu_memory_utilization is not None:
         return settings.engine.gpu_memory_utilization
@@ -36,16 +36,16 @@ def gpu_share(settings: ServiceSettings, num_engines: int) -> float:
 
 
 def models_beside(settings: ServiceSettings) -> dict[str, int]:
-    """Bytes of weights of each other model that this service loads, by the name of its setting.
+    """The weights, bytes, of the reward models and the embedder, by the names of their settings.
 
-    Remote scorers, ``python:`` callables and plug-ins are not among them.
+    Remote scorers, ``python:`` callables and plug-ins are left out.
     """
     specs: dict[str, tuple[str, Literal["auto", "float32"]]] = {}
     for name, spec in (("reward", settings.reward), ("gold", settings.gold)):
         if spec and is_classifier(spec):
             specs[name] = (spec, "auto")
     kind, _, model = settings.embedder.partition(":")
-    if model:  # sentence-transformers loads float32 whatever is stored
+    if model:  # sentence-transformers always loads float32
         specs["embedder"] = (model, "auto" if kind == "hidden" else "float32")
     return {name: _weights(name, spec, dtype) for name, (spec, dtype) in specs.items()}
 
@@ -55,7 +55,7 @@ def _weights(name: str, spec: str, dtype: Literal["auto", "float32"]) -> int:
     found = 0 if directory is None else weight_bytes(directory, dtype)
     if not found:
         logger.warning(
-            "%s %s: the size of its weights is not known yet, so no GPU memory is reserved for them; "
+            "%s %s: the size of its weights is unknown, so no GPU memory is reserved for it; "
             "if an engine or the model runs out of memory, set --engine.gpu-memory-utilization",
             name,
             spec,
@@ -64,7 +64,7 @@ def _weights(name: str, spec: str, dtype: Literal["auto", "float32"]) -> int:
 
 
 def _local_directory(spec: str) -> Path | None:
-    """Where a model lies on this machine: its directory, or its copy in the cache of the hub."""
+    """The model's directory, or its copy in the Hugging Face cache; ``None`` if there is neither."""
     directory = Path(spec.removeprefix(HUB_PREFIX)).expanduser()
     if not spec.startswith(HUB_PREFIX) and directory.is_dir():
         return directory
