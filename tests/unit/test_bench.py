@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from training.bench import run as bench
-from training.bench.run import bench_result, bench_table, ratios, run_bench
+from training.bench.result import bench_result, bench_table, ratios
+from training.bench.run import run_bench
 from training.bench.steps import Step
 from training.configs import BenchConfig
 from vbon.errors import VbonError

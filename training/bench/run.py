@@ -13,124 +13,22 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from importlib import metadata
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
+from training.bench.result import SIDE_TITLES, Repeat, Side, bench_result, bench_table, rate
 from training.bench.steps import Step, synchronized_time
 from training.configs import BenchConfig, TrainConfig
 from vbon.errors import VbonError
-from vbon.maths.intervals import MedianRange
-from vbon.maths.statistics import median_range
 from vbon.storage.atomic import write_json
 from vbon.storage.provenance import provenance
 from vbon.terminal import table_console
 
+if TYPE_CHECKING:
+    from training.train.inputs import TrainingInputs
+
 logger = logging.getLogger(__name__)
-
-Side = Literal["ours", "trl"]
-Repeat = Sequence[Step]
-SIDE_TITLES: dict[Side, str] = {"ours": "this project, kl-rl", "trl": "TRL, RLOOTrainer"}
-
-
-def rate(repeat: Repeat, unit: Literal["samples", "tokens"]) -> float:
-    """Samples or tokens per second over one repeat."""
-    return sum(getattr(step, unit) for step in repeat) / sum(step.seconds for step in repeat)
-
-
-def ratios(ours: Sequence[Repeat], trl: Sequence[Repeat]) -> dict[str, MedianRange]:
-    """Our rate divided by TRL's, for samples and for tokens.
-
-    Each ratio compares two neighbouring repeats, so that a slow drift of the machine cancels out.
-
-    Raises:
-        ValueError: the sides have different numbers of repeats, or none.
-    """
-    pairs = list(zip(ours, trl, strict=True))
-    return {
-        f"{unit}_per_second": median_range([rate(a, unit) / rate(b, unit) for a, b in pairs])
-        for unit in ("samples", "tokens")
-    }
-
-
-def training_volume(repeats: Sequence[Repeat]) -> dict[str, float]:
-    """The samples trained on, their tokens, and the mean tokens per sample."""
-    steps = [step for repeat in repeats for step in repeat]
-    samples, tokens = sum(s.samples for s in steps), sum(s.tokens for s in steps)
-    return {"samples": samples, "tokens": tokens, "response_tokens": tokens / samples}
-
-
-def side_figures(repeats: Sequence[Repeat]) -> dict[str, Any]:
-    """One side's figures over its repeats, for JSON: spreads of rates and of seconds per step."""
-
-    def per_step(name: str) -> dict[str, float | int]:
-        means = [sum(getattr(s, name) for s in repeat) / len(repeat) for repeat in repeats]
-        return asdict(median_range(means))
-
-    return {
-        **training_volume(repeats),
-        "samples_per_second": asdict(median_range([rate(r, "samples") for r in repeats])),
-        "tokens_per_second": asdict(median_range([rate(r, "tokens") for r in repeats])),
-        **{name: per_step(name) for name in ("seconds", "sample_s", "score_s", "learn_s")},
-        "repeats": [[asdict(step) for step in repeat] for repeat in repeats],
-    }
-
-
-def bench_result(measured: Mapping[Side, Sequence[Repeat]]) -> dict[str, Any]:
-    """Both sides' figures, their ratios, and whether both trained on equally many samples."""
-    counts = {side: training_volume(repeats)["samples"] for side, repeats in measured.items()}
-    return {
-        "sides": {side: side_figures(repeats) for side, repeats in measured.items()},
-        "ratio": {name: asdict(value) for name, value in ratios(**dict(measured.items())).items()},
-        "same_samples": len(set(counts.values())) == 1,
-    }
-
-
-def bench_table(result: Mapping[str, Any]) -> Table:
-    """The table to print: median and [smallest, largest] of the repeats."""
-    repeats = len(result["sides"]["ours"]["repeats"])
-    table = Table(title=rf"median \[smallest, largest] of {repeats} repeats each")
-    columns = (
-        "",
-        "samples/s",
-        "tokens/s",
-        "samples",
-        "tokens per sample",
-        "s per step",
-        "sampling",
-        "scoring",
-        "learning",
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if not name else "right")
-    for side, title in SIDE_TITLES.items():
-        figures = result["sides"][side]
-        table.add_row(
-            title,
-            _median_and_range(figures["samples_per_second"], 1),
-            _median_and_range(figures["tokens_per_second"], 0),
-            f"{figures['samples']:.0f}",
-            f"{figures['response_tokens']:.1f}",
-            _median_and_range(figures["seconds"], 3),
-            *(f"{figures[name]['median']:.3f}" for name in ("sample_s", "score_s", "learn_s")),
-        )
-    table.add_section()
-    ratio = result["ratio"]
-    table.add_row(
-        "ratio",
-        _median_and_range(ratio["samples_per_second"], 2),
-        _median_and_range(ratio["tokens_per_second"], 2),
-        *[""] * 6,
-    )
-    return table
-
-
-def _median_and_range(value: Mapping[str, float], digits: int) -> str:
-    median, low, high = (f"{value[name]:.{digits}f}" for name in ("median", "low", "high"))
-    return f"{median} [{low}, {high}]"
 
 
 def run_bench(config: BenchConfig) -> dict[str, Any]:
@@ -170,7 +68,7 @@ def _installed_trl() -> str:
 
 
 def _measure(
-    config: BenchConfig, shared_settings: TrainConfig, inputs: Any
+    config: BenchConfig, shared_settings: TrainConfig, inputs: TrainingInputs
 ) -> dict[Side, list[Repeat]]:
     """The steps of every repeat of both sides; the side that goes first alternates."""
     from training.bench.trl import trl_steps
@@ -215,7 +113,7 @@ def _train_config(config: BenchConfig) -> TrainConfig:
 
 
 def _our_steps(
-    config: BenchConfig, shared_settings: TrainConfig, inputs: Any, seed: int
+    config: BenchConfig, shared_settings: TrainConfig, inputs: TrainingInputs, seed: int
 ) -> list[Step]:
     from training.rollouts.generator import TransformersGenerator
     from training.train.config import objective_of

@@ -62,9 +62,9 @@ def cells_table(sweep: Sweep) -> ReportTable:
 def _figure_texts(cell: CellRecord, planes: dict[str, str]) -> list[str]:
     row = cell.row if cell.status == "ok" else None
     return [
-        cell.cell.variant,
+        cell.method,
         cell.setting,
-        str(cell.cell.seed),
+        str(cell.seed),
         cell.status,
         interval_text(row.kl_nats, 2) if row else "-",
         *(plane_texts(row, planes) if row else ["-"] * len(planes)),

@@ -43,7 +43,7 @@ def html_page(reports: Sequence[SweepReport], styles: Mapping[str, Style]) -> st
 
 def _legend(sweep: Sweep, styles: Mapping[str, Style]) -> list[tuple[str, str, str]]:
     """The name, colour and glyph of the curve and of each plotted method."""
-    plotted = {cell.cell.variant for cell in sweep.measured.values()}
+    plotted = {cell.method for cell in sweep.measured.values()}
     entries = [(CURVE_NAME, CURVE_COLOUR, "\N{EM DASH}")]
     entries += [
         (method, styles[method].colour, styles[method].glyph)

@@ -174,8 +174,8 @@ def _efficiency_table(sweep: Sweep) -> ReportTable:
 def _cost_table(sweep: Sweep) -> ReportTable:
     measured = sweep.measured.values()
     data = []
-    for method in dict.fromkeys(cell.cell.variant for cell in measured):
-        costs = [c.cost for c in measured if c.cell.variant == method and c.cost]
+    for method in dict.fromkeys(cell.method for cell in measured):
+        costs = [c.cost for c in measured if c.method == method and c.cost]
         medians = {f: float(np.median([getattr(c, f) for c in costs])) for f in COSTS if costs}
         data.append({"method": method, "points": len(costs), **medians})
     cached = sorted({cell.cost.cached_samples for cell in measured if cell.cost})

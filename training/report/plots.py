@@ -158,8 +158,8 @@ def _add_method(
 def _hover_text(cell: CellRecord, field: str, label: str) -> str:
     assert cell.row is not None
     lines = [
-        f"<b>{markup_safe(cell.cell.variant)}</b>",
-        f"{markup_safe(cell.setting)}, seed {cell.cell.seed}",
+        f"<b>{markup_safe(cell.method)}</b>",
+        f"{markup_safe(cell.setting)}, seed {cell.seed}",
         f"KL {interval_text(cell.row.kl_nats, 2)} nats",
         f"{label} {interval_text(getattr(cell.row, field), 3)}",
     ]

@@ -41,8 +41,8 @@ def _cells_sentence(sweep: Sweep) -> str:
 
 
 def _methods_sentence(sweep: Sweep) -> str:
-    seeds = len({cell.cell.seed for cell in sweep.measured.values()})
-    methods = len({cell.cell.variant for cell in sweep.measured.values()})
+    seeds = len({cell.seed for cell in sweep.measured.values()})
+    methods = len({cell.method for cell in sweep.measured.values()})
     return f"Methods with figures: {methods}, over {seeds} seed{'s' if seeds > 1 else ''}."
 
 

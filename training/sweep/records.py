@@ -97,6 +97,16 @@ class CellRecord(_Record):
         return self
 
     @property
+    def method(self) -> str:
+        """The name of the method in the report."""
+        return self.cell.variant
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        return self.cell.seed
+
+    @property
     def setting(self) -> str:
         """The varied setting as ``parameter=value``."""
         return f"{self.cell.parameter}={self.cell.value}"
@@ -144,8 +154,8 @@ class Sweep:
             value = getattr(cell.row, field)
             if cell.row is not None and value is not None:
                 points[name] = Point(
-                    method=cell.cell.variant,
-                    seed=cell.cell.seed,
+                    method=cell.method,
+                    seed=cell.seed,
                     kl=cell.row.kl_nats.mean,
                     value=value.mean,
                     target=cell.target,
@@ -198,7 +208,7 @@ def read_sweep(directory: Path) -> Sweep:
 
 def methods_of(sweeps: Sequence[Sweep]) -> list[str]:
     """The names of all methods, including failed ones, in order of first appearance."""
-    return list(dict.fromkeys(c.cell.variant for s in sweeps for c in s.cells.values()))
+    return list(dict.fromkeys(c.method for s in sweeps for c in s.cells.values()))
 
 
 def _sort_key(cell: CellRecord) -> tuple[str, str, bool, float, str, int]:

@@ -44,7 +44,11 @@ class ClassifierReward:
         self._refusals: set[str] = set()
 
     def load(self) -> None:
-        """Load tokenizer and weights, onto the GPU if there is one."""
+        """Load tokenizer and weights, onto the GPU if there is one.
+
+        Raises:
+            CheckpointError: loading failed, or the model has more than one output label.
+        """
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
