@@ -157,9 +157,8 @@ class RewardWorker:
             process.join(_STOP_S)
             # Closed explicitly: a stored error keeps its frames alive, and through them this process
             # object with two descriptors, until the garbage collector runs, which is rare in the service.
-            with contextlib.suppress(
-                ValueError
-            ):  # it has not ended, for example while waiting for a disk
+            # ValueError: it has not ended yet, for example because it waits for a disk.
+            with contextlib.suppress(ValueError):
                 process.close()
 
 
