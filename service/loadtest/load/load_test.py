@@ -13,7 +13,7 @@ from service.loadtest.journal import Journal
 from service.loadtest.load.arrivals import unit_arrivals
 from service.loadtest.load.client import LoadClient
 from service.loadtest.load.connection import ConnectionPool
-from service.loadtest.load.loops import BlockLength, Recorder
+from service.loadtest.load.loops import BlockLength, BlockRunner
 from service.loadtest.load.progress import Progress
 from service.loadtest.load.scoring import score_variant
 from service.loadtest.load.server_description import request_headers
@@ -90,7 +90,7 @@ class LoadTest:
         for variant in self.variants:
             idle = BlockLength(0, 0, 0, requests=_WARM_UPS)
             block = Block(LoadCell(variant, Load("closed", 1)), -1)
-            record = await self._recorder(block, idle).closed()
+            record = await self._runner(block, idle).run_closed()
             last = record.observations[-1]
             if variant.label not in known:
                 self._journal.append(
@@ -105,25 +105,25 @@ class LoadTest:
         )
         known = None if settings.requests else length.lead_s + length.seconds
         self._progress.begin(block.key, known)
-        recorder = self._recorder(block, length)
+        runner = self._runner(block, length)
         record = await (
-            recorder.closed() if block.cell.load.kind == "closed" else self._open(recorder)
+            runner.run_closed() if block.cell.load.kind == "closed" else self._run_open(runner)
         )
         self._journal.append("block", record.model_dump(mode="json", exclude_defaults=True))
         self._progress.finished(record)
 
-    def _recorder(self, block: Block, length: BlockLength) -> Recorder:
+    def _runner(self, block: Block, length: BlockLength) -> BlockRunner:
         # All cells of a round get the same prompts in the same order.
         offset = seed_of(repr((self._settings.seed, "prompts", block.round))) % len(self._prompts)
-        return Recorder(
+        return BlockRunner(
             self._client, block, self._prompts, length, offset, on_seen=self._progress.seen
         )
 
-    async def _open(self, recorder: Recorder) -> BlockRecord:
-        settings, block = self._settings, recorder.block
+    async def _run_open(self, runner: BlockRunner) -> BlockRecord:
+        settings, block = self._settings, runner.block
         seed = seed_of(repr((settings.seed, "arrivals", block.cell.load.value, block.round)))
         units = unit_arrivals(settings.arrival, settings.burstiness, seed)
-        return await recorder.opened(units, settings.max_in_flight)
+        return await runner.run_open(units, settings.max_in_flight)
 
     async def _score(self) -> None:
         settings = self._settings
@@ -165,17 +165,17 @@ class LoadTest:
         seconds = min(max(base, _PROBE_REQUESTS / rate), _PROBE_STRETCH * base)
         block = Block(LoadCell(variant, Load("open", rate)), number)
         self._progress.begin(f"saturation: {block.cell.key}", seconds + settings.warmup_s)
-        recorder = self._recorder(block, BlockLength(0, settings.warmup_s, seconds))
+        runner = self._runner(block, BlockLength(0, settings.warmup_s, seconds))
 
         def is_late(one: Observation) -> bool:
             return one.measured and not one.meets({"e2e": limit})
 
-        recorder.hopeless = lambda seen: hopeless(sum(map(is_late, seen)), rate * seconds)
-        record = await self._open(recorder)
+        runner.hopeless = lambda seen: hopeless(sum(map(is_late, seen)), rate * seconds)
+        record = await self._run_open(runner)
         found = cell_result(block.cell, [record], {}, streamed=False)
         late, sent = sum(map(is_late, record.measured)), len(record.measured)
         # A probe that was cut short failed by the number of requests expected of it, not by those it sent.
-        passed = sent > 0 and late <= 0.05 * sent and not recorder.hopeless(record.observations)
+        passed = sent > 0 and late <= 0.05 * sent and not runner.hopeless(record.observations)
         probe = Probe(
             rate=rate,
             requests=sent,
@@ -200,7 +200,7 @@ class LoadTest:
         idle = {line["variant"]: line["e2e_ms"] for line in self._journal.of_kind("idle")}
         begun, alone = perf_counter(), Block(LoadCell(variant, Load("closed", 1)), -1)
         while perf_counter() - begun < _SETTLE_S:
-            record = await self._recorder(alone, BlockLength(0, 0, 0, requests=1)).closed()
+            record = await self._runner(alone, BlockLength(0, 0, 0, requests=1)).run_closed()
             seen = record.observations[0]
             if seen.error is None and seen.e2e_ms <= 2 * idle[variant.label]:
                 return

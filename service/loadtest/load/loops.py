@@ -46,8 +46,8 @@ class BlockLength:
 
 
 @dataclass(slots=True)
-class Recorder:
-    """Sender of the requests of one block, which also records the observations.
+class BlockRunner:
+    """Runner of one block: sends its requests and records the observations.
 
     Attributes:
         first_prompt: index of the first prompt; the others follow in order, and then again from the first.
@@ -62,90 +62,92 @@ class Recorder:
     on_seen: Callable[[Observation], None]
     hopeless: Callable[[Sequence[Observation]], bool] = lambda _: False
 
-    async def closed(self) -> BlockRecord:
+    async def run_closed(self) -> BlockRecord:
         """Run a closed loop: each worker sends its next request when the last one was answered."""
-        state = _RunningBlock(self)
+        running = _RunningBlock(self)
         width = int(self.block.cell.load.value)
 
         async def worker(number: int) -> None:
             await asyncio.sleep(self.length.ramp_s * number / width)
-            while not state.over(state.now):
-                await state.send(state.now)
+            while not running.over(running.now):
+                await running.send(running.now)
 
         await asyncio.gather(*(worker(number) for number in range(width)))
-        return state.record()
+        return running.record()
 
-    async def opened(self, units: Iterator[float], max_in_flight: int) -> BlockRecord:
+    async def run_open(self, units: Iterator[float], max_in_flight: int) -> BlockRecord:
         """Run an open loop: send requests when they are due; those that wait for a connection are late."""
-        state = _RunningBlock(self)
+        running = _RunningBlock(self)
         room = asyncio.Semaphore(max_in_flight)
         in_flight: set[asyncio.Task[None]] = set()
 
         async def send(due: float) -> None:
             try:
-                await state.send(due)
+                await running.send(due)
             finally:
                 room.release()
 
         for due in due_times(units, self.block.cell.load.value, self.length.ramp_s):
-            if state.over(due):
+            if running.over(due):
                 break
-            if self.hopeless(state.seen):
+            if self.hopeless(running.seen):
                 for task in in_flight:
                     task.cancel()
                 break
-            await asyncio.sleep(due - state.now)
+            await asyncio.sleep(due - running.now)
             await room.acquire()
             task = asyncio.create_task(send(due))
             in_flight.add(task)
             task.add_done_callback(in_flight.discard)
-        await asyncio.gather(*in_flight, return_exceptions=self.hopeless(state.seen))
-        return state.record()
+        await asyncio.gather(*in_flight, return_exceptions=self.hopeless(running.seen))
+        return running.record()
 
 
 class _RunningBlock:
     """The state of a running block."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._of = recorder
-        self._begun = perf_counter()
+    def __init__(self, runner: BlockRunner) -> None:
+        self._runner = runner
+        self._started_at = perf_counter()
         self._cpu = time.process_time()
-        self._started = datetime.now(UTC)
+        self._started_utc = datetime.now(UTC)
         self._sent = self._measured = 0
         self.seen: list[Observation] = []
 
     @property
     def now(self) -> float:
         """Seconds since the start of the block."""
-        return perf_counter() - self._begun
+        return perf_counter() - self._started_at
 
     def over(self, due: float) -> bool:
         """True if a request that is due at this moment is too late to be sent."""
-        return self._of.length.over(due, self._measured)
+        return self._runner.length.over(due, self._measured)
 
     async def send(self, due: float) -> None:
         """Send one request with the next prompt."""
-        of = self._of
-        index = (of.first_prompt + self._sent) % len(of.prompts)
+        runner = self._runner
+        index = (runner.first_prompt + self._sent) % len(runner.prompts)
         self._sent += 1
-        measured = due >= of.length.lead_s
+        measured = due >= runner.length.lead_s
         self._measured += measured
         seen = Observation(prompt=index, due_s=due, sent_s=self.now, measured=measured)
-        await of.client.send(of.block.cell.variant, of.prompts[index], seen, self._begun)
+        await runner.client.send(
+            runner.block.cell.variant, runner.prompts[index], seen, self._started_at
+        )
         self.seen.append(seen)
-        of.on_seen(seen)
+        runner.on_seen(seen)
 
     def record(self) -> BlockRecord:
         """The record of the block; with a number of requests, its window ends at the last answer."""
-        length, now = self._of.length, self.now
+        length, now = self._runner.length, self.now
         end = length.lead_s + length.seconds
         if length.requests is not None:
             end = max((one.done_s for one in self.seen if one.measured), default=now)
         return BlockRecord(
-            key=self._of.block.key,
-            cell=self._of.block.cell.key,
-            round=self._of.block.round,
-            started=self._started.isoformat(timespec="milliseconds"),
+            key=self._runner.block.key,
+            cell=self._runner.block.cell.key,
+            round=self._runner.block.round,
+            started=self._started_utc.isoformat(timespec="milliseconds"),
             window_s=(length.lead_s, end),
             client_cpu=(time.process_time() - self._cpu) / max(now, end),
             observations=sorted(self.seen, key=lambda one: one.due_s),
