@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
+import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.unit.openai_imitation import Server, imitation
 from tests.unit.test_remote_engine import draw, remote, until, watch
-from vbon.http.transport import OneConnectionEach
+from vbon.http.transport import AiohttpTransport
 
 KEEP_IDLE_S = 0.3
 BODY = {
@@ -21,9 +24,9 @@ BODY = {
 
 
 @asynccontextmanager
-async def connected() -> AsyncGenerator[tuple[httpx.AsyncClient, OneConnectionEach, Server], None]:
+async def connected() -> AsyncGenerator[tuple[httpx.AsyncClient, AiohttpTransport, Server], None]:
     async with imitation() as server:
-        connections = OneConnectionEach(server.url, keep_idle_s=KEEP_IDLE_S)
+        connections = AiohttpTransport(server.url, keep_idle_s=KEEP_IDLE_S)
         async with httpx.AsyncClient(transport=connections, base_url=server.url) as client:
             yield client, connections, server
 
@@ -67,6 +70,50 @@ async def test_nothing_is_left_of_requests_cancelled_at_any_moment(what: str) ->
         assert (server.running, engine.unfinished) == (0, 0)
 
 
+async def test_a_server_is_not_blamed_for_a_stall_of_this_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The timeout for connecting fires late then, while the connection is as good as made."""
+    loop = asyncio.get_running_loop()
+    connect, stalls = loop.create_connection, 0
+
+    async def stall_once(*args: Any, **kwargs: Any) -> Any:
+        nonlocal stalls
+        if not stalls:
+            stalls += 1
+            time.sleep(0.3)  # noqa: ASYNC251
+            await asyncio.sleep(0)
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "create_connection", stall_once)
+    async with imitation() as server:
+        connections = AiohttpTransport(server.url, keep_idle_s=KEEP_IDLE_S)
+        limits = httpx.Timeout(None, connect=0.1)
+        async with httpx.AsyncClient(
+            transport=connections, base_url=server.url, timeout=limits
+        ) as client:
+            assert (await client.post("/completions", json=BODY)).status_code == 200
+    assert stalls == 1
+
+
+async def test_a_server_that_does_not_accept_is_blamed_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        with ExitStack() as stack:
+            for _ in range(4):  # fill the backlog
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(address)
+            transport = AiohttpTransport("http://127.0.0.1", keep_idle_s=KEEP_IDLE_S)
+            async with httpx.AsyncClient(
+                transport=transport, timeout=httpx.Timeout(None, connect=0.2)
+            ) as client:
+                begun = time.monotonic()
+                with pytest.raises(httpx.ConnectTimeout):
+                    await client.get(f"http://127.0.0.1:{address[1]}/")
+                assert time.monotonic() - begun >= 0.2
+
+
 async def test_an_answer_given_up_halfway_ends_at_the_server() -> None:
     async with connected() as (client, connections, server):
         server.seconds_per_token = 0.05
@@ -97,4 +144,4 @@ async def test_proxies_of_the_environment(
             monkeypatch.delenv(variant, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert OneConnectionEach(url, keep_idle_s=1.0).proxy == proxy
+    assert AiohttpTransport(url, keep_idle_s=1.0).proxy == proxy

@@ -13,7 +13,7 @@ import httpx
 
 from vbon.errors import CheckpointError, RewardError
 from vbon.http.body import WireError, read_body
-from vbon.http.transport import OneConnectionEach
+from vbon.http.transport import AiohttpTransport
 from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
 from vbon.trace_context import trace_headers
 
@@ -53,7 +53,7 @@ class RemoteReward:
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity"},
             timeout=None,
-            transport=transport or OneConnectionEach(url, keep_idle_s=_KEEP_IDLE_S),
+            transport=transport or AiohttpTransport(url, keep_idle_s=_KEEP_IDLE_S),
         )
         self._lock = threading.Lock()  # guards the fields below
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -16,7 +16,7 @@ import httpx
 from vbon.engine.remote.wire import error_text, read_models
 from vbon.errors import CheckpointError, InvalidInputError
 from vbon.http.body import WireError, _check_plain, _too_long, read_body
-from vbon.http.transport import OneConnectionEach
+from vbon.http.transport import AiohttpTransport
 from vbon.trace_context import trace_headers
 
 Kind = Literal["down", "busy", "wrong"]
@@ -145,7 +145,7 @@ class Replica:
         key = options.api_key
         # As many as there are slots, and a few for probes, which must not wait behind what they are to
         # find out about.
-        self._connections = OneConnectionEach(url, keep_idle_s=_KEEP_IDLE_S)
+        self._connections = AiohttpTransport(url, keep_idle_s=_KEEP_IDLE_S)
         self._client = httpx.AsyncClient(
             # Not compressed: a few bytes could become more than there is memory for.
             headers={"accept-encoding": "identity"}
