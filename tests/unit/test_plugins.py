@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from service.strategies.rerank import CandidatePool
 from tests.plugin_package import (
     ENTRY_POINTS,
     MODULE,
@@ -17,6 +21,9 @@ from tests.plugin_package import (
     write_package,
     write_toys,
 )
+from training.objectives.protocol import Objective
+from vbon.prompts import Prompt
+from vbon.rewards import RewardOptions, Scorable
 
 SERVE = """
 import asyncio
@@ -168,6 +175,26 @@ def test_broken_strategies_are_logged_and_named_only_when_asked_for(tmp_path: Pa
         in logged
     )
     assert len(logged.splitlines()) == len(TARGETS)
+
+
+def test_the_examples_of_the_documentation_work() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "plugins.md").read_text("utf-8")
+    made: dict[str, Any] = {"__name__": "documented"}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(block, made)
+    rewards = np.array([1.0, 3.0, 2.0])
+    pool = CandidatePool(rewards, np.zeros(3), np.ones(3))
+    assert made["SecondBest"]().distribution(pool).tolist() == [0, 0, 1]
+    model = made["Brevity"]("2", RewardOptions())
+    items = [Scorable(Prompt(text="p"), text) for text in ("one two", "one two three four")]
+    assert model.score(items) == [0, -2]
+    assert issubclass(made["HalfSft"], Objective)
+    assert made["HalfSft"]().share == 0.5
+    points = tomllib.loads(re.findall(r"```toml\n(.*?)```", page, re.DOTALL)[0])
+    named = points["project"]["entry-points"]
+    assert named.keys() == {"vbon.strategies", "vbon.rewards", "vbon.objectives"}
+    for targets in named.values():
+        assert {target.split(":")[1] for target in targets.values()} <= made.keys()
 
 
 def trained(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -47,10 +48,6 @@ def pools(smallest: int = 1) -> st.SearchStrategy[CandidatePool]:
 
 
 RULES = [strategy() for strategy in STRATEGIES.values() if issubclass(strategy, Reranker)]
-
-
-def test_all_rules_are_here() -> None:
-    assert len(RULES) == 9
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
@@ -103,6 +100,39 @@ def example() -> CandidatePool:
         lengths=np.array([4.0, 5.0, 3.0, 2.0]),
         similarity=cosine(vectors),
     )
+
+
+# For each mode that reranks a pool: its settings and the probabilities of example(), by hand.
+BY_HAND: dict[str, tuple[dict[str, float | bool], list[float]]] = {
+    "bon": ({}, [0, 0, 0, 1]),
+    # exp(2), exp(2.4), exp(1.8), exp(3) over their sum
+    "soft-bon": ({"reward_temperature": 0.5}, [0.165870, 0.247449, 0.135802, 0.450879]),
+    # the ceil(4 / 2) highest
+    "bon-uniform-top": ({"effective_n": 2}, [0, 0.5, 0, 0.5]),
+    # (r - 0.75) / (4 * 0.4): the level 0.75 makes them sum to 1
+    "pessimistic-bon": ({"reg_strength": 0.4}, [0.15625, 0.28125, 0.09375, 0.46875]),
+    # 1 - .4, 1.2 - .5, .9 - .3, 1.5 - .9
+    "rbon-kl": ({"reg_strength": 0.1, "normalise_rewards": False}, [0, 1, 0, 0]),
+    # 1 - .5, 1.2 - .4, .9 - .67, 1.5 - 1
+    "rbon-length": ({"reg_strength": 2.0, "normalise_rewards": False}, [0, 1, 0, 0]),
+    # mean similarity about .75, .77, .72, .25
+    "mbr-bon": ({"reg_strength": 1.0, "normalise_rewards": False}, [0, 1, 0, 0]),
+    # exp(2 - .4), exp(2.4 - .5), exp(1.8 - .3), exp(3 - .9) over their sum
+    "srbon-kl": (
+        {"reg_strength": 0.5, "likelihood_weight": 0.1, "normalise_rewards": False},
+        [0.203939, 0.275289, 0.184532, 0.336239],
+    ),
+    # 0, 1 and 2 are alike and vote for 1, the best of them; 3 is like no other and votes for itself
+    "srbon-wd": ({"reg_strength": 1.0, "normalise_rewards": False}, [0, 0.75, 0, 0.25]),
+}
+
+
+@pytest.mark.parametrize("mode", BY_HAND)
+def test_probabilities_by_hand(mode: str) -> None:
+    settings, expected = BY_HAND[mode]
+    rule = STRATEGIES[mode](**settings)
+    assert isinstance(rule, Reranker)
+    assert rule.distribution(example()) == pytest.approx(expected, abs=1e-6)
 
 
 def chosen(rule: Reranker, pool: CandidatePool | None = None) -> int:
@@ -305,3 +335,19 @@ def test_cosine_of_empty_texts_is_zero() -> None:
     similarity = cosine(np.array([[3.0, 0.0], [0.0, 0.0], [1.0, 1.0]]))
     assert similarity[0] == pytest.approx([1, 0, math.sqrt(0.5)])
     assert similarity[1].tolist() == [0, 1, 0]
+
+
+# For each mode that is more than a rule over a pool: a test of its own against values known otherwise.
+OWN_TESTS: dict[str, Callable[..., None]] = {
+    "treebon": test_implicit_reward_by_hand,
+    "speculative-rejection": test_what_is_rejected,
+    "adaptive-bon": test_expected_gain_is_the_integral,
+}
+
+
+def test_every_mode_has_a_case() -> None:
+    missing = [mode for mode in STRATEGIES.built_in if mode not in BY_HAND.keys() | OWN_TESTS]
+    assert not missing, (
+        f"no test case for {', '.join(missing)}: add settings and probabilities by hand to BY_HAND, or "
+        "a test to OWN_TESTS, in tests/unit/test_selection_rules.py"
+    )
