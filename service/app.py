@@ -40,6 +40,7 @@ from service.routes import (
     preferences,
 )
 from service.routes.errors import UnhandledErrorMiddleware, add_error_handlers
+from service.runtime.expected import serve_expected
 from service.runtime.reload import ModelBuilder, Reloader
 from service.runtime.runtime import Runtime
 from service.schemas import ANY_ROUTE
@@ -96,7 +97,7 @@ def create_app(
         title="vbon",
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
-        lifespan=_lifespan(runtime, store, load_test_runs, tracing, on_ready, on_failure),
+        lifespan=_lifespan(runtime, store, load_test_runs, tracing, rebuild, on_ready, on_failure),
         responses=ANY_ROUTE,
         middleware=_middleware(runtime, keyring, tracing),
         # FastAPI's own pages load Swagger UI from another host; service/routes/page.py serves ours.
@@ -129,6 +130,7 @@ def _lifespan(
     store: AsyncStore,
     load_test_runs: LoadTestRuns,
     tracing: Tracing | None,
+    builder: ModelBuilder | None,
     on_ready: Callable[[], object] | None,
     on_failure: Callable[[], object] | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -136,7 +138,9 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        loading = asyncio.create_task(_load(runtime, on_ready, on_failure), name="load-models")
+        loading = asyncio.create_task(
+            _load(runtime, builder, on_ready, on_failure), name="load-models"
+        )
         try:
             yield
         finally:
@@ -153,6 +157,7 @@ def _lifespan(
 
 async def _load(
     runtime: Runtime,
+    builder: ModelBuilder | None,
     on_ready: Callable[[], object] | None,
     on_failure: Callable[[], object] | None,
 ) -> None:
@@ -164,6 +169,9 @@ async def _load(
         logger.error("start-up failed: %s", error)
         if on_failure is not None:
             on_failure()
+        return
+    if builder is not None:
+        await serve_expected(runtime, builder)
 
 
 def _middleware(

@@ -240,7 +240,15 @@ class ServiceSettings(Settings):
     """
 
     option_groups: ClassVar[OptionGroups] = {
-        "Models": ("policies", "reward", "gold", "embedder", "evaluation", "trust_remote_code"),
+        "Models": (
+            "policies",
+            "expected",
+            "reward",
+            "gold",
+            "embedder",
+            "evaluation",
+            "trust_remote_code",
+        ),
         "Server": ("host", "port", "cors_origins", "store"),
         "Defaults of requests": ("default_mode", "default_n", "default_max_tokens"),
         "Reward models": (
@@ -264,6 +272,11 @@ class ServiceSettings(Settings):
         "adapter is served on the reference engine; http://HOST:PORT/v1#MODEL is a policy "
         "on an OpenAI-compatible server, and several URLs separated by commas are "
         "replicas of it",
+    )
+    expected: list[str] = Field(
+        default=[],
+        description="names of policies whose checkpoints may not exist yet; the service starts without "
+        "them, and each becomes a mode as soon as its directory is complete (not for LoRA adapters)",
     )
     reward: Annotated[str | None, NoneWord] = Field(
         "sandbox/reward",
@@ -348,6 +361,21 @@ class ServiceSettings(Settings):
                 f"no policy is named {REFERENCE!r}; best-of-N needs a reference policy"
             )
         return policies
+
+    @model_validator(mode="after")
+    def _expected_are_policies(self) -> ServiceSettings:
+        for name in self.expected:
+            if name not in self.policies or name == REFERENCE:
+                raise ValueError(
+                    f"expected policy {name!r} must be one of policies, and not {REFERENCE!r}; these are "
+                    f"{', '.join(self.policies)}"
+                )
+            if self.policies[name].startswith(("http://", "https://")):
+                raise ValueError(
+                    f"expected policy {name!r} is a URL; a server that is not reachable yet is waited for "
+                    "without this setting"
+                )
+        return self
 
     @field_validator("cors_origins")
     @classmethod

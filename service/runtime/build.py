@@ -29,12 +29,14 @@ def build_runtime(settings: ServiceSettings) -> Runtime:
         CheckpointError: a configured model is missing, truncated or of the wrong kind.
         DataError: the configured evaluation file is not a valid evaluation.
     """
-    if settings.evaluation is not None:
+    if settings.evaluation is not None and not _is_expected_too(settings):
         read_evaluation(settings.evaluation)
     builder = RuntimeBuilder(settings)
     reward = None if settings.reward is None else builder.scorer("reward")
     gold = None if settings.gold is None else builder.scorer("gold")
-    return Runtime(settings, builder.all_engines(), reward, gold)
+    runtime = Runtime(settings, builder.all_engines(), reward, gold)
+    runtime.expected = missing_expected(settings)
+    return runtime
 
 
 class RuntimeBuilder:
@@ -88,10 +90,12 @@ class RuntimeBuilder:
                 f"{next(iter(self._adapters.values()))} is a LoRA adapter, and the reference policy that "
                 "would serve it is remote; serve the adapter on that server too and set its URL#name"
             )
+        missing = missing_expected(self._settings)
         engines: dict[str, Engine] = {}
         for name in [*self._remote, *self._full]:
-            engines |= self.engines(name, engines)
-        return {name: engines[name] for name in self._settings.policies}
+            if name not in missing:
+                engines |= self.engines(name, engines)
+        return {name: engines[name] for name in self._settings.policies if name in engines}
 
     def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
         """New engines for a policy, not started.
@@ -116,6 +120,18 @@ class RuntimeBuilder:
     @cached_property
     def _gpu_share(self) -> float:
         return gpu_share(self._settings, num_engines=len(self._full))
+
+
+def missing_expected(settings: ServiceSettings) -> dict[str, str]:
+    """The paths of the expected policies that do not exist yet, by policy name."""
+    paths = {name: settings.policies[name] for name in settings.expected}
+    return {name: path for name, path in paths.items() if not Path(path).expanduser().exists()}
+
+
+def _is_expected_too(settings: ServiceSettings) -> bool:
+    """Whether the evaluation may be missing because it measures a policy that is still to come."""
+    assert settings.evaluation is not None
+    return bool(settings.expected) and not Path(settings.evaluation).expanduser().exists()
 
 
 def _is_adapter(path: str) -> bool:

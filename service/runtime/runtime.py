@@ -32,6 +32,7 @@ class Runtime:
 
     Attributes:
         created: Unix time of construction, seconds.
+        expected: paths of policies that are not served yet, by name.
         failure: the error that stopped start-up; ``None`` if there was none.
     """
 
@@ -64,6 +65,7 @@ class Runtime:
             max_backoff_s=settings.restarts.max_backoff_s,
             on_recovered=self.metrics.recovered,
         )
+        self.expected: dict[str, str] = {}
         self.failure: Exception | None = None
         self._loaded = False
         self._connect_gauges()
@@ -83,10 +85,14 @@ class Runtime:
         metrics.tasks.set_function(_tasks)
         metrics.ready.set_function(lambda: float(self.ready))
         for name in self.policies:
-            metrics.engine_alive.labels(name).set_function(partial(self._alive, name))
-            metrics.engine_sequences.labels(name).set_function(partial(self._unfinished, name))
+            self._connect_engine_gauges(name)
         for name in self.supervisor.supervised:
             metrics.restarts.labels(name)  # creates the series, so that it shows 0 from the start
+
+    def _connect_engine_gauges(self, policy: str) -> None:
+        metrics = self.metrics
+        metrics.engine_alive.labels(policy).set_function(partial(self._alive, policy))
+        metrics.engine_sequences.labels(policy).set_function(partial(self._unfinished, policy))
 
     def _alive(self, policy: str) -> float:
         return float(self.policies[policy].alive)
@@ -159,6 +165,16 @@ class Runtime:
         for scorer in self.scorers.values():
             await scorer.stop()
 
+    def join(self, policy: str, engine: Engine) -> None:
+        """Serve a policy that was not served before from a warm engine, as a mode of its name."""
+        self.expected.pop(policy, None)
+        self.policies = {**self.policies, policy: engine}
+        self.modes = configured_modes(self.policies, has_reward=self.reward is not None)
+        self._connect_engine_gauges(policy)
+        if not engine.recovers:
+            self.metrics.restarts.labels(policy)
+            self.supervisor.add(policy, engine)
+
     async def adopt_engines(self, engines: Mapping[str, Engine]) -> None:
         """Serve new requests from these warm engines instead of the present ones of the same policies."""
         self.policies = {**self.policies, **engines}
@@ -181,7 +197,14 @@ class Runtime:
 
         Raises:
             InvalidInputError: as :func:`service.runtime.modes.find_mode`.
+            NotReadyError: the policy is expected and not there yet.
         """
+        for asked in (name, policy):
+            if asked in self.expected:
+                raise NotReadyError(
+                    f"policy {asked!r} is not there yet; it is served as soon as "
+                    f"{self.expected[asked]} exists"
+                )
         return find_mode(self.modes, self.policies, name, settings, policy)
 
     async def answer(self, request: PromptRequest) -> PromptResult:

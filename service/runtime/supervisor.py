@@ -95,6 +95,11 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def add(self, name: str, part: RestartablePart) -> None:
+        """Supervise one more part, which must be alive."""
+        self.supervised[name] = Supervision(name, part)
+        self._begin(self.supervised[name])
+
     async def replace(self, name: str, part: RestartablePart) -> None:
         """Supervise another part, which must be alive, under an existing name."""
         task = self._tasks.pop(name, None)

@@ -1,0 +1,50 @@
+"""Expected policies: configured before their checkpoints exist, and served once they do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from service.runtime.reload import ModelBuilder
+from service.runtime.runtime import Runtime
+from vbon.concurrency import all_or_first_error
+from vbon.errors import CheckpointError, EngineError, InvalidInputError
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+PAUSE_S = 30.0  # after a checkpoint that could not be loaded
+
+
+async def serve_expected(runtime: Runtime, builder: ModelBuilder) -> None:
+    """Load each expected policy when its checkpoint is complete; return once all are served.
+
+    Checkpoints are written beside their place and renamed, so a directory that exists is complete. One
+    that cannot be loaded is logged and tried again later; requests for its mode are refused meanwhile.
+    """
+    while runtime.expected:  # noqa: ASYNC110  (files cannot set an event)
+        failed = False
+        for name, path in list(runtime.expected.items()):
+            if Path(path).expanduser().exists():
+                failed |= not await _join(runtime, builder, name)
+        await asyncio.sleep(PAUSE_S if failed else POLL_S)
+
+
+async def _join(runtime: Runtime, builder: ModelBuilder, name: str) -> bool:
+    """Load a policy and let requests use it; ``False`` if it could not be loaded."""
+    engines = {}
+    try:
+        engines = await asyncio.to_thread(builder.engines, name, runtime.policies)
+        await all_or_first_error(engine.start() for engine in engines.values())
+    except (CheckpointError, EngineError, InvalidInputError) as error:
+        logger.error("the expected policy %s cannot be loaded: %s", name, error)
+        await asyncio.gather(*(engine.stop() for engine in engines.values()))
+        return False
+    except BaseException:
+        await asyncio.gather(*(engine.stop() for engine in engines.values()))
+        raise
+    for joined, engine in engines.items():
+        runtime.join(joined, engine)
+    logger.info("the expected policy %s is served now", name)
+    return True
