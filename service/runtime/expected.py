@@ -23,10 +23,10 @@ async def serve_expected(runtime: Runtime, builder: ModelBuilder) -> None:
     Checkpoints are written beside their place and renamed, so a directory that exists is complete. One
     that cannot be loaded is logged and tried again later; requests for its mode are refused meanwhile.
     """
-    while runtime.expected:  # noqa: ASYNC110  (files cannot set an event)
+    while runtime.expected:
         failed = False
         for name, path in list(runtime.expected.items()):
-            if Path(path).expanduser().exists():
+            if await asyncio.to_thread(Path(path).expanduser().exists):
                 failed |= not await _join(runtime, builder, name)
         await asyncio.sleep(PAUSE_S if failed else POLL_S)
 
