@@ -26,9 +26,13 @@ async def serve_expected(runtime: Runtime, builder: ModelBuilder) -> None:
     while runtime.expected:
         failed = False
         for name, path in list(runtime.expected.items()):
-            if await asyncio.to_thread(Path(path).expanduser().exists):
+            if await asyncio.to_thread(_exists, path):
                 failed |= not await _join(runtime, builder, name)
         await asyncio.sleep(PAUSE_S if failed else POLL_S)
+
+
+def _exists(path: str) -> bool:
+    return Path(path).expanduser().exists()
 
 
 async def _join(runtime: Runtime, builder: ModelBuilder, name: str) -> bool:
