@@ -13,6 +13,7 @@ from training.sweep.pareto import BonCurvePoint, Point
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
 from vbon.storage.evaluation_record import MethodRow
+from vbon.storage.validation import first_problem
 
 BEST_OF_N = "best-of-n"
 REFERENCE = "reference"
@@ -230,6 +231,4 @@ def _read(path: Path, kind: type[_AnyRecord]) -> _AnyRecord:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {where + ': ' if where else ''}{first['msg']}") from error
+        raise DataError(f"{path}: {first_problem(error)}") from error

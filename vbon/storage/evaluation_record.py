@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
+from vbon.storage.validation import first_problem
 
 
 class MethodRow(BaseModel):
@@ -66,7 +67,7 @@ def read_evaluation(file: str) -> EvaluationRecord:
     except OSError as error:
         raise DataError(f"cannot read the evaluation {file}: {error.strerror}") from error
     except ValidationError as error:
-        raise _not_an_evaluation(file, _first_problem(error)) from error
+        raise _not_an_evaluation(file, first_problem(error)) from error
     except ValueError as error:
         raise _not_an_evaluation(file, str(error)) from error
 
@@ -75,9 +76,3 @@ def _not_an_evaluation(file: str, problem: str) -> DataError:
     return DataError(
         f"{file} is not an evaluation.json of `python -m training evaluate`: {problem}"
     )
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]
