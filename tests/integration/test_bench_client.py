@@ -20,7 +20,7 @@ pytestmark = [
 
 
 async def test_client_row_over_vllm_serve(runtime: Runtime, vllm_server: str) -> None:
-    """With the session's server, which the bench's own start made; a row's own would be one more of it."""
+    """The row with the session's ``vllm serve``, which saves starting another."""
     settings = BenchSettings(pairs=1, n=4, max_tokens=8, bon_requests=4)
     prompts = [Prompt(text="the film was"), Prompt(text="another")]
     async with listening(create_app(runtime), lifespan=False) as url:

@@ -1,4 +1,4 @@
-"""Who gets in when there is no room for all."""
+"""Admission when not all requests fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vbon.errors import InvalidInputError, OverloadedError
 
 
 class Queue:
-    """Requests for places, each held until it is let go, and the order in which they got in."""
+    """Requests for places, each held until released, and the order in which they were admitted."""
 
     def __init__(self, *, running: int, waiting: int = 100, **limits: Any) -> None:
         self.admission = Admission(running=running, waiting=waiting, **limits)
@@ -53,7 +53,7 @@ class Queue:
                 entry.spent(spent)
 
     async def refused(self, name: str) -> OverloadedError:
-        """The refusal of one that has come."""
+        """The error of a request that was rejected."""
         with pytest.raises(OverloadedError) as caught:
             await self._tasks[name]
         return caught.value
@@ -204,7 +204,7 @@ def test_an_allowance_fills_evenly_up_to_a_minute_s_worth() -> None:
     assert bucket.take(60, 0.0) == 0.0
     assert bucket.take(10, 4.0) == pytest.approx(6.0)
     assert bucket.take(10, 10.0) == 0.0
-    bucket.give_back(-30, 10.0)  # more was decoded than was thought possible
+    bucket.give_back(-30, 10.0)  # more was decoded than the maximum taken
     assert bucket.take(10, 30.0) == pytest.approx(20.0)
     assert bucket.take(61, 10_000.0) == pytest.approx(1.0)
     bucket.give_back(1000, 10_000.0)
@@ -221,7 +221,7 @@ async def test_retry_after_is_what_the_queue_takes_at_the_pace_measured(
         await queue.come(f"r{i}", 1)
     await queue.come("unmeasured", 1)
     assert (await queue.refused("unmeasured")).retry_after_s == 5.0
-    now_s = 3.0  # two at a time, three seconds each: the twelve that wait get in within 18 s
+    now_s = 3.0  # two at a time, three seconds each: the twelve waiting are admitted within 18 s
     await queue.leave("r0")
     await queue.come("fills up", 1)
     await queue.come("measured", 1)
@@ -247,7 +247,7 @@ async def test_a_wait_that_would_be_too_long_is_refused_at_once(
     refusal = await queue.refused("fifth")
     assert "over the limit of 5 s (limits.max_queue_s)" in str(refusal)
     assert queue.admission.waiting == 2
-    # Another key's first request waits for one of each other, however long their queue is.
+    # Another key's first request waits for one request of each other key, however long their queues are.
     await queue.come("other", 1, caller=Caller("bob"))
     assert queue.admission.waiting == 3
 

@@ -1,4 +1,4 @@
-"""Who gets in, over the real application."""
+"""API keys checked by the real application."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BODY: dict[str, Any] = {"prompt": "the film was", "n": 2, "max_tokens": 4}
 
 @pytest.fixture
 def tokens(tmp_path: Path) -> dict[str, str]:
-    """Tokens by name; the file beside them is ``keys.jsonl``."""
+    """Tokens by name, for the keys in ``keys.jsonl``."""
     pairs = [new_key("ann"), new_key("root", "admin")]
     write_keys(tmp_path / "keys.jsonl", [key for key, _ in pairs])
     return {key.name: token for key, token in pairs}
@@ -67,8 +67,13 @@ async def test_a_refusal_has_the_shape_of_errors_and_says_what_to_send(
     tmp_path: Path, tokens: dict[str, str]
 ) -> None:
     wrong = tokens["ann"][:-1] + ("a" if tokens["ann"][-1] != "a" else "b")
-    cases = [{}, bearer(wrong), bearer(""), {"authorization": f"Basic {tokens['ann']}"},
-             {"authorization": tokens["ann"]}]  # fmt: skip
+    cases = [
+        {},
+        bearer(wrong),
+        bearer(""),
+        {"authorization": f"Basic {tokens['ann']}"},
+        {"authorization": tokens["ann"]},
+    ]
     async with serving(make_runtime(auth=auth(tmp_path))) as (_, client):
         for headers in cases:
             response = await client.post("/generate", json=BODY, headers=headers)
@@ -94,8 +99,13 @@ async def test_a_body_is_not_read_for_who_may_not_come_in(
     async def send(message: Any) -> None:
         statuses.append(message.get("status", 0))
 
-    scope = {"type": "http", "method": "POST", "path": "/generate", "query_string": b"",
-             "headers": [(b"authorization", b"Bearer nonsense")]}  # fmt: skip
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/generate",
+        "query_string": b"",
+        "headers": [(b"authorization", b"Bearer nonsense")],
+    }
     await app(scope, receive, send)
     assert statuses[0] == 401
 
@@ -108,9 +118,11 @@ async def test_the_official_client_sends_the_key_and_raises_its_own_error(
         def client(token: str) -> openai.AsyncOpenAI:
             transport = httpx.ASGITransport(app=app)
             return openai.AsyncOpenAI(
-                api_key=token, base_url="http://test/v1", max_retries=0,
+                api_key=token,
+                base_url="http://test/v1",
+                max_retries=0,
                 http_client=httpx.AsyncClient(transport=transport),
-            )  # fmt: skip
+            )
 
         done = await client(tokens["ann"]).completions.create(model="vbon", prompt="the film was")
         assert done.choices[0].text
@@ -154,10 +166,17 @@ def test_a_server_with_a_bad_keys_file_does_not_start(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("host", "keys_file", "warns"),
-    [("127.0.0.1", None, False), ("localhost", None, False), ("::1", None, False),
-     ("0.0.0.0", None, True), ("::", None, True), ("10.0.0.3", None, True), ("box", None, True),
-     ("0.0.0.0", "keys.jsonl", False)],
-)  # fmt: skip
+    [
+        ("127.0.0.1", None, False),
+        ("localhost", None, False),
+        ("::1", None, False),
+        ("0.0.0.0", None, True),
+        ("::", None, True),
+        ("10.0.0.3", None, True),
+        ("box", None, True),
+        ("0.0.0.0", "keys.jsonl", False),
+    ],
+)
 def test_an_open_server_that_others_reach_is_warned_of(
     host: str, keys_file: str | None, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -56,7 +56,7 @@ async def test_scorer_endpoint_speaks_what_remote_rewards_ask() -> None:
 
 @pytest.mark.parametrize("said", [b"Connection: close\r\n", b""])
 async def test_connection_opens_again_where_the_server_closes(said: bytes) -> None:
-    """Whether it says so, or just does, as with connections that were idle."""
+    """The server closes the connection, with or without announcing it, as with idle connections."""
     opened = []
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -81,9 +81,12 @@ async def test_a_failed_process_is_quoted() -> None:
 
 def test_engine_arguments_as_flags() -> None:
     arguments = {
-        "model": "dir", "max_num_seqs": 256, "enforce_eager": True, "trust_remote_code": False,
+        "model": "dir",
+        "max_num_seqs": 256,
+        "enforce_eager": True,
+        "trust_remote_code": False,
         "max_model_len": None,
-    }  # fmt: skip
+    }
     flags = "--model dir --max-num-seqs 256 --enforce-eager --no-trust-remote-code"
     assert serve_flags(arguments) == flags.split()
 
@@ -127,7 +130,7 @@ async def test_each_side_gets_the_width_at_which_it_is_fastest() -> None:
 
     contender = Contender("x", answer)
     await find_width(bench_of(None, ""), contender)
-    assert tried == [256, 128, 192, 256]  # the first pays for what is lazy and does not count
+    assert tried == [256, 128, 192, 256]  # the first is a warm-up and does not count
     assert contender.width == 192
 
 

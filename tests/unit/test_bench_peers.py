@@ -1,4 +1,4 @@
-"""The peers of the bench: what is checked before them, and the real ones over an imitated engine."""
+"""The peers of the bench: checks before they run, and the real peers over an imitated engine."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_the_real_peers_over_an_imitated_engine(side: str) -> None:
     assert set(found.texts) <= set(WORDS)
     tuned = side.endswith("-tuned")
     drawn = sum(body.get("n", 1) for body in engine.asked)
-    assert drawn == 2 * 4 if tuned else drawn > 2 * 4  # the judges' calls
+    assert drawn == 2 * 4 if tuned else drawn > 2 * 4  # more for the calls of judges
     if tuned:
         assert found.texts == ["good good"] * 2
     wanted = {body.get("max_tokens") or body.get("max_completion_tokens") for body in engine.asked}

@@ -1,4 +1,4 @@
-"""What the queue promises, whatever comes and goes."""
+"""The guarantees of the fair queue under random arrivals and departures."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ joins = st.tuples(
     st.sampled_from(CALLERS), st.integers(1, 24), st.integers(1, 60), st.integers(-1, 1)
 )
 leaves = st.integers(0, 10**6)
-# None: a caller comes that never came before.
+# None stands for a caller that has not been seen before.
 events = st.lists(st.one_of(joins, joins, leaves, st.none()), max_size=60)
 
 
 class Traffic:
-    """Plays events to a queue and checks, after each, all that must hold."""
+    """Feeds events to a queue and checks all invariants after each."""
 
     def __init__(self) -> None:
         self.queue = FairQueue(sequences=SEQUENCES, tokens=TOKENS)
@@ -59,7 +59,7 @@ class Traffic:
             for newcomer, by in self.overtaken.items():
                 if newcomer in left:
                     by[place.caller.name] += 1
-                    # The no-starvation bound: once by each caller that was there, never twice.
+                    # No starvation: each caller already waiting may overtake a new one once, never twice.
                     assert by[place.caller.name] == 1
                     assert place.number < newcomer.number or place.caller in CALLERS
 
@@ -75,7 +75,7 @@ class Traffic:
             own[place.caller.name] += place.sequences
         assert all(own[c.name] <= c.max_sequences for c in CALLERS if c.max_sequences)
         assert not waits or runs
-        # Work goes on: room is left only for one that is too large for it, or for one's own limit.
+        # Capacity stays free only if the next request does not fit or its caller is at its limit.
         held = {
             place.caller
             for place in waits
@@ -154,7 +154,7 @@ def test_one_caller_s_small_requests_do_not_wait_for_all_its_large_ones() -> Non
             queue.leave(place)
         running = queue.admit()
     assert order[0] == 64
-    # As many tokens each: a large request for 64 small ones, until those are through.
+    # Equal tokens: one large request for 64 small ones, until all small ones are admitted.
     assert order[:66].count(1) >= 64
     assert order[:200].count(64) >= 2
     assert order.count(64) == order.count(1) == 100
@@ -186,7 +186,7 @@ def test_who_is_held_back_by_its_own_limit_holds_nobody_back() -> None:
 
 
 def turns(queue: FairQueue, rounds: int) -> list[Place]:
-    """What gets in, one at a time, where one may run."""
+    """The requests admitted in order when one may run at a time."""
     order = []
     for _ in range(rounds):
         [place] = queue.admit()
@@ -229,7 +229,7 @@ def test_turns_missed_for_one_s_own_limit_are_not_saved_up() -> None:
     for _ in range(100):
         queue.join(steady, 1, 10)
     turns(queue, 50)
-    queue.admit()  # one more, which stays, so that from here on one gets in at a time
+    queue.admit()  # one more keeps running, so from here on one is admitted at a time
     queue.leave(long)
     names = Counter(place.caller.name for place in turns(queue, 20))
     assert abs(names["limited"] - names["steady"]) <= 2

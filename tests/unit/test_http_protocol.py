@@ -1,4 +1,4 @@
-"""Heads and bodies that are too large, too many or too slow, on a real port."""
+"""Limits on request heads and bodies, and on clients that do not read, over a real port."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMITS = {
     "keep_alive_s": 1,
 }
 HEAD = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
-# Its answer takes thrice `receive_timeout_s`.
+# The response takes three times `receive_timeout_s`.
 SLOW_BODY = json.dumps({"prompt": "p", "max_tokens": 9, "ignore_eos": True}).encode()
 SLOW = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(SLOW_BODY)
 SLOW += SLOW_BODY
@@ -47,7 +47,7 @@ async def port() -> AsyncGenerator[int, None]:
 
 
 async def say(port: int, *pieces: bytes, pause_s: float = 0.0) -> tuple[int, str]:
-    """Status and body of all that comes back until the server closes."""
+    """Send the pieces; return the status and the rest of all that comes back until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     reading = asyncio.create_task(reader.read())
     for piece in pieces:
@@ -180,13 +180,13 @@ async def test_what_a_client_sent_is_not_repeated_whole(port: int) -> None:
 
 
 def answering(answer: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn.Config:
-    """Of a server that answers every request so."""
+    """Configuration of a server that answers every request with ``answer``."""
     options: dict[str, Any] = http_options(LimitSettings())
     return uvicorn.Config(answer, port=0, log_config=None, lifespan="off", **options)
 
 
 async def connections_left(server: uvicorn.Server) -> int:
-    """After the first has come, and had time to be cut."""
+    """Connections left after the first has come and had time to be closed."""
     connections, came = server.server_state.connections, False
     for _ in range(100):
         await asyncio.sleep(0.1)
@@ -196,7 +196,7 @@ async def connections_left(server: uvicorn.Server) -> int:
     return len(connections)
 
 
-LARGE = b"x" * 20_000_000  # more than the kernel takes
+LARGE = b"x" * 20_000_000  # more than the kernel buffers
 
 
 async def large(scope: Scope, receive: Receive, send: Send) -> None:
@@ -240,7 +240,7 @@ async def test_one_that_reads_slowly_gets_all_of_it(
 ) -> None:
     monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
     async with running(answering(answer)) as (_, port):
-        # Little is taken ahead, so that reading takes several times the limit.
+        # The small limit keeps asyncio from reading ahead, so reading takes several times UNREAD_S.
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=100_000)
         writer.write(HEAD + b"connection: close\r\n\r\n")
         begun, taken = perf_counter(), 0

@@ -1,4 +1,4 @@
-"""Keys share a loaded server; over the real application, two slow candidates at a time."""
+"""Limits of keys on a loaded server: the real application with room for two slow candidates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY: dict[str, Any] = {"prompt": "the film was", "max_tokens": 8, "ignore_eos":
 def keyed(
     tmp_path: Path, limits: dict[str, object], **keys: dict[str, int]
 ) -> tuple[Runtime, dict[str, str]]:
-    """A runtime of a slow engine, and tokens by name."""
+    """A runtime with a slow engine, and tokens by name."""
     pairs = [new_key(name, **their) for name, their in keys.items()]
     file = tmp_path / "keys.jsonl"
     write_keys(file, [key for key, _ in pairs])
@@ -91,7 +91,7 @@ async def test_a_key_s_own_limits_hold_on_every_route(tmp_path: Path) -> None:
 
 
 async def test_rounds_that_were_decoded_before_a_failure_are_used_up(tmp_path: Path) -> None:
-    """Adaptive rounds of five: what the key pays is not one round, but all there could have been."""
+    """A failed request of several adaptive rounds is charged for all rounds, not for one."""
 
     class Fails(FakeReward):
         def score(self, items: Any) -> list[float | None]:

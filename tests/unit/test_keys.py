@@ -1,4 +1,4 @@
-"""API keys at rest, and the commands that keep them."""
+"""The file of API keys, and the commands that edit it."""
 
 from __future__ import annotations
 
@@ -56,9 +56,17 @@ def test_wrong_tokens_find_nobody(tmp_path: Path) -> None:
     keyring = Keyring(file)
     secret = other.rsplit("-", 1)[1]
     wrong = [
-        "", "bok", token[:-1], token + "x", token.upper(), f"bok-{ann.id}-{secret}",
-        f"bok-{'0' * 16}-{secret}", ann.sha256, f"bok-{ann.id}-{ann.sha256[:43]}", token + "\n",
-    ]  # fmt: skip
+        "",
+        "bok",
+        token[:-1],
+        token + "x",
+        token.upper(),
+        f"bok-{ann.id}-{secret}",
+        f"bok-{'0' * 16}-{secret}",
+        ann.sha256,
+        f"bok-{ann.id}-{ann.sha256[:43]}",
+        token + "\n",
+    ]
     assert [keyring.find(text.encode()) for text in wrong] == [None] * len(wrong)
     assert keyring.find(b"bok-\xff\x00") is None
 
@@ -114,7 +122,7 @@ def test_a_key_taken_back_is_refused_and_a_spoilt_file_locks_nobody_out(
         ('{"name": "ann", "id": "0123456789abcdef", "sha256": "%s", "x": 1}' % ("a" * 64), "x: "),
         ('{"name": "ann", "id": "0123456789abcdef", "sha256": "%s"}\n' % ("a" * 64) * 2, "twice"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_named_by_line_without_showing_what_it_holds(
     tmp_path: Path, content: str, words: str
 ) -> None:
@@ -146,4 +154,4 @@ def test_a_look_up_costs_microseconds(tmp_path: Path) -> None:
         keyring.find(token)
     assert (
         time.perf_counter() - begun < 1.0
-    )  # some 5 microseconds each; a slow hash would take minutes
+    )  # about 5 microseconds each; a slow hash would take minutes

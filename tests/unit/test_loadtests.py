@@ -1,4 +1,4 @@
-"""``/loadtests``: in bounds, one at a time, by a process of its own against a real socket."""
+"""``/loadtests``: limits, one at a time, run by a child process against a real socket."""
 
 from __future__ import annotations
 
@@ -36,9 +36,16 @@ from vbon.errors import ExportError
 
 MARKUP = "<script>alert(1)</script>"
 SHORT: dict[str, Any] = {
-    "n": [2], "concurrency": [2], "rounds": 1, "duration_s": 0.3, "warmup_s": 0.1, "max_tokens": 8,
-    "prompts": [MARKUP, "the film was"], "quality_samples": 1, "tags": [MARKUP],
-}  # fmt: skip
+    "n": [2],
+    "concurrency": [2],
+    "rounds": 1,
+    "duration_s": 0.3,
+    "warmup_s": 0.1,
+    "max_tokens": 8,
+    "prompts": [MARKUP, "the film was"],
+    "quality_samples": 1,
+    "tags": [MARKUP],
+}
 LONG = SHORT | {"rounds": 20, "duration_s": 0.5}
 
 
@@ -58,7 +65,7 @@ async def talking(runtime: Runtime, token: str = "") -> AsyncGenerator[httpx.Asy
 
 
 async def until(client: httpx.AsyncClient, run: str, *states: str, done: int = 0) -> dict[str, Any]:
-    """Its status once it is in one of the states and has finished so many blocks."""
+    """The status once the load test has one of the states and at least ``done`` blocks are done."""
     async with asyncio.timeout(90):
         while True:
             status: dict[str, Any] = (await client.get(f"/loadtests/{run}")).json()
@@ -76,26 +83,28 @@ async def true_of(what: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
-    [({"modes": ["no"]}, "modes", "not configured"),
-     ({"modes": ["bon@no"]}, "modes", "not configured"),
-     ({"modes": [MARKUP]}, "modes.0", "pattern"),
-     ({"baseline": "no"}, "baseline", "not configured"),
-     ({"n": [129]}, "n", "at most 128"),
-     ({"n": [0]}, "n.0", "greater than or equal to 1"),
-     ({"concurrency": [300]}, "concurrency", "at most 256"),
-     ({"rate": [-1]}, "rate.0", "greater than 0"),
-     ({"duration_s": 61}, "duration_s", "less than or equal to 60"),
-     ({"duration_s": 60, "rounds": 20}, "duration_s", "limits.loadtest_max_s"),
-     ({"duration_s": 1, "requests": 5}, "body", "not both"),
-     ({"requests": 20_000}, "requests", "10000"),
-     ({"max_tokens": 10**6}, "max_tokens", "at most 4096"),
-     ({"prompts": ["x"] * 129}, "prompts", "at most 128"),
-     ({"prompts": [""]}, "prompts.0", "at least 1 character"),
-     ({"slo_ms": {"e3e": 1}}, "slo_ms.e3e.[key]", "e2e"),
-     ({"tags": ["x" * 65]}, "tags.0", "64"),
-     ({"url": "http://169.254.169.254"}, "url", "not permitted"),
-     ({"out": "/etc"}, "out", "not permitted")],
-)  # fmt: skip
+    [
+        ({"modes": ["no"]}, "modes", "not configured"),
+        ({"modes": ["bon@no"]}, "modes", "not configured"),
+        ({"modes": [MARKUP]}, "modes.0", "pattern"),
+        ({"baseline": "no"}, "baseline", "not configured"),
+        ({"n": [129]}, "n", "at most 128"),
+        ({"n": [0]}, "n.0", "greater than or equal to 1"),
+        ({"concurrency": [300]}, "concurrency", "at most 256"),
+        ({"rate": [-1]}, "rate.0", "greater than 0"),
+        ({"duration_s": 61}, "duration_s", "less than or equal to 60"),
+        ({"duration_s": 60, "rounds": 20}, "duration_s", "limits.loadtest_max_s"),
+        ({"duration_s": 1, "requests": 5}, "body", "not both"),
+        ({"requests": 20_000}, "requests", "10000"),
+        ({"max_tokens": 10**6}, "max_tokens", "at most 4096"),
+        ({"prompts": ["x"] * 129}, "prompts", "at most 128"),
+        ({"prompts": [""]}, "prompts.0", "at least 1 character"),
+        ({"slo_ms": {"e3e": 1}}, "slo_ms.e3e.[key]", "e2e"),
+        ({"tags": ["x" * 65]}, "tags.0", "64"),
+        ({"url": "http://169.254.169.254"}, "url", "not permitted"),
+        ({"out": "/etc"}, "out", "not permitted"),
+    ],
+)
 async def test_what_is_out_of_bounds_is_refused_with_field_and_limit(
     changes: dict[str, Any], field: str, words: str
 ) -> None:
@@ -123,9 +132,13 @@ async def test_it_may_be_switched_off_and_other_sites_may_not_ask() -> None:
 
 
 async def test_what_is_not_there_is_404(tmp_path: Path) -> None:
-    paths = ["/loadtests/0123456789ab", "/loadtests/0123456789ab/result",
-             "/loadtests/0123456789ab/report", "/page/reports/guess",
-             "/loadtests/0123456789ab/comparison?against=0123456789ab"]  # fmt: skip
+    paths = [
+        "/loadtests/0123456789ab",
+        "/loadtests/0123456789ab/result",
+        "/loadtests/0123456789ab/report",
+        "/page/reports/guess",
+        "/loadtests/0123456789ab/comparison?against=0123456789ab",
+    ]
     for store in ("none", str(tmp_path / "s.db")):
         async with serving(make_runtime(store=store)) as (_, client):
             found = [await client.get(path) for path in paths]
@@ -141,17 +154,23 @@ async def test_what_is_not_there_is_404(tmp_path: Path) -> None:
 async def test_a_run_of_another_version_in_the_store_is_404_that_says_so(tmp_path: Path) -> None:
     run = "0123456789ab"
     old = {
-        "id": run, "created": "2026-01-01T10:00:00+00:00", "schema_version": "0.9", "decision": [],
+        "id": run,
+        "created": "2026-01-01T10:00:00+00:00",
+        "schema_version": "0.9",
+        "decision": [],
         "server": {"url": "http://host"},
-    }  # fmt: skip
+    }
     store = open_store(str(tmp_path / "s.db"))
     add_run(store, old)
     store.close()
     async with serving(make_runtime(store=str(tmp_path / "s.db"))) as (_, client):
         path = f"/loadtests/{run}"
-        answers = [await client.get(path), await client.get(f"{path}/report"),
-                   await client.get(f"{path}/comparison", params={"against": run}),
-                   await client.post(f"{path}/report-link")]  # fmt: skip
+        answers = [
+            await client.get(path),
+            await client.get(f"{path}/report"),
+            await client.get(f"{path}/comparison", params={"against": run}),
+            await client.post(f"{path}/report-link"),
+        ]
         result = await client.get(f"{path}/result")
         listed = (await client.get("/loadtests")).json()["runs"]
     assert [answer.status_code for answer in answers] == [404] * 4
@@ -183,7 +202,7 @@ async def test_a_directory_that_was_tidied_away_is_made_anew(
     root = runs._files.root
     assert root is not None
     root.rename(tmp_path / "mine")
-    root.symlink_to(tmp_path / "mine")  # as another user could, once the name is free
+    root.symlink_to(tmp_path / "mine")  # as another user could do once the name is free
     assert (await start_one(runs)).directory.parent != root
     await runs.close()
 
@@ -258,7 +277,7 @@ async def test_a_run_grows_is_kept_and_reported_without_markup_with_the_caller_s
     assert keyless.status_code == 401
     assert same.json()["statement"].startswith("Too few rounds")
     assert same.json()["settings_changed"] == {}
-    # Another server on the same store has it too, and renders the report anew.
+    # Another server with the same store has the run too, and renders its report.
     async with serving(make_runtime(store=store)) as (_, client):
         again = await client.get(f"/loadtests/{run}/report")
         assert (again.status_code, again.text) == (200, report.text)
@@ -285,7 +304,7 @@ async def test_one_that_is_stopped_keeps_what_was_measured_and_another_may_start
     assert again.json()["state"] == "stopped"
     assert kept["id"] == run
     assert next_one.status_code == 202
-    assert not psutil.pid_exists(pid)  # the server has ended, and its load test with it
+    assert not psutil.pid_exists(pid)  # the load test has ended with the server
 
 
 async def test_one_that_fails_says_why_and_one_past_its_limit_is_stopped(
@@ -314,8 +333,23 @@ async def test_nothing_is_left_of_a_program_that_is_killed(tmp_path: Path) -> No
     )
     out = tmp_path / "out"
     async with listening(server):
-        flags = ["--url", server.url, "--out", str(out), "--store", "none", "--supervised", "--rounds",
-                 "99", "--duration-s", "0.3", "--warmup-s", "0", "--quality-prompts", "0"]  # fmt: skip
+        flags = [
+            "--url",
+            server.url,
+            "--out",
+            str(out),
+            "--store",
+            "none",
+            "--supervised",
+            "--rounds",
+            "99",
+            "--duration-s",
+            "0.3",
+            "--warmup-s",
+            "0",
+            "--quality-prompts",
+            "0",
+        ]
         parent = await asyncio.create_subprocess_exec(
             sys.executable,
             "-c",
@@ -334,7 +368,7 @@ async def test_nothing_is_left_of_a_program_that_is_killed(tmp_path: Path) -> No
 
 
 def _child() -> psutil.Process:
-    """The load test that this process has started."""
+    """The child process that runs the load test."""
     (found,) = [
         child
         for child in psutil.Process().children()

@@ -1,4 +1,4 @@
-"""What people write and are answered, and their keys, are not in the logs."""
+"""Log records, which never contain prompts, answers or keys."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_no_record_of_any_level_holds_prompts_answers_or_keys(
     with caplog.at_level(logging.DEBUG):
         async with serving(runtime) as (app, client):
             client.headers.update(headers)
-            quiet = {**body, "score": False}  # the reward model fails on all of ours
+            quiet = {**body, "score": False}  # the reward model fails on all prompts of this test
             for path in ("/generate?mode=ref", "/generate?mode=bon"):
                 texts.append((await client.post(path, json=quiet)).json().get("text", ""))
             await client.post("/generate", json=body)
@@ -79,7 +79,7 @@ async def test_no_record_of_any_level_holds_prompts_answers_or_keys(
 
 
 class Failing(FakeReward):
-    """Fails on every batch but the warm-up's."""
+    """A reward model that fails on every batch except the warm-up's."""
 
     def score(self, items: Any) -> list[float | None]:
         if any(CANARY in str(item.prompt) for item in items):
@@ -89,7 +89,7 @@ class Failing(FakeReward):
 
 @pytest.fixture
 def lines() -> Iterator[io.StringIO]:
-    """What a server with ``--log-format json`` writes."""
+    """Standard error of a server with ``--log-format json``."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
@@ -108,7 +108,7 @@ def parsed(lines: io.StringIO, logger: str) -> list[dict[str, Any]]:
 
 
 class Breaking(FakeEngine):
-    """Fails in the middle, in a way that nobody foresaw."""
+    """An engine that raises an unexpected error in the middle of an answer."""
 
     async def generate(
         self,
@@ -180,11 +180,18 @@ async def test_the_record_of_a_request_that_has_ended(tmp_path: Path, lines: io.
     assert re.fullmatch(r"req-[0-9a-f]{32}", bon_record.pop("request_id"))
     del bon_record["time"]
     assert bon_record == {
-        "level": "info", "logger": "service.observability.access_log", "message": "request ended",
-        "method": "POST", "path": "/generate", "status": 200, "mode": "bon", "key": "ann",
-        "generated_tokens": usage["generated_tokens"], "returned_tokens": usage["returned_tokens"],
+        "level": "info",
+        "logger": "service.observability.access_log",
+        "message": "request ended",
+        "method": "POST",
+        "path": "/generate",
+        "status": 200,
+        "mode": "bon",
+        "key": "ann",
+        "generated_tokens": usage["generated_tokens"],
+        "returned_tokens": usage["returned_tokens"],
         "error": None,
-    }  # fmt: skip
+    }
     assert (compared["mode"], compared["path"]) == ("ref,bon", "/compare")
     assert (model["path"], model["status"], model["mode"]) == ("/v1/models/{model}", 200, None)
     assert (nowhere["path"], nowhere["status"], nowhere["error"]) == (None, 404, "not_found")
@@ -246,6 +253,8 @@ def test_everything_a_json_server_writes_is_json_uvicorn_and_warnings_too() -> N
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
     found = [json.loads(line) for line in done.stderr.splitlines()]
     assert [(line["logger"], line["level"]) for line in found] == [
-        ("uvicorn.error", "info"), ("py.warnings", "warning"), ("vllm.engine", "info"),
-    ]  # fmt: skip
+        ("uvicorn.error", "info"),
+        ("py.warnings", "warning"),
+        ("vllm.engine", "info"),
+    ]
     assert found[0]["message"] == "started\n1"

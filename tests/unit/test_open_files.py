@@ -7,7 +7,7 @@ import sys
 
 from service.http.open_files import WANTED_FILES
 
-# In a process of its own: a hard limit that is lowered cannot be raised again.
+# Run in a child process, because a lowered hard limit cannot be raised again.
 PROGRAM = """
 import logging, resource, sys
 from service.http.open_files import raise_open_files_limit

@@ -1,4 +1,4 @@
-"""How long the admitted wait under ten times the load, by queue, on a virtual clock."""
+"""Latencies of admitted requests at ten times the capacity, by queue size, on a virtual clock."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = (1, 1, 1, 4, 16)  # sequences; their mean is 4.6
 
 
 async def latencies(waiting: int) -> tuple[np.ndarray, int]:
-    """Of those admitted at ten times what 64 places serve, and how many were refused."""
+    """Latencies of admitted requests at ten times the capacity of 64 places, and how many were rejected."""
     loop, chance = asyncio.get_running_loop(), random.Random(0)
     admission = Admission(running=RUNNING, waiting=waiting)
     admitted: list[float] = []

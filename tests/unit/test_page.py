@@ -1,4 +1,4 @@
-"""The page's files as they are sent; what they do is tried in a browser (tests/browser)."""
+"""The page's files as they are sent; tests/browser tests what they do in a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vbon import __file__ as package_file
 
 SOURCES = sorted(path for path in STATIC.rglob("*") if path.is_file())
 ROOT = Path(package_file).parents[1]
-# Names of XML dialects, which nothing is loaded from.
+# Names of XML namespaces; nothing is loaded from these addresses.
 NAMESPACES = {"http://www.w3.org/2000/svg"}
 
 
@@ -27,9 +27,10 @@ def test_the_page_is_made_of_files_that_an_installed_package_has() -> None:
 
 async def test_every_file_is_served_with_its_type_and_packed_where_that_helps() -> None:
     types = {
-        ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
+        ".js": "text/javascript; charset=utf-8",
+        ".css": "text/css; charset=utf-8",
         ".svg": "image/svg+xml",
-    }  # fmt: skip
+    }
     async with serving(make_runtime()) as (_, client):
         for name, path in page_files().items():
             if path.suffix == ".html":
@@ -62,8 +63,11 @@ async def test_pages_bring_their_own_policy_and_nothing_else_runs_there(path: st
 
 async def test_a_browser_that_has_a_file_is_not_sent_it_again() -> None:
     async with serving(make_runtime()) as (_, client):
-        for path, caching in (("/", "no-cache"), ("/page/app.js", "no-cache"),
-                              (f"/page/{PLOTLY}", "public, max-age=86400")):  # fmt: skip
+        for path, caching in (
+            ("/", "no-cache"),
+            ("/page/app.js", "no-cache"),
+            (f"/page/{PLOTLY}", "public, max-age=86400"),
+        ):
             first = await client.get(path)
             tag = first.headers["etag"]
             again = await client.get(path, headers={"if-none-match": f'"other", {tag}'})
@@ -78,11 +82,23 @@ async def test_a_browser_that_has_a_file_is_not_sent_it_again() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/page/", "/page/nothing.js", "/page/index.html", "/page/docs.html", "/page/../__init__.py",
-     "/page/..%2f__init__.py",
-     "/page/%2e%2e/__init__.py", "/page/views/../../__init__.py", "/page//etc/passwd", "/page/%00",
-     "/page/views", "/page/static/app.js", "/page/app.js%00.css", "/page/..\\__init__.py"],
-)  # fmt: skip
+    [
+        "/page/",
+        "/page/nothing.js",
+        "/page/index.html",
+        "/page/docs.html",
+        "/page/../__init__.py",
+        "/page/..%2f__init__.py",
+        "/page/%2e%2e/__init__.py",
+        "/page/views/../../__init__.py",
+        "/page//etc/passwd",
+        "/page/%00",
+        "/page/views",
+        "/page/static/app.js",
+        "/page/app.js%00.css",
+        "/page/..\\__init__.py",
+    ],
+)
 async def test_nothing_else_is_served_whatever_the_path_says(path: str) -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.get(path)

@@ -1,4 +1,4 @@
-"""Blind preferences over ASGI, kept in a real store."""
+"""Blind preferences over ASGI, with a real store."""
 
 from __future__ import annotations
 
@@ -32,9 +32,13 @@ async def test_a_verdict_is_kept_once_and_only_then_says_whose_answers_they_were
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"sides": [{"mode": "ref"}, {"mode": "ref"}]}, "sides"), ({"sides": [{"mode": "ref"}]}, "sides"),
-     ({"sides": [{"mode": "ref"}, {"mode": "no"}]}, "mode"), ({"prompt": ""}, "prompt")],
-)  # fmt: skip
+    [
+        ({"sides": [{"mode": "ref"}, {"mode": "ref"}]}, "sides"),
+        ({"sides": [{"mode": "ref"}]}, "sides"),
+        ({"sides": [{"mode": "ref"}, {"mode": "no"}]}, "mode"),
+        ({"prompt": ""}, "prompt"),
+    ],
+)
 async def test_wrong_pairs_are_refused(changes: dict[str, object], field: str) -> None:
     async with serving(make_runtime(store="none")) as (_, client):
         response = await client.post("/preferences/pairs", json={**PAIR, **changes})

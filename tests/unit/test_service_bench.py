@@ -1,4 +1,4 @@
-"""The arithmetic of the service's bench, and its load client against a real server."""
+"""Arithmetic of the service's bench, and its load client against a real server."""
 
 from __future__ import annotations
 
@@ -40,8 +40,13 @@ def test_ratios_are_of_neighbours() -> None:
 
 @pytest.mark.parametrize(
     ("value", "goal", "at_least", "reached"),
-    [(0.96, 0.95, True, True), (0.94, 0.95, True, False), (0.4, 0.5, False, True), (1, None, True, None)],
-)  # fmt: skip
+    [
+        (0.96, 0.95, True, True),
+        (0.94, 0.95, True, False),
+        (0.4, 0.5, False, True),
+        (1, None, True, None),
+    ],
+)
 def test_reached(value: float, goal: float | None, at_least: bool, reached: bool | None) -> None:
     assert Figure("x", MedianRange(value, 0, 9, 1), goal, at_least, "").reached is reached
 
@@ -55,7 +60,7 @@ def test_crossing_by_hand() -> None:
 
 
 def test_relative_cost_is_paired_over_prompts() -> None:
-    """Prompts differ by far more than methods do; the interval must not show that."""
+    """Prompts differ far more than methods do; pairing keeps that out of the interval."""
     rng = np.random.default_rng(3)
     level = rng.normal(0, 50, 40)
     target = Spent(level + 2.0, np.full(40, 100.0))
@@ -66,14 +71,16 @@ def test_relative_cost_is_paired_over_prompts() -> None:
 
 def test_prompts_without_a_reward_are_left_out_everywhere() -> None:
     target = Spent(np.array([1.0, 1.0, np.nan]), np.array([10.0, 10.0, 999.0]))
-    curve = [Spent(np.array([0.0, np.nan, 5.0]), np.array([1.0, 1.0, 1.0])),
-             Spent(np.array([2.0, 2.0, 2.0]), np.array([5.0, 500.0, 500.0]))]  # fmt: skip
+    curve = [
+        Spent(np.array([0.0, np.nan, 5.0]), np.array([1.0, 1.0, 1.0])),
+        Spent(np.array([2.0, 2.0, 2.0]), np.array([5.0, 500.0, 500.0])),
+    ]
     assert relative_need(curve, target).median == pytest.approx(0.3)
     assert relative_need(curve, target).count == 1
 
 
 def test_a_bench_of_a_service_with_keys_is_refused_at_the_start() -> None:
-    """Its load has no key: every request would be a 401 after all models were loaded."""
+    """The bench sends no key, so every request would get 401 after all models had been loaded."""
     with pytest.raises(InvalidInputError, match=r"--auth\.keys-file none") as refused:
         run_bench(BenchSettings(auth={"keys_file": "keys.jsonl"}))  # type: ignore[arg-type]
     assert refused.value.field == "auth.keys_file"

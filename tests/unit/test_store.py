@@ -1,4 +1,4 @@
-"""The store: runs, tags, preferences, and its migrations; on PostgreSQL too where one can be started."""
+"""The store: runs, tags, preferences and migrations, on SQLite and on PostgreSQL if it can be started."""
 
 from __future__ import annotations
 
@@ -39,15 +39,19 @@ from service.store.tables import Base
 
 def run(number: int, **changes: Any) -> dict[str, Any]:
     return {
-        "id": f"{number:04d}abcd", "created": f"2026-01-{number:02d}T10:00:00+00:00",
-        "schema_version": "1.0", "decision": [f"decision {number}", "more"],
-        "server": {"url": "http://host"}, "figures": {"e2e": [1.5, None, "<script>"]}, **changes,
-    }  # fmt: skip
+        "id": f"{number:04d}abcd",
+        "created": f"2026-01-{number:02d}T10:00:00+00:00",
+        "schema_version": "1.0",
+        "decision": [f"decision {number}", "more"],
+        "server": {"url": "http://host"},
+        "figures": {"e2e": [1.5, None, "<script>"]},
+        **changes,
+    }
 
 
 @pytest.fixture(scope="session")
 def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL of its own, if its programs and a driver are installed and allowed to run."""
+    """A temporary PostgreSQL server; skips the test if its programs or a driver are missing."""
     url = os.environ.get("VBON_TEST_POSTGRES")
     if url:
         yield url
@@ -146,7 +150,7 @@ def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
 
 
 def test_migrations_make_the_tables_of_the_code(store: Store) -> None:
-    """From empty up, down and up again; what alembic would still change is nothing."""
+    """Migrations run up, down and up again, and leave the schema that the models describe."""
     engine = store._engine
     with engine.begin() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
@@ -172,9 +176,12 @@ def test_the_tables_can_be_written_for_postgresql() -> None:
 
 @pytest.mark.parametrize(
     ("where", "words"),
-    [("nonsense://x", "neither a SQLite file"), ("postgresql+nodriver://x", "neither a SQLite file"),
-     ("/nowhere/at/all/runs.db", "cannot use the store")],
-)  # fmt: skip
+    [
+        ("nonsense://x", "neither a SQLite file"),
+        ("postgresql+nodriver://x", "neither a SQLite file"),
+        ("/nowhere/at/all/runs.db", "cannot use the store"),
+    ],
+)
 def test_a_store_that_cannot_be_opened_says_why(where: str, words: str) -> None:
     with pytest.raises(StoreError, match=words):
         open_store(where)
@@ -189,10 +196,14 @@ def test_passwords_are_not_told() -> None:
 
 @pytest.mark.parametrize(
     "where",
-    ["postgres://vbon:s3cret@db/x", "postgresql+psycopg://vbon:s3cret@db:port/x",
-     "postgresql+psycopg://vbon:secret@s3cret@db/x", "sqlite://vbon:s3cret@db/x",
-     "postgresql+psycopg://db:s3cret/x"],
-)  # fmt: skip
+    [
+        "postgres://vbon:s3cret@db/x",
+        "postgresql+psycopg://vbon:s3cret@db:port/x",
+        "postgresql+psycopg://vbon:secret@s3cret@db/x",
+        "sqlite://vbon:s3cret@db/x",
+        "postgresql+psycopg://db:s3cret/x",
+    ],
+)
 def test_a_wrong_url_is_not_repeated(where: str) -> None:
     with pytest.raises(
         StoreError, match=r"neither a SQLite file.*postgresql\+psycopg://user@"
@@ -220,14 +231,14 @@ def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     ]
     for process in started:
         assert process.stdout is not None
-        process.stdout.readline()  # it has imported all it needs
+        process.stdout.readline()  # the process has finished its imports
     with ThreadPoolExecutor(4) as together:
         list(together.map(lambda process: process.communicate("go\n", timeout=60), started))
     assert [process.returncode for process in started] == [0] * 4
 
 
 def test_threads_may_open_stores_at_once(tmp_path: Path) -> None:
-    """Alembic keeps its context in its module."""
+    """Threads take turns, because alembic keeps its context in a module variable."""
     with ThreadPoolExecutor(4) as together:
         stores = list(together.map(lambda i: open_store(str(tmp_path / f"{i}.db")), range(4)))
     assert [list_runs(store) for store in stores] == [[]] * 4

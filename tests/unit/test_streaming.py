@@ -20,11 +20,19 @@ from vbon.engine import Partial
 from vbon.engine.fake import FakeEngine
 
 BODY: dict[str, Any] = {
-    "prompt": "the film was", "n": 8, "max_tokens": 12, "seed": 3, "stream": True
-}  # fmt: skip
+    "prompt": "the film was",
+    "n": 8,
+    "max_tokens": 12,
+    "seed": 3,
+    "stream": True,
+}
 V1: dict[str, Any] = {
-    "model": "vbon", "prompt": "the film was", "max_tokens": 12, "seed": 3, "stream": True
-}  # fmt: skip
+    "model": "vbon",
+    "prompt": "the film was",
+    "max_tokens": 12,
+    "seed": 3,
+    "stream": True,
+}
 CHAT: dict[str, Any] = {
     **{key: value for key, value in V1.items() if key != "prompt"},
     "messages": [{"role": "user", "content": "the film was"}],
@@ -40,7 +48,7 @@ def engines(seconds_per_token: float = 0.0, **options: Any) -> dict[str, FakeEng
 
 
 class Failing(ChatEngine):
-    """Breaks after three tokens."""
+    """An engine that fails after three tokens."""
 
     async def stream(self, *args: Any, **kwargs: Any) -> Any:
         count = 0
@@ -49,7 +57,7 @@ class Failing(ChatEngine):
                 raise ValueError("secret")
             count += 1
             yield partial
-            await asyncio.sleep(0.01)  # let the reader take each token by itself
+            await asyncio.sleep(0.01)  # so the reader receives each token separately
 
 
 def chat_text(seen: Streamed) -> str:
@@ -231,9 +239,11 @@ async def test_a_client_that_leaves_before_the_choice_stops_all_candidates() -> 
     runtime = make_runtime(engines=found, reward=reward)
     async with serving(runtime) as (app, _):
         await stream(
-            app, "/v1/completions", {**V1, "model": "bon", "max_tokens": 60},
+            app,
+            "/v1/completions",
+            {**V1, "model": "bon", "max_tokens": 60},
             leave=lambda seen: len(seen.pieces) >= 2,
-        )  # fmt: skip
+        )
         assert found["ref"].running == 0
         assert found["ref"].aborted > 0
         assert runtime.admission.running == 0
@@ -243,12 +253,10 @@ async def test_a_client_that_leaves_before_the_first_token_stops_the_work() -> N
     found = engines(5.0)
     runtime = make_runtime(engines=found)
     async with serving(runtime) as (app, _):
-        seen = await stream(
-            app, "/v1/completions", V1, leave=lambda _: found["vbon"].running > 0
-        )  # fmt: skip
+        seen = await stream(app, "/v1/completions", V1, leave=lambda _: found["vbon"].running > 0)
         assert (found["vbon"].running, found["vbon"].aborted) == (0, 1)
         assert runtime.admission.running == 0
-    assert seen.status == 499  # for the log; nobody reads it
+    assert seen.status == 499  # only for the log, because the client has disconnected
 
 
 async def test_a_client_that_stalls_and_then_leaves_stops_the_work() -> None:
@@ -256,9 +264,12 @@ async def test_a_client_that_stalls_and_then_leaves_stops_the_work() -> None:
     runtime = make_runtime(engines=found)
     async with serving(runtime) as (app, _):
         seen = await stream(
-            app, "/v1/completions", {**V1, "max_tokens": 200}, stall_after=2,
+            app,
+            "/v1/completions",
+            {**V1, "max_tokens": 200},
+            stall_after=2,
             leave=lambda _: found["vbon"].decoded_tokens > 5,
-        )  # fmt: skip
+        )
         assert (found["vbon"].running, found["vbon"].aborted) == (0, 1)
     assert len(seen.pieces) == 2
 
@@ -311,7 +322,7 @@ async def test_completion_chunks(mode: str) -> None:
     assert {c["object"] for c in [*chunks, finish, usage]} == {"text_completion"}
     assert len({c["id"] for c in [*chunks, finish, usage]}) == 1
     if mode not in {"ref", "vbon"}:
-        assert len(chunks) == 1  # nothing before the choice
+        assert len(chunks) == 1  # nothing before a candidate is chosen
         *_, counted, closing = seen.comments
         assert counted.endswith("/4 candidates scored")  # a tree may have fewer leaves
         assert closing == "done"
@@ -320,7 +331,7 @@ async def test_completion_chunks(mode: str) -> None:
 async def test_tokens_of_a_single_mode_come_one_by_one_on_v1() -> None:
     async with serving(make_runtime(engines=engines(0.02, endless=True))) as (app, _):
         seen = await stream(app, "/v1/chat/completions", CHAT)
-    # The first piece is the role, which comes with the first token and not before it.
+    # The first piece is the role; it is sent with the first token, not before.
     moments = [moment for moment, _ in seen.pieces]
     gaps = [b - a for a, b in pairwise(moments[1:13])]
     assert min(gaps) > 0.005
@@ -347,9 +358,7 @@ async def test_chat_chunks() -> None:
 
 
 async def test_usage_in_every_chunk() -> None:
-    body = {
-        **V1, "stream_options": {"include_usage": True, "continuous_usage_stats": True}
-    }  # fmt: skip
+    body = {**V1, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     async with serving(make_runtime(engines=engines(0.01, endless=True))) as (app, _):
         seen = await stream(app, "/v1/completions", body)
     counts = [data["usage"]["completion_tokens"] for _, data in seen.events[:-1]]
@@ -405,7 +414,7 @@ async def test_errors_before_the_stream_are_plain_on_v1() -> None:
 
 
 def read_stripped(pieces: list[str]) -> list[str]:
-    """Messages as `vllm bench serve` 0.32 reads them: each piece loses the white space at its ends."""
+    """Messages as `vllm bench serve` 0.32 reads them: it strips the white space around each piece."""
     buffer, messages = "", []
     for piece in pieces:
         buffer += piece.strip()
@@ -471,7 +480,7 @@ async def test_a_client_that_takes_nothing_is_cut_off_and_what_was_for_it_is_let
 
 async def test_events_that_were_sent_are_not_kept() -> None:
     class Text(str):
-        """One that can be watched."""
+        """A string that supports weak references."""
 
     sent: list[bytes] = []
     go_on = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Spans of real requests over the real application, in memory; once over the wire."""
+"""Spans of requests to the real application: in memory, and once sent to a collector."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 class Spans:
-    """What one application has traced."""
+    """The spans of one application."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -78,7 +78,7 @@ def ms(span: ReadableSpan) -> float:
 
 
 def failed(span: ReadableSpan) -> str | None:
-    """The error it tells, if it is in error."""
+    """The error type of a span, or ``None``."""
     return (
         str(span.attributes["error.type"]) if span.status.status_code is StatusCode.ERROR else None
     )  # type: ignore[index]
@@ -94,17 +94,24 @@ async def test_a_request_is_a_span_with_its_stages_below(spans: Spans) -> None:
     assert root.name == "POST /generate"
     assert root.parent is None
     assert root.attributes == {
-        "http.request.method": "POST", "http.route": "/generate", "http.response.status_code": 200,
-        "gen_ai.operation.name": "text_completion", "gen_ai.provider.name": "vbon",
-        "gen_ai.request.model": "bon", "gen_ai.request.max_tokens": 6,
-        "gen_ai.request.temperature": 1.0, "gen_ai.response.model": "ref",
+        "http.request.method": "POST",
+        "http.route": "/generate",
+        "http.response.status_code": 200,
+        "gen_ai.operation.name": "text_completion",
+        "gen_ai.provider.name": "vbon",
+        "gen_ai.request.model": "bon",
+        "gen_ai.request.max_tokens": 6,
+        "gen_ai.request.temperature": 1.0,
+        "gen_ai.response.model": "ref",
         "gen_ai.response.finish_reasons": (answer["finish_reason"],),
         "gen_ai.usage.input_tokens": usage["prompt_tokens"],
         "gen_ai.usage.output_tokens": usage["returned_tokens"],
-        "vbon.mode": "bon", "vbon.n": 4, "vbon.prompts": 1,
+        "vbon.mode": "bon",
+        "vbon.n": 4,
+        "vbon.prompts": 1,
         "vbon.generated_tokens": usage["generated_tokens"],
         "vbon.request_id": answer["request_id"],
-    }  # fmt: skip
+    }
     assert list(below) == ["encode", "queue", "decode", "rerank"]
     assert ms(below["encode"]) + ms(below["queue"]) == pytest.approx(timings["queue"], abs=0.01)
     assert ms(below["decode"]) == pytest.approx(timings["decode"], abs=0.01)
@@ -116,10 +123,13 @@ async def test_a_request_is_a_span_with_its_stages_below(spans: Spans) -> None:
     for before, after in zip(list(below.values()), list(below.values())[1:], strict=False):
         assert before.end_time == after.start_time
     assert below["decode"].attributes == {
-        "vbon.answer_id": f"{answer['request_id']}-0", "vbon.mode": "bon",
-        "gen_ai.response.model": "ref", "vbon.n": 4, "vbon.candidates": 4,
+        "vbon.answer_id": f"{answer['request_id']}-0",
+        "vbon.mode": "bon",
+        "gen_ai.response.model": "ref",
+        "vbon.n": 4,
+        "vbon.candidates": 4,
         "vbon.generated_tokens": usage["generated_tokens"],
-    }  # fmt: skip
+    }
     assert {failed(span) for span in spans.all} == {None}
 
 
@@ -146,7 +156,9 @@ async def test_a_client_s_trace_goes_on_here(spans: Spans) -> None:
         dropped = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
         await client.post("/generate?mode=ref", json=BODY, headers=dropped)
         await client.post("/generate?mode=ref", json=BODY, headers={"traceparent": "nonsense"})
-    followed, own = spans.roots()  # the one that the client does not record is not recorded here
+    followed, own = (
+        spans.roots()
+    )  # a request that the client does not record is not recorded here either
     assert followed.parent is not None
     assert f"{followed.context.trace_id:032x}" == TRACE
     assert f"{followed.parent.span_id:016x}" == PARENT
@@ -194,7 +206,7 @@ async def test_what_fails_says_where_and_whose_fault_it_is(spans: Spans) -> None
         by_status[root.attributes["http.response.status_code"]] = (failed(root), below)  # type: ignore[index]
     assert by_status == {
         422: (None, [("encode", "prompt_too_long")]),
-        429: (None, []),  # shed before it came to anything
+        429: (None, []),  # rejected before it was parsed
         200: (None, [("encode", None), ("queue", None), ("decode", None), ("rerank", None)]),
         502: ("reward_error", [("encode", None), ("queue", None), ("decode", "reward_error")]),
         504: ("timeout", [("encode", None), ("queue", None), ("decode", "timeout")]),
@@ -302,7 +314,7 @@ def test_without_the_packages_only_who_asked_is_refused(
 
 @pytest.fixture
 def collector() -> Iterator[tuple[str, list[tuple[str, ExportTraceServiceRequest]]]]:
-    """A collector's address, and what came in there: path and message."""
+    """The address of a collector, and the paths and messages that it received."""
     received: list[tuple[str, ExportTraceServiceRequest]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -325,9 +337,12 @@ def collector() -> Iterator[tuple[str, list[tuple[str, ExportTraceServiceRequest
 
 @pytest.mark.parametrize(
     ("variables", "name"),
-    [({}, "vbon"), ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
-     ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,team=a"}, "ours")],
-)  # fmt: skip
+    [
+        ({}, "vbon"),
+        ({"OTEL_SERVICE_NAME": "mine"}, "mine"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,team=a"}, "ours"),
+    ],
+)
 async def test_over_the_wire_to_a_collector(
     collector: tuple[str, list[tuple[str, ExportTraceServiceRequest]]],
     monkeypatch: pytest.MonkeyPatch,
@@ -339,7 +354,7 @@ async def test_over_the_wire_to_a_collector(
     address, received = collector
     async with serving(make_runtime(), tracing=otlp_tracing(address)) as (_, client):
         await client.post("/generate?mode=bon", json=BODY)
-    ((path, message),) = received  # the end of the service has sent what was left
+    ((path, message),) = received  # stopping the service sends the remaining spans
     (of_resource,) = message.resource_spans
     resource = {item.key: item.value.string_value for item in of_resource.resource.attributes}
     names = [span.name for scope in of_resource.scope_spans for span in scope.spans]
