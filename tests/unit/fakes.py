@@ -1,4 +1,4 @@
-"""The real application around fakes: engine, reward and gold reward without weights."""
+"""Fake engines and reward models without weights, and the real application around them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vbon.rewards import Scorable
 
 
 class FakeReward:
-    """Praise minus blame, with a little of the length so that ties are rare."""
+    """Scores praise minus blame, plus a little for length so that ties are rare."""
 
     name, revision = "fake-reward", "fake"
 
@@ -78,7 +78,7 @@ def make_runtime(
 async def serving(
     runtime: Runtime, **options: Any
 ) -> AsyncGenerator[tuple[FastAPI, httpx.AsyncClient], None]:
-    """The started application and a client of it."""
+    """The started application, and a client for it."""
     app = create_app(runtime, **options)
     async with LifespanManager(app):
         while not runtime.ready and runtime.failure is None:  # noqa: ASYNC110  (a few turns)
@@ -94,9 +94,9 @@ async def serving(
 async def on_a_port(
     runtime: Runtime, *, started: bool = False, ready: bool = True, **options: Any
 ) -> AsyncGenerator[str, None]:
-    """A real server in this process; its OpenAI URL. One that is started already is left so.
+    """The OpenAI URL of a real server in this process. A started runtime stays started.
 
-    It is waited for until it is ``ready``, or only until it listens.
+    Waits until the server is ready, or with ``ready=False`` only until it listens.
     """
     lifespan = "off" if started else "on"
     config = uvicorn.Config(
@@ -114,7 +114,7 @@ async def on_a_port(
 
 @asynccontextmanager
 async def running(config: uvicorn.Config) -> AsyncGenerator[tuple[uvicorn.Server, int], None]:
-    """A server in this process, from when it listens, and its port; told to stop afterwards."""
+    """A listening server in this process, and its port; stopped afterwards."""
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve())
     while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
@@ -127,7 +127,7 @@ async def running(config: uvicorn.Config) -> AsyncGenerator[tuple[uvicorn.Server
 
 
 class ChatEngine(FakeEngine):
-    """One with a chat template."""
+    """A fake engine with a chat template."""
 
     async def encode(self, prompt: Prompt) -> list[int]:
         return [ord(character) for character in prompt.key]
@@ -135,7 +135,7 @@ class ChatEngine(FakeEngine):
 
 @dataclass
 class Streamed:
-    """A response as it came in: each piece with its moment."""
+    """A response as it arrived: each piece with its time."""
 
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -148,7 +148,7 @@ class Streamed:
 
     @property
     def events(self) -> list[tuple[str, Any]]:
-        """(name, data) in order; the name of an unnamed one is empty."""
+        """The events as (name, data), in order; the name is empty if an event has none."""
         found = []
         for block in filter(None, self.text.split("\n\n")):
             lines = dict(line.split(": ", 1) for line in block.split("\n") if line[0] != ":")
@@ -173,9 +173,10 @@ async def stream(
     leave: Callable[[Streamed], bool] = lambda _: False,
     stall_after: int | None = None,
 ) -> Streamed:
-    """Post to the app as a server would; the client leaves as soon as ``leave`` says so.
+    """Post to the app as a server does; the client disconnects once ``leave`` returns true.
 
-    One that stalls reads no more after so many pieces, while its connection stays open.
+    Args:
+        stall_after: number of pieces after which the client stops reading but stays connected.
     """
     seen = Streamed()
     changed = asyncio.Event()
@@ -205,9 +206,17 @@ async def stream(
 
     route, _, query = path.partition("?")
     scope = {
-        "type": "http", "method": "POST", "path": route, "query_string": query.encode(),
-        "headers": [], "http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"},
-        "server": ("test", 80), "client": ("test", 1), "root_path": "",
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": route,
+        "query_string": query.encode(),
+        "headers": [],
+        "http_version": "1.1",
+        "scheme": "http",
+        "asgi": {"version": "3.0"},
+        "server": ("test", 80),
+        "client": ("test", 1),
+        "root_path": "",
+    }
     await app(scope, receive, send)
     return seen

@@ -52,9 +52,16 @@ async def test_answer_says_what_made_it() -> None:
         response = await post(client, "bon", temperature=0.7, stop="superb")
         answer = response.json()
     assert answer["sampling"] == {
-        "n": 8, "max_tokens": 12, "temperature": 0.7, "top_p": 1.0, "top_k": 0, "seed": 3,
-        "stop": ["superb"], "ignore_eos": False, "priority": 0,
-    }  # fmt: skip
+        "n": 8,
+        "max_tokens": 12,
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "top_k": 0,
+        "seed": 3,
+        "stop": ["superb"],
+        "ignore_eos": False,
+        "priority": 0,
+    }
     assert answer["policy"] == {"name": "ref", "path": "fake-ref", "revision": "fake"}
     assert answer["reward_model"]["path"] == "fake-reward"
     assert answer["request_id"] == response.headers["x-request-id"]
@@ -174,7 +181,7 @@ async def test_default_mode_and_n_are_the_servers() -> None:
         ({"prompt": ..., "messages": [{"role": "robot", "content": "x"}]}, "role", "robot"),
         ({"prompt": ..., "messages": [{"role": "user", "content": "x"}]}, "messages", "template"),
     ],
-)  # fmt: skip
+)
 async def test_bad_input_names_the_field_and_the_limit(
     changes: dict[str, object], field: str, words: str
 ) -> None:
@@ -291,7 +298,7 @@ async def test_scoring_is_batched_across_requests() -> None:
 
 
 async def disconnect_after(app: object, seconds: float) -> list[Message]:
-    """Drive the app as a server would, with a client that leaves."""
+    """Drive the app as a server does, with a client that disconnects."""
     sent: list[Message] = []
     inbox = [{"type": "http.request", "body": json.dumps({**BODY, "n": 16}).encode()}]
 
@@ -305,10 +312,18 @@ async def disconnect_after(app: object, seconds: float) -> list[Message]:
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/generate", "query_string": b"mode=bon",
-        "headers": [], "http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"},
-        "server": ("test", 80), "client": ("test", 1), "root_path": "",
-    }  # fmt: skip
+        "type": "http",
+        "method": "POST",
+        "path": "/generate",
+        "query_string": b"mode=bon",
+        "headers": [],
+        "http_version": "1.1",
+        "scheme": "http",
+        "asgi": {"version": "3.0"},
+        "server": ("test", 80),
+        "client": ("test", 1),
+        "root_path": "",
+    }
     await app(scope, receive, send)  # type: ignore[operator]
     return sent
 
@@ -417,8 +432,10 @@ async def test_without_its_reward_model_a_single_sample_is_answered_and_counted_
         single, reranked = await post(client, "vbon"), await post(client, "bon")
         metrics = (await client.get("/metrics")).text
     assert (single.status_code, single.json()["reward"], single.json()["reward_model"]) == (
-        200, None, None,
-    )  # fmt: skip
+        200,
+        None,
+        None,
+    )
     assert (reranked.status_code, reranked.json()["error"]["type"]) == (503, "reward_dead")
     assert 'vbon:unscored_candidates_total{mode="vbon"} 1.0' in metrics
 
@@ -444,8 +461,10 @@ async def test_modes_and_metrics() -> None:
         await post(client, "vbon", n=0)
         metrics = (await client.get("/metrics")).text
     assert [(m["name"], m["default_n"]) for m in modes["modes"]] == [
-        ("ref", 1), ("vbon", 1), *((name, 16) for name in STRATEGIES),
-    ]  # fmt: skip
+        ("ref", 1),
+        ("vbon", 1),
+        *((name, 16) for name in STRATEGIES),
+    ]
     soft = next(m for m in modes["modes"] if m["name"] == "soft-bon")
     assert soft["settings"] == {"reward_temperature": 1.0}
     assert 'vbon:request_success_total{mode="bon"} 1.0' in metrics

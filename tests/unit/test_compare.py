@@ -1,4 +1,4 @@
-"""``POST /compare`` over ASGI: fairness, figures, and what it does with trouble."""
+"""``POST /compare`` over ASGI: fairness, figures and errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ async def test_head_to_head_counts_every_pair_of_answers() -> None:
 
 
 async def test_baseline_is_not_one_of_bons_candidates() -> None:
-    """With a shared seed ref's answer would be candidate 0 of bon, and ref could never win."""
+    """Every request has a seed of its own.
+
+    With a shared seed, ref's answer would be candidate 0 of bon, and ref could never win.
+    """
     seeds: list[int | None] = []
 
     class Recording(FakeEngine):
@@ -74,7 +77,7 @@ async def test_same_seed_same_comparison() -> None:
 
 
 async def test_single_sample_modes_are_not_charged_for_scoring() -> None:
-    """Nothing has been scored whenever one of them is asked; all of it is afterwards."""
+    """No answer is scored before the last one has been requested."""
     reward = FakeReward()
     scored_before: list[int] = []
 

@@ -1,4 +1,4 @@
-"""``/frontier``: what is known has its source, what is not is null and said."""
+"""``/frontier``: known figures have a source; unknown ones are null, with a note."""
 
 from __future__ import annotations
 
@@ -21,30 +21,49 @@ def mean(value: float) -> dict[str, float]:
     return {"mean": value, "low": value - 0.1, "high": value + 0.1, "count": 64}
 
 
-HELDOUT = {"kl_nats": mean(1.9), "kl_kind": "Rao-Blackwellised", "win_rate": mean(0.89),
-           "reward": mean(3.2), "gold": mean(3.0), "gold_win_rate": mean(0.85)}  # fmt: skip
+HELDOUT = {
+    "kl_nats": mean(1.9),
+    "kl_kind": "Rao-Blackwellised",
+    "win_rate": mean(0.89),
+    "reward": mean(3.2),
+    "gold": mean(3.0),
+    "gold_win_rate": mean(0.85),
+}
 RECORD = {
     "objective": "vbon",
     "identity": {"num_samples": 16, "policy_revision": "fake", "reward_revision": "fake"},
     "cost": {"training_seconds": 231.0, "processes": 1, "steps": 70},
     "heldout": HELDOUT,
 }
-BEST_OF_4 = {"method": "best-of-n", "n": 4, "kl_nats": mean(0.64), "kl_kind": "upper bound",
-             "win_rate": mean(0.8), "reward": mean(2.2)}  # fmt: skip
+BEST_OF_4 = {
+    "method": "best-of-n",
+    "n": 4,
+    "kl_nats": mean(0.64),
+    "kl_kind": "upper bound",
+    "win_rate": mean(0.8),
+    "reward": mean(2.2),
+}
 EVALUATION = {
-    "created": "2026-01-01T10:00:00+00:00", "prompts": 64,
+    "created": "2026-01-01T10:00:00+00:00",
+    "prompts": 64,
     "revisions": {"reference": "fake", "reward": "fake", "vbon": "fake"},
     "rows": [
-        {"method": "reference", "n": 1, "kl_nats": mean(0.0), "kl_kind": "zero", "win_rate": mean(0.5),
-         "reward": mean(0.1)},
+        {
+            "method": "reference",
+            "n": 1,
+            "kl_nats": mean(0.0),
+            "kl_kind": "zero",
+            "win_rate": mean(0.5),
+            "reward": mean(0.1),
+        },
         BEST_OF_4,
         {"method": "vbon", "n": 1, **HELDOUT, "kl_nats": mean(2.0)},
     ],
-}  # fmt: skip
+}
 
 
 async def ask(directory: Path, record: dict[str, Any] | None, **settings: Any) -> dict[str, Any]:
-    """The frontier of a reference without a record and a ``vbon`` with this one."""
+    """The frontier of a reference without a training record and a ``vbon`` with this one."""
     (directory / "vbon").mkdir(exist_ok=True)
     if record is not None:
         (directory / "vbon" / "training.json").write_text(json.dumps(record))
@@ -125,25 +144,58 @@ def test_an_evaluation_that_is_none_stops_the_start(tmp_path: Path) -> None:
 
 
 def run(run_id: str, created: str, revision: str) -> dict[str, Any]:
-    """As little of a load test's result as there can be, with rewards of three modes."""
+    """A minimal load test result with the rewards of three modes."""
     model = {"name": "ref", "path": "x", "revision": revision}
     reward = {"name": "reward", "path": "x", "revision": "fake"}
     qualities = [("ref", 1, None), ("bon", 4, 0.8), ("treebon", 8, 0.7)]
     return {
-        "id": run_id, "created": created, "complete": True, "blocks_done": 1, "blocks_planned": 1,
-        "settings": {}, "provenance": {}, "prompts": 3, "cells": [], "curve": [], "saturation": [],
-        "costs": [], "break_even": [], "decision": [], "warnings": [], "examples": [],
+        "id": run_id,
+        "created": created,
+        "complete": True,
+        "blocks_done": 1,
+        "blocks_planned": 1,
+        "settings": {},
+        "provenance": {},
+        "prompts": 3,
+        "cells": [],
+        "curve": [],
+        "saturation": [],
+        "costs": [],
+        "break_even": [],
+        "decision": [],
+        "warnings": [],
+        "examples": [],
         "schema_version": "1.0",
         "server": {
-            "url": "http://x", "api": "native", "policies": [model],
-            "modes": [{"name": name, "reranks": n > 1, "policy": model,
-                       "reward_model": reward if n > 1 else None} for name, n, _ in qualities],
+            "url": "http://x",
+            "api": "native",
+            "policies": [model],
+            "modes": [
+                {
+                    "name": name,
+                    "reranks": n > 1,
+                    "policy": model,
+                    "reward_model": reward if n > 1 else None,
+                }
+                for name, n, _ in qualities
+            ],
         },
         "quality": [
-            {"variant": name, "mode": name, "n": n, "reward": mean(float(n)),
-             "win_rate": win and mean(win), "answers": 3, "unscored": 0, "errors": {}, "rewards": [],
-             "prompt_rewards": {}} for name, n, win in qualities],
-    }  # fmt: skip
+            {
+                "variant": name,
+                "mode": name,
+                "n": n,
+                "reward": mean(float(n)),
+                "win_rate": win and mean(win),
+                "answers": 3,
+                "unscored": 0,
+                "errors": {},
+                "rewards": [],
+                "prompt_rewards": {},
+            }
+            for name, n, win in qualities
+        ],
+    }
 
 
 async def test_live_modes_are_of_the_newest_run_on_these_models(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``/metrics``: the service's own figures and the engines', in one valid exposition."""
+"""``/metrics``: the service's and the engines' metrics in one valid text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 class StatLogger:
-    """As vLLM's builds its metrics: from attributes of the class, at once."""
+    """Builds its metrics as vLLM's logger does, from class attributes in the constructor."""
 
     _gauge_cls: Any = Gauge
     _counter_cls: Any = Counter
@@ -35,20 +35,24 @@ class StatLogger:
     def __init__(self) -> None:
         labels = ["model_name", "engine"]
         self.running = self._gauge_cls(
-            name="vllm:num_requests_running", documentation="Running.", labelnames=labels,
+            name="vllm:num_requests_running",
+            documentation="Running.",
+            labelnames=labels,
             multiprocess_mode="mostrecent",
-        ).labels("m", "0")  # fmt: skip
+        ).labels("m", "0")
         self.tokens = self._counter_cls(
             name="vllm:generation_tokens", documentation="Tokens.", labelnames=labels
         ).labels("m", "0")
         self.ttft = self._histogram_cls(
-            name="vllm:time_to_first_token_seconds", documentation="TTFT.", labelnames=labels,
+            name="vllm:time_to_first_token_seconds",
+            documentation="TTFT.",
+            labelnames=labels,
             buckets=[0.1, 1],
-        ).labels("m", "0")  # fmt: skip
+        ).labels("m", "0")
 
 
 class Measured(FakeEngine):
-    """One that counts as vLLM does."""
+    """A fake engine with metrics like vLLM's."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -65,7 +69,7 @@ class Broken(FakeEngine):
 
 
 def parsed(text: str) -> Samples:
-    """Every sample; fails on what Prometheus would refuse, a family or a series told twice."""
+    """Parse all samples; fails on a duplicate family or series, which Prometheus would reject."""
     found: Samples = {}
     names = []
     for family in text_string_to_metric_families(text):
@@ -94,7 +98,7 @@ async def scraped(client: httpx.AsyncClient) -> Samples:
 
 
 def registered() -> set[str]:
-    """What of vLLM's is in the process's own registry; not empty where a test ran vLLM in this process."""
+    """The vLLM metrics in the process's default registry; some if a test ran vLLM in this process."""
     return {family.name for family in REGISTRY.collect() if family.name.startswith("vllm:")}
 
 

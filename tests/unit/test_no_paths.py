@@ -16,14 +16,20 @@ from service.app import create_app
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, serving
 
 WATCHED = {
-    "open", "socket.connect", "socket.getaddrinfo", "os.listdir", "os.scandir", "import",
-    "subprocess.Popen", "sqlite3.connect",
-}  # fmt: skip
+    "open",
+    "socket.connect",
+    "socket.getaddrinfo",
+    "os.listdir",
+    "os.scandir",
+    "import",
+    "subprocess.Popen",
+    "sqlite3.connect",
+}
 SECRET = "secret-of-the-host"
 
 
 class _Watch:
-    """What was opened, reached, listed or run while it watched, with a marker in its arguments."""
+    """Watches for files opened, hosts reached and commands run with a marker in their arguments."""
 
     def __init__(self) -> None:
         self.markers: tuple[str, ...] = ()
@@ -51,10 +57,17 @@ def watch(tmp_path: Path) -> Iterator[_Watch]:
 def names(tmp_path: Path) -> list[str]:
     file = tmp_path / "marked-file.txt"
     return [
-        str(file), f"file://{file}", f"../../../..{file}", f"hf://{file}", f"python:{file}:score",
-        f"sqlite:///{file}", "http://marked-host.invalid:81/v1", "http://127.0.0.1:9/marked-host",
-        "postgresql://marked-host.invalid/x", "hidden:marked-file.txt",
-    ]  # fmt: skip
+        str(file),
+        f"file://{file}",
+        f"../../../..{file}",
+        f"hf://{file}",
+        f"python:{file}:score",
+        f"sqlite:///{file}",
+        "http://marked-host.invalid:81/v1",
+        "http://127.0.0.1:9/marked-host",
+        "postgresql://marked-host.invalid/x",
+        "hidden:marked-file.txt",
+    ]
 
 
 def resolved(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +79,7 @@ def resolved(schema: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]
 def string_places(
     schema: dict[str, Any], document: dict[str, Any], at: tuple[str | int, ...] = ()
 ) -> Iterator[tuple[str | int, ...]]:
-    """Where a request may hold free text; lists by their first item."""
+    """The places where a request may hold free text; the first item stands for a list."""
     schema = resolved(schema, document)
     for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
         yield from string_places(part, document, at)
@@ -81,7 +94,7 @@ def string_places(
 
 
 def put(body: dict[str, Any], place: tuple[str | int, ...], value: str) -> dict[str, Any]:
-    """The body with a value in one place, in whatever that needs around it."""
+    """The body with a value at one place, adding the containers that it needs."""
     made: Any = value
     for step in reversed(place[1:]):
         made = [made] if isinstance(step, int) else {step: made}
@@ -96,7 +109,9 @@ BASES: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "a", "max_tokens": 2},
     "/v1/completions": {"model": "ref", "prompt": "a", "max_tokens": 2},
     "/v1/chat/completions": {
-        "model": "ref", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2,
+        "model": "ref",
+        "messages": [{"role": "user", "content": "a"}],
+        "max_tokens": 2,
     },
     "/compare": {"prompts": ["a"], "max_tokens": 2, "modes": ["ref", "vbon"]},
     "/preferences/pairs": {"prompt": "a", "sides": [{"mode": "ref"}, {"mode": "vbon"}]},
@@ -104,7 +119,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/admin/reload": {"model": "ref"},
     # Refused, or each would start a load test in a process of its own.
     "/loadtests": {"modes": ["nothing"]},
-}  # fmt: skip
+}
 
 
 async def test_nothing_that_a_request_names_is_opened_or_reached(

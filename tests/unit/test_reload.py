@@ -1,4 +1,4 @@
-"""``POST /admin/reload``: another model in the place of one that serves, and no request the worse for it."""
+"""``POST /admin/reload``: a served model is replaced without interrupting any request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unwell(FakeEngine):
 
 
 class Remote(FakeEngine):
-    """Decodes by asking another server, which it can no longer once it is stopped."""
+    """Fails to decode once it has been stopped, as a remote engine does."""
 
     asked = 0
 
@@ -42,7 +42,7 @@ class Remote(FakeEngine):
 
 
 class Shelf:
-    """A :class:`service.runtime.reload.ModelBuilder` that gives what was put on it."""
+    """A :class:`service.runtime.reload.ModelBuilder` that returns the models it was given."""
 
     def __init__(self) -> None:
         self.next: dict[str, Engine] = {}
@@ -60,7 +60,7 @@ class Shelf:
 
 
 class Service:
-    """The app with an admin's client."""
+    """The application, and a client with an admin key."""
 
     def __init__(self, runtime: Runtime, shelf: Shelf, client: httpx.AsyncClient) -> None:
         self.runtime, self.shelf, self.client = runtime, shelf, client
@@ -113,9 +113,12 @@ async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new
     answers = await asyncio.gather(*before)
     answer = await reloading
     assert answer.json() == {
-        "models": ["vbon"], "before": "fake", "now": "fake",
-        "load_s": answer.json()["load_s"], "drain_s": answer.json()["drain_s"],
-    }  # fmt: skip
+        "models": ["vbon"],
+        "before": "fake",
+        "now": "fake",
+        "load_s": answer.json()["load_s"],
+        "drain_s": answer.json()["drain_s"],
+    }
     assert [a.json()["policy"]["path"] for a in answers] == ["first"] * 4
     assert later.json()["policy"]["path"] == "second"
     assert not old.alive

@@ -21,9 +21,15 @@ def test_the_api_has_the_engines_parameters_with_the_same_defaults() -> None:
 
 def test_every_parameter_reaches_the_engine_and_the_answer() -> None:
     given = {
-        "max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 3, "seed": 4,
-        "stop": ["x", "y"], "ignore_eos": True, "priority": -2,
-    }  # fmt: skip
+        "max_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "seed": 4,
+        "stop": ["x", "y"],
+        "ignore_eos": True,
+        "priority": -2,
+    }
     sampling = SamplingFields.model_validate(given).to_sampling(1)
     assert sampling == Sampling(**{**given, "stop": ("x", "y")})  # type: ignore[arg-type]
     assert sampling_used(sampling, 16).model_dump(mode="json") == {"n": 16, **given}

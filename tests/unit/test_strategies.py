@@ -58,7 +58,7 @@ async def ask(
     scorer: Any = None,
     stop: tuple[str, ...] = (),
 ) -> tuple[Any, FakeEngine]:
-    """One answer and the engine that gave it."""
+    """One outcome, and the engine that produced it."""
     engine, guide = engine or FakeEngine("fake-ref"), guide or FakeEngine("fake-vbon")
     for one in (engine, guide):
         await one.start()
@@ -174,7 +174,7 @@ async def test_candidates_without_a_score_are_passed_over(mode: str) -> None:
         ("treebon", {"guide": "ref"}, "guide", "other than the one that draws"),
         ("speculative-rejection", {"reject_fraction": 1}, "reject_fraction", "less than 1"),
     ],
-)  # fmt: skip
+)
 async def test_bad_settings_name_the_field(
     mode: str, settings: dict[str, Any], field: str, words: str
 ) -> None:
@@ -236,7 +236,7 @@ async def test_compare_takes_settings_by_mode() -> None:
 
 
 async def test_soft_bon_draws_by_its_weights() -> None:
-    """Over 600 seeds of the choice; each count within 5 sd, false alarm below 1e-5 in all."""
+    """Checks 600 seeds: each count is within 5 standard deviations; false alarm below 1e-5 in all."""
     strategy = SoftBon(reward_temperature=0.5)
     expected, counts = np.zeros(4), Counter[int]()
     for seed in range(600):
@@ -266,7 +266,7 @@ async def test_adaptive_candidates_are_the_first_of_bons() -> None:
 
 @pytest.mark.parametrize("unit", ["sd", "reward"])
 async def test_adaptive_stops_by_its_rule(unit: Any) -> None:
-    """Whatever was drawn, the rule said "go on" before every round and "stop" (or max) after all."""
+    """The rule says "continue" before every round, and "stop" after the last unless n was reached."""
     for seed in range(12):
         strategy = AdaptiveBon(min_n=3, round_size=2, candidate_cost=0.15, cost_unit=unit)
         outcome, _ = await ask(strategy, n=12, seed=seed)
@@ -284,7 +284,7 @@ async def test_adaptive_stops_by_its_rule(unit: Any) -> None:
 
 
 async def test_adaptive_believes_its_prior() -> None:
-    """One candidate is enough to stop at where the prior says that no better one will come."""
+    """A prior that expects nothing better stops drawing after one candidate."""
     low = {"prior_mean": -100.0, "prior_sd": 0.1, "prior_candidates": 1e6}
     outcome, _ = await ask(AdaptiveBon(min_n=1, round_size=1, cost_unit="reward", **low), n=16)
     assert len(outcome.candidates) == 1
@@ -353,7 +353,7 @@ async def test_who_is_rejected_follows_from_the_scores_at_the_check() -> None:
 
 
 async def test_what_a_leader_decoded_meanwhile_is_not_looked_at() -> None:
-    """Every other candidate comes in one step, past the check, as to a reader who was late."""
+    """Yields every other candidate in one step, beyond the check, as a late reader sees it."""
 
     class Uneven(FakeEngine):
         async def stream(self, ids: Any, sampling: Any, index: int, request_id: str) -> Any:  # type: ignore[override]
@@ -418,7 +418,7 @@ async def test_no_two_branches_of_a_tree_are_drawn_with_one_seed() -> None:
 
 async def test_tree_keeps_the_branches_that_the_guide_prefers() -> None:
     class Sweet(FakeEngine):
-        """Prefers texts of few different words."""
+        """Gives texts with few different words a high reward."""
 
         async def logprobs(
             self, prompt_token_ids: Any, ids: Any, request_id: str, priority: int = 0

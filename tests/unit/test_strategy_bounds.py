@@ -1,4 +1,4 @@
-"""What settings may ask of the server at most, and that none of them breaks it."""
+"""The extreme values of every strategy setting, and proof that the server survives them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ BODY: dict[str, Any] = {"prompt": "the film was", "n": 8, "max_tokens": 16, "see
 
 
 async def post(client: httpx.AsyncClient, mode: str, **changes: Any) -> httpx.Response:
-    """By json.dumps, which sends what httpx would refuse to: infinities and no numbers."""
+    """Post a body through json.dumps, which allows infinities and NaN, as httpx does not."""
     body = json.dumps({**BODY, **changes})
     headers = {"content-type": "application/json"}
     return await client.post("/generate", params={"mode": mode}, content=body, headers=headers)
 
 
 def numbers_of(info: FieldInfo) -> tuple[Any, Any] | None:
-    """The least and the most that a numeric setting allows; ``None`` for one of another kind."""
+    """The smallest and largest value of a numeric setting; ``None`` if it is not numeric."""
     kinds = {info.annotation, *get_args(info.annotation)}
     if not kinds & {int, float}:
         return None
@@ -50,7 +50,7 @@ def numbers_of(info: FieldInfo) -> tuple[Any, Any] | None:
 
 
 def allowed(mode: str) -> dict[str, list[Any]]:
-    """The extremes of each setting of a mode, and all it takes where that is no number."""
+    """The extreme values of each numeric setting of a mode, and every value of the others."""
     found: dict[str, list[Any]] = {}
     for name, info in STRATEGIES[mode].model_fields.items():
         numbers = numbers_of(info)
@@ -137,7 +137,7 @@ async def test_what_arithmetic_cannot_bear_is_refused(mode: str, settings: dict[
 
 
 class Counting(FakeEngine):
-    """Remembers how many candidates it decoded at once."""
+    """Records how many candidates it decoded at once."""
 
     most_at_once = 0
 
@@ -178,7 +178,7 @@ async def test_a_tree_has_at_most_32_layers(max_tokens: int) -> None:
 
 
 async def test_checks_are_few_and_each_gives_one_up() -> None:
-    """A share that rounds to nobody, at every token: 1,600 scores before this was bounded."""
+    """A fraction that rounds to no candidate, checked at every token, took 1,600 scores before the bound."""
     scorer = InstantScorer()
     strategy = SpeculativeRejection(check_tokens=1, reject_fraction=1e-12, keep=2)
     engine = FakeEngine(endless=True)

@@ -1,4 +1,4 @@
-"""Streams through the real application, driven as a server would, with the fake engine."""
+"""Streams through the real application, driven as a server does, with the fake engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has died is brought back, by itself, and others do not notice."""
+"""Dead parts are restarted, and the others are not affected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vbon.errors import CheckpointError
 
 
 class Part:
-    """Dies when told, and starts after so many failures."""
+    """A part that fails to start ``failures`` times and then starts."""
 
     def __init__(self, failures: int = 0) -> None:
         self.alive = True
@@ -42,8 +42,11 @@ async def test_only_what_died_is_started_again_and_at_once() -> None:
     one, other = Part(), Part()
     back: list[str] = []
     supervisor = Supervisor(
-        {"one": one, "other": other}, poll_s=0.002, backoff_s=60, on_recovered=lambda w: back.append(w.name)
-    )  # fmt: skip
+        {"one": one, "other": other},
+        poll_s=0.002,
+        backoff_s=60,
+        on_recovered=lambda w: back.append(w.name),
+    )
     supervisor.start()
     one.alive = False
     await until(lambda: one.alive)
@@ -103,7 +106,7 @@ async def test_one_that_is_dead_when_it_starts_is_tried_again() -> None:
 
 
 async def test_after_a_late_look_nothing_is_taken_to_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loop that was held up has not heard what parts said meanwhile."""
+    """A blocked event loop has not read the heartbeats of its parts either."""
     monkeypatch.setattr(supervision, "LATE_S", -1.0)
     part = Part()
     supervisor = Supervisor({"ref": part}, poll_s=0.001)

@@ -33,7 +33,7 @@ def break_routes(app: FastAPI) -> None:
 
 
 class Ids(logging.Filter):
-    """Takes down in which request each record is made."""
+    """Records the request in which each log record is made."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         notes = current_request.get()
@@ -61,9 +61,12 @@ async def test_an_error_nobody_foresaw_is_a_whole_answer(errors: pytest.LogCaptu
     assert answer.json() == {
         "error": {
             "message": "unexpected ZeroDivisionError; see the log",
-            "type": "internal_error", "param": None, "code": 500, "request_id": "mine-1",
+            "type": "internal_error",
+            "param": None,
+            "code": 500,
+            "request_id": "mine-1",
         }
-    }  # fmt: skip
+    }
     assert answer.headers["x-request-id"] == "mine-1"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["cache-control"] == "no-store"
