@@ -50,7 +50,7 @@ def cells_table(sweep: Sweep) -> ReportTable:
             "KL, nats",
             *planes.values(),
             "efficiency",
-            *(["best-of-n of it: win rate"] if has_best_of_tuned else []),
+            *(["best-of-n from it: win rate"] if has_best_of_tuned else []),
             "message",
             "checkpoint",
         ),

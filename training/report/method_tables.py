@@ -26,7 +26,7 @@ COSTS = {
     "sequences_trained": "sequences trained",
     "tokens_drawn": "tokens drawn",
     "training_seconds": "training, s",
-    "sample_seconds": "of it drawing, s",
+    "sample_seconds": "of which sampling, s",
 }
 
 
