@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.interpreter import run_command
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("service", "training", "vbon")
 HEAVY = (
@@ -275,8 +277,8 @@ def test_the_parts_around_the_runtime_do_not_import_it(folder: str) -> None:
 )
 def test_importing_needs_nothing_heavy(statement: str) -> None:
     """In a fresh interpreter in which the heavy packages cannot be imported at all."""
-    block = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
-    subprocess.run([sys.executable, "-c", f"{block}; {statement}"], check=True, cwd=ROOT)
+    status, said = run_command(["-c", statement], blocked=HEAVY)
+    assert status == 0, said
 
 
 def test_the_load_test_needs_no_server() -> None:
@@ -310,14 +312,8 @@ def test_the_load_test_needs_no_server() -> None:
     ],
 )
 def test_help_teaches_without_anything_heavy(arguments: list[str], words: list[str]) -> None:
-    block = f"import sys; sys.modules.update(dict.fromkeys({HEAVY!r}))"
-    run = (
-        f"import runpy; sys.argv = {arguments!r}; "
-        f"runpy.run_module({arguments[0]!r}, run_name='__main__')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", f"{block}; {run}"],
-        capture_output=True, text=True, check=True, cwd=ROOT, env={"COLUMNS": "200", "PATH": ""},
-    )  # fmt: skip
+    env = {"COLUMNS": "200", "PATH": ""}
+    status, said = run_command(["-m", *arguments], env=env, blocked=HEAVY)
+    assert status == 0, said
     for word in words:
-        assert word in done.stdout, done.stdout
+        assert word in said, said

@@ -8,9 +8,8 @@ import io
 import json
 import os
 import re
-import signal
 import sqlite3
-import sys
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from service.loadtest.analysis.compare import compare_runs
 from service.loadtest.analysis.warnings import cell_warnings
 from service.loadtest.report.write import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, RoundResult
+from tests.interpreter import run_command
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import CLOCKED, measure
 from tests.unit.virtual_clock import run_virtually
@@ -373,20 +373,10 @@ def test_rewards_are_compared_on_the_same_prompts_only(result: LoadTestResult) -
 
 
 async def command(*arguments: str, cwd: Path, interrupt_after: str = "") -> tuple[int, str]:
-    """Exit status and output of the real command line; Ctrl-C follows the text ``interrupt_after``."""
+    """The real command line; with ``interrupt_after``, Ctrl-C once that was printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "service.loadtest", *arguments,
-        cwd=cwd, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    assert process.stdout is not None
-    seen = ""
-    while line := await process.stdout.readline():
-        seen += line.decode()
-        if interrupt_after and interrupt_after in seen:
-            process.send_signal(signal.SIGINT)
-            interrupt_after = ""
-    return await process.wait(), seen
+    run = partial(run_command, cwd=cwd, env=environment, interrupt_after=interrupt_after)
+    return await asyncio.to_thread(run, ["-m", "service.loadtest", *arguments])
 
 
 FAST = ("--quality-prompts", "2", "--quality-samples", "1", "--warmup-s", "0", "--concurrency", "2")
@@ -397,7 +387,7 @@ async def test_the_command_measures_keeps_tags_shows_and_compares(tmp_path: Path
     async with listening(server):
         for out in ("a", "b"):
             status, said = await command(
-                "--url", server.url, "--out", out, "--rounds", "4", "--duration-s", "0.2", "--n", "4",
+                "--url", server.url, "--out", out, "--rounds", "4", "--duration-s", "0.1", "--n", "4",
                 "--tag", f"run-{out}", *FAST, cwd=tmp_path,
             )  # fmt: skip
             assert status == 0, said
