@@ -444,7 +444,7 @@ async def test_ctrl_c_reports_what_was_measured_and_the_run_goes_on(tmp_path: Pa
         (["--url", "http://127.0.0.1:1"], 1, "is not ready: not reachable"),
         (["--slo", "nonsense"], 2, "KIND:MS"),
         (["--speed", "9"], 2, "--speed"),
-        (["compare", "nothing", "nothing"], 1, "no run 'nothing'"),
+        (["compare", "nothing", "nothing"], 1, "no run with id or tag 'nothing'"),
         (["report", "."], 1, "does not hold a load test"),
         (["schema"], 0, '"schema_version"'),
         (["--help"], 0, "Exit status"),
