@@ -129,7 +129,7 @@ def missing_expected(settings: ServiceSettings) -> dict[str, str]:
 
 
 def _is_expected_too(settings: ServiceSettings) -> bool:
-    """Whether the evaluation may be missing because it measures a policy that is still to come."""
+    """True if the evaluation file does not exist yet and may be written with an expected policy."""
     assert settings.evaluation is not None
     return bool(settings.expected) and not Path(settings.evaluation).expanduser().exists()
 

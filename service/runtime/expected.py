@@ -21,7 +21,7 @@ async def serve_expected(runtime: Runtime, builder: ModelBuilder) -> None:
     """Load each expected policy when its checkpoint is complete; return once all are served.
 
     Checkpoints are written beside their place and renamed, so a directory that exists is complete. One
-    that cannot be loaded is logged and tried again later; requests for its mode are refused meanwhile.
+    that cannot be loaded is logged and tried again later; requests for its mode are rejected meanwhile.
     """
     while runtime.expected:
         failed = False

@@ -197,12 +197,12 @@ class Runtime:
 
         Raises:
             InvalidInputError: as :func:`service.runtime.modes.find_mode`.
-            NotReadyError: the policy is expected and not there yet.
+            NotReadyError: the policy is expected and its checkpoint does not exist yet.
         """
         for asked in (name, policy):
             if asked in self.expected:
                 raise NotReadyError(
-                    f"policy {asked!r} is not there yet; it is served as soon as "
+                    f"policy {asked!r} is not available yet; it will be served once "
                     f"{self.expected[asked]} exists"
                 )
         return find_mode(self.modes, self.policies, name, settings, policy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import numpy as np
 import pytest
@@ -68,6 +70,24 @@ async def test_baseline_is_not_one_of_bons_candidates() -> None:
     async with serving(make_runtime(engines={"ref": Recording()})) as (_, client):
         await compare(client, modes=["ref", "bon"])
     assert len(seeds) == len(set(seeds)) == 2 * 3 * len(PROMPTS)  # modes x repeats x prompts
+
+
+@pytest.mark.parametrize(("joined", "status"), [("later", 200), ("vbon", 409)])
+async def test_only_a_model_that_was_replaced_meanwhile_invalidates_it(
+    joined: str, status: int
+) -> None:
+    class Joining(FakeEngine):
+        def generate(self, ids, sampling, n, request_id, first_index=0):  # type: ignore[no-untyped-def, override]
+            other = FakeEngine(f"fake-{joined}")
+            other.info = replace(other.info, revision="another")
+            runtime.policies = {**runtime.policies, joined: other}
+            return super().generate(ids, sampling, n, request_id, first_index)
+
+    runtime = make_runtime(engines={"ref": Joining(), "vbon": FakeEngine("fake-vbon")})
+    async with serving(runtime) as (_, client):
+        found = await compare(client, modes=["ref"], repeats=1)
+    assert found.status_code == status
+    assert ("reloaded" in found.text) == (status == 409)
 
 
 async def test_same_seed_same_comparison() -> None:
