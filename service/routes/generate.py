@@ -50,11 +50,7 @@ async def post_generate(
     `candidate` and `progress` events for the others, and then one `answer` or one `error`, whose data are
     the JSON that a request without `stream` gets.
     """
-    for name in request.query_params:
-        if name not in {"mode", "policy"}:
-            raise InvalidInputError(
-                f"unknown query parameter {name!r}; this route has mode and policy", field=name
-            )
+    _reject_unknown_parameters(request)
     plan = make_plan(get_runtime(request), mode, body, get_request_id(request), policy)
     if body.stream:
         return await open_stream(
@@ -63,3 +59,11 @@ async def post_generate(
             lambda error: event("error", stream_error(request, error)),
         )
     return json_of(await run_while_connected(request, generate(plan)))
+
+
+def _reject_unknown_parameters(request: Request) -> None:
+    for name in request.query_params:
+        if name not in {"mode", "policy"}:
+            raise InvalidInputError(
+                f"unknown query parameter {name!r}; this route has mode and policy", field=name
+            )

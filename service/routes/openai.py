@@ -8,6 +8,7 @@ from typing import TypeVar
 from fastapi import APIRouter, Request, Response
 
 from service.generation.native_response import generate
+from service.generation.openai_models import find_model, list_models, parse_model
 from service.generation.openai_response import chat_completion, completion
 from service.generation.openai_stream import chunks
 from service.generation.plan import make_plan
@@ -19,12 +20,9 @@ from service.http.sse import event, open_stream
 from service.routes.dependencies import RuntimeDep
 from service.routes.errors import stream_error
 from service.routes.request_state import get_request_id, get_runtime, remember_model
-from service.runtime.modes import Mode
-from service.runtime.runtime import Runtime
 from service.schemas import AT_WORK, EVENT_STREAM, BatchAnswer, GenerateAnswer, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, ModelList, OpenAiModel
-from vbon.errors import InvalidInputError, ModelNotFoundError
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -47,20 +45,19 @@ async def post_chat_completions(body: ChatRequest, request: Request) -> Response
 @router.get("/models")
 async def get_models(runtime: RuntimeDep) -> ModelList:
     """List every mode. `MODE@POLICY` is accepted as a model too, but not listed."""
-    return ModelList(data=[_model(runtime, mode.name, mode) for mode in runtime.modes.values()])
+    return list_models(runtime)
 
 
 @router.get("/models/{model}", responses=errors(404, 422))
 async def get_model(model: str, runtime: RuntimeDep) -> OpenAiModel:
     """One mode, also in the form `MODE@POLICY`."""
-    name, policy = _named(runtime, model)
-    return _model(runtime, model, runtime.mode(name, policy=policy))
+    return find_model(runtime, model)
 
 
 def _plan(body: CompletionRequest | ChatRequest, request: Request) -> TokenPlan:
     runtime = get_runtime(request)
     remember_model(request, body.model)
-    name, policy = _named(runtime, body.model)
+    name, policy = parse_model(runtime, body.model)
     if body.best_of is not None:
         check_limit("best_of", body.best_of, runtime.settings.limits.max_n)
     plan = make_plan(runtime, name, body.to_native(), get_request_id(request), policy)
@@ -70,35 +67,12 @@ def _plan(body: CompletionRequest | ChatRequest, request: Request) -> TokenPlan:
 async def _respond(
     body: B,
     request: Request,
-    written: Callable[[TokenPlan, B, GenerateAnswer | BatchAnswer], A],
+    to_openai: Callable[[TokenPlan, B, GenerateAnswer | BatchAnswer], A],
 ) -> Response:
-    """Answer as a stream, or as one response in the shape that ``written`` gives it."""
+    """Answer as a stream, or as one response that ``to_openai`` composes."""
     plan = _plan(body, request)
     if body.stream:
         return await open_stream(
             request, chunks(plan, body), lambda error: event(None, stream_error(request, error))
         )
-    return json_of(written(plan, body, await run_while_connected(request, generate(plan))))
-
-
-def _named(runtime: Runtime, model: str) -> tuple[str, str | None]:
-    """Mode and policy of a model name.
-
-    Raises:
-        ModelNotFoundError: the mode or the policy does not exist.
-    """
-    name, _, policy = model.partition("@")
-    try:
-        runtime.mode(name, policy=policy or None)
-    except InvalidInputError as error:
-        raise ModelNotFoundError(f"the model {model!r} does not exist: {error}") from error
-    return name, policy or None
-
-
-def _model(runtime: Runtime, name: str, mode: Mode) -> OpenAiModel:
-    return OpenAiModel(
-        id=name,
-        created=runtime.created,
-        max_model_len=runtime.policies[mode.policy].info.max_model_len,
-        description=mode.strategy.description,
-    )
+    return json_of(to_openai(plan, body, await run_while_connected(request, generate(plan))))
