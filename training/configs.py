@@ -75,7 +75,7 @@ class SandboxConfig(Settings):
             "vocab_size",
             "max_length",
         ),
-        "Run": ("out", "seed", "replace"),
+        "Run": ("out", "seed", "jobs", "replace"),
     }
 
     out: Path = Field(Path("sandbox"), description="directory to make")
@@ -105,6 +105,11 @@ class SandboxConfig(Settings):
     max_length: int = Field(128, ge=32, description="context of all three models, tokens")
     train_prompts: int = Field(64, ge=1, description="openings to train on")
     heldout_prompts: int = Field(64, ge=1, description="openings kept aside for evaluation")
+    jobs: int = Field(
+        1,
+        ge=1,
+        description="models trained at once, each in its own process with its share of the cores",
+    )
     replace: bool = REPLACE
 
 

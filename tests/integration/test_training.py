@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -440,3 +441,26 @@ def test_a_conversation_that_its_template_refuses_leaves_the_rest_of_the_batch(
     alone = model.score([fits])
     assert model.score([refused, fits, refused]) == [None, *alone, None]
     assert caplog.text.count("no system role; such texts get no reward") == 1
+
+
+def test_parts_of_the_sandbox_built_side_by_side_are_those_built_in_turn(
+    sandbox: Path, tmp_path: Path
+) -> None:
+    """One thread each, so that sums are taken in the same order; the tokenizer is trained twice."""
+    from training.worker_pool import worker_pool
+
+    beside = tmp_path / "sandbox"
+    config = json.loads((sandbox / "sandbox.json").read_text())["config"]
+    build_sandbox(SandboxConfig(**config, out=beside, jobs=2))
+    for part in ("policy", "reward", "gold"):
+        assert (beside / part / "tokenizer.json").read_bytes() == (
+            sandbox / part / "tokenizer.json"
+        ).read_bytes()
+        first, second = (
+            load_file(where / part / "model.safetensors") for where in (sandbox, beside)
+        )
+        assert first.keys() == second.keys()
+        for name, weight in first.items():
+            assert torch.allclose(weight, second[name], atol=1e-3), (part, name)
+    with pytest.raises(DataError, match="a worker process died"), worker_pool(1) as pool:
+        pool.submit(os._exit, 9).result()

@@ -113,11 +113,13 @@ ROOMS = {
     "training.rollouts": "training.configs vbon.engine vbon.engine.vllm",
     "training.cache": "training.configs training.outputs training.rollouts vbon.engine vbon.engine.vllm "
     "vbon.rewards",
-    "training.sandbox": "training.configs training.outputs",
+    "training.worker_pool": "",
+    "training.sandbox": "training.configs training.outputs training.worker_pool",
     "training.evaluation": "training.configs training.outputs training.rollouts vbon.rewards",
     "training.train": "training.cache training.configs training.evaluation training.objectives "
     "training.outputs training.rollouts vbon.rewards",
-    "training.sweep": "training.configs training.evaluation training.outputs training.train vbon.rewards",
+    "training.sweep": "training.configs training.evaluation training.outputs training.train "
+    "training.worker_pool vbon.rewards",
     "training.report": "training.configs training.sweep",
     "training.bench": "training.configs training.rollouts training.train vbon.rewards",
     "training.__main__": "training.configs training.objectives training.train vbon.cli",

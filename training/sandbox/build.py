@@ -15,7 +15,8 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from training.sandbox.corpus import ReviewGrammar
 from training.sandbox.labelled import read_labelled
 from training.sandbox.models import Shape, train_classifier, train_policy, train_tokenizer
 from training.sandbox.trainer_progress import TrainerProgress
+from training.worker_pool import worker_pool
 from vbon.errors import CheckpointError, DataError
 from vbon.prompt_files import write_prompts
 from vbon.storage.atomic import recover_directory, replacing_directory, write_json
@@ -86,7 +88,7 @@ def build_sandbox(config: SandboxConfig) -> None:
 def _build(config: SandboxConfig) -> None:
     begun = time.perf_counter()
     out = config.out
-    settings = config.model_dump(mode="json", exclude={"replace", "out"})
+    settings = config.model_dump(mode="json", exclude={"replace", "out", "jobs"})
     manifest = read_json_record(out / "sandbox.json") or {}
     recorded = manifest.get("config")
     if recorded is not None and not is_same_output(out, recorded, settings, replace=config.replace):
@@ -102,18 +104,10 @@ def _build(config: SandboxConfig) -> None:
     count = config.train_prompts + config.heldout_prompts
     write_prompts(prompts / "train.jsonl", corpus.openings[: config.train_prompts])
     write_prompts(prompts / "heldout.jsonl", corpus.openings[config.train_prompts : count])
-    for part, kind, build in _parts(config, corpus):
-        target = out / part
-        recover_directory(target)
-        if part in metrics and _is_whole(target, kind):
-            logger.info("%s: kept", target)
-            continue
-        started = time.perf_counter()
-        with replacing_directory(target) as directory:
-            metrics[part] = build(directory)
-        metrics[part]["seconds"] = round(time.perf_counter() - started, 1)
+    for part, found in _built(config, corpus, _missing(config, corpus, metrics)):
+        metrics[part] = found
         write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
-        logger.info("%s: %s", target, _shown(metrics[part]))
+        logger.info("%s: %s", out / part, _shown(found))
     logger.info("sandbox in %s after %.0f s", out, time.perf_counter() - begun)
 
 
@@ -135,6 +129,39 @@ def _check_corpus(corpus: Corpus, config: SandboxConfig) -> None:
                 f"the {len(texts)} texts held out to evaluate the reward models all have label "
                 f"{labels[0]}; add texts of label {1 - labels[0]}, or try another --seed"
             )
+
+
+def _missing(config: SandboxConfig, corpus: Corpus, metrics: Mapping[str, object]) -> Iterator[str]:
+    """Names of the parts that are not complete."""
+    for part, kind, _ in _parts(config, corpus):
+        target = config.out / part
+        recover_directory(target)
+        if part in metrics and _is_whole(target, kind):
+            logger.info("%s: kept", target)
+        else:
+            yield part
+
+
+def _built(
+    config: SandboxConfig, corpus: Corpus, parts: Iterable[str]
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Build parts one after another, or side by side in processes, and yield each with its metrics."""
+    if config.jobs == 1:
+        for part in parts:
+            yield part, _build_part(config, corpus, part)
+        return
+    with worker_pool(config.jobs, logging.INFO) as pool:
+        futures = {pool.submit(_build_part, config, corpus, part): part for part in parts}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _build_part(config: SandboxConfig, corpus: Corpus, part: str) -> dict[str, float]:
+    build = next(build for name, _, build in _parts(config, corpus) if name == part)
+    started = time.perf_counter()
+    with replacing_directory(config.out / part) as directory:
+        metrics = build(directory)
+    return {**metrics, "seconds": round(time.perf_counter() - started, 1)}
 
 
 def _is_whole(path: Path, kind: Kind) -> bool:
@@ -199,6 +226,12 @@ def _parts(
     epochs = config.policy_epochs or max(1.0, 1.5 * config.policy_texts / len(texts))
     source = ", ".join(config.corpus) or "the embedded synthetic movie reviews"
 
+    def shared_tokenizer() -> Any:
+        """The policy's tokenizer; trained again, with the same result, while the policy is built."""
+        if (config.out / "policy").exists():
+            return AutoTokenizer.from_pretrained(config.out / "policy")
+        return train_tokenizer(texts, config.vocab_size, config.max_length)
+
     def policy(directory: Path) -> dict[str, float]:
         tokenizer = train_tokenizer(texts, config.vocab_size, config.max_length)
         shape = Shape(config.policy_hidden, config.policy_layers, epochs, 2e-3)
@@ -220,7 +253,7 @@ def _parts(
         name: str, title: str, data: Labelled, heldout: Labelled, shape: Shape, seed: int
     ) -> Callable[[Path], dict[str, float]]:
         def build(directory: Path) -> dict[str, float]:
-            tokenizer = AutoTokenizer.from_pretrained(config.out / "policy")
+            tokenizer = shared_tokenizer()
             with _scratch() as scratch, TrainerProgress(name) as progress:
                 model, metrics = train_classifier(
                     tokenizer,

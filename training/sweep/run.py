@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, as_completed
 
 from training.configs import SweepConfig
 from training.outputs.progress import ProgressBar
@@ -17,6 +12,7 @@ from training.sweep.baseline import baseline_is_current, measure_baseline
 from training.sweep.cell import cell_is_current, train_cell
 from training.sweep.grid import GridCell, grid_cells
 from training.sweep.shared_inputs import forget_shared_inputs, shared_inputs
+from training.worker_pool import worker_pool
 from vbon.errors import DataError, InvalidInputError
 from vbon.storage.locks import sole_writer
 
@@ -68,41 +64,15 @@ def _results(config: SweepConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task,
         for task in tasks:
             yield task, _run_task(config, task)
         return
-    threads = max(1, (os.cpu_count() or 1) // config.jobs)
-    with ProcessPoolExecutor(
-        config.jobs, multiprocessing.get_context("spawn"), _start_worker, (threads,)
-    ) as pool:
+    with worker_pool(config.jobs) as pool:
         # Cells are passed by name: the classes of their configurations are created at run time and
         # cannot be pickled.
         futures: dict[Future[str], Task] = {
             pool.submit(_run_named_task, config, None if task is None else task.name): task
             for task in tasks
         }
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process died (out of memory?); run the same command again to continue"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    logging.basicConfig(level=logging.WARNING)
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _exit_with_parent(parent: int) -> None:
-    """End this worker when the sweep is killed; otherwise it would train on unnoticed for hours."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+        for future in as_completed(futures):
+            yield futures[future], future.result()
 
 
 def _run_named_task(config: SweepConfig, name: str | None) -> str:
