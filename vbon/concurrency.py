@@ -1,4 +1,4 @@
-"""Running several awaitables as one."""
+"""Concurrent execution of several coroutines."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ T = TypeVar("T")
 
 
 async def all_or_first_error(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order; at the first failure (or a cancel) the others are cancelled and it is raised.
+    """Run coroutines concurrently and return their results in order.
 
-    A ``TaskGroup`` would wrap that failure in a group, and error handlers go by type.
+    At the first failure, or when the caller is cancelled, the others are cancelled and the failure is
+    raised itself. A ``TaskGroup`` would wrap it in an exception group, which error handlers that select by
+    type would miss.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:

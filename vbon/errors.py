@@ -1,42 +1,42 @@
-"""Every error this project raises on purpose.
+"""The errors that this project raises on purpose.
 
 ::
 
     VbonError
     ├── InvalidInputError        the request or configuration is wrong; names the field and the limit
     │   ├── PromptTooLongError
-    │   ├── ReloadRefusedError   what a model's path holds now cannot be served
-    │   └── ModelNotFoundError   no mode of that model name
-    ├── ForbiddenError           a browser asks in the name of another site, or a key for what is another's
-    ├── NotFoundError            what a path names is not here, or not any more
+    │   ├── ReloadRefusedError   the model's directory cannot be served as it is now
+    │   └── ModelNotFoundError   the server has no mode of that name
+    ├── ForbiddenError           the caller may not do this: a page of another site, or another key's run
+    ├── NotFoundError            the requested id does not exist, or has been removed
     ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
     ├── DataError                a corpus, prompt file or reward cache cannot be used
-    ├── DivergedError            a training run is no longer a number, or too far from the reference
-    ├── ExportError              writing a result failed; what was there before is untouched
-    ├── EngineError              generation failed for this request; the engine goes on
-    │   ├── EngineDeadError      the engine process is gone; no request can be served by it
-    │   └── CandidateCountError  the engine returned more or fewer candidates than asked for
+    ├── DivergedError            a training run became NaN or infinite, or went too far from the reference
+    ├── ExportError              writing a result failed; the previous version is intact
+    ├── EngineError              generation failed for this request; the engine still runs
+    │   ├── EngineDeadError      the engine process has ended, so it cannot serve any request
+    │   └── CandidateCountError  the engine returned more or fewer candidates than requested
     ├── RewardError              the reward model could not score
-    │   └── RewardDeadError      its worker process is gone; it is being started again
+    │   └── RewardDeadError      the reward model's process has ended and is being restarted
     ├── OverloadedError          the admission queue is full; retry later
     ├── NotReadyError            models are still loading
-    ├── ShuttingDownError        the service ends before this request could
-    ├── BusyError                something of which there can be one at a time is under way
-    └── RequestTimeoutError      the request ran past its time limit
+    ├── ShuttingDownError        the service is shutting down before the request could finish
+    ├── BusyError                another run of the same kind is in progress, and only one may be
+    └── RequestTimeoutError      the request exceeded its time limit
 """
 
 from __future__ import annotations
 
 
 class VbonError(Exception):
-    """Base of all errors raised on purpose; its text is fit for a user to read."""
+    """Base of all errors raised on purpose; the message is written for users."""
 
 
 class InvalidInputError(VbonError):
-    """The caller's input is wrong.
+    """The caller's input is invalid.
 
     Attributes:
-        field: the offending field's path, such as ``"prompt"`` or ``"n"``.
+        field: path of the invalid field, such as ``"prompt"`` or ``"n"``.
     """
 
     def __init__(self, message: str, *, field: str) -> None:
@@ -45,7 +45,7 @@ class InvalidInputError(VbonError):
 
 
 class PromptTooLongError(InvalidInputError):
-    """Prompt and answer together do not fit the model's context."""
+    """The prompt and the requested answer do not fit into the model's context together."""
 
     def __init__(self, *, prompt_tokens: int, max_tokens: int, limit: int) -> None:
         super().__init__(
@@ -57,37 +57,37 @@ class PromptTooLongError(InvalidInputError):
 
 
 class ReloadRefusedError(InvalidInputError):
-    """A model was not reloaded; what was served before still is."""
+    """A model was not reloaded; the version loaded before is still served."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, field="model")
 
 
 class ModelNotFoundError(InvalidInputError):
-    """The server has no mode of the model name that an OpenAI client asked for."""
+    """The server has no mode with the model name that an OpenAI client requested."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, field="model")
 
 
 class ForbiddenError(VbonError):
-    """Another site's page asks for something that only our own may, or a key for what is another's."""
+    """The caller may not do this: the page is of another site, or the object belongs to another key."""
 
 
 class NotFoundError(VbonError):
-    """What was asked for by its id is not here, or not any more."""
+    """The requested id does not exist, or has been removed."""
 
 
 class CheckpointError(VbonError):
-    """A model directory cannot be loaded; says which, why, and what would help."""
+    """A model directory cannot be loaded; the message names it, the reason and the remedy."""
 
 
 class DataError(VbonError):
-    """A data file cannot be used; says which line and why."""
+    """A data file cannot be used; the message names the line and the reason."""
 
 
 class ExportError(VbonError):
-    """A directory or file could not be written; the previous version is whole."""
+    """A directory or file could not be written; the previous version is intact."""
 
 
 class EngineError(VbonError):
@@ -95,14 +95,14 @@ class EngineError(VbonError):
 
 
 class EngineDeadError(EngineError):
-    """The engine behind a policy has died."""
+    """The engine process of a policy has ended."""
 
 
 class CandidateCountError(EngineError):
-    """The engine did not return exactly the number of candidates asked for."""
+    """The engine did not return exactly the number of candidates requested."""
 
     def __init__(self, *, expected: int, received: int) -> None:
-        super().__init__(f"the engine returned {received} candidates where {expected} were asked")
+        super().__init__(f"the engine returned {received} candidates; {expected} were requested")
 
 
 class RewardError(VbonError):
@@ -110,14 +110,14 @@ class RewardError(VbonError):
 
 
 class RewardDeadError(RewardError):
-    """The process of the reward model has died."""
+    """The process of the reward model has ended."""
 
 
 class OverloadedError(VbonError):
-    """No room for another request.
+    """The service has no room for another request.
 
     Attributes:
-        retry_after_s: seconds after which a retry is sensible.
+        retry_after_s: seconds to wait before a retry.
     """
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
@@ -126,20 +126,20 @@ class OverloadedError(VbonError):
 
 
 class NotReadyError(VbonError):
-    """The service is up but its models are not."""
+    """The service runs, but its models are not loaded yet."""
 
 
 class ShuttingDownError(VbonError):
-    """The service is ending; another instance, or this one once it is back, can answer."""
+    """The service is shutting down; retry at another instance, or at this one after its restart."""
 
 
 class BusyError(VbonError):
-    """Something of which there can be one at a time is under way."""
+    """Another run of the same kind is in progress, and only one may be."""
 
 
 class RequestTimeoutError(VbonError):
-    """A request ran longer than the limit it was given."""
+    """A request exceeded its time limit."""
 
 
 class DivergedError(VbonError):
-    """A training run went where no policy should: not a number, or too far from the reference."""
+    """A training run became NaN or infinite, or its policy moved too far from the reference."""

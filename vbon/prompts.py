@@ -1,4 +1,4 @@
-"""A prompt as a user gives it: plain text to continue, or a chat."""
+"""Prompts, which are plain text to continue or a chat, and their conversion to and from tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Role = Literal["system", "user", "assistant"]
 
 
 class Message(TypedDict):
-    """One turn of a chat, as chat templates take it."""
+    """One message of a chat, in the form that chat templates take."""
 
     role: Role
     content: str
@@ -18,38 +18,38 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Either ``text`` (the answer continues it) or ``messages`` (the answer is the next turn)."""
+    """Either ``text``, which the answer continues, or ``messages``, to which the answer is the next one."""
 
     text: str | None = None
     messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.messages):
-            raise ValueError("a prompt is either text or messages")
+            raise ValueError("a prompt needs either text or messages, not both")
 
     @property
     def key(self) -> str:
-        """A readable identity: the text itself, or the chat flattened."""
+        """The prompt's identity as readable text: its text, or a ``role: content`` line per message."""
         if self.text is not None:
             return self.text
         return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
 
 
-# Enough of the prompt for a tokenizer to know whether a word begins: vLLM looks back as far.
+# Number of prompt tokens that a tokenizer needs to know whether a new word begins; the same as vLLM's.
 CONTEXT_TOKENS = 5
 
 ChatTemplate = Callable[..., Any]
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids that a policy sees for a prompt: its chat template if there are messages.
+    """Token ids that a policy sees for a prompt; messages go through its chat template.
 
-    Text is encoded as the tokenizer does by default (its own BOS included); a template's text is
-    encoded without special tokens, since templates write their own.
+    Text is encoded with the tokenizer's default special tokens, such as BOS. A rendered chat is encoded
+    without, because chat templates write their own.
 
     Raises:
-        ValueError: if messages are given and the tokenizer has no chat template, or one that refuses
-            them.
+        ValueError: the prompt is a chat and the tokenizer has no chat template, or its template rejects
+            the messages.
     """
     if prompt.text is not None:
         return list(tokenizer(prompt.text)["input_ids"])
@@ -64,14 +64,14 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 def decode_completion(
     tokenizer: Any, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
 ) -> str:
-    """Text of generated ids in the context of the prompt's last tokens, without special tokens."""
+    """The text of generated token ids that follow a prompt, without special tokens."""
     return completion_decoder(tokenizer, prompt_token_ids)(token_ids)
 
 
 def completion_decoder(
     tokenizer: Any, prompt_token_ids: Sequence[int]
 ) -> Callable[[Sequence[int]], str]:
-    """:func:`decode_completion` for several completions of one prompt, whose end it decodes once."""
+    """A :func:`decode_completion` for several completions of one prompt, whose end is decoded only once."""
     context = list(prompt_token_ids[-CONTEXT_TOKENS:])
     before = len(tokenizer.decode(context, skip_special_tokens=True))
 
@@ -83,14 +83,14 @@ def completion_decoder(
 
 
 def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[str, bool]:
-    """The text a reward model scores, and whether the tokenizer should add its special tokens.
+    """The text that a reward model scores, and whether its tokenizer should add special tokens.
 
-    A reward model with a chat template sees a finished conversation in its *own* template
-    (``add_generation_prompt=False``) with a doubled BOS stripped; one without sees the prompt and
-    the completion as one text.
+    A reward model with a chat template gets the finished conversation in its *own* template
+    (``add_generation_prompt=False``), with a doubled BOS removed. A reward model without one gets the
+    prompt and the completion as one text.
 
     Raises:
-        ValueError: its template refuses the conversation, as some do a system message.
+        ValueError: the chat template rejects the conversation; some reject system messages.
     """
     if tokenizer.chat_template:
         messages: Sequence[Message] = prompt.messages or (
@@ -108,7 +108,7 @@ def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[
 def _templated(
     tokenizer: Any, messages: Sequence[Message], whose: str, *, add_generation_prompt: bool
 ) -> str:
-    # Comes with transformers' templates, which not all prompts need.
+    # Imported here because only chats need it; it is installed with transformers.
     from jinja2 import TemplateError
 
     try:
@@ -117,6 +117,6 @@ def _templated(
         )
     except TemplateError as error:
         raise ValueError(
-            f"the chat template of the {whose}'s tokenizer refuses it: {error}"
+            f"the chat template of the {whose}'s tokenizer rejects the messages: {error}"
         ) from error
     return text

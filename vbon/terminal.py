@@ -1,4 +1,4 @@
-"""Where tables are printed."""
+"""The console that tables are printed to."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ LOG_WIDTH = 130
 
 
 def table_console() -> Console:
-    """The terminal at its own width; a log file, which has none, wide enough for whole intervals."""
+    """A console as wide as the terminal, or 130 columns for a file, enough to keep intervals in one line."""
     return Console() if sys.stdout.isatty() else Console(width=LOG_WIDTH)

@@ -1,4 +1,4 @@
-"""Headers that tell another server which trace its work belongs to."""
+"""Trace headers for requests to other servers, so that their spans join the request's trace."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from contextvars import ContextVar
 
 NO_TRACE: Mapping[str, str] = {}
 
-# W3C's `traceparent` and `tracestate`, for what is asked of other servers; empty where nothing is traced.
+# W3C's `traceparent` and `tracestate` of the current request; empty if it is not traced.
 trace_headers: ContextVar[Mapping[str, str]] = ContextVar("trace_headers", default=NO_TRACE)

@@ -451,7 +451,7 @@ async def test_an_engine_that_returns_too_few_candidates_is_an_error() -> None:
     async with serving(make_runtime(engines={"ref": Short()})) as (_, client):
         response = await post(client, "bon")
     assert response.status_code == 500
-    assert "7 candidates where 8 were asked" in response.json()["error"]["message"]
+    assert "7 candidates; 8 were requested" in response.json()["error"]["message"]
 
 
 async def test_modes_and_metrics() -> None:

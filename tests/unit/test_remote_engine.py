@@ -198,7 +198,7 @@ async def test_without_token_ids_counts_and_logprobs_remain() -> None:
 async def test_without_prompt_logprobs_scoring_says_what_is_missing() -> None:
     async with serving() as (engine, [server]):
         server.faults.add("no-prompt-logprobs")
-        with pytest.raises(EngineError, match=f"{server.url} gave no `prompt_logprobs`"):
+        with pytest.raises(EngineError, match=f"{server.url} sent no `prompt_logprobs`"):
             await engine.logprobs(await engine.encode(PROMPT), [1, 2], "test")
 
 
@@ -260,7 +260,7 @@ async def test_one_server_is_enough_and_the_missing_one_joins_later() -> None:
     ("name", "changes", "words"),
     [("#other", {}, "serves org/policy; not 'other'"),
      ("", {"model": "org/other"}, "serves org/.*; not"),
-     ("", {"max_model_len": 64}, "context of .* tokens where the other servers have")],
+     ("", {"max_model_len": 64}, "context of .* tokens, but the other servers have")],
 )  # fmt: skip
 async def test_servers_of_another_model_are_refused(
     name: str, changes: dict[str, Any], words: str
@@ -313,15 +313,15 @@ def test_addresses() -> None:
         ("json-cut", "not JSON"),
         ("body-cut", "cut its answer short"),
         ("no-choices", "without `choices`"),
-        ("two-choices", "2 choices where 1"),
+        ("two-choices", "2 choices; 1 was requested"),
         ("no-logprobs", r"no `logprobs\.token_logprobs`"),
         ("null-logprob", "None as a log-prob"),
         ("nan-logprob", "nan as a log-prob"),
         ("lost-id", "token ids and"),
-        ("miscount", "counts . completion tokens and gave"),
-        ("aborted", "without an answer .'abort'"),
+        ("miscount", "reports . completion tokens but sent"),
+        ("aborted", "without finishing it .'abort'"),
         ("unfinished", "without a finish_reason"),
-        ("short", "by length where max_tokens is 8"),
+        ("short", "by length, but max_tokens is 8"),
         ("500", "HTTP 500: no room"),
     ],
 )
@@ -344,7 +344,7 @@ async def test_a_wrong_answer_is_an_error_that_names_the_server(fault: str, word
         ("stream-garbage", "not JSON"),
         ("stream-ends", "after 2 tokens without a finish_reason"),
         ("stream-cut", "cut its answer short"),
-        ("miscount", "completion tokens and gave"),
+        ("miscount", "completion tokens but sent"),
     ],
 )
 async def test_half_a_stream_is_an_error_that_names_the_server(fault: str, words: str) -> None:
@@ -433,7 +433,7 @@ async def test_what_is_compressed_is_not_unpacked_and_what_is_too_deep_is_not_js
     path = "/v1/models" if how == "models" else "/v1/completions"
     packed = gzip.compress(b"[]")
     async with raw(path, "200 OK\r\ncontent-encoding: gzip", packed) as (replica, _):
-        with pytest.raises(ReplicaError, match=r"answered compressed \(gzip\)"):
+        with pytest.raises(ReplicaError, match=r"compressed answer \(gzip\)"):
             await exchange(replica, how)
     async with raw(path, "200 OK", b"data: " * (how == "follow") + b"[" * 10**6 + b"\n") as (
         replica,

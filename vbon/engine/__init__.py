@@ -1,4 +1,4 @@
-"""Generation engines behind one protocol; vLLM is the real one."""
+"""Generation engines behind one protocol: vLLM in a process of ours, remote servers, and a fake for tests."""
 
 from vbon.engine.protocol import (
     Candidate,

@@ -1,4 +1,4 @@
-"""A deterministic engine for unit tests; a contract test holds it to the real one's behaviour."""
+"""A deterministic engine for unit tests; a contract test checks that it behaves like the real one."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ WORDS = ("good", "bad", "dull", "superb", "odd", "warm", "cold", "sharp")
 
 
 def words(token_ids: Sequence[int]) -> str:
-    """The text of the fake's tokens."""
+    """The text of the fake engine's tokens."""
     return "".join(f" {WORDS[i]}" for i in token_ids)
 
 
 class FakeEngine:
-    """Words drawn from a seeded generator, one character a prompt token, one word a new token.
+    """An engine that generates random words: a prompt token is a character, a new token is a word.
 
-    An ``endless`` one never ends a candidate by itself. It decodes any number of sequences at once, so
-    that a priority, where taken, has nothing to decide.
+    It decodes any number of sequences at once, so a priority has no effect. With ``endless``, candidates
+    end at ``max_tokens`` only.
 
     Attributes:
-        running: candidates being decoded now.
-        aborted: candidates given up before they finished.
-        decoded_tokens: of finished candidates, and of streamed ones so far.
+        running: number of candidates that are being decoded.
+        aborted: number of candidates aborted before they finished.
+        decoded_tokens: number of tokens of finished candidates and of streamed ones so far.
     """
 
     recovers: ClassVar[bool] = False
@@ -65,45 +65,45 @@ class FakeEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether it was started and not killed."""
+        """True after :meth:`start` and before :meth:`stop`."""
         return self._alive
 
     @property
     def trouble(self) -> str:
-        """Only death."""
+        """A text if the engine does not run; it cannot have other problems."""
         return "" if self._alive else "not started, or stopped"
 
     async def start(self) -> None:
-        """Come alive."""
+        """Mark the engine as running."""
         self._alive = True
 
     async def check(self) -> None:
-        """It never hangs."""
+        """Do nothing: the fake engine never hangs."""
 
     async def stop(self) -> None:
-        """Die."""
+        """Mark the engine as stopped; candidates that are being decoded fail."""
         self._alive = False
 
     @property
     def unfinished(self) -> int:
-        """Those being decoded."""
+        """The number of candidates that are being decoded."""
         return self.running
 
     async def metrics(self) -> list[Metric]:
-        """None."""
+        """An empty list: the fake engine has no metrics."""
         return []
 
     async def encode(self, prompt: Prompt) -> list[int]:
-        """One id a character; messages are refused, as by a policy without a chat template."""
+        """One token id per character. Messages are rejected, as by a policy without a chat template."""
         if prompt.messages:
             raise InvalidInputError("the policy's tokenizer has no chat template", field="messages")
         ids = [ord(character) for character in prompt.text or ""]
         if not ids:
-            raise InvalidInputError("the prompt holds no token", field="prompt")
+            raise InvalidInputError("the prompt contains no tokens", field="prompt")
         return ids
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
-        """The words."""
+        """The words of the token ids."""
         return words(token_ids)
 
     async def generate(
@@ -114,7 +114,7 @@ class FakeEngine:
         request_id: str,
         first_index: int = 0,
     ) -> AsyncGenerator[Candidate, None]:
-        """Yield candidates in order of their length."""
+        """Yield candidates in order of their lengths."""
         self._check(prompt_token_ids, sampling)
         indices = range(first_index, first_index + num_samples)
         candidates = [self._candidate(prompt_token_ids, sampling, i) for i in indices]
@@ -136,7 +136,7 @@ class FakeEngine:
     async def stream(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
     ) -> AsyncGenerator[Partial, None]:
-        """A word at a time."""
+        """Yield a candidate, one word longer each time."""
         self._check(prompt_token_ids, sampling)
         whole = self._candidate(prompt_token_ids, sampling, index)
         self.running += 1
@@ -146,7 +146,7 @@ class FakeEngine:
                 await self._decode_for(1)
                 self.decoded_tokens += 1
                 ended = count == len(whole.token_ids)
-                # Never what turns out to be a stop string: vLLM holds such text back too.
+                # Like vLLM, hold back text that may turn out to be part of a stop string.
                 length = len(words(whole.token_ids[:count]))
                 yield Partial(
                     index,
@@ -166,7 +166,7 @@ class FakeEngine:
         request_id: str,
         priority: int = 0,
     ) -> list[float]:
-        """Numbers between -3 and -2 that depend on the engine, the prefix and the token."""
+        """Random numbers between -3 and -2, fixed by the engine's path and the completion so far."""
         self._check(prompt_token_ids, Sampling(max_tokens=1, priority=priority))
         await self._decode_for(1)
         return [

@@ -1,4 +1,4 @@
-"""What engines share that draw each candidate by a request of its own."""
+"""Concurrent requests of one candidate each, shared by the engines that work this way."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from vbon.errors import CandidateCountError
 async def as_they_finish(
     draws: Iterable[Coroutine[Any, Any, Candidate]],
 ) -> AsyncGenerator[Candidate, None]:
-    """Run all at once and yield each candidate as it finishes; closing cancels the rest.
+    """Run all requests concurrently and yield each candidate when it finishes.
+
+    Closing the generator cancels the unfinished requests. The first error of a request is raised as it is.
 
     Raises:
-        CandidateCountError: fewer came than were drawn; whatever a draw raises, at the first.
+        CandidateCountError: fewer candidates finished than requests were started.
     """
     waiting = list(draws)
-    if len(waiting) == 1:  # nothing to run beside it: no task needed
+    if len(waiting) == 1:  # a single request needs no task
         yield await waiting[0]
         return
     tasks = [asyncio.create_task(draw) for draw in waiting]

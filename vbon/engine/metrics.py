@@ -1,4 +1,4 @@
-"""vLLM's own Prometheus metrics of an engine, from this process or from another server's text."""
+"""vLLM's Prometheus metrics: of engines in this process, and parsed from other servers' ``/metrics``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ PREFIX = "vllm:"
 
 
 def logger_into(registry: CollectorRegistry, base: type[Any]) -> type[Any]:
-    """vLLM's ``PrometheusStatLogger`` as a class that keeps its metrics in a registry of its own.
+    """A subclass of vLLM's ``PrometheusStatLogger`` that keeps its metrics in the given registry.
 
-    vLLM registers in the global one and, for each new engine, takes out what the last had put there:
-    of two engines in a process only one would be seen.
+    vLLM itself uses the global registry and removes the metrics of the previous engine whenever an engine
+    starts, so only one of several engines in a process would be visible.
     """
     return type(
         "OwnRegistryStatLogger",
         (base,),
         {
-            # static, or the class would bind what it finds on itself as methods
+            # staticmethod keeps Python from binding these as methods.
             "_gauge_cls": staticmethod(partial(Gauge, registry=registry)),
             "_counter_cls": staticmethod(partial(Counter, registry=registry)),
             "_histogram_cls": staticmethod(partial(Histogram, registry=registry)),
@@ -31,22 +31,22 @@ def logger_into(registry: CollectorRegistry, base: type[Any]) -> type[Any]:
 
 
 def families_of(registry: CollectorRegistry) -> list[Metric]:
-    """vLLM's families of a registry as they stand."""
+    """The current values of vLLM's metric families in a registry."""
     return [family for family in registry.collect() if family.name.startswith(PREFIX)]
 
 
 def parse_families(text: str, labels: Mapping[str, str]) -> list[Metric]:
-    """vLLM's families in a text exposition, each sample with more labels.
+    """vLLM's metric families in a text exposition, with labels added to each sample.
 
     Raises:
-        ValueError: not in Prometheus' text format.
+        ValueError: the text is not in Prometheus' text format.
     """
     found = text_string_to_metric_families(text)
     return [labelled(family, labels) for family in found if family.name.startswith(PREFIX)]
 
 
 def labelled(family: Metric, labels: Mapping[str, str]) -> Metric:
-    """A copy whose samples have more labels."""
+    """A copy of a metric family with labels added to each sample."""
     copy = Metric(family.name, family.documentation, family.type, family.unit)
     copy.samples = [
         sample._replace(labels={**labels, **sample.labels}) for sample in family.samples
@@ -55,9 +55,10 @@ def labelled(family: Metric, labels: Mapping[str, str]) -> Metric:
 
 
 def merged(families: Iterable[Metric]) -> list[Metric]:
-    """One family a name, as the format demands; engines of other versions may disagree on the type.
+    """Metric families merged by name, because the format allows only one family a name.
 
-    Of those that disagree the first is kept.
+    Engines of different versions may disagree on the type of a metric. The first type is then kept, and
+    families of other types are dropped.
     """
     by_name: dict[str, Metric] = {}
     for family in families:

@@ -1,4 +1,4 @@
-"""What an engine is to its users: prompts in, candidates out one by one as each finishes."""
+"""The engine protocol: prompts go in, and candidates come out one by one as each finishes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ FinishReason = Literal["stop", "length", "rejected"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw; equal values mean equal treatment of the methods compared.
+    """Sampling parameters; methods that are compared must get equal ones.
 
     Attributes:
-        max_tokens: most new tokens of one candidate.
-        temperature: 0 is greedy; 1 samples the policy itself.
-        top_p: nucleus mass in (0, 1].
+        max_tokens: maximum number of new tokens per candidate.
+        temperature: 0 decodes greedily; 1 samples the policy itself.
+        top_p: probability mass of the nucleus, in (0, 1].
         top_k: 0 keeps every token.
-        seed: ``None`` draws freely; else candidate ``i`` uses :func:`candidate_seed` of it.
-        stop: strings that end a candidate; not part of its text.
-        logprobs: whether candidates carry log-probabilities, which cost the engine a few percent.
-        ignore_eos: decode on to ``max_tokens``, for load tests.
-        priority: whose turn it is when not all can be decoded at once: the lower, the earlier; it
-            changes no candidate. Only 0 where the engine does not schedule by it.
+        seed: ``None`` samples without a seed; otherwise candidate ``i`` uses ``candidate_seed(seed, i)``.
+        stop: strings that end a candidate; they are left out of its text.
+        logprobs: whether candidates carry log-probabilities; they cost the engine a few percent.
+        ignore_eos: whether to decode up to ``max_tokens`` in any case, for load tests.
+        priority: order in which waiting sequences are decoded; lower values come first. It does not
+            change any candidate, and must be 0 if the engine does not schedule by priority.
     """
 
     max_tokens: int
@@ -49,10 +49,10 @@ class Candidate:
 
     Attributes:
         index: 0..n-1 within its request.
-        token_ids: generated ids, EOS included when the policy emitted it.
-        finish_reason: ``rejected`` marks one that a strategy gave up; engines never say so.
-        token_logprobs: nats of each token under the policy at temperature 1, before top-k and top-p;
-            ``None`` unless the sampling asked for them.
+        token_ids: generated token ids, including EOS if the policy emitted it.
+        finish_reason: ``rejected`` marks a candidate that a strategy aborted; engines never return it.
+        token_logprobs: log-probability of each token in nats, under the policy at temperature 1 and
+            before top-k and top-p; ``None`` unless ``Sampling.logprobs`` was set.
     """
 
     index: int
@@ -63,17 +63,17 @@ class Candidate:
 
     @property
     def cumulative_logprob(self) -> float | None:
-        """Of the whole completion, nats; ``None`` unless asked for."""
+        """The log-probability of the whole completion in nats; ``None`` unless it was requested."""
         return None if self.token_logprobs is None else sum(self.token_logprobs)
 
 
 @dataclass(frozen=True, slots=True)
 class Partial:
-    """A sample so far; each is a longer one of the same than the one before.
+    """The beginning of a sample that is still growing; each one extends the one before.
 
     Attributes:
-        text: detokenised so far; a character may still be missing bytes and is then left out.
-        finish_reason: ``None`` until it has ended.
+        text: the text so far; a last character whose bytes are incomplete is left out.
+        finish_reason: ``None`` until the sample has ended.
     """
 
     index: int
@@ -85,11 +85,11 @@ class Partial:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Which weights an engine serves, and what it can take.
+    """The weights that an engine serves, and its limits.
 
     Attributes:
-        max_model_len: context limit, tokens.
-        by_priority: whether requests may say how early they are served.
+        max_model_len: length of the context in tokens.
+        by_priority: whether the engine schedules by priority.
     """
 
     path: str
@@ -99,19 +99,19 @@ class ModelInfo:
 
 
 def candidate_seed(seed: int, index: int) -> int:
-    """Seed of candidate ``index``: a hash, so that requests with adjacent seeds share no candidate.
+    """The seed of one candidate: a hash, so that requests with adjacent seeds share no candidates.
 
-    (vLLM's own ``seed + index`` makes 15 of 16 candidates common to seeds 7 and 8.)
+    vLLM itself uses ``seed + index``, which makes 15 of 16 candidates of seeds 7 and 8 the same.
     """
     return seed_of(f"{seed}:{index}")
 
 
 def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling) -> None:
-    """Refuse what the engine cannot serve as asked.
+    """Check that an engine can serve a request.
 
     Raises:
-        PromptTooLongError: over the model's context; tells the limit.
-        InvalidInputError: a priority where there is none.
+        PromptTooLongError: prompt and ``max_tokens`` exceed the model's context.
+        InvalidInputError: the request has a priority and the engine does not schedule by priority.
     """
     if sampling.priority and not info.by_priority:
         raise InvalidInputError(
@@ -128,55 +128,55 @@ def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling)
 
 
 class Engine(Protocol):
-    """Generates from one policy. All methods belong to one event loop.
+    """An engine that generates from one policy; all methods must be called in the same event loop.
 
     Attributes:
-        recovers: whether it comes back by itself once it has died; else it is to be started again.
+        recovers: whether the engine recovers from a failure by itself; otherwise call :meth:`start` again.
     """
 
     info: ModelInfo
     recovers: ClassVar[bool]
 
     async def start(self) -> None:
-        """Load and warm up, the first-logprob compile included; the same once it has died.
+        """Load the weights and decode once, so that everything is compiled; also restarts a dead engine.
 
         Raises:
-            CheckpointError: if the weights cannot be loaded.
+            CheckpointError: the weights cannot be loaded.
         """
 
     async def stop(self) -> None:
-        """Free processes and memory; safe to call twice."""
+        """End the engine's processes and free its memory; safe to call twice."""
 
     async def check(self) -> None:
-        """Look whether it still works; what hangs is ended, so that it is dead and can be started again."""
+        """End the engine if it hangs, so that it can be started again."""
 
     @property
     def alive(self) -> bool:
-        """Whether the engine can still take requests."""
+        """True while the engine can take requests."""
 
     @property
     def trouble(self) -> str:
-        """What is wrong with it, or with a part that it can do without; empty if nothing is."""
+        """The current problem of the engine, or of a server it can do without; empty if there is none."""
 
     @property
     def unfinished(self) -> int:
-        """Sequences in it that are neither finished nor aborted; 0 when nothing is asked of it."""
+        """The number of sequences that are neither finished nor aborted."""
 
     async def metrics(self) -> list[Metric]:
-        """Its own Prometheus metrics, names starting with ``vllm:``; none where it keeps none.
+        """The engine's own Prometheus metrics, with names starting with ``vllm:``; empty if it has none.
 
-        Never raises, and takes no longer than a scrape may wait.
+        This method never raises, and returns within the time that a scrape may take.
         """
 
     async def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids of a prompt, through the chat template for messages.
+        """Token ids of a prompt; messages go through the policy's chat template.
 
         Raises:
-            InvalidInputError: for an empty prompt or messages without a chat template.
+            InvalidInputError: the prompt is empty, or is a chat and the policy has no chat template.
         """
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
-        """The text of generated token ids as they continue the prompt, special tokens left out."""
+        """The text of generated token ids that continue a prompt, without special tokens."""
 
     def generate(
         self,
@@ -188,25 +188,23 @@ class Engine(Protocol):
     ) -> AsyncGenerator[Candidate, None]:
         """Yield exactly ``num_samples`` candidates in order of completion.
 
-        Their indices start at ``first_index``; a candidate depends on its index, not on the others.
-        Closing the generator (or cancelling its task) aborts what still decodes.
+        Their indices start at ``first_index``. A candidate depends on its index, not on the others.
+        Closing the generator, or cancelling its task, aborts the unfinished candidates.
 
         Raises:
-            PromptTooLongError: if prompt and max_tokens exceed the context.
-            InvalidInputError: for a priority where the engine does not schedule by it.
-            EngineDeadError: if the engine process is gone.
-            EngineError: if this request failed.
+            PromptTooLongError: prompt and ``max_tokens`` exceed the context.
+            InvalidInputError: the request has a priority and the engine does not schedule by priority.
+            EngineDeadError: the engine process has ended.
+            EngineError: this request failed.
         """
 
     def stream(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
     ) -> AsyncGenerator[Partial, None]:
-        """Yield the sample that :meth:`generate` gives under ``index``, as it grows, to its end.
+        """Yield the candidate that :meth:`generate` yields under ``index`` while it grows.
 
-        A slow reader gets fewer and longer steps, never stale ones. Closing aborts it.
-
-        Raises:
-            As :meth:`generate`.
+        A slow reader gets fewer and longer steps, never outdated ones. Closing the generator aborts the
+        candidate. It raises the same errors as :meth:`generate`.
         """
 
     async def logprobs(
@@ -216,8 +214,7 @@ class Engine(Protocol):
         request_id: str,
         priority: int = 0,
     ) -> list[float]:
-        """``log q`` of each completion token given what precedes it, nats, at temperature 1.
+        """``log q`` in nats of each completion token given the tokens before it, at temperature 1.
 
-        Raises:
-            As :meth:`generate`.
+        It raises the same errors as :meth:`generate`.
         """

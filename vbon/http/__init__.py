@@ -1,1 +1,1 @@
-"""HTTP parts that engines and reward models share."""
+"""HTTP client code shared by remote engines and remote reward models."""

@@ -1,4 +1,4 @@
-"""Reading the body of an HTTP response within bounds."""
+"""Reading of HTTP response bodies up to a size limit."""
 
 from __future__ import annotations
 
@@ -6,30 +6,36 @@ import httpx
 
 
 async def read_body(response: httpx.Response, most_bytes: int) -> bytes:
-    """A body that is not longer than that; how long it may take is for the caller to limit.
+    """Read a response's body; the caller limits the time.
 
     Raises:
-        WireError: it is longer, or compressed.
+        WireError: the body is longer than ``most_bytes``, or compressed.
     """
-    _check_plain(response)
+    check_uncompressed(response)
     pieces, size = [], 0
     async for piece in response.aiter_bytes():
         pieces.append(piece)
         size += len(piece)
         if size > most_bytes:
-            raise _too_long(most_bytes)
+            raise too_long(most_bytes)
     return b"".join(pieces)
 
 
-def _check_plain(response: httpx.Response) -> None:
+def check_uncompressed(response: httpx.Response) -> None:
+    """Check that a response is not compressed: a few bytes could become more than memory holds.
+
+    Raises:
+        WireError: the response is compressed.
+    """
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise WireError(f"answered compressed ({encoding[:20]}), which it was not asked for")
+        raise WireError(f"sent a compressed answer ({encoding[:20]}), which was not requested")
 
 
-def _too_long(most_bytes: int) -> WireError:
-    return WireError(f"answered more than {most_bytes} bytes")
+def too_long(most_bytes: int) -> WireError:
+    """The error for an answer that exceeds the size limit."""
+    return WireError(f"sent an answer of more than {most_bytes} bytes")
 
 
 class WireError(Exception):
-    """An answer that cannot be used; its text says why."""
+    """A server's answer cannot be used; the message, which follows the server's name, says why."""

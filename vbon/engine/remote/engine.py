@@ -1,17 +1,17 @@
-"""The engine over HTTP: any OpenAI-compatible server, or several, such as ``vllm serve``.
+"""The engine over HTTP, for one or several OpenAI-compatible servers such as ``vllm serve``.
 
-What a server lacks costs this much:
+Servers may lack some features:
 
-- token ids (vLLM's ``return_token_ids``, or its ``token_id:N`` logprobs): candidates then carry
-  ``UNKNOWN_TOKEN`` for each token; counts and log-probabilities hold, but TreeBoN and
-  :meth:`RemoteEngine.logprobs`, which need the ids, refuse.
-- ``prompt_logprobs``: :meth:`RemoteEngine.logprobs` refuses, and with it what scores given text.
-- ``/tokenize`` and ``/detokenize``: ``RemoteOptions.tokenizer`` must name the tokenizer's directory.
-- a count of ``completion_tokens``, ``max_model_len``: less is checked; the latter must be configured.
+- Without token ids (vLLM's ``return_token_ids``, or its ``token_id:N`` logprobs), candidates carry
+  ``UNKNOWN_TOKEN`` for each token. Counts and log-probabilities are right, but TreeBoN and
+  :meth:`RemoteEngine.logprobs`, which need the ids, raise an error.
+- Without ``prompt_logprobs``, :meth:`RemoteEngine.logprobs` raises an error, so given text cannot be scored.
+- Without ``/tokenize`` and ``/detokenize``, ``RemoteOptions.tokenizer`` must name the tokenizer's directory.
+- Without a count of ``completion_tokens``, answers are checked less.
+- Without ``max_model_len`` in ``/models``, ``RemoteOptions.max_model_len`` must be set.
 
-A server without ``logprobs`` of the sampled tokens cannot be used. They are taken to be those of
-the model itself (temperature 1, before top-k and top-p), which is what vLLM's default
-``--logprobs-mode raw_logprobs`` gives.
+A server must send ``logprobs`` of the sampled tokens. They must be those of the model itself (temperature
+1, before top-k and top-p), as with vLLM's default ``--logprobs-mode raw_logprobs``.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ T = TypeVar("T")
 
 
 class RemoteEngine:
-    """The :class:`~vbon.engine.protocol.Engine` of a policy that servers elsewhere hold.
+    """An :class:`~vbon.engine.protocol.Engine` for a policy on remote servers.
 
-    Each candidate is one HTTP request with its own seed, at the server with the least to do. There
-    is no hash of remote weights: the revision is the model's name as the server gives it.
+    Each candidate is one HTTP request with its own seed, sent to the least busy server. Remote weights
+    cannot be hashed, so the revision is the model's name at the server.
     """
 
     recovers: ClassVar[bool] = True
@@ -70,27 +70,31 @@ class RemoteEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether any server takes requests."""
+        """True if at least one server takes requests."""
         return self._replicas.alive
 
     @property
     def trouble(self) -> str:
-        """The servers left out, and why."""
+        """The servers that are left out, with the reasons; empty if all take requests."""
         return self._replicas.trouble
 
     @property
     def unfinished(self) -> int:
-        """Requests sent to its servers, or waiting to be sent."""
+        """The number of requests sent to the servers or waiting to be sent."""
         return self._replicas.in_flight
 
     async def metrics(self) -> list[Metric]:
-        """What the servers' own ``/metrics`` say under vLLM's names."""
+        """vLLM's metrics from the servers' own ``/metrics``."""
         if not self._options.metrics:
             return []
         return await self._metrics.collect(self._replicas.all, self._replicas.model)
 
     async def start(self) -> None:
-        """Wait for the first server, then let it decode once: shows what it cannot do."""
+        """Wait for the first server, then decode a few tokens to find out which features it lacks.
+
+        Raises:
+            CheckpointError: no server answered in time, or the policy cannot be served by them.
+        """
         try:
             if self._options.tokenizer is not None:
                 self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._options)
@@ -101,7 +105,9 @@ class RemoteEngine:
             warm_up = Sampling(max_tokens=min(4, limit - len(ids)), seed=0)
             async for candidate in self.generate(ids, warm_up, 2, "warm-up"):
                 if UNKNOWN_TOKEN in candidate.token_ids:
-                    logger.warning("%s gives no token ids: TreeBoN cannot use it", self.info.path)
+                    logger.warning(
+                        "%s sends no token ids, so TreeBoN cannot use it", self.info.path
+                    )
         except (EngineError, InvalidInputError) as error:
             await self._replicas.stop()
             raise CheckpointError(f"the remote policy cannot be served: {error}") from error
@@ -110,14 +116,14 @@ class RemoteEngine:
             raise
 
     async def check(self) -> None:
-        """Nothing: servers that fail are left out and probed until they are well."""
+        """Do nothing: servers that fail are left out and probed until they are healthy again."""
 
     async def stop(self) -> None:
-        """Close all connections, so that the servers abort; safe to call twice."""
+        """Close all connections, which makes the servers abort; safe to call twice."""
         await self._replicas.stop()
 
     async def encode(self, prompt: Prompt) -> list[int]:
-        """Through the configured tokenizer, or the server's own by ``/tokenize``."""
+        """Token ids of a prompt from the configured tokenizer, or else from the server's ``/tokenize``."""
         field = "messages" if prompt.messages else "prompt"
         if self._tokenizer is not None:
             try:
@@ -127,7 +133,7 @@ class RemoteEngine:
         else:
             body: dict[str, Any] = {"prompt": prompt.text, "add_special_tokens": True}
             if prompt.messages:
-                # A chat template writes its own special tokens.
+                # Chat templates write their own special tokens.
                 body = {
                     "messages": list(prompt.messages),
                     "add_generation_prompt": True,
@@ -138,14 +144,15 @@ class RemoteEngine:
             except InvalidInputError as error:
                 raise InvalidInputError(str(error), field=field) from error
         if not ids:
-            raise InvalidInputError("the prompt holds no token", field="prompt")
+            raise InvalidInputError("the prompt contains no tokens", field="prompt")
         return ids
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
-        """As the server detokenises, in the context of the prompt's last tokens.
+        """The text of token ids that follow the prompt's last tokens.
 
-        ``/detokenize`` writes special tokens out. Those seen to end a candidate are left out here;
-        any other one in the middle of an answer is not, unless a tokenizer is configured.
+        The server's ``/detokenize`` also returns the text of special tokens. Tokens that have ended a
+        candidate before are left out here; other special tokens are left out only with a configured
+        tokenizer.
         """
         self._check_known(token_ids)
         if self._tokenizer is not None:
@@ -166,7 +173,7 @@ class RemoteEngine:
         request_id: str,
         first_index: int = 0,
     ) -> AsyncGenerator[Candidate, None]:
-        """Yield candidates as they finish; closing closes the connections of the rest."""
+        """Yield candidates as they finish; closing the generator closes the connections of the rest."""
         self._check(prompt_token_ids, sampling)
         draws = (
             self._one(prompt_token_ids, sampling, index)
@@ -192,7 +199,7 @@ class RemoteEngine:
     async def stream(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
     ) -> AsyncGenerator[Partial, None]:
-        """Steps as the server sends them; those that a slow reader missed come as one."""
+        """Yield each step that the server sends; steps that a slow reader missed are merged into one."""
         self._check(prompt_token_ids, sampling)
         changed = asyncio.Event()
         growing = [Growth(sampling, index)]
@@ -203,7 +210,7 @@ class RemoteEngine:
             await _grow(replica, body, growth, changed)
             return growth
 
-        # Read in a task of its own, or what a slow reader leaves in the socket would come stale.
+        # A task reads ahead, so that a slow reader does not get outdated steps from the socket's buffer.
         reader = asyncio.create_task(self._replicas.call(work))
         reader.add_done_callback(lambda _: changed.set())
         seen = 0
@@ -213,7 +220,7 @@ class RemoteEngine:
                 changed.clear()
                 if reader.done():
                     break
-                # The last step waits until the server's own count has confirmed it.
+                # The last step is yielded after the loop, once the server's token count has confirmed it.
                 if len(growing[0].token_ids) > seen and growing[0].finish_reason is None:
                     seen = len(growing[0].token_ids)
                     yield growing[0].partial()
@@ -229,7 +236,7 @@ class RemoteEngine:
         request_id: str,
         priority: int = 0,
     ) -> list[float]:
-        """One forward pass over prompt and completion, and one token that is thrown away."""
+        """Log-probabilities of a completion from one forward pass, which also decodes an unused token."""
         if not completion_token_ids:
             return []
         ids = [*prompt_token_ids, *completion_token_ids]
@@ -262,12 +269,12 @@ class RemoteEngine:
     def _check_known(self, token_ids: list[int]) -> None:
         if UNKNOWN_TOKEN in token_ids:
             raise EngineError(
-                f"{self.info.path} gives no token ids (`return_token_ids`), which continuing or "
-                "scoring a candidate needs"
+                f"{self.info.path} sends no token ids (`return_token_ids`), which are needed to continue or "
+                "score a candidate"
             )
 
     async def _tokenizing(self, path: str, body: dict[str, Any], read: Callable[[Any], T]) -> T:
-        """What a server's tokenizer answers."""
+        """Ask a server's tokenizer; an error 404 names the setting that replaces it."""
         self._replicas.check_started()
 
         async def work(replica: Replica) -> T:
@@ -318,5 +325,5 @@ def _load_tokenizer(options: RemoteOptions) -> Any:
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"engine.remote_tokenizer {options.tokenizer}: cannot be loaded: {error}"
+            f"engine.remote_tokenizer {options.tokenizer} cannot be loaded: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""vLLM's own metrics of the servers behind a remote policy, read from their ``/metrics``."""
+"""vLLM's metrics of a remote policy, read from its servers' ``/metrics``."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ MAX_BYTES = 8 * 2**20
 
 
 class RemoteMetrics:
-    """Asks all servers at once, at most every ``keep_s``; one that does not answer is left out.
+    """The metrics of all servers, read at most every ``keep_s`` seconds.
 
-    Samples get the label ``server``, and of a server with several models only those of ours are kept.
+    A server that does not answer within ``timeout_s`` is left out. Samples get the label ``server``. If a
+    server has several models, only the samples of the policy's model are kept.
     """
 
     def __init__(self, timeout_s: float, keep_s: float = 2.0) -> None:
@@ -30,7 +31,7 @@ class RemoteMetrics:
         self._silent: set[str] = set()
 
     async def collect(self, replicas: Sequence[Replica], model: str | None) -> list[Metric]:
-        """What the servers that take requests say of the model now, or said just before."""
+        """Current metrics of the model at the servers that take requests, at most ``keep_s`` old."""
         async with self._asking:
             if now() >= self._until_s:
                 asked = [self._ask(r, model) for r in replicas if not r.trouble]
@@ -44,9 +45,9 @@ class RemoteMetrics:
             text = await replica.text("/metrics", seconds=self._timeout_s, max_bytes=MAX_BYTES)
             families = parse_families(text, {"server": replica.url})
         except (ReplicaError, ValueError) as error:
-            # Once, and not at every scrape for as long as it lasts.
+            # Warn once, not at every scrape while the server stays silent.
             log = logger.debug if replica.url in self._silent else logger.warning
-            log("no engine metrics of %s: %s", replica.url, error)
+            log("could not read the engine metrics of %s: %s", replica.url, error)
             self._silent.add(replica.url)
             return []
         self._silent.discard(replica.url)

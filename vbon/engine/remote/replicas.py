@@ -1,4 +1,4 @@
-"""The servers behind a remote policy: which of them take requests, and who gets the next one."""
+"""The servers of a remote policy: health, probing, and the choice of a server for each request."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ ATTEMPTS = 2
 
 
 class Replicas:
-    """All servers of one policy. They must serve the same model with the same context.
+    """All servers of one policy, which must serve the same model with the same context length.
 
     Attributes:
-        model: its name, once known.
-        max_model_len: its context in tokens, once known.
+        model: the model's name; ``None`` until it is known.
+        max_model_len: length of the context in tokens; 0 until it is known.
     """
 
     def __init__(self, urls: Sequence[str], model: str | None, options: RemoteOptions) -> None:
@@ -42,17 +42,17 @@ class Replicas:
 
     @property
     def in_flight(self) -> int:
-        """Requests sent to any of them, or waiting to be sent."""
+        """The number of requests sent or waiting to be sent, over all servers."""
         return sum(replica.in_flight for replica in self._all)
 
     @property
     def alive(self) -> bool:
-        """Whether any takes requests."""
+        """True if at least one server takes requests."""
         return any(not replica.trouble for replica in self._all)
 
     @property
     def trouble(self) -> str:
-        """Each server that takes no requests and why; empty if all do."""
+        """The servers that are left out, with the reasons; empty if all take requests."""
         if not self._all:
             return "not started"
         return "; ".join(
@@ -63,14 +63,14 @@ class Replicas:
 
     @property
     def all(self) -> Sequence[Replica]:
-        """Every server; empty before the start and after the end."""
+        """All servers; empty before :meth:`start` and after :meth:`stop`."""
         return self._all
 
     async def start(self) -> None:
-        """Wait until one takes requests; those that do not yet are probed from then on.
+        """Wait until one server takes requests; the others are probed in the background.
 
         Raises:
-            CheckpointError: one serves something else, or none answered in time.
+            CheckpointError: a server serves another model, or none answered in time.
         """
         self._all = [Replica(url, self._options) for url in self.urls]
         deadline = now() + self._options.start_timeout_s
@@ -99,22 +99,22 @@ class Replicas:
         await asyncio.gather(*(replica.close() for replica in replicas))
 
     def check_started(self) -> None:
-        """Refuse what comes before the start or after the end.
+        """Check that the engine has been started and not stopped.
 
         Raises:
-            NotReadyError: the servers are not known yet.
+            NotReadyError: it has not been started, or was stopped.
         """
         if not self._all:
             raise NotReadyError(f"the engine of {', '.join(self.urls)} has not started")
 
     async def call(self, work: Callable[[Replica], Awaitable[T]]) -> T:
-        """Do ``work`` at the server with the least to do, once more at another if it may.
+        """Run ``work`` at the least busy server, and retry once at another if that is safe.
 
         Raises:
-            NotReadyError: not started.
+            NotReadyError: the engine has not been started.
             EngineDeadError: no server takes requests.
-            OverloadedError: those that do are busy.
-            EngineError: it failed; names the server and what was wrong.
+            OverloadedError: the servers that take requests are overloaded.
+            EngineError: ``work`` failed; the message names each server and its failure.
         """
         self.check_started()
         failed: dict[Replica, ReplicaError] = {}
@@ -141,7 +141,7 @@ class Replicas:
         return min(ready, key=lambda r: (r.in_flight, r.served), default=None)
 
     def _note(self, replica: Replica, error: ReplicaError) -> None:
-        # A server that answers nonsense fast has always the least to do, and would get everything.
+        # A server that quickly sends unusable answers is always the least busy, and would get all requests.
         others = any(not r.trouble for r in self._all if r is not replica)
         if error.kind == "down" or (error.kind == "wrong" and others):
             self._leave_out(replica, str(error).removeprefix(replica.url).strip(": "))
@@ -149,15 +149,16 @@ class Replicas:
     def _leave_out(self, replica: Replica, why: str) -> None:
         if replica.recovery is not None or replica not in self._all:
             return
-        logger.warning("leaving out %s: %s", replica.url, why)
+        logger.warning("sending no requests to %s for now: %s", replica.url, why)
         replica.trouble = why
         replica.failures += 1
-        # In a context of its own: it outlives the request that found the failure, and is none of its log.
+        # A context of its own, because the task outlives the request that found the failure and its log
+        # records must not carry that request's id.
         replica.recovery = asyncio.create_task(self._recover(replica), context=Context())
 
     async def _recover(self, replica: Replica) -> None:
         while replica.trouble:
-            # Without the jitter, services that saw the same failure would all come back at once.
+            # The jitter spreads the probes of services that saw the same failure.
             longest = self._options.backoff_s * 2 ** min(replica.failures - 1, 30)
             pause = min(longest, self._options.max_backoff_s)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
@@ -167,7 +168,7 @@ class Replicas:
         replica.recovery = None
 
     async def _admit(self, replica: Replica) -> ReplicaError | None:
-        """Let it take requests if it is well and serves the policy; else why not."""
+        """Let a server take requests if it is healthy and serves the policy; otherwise return the error."""
         try:
             self._check_model(replica, await replica.models())
         except ReplicaError as error:
@@ -182,19 +183,19 @@ class Replicas:
         if model is None and len(models) == 1:
             model = next(iter(models))
         if model is None or model not in models:
-            asked = f"not {model!r}" if model else "name one of them: URL#name"
+            asked = f"not {model!r}" if model else "choose one of them: URL#name"
             raise ReplicaError(f"{replica.url} serves {names}; {asked}", "wrong", again=True)
         told, wanted = models[model], self._options.max_model_len
         limits = [limit for limit in (told, wanted) if limit]
         if not limits:
             raise ReplicaError(
-                f"{replica.url} does not tell the context of {model!r}; set engine.max_model_len",
+                f"{replica.url} does not report the context length of {model!r}; set engine.max_model_len",
                 "wrong",
                 again=True,
             )
         if self.max_model_len not in (0, min(limits)):
             raise ReplicaError(
-                f"{replica.url} has a context of {min(limits)} tokens where the other servers have "
+                f"{replica.url} has a context of {min(limits)} tokens, but the other servers have "
                 f"{self.max_model_len}",
                 "wrong",
                 again=True,

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: what it is asked, and each way in which that can fail."""
+"""A client for one OpenAI-compatible server, which translates every failure into a few kinds."""
 
 from __future__ import annotations
 
@@ -15,37 +15,38 @@ import httpx
 
 from vbon.engine.remote.wire import error_text, read_models
 from vbon.errors import CheckpointError, InvalidInputError
-from vbon.http.body import WireError, _check_plain, _too_long, read_body
+from vbon.http.body import WireError, check_uncompressed, read_body, too_long
 from vbon.http.transport import AiohttpTransport
 from vbon.trace_context import trace_headers
 
 Kind = Literal["down", "busy", "wrong"]
 
-# Servers under uvicorn close a connection that idled for 5 s; one we might reuse must be younger.
+# uvicorn closes connections that were idle for 5 s, so only younger ones are reused.
 _KEEP_IDLE_S = 2.0
-# Of an answer: half a million tokens of prompt with a log-probability each, at some 100 bytes. Of an event,
-# which is some tokens, and of what a probe asks. Of a refusal, the beginning tells enough.
+# Size limits in bytes. An answer may have a log-probability of about 100 bytes for each of half a million
+# prompt tokens, and an event has a few tokens. Of an error answer only the beginning is quoted.
 _MOST_BYTES, _MOST_OF_EVENT, _MOST_OF_PROBE, _MOST_OF_REFUSAL = 2**26, 2**22, 2**22, 2**16
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
-    """How to talk to the servers of a policy.
+    """Options of the connection to the servers of a policy.
 
     Attributes:
-        api_key: sent as a bearer token; in no message and no log.
-        tokenizer: directory of the policy's tokenizer; ``None`` asks the servers' ``/tokenize``.
-        max_model_len: context in tokens where the server does not tell, else an upper limit.
-        max_num_seqs: requests in flight at once per server; more wait here.
-        connect_timeout_s: to open a connection, and half of what a probe may take.
-        request_timeout_s: for one candidate, or between two pieces of a stream.
-        start_timeout_s: how long the start waits for the first server.
-        backoff_s: how long a server that failed is first left out; doubles up to ``max_backoff_s``.
-        trust_remote_code: let the tokenizer bring its own code.
+        api_key: sent as a bearer token; never shown in messages or logs.
+        tokenizer: directory of the policy's tokenizer; ``None`` uses the servers' ``/tokenize``.
+        max_model_len: length of the context in tokens if the server does not report it; otherwise an
+            upper limit.
+        max_num_seqs: maximum number of requests in flight per server; others wait.
+        connect_timeout_s: limit for opening a connection; a probe may take twice as long.
+        request_timeout_s: limit for one candidate, or between two pieces of a stream.
+        start_timeout_s: limit of the wait for the first server at the start.
+        backoff_s: pause before a failed server is probed; it doubles up to ``max_backoff_s``.
+        trust_remote_code: whether the tokenizer may run its own code.
         metrics: whether to read the servers' ``/metrics``.
-        metrics_timeout_s: for that.
-        by_priority: the servers schedule by priority. They do not tell, and one that does not is
-            silent about a priority it ignores, so this must be configured.
+        metrics_timeout_s: limit for reading a server's ``/metrics``.
+        by_priority: whether the servers schedule by priority. This must be configured, because servers
+            do not report it and ignore a priority silently.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -64,34 +65,35 @@ class RemoteOptions:
 
 
 def is_remote(policy: str) -> bool:
-    """Whether a policy is served elsewhere: a URL, or several separated by commas or spaces."""
+    """True if a policy is served elsewhere: a URL, or several separated by commas or spaces."""
     return policy.startswith(("http://", "https://"))
 
 
 def parse_address(policy: str) -> tuple[tuple[str, ...], str | None]:
-    """Base URLs, no slash at the end, and the model's name if one is given (``URL#name``).
+    """Base URLs without a trailing slash, and the model's name if one is given (``URL#name``).
 
     Raises:
-        CheckpointError: not URLs, or URLs that disagree or carry secrets.
+        CheckpointError: a part is not a URL, the URLs name different models, or a URL contains secrets.
     """
     urls, models = [], set()
     for part in policy.replace(",", " ").split():
         try:
             parts = urlsplit(part)
             port = parts.port
-        except ValueError:  # whose text may hold a part of a password, as the URL may
-            raise CheckpointError("a policy URL with a bad port or host") from None
-        # The URL is shown in answers and logs, so it may hold no secret; nor is it repeated here.
+        except ValueError:  # its message, like the URL, may contain a password
+            raise CheckpointError("a policy URL has a bad port or host") from None
+        # URLs are shown in answers and logs, so they must not contain secrets. This message does not repeat
+        # the URL for the same reason.
         if "@" in parts.netloc or parts.query:
             raise CheckpointError(
-                "a policy URL holds no user, password or query; the API key comes from the "
+                "a policy URL must not contain a user, password or query; the API key is read from the "
                 "environment variable that engine.remote_api_key_env names"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
             raise CheckpointError(f"{part!r} is not a URL like http://host:8000/v1#model-name")
         url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
         if url in urls:
-            raise CheckpointError(f"{url} is named twice")
+            raise CheckpointError(f"{url} is given twice")
         urls.append(url)
         models |= {parts.fragment} if parts.fragment else set()
     if not urls or len(models) > 1:
@@ -105,10 +107,11 @@ class ReplicaError(Exception):
     """A request failed at one server.
 
     Attributes:
-        kind: ``down`` leaves the server out for a while; ``busy`` does not; ``wrong`` (an answer
-            that cannot be used) does only while another can take its place.
-        again: whether another server may be asked: nothing of the answer had come.
-        retry_after_s: when an overloaded server wants to be asked again; ``None`` for other failures.
+        kind: after ``down``, the server gets no requests for a while; after ``busy`` it does; after
+            ``wrong`` (an unusable answer) it gets none only if another server takes requests.
+        again: whether the request may be retried at another server.
+        retry_after_s: seconds after which an overloaded server may be asked again; ``None`` for other
+            failures.
     """
 
     def __init__(
@@ -124,14 +127,14 @@ class ReplicaError(Exception):
 
 
 class Replica:
-    """One server.
+    """One server of a policy.
 
     Attributes:
-        url: base of the API, shown to people.
-        trouble: why it takes no requests; empty while it does.
-        in_flight: requests sent or waiting to be sent.
-        served: requests answered.
-        failures: in a row, without an answer between them.
+        url: base URL of the API, shown to users.
+        trouble: the reason for which it gets no requests; empty while it gets them.
+        in_flight: number of requests sent or waiting to be sent.
+        served: number of requests answered.
+        failures: number of failures since the last answer.
     """
 
     def __init__(self, url: str, options: RemoteOptions) -> None:
@@ -143,11 +146,10 @@ class Replica:
         self._options = options
         self._slots = asyncio.Semaphore(options.max_num_seqs)
         key = options.api_key
-        # As many as there are slots, and a few for probes, which must not wait behind what they are to
-        # find out about.
+        # The slots limit the requests in flight; probes are not limited, so they never wait behind requests.
         self._connections = AiohttpTransport(url, keep_idle_s=_KEEP_IDLE_S)
         self._client = httpx.AsyncClient(
-            # Not compressed: a few bytes could become more than there is memory for.
+            # Ask for uncompressed answers: a few compressed bytes could expand to more than memory holds.
             headers={"accept-encoding": "identity"}
             | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=httpx.Timeout(None, connect=options.connect_timeout_s),
@@ -163,7 +165,7 @@ class Replica:
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
-        """A place among the requests in flight."""
+        """Wait for one of the places for requests in flight, and occupy it."""
         self.in_flight += 1
         try:
             async with self._slots:
@@ -174,33 +176,32 @@ class Replica:
             self.in_flight -= 1
 
     async def ask(self, path: str, body: dict[str, Any], *, root: bool = False) -> Any:
-        """The JSON that a POST answers.
+        """Send a POST request and return the JSON of the answer.
 
         Raises:
-            ReplicaError: no such answer came, within the time limit or at all.
-            InvalidInputError: the server refuses the request as wrong.
+            ReplicaError: the server failed, sent an unusable answer, or exceeded the time limit.
+            InvalidInputError: the server rejects the request as invalid.
         """
         async with self._answer(path, body, root=root) as (response, _):
             content = await read_body(response, _MOST_BYTES)
         return self._json(content)
 
     async def follow(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        """The JSON events that a POST answers as server-sent events, up to ``[DONE]`` or the end.
+        """Send a POST request and yield the JSON of each server-sent event until ``[DONE]`` or the end.
 
-        Raises:
-            As :meth:`ask`; the time limit holds between two events.
+        It raises the same errors as :meth:`ask`; the time limit holds between two events.
         """
         async with self._answer(path, body) as (response, limit):
-            _check_plain(response)
+            check_uncompressed(response)
             rest = b""
-            # Not by httpx's lines: those also end at U+2028 and the like, which JSON may contain.
+            # httpx's own line splitting also splits at characters such as U+2028, which JSON may contain.
             async for piece in response.aiter_bytes():
                 *lines, rest = (rest + piece).split(b"\n")
                 if len(rest) > _MOST_OF_EVENT:
-                    raise _too_long(_MOST_OF_EVENT)
+                    raise too_long(_MOST_OF_EVENT)
                 for line in lines:
                     if not line.startswith(b"data:"):
-                        continue  # a comment that keeps the connection open, or an empty line
+                        continue  # an empty line, or a comment that keeps the connection open
                     data = line.removeprefix(b"data:").strip()
                     if data == b"[DONE]":
                         return
@@ -213,7 +214,7 @@ class Replica:
     async def _answer(
         self, path: str, body: dict[str, Any], *, root: bool = False
     ) -> AsyncIterator[tuple[httpx.Response, asyncio.Timeout]]:
-        """An answer with status 200 whose body is still to be read, and its time limit."""
+        """Send a POST request; give the response with status 200, its body unread, and the time limit."""
         begun = False
         seconds = self._options.request_timeout_s
         url = (self._root if root else self.url) + path
@@ -259,24 +260,26 @@ class Replica:
             return ReplicaError(message, kind, again=True, retry_after_s=seconds)
         if status in (401, 403):
             message = (
-                f"{self.url} answered {path} with HTTP {status}: it does not take our API key; set "
-                "the environment variable that engine.remote_api_key_env names"
+                f"{self.url} answered {path} with HTTP {status}: it rejects our API key; set the "
+                "environment variable that engine.remote_api_key_env names"
             )
         return ReplicaError(message, "down" if status >= 500 else "wrong", again=True)
 
     def _json(self, content: bytes) -> Any:
         try:
             return json.loads(content)
-        except (ValueError, RecursionError) as error:  # the latter for what is nested too deep
+        except (ValueError, RecursionError) as error:  # RecursionError: nested too deep
             raise ReplicaError(
-                f"{self.url} answered what is not JSON: {content[:80]!r}", "wrong", again=False
+                f"{self.url} sent an answer that is not JSON: {content[:80]!r}",
+                "wrong",
+                again=False,
             ) from error
 
     async def text(self, path: str, *, seconds: float, max_bytes: int) -> str:
-        """What a GET of a path beside the API answers; for what the service can do without.
+        """Send a GET request for optional information and return the text of the answer.
 
         Raises:
-            ReplicaError: no such answer within the time, or one that is too long.
+            ReplicaError: the server failed, or the answer took too long or is too large.
         """
         try:
             async with (
@@ -295,19 +298,20 @@ class Replica:
         return content.decode("utf-8", "replace")
 
     async def models(self) -> dict[str, int | None]:
-        """What it serves, once it says that it is well; asked under a time limit of its own.
+        """Probe the server: check its health, then read the names and context lengths of its models.
 
         Raises:
-            ReplicaError: ``down`` if it is not there, ``wrong`` if it is something else.
+            ReplicaError: ``down`` if the server cannot be reached or is unhealthy, ``wrong`` if its answer
+                is unusable.
         """
         seconds = 2 * self._options.connect_timeout_s
         try:
             async with asyncio.timeout(seconds):
                 async with self._client.stream("GET", f"{self._root}/health") as health:
-                    # Only vLLM and its like have /health; whoever lacks it answers /models, or not.
+                    # Only some servers, such as vLLM, have /health; for the others, /models decides.
                     if health.status_code >= 500:
                         raise self._refusal(health, await _beginning(health), "/health")
-                    await _beginning(health)  # a connection whose answer was read is used again
+                    await _beginning(health)  # so that the connection can be reused
                 async with self._client.stream("GET", f"{self.url}/models") as answer:
                     if answer.status_code != 200:
                         raise self._refusal(answer, await _beginning(answer), "/models")
@@ -325,9 +329,9 @@ class Replica:
 
 
 async def _beginning(response: httpx.Response) -> bytes:
-    """Of what is only quoted."""
+    """The beginning of a response's body, which is quoted in an error."""
     try:
-        _check_plain(response)
+        check_uncompressed(response)
     except WireError as error:
         return str(error).encode()
     content = b""
@@ -339,7 +343,7 @@ async def _beginning(response: httpx.Response) -> bytes:
 
 
 def _retry_after(header: str | None) -> float:
-    """Seconds; 1 where the header is missing, a date or nonsense."""
+    """The seconds of a Retry-After header; 1 if it is missing or not a number of seconds."""
     try:
         seconds = float(header or "")
     except ValueError:
@@ -352,5 +356,5 @@ def _why(error: Exception) -> str:
 
 
 def now() -> float:
-    """Seconds on the event loop's clock."""
+    """The time of the event loop's clock in seconds."""
     return asyncio.get_running_loop().time()

@@ -1,7 +1,7 @@
-"""What goes over the wire to an OpenAI-compatible server, and what may come back.
+"""Requests to an OpenAI-compatible server, and strict checks of its answers.
 
-Everything here is a pure function of JSON; an answer that is not exactly what was asked for is a
-:class:`WireError` that says what is wrong with it, so that nothing half understood is passed on.
+Everything here is a pure function of JSON. An answer that does not match the request exactly raises a
+:class:`WireError`, so that nothing half understood is passed on. Its message follows the server's URL.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from vbon.engine.protocol import Candidate, FinishReason, Partial, Sampling, candidate_seed
 from vbon.http.body import WireError
 
-# Stands for a token whose id the server does not tell; no vocabulary has it.
+# The id of tokens whose ids the server does not send; no vocabulary contains it.
 UNKNOWN_TOKEN = -1
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 _TOKEN_ID = "token_id:"
-# What `vllm serve` would otherwise take from the model's generation_config.json: a policy sampled
-# with somebody's repetition penalty is another policy.
+# `vllm serve` takes parameters that a request leaves out from the model's generation_config.json. With a
+# repetition penalty from there, the samples would come from another policy.
 _PLAIN: dict[str, Any] = {
     "n": 1,
     "min_p": 0.0,
@@ -42,8 +42,8 @@ def completion_body(
         "top_k": sampling.top_k,
         "stop": list(sampling.stop),
         "stream": stream,
-        # Asked for even when nobody looks: the answer's parts are checked against each other. The
-        # sampled token's own comes with 0 as well, but some servers take 0 for "none".
+        # Always requested, because the parts of an answer are checked against each other. 0 would be enough
+        # for the sampled token's log-probability, but some servers take 0 for "none".
         "logprobs": 1,
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
@@ -56,22 +56,22 @@ def completion_body(
 
 
 def _turn(priority: int) -> dict[str, int]:
-    """A field of vLLM's, which other servers need not know: only where it says something."""
+    """The ``priority`` field if it is not the default; only vLLM knows this field."""
     return {"priority": priority} if priority else {}
 
 
 def scoring_body(model: str, token_ids: list[int], priority: int) -> dict[str, Any]:
-    """The body of ``POST /completions`` that asks how likely ``token_ids`` are."""
+    """The body of ``POST /completions`` that requests the log-probabilities of given tokens."""
     asked = {"model": model, "prompt": token_ids, "max_tokens": 1, "prompt_logprobs": 0}
     return {**_PLAIN, **asked, **_turn(priority), "temperature": 1.0}
 
 
 class Growth:
-    """A candidate as its pieces come: one for a whole answer, one a step for a stream.
+    """A candidate assembled from the pieces of a server's answer: one piece, or one per step of a stream.
 
     Attributes:
-        finish_reason: set by the piece that ends it.
-        ending: the id of the token that ended it and has no text, where the server tells.
+        finish_reason: ``None`` until the last piece.
+        ending: id of the token without text that ended the candidate, if the server sends it.
     """
 
     def __init__(self, sampling: Sampling, index: int) -> None:
@@ -83,37 +83,37 @@ class Growth:
         self.ending: int | None = None
 
     def add(self, payload: Any) -> int | None:
-        """Take one JSON answer or event; ``usage.completion_tokens`` if it tells that.
+        """Add one JSON answer or event, and return its ``usage.completion_tokens`` if it has one.
 
         Raises:
-            WireError: it is not a piece of this candidate.
+            WireError: the answer is not a piece of this candidate.
         """
         if not isinstance(payload, dict):
-            raise WireError(f"answered {type(payload).__name__} where an object was expected")
+            raise WireError(f"sent JSON of type {type(payload).__name__} instead of an object")
         if payload.get("error"):
             raise WireError(f"failed: {error_text(payload)}")
         choices = payload.get("choices")
         usage = payload.get("usage")
         if not isinstance(choices, list):
-            raise WireError("answered without `choices`")
+            raise WireError("sent an answer without `choices`")
         if len(choices) > 1 or (not choices and not isinstance(usage, dict)):
-            raise WireError(f"answered {len(choices)} choices where 1 was asked")
+            raise WireError(f"sent {len(choices)} choices; 1 was requested")
         for choice in choices:
             self._add_choice(choice)
         count = usage.get("completion_tokens") if isinstance(usage, dict) else None
         if count is not None and not _is_count(count):
-            raise WireError(f"counts {count!r:.40} completion tokens")
+            raise WireError(f"reports {count!r:.40} completion tokens")
         return count
 
     def _add_choice(self, choice: Any) -> None:
         if self.finish_reason is not None:
-            raise WireError("went on after the candidate had ended")
+            raise WireError("sent more text after the end of the candidate")
         text = choice.get("text") if isinstance(choice, dict) else None
         if not isinstance(text, str):
-            raise WireError("answered a choice without `text`")
+            raise WireError("sent a choice without `text`")
         reason = choice.get("finish_reason")
         if reason is not None and reason not in _FINISHED:
-            raise WireError(f"ended the candidate without an answer ({reason!r:.40})")
+            raise WireError(f"ended the candidate without finishing it ({reason!r:.40})")
         logprobs = _token_logprobs(choice.get("logprobs"), text)
         ids = _token_ids(choice, len(logprobs))
         self.text += text
@@ -121,7 +121,7 @@ class Growth:
         self.token_logprobs += logprobs
         if reason is not None:
             self.finish_reason = _FINISHED[reason]
-        # A server that says why it stopped, and names no stop string, stopped at a token.
+        # A `stop_reason` that is not a stop string means that a token ended the candidate.
         if (
             reason == "stop"
             and self.token_ids
@@ -130,20 +130,20 @@ class Growth:
             self.ending = self.token_ids[-1]
 
     def check_whole(self, counted: int | None) -> None:
-        """Whether this is a whole candidate, of as many tokens as the server counted.
+        """Check that the candidate is complete and has as many tokens as the server reports.
 
         Raises:
-            WireError: it is half of one, or the numbers contradict each other.
+            WireError: the candidate is incomplete, or the numbers contradict each other.
         """
         count, limit = len(self.token_ids), self._sampling.max_tokens
         if self.finish_reason is None:
             raise WireError(f"ended its answer after {count} tokens without a finish_reason")
         if counted is not None and counted != count:
-            raise WireError(f"counts {counted} completion tokens and gave {count}")
+            raise WireError(f"reports {counted} completion tokens but sent {count}")
         if count > limit or (count < limit and self.finish_reason == "length"):
-            raise WireError(f"ended at {count} tokens by length where max_tokens is {limit}")
+            raise WireError(f"ended at {count} tokens by length, but max_tokens is {limit}")
         if self.text and not count:
-            raise WireError("gave text without tokens")
+            raise WireError("sent text without tokens")
 
     def candidate(self) -> Candidate:
         """The finished candidate."""
@@ -157,17 +157,17 @@ class Growth:
         )
 
     def partial(self) -> Partial:
-        """What there is by now."""
+        """The candidate as far as it has arrived."""
         logprobs = self.token_logprobs if self._sampling.logprobs else None
         return Partial(self._index, self.text, self.token_ids, self.finish_reason, logprobs)
 
 
 def _token_logprobs(logprobs: Any, text: str) -> tuple[float, ...]:
     if logprobs is None and not text:
-        return ()  # a last piece that only says why it ended
+        return ()  # a last piece with only the finish_reason
     found = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
     if not isinstance(found, list):
-        raise WireError("gave no `logprobs.token_logprobs`, which every candidate needs")
+        raise WireError("sent no `logprobs.token_logprobs`, which every candidate needs")
     return tuple(_logprob(value) for value in found)
 
 
@@ -181,42 +181,42 @@ def _token_ids(choice: dict[str, Any], count: int) -> tuple[int, ...]:
             return (UNKNOWN_TOKEN,) * count
         ids = [int(d) for d in digits]
     if not isinstance(ids, list) or not all(_is_count(i) for i in ids):
-        raise WireError("gave `token_ids` that are no list of token ids")
+        raise WireError("sent `token_ids` that are not a list of token ids")
     if len(ids) != count:
-        raise WireError(f"gave {len(ids)} token ids and {count} log-probabilities")
+        raise WireError(f"sent {len(ids)} token ids and {count} log-probabilities")
     return tuple(ids)
 
 
 def read_prompt_logprobs(payload: Any, token_ids: Sequence[int], first: int) -> list[float]:
-    """Nats of ``token_ids[first:]``, each given what precedes it.
+    """Log-probabilities in nats of ``token_ids[first:]``, each given the tokens before it.
 
     Raises:
-        WireError: the server does not tell, or tells of other tokens.
+        WireError: the server does not send them, or sends those of other tokens.
     """
     choices = payload.get("choices") if isinstance(payload, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise WireError("answered without its one choice")
+        raise WireError("sent an answer without exactly one choice")
     positions = choices[0].get("prompt_logprobs")
     if positions is None:
-        raise WireError(
-            "gave no `prompt_logprobs`: scoring given tokens needs this extension of vLLM's"
-        )
+        raise WireError("sent no `prompt_logprobs`: scoring given tokens needs this vLLM extension")
     if not isinstance(positions, list) or len(positions) != len(token_ids):
-        raise WireError(f"gave prompt_logprobs of another length than {len(token_ids)}")
+        raise WireError(
+            f"sent `prompt_logprobs` of another length than the {len(token_ids)} tokens"
+        )
     found = []
     for token, position in zip(token_ids[first:], positions[first:], strict=True):
         entry = position.get(str(token)) if isinstance(position, dict) else None
         if not isinstance(entry, dict):
-            raise WireError(f"gave prompt_logprobs without token {token}")
+            raise WireError(f"sent `prompt_logprobs` without token {token}")
         found.append(_logprob(entry.get("logprob")))
     return found
 
 
 def read_models(payload: Any) -> dict[str, int | None]:
-    """Model ids of ``GET /models``, each with its context in tokens where the server tells.
+    """Model ids from ``GET /models``, each with its context length in tokens if the server sends it.
 
     Raises:
-        WireError: not a list of models.
+        WireError: the answer is not a list of models.
     """
     data = payload.get("data") if isinstance(payload, dict) else None
     if not isinstance(data, list) or not all(isinstance(card, dict) for card in data):
@@ -229,10 +229,10 @@ def read_models(payload: Any) -> dict[str, int | None]:
 
 
 def read_tokens(payload: Any) -> list[int]:
-    """The ids that ``POST /tokenize`` answers.
+    """Token ids from the answer to ``POST /tokenize``.
 
     Raises:
-        WireError: not a list of ids.
+        WireError: the answer is not a list of token ids.
     """
     tokens = payload.get("tokens") if isinstance(payload, dict) else None
     if not isinstance(tokens, list) or not all(_is_count(token) for token in tokens):
@@ -241,10 +241,10 @@ def read_tokens(payload: Any) -> list[int]:
 
 
 def read_text(payload: Any) -> str:
-    """The text that ``POST /detokenize`` answers.
+    """The text from the answer to ``POST /detokenize``.
 
     Raises:
-        WireError: not a text.
+        WireError: the answer has no text.
     """
     text = payload.get("prompt") if isinstance(payload, dict) else None
     if not isinstance(text, str):
@@ -253,7 +253,7 @@ def read_text(payload: Any) -> str:
 
 
 def error_text(payload: Any) -> str:
-    """What a server says of its own error, in OpenAI's shape or any other, cut short."""
+    """A server's own error message, in OpenAI's format or another, cut to 300 characters."""
     error = payload.get("error", payload) if isinstance(payload, dict) else payload
     if isinstance(error, dict):
         error = error.get("message", error)
@@ -262,7 +262,7 @@ def error_text(payload: Any) -> str:
 
 def _logprob(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise WireError(f"gave {value!r:.40} as a log-probability")
+        raise WireError(f"sent {value!r:.40} as a log-probability")
     return float(value)
 
 

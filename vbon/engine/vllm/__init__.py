@@ -1,1 +1,1 @@
-"""Policies on vLLM, each engine in a process of its own."""
+"""Engines on vLLM, each in its own process."""

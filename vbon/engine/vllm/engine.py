@@ -1,4 +1,4 @@
-"""The real engine: requests to vLLM's ``AsyncLLM``, which ``vllm_host.py`` starts and stops."""
+"""The engine on vLLM: sends requests to an ``AsyncLLM``, which ``host.py`` starts and stops."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Four tokens and an adapter's weights: seconds, or minutes where kernels are compiled first.
+# Decoding four tokens takes seconds, or minutes if kernels have to be compiled first.
 WARM_UP_S = 600.0
-# vLLM reports why a sequence ended; anything else than these two did not finish.
+# vLLM's reasons for the end of a sequence that has finished; with any other reason it has not.
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class VllmEngine:
-    """The :class:`~vbon.engine.protocol.Engine` of one policy: a host, maybe with an adapter.
+    """An :class:`~vbon.engine.protocol.Engine` for one policy: a host's base model or a LoRA adapter on it.
 
-    A request for N candidates becomes N engine requests of one sample each, as vLLM's own ``n``
-    does inside, because only then each candidate arrives the moment it finishes: that is what lets
-    scoring overlap decoding.
+    A request for N candidates becomes N vLLM requests of one sample each. vLLM splits a request with
+    ``n`` the same way, but returns its candidates together; separate requests return each candidate when
+    it finishes, so scoring overlaps decoding.
     """
 
     recovers: ClassVar[bool] = False
@@ -65,34 +65,34 @@ class VllmEngine:
 
     @property
     def alive(self) -> bool:
-        """Whether the engine process runs and this policy was warmed up on it."""
+        """True while the engine process runs and this policy has been warmed up on it."""
         return self.host.alive and self._warm_start == self.host.starts
 
     @property
     def trouble(self) -> str:
-        """Only that its process does not run."""
-        return "" if self.alive else "the engine process does not run"
+        """A text if the engine process does not run; it cannot have other problems."""
+        return "" if self.alive else "the engine process is not running"
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What its host's engine is built with; only the bench asks, to build another like it."""
+        """vLLM's arguments of the engine, with which the bench starts another one like it."""
         return self.host.arguments
 
     async def metrics(self) -> list[Metric]:
-        """vLLM's own, of the host; an adapter's requests are counted there, so it has none."""
-        # What a dead engine said last would look like one that idles.
+        """vLLM's own metrics; empty for an adapter, whose requests the base policy's metrics include."""
+        # The last values of a dead engine would look like those of an idle one.
         if self._adapter is not None or not self.alive:
             return []
         return families_of(self.host.registry)
 
     async def start(self) -> None:
-        """Start the host if no other policy on it has, then decode once to compile everything.
+        """Start the host unless it runs, then decode a few tokens so that everything is compiled.
 
-        The same once it has died.
+        This also restarts an engine that has died.
 
         Raises:
-            CheckpointError: what the path holds cannot be served.
-            EngineError: it was built, and then did not decode; it was ended.
+            CheckpointError: the checkpoint cannot be served.
+            EngineError: the engine started but did not decode in time, so it was ended.
         """
         await self.host.start()
         start = self.host.starts
@@ -100,10 +100,10 @@ class VllmEngine:
             async with asyncio.timeout(WARM_UP_S):
                 await self._warm_up(start)
         except TimeoutError as error:
-            # Nobody looks at an engine that is being started, so one that hangs would for good.
+            # The supervisor does not watch an engine that is starting, so it would hang forever.
             self.host.kill()
             raise EngineError(
-                f"the engine of {self.info.path} did not decode within {WARM_UP_S:g} s of its start, and was "
+                f"the engine of {self.info.path} did not decode within {WARM_UP_S:g} s of its start and was "
                 "ended"
             ) from error
         self._warm_start = start
@@ -112,7 +112,7 @@ class VllmEngine:
 
     async def _warm_up(self, start: int) -> None:
         if self._adapter is not None:
-            if self._warm_start:  # it died; what its path holds now is what will be served
+            if self._warm_start:  # a restart: serve what the path holds now
                 self._adapter = self.host.new_adapter(self._adapter.path)
             await self.host.load_adapter(self._adapter)
         checkpoint = self._adapter.checkpoint if self._adapter else self.host.checkpoint
@@ -125,24 +125,24 @@ class VllmEngine:
             pass
 
     async def check(self) -> None:
-        """End the engine's processes if it has said nothing for too long while it had work."""
+        """End the engine's processes if it hangs: it has work and has been silent for too long."""
         await self.host.keep_guarded()
         limit_s = self.host.options.stall_timeout_s
         if limit_s is not None and self.host.silent_s > limit_s:
             logger.error(
-                "the engine of %s has not decoded anything for %g s: it hangs, and is ended",
+                "the engine of %s has not decoded anything for %g s although it has work; ending it",
                 self.info.path,
                 limit_s,
             )
             self.host.kill()
 
     async def stop(self) -> None:
-        """Stop the host, and with it every policy on it; an adapter is left to vLLM to evict."""
+        """Stop the host with every policy on it; for an adapter do nothing, since vLLM evicts it."""
         if self._adapter is None:
             await self.host.stop()
 
     async def encode(self, prompt: Prompt) -> list[int]:
-        """Token ids through the policy's own tokenizer and chat template."""
+        """Token ids from the policy's own tokenizer and chat template."""
         if self.host.tokenizer is None:
             raise NotReadyError(f"the engine of {self.info.path} has not started")
         try:
@@ -150,16 +150,16 @@ class VllmEngine:
         except ValueError as error:
             raise InvalidInputError(str(error), field="messages") from error
         if not ids:
-            raise InvalidInputError("the prompt holds no token", field="prompt")
+            raise InvalidInputError("the prompt contains no tokens", field="prompt")
         return ids
 
     @property
     def unfinished(self) -> int:
-        """Sequences that vLLM has not finished or aborted, other policies' on the same host included."""
+        """The number of unfinished sequences on the host, including those of its other policies."""
         return self.host.unfinished
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
-        """As vLLM detokenises: in the context of the prompt's last tokens."""
+        """The text of token ids after the prompt's last tokens, the same as vLLM's own detokenization."""
         return decode_completion(self.host.tokenizer, prompt_token_ids, token_ids)
 
     async def generate(
@@ -170,7 +170,7 @@ class VllmEngine:
         request_id: str,
         first_index: int = 0,
     ) -> AsyncGenerator[Candidate, None]:
-        """Yield candidates as they finish; closing aborts the rest in the engine."""
+        """Yield candidates as they finish; closing the generator aborts the rest in the engine."""
         check_fits(self.info, prompt_token_ids, sampling)
         shared = _sampling_params(sampling) if sampling.seed is None else None
         decode = completion_decoder(self.host.tokenizer, prompt_token_ids)
@@ -217,7 +217,7 @@ class VllmEngine:
     async def stream(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
     ) -> AsyncGenerator[Partial, None]:
-        """Steps as vLLM decodes them; those that a slow reader missed come as one."""
+        """Yield each step that vLLM decodes; steps that a slow reader missed are merged into one."""
         check_fits(self.info, prompt_token_ids, sampling)
         params = _sampling_params(sampling, index, streamed=True)
         text, ids = "", ()  # type: tuple[str, tuple[int, ...]]
@@ -246,7 +246,7 @@ class VllmEngine:
         request_id: str,
         priority: int = 0,
     ) -> list[float]:
-        """One forward pass over prompt and completion, and one token that is thrown away."""
+        """Log-probabilities of a completion from one forward pass, which also decodes an unused token."""
         if not completion_token_ids:
             return []
         ids = [*prompt_token_ids, *completion_token_ids]
@@ -259,8 +259,8 @@ class VllmEngine:
         )
         final = await self._last_message(ids, params, request_id, priority)
         if final is None or final.prompt_logprobs is None:
-            raise EngineError(f"the engine of {self.info.path} gave no log-probabilities")
-        # The first prompt token has none, which is why prompts may not be empty.
+            raise EngineError(f"the engine of {self.info.path} returned no log-probabilities")
+        # The first prompt token has no log-probability, so a completion needs a prompt before it.
         return list(
             _token_logprobs(final.prompt_logprobs[len(prompt_token_ids) :], completion_token_ids)
         )
@@ -287,7 +287,13 @@ class VllmEngine:
         request_id: str,
         priority: int = 0,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """vLLM's messages of one request, its errors as ours; closing aborts it."""
+        """Yield vLLM's outputs for one request; closing the generator aborts the request.
+
+        Raises:
+            EngineDeadError: the engine process has ended.
+            InvalidInputError: vLLM rejects the request.
+            EngineError: vLLM failed on this request.
+        """
         vllm = _vllm()
         stream = self.host.llm.generate(
             vllm.TokensPrompt(prompt_token_ids=prompt_token_ids),
@@ -312,9 +318,9 @@ class VllmEngine:
 async def generate_bare(
     engine: VllmEngine, prompt_token_ids: list[int], sampling: Sampling, n: int, request_id: str
 ) -> int:
-    """What a plain user of vLLM writes: one request of ``n`` samples, waited for whole; tokens decoded.
+    """Generate ``n`` samples with one vLLM request, as a plain user of vLLM would; returns the token count.
 
-    Only for the bench, which measures the service against it.
+    Only the bench uses this, to measure the service against it.
     """
     params = _vllm().SamplingParams(
         n=n,
@@ -332,11 +338,11 @@ async def generate_bare(
 
 
 def _unfinished(index: int, reason: str | None) -> EngineError:
-    return EngineError(f"the engine ended candidate {index} without an answer ({reason})")
+    return EngineError(f"the engine ended candidate {index} without finishing it ({reason})")
 
 
 def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
-    """vLLM gives a dictionary a position, in which the token itself always is."""
+    """Log-probabilities of tokens from vLLM's dictionary per position, which always contains the token."""
     return tuple(
         position[token].logprob for position, token in zip(positions, token_ids, strict=True)
     )
@@ -344,7 +350,7 @@ def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ..
 
 @cache
 def _vllm() -> SimpleNamespace:
-    """The names of vLLM that every request needs; vllm's own module looks each up anew, by importing."""
+    """The parts of vLLM that every request needs; cached, because ``vllm`` imports anew at each access."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.sampling_params import RequestOutputKind
@@ -375,8 +381,8 @@ def _sampling_params(
         stop=list(sampling.stop) or None,
         ignore_eos=sampling.ignore_eos,
         logprobs=0 if sampling.logprobs else None,
-        # vLLM decodes every token as it comes, to look for stop strings or to stream; without either,
-        # decoding once at the end gives the same text for less.
+        # vLLM detokenizes each token at once only to find stop strings or to stream. Otherwise
+        # detokenizing the whole candidate at the end gives the same text at lower cost.
         detokenize=streamed or bool(sampling.stop),
         output_kind=kinds.DELTA if streamed else kinds.FINAL_ONLY,
     )

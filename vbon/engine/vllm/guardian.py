@@ -1,4 +1,7 @@
-"""Ends engine processes whose starter was killed: they would hold their memory, or a GPU, for good."""
+"""A guard that ends engine processes if the process that started them is killed.
+
+Without it they would keep their memory, or a GPU, forever.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import sys
 from collections.abc import Sequence
 
 _STOP_S = 5.0
-# Reads until its starter says that all is in order, or is gone. No imports of ours: it is up at once.
+# Waits until the pipe to the starting process says "done" or breaks. It imports nothing of this project, so
+# it starts at once.
 _GUARD = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -22,10 +26,10 @@ if sys.stdin.buffer.read() != b"done":
 
 
 class Guardian:
-    """A small process that ends others once this one is gone, however it went.
+    """A small process that kills others when this process ends, for whatever reason.
 
     Args:
-        pids: of the processes to end; what they started must end with them.
+        pids: ids of the processes to kill; their children must end with them.
     """
 
     def __init__(self, pids: Sequence[int]) -> None:
@@ -34,16 +38,16 @@ class Guardian:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # what ends our process group must not end it first
+            start_new_session=True,  # a signal to our process group must not reach it
         )
 
     @property
     def on_watch(self) -> bool:
-        """Whether it is there; it may have been killed as well as any other process."""
+        """True while the guardian process runs; it can be killed like any other process."""
         return self._process.poll() is None
 
     def dismiss(self) -> None:
-        """The processes have ended, or may live; safe to call twice."""
+        """End the guardian without killing anything; safe to call twice."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError, ValueError):
             self._process.stdin.write(b"done")

@@ -1,4 +1,4 @@
-"""vLLM's engine processes: how one is configured, started and stopped."""
+"""A vLLM engine process: its configuration, start and end."""
 
 from __future__ import annotations
 
@@ -37,22 +37,23 @@ MANY_CORES = 8
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """Engine settings that matter; ``None`` leaves vLLM's default.
+    """Settings of an engine; ``None`` keeps vLLM's default.
 
     Attributes:
-        dtype: ``auto`` takes the checkpoint's.
-        max_model_len: context in tokens.
-        max_num_seqs: sequences decoded at once.
-        gpu_memory_utilization: share of a GPU's memory for this engine.
-        tensor_parallel_size: GPUs per engine.
-        kv_cache_gib: memory for the KV cache; CPU only.
-        enforce_eager: skip compilation: starts sooner, decodes slower.
-        executor: ``uni`` runs the model inside the engine process.
-        cpu_threads: threads of the model on a CPU; ``None``: :func:`default_cpu_threads`.
-        trust_remote_code: let the checkpoint bring its own code.
-        scheduling_policy: ``fcfs``, or ``priority`` to let requests say how early they are served.
-        metrics: let vLLM keep its own Prometheus metrics.
-        stall_timeout_s: an engine with work that says nothing for so long hangs; ``None``: never.
+        dtype: type of the weights; ``auto`` takes the checkpoint's.
+        max_model_len: length of the context in tokens.
+        max_num_seqs: maximum number of sequences decoded at once.
+        gpu_memory_utilization: share of the GPU's memory for this engine.
+        tensor_parallel_size: number of GPUs for this engine.
+        kv_cache_gib: memory for the KV cache in GiB; on a CPU only.
+        enforce_eager: whether to skip compilation, which starts sooner and decodes slower.
+        executor: vLLM's executor; ``uni`` runs the model inside the engine process.
+        cpu_threads: threads of the model on a CPU; ``None`` uses :func:`default_cpu_threads`.
+        trust_remote_code: whether the checkpoint may run its own code.
+        scheduling_policy: ``fcfs`` (first come, first served) or ``priority``.
+        metrics: whether vLLM keeps its own Prometheus metrics.
+        stall_timeout_s: an engine that has work and is silent for longer than this hangs; ``None`` turns
+            the check off.
         args: further engine arguments by vLLM's names.
         args_setting: name of the setting that ``args`` come from, for error messages.
     """
@@ -76,11 +77,11 @@ class VllmOptions:
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A LoRA adapter's weights as they were at some time.
+    """A LoRA adapter, with the weights that its path held when it was read.
 
     Attributes:
-        path: as configured.
-        number: vLLM's name for these weights: the same path read again later has another.
+        path: the configured path.
+        number: vLLM's id for these weights; reading the same path again gives another id.
     """
 
     path: str
@@ -89,7 +90,7 @@ class Adapter:
 
 
 class VllmHost:
-    """One ``AsyncLLM``: a base policy and the LoRA adapters served on top of it."""
+    """A base policy and the LoRA adapters on top of it, served by one ``AsyncLLM``."""
 
     def __init__(self, path: str, options: VllmOptions, adapters: tuple[str, ...] = ()) -> None:
         self.checkpoint = check_checkpoint(path, "causal-lm")
@@ -108,19 +109,19 @@ class VllmHost:
 
     @property
     def alive(self) -> bool:
-        """Whether it has started and has not died."""
+        """True if the engine has started and has not died."""
         return self._llm is not None and not self._llm.errored
 
     @property
     def unfinished(self) -> int:
-        """Sequences that vLLM has neither finished nor aborted."""
+        """The number of sequences that vLLM has neither finished nor aborted."""
         if self._llm is None or self._llm.errored:
             return 0
         return self._llm.output_processor.get_num_unfinished_requests()
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the engine's last step, while there is something to decode; else 0."""
+        """Seconds since the engine's last step; 0 while it has nothing to decode."""
         if not self.unfinished:
             self._heard_s = monotonic()
         return monotonic() - self._heard_s
@@ -130,19 +131,20 @@ class VllmHost:
         """The running engine.
 
         Raises:
-            NotReadyError: it has not started.
+            NotReadyError: the engine has not started.
         """
         if self._llm is None:
             raise NotReadyError(f"the engine of {self.checkpoint.path} has not started")
         return self._llm
 
     async def start(self) -> None:
-        """Build the engine unless one lives; policies that share a host may all call this.
+        """Start the engine unless it runs; every policy on this host may call this.
 
-        Those that call while it is being built share the attempt, and its failure.
+        Concurrent calls share one attempt and its failure.
 
         Raises:
-            CheckpointError: it cannot be built.
+            CheckpointError: vLLM cannot serve the checkpoint.
+            InvalidInputError: vLLM does not know an engine argument.
         """
         if self.alive:
             return
@@ -151,15 +153,15 @@ class VllmHost:
         await asyncio.shield(self._starting)
 
     async def _start(self) -> None:
-        await self._shut_down()  # what a dead one left behind
+        await self._shut_down()  # frees what a dead engine left behind
         if self.starts:
             self._check_again()
-        # Building the engine blocks for tens of seconds; liveness probes must not wait.
+        # Starting blocks for tens of seconds; in a thread, the service keeps answering health probes.
         building = asyncio.ensure_future(asyncio.to_thread(self._build))
         try:
             llm = await asyncio.shield(building)
         except asyncio.CancelledError:
-            building.add_done_callback(_end_unwanted)  # the thread goes on to its end
+            building.add_done_callback(_end_unwanted)  # the thread cannot be stopped
             raise
         self.tokenizer = llm.get_tokenizer()
         self.max_model_len = int(llm.model_config.max_model_len)
@@ -169,7 +171,7 @@ class VllmHost:
         self.starts += 1
 
     async def stop(self) -> None:
-        """Shut the engine down, also one that is still being built; safe to call twice."""
+        """Shut the engine down, even while it is starting; safe to call twice."""
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
@@ -184,45 +186,45 @@ class VllmHost:
                 llm.output_handler.cancel()
             await asyncio.to_thread(llm.shutdown)
             _fail_unfinished(llm)
-            await asyncio.sleep(0)  # it has its sockets closed by this loop
+            await asyncio.sleep(0)  # lets vLLM close its sockets in this event loop
             await asyncio.to_thread(_release, llm)
         if self._guardian is not None:
             await asyncio.to_thread(self._guardian.dismiss)
 
     async def keep_guarded(self) -> None:
-        """Replace a guardian that was killed: the engine would outlive a front end that is killed next."""
+        """Start another guardian if it was killed, so that the engine still ends with the front end."""
         if self._guardian is not None and self.alive and not self._guardian.on_watch:
             logger.warning(
-                "the guardian of %s was killed; another takes over", self.checkpoint.path
+                "the guardian of %s was killed; starting another one", self.checkpoint.path
             )
             await asyncio.to_thread(self._guardian.dismiss)
             self._guardian = Guardian(self.pids)
 
     def kill(self) -> None:
-        """End the engine's processes at once; vLLM notices, and fails what they were decoding."""
+        """Kill the engine's processes; vLLM notices and fails the sequences they were decoding."""
         for pid in self.pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     @property
     def pids(self) -> list[int]:
-        """Of the engine's processes; those that they started end with them."""
+        """Ids of the engine's processes; their children end with them."""
         manager = self._llm.engine_core.resources.engine_manager if self._llm is not None else None
         return [] if manager is None else [process.pid for process in manager.processes]
 
     def _check_again(self) -> None:
-        """What is on the disk now is what will be served: its revision may be another."""
+        """Check the checkpoint on disk again, because a restart serves what is there now."""
         found = check_checkpoint(self.checkpoint.path, "causal-lm")
         if found.revision != self.checkpoint.revision:
             logger.warning(
-                "%s has changed since the service started: %s is served from here on",
+                "%s has changed since the service started; from now on %s is served",
                 found.path,
                 found.revision,
             )
         self.checkpoint = found
 
     def _listen(self, llm: AsyncLLM) -> None:
-        """Take down when the engine last said something: every step, whatever becomes of it here."""
+        """Record the time of each message from the engine, for :attr:`silent_s`."""
         take = llm.engine_core.get_output_async
 
         async def get_output_async() -> Any:
@@ -233,34 +235,34 @@ class VllmHost:
         llm.engine_core.get_output_async = get_output_async
 
     def new_adapter(self, path: str) -> Adapter:
-        """The weights that are at a path now.
+        """The adapter that a path holds now.
 
         Raises:
-            CheckpointError: there are none that can be used.
+            CheckpointError: the path does not hold a usable adapter.
         """
         number = 1 + max((adapter.number for adapter in self.adapters.values()), default=0)
         return Adapter(path, number, check_checkpoint(path, "adapter"))
 
     def use(self, adapter: Adapter) -> None:
-        """What its path stands for from here on, after a restart of the engine too."""
+        """Serve this adapter for its path from now on, also after a restart of the engine."""
         self.adapters[adapter.path] = adapter
 
     async def load_adapter(self, adapter: Adapter) -> None:
-        """Let the engine read its weights; in a request, weights that do not fit would end the engine.
+        """Load an adapter into the engine ahead of its requests, in which a bad one would end the engine.
 
         Raises:
-            CheckpointError: they do not fit the base, or their rank is over the engine's.
+            CheckpointError: the weights do not fit the base model, or their rank exceeds the engine's limit.
         """
         request = self.lora_request(adapter)
         try:
             await self.llm.add_lora(request)
-        except Exception as error:  # whatever vLLM raises here, the adapter cannot be served
+        except Exception as error:  # any error means that the adapter cannot be served
             raise CheckpointError(
-                f"vLLM cannot serve the adapter {adapter.path}: {type(error).__name__}: {error}"
+                f"vLLM cannot serve the adapter {adapter.path}: {one_line(error)}"
             ) from error
 
     def lora_request(self, adapter: Adapter | None) -> LoRARequest | None:
-        """What tells vLLM to decode with an adapter."""
+        """vLLM's request object for an adapter, or ``None`` for the base policy."""
         if adapter is None:
             return None
         from vllm.lora.request import LoRARequest
@@ -269,7 +271,7 @@ class VllmHost:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the engine is built with, by vLLM's names for it; ``None`` is its own default."""
+        """The engine's arguments by vLLM's names; ``None`` keeps vLLM's default."""
         options = self.options
         arguments: dict[str, Any] = {
             "model": self.checkpoint.path,
@@ -297,19 +299,9 @@ class VllmHost:
         return arguments | dict(options.args)
 
     def _build(self) -> AsyncLLM:
+        """Start the engine; blocks until it is ready."""
         self.registry = CollectorRegistry()
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.options.kv_cache_gib))
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        if self.options.executor == "uni":
-            # Otherwise vLLM's CPU platform silently puts `mp` in the place of `uni`; the engine core
-            # of AsyncLLM is a process of its own whatever this says.
-            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        if self.options.cpu_threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(self.options.cpu_threads)
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        elif self.options.executor == "uni":
-            threads = default_cpu_threads(self.checkpoint.path, len(os.sched_getaffinity(0)))
-            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+        self._set_environment()
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         known = [argument.name for argument in fields(AsyncEngineArgs)]
@@ -318,13 +310,32 @@ class VllmHost:
             return _engine_type().from_engine_args(
                 AsyncEngineArgs(**self.arguments), stat_loggers=self._stat_loggers()
             )
-        except Exception as error:  # whatever vLLM raises here, the checkpoint cannot be served
+        except Exception as error:  # any error means that the checkpoint cannot be served
             raise CheckpointError(
                 f"vLLM cannot serve {self.checkpoint.path}: {one_line(error)}"
             ) from error
 
+    def _set_environment(self) -> None:
+        """Set the environment variables that vLLM reads, also in its engine process."""
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(self.options.kv_cache_gib))
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if self.options.executor == "uni":
+            # Without this, vLLM silently replaces `uni` by `mp` on a CPU. The engine core of AsyncLLM is a
+            # process of its own in any case.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if self.options.cpu_threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(self.options.cpu_threads)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        elif self.options.executor == "uni":
+            threads = default_cpu_threads(self.checkpoint.path, len(os.sched_getaffinity(0)))
+            os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
     def _stat_loggers(self) -> list[Any]:
-        """With one of its own vLLM keeps statistics in spite of ``disable_log_stats``, without its log."""
+        """vLLM's Prometheus logger if metrics are on.
+
+        A logger of our own makes vLLM keep statistics in spite of ``disable_log_stats``, which turns off its
+        log lines only.
+        """
         if not self.options.metrics:
             return []
         from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -357,10 +368,10 @@ def _engine_type() -> type[AsyncLLM]:
 
 
 def served_dtype(path: str, asked: str) -> str:
-    """vLLM's ``dtype`` for a policy; ``auto`` is the checkpoint's own.
+    """vLLM's ``dtype`` for a policy; ``auto`` means the checkpoint's own type.
 
-    vLLM's own ``auto`` rounds a float32 checkpoint to bfloat16, which is another policy than the one that
-    was trained and measured, and on CPUs without instructions for it decodes at half the speed.
+    vLLM's own ``auto`` rounds float32 checkpoints to bfloat16. That is not the policy that was trained and
+    measured, and it decodes at half the speed on CPUs without bfloat16 instructions.
     """
     config = Path(path) / "config.json"
     if asked != "auto" or not config.is_file():
@@ -371,14 +382,14 @@ def served_dtype(path: str, asked: str) -> str:
 
 
 def _end_unwanted(building: asyncio.Future[AsyncLLM]) -> None:
-    """Shut an engine down that was built for someone who no longer waited for it."""
+    """Shut down an engine whose start was cancelled."""
     if not building.cancelled() and building.exception() is None:
-        # Not by the loop's executor, which takes nothing any more while the process comes to its end.
+        # The event loop's executor accepts no more work while the process ends, so use a thread.
         threading.Thread(target=building.result().shutdown, name="end-unwanted-engine").start()
 
 
 def _fail_unfinished(llm: AsyncLLM) -> None:
-    """Tell those who wait for tokens that none will come; what would have told them is cancelled by now."""
+    """Fail the requests that still wait for tokens; vLLM's task that would do so has been cancelled."""
     if llm.output_processor.get_num_unfinished_requests():
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -386,21 +397,21 @@ def _fail_unfinished(llm: AsyncLLM) -> None:
 
 
 def _release(llm: AsyncLLM) -> None:
-    """Give back what vLLM leaves to the end of the process: nine descriptors an engine."""
+    """Free what vLLM keeps until the process ends: nine file descriptors per engine."""
     resources = llm.engine_core.resources
     resources.ctx.destroy(linger=0)
     if resources.engine_manager is not None:
         for process in resources.engine_manager.processes:
-            with suppress(ValueError):  # not ended yet, or closed already
+            with suppress(ValueError):  # still running, or already closed
                 process.close()
 
 
 def default_cpu_threads(path: str, cores: int) -> int:
-    """All cores, but one less where what feeds the engine needs one more than the engine does.
+    """The default number of threads of an engine on a CPU: all cores, or all but one.
 
-    A thread that has to wait for a core holds up all the others. A tiny policy gains more from a core
-    that is left free than from its second thread; a larger one only where one core is a small share
-    (docs/log.md). vLLM's own `mp` executor always leaves one.
+    The front end that feeds the engine needs a core too, and a thread that waits for a core holds up all the
+    others. A tiny policy gains more from a free core than from another thread. A larger policy does so only
+    if one core is a small share of all (docs/log.md). vLLM's own ``mp`` executor always leaves one core free.
     """
     size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     tiny = 0 < size < TINY_BYTES
