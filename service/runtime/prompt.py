@@ -1,9 +1,11 @@
-"""One prompt's request to the runtime, and its result."""
+"""One prompt's request to the runtime, its progress record and its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from time import perf_counter
 
+from service.context.request_context import PromptProgress, record_prompt
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
 from service.strategies import UNOBSERVED, Observer, Outcome
@@ -69,3 +71,28 @@ class PromptResult:
     queue_ms: float
     scoring_ms: float
     total_ms: float
+
+
+def begin_progress(request: PromptRequest, *, scored: bool) -> PromptProgress:
+    """Open the request's record for the access log and its trace."""
+    return record_prompt(
+        PromptProgress(
+            answer_id=request.request_id,
+            mode=request.mode.name,
+            policy=request.mode.policy,
+            num_samples=request.drawn,
+            max_tokens=request.sampling.max_tokens,
+            temperature=request.sampling.temperature,
+            scored=scored,
+            arrived_s=perf_counter(),
+        )
+    )
+
+
+def note_outcome(progress: PromptProgress, outcome: Outcome) -> None:
+    """Add the outcome to the request's record."""
+    progress.decode_ms, progress.rerank_ms = outcome.decode_ms, outcome.rerank_ms
+    progress.candidates = len(outcome.candidates)
+    progress.generated_tokens = outcome.generated_tokens
+    progress.returned_tokens = outcome.returned_tokens
+    progress.finish_reason = outcome.selected.candidate.finish_reason

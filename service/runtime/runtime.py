@@ -11,12 +11,12 @@ from time import perf_counter
 from typing import Any
 
 from service.admission.admission import Admission
-from service.context.request_context import PromptProgress, record_prompt
+from service.context.request_context import PromptProgress
 from service.runtime.batching_scorer import BatchingScorer, MeteredScorer
 from service.runtime.in_flight import InFlightRequests
 from service.runtime.metrics import Metrics
 from service.runtime.modes import Mode, configured_modes, find_mode
-from service.runtime.prompt import PromptRequest, PromptResult
+from service.runtime.prompt import PromptRequest, PromptResult, begin_progress, note_outcome
 from service.runtime.supervisor import RestartablePart, Supervisor
 from service.settings import ServiceSettings
 from service.strategies import Outcome, Resources, Task
@@ -220,13 +220,13 @@ class Runtime:
         # Taken before waiting, so that a reload meanwhile does not mix old and new engines.
         resources = Resources(engine, self.policies, scorer, self.embedder)
         limit_s, limit_name = self.settings.limits.time_limit(request.timeout_s)
-        progress = _begin_progress(request, scored=scorer is not None and request.wants_rewards)
+        progress = begin_progress(request, scored=scorer is not None and request.wants_rewards)
         models = (engine, reward, *self._other_engines(request.mode))
         async with self.in_flight.track(limit_s, limit_name, models):
             task = await _encode(request, engine, progress)
             outcome = await self._admit_and_decode(request, task, resources, progress)
         total_ms = (perf_counter() - progress.arrived_s) * 1e3
-        _note_outcome(progress, outcome)
+        note_outcome(progress, outcome)
         assert progress.admitted_s is not None  # set by _admit_and_decode
         result = PromptResult(
             mode=request.mode,
@@ -321,30 +321,6 @@ async def _encode(request: PromptRequest, engine: Engine, progress: PromptProgre
         request.score,
         request.observer,
     )
-
-
-def _begin_progress(request: PromptRequest, *, scored: bool) -> PromptProgress:
-    """Open the request's record for the access log and its trace."""
-    return record_prompt(
-        PromptProgress(
-            answer_id=request.request_id,
-            mode=request.mode.name,
-            policy=request.mode.policy,
-            num_samples=request.drawn,
-            max_tokens=request.sampling.max_tokens,
-            temperature=request.sampling.temperature,
-            scored=scored,
-            arrived_s=perf_counter(),
-        )
-    )
-
-
-def _note_outcome(progress: PromptProgress, outcome: Outcome) -> None:
-    progress.decode_ms, progress.rerank_ms = outcome.decode_ms, outcome.rerank_ms
-    progress.candidates = len(outcome.candidates)
-    progress.generated_tokens = outcome.generated_tokens
-    progress.returned_tokens = outcome.returned_tokens
-    progress.finish_reason = outcome.selected.candidate.finish_reason
 
 
 def _tasks() -> float:
