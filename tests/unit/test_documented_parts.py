@@ -1,7 +1,8 @@
-"""Every built-in strategy and objective has its row in the documentation, and the row is true."""
+"""Strategies, objectives and folders have rows in the documentation, and the rows are true."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,16 @@ def test_the_default_sweep_varies_a_setting_of_every_objective() -> None:
     assert tuple(varied) == OBJECTIVES.built_in
     for name, values in varied.items():
         assert values.split("=")[0] in objective_type(name).model_fields, name
+
+
+@pytest.mark.parametrize("package", ["service", "training", "vbon"])
+def test_the_architecture_page_names_every_folder_and_module(package: str) -> None:
+    named = {
+        name
+        for cells in rows("architecture.md", f"{package}/")
+        for name in re.findall(r"[a-z_]+(?:/|\.py)", cells)
+    }
+    folder = DOCS.parent / package
+    found = {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")}
+    found |= {path.name for path in folder.glob("[a-z]*.py")}
+    assert named == found, f"docs/architecture.md: the table of {package}/ and its content differ"

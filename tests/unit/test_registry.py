@@ -159,7 +159,7 @@ def test_a_reward_model_of_an_unknown_scheme(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        CheckpointError, match="no scheme 'words'; choose one of python, http, https"
+        CheckpointError, match="'words' is not a known scheme; known schemes: python"
     ):
         open_reward_model("words:good")
     Path("words:good").mkdir()  # a directory of that name is a classifier's
