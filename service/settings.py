@@ -281,7 +281,8 @@ class ServiceSettings(Settings):
     reward: Annotated[str | None, NoneWord] = Field(
         "sandbox/reward",
         description="reward model that selects: the directory of a one-logit sequence classifier, "
-        "python:package.module:function, or the URL of a scorer; `none` for none",
+        "python:package.module:function, the URL of a scorer, or SCHEME:ARGUMENT of a plug-in; `none` for "
+        "none",
     )
     gold: Annotated[str | None, NoneWord] = Field(
         None,

@@ -1,4 +1,4 @@
-"""Registries of named parts: the built-in ones, and those that installed packages add by entry points."""
+"""Registries of named parts, built-in or added by entry points of installed packages (docs/plugins.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Names are also commands, modes of requests and keys of grids.
+# A name must also work as a command, as the mode of a request and in the grid of a sweep.
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -38,19 +38,19 @@ class Entry:
 
 
 class Registry(Generic[T]):
-    """Parts of one kind by name. A part is imported when it is first asked for, never to list its name.
+    """The parts of one kind by name. Listing the names imports nothing; a part is imported at its first use.
 
-    A plug-in that cannot be used does not disturb the others: iterating over :meth:`items` logs a
-    warning and leaves it out, and asking for it by name raises an error that says why.
+    A plug-in that cannot be used does not affect the others. :meth:`items` logs a warning and leaves it out;
+    looking it up by name raises an error with the reason.
 
     Args:
         group: entry-point group of plug-ins, such as ``vbon.strategies``.
         kind: what a part is called in messages, such as ``strategy``.
-        built_in: the parts of this project in the order in which they are listed.
-        check: returns the imported object as a part; raises TypeError or ValueError, with the reason,
-            if it is not one.
-        field: the setting or request field that names a part, for errors.
-        reserved: other names that no plug-in may take, such as those of commands.
+        built_in: the parts of this project, in the order of lists.
+        check: returns the imported object if it is a part of this kind, and raises TypeError or ValueError
+            with the reason if it is not.
+        field: the setting or request field that names a part, for error messages.
+        reserved: further names that a plug-in must not have, such as those of commands.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class Registry(Generic[T]):
     ) -> None:
         self.group, self.kind, self.field = group, kind, field
         self._built_in = {entry.name: entry for entry in built_in}
-        self._check, self._reserved = check, frozenset(reserved)
+        self._check, self.reserved = check, frozenset(reserved)
         self._loaded: dict[str, T] = {}
         self._problems: dict[str, str] = {}
         self._logged: set[str] = set()
 
     @property
     def built_in(self) -> tuple[str, ...]:
-        """Names of the parts of this project."""
+        """The names of the parts of this project."""
         return tuple(self._built_in)
 
     def __iter__(self) -> Iterator[str]:
-        """All names, of plug-ins too; imports nothing."""
+        """Iterate over all names, including those of plug-ins, without importing anything."""
         return iter(self._entries)
 
     def __contains__(self, name: object) -> bool:
@@ -86,7 +86,7 @@ class Registry(Generic[T]):
         return len(self._entries)
 
     def entry(self, name: str) -> Entry:
-        """The entry of a name.
+        """The entry with this name.
 
         Raises:
             InvalidInputError: the name is not registered.
@@ -96,7 +96,7 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def __getitem__(self, name: str) -> T:
-        """The part of a name, imported if it was not before.
+        """The part with this name, imported if this is its first use.
 
         Raises:
             InvalidInputError: the name is not registered, or its plug-in cannot be used.
@@ -110,7 +110,7 @@ class Registry(Generic[T]):
         return self._loaded[name]
 
     def items(self) -> Iterator[tuple[str, T]]:
-        """Name and part of all that can be used; each plug-in that cannot is logged once."""
+        """Iterate over names and parts. Plug-ins that cannot be used are left out, and logged once."""
         for name in self:
             try:
                 part = self[name]
@@ -122,18 +122,18 @@ class Registry(Generic[T]):
                 yield name, part
 
     def values(self) -> Iterator[T]:
-        """All parts that can be used."""
+        """Iterate over the parts that can be used."""
         return (part for _, part in self.items())
 
     def refuse(self, name: str, reason: str) -> None:
-        """Make a plug-in unusable that does not fit the others; ``reason`` completes "cannot be used:"."""
+        """Mark a plug-in as unusable. ``reason`` is written to follow "cannot be used:"."""
         self._loaded.pop(name, None)
         self._problems[name] = self._unusable(self._entries[name], reason)
 
     def _load(self, entry: Entry) -> None:
         try:
             part = self._check(imported(entry.target))
-        except Exception as error:  # a plug-in's code may raise anything
+        except Exception as error:  # code of a plug-in may raise anything
             if not entry.package:
                 raise
             self._problems[entry.name] = self._unusable(entry, " ".join(str(error).split()))
@@ -147,7 +147,7 @@ class Registry(Generic[T]):
             entry = _entry_of(point)
             if not _NAME.fullmatch(entry.name):
                 reason = "its name is not lower-case words joined by hyphens"
-            elif entry.name in self._reserved or entry.name in self._built_in:
+            elif entry.name in self.reserved or entry.name in self._built_in:
                 reason = "its name is taken by a built-in one"
             elif entry.name in entries:
                 reason = f"its name is taken by {entries[entry.name].package}"
@@ -170,7 +170,11 @@ class Registry(Generic[T]):
 
 
 def built_in_entries(package: str, lines: Mapping[str, str | tuple[str, str]]) -> list[Entry]:
-    """Entries of ``name: "module:attribute"`` or ``name: ("module:attribute", summary)`` in a package."""
+    """The entries for lines ``name: "module:attribute"`` or ``name: ("module:attribute", summary)``.
+
+    Args:
+        package: the package that contains the modules.
+    """
     entries = []
     for name, line in lines.items():
         target, summary = (line, "") if isinstance(line, str) else line
@@ -182,14 +186,14 @@ def imported(target: str) -> object:
     """The object at an import path ``package.module:attribute``.
 
     Raises:
-        ImportError: importing it raised something; says what.
+        ImportError: importing it raised an exception, which the message names.
     """
     module, _, attribute = target.partition(":")
     try:
         found: object = import_module(module)
         for part in filter(None, attribute.split(".")):
             found = getattr(found, part)
-    except Exception as error:  # foreign code may raise anything
+    except Exception as error:  # code of a plug-in may raise anything
         raise ImportError(f"importing it raised {type(error).__name__}: {error}") from error
     return found
 

@@ -1,4 +1,4 @@
-"""Which part of the project may import which other, and what must not be imported at all."""
+"""Imports between the folders of the project, and imports that must not happen at all."""
 
 from __future__ import annotations
 
@@ -278,13 +278,13 @@ def test_the_parts_around_the_runtime_do_not_import_it(folder: str) -> None:
     ],
 )
 def test_importing_needs_nothing_heavy(statement: str) -> None:
-    """In a fresh interpreter in which the heavy packages cannot be imported at all."""
+    """Imports succeed in a fresh interpreter in which the heavy packages cannot be imported."""
     status, said = run_command(["-c", statement], blocked=HEAVY)
     assert status == 0, said
 
 
 def test_the_load_test_needs_no_server() -> None:
-    """It runs from any machine, beside a server or not."""
+    """The load test runs on any machine, whether a server is installed there or not."""
     block = "import sys; sys.modules.update(dict.fromkeys(['fastapi', 'starlette', 'uvicorn']))"
     run = (
         "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.report.write"

@@ -175,3 +175,10 @@ def test_no_setting_can_have_the_name_of_a_field_of_requests() -> None:
         *(kind.model_fields for kind in (GenerateFields, CompletionFields, ChatFields))
     )
     assert fields == RESERVED, "update _REQUEST_FIELDS in service/strategies/request_fields.py"
+
+
+def test_no_plug_in_can_take_the_name_of_a_training_command() -> None:
+    from training.__main__ import STEPS
+    from training.objectives import OBJECTIVES
+
+    assert STEPS.keys() <= OBJECTIVES.reserved
