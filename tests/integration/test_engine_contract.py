@@ -196,8 +196,10 @@ async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:
     last = partials[-1]
     assert len(partials) > 1
     assert (last.text, last.token_ids, last.finish_reason) == (
-        whole[2].text, whole[2].token_ids, whole[2].finish_reason,
-    )  # fmt: skip
+        whole[2].text,
+        whole[2].token_ids,
+        whole[2].finish_reason,
+    )
     assert last.token_logprobs == pytest.approx(whole[2].token_logprobs, abs=1e-4)
 
 
@@ -232,7 +234,7 @@ async def test_logprobs_of_a_completion(engine: Engine) -> None:
 
 
 async def test_decoding_gives_the_text_of_the_candidate(engine: Engine) -> None:
-    """With a stop string to look for, vLLM decodes token by token; else it is done once, by us."""
+    """Compare vLLM's step-by-step detokenization, which stop strings need, with ours at the end."""
     ids = await engine.encode(PROMPT)
     sampling = Sampling(max_tokens=30, seed=5, stop=("@never@",))
     step_by_step = {c.index: c for c in await draw(engine, sampling, 8, "contract-decode-a")}

@@ -41,11 +41,27 @@ def folder(tmp_path: Path) -> Path:
 
 def start_sampling(sandbox: Path, folder: Path, reward: str) -> subprocess.Popen[str]:
     command = [
-        sys.executable, "-m", "training", "sample", "--policy", str(sandbox / "policy"),
-        "--reward", f"python:some_rewards:{reward}", "--prompts", str(sandbox / "prompts" / "train.jsonl"),
-        "--out", "cache.jsonl", "--num-samples", "4", "--max-new-tokens", "8", "--concurrency", "1",
-        "--engine-args", '{"enforce_eager": true}',
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "training",
+        "sample",
+        "--policy",
+        str(sandbox / "policy"),
+        "--reward",
+        f"python:some_rewards:{reward}",
+        "--prompts",
+        str(sandbox / "prompts" / "train.jsonl"),
+        "--out",
+        "cache.jsonl",
+        "--num-samples",
+        "4",
+        "--max-new-tokens",
+        "8",
+        "--concurrency",
+        "1",
+        "--engine-args",
+        '{"enforce_eager": true}',
+    ]
     path = os.pathsep.join([str(ROOT), str(folder)])
     return subprocess.Popen(
         command,

@@ -33,9 +33,9 @@ async def draw(
 
 
 async def test_the_server_serves_lower_priorities_first(vllm_over_http: Engine) -> None:
-    """With 16 at once and 240 in line, one that comes last is done before most: else it were the last.
+    """Send an urgent request behind 240 others, of which 16 run at once; it must finish before most.
 
-    How late it comes, while this machine does other things too, is what the long line is for.
+    The queue is long because the urgent request may arrive late on a busy machine.
     """
     finished: list[str] = []
 

@@ -1,6 +1,6 @@
-"""What `vllm serve` answers, without a model: a real HTTP server, deterministic by seed.
+"""An imitation of `vllm serve` without a model: a real HTTP server, deterministic by seed.
 
-Shapes, defaults and refusals are those of vLLM 0.32's /v1/completions, /v1/models, /tokenize,
+Formats, defaults and errors are those of vLLM 0.32's /v1/completions, /v1/models, /tokenize,
 /detokenize and /health. ``faults`` breaks one thing at a time.
 """
 
@@ -95,7 +95,7 @@ class Server:
         return len(self.uvicorn.server_state.connections)
 
     def cut(self) -> None:
-        """As if the process was killed: every connection ends where it is."""
+        """Abort every connection, as if the server's process was killed."""
         for connection in list(self.uvicorn.server_state.connections):
             connection.transport.abort()
 
@@ -191,13 +191,17 @@ class Server:
             prompt = body["prompt"]
             choice["prompt_logprobs"] = [None] + [
                 {str(t): {"logprob": logprob(prompt[:i], t), "rank": 1, "decoded_token": "x"}}
-                for i, t in enumerate(prompt) if i
-            ]  # fmt: skip
+                for i, t in enumerate(prompt)
+                if i
+            ]
         count = len(ids) + ("miscount" in self.faults)
         payload: Any = {
-            "id": "cmpl-1", "object": "text_completion", "model": self.model, "choices": [choice],
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "model": self.model,
+            "choices": [choice],
             "usage": {"prompt_tokens": len(body["prompt"]), "completion_tokens": count},
-        }  # fmt: skip
+        }
         spoil(payload, self.faults)
         content = json.dumps(payload, ensure_ascii=False).encode()
         if "html" in self.faults:

@@ -140,6 +140,9 @@ def test_the_bench_hands_them_to_vllm_serve() -> None:
     }
     assert serve_flags(arguments) == [
         "--no-enable-prefix-caching",
-        "--speculative-config", '{"method": "ngram"}',
-        "--cudagraph-capture-sizes", "1", "2",
-    ]  # fmt: skip
+        "--speculative-config",
+        '{"method": "ngram"}',
+        "--cudagraph-capture-sizes",
+        "1",
+        "2",
+    ]

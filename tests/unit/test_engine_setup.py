@@ -1,4 +1,4 @@
-"""How an engine is set up for its checkpoint: threads on a CPU, and the type of its weights."""
+"""Engine settings that depend on the checkpoint: threads on a CPU, and the type of the weights."""
 
 from __future__ import annotations
 

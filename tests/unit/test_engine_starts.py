@@ -1,4 +1,4 @@
-"""Engines whose start fails, hangs or is given up, without a model: vLLM's part is played by a stub."""
+"""Engines whose start fails, hangs or is cancelled, with a stub in place of vLLM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vbon.errors import CheckpointError, EngineError
 
 
 class Llm:
-    """As much of ``AsyncLLM`` as a host needs to start and stop."""
+    """The part of ``AsyncLLM`` that a host needs to start and stop."""
 
     errored = False
 

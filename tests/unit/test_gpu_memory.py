@@ -1,4 +1,4 @@
-"""How a GPU's memory is shared between engines and the models beside them; no GPU is needed."""
+"""Shares of a GPU's memory for engines and the models beside them; no GPU is needed."""
 
 from __future__ import annotations
 

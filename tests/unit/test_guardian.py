@@ -1,4 +1,4 @@
-"""What was started does not outlive a starter that was killed."""
+"""Guarded processes end when the process that started them is killed."""
 
 from __future__ import annotations
 

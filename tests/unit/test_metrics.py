@@ -19,7 +19,7 @@ from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until
 from vbon.engine.fake import FakeEngine
-from vbon.engine.metrics import families_of, logger_into
+from vbon.engine.metrics import stat_logger_type, vllm_families
 from vbon.engine.remote.engine import RemoteEngine
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -57,10 +57,10 @@ class Measured(FakeEngine):
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.registry = CollectorRegistry()
-        self.stats = logger_into(self.registry, StatLogger)()
+        self.stats = stat_logger_type(self.registry, StatLogger)()
 
     async def metrics(self) -> list[Metric]:
-        return families_of(self.registry)
+        return vllm_families(self.registry)
 
 
 class Broken(FakeEngine):

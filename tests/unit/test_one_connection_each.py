@@ -19,8 +19,13 @@ from vbon.http.transport import AiohttpTransport
 
 KEEP_IDLE_S = 0.3
 BODY = {
-    "model": "org/policy", "prompt": [1, 2], "max_tokens": 8, "temperature": 1.0, "seed": 1, "logprobs": 0,
-}  # fmt: skip
+    "model": "org/policy",
+    "prompt": [1, 2],
+    "max_tokens": 8,
+    "temperature": 1.0,
+    "seed": 1,
+    "logprobs": 0,
+}
 
 
 @asynccontextmanager

@@ -36,8 +36,12 @@ from vbon.errors import (
 from vbon.prompts import Prompt
 
 OPTIONS = RemoteOptions(
-    connect_timeout_s=1.0, request_timeout_s=2.0, start_timeout_s=0.3, backoff_s=0.05, max_backoff_s=0.2
-)  # fmt: skip
+    connect_timeout_s=1.0,
+    request_timeout_s=2.0,
+    start_timeout_s=0.3,
+    backoff_s=0.05,
+    max_backoff_s=0.2,
+)
 SAMPLING = Sampling(max_tokens=8, seed=11)
 PROMPT = Prompt(text="the film was")
 
@@ -89,7 +93,7 @@ async def until(condition: Any, seconds: float = 3.0) -> None:
 
 
 async def settled() -> int:
-    """How many tasks there are, besides those that are ending."""
+    """The number of tasks, without those that are ending."""
     await asyncio.sleep(0.05)
     return len(asyncio.all_tasks())
 
@@ -189,8 +193,10 @@ async def test_without_token_ids_counts_and_logprobs_remain() -> None:
         assert len(candidate.token_ids) == len(candidate.token_logprobs)
         assert (await watch(engine))[-1].token_ids == candidate.token_ids
         ids = await engine.encode(PROMPT)
-        for refused in (engine.logprobs(ids, list(candidate.token_ids), "t"),
-                        engine.decode(ids, list(candidate.token_ids))):  # fmt: skip
+        for refused in (
+            engine.logprobs(ids, list(candidate.token_ids), "t"),
+            engine.decode(ids, list(candidate.token_ids)),
+        ):
             with pytest.raises(EngineError, match="return_token_ids"):
                 await refused
 
@@ -258,10 +264,12 @@ async def test_one_server_is_enough_and_the_missing_one_joins_later() -> None:
 
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
-    [("#other", {}, "serves org/policy; not 'other'"),
-     ("", {"model": "org/other"}, "serves org/.*; not"),
-     ("", {"max_model_len": 64}, "context of .* tokens, but the other servers have")],
-)  # fmt: skip
+    [
+        ("#other", {}, "serves org/policy; not 'other'"),
+        ("", {"model": "org/other"}, "serves org/.*; not"),
+        ("", {"max_model_len": 64}, "context of .* tokens, but the other servers have"),
+    ],
+)
 async def test_servers_of_another_model_are_refused(
     name: str, changes: dict[str, Any], words: str
 ) -> None:
@@ -286,10 +294,16 @@ async def test_before_the_start_and_after_the_end_it_is_not_ready() -> None:
 
 @pytest.mark.parametrize(
     ("policy", "words"),
-    [("http://user:pw@host/v1", "remote_api_key_env"), ("http://host/v1?key=pw", "remote_api_key_env"),
-     ("http://", "not a URL"), ("http://host:port", "bad port"), ("http://a,ftp://b", "not a URL"),
-     ("http://a#x,http://b#y", "different models"), ("http://a,http://a/v1/", "twice")],
-)  # fmt: skip
+    [
+        ("http://user:pw@host/v1", "remote_api_key_env"),
+        ("http://host/v1?key=pw", "remote_api_key_env"),
+        ("http://", "not a URL"),
+        ("http://host:port", "bad port"),
+        ("http://a,ftp://b", "not a URL"),
+        ("http://a#x,http://b#y", "different models"),
+        ("http://a,http://a/v1/", "twice"),
+    ],
+)
 def test_addresses_that_cannot_be(policy: str, words: str) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         parse_address(policy)
@@ -406,20 +420,22 @@ async def exchange(replica: Replica, how: str) -> None:
 
 @pytest.mark.parametrize(
     ("how", "path", "head", "words"),
-    [("models", "/v1/models", "200 OK", "more than"),
-     ("models", "/health", "500 No", "HTTP 500"),
-     ("models", "/v1/models", "400 No", "HTTP 400"),
-     ("ask", "/v1/completions", "200 OK", "more than"),
-     ("ask", "/v1/completions", "422 No", "HTTP 422"),
-     ("follow", "/v1/completions", "200 OK", "more than"),
-     ("follow", "/v1/completions", "500 No", "HTTP 500")],
-)  # fmt: skip
+    [
+        ("models", "/v1/models", "200 OK", "more than"),
+        ("models", "/health", "500 No", "HTTP 500"),
+        ("models", "/v1/models", "400 No", "HTTP 400"),
+        ("ask", "/v1/completions", "200 OK", "more than"),
+        ("ask", "/v1/completions", "422 No", "HTTP 422"),
+        ("follow", "/v1/completions", "200 OK", "more than"),
+        ("follow", "/v1/completions", "500 No", "HTTP 500"),
+    ],
+)
 async def test_bodies_without_end_are_not_read_to_it(
     how: str, path: str, head: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither those that are read nor refusals, which are quoted."""
-    for name in ("_MOST_BYTES", "_MOST_OF_PROBE", "_MOST_OF_EVENT"):
-        monkeypatch.setattr(remote_server, name, 100_000, raising=False)
+    for name in ("_MAX_ANSWER_BYTES", "_MAX_PROBE_BYTES", "_MAX_EVENT_BYTES"):
+        monkeypatch.setattr(remote_server, name, 100_000)
     async with raw(path, head, b"x" * 2**16, 1000) as (replica, sent):
         with pytest.raises((ReplicaError, InvalidInputError), match=words):
             await exchange(replica, how)

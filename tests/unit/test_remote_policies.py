@@ -45,9 +45,18 @@ def test_the_key_comes_from_the_environment_and_is_no_setting(
     monkeypatch.setenv("OTHER_KEY", "0ther")
     for settings, key in (
         (load("--policies", f"ref={URL}", "--reward", "none"), "s3cret"),
-        (load("--policies", f"ref={URL}", "--reward", "none",
-              "--engine.remote-api-key-env", "OTHER_KEY"), "0ther"),
-    ):  # fmt: skip
+        (
+            load(
+                "--policies",
+                f"ref={URL}",
+                "--reward",
+                "none",
+                "--engine.remote-api-key-env",
+                "OTHER_KEY",
+            ),
+            "0ther",
+        ),
+    ):
         assert "s3cret" not in repr(settings)
         engine = build_runtime(settings).policies["ref"]
         assert isinstance(engine, RemoteEngine)
@@ -55,10 +64,21 @@ def test_the_key_comes_from_the_environment_and_is_no_setting(
 
 
 def test_settings_reach_the_engine() -> None:
-    settings = load("--policies", f"ref={URL}", "--reward", "none", "--engine.max-num-seqs", "9",
-                    "--engine.remote-timeout-s", "3", "--engine.max-model-len", "99",
-                    "--engine.scheduling-policy", "priority",
-                    "--no-engine.remote-metrics")  # fmt: skip
+    settings = load(
+        "--policies",
+        f"ref={URL}",
+        "--reward",
+        "none",
+        "--engine.max-num-seqs",
+        "9",
+        "--engine.remote-timeout-s",
+        "3",
+        "--engine.max-model-len",
+        "99",
+        "--engine.scheduling-policy",
+        "priority",
+        "--no-engine.remote-metrics",
+    )
     engine = build_runtime(settings).policies["ref"]
     assert isinstance(engine, RemoteEngine)
     options = engine._options
@@ -81,7 +101,7 @@ def test_a_local_policy_beside_a_remote_one_is_still_checked() -> None:
 
 
 def test_remote_policies_need_neither_vllm_nor_torch() -> None:
-    """They are built, started and used in an interpreter that cannot import them."""
+    """Build, start and use one in an interpreter that cannot import torch or vllm."""
     script = """
 import asyncio, sys
 sys.modules.update(dict.fromkeys(("torch", "vllm", "transformers")))

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 PREFIX = "vllm:"
 
 
-def logger_into(registry: CollectorRegistry, base: type[Any]) -> type[Any]:
+def stat_logger_type(registry: CollectorRegistry, base: type[Any]) -> type[Any]:
     """A subclass of vLLM's ``PrometheusStatLogger`` that keeps its metrics in the given registry.
 
     vLLM itself uses the global registry and removes the metrics of the previous engine whenever an engine
@@ -30,7 +30,7 @@ def logger_into(registry: CollectorRegistry, base: type[Any]) -> type[Any]:
     )
 
 
-def families_of(registry: CollectorRegistry) -> list[Metric]:
+def vllm_families(registry: CollectorRegistry) -> list[Metric]:
     """The current values of vLLM's metric families in a registry."""
     return [family for family in registry.collect() if family.name.startswith(PREFIX)]
 

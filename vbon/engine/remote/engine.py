@@ -32,7 +32,7 @@ from vbon.engine.remote.replicas import Replicas
 from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, parse_address
 from vbon.engine.remote.wire import (
     UNKNOWN_TOKEN,
-    Growth,
+    GrowingCandidate,
     completion_body,
     read_prompt_logprobs,
     read_text,
@@ -184,15 +184,15 @@ class RemoteEngine:
                 yield candidate
 
     async def _one(self, prompt_token_ids: list[int], sampling: Sampling, index: int) -> Candidate:
-        async def work(replica: Replica) -> Growth:
+        async def work(replica: Replica) -> GrowingCandidate:
             body = completion_body(self._model, prompt_token_ids, sampling, index, stream=False)
             answer = await replica.ask("/completions", body)
-            growth = Growth(sampling, index)
+            growing = GrowingCandidate(sampling, index)
             try:
-                growth.check_whole(growth.add(answer))
+                growing.check_whole(growing.add(answer))
             except WireError as error:
                 raise _unusable(replica, error) from error
-            return growth
+            return growing
 
         return self._finished(await self._replicas.call(work)).candidate()
 
@@ -202,13 +202,13 @@ class RemoteEngine:
         """Yield each step that the server sends; steps that a slow reader missed are merged into one."""
         self._check(prompt_token_ids, sampling)
         changed = asyncio.Event()
-        growing = [Growth(sampling, index)]
+        current = [GrowingCandidate(sampling, index)]
 
-        async def work(replica: Replica) -> Growth:
-            growth = growing[0] = Growth(sampling, index)
+        async def work(replica: Replica) -> GrowingCandidate:
+            growing = current[0] = GrowingCandidate(sampling, index)
             body = completion_body(self._model, prompt_token_ids, sampling, index, stream=True)
-            await _grow(replica, body, growth, changed)
-            return growth
+            await _read_events(replica, body, growing, changed)
+            return growing
 
         # A task reads ahead, so that a slow reader does not get outdated steps from the socket's buffer.
         reader = asyncio.create_task(self._replicas.call(work))
@@ -221,9 +221,9 @@ class RemoteEngine:
                 if reader.done():
                     break
                 # The last step is yielded after the loop, once the server's token count has confirmed it.
-                if len(growing[0].token_ids) > seen and growing[0].finish_reason is None:
-                    seen = len(growing[0].token_ids)
-                    yield growing[0].partial()
+                if len(current[0].token_ids) > seen and current[0].finish_reason is None:
+                    seen = len(current[0].token_ids)
+                    yield current[0].partial()
             yield self._finished(reader.result()).partial()
         finally:
             reader.cancel()
@@ -256,10 +256,10 @@ class RemoteEngine:
         assert self._replicas.model is not None
         return self._replicas.model
 
-    def _finished(self, growth: Growth) -> Growth:
-        if growth.ending is not None:
-            self._endings.add(growth.ending)
-        return growth
+    def _finished(self, growing: GrowingCandidate) -> GrowingCandidate:
+        if growing.ending is not None:
+            self._endings.add(growing.ending)
+        return growing
 
     def _check(self, token_ids: list[int], sampling: Sampling) -> None:
         self._replicas.check_started()
@@ -294,21 +294,21 @@ class RemoteEngine:
             raise
 
 
-async def _grow(
-    replica: Replica, body: dict[str, Any], growth: Growth, changed: asyncio.Event
+async def _read_events(
+    replica: Replica, body: dict[str, Any], growing: GrowingCandidate, changed: asyncio.Event
 ) -> None:
     counted = None
     try:
         async with aclosing(replica.follow("/completions", body)) as events:
             async for event in events:
-                count = growth.add(event)
+                count = growing.add(event)
                 counted = counted if count is None else count
                 changed.set()
-        growth.check_whole(counted)
+        growing.check_whole(counted)
     except WireError as error:
         raise _unusable(replica, error) from error
     except ReplicaError as error:
-        error.again = not growth.token_ids
+        error.again = not growing.token_ids
         raise
 
 

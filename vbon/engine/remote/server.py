@@ -25,7 +25,12 @@ Kind = Literal["down", "busy", "wrong"]
 _KEEP_IDLE_S = 2.0
 # Size limits in bytes. An answer may have a log-probability of about 100 bytes for each of half a million
 # prompt tokens, and an event has a few tokens. Of an error answer only the beginning is quoted.
-_MOST_BYTES, _MOST_OF_EVENT, _MOST_OF_PROBE, _MOST_OF_REFUSAL = 2**26, 2**22, 2**22, 2**16
+_MAX_ANSWER_BYTES, _MAX_EVENT_BYTES, _MAX_PROBE_BYTES, _MAX_REFUSAL_BYTES = (
+    2**26,
+    2**22,
+    2**22,
+    2**16,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +188,7 @@ class Replica:
             InvalidInputError: the server rejects the request as invalid.
         """
         async with self._answer(path, body, root=root) as (response, _):
-            content = await read_body(response, _MOST_BYTES)
+            content = await read_body(response, _MAX_ANSWER_BYTES)
         return self._json(content)
 
     async def follow(self, path: str, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
@@ -197,8 +202,8 @@ class Replica:
             # httpx's own line splitting also splits at characters such as U+2028, which JSON may contain.
             async for piece in response.aiter_bytes():
                 *lines, rest = (rest + piece).split(b"\n")
-                if len(rest) > _MOST_OF_EVENT:
-                    raise too_long(_MOST_OF_EVENT)
+                if len(rest) > _MAX_EVENT_BYTES:
+                    raise too_long(_MAX_EVENT_BYTES)
                 for line in lines:
                     if not line.startswith(b"data:"):
                         continue  # an empty line, or a comment that keeps the connection open
@@ -315,7 +320,7 @@ class Replica:
                 async with self._client.stream("GET", f"{self.url}/models") as answer:
                     if answer.status_code != 200:
                         raise self._refusal(answer, await _beginning(answer), "/models")
-                    content = await read_body(answer, _MOST_OF_PROBE)
+                    content = await read_body(answer, _MAX_PROBE_BYTES)
             return read_models(self._json(content))
         except (WireError, InvalidInputError) as error:
             said = str(error) if isinstance(error, InvalidInputError) else f"{self.url} {error}"
@@ -337,9 +342,9 @@ async def _beginning(response: httpx.Response) -> bytes:
     content = b""
     async for piece in response.aiter_bytes():
         content += piece
-        if len(content) > _MOST_OF_REFUSAL:
+        if len(content) > _MAX_REFUSAL_BYTES:
             break
-    return content[:_MOST_OF_REFUSAL]
+    return content[:_MAX_REFUSAL_BYTES]
 
 
 def _retry_after(header: str | None) -> float:

@@ -66,7 +66,7 @@ def scoring_body(model: str, token_ids: list[int], priority: int) -> dict[str, A
     return {**_PLAIN, **asked, **_turn(priority), "temperature": 1.0}
 
 
-class Growth:
+class GrowingCandidate:
     """A candidate assembled from the pieces of a server's answer: one piece, or one per step of a stream.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from prometheus_client import Metric
 
 from vbon.engine.fan_out import as_they_finish
-from vbon.engine.metrics import families_of
+from vbon.engine.metrics import vllm_families
 from vbon.engine.protocol import (
     Candidate,
     FinishReason,
@@ -83,7 +83,7 @@ class VllmEngine:
         # The last values of a dead engine would look like those of an idle one.
         if self._adapter is not None or not self.alive:
             return []
-        return families_of(self.host.registry)
+        return vllm_families(self.host.registry)
 
     async def start(self) -> None:
         """Start the host unless it runs, then decode a few tokens so that everything is compiled.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
-from vbon.engine.metrics import logger_into
+from vbon.engine.metrics import stat_logger_type
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.engine.vllm.guardian import Guardian
 from vbon.errors import CheckpointError, NotReadyError
@@ -340,7 +340,7 @@ class VllmHost:
             return []
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-        return [logger_into(self.registry, PrometheusStatLogger)]
+        return [stat_logger_type(self.registry, PrometheusStatLogger)]
 
 
 @cache
