@@ -58,6 +58,7 @@ ROOMS = {
     "vbon.engine.vllm": "vbon.engine",
     "vbon.http": "",
     "vbon.rewards": "vbon.http",
+    "vbon.demo": "vbon.cli",
     "vbon.study": "vbon.cli",
     # service: around a request
     "service": "",

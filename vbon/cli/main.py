@@ -12,6 +12,11 @@ START, TRAIN, SERVE, MEASURE = "Start here", "Train", "Serve", "Measure"
 
 # Service and training do not import each other; this table names both, and imports what is run.
 COMMANDS = {
+    "demo": Lazy(
+        "vbon.demo.command:app demo",
+        "Show live best-of-N beside a vBoN checkpoint on a toy, from nothing, in minutes.",
+        START,
+    ),
     "study": Lazy(
         "vbon.study.command:app study",
         "Answer for your own models: pay N times at inference, or fine-tune once?",

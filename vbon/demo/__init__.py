@@ -1,0 +1,1 @@
+"""``vbon demo``: live best-of-N beside a vBoN checkpoint on a toy, from nothing."""

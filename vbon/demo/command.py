@@ -1,0 +1,41 @@
+"""The command ``vbon demo``."""
+
+from __future__ import annotations
+
+import typer
+
+from vbon.cli.settings_command import add_settings_command
+from vbon.config import Settings
+from vbon.demo.config import DemoConfig
+
+INTERRUPTED = 130
+app = typer.Typer(add_completion=False)
+
+
+@app.callback()
+def _group() -> None:
+    """Hold the one command below."""
+
+
+def _settings() -> type[Settings]:
+    return DemoConfig
+
+
+def _run(config: DemoConfig) -> int:
+    from vbon.demo.run import run_demo
+
+    try:
+        run_demo(config)
+    except KeyboardInterrupt:
+        typer.echo("stopped; finished parts are kept for the next start", err=True)
+        return INTERRUPTED
+    return 0
+
+
+add_settings_command(
+    app,
+    "demo",
+    "Show live best-of-N beside a vBoN checkpoint on a toy, from nothing, in minutes.",
+    _settings,
+    _run,
+)
