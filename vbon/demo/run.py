@@ -181,7 +181,7 @@ class Demo:
                 json={**body, "return_candidates": True},
                 timeout=120,
             )
-            answer: dict[str, Any] = response.raise_for_status().json()["answers"][0]
+            answer: dict[str, Any] = response.raise_for_status().json()
         except (httpx.HTTPError, KeyError, ValueError) as error:
             raise DemoFailedError(f"the service is ready but did not answer: {error}") from error
         rewards = [c["reward"] for c in answer["candidates"] if c["reward"] is not None]
