@@ -33,10 +33,10 @@ from vbon.storage.training_record import HeldoutFigures, TrainingRecord, read_tr
 UPPER_BOUND = "upper bound"
 _NO_RECORD = (
     "its directory has no training.json, so its KL, win rate and reward are unknown; measure them "
-    "with `python -m training evaluate --checkpoints {name}={path} ...`"
+    "with `vbon evaluate --checkpoints {name}={path} ...`"
 )
 _NO_EVALUATION = (
-    "the points of best-of-n are unknown; measure them with `python -m training evaluate --policy {ref} "
+    "the points of best-of-n are unknown; measure them with `vbon evaluate --policy {ref} "
     "--reward REWARD --prompts heldout.jsonl --out evaluation`, then start this server with "
     "`--evaluation evaluation/evaluation.json`"
 )

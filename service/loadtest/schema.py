@@ -1,6 +1,6 @@
 """The versioned ``result.json`` of a load test.
 
-``python -m service.loadtest schema`` prints its JSON schema. Within a major version, fields are only added.
+``vbon loadtest schema`` prints its JSON schema. Within a major version, fields are only added.
 Times are in milliseconds, rates per second, rewards as the reward model returns them, KL in nats.
 """
 

@@ -78,7 +78,5 @@ async def test_where_nobody_measured_it_says_which_command_does(visitor: Visitor
         page = await visitor.open(f"{url}/#frontier")
         await expect(page.get_by_text("Nobody has measured these models yet.")).to_be_visible()
         commands = page.locator(".empty code")
-        await expect(commands.first).to_contain_text(
-            "python -m training evaluate --checkpoints vbon="
-        )
+        await expect(commands.first).to_contain_text("vbon evaluate --checkpoints vbon=")
         await assert_accessible(page)

@@ -1,4 +1,4 @@
-"""``python -m training sample`` ends cleanly however it ends: no traceback, no engine left behind."""
+"""``vbon sample`` ends cleanly however it ends: no traceback, no engine left behind."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class RewardCache:
             more = ", ..." if len(ids) > 8 else ""
             raise DataError(
                 f"the prompt with token ids [{', '.join(map(str, ids[:8]))}{more}] is not in the "
-                f"reward cache ({len(self)} prompts); sample it with `python -m training sample`"
+                f"reward cache ({len(self)} prompts); sample it with `vbon sample`"
             )
         return int(self._columns.key_rows[at])
 

@@ -34,7 +34,7 @@ def write_columns(directory: Path, lines: Iterable[TokenisedLine]) -> None:
         for line in lines:
             spool.add(line)
         if not spool.rows:
-            raise DataError("the reward cache is empty; run `python -m training sample` first")
+            raise DataError("the reward cache is empty; run `vbon sample` first")
         spool.finish()
         _write_prompts(directory, spool)
         _write_samples(directory, spool)

@@ -1,4 +1,4 @@
-"""Reads ``evaluation.json``, written by ``python -m training evaluate``."""
+"""Reads ``evaluation.json``, written by ``vbon evaluate``."""
 
 from __future__ import annotations
 
@@ -73,6 +73,4 @@ def read_evaluation(file: str) -> EvaluationRecord:
 
 
 def _not_an_evaluation(file: str, problem: str) -> DataError:
-    return DataError(
-        f"{file} is not an evaluation.json of `python -m training evaluate`: {problem}"
-    )
+    return DataError(f"{file} is not an evaluation.json of `vbon evaluate`: {problem}")

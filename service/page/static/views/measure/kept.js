@@ -22,7 +22,7 @@ export class Kept {
     if (runs.length) replace(this.#list, this.#runs(runs));
     else {
       const words = kept
-        ? "None yet. Runs of python -m service.loadtest on the same --store appear here too."
+        ? "None yet. Runs of vbon loadtest on the same --store appear here too."
         : "This server keeps no runs; start it with --store FILE.";
       replace(this.#list, el("div", { class: "empty" }, el("p", {}, words)));
     }
