@@ -1,4 +1,4 @@
-"""A small client: waits for a server, asks it to compare modes, prints the tables."""
+"""The clients of ``vbon compare`` and ``vbon reload``: they wait for a server, ask it, and print tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vbon.terminal import table_console
 
 
 class ServerError(VbonError):
-    """The server cannot be reached or refused; carries its words."""
+    """The server cannot be reached, or refused; the message says why."""
 
 
 def wait_until_ready(
@@ -30,7 +30,7 @@ def wait_until_ready(
     """Poll ``/readyz``.
 
     Raises:
-        ServerError: not ready in time, or process ``while_pid`` is gone; says what the server said.
+        ServerError: it is not ready in time, or process ``while_pid`` has ended.
     """
     deadline = time.monotonic() + limit_s
     with console.status("waiting for the server ...") as status:
@@ -53,7 +53,7 @@ def wait_until_ready(
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process exists and is no zombie that its parent has yet to collect."""
+    """True if a process exists and is not a zombie that its parent has yet to collect."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -68,7 +68,7 @@ def _client(url: str) -> httpx.Client:
 
 
 def run_reload(url: str, model: str) -> None:
-    """Have a server read one of its models again, and say what came of it.
+    """Make a server read one of its models again, and print the result.
 
     Raises:
         ServerError: it refused, or cannot be reached.
@@ -94,10 +94,11 @@ def run_comparison(
     while_pid: int | None,
     json_file: str | None,
 ) -> None:
-    """One ``/compare`` per concurrency level, as tables and optionally JSON.
+    """Request one ``/compare`` per concurrency level; print tables and write JSON if asked.
 
     Raises:
-        ServerError, DataError: nothing is printed as a result then.
+        ServerError: the server cannot be reached, is not ready in time, or refused.
+        DataError: the prompts cannot be read.
     """
     console = table_console()
     all_prompts = read_prompt_texts(None if prompts_file is None else Path(prompts_file), limit)
@@ -118,7 +119,11 @@ def run_comparison(
 
 
 def _check_all_answered(result: dict[str, Any]) -> None:
-    """A comparison in which a mode returned nothing is no comparison."""
+    """Refuse a comparison in which a mode returned nothing.
+
+    Raises:
+        ServerError: a mode returned no tokens, or nothing that could be scored.
+    """
     for mode in result["modes"]:
         if mode["returned_tokens"] == 0 or mode["reward"] is None:
             raise ServerError(f"mode {mode['mode']} returned no scorable answer")
@@ -148,7 +153,7 @@ def _ratio(value: dict[str, float]) -> str:
 
 
 def comparison_table(result: dict[str, Any]) -> Table:
-    """One comparison: a column a mode, so that both sides stand beside each other."""
+    """One comparison as a table with one column per mode."""
     sampling = result["sampling"]
     load = "idle engine" if result["concurrency"] == 1 else "loaded engine"
     table = Table(
@@ -187,7 +192,7 @@ def comparison_table(result: dict[str, Any]) -> Table:
 
 
 def answers_table(result: dict[str, Any], rows: int = 4) -> Table:
-    """The first few prompts and what each mode answered."""
+    """The first prompts with the answer of each mode."""
     table = Table(title="the same prompts, answered live", show_lines=True)
     table.add_column("prompt", ratio=1)
     names = [mode["mode"] for mode in result["modes"]]

@@ -1,4 +1,4 @@
-"""What the service and the training package share: mathematics, engines, reward models, files.
+"""Shared parts of the service and the training package: mathematics, engines, reward models, files.
 
 Importing this package needs neither torch nor vllm; only ``vbon.engine.vllm.engine`` and
 ``vllm_host`` import vllm and only ``vbon.rewards.classifier`` imports torch and transformers, when

@@ -28,7 +28,7 @@ TERMS = (
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a study found, read from the files of its steps.
+    """The findings of a study, read from the files of its steps.
 
     Attributes:
         verdict: sentences, the most important first.

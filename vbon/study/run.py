@@ -229,7 +229,7 @@ class Study:
         return Step("measure", "serve, compare and load-test", key, outputs, run)
 
     def _training_hours(self) -> dict[str, float]:
-        """What the one checkpoint cost in all, reward cache included, by this study's own clock.
+        """The cost of the one checkpoint in hours, reward cache included, by this study's own clock.
 
         With several objectives each checkpoint's record tells its training alone.
         """
@@ -335,7 +335,7 @@ class Study:
 
 
 def _takes_n(objective: str) -> bool:
-    """Whether an objective has an N, by its command's own help, which knows plug-ins too."""
+    """True if an objective has an N, by its command's own help, which knows plug-ins too."""
     shown = subprocess.run(
         [sys.executable, "-m", "training", objective, "--help"],
         capture_output=True,
