@@ -37,8 +37,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return [(name, "reward", maker(name)) for name in PARTS]
 
-    monkeypatch.setattr(build, "_parts", parts)
-    monkeypatch.setattr(build, "_is_whole", lambda path, kind: (path / "seed").exists())
+    monkeypatch.setattr(build, "model_parts", parts)
+    monkeypatch.setattr(build, "_is_intact", lambda path, kind: (path / "seed").exists())
     return names
 
 
