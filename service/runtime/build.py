@@ -15,7 +15,8 @@ from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.engine.remote.server import RemoteOptions, is_remote
 from vbon.engine.vllm.engine import VllmEngine
-from vbon.engine.vllm.host import VllmHost, VllmOptions
+from vbon.engine.vllm.host import VllmHost
+from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError
 from vbon.rewards import open_reward_model
 from vbon.rewards.worker import RewardWorker

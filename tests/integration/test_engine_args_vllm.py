@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vbon.engine.vllm.engine import VllmEngine
-from vbon.engine.vllm.host import VllmHost, VllmOptions
+from vbon.engine.vllm.host import VllmHost
+from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError, InvalidInputError, VbonError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vbon.engine.vllm.host import TINY_BYTES, default_cpu_threads, served_dtype
+from vbon.engine.vllm.options import TINY_BYTES, default_cpu_threads, served_dtype
 
 
 @pytest.mark.parametrize(

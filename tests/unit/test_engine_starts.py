@@ -16,7 +16,8 @@ from vbon.engine.protocol import Candidate
 from vbon.engine.vllm import engine as vllm_engine
 from vbon.engine.vllm import host as vllm_host
 from vbon.engine.vllm.engine import VllmEngine
-from vbon.engine.vllm.host import VllmHost, VllmOptions
+from vbon.engine.vllm.host import VllmHost
+from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError, EngineError
 
 

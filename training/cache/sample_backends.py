@@ -37,7 +37,8 @@ async def sample_with_vllm(
 ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
     """Sample several prompts at once with vLLM; yields each when all its responses are finished."""
     from vbon.engine.vllm.engine import VllmEngine
-    from vbon.engine.vllm.host import VllmHost, VllmOptions
+    from vbon.engine.vllm.host import VllmHost
+    from vbon.engine.vllm.options import VllmOptions
 
     args = config.engine_args or {}
     options = VllmOptions(

@@ -8,9 +8,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from time import monotonic
@@ -21,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from vbon.engine.metrics import stat_logger_type
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.engine.vllm.guardian import Guardian
+from vbon.engine.vllm.options import VllmOptions, default_cpu_threads, served_dtype
 from vbon.errors import CheckpointError, NotReadyError
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 
@@ -30,49 +30,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-TINY_BYTES = 20_000_000  # of weights
-MANY_CORES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class VllmOptions:
-    """Settings of an engine; ``None`` keeps vLLM's default.
-
-    Attributes:
-        dtype: type of the weights; ``auto`` takes the checkpoint's.
-        max_model_len: length of the context in tokens.
-        max_num_seqs: maximum number of sequences decoded at once.
-        gpu_memory_utilization: share of the GPU's memory for this engine.
-        tensor_parallel_size: number of GPUs for this engine.
-        kv_cache_gib: memory for the KV cache in GiB; on a CPU only.
-        enforce_eager: whether to skip compilation, which starts sooner and decodes slower.
-        executor: vLLM's executor; ``uni`` runs the model inside the engine process.
-        cpu_threads: threads of the model on a CPU; ``None`` uses :func:`default_cpu_threads`.
-        trust_remote_code: whether the checkpoint may run its own code.
-        scheduling_policy: ``fcfs`` (first come, first served) or ``priority``.
-        metrics: whether vLLM keeps its own Prometheus metrics.
-        stall_timeout_s: an engine that has work and is silent for longer than this hangs; ``None`` turns
-            the check off.
-        args: further engine arguments by vLLM's names.
-        args_setting: name of the setting that ``args`` come from, for error messages.
-    """
-
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    max_num_seqs: int | None = None
-    gpu_memory_utilization: float | None = None
-    tensor_parallel_size: int = 1
-    kv_cache_gib: int = 1
-    enforce_eager: bool = False
-    executor: str | None = None
-    cpu_threads: int | None = None
-    trust_remote_code: bool = False
-    scheduling_policy: str = "fcfs"
-    metrics: bool = False
-    stall_timeout_s: float | None = None
-    args: Mapping[str, Any] = field(default_factory=dict)
-    args_setting: str = "engine.args"
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,20 +324,6 @@ def _engine_type() -> type[AsyncLLM]:
     return OwnedAsyncLLM
 
 
-def served_dtype(path: str, asked: str) -> str:
-    """vLLM's ``dtype`` for a policy; ``auto`` means the checkpoint's own type.
-
-    vLLM's own ``auto`` rounds float32 checkpoints to bfloat16. That is not the policy that was trained and
-    measured, and it decodes at half the speed on CPUs without bfloat16 instructions.
-    """
-    config = Path(path) / "config.json"
-    if asked != "auto" or not config.is_file():
-        return asked
-    found = json.loads(config.read_text(encoding="utf-8"))
-    own = found.get("dtype") or found.get("torch_dtype")
-    return "float32" if own == "float32" else asked
-
-
 def _end_unwanted(building: asyncio.Future[AsyncLLM]) -> None:
     """Shut down an engine whose start was cancelled."""
     if not building.cancelled() and building.exception() is None:
@@ -404,18 +347,6 @@ def _release(llm: AsyncLLM) -> None:
         for process in resources.engine_manager.processes:
             with suppress(ValueError):  # still running, or already closed
                 process.close()
-
-
-def default_cpu_threads(path: str, cores: int) -> int:
-    """The default number of threads of an engine on a CPU: all cores, or all but one.
-
-    The front end that feeds the engine needs a core too, and a thread that waits for a core holds up all the
-    others. A tiny policy gains more from a free core than from another thread. A larger policy does so only
-    if one core is a small share of all (docs/log.md). vLLM's own ``mp`` executor always leaves one core free.
-    """
-    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
-    tiny = 0 < size < TINY_BYTES
-    return max(1, cores - 1) if tiny or cores >= MANY_CORES else cores
 
 
 def _adapter_rank(path: str) -> int:
