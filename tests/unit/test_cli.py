@@ -20,6 +20,7 @@ from training.__main__ import cli as training_cli
 from training.objectives import OBJECTIVES
 from training.train.config import train_config_type
 from vbon.cli.main import COMMANDS, app
+from vbon.cli.settings_command import add_settings_command
 from vbon.cli.typer_help import HelpCommand, HelpGroup
 from vbon.config import Settings
 from vbon.help.settings import flags, help_page, unknown_flag
@@ -175,3 +176,21 @@ def test_the_same_command_under_two_names() -> None:
         short = asked(training_cli, *words, "--help", program="python -m training").output
         long = asked(app, "train", *words, "--help").output
         assert short.split("\n", 1)[1] == long.split("\n", 1)[1]
+
+
+def test_a_missing_package_names_its_extra_and_other_missing_modules_stay_errors() -> None:
+    def run(missing: str) -> Any:
+        cli = typer.Typer()
+        cli.callback()(lambda: None)
+
+        def raise_missing(_: Settings) -> None:
+            raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+        add_settings_command(cli, "x", "Do x.", lambda: configs.ReportConfig, raise_missing)
+        return asked(cli, "x")
+
+    refused = run("torch.nn")
+    assert refused.exit_code == 1
+    assert "needs the package torch.nn" in refused.output
+    assert "pip install -e '.[train]'" in refused.output
+    assert isinstance(run("service.gone").exception, ModuleNotFoundError)

@@ -18,6 +18,20 @@ PASS_THROUGH = {
     "help_option_names": [],
 }
 
+# Packages that the base install leaves out, and the extra that brings each.
+EXTRAS = {
+    "accelerate": "train",
+    "matplotlib": "train",
+    "peft": "train",
+    "psycopg": "postgres",
+    "safetensors": "train",
+    "tokenizers": "train",
+    "torch": "train",
+    "transformers": "train",
+    "trl": "bench",
+    "vllm": "cpu",
+}
+
 
 def add_settings_command(
     app: typer.Typer,
@@ -43,6 +57,16 @@ def add_settings_command(
             status = run(settings)
         except VbonError as error:
             typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            typer.echo(
+                f"error: `{context.command_path}` needs the package {error.name}, which is not installed; install "
+                f"vbon with the extra {extra}, for example: pip install -e '.[{extra}]'",
+                err=True,
+            )
             raise typer.Exit(1) from error
         raise typer.Exit(status or 0)
 

@@ -113,16 +113,9 @@ class Study:
         target = self.out / "models"
 
         def run() -> None:
-            command(
-                "training",
-                "sandbox",
-                "--out",
-                str(target),
-                "--seed",
-                str(config.seed),
-                "--replace",
-                *flags,
-            )
+            jobs = str(min(3, os.cpu_count() or 1))
+            place = ("--out", str(target), "--seed", str(config.seed), "--jobs", jobs)
+            command("training", "sandbox", *place, "--replace", *flags)
 
         outputs = (target / "policy", target / "reward", target / "gold")
         return Step("models", "make policy and reward models", config.corpus, outputs, run)
