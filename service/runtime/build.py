@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from service.runtime.batching_scorer import BatchingScorer
@@ -17,7 +18,7 @@ from vbon.engine.remote.server import RemoteOptions, is_remote
 from vbon.engine.vllm.engine import VllmEngine
 from vbon.engine.vllm.host import VllmHost
 from vbon.engine.vllm.options import VllmOptions
-from vbon.errors import CheckpointError
+from vbon.errors import CheckpointError, InvalidInputError
 from vbon.rewards import open_reward_model
 from vbon.rewards.worker import RewardWorker
 from vbon.storage.evaluation_record import read_evaluation
@@ -112,6 +113,12 @@ class RuntimeBuilder:
             )  # all_engines rejects adapters of a remote reference
             path = self._adapters[policy]
             return {policy: VllmEngine(reference.host, reference.host.new_adapter(path))}
+        if find_spec("vllm") is None:
+            raise InvalidInputError(
+                f"policy {policy!r} needs vLLM, which is not installed; install vbon with the extra cpu or "
+                "gpu (pip install -e '.[gpu]'), or give the URL of a server that has it",
+                field="policies",
+            )
         adapters = self._adapters if policy == REFERENCE else {}
         options = _vllm_options(self._settings, self._gpu_share)
         host = VllmHost(self._full[policy], options, tuple(adapters.values()))

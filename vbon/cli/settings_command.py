@@ -63,8 +63,8 @@ def add_settings_command(
             if extra is None:
                 raise
             typer.echo(
-                f"error: `{context.command_path}` needs the package {error.name}, which is not installed; install "
-                f"vbon with the extra {extra}, for example: pip install -e '.[{extra}]'",
+                f"error: `{context.command_path}` needs the package {error.name}, which is not "
+                f"installed; install vbon with the extra {extra}: pip install -e '.[{extra}]'",
                 err=True,
             )
             raise typer.Exit(1) from error
