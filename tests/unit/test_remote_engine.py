@@ -37,7 +37,7 @@ from vbon.prompts import Prompt
 
 OPTIONS = RemoteOptions(
     connect_timeout_s=1.0,
-    request_timeout_s=2.0,
+    request_timeout_s=20.0,
     start_timeout_s=0.3,
     backoff_s=0.05,
     max_backoff_s=0.2,
