@@ -16,7 +16,7 @@ from service.loadtest.schema import LoadTestResult, Quality
 from service.runtime.runtime import Runtime
 from service.schemas import ModelRef
 from service.schemas.frontier import (
-    BestOfNPoint,
+    BonPoint,
     Bound,
     Distance,
     Frontier,
@@ -203,8 +203,8 @@ def _differences(training: TrainingRecord, served: ServedModels) -> list[str]:
     ]
 
 
-def _best_of_n(row: MethodRow) -> BestOfNPoint:
-    return BestOfNPoint(
+def _best_of_n(row: MethodRow) -> BonPoint:
+    return BonPoint(
         n=row.n,
         kl_nats=Distance(**asdict(row.kl_nats), kind=row.kl_kind),
         win_rate=row.win_rate,

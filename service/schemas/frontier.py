@@ -44,7 +44,7 @@ class PolicyPoint(BaseModel):
     )
 
 
-class BestOfNPoint(BaseModel):
+class BonPoint(BaseModel):
     """Best-of-n over the reference policy, as ``training evaluate`` measured it."""
 
     n: int
@@ -79,7 +79,7 @@ class Frontier(BaseModel):
     """All known KLs, win rates and rewards of the models that this server serves."""
 
     policies: list[PolicyPoint]
-    best_of_n: list[BestOfNPoint] = Field(
+    best_of_n: list[BonPoint] = Field(
         description="empty if no evaluation of these models is configured"
     )
     live: list[LivePoint] = Field(
