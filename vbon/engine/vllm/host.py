@@ -137,7 +137,7 @@ class VllmHost:
     async def _shut_down(self) -> None:
         llm, self._llm = self._llm, None
         if llm is not None:
-            # vLLM cancels this task last, by when the task has logged the end of the engine's process as an
+            # vLLM cancels this task only after the engine's process has ended. The task has then logged an
             # EngineDeadError with a traceback.
             if llm.output_handler is not None:
                 llm.output_handler.cancel()
