@@ -172,14 +172,20 @@ def comparison_table(result: dict[str, Any]) -> Table:
         ("win rate", lambda m: _interval(m["win_rate"])),
         ("mean gold reward", lambda m: _interval(m["gold_reward"])),
         ("gold win rate", lambda m: _interval(m["gold_win_rate"])),
-        ("E2E latency p50 / p95, ms", lambda m: f"{m['e2e_ms']['p50']:.0f} / {m['e2e_ms']['p95']:.0f}"),
+        (
+            "E2E latency p50 / p95, ms",
+            lambda m: f"{m['e2e_ms']['p50']:.0f} / {m['e2e_ms']['p95']:.0f}",
+        ),
         ("E2E latency ratio", lambda m: _ratio(m["ratio_e2e"])),
         ("requests/s", lambda m: f"{m['requests_per_s']['median']:.2f}"),
         ("requests/s ratio", lambda m: _ratio(m["ratio_requests_per_s"])),
         ("generated tokens/s", lambda m: f"{m['generated_tokens_per_s']['median']:.0f}"),
         ("returned tokens/s", lambda m: f"{m['returned_tokens_per_s']['median']:.0f}"),
-        ("tokens generated / returned", lambda m: f"{m['generated_tokens']} / {m['returned_tokens']}"),
-    )  # fmt: skip
+        (
+            "tokens generated / returned",
+            lambda m: f"{m['generated_tokens']} / {m['returned_tokens']}",
+        ),
+    )
     for name, cell in rows:
         table.add_row(name, *(cell(mode) for mode in result["modes"]))
     for pair in result["head_to_head"]:

@@ -31,7 +31,7 @@ def open_tracing(
     try:
         from service.observability.otel_spans import otlp_tracing
     except ImportError as error:
-        message = 'traces require OpenTelemetry: pip install "vbon[otel]"'
+        message = 'traces require OpenTelemetry: pip install -e ".[otel]"'
         if settings.endpoint is None:
             logger.warning("%s; the OTEL_ variables are ignored", message)
             return None

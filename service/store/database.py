@@ -74,7 +74,7 @@ def open_store(where: str) -> Store:
     except ImportError as error:
         raise StoreError(
             f"the driver of {parsed.drivername} is not installed ({error}); for PostgreSQL: "
-            'pip install "vbon[postgres]" and a URL that begins with postgresql+psycopg://'
+            'pip install -e ".[postgres]" and a URL that begins with postgresql+psycopg://'
         ) from error
     if parsed.get_backend_name() == "sqlite":
         _prepare_sqlite(engine)
