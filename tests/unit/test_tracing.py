@@ -306,7 +306,7 @@ def test_without_the_packages_only_who_asked_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "service.observability.otel_spans", None)
-    with pytest.raises(InvalidInputError, match=r"vbon\[otel\]"):
+    with pytest.raises(InvalidInputError, match=r"pip install -e .\.\[otel\]"):
         open_tracing(OtelSettings(endpoint="http://a:4318"), {})
     assert open_tracing(OtelSettings(), {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://a"}) is None
     assert "OTEL_ variables are ignored" in caplog.text
