@@ -16,6 +16,7 @@ from tests.unit.fakes import on_a_port
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 
+ATTEMPTS = 5
 MESSAGES: Any = [{"role": "user", "content": "the film was"}]
 
 
@@ -98,23 +99,41 @@ def text_of(chunks: list[Any]) -> str:
     [("openai", "/v1/completions"), ("openai-chat", "/v1/chat/completions")],
 )
 async def test_vllm_bench_serve(url: str, sandbox: Path, backend: str, endpoint: str) -> None:
-    """What `vllm bench serve` runs, in this process, because importing it takes longer than it."""
+    """What `vllm bench serve` runs, in this process, because importing it takes longer than it.
+
+    The time to the first token is the true one: a reranked answer's is nearly its whole time. On a busy
+    machine the client is kept waiting and gets a stream's tokens at once too, so it has several attempts.
+    """
+    for _ in range(ATTEMPTS):
+        found = {
+            model: await bench_serve(url, sandbox, backend, endpoint, model)
+            for model in ("vbon", "bon@vbon")
+        }
+        for result in found.values():
+            assert (result["completed"], result["failed"]) == (5, 0)
+            assert result["total_output_tokens"] == 5 * 8
+        if found["vbon"]["mean_tpot_ms"] > 10 * found["bon@vbon"]["mean_tpot_ms"]:
+            return
+    pytest.fail(f"the reranked answer's tokens came as slowly as the stream's: {found}")
+
+
+async def bench_serve(
+    url: str, sandbox: Path, backend: str, endpoint: str, model: str
+) -> dict[str, Any]:
+    """The result of `vllm bench serve` with 5 prompts of 8 tokens."""
     from vllm.benchmarks.serve import add_cli_args, main_async
 
     parser = argparse.ArgumentParser()
     add_cli_args(parser)
-    found = {}
-    for model in ("vbon", "bon@vbon"):
-        arguments = parser.parse_args(
-            ["--backend", backend, "--endpoint", endpoint, "--base-url", url.removesuffix("/v1"),
-             "--model", model, "--tokenizer", str(sandbox / "policy"), "--ignore-eos",
-             "--dataset-name", "custom", "--skip-chat-template", "--custom-output-len", "8",
-             "--dataset-path", str(sandbox / "prompts" / "heldout.jsonl"),
-             "--num-prompts", "5", "--max-concurrency", "4", "--disable-tqdm"]
-        )  # fmt: skip
-        found[model] = await main_async(arguments)
-    for result in found.values():
-        assert (result["completed"], result["failed"]) == (5, 0)
-        assert result["total_output_tokens"] == 5 * 8
-    # The time to the first token is the true one: a reranked answer's is nearly its whole time.
-    assert found["vbon"]["mean_tpot_ms"] > 10 * found["bon@vbon"]["mean_tpot_ms"]
+    arguments = parser.parse_args(
+        [
+            *("--backend", backend, "--endpoint", endpoint),
+            *("--base-url", url.removesuffix("/v1"), "--model", model),
+            *("--tokenizer", str(sandbox / "policy"), "--ignore-eos"),
+            *("--dataset-name", "custom", "--skip-chat-template", "--custom-output-len", "8"),
+            *("--dataset-path", str(sandbox / "prompts" / "heldout.jsonl")),
+            *("--num-prompts", "5", "--max-concurrency", "4", "--disable-tqdm"),
+        ]
+    )
+    result: dict[str, Any] = await main_async(arguments)
+    return result
