@@ -20,10 +20,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+from tests.worker_groups import GroupScheduling, check_groups
 
 if TYPE_CHECKING:
     from tests.faults.stage import Stage
@@ -49,28 +51,14 @@ def vbon_checkpoint(sandbox: Path) -> Path:
     return train_tiny_vbon(sandbox)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share an engine in one worker: it is started once, by the worker that runs them all."""
-    for item in items:
-        group = _engine_group(item)
-        if group is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
+    """Refuse a test that would start another worker's engines again."""
+    check_groups(items)
 
 
-def _engine_group(item: pytest.Item) -> str | None:
-    names = set(getattr(item, "fixturenames", ()))
-    parameters = getattr(item, "callspec", None)
-    if parameters is not None:
-        names |= {value for value in parameters.params.values() if isinstance(value, str)}
-    if names & {"runtime", "vllm_ref", "vllm_over_http", "vllm_server"}:
-        return "engines"  # tests/integration/conftest.py
-    if "generator" in names:
-        return "generator"  # tests/integration/test_vllm_generation.py
-    # Faults of the training commands start no service.
-    if "stage" in names and not any(name.startswith("training_") for name in names):
-        return "service"
-    return None
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """Keep tests that share an engine in one worker."""
+    return GroupScheduling(config, log)
 
 
 SIZE_IN_CI = 0.02  # of faults

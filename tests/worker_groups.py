@@ -1,0 +1,63 @@
+"""Which tests pytest-xdist keeps in one worker: those that share an engine, which that worker starts once.
+
+xdist's own `--dist loadgroup` does nothing under pytest 9.2, whose node ids can no longer be changed.
+"""
+
+from __future__ import annotations
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# Session fixtures that start engines, and the group of the tests that use them.
+GROUPS = {
+    "runtime": "engines",
+    "vllm_ref": "engines",
+    "vllm_over_http": "engines",
+    "vllm_server": "engines",
+    "generator": "generator",
+    "stage": "service",
+}
+FILES = {
+    "tests/integration/test_bench_client.py": "engines",
+    "tests/integration/test_clients_vllm.py": "engines",
+    "tests/integration/test_dashboard_vllm.py": "engines",
+    "tests/integration/test_engine_contract.py": "engines",
+    "tests/integration/test_service_vllm.py": "engines",
+    "tests/integration/test_vllm_server.py": "engines",
+    "tests/integration/test_vllm_generation.py": "generator",
+    "tests/faults/test_faults.py": "service",
+}
+
+
+def group_of(nodeid: str) -> str | None:
+    """The group of a test, or None if it may run in any worker."""
+    file, _, test = nodeid.partition("::")
+    if "[training_" in test:  # faults of the training commands start no service
+        return None
+    if file.startswith("tests/browser/") and test.startswith("test_the_real_"):
+        return "service"
+    return FILES.get(file)
+
+
+def check_groups(items: list[pytest.Item]) -> None:
+    """Check that tests which use a shared engine are in its group.
+
+    Raises:
+        pytest.UsageError: one is not.
+    """
+    for item in items:
+        parameters = getattr(item, "callspec", None)
+        values = () if parameters is None else parameters.params.values()
+        names = {*getattr(item, "fixturenames", ()), *(v for v in values if isinstance(v, str))}
+        groups = {GROUPS[name] for name in names & GROUPS.keys()}
+        if "[training_" not in item.nodeid and not groups <= {group_of(item.nodeid)}:
+            raise pytest.UsageError(
+                f"{item.nodeid} uses the shared {groups}: name its file in tests/worker_groups.py"
+            )
+
+
+class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives a group to one worker, the largest first, and every other test to whoever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid) or nodeid
