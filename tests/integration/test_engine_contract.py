@@ -186,8 +186,10 @@ async def test_token_logprobs_add_up(engine: Engine) -> None:
 
 
 async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:
-    whole = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-stream-a")}
-    partials = await watch(engine, SAMPLING, 2, "contract-stream-b")
+    # Long enough for several steps to be seen from a busy machine, where a late reader misses some.
+    sampling = replace(SAMPLING, max_tokens=24, ignore_eos=True)
+    whole = {c.index: c for c in await draw(engine, sampling, 3, "contract-stream-a")}
+    partials = await watch(engine, sampling, 2, "contract-stream-b")
     for before, after in pairwise(partials):
         assert before.finish_reason is None
         assert len(before.token_ids) < len(after.token_ids)
