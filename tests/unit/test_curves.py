@@ -39,6 +39,17 @@ def test_win_rate_is_the_mean_over_all_subsets_and_opponents(n: int, rewards: np
     assert curves.win_rate_of_best(rewards, n) == pytest.approx(np.mean(outcomes))
 
 
+@pytest.mark.parametrize("gold", [GOLD, REWARDS, np.array([1.0, 1.0, 0.0, 2.0, 1.0, 0.0, 2.0])])
+@pytest.mark.parametrize("n", range(1, 7))
+def test_gold_win_rate_is_the_mean_over_all_subsets_and_opponents(n: int, gold: np.ndarray) -> None:
+    outcomes = []
+    for subset in itertools.combinations(range(len(REWARDS)), n):
+        best = gold[best_of(subset, REWARDS)]
+        for opponent in set(range(len(REWARDS))) - set(subset):
+            outcomes.append(0.5 * (1 + np.sign(best - gold[opponent])))
+    assert curves.win_rate_of_best(REWARDS, n, gold) == pytest.approx(np.mean(outcomes))
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(-10, 10), min_size=3, max_size=40, unique=True), st.data())
 def test_without_ties_the_win_rate_is_n_over_n_plus_one(values: list[float], data) -> None:

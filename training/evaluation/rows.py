@@ -95,15 +95,8 @@ def _gold(sample: PromptSamples) -> Float:
 
 
 def _bon_gold_win_rate(sample: PromptSamples, n: int) -> float:
-    """The gold win rate of best-of-n, which selects by the reward, against reference samples.
-
-    Candidates come from one half of the M samples and opponents from the other, so that no sample is its
-    own opponent. Therefore n must not exceed M / 2.
-    """
-    gold = _gold(sample)
-    half = len(gold) // 2
-    weights = selection_weights(sample.rewards[:half], n)
-    return float(weights @ _wins(gold[:half], gold[half:])) / len(gold[half:])
+    """The gold win rate of best-of-n, which selects by the reward, against one more reference sample."""
+    return win_rate_of_best(sample.rewards, n, _gold(sample))
 
 
 def _wins(values: Float, opponents: Float) -> Float:
@@ -167,7 +160,7 @@ def evaluation_rows(
         DataError: some prompt has too few scored samples for best-of-N.
     """
     fewest = min(len(sample.rewards) for sample in reference)
-    largest = fewest // 2 if reference[0].gold is not None else fewest - 1
+    largest = fewest - 1
     if largest < num_samples:
         raise DataError(
             f"some prompt has only {fewest} scored reference samples, too few for best-of-"

@@ -7,6 +7,7 @@ appendix I). Binomials are computed in log space.
 
 from __future__ import annotations
 
+import math
 from math import lgamma
 
 import numpy as np
@@ -53,12 +54,13 @@ def expected_best(rewards: Float, num_samples: int, values: Float | None = None)
     return float(selection_weights(rewards, num_samples) @ picked)
 
 
-def win_rate_of_best(rewards: Float, num_samples: int) -> float:
+def win_rate_of_best(rewards: Float, num_samples: int, values: Float | None = None) -> float:
     """Unbiased estimate of the probability that best-of-n beats one more reference sample.
 
     Ties count 1/2. It is the average over all ways to choose n candidates and one opponent without
     replacement, so ``n`` must be below M. Without ties it is exactly ``n / (n+1)``, whatever the rewards are;
-    ties lower it.
+    ties lower it. With gold rewards as ``values``, it is the gold win rate of best-of-n that selects by
+    ``rewards``; no sample is its own opponent.
 
     Raises:
         ValueError: n is outside ``1..M-1``.
@@ -69,6 +71,8 @@ def win_rate_of_best(rewards: Float, num_samples: int) -> float:
             f"n must be between 1 and {total - 1}, because one of the {total} samples is the opponent; "
             f"got {num_samples}"
         )
+    if values is not None:
+        return _win_rate_by_other(rewards, num_samples, values)
     _, counts = np.unique(rewards, return_counts=True)
     log_total, remaining = log_comb(total, num_samples), total - num_samples
     win_rate, below = 0.0, 0
@@ -80,6 +84,24 @@ def win_rate_of_best(rewards: Float, num_samples: int) -> float:
             win_rate += float(np.exp(log_probability)) * (beaten + 0.5 * (group - k)) / remaining
         below += group
     return win_rate
+
+
+def _win_rate_by_other(rewards: Float, num_samples: int, values: Float) -> float:
+    """The win rate by ``values`` of the best of n by ``rewards``; ties of rewards go to the lower index.
+
+    The sample with k samples below it is the best of C(k, n-1) subsets. An opponent above it is in none of
+    them; one below it is outside of C(k-1, n-1) of them.
+    """
+    total = len(rewards)
+    ordered = values[np.lexsort((-np.arange(total), rewards))]
+    log_pairs = log_comb(total, num_samples) + math.log(total - num_samples)
+    win_rate = 0.0
+    for k in range(num_samples - 1, total):
+        wins = (np.sign(ordered[k] - ordered) + 1) / 2
+        below, above = wins[:k].sum(), wins[k + 1 :].sum()
+        win_rate += above * math.exp(log_comb(k, num_samples - 1) - log_pairs)
+        win_rate += below * math.exp(log_comb(k - 1, num_samples - 1) - log_pairs)
+    return float(win_rate)
 
 
 def pairwise_win_rate(challengers: Float, references: Float) -> float:
