@@ -549,10 +549,33 @@ def test_marginal_gain_by_enumeration() -> None:
 
 
 def test_win_gradient_weights_by_hand() -> None:
-    """G = 3 samples, one expert at 1.5 above two of them: F^ = (2 + 1)/(3 + 1)."""
-    weights = win_gradient_weights(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[1.5]]))
-    # below: 1, 1, 0; mean of the others: 1/2, 1/2, 1; times 4/3
-    torch.testing.assert_close(weights, torch.tensor([[2 / 3, 2 / 3, -4 / 3]]))
+    """G = 3 samples; the expert at 1.5 is above two of them, the one at -1 above none."""
+    reward = torch.tensor([[0.0, 1.0, 2.0]])
+    weights = win_gradient_weights(reward, torch.tensor([[1.5]]))
+    # below: 1, 1, 0; times 3/2, minus 1
+    torch.testing.assert_close(weights, torch.tensor([[0.5, 0.5, -1.0]]))
+    weights = win_gradient_weights(reward, torch.tensor([[-1.0]]))
+    torch.testing.assert_close(weights, torch.tensor([[-1.0, -1.0, -1.0]]))
+
+
+@pytest.mark.parametrize("expert", [0.5, 1.5, 2.5])
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_win_gradient_is_true_but_for_draws_with_no_sample_below(group: int, expert: float) -> None:
+    """All draws of G samples from four outcomes: the mean is the gradient of log F times 1 - (1 - F)^G."""
+    q = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    reward = torch.arange(4, dtype=torch.float64)
+    score = (
+        torch.eye(4, dtype=torch.float64) - q
+    )  # of outcome y: the gradient of log q(y) by the logits
+    below = (reward < expert).double()
+    cdf = float(below @ q)
+    true_gradient = (below * q) @ score / cdf
+    mean = torch.zeros(4, dtype=torch.float64)
+    for draw in itertools.product(range(4), repeat=group):
+        index = torch.tensor(draw)
+        weights = win_gradient_weights(reward[index][None], torch.tensor([[expert]]))[0]
+        mean += q[index].prod() * (weights[:, None] * score[index]).mean(0)
+    torch.testing.assert_close(mean, true_gradient * (1 - (1 - cdf) ** group))
 
 
 def test_win_in_group_counts_itself_as_a_tie() -> None:

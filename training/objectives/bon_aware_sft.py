@@ -6,8 +6,9 @@ Maximises ``E_expert[log q_bon(y*)]``, where q_bon is the best-of-N distribution
     grad F_q(y*)  = E_{y ~ q}[1{r(y) < r(y*)} grad log q(y)]
 
 Departure: the paper approximates q_bon by q exp(lambda_N Q_q)/Z; the form above needs neither lambda nor
-Z. The second line is estimated from G samples of q with their leave-one-out mean as baseline. 1/F_q is
-estimated by (G + 1)/(count + 1), with a bias of O(1/G).
+Z. With G samples of q, of which ``count`` are below y*, the gradient of log F_q is estimated with the
+weights ``1{r(y) < r(y*)} G/count - 1``, whose first term is 0 if no sample is below. Its mean is the true
+gradient times ``1 - (1 - F_q)^G`` exactly (the tests enumerate it).
 
 An expert is the best of ``expert_samples`` cached reference samples. Best-of-N of best-of-K is best-of-NK,
 so the optimum is q = best-of-(expert_samples / N) of p: then q_bon is the expert's distribution.
@@ -76,7 +77,8 @@ class BonAwareSft(BonSettings, Objective):
 def win_gradient_weights(reward_PG: torch.Tensor, expert_PE: torch.Tensor) -> torch.Tensor:
     """Weights w of the policy's samples, shape ``(P, G)``.
 
-    ``mean_g w_g grad log q(y_g)`` estimates ``grad mean_e log F_q(y*_e)`` of each prompt.
+    ``mean_g w_g grad log q(y_g)`` estimates ``grad mean_e log F_q(y*_e)`` of each prompt. The -1 has
+    mean zero only over all draws, so it also stands where no sample is below the expert.
 
     Args:
         reward_PG: rewards of G samples per prompt.
@@ -85,6 +87,4 @@ def win_gradient_weights(reward_PG: torch.Tensor, expert_PE: torch.Tensor) -> to
     group = reward_PG.shape[1]
     below = (reward_PG[:, :, None] < expert_PE[:, None, :]).double()  # P, G, E
     count = below.sum(1, keepdim=True)
-    others = (count - below) / max(1, group - 1)
-    inverse_cdf = (group + 1) / (count + 1)
-    return ((below - others) * inverse_cdf).mean(-1).to(reward_PG)
+    return (below * group / count.clamp(min=1) - 1).mean(-1).to(reward_PG)
