@@ -189,6 +189,14 @@ def test_log_cdf_is_the_smoothed_strict_rank() -> None:
     np.testing.assert_allclose(cache.log_cdf(0, values, inclusive=True), inclusive)
 
 
+def test_quantiles_of_cached_rewards_are_middles_of_their_steps() -> None:
+    cache = cache_of([3.0, 1.0, 4.0, 2.0])
+    found = np.exp(cache.log_quantile(0, np.array([1.0, 2.0, 3.0, 4.0])))
+    np.testing.assert_allclose(found, [1 / 8, 3 / 8, 5 / 8, 7 / 8])
+    tied = np.exp(cache_of([3.0, 1.0, 1.0, 2.0]).log_quantile(0, np.array([1.0, 2.0, 3.0])))
+    np.testing.assert_allclose(tied, [2 / 8, 5 / 8, 7 / 8])  # ranks 1 and 2 share 3/2
+
+
 @pytest.mark.parametrize(("m", "mean"), [(4, -0.65), (16, -0.86), (64, -0.95), (300, -0.987)])
 def test_mean_log_cdf_under_the_reference_tends_to_minus_one(m: int, mean: float) -> None:
     """Derived: a fresh sample's rank among M is uniform on 0..M, so the mean is a finite sum."""

@@ -126,6 +126,7 @@ def samples_of_texts(
         ref_logprob_B=LOG_P[index].float(),
         kl_BT=terms.kl_BT if own else None,
         sampled_logprob_B=log_probability(logits).detach()[index].float() if own else None,
+        log_quantile_B=None if own else UP_TO.clamp(max=1).log()[index].float(),
     )
 
 

@@ -204,6 +204,17 @@ class RewardCache:
         rank = np.searchsorted(reference, rewards, side="right" if inclusive else "left")
         return np.log((rank + 1) / (len(reference) + 1))
 
+    def log_quantile(self, row: int, rewards: Float) -> Float:
+        """``log((k - 1/2) / M)`` of cached rewards of this prompt, where k is their rank 1..M; same shape.
+
+        A cached sample is one of the M itself, so the smoothing of :meth:`log_cdf` does not suit it. These
+        quantiles have the mean 1/2 of a uniform variable. Tied rewards share the mean of their ranks.
+        """
+        reference = self._columns.sorted_rewards[self._samples(row)]
+        below = np.searchsorted(reference, rewards, side="left")
+        up_to = np.searchsorted(reference, rewards, side="right")
+        return np.log((below + up_to) / (2 * len(reference)))
+
     def tied_share(self) -> float:
         """Probability that two samples of a prompt have the same reward, averaged over prompts.
 

@@ -74,6 +74,8 @@ class Samples:
             strictly smaller.
         log_cdf_le_B: ``log F<=``, which counts equal rewards too.
         ref_logprob_B: ``log p(y)`` of the reference in nats, if needed.
+        log_quantile_B: ``log((k - 1/2) / M)`` of a sample whose reward is the k-th smallest of the M cached
+            ones; cached samples only.
         kl_BT: exact KL(q || anchor) at each position in nats, with gradient; policy samples only.
         sampled_logprob_B: ``log`` probability under the policy as it was when it drew the samples.
     """
@@ -87,6 +89,7 @@ class Samples:
     ref_logprob_B: torch.Tensor | None = None
     kl_BT: torch.Tensor | None = None
     sampled_logprob_B: torch.Tensor | None = None
+    log_quantile_B: torch.Tensor | None = None
 
     @property
     def logprob_B(self) -> torch.Tensor:

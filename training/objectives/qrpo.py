@@ -9,8 +9,9 @@ itself:
     log:      R = log F<=,  Z = 1 / (1 + 1/beta)
 
 The minimum is q = p exp(R/beta)/Z. With ``log`` and beta = 1/(N-1) this is p F<=^(N-1) N, the target of
-vBoN. A quantile from the cache has only M + 1 values, so the error of Z is O(1/M). With tied rewards the
-quantile is not uniform, and Z is wrong.
+vBoN. A cached sample is itself one of the M that give the quantile, so that of the k-th smallest reward is
+(k - 1/2)/M: the mean over a cache is then 1/2 exactly. It has only M values, so the error of Z is O(1/M).
+With tied rewards, which share the mean of their ranks, the quantile is not uniform, and Z is wrong.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from training.objectives.protocol import (
     Objective,
     SamplesNeeded,
     StepBatch,
+    required,
     samples_of,
 )
 from training.objectives.settings import Regularised
@@ -64,7 +66,7 @@ class Qrpo(Regularised, Objective):
         The division keeps beta from scaling the steps.
         """
         samples = samples_of(batch.cached)
-        log_quantile = samples.log_cdf_le_B
+        log_quantile = required(samples.log_quantile_B)
         reward = log_quantile if self.transform == "log" else log_quantile.exp()
         target = (reward - self.scaled_log_partition) / self.beta
         return ((target - samples.log_ratio_B) ** 2).mean()

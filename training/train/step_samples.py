@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,11 +32,12 @@ class StepSamples:
     log_cdf_B: torch.Tensor
     log_cdf_le_B: torch.Tensor
     ref_logprob_B: torch.Tensor | None
+    log_quantile_B: torch.Tensor | None = None
 
     def of_prompts(self, start: int, stop: int) -> StepSamples:
         """The samples of prompts ``start`` to ``stop - 1`` of the step."""
         rows = slice(start * self.group_size, stop * self.group_size)
-        reference = self.ref_logprob_B
+        reference, quantile = self.ref_logprob_B, self.log_quantile_B
         return StepSamples(
             self.rollout.rows(rows),
             self.group_size,
@@ -44,6 +45,7 @@ class StepSamples:
             self.log_cdf_B[rows],
             self.log_cdf_le_B[rows],
             None if reference is None else reference[rows],
+            None if quantile is None else quantile[rows],
         )
 
 
@@ -113,7 +115,7 @@ class StepSampler:
             DataError: a prompt has too few cached samples.
         """
         count = self._samples_per_prompt
-        prompts, responses, rewards, reference = [], [], [], []
+        prompts, responses, rewards, reference, quantiles = [], [], [], [], []
         for place, row in rows:
             of_prompt = self._cache.rewards(row)
             rng = np.random.default_rng(self._seed(step, place, "cached"))
@@ -121,6 +123,7 @@ class StepSampler:
             prompts += [self._cache.prompt_ids(row)] * count
             responses += [self._cache.response(row, index) for index in picks]
             rewards += [float(of_prompt[index]) for index in picks]
+            quantiles += self._cache.log_quantile(row, of_prompt[picks]).tolist()
             if choice.ref_logprob:
                 known = self._cache.ref_logprob(row)
                 assert known is not None, "the run computes log p before it trains"
@@ -128,7 +131,8 @@ class StepSampler:
         device = self._device
         rollout = rollout_of(prompts, responses, self._tokenizer, device)
         ref_logprob = torch.tensor(reference, device=device) if choice.ref_logprob else None
-        return self._with_ranks(rollout, rows, rewards, ref_logprob)
+        ranked = self._with_ranks(rollout, rows, rewards, ref_logprob)
+        return replace(ranked, log_quantile_B=torch.tensor(quantiles, device=device))
 
     def _generate(
         self, step: int, source: Source, rows: Rows, model: Any, num_samples: int

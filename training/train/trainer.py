@@ -286,6 +286,7 @@ class Trainer:
                 ref_logprob_B=reference,
                 kl_BT=kl,
                 sampled_logprob_B=None if sampled is None else sampled.sum(1),
+                log_quantile_B=samples.log_quantile_B,
             )
         return StepBatch(**parts)
 
