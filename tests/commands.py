@@ -31,7 +31,7 @@ Fault = Callable[[], object]
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended.
+    """The end of a command.
 
     Attributes:
         code: its exit status, negative for a signal.
@@ -44,7 +44,7 @@ class Ended:
 
     @property
     def clear_error(self) -> str | None:
-        """Its one-line error, if that is how it ended and no traceback came with it."""
+        """The one-line error of a command that ended with one and without a traceback, else None."""
         last = next((line for line in reversed(self.said.splitlines()) if line.strip()), "")
         clear = self.code == 1 and last.startswith("error: ") and "Traceback" not in self.said
         return last.removeprefix("error: ") if clear else None
@@ -66,7 +66,7 @@ class Running:
             self.process.kill()
 
     def wait(self, seconds: float = LIMIT_S) -> Ended | None:
-        """How it ended, ``None`` if it has not by then."""
+        """The end of the command, or ``None`` if it has not ended by then."""
         self.process.join(seconds)
         if self.process.exitcode is None:
             return None

@@ -1,4 +1,4 @@
-"""What the commands of a test import, once."""
+"""The imports of the commands of a test, done once."""
 
 from __future__ import annotations
 

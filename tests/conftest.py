@@ -68,7 +68,7 @@ SIZE_IN_CI = 0.02  # of faults
 async def stage(
     sandbox: Path, vbon_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncGenerator[Stage, None]:
-    """Where faults happen; its real service, started once a session, is the browser tests' too."""
+    """The stage of the faults; the browser tests use its real service too, started once a session."""
     pytest.importorskip("vllm")
     from tests.faults.stage import Stage
 

@@ -1,4 +1,4 @@
-"""Which tests pytest-xdist keeps in one worker: those that share an engine, which that worker starts once.
+"""The groups of tests that pytest-xdist keeps in one worker, which starts the engine they share once.
 
 xdist's own `--dist loadgroup` does nothing under pytest 9.2, whose node ids can no longer be changed.
 """

@@ -82,7 +82,7 @@ async def _injected(name: str, stage: Stage) -> Tally | str:
 
 
 def _line(tally: Tally | str) -> str:
-    """What a reader of a long run wants to know before its end."""
+    """One fault's figures in a line, printed as soon as the fault has ended."""
     asked, answered, errors, left, lost, recovered, held = _cells(tally)
     return (
         f"{asked} asked, {answered} answered, errors {errors}, {left} left, {lost} lost, "

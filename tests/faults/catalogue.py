@@ -1,4 +1,4 @@
-"""Which faults there are: every module of this package with a promise."""
+"""The catalogue of faults: every module of this package with a promise."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def faults() -> list[str]:
 
 
 def in_full_only(name: str) -> bool:
-    """Whether CI leaves it out: what it shows is a measurement, or shown there by another."""
+    """True if CI leaves the fault out, because it is a measurement or another fault shows the same."""
     return bool(vars(load(name)).get("IN_FULL_ONLY", False))
 
 

@@ -1,4 +1,4 @@
-"""Without real models and a real engine there is nothing to break."""
+"""Skips the faults where torch or vLLM is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that are no good: as HTTP, as JSON, as text, or only in their size."""
+"""Bad requests: bad HTTP, bad JSON, bad text, or only too large."""
 
 from __future__ import annotations
 

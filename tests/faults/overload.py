@@ -34,7 +34,7 @@ async def inject(stage: Stage) -> Tally:
         left -= len(asks)
     tally.left_over = await service.left_over(before)
     if not tally.errors["overloaded"]:
-        tally.fail("nothing was shed: this was no overload")
+        tally.fail("nothing was shed, so the service was not overloaded")
     return tally
 
 

@@ -1,4 +1,4 @@
-"""What the admitted wait when ten times as much is asked as can be done, on a service set for latency."""
+"""Latency of admitted requests at ten times the load, on a service set for latency."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ async def inject(stage: Stage) -> Tally:
         f"{asked - len(loaded)} of {asked} shed"
     )
     if len(loaded) == asked:
-        tally.fail("nothing was shed: this was no overload")
+        tally.fail("nothing was shed, so the service was not overloaded")
     return tally
 
 
 async def _width(service: Service, count: int, tally: Tally) -> int:
-    """How many at once the engine decodes without getting much slower."""
+    """The number of requests that the engine decodes at once without getting much slower."""
     await _at_once(service, max(WIDTHS), count, tally)  # to be warm
     alone_s = _median_s(await _at_once(service, 1, count, tally))
     found = 1
@@ -85,12 +85,12 @@ def _median_s(took: list[Took]) -> float:
 
 
 def _p99(took: list[Took], *, there: bool = False) -> float:
-    """In milliseconds."""
+    """The 99th percentile in milliseconds."""
     return 1e3 * float(np.percentile([one.there_s if there else one.here_s for one in took], 99))
 
 
 async def _timed(service: Service, tally: Tally) -> Took | None:
-    """How long an answer took; nothing if there was none."""
+    """The time that an answer took, or None if there was none."""
     begun = perf_counter()
     response = await _asked(service)
     here_s = perf_counter() - begun
@@ -101,7 +101,7 @@ async def _timed(service: Service, tally: Tally) -> Took | None:
 
 
 async def _asked(service: Service) -> httpx.Response | Exception:
-    """By a plain connection: with hundreds in flight httpx's pool takes longer than the server."""
+    """The response over a plain connection: with hundreds in flight httpx is slower than the server."""
     try:
         async with wire(service.url) as connection:
             connection.send(post("/generate?mode=bon", BODY | CHANGES))
@@ -111,7 +111,7 @@ async def _asked(service: Service) -> httpx.Response | Exception:
 
 
 async def _at_once(service: Service, width: int, count: int, tally: Tally) -> list[Took]:
-    """So many in all, with so many in flight."""
+    """Send ``count`` requests with ``width`` in flight; the times of those answered."""
     numbers, found = iter(range(count)), []
 
     async def ask_on() -> None:

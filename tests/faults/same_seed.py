@@ -54,7 +54,7 @@ async def inject(stage: Stage) -> Tally:
 
 
 async def _compared(alone: dict[int, Candidates], asked: Any) -> Likeness:
-    """How many candidates that both ways drew are equal, token for token."""
+    """Counts of the candidates drawn both ways that are equal, token for token, and of those that are not."""
     likeness: Likeness = Counter()
     for seed, expected in alone.items():
         got: Candidates = await asked(seed)
@@ -76,7 +76,7 @@ async def _candidates(
 
 
 async def _streamed(service: Service, seed: int, tally: Tally) -> Candidates:
-    """Of modes of one sample, whose tokens come one by one."""
+    """The streamed answer of a mode of one sample, whose tokens come one by one."""
     body = _body(seed) | {"stream": True}
     response = await service.client.post("/generate?mode=ref", json=body)
     tally.asked += 1

@@ -43,7 +43,7 @@ class Service:
             return error
 
     async def ready(self) -> bool:
-        """Whether it says that it is."""
+        """True if the service says that it is ready."""
         with suppress(httpx.HTTPError):
             return (await self.client.get("/readyz")).status_code == 200
         return False
@@ -81,7 +81,7 @@ class Service:
         return sum(float(line.rsplit(" ", 1)[1]) for line in chosen)
 
     async def held(self) -> dict[str, float]:
-        """What it holds now, by kind; compare two of these around a fault."""
+        """The amounts that the service holds now, by kind; compare two of these around a fault."""
         return {
             "sequences running": await self.metric("vbon:num_sequences_running"),
             "sequences waiting": await self.metric("vbon:num_sequences_waiting"),
@@ -93,7 +93,7 @@ class Service:
         }
 
     async def left_over(self, before: dict[str, float], within_s: float = 10.0) -> dict[str, float]:
-        """What it holds more of than before, once it has had time to let go; empty is good."""
+        """The amounts by which it holds more than before, once it has had time to let go; empty is good."""
         begun = perf_counter()
         while True:
             now = await self.held()

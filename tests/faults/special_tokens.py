@@ -68,7 +68,7 @@ async def _ask(
 
 
 def _unlike_counts(answer: dict[str, Any]) -> str | None:
-    """Where tokens and their log-probabilities are not the same number."""
+    """The mismatch between numbers of tokens and log-probabilities, or None."""
     if "choices" in answer:
         listed = answer["choices"][0]["logprobs"]
         lengths = {len(listed["tokens"]), len(listed["token_logprobs"]), len(listed["text_offset"])}

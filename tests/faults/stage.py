@@ -1,4 +1,4 @@
-"""What a fault is given: the sandbox, a folder, and services that faults share."""
+"""The stage of a fault: the sandbox, a folder, and services that faults share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARED_FLAGS = (
 
 
 class Stage:
-    """What a fault is given.
+    """The sandbox, a folder and the shared services, given to every fault.
 
     Attributes:
         sandbox: tiny models: ``policy``, ``vbon``, ``reward``, ``gold``, ``prompts``, ``cache.jsonl``.

@@ -1,4 +1,4 @@
-"""What a fault counts, and how an answer is told from an error and from neither."""
+"""The account of a fault: answers, clear errors, and whatever was neither."""
 
 from __future__ import annotations
 

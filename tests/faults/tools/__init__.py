@@ -1,1 +1,1 @@
-"""What several faults use."""
+"""Tools that several faults use."""
