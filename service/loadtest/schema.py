@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.storage.training_record import TrainingRecord
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class ResultPart(BaseModel):
@@ -210,6 +210,32 @@ class BreakEven(ResultPart):
     equal_n_high: float | None
     equal_n_beyond: bool = Field(
         description="true: outside the measured values of N, so equal_n is only a bound"
+    )
+    state: Literal["not measured", "preliminary", "decided"] = Field(
+        "preliminary", description="whether the run supports a number; reports show none otherwise"
+    )
+    reasons: list[str] = Field([], description="what the run lacks for a decision")
+    tuned_per_1000: MedianRange | None = Field(
+        None,
+        description="price of 1,000 answers in the rounds that cost_ratio is from; null: in half of them "
+        "there was no answer",
+    )
+    sampled_per_1000: MedianRange | None = None
+    equal_cost_ratio: MedianRange | None = Field(
+        None,
+        description="cost of best-of-equal_n divided by that of the tuned variant; the range joins the "
+        "rounds and the interval of equal_n; null if equal_n is unknown, beyond, or above this N",
+    )
+    equal_cost_source: str | None = Field(
+        None, description="how the cost of best-of-equal_n was interpolated"
+    )
+    equal_requests: float | None = Field(
+        None,
+        description="answers after which the training has paid at equal reward; null: never or unknown",
+    )
+    equal_requests_low: float | None = None
+    equal_requests_high: float | None = Field(
+        None, description="null: at an end of the range the fine-tune never pays"
     )
 
 

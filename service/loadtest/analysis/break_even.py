@@ -1,13 +1,15 @@
 """Computes when a fine-tune pays for itself, the reward it gives up, and the N it is equal to.
 
 The cost per answer is price per hour / 3600 / answers per second. The fine-tune has paid for itself after
-``training cost / (cost per sampled answer - cost per tuned answer)`` answers.
+``training cost / (cost per sampled answer - cost per tuned answer)`` answers. Every point and its range are
+from the same rounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +70,7 @@ def equal_n(matrix: Float, tuned: Float) -> EqualN:
     picks = resamples(len(tuned))
     drawn = [crossing(matrix[p].mean(axis=0), float(tuned[p].mean()))[0] for p in picks[:1000]]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return EqualN(point, float(low), float(high), beyond)
+    return EqualN(point, min(point, float(low)), max(point, float(high)), beyond)
 
 
 def crossing(curve: Float, target: float) -> tuple[float, bool]:
@@ -90,12 +92,14 @@ class Capacity:
         source: the load level at which it was measured, in words.
         by_round: answers per second by round.
         rising: True if the level is the highest tried and clearly better than all lower ones.
+        searched: True if it is from a saturation search, which has no rounds.
     """
 
     source: str
     requests_per_s: MedianRange
     by_round: Mapping[int, float]
     rising: bool = False
+    searched: bool = False
 
 
 def capacity_of(
@@ -111,7 +115,10 @@ def capacity_of(
                 median=found.rate, low=found.rate, high=found.above or found.rate, count=1
             )
             return Capacity(
-                f"highest rate with p95 E2E within {found.slo_ms:g} ms", rate, {0: found.rate}
+                f"highest rate with p95 E2E within {found.slo_ms:g} ms",
+                rate,
+                {0: found.rate},
+                searched=True,
             )
     own = [cell for cell in cells if cell.variant == variant]
     rated = [(cell.goodput_per_s or cell.requests_per_s, cell) for cell in own]
@@ -144,20 +151,19 @@ def _rising(
 
 
 def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> VariantCost:
-    """The price of 1,000 answers with its range over rounds."""
+    """The price of 1,000 answers, as the median and the range of the rounds that had an answer."""
     rate = capacity.requests_per_s
-    lowest = min((value for value in capacity.by_round.values() if value > 0), default=rate.median)
-    per_1000 = [
-        1000 * cost_per_answer(price_per_hour, value)
-        for value in (rate.median, rate.high, rate.low if rate.low > 0 else lowest)
-    ]
+    rates = [rate.median, rate.high] if capacity.searched else list(capacity.by_round.values())
+    prices = [1000 * cost_per_answer(price_per_hour, one) for one in rates if one > 0]
+    if not prices:
+        prices = [1000 * cost_per_answer(price_per_hour, rate.median)]
     return VariantCost(
         variant=variant,
         source=capacity.source,
         requests_per_s=rate,
-        per_1000=per_1000[0],
-        low=per_1000[1],
-        high=per_1000[2],
+        per_1000=prices[0] if capacity.searched else float(np.median(prices)),
+        low=min(prices),
+        high=max(prices),
         rising=capacity.rising,
     )
 
@@ -192,11 +198,75 @@ def training_of(mode: ServedMode, settings: LoadTestSettings) -> TrainingExpense
 
 @dataclass(frozen=True, slots=True)
 class MeasuredVariant:
-    """A variant with its capacity and, if it was scored, its quality."""
+    """A variant with its capacity and, if it was scored, its quality; ``n`` is its number of candidates."""
 
     variant: str
     capacity: Capacity
     quality: Quality | None
+    n: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PairedPrices:
+    """Prices of one answer of both variants, round by round, from the same rounds.
+
+    The point is always computed from these rounds too: with the medians of other rounds it could lie
+    outside its own range. A price is infinite if a round had no tuned answer.
+
+    Attributes:
+        rounds: the rounds themselves; empty if the prices are not of rounds.
+    """
+
+    tuned: Float
+    sampled: Float
+    rounds: tuple[int, ...]
+
+    @property
+    def ratio(self) -> MedianRange:
+        """The ratio of the median prices with the smallest and the largest ratio of a round."""
+        ratios = self.sampled / self.tuned
+        point = float(np.median(self.sampled) / np.median(self.tuned))
+        return _enclosing(point, ratios.tolist())
+
+
+def _enclosing(point: float, values: Sequence[float]) -> MedianRange:
+    """The point with the range of the values; rounding errors never leave it outside."""
+    return MedianRange(point, min(point, *values), max(point, *values), len(values))
+
+
+def paired_prices(tuned: Capacity, sampled: Capacity, price_per_hour: float) -> PairedPrices:
+    """The prices of an answer in the rounds that both variants have.
+
+    A round without sampled answers has no ratio, so it is left out of the point and of the range. In one
+    without tuned answers the fine-tune never pays. A saturation search has no rounds: its ends stand for
+    them.
+    """
+    both = sorted(tuned.by_round.keys() & sampled.by_round.keys())
+    rounds = tuple(r for r in both if sampled.by_round[r] > 0)
+    if tuned.searched or sampled.searched or not rounds:
+        ends = [(one.median, one.low, one.high) for one in (_ends(tuned), _ends(sampled))]
+        # The median price of three is the middle one, and the extremes are crossed.
+        tuned_rates, sampled_rates = (
+            [ends[0][i] for i in (0, 1, 2)],
+            [ends[1][i] for i in (0, 2, 1)],
+        )
+        rounds = ()
+    else:
+        tuned_rates = [tuned.by_round[r] for r in rounds]
+        sampled_rates = [sampled.by_round[r] for r in rounds]
+    costs = [
+        np.array([cost_per_answer(price_per_hour, rate) for rate in rates])
+        for rates in (tuned_rates, sampled_rates)
+    ]
+    return PairedPrices(costs[0], costs[1], rounds)
+
+
+def _ends(capacity: Capacity) -> MedianRange:
+    """The range of a capacity without the rounds that answered nothing."""
+    rate = capacity.requests_per_s
+    return MedianRange(
+        rate.median, rate.low if rate.low > 0 else rate.median, rate.high, rate.count
+    )
 
 
 def break_even(
@@ -205,51 +275,116 @@ def break_even(
     training: TrainingExpense,
     curve: tuple[list[int], Float],
     price: float,
+    single: MeasuredVariant | None = None,
 ) -> BreakEven:
     """Compare a tuned variant with one that samples several candidates.
 
     Args:
         curve: prompts and their expected best of 1..N, from ``quality.curve_matrix``; may be empty.
         price: price of the serving hardware per hour.
+        single: one sample of the policy that ``sampled`` draws from, if it was measured.
     """
-    needed, ratios = [], []
-    pairs = _paired(tuned.capacity, sampled.capacity)
-    for tuned_rate, sampled_rate in pairs:
-        costs = cost_per_answer(price, sampled_rate), cost_per_answer(price, tuned_rate)
-        ratios.append(costs[0] / costs[1])
-        if training.cost is not None:
-            needed.append(answers_to_break_even(training.cost, *costs))
-    finite = [value for value in needed[1:] if value is not None]
-    given_up = _given_up(tuned.quality, sampled.quality)
+    prices = paired_prices(tuned.capacity, sampled.capacity, price)
+    needed = _paid_after(training.cost, prices.sampled, prices.tuned)
     equal = _equal(tuned.quality, curve)
-    range_known = bool(finite) and len(finite) == len(needed) - 1
+    known = (
+        {} if equal is None else _at_equal_reward(tuned, sampled, single, training, equal, price)
+    )
     return BreakEven(
         tuned=tuned.variant,
         sampled=sampled.variant,
         training_hours=training.hours,
         training_cost=training.cost,
         training_source=training.source,
-        cost_ratio=median_range(ratios[1:] or ratios),
-        requests=needed[0] if needed else None,
-        requests_low=min(finite) if range_known else None,
-        requests_high=max(finite) if range_known else None,
-        reward_given_up=given_up,
+        cost_ratio=prices.ratio,
+        requests=needed.point,
+        requests_low=needed.low,
+        requests_high=needed.high,
+        reward_given_up=_given_up(tuned.quality, sampled.quality),
         win_rate_tuned=None if tuned.quality is None else tuned.quality.win_rate,
         win_rate_sampled=None if sampled.quality is None else sampled.quality.win_rate,
         equal_n=None if equal is None else equal.n,
         equal_n_low=None if equal is None else equal.low,
         equal_n_high=None if equal is None else equal.high,
         equal_n_beyond=equal is not None and equal.beyond,
+        tuned_per_1000=_per_1000(prices.tuned),
+        sampled_per_1000=_per_1000(prices.sampled),
+        **known,
     )
 
 
-def _paired(tuned: Capacity, sampled: Capacity) -> list[tuple[float, float]]:
-    """Pairs of both rates: the medians first, then those of each round that both have."""
-    both = sorted(tuned.by_round.keys() & sampled.by_round.keys())
-    rounds = [(tuned.by_round[r], sampled.by_round[r]) for r in both]
-    medians = (tuned.requests_per_s.median, sampled.requests_per_s.median)
-    # A round without sampled answers has no ratio; in one without tuned answers the fine-tune never pays.
-    return [medians, *(pair for pair in rounds if pair[1] > 0)]
+def _per_1000(costs: Float) -> MedianRange | None:
+    return median_range(1000 * costs) if np.isfinite(costs).all() else None
+
+
+@dataclass(frozen=True, slots=True)
+class PaidAfter:
+    """Answers until the training has paid; the range is ``None`` if some round never pays."""
+
+    point: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+def _paid_after(training: float | None, sampled: Float, tuned: Float) -> PaidAfter:
+    """The answers to break-even from prices by round, the point from their medians."""
+    if training is None:
+        return PaidAfter()
+    point = answers_to_break_even(training, float(np.median(sampled)), float(np.median(tuned)))
+    by_round = [
+        answers_to_break_even(training, float(s), float(t))
+        for s, t in zip(sampled, tuned, strict=True)
+    ]
+    paid = [one for one in by_round if one is not None]
+    if point is None or len(paid) < len(by_round):
+        return PaidAfter(point)
+    around = _enclosing(point, paid)
+    return PaidAfter(point, around.low, around.high)
+
+
+def _at_equal_reward(
+    tuned: MeasuredVariant,
+    sampled: MeasuredVariant,
+    single: MeasuredVariant | None,
+    training: TrainingExpense,
+    equal: EqualN,
+    price: float,
+) -> dict[str, Any]:
+    """The fields of the comparison with best-of-n at the tuned variant's reward; empty if there is none.
+
+    A coin between two whole n has every reward between theirs, and its cost is linear in n. Between one
+    sample and best-of-N the cost is interpolated if both were measured in the same rounds; otherwise it is
+    taken in proportion to n, which favours best-of-n.
+    """
+    if equal.beyond or sampled.n < 2 or equal.n > sampled.n:
+        return {}
+    prices = paired_prices(tuned.capacity, sampled.capacity, price)
+    ones = None if single is None else paired_prices(single.capacity, sampled.capacity, price)
+    usable = ones is not None and prices.rounds and ones.rounds == prices.rounds
+    usable = usable and ones is not None and not (single is None or single.capacity.rising)
+    one = ones.tuned if usable and ones is not None else prices.sampled / sampled.n
+    if not np.isfinite(one).all():
+        one, usable = prices.sampled / sampled.n, False
+
+    def cost(n: float) -> Float:
+        return one + (n - 1) / (sampled.n - 1) * (prices.sampled - one)
+
+    ends = [cost(n) for n in (equal.low, equal.high)]
+    point = float(np.median(cost(equal.n)) / np.median(prices.tuned))
+    ratio = _enclosing(point, [float(v) for end in ends for v in end / prices.tuned])
+    needed = _paid_after(training.cost, cost(equal.n), prices.tuned)
+    outer = [_paid_after(training.cost, end, prices.tuned) for end in ends]
+    lows = [one.low for one in (needed, *outer) if one.low is not None]
+    highs = [one.high for one in (needed, *outer) if one.high is not None]
+    return {
+        "equal_cost_ratio": MedianRange(ratio.median, ratio.low, ratio.high, len(prices.tuned)),
+        "equal_cost_source": f"between one sample and best-of-{sampled.n}"
+        if usable
+        else f"in proportion to n from best-of-{sampled.n}",
+        "equal_requests": needed.point,
+        "equal_requests_low": min(lows) if lows and needed.point is not None else None,
+        "equal_requests_high": max(highs) if len(highs) == 3 else None,
+    }
 
 
 def _given_up(tuned: Quality | None, sampled: Quality | None) -> MeanInterval | None:
