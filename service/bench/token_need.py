@@ -7,6 +7,7 @@ resamples the prompts, the same for all settings.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 
 from service.bench.harness import Bench, Figure
 from vbon.maths.intervals import MedianRange
+from vbon.maths.reward_prior import RewardPrior, estimate_reward_prior
 
 Float = NDArray[np.float64]
 
 RESAMPLES = 2000
+PRIOR_REPEATS = 8  # single samples of each prompt that the prior is estimated from
 # Costs of one more candidate, in standard deviations of the reward.
 COSTS = (0.2, 0.12, 0.08, 0.05, 0.03, 0.02)
-PRIOR = 32  # candidates that the prior is worth; any large number does if prompts differ little
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,10 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Mean reward and mean tokens of each prompt over its repeats, of shape ``(prompts,)``.
-
-    Attributes:
-        deviation: standard deviation of all rewards.
-    """
+    """Mean reward and mean tokens of each prompt over its repeats, of shape ``(prompts,)``."""
 
     reward: Float
     tokens: Float
-    deviation: float = 0.0
 
 
 async def token_need(bench: Bench) -> Figure:
@@ -53,10 +50,10 @@ async def token_need(bench: Bench) -> Figure:
     Best-of-n of a vBoN checkpoint with small n, if there is one, is listed but not compared: its training
     has been paid for.
     """
-    single = await _measure(bench, "ref", {"n": 1, "score": True})
+    prior = await _reference_prior(bench)
     target = await _measure(bench, "bon", {"n": bench.settings.n})
     found: dict[str, MedianRange] = {}
-    for family in _families(float(np.nanmean(single.reward)), single.deviation):
+    for family in _families(prior):
         if family.policy is None or family.policy in bench.runtime.policies:
             curve = [
                 await _measure(bench, family.mode, setting, family.policy)
@@ -73,16 +70,30 @@ async def token_need(bench: Bench) -> Figure:
     return Figure(f"{name}: {best}", found[best], 0.5, False, detail)
 
 
-def _families(mean: float, deviation: float) -> list[Family]:
-    """The families to compare; the prior uses mean and deviation of single reference samples."""
-    prior = {"prior_candidates": PRIOR, "prior_mean": mean, "prior_sd": deviation}
-    each = {"n": 64, "min_n": 2, "cost_unit": "reward"}
+async def _reference_prior(bench: Bench) -> RewardPrior:
+    """The prior that single samples of the reference policy give, a few of each prompt."""
+    prompts = len(bench.prompts)
+    result = await bench.over_http(
+        "ref", prompts * PRIOR_REPEATS, bench.width(bench.settings.n), n=1, score=True
+    )
+    rewards = _by_prompt(result.rewards, PRIOR_REPEATS, prompts)
+    return estimate_reward_prior(column[np.isfinite(column)] for column in rewards.T)
+
+
+def _by_prompt(rewards: Sequence[float | None], repeats: int, prompts: int) -> Float:
+    """Rewards of shape ``(repeats, prompts)``; NaN where one could not be scored."""
+    return np.reshape([np.nan if r is None else r for r in rewards], (repeats, prompts))
+
+
+def _families(prior: RewardPrior) -> list[Family]:
+    """The families to compare."""
+    each = {"n": 64, "min_n": 2, "cost_unit": "reward", **prior.settings()}
     return [
         Family("adaptive-bon", "adaptive-bon", [{"n": 64, "candidate_cost": c} for c in COSTS]),
         Family(
             "adaptive-bon with a prior",
             "adaptive-bon",
-            [{**each, **prior, "candidate_cost": c * deviation} for c in COSTS],
+            [{**each, "candidate_cost": c * prior.sd} for c in COSTS],
         ),
         Family(
             "speculative-rejection",
@@ -100,9 +111,9 @@ async def _measure(
     # Width by the target's n, because adaptive-bon draws few of its 64 candidates at once.
     width = bench.width(bench.settings.n)
     result = await bench.over_http(mode, prompts * repeats, width, policy=policy, **settings)
-    rewards = np.reshape([np.nan if r is None else r for r in result.rewards], (repeats, prompts))
+    rewards = _by_prompt(result.rewards, repeats, prompts)
     tokens = np.reshape(result.generated_tokens, (repeats, prompts))
-    return Spent(rewards.mean(axis=0), tokens.mean(axis=0), float(np.nanstd(rewards)))
+    return Spent(rewards.mean(axis=0), tokens.mean(axis=0))
 
 
 def relative_need(curve: list[Spent], target: Spent) -> MedianRange:

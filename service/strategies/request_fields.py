@@ -7,10 +7,11 @@ does not take is rejected; the setting is not ignored.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
 
 from service.strategies import STRATEGIES, Strategy
 from vbon.errors import InvalidInputError
@@ -23,6 +24,11 @@ _REQUEST_FIELDS = """
 """
 # Fields of the requests in service/schemas, whose names no setting may have.
 RESERVED = frozenset(_REQUEST_FIELDS.split())
+# Settings of earlier versions, and what a request that sends one is told.
+REPLACED = {
+    "prior_candidates": "replaced by prior_mean_candidates, the certainty of prior_mean (variance of rewards "
+    "within prompts over the variance of prompts' means), and prior_sd_candidates, that of prior_sd (31)",
+}
 
 
 def _collect_settings() -> dict[str, dict[str, FieldInfo]]:
@@ -66,9 +72,21 @@ def _request_field(users: Mapping[str, FieldInfo]) -> tuple[Any, Any]:
     return (annotation | None, Field(None, description="; ".join(described)))
 
 
+def _replaced_field(remedy: str) -> tuple[Any, Any]:
+    """A field that accepts no value but null, and whose error names the new settings."""
+
+    def refuse(value: object) -> None:
+        if value is not None:
+            raise ValueError(remedy)
+
+    hidden = SkipJsonSchema()  # type: ignore[type-arg]
+    return (Annotated[Any, AfterValidator(refuse), hidden], Field(None, exclude=True))
+
+
 def with_strategy_settings(name: str, base: type[BaseModel]) -> type[BaseModel]:
     """A subclass of the request model ``base`` that also has every strategy's settings."""
     fields: dict[str, Any] = {name: _request_field(users) for name, users in SETTINGS.items()}
+    fields |= {name: _replaced_field(remedy) for name, remedy in REPLACED.items()}
     return create_model(name, __base__=base, __doc__=base.__doc__, **fields)
 
 

@@ -246,6 +246,24 @@ def test_lines_stand_in_the_order_of_the_prompts_whenever_they_are_done(
     assert sampler.drawn == ["c", "b", "a"]
 
 
+def test_the_prior_of_a_finished_cache_is_told_also_when_it_was_complete(
+    sampler: Sampler,
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    values = iter([[0.0, 2.0], [4.0, 6.0], [5.0, 7.0]])
+    scored = SimpleNamespace(revision="r", load=sampler.load, score=lambda items: next(values))
+    monkeypatch.setattr(sample, "open_reward_model", lambda *_, **__: scored)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        caplog.clear()
+        build_cache(configure("abc"))
+        # Means 1, 5, 6: 4. Variances 2 each: within 2, between 7 - 2 / 2 = 6; equal spreads count most.
+        assert "prior_mean 4, prior_sd 1.4, prior_mean_candidates 0.3333" in caplog.text
+        assert "prior_sd_candidates 100" in caplog.text
+
+
 def test_a_resumed_run_makes_the_very_file_of_an_unbroken_one(
     sampler: Sampler, configure: Configure
 ) -> None:

@@ -285,12 +285,57 @@ async def test_adaptive_stops_by_its_rule(unit: Any) -> None:
 
 async def test_adaptive_believes_its_prior() -> None:
     """A prior that expects nothing better stops drawing after one candidate."""
-    low = {"prior_mean": -100.0, "prior_sd": 0.1, "prior_candidates": 1e6}
+    sure = {"prior_sd": 0.1, "prior_mean_candidates": 1e6, "prior_sd_candidates": 1e6}
+    low = {"prior_mean": -100.0, **sure}
     outcome, _ = await ask(AdaptiveBon(min_n=1, round_size=1, cost_unit="reward", **low), n=16)
     assert len(outcome.candidates) == 1
-    high = {"prior_mean": 100.0, "prior_sd": 0.1, "prior_candidates": 1e6}
+    high = {"prior_mean": 100.0, **sure}
     outcome, _ = await ask(AdaptiveBon(min_n=1, round_size=1, cost_unit="reward", **high), n=16)
     assert len(outcome.candidates) == 16
+
+
+class VerifierThat(InstantScorer):
+    """Gives 1 to the texts from the ``first``-th one it scores on, and 0 to those before."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+
+    async def score(self, prompt: Prompt, completion: str) -> float | None:
+        await super().score(prompt, completion)
+        return float(len(self.scored) >= self.first)
+
+
+@pytest.mark.parametrize("unit", ["sd", "reward"])
+async def test_adaptive_goes_on_until_a_verifier_is_content(unit: Any) -> None:
+    """Rewards that are all 0 say nothing of the spread, so they are no reason to stop."""
+    none, _ = await ask(AdaptiveBon(cost_unit=unit), n=16, scorer=VerifierThat(99))
+    assert len(none.candidates) == 16
+    assert none.details["expected_gain"] is None
+    known = {"prior_mean": 0.3, "prior_mean_candidates": 2.5} | {
+        "prior_sd": 0.4,
+        "prior_sd_candidates": 31,
+    }
+    with_prior, _ = await ask(AdaptiveBon(cost_unit=unit, **known), n=16, scorer=VerifierThat(99))
+    assert len(with_prior.candidates) == 16
+    found, _ = await ask(
+        AdaptiveBon(cost_unit=unit, stop_at_reward=1), n=16, scorer=VerifierThat(7)
+    )
+    assert len(found.candidates) == 8  # rounds of 4, 2 and 2
+    assert found.selected.reward == 1.0
+    assert found.details["stopped_early"]
+
+
+async def test_a_setting_that_was_replaced_names_the_new_ones() -> None:
+    async with serving(make_runtime()) as (_, client):
+        old = await post(client, "adaptive-bon", prior_candidates=32)
+        schema = (await client.get("/openapi.json")).text
+    assert old.status_code == 422
+    error = old.json()["error"]
+    assert error["param"] == "prior_candidates"
+    assert "prior_mean_candidates" in error["message"]
+    assert "prior_sd_candidates" in error["message"]
+    assert '"prior_candidates"' not in schema
 
 
 async def test_adaptive_limits() -> None:

@@ -15,6 +15,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from training.cache.metadata import metadata_path
 from training.cache.sample_backends import Response, sample_with_transformers, sample_with_vllm
 from training.cache.sample_file import (
@@ -27,11 +29,12 @@ from training.cache.sample_file import (
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
 from training.outputs.progress import ProgressBar
-from vbon.errors import ExportError, RewardError
+from vbon.errors import DataError, ExportError, RewardError
+from vbon.maths.reward_prior import estimate_reward_prior
 from vbon.prompt_files import read_prompts
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable, open_reward_model
-from vbon.storage.atomic import write_errors, write_json
+from vbon.storage.atomic import read_errors, write_errors, write_json
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.checksums import sha256_of
 from vbon.storage.locks import sole_writer
@@ -74,6 +77,7 @@ def _build(config: SampleConfig) -> None:
     if not pending and not partial.exists():
         _record_complete(config.out, partial, metadata)
         logger.info("%s: complete, %d prompts", config.out, len(lines))
+        _log_prior(config.out)
         return
     with write_errors(config.out):
         if pending:
@@ -82,6 +86,20 @@ def _build(config: SampleConfig) -> None:
             asyncio.run(_fill(config, reward, partial, pending, lines))
         finish_cache(config.out, partial, metadata, prompts, lines)
     logger.info("%s: %d prompts x %d samples", config.out, len(prompts), config.num_samples)
+    _log_prior(config.out)
+
+
+def _log_prior(path: Path) -> None:
+    """Log the prior of ``adaptive-bon`` that the rewards of a cache give, if they are enough for one."""
+    with read_errors(path), path.open("rb") as handle:
+        rewards = [np.array(json.loads(line)["rewards"], dtype=np.float64) for line in handle]
+    try:
+        settings = estimate_reward_prior(rewards).settings()
+    except DataError as error:
+        logger.info("no prior for adaptive-bon: %s", error)
+        return
+    words = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
+    logger.info("prior for adaptive-bon with cost_unit reward: %s", words)
 
 
 def _record_complete(out: Path, partial: Path, metadata: dict[str, Any]) -> None:
