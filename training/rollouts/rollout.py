@@ -14,6 +14,7 @@ import torch
 
 from training.rollouts.token_terms import TokenTerms, token_logprobs, token_terms
 from vbon.engine import FinishReason
+from vbon.prompts import completion_decoder
 
 # Rows per forward pass. Rows of similar length go together, which wastes little on padding. On a CPU a
 # small pass fits into its cache; it is a fifth faster than 128 rows at once.
@@ -42,11 +43,17 @@ class Rollout:
     sampled_logprob_BT: torch.Tensor | None = None
 
     def texts(self, tokenizer: Any) -> list[str]:
-        """Decoded responses without special tokens."""
-        return [
-            tokenizer.decode(ids[mask], skip_special_tokens=True)
-            for ids, mask in zip(self.response_BT.cpu(), self.mask_BT.cpu(), strict=True)
-        ]
+        """Responses decoded after their prompts, as the service decodes them, without special tokens."""
+        sequence, attention = self.sequence_BL.cpu(), self.attention_BL.cpu().bool()
+        width = sequence.shape[1] - self.response_BT.shape[1]
+        found: list[str] = []
+        context: list[int] | None = None
+        for ids, real in zip(sequence, attention, strict=True):
+            prompt = ids[:width][real[:width]].tolist()
+            if prompt != context:  # rows of one prompt usually follow each other
+                context, decode = prompt, completion_decoder(tokenizer, prompt)
+            found.append(decode(ids[width:][real[width:]].tolist()))
+        return found
 
     def finish_reasons(self, tokenizer: Any) -> list[FinishReason]:
         """``stop`` for each response that ends with EOS, ``length`` for each that was cut off."""
