@@ -14,6 +14,7 @@ from training.objectives import OBJECTIVES
 from training.objectives.bon_sft import BonSft
 from training.objectives.protocol import Objective
 from training.rollouts.generator import Generator, TransformersGenerator
+from training.train.dropout import remove_dropout
 from training.train.inputs import TrainingInputs
 from training.train.options import TrainerOptions
 from training.train.reference_logprobs import ensure_reference_logprobs
@@ -154,7 +155,8 @@ def _trainable_policy(config: TrainConfig, inputs: TrainingInputs) -> Any:
     if config.gradient_checkpointing:
         policy.enable_input_require_grads()
         policy.gradient_checkpointing_enable({"use_reentrant": False})
-        # transformers uses checkpointing in training mode only; the models have no dropout
+        # transformers uses checkpointing in training mode only, which also switches on dropout
+        remove_dropout(policy)
         policy.train()
     return policy
 
