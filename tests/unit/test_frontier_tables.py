@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,17 +13,20 @@ from hypothesis import strategies as st
 from training.sweep.pareto import (
     BonCurvePoint,
     Point,
+    curve_dominates,
     curve_value,
     dominates,
     efficiencies,
     frontier_flags,
     frontier_shares,
+    kl_spending,
     method_efficiencies,
     over_seeds,
     target_comparisons,
     targets,
     tie_free_win_rate,
 )
+from vbon.maths.distribution import bon_pmf
 
 pytestmark = pytest.mark.train
 
@@ -211,3 +215,44 @@ def test_target_table_compares_with_best_of_n_and_puts_the_closest_first() -> No
     assert near.kl.mean == pytest.approx(1.5 * (math.log(4) - 0.75))
     with pytest.raises(ValueError, match="best-of-3 was not measured"):
         target_comparisons(points, CURVE, 3)
+
+
+def test_a_coin_between_two_n_competes() -> None:
+    """Half of best-of-2 (2/3 at .193) and best-of-4 (4/5 at .636): 11/15 at .415 nats."""
+    middle = (bound(2) + bound(4)) / 2
+    assert curve_dominates(CURVE, (middle, 0.73))
+    assert not curve_dominates(CURVE, (middle, 0.74))
+    assert not curve_dominates(
+        CURVE, (middle, (2 / 3 + 4 / 5) / 2)
+    )  # on the line: neither is better
+    assert curve_dominates(CURVE, (9.0, 0.88))  # beyond the last n, the last n competes
+    assert not curve_dominates(CURVE, (9.0, 0.9))
+    assert not curve_dominates(CURVE, (-0.01, 0.4))  # less KL than the reference, by noise
+    assert not curve_dominates([], (1.0, 0.5))
+    assert frontier_flags([point("a", middle, 0.73)], CURVE) == [False]
+    assert frontier_flags([point("a", middle, 0.74)], CURVE) == [True]
+
+
+def test_the_coins_kl_is_at_most_on_the_line() -> None:
+    """Enumerated: a coin between best-of-2 and best-of-4 of 50 outcomes, at seven chances."""
+    p = np.full(50, 1 / 50)
+    two, four = (bon_pmf(p, np.arange(50.0), n) for n in (2, 4))
+
+    def kl(q: np.ndarray) -> float:
+        return float((q * np.log(q / p)).sum())
+
+    for chance in np.linspace(0.05, 0.95, 7):
+        mixed = chance * two + (1 - chance) * four
+        assert kl(mixed) <= chance * kl(two) + (1 - chance) * kl(four)
+
+
+def test_spending_by_hand() -> None:
+    points = {
+        "half": point("a", 2 * bound(4), 0.8), "whole": point("a", bound(4), 0.8, seed=1),
+        "still": Point("b", 0, 1e-6, 0.501, proven=False),
+    }  # fmt: skip
+    a, b = kl_spending(points, {"half": "n=4", "whole": "n=4", "still": "beta=9"})
+    assert (a.method, a.setting, a.share.seeds) == ("a", "n=4", 2)
+    assert (a.share.mean, a.share.low, a.share.high) == pytest.approx((0.75, 0.5, 1.0))
+    assert a.equivalent_n.mean == pytest.approx(4)
+    assert (b.method, b.share.mean) == ("b", 0.0)

@@ -183,15 +183,27 @@ def evaluation_table(rows: list[MethodRow], num_samples: int, num_prompts: int) 
     """The table to print: one line per method, each figure with its 95% interval."""
     table = Table(
         title=f"{num_prompts} held-out prompts; mean [95% interval over prompts]",
-        caption="KL in nats: an upper bound for best-of-n, Rao-Blackwellised for tuned policies. "
-        "Best-of-n selects on the reward, so its reward is flattering; gold is never used to select "
-        "or train.",
+        caption="Equivalent n: the n of best-of-n with this win rate. Productive share: the KL of "
+        "best-of-n at this win rate, divided by the KL spent; 0 for a policy that moved for nothing. "
+        "KL in nats: an upper bound for best-of-n, Rao-Blackwellised for tuned policies. Best-of-n "
+        "selects on the reward, so its reward is flattering; gold is never used to select or train.",
     )
-    for column in ("method", "KL", "win rate", "reward", "gold win rate", "gold reward"):
+    for column in (
+        "method",
+        "equivalent n",
+        "productive share",
+        "KL",
+        "win rate",
+        "reward",
+        "gold win rate",
+        "gold reward",
+    ):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
         table.add_row(
             f"best-of-{row.n}" if row.method == "best-of-n" else row.method,
+            str(row.n) if row.equivalent_n is None else _interval_text(row.equivalent_n),
+            _interval_text(row.productive_share),
             _kl_text(row),
             str(row.win_rate),
             _interval_text(row.reward),

@@ -19,14 +19,19 @@ from vbon.maths.curves import (
 )
 from vbon.maths.distribution import kl_estimate, kl_upper_bound
 from vbon.maths.intervals import MeanInterval
+from vbon.maths.productive_share import equivalent_n_interval, productive_share_interval
 from vbon.maths.statistics import bootstrap_mean
 from vbon.storage.evaluation_record import MethodRow
 
 
-def curve_n_values(num_samples: int, largest: int) -> list[int]:
-    """The n of the best-of-n curve, ascending: powers of two up to ``largest``, and N itself."""
+def curve_n_values(num_samples: int, largest: int, every_up_to: int = 1) -> list[int]:
+    """The n of the best-of-n curve, ascending: powers of two up to ``largest``, and N itself.
+
+    Args:
+        every_up_to: every n from 2 to this one is also included, as far as ``largest``.
+    """
     powers = {2**k for k in range(1, 20) if 2**k <= largest}
-    return sorted(powers | {num_samples})
+    return sorted(powers | {num_samples, *range(2, min(every_up_to, largest) + 1)})
 
 
 def _over_prompts(
@@ -113,12 +118,18 @@ def policy_row(
     """A tuned policy, which answers with one sample."""
     has_gold = reference[0].gold is not None
     pairs = list(zip(policy, reference, strict=True))
+    win_rates = [pairwise_win_rate(q.rewards, p.rewards) for q, p in pairs]
+    win_rate = bootstrap_mean(win_rates)
     return MethodRow(
         method=method,
         n=1,
         reward=_over_prompts(policy, lambda s: float(s.rewards.mean())),
         gold=_over_prompts(policy, lambda s: float(_gold(s).mean())) if has_gold else None,
-        win_rate=bootstrap_mean([pairwise_win_rate(q.rewards, p.rewards) for q, p in pairs]),
+        win_rate=win_rate,
+        equivalent_n=equivalent_n_interval(win_rate),
+        productive_share=productive_share_interval(
+            win_rates, [float(s.kl_rb.mean()) for s in policy]
+        ),
         gold_win_rate=bootstrap_mean([pairwise_win_rate(_gold(q), _gold(p)) for q, p in pairs])
         if has_gold
         else None,
@@ -153,8 +164,12 @@ def evaluation_rows(
     reference: Sequence[PromptSamples],
     policies: Mapping[str, Sequence[PromptSamples]],
     num_samples: int,
+    every_n_up_to: int = 1,
 ) -> list[MethodRow]:
     """All rows: the reference, the best-of-n curve, then each tuned policy.
+
+    Args:
+        every_n_up_to: the curve has every n up to this one, not only powers of two.
 
     Raises:
         DataError: some prompt has too few scored samples for best-of-N.
@@ -170,6 +185,7 @@ def evaluation_rows(
         if any(len(sample.rewards) == 0 for sample in samples):
             raise DataError(f"{name}: some prompt has no scored sample; raise --policy-samples")
     rows = [reference_row(reference)]
-    rows += [best_of_n_row(reference, n) for n in curve_n_values(num_samples, largest)]
+    curve = curve_n_values(num_samples, largest, every_n_up_to)
+    rows += [best_of_n_row(reference, n) for n in curve]
     rows += [policy_row(name, samples, reference) for name, samples in policies.items()]
     return rows

@@ -15,7 +15,9 @@ from training.report.text import (
 from training.sweep import pareto
 from training.sweep.pareto import PointEfficiency
 from training.sweep.records import CellRecord, Sweep
+from vbon.maths.productive_share import equivalent_n_interval, proven_share
 from vbon.report_html import ReportTable
+from vbon.storage.evaluation_record import MethodRow
 
 
 def cells_table(sweep: Sweep) -> ReportTable:
@@ -47,6 +49,8 @@ def cells_table(sweep: Sweep) -> ReportTable:
             "setting",
             "seed",
             "status",
+            "equivalent n",
+            "productive share",
             "KL, nats",
             *planes.values(),
             "efficiency",
@@ -66,9 +70,19 @@ def _figure_texts(cell: CellRecord, planes: dict[str, str]) -> list[str]:
         cell.setting,
         str(cell.seed),
         cell.status,
+        *(_spending_texts(row) if row else ["-"] * 2),
         interval_text(row.kl_nats, 2) if row else "-",
         *(plane_texts(row, planes) if row else ["-"] * len(planes)),
     ]
+
+
+def _spending_texts(row: MethodRow) -> list[str]:
+    """The equivalent n and the productive share, without interval for records that have none."""
+    worth = row.equivalent_n or equivalent_n_interval(row.win_rate)
+    share = interval_text(row.productive_share, 2)
+    if row.productive_share is None:
+        share = f"{proven_share(row.win_rate, row.kl_nats.mean):.2f}"
+    return [interval_text(worth, 2), share]
 
 
 def _efficiency_text(efficiency: PointEfficiency | None) -> str:

@@ -34,19 +34,19 @@ def sweep_tables(sweep: Sweep) -> list[ReportTable]:
     """All tables of one sweep; those that compare measured cells only if there are any."""
     tables = [_curve_table(sweep)]
     if sweep.measured:
-        tables += [*pareto_tables(sweep), *target_tables(sweep)]
+        tables += [productive_table(sweep), *pareto_tables(sweep), *target_tables(sweep)]
         tables += [_efficiency_table(sweep), _cost_table(sweep)]
     return [*tables, cells_table(sweep), settings_table(sweep)]
 
 
 def _curve_table(sweep: Sweep) -> ReportTable:
     planes = planes_of(sweep)
-    rows = sweep.curve_rows()
+    rows = [row for row in sweep.curve_rows() if row.n & (row.n - 1) == 0]
     return ReportTable(
         key="best_of_n",
         title="Reference and best-of-n",
         caption="Mean [95% interval over prompts]. The KL of best-of-n is the upper bound "
-        "log n - (n-1)/n, not its exact value.",
+        "log n - (n-1)/n, not its exact value. Powers of two; report.json has every measured n.",
         columns=("", "KL, nats", *planes.values()),
         rows=tuple(
             (
@@ -56,7 +56,31 @@ def _curve_table(sweep: Sweep) -> ReportTable:
             )
             for row in rows
         ),
-        data=[row.model_dump() for row in rows],
+        data=[row.model_dump() for row in sweep.curve_rows()],
+    )
+
+
+def productive_table(sweep: Sweep) -> ReportTable:
+    """The equivalent n and the productive share of every method and setting, the highest share first."""
+    rows = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings())
+    return ReportTable(
+        key="productive_share",
+        title="What the KL buys",
+        caption="Equivalent n: the n of best-of-n that has the checkpoint's win rate. Productive share: the "
+        "KL of best-of-n at that win rate, divided by the checkpoint's KL; 0 for a policy that moved for "
+        "nothing or whose win rate may be one half, about 1 at most. Mean over seeds (smallest to largest).",
+        columns=("method", "setting", "seeds", "equivalent n", "productive share"),
+        rows=tuple(
+            (
+                row.method,
+                row.setting,
+                str(row.share.seeds),
+                seed_text(row.equivalent_n, 2),
+                seed_text(row.share, 2),
+            )
+            for row in rows
+        ),
+        data=[asdict(row) for row in rows],
     )
 
 
@@ -79,9 +103,9 @@ def _pareto_table(
         title=f"On the frontier of KL and {label}",
         caption="Share of its points: the share of a method's points that no other tuned point of the "
         f"same seed dominates (no more KL and no lower {label}, one of them strictly); mean over "
-        "seeds (smallest to largest). With best-of-n: the same share when the best-of-n curve, at its "
-        "KL upper bound, competes as well. Of the frontier: the method's share of all points on the "
-        "frontier. Diverged and failed cells are left out.",
+        "seeds (smallest to largest). With best-of-n: the same share when best-of-n, at its KL upper "
+        "bound, competes as well; between two measured n a coin chooses one of them. Of the frontier: "
+        "the method's share of all points on the frontier. Diverged and failed cells are left out.",
         columns=(
             "method",
             "points",

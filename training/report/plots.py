@@ -85,6 +85,11 @@ def page_figure(sweep: Sweep, field: str, styles: Mapping[str, Style]) -> go.Fig
     return figure
 
 
+def _n_label(n: int) -> str:
+    """The label of a point of the curve; only powers of two have one, since labels of all would overlap."""
+    return f"n={n}" if n & (n - 1) == 0 else ""
+
+
 def _add_curve(figure: go.Figure, sweep: Sweep, field: str, label: str) -> None:
     """Add best-of-n's curve over the band of its intervals."""
     rows = sweep.curve_rows()
@@ -105,7 +110,7 @@ def _add_curve(figure: go.Figure, sweep: Sweep, field: str, label: str) -> None:
         y=[v.mean for v in values],
         mode="lines+markers+text",
         name=CURVE_NAME,
-        text=[f"n={row.n}" for row in rows],
+        text=[_n_label(row.n) for row in rows],
         textposition="bottom right",
         meta=CURVE_NAME,
         line={"color": CURVE_COLOUR},
@@ -252,7 +257,7 @@ def _draw_curve(axes: Any, sweep: Sweep, field: str) -> None:
     )
     for row, value in zip(rows, values, strict=True):
         axes.annotate(
-            f"n={row.n}",
+            _n_label(row.n),
             (row.kl_nats.mean, value.mean),
             xytext=(4, -11),
             textcoords="offset points",

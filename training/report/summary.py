@@ -18,7 +18,7 @@ def summarize(sweep: Sweep) -> list[str]:
     lines = [_cells_sentence(sweep)]
     if not sweep.measured:
         return [*lines, "No cell has figures, so the methods cannot be compared."]
-    lines.append(_methods_sentence(sweep))
+    lines += [_methods_sentence(sweep), _spending_sentence(sweep)]
     for field, label in planes_of(sweep).items():
         points = list(sweep.points(field).values())
         if points:
@@ -44,6 +44,14 @@ def _methods_sentence(sweep: Sweep) -> str:
     seeds = len({cell.seed for cell in sweep.measured.values()})
     methods = len({cell.method for cell in sweep.measured.values()})
     return f"Methods with figures: {methods}, over {seeds} seed{'s' if seeds > 1 else ''}."
+
+
+def _spending_sentence(sweep: Sweep) -> str:
+    best = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings())[0]
+    return (
+        f"Largest productive share of its KL: {best.method} with {best.setting}, "
+        f"{seed_text(best.share, 2)}, worth best-of-{seed_text(best.equivalent_n, 2)}."
+    )
 
 
 def _frontier_sentence(points: list[Point], curve: list[BonCurvePoint], label: str) -> str:

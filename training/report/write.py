@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.configs import ReportConfig
-from training.report.method_tables import pareto_tables, target_tables
+from training.report.method_tables import pareto_tables, productive_table, target_tables
 from training.report.sweep_report import SweepReport, report_on
 from training.sweep.records import methods_of, read_sweep
 from vbon.errors import DataError, ExportError
@@ -72,7 +72,11 @@ def _print_report(console: Console, report: SweepReport) -> None:
     for line in report.summary:
         console.print(f"- {escape(line)}")
     if report.sweep.measured:
-        for table in [*pareto_tables(report.sweep), *target_tables(report.sweep)]:
+        for table in [
+            productive_table(report.sweep),
+            *pareto_tables(report.sweep),
+            *target_tables(report.sweep),
+        ]:
             console.print(_terminal_table(table))
         console.print("(a to b): smallest and largest seed. report.md explains the columns.")
 

@@ -13,6 +13,8 @@ from vbon.storage.provenance import provenance
 BASELINE = "baseline.json"
 # The curve reaches at least this n.
 _CURVE_N = 4
+# Every n up to this one is measured, so that the curve between powers of two is no guess.
+_EVERY_N_UP_TO = 32
 _BASELINE_SETTINGS = {
     "policy",
     "reward",
@@ -37,7 +39,7 @@ def measure_baseline(config: SweepConfig, shared: SharedInputs) -> None:
     """Measure the baseline and write its record."""
     from training.evaluation.rows import evaluation_rows
 
-    rows = evaluation_rows(shared.training.heldout_reference, {}, _CURVE_N)
+    rows = evaluation_rows(shared.training.heldout_reference, {}, _CURVE_N, _EVERY_N_UP_TO)
     write_json(
         config.out / BASELINE,
         {
@@ -55,5 +57,6 @@ def _baseline_identity(config: SweepConfig, shared: SharedInputs) -> dict[str, A
     return {
         "settings": config.model_dump(mode="json", include=_BASELINE_SETTINGS),
         "revisions": shared.revisions,
+        "every_n_up_to": _EVERY_N_UP_TO,
         "heldout_sha256": shared.measured_with["heldout_sha256"],
     }

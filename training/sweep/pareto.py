@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from vbon.maths.intervals import MedianRange
+from vbon.maths.productive_share import equivalent_n, productive_share
 from vbon.maths.statistics import median_range
 
 Place = tuple[float, float]
+_ROUNDING = 1e-12  # a place on the line between two points of the curve is not dominated by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Point:
         kl: KL from the reference policy, in nats.
         value: win rate or reward, by the reward model or the gold reward model; higher is better.
         target: the N that the policy was trained towards; ``None`` if the sweep varies another setting.
+        proven: whether the interval of a win rate lies above one half.
     """
 
     method: str
@@ -34,6 +37,7 @@ class Point:
     kl: float
     value: float
     target: int | None = None
+    proven: bool = True
 
     @property
     def place(self) -> Place:
@@ -105,6 +109,16 @@ class MethodEfficiency:
 
 
 @dataclass(frozen=True, slots=True)
+class KlSpending:
+    """The equivalent n and productive share of a method with one setting, over its seeds."""
+
+    method: str
+    setting: str
+    equivalent_n: SeedMean
+    share: SeedMean
+
+
+@dataclass(frozen=True, slots=True)
 class TargetComparison:
     """A method trained towards one N, compared with best-of-N; ratios are method over best-of-N."""
 
@@ -134,11 +148,30 @@ def dominates(one: Place, other: Place) -> bool:
 
 
 def frontier_flags(points: Sequence[Point], curve: Sequence[BonCurvePoint] = ()) -> list[bool]:
-    """One flag per point: true if no point of the same seed, nor any of ``curve``, dominates it."""
-    rivals: dict[int, list[Place]] = defaultdict(lambda: [(c.kl, c.value) for c in curve])
+    """One flag per point: true if no point of the same seed, nor best-of-n, dominates it."""
+    rivals: dict[int, list[Place]] = defaultdict(list)
     for point in points:
         rivals[point.seed].append(point.place)
-    return [not any(dominates(r, p.place) for r in rivals[p.seed]) for p in points]
+    return [
+        not any(dominates(r, p.place) for r in rivals[p.seed])
+        and not curve_dominates(curve, p.place)
+        for p in points
+    ]
+
+
+def curve_dominates(curve: Sequence[BonCurvePoint], place: Place) -> bool:
+    """Tell whether best-of-n dominates a place; between two measured n a coin chooses one of them.
+
+    The coin's win rate or reward is the mean of both, and its KL is at most the mean of both, since KL is
+    convex. So every place on the line between two points of the curve can be reached.
+    """
+    if any(dominates((c.kl, c.value), place) for c in curve):
+        return True
+    ordered = sorted(curve, key=lambda c: c.kl)
+    if not ordered or place[0] < ordered[0].kl:
+        return False
+    reached = np.interp(place[0], [c.kl for c in ordered], [c.value for c in ordered])
+    return bool(reached > place[1] + _ROUNDING)
 
 
 def frontier_shares(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[FrontierShare]:
@@ -210,6 +243,33 @@ def method_efficiencies(results: Sequence[PointEfficiency]) -> list[MethodEffici
         ratio = median_range([result.ratio for result in own])
         rows.append(MethodEfficiency(method, ratio, sum(result.beyond for result in own)))
     return sorted(rows, key=lambda row: (-row.ratio.median, row.method))
+
+
+def point_share(point: Point) -> float:
+    """The productive share of a point whose value is a win rate; 0 if the win rate may be one half."""
+    return productive_share(point.value, point.kl) if point.proven else 0.0
+
+
+def kl_spending(points: Mapping[str, Point], settings: Mapping[str, str]) -> list[KlSpending]:
+    """The equivalent n and productive share of each method and setting, the highest share first.
+
+    Args:
+        points: win rates by the name of the cell.
+        settings: the varied setting of each cell, by the same names.
+    """
+    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for name, point in points.items():
+        groups[point.method, settings[name]].append(point)
+    rows = [
+        KlSpending(
+            method,
+            setting,
+            over_seeds(_by_seed((p.seed, equivalent_n(p.value)) for p in own)),
+            over_seeds(_by_seed((p.seed, point_share(p)) for p in own)),
+        )
+        for (method, setting), own in groups.items()
+    ]
+    return sorted(rows, key=lambda row: (-row.share.mean, row.method, row.setting))
 
 
 def targets(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[int]:

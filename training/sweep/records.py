@@ -160,8 +160,13 @@ class Sweep:
                     kl=cell.row.kl_nats.mean,
                     value=value.mean,
                     target=cell.target,
+                    proven=value.low > 0.5,
                 )
         return points
+
+    def settings(self) -> dict[str, str]:
+        """The varied setting of each cell, by name."""
+        return {name: cell.setting for name, cell in self.cells.items()}
 
     def curve_rows(self) -> list[MethodRow]:
         """The rows of the reference and of best-of-n, ordered by n."""

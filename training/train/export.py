@@ -111,6 +111,8 @@ def _figures(row: MethodRow | None) -> dict[str, Any]:
     if row is None:
         return {}
     figures: dict[str, Any] = {
+        "held-out equivalent n: the n of best-of-n with its win rate": row.equivalent_n,
+        "held-out productive share of its KL": row.productive_share,
         f"held-out win rate against the reference ({row.win_rate.count} prompts)": row.win_rate,
         "held-out KL from the reference, nats (Rao-Blackwellised)": row.kl_nats,
         "held-out mean reward": row.reward,

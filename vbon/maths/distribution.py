@@ -60,8 +60,8 @@ def bon_pmf_geometric(probabilities: Float, rewards: Float, num_samples: int) ->
     return probabilities * up_to ** (num_samples - 1) * series
 
 
-def kl_upper_bound(num_samples: int) -> float:
-    """``log N - (N-1)/N`` nats, an upper bound on KL(BoN || p) and not its value.
+def kl_upper_bound(num_samples: float) -> float:
+    """``log N - (N-1)/N`` nats, an upper bound on KL(BoN || p) and not its value; N may be between integers.
 
     The bound is tight if ``N^2 max p`` is far below 1, and loose for short or peaked outputs.
     """

@@ -20,6 +20,8 @@ class MethodRow(BaseModel):
         n: best-of-n's n, otherwise 1.
         win_rate: against one reference sample, ties counted 1/2.
         kl_nats: KL from the reference policy, by the estimator named in ``kl_kind``.
+        equivalent_n: the n of best-of-n that has this win rate; tuned policies only.
+        productive_share: KL of best-of-n at this win rate, divided by ``kl_nats``; tuned policies only.
         kl_other: other estimates of the same KL, by name of the estimator.
         tokens: response length.
         unscored: number of samples without a score; they are left out of all means.
@@ -38,6 +40,8 @@ class MethodRow(BaseModel):
     kl_other: dict[str, MeanInterval] = {}
     tokens: MeanInterval | None = None
     unscored: int = 0
+    equivalent_n: MeanInterval | None = None
+    productive_share: MeanInterval | None = None
 
 
 class EvaluationRecord(BaseModel):
