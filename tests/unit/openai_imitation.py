@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,8 +38,11 @@ def logprob(before: Sequence[int], token: int) -> float:
     return -2.0 - random.Random(f"{list(before)}{token}").random()
 
 
-def sampled(prompt: list[int], body: dict[str, Any]) -> tuple[list[int], str, Any]:
-    """Token ids, finish and stop reason of one sequence."""
+def sampled(
+    prompt: list[int], body: dict[str, Any], ignored: Collection[str] = ()
+) -> tuple[list[int], str, Any]:
+    """Token ids, finish and stop reason of one sequence; the body's ``ignored`` fields have no effect."""
+    body = {name: value for name, value in body.items() if name not in ignored}
     greedy = body["temperature"] == 0
     seed = body.get("seed")
     source = (
@@ -50,7 +53,7 @@ def sampled(prompt: list[int], body: dict[str, Any]) -> tuple[list[int], str, An
     ids: list[int] = []
     for _ in range(body["max_tokens"]):
         ids.append(EOS if source.random() < 0.1 and len(ids) > 2 else source.randrange(len(WORDS)))
-        if ids[-1] == EOS:
+        if ids[-1] == EOS and not body.get("ignore_eos"):
             return ids, "stop", None
         for stop in body.get("stop") or []:
             if stop in text_of(ids):
@@ -64,6 +67,7 @@ class Server:
 
     Attributes:
         faults: what to do wrong; see the handlers.
+        ignored: fields of a request that have no effect.
         aborted: requests whose client went away before they were answered.
     """
 
@@ -73,6 +77,7 @@ class Server:
     api_key: str | None = None
     with_token_ids: bool = True
     faults: set[str] = field(default_factory=set)
+    ignored: set[str] = field(default_factory=set)
     retry_after: str = "7"
     healthy: bool = True
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -183,7 +188,7 @@ class Server:
             leaving.cancel()
 
     async def answer(self, body: dict[str, Any]) -> Response:
-        ids, finish, stop = sampled(body["prompt"], body)
+        ids, finish, stop = sampled(body["prompt"], body, self.ignored)
         await self.decoding(len(ids))
         choice = self.choice(body, ids, 0, visible(ids, stop))
         choice |= {"finish_reason": finish, "stop_reason": stop}
@@ -224,7 +229,7 @@ class Server:
             self.running -= 1
 
     async def events(self, body: dict[str, Any]) -> AsyncGenerator[str, None]:
-        ids, finish, stop = sampled(body["prompt"], body)
+        ids, finish, stop = sampled(body["prompt"], body, self.ignored)
         whole = visible(ids, stop)
         shown = 0
         yield ": keep-alive\n\n"

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from vbon.engine.remote.server import (
     ReplicaError,
     parse_address,
 )
-from vbon.engine.remote.wire import UNKNOWN_TOKEN
+from vbon.engine.remote.wire import UNKNOWN_TOKEN, completion_body
 from vbon.errors import (
     CheckpointError,
     EngineDeadError,
@@ -135,6 +135,54 @@ async def test_a_priority_is_sent_only_where_it_says_something() -> None:
         with pytest.raises(InvalidInputError, match="first come"):
             await draw(engine, sampling=urgent)
     assert not server.bodies
+
+
+async def test_every_sampling_field_reaches_the_server() -> None:
+    """Log-probabilities are always asked for, so their field changes only what a candidate carries."""
+    other = Sampling(
+        max_tokens=5, temperature=0.5, top_p=0.5, top_k=3, seed=1, stop=("x",), ignore_eos=True,
+        priority=2,
+    )  # fmt: skip
+    plain = Sampling(max_tokens=8)
+    body = completion_body("m", [1], plain, 0, stream=False)
+    for field in fields(Sampling):
+        changed = replace(plain, **{field.name: getattr(other, field.name)})
+        sent = completion_body("m", [1], changed, 0, stream=False)
+        assert (sent == body) == (field.name == "logprobs"), field.name
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_ignore_eos_decodes_up_to_the_limit(streamed: bool) -> None:
+    """Six candidates of 40 tokens; without the field, each of them would end before."""
+    sampling = replace(SAMPLING, max_tokens=40, ignore_eos=True)
+    async with serving() as (engine, _):
+        if streamed:
+            found = [(await watch(engine, sampling))[-1]]
+        else:
+            found = list(await draw(engine, 6, sampling))
+        assert all(len(one.token_ids) == 40 and one.finish_reason == "length" for one in found)
+        ended = await draw(engine, 6, replace(sampling, ignore_eos=False))
+        assert all(len(candidate.token_ids) < 40 for candidate in ended)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [
+        ("ignore_eos", Sampling(max_tokens=60, seed=11, ignore_eos=True)),
+        ("ignore_eos", Sampling(max_tokens=60, seed=11, ignore_eos=True, stop=("nowhere",))),
+        ("stop", Sampling(max_tokens=60, seed=11, stop=(" ",))),
+    ],
+)
+async def test_a_server_that_ignores_a_field_is_refused(
+    name: str, sampling: Sampling, streamed: bool
+) -> None:
+    async with serving() as (engine, servers):
+        servers[0].ignored = {name}
+        with pytest.raises(InvalidInputError, match=servers[0].url) as caught:
+            await (watch(engine, sampling) if streamed else draw(engine, 4, sampling))
+        assert caught.value.field == name
+        assert engine.alive
 
 
 async def test_what_is_known_of_the_model() -> None:

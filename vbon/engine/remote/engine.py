@@ -8,6 +8,7 @@ Servers may lack some features:
 - Without ``prompt_logprobs``, :meth:`RemoteEngine.logprobs` raises an error, so given text cannot be scored.
 - Without ``/tokenize`` and ``/detokenize``, ``RemoteOptions.tokenizer`` must name the tokenizer's directory.
 - Without a count of ``completion_tokens``, answers are checked less.
+- Without ``ignore_eos`` or ``stop``, requests that use them are refused as soon as an answer shows it.
 - Without ``max_model_len`` in ``/models``, ``RemoteOptions.max_model_len`` must be set.
 
 A server must send ``logprobs`` of the sampled tokens. They must be those of the model itself (temperature
@@ -192,6 +193,7 @@ class RemoteEngine:
                 growing.check_whole(growing.add(answer))
             except WireError as error:
                 raise _unusable(replica, error) from error
+            growing.check_obeyed(replica.url)
             return growing
 
         return self._finished(await self._replicas.call(work)).candidate()
@@ -305,6 +307,7 @@ async def _read_events(
                 counted = counted if count is None else count
                 changed.set()
         growing.check_whole(counted)
+        growing.check_obeyed(replica.url)
     except WireError as error:
         raise _unusable(replica, error) from error
     except ReplicaError as error:

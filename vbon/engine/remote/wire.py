@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vbon.engine.protocol import Candidate, FinishReason, Partial, Sampling, candidate_seed
+from vbon.errors import InvalidInputError
 from vbon.http.body import WireError
 
 # The id of tokens whose ids the server does not send; no vocabulary contains it.
@@ -52,6 +53,8 @@ def completion_body(
         body["stream_options"] = {"include_usage": True}
     if sampling.seed is not None:
         body["seed"] = candidate_seed(sampling.seed, index)
+    if sampling.ignore_eos:  # only vLLM and a few others know this field
+        body["ignore_eos"] = True
     return body | _turn(sampling.priority)
 
 
@@ -144,6 +147,27 @@ class GrowingCandidate:
             raise WireError(f"ended at {count} tokens by length, but max_tokens is {limit}")
         if self.text and not count:
             raise WireError("sent text without tokens")
+
+    def check_obeyed(self, url: str) -> None:
+        """Check that the server took the fields that some servers ignore without a word.
+
+        Raises:
+            InvalidInputError: the candidate shows that the server ignored one; names the field.
+        """
+        sampling, stopped = self._sampling, self.finish_reason == "stop"
+        if sampling.ignore_eos and stopped and (self.ending is not None or not sampling.stop):
+            raise InvalidInputError(
+                f"{url} ended a candidate after {len(self.token_ids)} of {sampling.max_tokens} tokens, "
+                "although ignore_eos was sent; leave it out, or use a server that takes it",
+                field="ignore_eos",
+            )
+        kept = next((text for text in sampling.stop if text in self.text), None)
+        if kept is not None:
+            raise InvalidInputError(
+                f"{url} sent a text that contains the stop string {kept!r:.40}; leave out stop, or use a "
+                "server that ends a candidate before it",
+                field="stop",
+            )
 
     def candidate(self) -> Candidate:
         """The finished candidate."""
