@@ -1,18 +1,25 @@
 r"""TreeBoN (arXiv 2410.16033): grow answers in layers and keep the most promising branches.
 
 The first layer draws N partial answers of ``layer_tokens`` tokens. In each further layer, the best
-N / ``children`` of them get ``children`` continuations each, until all have ended. Partial answers are
+1 / ``children`` of them get ``children`` continuations each, until all have ended. Partial answers are
 ranked by their weighted implicit reward
-``sum_k w_k [log q(y_k | y_<k) - log p(y_k | y_<k)]``, ``w_k = 1 / (k + 1)``, where q is a tuned checkpoint
-(DPO in the paper; vBoN works as well) and p the policy that draws. The reward model scores only finished
-answers, and chooses among them.
+``sum_k w_k [log q(y_k | y_<k) - log p(y_k | y_<k)] / sum_k w_k``, ``w_k = 1 / (k + 1)``, where q is a tuned
+checkpoint (DPO in the paper; vBoN works as well) and p the policy that draws. The reward model scores only
+finished answers, and chooses among them.
+
+Two departures from the paper. A finished answer is a leaf for the final choice: it does not compete, and
+the others get the remaining continuations, so there are N leaves in the end, whenever each one ended. And
+the implicit reward is a mean, not a sum: log-ratios of tokens drawn from p are negative on average, so a
+sum falls with length. Answers that compete have the same length here, and the order is the paper's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from time import perf_counter
 from typing import ClassVar
 
@@ -41,7 +48,7 @@ class Branch:
     Attributes:
         logprobs: of each token under the policy, nats, at temperature 1.
         finished: why it ended; ``None`` if it can be continued.
-        worth: the weighted implicit reward; 0 until it is computed.
+        worth: the implicit reward; 0 until it is computed.
     """
 
     token_ids: tuple[int, ...]
@@ -111,21 +118,18 @@ class TreeBon(Strategy):
         return guide
 
     async def _grow(self, tree: _Tree, task: Task) -> list[Branch]:
-        width = task.num_samples
         layer = self._layer(task.sampling.max_tokens)
-        # Even a single kept branch must not decode more sequences at once than admission counted.
-        children = min(self.children, width)
-        root = Branch((), (), None)
-        branches = await tree.extend([root], width, layer)
-        while any(branch.finished is None for branch in branches):
-            branches = await tree.with_worth(branches)
-            kept = promising(branches, width // children)
-            ended = [branch for branch in kept if branch.finished is not None]
-            grown = await tree.extend(
-                [branch for branch in kept if branch.finished is None], children, layer
-            )
-            branches = ended + grown
-        return branches
+        grown = await tree.extend([Branch((), (), None)], [task.num_samples], layer)
+        leaves: list[Branch] = []
+        while True:
+            leaves += [branch for branch in grown if branch.finished is not None]
+            growing = [branch for branch in grown if branch.finished is None]
+            if not growing:
+                return leaves
+            # As many continuations as branches, so leaves and branches together stay N.
+            shares = shared_out(len(growing), math.ceil(len(growing) / self.children))
+            kept = promising(await tree.with_worth(growing), len(shares))
+            grown = await tree.extend(kept, shares, layer)
 
 
 async def _score_all(
@@ -148,15 +152,23 @@ def promising(branches: Sequence[Branch], count: int) -> list[Branch]:
     return [branches[i] for i in order[:count]]
 
 
+def shared_out(total: int, parts: int) -> list[int]:
+    """``total`` as a sum of ``parts`` numbers that differ by at most one, the larger ones first."""
+    each, left = divmod(total, parts)
+    return [each + (i < left) for i in range(parts)]
+
+
 def implicit_reward(guide: Sequence[float], policy: Sequence[float]) -> float:
-    """``sum_k [log q(y_k) - log p(y_k)] / (k + 1)``, k from 0, nats.
+    """Mean of ``log q(y_k) - log p(y_k)`` with weights ``1 / (k + 1)``, k from 0, nats; 0 without tokens.
 
     Args:
         guide: ``log q`` of each token.
         policy: ``log p`` of each token.
     """
     ratios = np.subtract(guide, policy)
-    return float((ratios / np.arange(1, len(ratios) + 1)).sum())
+    if len(ratios) == 0:
+        return 0.0
+    return float(np.average(ratios, weights=1 / np.arange(1, len(ratios) + 1)))
 
 
 class _Tree:
@@ -169,14 +181,17 @@ class _Tree:
         self.generated_tokens = 0
         self.guide_tokens = 0
 
-    async def extend(self, branches: Sequence[Branch], children: int, tokens: int) -> list[Branch]:
-        """Draw ``children`` continuations of each branch, of at most ``tokens`` tokens."""
+    async def extend(
+        self, branches: Sequence[Branch], children: Sequence[int], tokens: int
+    ) -> list[Branch]:
+        """Draw ``children[i]`` continuations of branch i, each of at most ``tokens`` tokens."""
         self.layers += 1
+        ends = list(accumulate(children, initial=self._drawn))
         grown = await all_or_first_error(
-            self._extend(branch, children, tokens, self._drawn + i * children)
-            for i, branch in enumerate(branches)
+            self._extend(branch, count, tokens, first)
+            for branch, count, first in zip(branches, children, ends[:-1], strict=True)
         )
-        self._drawn += children * len(branches)
+        self._drawn = ends[-1]
         return [branch for group in grown for branch in group]
 
     async def _extend(

@@ -32,7 +32,7 @@ from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.srbon_kl import SrbonKl
 from service.strategies.srbon_wd import SrbonWd
-from service.strategies.treebon import implicit_reward
+from service.strategies.treebon import implicit_reward, shared_out
 from vbon.embedders.cosine import cosine
 
 finite = st.floats(-20, 20, allow_subnormal=False)
@@ -405,9 +405,24 @@ def test_never_fewer_than_keep_are_left() -> None:
 
 
 def test_implicit_reward_by_hand() -> None:
-    # (-1 + 2) / 1 + (-3 + 1) / 2 + (-.5 + .5) / 3
+    # [(-1 + 2) / 1 + (-3 + 1) / 2 + (-.5 + .5) / 3] / (1 + 1/2 + 1/3)
     assert implicit_reward([-1, -3, -0.5], [-2, -1, -0.5]) == pytest.approx(0.0)
     assert implicit_reward([], []) == 0.0
+    # (2 / 1 + 5 / 2) / (1 + 1/2)
+    assert implicit_reward([1, 3], [-1, -2]) == pytest.approx(3.0)
+
+
+def test_a_short_answer_has_no_advantage() -> None:
+    """Tokens drawn from the policy lose .1 nats each, so the sum of 20 tokens' falls below that of 2."""
+    worths = {n: implicit_reward([-1.1] * n, [-1.0] * n) for n in (1, 2, 20)}
+    assert worths == pytest.approx({1: -0.1, 2: -0.1, 20: -0.1})
+
+
+@pytest.mark.parametrize(
+    ("total", "parts", "shares"), [(8, 2, [4, 4]), (5, 2, [3, 2]), (3, 1, [3]), (7, 3, [3, 2, 2])]
+)
+def test_continuations_are_shared_out_evenly(total: int, parts: int, shares: list[int]) -> None:
+    assert shared_out(total, parts) == shares
 
 
 def test_draw_follows_the_weights_and_the_seed() -> None:

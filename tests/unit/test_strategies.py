@@ -461,6 +461,42 @@ async def test_no_two_branches_of_a_tree_are_drawn_with_one_seed() -> None:
     assert len(drawn) == len(set(drawn)) == 4 * 8
 
 
+@pytest.mark.parametrize(("n", "children"), [(16, 4), (16, 2), (5, 4), (7, 3), (1, 4)])
+async def test_a_finished_branch_is_a_leaf_whenever_it_finished(n: int, children: int) -> None:
+    """The leaves are N, and contain every branch that ended by itself, in the first layer or the last."""
+    stopped: list[tuple[int, ...]] = []
+    most = 0
+
+    class Recording(FakeEngine):
+        async def generate(self, ids, sampling, count, request_id, first_index=0):  # type: ignore[no-untyped-def, override]
+            nonlocal most
+            async for candidate in super().generate(ids, sampling, count, request_id, first_index):
+                most = max(most, self.running)
+                if candidate.finish_reason == "stop":
+                    stopped.append(tuple(ids[len("the film was") :]) + candidate.token_ids)
+                yield candidate
+
+    layers = set()
+    for seed in range(8):
+        stopped.clear()
+        outcome, _ = await ask(
+            TreeBon(children=children, layer_tokens=3),
+            n=n,
+            max_tokens=24,
+            seed=seed,
+            engine=Recording(),
+        )
+        leaves = [c.candidate for c in outcome.candidates]
+        assert len(leaves) == n
+        assert Counter(
+            leaf.token_ids for leaf in leaves if leaf.finish_reason == "stop"
+        ) == Counter(stopped)
+        assert outcome.selected.reward == max(c.reward for c in outcome.candidates)
+        layers |= {math.ceil(len(ids) / 3) for ids in stopped}
+    assert most <= n
+    assert len(layers) > 1
+
+
 async def test_tree_keeps_the_branches_that_the_guide_prefers() -> None:
     class Sweet(FakeEngine):
         """Gives texts with few different words a high reward."""
