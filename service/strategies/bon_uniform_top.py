@@ -1,6 +1,8 @@
 """A uniform draw from the best ceil(N / M) candidates (arXiv 2603.05739).
 
-It has about best-of-M's win rate, with less over-optimisation of the reward model.
+With k = ceil(N / M), its win rate against a single sample is (2N - k + 1) / (2 (N + 1)): best-of-M's at
+N = M, and towards 1 - 1 / (2M) as N grows (.800, .833, .853, .869 at N = 4, 8, 16, 64 for M = 4; limit
+.875). Best-of-N's goes to 1.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from service.strategies.rerank import CandidatePool, Reranker
 class BonUniformTop(Reranker):
     """Returns one of the ``ceil(N / effective_n)`` highest rewards, each with equal probability.
 
-    Its win rate depends on the fraction kept, not on N. More candidates estimate the same quantile better,
-    instead of reaching further into the tail, where a proxy reward is wrong most often.
+    More candidates estimate the same quantile better, instead of reaching further into the tail, where a
+    proxy reward is wrong most often.
     """
 
     description: ClassVar[str] = "N samples, one drawn uniformly from the best ceil(N/effective_n)"

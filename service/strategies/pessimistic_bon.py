@@ -1,7 +1,10 @@
 """Inference-time pessimism (arXiv 2503.21878): weights ``relu((r - lambda) / reg_strength)`` of mean 1.
 
 With ``b = reg_strength``, the policy ``p relu((r - lambda) / b)`` maximises the reward regularised by the
-chi-squared divergence from p. Here it is taken over the candidates drawn.
+chi-squared divergence from p. The paper estimates lambda from N samples, and draws from that policy by
+rejection from a second N, with the bound ``M = (R_max - lambda) / b``. Here the same N serve for both: the
+answer is drawn from them with the weights, so nothing is rejected and half the samples are enough, but
+answer and lambda are not independent.
 """
 
 from __future__ import annotations

@@ -207,6 +207,20 @@ def test_uniform_top_keeps_the_best_share(pool: CandidatePool, effective_n: int)
     assert sorted(pool.rewards[kept]) == sorted(pool.rewards)[-count:]
 
 
+@pytest.mark.parametrize(
+    ("count", "win_rate"), [(4, 0.8), (8, 0.8333), (16, 0.8529), (64, 0.8692), (4096, 0.875)]
+)
+def test_uniform_top_s_win_rate_depends_on_n(count: int, win_rate: float) -> None:
+    """The j-th lowest of N beats a further sample with probability j / (N + 1)."""
+    rewards = np.random.default_rng(0).permutation(np.arange(1.0, count + 1))
+    pool = CandidatePool(rewards, np.zeros(count), np.ones(count))
+    weights = BonUniformTop(effective_n=4).distribution(pool)
+    found = float(weights @ rewards) / (count + 1)
+    kept = math.ceil(count / 4)
+    assert found == pytest.approx((2 * count - kept + 1) / (2 * (count + 1)))
+    assert found == pytest.approx(win_rate, abs=2e-4)
+
+
 @given(pool=pools(), strength=st.floats(1e-3, 10))
 def test_pessimism_weights_have_mean_one(pool: CandidatePool, strength: float) -> None:
     level = normalising_level(pool.rewards, strength)
