@@ -16,6 +16,7 @@ from service.loadtest.analysis.break_even import (
 from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.decision import decide
 from service.loadtest.analysis.result import _fine_tuned, _masked
+from service.loadtest.analysis.verdict import Side, assess
 from service.loadtest.analysis.warnings import rising_warning, search_warnings
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Variant
@@ -27,6 +28,7 @@ from service.loadtest.schema import (
     ServedModel,
     ServerDescription,
 )
+from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import median_range
 
 NO_CURVE: tuple[list[int], np.ndarray] = ([], np.zeros((0, 1)))
@@ -108,7 +110,7 @@ def test_throughput_that_still_rises_is_told(levels: dict[float, float], rising:
     assert "so its true cost is lower" in rising_warning(cost)
 
 
-def test_a_rising_one_is_at_least_so_many_times_cheaper() -> None:
+def test_one_that_is_still_rising_decides_nothing() -> None:
     tuned, sampled = (
         capacity([cell("vbon", load, [rate] * 2) for load, rate in ((8, 40.0), (32, 80.0))]),
         capacity([cell("bon", load, [rate] * 2) for load, rate in ((8, 10.0), (32, 10.0))]),
@@ -120,8 +122,16 @@ def test_a_rising_one_is_at_least_so_many_times_cheaper() -> None:
         NO_CURVE,
         price=1.0,
     )
-    costs = [cost_of("vbon", tuned, 1.0), cost_of("bon", sampled, 1.0)]
-    assert "at least 8 times less" in decide([pair], costs, [], [], [], "EUR")[1]
+    assert pair.cost_ratio.median == 8
+    # The ratio is only a lower bound, so no number is told.
+    side = [
+        Side(MeasuredVariant(name, one, None), [])
+        for name, one in (("vbon", tuned), ("bon", sampled))
+    ]
+    scored = pair.model_copy(update={"reward_given_up": MeanInterval(0.1, 0.1, 0.1, 9)})
+    state, reasons = assess(scored, side[0], side[1], complete=True)
+    assert state == "preliminary"
+    assert "vbon was not fully loaded: add higher levels (--concurrency)" in reasons
 
 
 def test_prices_said_have_the_ratio_said() -> None:
@@ -135,6 +145,7 @@ def test_prices_said_have_the_ratio_said() -> None:
         NO_CURVE,
         price=1.0,
     )
+    pair = pair.model_copy(update={"state": "decided"})
     costs = [cost_of("vbon", tuned, 1.0), cost_of("bon", sampled, 1.0)]
     assert "7.5 times less (5 to 10 by round)" in decide([pair], costs, [], [], [], "EUR")[1]
 

@@ -15,12 +15,11 @@ from service.loadtest.analysis.break_even import (
     answers_to_break_even,
     break_even,
     cost_per_answer,
-    crossing,
-    equal_n,
     training_of,
 )
 from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.decision import decide
+from service.loadtest.analysis.equal_n import crossing, equal_n
 from service.loadtest.analysis.intervals import (
     quantiles,
     sign_flip_p,
@@ -355,6 +354,7 @@ def decision_of(tuned_rate: float, sampled_rate: float, hours: float | None) -> 
         ServedMode(name="v", reranks=False), LoadTestSettings(training_hours=hours)
     )
     pair = break_even(tuned, sampled, training, ([], np.zeros((0, 1))), price=1)
+    pair = pair.model_copy(update={"state": "decided"})
     costs = [
         VariantCost(variant=one.variant, source="", requests_per_s=one.capacity.requests_per_s,
              per_1000=1000 * cost_per_answer(1, one.capacity.requests_per_s.median), low=0, high=0)
@@ -367,12 +367,15 @@ def test_the_decision_says_from_when_on() -> None:
     first, *rest = decision_of(10, 1, 3.0)
     # 3 hours at 1 an hour; an answer costs 1/3600 against 1/36000: 12 000 answers.
     assert first.startswith("Fine-tune (vbon) if you will serve more than 12,000 answers")
-    assert "better by 0.5 of reward" in first
+    # 1,000 answers cost 0.278 against 0.0278: 0.25 saved for 0.5 of reward.
+    assert "bon (N=4) is cheaper, and better: 0.5 EUR per 1,000 answers for each unit" in first
     assert "3.33 hours of serving" in rest[0]
 
 
 def test_the_decision_says_so_where_nothing_is_saved_or_known() -> None:
-    assert decision_of(1, 1, 3.0)[0] == "Keep bon (N=4): vbon saves nothing here."
+    assert decision_of(1, 1, 3.0)[0] == (
+        "Keep bon (N=4): it has more reward than vbon and costs no more."
+    )
     assert (
         "is unknown (the checkpoint has no training record; give --training-hours)"
         in decision_of(10, 1, None)[0]

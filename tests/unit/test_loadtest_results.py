@@ -112,7 +112,11 @@ def test_a_block_too_short_for_an_answer_is_told(result: LoadTestResult) -> None
 
 
 def test_the_page_has_every_figure_and_the_decision_first(result: LoadTestResult) -> None:
-    page = html_page(result)
+    # Two rounds decide nothing, so there is no plot of the break-even.
+    assert {pair.state for pair in result.break_even} == {"preliminary"}
+    assert html_page(result).count('class="plotly-graph-div"') == 5
+    decided = [pair.model_copy(update={"state": "decided"}) for pair in result.break_even]
+    page = html_page(result.model_copy(update={"break_even": decided}))
     assert page.count('class="plotly-graph-div"') == 6
     main = page[page.index("<main>") :]
     assert main.index('class="decision"') < main.index("<section>")

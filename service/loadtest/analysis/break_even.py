@@ -1,4 +1,4 @@
-"""Computes when a fine-tune pays for itself, the reward it gives up, and the N it is equal to.
+"""Computes when a fine-tune pays for itself, and the reward it gives up.
 
 The cost per answer is price per hour / 3600 / answers per second. The fine-tune has paid for itself after
 ``training cost / (cost per sampled answer - cost per tuned answer)`` answers. Every point and its range are
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from service.loadtest.analysis.intervals import Float, interval, resamples
+from service.loadtest.analysis.equal_n import EqualN, equal_n
+from service.loadtest.analysis.intervals import Float, interval
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.schema import (
     BreakEven,
@@ -41,47 +42,6 @@ def answers_to_break_even(training: float, sampled: float, tuned: float) -> floa
     """The answers after which the training has paid; ``None`` if a tuned answer saves nothing."""
     saved = sampled - tuned
     return training / saved if saved > 0 else None
-
-
-@dataclass(frozen=True, slots=True)
-class EqualN:
-    """The N at which best-of-N has a given reward, interpolated linearly between integers.
-
-    Attributes:
-        beyond: True if the curve ends below the reward (``n`` is its end) or starts above it (``n`` is 1).
-    """
-
-    n: float
-    low: float
-    high: float
-    beyond: bool
-
-
-def equal_n(matrix: Float, tuned: Float) -> EqualN:
-    """The N at which the mean best-of-n curve reaches the mean tuned reward, with a 95% interval.
-
-    The interval is over prompts.
-
-    Args:
-        matrix: expected best of 1..N by prompt, shape ``(prompts, N)``.
-        tuned: the tuned variant's mean reward on the same prompts, shape ``(prompts,)``.
-    """
-    point, beyond = crossing(matrix.mean(axis=0), float(tuned.mean()))
-    picks = resamples(len(tuned))
-    drawn = [crossing(matrix[p].mean(axis=0), float(tuned[p].mean()))[0] for p in picks[:1000]]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return EqualN(point, min(point, float(low)), max(point, float(high)), beyond)
-
-
-def crossing(curve: Float, target: float) -> tuple[float, bool]:
-    """The n at which a rising curve over 1..N reaches a target, and True if it is outside 1..N."""
-    if target <= curve[0]:
-        return 1.0, target < curve[0]
-    if target > curve[-1]:
-        return float(len(curve)), True
-    above = int(np.argmax(curve >= target))
-    step = curve[above] - curve[above - 1]
-    return above + float((target - curve[above - 1]) / step), False
 
 
 @dataclass(frozen=True, slots=True)

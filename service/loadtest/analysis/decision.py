@@ -1,9 +1,14 @@
-"""Puts the result into words: the decision first, then the reasons."""
+"""Puts the result into words: the cost at equal reward first, then the price of giving up reward."""
 
 from __future__ import annotations
 
-from service.loadtest.analysis.text import duration, interval_text, number
+from collections.abc import Sequence
+
+from service.loadtest.analysis.decision_rewards import reward_side, reward_words
+from service.loadtest.analysis.text import duration, number
+from service.loadtest.analysis.verdict import WIDEST_BREAK_EVEN
 from service.loadtest.schema import BreakEven, CellResult, Quality, Saturation, VariantCost
+from vbon.maths.intervals import MedianRange
 
 
 def decide(
@@ -15,92 +20,155 @@ def decide(
     currency: str,
 ) -> list[str]:
     """The conclusions in sentences; the first ones answer "N times inference or one fine-tune?"."""
-    lines: list[str] = []
-    by_variant = {cost.variant: cost for cost in costs}
+    sizes = {cell.variant: cell.n for cell in cells} | {one.variant: one.n for one in quality}
     # The largest N comes first, because it is the quality that was asked for.
-    for pair in sorted(pairs, key=lambda one: -_n_of(one.sampled, quality, cells)):
-        lines += _pair(pair, by_variant, currency)
+    ordered = sorted(pairs, key=lambda one: -sizes.get(one.sampled, 0))
+    by_variant = {cost.variant: cost for cost in costs}
+    lines: list[str] = []
+    for tuned in dict.fromkeys(pair.tuned for pair in ordered):
+        own = [pair for pair in ordered if pair.tuned == tuned]
+        lines += _at_equal_reward(own)
+        for pair in own:
+            lines += _pair(pair, by_variant, currency)
     if not pairs:
         lines.append(_no_pair(costs, currency))
-    for found in saturation:
-        lines.append(_saturation(found))
+    lines += [_saturation(found) for found in saturation]
     return lines
 
 
-def _n_of(variant: str, quality: list[Quality], cells: list[CellResult]) -> int:
-    sizes = {cell.variant: cell.n for cell in cells} | {one.variant: one.n for one in quality}
-    return sizes.get(variant, 0)
+def _at_equal_reward(pairs: Sequence[BreakEven]) -> list[str]:
+    """The comparison with best-of-n at the tuned policy's reward, from the nearest decided N above it."""
+    known = [p for p in pairs if p.state == "decided" and p.equal_cost_ratio is not None]
+    if not known:
+        return []
+    pair = known[-1]  # the smallest N that reaches the reward
+    ratio = pair.equal_cost_ratio
+    assert ratio is not None
+    same = (
+        f"{pair.tuned} has the reward of best-of-{pair.equal_n:.1f} "
+        f"[{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}], whose answer costs {_times(ratio)} as much "
+        f"(interpolated {pair.equal_cost_source})"
+    )
+    if ratio.high <= 1:
+        return [f"At equal reward, {pair.tuned} saves nothing: {same}."]
+    if ratio.low <= 1:
+        return [
+            f"At equal reward, it is too close to call whether {pair.tuned} saves anything: {same}."
+        ]
+    if pair.training_cost is None:
+        return [
+            f"At equal reward, the break-even point is unknown ({pair.training_source}): {same}."
+        ]
+    low, high = pair.equal_requests_low, pair.equal_requests_high
+    if pair.equal_requests is None or low is None or high is None or high > WIDEST_BREAK_EVEN * low:
+        return [f"At equal reward, when {pair.tuned} pays is too uncertain for a number: {same}."]
+    return [
+        f"At equal reward, fine-tune ({pair.tuned}) if you will serve more than "
+        f"{number(pair.equal_requests)} answers ({number(low)} to {number(high)}): {same}."
+    ]
+
+
+def _times(ratio: MedianRange) -> str:
+    return f"{number(ratio.median)} times ({number(ratio.low)} to {number(ratio.high)})"
 
 
 def _pair(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> list[str]:
-    tuned, sampled = costs[pair.tuned], costs[pair.sampled]
+    who = f"{pair.tuned} against {pair.sampled}"
+    if pair.state == "not measured":
+        return [f"Not measured: {who}: {'; '.join(pair.reasons)}.", reward_words(pair)]
+    if pair.state == "preliminary":
+        reasons = "; ".join(pair.reasons) or "the run says nothing of its conditions"
+        return [f"Preliminary, so without a number: {who}: {reasons}.", reward_words(pair)]
+    return _decided(pair, costs, currency)
+
+
+def _decided(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> list[str]:
+    tuned, sampled = (
+        _price(pair.tuned_per_1000, costs[pair.tuned]),
+        _price(pair.sampled_per_1000, costs[pair.sampled]),
+    )
+    levels = (
+        f"Throughput: {pair.tuned} {costs[pair.tuned].source}; {pair.sampled} "
+        f"{costs[pair.sampled].source}."
+    )
     prices = (
-        f"1,000 answers cost {number(tuned.per_1000)} {currency} with {pair.tuned} and "
-        f"{number(sampled.per_1000)} {currency} with {pair.sampled}"
+        f"1,000 answers cost {number(tuned)} {currency} with {pair.tuned} and {number(sampled)} {currency} "
+        f"with {pair.sampled}"
     )
-    levels = f"Throughput: {pair.tuned} {tuned.source}; {pair.sampled} {sampled.source}."
-    if tuned.per_1000 >= sampled.per_1000:
-        return [
-            f"Keep {pair.sampled}: {pair.tuned} saves nothing here.",
-            f"{prices}. {levels} {_reward(pair)}",
-        ]
-    ratio = pair.cost_ratio
-    # The ratio of the two prices stated; the rounds only give its range.
-    times = (
-        f"{'at least ' if tuned.rising else ''}{number(sampled.per_1000 / tuned.per_1000)} times"
+    ratio, side = pair.cost_ratio, reward_side(pair)
+    per_unit = _per_unit(tuned, sampled, pair, currency)
+    if ratio.high <= 1:
+        if side == "better":
+            first = (
+                f"A trade: {pair.tuned} costs {number(tuned / sampled)} times as much as {pair.sampled} and "
+                f"is better: {per_unit}."
+            )
+        elif side == "worse":
+            first = f"Keep {pair.sampled}: it has more reward than {pair.tuned} and costs no more."
+        else:
+            first = f"Keep {pair.sampled}: {pair.tuned} saves nothing, and its reward is too close to call."
+        return [first, f"{prices}. {levels}", reward_words(pair)]
+    if ratio.low <= 1:
+        first = (
+            f"Too close to call whether {pair.tuned} or {pair.sampled} is cheaper per answer; "
+            f"{_reward_clause(side, per_unit)}."
+        )
+        return [first, f"{prices}. {levels}", reward_words(pair)]
+    # The ratio is that of the two prices stated; the rounds only give its range.
+    cheaper = (
+        f"{prices}: {number(sampled / tuned)} times less ({number(ratio.low)} to "
+        f"{number(ratio.high)} by round)"
     )
-    cheaper = f"{prices}: {times} less ({number(ratio.low)} to {number(ratio.high)} by round)"
     if pair.requests is None:
         first = (
-            f"{pair.tuned} is {times} cheaper than {pair.sampled} per answer; its break-even point is "
-            f"unknown ({pair.training_source})."
+            f"{pair.tuned} is {number(sampled / tuned)} times cheaper than {pair.sampled} per answer; its "
+            f"break-even point is unknown ({pair.training_source}); {_reward_clause(side, per_unit)}."
         )
-        return [first, f"{cheaper}. {levels}", _reward(pair)]
-    lasting = duration(pair.requests / sampled.requests_per_s.median)
-    first = (
-        f"Fine-tune ({pair.tuned}) if you will serve more than {number(pair.requests)} answers; below that, "
-        f"{pair.sampled} is cheaper{_quality_clause(pair)}."
+        return [first, f"{cheaper}. {levels}", reward_words(pair)]
+    answers = f"{number(pair.requests)} answers"
+    first = f"Fine-tune ({pair.tuned}) if you will serve more than {answers}"
+    first += {
+        "better": f": it has more reward than {pair.sampled} and is then cheaper too.",
+        "worse": f" and accept less reward; below that, {pair.sampled} is cheaper, and better: {per_unit}.",
+        "unclear": f"; below that, {pair.sampled} is cheaper. Their rewards are too close to call.",
+    }[side]
+    return [first, f"{cheaper}. {_training(pair, costs, currency)} {levels}", reward_words(pair)]
+
+
+def _price(measured: MedianRange | None, cost: VariantCost) -> float:
+    return cost.per_1000 if measured is None else measured.median
+
+
+def _per_unit(tuned: float, sampled: float, pair: BreakEven, currency: str) -> str:
+    """The price of one unit of reward in a trade of price against reward."""
+    given_up = pair.reward_given_up
+    if given_up is None or given_up.mean == 0:
+        return "its price is unknown"
+    unit = abs((sampled - tuned) / given_up.mean)
+    return (
+        f"{number(unit)} {currency} per 1,000 answers for each unit of reward "
+        f"({number(abs(given_up.mean))} here)"
     )
+
+
+def _reward_clause(side: str, per_unit: str) -> str:
+    return {
+        "better": "it is better in reward",
+        "worse": f"it is worse in reward ({per_unit})",
+        "unclear": "their rewards are too close to call",
+    }[side]
+
+
+def _training(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> str:
     by_round = ""
     if pair.requests_low is not None and pair.requests_high is not None:
         by_round = f" ({number(pair.requests_low)} to {number(pair.requests_high)} by round)"
-    paid = (
-        f"{cheaper}. Training cost {number(pair.training_cost or 0.0)} {currency} "
-        f"({pair.training_source}) and pays back after {number(pair.requests)} answers{by_round}: "
-        f"{lasting} of serving at full load of {pair.sampled}. {levels}"
-    )
-    return [first, paid, _reward(pair)]
-
-
-def _quality_clause(pair: BreakEven) -> str:
-    given_up = pair.reward_given_up
-    if given_up is None:
-        return ""
-    if given_up.low > 0:
-        return f", and better by {number(given_up.mean)} of reward"
-    if given_up.high < 0:
-        return ", and worse in reward"
-    return ", with no measurable difference in reward"
-
-
-def _reward(pair: BreakEven) -> str:
-    given_up = pair.reward_given_up
-    if given_up is None:
-        return "Reward was not measured, so nothing is known about quality."
-    text = f"Reward given up: {interval_text(given_up)} (95% interval, {given_up.count} prompts)"
-    if pair.win_rate_tuned is not None and pair.win_rate_sampled is not None:
-        text += (
-            f"; win rate {interval_text(pair.win_rate_tuned)} instead of "
-            f"{interval_text(pair.win_rate_sampled)}"
-        )
-    if pair.equal_n is None:
-        return f"{text}."
-    if pair.equal_n_beyond:
-        side = "below one sample" if pair.equal_n == 1 else f"above best-of-{pair.equal_n:.0f}"
-        return f"{text}. The reward of {pair.tuned} is {side}."
+    requests = pair.requests or 0.0
+    lasting = duration(requests / costs[pair.sampled].requests_per_s.median)
     return (
-        f"{text}. The reward of {pair.tuned} equals best-of-{pair.equal_n:.1f} "
-        f"[{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}]."
+        f"Training cost {number(pair.training_cost or 0.0)} {currency} ({pair.training_source}) and pays "
+        f"back after {number(requests)} answers{by_round}: {lasting} of serving at full load of "
+        f"{pair.sampled}."
     )
 
 
@@ -109,8 +177,9 @@ def _no_pair(costs: list[VariantCost], currency: str) -> str:
         return "Nothing was answered, so there is nothing to decide."
     cheapest = min(costs, key=lambda cost: cost.per_1000)
     return (
-        f"{cheapest.variant} is cheapest: {number(cheapest.per_1000)} {currency} per 1,000 answers. "
-        "Measure a tuned checkpoint and a mode that samples several candidates to see when fine-tuning pays."
+        f"Not measured: whether to fine-tune. {cheapest.variant} is cheapest: {number(cheapest.per_1000)} "
+        f"{currency} per 1,000 answers. Measure a tuned checkpoint and a mode that samples several "
+        "candidates to see when fine-tuning pays."
     )
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -23,6 +24,7 @@ from service.loadtest.analysis.decision import decide
 from service.loadtest.analysis.intervals import Float
 from service.loadtest.analysis.quality import baseline_rewards, curve_matrix, curve_of, quality_of
 from service.loadtest.analysis.saturation_search import begun_searches
+from service.loadtest.analysis.verdict import Side, judged
 from service.loadtest.analysis.warnings import result_warnings, rising_warning, search_warnings
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
@@ -65,11 +67,18 @@ def build_result(
     quality = _quality(settings, rows)
     prompts_of_curve, matrix = _curve(rows)
     saturation = _saturation(settings, variants, journal) if settings.saturate else []
-    costs, pairs = _costs_and_pairs(
-        settings, server, variants, cells, quality, saturation, (prompts_of_curve, matrix)
-    )
     unfinished = done < planned or (
         settings.saturate and not _searched(settings, variants, journal)
+    )
+    costs, pairs = _costs_and_pairs(
+        settings,
+        server,
+        variants,
+        cells,
+        quality,
+        saturation,
+        (prompts_of_curve, matrix),
+        complete=not unfinished,
     )
     dumped = settings.model_dump(mode="json")
     if settings.store is not None:  # reports get passed on, and a database URL may hold a password
@@ -171,6 +180,8 @@ def _costs_and_pairs(
     quality: Sequence[Quality],
     saturation: Sequence[Saturation],
     curve: tuple[list[int], Float],
+    *,
+    complete: bool,
 ) -> tuple[list[VariantCost], list[BreakEven]]:
     price = settings.price_per_hour
     by_variant = {one.variant: one for one in quality}
@@ -180,25 +191,52 @@ def _costs_and_pairs(
         capacity = capacity_of(variant.label, cells, saturation)
         if capacity is not None:
             sides[variant.label] = MeasuredVariant(
-                variant.label, capacity, by_variant.get(variant.label)
+                variant.label, capacity, by_variant.get(variant.label), variant.n
             )
     costs = [cost_of(label, side.capacity, price) for label, side in sides.items()]
     measured = [variant for variant in variants if variant.label in sides]
     single = [v for v in measured if not v.reranks]
     sampled = [v for v in measured if v.reranks and v.policy is None]
-    pairs = [
-        break_even(
-            sides[one.label],
-            sides[many.label],
-            training_of(modes[one.mode], settings),
-            curve,
-            price,
+    whole = {
+        v.label: Side(
+            sides[v.label],
+            [cell for cell in cells if cell.variant == v.label],
+            _weights(v, server),
         )
-        for one in single
-        for many in sampled
-        if _fine_tuned(one, many, server, settings.baseline)
-    ]
+        for v in measured
+    }
+    pairs = []
+    for one in single:
+        for many in sampled:
+            if not _fine_tuned(one, many, server, settings.baseline):
+                continue
+            reference = _single_of(many, single, server, settings.baseline)
+            pair = break_even(
+                sides[one.label],
+                # The curve is that of best-of-N; other rules over N candidates have another one.
+                sides[many.label] if many.mode == BON else replace(sides[many.label], n=1),
+                training_of(modes[one.mode], settings),
+                curve,
+                price,
+                None if reference is None else sides[reference.label],
+            )
+            pairs.append(judged(pair, whole[one.label], whole[many.label], complete=complete))
     return costs, pairs
+
+
+def _single_of(
+    many: Variant, single: Sequence[Variant], server: ServerDescription, baseline: str
+) -> Variant | None:
+    """The measured mode that takes one sample of the policy from which ``many`` draws."""
+    return next((v for v in single if not _fine_tuned(v, many, server, baseline)), None)
+
+
+def _weights(variant: Variant, server: ServerDescription) -> str | None:
+    """The path of the weights that a variant samples from, if the server tells it."""
+    modes = {mode.name: mode.policy for mode in server.modes}
+    policies = {policy.name: policy for policy in server.policies}
+    found = modes[variant.mode] if variant.policy is None else policies.get(variant.policy)
+    return None if found is None else found.path
 
 
 def _fine_tuned(one: Variant, many: Variant, server: ServerDescription, baseline: str) -> bool:

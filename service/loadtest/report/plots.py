@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from service.loadtest.analysis.text import number
 from service.loadtest.plan import BON
 from service.loadtest.report.tables import load_text
-from service.loadtest.schema import CellResult, LoadTestResult, Quality, ServedMode
+from service.loadtest.schema import BreakEven, CellResult, LoadTestResult, Quality, ServedMode
 from vbon.maths.distribution import kl_upper_bound, max_win_rate
 from vbon.maths.intervals import MeanInterval
 from vbon.report_html.page import COLOURS, markup_safe
@@ -171,12 +171,17 @@ def _kl(
     return (held.mean, held.low, held.high), "KL in the training record", heldout
 
 
+def decided_pairs(result: LoadTestResult) -> list[BreakEven]:
+    """The pairs with a decision and a known cost of training."""
+    return [p for p in result.break_even if p.training_cost is not None and p.state == "decided"]
+
+
 def break_even_figure(result: LoadTestResult, styles: Styles) -> go.Figure:
     """Plot of total cost over answers served; where lines cross, the fine-tune has paid for itself."""
     currency = markup_safe(result.settings["currency"])
     figure = _figure("answers served", f"total cost, {currency}")
     costs = {cost.variant: cost.per_1000 / 1000 for cost in result.costs}
-    paid = [pair for pair in result.break_even if pair.training_cost is not None]
+    paid = decided_pairs(result)
     crossings = [pair.requests for pair in paid if pair.requests is not None]
     middle = float(np.median(crossings)) if crossings else 1e6
     served = np.geomspace(middle / 100, middle * 100, 81)

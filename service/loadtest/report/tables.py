@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from service.loadtest.analysis.text import interval_text, number
-from service.loadtest.schema import CellResult, LoadTestResult, Quantiles
+from service.loadtest.schema import BreakEven, CellResult, LoadTestResult, Quantiles
 from vbon.maths.intervals import MedianRange
 from vbon.report_html import ReportTable
 
@@ -137,15 +137,26 @@ def quality_table(result: LoadTestResult) -> ReportTable:
     return ReportTable("quality", "Reward and cost", caption, columns, tuple(rows), None)
 
 
+def _paid_after(pair: BreakEven, *, at_equal_reward: bool = False) -> str:
+    """The answers to break-even with their range, at equal reward or at the sampled variant's."""
+    found = (pair.requests, pair.requests_low, pair.requests_high)
+    if at_equal_reward:
+        found = (pair.equal_requests, pair.equal_requests_low, pair.equal_requests_high)
+    if at_equal_reward and pair.equal_cost_ratio is None:
+        return "-"
+    point, low, high = found
+    if point is None:
+        return "unknown" if pair.training_cost is None else "never"
+    return number(point) + (
+        "" if low is None or high is None else f" ({number(low)} to {number(high)})"
+    )
+
+
 def break_even_table(result: LoadTestResult) -> ReportTable:
     """The table of all pairs of a tuned policy and a mode that samples several candidates."""
     rows = []
     for pair in result.break_even:
-        needed = "unknown" if pair.training_cost is None else "never"
-        if pair.requests is not None:
-            needed = number(pair.requests)
-            if pair.requests_low is not None and pair.requests_high is not None:
-                needed += f" ({number(pair.requests_low)} to {number(pair.requests_high)})"
+        decided = pair.state == "decided"
         equal = "-"
         if pair.equal_n is not None:
             equal = f"{pair.equal_n:.1f} [{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}]"
@@ -156,28 +167,35 @@ def break_even_table(result: LoadTestResult) -> ReportTable:
             (
                 pair.tuned,
                 pair.sampled,
-                cost,
-                range_text(pair.cost_ratio),
-                needed,
-                interval_text(pair.reward_given_up),
+                pair.state,
                 equal,
+                range_text(pair.equal_cost_ratio if decided else None),
+                _paid_after(pair, at_equal_reward=True) if decided else "-",
+                interval_text(pair.reward_given_up),
+                range_text(pair.cost_ratio if decided else None),
+                _paid_after(pair) if decided else "-",
+                cost,
                 pair.training_source,
             )
         )
     currency = result.settings["currency"]
     caption = (
-        "Paid after: answers after which the savings equal the cost of the training. Reward given up: "
-        "sampled minus tuned, paired by prompt. Equal N: the N at which best-of-N has the tuned policy's "
-        "reward."
+        "Equal N: the N at which best-of-N has the tuned policy's reward. Cost ratio: best-of-N's cost "
+        "divided by the tuned one's. Paid after: answers after which the savings equal the cost of the "
+        "training. Reward given up: sampled minus tuned, paired by prompt. What is not decided has no "
+        "number; the text says why."
     )
     columns = (
         "tuned",
         "against",
-        f"training, {currency}",
-        "cost ratio",
+        "state",
+        "equal N",
+        "cost ratio there",
         "paid after, answers",
         "reward given up",
-        "equal N",
+        "cost ratio",
+        "paid after then",
+        f"training, {currency}",
         "training from",
     )
     return ReportTable("break-even", "Break-even", caption, columns, tuple(rows), None)

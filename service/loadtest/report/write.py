@@ -110,7 +110,7 @@ def _plots(result: LoadTestResult) -> list[tuple[Markup, str]]:
     styles = plots.variant_styles(result)
     scored = any(one.reward is not None for one in result.quality)
     compared = any(one.win_rate is not None for one in result.quality)
-    priced = any(pair.training_cost is not None for pair in result.break_even)
+    priced = bool(plots.decided_pairs(result))
     wanted = [
         (
             plots.break_even_figure,

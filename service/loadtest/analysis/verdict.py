@@ -1,0 +1,125 @@
+"""Decides what a run supports for a pair of variants: not measured, preliminary, or decided.
+
+A number that later runs contradict is worse than none. With five rounds, the smallest and the largest of
+them enclose the true median with a probability of 94%, so the range over rounds serves as the interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+from service.loadtest.analysis.break_even import Capacity, MeasuredVariant, paired_prices
+from service.loadtest.analysis.text import number
+from service.loadtest.schema import BreakEven, CellResult
+from vbon.maths.intervals import MedianRange
+from vbon.storage.training_record import ADAPTER_DIRECTORY
+
+State = Literal["not measured", "preliminary", "decided"]
+LEAST_ROUNDS = 5
+WIDEST = 1.5  # the largest ratio of the ends of a price ratio's range over rounds
+WIDEST_BREAK_EVEN = 3.0  # the same of the range of answers to break-even
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One variant of a pair with its cells; ``path`` is that of its policy's weights, if known."""
+
+    measured: MeasuredVariant
+    cells: Sequence[CellResult]
+    path: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The variant's name for people."""
+        return self.measured.variant
+
+    @property
+    def capacity(self) -> Capacity:
+        """The variant's highest throughput."""
+        return self.measured.capacity
+
+    @property
+    def levels(self) -> set[tuple[str, float]]:
+        """The load levels at which it was measured."""
+        return {(cell.load_kind, cell.load) for cell in self.cells}
+
+
+def judged(pair: BreakEven, tuned: Side, sampled: Side, *, complete: bool) -> BreakEven:
+    """The pair with its state and the reasons for it."""
+    state, reasons = assess(pair, tuned, sampled, complete=complete)
+    return pair.model_copy(update={"state": state, "reasons": reasons})
+
+
+def assess(
+    pair: BreakEven, tuned: Side, sampled: Side, *, complete: bool
+) -> tuple[State, list[str]]:
+    """The state of a pair and what is missing for a decision.
+
+    Args:
+        complete: True if every planned block was measured.
+    """
+    if pair.reward_given_up is None:
+        return "not measured", ["their rewards were not measured on the same prompts"]
+    reasons = [] if complete else ["the run was interrupted"]
+    if tuned.levels != sampled.levels:
+        reasons.append(f"{tuned.name} and {sampled.name} were measured at different load levels")
+    reasons += [_unsaturated(side) for side in (tuned, sampled) if not _saturated(side)]
+    reasons += _rounds(tuned, sampled)
+    ratio = pair.cost_ratio
+    if _width(ratio) > WIDEST:
+        reasons.append(
+            f"the price ratio differs between rounds by a factor of {_factor(ratio)} (at most {WIDEST:g})"
+        )
+    low, high = pair.requests_low, pair.requests_high
+    if low is not None and high is not None and high > WIDEST_BREAK_EVEN * low:
+        reasons.append(
+            f"the break-even point differs between rounds by a factor of {number(high / low)} (at most "
+            f"{WIDEST_BREAK_EVEN:g})"
+        )
+    if _streamed(tuned) != _streamed(sampled):
+        reasons.append("one side was streamed and the other was not (--no-stream)")
+    reasons += [
+        f"{side.name} was served as an unmerged adapter, which is slower than merged weights"
+        for side in (tuned, sampled)
+        if side.path is not None and PurePath(side.path).name == ADAPTER_DIRECTORY
+    ]
+    return ("preliminary" if reasons else "decided"), reasons
+
+
+def _saturated(side: Side) -> bool:
+    """True if a search confirmed the highest rate, or a higher level added little."""
+    return side.capacity.searched or not side.capacity.rising
+
+
+def _unsaturated(side: Side) -> str:
+    return f"{side.name} was not fully loaded: add higher levels (--concurrency)"
+
+
+def _rounds(tuned: Side, sampled: Side) -> list[str]:
+    searched = [side.name for side in (tuned, sampled) if side.capacity.searched]
+    if searched:
+        return [f"the rate of {' and '.join(searched)} is from one search, which has no rounds"]
+    empty = [
+        f"{side.name} answered nothing in {zero} of {len(side.capacity.by_round)} rounds"
+        for side in (tuned, sampled)
+        if (zero := sum(rate <= 0 for rate in side.capacity.by_round.values()))
+    ]
+    shared = len(paired_prices(tuned.capacity, sampled.capacity, 1.0).rounds)
+    if shared < LEAST_ROUNDS:
+        empty.append(f"{shared} of at least {LEAST_ROUNDS} rounds compare the two (--rounds)")
+    return empty
+
+
+def _width(ratio: MedianRange) -> float:
+    return ratio.high / ratio.low if ratio.low > 0 else float("inf")
+
+
+def _factor(ratio: MedianRange) -> str:
+    return number(_width(ratio)) if ratio.low > 0 else "any size"
+
+
+def _streamed(side: Side) -> bool:
+    return any(cell.streamed for cell in side.cells)
