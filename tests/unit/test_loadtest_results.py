@@ -19,6 +19,7 @@ import pytest
 from scipy import stats
 
 from service.loadtest.analysis.compare import compare_runs
+from service.loadtest.analysis.text import signed
 from service.loadtest.analysis.warnings import cell_warnings
 from service.loadtest.report.write import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, RoundResult
@@ -26,7 +27,7 @@ from tests.interpreter import run_command
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import CLOCKED, measure
 from tests.unit.virtual_clock import run_virtually
-from vbon.maths.statistics import holm, joint_permutation, welch_interval
+from vbon.maths.statistics import holm, joint_permutation, median_range, welch_interval
 
 HOSTILE = '</script><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>{{main}}'
 ROOT = Path(__file__).resolve().parents[2]
@@ -275,6 +276,7 @@ def test_a_cell_that_answers_nothing_any_more_is_worse(result: LoadTestResult) -
     a, b = noisy(result, rng), noisy(result, rng)
     dead = {"requests": 0, "requests_per_s": 0.0, "p50_e2e_ms": None, "p95_e2e_ms": None}
     b.cells[0].rounds = [one.model_copy(update=dead) for one in b.cells[0].rounds]
+    b.cells[0].requests_per_s = median_range([0.0])
     found = compare_runs(a, b)
     assert found.worse
     (one,) = [d for d in found.differences if d.verdict == "worse"]
@@ -289,10 +291,48 @@ def test_only_rounds_that_both_runs_have_are_compared(result: LoadTestResult) ->
     for cell in b.cells[3:]:
         cell.rounds = cell.rounds[:4]  # stopped in its last round
     first, *_, last = [one for one in compare_runs(a, b).differences if one.relative]
-    for one, cell, rounds in ((first, a.cells[0], 5), (last, b.cells[-1], 4)):
-        assert one.p is not None
-        values = [r.requests_per_s if one is first else r.p95_e2e_ms for r in cell.rounds]
-        assert (one.a if one is first else one.b) == pytest.approx(np.mean(values[:rounds]))
+    for one, i, rounds in ((first, 0, 5), (last, -1, 4)):
+        values = [
+            [
+                r.requests_per_s if one is first else r.p95_e2e_ms
+                for r in run.cells[i].rounds[:rounds]
+            ]
+            for run in (a, b)
+        ]
+        means = [np.log(np.array(own, dtype=float)).mean() for own in values]
+        assert one.change == pytest.approx(np.exp(means[1] - means[0]))
+        # Both figures are those of the runs' own reports.
+        cells = [run.cells[i] for run in (a, b)]
+        assert [one.a, one.b] == [
+            cell.requests_per_s.median if one is first else cell.e2e_ms.p95  # type: ignore[union-attr]
+            for cell in cells
+        ]
+
+
+def test_an_interval_that_says_nothing_is_left_out(result: LoadTestResult) -> None:
+    """Two rounds a run of 1 and 10 requests/s: Welch's interval of the ratio spans many powers of ten."""
+
+    def run() -> LoadTestResult:
+        changed = faster(result.model_copy(update={"quality": []}), 1.0, rounds=2)
+        for cell in changed.cells:
+            for one, rate in zip(cell.rounds, (1.0, 10.0), strict=True):
+                one.requests_per_s = rate
+        return changed
+
+    logs = np.log([1.0, 10.0])
+    ends = welch_interval(logs, logs)
+    assert ends is not None
+    assert np.exp(ends[1] - ends[0]) > 1e6
+    found = compare_runs(run(), run()).differences[0]
+    assert (found.measure, found.change) == ("requests/s", pytest.approx(1))
+    assert (found.low, found.high) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.0001, "0.000"), (0.0, "0.000"), (-0.25, "-0.250"), (1.2, "+1.200")]
+)
+def test_a_difference_of_nothing_has_no_sign(value: float, text: str) -> None:
+    assert signed(value) == text
 
 
 def test_joint_permutation_by_hand() -> None:

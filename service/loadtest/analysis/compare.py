@@ -26,11 +26,36 @@ from service.loadtest.schema import CellResult, LoadTestResult, Quality, RoundRe
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
 
-_SPEEDS: tuple[tuple[str, Callable[[RoundResult], float | None], bool], ...] = (
-    ("requests/s", lambda one: one.requests_per_s, True),
-    ("p50 E2E, ms", lambda one: one.p50_e2e_ms, False),
-    ("p95 E2E, ms", lambda one: one.p95_e2e_ms, False),
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """A speed: its value in a round, which is tested, and in a cell, which is the one of the reports."""
+
+    name: str
+    in_round: Callable[[RoundResult], float | None]
+    in_cell: Callable[[CellResult], float | None]
+    more_is_better: bool = False
+
+
+_SPEEDS = (
+    _Measure(
+        "requests/s",
+        lambda one: one.requests_per_s,
+        lambda cell: cell.requests_per_s.median,
+        more_is_better=True,
+    ),
+    _Measure(
+        "p50 E2E, ms",
+        lambda one: one.p50_e2e_ms,
+        lambda cell: None if cell.e2e_ms is None else cell.e2e_ms.p50,
+    ),
+    _Measure(
+        "p95 E2E, ms",
+        lambda one: one.p95_e2e_ms,
+        lambda cell: None if cell.e2e_ms is None else cell.e2e_ms.p95,
+    ),
 )
+_WIDEST = 100.0  # an interval whose ends differ by more says only that there are too few rounds
 _SHORTEST_MS = 0.0005  # latencies are rounded to 0.001 ms
 _IRRELEVANT = {"out", "store", "tag", "wait_s", "run_id", "supervised"}
 _PROMPTS = {"prompts", "prompt_words", "prompt_count", "seed"}
@@ -38,7 +63,11 @@ _PROMPTS = {"prompts", "prompt_words", "prompt_count", "seed"}
 
 @dataclass(frozen=True, slots=True)
 class _Speed:
-    """One figure of a cell in the rounds that both runs have; NaN if a round does not have it."""
+    """One figure of a cell in the rounds that both runs have; NaN if a round does not have it.
+
+    Attributes:
+        shown: the figure of the whole cell in both runs, as in their reports.
+    """
 
     what: str
     measure: str
@@ -46,6 +75,7 @@ class _Speed:
     before: Float
     after: Float
     least: float
+    shown: tuple[float, float]
 
     def logs(self) -> tuple[Float, Float]:
         """The logs of both runs' values: changes of speed are ratios, and noise grows with the speed."""
@@ -122,13 +152,24 @@ def _speeds(a: dict[str, CellResult], b: dict[str, CellResult]) -> tuple[int, li
         half = _half_an_answer([*a[key].rounds, *b[key].rounds])
         if half is None:
             continue
-        for measure, value, more_is_better in _SPEEDS:
-            before, after = (_values(one.rounds, value, rounds) for one in (a[key], b[key]))
+        for measure in _SPEEDS:
+            before, after = (
+                _values(one.rounds, measure.in_round, rounds) for one in (a[key], b[key])
+            )
             if np.isnan(before).all() or np.isnan(after).all():
                 continue  # no latency, because nothing was answered; requests/s shows that
-            least = half if measure == "requests/s" else _SHORTEST_MS
-            found.append(_Speed(key, measure, more_is_better, before, after, least))
+            shown = _shown(measure, a[key], before), _shown(measure, b[key], after)
+            least = half if measure.name == "requests/s" else _SHORTEST_MS
+            found.append(
+                _Speed(key, measure.name, measure.more_is_better, before, after, least, shown)
+            )
     return len(rounds), found
+
+
+def _shown(measure: _Measure, cell: CellResult, rounds: Float) -> float:
+    """The figure that the reports show for the cell; without one, the mean of the rounds."""
+    found = measure.in_cell(cell)
+    return float(np.nanmean(rounds)) if found is None else found
 
 
 def _numbers(cells: Iterable[CellResult]) -> set[int]:
@@ -204,13 +245,15 @@ def _speed_differences(speeds: Sequence[_Speed], level: float) -> list[Differenc
         before, after = before[~np.isnan(before)], after[~np.isnan(after)]
         change = float(after.mean() - before.mean())
         ends = welch_interval(before, after)
+        if ends is not None and exp(min(ends[1] - ends[0], 700)) > _WIDEST:
+            ends = None
         better = (change > 0) == one.more_is_better
         found.append(
             Difference(
                 what=one.what,
                 measure=one.measure,
-                a=float(np.nanmean(one.before)),
-                b=float(np.nanmean(one.after)),
+                a=one.shown[0],
+                b=one.shown[1],
                 change=exp(change),
                 low=None if ends is None else exp(ends[0]),
                 high=None if ends is None else exp(ends[1]),

@@ -19,15 +19,18 @@ class Difference(BaseModel):
     what: str
     measure: str
     a: float = Field(
-        description="run A: mean over the rounds that both runs have, or over prompts for rewards"
+        description="run A: the figure of its own report for speeds; for rewards, the mean over the "
+        "prompts that both runs have"
     )
     b: float
     change: float = Field(
-        description="speeds: geometric mean of B divided by that of A; rewards: B - A"
+        description="speeds: geometric mean over the rounds that both runs have, B divided by A; "
+        "rewards: B - A"
     )
     low: float | None = Field(
         description="lower end of the 95% interval of the change, for this figure alone: Welch's t on "
-        "logs for speeds, bootstrap over prompts for rewards; null if there is only one round"
+        "logs for speeds, bootstrap over prompts for rewards; null if there is only one round, or so few "
+        "that the ends differ by more than a factor of 100"
     )
     high: float | None
     relative: bool

@@ -8,6 +8,7 @@ from math import log
 
 from service.loadtest.analysis.comparison import DIFFERS, LEVEL, Difference
 from service.loadtest.analysis.intervals import least_permutation_p
+from service.loadtest.analysis.text import number, signed
 
 _NAMED = 6  # the most figures that the statement names; the table lists all
 
@@ -66,5 +67,5 @@ def _weight(one: Difference) -> tuple[bool, float, float]:
 
 
 def _named(one: Difference) -> str:
-    change = f"{one.change:.3g}x" if one.relative else f"{one.change:+.3f}"
+    change = f"{number(one.change)}x" if one.relative else f"{signed(one.change)}"
     return f"{one.measure} ({one.what}) {change}, adjusted p {one.p_adjusted:.4f}"

@@ -18,6 +18,12 @@ def number(value: float) -> str:
     return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{rounded:.10f}".rstrip("0")
 
 
+def signed(value: float) -> str:
+    """A difference with its sign and three decimals; without a sign if it is rounded to 0."""
+    text = f"{value:+.3f}"
+    return text if float(text) else "0.000"
+
+
 def interval_text(value: MeanInterval | None, digits: int = 2) -> str:
     """``mean [low, high]``."""
     if value is None:

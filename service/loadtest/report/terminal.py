@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from service.loadtest.analysis.comparison import Comparison
-from service.loadtest.analysis.text import number
+from service.loadtest.analysis.comparison import Comparison, Difference
+from service.loadtest.analysis.text import number, signed
 from service.loadtest.report.tables import (
     break_even_table,
     latency_table,
@@ -53,10 +53,9 @@ def print_comparison(console: Console, found: Comparison) -> None:
     for column in ("what", "measure", "A", "B", "change [95% interval]", "adjusted p", "B is"):
         table.add_column(column)
     for one in found.differences:
-        form = "{:.3g}x" if one.relative else "{:+.3f}"
-        change = form.format(one.change)
+        change = _change(one, one.change)
         if one.low is not None and one.high is not None:
-            change += f" [{form.format(one.low)}, {form.format(one.high)}]"
+            change += f" [{_change(one, one.low)}, {_change(one, one.high)}]"
         table.add_row(
             escape(one.what),
             one.measure,
@@ -72,6 +71,10 @@ def print_comparison(console: Console, found: Comparison) -> None:
     if found.only_in_one:
         console.print(escape(f"in one run only: {'; '.join(found.only_in_one)}"), highlight=False)
     console.print(found.statement, style="bold", highlight=False)
+
+
+def _change(one: Difference, value: float) -> str:
+    return f"{number(value)}x" if one.relative else signed(value)
 
 
 def print_runs(console: Console, runs: Sequence[RunSummary]) -> None:

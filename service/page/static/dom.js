@@ -86,7 +86,8 @@ export function number(value, digits = 0) {
     const fraction = { minimumFractionDigits: digits, maximumFractionDigits: digits };
     formats.set(digits, new Intl.NumberFormat("en-US", fraction));
   }
-  return formats.get(digits).format(value);
+  const text = formats.get(digits).format(value);
+  return /^-0(\.0+)?$/.test(text) ? text.slice(1) : text;
 }
 
 /** Milliseconds as a person reads them: 0.42 ms, 87 ms, 2.35 s, 3 min 20 s. */
