@@ -128,7 +128,9 @@ def _our_steps(
         inputs.cache,
         objective_of("kl-rl", shared_settings),
         TrainerOptions.of(shared_settings, config.learning_rate, seed),
-        TransformersGenerator(inputs.tokenizer, config.max_new_tokens, config.temperature),
+        TransformersGenerator(
+            inputs.tokenizer, config.max_new_tokens, config.temperature, inputs.extra_stop_ids
+        ),
     )
     steps = []
     begun = synchronized_time()

@@ -29,6 +29,7 @@ from training.cache.sample_file import (
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
 from training.outputs.progress import ProgressBar
+from training.rollouts.stop_tokens import stop_identity
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.maths.reward_prior import estimate_reward_prior
 from vbon.prompt_files import read_prompts
@@ -69,6 +70,7 @@ def _build(config: SampleConfig) -> None:
     identity = config.model_dump(mode="json", exclude=_INCIDENTAL) | {
         "policy_revision": policy.revision,
         "reward_revision": reward.revision,
+        **stop_identity(policy.path),
     }
     partial = config.out.with_name(config.out.name + ".partial")
     lines = find_finished_lines(config, identity, partial)

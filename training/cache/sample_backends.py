@@ -87,10 +87,12 @@ async def sample_with_transformers(
     """Sample one prompt after the other with the sampler that training uses."""
     from training.rollouts.load_policy import load_policy
     from training.rollouts.rollout import sample_responses
+    from training.rollouts.stop_tokens import find_extra_stop_ids
 
-    model, tokenizer, _ = load_policy(
+    model, tokenizer, checkpoint = load_policy(
         config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
     )
+    extra_stop_ids = find_extra_stop_ids(checkpoint.path, tokenizer)
     for prompt, prompt_ids in encode_prompts(tokenizer, prompts):
         rollout = await asyncio.to_thread(
             sample_responses,
@@ -101,11 +103,12 @@ async def sample_with_transformers(
             max_new_tokens=config.max_new_tokens,
             seeds=[_prompt_seed(config.seed, prompt)],
             temperature=config.temperature,
+            extra_stop_ids=extra_stop_ids,
         )
         rows = zip(rollout.response_BT.cpu(), rollout.mask_BT.cpu(), strict=True)
         columns = (
-            rollout.texts(tokenizer),
+            rollout.texts(tokenizer, extra_stop_ids),
             (ids[mask].tolist() for ids, mask in rows),
-            rollout.finish_reasons(tokenizer),
+            rollout.finish_reasons(tokenizer, extra_stop_ids),
         )
         yield prompt, [Response(*row) for row in zip(*columns, strict=True)]

@@ -14,6 +14,7 @@ from training.evaluation.measure import Measurer, PromptSamples
 from training.evaluation.rows import evaluation_rows
 from training.outputs.identity import read_json_record
 from training.rollouts.load_policy import load_policy
+from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompts
@@ -71,6 +72,7 @@ class _EvaluationInputs:
                 **{name: tuned.revision for name, tuned in self.tuned.items()},
             },
             "prompts_sha256": sha256_of(config.prompts),
+            **stop_identity(self.policy.path),
         }
 
 
@@ -114,6 +116,7 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[Me
         temperature=config.temperature,
         batch_size=config.batch_size,
         seed=config.seed,
+        extra_stop_ids=find_extra_stop_ids(inputs.policy.path, tokenizer),
     )
     samples = measurer.measure(reference, prompts, config.reference_samples, "reference")
     tuned = {

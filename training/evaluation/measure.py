@@ -60,6 +60,7 @@ class Measurer:
     temperature: float
     batch_size: int
     seed: int
+    extra_stop_ids: tuple[int, ...] = ()
 
     def measure(
         self, policy: Any, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int, title: str
@@ -91,6 +92,7 @@ class Measurer:
             max_new_tokens=self.max_new_tokens,
             seeds=seeds,
             temperature=self.temperature,
+            extra_stop_ids=self.extra_stop_ids,
         )
 
         def logits(model: Any) -> Any:
@@ -114,7 +116,7 @@ class Measurer:
     def _scores(
         self, rollout: Rollout, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int
     ) -> tuple[Float, Float | None]:
-        texts = rollout.texts(self.tokenizer)
+        texts = rollout.texts(self.tokenizer, self.extra_stop_ids)
         items = [Scorable(prompts[i // num_samples][0], text) for i, text in enumerate(texts)]
 
         def scores(model: RewardModel) -> Float:

@@ -15,6 +15,10 @@ from training.rollouts.rollout import Rollout, sample_responses
 class Generator(Protocol):
     """Draws samples from a model with its current weights, at the run's temperature and length limit."""
 
+    @property
+    def extra_stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response besides the tokenizer's EOS."""
+
     def sample(
         self, model: Any, prompts: Sequence[list[int]], num_samples: int, seeds: Sequence[int]
     ) -> Rollout:
@@ -39,6 +43,7 @@ class TransformersGenerator:
     tokenizer: Any
     max_new_tokens: int
     temperature: float
+    extra_stop_ids: tuple[int, ...] = ()
 
     def sample(
         self, model: Any, prompts: Sequence[list[int]], num_samples: int, seeds: Sequence[int]
@@ -52,6 +57,7 @@ class TransformersGenerator:
             max_new_tokens=self.max_new_tokens,
             seeds=seeds,
             temperature=self.temperature,
+            extra_stop_ids=self.extra_stop_ids,
         )
 
     def close(self) -> None:

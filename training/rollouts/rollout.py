@@ -42,8 +42,11 @@ class Rollout:
     mask_BT: torch.Tensor
     sampled_logprob_BT: torch.Tensor | None = None
 
-    def texts(self, tokenizer: Any) -> list[str]:
-        """Responses decoded after their prompts, as the service decodes them, without special tokens."""
+    def texts(self, tokenizer: Any, extra_stop_ids: Sequence[int] = ()) -> list[str]:
+        """Responses decoded after their prompts, as the service decodes them.
+
+        Special tokens are left out, and so is a token of ``extra_stop_ids`` that ended a response.
+        """
         sequence, attention = self.sequence_BL.cpu(), self.attention_BL.cpu().bool()
         width = sequence.shape[1] - self.response_BT.shape[1]
         found: list[str] = []
@@ -52,12 +55,17 @@ class Rollout:
             prompt = ids[:width][real[:width]].tolist()
             if prompt != context:  # rows of one prompt usually follow each other
                 context, decode = prompt, completion_decoder(tokenizer, prompt)
-            found.append(decode(ids[width:][real[width:]].tolist()))
+            response = ids[width:][real[width:]].tolist()
+            stopped = bool(response) and response[-1] in extra_stop_ids
+            found.append(decode(response[:-1] if stopped else response))
         return found
 
-    def finish_reasons(self, tokenizer: Any) -> list[FinishReason]:
-        """``stop`` for each response that ends with EOS, ``length`` for each that was cut off."""
-        eos = (self.response_BT == tokenizer.eos_token_id) & self.mask_BT
+    def finish_reasons(
+        self, tokenizer: Any, extra_stop_ids: Sequence[int] = ()
+    ) -> list[FinishReason]:
+        """``stop`` for each response that ends with EOS or an extra stop, ``length`` if it was cut off."""
+        ends = torch.tensor([tokenizer.eos_token_id, *extra_stop_ids])
+        eos = torch.isin(self.response_BT, ends.to(self.response_BT.device)) & self.mask_BT
         return ["stop" if ended else "length" for ended in eos.any(1).tolist()]
 
     def rows(self, index: torch.Tensor | slice) -> Rollout:
@@ -98,6 +106,7 @@ def sample_responses(
     max_new_tokens: int,
     seeds: Sequence[int],
     temperature: float = 1.0,
+    extra_stop_ids: Sequence[int] = (),
 ) -> Rollout:
     """Draw ``num_samples`` responses to each prompt from the policy itself.
 
@@ -110,6 +119,7 @@ def sample_responses(
     Args:
         prompts: token ids.
         seeds: one per prompt (:func:`row_uniforms`).
+        extra_stop_ids: tokens that end a response besides the tokenizer's EOS.
 
     Returns:
         The responses; those of a prompt are consecutive rows.
@@ -117,23 +127,26 @@ def sample_responses(
     # A model in training mode with gradient checkpointing does not keep a KV cache.
     training, _ = model.training, model.eval()
     try:
-        return _sample(model, tokenizer, prompts, num_samples, max_new_tokens, seeds, temperature)
+        ends = [tokenizer.eos_token_id, *extra_stop_ids]
+        pad = padding_id(tokenizer)
+        return _sample(model, pad, ends, prompts, num_samples, max_new_tokens, seeds, temperature)
     finally:
         model.train(training)
 
 
 def _sample(
     model: Any,
-    tokenizer: Any,
+    pad: int,
+    ends: Sequence[int],
     prompts: Sequence[list[int]],
     num_samples: int,
     max_new_tokens: int,
     seeds: Sequence[int],
     temperature: float,
 ) -> Rollout:
-    pad = padding_id(tokenizer)
     uniforms = row_uniforms(seeds, num_samples, max_new_tokens).to(next(model.parameters()).device)
     device = next(model.parameters()).device
+    end_ids = torch.tensor(ends, device=device)
     prompt_ids, attention = _left_padded(prompts, pad, device)
     output = model(
         input_ids=prompt_ids,
@@ -158,7 +171,7 @@ def _sample(
         response[rows, step] = token
         logprob[rows, step] = log_q.gather(1, token[:, None])[:, 0]
         mask[rows, step] = True
-        running = (token != tokenizer.eos_token_id).nonzero()[:, 0]
+        running = torch.isin(token, end_ids, invert=True).nonzero()[:, 0]
         if len(running) == 0 or step + 1 == max_new_tokens:
             break
         if len(running) < len(rows):

@@ -18,6 +18,7 @@ import torch
 
 from training.configs import TrainConfig
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of
+from training.rollouts.stop_tokens import find_extra_stop_ids
 from vbon.engine.protocol import candidate_seed
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.errors import (
@@ -60,6 +61,7 @@ class VllmGenerator:
     ) -> None:
         self._path = check_checkpoint(policy, "causal-lm").path
         self._tokenizer, self._config, self._logprobs = tokenizer, config, logprobs
+        self.extra_stop_ids = find_extra_stop_ids(self._path, tokenizer)
         self._llm: Any = None
         self._context = 0
         self._joined = False  # True if vLLM uses the trainer's process group
@@ -146,7 +148,7 @@ class VllmGenerator:
             "dtype": config.dtype,
             "trust_remote_code": config.trust_remote_code,
             "load_format": "safetensors",
-            # The checkpoint's generation_config.json could add stop tokens.
+            # Of the checkpoint's generation_config.json, only the stop tokens count; see ``_sampling``.
             "generation_config": "vllm",
             # As much context as fits into the KV cache; with more, vLLM would not start.
             "max_model_len": -1,
@@ -189,9 +191,9 @@ class VllmGenerator:
             max_tokens=self._config.max_new_tokens,
             temperature=self._config.temperature,
             seed=seed,
-            # Only the tokenizer's EOS ends a response, as in ``sample_responses``.
+            # The same tokens end a response as in ``sample_responses``.
             ignore_eos=True,
-            stop_token_ids=[self._tokenizer.eos_token_id],
+            stop_token_ids=[self._tokenizer.eos_token_id, *self.extra_stop_ids],
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

@@ -15,6 +15,7 @@ from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
 from training.outputs.identity import read_undamaged_record
 from training.rollouts.load_policy import load_policy
+from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
@@ -54,6 +55,7 @@ class TrainingInputs:
             "policy_revision": self._checkpoint.revision,
             "reward_revision": self._unloaded_reward.revision,
             "cache_sha256": source_digest(config.cache)[:16],
+            **stop_identity(self._checkpoint.path),
         }
 
     @cached_property
@@ -126,6 +128,11 @@ class TrainingInputs:
         return self._loaded[1]
 
     @cached_property
+    def extra_stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a response besides the tokenizer's EOS."""
+        return find_extra_stop_ids(self._checkpoint.path, self.tokenizer)
+
+    @cached_property
     def cache(self) -> RewardCache:
         """The reward cache, after checking that it was made with these models and settings.
 
@@ -164,6 +171,9 @@ class TrainingInputs:
             "max_new_tokens": config.max_new_tokens,
             "temperature": config.temperature,
         }
+        # Caches of vLLM, which always stopped at all of the model's stop tokens, did not record them.
+        if recorded.get("backend") != "vllm" or "eos_token_ids" in recorded:
+            wanted["eos_token_ids"] = self.fingerprints.get("eos_token_ids")
         for key, value in wanted.items():
             if recorded.get(key) != value:
                 raise DataError(
@@ -192,6 +202,7 @@ class TrainingInputs:
             temperature=self.config.temperature,
             batch_size=512,
             seed=1,
+            extra_stop_ids=self.extra_stop_ids,
         )
 
     @cached_property

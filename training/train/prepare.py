@@ -113,7 +113,9 @@ def _generator(spec: RunSpec) -> Generator:
         # their log-probabilities must be taken when they are drawn.
         logprobs = spec.objective.samples_needed.updates > 1
         return VllmGenerator(config.policy, tokenizer, config, logprobs=logprobs)
-    return TransformersGenerator(tokenizer, config.max_new_tokens, config.temperature)
+    return TransformersGenerator(
+        tokenizer, config.max_new_tokens, config.temperature, spec.inputs.extra_stop_ids
+    )
 
 
 def _trainer(spec: RunSpec, generator: Generator) -> Trainer:

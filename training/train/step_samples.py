@@ -95,7 +95,7 @@ class StepSampler:
             RewardError: a sample has no finite reward; leaving it out would bias the step.
         """
         group = len(rollout.mask_BT) // len(rows)
-        texts = rollout.texts(self._tokenizer)
+        texts = rollout.texts(self._tokenizer, self._generator.extra_stop_ids)
         prompts = [self._cache.prompt(row) for _, row in rows]
         items = [Scorable(prompts[i // group], text) for i, text in enumerate(texts)]
         rewards = self._reward.score(items)

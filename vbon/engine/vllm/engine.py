@@ -206,7 +206,10 @@ class VllmEngine:
         ids = tuple(output.token_ids)
         return Candidate(
             index=index,
-            text=output.text if params.detokenize else decode(ids),
+            # A token that ended the candidate has no text, even if it is not a special token.
+            text=output.text
+            if params.detokenize
+            else decode(ids[: -1 if reason == "stop" else None]),
             token_ids=ids,
             finish_reason=reason,
             token_logprobs=None

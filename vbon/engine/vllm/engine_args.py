@@ -54,12 +54,15 @@ _OWNED_BY_TRAINING = FIXED | {
 }
 OWNED_BY_SAMPLE = _OWNED_BY_TRAINING | {
     "distributed_executor_backend": "it follows from tensor_parallel_size, which you may set",
+    "generation_config": "the stop tokens of the checkpoint's own generation_config.json end a sample, as "
+    "in training",
 }
 OWNED_BY_GENERATION = _OWNED_BY_TRAINING | {
     "gpu_memory_utilization": "use --generation-gpu-memory",
     "tensor_parallel_size": "each training process has an engine of its own",
     "distributed_executor_backend": "each training process has an engine of its own",
-    "generation_config": "only the tokenizer's EOS ends a sample, as in the trainer's own sampler",
+    "generation_config": "the tokenizer's EOS and the stop tokens of the checkpoint's own "
+    "generation_config.json end a sample, as in the trainer's own sampler",
 }
 
 
