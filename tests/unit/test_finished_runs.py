@@ -94,7 +94,9 @@ class LightInputs(TrainingInputs):
     def measurer(self) -> Any:
         return self
 
-    def measure(self, policy: Any, prompts: Any, count: int, title: str) -> list[PromptSamples]:
+    def measure(
+        self, policy: Any, prompts: Any, count: int, title: str, draw: str = ""
+    ) -> list[PromptSamples]:
         assert self.config.heldout is not None
         return samples(count, float(self.config.heldout.read_text()))
 
@@ -387,3 +389,14 @@ def test_an_evaluation_is_written_whole_or_not_at_all(
 def test_a_checkpoint_takes_no_name_of_the_evaluation(name: str) -> None:
     with pytest.raises(ValueError, match=f"checkpoints\n.*{name} already names a part"):
         EvaluateConfig(checkpoints={"vbon": "x", name: "y"})
+
+
+def test_a_cell_records_its_figures_of_every_prompt(desk: Desk) -> None:
+    desk.sweep()
+    for record in desk.records():
+        for field, values in record["per_prompt"].items():
+            assert len(values) == 3
+            assert np.mean(values) == pytest.approx(record["row"][field]["mean"])
+        assert set(record["per_prompt"]) == {
+            "kl_nats", "win_rate", "reward", "gold", "gold_win_rate",
+        }  # fmt: skip

@@ -63,15 +63,25 @@ class Measurer:
     extra_stop_ids: tuple[int, ...] = ()
 
     def measure(
-        self, policy: Any, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int, title: str
+        self,
+        policy: Any,
+        prompts: Sequence[tuple[Prompt, list[int]]],
+        num_samples: int,
+        title: str,
+        draw: str = "",
     ) -> list[PromptSamples]:
-        """Draw and score ``num_samples`` responses to each prompt; one entry per prompt, in order."""
+        """Draw and score ``num_samples`` responses to each prompt; one entry per prompt, in order.
+
+        Args:
+            title: shown with the progress; measurements with other titles have other samples.
+            draw: measurements with other draws have other samples too.
+        """
         per_batch = max(1, self.batch_size // num_samples)
         results: list[PromptSamples] = []
         with ProgressBar(title, len(prompts)) as progress:
             for start in range(0, len(prompts), per_batch):
                 part = prompts[start : start + per_batch]
-                seeds = [seed_of(f"measure:{self.seed}:{title}:{p.key}") for p, _ in part]
+                seeds = [seed_of(f"measure:{self.seed}:{title}{draw}:{p.key}") for p, _ in part]
                 results.extend(self._measure_batch(policy, part, num_samples, seeds))
                 progress.advance(len(part))
         return results

@@ -144,6 +144,22 @@ def policy_row(
     )
 
 
+def per_prompt_figures(
+    policy: Sequence[PromptSamples], reference: Sequence[PromptSamples]
+) -> dict[str, list[float]]:
+    """The figures of :func:`policy_row` on every prompt, by field, for resampling in reports."""
+    pairs = list(zip(policy, reference, strict=True))
+    figures = {
+        "kl_nats": [float(s.kl_rb.mean()) for s in policy],
+        "win_rate": [pairwise_win_rate(q.rewards, p.rewards) for q, p in pairs],
+        "reward": [float(s.rewards.mean()) for s in policy],
+    }
+    if reference[0].gold is not None:
+        figures["gold"] = [float(_gold(s).mean()) for s in policy]
+        figures["gold_win_rate"] = [pairwise_win_rate(_gold(q), _gold(p)) for q, p in pairs]
+    return figures
+
+
 def best_of_tuned_policy(
     policy: Sequence[PromptSamples], reference: Sequence[PromptSamples], n: int
 ) -> tuple[MeanInterval, MeanInterval]:

@@ -33,12 +33,14 @@ class _Outcome:
     Attributes:
         message: the error of a cell that diverged or failed.
         best_of_tuned: figures of best-of-n from the tuned policy; ``None`` without held-out samples.
+        per_prompt: held-out figures of each prompt, by field.
     """
 
     status: CellStatus
     message: str | None = None
     finished: FinishedRun | None = None
     best_of_tuned: dict[str, Any] | None = None
+    per_prompt: dict[str, list[float]] | None = None
 
 
 def cell_is_current(cell: GridCell, shared: SharedInputs) -> bool:
@@ -75,11 +77,18 @@ def _train(cell: GridCell, inputs: TrainingInputs) -> _Outcome:
     try:
         finished = train(cell.objective, cell.config, inputs, samples.extend)
         best_of_tuned = _best_of_tuned(samples, inputs) if samples else None
+        per_prompt = _per_prompt(samples, inputs) if samples else None
     except DivergedError as error:
         return _Outcome("diverged", str(error))
     except VbonError as error:
         return _Outcome("failed", str(error))
-    return _Outcome("ok", finished=finished, best_of_tuned=best_of_tuned)
+    return _Outcome("ok", None, finished, best_of_tuned, per_prompt)
+
+
+def _per_prompt(samples: list[PromptSamples], inputs: TrainingInputs) -> dict[str, list[float]]:
+    from training.evaluation.rows import per_prompt_figures
+
+    return per_prompt_figures(samples, inputs.heldout_reference)
 
 
 def _best_of_tuned(samples: list[PromptSamples], inputs: TrainingInputs) -> dict[str, Any]:
@@ -115,6 +124,7 @@ def _cell_record(
             "cached_samples": sum(len(cache.rewards(row)) for row in range(len(cache))),
         },
         "best_of_tuned": outcome.best_of_tuned,
+        "per_prompt": outcome.per_prompt or {},
         "checkpoint": checkpoint,
     }
 

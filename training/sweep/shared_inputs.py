@@ -63,6 +63,7 @@ def _open(config: SweepConfig) -> SharedInputs:
         revisions["gold"] = gold
     measured_with = {
         "gold_revision": gold,
+        "evaluation_seeds": "of each training",
         "heldout_sha256": sha256_of(config.heldout),
         **config.model_dump(include={"heldout_prompts", "reference_samples", "policy_samples"}),
     }

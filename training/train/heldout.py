@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from training.configs import TrainConfig
@@ -24,17 +25,27 @@ def card_inputs(config: TrainConfig) -> TrainingInputs:
 
 
 def measure_heldout(
-    name: str, policy: Any, inputs: TrainingInputs, on_measured: OnMeasured | None
+    name: str,
+    policy: Any,
+    inputs: TrainingInputs,
+    on_measured: OnMeasured | None,
+    identity: Mapping[str, Any],
 ) -> MethodRow:
     """Measure a policy against the reference on the held-out prompts.
 
     Args:
-        name: the objective's name; it is part of the seed, so the same run has the same samples.
+        name: the objective's name.
         on_measured: receives the policy's samples.
+        identity: the run's settings and training seed. The samples depend on it, so that the same run has
+            the same ones, and two training seeds do not share the luck of one draw.
     """
     reference = inputs.heldout_reference
     ours = inputs.measurer.measure(
-        policy, inputs.heldout, inputs.policy_samples, f"held-out {name}"
+        policy,
+        inputs.heldout,
+        inputs.policy_samples,
+        f"held-out {name}",
+        json.dumps(identity, sort_keys=True),
     )
     if on_measured is not None:
         on_measured(ours)
@@ -42,7 +53,11 @@ def measure_heldout(
 
 
 def measure_again(
-    name: str, config: TrainConfig, inputs: TrainingInputs, on_measured: OnMeasured
+    name: str,
+    config: TrainConfig,
+    inputs: TrainingInputs,
+    on_measured: OnMeasured,
+    identity: Mapping[str, Any],
 ) -> MethodRow | None:
     """Load an exported checkpoint and measure it with the seeds that its run used."""
     if not inputs.heldout:
@@ -50,4 +65,4 @@ def measure_again(
     policy, _, _ = load_policy(
         str(config.out.resolve()), dtype="auto", trust_remote_code=config.trust_remote_code
     )
-    return measure_heldout(name, policy, inputs, on_measured)
+    return measure_heldout(name, policy, inputs, on_measured, identity)

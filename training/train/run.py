@@ -93,7 +93,7 @@ def _reuse(spec: RunSpec, finished: FinishedRun, on_measured: OnMeasured | None)
     if on_measured is None:
         warn_of_kept_figures(spec.config)
         return finished
-    row = measure_again(spec.name, spec.config, spec.inputs, on_measured)
+    row = measure_again(spec.name, spec.config, spec.inputs, on_measured, spec.identity)
     return FinishedRun(finished.out, row, finished.cost)
 
 
@@ -152,7 +152,10 @@ def _heldout_row(run: ActiveRun, on_measured: OnMeasured | None) -> MethodRow | 
     if run.trainer.sharded:
         logger.warning("held-out figures are not measured under FSDP; run `evaluate` on the result")
         return None
-    return measure_heldout(run.spec.name, run.trainer.unwrapped, run.spec.inputs, on_measured)
+    spec = run.spec
+    return measure_heldout(
+        spec.name, run.trainer.unwrapped, spec.inputs, on_measured, spec.identity
+    )
 
 
 def _progress_line(metrics: StepMetrics) -> str:

@@ -1,0 +1,43 @@
+"""The seeds of held-out samples: the same for the same run, others for every other one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from training.evaluation.measure import Measurer
+from training.train import heldout
+from vbon.prompts import Prompt
+
+pytestmark = pytest.mark.train
+
+
+def test_every_training_seed_and_setting_has_held_out_samples_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[int] = []
+
+    def measure_batch(self: Measurer, policy: Any, part: Any, count: int, seeds: list[int]) -> Any:
+        used.extend(seeds)
+        return []
+
+    monkeypatch.setattr(Measurer, "_measure_batch", measure_batch)
+    monkeypatch.setattr(heldout, "policy_row", lambda *args: None)
+    inputs = SimpleNamespace(
+        heldout_reference=[], heldout=[(Prompt("a"), [1])], policy_samples=2,
+        measurer=Measurer(None, None, None, None, 8, 1.0, 512, 1),  # type: ignore[arg-type]
+    )  # fmt: skip
+    identities: list[dict[str, Any]] = [
+        {"objective": "vbon", "seed": 0, "num_samples": 4},
+        {"objective": "vbon", "seed": 1, "num_samples": 4},
+        {"objective": "vbon", "seed": 0, "num_samples": 16},
+        {"num_samples": 4, "seed": 0, "objective": "vbon"},  # the first run again
+    ]
+    for identity in identities:
+        heldout.measure_heldout("vbon", None, inputs, None, identity)  # type: ignore[arg-type]
+    assert len(set(used[:3])) == 3
+    assert used[3] == used[0]
