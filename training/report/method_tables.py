@@ -9,14 +9,18 @@ import numpy as np
 from training.report.cell_tables import cells_table, settings_table
 from training.report.text import (
     WIN_RATE,
+    equal_terms_text,
+    interval_text,
     percent_text,
     plane_texts,
     planes_of,
     range_text,
     seed_text,
+    share_text,
     win_rate_points,
 )
 from training.sweep import pareto
+from training.sweep.equal_shares import equal_shares
 from training.sweep.pareto import BonCurvePoint, Point
 from training.sweep.records import Sweep
 from vbon.report_html import ReportTable
@@ -62,25 +66,41 @@ def _curve_table(sweep: Sweep) -> ReportTable:
 
 def productive_table(sweep: Sweep) -> ReportTable:
     """The equivalent n and the productive share of every method and setting, the highest share first."""
-    rows = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings())
+    rows = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings(), sweep.prompt_figures())
     return ReportTable(
         key="productive_share",
         title="What the KL buys",
-        caption="Equivalent n: the n of best-of-n that has the checkpoint's win rate. Productive share: the "
-        "KL of best-of-n at that win rate, divided by the checkpoint's KL; 0 for a policy that moved for "
-        "nothing or whose win rate may be one half, about 1 at most. Mean over seeds (smallest to largest).",
-        columns=("method", "setting", "seeds", "equivalent n", "productive share"),
+        caption="Equivalent n: the n of best-of-n that has the checkpoint's win rate. Productive share: "
+        "the KL of best-of-n at that win rate, divided by the checkpoint's KL; 0 for a policy that moved "
+        "for nothing or whose win rate may be one half, about 1 at most. Mean over seeds [95% interval "
+        "over training seeds, prompts and evaluation draws together], or (smallest to largest seed) for "
+        "records without figures of single prompts.",
+        columns=("method", "setting", "seeds", "equivalent n", "productive share", "win rate"),
         rows=tuple(
             (
                 row.method,
                 row.setting,
                 str(row.share.seeds),
-                seed_text(row.equivalent_n, 2),
-                seed_text(row.share, 2),
+                *_spending_texts(row),
             )
             for row in rows
         ),
         data=[asdict(row) for row in rows],
+    )
+
+
+def _spending_texts(row: pareto.KlSpending) -> tuple[str, str, str]:
+    found = row.intervals
+    if found is None:
+        return (
+            seed_text(row.equivalent_n, 2),
+            seed_text(row.share, 2),
+            seed_text(row.win_rate, 3),
+        )
+    return (
+        interval_text(found.equivalent_n, 2),
+        interval_text(found.share, 2),
+        interval_text(found.win_rate, 3),
     )
 
 
@@ -90,8 +110,30 @@ def pareto_tables(sweep: Sweep) -> list[ReportTable]:
     for field, label in planes_of(sweep).items():
         points = list(sweep.points(field).values())
         if points:
+            tables.append(_equal_share_table(sweep, field, label, points))
             tables.append(_pareto_table(field, label, points, sweep.curve(field)))
     return tables
+
+
+def _equal_share_table(sweep: Sweep, field: str, label: str, points: list[Point]) -> ReportTable:
+    shares = equal_shares(points, sweep.places(field))
+    return ReportTable(
+        key=f"equal_shares_{field}",
+        title=f"On the frontier of KL and {label}, with equal grids and seeds",
+        caption=f"{equal_terms_text(shares[0])} Share: the probability that a point of the method is then "
+        "dominated by no other [95% interval over seeds and prompts]. Distinguishable: whether the share "
+        "differs from the largest at the 5% level.",
+        columns=("method", "share of its points", "distinguishable from the largest"),
+        rows=tuple(
+            (
+                share.method,
+                share_text(share.share),
+                {None: "-", True: "yes", False: "no"}[share.leads],
+            )
+            for share in shares
+        ),
+        data=[asdict(share) for share in shares],
+    )
 
 
 def _pareto_table(
@@ -100,12 +142,14 @@ def _pareto_table(
     shares = pareto.frontier_shares(points, curve)
     return ReportTable(
         key=f"pareto_{field}",
-        title=f"On the frontier of KL and {label}",
-        caption="Share of its points: the share of a method's points that no other tuned point of the "
-        f"same seed dominates (no more KL and no lower {label}, one of them strictly); mean over "
-        "seeds (smallest to largest). With best-of-n: the same share when best-of-n, at its KL upper "
-        "bound, competes as well; between two measured n a coin chooses one of them. Of the frontier: "
-        "the method's share of all points on the frontier. Diverged and failed cells are left out.",
+        title=f"On the frontier of KL and {label}, with every point",
+        caption="Dense grids compete with themselves and a single point is on the frontier or not, so "
+        "compare methods by the table above. Share of its points: the share of a method's points that no "
+        f"other tuned point of the same seed dominates (no more KL and no lower {label}, one of them "
+        "strictly); mean over seeds (smallest to largest). With best-of-n: the same share when "
+        "best-of-n, at its KL upper bound, competes as well; between two measured n a coin chooses one "
+        "of them. Of the frontier: the method's share of all points on the frontier. Diverged and failed "
+        "cells are left out.",
         columns=(
             "method",
             "points",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from training.report.text import WIN_RATE, percent_text, planes_of, seed_text, win_rate_points
+from training.report.text import WIN_RATE, planes_of, seed_text, share_text, win_rate_points
 from training.sweep import pareto
-from training.sweep.pareto import BonCurvePoint, FrontierShare, Point
+from training.sweep.equal_shares import equal_shares
+from training.sweep.pareto import BonCurvePoint, Point
 from training.sweep.records import Sweep
 
-# The headline names only methods with at least this many points, if there are any: a single point on the
-# frontier is already a share of 100%.
-HEADLINE_POINTS = 4
 SUMMARY_TARGETS = (4, 16)
 
 
@@ -20,9 +18,8 @@ def summarize(sweep: Sweep) -> list[str]:
         return [*lines, "No cell has figures, so the methods cannot be compared."]
     lines += [_methods_sentence(sweep), _spending_sentence(sweep)]
     for field, label in planes_of(sweep).items():
-        points = list(sweep.points(field).values())
-        if points:
-            lines.append(_frontier_sentence(points, sweep.curve(field), label))
+        if sweep.points(field):
+            lines.append(_frontier_sentence(sweep, field, label))
     points, curve = win_rate_points(sweep), sweep.curve(WIN_RATE)
     for num_samples in pareto.targets(points, curve):
         if num_samples in SUMMARY_TARGETS:
@@ -47,38 +44,25 @@ def _methods_sentence(sweep: Sweep) -> str:
 
 
 def _spending_sentence(sweep: Sweep) -> str:
-    best = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings())[0]
+    best = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings(), sweep.prompt_figures())[0]
     return (
         f"Largest productive share of its KL: {best.method} with {best.setting}, "
         f"{seed_text(best.share, 2)}, worth best-of-{seed_text(best.equivalent_n, 2)}."
     )
 
 
-def _frontier_sentence(points: list[Point], curve: list[BonCurvePoint], label: str) -> str:
-    shares = pareto.frontier_shares(points, curve)
-    least_points = min(HEADLINE_POINTS, max(share.points for share in shares))
-    eligible = [share for share in shares if share.points >= least_points]
-    best = [share for share in eligible if share.share.mean == eligible[0].share.mean]
-    each = "; ".join(
-        f"{share.method} with {percent_text(share.share)} of its {share.points} "
-        f"point{'s' if share.points > 1 else ''}"
-        for share in best
-    )
-    left = sum(share.share_with_curve.mean > 0 for share in shares)
+def _frontier_sentence(sweep: Sweep, field: str, label: str) -> str:
+    points = list(sweep.points(field).values())
+    shares = equal_shares(points, sweep.places(field))
+    first, *others = shares
+    same = [f"{s.method} {share_text(s.share)}" for s in others if not s.leads]
+    flags = pareto.frontier_flags(points, sweep.curve(field))
+    left = len({p.method for p, flag in zip(points, flags, strict=True) if flag})
     return (
-        f"Most often on the frontier of KL and {label}"
-        f"{_eligible_phrase(eligible, shares, least_points)}: {each}. Beside best-of-n at its KL bound, "
-        f"{left} of {len(shares)} methods keep a point on it."
+        f"On the frontier of KL and {label}, with equal grids and seeds: {first.method} with "
+        f"{share_text(first.share)} of its points; not distinguishable from it: {', '.join(same) or 'none'}. "
+        f"Beside best-of-n at its KL bound, {left} of {len(shares)} methods keep a point on it."
     )
-
-
-def _eligible_phrase(
-    eligible: list[FrontierShare], shares: list[FrontierShare], least_points: int
-) -> str:
-    if len(eligible) == len(shares):
-        return ""
-    count = "1 method" if len(eligible) == 1 else f"{len(eligible)} methods"
-    return f" (of the {count} with at least {least_points} points)"
 
 
 def _target_sentence(points: list[Point], curve: list[BonCurvePoint], num_samples: int) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from training.sweep.equal_shares import EqualShare
 from training.sweep.pareto import Point, SeedMean
 from training.sweep.records import Sweep
 from vbon.maths.intervals import MeanInterval
@@ -51,6 +52,21 @@ def seed_text(value: SeedMean, digits: int) -> str:
 def percent_text(value: SeedMean) -> str:
     """A share over seeds in percent, otherwise like :func:`seed_text`."""
     return range_text(value.mean, value.low, value.high, "{:.0%}")
+
+
+def share_text(value: MeanInterval) -> str:
+    """A share with its interval in percent."""
+    return f"{value.mean:.0%} [{value.low:.0%}, {value.high:.0%}]"
+
+
+def equal_terms_text(share: EqualShare) -> str:
+    """The sentence that says with how many points and seeds the methods were compared."""
+    least, most = share.grid
+    count = str(least) if least == most else f"{least} to {most}"
+    seeds = ", ".join(str(seed) for seed in share.seeds)
+    return (
+        f"Every method enters with {count} of its points per seed, chosen at random; seeds {seeds}."
+    )
 
 
 def range_text(middle: float, low: float, high: float, form: str) -> str:

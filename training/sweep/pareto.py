@@ -10,11 +10,18 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
-from vbon.maths.intervals import MedianRange
-from vbon.maths.productive_share import equivalent_n, productive_share
+from vbon.maths.crossed_bootstrap import crossed_bootstrap
+from vbon.maths.intervals import MeanInterval, MedianRange
+from vbon.maths.productive_share import (
+    equivalent_n,
+    equivalent_ns,
+    productive_share,
+    productive_shares,
+)
 from vbon.maths.statistics import median_range
 
 Place = tuple[float, float]
@@ -109,13 +116,28 @@ class MethodEfficiency:
 
 
 @dataclass(frozen=True, slots=True)
+class SpendingIntervals:
+    """The figures of :class:`KlSpending` with 95% intervals over seeds, prompts and draws together."""
+
+    equivalent_n: MeanInterval
+    share: MeanInterval
+    win_rate: MeanInterval
+
+
+@dataclass(frozen=True, slots=True)
 class KlSpending:
-    """The equivalent n and productive share of a method with one setting, over its seeds."""
+    """The equivalent n and productive share of a method with one setting, over its seeds.
+
+    Attributes:
+        intervals: ``None`` if some record has no figures of single prompts.
+    """
 
     method: str
     setting: str
     equivalent_n: SeedMean
     share: SeedMean
+    win_rate: SeedMean
+    intervals: SpendingIntervals | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,26 +272,49 @@ def point_share(point: Point) -> float:
     return productive_share(point.value, point.kl) if point.proven else 0.0
 
 
-def kl_spending(points: Mapping[str, Point], settings: Mapping[str, str]) -> list[KlSpending]:
+def kl_spending(
+    points: Mapping[str, Point],
+    settings: Mapping[str, str],
+    prompt_figures: Mapping[str, Mapping[str, Sequence[float]]] = MappingProxyType({}),
+) -> list[KlSpending]:
     """The equivalent n and productive share of each method and setting, the highest share first.
 
     Args:
         points: win rates by the name of the cell.
         settings: the varied setting of each cell, by the same names.
+        prompt_figures: KL and win rate of each prompt, by cell and field.
     """
-    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, point in points.items():
-        groups[point.method, settings[name]].append(point)
-    rows = [
-        KlSpending(
-            method,
-            setting,
-            over_seeds(_by_seed((p.seed, equivalent_n(p.value)) for p in own)),
-            over_seeds(_by_seed((p.seed, point_share(p)) for p in own)),
-        )
-        for (method, setting), own in groups.items()
-    ]
+        groups[point.method, settings[name]].append(name)
+    rows = []
+    for (method, setting), names in groups.items():
+        own = [points[name] for name in names]
+        worth = over_seeds(_by_seed((p.seed, equivalent_n(p.value)) for p in own))
+        share = over_seeds(_by_seed((p.seed, point_share(p)) for p in own))
+        win_rate = over_seeds(_by_seed((p.seed, p.value) for p in own))
+        intervals = _spending_intervals(own, [prompt_figures.get(name, {}) for name in names])
+        rows.append(KlSpending(method, setting, worth, share, win_rate, intervals))
     return sorted(rows, key=lambda row: (-row.share.mean, row.method, row.setting))
+
+
+def _spending_intervals(
+    points: Sequence[Point], figures: Sequence[Mapping[str, Sequence[float]]]
+) -> SpendingIntervals | None:
+    columns = ("win_rate", "kl_nats")
+    if len({len(one.get(column, ())) for one in figures for column in columns} - {0}) != 1:
+        return None
+    if not all(figures):
+        return None
+    values = np.array([[one[column] for one in figures] for column in columns])
+    share = crossed_bootstrap(values, lambda means: productive_shares(means[0], means[1]))
+    if not any(point.proven for point in points):
+        share = MeanInterval(0.0, 0.0, min(1.0, share.high), share.count)
+    return SpendingIntervals(
+        crossed_bootstrap(values, lambda means: equivalent_ns(means[0])),
+        share,
+        crossed_bootstrap(values, lambda means: means[0]),
+    )
 
 
 def targets(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[int]:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from training.sweep.equal_shares import resampled_places
 from training.sweep.pareto import BonCurvePoint, Point
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
@@ -90,6 +93,7 @@ class CellRecord(_Record):
     versions: dict[str, Any] = {}
     checkpoint: str | None = None
     best_of_tuned: BestOfTuned | None = None
+    per_prompt: dict[str, list[float]] = {}
 
     @model_validator(mode="after")
     def _has_figures(self) -> CellRecord:
@@ -163,6 +167,16 @@ class Sweep:
                     proven=value.low > 0.5,
                 )
         return points
+
+    def places(self, field: str) -> NDArray[np.float64]:
+        """KL and ``field`` of the cells of :meth:`points`, in resamples of the prompts, ``(R, N, 2)``."""
+        cells = [self.cells[name] for name in self.points(field)]
+        rows = [cell.row for cell in cells if cell.row is not None]
+        return resampled_places(rows, field, [cell.per_prompt for cell in cells])
+
+    def prompt_figures(self) -> dict[str, dict[str, list[float]]]:
+        """The held-out figures of each prompt, by cell and field; empty for older records."""
+        return {name: cell.per_prompt for name, cell in self.cells.items() if cell.per_prompt}
 
     def settings(self) -> dict[str, str]:
         """The varied setting of each cell, by name."""

@@ -9,7 +9,7 @@ nothing, and about 1 at most. Both assume that rewards are not tied; ties make t
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from vbon.maths.distribution import kl_upper_bound
 from vbon.maths.intervals import MeanInterval
@@ -28,6 +28,20 @@ def productive_share(win_rate: float, kl_nats: float) -> float:
     if win_rate <= 0.5 or kl_nats <= 0:
         return 0.0
     return kl_upper_bound(equivalent_n(win_rate)) / kl_nats
+
+
+def equivalent_ns(win_rates: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The equivalent n of every win rate; same shape."""
+    return np.minimum(LARGEST_N, win_rates / np.maximum(1 - win_rates, 1e-12))
+
+
+def productive_shares(
+    win_rates: NDArray[np.float64], kl_nats: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The productive share of every pair of win rate and KL; same shape."""
+    n = equivalent_ns(np.maximum(win_rates, 0.5))
+    needed = np.log(n) - (n - 1) / n
+    return np.divide(needed, kl_nats, out=np.zeros_like(needed), where=kl_nats > 0)
 
 
 def proven_share(win_rate: MeanInterval, kl_nats: float) -> float:
@@ -57,10 +71,7 @@ def productive_share_interval(win_rates: ArrayLike, kl_nats: ArrayLike) -> MeanI
     wins, kl = np.asarray(win_rates, dtype=np.float64), np.asarray(kl_nats, dtype=np.float64)
     win_rate, mean_kl = bootstrap_mean(wins), float(kl.mean())
     picks = np.random.default_rng(0).integers(wins.size, size=(RESAMPLES, wins.size))
-    shares = [
-        productive_share(float(w), float(k))
-        for w, k in zip(wins[picks].mean(1), kl[picks].mean(1), strict=True)
-    ]
+    shares = productive_shares(wins[picks].mean(1), kl[picks].mean(1))
     low, high = (float(value) for value in np.quantile(shares, [0.025, 0.975]))
     if win_rate.low <= 0.5:
         return MeanInterval(0.0, 0.0, min(1.0, high), wins.size)
