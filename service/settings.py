@@ -280,9 +280,9 @@ class ServiceSettings(Settings):
     )
     reward: Annotated[str | None, NoneWord] = Field(
         "sandbox/reward",
-        description="reward model that selects: the directory of a one-logit sequence classifier, "
-        "python:package.module:function, the URL of a scorer, or SCHEME:ARGUMENT of a plug-in; `none` for "
-        "none",
+        description="reward model that selects: the directory of a one-logit sequence classifier "
+        "(with-eos:DIR if it was trained with EOS after each text), python:package.module:function, the "
+        "URL of a scorer, or SCHEME:ARGUMENT of a plug-in; `none` for none",
     )
     gold: Annotated[str | None, NoneWord] = Field(
         None,

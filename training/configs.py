@@ -19,8 +19,8 @@ from vbon.engine.vllm.engine_args import (
 POLICY = Field("sandbox/policy", description="reference policy: a directory, or hf://org/name")
 REWARD = Field(
     "sandbox/reward",
-    description="reward model: the directory of a one-logit classifier, python:module:function, a URL, "
-    "or SCHEME:ARGUMENT of a plug-in",
+    description="reward model: the directory of a one-logit classifier (with-eos:DIR if it was trained "
+    "with EOS after each text), python:module:function, a URL, or SCHEME:ARGUMENT of a plug-in",
 )
 TRAIN_PROMPTS = Field(
     Path("sandbox/prompts/train.jsonl"),

@@ -8,7 +8,7 @@ from typing import Literal
 
 from service.settings import ServiceSettings
 from vbon.engine.vllm.gpu_memory import GIB, share_per_engine, total_gpu_bytes, weight_bytes
-from vbon.rewards.registry import is_classifier
+from vbon.rewards.registry import classifier_path
 from vbon.storage.checkpoints import HUB_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,9 @@ def models_beside(settings: ServiceSettings) -> dict[str, int]:
     """
     specs: dict[str, tuple[str, Literal["auto", "float32"]]] = {}
     for name, spec in (("reward", settings.reward), ("gold", settings.gold)):
-        if spec and is_classifier(spec):
-            specs[name] = (spec, "auto")
+        path = classifier_path(spec) if spec else None
+        if path is not None:
+            specs[name] = (path, "auto")
     kind, _, model = settings.embedder.partition(":")
     if model:  # sentence-transformers always loads float32
         specs["embedder"] = (model, "auto" if kind == "hidden" else "float32")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
 from vbon.prompts import render_for_reward
-from vbon.rewards.protocol import Scorable
+from vbon.rewards.protocol import RewardOptions, Scorable
 from vbon.storage.checkpoints import check_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -22,6 +25,10 @@ class ClassifierReward:
 
     If the tokenizer has no padding token of its own, texts are batched by equal length and never padded.
     A padding token that equals EOS does not count as one, since padded texts would then score alike.
+
+    Args:
+        append_eos: whether EOS follows each text that does not come from a chat template; ``None`` asks the
+            model's own files (:func:`is_trained_with_eos`).
     """
 
     def __init__(
@@ -32,9 +39,14 @@ class ClassifierReward:
         batch_size: int = 64,
         device: str | None = None,
         threads: int | None = None,
+        append_eos: bool | None = None,
     ) -> None:
         checkpoint = check_checkpoint(path, "reward")
-        self.name, self.revision = path, checkpoint.revision
+        if append_eos is None:
+            append_eos = is_trained_with_eos(checkpoint.path)
+        self.name, self._append_eos = path, append_eos
+        # Rewards of texts with and without EOS are not comparable.
+        self.revision = checkpoint.revision + ("+eos" if append_eos else "")
         self._path, self._trust, self._batch_size = checkpoint.path, trust_remote_code, batch_size
         self._device, self._threads = device, threads
         self._model: Any = None
@@ -65,6 +77,11 @@ class ClassifierReward:
             raise CheckpointError(
                 f"{self._path} has {model.config.num_labels} output labels; a reward model needs exactly "
                 "one (num_labels = 1)"
+            )
+        if self._append_eos and tokenizer.eos_token_id is None:
+            raise CheckpointError(
+                f"the tokenizer of {self._path} has no EOS to append; set eos_token in its config, or write "
+                "without-eos: before its path"
             )
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self._threads is not None and device == "cpu":
@@ -114,8 +131,18 @@ class ClassifierReward:
             # One call for all texts: a call alone costs as much as tokenizing a short text.
             found = self._tokenizer([*texts_of.values()], add_special_tokens=add_special)
             for index, ids in zip(texts_of, found["input_ids"], strict=True):
-                encoded[index] = ids
+                encoded[index] = self._ended(ids)
         return encoded
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        """The token ids with EOS at their end, if the model was trained with it.
+
+        Chats end as their template writes them, as in training with TRL.
+        """
+        eos = self._tokenizer.eos_token_id
+        if not self._append_eos or self._tokenizer.chat_template or ids[-1:] == [eos]:
+            return ids
+        return [*ids, eos]
 
     def _render(self, item: Scorable) -> tuple[str, bool] | None:
         """The text to score, and whether to add special tokens; ``None`` if the chat template rejects it.
@@ -157,9 +184,52 @@ class ClassifierReward:
             ids[row, :length] = torch.tensor(encoded[index])
             mask[row, :length] = 1
         device = self._model.device
-        if len(batch) > 1 and not self._pads:
+        if not self._pads and (len(batch) > 1 or self._append_eos):
             # Decoder classifiers reject batches when no padding token is set. Texts of equal length need
             # no padding, and an id that no text contains keeps content from being taken for padding.
             self._model.config.pad_token_id = -1
         logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         return [float(value) for value in logits[:, 0].float().cpu()]
+
+
+def open_with_eos(path: str, options: RewardOptions) -> ClassifierReward:
+    """Open the classifier of ``with-eos:DIR``, which scores each text with EOS at its end."""
+    return open_classifier(path, options, append_eos=True)
+
+
+def open_without_eos(path: str, options: RewardOptions) -> ClassifierReward:
+    """Open the classifier of ``without-eos:DIR``, which scores the texts alone."""
+    return open_classifier(path, options, append_eos=False)
+
+
+def open_classifier(
+    path: str, options: RewardOptions, *, append_eos: bool | None = None
+) -> ClassifierReward:
+    """Open a classifier with the settings that all reward models share."""
+    return ClassifierReward(
+        path,
+        trust_remote_code=options.trust_remote_code,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        append_eos=append_eos,
+    )
+
+
+def is_trained_with_eos(path: str) -> bool:
+    """Tell whether a model's files say that it was trained with EOS after each text.
+
+    TRL's reward trainer appends EOS to plain text from version 1 on, and writes a model card that names
+    itself and its version. Where EOS is also the padding token,
+    that trainer reads the score at the token before it, so EOS made no difference. Hub ids are not looked up.
+    """
+    card = Path(path) / "README.md"
+    if not card.is_file():
+        return False
+    text = card.read_text(encoding="utf-8", errors="replace")
+    version = re.search(r"^- TRL: (\d+)\.", text, re.MULTILINE)
+    tagged = re.search(r"^- reward-trainer\s*$", text, re.MULTILINE)
+    if not tagged or not version or int(version[1]) < 1:
+        return False
+    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    eos = config.get("eos_token_id")
+    return config.get("pad_token_id") not in (eos if isinstance(eos, list) else [eos])

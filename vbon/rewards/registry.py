@@ -15,6 +15,7 @@ from vbon.rewards.protocol import RewardModel, RewardOpener, RewardOptions
 
 _SCHEME = re.compile(r"([a-z][a-z0-9-]*):")
 _HUB_SCHEME = "hf"  # hf://org/name is a classifier of the Hugging Face hub, not a registered scheme
+_EOS_SCHEMES = ("with-eos", "without-eos")
 _METHODS = ("load", "score", "close")
 
 
@@ -38,6 +39,8 @@ REWARDS: Registry[RewardOpener] = Registry(
             "python": "python_callable:open_callable",
             "http": "remote:open_http",
             "https": "remote:open_https",
+            "with-eos": "classifier:open_with_eos",
+            "without-eos": "classifier:open_without_eos",
         },
     ),
     _check_opener,
@@ -57,7 +60,8 @@ def open_reward_model(
     """Open the reward model that a string names, without loading it yet.
 
     Args:
-        spec: a Hugging Face sequence-classifier directory with one logit (or ``hf://org/name``);
+        spec: a Hugging Face sequence-classifier directory with one logit (or ``hf://org/name``), with
+            ``with-eos:`` or ``without-eos:`` before it if its files do not tell whether EOS ends its texts;
             ``python:package.module:function``; ``http(s)://host/path`` of a remote scorer; or
             ``SCHEME:ARGUMENT`` of a plug-in.
         trust_remote_code: run code that comes with the checkpoint (ArmoRM needs it).
@@ -82,8 +86,16 @@ def open_reward_model(
     return model if scheme in REWARDS.built_in else _check_plugin_model(model, scheme)
 
 
+def classifier_path(spec: str) -> str | None:
+    """The directory or hub id of the classifier that the string names; ``None`` if it names another kind."""
+    scheme, _, path = spec.partition(":")
+    if scheme in _EOS_SCHEMES:
+        return path
+    return spec if is_classifier(spec) else None
+
+
 def is_classifier(spec: str) -> bool:
-    """Tell whether the string names a classifier: a directory or hub id, not ``SCHEME:ARGUMENT``."""
+    """Tell whether the string is a classifier's directory or hub id, not ``SCHEME:ARGUMENT``."""
     match = _SCHEME.match(spec)
     if match is None or match[1] == _HUB_SCHEME:
         return True
@@ -91,14 +103,9 @@ def is_classifier(spec: str) -> bool:
 
 
 def _open_classifier(path: str, options: RewardOptions) -> RewardModel:
-    from vbon.rewards.classifier import ClassifierReward
+    from vbon.rewards.classifier import open_classifier
 
-    return ClassifierReward(
-        path,
-        trust_remote_code=options.trust_remote_code,
-        batch_size=options.batch_size,
-        threads=options.threads,
-    )
+    return open_classifier(path, options)
 
 
 def _check_plugin_model(model: RewardModel, scheme: str) -> RewardModel:
