@@ -223,7 +223,7 @@ class LoadTestSettings(Settings):
         ge=0,
         allow_inf_nan=False,
         description="device hours that the training cost in all; default: the record of the "
-        "checkpoint, which leaves out the cached samples",
+        "checkpoint, training and cached samples",
     )
     currency: str = Field("USD", max_length=8, description="currency of the prices")
 

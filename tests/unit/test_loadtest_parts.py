@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from service.loadtest.analysis.break_even import (
     Capacity,
     MeasuredVariant,
+    TrainingExpense,
     answers_to_break_even,
     break_even,
     cost_per_answer,
@@ -333,6 +334,30 @@ def test_training_comes_from_the_card() -> None:
     found = training_of(mode, LoadTestSettings(price_per_hour=3))
     assert (found.hours, found.cost) == (2.0, 6.0)
     assert training_of(ServedMode(name="x", reranks=False), LoadTestSettings()).cost is None
+
+
+def test_the_bill_has_the_cached_samples() -> None:
+    """134.75 s of training and 69 s of 64 x 256 cached samples, at 3,600 an hour: 203.75."""
+
+    def bill(cache: dict[str, float]) -> TrainingExpense:
+        record = {"cost": {"training_seconds": 134.75, "processes": 1}, "cache": cache}
+        read = TrainingRecord.model_validate(record)
+        # The server sends the record by its own names.
+        mode = ServedMode(
+            name="v",
+            reranks=False,
+            training=TrainingRecord.model_validate_json(read.model_dump_json()),
+        )
+        return training_of(mode, LoadTestSettings(price_per_hour=3600))
+
+    found = bill({"prompts": 64, "smallest_M": 256, "sampling_seconds": 69.0})
+    assert found.cost == pytest.approx(203.75)
+    assert found.source == (
+        "training record: 134.75 s x 1 of training and 69 s of 16,384 cached samples"
+    )
+    unknown = bill({"prompts": 64, "smallest_M": 256})
+    assert unknown.cost == pytest.approx(134.75)
+    assert unknown.source.endswith("; without 16,384 cached samples, whose time it does not tell")
 
 
 # Words

@@ -18,8 +18,9 @@ from training.cache import sample, sample_file
 from training.cache.metadata import check_content, metadata_path
 from training.cache.sample import build_cache
 from training.cache.sample_backends import Response
-from training.configs import SampleConfig
+from training.configs import SampleConfig, TrainConfig
 from training.outputs.identity import read_undamaged_record
+from training.train.inputs import TrainingInputs
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
@@ -276,6 +277,24 @@ def test_a_resumed_run_makes_the_very_file_of_an_unbroken_one(
     build_cache(config)
     assert config.out.read_bytes() == whole
     assert sampler.drawn[4:] == ["d", "c", "b", "a"]
+
+
+def test_the_time_of_the_whole_cache_is_recorded(
+    sampler: Sampler, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of four prompts were resumed and took 3 s by the clock, so all four take 6 s."""
+    config = configure("abcd")
+    broken_off(sampler, config, after=2)
+    clock = iter([10.0, 13.0])
+    monkeypatch.setattr(sample, "perf_counter", lambda: next(clock))
+    build_cache(config)
+    record = read_undamaged_record(metadata_path(config.out))
+    assert record is not None
+    assert record["cost"] == {"sampling_seconds": 6.0, "seconds_of_prompts": 2}
+    inputs = TrainingInputs(TrainConfig(cache=config.out), 0, 0, 0)
+    assert inputs.sampling_seconds == 6.0
+    metadata_path(config.out).unlink()
+    assert inputs.sampling_seconds is None
 
 
 def test_added_prompts_take_their_place_and_dropped_ones_the_end(

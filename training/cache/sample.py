@@ -13,6 +13,7 @@ import json
 import logging
 from contextlib import aclosing
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,9 @@ def _build(config: SampleConfig) -> None:
         if pending:
             reward.load()
             begin_partial(config.out, partial, metadata, extends_finished=bool(lines))
+            begun = perf_counter()
             asyncio.run(_fill(config, reward, partial, pending, lines))
+            metadata["cost"] = _cost(perf_counter() - begun, len(pending), len(lines))
         finish_cache(config.out, partial, metadata, prompts, lines)
     logger.info("%s: %d prompts x %d samples", config.out, len(prompts), config.num_samples)
     _log_prior(config.out)
@@ -102,6 +105,14 @@ def _log_prior(path: Path) -> None:
         return
     words = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
     logger.info("prior for adaptive-bon with cost_unit reward: %s", words)
+
+
+def _cost(seconds: float, sampled: int, total: int) -> dict[str, float]:
+    """The time that the whole cache takes to sample and score, with the loading of the policy.
+
+    If an earlier run wrote some of the lines, it is scaled from the prompts of this one.
+    """
+    return {"sampling_seconds": round(seconds * total / sampled, 2), "seconds_of_prompts": sampled}
 
 
 def _record_complete(out: Path, partial: Path, metadata: dict[str, Any]) -> None:

@@ -80,6 +80,7 @@ def _record(run: ActiveRun, cost: Mapping[str, Any], row: MethodRow | None) -> d
         "cache": {
             "prompts": len(cache),
             "smallest_M": cache.smallest,
+            "sampling_seconds": run.spec.inputs.sampling_seconds,
             "warnings": run.cache_warnings,
         },
         "heldout": None if row is None else row.model_dump(),

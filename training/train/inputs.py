@@ -13,7 +13,7 @@ from training.cache.open_columns import source_digest
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
-from training.outputs.identity import read_undamaged_record
+from training.outputs.identity import read_json_record, read_undamaged_record
 from training.rollouts.load_policy import load_policy
 from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
@@ -131,6 +131,13 @@ class TrainingInputs:
     def extra_stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a response besides the tokenizer's EOS."""
         return find_extra_stop_ids(self._checkpoint.path, self.tokenizer)
+
+    @property
+    def sampling_seconds(self) -> float | None:
+        """The time that sampling and scoring the cache took; ``None`` if its metadata does not tell."""
+        metadata = read_json_record(metadata_path(self.config.cache)) or {}
+        found = metadata.get("cost", {}).get("sampling_seconds")
+        return None if found is None else float(found)
 
     @cached_property
     def cache(self) -> RewardCache:

@@ -46,6 +46,24 @@ class TrainingCost(_Read):
         return self.training_seconds * self.processes / 3600
 
 
+class CachedSamples(_Read):
+    """The reference samples that a training used; several trainings may share them."""
+
+    prompts: int
+    samples_per_prompt: int = Field(
+        validation_alias=AliasChoices("smallest_M", "samples_per_prompt"),
+        description="of the prompt with the fewest",
+    )
+    sampling_seconds: float | None = Field(
+        None, description="time to sample and score them, on one device; null: not recorded"
+    )
+
+    @property
+    def total(self) -> int:
+        """The number of samples, if every prompt has as many as the one with the fewest."""
+        return self.prompts * self.samples_per_prompt
+
+
 class TrainingRecord(_Read):
     """The parts of a training record that the service shows."""
 
@@ -58,6 +76,7 @@ class TrainingRecord(_Read):
         description="what makes the run this run",
     )
     cost: TrainingCost | None = None
+    cache: CachedSamples | None = None
     heldout: HeldoutFigures | None = None
 
 

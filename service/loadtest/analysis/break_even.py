@@ -144,15 +144,22 @@ def training_of(mode: ServedMode, settings: LoadTestSettings) -> TrainingExpense
         return TrainingExpense(
             settings.training_hours, settings.training_hours * price, "--training-hours"
         )
-    cost = None if mode.training is None else mode.training.cost
-    if cost is None:
+    record = mode.training
+    if record is None or record.cost is None:
         return TrainingExpense(
             None, None, "the checkpoint has no training record; give --training-hours"
         )
-    hours = cost.device_hours
-    source = (
-        f"training record: {cost.training_seconds:g} s x {cost.processes}, without cached samples"
+    hours = record.cost.device_hours
+    parts = (
+        f"training record: {record.cost.training_seconds:g} s x {record.cost.processes} of training"
     )
+    cache = record.cache
+    if cache is None or cache.sampling_seconds is None:
+        count = "the" if cache is None else f"{cache.total:,}"
+        source = f"{parts}; without {count} cached samples, whose time it does not tell"
+        return TrainingExpense(hours, hours * price, source)
+    hours += cache.sampling_seconds / _SECONDS_PER_HOUR
+    source = f"{parts} and {cache.sampling_seconds:g} s of {cache.total:,} cached samples"
     return TrainingExpense(hours, hours * price, source)
 
 
