@@ -10,6 +10,7 @@ import pytest
 from training.sweep.equal_shares import equal_shares, resampled_places
 from training.sweep.pareto import Point, frontier_flags
 from vbon.maths.intervals import MeanInterval
+from vbon.maths.statistics import wilson_interval
 from vbon.storage.evaluation_record import MethodRow
 
 pytestmark = pytest.mark.train
@@ -44,7 +45,8 @@ def test_shares_are_those_over_all_choices(seed: int) -> None:
     for row in equal_shares(points, still(points)):
         assert row.grid == (2, 2)
         assert row.share.mean == pytest.approx(enumerated(points, 2, row.method))
-        assert row.share.low == pytest.approx(row.share.mean) == row.share.high
+        by_count = wilson_interval(np.full(counts[row.method], row.share.mean))
+        assert (row.share.low, row.share.high) == pytest.approx((by_count.low, by_count.high))
 
 
 def test_a_dense_grid_of_the_same_quality_has_the_same_share() -> None:
@@ -73,7 +75,7 @@ def test_only_common_seeds_count() -> None:
     points = [Point("a", 0, 1.0, 0.7), Point("b", 0, 0.9, 0.8), Point("a", 1, 1.0, 0.7)]
     b, a = equal_shares(points, still(points))
     assert (b.method, b.share.mean, b.seeds, b.leads) == ("b", 1.0, (0,), None)
-    assert (a.method, a.share.mean, a.leads) == ("a", 0.0, True)
+    assert (a.method, a.share.mean, a.leads) == ("a", 0.0, False)  # one point each is no finding
 
 
 def row(kl: float, win: float, half: float) -> MethodRow:
@@ -93,6 +95,20 @@ def test_shares_within_the_noise_are_not_distinguishable(half: float, leads: boo
     best, other = equal_shares(points, resampled)
     assert (best.method, best.share.mean, other.share.mean) == ("b", 1.0, 0.0)
     assert other.leads is leads
+
+
+def test_twelve_and_ten_of_twelve_are_not_distinguishable() -> None:
+    """Without any noise; the next point decides. Twelve and none are distinguishable."""
+    points = [Point("a", 0, float(i), float(i) + 0.5) for i in range(12)]
+    for beaten, leads in ((2, False), (12, True)):
+        lower = [
+            Point("b", 0, float(i), float(i) + (0.4 if i < beaten else 0.5)) for i in range(12)
+        ]
+        everything = points + lower
+        best, other = equal_shares(everything, still(everything))
+        assert (best.method, best.share.mean) == ("a", 1.0)
+        assert other.share.mean == pytest.approx(1 - beaten / 12)
+        assert other.leads is leads
 
 
 def test_prompts_are_resampled_together() -> None:

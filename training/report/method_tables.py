@@ -10,13 +10,13 @@ from training.report.cell_tables import cells_table, settings_table
 from training.report.text import (
     WIN_RATE,
     equal_terms_text,
-    interval_text,
     percent_text,
     plane_texts,
     planes_of,
     range_text,
     seed_text,
     share_text,
+    spending_texts,
     win_rate_points,
 )
 from training.sweep import pareto
@@ -81,26 +81,11 @@ def productive_table(sweep: Sweep) -> ReportTable:
                 row.method,
                 row.setting,
                 str(row.share.seeds),
-                *_spending_texts(row),
+                *spending_texts(row),
             )
             for row in rows
         ),
         data=[asdict(row) for row in rows],
-    )
-
-
-def _spending_texts(row: pareto.KlSpending) -> tuple[str, str, str]:
-    found = row.intervals
-    if found is None:
-        return (
-            seed_text(row.equivalent_n, 2),
-            seed_text(row.share, 2),
-            seed_text(row.win_rate, 3),
-        )
-    return (
-        interval_text(found.equivalent_n, 2),
-        interval_text(found.share, 2),
-        interval_text(found.win_rate, 3),
     )
 
 
@@ -121,8 +106,8 @@ def _equal_share_table(sweep: Sweep, field: str, label: str, points: list[Point]
         key=f"equal_shares_{field}",
         title=f"On the frontier of KL and {label}, with equal grids and seeds",
         caption=f"{equal_terms_text(shares[0])} Share: the probability that a point of the method is then "
-        "dominated by no other [95% interval over seeds and prompts]. Distinguishable: whether the share "
-        "differs from the largest at the 5% level.",
+        "dominated by no other [95% interval over seeds and prompts, at least as wide as the number of "
+        "points demands]. Distinguishable: whether the share differs from the largest at the 5% level.",
         columns=("method", "share of its points", "distinguishable from the largest"),
         rows=tuple(
             (

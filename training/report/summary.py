@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from training.report.text import WIN_RATE, planes_of, seed_text, share_text, win_rate_points
+from training.report.text import (
+    WIN_RATE,
+    planes_of,
+    seed_text,
+    share_text,
+    spending_texts,
+    win_rate_points,
+)
 from training.sweep import pareto
 from training.sweep.equal_shares import equal_shares
 from training.sweep.pareto import BonCurvePoint, Point
@@ -45,9 +52,10 @@ def _methods_sentence(sweep: Sweep) -> str:
 
 def _spending_sentence(sweep: Sweep) -> str:
     best = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings(), sweep.prompt_figures())[0]
+    worth, share, _ = spending_texts(best)
     return (
-        f"Largest productive share of its KL: {best.method} with {best.setting}, "
-        f"{seed_text(best.share, 2)}, worth best-of-{seed_text(best.equivalent_n, 2)}."
+        f"Largest productive share of its KL: {best.method} with {best.setting}, {share}, "
+        f"worth best-of-n at n = {worth}."
     )
 
 

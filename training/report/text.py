@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from training.sweep.equal_shares import EqualShare
-from training.sweep.pareto import Point, SeedMean
+from training.sweep.pareto import KlSpending, Point, SeedMean
 from training.sweep.records import Sweep
 from vbon.maths.intervals import MeanInterval
 from vbon.storage.evaluation_record import MethodRow
@@ -52,6 +52,22 @@ def seed_text(value: SeedMean, digits: int) -> str:
 def percent_text(value: SeedMean) -> str:
     """A share over seeds in percent, otherwise like :func:`seed_text`."""
     return range_text(value.mean, value.low, value.high, "{:.0%}")
+
+
+def spending_texts(row: KlSpending) -> tuple[str, str, str]:
+    """Equivalent n, productive share and win rate with intervals, or with the range of the seeds."""
+    found = row.intervals
+    if found is None:
+        return (
+            seed_text(row.equivalent_n, 2),
+            seed_text(row.share, 2),
+            seed_text(row.win_rate, 3),
+        )
+    return (
+        interval_text(found.equivalent_n, 2),
+        interval_text(found.share, 2),
+        interval_text(found.win_rate, 3),
+    )
 
 
 def share_text(value: MeanInterval) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from training.sweep.pareto import Point
 from vbon.maths.crossed_bootstrap import prompt_weights, seed_weights
 from vbon.maths.intervals import MeanInterval
+from vbon.maths.statistics import wilson_interval
 from vbon.storage.evaluation_record import MethodRow
 
 Float = NDArray[np.float64]
@@ -32,8 +33,10 @@ class EqualShare:
     Attributes:
         grid: the smallest and largest number of points per seed with which each method entered.
         seeds: the seeds that were compared.
-        share: with its 95% interval over seeds and prompts.
-        leads: whether the largest share is distinguishable from this one; ``None`` for the largest.
+        share: with its 95% interval: over seeds and prompts, or Wilson's for the number of points, whichever
+            reaches further. Wilson's has a width even where all seeds agree.
+        leads: whether the largest share is distinguishable from this one, by the resamples and by the number
+            of points; ``None`` for the largest.
     """
 
     method: str
@@ -68,15 +71,22 @@ def equal_shares(points: Sequence[Point], places_RN2: Float) -> list[EqualShare]
     resampled = {m: _over_seeds(drawn, m, weights) for m in methods}
     ordered = sorted(methods, key=lambda m: (-float(shares[m][0]), m))
     grids = [_smallest_grid(points, index) for index in by_seed.values()]
+    counts = {m: sum(p.method == m and p.seed in common for p in points) for m in methods}
+    first = ordered[0]
+
+    def leads(method: str) -> bool:
+        often = np.quantile(resampled[first] - resampled[method], 0.025) > 0
+        return bool(often) and _differ(
+            (float(shares[first][0]), counts[first]), (float(shares[method][0]), counts[method])
+        )
+
     return [
         EqualShare(
             method,
             (min(grids), max(grids)),
             tuple(by_seed),
-            _share_interval(float(shares[method][0]), resampled[method], len(points)),
-            None
-            if method == ordered[0]
-            else bool(np.quantile(resampled[ordered[0]] - resampled[method], 0.025) > 0),
+            _share_interval(float(shares[method][0]), resampled[method], counts[method]),
+            None if method == first else leads(method),
         )
         for method in ordered
     ]
@@ -143,4 +153,15 @@ def _over_seeds(shares: Mapping[int, Mapping[str, Float]], method: str, weights:
 
 def _share_interval(point: float, drawn: Float, count: int) -> MeanInterval:
     low, high = (float(value) for value in np.quantile(drawn, [0.025, 0.975]))
-    return MeanInterval(point, max(0.0, min(point, low)), min(1.0, max(point, high)), count)
+    by_count = wilson_interval(np.full(count, point))
+    return MeanInterval(
+        point, max(0.0, min(by_count.low, low)), min(1.0, max(by_count.high, high)), count
+    )
+
+
+def _differ(one: tuple[float, int], other: tuple[float, int]) -> bool:
+    """Tell whether two shares, each of a number of points, differ at the 5% level (pooled z test)."""
+    (share, count), (less, of) = one, other
+    pooled = (share * count + less * of) / (count + of)
+    deviation = math.sqrt(pooled * (1 - pooled) * (1 / count + 1 / of))
+    return abs(share - less) > _Z * deviation
