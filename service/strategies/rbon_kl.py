@@ -12,7 +12,8 @@ from service.strategies.rerank import CandidatePool, best
 class RbonKl(RegularisedReranker):
     """Returns the argmax of ``r + reg_strength * log p(y)``, since ``-KL(delta_y || p) = log p(y)``.
 
-    ``log p(y)`` is that of the whole completion, nats, so long completions are penalised more.
+    ``log p(y)`` is that of the whole completion, nats, so long completions are penalised more. It is the
+    policy's own, at temperature 1 and before top-p and top-k, also where the request samples with others.
     """
 
     description: ClassVar[str] = "N samples, the highest reward + reg_strength x log-likelihood"

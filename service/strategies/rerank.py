@@ -20,6 +20,7 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
+from vbon.engine import Sampling
 from vbon.errors import InvalidInputError, RewardError
 from vbon.maths.seeds import seed_of
 
@@ -73,6 +74,8 @@ class Reranker(Strategy):
                 str(c.candidate.index): round(float(w), 6)
                 for c, w in zip(scored, weights, strict=True)
             }
+        if self.uses_logprobs and reshaped(task.sampling):
+            details["log_p"] = "the policy's own, at temperature 1 and before top_p and top_k"
         if similarity is not None:
             details["embedder"] = resources.embedder.name
         return Outcome(
@@ -83,6 +86,11 @@ class Reranker(Strategy):
             tokens_of(collected.candidates),
             details,
         )
+
+
+def reshaped(sampling: Sampling) -> bool:
+    """Tell whether candidates come from another distribution than the policy's own, whose log p is known."""
+    return sampling.temperature != 1 or sampling.top_p < 1 or sampling.top_k > 0
 
 
 def required_scorer(scorer: Scorer | None, what: str) -> Scorer:

@@ -2,9 +2,10 @@ r"""Stochastic RBoN with the KL term (arXiv 2502.12668): a candidate drawn by re
 
 The distribution pi over the candidates that maximises ``pi . r - b KL(pi || p^)``, with
 ``b = reg_strength``, is ``p^_i exp(r_i / b) / Z``. In the paper, p^ is the policy's probability of each
-candidate, normalised. Candidates drawn from the policy already occur in proportion to p, so this weighting
-tilts the result towards p^2. With p^ uniform over the candidates (``likelihood_weight`` 0) the strategy
-equals soft best-of-N.
+candidate, normalised. It is the policy's own, at temperature 1 and before top-p and top-k, also where the
+request samples with others. Candidates drawn from the policy already occur in proportion to p, so this
+weighting tilts the result towards p^2. With p^ uniform over the candidates (``likelihood_weight`` 0) the
+strategy equals soft best-of-N.
 """
 
 from __future__ import annotations

@@ -232,6 +232,25 @@ async def test_compare_takes_settings_by_mode() -> None:
     assert "settings has mode 'bon', which is not compared" in stray.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "sampling", "said"),
+    [
+        ("rbon-kl", {}, False),
+        ("rbon-kl", {"temperature": 0.7}, True),
+        ("srbon-kl", {"top_p": 0.9}, True),
+        ("srbon-kl", {"top_k": 5}, True),
+        ("soft-bon", {"temperature": 0.7}, False),
+    ],
+)
+async def test_an_answer_says_where_log_p_is_not_that_of_the_candidates(
+    mode: str, sampling: dict[str, float], said: bool
+) -> None:
+    body = {"prompt": "the film was", "n": 4, "max_tokens": 8, "seed": 1, **sampling}
+    async with serving(make_runtime()) as (_, client):
+        found = (await client.post(f"/generate?mode={mode}", json=body)).json()
+    assert ("log_p" in found["details"]) == said
+
+
 # Drawing by a distribution
 
 
