@@ -36,8 +36,14 @@ def test_every_training_seed_and_setting_has_held_out_samples_of_its_own(
         {"objective": "vbon", "seed": 1, "num_samples": 4},
         {"objective": "vbon", "seed": 0, "num_samples": 16},
         {"num_samples": 4, "seed": 0, "objective": "vbon"},  # the first run again
+        {
+            "num_samples": 4,
+            "seed": 0,
+            "objective": "vbon",
+            "policy": "moved",
+        },  # from another folder
     ]
     for identity in identities:
         heldout.measure_heldout("vbon", None, inputs, None, identity)  # type: ignore[arg-type]
     assert len(set(used[:3])) == 3
-    assert used[3] == used[0]
+    assert used[3] == used[4] == used[0]

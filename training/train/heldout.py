@@ -16,6 +16,8 @@ from vbon.storage.evaluation_record import MethodRow
 # Enough samples for the card. `evaluate` takes more, and measures the whole curve of best-of-n.
 CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
 
+_PATHS = {"policy", "reward", "cache"}
+
 OnMeasured = Callable[[list[PromptSamples]], object]
 
 
@@ -45,11 +47,16 @@ def measure_heldout(
         inputs.heldout,
         inputs.policy_samples,
         f"held-out {name}",
-        json.dumps(identity, sort_keys=True),
+        _draw_of(identity),
     )
     if on_measured is not None:
         on_measured(ours)
     return policy_row(name, ours, reference)
+
+
+def _draw_of(identity: Mapping[str, Any]) -> str:
+    """The run's identity as text, without paths: its revisions already say what lies there."""
+    return json.dumps({k: v for k, v in identity.items() if k not in _PATHS}, sort_keys=True)
 
 
 def measure_again(
