@@ -96,8 +96,11 @@ def _kept_rows(
         return None
     if not all(r.startswith("sha256:") for r in fingerprint["revisions"].values()):
         return None  # a Python function or a remote server may have changed without notice
+    rows = [MethodRow.model_validate(row) for row in record["rows"]]
+    if any(row.kl_kind == "Rao-Blackwellised" and row.productive_share is None for row in rows):
+        return None  # measured before there was a productive share
     logger.info("%s: kept, made from the same files", config.out)
-    return [MethodRow.model_validate(row) for row in record["rows"]], int(record["prompts"])
+    return rows, int(record["prompts"])
 
 
 def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[MethodRow], int]:
