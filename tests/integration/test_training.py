@@ -144,6 +144,7 @@ def test_vbon_writes_a_loadable_checkpoint_with_a_full_card(vbon_checkpoint: Pat
         assert fact in card
     record = json.loads((vbon_checkpoint / "training.json").read_text())
     assert record["config"]["num_samples"] == 4
+    assert record["cache"]["sampling_seconds"] > 0
     assert 0 <= record["heldout"]["win_rate"]["mean"] <= 1
     history = read_jsonl(vbon_checkpoint / "history.jsonl")
     phases = [row["phase"] for row in history]

@@ -180,6 +180,18 @@ def test_each_flaw_alone_forbids_a_number(
     assert "Fine-tune" not in " ".join(decision(found))
 
 
+def test_rewards_of_few_prompts_decide_nothing() -> None:
+    """Rewards of one prompt have an interval without width, which looks certain and is not."""
+    tuned, sampled = side_of("vbon", TUNED), side_of("bon", SAMPLED)
+    pair = compared(tuned.capacity, sampled.capacity)
+    one = pair.model_copy(update={"reward_given_up": MeanInterval(0.5, 0.5, 0.5, 1)})
+    found = judged(one, tuned, sampled, complete=True)
+    assert found.state == "preliminary"
+    assert found.reasons == [
+        "rewards were measured on 1 of at least 10 prompts (--quality-prompts)"
+    ]
+
+
 def test_without_rewards_nothing_is_measured() -> None:
     found = judged_pair(side_of("vbon", TUNED), side_of("bon", SAMPLED), scored=False)
     assert found.state == "not measured"

@@ -19,6 +19,7 @@ from vbon.storage.training_record import ADAPTER_DIRECTORY
 
 State = Literal["not measured", "preliminary", "decided"]
 LEAST_ROUNDS = 5
+LEAST_PROMPTS = 10  # a bootstrap over fewer prompts gives intervals that are too narrow
 WIDEST = 1.5  # the largest ratio of the ends of a price ratio's range over rounds
 WIDEST_BREAK_EVEN = 3.0  # the same of the range of answers to break-even
 
@@ -72,6 +73,11 @@ def assess(
     if _width(ratio) > WIDEST:
         reasons.append(
             f"the price ratio differs between rounds by a factor of {_factor(ratio)} (at most {WIDEST:g})"
+        )
+    prompts = pair.reward_given_up.count
+    if prompts < LEAST_PROMPTS:
+        reasons.append(
+            f"rewards were measured on {prompts} of at least {LEAST_PROMPTS} prompts (--quality-prompts)"
         )
     low, high = pair.requests_low, pair.requests_high
     if low is not None and high is not None and high > WIDEST_BREAK_EVEN * low:
