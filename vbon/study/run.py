@@ -214,23 +214,12 @@ class Study:
             write_text(self.out / "serve.toml", tomli_w.dumps(_without_null(self._service())))
             with self._served() as (url, pid):
                 command("service", "compare", *self._compare_flags(url, pid, comparison))
-                settings = self._written("loadtest", {**self._training_hours(), **load})
+                settings = self._written("loadtest", load)
                 command("service.loadtest", "run", "--config", str(settings), "--url", url)
 
         key = [self._service(), load]
         outputs = (comparison, loadtest / "result.json", self.out / "serve.toml")
         return Step("measure", "serve, compare and load-test", key, outputs, run)
-
-    def _training_hours(self) -> dict[str, float]:
-        """The cost of the one checkpoint in hours, reward cache included, by this study's own clock.
-
-        With several objectives each checkpoint's record tells its training alone.
-        """
-        if len(self.config.objectives) > 1:
-            return {}
-        spent = self.progress.spent_s
-        seconds = spent("sample") + spent(f"train {self.config.objectives[0]}")
-        return {"training_hours": seconds / 3600}
 
     def _report(self) -> Step:
         target = self.out / "report.html"
