@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    field_validator,
+    model_validator,
+)
 
 from training.objectives import DEFAULT_GRID
 from vbon.config import NoneWord, OptionGroups, Settings
@@ -41,6 +48,17 @@ EngineArgs = Annotated[
     Field(
         exclude_if=lambda args: not args,
         description='further vLLM engine arguments, as JSON: {"max_num_batched_tokens": 8192}',
+    ),
+]
+
+# Left out of records where it is not given, for the same reason.
+MissingEosReward = Annotated[
+    FiniteFloat | None,
+    NoneWord,
+    Field(
+        exclude_if=lambda reward: reward is None,
+        description="reward of a sample that the token limit cuts off, in place of the reward model's; "
+        "default: it is scored like the others",
     ),
 ]
 
@@ -124,7 +142,7 @@ class SampleConfig(Settings):
 
     option_groups: ClassVar[OptionGroups] = {
         "Inputs and output": ("policy", "reward", "prompts", "out", "replace"),
-        "Sampling": ("num_samples", "max_new_tokens", "temperature", "seed"),
+        "Sampling": ("num_samples", "max_new_tokens", "temperature", "missing_eos_reward", "seed"),
         "Engine": (
             "backend",
             "concurrency",
@@ -146,6 +164,7 @@ class SampleConfig(Settings):
     temperature: float = Field(
         1.0, gt=0, le=10, description="sampling temperature of the reference policy"
     )
+    missing_eos_reward: MissingEosReward = None
     seed: int = Field(0, ge=0, description="seed that makes the samples repeatable")
     backend: Literal["vllm", "transformers"] = Field(
         "vllm", description="engine that samples; transformers where vLLM is not installed"
@@ -175,6 +194,7 @@ class TrainConfig(Settings):
         "Sampling": (
             "max_new_tokens",
             "temperature",
+            "missing_eos_reward",
             "generation",
             "generation_gpu_memory",
             "engine_args",
@@ -218,6 +238,7 @@ class TrainConfig(Settings):
     temperature: float = Field(
         1.0, gt=0, le=10, description="sampling temperature, as in the cache"
     )
+    missing_eos_reward: MissingEosReward = None
     learning_rate: float | None = Field(
         None,
         gt=0,
@@ -304,6 +325,7 @@ class EvaluateConfig(Settings):
             "policy_samples",
             "max_new_tokens",
             "temperature",
+            "missing_eos_reward",
             "seed",
         ),
         "Speed": ("batch_size", "reward_batch_size", "dtype", "trust_remote_code"),
@@ -326,6 +348,7 @@ class EvaluateConfig(Settings):
         40, ge=1, description="new tokens of a completion, at most; as trained"
     )
     temperature: float = Field(1.0, gt=0, le=10, description="sampling temperature, as trained")
+    missing_eos_reward: MissingEosReward = None
     batch_size: int = Field(512, ge=1, description="sequences generated at once")
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     seed: int = Field(1, ge=0, description="seed that makes the samples repeatable")

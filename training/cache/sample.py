@@ -36,6 +36,7 @@ from vbon.maths.reward_prior import estimate_reward_prior
 from vbon.prompt_files import read_prompts
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable, open_reward_model
+from vbon.rewards.truncation import with_missing_eos_reward
 from vbon.storage.atomic import read_errors, write_errors, write_json
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.checksums import sha256_of
@@ -131,7 +132,7 @@ async def _fill(
 ) -> None:
     """Sample and score prompts, and add their lines to the file and to ``lines``."""
     sample = sample_with_vllm if config.backend == "vllm" else sample_with_transformers
-    unscored = 0
+    unscored = truncated = drawn = 0
     with (
         # Unbuffered, because a buffer would try to write again on closing what a full disk refused.
         partial.open("ab", buffering=0) as handle,
@@ -141,10 +142,23 @@ async def _fill(
             async for prompt, responses in stream:
                 items = [Scorable(prompt, response.text) for response in responses]
                 rewards = await asyncio.to_thread(reward.score, items)
+                cut_off = [response.finish_reason == "length" for response in responses]
+                rewards = with_missing_eos_reward(rewards, cut_off, config.missing_eos_reward)
+                truncated, drawn = truncated + sum(cut_off), drawn + len(cut_off)
                 line, missing = _line(prompt, responses, rewards)
                 unscored += missing
                 lines[prompt.key] = append_line(handle, partial, line.encode())
                 progress.advance(1, f"{unscored} unscored" if unscored else "")
+    logger.info(
+        "%d of %d samples (%.0f%%) were cut off at %d tokens; %s",
+        truncated,
+        drawn,
+        100 * truncated / drawn,
+        config.max_new_tokens,
+        "they are scored as if they were whole"
+        if config.missing_eos_reward is None
+        else f"their reward is {config.missing_eos_reward:g}",
+    )
     if unscored:
         logger.warning("%d samples had no finite reward and are left out of the cache", unscored)
 

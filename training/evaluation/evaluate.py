@@ -120,6 +120,7 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[Me
         batch_size=config.batch_size,
         seed=config.seed,
         extra_stop_ids=find_extra_stop_ids(inputs.policy.path, tokenizer),
+        missing_eos_reward=config.missing_eos_reward,
     )
     samples = measurer.measure(reference, prompts, config.reference_samples, "reference")
     tuned = {
@@ -192,7 +193,8 @@ def evaluation_table(rows: list[MethodRow], num_samples: int, num_prompts: int) 
         caption="Equivalent n: the n of best-of-n with this win rate. Productive share: the KL of "
         "best-of-n at this win rate, divided by the KL spent; 0 for a policy that moved for nothing. "
         "KL in nats: an upper bound for best-of-n, Rao-Blackwellised for tuned policies. Best-of-n "
-        "selects on the reward, so its reward is flattering; gold is never used to select or train.",
+        "selects on the reward, so its reward is flattering; gold is never used to select or train. "
+        "Cut off: samples that the token limit ended.",
     )
     for column in (
         "method",
@@ -203,9 +205,11 @@ def evaluation_table(rows: list[MethodRow], num_samples: int, num_prompts: int) 
         "reward",
         "gold win rate",
         "gold reward",
+        "cut off",
     ):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in rows:
+        share = row.truncated_share
         table.add_row(
             f"best-of-{row.n}" if row.method == "best-of-n" else row.method,
             str(row.n) if row.equivalent_n is None else _interval_text(row.equivalent_n),
@@ -215,6 +219,7 @@ def evaluation_table(rows: list[MethodRow], num_samples: int, num_prompts: int) 
             _interval_text(row.reward),
             _interval_text(row.gold_win_rate),
             _interval_text(row.gold),
+            "-" if share is None else f"{share:.0%}",
             style="bold" if row.n == num_samples or row.kl_kind == "Rao-Blackwellised" else "",
         )
     return table

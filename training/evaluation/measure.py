@@ -15,6 +15,7 @@ from training.rollouts.rollout import Rollout, response_logits, sample_responses
 from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable
+from vbon.rewards.truncation import with_missing_eos_reward
 
 Float = NDArray[np.float64]
 
@@ -31,6 +32,7 @@ class PromptSamples:
         kl_rb: Rao-Blackwellised KL in nats: the exact KL per token, summed along each sample.
         tokens: response tokens per sample.
         unscored: number of samples left out, for lack of a finite reward or gold reward.
+        truncated: number of samples that the token limit cut off, unscored ones included.
     """
 
     rewards: Float
@@ -40,6 +42,7 @@ class PromptSamples:
     kl_rb: Float
     tokens: Float
     unscored: int
+    truncated: int = 0
 
     @property
     def kl_k3(self) -> Float:
@@ -61,6 +64,7 @@ class Measurer:
     batch_size: int
     seed: int
     extra_stop_ids: tuple[int, ...] = ()
+    missing_eos_reward: float | None = None
 
     def measure(
         self,
@@ -109,7 +113,9 @@ class Measurer:
             return lambda part: response_logits(model, part, self.temperature)
 
         terms = terms_of(logits(policy), logits(self.reference), rollout)
-        rewards, gold = self._scores(rollout, prompts, num_samples)
+        reasons = rollout.finish_reasons(self.tokenizer, self.extra_stop_ids)
+        cut_off = np.array([reason == "length" for reason in reasons])
+        rewards, gold = self._scores(rollout, prompts, num_samples, cut_off)
         logprob, ref_logprob = terms.logprob_BT.sum(1), terms.ref_logprob_BT.sum(1)
         columns = {
             "ref_logprob": ref_logprob,
@@ -119,24 +125,39 @@ class Measurer:
         }
         arrays = {name: value.double().cpu().numpy() for name, value in columns.items()}
         return [
-            _scored_samples(slice(i * num_samples, (i + 1) * num_samples), rewards, gold, arrays)
+            _scored_samples(
+                slice(i * num_samples, (i + 1) * num_samples), rewards, gold, cut_off, arrays
+            )
             for i in range(len(prompts))
         ]
 
     def _scores(
-        self, rollout: Rollout, prompts: Sequence[tuple[Prompt, list[int]]], num_samples: int
+        self,
+        rollout: Rollout,
+        prompts: Sequence[tuple[Prompt, list[int]]],
+        num_samples: int,
+        cut_off: NDArray[np.bool_],
     ) -> tuple[Float, Float | None]:
         texts = rollout.texts(self.tokenizer, self.extra_stop_ids)
         items = [Scorable(prompts[i // num_samples][0], text) for i, text in enumerate(texts)]
 
-        def scores(model: RewardModel) -> Float:
-            return np.array([np.nan if r is None else r for r in model.score(items)])
+        def scores(model: RewardModel, missing_eos_reward: float | None) -> Float:
+            rewards = with_missing_eos_reward(
+                model.score(items), cut_off.tolist(), missing_eos_reward
+            )
+            return np.array([np.nan if r is None else r for r in rewards])
 
-        return scores(self.reward), None if self.gold is None else scores(self.gold)
+        # A gold model's rewards have another scale, so its own judgement of a cut-off sample stays.
+        gold = None if self.gold is None else scores(self.gold, None)
+        return scores(self.reward, self.missing_eos_reward), gold
 
 
 def _scored_samples(
-    rows: slice, rewards: Float, gold: Float | None, columns: Mapping[str, Float]
+    rows: slice,
+    rewards: Float,
+    gold: Float | None,
+    cut_off: NDArray[np.bool_],
+    columns: Mapping[str, Float],
 ) -> PromptSamples:
     """One prompt's rows of a batch, without those that lack a finite reward or gold reward."""
     scored = np.isfinite(rewards[rows])
@@ -146,5 +167,6 @@ def _scored_samples(
         rewards=rewards[rows][scored],
         gold=None if gold is None else gold[rows][scored],
         unscored=int((~scored).sum()),
+        truncated=int(cut_off[rows].sum()),
         **{name: values[rows][scored] for name, values in columns.items()},
     )

@@ -40,6 +40,11 @@ def _over_prompts(
     return bootstrap_mean([value(sample) for sample in samples])
 
 
+def _truncated_share(samples: Sequence[PromptSamples]) -> float:
+    """The share of all samples, unscored ones included, that the token limit cut off."""
+    return sum(s.truncated for s in samples) / sum(len(s.rewards) + s.unscored for s in samples)
+
+
 def reference_row(reference: Sequence[PromptSamples]) -> MethodRow:
     """The reference policy; it wins half of the comparisons with itself, by symmetry."""
     has_gold = reference[0].gold is not None
@@ -57,6 +62,7 @@ def reference_row(reference: Sequence[PromptSamples]) -> MethodRow:
         kl_other={},
         tokens=_over_prompts(reference, lambda s: float(s.tokens.mean())),
         unscored=sum(s.unscored for s in reference),
+        truncated_share=_truncated_share(reference),
     )
 
 
@@ -141,6 +147,7 @@ def policy_row(
         },
         tokens=_over_prompts(policy, lambda s: float(s.tokens.mean())),
         unscored=sum(s.unscored for s in policy),
+        truncated_share=_truncated_share(policy),
     )
 
 

@@ -177,6 +177,7 @@ class TrainingInputs:
             "reward_revision": self.fingerprints["reward_revision"],
             "max_new_tokens": config.max_new_tokens,
             "temperature": config.temperature,
+            "missing_eos_reward": config.missing_eos_reward,
         }
         # Caches of vLLM, which always stopped at all of the model's stop tokens, did not record them.
         if recorded.get("backend") != "vllm" or "eos_token_ids" in recorded:
@@ -210,6 +211,7 @@ class TrainingInputs:
             batch_size=512,
             seed=1,
             extra_stop_ids=self.extra_stop_ids,
+            missing_eos_reward=self.config.missing_eos_reward,
         )
 
     @cached_property

@@ -24,6 +24,7 @@ class TrainerOptions:
     max_grad_norm: float
     seed: int
     dtype: Literal["float32", "bfloat16"] = "float32"
+    missing_eos_reward: float | None = None
 
     @classmethod
     def of(

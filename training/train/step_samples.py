@@ -17,6 +17,7 @@ from training.train.cached_choice import choose_indices
 from vbon.errors import RewardError
 from vbon.maths.seeds import seed_of
 from vbon.rewards import RewardModel, Scorable
+from vbon.rewards.truncation import with_missing_eos_reward
 
 # The prompts of one process, each as (place in the step, row of the cache).
 Rows = Sequence[tuple[int, int]]
@@ -70,10 +71,12 @@ class StepSampler:
         samples_per_prompt: int,
         seed: int,
         device: torch.device,
+        missing_eos_reward: float | None = None,
     ) -> None:
         self._tokenizer, self._reward, self._cache = tokenizer, reward, cache
         self._generator, self._device = generator, device
         self._samples_per_prompt, self._base_seed = samples_per_prompt, seed
+        self._missing_eos_reward = missing_eos_reward
 
     def sample(
         self, step: int, needed: SamplesNeeded, rows: Rows, policy: Any, anchor: Any
@@ -98,7 +101,12 @@ class StepSampler:
         texts = rollout.texts(self._tokenizer, self._generator.extra_stop_ids)
         prompts = [self._cache.prompt(row) for _, row in rows]
         items = [Scorable(prompts[i // group], text) for i, text in enumerate(texts)]
-        rewards = self._reward.score(items)
+        reasons = rollout.finish_reasons(self._tokenizer, self._generator.extra_stop_ids)
+        rewards = with_missing_eos_reward(
+            self._reward.score(items),
+            [reason == "length" for reason in reasons],
+            self._missing_eos_reward,
+        )
         missing = [item.completion for item, r in zip(items, rewards, strict=True) if r is None]
         if missing:
             raise RewardError(

@@ -67,6 +67,7 @@ class Trainer:
             samples_per_prompt=options.samples_per_prompt,
             seed=options.seed,
             device=self.accelerator.device,
+            missing_eos_reward=options.missing_eos_reward,
         )
         self._check()
         trainable = [p for p in policy.parameters() if p.requires_grad]

@@ -25,6 +25,7 @@ class MethodRow(BaseModel):
         kl_other: other estimates of the same KL, by name of the estimator.
         tokens: response length.
         unscored: number of samples without a score; they are left out of all means.
+        truncated_share: share of the samples that the token limit cut off; ``None`` for best-of-n.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
@@ -40,6 +41,7 @@ class MethodRow(BaseModel):
     kl_other: dict[str, MeanInterval] = {}
     tokens: MeanInterval | None = None
     unscored: int = 0
+    truncated_share: float | None = None
     equivalent_n: MeanInterval | None = None
     productive_share: MeanInterval | None = None
 
