@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from service.generation.references import policy_ref, scorer_ref
 from service.routes.dependencies import RuntimeDep, StoreDep
-from service.schemas import ModeInfo, ModesResponse
+from service.schemas import ModeInfo, ModesResponse, SamplingFields
 from vbon.storage.training_record import read_training_record
 
 router = APIRouter(tags=["server"])
@@ -16,6 +16,10 @@ router = APIRouter(tags=["server"])
 async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
     """Every mode with its settings, policy, reward model and default N."""
     settings = runtime.settings
+    sampling = SamplingFields().to_sampling(settings.default_max_tokens)
+    records = {
+        name: read_training_record(policy.info.path) for name, policy in runtime.policies.items()
+    }
     return ModesResponse(
         default_mode=settings.default_mode,
         modes=[
@@ -29,7 +33,12 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
                 if mode.strategy.reranks
                 else None,
                 default_n=settings.default_n if mode.strategy.reranks else 1,
-                training=read_training_record(runtime.policies[mode.policy].info.path),
+                training=(record := records[mode.policy]),
+                sampling_differences=record.sampling_differences(
+                    sampling.max_tokens, sampling.temperature
+                )
+                if record is not None
+                else [],
             )
             for mode in runtime.modes.values()
         ],

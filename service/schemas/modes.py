@@ -25,6 +25,11 @@ class ModeInfo(BaseModel):
     training: TrainingRecord | None = Field(
         None, description="the policy's training record, if it has one"
     )
+    sampling_differences: list[str] = Field(
+        default=[],
+        description="how this server's defaults of max_tokens and temperature differ from the sampling "
+        "that the policy was trained and measured with, which changes its KL and rewards",
+    )
 
 
 class ModesResponse(BaseModel):

@@ -55,3 +55,30 @@ async def test_modes_tell_it_and_clients_read_it_back(tmp_path: Path) -> None:
     read = TrainingRecord.model_validate(modes["vbon"]["training"])
     assert read == TrainingRecord.model_validate(RECORD)
     assert read.settings == {"num_samples": 16}
+
+
+@pytest.mark.parametrize(
+    ("trained", "max_tokens", "expected"),
+    [
+        ({"max_new_tokens": 40, "temperature": 1.0}, 40, []),
+        ({"num_samples": 16}, 64, []),
+        (
+            {"max_new_tokens": 40, "temperature": 0.7},
+            64,
+            [
+                "max_tokens is 64, but the checkpoint was trained and measured with 40",
+                "temperature is 1, but the checkpoint was trained and measured with 0.7",
+            ],
+        ),
+    ],
+)
+async def test_modes_tell_where_the_defaults_are_not_those_of_the_training(
+    tmp_path: Path, trained: dict[str, float], max_tokens: int, expected: list[str]
+) -> None:
+    (tmp_path / "training.json").write_text(json.dumps({"identity": trained}))
+    engines = {"ref": FakeEngine("fake"), "vbon": FakeEngine(str(tmp_path))}
+    runtime = make_runtime(engines=engines, default_max_tokens=max_tokens)
+    async with serving(runtime) as (_, client):
+        modes = {mode["name"]: mode for mode in (await client.get("/modes")).json()["modes"]}
+    assert modes["vbon"]["sampling_differences"] == expected
+    assert modes["ref"]["sampling_differences"] == []

@@ -79,6 +79,19 @@ class TrainingRecord(_Read):
     cache: CachedSamples | None = None
     heldout: HeldoutFigures | None = None
 
+    def sampling_differences(self, max_tokens: int, temperature: float) -> list[str]:
+        """The differences between this sampling and the one that the checkpoint was trained with, in words.
+
+        Its KL and rewards are those of its own sampling. A field that the record lacks is not compared.
+        """
+        served = {"max_tokens": max_tokens, "temperature": temperature}
+        trained = {"max_tokens": "max_new_tokens", "temperature": "temperature"}
+        return [
+            f"{name} is {value:g}, but the checkpoint was trained and measured with {own:g}"
+            for name, value in served.items()
+            if isinstance(own := self.settings.get(trained[name]), int | float) and own != value
+        ]
+
 
 def read_training_record(directory: str) -> TrainingRecord | None:
     """The training record of a model directory; an adapter's is in its parent directory.
