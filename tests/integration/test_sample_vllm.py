@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start_sampling(sandbox: Path, folder: Path, reward: str) -> subprocess.Popen[str]:
+def start_sampling(sandbox: Path, folder: Path, reward: str, *more: str) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
@@ -61,6 +63,7 @@ def start_sampling(sandbox: Path, folder: Path, reward: str) -> subprocess.Popen
         "1",
         "--engine-args",
         '{"enforce_eager": true}',
+        *more,
     ]
     path = os.pathsep.join([str(ROOT), str(folder)])
     return subprocess.Popen(
@@ -117,3 +120,36 @@ def test_its_end_leaves_no_traceback_and_no_engine(
     while left := running_in_group(process.pid):
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
+
+
+def test_every_stop_token_of_the_model_ends_a_sample_and_has_no_text(
+    sandbox: Path, folder: Path
+) -> None:
+    """The sampler of training does the same; tests/unit/test_rollouts.py has its values."""
+    from transformers import AutoTokenizer
+
+    policy = folder / "policy"
+    shutil.copytree(sandbox / "policy", policy)
+    (policy / "checksums.json").unlink()  # changed on purpose
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    [word] = tokenizer(" the", add_special_tokens=False)["input_ids"]
+    stops = sorted([tokenizer.eos_token_id, word])
+    config = policy / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": stops}))
+    wanted = ("--policy", str(policy), "--num-samples", "64")
+    process = start_sampling(sandbox, folder, "lengths", *wanted)
+    told, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, told
+    rows = [json.loads(line) for line in (folder / "cache.jsonl").read_text().splitlines()]
+    ended = 0
+    for row in rows:
+        columns = (row["response_ids"], row["responses"], row["finish_reasons"])
+        for ids, text, reason in zip(*columns, strict=True):
+            assert not set(ids[:-1]) & set(stops)
+            assert (ids[-1] in stops) == (reason == "stop")
+            if ids[-1] == word:
+                ended += 1
+                assert not text.endswith(" the")
+    assert ended > 0
+    identity = json.loads((folder / "cache.jsonl.meta.json").read_text())["identity"]
+    assert identity["eos_token_ids"] == stops
