@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from tests.worker_groups import GroupScheduling, check_groups
+from tests.worker_groups import GroupScheduling, check_groups, place_in_order
 
 if TYPE_CHECKING:
     from tests.faults.stage import Stage
@@ -52,8 +52,9 @@ def vbon_checkpoint(sandbox: Path) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a test that would start another worker's engines again."""
+    """Put the longest first, and refuse a test that would start another worker's engines again."""
     check_groups(items)
+    items.sort(key=lambda item: place_in_order(item.nodeid))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:

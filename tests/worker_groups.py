@@ -5,6 +5,8 @@ xdist's own `--dist loadgroup` does nothing under pytest 9.2, whose node ids can
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -56,8 +58,42 @@ def check_groups(items: list[pytest.Item]) -> None:
             )
 
 
+# Unit tests that take longest; they begin first, so that no process ends with them alone.
+SLOW_FILES = (
+    "test_loadtest_results.py",
+    "test_objectives.py",
+    "test_loadtests.py",
+    "test_http_protocol.py",
+    "test_crossed_bootstrap.py",
+    "test_plugins.py",
+    "test_one_connection_each.py",
+    "test_imports.py",
+    "test_markup.py",
+    "test_report.py",
+    "test_loadtest_service.py",
+    "test_engine_args.py",
+    "test_loadtest_verdict.py",
+)
+
+
+def place_in_order(nodeid: str) -> tuple[int, int]:
+    """Sort key of a test: shared engines first, since they take longest, then slow files."""
+    if group_of(nodeid) is not None:
+        return 0, 0
+    name = nodeid.partition("::")[0].rpartition("/")[2]
+    return (1, SLOW_FILES.index(name)) if name in SLOW_FILES else (2, 0)
+
+
 class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives a group to one worker, the largest first, and every other test to whoever is free."""
+    """Gives each process a group, a file of unit tests or another test at a time, in collection order."""
+
+    def __init__(self, config: pytest.Config, log: Any = None) -> None:
+        config.option.loadscopereorder = (
+            False  # by number of tests, which says little of their time
+        )
+        super().__init__(config, log)
 
     def _split_scope(self, nodeid: str) -> str:
-        return group_of(nodeid) or nodeid
+        file = nodeid.partition("::")[0]
+        # Tests of one file share fixtures, which each process would make again.
+        return group_of(nodeid) or (file if file.startswith("tests/unit/") else nodeid)
