@@ -51,7 +51,7 @@ async def test_policies_stand_on_the_curve_and_hovering_shows_the_card(
         await expect(policy).to_contain_text("evaluation")
         row = page.get_by_role("table", name="All figures").get_by_role("row", name="best-of-4")
         await expect(row).to_contain_text("≤ 0.640")
-        await expect(page.get_by_text("no load test of these models is kept")).to_be_visible()
+        await expect(page.get_by_text("no load test of these models is stored")).to_be_visible()
         await page.get_by_label("Judge by the gold reward model").check()
         gold = page.get_by_role("figure", name="KL and mean reward")
         await expect(gold).to_have_attribute(

@@ -83,7 +83,9 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         await expect(state(page, "running")).to_be_visible()
         await expect(past).to_have_count(2, timeout=LONG_MS)
         await page.get_by_role("button", name="Compare the run shown with run").click()
-        await expect(page.locator(".compared")).to_contain_text("Too few rounds to tell chance")
+        await expect(page.locator(".compared")).to_contain_text(
+            "Too few rounds to tell a change from chance"
+        )
         figures = page.get_by_role("region", name="in figures")
         await expect(figures.get_by_role("row", name="bon (N=4) mean reward")).to_be_visible()
         await assert_accessible(page)

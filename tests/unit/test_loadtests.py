@@ -374,7 +374,8 @@ def _child() -> psutil.Process:
     (found,) = [
         child
         for child in psutil.Process().children()
-        if "service.loadtest" in " ".join(child.cmdline())
+        if child.status() != psutil.STATUS_ZOMBIE  # of another test in this process
+        and "service.loadtest" in " ".join(child.cmdline())
     ]
     return found
 
