@@ -16,14 +16,13 @@ import typer
 
 from training import configs
 from training.objectives import OBJECTIVES
-from vbon.cli.settings_command import add_settings_command
+from vbon.cli.settings_command import INTERRUPTED, add_settings_command
 from vbon.cli.typer_help import group_type
 from vbon.config import Settings
 from vbon.storage.atomic import REMEDY
 
 # Errors that any write may meet, a plot's or a temporary file's too.
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True)

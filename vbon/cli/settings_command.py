@@ -18,6 +18,8 @@ PASS_THROUGH = {
     "help_option_names": [],
 }
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as a shell reports it
+
 # Packages that the base install leaves out, and the extra that brings each.
 EXTRAS = {
     "accelerate": "train",

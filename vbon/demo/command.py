@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from vbon.cli.settings_command import add_settings_command
+from vbon.cli.settings_command import INTERRUPTED, add_settings_command
 from vbon.config import Settings
 from vbon.demo.config import DemoConfig
 
-INTERRUPTED = 130
 app = typer.Typer(add_completion=False)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from vbon.cli.settings_command import add_settings_command
+from vbon.cli.settings_command import INTERRUPTED, add_settings_command
 from vbon.config import Settings
 from vbon.study.config import StudyConfig
-from vbon.study.steps import INTERRUPTED
 
 app = typer.Typer(add_completion=False)
 

@@ -66,10 +66,10 @@ class Study:
     def run(self) -> None:
         """Run every step that is not done, then print the verdict."""
         settings = self.config.model_dump(mode="json", exclude={"out", "replace"})
-        self.progress = Progress(self.out, self.console, self._state(settings))
+        progress = Progress(self.out, self.console, self._state(settings))
         steps = self.steps()
-        write_json(self.out / STATE, self.progress.state)
-        self.progress.run(steps)
+        write_json(self.out / STATE, progress.state)
+        progress.run(steps)
         show_verdict(self.out, self.console)
 
     def steps(self) -> list[Step]:

@@ -15,11 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
+from vbon.cli.settings_command import INTERRUPTED
 from vbon.errors import VbonError
 from vbon.storage.atomic import write_json
 
 STATE = "study.json"
-INTERRUPTED = 130
 
 
 class StepFailedError(VbonError):
