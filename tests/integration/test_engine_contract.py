@@ -186,23 +186,29 @@ async def test_token_logprobs_add_up(engine: Engine) -> None:
 
 
 async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:
-    # Long enough for several steps to be seen from a busy machine, where a late reader misses some.
     sampling = replace(SAMPLING, max_tokens=24, ignore_eos=True)
     whole = {c.index: c for c in await draw(engine, sampling, 3, "contract-stream-a")}
-    partials = await watch(engine, sampling, 2, "contract-stream-b")
-    for before, after in pairwise(partials):
-        assert before.finish_reason is None
-        assert len(before.token_ids) < len(after.token_ids)
-        assert after.token_ids[: len(before.token_ids)] == before.token_ids
-        assert after.text.startswith(before.text)
-    last = partials[-1]
-    assert len(partials) > 1
-    assert (last.text, last.token_ids, last.finish_reason) == (
-        whole[2].text,
-        whole[2].token_ids,
-        whole[2].finish_reason,
-    )
-    assert last.token_logprobs == pytest.approx(whole[2].token_logprobs, abs=1e-4)
+    grew = False
+    # A reader that wakes late sees several steps as one, by the engines' own promise. On a busy machine that
+    # can be all of them, so an engine has several streams to show that it sends more than the end.
+    for attempt in range(10):
+        partials = await watch(engine, sampling, 2, f"contract-stream-b{attempt}")
+        for before, after in pairwise(partials):
+            assert before.finish_reason is None
+            assert len(before.token_ids) < len(after.token_ids)
+            assert after.token_ids[: len(before.token_ids)] == before.token_ids
+            assert after.text.startswith(before.text)
+        last = partials[-1]
+        assert (last.text, last.token_ids, last.finish_reason) == (
+            whole[2].text,
+            whole[2].token_ids,
+            whole[2].finish_reason,
+        )
+        assert last.token_logprobs == pytest.approx(whole[2].token_logprobs, abs=1e-4)
+        grew = grew or len(partials) > 1
+        if grew:
+            break
+    assert grew
 
 
 async def test_a_slow_reader_misses_nothing(engine: Engine) -> None:
