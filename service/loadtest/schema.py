@@ -50,6 +50,7 @@ class ServedMode(ResultPart):
     reward_model: ServedModel | None = None
     settings: dict[str, Any] = {}
     training: TrainingRecord | None = None
+    adapter: bool = Field(False, description="served as an unmerged LoRA adapter")
 
 
 class ServerDescription(ResultPart):

@@ -33,6 +33,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
                 if mode.strategy.reranks
                 else None,
                 default_n=settings.default_n if mode.strategy.reranks else 1,
+                adapter=runtime.policies[mode.policy].info.adapter,
                 training=(record := records[mode.policy]),
                 sampling_differences=record.sampling_differences(
                     sampling.max_tokens, sampling.temperature

@@ -22,6 +22,11 @@ class ModeInfo(BaseModel):
     policy: ModelRef
     reward_model: ModelRef | None
     default_n: int
+    adapter: bool = Field(
+        False,
+        description="true: the policy is served as an unmerged LoRA adapter, which decodes more slowly than "
+        "merged weights",
+    )
     training: TrainingRecord | None = Field(
         None, description="the policy's training record, if it has one"
     )

@@ -112,6 +112,8 @@ async def test_a_lora_adapter_is_served_on_the_reference_engine(
     from training.rollouts.load_policy import load_policy
 
     assert runtime.policies["lora"].host is runtime.policies["ref"].host  # type: ignore[attr-defined]
+    served = (await client.get("/modes")).json()["modes"]
+    assert {mode["name"] for mode in served if mode["adapter"]} == {"lora"}
     models = {
         name: load_policy(path)[:2]
         for name, path in (("merged", str(lora_checkpoint)), ("ref", answer_path(runtime, "ref")))

@@ -139,6 +139,8 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         card: dict[str, Any] = {"id": self.model, "object": "model", "root": "/models/policy"}
+        if "lora" in self.faults:
+            card["parent"] = "org/base"
         if "no-context-length" not in self.faults:
             card["max_model_len"] = self.max_model_len
         return self.refused(request) or JSONResponse({"object": "list", "data": [card]})

@@ -11,11 +11,12 @@ from rich.console import Console
 
 from service.bench.harness import served
 from service.client import ServerError
-from service.loadtest.analysis.result import build_result
+from service.loadtest.analysis.result import _is_adapter, build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.server_description import choose_variants, describe_server
+from service.loadtest.plan import Variant
 from service.loadtest.schema import LoadTestResult
 from tests.unit.fakes import make_runtime
 from tests.unit.test_loadtest import Quiet
@@ -88,6 +89,39 @@ async def test_without_a_reward_model_there_are_no_rewards_but_latencies(tmp_pat
     assert all(one.reward is None and one.unscored == 36 for one in result.quality)
     assert "2 of" not in result.decision[0]
     assert any("had no score" in text for text in result.warnings)
+
+
+async def test_an_adapter_is_known_by_what_the_server_tells_and_not_by_its_directory(
+    tmp_path: Path,
+) -> None:
+    """A merged checkpoint may lie in a directory `adapter`, and an adapter anywhere."""
+    engines = {
+        "ref": FakeEngine("/models/ref"),
+        "merged": FakeEngine("/models/adapter"),
+        "lora": FakeEngine("/models/plain", adapter=True),
+    }
+    async with served(make_runtime(engines=engines)) as url:
+        settings = LoadTestSettings(url=url, out=tmp_path)
+        server = await asyncio.to_thread(describe_server, settings, Console(quiet=True))
+    found = {
+        variant.label: _is_adapter(variant, server)
+        for variant in (
+            Variant("ref"),
+            Variant("merged"),
+            Variant("lora"),
+            Variant("bon", 4, True),
+            Variant("bon", 4, True, "lora"),
+            Variant("ref", policy="lora"),
+        )
+    }
+    assert found == {
+        "ref": False,
+        "merged": False,
+        "lora": True,
+        "bon (N=4)": False,
+        "bon@lora (N=4)": True,
+        "ref@lora": True,
+    }
 
 
 async def test_another_server_is_told_from_ours(tmp_path: Path) -> None:

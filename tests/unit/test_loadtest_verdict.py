@@ -124,11 +124,11 @@ def side_of(
     rising: bool = False,
     searched: bool = False,
     streamed: bool = False,
-    path: str = "/models/x",
+    adapter: bool = False,
 ) -> Side:
     capacity = replace(capacity_of_rounds(rates, rising=rising), searched=searched)
     cells = [cell_at(name, load, streamed=streamed) for load in loads]
-    return Side(MeasuredVariant(name, capacity, None), cells, path)
+    return Side(MeasuredVariant(name, capacity, None), cells, adapter)
 
 
 TUNED, SAMPLED = [100.0, 101, 102, 103, 104], [10.0, 10, 10, 10, 10]
@@ -159,7 +159,7 @@ def test_five_rounds_of_whole_saturated_equal_levels_decide() -> None:
         ({"rates": [60.0, 60, 60, 60, 100]}, {}, True, "by a factor of 1.67"),
         ({"rates": [11.0, 12, 13, 14, 15]}, {}, True, "break-even point differs"),
         ({"streamed": True}, {}, True, "one side was streamed and the other was not"),
-        ({"path": "/models/x/adapter"}, {}, True, "vbon was served as an unmerged adapter"),
+        ({"adapter": True}, {}, True, "vbon was served as an unmerged adapter"),
         ({"searched": True}, {}, True, "the rate of vbon is from one search"),
         ({}, {"rates": [10.0, 10, 10, 10, 10, 0]}, True, "bon answered nothing in 1 of 6 rounds"),
     ],

@@ -192,6 +192,12 @@ async def test_what_is_known_of_the_model() -> None:
         assert engine.info.path == server.url
 
 
+@pytest.mark.parametrize("lora", [False, True])
+async def test_a_lora_module_of_a_server_is_known_by_its_parent(lora: bool) -> None:
+    async with imitation(faults={"lora"} if lora else set()) as server, remote(server) as engine:
+        assert engine.info.adapter == lora
+
+
 async def test_candidates_carry_ids_text_and_logprobs() -> None:
     async with serving() as (engine, _):
         found = await draw(engine, 6, Sampling(max_tokens=30, seed=1))

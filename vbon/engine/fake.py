@@ -54,8 +54,9 @@ class FakeEngine:
         seconds_per_token: float = 0.0,
         endless: bool = False,
         by_priority: bool = False,
+        adapter: bool = False,
     ) -> None:
-        self.info = ModelInfo(path, "fake", max_model_len, by_priority)
+        self.info = ModelInfo(path, "fake", max_model_len, by_priority, adapter)
         self.running = 0
         self.aborted = 0
         self.decoded_tokens = 0

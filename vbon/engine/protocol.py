@@ -90,12 +90,14 @@ class ModelInfo:
     Attributes:
         max_model_len: length of the context in tokens.
         by_priority: whether the engine schedules by priority.
+        adapter: whether the weights are an unmerged LoRA adapter, which decodes more slowly than merged ones.
     """
 
     path: str
     revision: str
     max_model_len: int
     by_priority: bool = False
+    adapter: bool = False
 
 
 def candidate_seed(seed: int, index: int) -> int:

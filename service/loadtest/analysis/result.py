@@ -201,7 +201,7 @@ def _costs_and_pairs(
         v.label: Side(
             sides[v.label],
             [cell for cell in cells if cell.variant == v.label],
-            _weights(v, server),
+            _is_adapter(v, server),
         )
         for v in measured
     }
@@ -231,12 +231,10 @@ def _single_of(
     return next((v for v in single if not _fine_tuned(v, many, server, baseline)), None)
 
 
-def _weights(variant: Variant, server: ServerDescription) -> str | None:
-    """The path of the weights that a variant samples from, if the server tells it."""
-    modes = {mode.name: mode.policy for mode in server.modes}
-    policies = {policy.name: policy for policy in server.policies}
-    found = modes[variant.mode] if variant.policy is None else policies.get(variant.policy)
-    return None if found is None else found.path
+def _is_adapter(variant: Variant, server: ServerDescription) -> bool:
+    """True if the server says that it samples from an unmerged adapter; each policy is a mode of its name."""
+    adapters = {mode.name: mode.adapter for mode in server.modes}
+    return adapters.get(variant.policy or variant.mode, False)
 
 
 def _fine_tuned(one: Variant, many: Variant, server: ServerDescription, baseline: str) -> bool:

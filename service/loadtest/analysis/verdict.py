@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Literal
 
 from service.loadtest.analysis.break_even import Capacity, MeasuredVariant, paired_prices
 from service.loadtest.analysis.text import number
 from service.loadtest.schema import BreakEven, CellResult
 from vbon.maths.intervals import MedianRange
-from vbon.storage.training_record import ADAPTER_DIRECTORY
 
 State = Literal["not measured", "preliminary", "decided"]
 LEAST_ROUNDS = 5
@@ -26,11 +24,11 @@ WIDEST_BREAK_EVEN = 3.0  # the same of the range of answers to break-even
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One variant of a pair with its cells; ``path`` is that of its policy's weights, if known."""
+    """One variant of a pair with its cells; ``adapter``: served as an unmerged LoRA adapter."""
 
     measured: MeasuredVariant
     cells: Sequence[CellResult]
-    path: str | None = None
+    adapter: bool = False
 
     @property
     def name(self) -> str:
@@ -88,9 +86,10 @@ def assess(
     if _streamed(tuned) != _streamed(sampled):
         reasons.append("one side was streamed and the other was not (--no-stream)")
     reasons += [
-        f"{side.name} was served as an unmerged adapter, which is slower than merged weights"
+        f"{side.name} was served as an unmerged adapter, which is slower than merged weights: serve the "
+        "merged checkpoint"
         for side in (tuned, sampled)
-        if side.path is not None and PurePath(side.path).name == ADAPTER_DIRECTORY
+        if side.adapter
     ]
     return ("preliminary" if reasons else "decided"), reasons
 

@@ -49,6 +49,7 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
                 reward_model=mode["reward_model"],
                 settings=mode["settings"],
                 training=mode.get("training"),
+                adapter=mode.get("adapter", False),
             )
             for mode in found["modes"]
         ]
@@ -80,6 +81,7 @@ def _openai(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
                     policy=ServedModel(
                         name=model["id"], path=str(model.get("root") or ""), revision="unknown"
                     ),
+                    adapter=bool(model.get("parent")),
                 )
                 for model in models
             ],

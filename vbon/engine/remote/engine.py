@@ -101,7 +101,12 @@ class RemoteEngine:
                 self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._options)
             await self._replicas.start()
             model, limit = self._replicas.model, self._replicas.max_model_len
-            self.info = replace(self.info, revision=f"remote:{model}", max_model_len=limit)
+            self.info = replace(
+                self.info,
+                revision=f"remote:{model}",
+                max_model_len=limit,
+                adapter=self._replicas.adapter,
+            )
             ids = await self.encode(Prompt(text="a"))
             warm_up = Sampling(max_tokens=min(4, limit - len(ids)), seed=0)
             async for candidate in self.generate(ids, warm_up, 2, "warm-up"):

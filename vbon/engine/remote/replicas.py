@@ -10,6 +10,7 @@ from contextvars import Context
 from typing import TypeVar
 
 from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, now
+from vbon.engine.remote.wire import ModelCard
 from vbon.errors import (
     CheckpointError,
     EngineDeadError,
@@ -31,12 +32,14 @@ class Replicas:
     Attributes:
         model: the model's name; ``None`` until it is known.
         max_model_len: length of the context in tokens; 0 until it is known.
+        adapter: True once a server has told that the model is an unmerged LoRA module.
     """
 
     def __init__(self, urls: Sequence[str], model: str | None, options: RemoteOptions) -> None:
         self.urls = tuple(urls)
         self.model = model
         self.max_model_len = 0
+        self.adapter = False
         self._options = options
         self._all: list[Replica] = []
 
@@ -177,7 +180,7 @@ class Replicas:
         replica.trouble = ""
         return None
 
-    def _check_model(self, replica: Replica, models: dict[str, int | None]) -> None:
+    def _check_model(self, replica: Replica, models: dict[str, ModelCard]) -> None:
         names = ", ".join(models) or "none"
         model = self.model
         if model is None and len(models) == 1:
@@ -185,7 +188,7 @@ class Replicas:
         if model is None or model not in models:
             asked = f"not {model!r}" if model else "choose one of them: URL#name"
             raise ReplicaError(f"{replica.url} serves {names}; {asked}", "wrong", again=True)
-        told, wanted = models[model], self._options.max_model_len
+        told, wanted = models[model].max_model_len, self._options.max_model_len
         limits = [limit for limit in (told, wanted) if limit]
         if not limits:
             raise ReplicaError(
@@ -201,6 +204,7 @@ class Replicas:
                 again=True,
             )
         self.model, self.max_model_len = model, min(limits)
+        self.adapter = self.adapter or models[model].adapter
 
 
 def _failures(failed: dict[Replica, ReplicaError]) -> int:

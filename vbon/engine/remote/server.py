@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from vbon.engine.remote.wire import error_text, read_models
+from vbon.engine.remote.wire import ModelCard, error_text, read_models
 from vbon.errors import CheckpointError, InvalidInputError
 from vbon.http.body import WireError, check_uncompressed, read_body, too_long
 from vbon.http.transport import AiohttpTransport
@@ -302,7 +302,7 @@ class Replica:
             raise ReplicaError(_why(error), "down", again=True) from error
         return content.decode("utf-8", "replace")
 
-    async def models(self) -> dict[str, int | None]:
+    async def models(self) -> dict[str, ModelCard]:
         """Probe the server: check its health, then read the names and context lengths of its models.
 
         Raises:

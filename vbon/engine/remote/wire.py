@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vbon.engine.protocol import Candidate, FinishReason, Partial, Sampling, candidate_seed
@@ -236,8 +237,21 @@ def read_prompt_logprobs(payload: Any, token_ids: Sequence[int], first: int) -> 
     return found
 
 
-def read_models(payload: Any) -> dict[str, int | None]:
-    """Model ids from ``GET /models``, each with its context length in tokens if the server sends it.
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model as ``GET /models`` describes it.
+
+    Attributes:
+        max_model_len: context length in tokens; ``None`` if the server does not send it.
+        adapter: True if it is a LoRA module, for which vLLM names the base model as its parent.
+    """
+
+    max_model_len: int | None
+    adapter: bool
+
+
+def read_models(payload: Any) -> dict[str, ModelCard]:
+    """The models that ``GET /models`` lists, by their ids.
 
     Raises:
         WireError: the answer is not a list of models.
@@ -245,10 +259,12 @@ def read_models(payload: Any) -> dict[str, int | None]:
     data = payload.get("data") if isinstance(payload, dict) else None
     if not isinstance(data, list) or not all(isinstance(card, dict) for card in data):
         raise WireError("answered /models without a list `data`")
-    models: dict[str, int | None] = {}
+    models: dict[str, ModelCard] = {}
     for card in data:
         limit = card.get("max_model_len")
-        models[str(card.get("id"))] = limit if _is_count(limit) else None
+        models[str(card.get("id"))] = ModelCard(
+            limit if _is_count(limit) else None, adapter=bool(card.get("parent"))
+        )
     return models
 
 

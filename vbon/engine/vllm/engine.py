@@ -60,7 +60,9 @@ class VllmEngine:
         self._adapter = adapter
         checkpoint = adapter.checkpoint if adapter else host.checkpoint
         by_priority = host.options.scheduling_policy == "priority"
-        self.info = ModelInfo(checkpoint.path, checkpoint.revision, 0, by_priority)
+        self.info = ModelInfo(
+            checkpoint.path, checkpoint.revision, 0, by_priority, adapter=adapter is not None
+        )
         self._warm_start = 0
 
     @property
