@@ -119,7 +119,8 @@ def scored_only(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
     if not scored:
         raise RewardError(
             f"none of the {len(candidates)} candidates could be scored: each was too long for the reward "
-            "model, rejected by its chat template, or had a reward that is not finite"
+            "model, rejected by its chat template, made it fail (see the log), or had a reward that is not "
+            "finite"
         )
     return scored
 

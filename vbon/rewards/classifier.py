@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -12,12 +11,11 @@ from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
 from vbon.prompts import render_for_reward
+from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable
 from vbon.storage.checkpoints import check_checkpoint
 
-logger = logging.getLogger(__name__)
-
-MAX_LOGGED_REFUSALS = 20
+_NO_LIMIT = 10**9
 
 
 class ClassifierReward:
@@ -53,7 +51,7 @@ class ClassifierReward:
         self._tokenizer: Any = None
         self._max_length = 0
         self._pads = False
-        self._refusals: set[str] = set()
+        self._isolate = TextIsolator(path, self._score_together)
 
     def load(self) -> None:
         """Load tokenizer and weights, onto the GPU if there is one.
@@ -88,7 +86,7 @@ class ClassifierReward:
             torch.set_num_threads(self._threads)
         self._model = model.to(device).eval()
         self._tokenizer = tokenizer
-        self._max_length = int(getattr(model.config, "max_position_embeddings", 0) or 10**9)
+        self._max_length = max_tokens_of(model)
         pad = tokenizer.pad_token_id
         self._pads = pad is not None and pad != tokenizer.eos_token_id
         if self._pads:
@@ -97,22 +95,27 @@ class ClassifierReward:
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
         """Score the items in batches of similar length.
 
-        The score is ``None`` for a text that is too long for the model, and for a conversation that its
-        chat template rejects.
+        The score is ``None`` for a text that is too long for the model, for a conversation that its
+        chat template rejects, and for any other text on which the model fails.
         """
-        import torch
-
         if self._model is None:
             raise RewardError(f"reward model {self.name} is not loaded")
-        encoded = self._encode(items)
+        return self._isolate(items)
+
+    def _score_together(self, items: Sequence[Scorable]) -> list[float | None]:
+        import torch
+
         scores: list[float | None] = [None] * len(items)
         try:
+            encoded = self._encode(items)
             with torch.inference_mode():
                 for batch in self._batches(encoded):
                     for index, logit in zip(batch, self._logits(encoded, batch), strict=True):
                         scores[index] = logit if math.isfinite(logit) else None
-        except RuntimeError as error:
-            raise RewardError(f"reward model {self.name} failed: {error}") from error
+        except Exception as error:  # tokenizers, templates and models of others may raise anything
+            raise TextError(
+                f"reward model {self.name} failed: {type(error).__name__}: {error}"
+            ) from error
         return scores
 
     def close(self) -> None:
@@ -152,10 +155,7 @@ class ClassifierReward:
         try:
             return render_for_reward(self._tokenizer, item.prompt, item.completion)
         except ValueError as error:
-            refusal = str(error)
-            if refusal not in self._refusals and len(self._refusals) < MAX_LOGGED_REFUSALS:
-                self._refusals.add(refusal)  # each is logged once
-                logger.warning("%s: %s; such texts get no reward", self.name, refusal)
+            self._isolate.report(str(error))
             return None
 
     def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
@@ -190,6 +190,24 @@ class ClassifierReward:
             self._model.config.pad_token_id = -1
         logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         return [float(value) for value in logits[:, 0].float().cpu()]
+
+
+def max_tokens_of(model: Any) -> int:
+    """The most tokens that a text may have for a model.
+
+    RoBERTa and its relatives number positions from ``padding_idx + 1`` on, so that many of the positions in
+    their table are never used. A model without a limit has none in its config, or -1 (XLNet).
+    """
+    positions = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 0)
+    if positions <= 0:
+        return _NO_LIMIT
+    unused = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("embeddings.position_embeddings")
+        and getattr(module, "padding_idx", None) is not None
+    ]
+    return positions - max(unused, default=0)
 
 
 def open_with_eos(path: str, options: RewardOptions) -> ClassifierReward:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
+from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
 
 
@@ -25,6 +26,7 @@ class CallableReward:
         self.name, self.revision = f"python:{import_path}", "callable"
         self._module, self._attribute = module, attribute
         self._function: Callable[..., Any] | None = None
+        self._isolate = TextIsolator(self.name, self._call)
 
     def load(self) -> None:
         """Import the function."""
@@ -37,15 +39,19 @@ class CallableReward:
         self._function = function
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """Call the function once for the whole batch."""
+        """Call the function once for the whole batch, or for parts of it if it raises an exception."""
         if self._function is None:
             raise RewardError(f"reward callable {self.name} is not loaded")
+        return self._isolate(items)
+
+    def _call(self, items: Sequence[Scorable]) -> list[float | None]:
+        assert self._function is not None  # checked by `score`
         try:
             values = self._function(
                 [item.prompt.key for item in items], [item.completion for item in items]
             )
-        except Exception as error:  # user code: any exception means that the batch failed
-            raise RewardError(f"{self.name} raised {type(error).__name__}: {error}") from error
+        except Exception as error:  # user code may raise anything
+            raise TextError(f"{self.name} raised {type(error).__name__}: {error}") from error
         try:
             listed = list(values)
         except TypeError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vbon.errors import CheckpointError
 from vbon.registry import Registry, built_in_entries
+from vbon.rewards.isolation import IsolatedReward
 from vbon.rewards.protocol import RewardModel, RewardOpener, RewardOptions
 
 _SCHEME = re.compile(r"([a-z][a-z0-9-]*):")
@@ -83,7 +84,9 @@ def open_reward_model(
             f"known schemes: {', '.join(REWARDS)}"
         )
     model = REWARDS[scheme](argument, options)
-    return model if scheme in REWARDS.built_in else _check_plugin_model(model, scheme)
+    if scheme in REWARDS.built_in:
+        return model
+    return IsolatedReward(_check_plugin_model(model, scheme))
 
 
 def classifier_path(spec: str) -> str | None:

@@ -14,6 +14,7 @@ import httpx
 from vbon.errors import CheckpointError, RewardError
 from vbon.http.body import WireError, read_body
 from vbon.http.transport import AiohttpTransport
+from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
 from vbon.trace_context import trace_headers
 
@@ -21,6 +22,8 @@ from vbon.trace_context import trace_headers
 _KEEP_IDLE_S = 2.0
 # The rewards of several hundred texts take a few kB; the rest allows for extra fields in the response.
 _MAX_RESPONSE_BYTES = 4 * 2**20
+# Servers refuse a whole batch with one of these if a text of it is too long, or makes their code fail.
+_TEXT_AT_FAULT = (400, 413, 422, 500)
 
 
 class RemoteReward:
@@ -50,6 +53,7 @@ class RemoteReward:
         _check_url(url)
         self.name, self.revision = url, "remote"
         self._batch_size, self._timeout_s = batch_size, timeout_s
+        self._isolate = TextIsolator(f"remote scorer {url}", self._batch)
         self._client = httpx.AsyncClient(
             headers={"accept-encoding": "identity"},
             timeout=None,
@@ -65,10 +69,10 @@ class RemoteReward:
         """Do nothing: the scorer runs elsewhere and may start later than this process."""
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """Score the items with one call per batch."""
+        """Score the items with one call per batch, or with several if the scorer refuses a batch."""
         scores: list[float | None] = []
         for start in range(0, len(items), self._batch_size):
-            scores.extend(self._batch(items[start : start + self._batch_size]))
+            scores.extend(self._isolate(items[start : start + self._batch_size]))
         return scores
 
     def interrupt(self) -> None:
@@ -118,6 +122,9 @@ class RemoteReward:
             raise RewardError(f"the call to remote scorer {self.name} was cancelled") from error
         except WireError as error:
             raise RewardError(f"remote scorer {self.name} {error}") from error
+        except httpx.HTTPStatusError as error:
+            kind = TextError if error.response.status_code in _TEXT_AT_FAULT else RewardError
+            raise kind(f"remote scorer {self.name} failed: {error}") from error
         except httpx.HTTPError as error:
             said = f"{error}" or type(error).__name__
             raise RewardError(f"remote scorer {self.name} failed: {said}") from error
