@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service.generation.gold import with_gold
 from service.generation.plan import Plan
 from service.generation.references import model_ref, scorer_ref
 from service.runtime.prompt import PromptResult
@@ -26,9 +27,8 @@ from vbon.maths.curves import expected_best
 async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
     """Answer every prompt of a plan. If one fails, the whole request fails with its error."""
     if plan.request.prompts is None:
-        return generate_answer(plan, await plan.answer_prompt(0))
-    found = await all_or_first_error(plan.answer_prompt(i) for i in range(len(plan.prompts)))
-    answers = [generate_answer(plan, result) for result in found]
+        return await _answered(plan, 0)
+    answers = await all_or_first_error(_answered(plan, i) for i in range(len(plan.prompts)))
     return BatchAnswer(
         request_id=plan.request_id,
         mode=plan.mode.name,
@@ -39,6 +39,11 @@ async def generate(plan: Plan) -> GenerateAnswer | BatchAnswer:
             returned_tokens=sum(a.usage.returned_tokens for a in answers),
         ),
     )
+
+
+async def _answered(plan: Plan, index: int) -> GenerateAnswer:
+    answer = generate_answer(plan, await plan.answer_prompt(index))
+    return await with_gold(plan, answer, plan.prompts[index])
 
 
 def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from service.generation.gold import check_gold
 from service.generation.native_response import generate
 from service.generation.native_stream import native_messages
 from service.generation.plan import make_plan
@@ -52,6 +53,7 @@ async def post_generate(
     """
     _reject_unknown_parameters(request)
     plan = make_plan(get_runtime(request), mode, body, get_request_id(request), policy)
+    check_gold(plan)
     if body.stream:
         return await open_stream(
             request,

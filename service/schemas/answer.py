@@ -37,6 +37,7 @@ class CandidateOut(BaseModel):
     index: int
     text: str
     reward: float | None
+    gold_reward: float | None = Field(None, description="only with gold")
     cumulative_logprob: float | None = Field(description="nats under the policy at temperature 1")
     num_tokens: int
     finish_reason: FinishReason
@@ -61,6 +62,9 @@ class GenerateAnswer(BaseModel):
     text: str
     reward: float | None = Field(
         description="raw reward; null if it was not requested or the answer could not be scored"
+    )
+    gold_reward: float | None = Field(
+        None, description="only with gold; null if the gold reward model could not score the answer"
     )
     finish_reason: FinishReason
     selected_index: int

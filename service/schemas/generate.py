@@ -46,6 +46,11 @@ class GenerateFields(SamplingFields):
         True,
         description="single-sample modes: score the answer and report its reward (off by default on /v1)",
     )
+    gold: bool = Field(
+        False,
+        description="also report gold rewards, of the answer and of the candidates that it returns: scored "
+        "by the held-out gold reward model after the answer, outside its timings; not with stream",
+    )
     logprobs: bool = Field(
         False,
         description="also return token ids and their log-probabilities (nats, temperature 1)",
