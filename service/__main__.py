@@ -98,10 +98,13 @@ def compare(
     ] = 16,
     modes: Annotated[str, typer.Option(help="modes, separated by commas")] = "ref,bon,vbon",
     n: Annotated[int, typer.Option(help="N of the modes that rerank")] = 16,
-    max_tokens: Annotated[int, typer.Option(help="new tokens of a candidate, at most")] = 48,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(help="new tokens of a candidate, at most; default: the server's"),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(help="sampling temperature; 1 samples the policy itself")
-    ] = 1.0,
+        float | None, typer.Option(help="sampling temperature; default: the server's")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed that makes the answers repeatable")] = 0,
     concurrency: Annotated[
         str,
@@ -129,11 +132,11 @@ def compare(
     body = {
         "modes": [mode.strip() for mode in modes.split(",") if mode.strip()],
         "n": n,
-        "max_tokens": max_tokens,
-        "temperature": temperature,
         "seed": seed,
         "repeats": repeats,
     }
+    sampling = {"max_tokens": max_tokens, "temperature": temperature}
+    body |= {name: value for name, value in sampling.items() if value is not None}
     try:
         levels = [int(level) for level in concurrency.split(",")]
     except ValueError as error:

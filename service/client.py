@@ -112,6 +112,9 @@ def run_comparison(
             results.append(result)
             console.print(comparison_table(result))
     console.print(answers_table(results[0]))
+    for mode in results[0]["modes"]:
+        for difference in mode.get("sampling_differences", []):
+            console.print(f"warning: {mode['mode']}: {difference}", style="yellow", markup=False)
     _check_all_answered(results[0])
     if json_file is not None:
         write_json(Path(json_file), {"comparisons": results})

@@ -250,7 +250,12 @@ class ServiceSettings(Settings):
             "trust_remote_code",
         ),
         "Server": ("host", "port", "cors_origins", "store"),
-        "Defaults of requests": ("default_mode", "default_n", "default_max_tokens"),
+        "Defaults of requests": (
+            "default_mode",
+            "default_n",
+            "default_max_tokens",
+            "default_temperature",
+        ),
         "Reward models": (
             "reward_batch_size",
             "reward_threads",
@@ -313,8 +318,17 @@ class ServiceSettings(Settings):
     trust_remote_code: bool = Field(False, description="let checkpoints run their own code")
     default_mode: str = Field("bon", description="mode of a request that names none")
     default_n: Annotated[int, Field(ge=1)] = Field(16, description="N of a request that names none")
-    default_max_tokens: Annotated[int, Field(ge=1)] = Field(
-        64, description="max_tokens of a request that names none"
+    default_max_tokens: Annotated[int | None, NoneWord] = Field(
+        None,
+        ge=1,
+        description="max_tokens of a request that names none; default: what the served checkpoints were "
+        "trained with, by their cards, or 64 where they have none or differ",
+    )
+    default_temperature: Annotated[float | None, NoneWord] = Field(
+        None,
+        ge=0,
+        le=10,
+        description="temperature of a request that names none; default: that of the cards, or 1",
     )
     engine: EngineSettings = Field(EngineSettings(), description="engines")
     limits: LimitSettings = Field(LimitSettings(), description="limits")
@@ -392,7 +406,7 @@ class ServiceSettings(Settings):
     def _defaults_within_limits(self) -> ServiceSettings:
         if self.default_n > self.limits.max_n:
             raise ValueError(f"default_n {self.default_n} is over limits.max_n {self.limits.max_n}")
-        if self.default_max_tokens > self.limits.max_tokens:
+        if self.default_max_tokens is not None and self.default_max_tokens > self.limits.max_tokens:
             raise ValueError(
                 f"default_max_tokens {self.default_max_tokens} is over limits.max_tokens "
                 f"{self.limits.max_tokens}"

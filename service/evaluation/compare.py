@@ -175,7 +175,7 @@ def _response(runtime: Runtime, comparison: _Comparison) -> CompareResponse:
         concurrency=request.concurrency,
         reward_model=scorer_ref("reward", runtime.reward),
         gold_model=scorer_ref("gold", runtime.gold),
-        modes=[mode_report(runtime, run, baseline) for run in runs],
+        modes=[mode_report(runtime, run, baseline, comparison.sampling) for run in runs],
         head_to_head=[head_to_head(a, b) for i, a in enumerate(runs) for b in runs[i + 1 :]],
         prompts=[prompt_row(prompt, i, runs) for i, prompt in enumerate(request.prompts)],
     )

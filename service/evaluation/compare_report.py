@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.generation.references import policy_ref
+from service.generation.references import policy_ref, sampling_differences
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptResult
 from service.runtime.runtime import Runtime
 from service.schemas import ComparedAnswer, HeadToHead, LatencySummary, ModeReport, PromptRow
+from vbon.engine import Sampling
 from vbon.maths.curves import pairwise_win_rate
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import bootstrap_mean, median_range
@@ -48,7 +49,7 @@ class ModeRuns:
         return [amount / wall for amount, wall in zip(amounts, self.wall_s, strict=True)]
 
 
-def mode_report(runtime: Runtime, run: ModeRuns, base: ModeRuns) -> ModeReport:
+def mode_report(runtime: Runtime, run: ModeRuns, base: ModeRuns, sampling: Sampling) -> ModeReport:
     """One mode's figures, with win rates and ratios against the baseline."""
     latencies = np.array([result.total_ms for results in run.results for result in results])
     generated, returned = run.tokens(returned=False), run.tokens(returned=True)
@@ -59,6 +60,7 @@ def mode_report(runtime: Runtime, run: ModeRuns, base: ModeRuns) -> ModeReport:
         mode=run.mode.name,
         policy=policy_ref(runtime, run.mode),
         n=first.num_samples,
+        sampling_differences=sampling_differences(runtime, run.mode.policy, sampling),
         strategy=first.mode.strategy.model_dump(mode="json"),
         reward=_mean_reward(run.rewards),
         gold_reward=_mean_reward(run.gold),

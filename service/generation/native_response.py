@@ -8,7 +8,7 @@ import numpy as np
 
 from service.generation.gold import with_gold
 from service.generation.plan import Plan
-from service.generation.references import model_ref, scorer_ref
+from service.generation.references import model_ref, sampling_differences, scorer_ref
 from service.runtime.prompt import PromptResult
 from service.schemas import (
     BatchAnswer,
@@ -71,6 +71,7 @@ def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
         strategy=result.mode.strategy.model_dump(mode="json"),
         details=dict(outcome.details),
         sampling=sampling_used(plan.sampling, result.num_samples),
+        sampling_differences=sampling_differences(plan.runtime, result.mode.policy, plan.sampling),
         usage=_usage(result),
         timings_ms=_timings(result),
         policy=model_ref(result.mode.policy, result.policy),

@@ -108,6 +108,7 @@ def vbon_report(answer: GenerateAnswer) -> VbonReport:
         details=answer.details,
         candidates=answer.candidates,
         sampling=answer.sampling,
+        sampling_differences=answer.sampling_differences,
         timings_ms=answer.timings_ms,
         reward_model=answer.reward_model,
     )

@@ -104,9 +104,9 @@ def resolve_sampling(
     Raises:
         InvalidInputError: a limit is exceeded; names the field and the limit.
     """
-    settings = runtime.settings
+    settings, default = runtime.settings, runtime.default_sampling
     num_samples = asked if asked is not None else settings.default_n
-    sampling = fields.to_sampling(settings.default_max_tokens)
+    sampling = fields.to_sampling(default.max_tokens, default.temperature)
     check_limit("n", num_samples, settings.limits.max_n)
     check_limit("max_tokens", sampling.max_tokens, settings.limits.max_tokens)
     return sampling, num_samples

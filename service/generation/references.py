@@ -6,7 +6,7 @@ from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
 from service.schemas import ModelRef
-from vbon.engine import ModelInfo
+from vbon.engine import ModelInfo, Sampling
 from vbon.errors import InvalidInputError
 
 
@@ -20,6 +20,24 @@ def check_limit(field: str, value: float, limit: float) -> None:
         raise InvalidInputError(
             f"{field} is {value}; this server allows at most {limit}", field=field
         )
+
+
+def sampling_differences(runtime: Runtime, policy: str, sampling: Sampling) -> list[str]:
+    """The differences between a sampling and the one that a policy was trained with, in words.
+
+    Empty for a policy without a training record.
+    """
+    record = runtime.training_records.get(policy)
+    if record is None:
+        return []
+    return record.sampling_differences(
+        sampling.max_tokens,
+        sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        stop=sampling.stop,
+        ignore_eos=sampling.ignore_eos,
+    )
 
 
 def policy_ref(runtime: Runtime, mode: Mode) -> ModelRef:

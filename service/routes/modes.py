@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from service.generation.references import policy_ref, scorer_ref
+from service.generation.references import policy_ref, sampling_differences, scorer_ref
 from service.routes.dependencies import RuntimeDep, StoreDep
-from service.schemas import ModeInfo, ModesResponse, SamplingFields
-from vbon.storage.training_record import read_training_record
+from service.runtime.runtime import Runtime
+from service.schemas import DefaultSampling, ModeInfo, ModesResponse, SamplingFields
 
 router = APIRouter(tags=["server"])
 
@@ -16,10 +16,8 @@ router = APIRouter(tags=["server"])
 async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
     """Every mode with its settings, policy, reward model and default N."""
     settings = runtime.settings
-    sampling = SamplingFields().to_sampling(settings.default_max_tokens)
-    records = {
-        name: read_training_record(policy.info.path) for name, policy in runtime.policies.items()
-    }
+    default, records = runtime.default_sampling, runtime.training_records
+    differences = {name: _differences(runtime, name) for name in runtime.policies}
     return ModesResponse(
         default_mode=settings.default_mode,
         modes=[
@@ -34,16 +32,26 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
                 else None,
                 default_n=settings.default_n if mode.strategy.reranks else 1,
                 adapter=runtime.policies[mode.policy].info.adapter,
-                training=(record := records[mode.policy]),
-                sampling_differences=record.sampling_differences(
-                    sampling.max_tokens, sampling.temperature
-                )
-                if record is not None
-                else [],
+                training=records[mode.policy],
+                sampling_differences=differences[mode.policy],
             )
             for mode in runtime.modes.values()
         ],
+        default_sampling=DefaultSampling(
+            max_tokens=default.max_tokens,
+            temperature=default.temperature,
+            sources=dict(default.sources),
+        ),
         gold_model=scorer_ref("gold", runtime.gold),
         limits=settings.limits.model_dump(),
         records=store.where is not None,
     )
+
+
+def _differences(runtime: Runtime, policy: str) -> list[str]:
+    """How the server's defaults, and its rewards, differ from those of a policy's own figures."""
+    default, record = runtime.default_sampling, runtime.training_records[policy]
+    if record is None:
+        return []
+    sampling = SamplingFields().to_sampling(default.max_tokens, default.temperature)
+    return sampling_differences(runtime, policy, sampling) + record.reward_differences()

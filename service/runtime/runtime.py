@@ -13,6 +13,11 @@ from typing import Any
 from service.admission.admission import Admission
 from service.context.request_context import PromptProgress
 from service.runtime.batching_scorer import BatchingScorer, MeteredScorer
+from service.runtime.default_sampling import (
+    DefaultSampling,
+    default_sampling,
+    log_default_sampling,
+)
 from service.runtime.in_flight import InFlightRequests
 from service.runtime.metrics import Metrics
 from service.runtime.modes import Mode, configured_modes, find_mode
@@ -23,6 +28,7 @@ from service.strategies import Outcome, Resources, Task
 from vbon.embedders import Embedder, open_embedder
 from vbon.engine import Engine, check_fits
 from vbon.errors import EngineDeadError, NotReadyError, RewardDeadError
+from vbon.storage.training_record import TrainingRecord, read_training_record
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +72,7 @@ class Runtime:
             on_recovered=self.metrics.recovered,
         )
         self.expected: dict[str, str] = {}
+        self._records: tuple[object, dict[str, TrainingRecord | None]] = (None, {})
         self.failure: Exception | None = None
         self._loaded = False
         self._connect_gauges()
@@ -113,6 +120,23 @@ class Runtime:
         return engines | {f"{name} model": one.revision for name, one in self.scorers.items()}
 
     @property
+    def training_records(self) -> dict[str, TrainingRecord | None]:
+        """The training record of each served policy, by its name; read anew when a model is replaced."""
+        served = {name: (one.info.path, one.info.revision) for name, one in self.policies.items()}
+        if self._records[0] != served:
+            paths = {name: path for name, (path, _) in served.items()}
+            self._records = (
+                served,
+                {name: read_training_record(path) for name, path in paths.items()},
+            )
+        return self._records[1]
+
+    @property
+    def default_sampling(self) -> DefaultSampling:
+        """The sampling of requests that set none."""
+        return default_sampling(self.settings, self.training_records)
+
+    @property
     def ready(self) -> bool:
         """True if all models are loaded, all engines and scorers alive, and no shutdown has begun."""
         return (
@@ -153,6 +177,7 @@ class Runtime:
             self._loaded = True
             self.supervisor.start()
             logger.info("ready after %.1f s: modes %s", perf_counter() - begun_s, list(self.modes))
+            log_default_sampling(self.default_sampling)
         except Exception as error:
             self.failure = error
             raise
@@ -171,6 +196,7 @@ class Runtime:
         self.policies = {**self.policies, policy: engine}
         self.modes = configured_modes(self.policies, has_reward=self.reward is not None)
         self._connect_engine_gauges(policy)
+        log_default_sampling(self.default_sampling)
         if not engine.recovers:
             self.metrics.restarts.labels(policy)
             self.supervisor.add(policy, engine)

@@ -27,7 +27,7 @@ from service.schemas.failure import (
     errors,
 )
 from service.schemas.generate import GenerateRequest
-from service.schemas.modes import ModeInfo, ModesResponse
+from service.schemas.modes import DefaultSampling, ModeInfo, ModesResponse
 from service.schemas.sampling import SamplingFields, SamplingUsed
 from service.schemas.wire import ChatMessage, ModelRef, Text, Wire
 
@@ -42,6 +42,7 @@ __all__ = [
     "CompareRequest",
     "CompareResponse",
     "ComparedAnswer",
+    "DefaultSampling",
     "ErrorBody",
     "ErrorResponse",
     "GenerateAnswer",

@@ -80,6 +80,11 @@ class GenerateAnswer(BaseModel):
     strategy: dict[str, Any] = Field(description="the strategy's settings, defaults filled in")
     details: dict[str, Any] = Field(description="further facts that the strategy reports")
     sampling: SamplingUsed
+    sampling_differences: list[str] = Field(
+        default=[],
+        description="how this sampling differs from the one that the policy was trained and measured with, "
+        "which changes its KL and rewards",
+    )
     usage: Usage
     timings_ms: Timings
     policy: ModelRef

@@ -62,6 +62,11 @@ class ModeReport(BaseModel):
     mode: str
     policy: ModelRef
     n: int
+    sampling_differences: list[str] = Field(
+        default=[],
+        description="how this sampling differs from the one that the policy was trained and measured with, "
+        "which changes its KL and rewards",
+    )
     strategy: dict[str, Any] = Field(description="the strategy's settings, defaults filled in")
     reward: MeanInterval | None
     gold_reward: MeanInterval | None

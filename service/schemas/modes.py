@@ -32,8 +32,18 @@ class ModeInfo(BaseModel):
     )
     sampling_differences: list[str] = Field(
         default=[],
-        description="how this server's defaults of max_tokens and temperature differ from the sampling "
-        "that the policy was trained and measured with, which changes its KL and rewards",
+        description="how this server's defaults of max_tokens and temperature, and its rewards, differ from "
+        "those that the policy was trained and measured with, which changes its KL and rewards",
+    )
+
+
+class DefaultSampling(BaseModel):
+    """The sampling of requests that set none; top_p 1, top_k 0 and no stop strings besides."""
+
+    max_tokens: int
+    temperature: float
+    sources: dict[str, str] = Field(
+        description="where each value comes from: a setting, the card of a checkpoint, or built in"
     )
 
 
@@ -42,6 +52,9 @@ class ModesResponse(BaseModel):
 
     default_mode: str
     modes: list[ModeInfo]
+    default_sampling: DefaultSampling = Field(
+        description="the same for every mode, so that modes compare; a request may set others"
+    )
     gold_model: ModelRef | None
     limits: dict[str, Any]
     records: bool = Field(description="true if verdicts and load tests are stored (`--store`)")

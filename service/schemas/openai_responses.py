@@ -33,6 +33,11 @@ class VbonReport(BaseModel):
     details: dict[str, Any]
     candidates: list[CandidateOut] | None
     sampling: SamplingUsed
+    sampling_differences: list[str] = Field(
+        default=[],
+        description="how this sampling differs from the one that the policy was trained and measured with, "
+        "which changes its KL and rewards",
+    )
     timings_ms: Timings
     reward_model: ModelRef | None
 

@@ -25,7 +25,7 @@ class PairRequest(Wire):
     sides: Annotated[list[PairSide], Field(fail_fast=True, min_length=2, max_length=2)]
     chat: bool = Field(False, description="send the prompt as the first message of a chat")
     max_tokens: int | None = Field(None, ge=1)
-    temperature: Temperature = 1.0
+    temperature: Temperature | None = None
     seed: Seed | None = None
 
 

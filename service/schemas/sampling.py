@@ -25,8 +25,14 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 class SamplingFields(Wire):
     """The sampling parameters of a request, shared by every request that generates."""
 
-    max_tokens: int | None = Field(None, ge=1, description="most new tokens of a candidate")
-    temperature: Temperature = Field(1.0, description="0 is greedy")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most new tokens of a candidate; default: default_sampling of /modes",
+    )
+    temperature: Temperature | None = Field(
+        None, description="0 is greedy; default: default_sampling of /modes"
+    )
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, le=1_000_000, description="0 keeps every token")
     seed: Seed | None = Field(
@@ -54,12 +60,14 @@ class SamplingFields(Wire):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def to_sampling(self, default_max_tokens: int) -> Sampling:
+    def to_sampling(self, default_max_tokens: int, default_temperature: float = 1.0) -> Sampling:
         """The engine's form of these parameters."""
         values = {name: getattr(self, name) for name in SAMPLING_NAMES}
         values["stop"] = self.stop_strings
         if self.max_tokens is None:
             values["max_tokens"] = default_max_tokens
+        if self.temperature is None:
+            values["temperature"] = default_temperature
         return Sampling(**values)
 
 

@@ -14,9 +14,10 @@ ENGINE = {one.name: one for one in fields(Sampling) if one.name != "logprobs"}
 def test_the_api_has_the_engines_parameters_with_the_same_defaults() -> None:
     assert list(SamplingFields.model_fields) == list(ENGINE)
     for name, one in ENGINE.items():
-        if one.default is not MISSING and name != "stop":
+        if one.default is not MISSING and name not in ("stop", "temperature"):
             assert SamplingFields.model_fields[name].default == one.default, name
     assert SamplingFields().to_sampling(7) == Sampling(max_tokens=7)
+    assert SamplingFields().to_sampling(7, 0.5) == Sampling(max_tokens=7, temperature=0.5)
 
 
 def test_every_parameter_reaches_the_engine_and_the_answer() -> None:

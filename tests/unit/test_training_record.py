@@ -77,7 +77,7 @@ async def test_modes_tell_where_the_defaults_are_not_those_of_the_training(
 ) -> None:
     (tmp_path / "training.json").write_text(json.dumps({"identity": trained}))
     engines = {"ref": FakeEngine("fake"), "vbon": FakeEngine(str(tmp_path))}
-    runtime = make_runtime(engines=engines, default_max_tokens=max_tokens)
+    runtime = make_runtime(engines=engines, default_max_tokens=max_tokens, default_temperature=1.0)
     async with serving(runtime) as (_, client):
         modes = {mode["name"]: mode for mode in (await client.get("/modes")).json()["modes"]}
     assert modes["vbon"]["sampling_differences"] == expected

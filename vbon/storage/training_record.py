@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
@@ -79,18 +80,59 @@ class TrainingRecord(_Read):
     cache: CachedSamples | None = None
     heldout: HeldoutFigures | None = None
 
-    def sampling_differences(self, max_tokens: int, temperature: float) -> list[str]:
+    @property
+    def sampled_with(self) -> dict[str, float]:
+        """The ``max_tokens`` and ``temperature`` of the training, as far as the record has them."""
+        names = {"max_tokens": "max_new_tokens", "temperature": "temperature"}
+        found = {name: self.settings.get(recorded) for name, recorded in names.items()}
+        return {name: value for name, value in found.items() if _is_number(value)}
+
+    def sampling_differences(
+        self,
+        max_tokens: int,
+        temperature: float,
+        *,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> list[str]:
         """The differences between this sampling and the one that the checkpoint was trained with, in words.
 
-        Its KL and rewards are those of its own sampling. A field that the record lacks is not compared.
+        Its KL and rewards are those of its own sampling. Training samples the policy itself, without top_p,
+        top_k and stop strings. A field that the record lacks is not compared.
         """
-        served = {"max_tokens": max_tokens, "temperature": temperature}
-        trained = {"max_tokens": "max_new_tokens", "temperature": "temperature"}
-        return [
+        served = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+        }
+        trained = {**self.sampled_with, "top_p": 1.0, "top_k": 0}
+        found = [
             f"{name} is {value:g}, but the checkpoint was trained and measured with {own:g}"
             for name, value in served.items()
-            if isinstance(own := self.settings.get(trained[name]), int | float) and own != value
+            if (own := trained.get(name)) is not None and own != value
         ]
+        if stop:
+            found.append("stop strings end answers, but the checkpoint was trained without them")
+        if ignore_eos:
+            found.append("ignore_eos is on, but the checkpoint was trained to end at EOS")
+        return found
+
+    def reward_differences(self) -> list[str]:
+        """The differences between the rewards of its own figures and the reward model's, in words."""
+        own = self.settings.get("missing_eos_reward")
+        if own is None:
+            return []
+        return [
+            "the checkpoint's own figures give an answer that max_tokens cuts off a reward of "
+            f"{own:g}; the service scores it like the others"
+        ]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def read_training_record(directory: str) -> TrainingRecord | None:
