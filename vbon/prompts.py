@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 
 
 class Message(TypedDict):
-    """One message of a chat, in the form that chat templates take."""
+    """One message of a chat, in OpenAI's form."""
 
     role: Role
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    reasoning_content: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +37,13 @@ class Prompt:
         """The prompt's identity as readable text: its text, or a ``role: content`` line per message."""
         if self.text is not None:
             return self.text
-        return "\n".join(f"{message['role']}: {message['content']}" for message in self.messages)
+        return "\n".join(_line(message) for message in self.messages)
+
+
+def _line(message: Message) -> str:
+    calls = message.get("tool_calls")
+    called = "" if not calls else json.dumps(calls, ensure_ascii=False)
+    return f"{message['role']}: {message['content']}{called}"
 
 
 # Number of prompt tokens that a tokenizer needs to know whether a new word begins; the same as vLLM's.
@@ -113,10 +124,42 @@ def _templated(
 
     try:
         text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
+            for_template(messages, str(tokenizer.chat_template)),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:
         raise ValueError(
             f"the chat template of the {whose}'s tokenizer rejects the messages: {error}"
         ) from error
     return text
+
+
+def for_template(messages: Sequence[Message], template: str) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them, which differs from OpenAI's form in two points.
+
+    A developer's message is a system message, unless the template knows developers. The arguments of tool
+    calls are objects, not JSON texts.
+    """
+    found = []
+    for message in messages:
+        turn: dict[str, Any] = dict(message)
+        if turn["role"] == "developer" and "developer" not in template:
+            turn["role"] = "system"
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [_with_object(call) for call in turn["tool_calls"]]
+        found.append(turn)
+    return found
+
+
+def _with_object(call: dict[str, Any]) -> dict[str, Any]:
+    """The tool call with its arguments parsed; other text stays as it is."""
+    function = dict(call["function"])
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except (ValueError, RecursionError):
+            parsed = arguments
+        arguments = parsed if isinstance(parsed, dict) else arguments
+    return call | {"function": function | {"arguments": arguments}}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -228,14 +230,35 @@ def _describe(error: RequestValidationError) -> tuple[str, str | None]:
             at = f"character {place[-1]}"
             lines.append(f"the body is not valid JSON: {problem['ctx']['error']} (at {at})")
             continue
-        name = ".".join(place[1:]) or place[0]
+        missing = problem["type"] == "missing"
+        name = _field_at(problem["loc"][1:], error.body, missing=missing) or place[0]
         first = first or name
         given = problem.get("input")
         shown = "" if isinstance(given, dict | list) or given is None else f" (got {given!r:.60})"
-        lines.append(f"{name}: {problem['msg']}{shown}")
+        lines.append(f"{name}: {_problem(problem)}{shown}")
     if len(problems) > MOST_PROBLEMS:
         lines.append(f"and {len(problems) - MOST_PROBLEMS} more")
     return "; ".join(lines), first
+
+
+def _problem(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "extra_forbidden":
+        return "this server has no such field; leave it out (GET /openapi.json lists all fields)"
+    return str(problem["msg"]).removeprefix("Value error, ")
+
+
+def _field_at(place: Sequence[str | int], body: Any, *, missing: bool) -> str:
+    """The path of a field as the client wrote it, without pydantic's names for the forms of a value."""
+    found, at = [], body
+    for i, part in enumerate(place):
+        absent = missing and i == len(place) - 1
+        if isinstance(at, dict) and (part in at or absent):
+            found.append(part)
+            at = at.get(part)
+        elif isinstance(at, list) and isinstance(part, int) and 0 <= part < len(at):
+            found.append(part)
+            at = at[part]
+    return ".".join(map(str, found))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:

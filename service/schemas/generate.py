@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
 from service.schemas.sampling import SamplingFields
-from service.schemas.wire import ChatMessage, Text
+from service.schemas.wire import ChatMessage, Text, form_of
 from service.strategies.request_fields import with_strategy_settings
-from vbon.prompts import Message, Prompt
+from vbon.prompts import Prompt
 
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 Counts = Annotated[
     Annotated[Count, Tag("one")]
     | Annotated[list[Count], Field(fail_fast=True, min_length=1), Tag("several")],
-    Discriminator(lambda value: "several" if isinstance(value, list) else "one"),
+    Discriminator(form_of),
 ]
 
 
@@ -88,8 +88,7 @@ class GenerateFields(SamplingFields):
         if self.prompts is not None:
             return [Prompt(text=text) for text in self.prompts]
         if self.messages is not None:
-            turns = (Message(role=turn.role, content=turn.content) for turn in self.messages)
-            return [Prompt(messages=tuple(turns))]
+            return [Prompt(messages=tuple(turn.to_message() for turn in self.messages))]
         return [Prompt(text=self.prompt)]
 
 

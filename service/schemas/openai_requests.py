@@ -1,51 +1,28 @@
 """Requests of OpenAI's completions and chat completions.
 
-Parameters that this server does not support are accepted only at their neutral value, which clients and
-load testers send by default. Any other value is rejected.
+Fields that act on the answer are written out here. ``neutral_fields.py`` lists those that are accepted only
+with values that change nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    field_validator,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import core_schema
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from service.schemas.generate import GenerateRequest
+from service.schemas.neutral_fields import (
+    CHAT,
+    COMMON,
+    COMPLETION,
+    MESSAGE,
+    PART,
+    Neutral,
+    with_neutral_fields,
+)
 from service.schemas.sampling import SamplingFields
-from service.schemas.wire import ChatMessage, Text, Wire
+from service.schemas.wire import ChatMessage, Text, ToolCall, Wire, form_of
 from service.strategies.request_fields import settings_in, with_strategy_settings
-
-
-@dataclass(frozen=True)
-class _Only:
-    """Accepts only ``neutral`` or null, in validation and in the schema."""
-
-    neutral: Any
-    remedy: str = "leave it out"
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def __get_pydantic_json_schema__(
-        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return {"enum": [None] if self.neutral is None else [self.neutral, None]}
-
-    def _check(self, value: Any) -> Any:
-        if value is not None and value != self.neutral:
-            raise ValueError(f"this server supports only {self.neutral!r}; {self.remedy}")
-        return value
 
 
 class StreamOptions(Wire):
@@ -53,6 +30,7 @@ class StreamOptions(Wire):
 
     include_usage: bool = Field(False, description="end with a chunk that has the token counts")
     continuous_usage_stats: bool = Field(False, description="send the counts so far in every chunk")
+    include_obfuscation: bool = Field(False, description="ignored: chunks are not padded")
 
 
 class OpenAiFields(SamplingFields):
@@ -64,12 +42,11 @@ class OpenAiFields(SamplingFields):
     )
     n: Annotated[
         int | None,
-        _Only(1, "n counts answers; for best-of-N send best_of"),
+        Neutral((1,), "n counts answers; for best-of-N send best_of"),
     ] = Field(None, description="number of answers returned")
     max_completion_tokens: int | None = Field(None, ge=1, description="same as max_tokens")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="ignored")
     return_candidates: bool = Field(False, description="also return every candidate, under `vbon`")
     score: bool = Field(
         False,
@@ -82,14 +59,14 @@ class OpenAiFields(SamplingFields):
         allow_inf_nan=False,
         description="time limit, seconds; at most the server's, which is the default",
     )
-    frequency_penalty: Annotated[float | None, _Only(0)] = None
-    presence_penalty: Annotated[float | None, _Only(0)] = None
-    repetition_penalty: Annotated[float | None, _Only(1)] = None
-    min_p: Annotated[float | None, _Only(0)] = None
+    frequency_penalty: Annotated[float | None, Neutral((0,))] = None
+    presence_penalty: Annotated[float | None, Neutral((0,))] = None
+    repetition_penalty: Annotated[float | None, Neutral((1,))] = None
+    min_p: Annotated[float | None, Neutral((0,))] = None
     min_tokens: Annotated[
-        int | None, _Only(0, "for answers of exactly max_tokens, use ignore_eos")
+        int | None, Neutral((0,), "for answers of exactly max_tokens, use ignore_eos")
     ] = None
-    logit_bias: Annotated[dict[str, float] | None, _Only({})] = None
+    logit_bias: Annotated[dict[str, float] | None, Neutral(({},))] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -129,14 +106,14 @@ class OpenAiFields(SamplingFields):
 class CompletionFields(OpenAiFields):
     """``POST /v1/completions``: one text or several, to continue."""
 
-    prompt: Text | Annotated[list[Text], Field(fail_fast=True, min_length=1)] = Field(
-        description="one text or several; token ids are not accepted"
-    )
+    prompt: Annotated[
+        Annotated[Text, Tag("one")]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1), Tag("several")],
+        Discriminator(form_of),
+    ] = Field(description="one text or several; token ids are not accepted")
     logprobs: Annotated[
-        int | None, _Only(0, "0 returns the log-probabilities of the answer's tokens")
+        int | None, Neutral((0,), "0 returns the log-probabilities of the answer's tokens")
     ] = None
-    echo: Annotated[bool | None, _Only(False)] = None
-    suffix: Annotated[str | None, _Only(None)] = None
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -163,25 +140,73 @@ class CompletionFields(OpenAiFields):
         return self._native(logprobs=logprobs, prompts=self.prompt)
 
 
-class TextPart(Wire):
+class _TextPart(Wire):
     """A text part of a message."""
 
     type: Literal["text"]
-    text: Text
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, part: Any) -> Any:
+        if isinstance(part, dict) and part.get("type") != "text":
+            raise ValueError(
+                f"this server takes only parts of type 'text', not {part.get('type')!r:.40}; "
+                "send the content as text"
+            )
+        return part
 
 
-class OpenAiMessage(Wire):
-    """One message of a chat; its content is a text or a list of text parts."""
+if TYPE_CHECKING:
 
-    role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(fail_fast=True, min_length=1)]
+    class TextPart(_TextPart):
+        """The part with its fields that change nothing."""
+
+else:
+    TextPart = with_neutral_fields("TextPart", _TextPart, PART)
+
+
+class _Message(Wire):
+    """One message of a chat; its content is a text, a list of text parts or nothing."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        Annotated[str, Tag("one")]
+        | Annotated[list[TextPart], Field(fail_fast=True), Tag("several")],
+        Discriminator(form_of),
+    ] = ""
+    name: str | None = Field(None, description="the speaker, for templates that show it")
+    tool_calls: list[ToolCall] | None = Field(
+        None, description="the tools that an assistant called"
+    )
+    tool_call_id: str | None = Field(None, description="the call that a tool's message answers")
+    reasoning_content: str | None = Field(
+        None, description="an assistant's reasoning, for templates that show it"
+    )
+    reasoning: str | None = Field(None, description="same as reasoning_content")
 
     def to_native(self) -> ChatMessage:
         """This message with its content joined into one text."""
         content = self.content
         if not isinstance(content, str):
             content = "".join(part.text for part in content)
-        return ChatMessage(role=self.role, content=content)
+        return ChatMessage(
+            role=self.role,
+            content=content,
+            name=self.name,
+            tool_calls=self.tool_calls,
+            tool_call_id=self.tool_call_id,
+            reasoning_content=self.reasoning_content or self.reasoning,
+        )
+
+
+if TYPE_CHECKING:
+
+    class OpenAiMessage(_Message):
+        """The message with its fields that change nothing."""
+
+else:
+    OpenAiMessage = with_neutral_fields("OpenAiMessage", _Message, MESSAGE)
 
 
 class ChatFields(OpenAiFields):
@@ -189,9 +214,6 @@ class ChatFields(OpenAiFields):
 
     messages: Annotated[list[OpenAiMessage], Field(fail_fast=True, min_length=1)]
     logprobs: bool | None = None
-    top_logprobs: Annotated[
-        int | None, _Only(0, "logprobs: true returns the log-probabilities of the answer's tokens")
-    ] = None
 
     def to_native(self) -> GenerateRequest:
         """This request in the form of the native API."""
@@ -202,11 +224,16 @@ class ChatFields(OpenAiFields):
 if TYPE_CHECKING:
 
     class CompletionRequest(CompletionFields):
-        """The request with the settings of every strategy, added from the registry."""
+        """The request with its fields that change nothing, and the settings of every strategy."""
 
     class ChatRequest(ChatFields):
-        """The request with the settings of every strategy, added from the registry."""
+        """The request with its fields that change nothing, and the settings of every strategy."""
 
 else:
-    CompletionRequest = with_strategy_settings("CompletionRequest", CompletionFields)
-    ChatRequest = with_strategy_settings("ChatRequest", ChatFields)
+    CompletionRequest = with_strategy_settings(
+        "CompletionRequest",
+        with_neutral_fields("CompletionFields", CompletionFields, COMMON, COMPLETION),
+    )
+    ChatRequest = with_strategy_settings(
+        "ChatRequest", with_neutral_fields("ChatFields", ChatFields, COMMON, CHAT)
+    )

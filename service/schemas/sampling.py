@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, create_model
 
-from service.schemas.wire import Wire
+from service.schemas.wire import Wire, form_of
 from vbon.engine import Sampling
 
 # `logprobs` is left out: each route has its own field for them.
@@ -19,7 +19,10 @@ SAMPLING_NAMES = tuple(one.name for one in fields(Sampling) if one.name != "logp
 
 Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-StopString = Annotated[str, Field(min_length=1, max_length=256)]
+# vLLM's clients write "no seed" and "every token" as -1.
+SeedOrNone = Annotated[int, Field(ge=-1, lt=2**63)]
+TopK = Annotated[int, Field(ge=-1, le=1_000_000), AfterValidator(lambda k: max(k, 0))]
+StopString = Annotated[str, Field(max_length=256)]
 
 
 class SamplingFields(Wire):
@@ -34,13 +37,18 @@ class SamplingFields(Wire):
         None, description="0 is greedy; default: default_sampling of /modes"
     )
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
-    top_k: int = Field(0, ge=0, le=1_000_000, description="0 keeps every token")
-    seed: Seed | None = Field(
-        None, description="the same seed, parameters and batch give the same answer"
+    top_k: TopK = Field(0, description="0 and -1 keep every token")
+    seed: SeedOrNone | None = Field(
+        None, description="the same seed, parameters and batch give the same answer; -1 is none"
     )
-    stop: StopString | Annotated[list[StopString], Field(fail_fast=True, max_length=16)] | None = (
-        Field(None, description="strings that end a candidate")
-    )
+    stop: (
+        Annotated[
+            Annotated[StopString, Tag("one")]
+            | Annotated[list[StopString], Field(fail_fast=True, max_length=16), Tag("several")],
+            Discriminator(form_of),
+        ]
+        | None
+    ) = Field(None, description="strings that end a candidate; empty ones end none")
     ignore_eos: bool = Field(
         False,
         description="continue to max_tokens even after an end-of-sequence token; for load tests",
@@ -56,14 +64,14 @@ class SamplingFields(Wire):
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The ``stop`` strings as a tuple, whichever form was sent."""
-        if self.stop is None:
-            return ()
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        strings = [self.stop or ""] if not isinstance(self.stop, list) else self.stop
+        return tuple(filter(None, strings))
 
     def to_sampling(self, default_max_tokens: int, default_temperature: float = 1.0) -> Sampling:
         """The engine's form of these parameters."""
         values = {name: getattr(self, name) for name in SAMPLING_NAMES}
         values["stop"] = self.stop_strings
+        values["seed"] = None if self.seed == -1 else self.seed
         if self.max_tokens is None:
             values["max_tokens"] = default_max_tokens
         if self.temperature is None:

@@ -2,24 +2,106 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
+
+from vbon.prompts import Message
 
 Text = Annotated[str, Field(min_length=1)]
 
 
+def form_of(value: Any) -> str:
+    """The form of a field that takes one value or a list of them: ``several`` or ``one``.
+
+    As a discriminator, it gives a wrong value one message instead of one per form.
+    """
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
 class Wire(BaseModel):
-    """Base class of requests; rejects unknown fields."""
+    """Base class of requests; rejects unknown fields, and takes null for a field that is left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = cls.model_fields
+        return {k: v for k, v in data.items() if v is not None or k not in known}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(schema)
+        inner = handler.resolve_ref_schema(found)
+        for name in inner.get("properties", {}).keys() - set(inner.get("required", ())):
+            inner["properties"][name] = _nullable(inner["properties"][name])
+        return found
+
+
+def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
+    """The schema, which also accepts null; its annotations stay at the top."""
+    if schema.keys().isdisjoint({"type", "$ref", "anyOf", "oneOf", "enum", "const"}):
+        return schema  # accepts everything
+    if {"type": "null"} in schema.get("anyOf", []) or None in schema.get("enum", []):
+        return schema
+    outer = {k: v for k, v in schema.items() if k in {"title", "description", "default"}}
+    rest = {k: v for k, v in schema.items() if k not in outer}
+    forms = rest["anyOf"] if rest.keys() == {"anyOf"} else [rest]
+    return {"anyOf": [*forms, {"type": "null"}], **outer}
+
+
+class CalledFunction(BaseModel):
+    """The function that a tool call calls."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    arguments: str | dict[str, Any] = Field("", description="a JSON object, as text or parsed")
+
+
+class ToolCall(BaseModel):
+    """One call of a tool by an assistant."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
 
 class ChatMessage(Wire):
-    """One message of a chat."""
+    """One message of a chat; the policy's chat template decides what becomes of it."""
 
-    role: Literal["system", "user", "assistant"]
-    content: Text
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str = Field("", description="may be empty, as an assistant's is that only calls tools")
+    name: str | None = Field(None, description="the speaker, for templates that show it")
+    tool_calls: list[ToolCall] | None = Field(
+        None, description="the tools that an assistant called"
+    )
+    tool_call_id: str | None = Field(None, description="the call that a tool's message answers")
+    reasoning_content: str | None = Field(
+        None, description="an assistant's reasoning, for templates that show it"
+    )
+
+    def to_message(self) -> Message:
+        """The form that chat templates take, without what is absent."""
+        message = Message(role=self.role, content=self.content)
+        if self.name is not None:
+            message["name"] = self.name
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            message["tool_call_id"] = self.tool_call_id
+        if self.reasoning_content is not None:
+            message["reasoning_content"] = self.reasoning_content
+        return message
 
 
 class ModelRef(BaseModel):

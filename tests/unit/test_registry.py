@@ -169,11 +169,11 @@ def test_a_reward_model_of_an_unknown_scheme(
 
 def test_no_setting_can_have_the_name_of_a_field_of_requests() -> None:
     from service.schemas.generate import GenerateFields
+    from service.schemas.neutral_fields import CHAT, COMMON, COMPLETION
     from service.schemas.openai_requests import ChatFields, CompletionFields
 
-    fields = set().union(
-        *(kind.model_fields for kind in (GenerateFields, CompletionFields, ChatFields))
-    )
+    kinds = (GenerateFields, CompletionFields, ChatFields)
+    fields = set().union(*(kind.model_fields for kind in kinds), COMMON, COMPLETION, CHAT)
     assert fields == RESERVED, "update _REQUEST_FIELDS in service/strategies/request_fields.py"
 
 
