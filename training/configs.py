@@ -382,10 +382,16 @@ class SweepConfig(TrainConfig):
     All cells share policy, reward model, prompts and budget. Each finished cell leaves a record, so a run
     that was killed goes on; `vbon report` draws the records. A grid entry is
     'NAME: PARAMETER=V1 V2 ...' or, for a variant,
-    'NAME=OBJECTIVE: PARAMETER=V1 V2 ...; SETTING=VALUE; ...' with any setting of the objective.
+    'NAME=OBJECTIVE: PARAMETER=V1 V2 ...; SETTING=VALUE ...; ...' with any setting of the objective. Settings
+    with several values give a cell for each combination.
+
+    With --validation the grid is a search. Every method tries the same number of settings, measured on the
+    validation prompts. For each N of --targets, the setting with the highest win rate that spends no more KL
+    than the bound of best-of-N is chosen, trained again with --seeds and measured on --heldout.
 
     Examples:
       vbon sweep --grid "vbon: num_samples=4 16" --grid "kl-rl: beta=0.5 1" --out runs/sweep
+      vbon sweep --validation sandbox/prompts/validation.jsonl --grid "vbon: num_samples=4 16"
     """
 
     option_groups: ClassVar[OptionGroups] = {
@@ -394,6 +400,10 @@ class SweepConfig(TrainConfig):
             "seeds",
             "jobs",
             "title",
+            "validation",
+            "targets",
+            "search_seed",
+            "choices",
             "heldout_prompts",
             "reference_samples",
             "policy_samples",
@@ -412,6 +422,36 @@ class SweepConfig(TrainConfig):
     reference_samples: int = Field(128, ge=8, description="reference samples per held-out prompt")
     policy_samples: int = Field(32, ge=4, description="samples of each cell per held-out prompt")
     keep_checkpoints: bool = Field(True, description="keep each cell's checkpoint, ready to serve")
+    validation: Annotated[Path | None, NoneWord] = Field(
+        None,
+        description="prompts to choose settings on, apart from those to train on and the held-out ones; "
+        "default: every cell of the grid is measured on the held-out prompts",
+    )
+    targets: list[int] = Field(
+        [4, 16],
+        description="N whose KL bound a chosen setting may spend; one setting is chosen for each",
+    )
+    search_seed: int = Field(
+        1000, ge=0, description="training seed of the search; the chosen settings get --seeds"
+    )
+    choices: Path | None = Field(
+        None,
+        description="choices.json of another sweep of the same grid, to train its chosen settings here "
+        "instead of searching",
+    )
+
+    @model_validator(mode="after")
+    def _search_apart_from_report(self) -> SweepConfig:
+        if self.validation is not None and self.choices is not None:
+            raise ValueError("choices replace the search on validation prompts; give only one")
+        if self.validation is not None and self.search_seed in self.seeds:
+            raise ValueError(
+                f"search_seed {self.search_seed} is one of the seeds {self.seeds}; the chosen settings "
+                "must be trained again with others, so give another --search-seed"
+            )
+        if any(target < 2 for target in self.targets):
+            raise ValueError("targets must be at least 2: best-of-1 is the reference policy itself")
+        return self
 
 
 class ReportConfig(Settings):

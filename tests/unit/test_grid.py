@@ -33,6 +33,18 @@ def test_a_variant_names_its_objective_and_settings() -> None:
     assert cell.config.learning_rate == 3e-4
 
 
+def test_several_settings_give_every_combination() -> None:
+    made = grid_cells(
+        sweep("vbon: num_samples=4 16; learning_rate=1e-4, 3e-4; bound=exact", seeds=[5])
+    )
+    assert [(c.config.num_samples, c.config.learning_rate) for c in made] == [  # type: ignore[attr-defined]
+        (4, 1e-4), (4, 3e-4), (16, 1e-4), (16, 3e-4),
+    ]  # fmt: skip
+    assert made[1].setting == "num_samples=4, learning_rate=0.0003"
+    assert made[1].name == "vbon-num_samples=4_learning_rate=3e-4-seed=5"
+    assert {cell.config.bound for cell in made} == {"exact"}  # type: ignore[attr-defined]
+
+
 def test_settings_of_the_sweep_reach_every_cell_and_an_entrys_own_win() -> None:
     first, second = grid_cells(
         sweep("dpo: beta=0.1", "bonbon: num_samples=4; learning_rate=1e-3", seeds=[0],

@@ -119,8 +119,8 @@ ROOMS = {
     "training.evaluation": "training.configs training.outputs training.rollouts vbon.rewards",
     "training.train": "training.cache training.configs training.evaluation training.objectives "
     "training.outputs training.rollouts vbon.rewards",
-    "training.sweep": "training.configs training.evaluation training.outputs training.train "
-    "training.worker_pool vbon.rewards",
+    "training.sweep": "training.configs training.evaluation training.objectives training.outputs "
+    "training.train training.worker_pool vbon.rewards",
     "training.report": "training.configs training.sweep",
     "training.bench": "training.configs training.rollouts training.train vbon.rewards",
     "training.__main__": "training.configs training.objectives training.train vbon.cli",

@@ -35,6 +35,7 @@ class BonAwareRl(BonSettings, Regularised, Objective):
     title: ClassVar[str] = "BoN-aware RL"
     source: ClassVar[str] = "Inference-Aware Fine-Tuning for Best-of-N, arXiv 2412.15287"
     learning_rate: ClassVar[float] = 3e-4
+    reads_cache: ClassVar[bool] = False
 
     num_samples: int = Field(
         4, description="N of the best-of-N that the tuned policy will be used with"

@@ -25,6 +25,7 @@ class KlRl(Regularised, RegularisedRL):
     title: ClassVar[str] = "KL-regularised RL"
     source: ClassVar[str] = "RLOO, arXiv 2402.14740; the baseline of arXiv 2407.06057"
     learning_rate: ClassVar[float] = 3e-4
+    reads_cache: ClassVar[bool] = False
 
     beta: float = Field(
         1.0, gt=0, description="weight of the KL from the reference, in units of reward per nat"

@@ -122,6 +122,7 @@ class Objective(BaseModel):
         source: the paper it comes from.
         learning_rate: default peak learning rate of the main steps.
         strict_order: True if it assumes that no two samples of a prompt have the same reward.
+        reads_cache: False if it uses neither cached samples nor ranks among their rewards.
         defaults: values of shared settings (``TrainConfig``) that suit it better than the shared defaults.
     """
 
@@ -131,6 +132,7 @@ class Objective(BaseModel):
     source: ClassVar[str]
     learning_rate: ClassVar[float] = 1e-4
     strict_order: ClassVar[bool] = False
+    reads_cache: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     @property

@@ -5,6 +5,7 @@ The directory has this layout::
     policy/  reward/  gold/       Hugging Face directories (safetensors, tokenizer, config, card)
     prompts/train.jsonl           openings to fine-tune on
     prompts/heldout.jsonl         openings held out for evaluation
+    prompts/validation.jsonl      further openings, to choose settings on
     sandbox.json                  resolved config, revision, seeds, versions, held-out metrics
 
 Complete parts of the same configuration are kept, so an interrupted build continues.
@@ -84,6 +85,10 @@ def _write_prompts(config: SandboxConfig, openings: list[str]) -> None:
     prompts, count = config.out / "prompts", config.train_prompts + config.heldout_prompts
     write_prompts(prompts / "train.jsonl", openings[: config.train_prompts])
     write_prompts(prompts / "heldout.jsonl", openings[config.train_prompts : count])
+    # As many more, as far as the texts go, to choose settings on: held-out prompts are for the report.
+    validation = openings[count : count + config.heldout_prompts]
+    if validation:
+        write_prompts(prompts / "validation.jsonl", validation)
 
 
 def _missing(out: Path, parts: Iterable[Part], metrics: dict[str, Any]) -> Iterator[Part]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.configs import SweepConfig
+from training.objectives import objective_type
 from training.outputs.identity import read_json_record, run_identity
 from training.sweep.grid import GridCell
 from training.sweep.shared_inputs import SharedInputs
@@ -102,6 +103,7 @@ def _cell_record(
     config: SweepConfig, cell: GridCell, shared: SharedInputs, outcome: _Outcome
 ) -> dict[str, Any]:
     cache, finished = shared.training.cache, outcome.finished
+    cached = sum(len(cache.rewards(row)) for row in range(len(cache)))
     checkpoint = None
     if outcome.status == "ok" and config.keep_checkpoints:
         checkpoint = str(cell.config.out.relative_to(config.out))
@@ -114,6 +116,7 @@ def _cell_record(
             "variant": cell.variant,
             "parameter": cell.parameter,
             "value": cell.value,
+            "others": cell.others,
             "seed": cell.seed,
         },
         "status": outcome.status,
@@ -121,12 +124,17 @@ def _cell_record(
         "row": finished.row.model_dump() if finished and finished.row else None,
         "cost": {
             **(finished.cost if finished else {}),
-            "cached_samples": sum(len(cache.rewards(row)) for row in range(len(cache))),
+            "cached_samples": cached if _reads_cache(cell) else 0,
         },
         "best_of_tuned": outcome.best_of_tuned,
         "per_prompt": outcome.per_prompt or {},
         "checkpoint": checkpoint,
     }
+
+
+def _reads_cache(cell: GridCell) -> bool:
+    """True if the cell trains on cached samples or their rewards; otherwise it only takes the prompts."""
+    return objective_type(cell.objective).reads_cache or cell.config.warm_start_steps > 0
 
 
 def _identity(cell: GridCell, shared: SharedInputs) -> dict[str, Any]:

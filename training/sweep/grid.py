@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from vbon.errors import InvalidInputError
 
 _ENTRY = re.compile(
     r"^(?P<variant>[^:=;]+)(=(?P<objective>[a-z0-9-]+))?:"
-    r"\s*(?P<parameter>\w+)=(?P<values>[^;=]+)(;(?P<fixed>.+))?$"
+    r"\s*(?P<parameter>\w+)=(?P<values>[^;=]+)(;(?P<others>.+))?$"
 )
 _ENTRY_FORM = "NAME[=OBJECTIVE]: PARAMETER=V1 V2 ...[; SETTING=VALUE ...]"
 
@@ -28,12 +30,14 @@ class GridCell:
         variant: the name of the method in the report.
         parameter: the setting that varies within the variant.
         value: the value of that setting.
+        others: further settings that vary within the variant, by name.
     """
 
     variant: str
     objective: str
     parameter: str
     value: float
+    others: dict[str, Any]
     seed: int
     config: TrainConfig
 
@@ -47,23 +51,44 @@ class GridCell:
         """The name of that directory, unique within the sweep."""
         return self.directory.name
 
+    @property
+    def setting(self) -> str:
+        """The varied settings as text, the same for all seeds."""
+        return setting_text({self.parameter: self.value, **self.others})
+
+
+def setting_text(settings: dict[str, Any]) -> str:
+    """Varied settings as ``name=value, name=value``."""
+    return ", ".join(
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in settings.items()
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A parsed grid entry: one variant with several values of one parameter.
+    """A parsed grid entry: one variant with several values of one parameter, or of several.
 
     Attributes:
         text: the entry as given, for error messages.
-        values: the values of the parameter, not yet parsed.
-        fixed: further settings, the same in every cell of the entry.
+        values: the values of each setting, not yet parsed; the parameter comes first.
     """
 
     text: str
     variant: str
     objective: str
     parameter: str
-    values: list[str]
-    fixed: dict[str, str]
+    values: dict[str, list[str]]
+
+    def combinations(self) -> Iterator[dict[str, str]]:
+        """The settings of each cell of one seed."""
+        for chosen in itertools.product(*self.values.values()):
+            yield dict(zip(self.values, chosen, strict=True))
+
+    @property
+    def varied(self) -> list[str]:
+        """The settings with several values, besides the parameter."""
+        return [n for n, v in self.values.items() if n != self.parameter and len(v) > 1]
 
 
 def grid_cells(sweep: SweepConfig) -> list[GridCell]:
@@ -75,10 +100,10 @@ def grid_cells(sweep: SweepConfig) -> list[GridCell]:
     """
     entries = [_parse_entry(text) for text in sweep.grid]
     cells = [
-        _cell(sweep, entry, value, seed)
+        _cell(sweep, entry, settings, seed)
         for seed in sweep.seeds
         for entry in entries
-        for value in entry.values
+        for settings in entry.combinations()
     ]
     names = [cell.name for cell in cells]
     duplicates = sorted({name for name in names if names.count(name) > 1})
@@ -97,40 +122,47 @@ def _parse_entry(text: str) -> _Entry:
             f"grid entry {text!r} must have the form {_ENTRY_FORM!r}", field="grid"
         )
     variant = match["variant"].strip()
-    fixed = [part for part in (match["fixed"] or "").split(";") if part.strip()]
+    others = [part for part in (match["others"] or "").split(";") if part.strip()]
     return _Entry(
         text=text,
         variant=variant,
         objective=match["objective"] or variant,
         parameter=match["parameter"],
-        values=match["values"].replace(",", " ").split(),
-        fixed=dict(_parse_setting(text, part) for part in fixed),
+        values={
+            match["parameter"]: _split(match["values"]),
+            **dict(_parse_setting(text, part) for part in others),
+        },
     )
 
 
-def _parse_setting(entry: str, part: str) -> tuple[str, str]:
+def _parse_setting(entry: str, part: str) -> tuple[str, list[str]]:
     name, separator, value = part.partition("=")
-    if not separator:
+    if not separator or not value.strip():
         raise InvalidInputError(
             f"grid entry {entry!r}: {part!r} must have the form SETTING=VALUE", field="grid"
         )
-    return name.strip(), value.strip()
+    return name.strip(), _split(value)
 
 
-def _cell(sweep: SweepConfig, entry: _Entry, value: str, seed: int) -> GridCell:
+def _split(values: str) -> list[str]:
+    return values.replace(",", " ").split()
+
+
+def _cell(sweep: SweepConfig, entry: _Entry, settings: dict[str, str], seed: int) -> GridCell:
     config_type = train_config_type(entry.objective)
-    own = {entry.parameter: value, **entry.fixed}
-    unknown = sorted(own.keys() - config_type.model_fields.keys())
+    unknown = sorted(settings.keys() - config_type.model_fields.keys())
     if unknown:
         raise InvalidInputError(
             f"grid entry {entry.text!r}: {entry.objective} has no setting {', '.join(unknown)}",
             field="grid",
         )
-    name = re.sub(r"[^\w.=-]+", "_", f"{entry.variant}-{entry.parameter}={value}-seed={seed}")
+    varied = {name: settings[name] for name in (entry.parameter, *entry.varied)}
+    label = ",".join(f"{name}={value}" for name, value in varied.items())
+    name = re.sub(r"[^\w.=-]+", "_", f"{entry.variant}-{label}-seed={seed}")
     out = sweep.out / "cells" / name / "checkpoint"
     shared = _shared_settings(sweep) | {"seed": seed, "out": out, "replace": True}
     try:
-        config = _config_within_budget(config_type, shared | own)
+        config = _config_within_budget(config_type, shared | settings)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()
@@ -141,6 +173,7 @@ def _cell(sweep: SweepConfig, entry: _Entry, value: str, seed: int) -> GridCell:
         objective=entry.objective,
         parameter=entry.parameter,
         value=float(getattr(config, entry.parameter)),
+        others={name: getattr(config, name) for name in entry.varied},
         seed=config.seed,
         config=config,
     )

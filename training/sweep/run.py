@@ -11,9 +11,19 @@ from training.outputs.progress import ProgressBar
 from training.sweep.baseline import baseline_is_current, measure_baseline
 from training.sweep.cell import cell_is_current, train_cell
 from training.sweep.grid import GridCell, grid_cells
+from training.sweep.search import (
+    CHOICES,
+    Choices,
+    check_search,
+    choose_settings,
+    chosen_cells,
+    read_choices,
+    search_config,
+)
 from training.sweep.shared_inputs import forget_shared_inputs, shared_inputs
 from training.worker_pool import worker_pool
 from vbon.errors import DataError, InvalidInputError
+from vbon.storage.atomic import write_json
 from vbon.storage.locks import sole_writer
 
 logger = logging.getLogger(__name__)
@@ -25,26 +35,49 @@ Task = GridCell | None
 def run_sweep(config: SweepConfig) -> None:
     """Train the cells that have no current record; a failed cell does not stop the others.
 
+    With validation prompts, the grid is searched first, and only chosen settings are trained for the report.
+
     Raises:
-        InvalidInputError: the grid is invalid, or held-out prompts are missing.
+        InvalidInputError: the grid is invalid, held-out prompts are missing, or a search is unequal.
         DataError: some cells failed; raised after all others have ended.
         CheckpointError, DataError, RewardError: an input of all cells is missing or damaged.
     """
     if config.heldout is None:
         raise InvalidInputError("a sweep needs held-out prompts; pass --heldout", field="heldout")
     with sole_writer(config.out):
-        _run(config)
+        if config.validation is not None:
+            _train_cells(config, chosen_cells(config, _search(config)))
+        elif config.choices is not None:
+            choices = read_choices(config.choices)
+            write_json(config.out / CHOICES, choices.model_dump(mode="json"))
+            _train_cells(config, chosen_cells(config, choices))
+        else:
+            _train_cells(config, grid_cells(config))
 
 
-def _run(config: SweepConfig) -> None:
-    cells = grid_cells(config)
+def _search(config: SweepConfig) -> Choices:
+    """Try every setting of the grid on the validation prompts, and choose."""
+    search = search_config(config)
+    cells = grid_cells(search)
+    forget_shared_inputs()
+    check_search(config, cells, shared_inputs(search))
+    _train_cells(search, cells, title="search")
+    return choose_settings(config, cells)
+
+
+def _train_cells(config: SweepConfig, cells: Sequence[GridCell], title: str = "sweep") -> None:
+    """Train or measure the cells that need it, and the baseline.
+
+    Raises:
+        DataError: some cells failed; raised after all others have ended.
+    """
     forget_shared_inputs()
     shared = shared_inputs(config)
     todo = [cell for cell in cells if not cell_is_current(cell, shared)]
-    logger.info("%d cells, %d to train or to measure", len(cells), len(todo))
+    logger.info("%s: %d cells, %d to train or to measure", title, len(cells), len(todo))
     baseline: list[Task] = [] if baseline_is_current(config, shared) else [None]
     failed = []
-    with ProgressBar("sweep", len(cells), done=len(cells) - len(todo)) as progress:
+    with ProgressBar(title, len(cells), done=len(cells) - len(todo)) as progress:
         for cell, status in _results(config, [*baseline, *todo]):
             if cell is None:
                 continue

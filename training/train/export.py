@@ -24,6 +24,7 @@ def run_cost(run: ActiveRun) -> dict[str, Any]:
 
     return {
         "steps": len(run.history),
+        "optimizer_updates": _updates(run),
         "samples_drawn": round(total("samples_drawn")),
         "tokens_drawn": round(total("tokens_drawn")),
         "sequences_trained": round(total("sequences_trained")),
@@ -31,6 +32,12 @@ def run_cost(run: ActiveRun) -> dict[str, Any]:
         "training_seconds": round(total("sample_s", "score_s", "learn_s"), 2),
         "processes": run.trainer.accelerator.num_processes,
     }
+
+
+def _updates(run: ActiveRun) -> int:
+    """The number of optimizer updates; an objective may make several from the samples of one step."""
+    main = sum(row["phase"] == "main" for row in run.history)
+    return len(run.history) + main * (run.spec.objective.samples_needed.updates - 1)
 
 
 def export_checkpoint(
