@@ -49,7 +49,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
 
 
 def _differences(runtime: Runtime, policy: str) -> list[str]:
-    """How the server's defaults, and its rewards, differ from those of a policy's own figures."""
+    """The differences of the server's defaults and rewards from those of a policy's own figures."""
     default, record = runtime.default_sampling, runtime.training_records[policy]
     if record is None:
         return []
