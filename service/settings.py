@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_settings import SettingsConfigDict
 
 from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.engine.protocol import MOST_TEMPERATURE
 from vbon.engine.vllm.engine_args import OWNED_BY_SERVICE, parse_values, refuse_owned
 
 REFERENCE = "ref"
@@ -327,7 +328,7 @@ class ServiceSettings(Settings):
     default_temperature: Annotated[float | None, NoneWord] = Field(
         None,
         ge=0,
-        le=10,
+        le=MOST_TEMPERATURE,
         description="temperature of a request that names none; default: that of the cards, or 1",
     )
     engine: EngineSettings = Field(EngineSettings(), description="engines")

@@ -16,6 +16,7 @@ from pydantic import (
 
 from training.objectives import DEFAULT_GRID
 from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.engine.protocol import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from vbon.engine.vllm.engine_args import (
     OWNED_BY_GENERATION,
     OWNED_BY_SAMPLE,
@@ -69,6 +70,15 @@ def _check_engine_args(
     if args and not uses_vllm:
         raise ValueError(f"engine_args are for vLLM; add {flag} vllm or leave them out")
     refuse_owned(args or {}, owned)
+
+
+def _check_vllm_temperature(temperature: float, flag: str) -> None:
+    """Reject temperatures at which vLLM would fail, or would sample at another one than the record says."""
+    if not LEAST_TEMPERATURE <= temperature <= MOST_TEMPERATURE:
+        raise ValueError(
+            f"temperature is {temperature:g}; vLLM samples at {LEAST_TEMPERATURE:g} to "
+            f"{MOST_TEMPERATURE:g}; change it, or use {flag} transformers"
+        )
 
 
 class SandboxConfig(Settings):
@@ -179,6 +189,8 @@ class SampleConfig(Settings):
     @model_validator(mode="after")
     def _engine_args_that_count(self) -> SampleConfig:
         _check_engine_args(self.engine_args, OWNED_BY_SAMPLE, self.backend == "vllm", "--backend")
+        if self.backend == "vllm":
+            _check_vllm_temperature(self.temperature, "--backend")
         return self
 
 
@@ -301,6 +313,8 @@ class TrainConfig(Settings):
     def _engine_args_that_count(self) -> TrainConfig:
         uses_vllm = self.generation == "vllm"
         _check_engine_args(self.engine_args, OWNED_BY_GENERATION, uses_vllm, "--generation")
+        if uses_vllm:
+            _check_vllm_temperature(self.temperature, "--generation")
         return self
 
 

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.engine.protocol import MOST_TEMPERATURE
 
 SLO_KINDS = ("e2e", "ttft", "tpot")
 DEFAULT_CONCURRENCY = (1, 8, 32)
@@ -166,7 +167,10 @@ class LoadTestSettings(Settings):
     )
     max_tokens: int = Field(48, ge=1, description="new tokens of a candidate, at most")
     temperature: float = Field(
-        1.0, ge=0, le=10, description="sampling temperature; 1 samples the policy itself"
+        1.0,
+        ge=0,
+        le=MOST_TEMPERATURE,
+        description="sampling temperature; 1 samples the policy itself",
     )
     ignore_eos: bool = Field(
         False, description="decode up to max_tokens whatever the policy says, for fixed lengths"

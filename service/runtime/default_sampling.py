@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.settings import ServiceSettings
+from vbon.engine.protocol import MOST_TEMPERATURE
 from vbon.storage.training_record import TrainingRecord
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ def default_sampling(
     temperature, temperature_from = _chosen(
         "temperature", settings.default_temperature, cards, BUILT_IN_TEMPERATURE
     )
+    if temperature > MOST_TEMPERATURE:  # training on transformers allows more
+        temperature = MOST_TEMPERATURE
+        temperature_from = f"the highest of the engines, which is below {temperature_from}"
     return DefaultSampling(
         int(max_tokens),
         temperature,

@@ -13,11 +13,23 @@ from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, creat
 
 from service.schemas.wire import Wire, form_of
 from vbon.engine import Sampling
+from vbon.engine.protocol import HOTTER, LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 # `logprobs` is left out: each route has its own field for them.
 SAMPLING_NAMES = tuple(one.name for one in fields(Sampling) if one.name != "logprobs")
 
-Temperature = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+
+def _within_the_engines_reach(temperature: float) -> float:
+    if temperature > MOST_TEMPERATURE:
+        raise ValueError(f"must be at most {MOST_TEMPERATURE:g}; {HOTTER}")
+    return temperature
+
+
+Temperature = Annotated[
+    float,
+    Field(ge=0, allow_inf_nan=False, json_schema_extra={"maximum": MOST_TEMPERATURE}),
+    AfterValidator(_within_the_engines_reach),
+]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 # vLLM's clients write "no seed" and "every token" as -1.
 SeedOrNone = Annotated[int, Field(ge=-1, lt=2**63)]
@@ -34,7 +46,9 @@ class SamplingFields(Wire):
         description="most new tokens of a candidate; default: default_sampling of /modes",
     )
     temperature: Temperature | None = Field(
-        None, description="0 is greedy; default: default_sampling of /modes"
+        None,
+        description=f"0 is greedy and ignores top_p and top_k; positive values below "
+        f"{LEAST_TEMPERATURE:g} are raised to it, as the answer reports; default: default_sampling of /modes",
     )
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: TopK = Field(0, description="0 and -1 keep every token")

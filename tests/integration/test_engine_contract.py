@@ -91,6 +91,17 @@ async def test_greedy_candidates_are_all_alike(engine: Engine) -> None:
     assert len({c.token_ids for c in greedy}) == 1
 
 
+async def test_temperatures_reach_as_far_as_vllm_s(engine: Engine) -> None:
+    for temperature in (1e-300, 2.0):
+        hot = Sampling(max_tokens=4, seed=1, temperature=temperature)
+        assert len(await draw(engine, hot, 2, f"contract-t{temperature}")) == 2
+    hotter = Sampling(max_tokens=4, temperature=2.001)
+    for attempt in (draw(engine, hotter, 1, "contract-hot"), watch(engine, hotter, 1, "hot-b")):
+        with pytest.raises(InvalidInputError, match="at up to 2") as refused:
+            await attempt
+        assert refused.value.field == "temperature"
+
+
 async def test_stop_strings_end_a_candidate_and_are_not_part_of_it(engine: Engine) -> None:
     whole = (await draw(engine, SAMPLING, 1, "contract-stop-a"))[0].text
     stop = whole.split()[0]
@@ -137,6 +148,9 @@ async def test_a_priority_changes_no_candidate_and_is_refused_where_there_is_non
         assert (await watch(engine, urgent, 1, "contract-urgent-b"))[-1].token_ids == plain[1]
         scored = await engine.logprobs(ids, list(plain[0]), "contract-urgent-c", -1)
         assert len(scored) == len(plain[0])
+        for edge in (-(2**63), 2**63 - 1):  # of the API's schema
+            drawn = await draw(engine, replace(SAMPLING, priority=edge), 2, f"contract{edge}")
+            assert {c.index: c.token_ids for c in drawn} == plain
     else:
         for attempt in (
             draw(engine, urgent, 2, "contract-urgent"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,8 +14,11 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.runtime.runtime import Runtime
+from service.schemas import SamplingFields
 from tests.unit.test_api import disconnect_after
-from vbon.engine import Engine
+from vbon.engine import Engine, Sampling
+from vbon.engine.protocol import LEAST_TEMPERATURE, MOST_TEMPERATURE
+from vbon.errors import InvalidInputError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 
@@ -169,3 +174,115 @@ async def test_a_client_that_leaves_frees_the_engine(app: FastAPI, runtime: Runt
     await disconnect_after(app, 0.02)
     assert unfinished(runtime.policies["ref"]) == 0
     assert runtime.admission.running == 0
+
+
+def edges(field: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """The outermost values that a field of a schema allows, and the nearest that it does not."""
+    inside: list[Any] = []
+    outside: list[Any] = []
+    for form in field.get("anyOf", field.get("oneOf", [])):
+        within, beyond = edges(form)
+        inside, outside = inside + within, outside + beyond
+    step = 1 if field.get("type") == "integer" else 1e-9
+    if "minimum" in field:
+        inside, outside = [*inside, field["minimum"]], [*outside, field["minimum"] - step]
+    if "maximum" in field:
+        inside, outside = [*inside, field["maximum"]], [*outside, field["maximum"] + step]
+    if "exclusiveMinimum" in field:
+        inside.append(math.nextafter(field["exclusiveMinimum"], math.inf))
+        outside.append(field["exclusiveMinimum"])
+    if "exclusiveMaximum" in field:
+        beyond_it = int(field["exclusiveMaximum"])  # of integers only; the document shows 9.2e18
+        inside.append(beyond_it - 1)
+        outside.append(beyond_it)
+    if "maxLength" in field:
+        inside += ["x" * field.get("minLength", 0), "x" * field["maxLength"]]
+        outside.append("x" * (field["maxLength"] + 1))
+    if field.get("type") == "array":
+        inside += [[], [edges(field["items"])[0][-1]] * field["maxItems"]]
+        outside.append(["x"] * (field["maxItems"] + 1))
+    return inside, outside
+
+
+ROUTES: dict[str, dict[str, Any]] = {
+    "/generate?mode=bon": {"prompt": "the film was", "n": 2, "max_tokens": 2},
+    "/v1/completions": {"model": "bon", "prompt": "the film was", "best_of": 2, "max_tokens": 2},
+    "/v1/chat/completions": {
+        "model": "vbon",
+        "messages": [{"role": "user", "content": "the film was"}],
+        "max_tokens": 2,
+    },
+    "/compare": {"prompts": ["the film was"], "n": 2, "max_tokens": 2, "modes": ["ref", "bon"]},
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_every_value_that_the_schema_allows_is_decoded(
+    client: httpx.AsyncClient, app: FastAPI, route: str
+) -> None:
+    """The engine's own validator draws the same bounds: nothing in between ends as an error of ours."""
+    schemas = app.openapi()["components"]["schemas"]
+    by_route = {
+        path: operations["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        for path, operations in app.openapi()["paths"].items()
+        if path in {name.partition("?")[0] for name in ROUTES}
+    }
+    fields = schemas[by_route[route.partition("?")[0]].rpartition("/")[2]]["properties"]
+    tried = 0
+    for name in SamplingFields.model_fields:
+        inside, outside = edges(fields[name])
+        for value in inside:
+            response = await client.post(route, json={**ROUTES[route], name: value})
+            # The engines of this runtime serve first come, first served.
+            expected = 422 if name == "priority" else 200
+            assert response.status_code == expected, (name, value, response.text)
+        for value in outside:
+            response = await client.post(route, json={**ROUTES[route], name: value})
+            assert (response.status_code, response.json()["error"]["type"]) == (
+                422,
+                "invalid_input",
+            )
+        tried += len(inside) + len(outside)
+    assert tried >= 20
+
+
+def test_the_temperatures_are_those_of_vllm_s_own_validator() -> None:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    def accepted(temperature: float) -> bool:
+        try:
+            return SamplingParams(temperature=temperature).temperature == temperature
+        except VLLMValidationError:
+            return False
+
+    def border(inside: float, outside: float) -> float:
+        """The last accepted value on the way from one that is accepted to one that is not."""
+        for _ in range(80):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if accepted(middle) else (inside, middle)
+        return inside
+
+    assert border(1.0, 1e6) == MOST_TEMPERATURE
+    assert border(1.0, 1e-300) == LEAST_TEMPERATURE
+    assert SamplingParams(temperature=1e-300).temperature == LEAST_TEMPERATURE
+
+
+async def test_what_vllm_refuses_beyond_our_bounds_is_the_caller_s_error(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should a later vLLM draw its bounds more tightly, requests get 422 and not 500."""
+    engine = runtime.policies["ref"]
+    monkeypatch.setattr("vbon.engine.vllm.engine.check_fits", lambda *_: None)
+    for sampling, field in (
+        (Sampling(max_tokens=2, temperature=2.5), "temperature"),
+        (Sampling(max_tokens=2, top_p=1.5), "top_p"),
+        (Sampling(max_tokens=0), "max_tokens"),
+    ):
+        for stream in (
+            engine.generate([5], sampling, 2, "x"),
+            engine.stream([5], sampling, 0, "x"),
+        ):
+            with pytest.raises(InvalidInputError) as refused:
+                await anext(stream)
+            assert refused.value.field == field

@@ -56,6 +56,11 @@ FORTY = card(max_new_tokens=40, temperature=0.7)
         ({}, {"a": FORTY, "b": card(max_new_tokens=40)}, (40, 0.7, "card of a, b", "card of a")),
         ({}, {"a": card(temperature="warm", max_new_tokens=True)}, (64, 1.0, "built in", "built in")),
         (
+            {},
+            {"a": card(temperature=5.0)},
+            (64, 2.0, "built in", "the highest of the engines, which is below card of a"),
+        ),
+        (
             {"limits": {"max_tokens": 32}},
             {"a": FORTY},
             (32, 0.7, "limits.max_tokens, which is below card of a", "card of a"),

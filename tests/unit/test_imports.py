@@ -62,7 +62,7 @@ ROOMS = {
     "vbon.study": "vbon.cli",
     # service: around a request
     "service": "",
-    "service.settings": "vbon.engine.vllm",
+    "service.settings": "vbon.engine vbon.engine.vllm",
     "service.context": "",
     "service.http": "service.context service.settings",
     "service.auth": "service.context service.http service.settings vbon.cli",
@@ -92,7 +92,7 @@ ROOMS = {
     "service.client": "service.settings",
     "service.__main__": "service.auth service.bench.run service.bench service.client "
     "service.observability service.server service.settings vbon.cli",
-    "service.loadtest": "",
+    "service.loadtest": "vbon.engine",
     "service.loadtest.analysis": "service.loadtest",
     "service.loadtest.load": "service.client service.loadtest service.loadtest.analysis",
     "service.loadtest.report": "service.loadtest service.loadtest.analysis service.store",
@@ -109,7 +109,7 @@ ROOMS = {
     # training
     "training": "",
     "training.objectives": "",
-    "training.configs": "training.objectives vbon.engine.vllm",
+    "training.configs": "training.objectives vbon.engine vbon.engine.vllm",
     "training.outputs": "training.configs",
     "training.rollouts": "training.configs vbon.engine vbon.engine.vllm",
     "training.cache": "training.configs training.outputs training.rollouts vbon.engine vbon.engine.vllm "

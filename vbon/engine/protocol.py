@@ -14,14 +14,26 @@ from vbon.prompts import Prompt
 
 FinishReason = Literal["stop", "length", "rejected"]
 
+# Bounds of vLLM's own validator (tests/integration/test_service_vllm.py compares them). vLLM decodes
+# positive temperatures below the least one at the least one, and rejects those above the highest.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 2.0
+HOTTER = (
+    "for candidates that differ more, raise n; to sample above it, serve a copy of the policy whose logits "
+    "are divided by k: temperature t there is k times t here"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
     """Sampling parameters; methods that are compared must get equal ones.
 
+    They are those that an engine uses, which may differ from those that were asked for: a positive
+    temperature below :data:`LEAST_TEMPERATURE` is raised to it, and greedy decoding ignores ``top_p`` and
+    ``top_k``.
+
     Attributes:
         max_tokens: maximum number of new tokens per candidate.
-        temperature: 0 decodes greedily; 1 samples the policy itself.
+        temperature: 0 decodes greedily; 1 samples the policy itself; at most :data:`MOST_TEMPERATURE`.
         top_p: probability mass of the nucleus, in (0, 1].
         top_k: 0 keeps every token.
         seed: ``None`` samples without a seed; otherwise candidate ``i`` uses ``candidate_seed(seed, i)``.
@@ -41,6 +53,14 @@ class Sampling:
     logprobs: bool = True
     ignore_eos: bool = False
     priority: int = 0
+
+    def __post_init__(self) -> None:
+        """Replace what vLLM would replace, so that answers echo what was used."""
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            object.__setattr__(self, "temperature", LEAST_TEMPERATURE)
+        if self.temperature == 0:
+            object.__setattr__(self, "top_p", 1.0)
+            object.__setattr__(self, "top_k", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +133,15 @@ def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling)
 
     Raises:
         PromptTooLongError: prompt and ``max_tokens`` exceed the model's context.
-        InvalidInputError: the request has a priority and the engine does not schedule by priority.
+        InvalidInputError: the temperature is too high, or the request has a priority and the engine does
+            not schedule by priority.
     """
+    if sampling.temperature > MOST_TEMPERATURE:
+        raise InvalidInputError(
+            f"temperature is {sampling.temperature:g}; engines sample at up to {MOST_TEMPERATURE:g}; "
+            f"{HOTTER}",
+            field="temperature",
+        )
     if sampling.priority and not info.by_priority:
         raise InvalidInputError(
             f"priority is {sampling.priority}, but the engine of {info.path} serves first come, first "
@@ -195,7 +222,8 @@ class Engine(Protocol):
 
         Raises:
             PromptTooLongError: prompt and ``max_tokens`` exceed the context.
-            InvalidInputError: the request has a priority and the engine does not schedule by priority.
+            InvalidInputError: the engine cannot sample in this way, or the request has a priority and the
+                engine does not schedule by priority.
             EngineDeadError: the engine process has ended.
             EngineError: this request failed.
         """

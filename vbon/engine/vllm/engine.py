@@ -314,7 +314,7 @@ class VllmEngine:
         except vllm.EngineDeadError as error:
             raise EngineDeadError(f"the engine of {self.info.path} has died") from error
         except vllm.VLLMClientError as error:
-            raise InvalidInputError(str(error), field="sampling") from error
+            raise _refused(error) from error
         except (vllm.EngineGenerateError, vllm.GracefulHTTPError) as error:
             cause = error.__cause__ or error
             raise EngineError(f"the engine of {self.info.path} failed: {cause}") from error
@@ -346,6 +346,11 @@ def _unfinished(index: int, reason: str | None) -> EngineError:
     return EngineError(f"the engine ended candidate {index} without finishing it ({reason})")
 
 
+def _refused(error: Any) -> InvalidInputError:
+    """Our error for a request that vLLM rejects; validation errors name the parameter."""
+    return InvalidInputError(str(error), field=getattr(error, "parameter", None) or "sampling")
+
+
 def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
     """Log-probabilities of tokens from vLLM's dictionary per position, which always contains the token."""
     return tuple(
@@ -375,19 +380,27 @@ def _vllm() -> SimpleNamespace:
 def _sampling_params(
     sampling: Sampling, index: int = 0, *, streamed: bool = False
 ) -> SamplingParams:
+    """vLLM's form of the parameters of one candidate.
+
+    Raises:
+        InvalidInputError: vLLM rejects a parameter that our own bounds allow.
+    """
     kinds = _vllm().RequestOutputKind
-    return _vllm().SamplingParams(
-        n=1,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
-        stop=list(sampling.stop) or None,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=0 if sampling.logprobs else None,
-        # vLLM detokenizes each token at once only to find stop strings or to stream. Otherwise
-        # detokenizing the whole candidate at the end gives the same text at lower cost.
-        detokenize=streamed or bool(sampling.stop),
-        output_kind=kinds.DELTA if streamed else kinds.FINAL_ONLY,
-    )
+    try:
+        return _vllm().SamplingParams(
+            n=1,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
+            stop=list(sampling.stop) or None,
+            ignore_eos=sampling.ignore_eos,
+            logprobs=0 if sampling.logprobs else None,
+            # vLLM detokenizes each token at once only to find stop strings or to stream. Otherwise
+            # detokenizing the whole candidate at the end gives the same text at lower cost.
+            detokenize=streamed or bool(sampling.stop),
+            output_kind=kinds.DELTA if streamed else kinds.FINAL_ONLY,
+        )
+    except _vllm().VLLMClientError as error:
+        raise _refused(error) from error
