@@ -31,12 +31,15 @@ def chat_checkpoint(vbon_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def lora_checkpoint(sandbox: Path) -> Path:
-    """Tuned hard enough that it cannot be mistaken for the reference."""
+    """Tuned hard enough that it cannot be mistaken for the reference.
+
+    Its rank lies between two that vLLM can be started with.
+    """
     from training.train.run import train
 
     out = sandbox / "lora"
     config = train_config(
-        sandbox, out, lora_rank=8, steps=8, learning_rate=3e-2, warm_start_steps=0, heldout=None
+        sandbox, out, lora_rank=12, steps=8, learning_rate=3e-2, warm_start_steps=0, heldout=None
     )
     train("vbon", config)
     return out

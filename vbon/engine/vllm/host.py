@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import signal
@@ -11,7 +10,6 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cache
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from vbon.engine.metrics import stat_logger_type
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.engine.vllm.guardian import Guardian
+from vbon.engine.vllm.lora import adapter_rank, lora_rank_limit
 from vbon.engine.vllm.options import VllmOptions, default_cpu_threads, served_dtype
 from vbon.errors import CheckpointError, NotReadyError
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
@@ -39,11 +38,13 @@ class Adapter:
     Attributes:
         path: the configured path.
         number: vLLM's id for these weights; reading the same path again gives another id.
+        rank: the largest rank of its modules.
     """
 
     path: str
     number: int
     checkpoint: Checkpoint
+    rank: int
 
 
 class VllmHost:
@@ -59,6 +60,7 @@ class VllmHost:
         self.max_model_len = 0
         self.registry = CollectorRegistry()
         self.starts = 0
+        self._started_rank_limit = 0
         self._llm: AsyncLLM | None = None
         self._guardian: Guardian | None = None
         self._heard_s = 0.0
@@ -198,7 +200,8 @@ class VllmHost:
             CheckpointError: the path does not hold a usable adapter.
         """
         number = 1 + max((adapter.number for adapter in self.adapters.values()), default=0)
-        return Adapter(path, number, check_checkpoint(path, "adapter"))
+        checkpoint = check_checkpoint(path, "adapter")
+        return Adapter(path, number, checkpoint, adapter_rank(checkpoint.path))
 
     def use(self, adapter: Adapter) -> None:
         """Serve this adapter for its path from now on, also after a restart of the engine."""
@@ -211,6 +214,11 @@ class VllmHost:
             CheckpointError: the weights do not fit the base model, or their rank exceeds the engine's limit.
         """
         request = self.lora_request(adapter)
+        if adapter.rank > self._started_rank_limit:
+            raise CheckpointError(
+                f"adapter {adapter.path} has rank {adapter.rank}, and the engine was started for ranks up to "
+                f"{self._started_rank_limit}; restart the service to serve it"
+            )
         try:
             await self.llm.add_lora(request)
         except Exception as error:  # any error means that the adapter cannot be served
@@ -225,6 +233,11 @@ class VllmHost:
         from vllm.lora.request import LoRARequest
 
         return LoRARequest(f"adapter-{adapter.number}", adapter.number, adapter.checkpoint.path)
+
+    @property
+    def lora_rank_limit(self) -> int:
+        """The ``max_lora_rank`` that vLLM needs for the present adapters."""
+        return lora_rank_limit({path: one.rank for path, one in self.adapters.items()})
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -247,17 +260,17 @@ class VllmHost:
         if options.gpu_memory_utilization is not None:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
         if self.adapters:
-            ranks = [_adapter_rank(one.checkpoint.path) for one in self.adapters.values()]
             arguments |= {
                 "enable_lora": True,
-                "max_loras": len(ranks),
-                "max_lora_rank": max(8, *ranks),
+                "max_loras": len(self.adapters),
+                "max_lora_rank": self.lora_rank_limit,
             }
         return arguments | dict(options.args)
 
     def _build(self) -> AsyncLLM:
         """Start the engine; blocks until it is ready."""
         self.registry = CollectorRegistry()
+        self._started_rank_limit = self.lora_rank_limit
         self._set_environment()
         from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -347,8 +360,3 @@ def _release(llm: AsyncLLM) -> None:
         for process in resources.engine_manager.processes:
             with suppress(ValueError):  # still running, or already closed
                 process.close()
-
-
-def _adapter_rank(path: str) -> int:
-    config = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-    return int(config["r"])
