@@ -48,6 +48,8 @@ def _line(message: Message) -> str:
 
 # Number of prompt tokens that a tokenizer needs to know whether a new word begins; the same as vLLM's.
 CONTEXT_TOKENS = 5
+# Tokenizers decode bytes that are not UTF-8, such as half a character, to this character.
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 ChatTemplate = Callable[..., Any]
 
@@ -75,7 +77,11 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
 def decode_completion(
     tokenizer: Any, prompt_token_ids: Sequence[int], token_ids: Sequence[int]
 ) -> str:
-    """The text of generated token ids that follow a prompt, without special tokens."""
+    """The text of generated token ids that follow a prompt, without special tokens.
+
+    Characters may take several tokens. If the last one is incomplete, the text ends before the first token
+    of it, as vLLM's streamed texts do; U+FFFD within the text stands for bytes that are not UTF-8.
+    """
     return completion_decoder(tokenizer, prompt_token_ids)(token_ids)
 
 
@@ -84,13 +90,35 @@ def completion_decoder(
 ) -> Callable[[Sequence[int]], str]:
     """A :func:`decode_completion` for several completions of one prompt, whose end is decoded only once."""
     context = list(prompt_token_ids[-CONTEXT_TOKENS:])
-    before = len(tokenizer.decode(context, skip_special_tokens=True))
+    before = _decoded(tokenizer, context)
+    complete_before = len(complete_text(tokenizer, context))
 
     def decode(token_ids: Sequence[int]) -> str:
-        text: str = tokenizer.decode([*context, *token_ids], skip_special_tokens=True)
-        return text[before:]
+        text = complete_text(tokenizer, [*context, *token_ids])
+        # Otherwise the tokens complete a character that the context began.
+        return text[len(before) if text.startswith(before) else complete_before :]
 
     return decode
+
+
+def complete_text(tokenizer: Any, token_ids: list[int]) -> str:
+    """The text of token ids up to the last complete character."""
+    kept = len(token_ids)
+    text = _decoded(tokenizer, token_ids)
+    while kept and text.endswith(REPLACEMENT):
+        kept -= 1
+        # A character has at most four bytes, so the last tokens tell whether the text ends with half of one.
+        while kept and _decoded(tokenizer, token_ids[max(0, kept - 4) : kept]).endswith(
+            REPLACEMENT
+        ):
+            kept -= 1
+        text = _decoded(tokenizer, token_ids[:kept])
+    return text
+
+
+def _decoded(tokenizer: Any, token_ids: list[int]) -> str:
+    text: str = tokenizer.decode(token_ids, skip_special_tokens=True)
+    return text
 
 
 def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[str, bool]:

@@ -42,7 +42,13 @@ from vbon.engine.remote.wire import (
 )
 from vbon.errors import CheckpointError, EngineError, InvalidInputError
 from vbon.http.body import WireError
-from vbon.prompts import CONTEXT_TOKENS, Prompt, decode_completion, encode_prompt
+from vbon.prompts import (
+    CONTEXT_TOKENS,
+    REPLACEMENT,
+    Prompt,
+    decode_completion,
+    encode_prompt,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -165,11 +171,19 @@ class RemoteEngine:
             return decode_completion(self._tokenizer, prompt_token_ids, token_ids)
         context = prompt_token_ids[-CONTEXT_TOKENS:]
         kept = [token for token in token_ids if token not in self._endings]
-        before, whole = [
-            await self._tokenizing("/detokenize", {"tokens": ids}, read_text)
-            for ids in (context, context + kept)
-        ]
-        return whole[len(before) :]
+        before, whole = [await self._text_of(ids) for ids in (context, context + kept)]
+        # Half a character at the end is left out, as by `complete_text`; it has at most three tokens.
+        for _ in range(min(3, len(kept))):
+            if whole.endswith(REPLACEMENT):
+                kept.pop()
+                whole = await self._text_of(context + kept)
+        whole = whole.rstrip(REPLACEMENT) if kept else before
+        if whole.startswith(before):
+            return whole[len(before) :]
+        return whole[len(before.rstrip(REPLACEMENT)) :]
+
+    async def _text_of(self, token_ids: list[int]) -> str:
+        return await self._tokenizing("/detokenize", {"tokens": token_ids}, read_text)
 
     async def generate(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 from vbon.engine.protocol import Candidate, FinishReason, Partial, Sampling, candidate_seed
 from vbon.errors import InvalidInputError
 from vbon.http.body import WireError
+from vbon.prompts import REPLACEMENT
 
 # The id of tokens whose ids the server does not send; no vocabulary contains it.
 UNKNOWN_TOKEN = -1
@@ -175,7 +176,7 @@ class GrowingCandidate:
         assert self.finish_reason is not None
         return Candidate(
             self._index,
-            self.text,
+            self._complete_text,
             self.token_ids,
             self.finish_reason,
             self.token_logprobs if self._sampling.logprobs else None,
@@ -184,7 +185,14 @@ class GrowingCandidate:
     def partial(self) -> Partial:
         """The candidate as far as it has arrived."""
         logprobs = self.token_logprobs if self._sampling.logprobs else None
-        return Partial(self._index, self.text, self.token_ids, self.finish_reason, logprobs)
+        return Partial(
+            self._index, self._complete_text, self.token_ids, self.finish_reason, logprobs
+        )
+
+    @property
+    def _complete_text(self) -> str:
+        """The text without a last character that is incomplete, which some servers send as U+FFFD."""
+        return self.text.rstrip(REPLACEMENT)
 
 
 def _token_logprobs(logprobs: Any, text: str) -> tuple[float, ...]:
