@@ -1,4 +1,4 @@
-"""uvicorn's httptools protocol with limits on a request's head and on clients that do not read.
+"""uvicorn's httptools protocol with limits, strict framing, and patience with clients that still send.
 
 Only ``uvicorn_protocol.py`` imports this module, and only if httptools is installed.
 """
@@ -10,20 +10,27 @@ import json
 import logging
 from http import HTTPStatus
 
-from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.http.closing import HalfClosedWatch, Lingering
+from service.http.request_head import head_fault, without_upgrade
 from service.http.responses import error_body, refuse
 from service.http.sse import ABORT
+from service.observability.throttled_log import ThrottledLog
 from service.settings import LimitSettings
 
 logger = logging.getLogger(__name__)
+_throttled = ThrottledLog(logger)
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Answers 431 to a head over the limits and 408 to one that takes too long.
+    """Answers 431 to a head over the limits, 408 to one that takes too long, and 400 to a wrong one.
 
-    A connection whose client reads nothing of its response for ``unread_s`` seconds is aborted.
+    A connection whose client reads nothing of its response for ``unread_s`` seconds is aborted. Requests to
+    change the protocol are served as if they had not asked for it. Clients that still send when their
+    response is complete can read it, and so can those that have closed their sending direction.
     """
 
     limits: LimitSettings
@@ -31,10 +38,16 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _in_head = True
     _head_bytes = 0
+    # Bytes received since the head or the last piece of the body: chunk sizes, and trailers.
+    _bytes_between = 0
     _head_timer: asyncio.TimerHandle | None = None
-    # Set when an invalid request follows others: their responses are sent, and all later input is ignored.
+    # Set when no further input counts: it was invalid, or the client has closed its sending direction.
     _hung_up = False
     _unread_watch: _UnreadWatch
+    _lingering: Lingering | None = None
+    _half_closed: HalfClosedWatch | None = None
+    # The cycle that has written last, which is in the middle of its response unless that is complete.
+    _writer: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start to wait for the first request."""
@@ -46,10 +59,16 @@ class BoundedProtocol(HttpToolsProtocol):
         """Cancel all timers."""
         self._stop_head_timer()
         self._unread_watch.stop()
+        for watch in (self._lingering, self._half_closed):
+            if watch is not None:
+                watch.stop()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Count the bytes of a head, and start its time limit with its first byte."""
+        if self._lingering is not None:
+            self._lingering.heard()
+            return
         if self._hung_up:
             return
         if self._in_head:
@@ -58,9 +77,40 @@ class BoundedProtocol(HttpToolsProtocol):
             # starts after the response.
             if not self._response_is_owed:
                 self._start_head_timer()
-        super().data_received(data)
-        if self._in_head and self._head_bytes > self.limits.max_header_bytes:
+        else:
+            self._bytes_between += len(data)
+        self._unset_keepalive_if_required()
+        self._parse(data)
+        most = self.limits.max_header_bytes
+        if (self._in_head and self._head_bytes > most) or self._bytes_between > most:
             self._end(431, "headers_too_large", _too_large(self.limits))
+
+    def _parse(self, data: bytes) -> None:
+        """Hand bytes to the parser; like uvicorn's ``data_received``, but never changes the protocol."""
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                # The parser takes all that follows for another protocol. A new one gets the same head without
+                # the wish for an upgrade, and so reads the body as a body.
+                if self.parser.get_method() == b"CONNECT":
+                    self._end(400, "bad_request", "CONNECT is not supported; this is not a proxy")
+                    return
+                head = without_upgrade(
+                    self.parser.get_method(),
+                    self.url,
+                    self.parser.get_http_version(),
+                    self.headers,
+                )
+                data = head + data[upgrade.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            except httptools.HttpParserError:
+                # Anybody can send any number of these, so they are not logged one by one.
+                _throttled.warn("received bytes that are not HTTP, and answered 400")
+                self._end(400, "bad_request", "Invalid HTTP request received.")
+                return
 
     def on_message_begin(self) -> None:
         """Let the application abort the connection."""
@@ -68,32 +118,51 @@ class BoundedProtocol(HttpToolsProtocol):
         # `transport.close` waits until the client has read everything, which may be never.
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a field of the head. Trailers, which follow a body in chunks, are not header fields."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Answer the request with 431 if its head is too large."""
-        self._in_head = False
+        """Start the request, or answer it with an error if its head is wrong."""
+        if self.parser.should_upgrade():
+            return  # :meth:`_parse` gives the head to another parser
+        self._in_head, self._bytes_between = False, 0
         self._stop_head_timer()
-        app = self.app
-        if self._head_is_too_large():
-            self.app = self._refuse_head
-        super().on_headers_complete()
-        self.app = app
+        app, fault = self.app, self._fault_of_head()
+        if fault is not None:
+            self.app = _refusing(*fault)
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app = app
+        self.cycle.transport = _ResponseTransport(self, self.cycle)  # type: ignore[assignment]
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._bytes_between = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Start to count the bytes of the next head."""
-        self._in_head, self._head_bytes = True, 0
+        if self.parser.should_upgrade():
+            return
+        self._in_head, self._head_bytes, self._bytes_between = True, 0, 0
         super().on_message_complete()
 
-    def _head_is_too_large(self) -> bool:
+    def _should_upgrade(self) -> bool:
+        """False: the service has no websockets."""
+        return False
+
+    def _fault_of_head(self) -> tuple[int, str, str] | None:
+        """Status, type and message of the error for the head just read, or ``None``."""
         # 4 bytes a field: the colon, the space and the line break.
         size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-        return (
-            size > self.limits.max_header_bytes or len(self.headers) > self.limits.max_header_fields
-        )
-
-    async def _refuse_head(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI application that answers a request whose head is too large."""
-        del receive
-        await refuse(scope, send, 431, "headers_too_large", _too_large(self.limits))
+        limits = self.limits
+        if size > limits.max_header_bytes or len(self.headers) > limits.max_header_fields:
+            return 431, "headers_too_large", _too_large(limits)
+        fault = head_fault(self.headers, self.parser.get_http_version())
+        return None if fault is None else (400, "bad_request", fault)
 
     def _start_head_timer(self) -> None:
         if self._head_timer is None:
@@ -113,6 +182,21 @@ class BoundedProtocol(HttpToolsProtocol):
             f"timed out after {limit_s:g} s reading the request headers (limits.receive_timeout_s)",
         )
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep a half-closed connection open while a complete request waits for its response."""
+        if self._lingering is not None or not self._response_is_owed or self.cycle.more_body:
+            return False
+        # HTTP/1.0 has no interim responses, with which to find out whether the client has gone.
+        if self.cycle.scope["http_version"] == "1.0":
+            return False
+        self._hung_up = True
+        self.cycle.keep_alive = False
+        self._half_closed = HalfClosedWatch(self.transport, self.loop, self._is_between_responses)
+        return True
+
+    def _is_between_responses(self) -> bool:
+        return self._writer is None or self._writer.response_complete
+
     def pause_writing(self) -> None:
         """Watch for a client that does not read: the write buffer is full."""
         super().pause_writing()
@@ -126,25 +210,62 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Watch for a client that leaves the end of its response unread."""
         self._unread_watch.restart()
-        super().on_response_complete()
+        if self._lingering is None:  # otherwise no further request is served
+            super().on_response_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """Send uvicorn's own errors in the shape of ours."""
-        self._end(400, "bad_request", msg)
+    def write_response(self, cycle: RequestResponseCycle, data: bytes) -> None:
+        """Write a part of a cycle's response."""
+        self._writer = cycle
+        self.transport.write(data)
+
+    def close_after_response(self) -> None:
+        """Close the connection once the client has stopped sending, so that it can read its response."""
+        if self._lingering is not None or self.transport.is_closing():
+            return
+        may_be_sending = self.cycle.more_body or self.flow.read_paused or self._hung_up
+        if self._half_closed is not None or not may_be_sending:
+            self.transport.close()
+            return
+        self._linger()
+
+    @property
+    def is_ending(self) -> bool:
+        """True if nothing more is sent over this connection."""
+        return self._lingering is not None or self.transport.is_closing()
+
+    def shutdown(self) -> None:
+        """End the connection, at once unless a response is owed: the server is stopping."""
+        if self._lingering is not None:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def _linger(self) -> None:
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.flow.resume_reading()
+        self._lingering = Lingering(self.transport, self.loop, self.limits.receive_timeout_s)
 
     def _end(self, status: int, kind: str, message: str) -> None:
         """Send an error for input that never became a request, and close the connection.
 
         If responses to earlier requests are still owed, send those first and then close without the error.
         """
-        if self.transport.is_closing():
+        if self.is_ending:
             return
         if self._response_is_owed and not self._in_body_of_only_request:
             self._hung_up = True
             self.cycle.keep_alive = False
             return
         self.transport.write(_error_response(status, kind, message))
-        self.transport.close()
+        if self._response_is_owed:  # to the request that has just got its response here
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._linger()
         self._unread_watch.restart()
 
     @property
@@ -157,6 +278,32 @@ class BoundedProtocol(HttpToolsProtocol):
         """True if one request is open, its body is incomplete and its response has not started."""
         cycle = self.cycle
         return cycle.more_body and not cycle.response_started and not self.pipeline
+
+
+def _refusing(status: int, kind: str, message: str) -> ASGIApp:
+    """An ASGI application that answers a request whose head is wrong."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del receive
+        await refuse(scope, send, status, kind, message)
+
+    return app
+
+
+class _ResponseTransport:
+    """The transport that a response is written to, as far as uvicorn's cycle uses one."""
+
+    def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
+        self._protocol, self._cycle = protocol, cycle
+
+    def write(self, data: bytes) -> None:
+        self._protocol.write_response(self._cycle, data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.is_ending
+
+    def close(self) -> None:
+        self._protocol.close_after_response()
 
 
 class _UnreadWatch:

@@ -17,6 +17,7 @@ from service.http.responses import refuse
 
 _CLIENT_ID = re.compile(rb"[\w.:-]{1,128}")
 _FORM = b"application/x-www-form-urlencoded"
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
 class RequestIdMiddleware:
@@ -92,7 +93,8 @@ class BodyLimitMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the whole body within the limits and pass it on."""
-        if scope["type"] != "http" or scope["method"] not in {"POST", "PUT", "PATCH"}:
+        # Whatever its method, a request has a body if and only if it has one of these fields.
+        if scope["type"] != "http" or not _FRAMING & {name for name, _ in scope["headers"]}:
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")

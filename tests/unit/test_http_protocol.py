@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import socket
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from time import perf_counter
 from typing import Any
@@ -16,7 +18,7 @@ import uvicorn
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.http import sse
+from service.http import closing, sse
 from service.http import uvicorn_protocol as http_protocol
 from service.http.uvicorn_protocol import http_options
 from service.settings import LimitSettings
@@ -158,6 +160,193 @@ async def test_an_idle_connection_stays_open_for_its_time_and_no_longer(port: in
     status, body = await say(port, request, request, pause_s=0.7)
     assert (status, body.count("alive")) == (200, 2)
     assert perf_counter() - begun >= 1.7
+
+
+JSON = b"content-type: application/json\r\n"
+GENERATE = json.dumps({"prompt": "p", "n": 1, "max_tokens": 3, "ignore_eos": True}).encode()
+SMUGGLED = b"GET /modes HTTP/1.1\r\nhost: x\r\n\r\n"
+UPGRADES = {
+    "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n",
+    "websocket": b"Connection: upgrade\r\nUpgrade: websocket\r\nsec-websocket-key: a\r\n",
+    "foo": b"upgrade: foo\r\nconnection: keep-alive, UPGRADE\r\n",
+    "no name": b"connection: upgrade\r\n",
+    "no connection": b"upgrade: h2c\r\n",
+}
+
+
+async def statuses(port: int, *pieces: bytes, pause_s: float = 0.0) -> list[int]:
+    """The statuses of all final responses on one connection."""
+    status, rest = await say(port, *pieces, pause_s=pause_s)
+    return [status, *(int(part[:3]) for part in rest.split("HTTP/1.1 ")[1:])]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES)
+@pytest.mark.parametrize("pause_s", [0.0, 0.03])
+async def test_a_body_behind_an_upgrade_is_a_body(port: int, upgrade: str, pause_s: float) -> None:
+    head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\n" + JSON + UPGRADES[upgrade]
+    framed = head + b"content-length: %d\r\n\r\n" % len(GENERATE)
+    last = HEAD + b"connection: close\r\n\r\n"
+    assert await statuses(port, framed, GENERATE, last, pause_s=pause_s) == [200, 200]
+    chunked = head + b"transfer-encoding: chunked\r\n\r\n"
+    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GENERATE), GENERATE)
+    assert await statuses(port, chunked, chunks, last, pause_s=pause_s) == [200, 200]
+    # The body that was once read as a request of its own is an invalid body.
+    hidden = head + b"content-length: %d\r\n\r\n" % len(SMUGGLED)
+    assert await statuses(port, hidden, SMUGGLED, last, pause_s=pause_s) == [422, 200]
+    assert await statuses(port, HEAD + UPGRADES[upgrade] + b"\r\n", last, pause_s=pause_s) == [
+        200,
+        200,
+    ]
+
+
+async def test_a_head_with_an_upgrade_has_the_same_limits(port: int) -> None:
+    upgrade = UPGRADES["h2c"]
+    assert await statuses(port, HEAD + upgrade + b"x: " + b"a" * 3000 + b"\r\n\r\n") == [431]
+    both = b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert await statuses(port, HEAD + upgrade + both) == [400]
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"gzip, chunked", b"chunked, gzip", b"xchunked", b""])
+@pytest.mark.parametrize("upgrade", [b"", UPGRADES["h2c"]])
+async def test_a_body_without_a_known_end_is_refused(
+    port: int, coding: bytes, upgrade: bytes
+) -> None:
+    head = HEAD + upgrade + b"transfer-encoding: " + coding + b"\r\n\r\n"
+    assert await statuses(port, head + SMUGGLED) == [400]
+
+
+async def test_http_1_0_has_no_chunks(port: int) -> None:
+    head = b"POST /generate HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert await statuses(port, head + b"0\r\n\r\n") == [400]
+
+
+async def test_a_tunnel_is_refused(port: int) -> None:
+    assert await statuses(port, b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n" + SMUGGLED) == [400]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nhost: a\r\nHOST: b\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nhost: a\r\nhost: a\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nhost:\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nhost: a b\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nhost: a/b\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nhost: u@a\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nhost: [::1]:8000\r\n", 200),
+        (b"GET /healthz HTTP/1.1\r\nhost: localhost:8000\r\n", 200),
+        (b"GET /healthz HTTP/1.0\r\n", 200),
+        (b"GET /healthz HTTP/1.0\r\nhost: a\r\nhost: b\r\n", 400),
+    ],
+)
+async def test_a_request_has_one_host(port: int, head: bytes, status: int) -> None:
+    found, body = await say(port, head + b"connection: close\r\n\r\n")
+    assert found == status
+    assert status == 200 or json.loads(body)["error"]["type"] == "bad_request"
+
+
+async def test_trailers_are_no_headers_and_have_an_end(port: int) -> None:
+    head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + JSON
+    head += b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(GENERATE), GENERATE)
+    status, body = await say(port, head + b"content-type: text/plain\r\nx-request-id: mine\r\n\r\n")
+    assert status == 200
+    assert "mine" not in body
+    assert await statuses(port, head, *[b"x: " + b"a" * 1500 + b"\r\n"] * 4, pause_s=0.01) == [431]
+
+
+async def test_a_body_over_the_limit_has_its_answer_read(port: int) -> None:
+    """Also by clients that send everything before they read, as http.client does."""
+
+    def upload(headers: dict[str, str], length: int) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        try:
+            connection.request("POST", "/generate", b"x" * length, headers)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    plain = [upload for _ in range(8)]
+    tried = await asyncio.gather(
+        *(asyncio.to_thread(one, {}, 8_000_000) for one in plain),
+        asyncio.to_thread(upload, {"transfer-encoding": "chunked", "x": "y"}, 100),
+    )
+    assert tried[:-1] == [413] * 8
+    assert tried[-1] == 400  # not in chunks, whatever it says
+
+
+async def test_one_that_never_stops_sending_is_closed(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "LINGER_IDLE_S", 0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+    assert b" 413 " in await reader.readuntil(b"\r\n")
+
+    async def send_for_ever() -> None:
+        while True:
+            writer.write(b"x" * 1000)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(ConnectionError):
+        await send_for_ever()
+    writer.close()
+
+
+@pytest.mark.parametrize("request_bytes", [SLOW, SLOW + SLOW, HEAD + b"\r\n"])
+async def test_a_half_closed_client_gets_its_answers(
+    port: int, request_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "LOOK_S", 0.05)  # so that it is probed in the middle
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request_bytes)
+    writer.write_eof()
+    async with asyncio.timeout(20):
+        told = (await reader.read()).decode()
+    writer.close()
+    final = told.replace("HTTP/1.1 100 Continue\r\n\r\n", "")
+    assert final.startswith("HTTP/1.1 200 OK\r\n")
+    assert final.count("HTTP/1.1 ") == max(1, request_bytes.count(b"POST"))
+    assert ("100 Continue" in told) == (request_bytes != HEAD + b"\r\n")
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_client_that_closes_altogether_is_still_noticed(
+    reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closing, "LOOK_S", 0.02)
+    engine = FakeEngine(seconds_per_token=0.1)
+    runtime = make_runtime(engines={"ref": engine})
+    async with on_a_port(runtime, **http_options(runtime.settings.limits)) as url:
+        _, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+        body = json.dumps({"prompt": "p", "max_tokens": 200, "ignore_eos": True}).encode()
+        writer.write(SLOW.partition(b"content-length")[0])
+        writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
+        async with asyncio.timeout(10):
+            while not engine.running:  # noqa: ASYNC110  (the fake has no event for it)
+                await asyncio.sleep(0.01)
+            if reset:
+                held = writer.get_extra_info("socket")
+                held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+            while engine.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert engine.aborted == 1
+
+
+async def test_a_slow_body_is_ended_whatever_the_method(port: int) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+    assert await statuses(port, head, *[b" "] * 12, pause_s=0.05) == [408]
+
+
+async def test_garbage_does_not_fill_the_log(port: int, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for _ in range(30):
+        assert await statuses(port, b"hello\r\n\r\n") == [400]
+        assert await statuses(port, HEAD + UPGRADES["h2c"] + b"connection: close\r\n\r\n") == [200]
+    told = [one.getMessage() for one in caplog.records if one.name != "uvicorn.access"]
+    assert len(told) <= 2
 
 
 def test_idle_connections_outlive_those_of_clients() -> None:

@@ -64,7 +64,7 @@ ROOMS = {
     "service": "",
     "service.settings": "vbon.engine vbon.engine.vllm",
     "service.context": "",
-    "service.http": "service.context service.settings",
+    "service.http": "service.context service.observability service.settings",
     "service.auth": "service.context service.http service.settings vbon.cli",
     "service.admission": "service.context service.http",
     "service.observability": "service.context service.settings",
