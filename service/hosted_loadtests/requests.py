@@ -126,7 +126,7 @@ def _check(runtime: Runtime, body: LoadTestRequest, modes: list[str], n: list[in
         raise InvalidInputError("the baseline must be a mode without @POLICY", field="baseline")
     check_limit("n", max(n), limits.max_n)
     check_limit("concurrency", max(levels_of(body), default=0), limits.loadtest_max_in_flight)
-    check_limit("max_tokens", body.max_tokens, limits.max_tokens)
+    check_limit("max_tokens", body.max_tokens or 1, limits.max_tokens)
     prompts = body.prompts or []
     if len(prompts) > limits.max_prompts:
         raise InvalidInputError(

@@ -165,12 +165,17 @@ class LoadTestSettings(Settings):
     prompt_count: int = Field(
         64, ge=1, description="prompts to use, the first of the file, or to make"
     )
-    max_tokens: int = Field(48, ge=1, description="new tokens of a candidate, at most")
-    temperature: float = Field(
-        1.0,
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="new tokens of a candidate, at most; default: that of the server, which takes it from "
+        "the checkpoints' cards, or 48 with --api openai",
+    )
+    temperature: float | None = Field(
+        None,
         ge=0,
         le=MOST_TEMPERATURE,
-        description="sampling temperature; 1 samples the policy itself",
+        description="sampling temperature; default: that of the server, or 1 with --api openai",
     )
     ignore_eos: bool = Field(
         False, description="decode up to max_tokens whatever the policy says, for fixed lengths"
@@ -283,6 +288,14 @@ class LoadTestSettings(Settings):
         if self.prompts is not None and self.prompt_words is not None:
             raise ValueError("give prompts or prompt_words, not both")
         return self
+
+    @property
+    def sampling(self) -> tuple[int, float]:
+        """``max_tokens`` and ``temperature``, with built-in values if neither this nor the server has any."""
+        return (
+            48 if self.max_tokens is None else self.max_tokens,
+            1.0 if self.temperature is None else self.temperature,
+        )
 
     @property
     def slos(self) -> dict[str, float]:

@@ -18,7 +18,11 @@ from service.loadtest.journal import Journal
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.progress import Progress
 from service.loadtest.load.prompts import load_prompts
-from service.loadtest.load.server_description import choose_variants, describe_server
+from service.loadtest.load.server_description import (
+    choose_variants,
+    describe_server,
+    with_server_defaults,
+)
 from service.loadtest.load.supervised import Reporting, interrupted_at_end_of
 from service.loadtest.plan import Variant
 from service.loadtest.report.write import write_report
@@ -45,6 +49,7 @@ def execute(
     """
     prompts = load_prompts(settings)
     server = describe_server(settings, console)
+    settings = with_server_defaults(settings, server)
     variants = choose_variants(settings, server)
     journal = Journal.begin(settings, server.model_dump(mode="json"))
 

@@ -34,6 +34,10 @@ class Observation(BaseModel):
     )
     generated_tokens: int | None = None
     returned_tokens: int | None = None
+    truncated: bool | None = Field(
+        None,
+        description="whether the token limit cut the answer off; null: the server does not tell",
+    )
     queue_ms: float | None = None
     decode_ms: float | None = None
     rerank_ms: float | None = None
@@ -112,7 +116,11 @@ class BlockRecord(BaseModel):
 
 
 class ScoredAnswer(BaseModel):
-    """One scored answer; ``candidates`` holds the rewards of all candidates that could be scored."""
+    """One scored answer; ``candidates`` holds the rewards of all candidates that could be scored.
+
+    ``truncated`` tells whether the token limit cut the answer off, and ``candidates_truncated`` tells it of
+    each of ``candidates``; ``None`` if the server does not say.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -121,5 +129,7 @@ class ScoredAnswer(BaseModel):
     text: str = ""
     reward: float | None = None
     candidates: list[float] | None = None
+    truncated: bool | None = None
+    candidates_truncated: list[bool] | None = None
     unscored: int = 0
     error: str | None = None

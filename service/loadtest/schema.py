@@ -60,6 +60,10 @@ class ServerDescription(ResultPart):
     api: Literal["native", "openai"]
     modes: list[ServedMode]
     policies: list[ServedModel] = []
+    default_sampling: dict[str, float] = Field(
+        {},
+        description="max_tokens and temperature of requests that set none, if the server tells them",
+    )
     gold_model: ServedModel | None = None
 
 
@@ -106,6 +110,10 @@ class CellResult(ResultPart):
         description="scoring time that did not overlap with decoding"
     )
     scoring_ms: Quantiles | None
+    truncated_share: float | None = Field(
+        None,
+        description="share of the answers that the token limit cut off; null if the server does not tell",
+    )
     send_lag_ms: Quantiles | None = Field(description="open loop: delay between due and sent")
     client_cpu: float = Field(
         description="largest share of one core that the client used in a block"
@@ -126,6 +134,10 @@ class Quality(ResultPart):
     answers: int = Field(description="number of scored answers")
     unscored: int = Field(description="answers or candidates without a score; they are left out")
     errors: dict[str, int]
+    truncated_share: float | None = Field(
+        None,
+        description="share of the answers that the token limit cut off; null if the server does not tell",
+    )
     rewards: list[float] = Field(
         description="rewards of single answers, to show their distribution"
     )

@@ -59,8 +59,12 @@ class LoadTestRequest(Wire):
     prompts: Annotated[list[Text], Field(min_length=1)] | None = Field(
         None, description="at most limits.max_prompts; default: a few built-in prompts"
     )
-    max_tokens: int = Field(32, ge=1, description="most new tokens of a candidate")
-    temperature: Temperature = 1.0
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most new tokens of a candidate; default: default_sampling of /modes",
+    )
+    temperature: Temperature | None = Field(None, description="default: default_sampling of /modes")
     stream: bool = Field(
         True, description="stream single-sample modes, to measure TTFT, TPOT and ITL"
     )

@@ -52,6 +52,7 @@ def cell_result(
         queue_ms=pooled(lambda one: one.queue_ms),
         rerank_ms=pooled(lambda one: one.rerank_ms) if cell.variant.reranks else None,
         scoring_ms=pooled(lambda one: one.scoring_ms) if cell.variant.reranks else None,
+        truncated_share=_truncated_share(answered),
         send_lag_ms=quantiles((one.sent_s - one.due_s) * 1e3 for one in seen)
         if cell.load.kind == "open"
         else None,
@@ -64,6 +65,12 @@ def throughput(block: BlockRecord, weight: Callable[[Observation], float]) -> fl
     """Sum of the answered requests' weights per second, each scaled by :meth:`BlockRecord.share`."""
     total = sum(block.share(one) * weight(one) for one in block.observations if one.error is None)
     return total / block.seconds
+
+
+def _truncated_share(answered: Sequence[Observation]) -> float | None:
+    """The share of the answers that the token limit cut off; ``None`` if the server does not tell."""
+    told = [one.truncated for one in answered if one.truncated is not None]
+    return sum(told) / len(told) if told else None
 
 
 def _round(block: BlockRecord, slos: dict[str, float]) -> RoundResult:

@@ -35,12 +35,16 @@ def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) 
     rewards: dict[int, list[float]] = defaultdict(list)
     wins: dict[int, list[float]] = defaultdict(list)
     singles: list[float] = []
+    truncated: list[float] = []
     for row in rows:
         against = None if baseline is None else baseline.get(row.prompt)
         values, weights = _answers(variant, row)
         if values is None:
             continue
         rewards[row.prompt].append(float(weights @ values))
+        ends = [row.truncated] if row.candidates is None else row.candidates_truncated
+        if ends is not None and None not in ends:
+            truncated.append(float(weights @ np.array(ends, dtype=np.float64)))
         singles += _independent_answers(variant, values)
         if against is not None:
             beaten = [pairwise_win_rate(np.array([value]), against) for value in values]
@@ -55,6 +59,7 @@ def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) 
         answers=len(singles),
         unscored=sum(row.unscored for row in rows),
         errors=dict(Counter(row.error for row in rows if row.error is not None)),
+        truncated_share=float(np.mean(truncated)) if truncated else None,
         rewards=[round(value, 5) for value in singles],
         prompt_rewards=by_prompt,
     )

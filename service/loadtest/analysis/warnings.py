@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.schema import CellResult, Quality, Saturation, ServerDescription, VariantCost
@@ -48,11 +48,39 @@ def result_warnings(
         found.append(
             f"Rewards were measured on only {min(counts)} prompts, so their intervals are rough."
         )
+    names = dict.fromkeys([cell.mode for cell in cells] + [one.mode for one in quality])
+    found += sampling_warnings(settings, server, names)
     if server.api == "native" and settings.stream and any(cell.streamed for cell in cells):
         found.append(
             "Single-sample modes were streamed, which costs the server one event per token; the other modes "
             "answer in one piece. --no-stream treats all modes alike."
         )
+    return found
+
+
+def sampling_warnings(
+    settings: LoadTestSettings, server: ServerDescription, measured: Iterable[str]
+) -> list[str]:
+    """The warnings about checkpoints that this run samples or scores otherwise than their training did.
+
+    Args:
+        measured: the modes, or MODE@POLICY. Each policy is a mode of its name.
+    """
+    records = {mode.name: mode.training for mode in server.modes}
+    policies = dict.fromkeys(name.partition("@")[2] or name for name in measured)
+    found = []
+    for name in policies:
+        record = records.get(name)
+        if record is None:
+            continue
+        differences = record.sampling_differences(
+            *settings.sampling, ignore_eos=settings.ignore_eos
+        )
+        if differences:
+            found.append(
+                f"{name}: {'; '.join(differences)}. Its KL, win rate and reward are not those of its card."
+            )
+        found += [f"{name}: {difference}." for difference in record.reward_differences()]
     return found
 
 

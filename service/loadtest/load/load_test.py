@@ -209,4 +209,4 @@ class LoadTest:
 def target_of(settings: LoadTestSettings) -> Target:
     """The API of the server under test."""
     kind = NativeTarget if settings.api == "native" else OpenAiTarget
-    return kind(settings.max_tokens, settings.temperature, settings.ignore_eos, settings.stream)
+    return kind(*settings.sampling, settings.ignore_eos, settings.stream)

@@ -9,7 +9,7 @@ from typing import Any
 
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.load.connection import ConnectionPool, ProtocolError
-from service.loadtest.load.targets import native_path
+from service.loadtest.load.targets import is_truncated, native_path
 from service.loadtest.observation import ScoredAnswer
 from service.loadtest.plan import BON, Variant
 from vbon.maths.seeds import seed_of
@@ -23,6 +23,7 @@ async def score_variant(
     on_row: Callable[[], None],
 ) -> list[ScoredAnswer]:
     """``quality_samples`` scored answers to each prompt; failed requests are answers with an error."""
+    max_tokens, temperature = settings.sampling
     room = asyncio.Semaphore(settings.quality_concurrency)
 
     async def one(prompt: int, sample: int) -> ScoredAnswer:
@@ -30,8 +31,8 @@ async def score_variant(
         seed = seed_of(repr((settings.seed, variant.name, prompt, sample)))
         body = {
             "prompt": prompts[prompt],
-            "max_tokens": settings.max_tokens,
-            "temperature": settings.temperature,
+            "max_tokens": max_tokens,
+            "temperature": temperature,
             "ignore_eos": settings.ignore_eos,
             "seed": seed,
         }
@@ -60,10 +61,13 @@ async def _ask(
         answer = json.loads(content)
         row.text, row.reward = answer["text"], answer["reward"]
         row.unscored = int(row.reward is None)
+        row.truncated = is_truncated(answer.get("finish_reason"))
         if answer.get("candidates"):
-            rewards = [candidate["reward"] for candidate in answer["candidates"]]
-            row.candidates = [reward for reward in rewards if reward is not None]
-            row.unscored = len(rewards) - len(row.candidates)
+            scored = [one for one in answer["candidates"] if one["reward"] is not None]
+            row.candidates = [one["reward"] for one in scored]
+            ends = [is_truncated(one.get("finish_reason")) for one in scored]
+            row.candidates_truncated = None if None in ends else [bool(end) for end in ends]
+            row.unscored = len(answer["candidates"]) - len(scored)
     except TimeoutError:
         row.error = "timeout"
     except (OSError, ProtocolError, asyncio.IncompleteReadError):

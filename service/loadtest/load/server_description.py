@@ -59,6 +59,11 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
             api="native",
             modes=modes,
             policies=list(policies.values()),
+            default_sampling={
+                name: found["default_sampling"][name] for name in ("max_tokens", "temperature")
+            }
+            if "default_sampling" in found
+            else {},
             gold_model=found["gold_model"],
         )
     except (KeyError, TypeError, ValidationError) as error:
@@ -102,6 +107,18 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ServerError(f"{client.base_url}{path.lstrip('/')} did not answer with a JSON object")
     return found
+
+
+def with_server_defaults(settings: LoadTestSettings, server: ServerDescription) -> LoadTestSettings:
+    """The settings with the server's sampling where they set none; every mode gets the same."""
+    unset = {
+        name: value
+        for name, value in server.default_sampling.items()
+        if getattr(settings, name) is None
+    }
+    chosen = settings.model_copy(update=unset)
+    max_tokens, temperature = chosen.sampling
+    return chosen.model_copy(update={"max_tokens": int(max_tokens), "temperature": temperature})
 
 
 def choose_variants(settings: LoadTestSettings, server: ServerDescription) -> list[Variant]:

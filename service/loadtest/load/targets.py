@@ -97,6 +97,7 @@ class NativeTarget:
             usage, timings = answer["usage"], answer["timings_ms"]
             into.generated_tokens = usage["generated_tokens"]
             into.returned_tokens = usage["returned_tokens"]
+            into.truncated = is_truncated(answer.get("finish_reason"))
             into.queue_ms, into.decode_ms = timings["queue"], timings["decode"]
             into.rerank_ms, into.scoring_ms = timings["rerank"], timings["scoring"]
         except (KeyError, TypeError) as error:
@@ -137,7 +138,11 @@ class OpenAiTarget:
         reading.answer = (reading.answer or {}) | {
             key: data[key] for key in ("usage", "vbon") if data.get(key)
         }
-        return any(choice.get("text") for choice in data.get("choices", ()))
+        choices = data.get("choices", ())
+        for choice in choices:
+            if choice.get("finish_reason"):
+                reading.answer["finish_reason"] = choice["finish_reason"]
+        return any(choice.get("text") for choice in choices)
 
     def read(self, answer: dict[str, Any], into: Observation) -> None:
         """Fill in the usage, and generated tokens and timings if the server is this service."""
@@ -147,11 +152,18 @@ class OpenAiTarget:
             raise AnswerError("no usage in the answer") from error
         report = answer.get("vbon")
         into.generated_tokens = into.returned_tokens
+        whole = (answer.get("choices") or [{}])[0]
+        into.truncated = is_truncated(answer.get("finish_reason") or whole.get("finish_reason"))
         if report:
             timings = report["timings_ms"]
             into.generated_tokens = report["generated_tokens"]
             into.queue_ms, into.decode_ms = timings["queue"], timings["decode"]
             into.rerank_ms, into.scoring_ms = timings["rerank"], timings["scoring"]
+
+
+def is_truncated(finish_reason: str | None) -> bool | None:
+    """True if the token limit cut an answer off; ``None`` if the server does not tell how it ended."""
+    return None if finish_reason is None else finish_reason == "length"
 
 
 def native_path(variant: Variant) -> str:

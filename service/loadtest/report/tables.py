@@ -20,6 +20,11 @@ def range_text(value: MedianRange | None) -> str:
     return f"{number(value.median)} ({number(value.low)} to {number(value.high)})"
 
 
+def share_text(value: float | None) -> str:
+    """A share in percent, or a dash if it is unknown."""
+    return "-" if value is None else f"{value:.0%}"
+
+
 def load_text(cell: CellResult) -> str:
     """The load level of a cell, such as ``8 in flight`` or ``4/s``."""
     return f"{cell.load:g} in flight" if cell.load_kind == "closed" else f"{cell.load:g}/s"
@@ -45,6 +50,7 @@ _THROUGHPUT: tuple[tuple[str, CellText], ...] = (
     ("goodput/s", lambda c: range_text(c.goodput_per_s)),
     ("within SLOs", lambda c: "-" if c.goodput_share is None else f"{c.goodput_share:.1%}"),
     ("answered", lambda c: f"{c.requests:,}"),
+    ("cut off", lambda c: share_text(c.truncated_share)),
     ("failed", _errors),
 )
 _LATENCY: tuple[tuple[str, CellText], ...] = (
@@ -81,7 +87,7 @@ def throughput_table(result: LoadTestResult) -> ReportTable:
     """The table of rates by cell."""
     caption = (
         "Median of the rounds (smallest to largest). Generated tokens include discarded candidates. "
-        "No other figure includes failed requests."
+        "No other figure includes failed requests. Cut off: share of the answers that max_tokens ended."
     )
     return _cells("cells throughput", "Throughput", caption, result, _THROUGHPUT)
 
@@ -115,6 +121,7 @@ def quality_table(result: LoadTestResult) -> ReportTable:
                 interval_text(None if one is None else one.win_rate),
                 "-" if one is None else f"{one.answers:,}",
                 "-" if one is None else str(one.unscored),
+                share_text(None if one is None else one.truncated_share),
                 price,
                 "-" if cost is None else cost.source,
             )
@@ -122,7 +129,8 @@ def quality_table(result: LoadTestResult) -> ReportTable:
     caption = (
         "Means [95% bootstrap interval over prompts], scored outside the timed blocks on the same prompts. "
         f"Win rate: share of comparisons with {result.settings['baseline']} won; ties count 1/2. Answers "
-        "that could not be scored are left out and counted. Costs at the highest throughput measured "
+        "that could not be scored are left out and counted. Cut off: share of the answers that max_tokens "
+        "ended; they are scored as they are. Costs at the highest throughput measured "
         "(cheapest to dearest round)."
     )
     columns = (
@@ -131,6 +139,7 @@ def quality_table(result: LoadTestResult) -> ReportTable:
         "win rate",
         "scored answers",
         "unscored",
+        "cut off",
         f"{currency} per 1,000 answers",
         "throughput from",
     )
