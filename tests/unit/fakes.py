@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from service.app import create_app
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
+from tests.unit.listening import listening
 from vbon.engine.fake import FakeEngine
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
@@ -106,24 +108,10 @@ async def on_a_port(
         lifespan=lifespan,
         **{"port": 0, **options},
     )
-    async with running(config) as (_, port):
+    async with listening(config) as (_, port):
         while ready and not runtime.ready:  # noqa: ASYNC110  (a few turns)
             await asyncio.sleep(0.01)
         yield f"http://127.0.0.1:{port}/v1"
-
-
-@asynccontextmanager
-async def running(config: uvicorn.Config) -> AsyncGenerator[tuple[uvicorn.Server, int], None]:
-    """A listening server in this process, and its port; stopped afterwards."""
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server._serve())
-    while not server.started:  # noqa: ASYNC110  (uvicorn has no event for it)
-        await asyncio.sleep(0.01)
-    try:
-        yield server, server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
 
 
 class ChatEngine(FakeEngine):
@@ -198,7 +186,7 @@ async def stream(
             seen.headers = {key.decode(): value.decode() for key, value in message["headers"]}
         else:
             if message["body"]:
-                seen.pieces.append((time.perf_counter(), message["body"].decode()))
+                seen.pieces.append((perf_counter(), message["body"].decode()))
             seen.ended = not message.get("more_body", False)
         changed.set()
         if len(seen.pieces) == stall_after:

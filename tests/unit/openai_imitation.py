@@ -11,7 +11,7 @@ import json
 import random
 import socket
 from collections.abc import AsyncGenerator, Collection, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from tests.unit.listening import listening
 
 WORDS = ("good", "bad", "dull", "superb", "odd", "warm\u2028cold", "café", "sharp")
 EOS, FIRST_CHARACTER = 9, 100
@@ -330,25 +332,15 @@ async def disconnected(request: Request) -> None:
 async def imitation(port: int = 0, **settings: Any) -> AsyncGenerator[Server, None]:
     """A running server on a free port, or on that one."""
     server = Server(**settings)
-    # asyncio switches Nagle's delay of small writes off only for sockets that are explicitly TCP.
-    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listening.bind(("127.0.0.1", port))
-    server.port = listening.getsockname()[1]
-    config = uvicorn.Config(server.app(), log_level="critical", access_log=False, lifespan="off")
-    config.timeout_graceful_shutdown = 0
-    server.uvicorn = uvicorn.Server(config)
-    server.uvicorn.capture_signals = nullcontext
-    serving = asyncio.create_task(server.uvicorn.serve(sockets=[listening]))
-    while not server.uvicorn.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.005)
-    try:
-        yield server
-    finally:
-        server.cut()
-        server.uvicorn.should_exit = True
-        await serving
-        listening.close()
+    config = uvicorn.Config(
+        server.app(), port=port, log_level="critical", access_log=False, lifespan="off"
+    )
+    config.timeout_graceful_shutdown = 0  # what still decodes is cancelled
+    async with listening(config) as (server.uvicorn, server.port):
+        try:
+            yield server
+        finally:
+            server.cut()
 
 
 def free_port() -> int:

@@ -14,9 +14,12 @@ from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 from service.strategies import STRATEGIES
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
 from vbon.errors import CheckpointError
 from vbon.rewards import Scorable
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 BODY = {"prompt": "the film was", "n": 8, "max_tokens": 12, "seed": 3}
 
@@ -28,6 +31,7 @@ async def post(client: httpx.AsyncClient, mode: str | None, **changes: object) -
     return await client.post("/generate", params=params, json=body)
 
 
+@clocked
 async def test_bon_returns_the_candidate_with_the_highest_reward() -> None:
     async with serving(make_runtime()) as (_, client):
         answer = (await post(client, "bon", return_candidates=True)).json()
@@ -47,6 +51,7 @@ async def test_bon_returns_the_candidate_with_the_highest_reward() -> None:
     assert answer["unscored_candidates"] == 0
 
 
+@clocked
 async def test_answer_says_what_made_it() -> None:
     async with serving(make_runtime()) as (_, client):
         response = await post(client, "bon", temperature=0.7, stop="superb")
@@ -70,6 +75,7 @@ async def test_answer_says_what_made_it() -> None:
     assert 0 < parts <= timings["total"] + 0.01
 
 
+@clocked
 async def test_a_priority_is_refused_where_there_is_none_and_changes_no_answer() -> None:
     by_priority = {name: FakeEngine(name, by_priority=True) for name in ("ref", "vbon")}
     async with serving(make_runtime(engines=by_priority)) as (_, client):
@@ -86,6 +92,7 @@ async def test_a_priority_is_refused_where_there_is_none_and_changes_no_answer()
     assert (neutral.status_code, beyond.status_code) == (200, 422)
 
 
+@clocked
 async def test_who_waits_is_admitted_by_priority() -> None:
     engine = FakeEngine("slow", seconds_per_token=0.002, by_priority=True)
     runtime = make_runtime(engines={"ref": engine}, limits={"running_sequences": 8})
@@ -100,6 +107,7 @@ async def test_who_waits_is_admitted_by_priority() -> None:
     assert finished == [0, -1, 1, 2]
 
 
+@clocked
 async def test_single_modes_draw_one_sample_of_their_own_policy() -> None:
     async with serving(make_runtime()) as (_, client):
         ref, vbon = (await post(client, "ref")).json(), (await post(client, "vbon")).json()
@@ -110,6 +118,7 @@ async def test_single_modes_draw_one_sample_of_their_own_policy() -> None:
         assert answer["reward"] == pytest.approx(score_text(answer["text"]))
 
 
+@clocked
 async def test_score_false_spares_the_scoring() -> None:
     reward = FakeReward()
     async with serving(make_runtime(reward=reward)) as (_, client):
@@ -119,6 +128,7 @@ async def test_score_false_spares_the_scoring() -> None:
     assert reward.batches == []
 
 
+@clocked
 async def test_same_seed_same_answer_other_seed_other_answer() -> None:
     async with serving(make_runtime()) as (_, client):
         first, second, other = [
@@ -130,6 +140,7 @@ async def test_same_seed_same_answer_other_seed_other_answer() -> None:
     assert len(shared) <= 1  # adjacent seeds must not share their candidates
 
 
+@clocked
 async def test_prompts_are_answered_in_order_with_totals() -> None:
     async with serving(make_runtime()) as (_, client):
         batch = (await post(client, "bon", prompt=..., prompts=["one", "another"])).json()
@@ -141,6 +152,7 @@ async def test_prompts_are_answered_in_order_with_totals() -> None:
     )
 
 
+@clocked
 async def test_curl_without_a_content_type_header_works() -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.post(
@@ -151,6 +163,7 @@ async def test_curl_without_a_content_type_header_works() -> None:
     assert response.status_code == 200
 
 
+@clocked
 async def test_default_mode_and_n_are_the_servers() -> None:
     async with serving(make_runtime(default_n=5)) as (_, client):
         answer = (await post(client, None, n=...)).json()
@@ -181,6 +194,7 @@ async def test_default_mode_and_n_are_the_servers() -> None:
         ({"prompt": ..., "messages": [{"role": "user", "content": "x"}]}, "messages", "template"),
     ],
 )
+@clocked
 async def test_bad_input_names_the_field_and_the_limit(
     changes: dict[str, object], field: str, words: str
 ) -> None:
@@ -197,6 +211,7 @@ async def test_bad_input_names_the_field_and_the_limit(
     assert good.status_code == 200  # nothing else has changed
 
 
+@clocked
 async def test_not_a_number_is_refused_though_json_parsers_take_it() -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.post(
@@ -206,6 +221,7 @@ async def test_not_a_number_is_refused_though_json_parsers_take_it() -> None:
     assert "finite number" in response.json()["error"]["message"]
 
 
+@clocked
 async def test_wrong_json_says_where() -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.post("/generate?mode=bon", content='{"prompt": "a",}')
@@ -216,6 +232,7 @@ async def test_wrong_json_says_where() -> None:
     assert error["param"] == "body"
 
 
+@clocked
 async def test_unknown_mode_lists_the_modes() -> None:
     async with serving(make_runtime()) as (_, client):
         error = (await post(client, "bond")).json()["error"]
@@ -225,6 +242,7 @@ async def test_unknown_mode_lists_the_modes() -> None:
     assert query.status_code == 422
 
 
+@clocked
 async def test_a_mode_without_its_model_says_what_is_missing() -> None:
     async with serving(make_runtime(without_reward=True)) as (_, client):
         error = (await post(client, "bon")).json()["error"]
@@ -233,6 +251,7 @@ async def test_a_mode_without_its_model_says_what_is_missing() -> None:
     assert single["reward"] is None
 
 
+@clocked
 async def test_too_large_a_body_is_refused() -> None:
     async with serving(make_runtime(limits={"max_body_bytes": 2048})) as (_, client):
         response = await post(client, "bon", prompt="x" * 4000)
@@ -248,6 +267,7 @@ async def test_too_large_a_body_is_refused() -> None:
         assert "x-request-id" in refused.headers
 
 
+@clocked
 async def test_unscorable_candidates_are_passed_over_and_counted() -> None:
     class Picky(FakeReward):
         def score(self, items: list[Scorable]) -> list[float | None]:  # type: ignore[override]
@@ -260,6 +280,7 @@ async def test_unscorable_candidates_are_passed_over_and_counted() -> None:
     assert "good" not in answer["text"]
 
 
+@clocked
 async def test_a_failing_reward_model_is_one_clear_error_and_no_more() -> None:
     class Broken(FakeReward):
         def score(self, items: list[Scorable]) -> list[float | None]:  # type: ignore[override]
@@ -275,6 +296,7 @@ async def test_a_failing_reward_model_is_one_clear_error_and_no_more() -> None:
     assert fine.status_code == 200
 
 
+@clocked
 async def test_scoring_overlaps_decoding_and_is_off_the_event_loop() -> None:
     import threading
 
@@ -288,6 +310,7 @@ async def test_scoring_overlaps_decoding_and_is_off_the_event_loop() -> None:
     assert threading.get_ident() not in reward.threads
 
 
+@clocked
 async def test_scoring_is_batched_across_requests() -> None:
     reward = FakeReward(seconds=0.05)
     async with serving(make_runtime(reward=reward)) as (_, client):
@@ -327,6 +350,7 @@ async def disconnect_after(app: object, seconds: float) -> list[Message]:
     return sent
 
 
+@clocked
 async def test_a_client_that_leaves_takes_its_sequences_along() -> None:
     engine = FakeEngine("slow", seconds_per_token=0.05)
     reward = FakeReward()
@@ -341,6 +365,7 @@ async def test_a_client_that_leaves_takes_its_sequences_along() -> None:
         assert sum(reward.batches) == scored < 16
 
 
+@clocked
 async def test_overload_is_shed_with_retry_after() -> None:
     engine = FakeEngine("slow", seconds_per_token=0.05)
     runtime = make_runtime(
@@ -357,6 +382,7 @@ async def test_overload_is_shed_with_retry_after() -> None:
     assert queued > 10
 
 
+@clocked
 async def test_a_request_past_its_time_limit_is_told_and_aborted() -> None:
     engine = FakeEngine("slow", seconds_per_token=0.5)
     runtime = make_runtime(engines={"ref": engine}, limits={"timeout_s": 0.1})
@@ -368,6 +394,7 @@ async def test_a_request_past_its_time_limit_is_told_and_aborted() -> None:
 
 
 @pytest.mark.parametrize("path", ["/readyz", "/health"])
+@clocked
 async def test_a_dead_engine_is_503_and_drops_readiness(path: str) -> None:
     engine = FakeEngine("mortal", seconds_per_token=0.02)
     runtime = make_runtime(engines={"ref": engine, "vbon": FakeEngine()})
@@ -387,6 +414,7 @@ async def test_a_dead_engine_is_503_and_drops_readiness(path: str) -> None:
     assert "retry-after" in other.headers
 
 
+@clocked
 async def test_other_modes_go_on_while_an_engine_is_dead_and_it_comes_back() -> None:
     class Stubborn(FakeEngine):
         held_back = False
@@ -422,6 +450,7 @@ async def test_other_modes_go_on_while_an_engine_is_dead_and_it_comes_back() -> 
     assert 'vbon:restarts_total{part="ref"} 0.0' in metrics
 
 
+@clocked
 async def test_without_its_reward_model_a_single_sample_is_answered_and_counted_unscored() -> None:
     runs = True
     scorer = BatchingScorer(FakeReward(), runs=lambda: runs)
@@ -439,6 +468,7 @@ async def test_without_its_reward_model_a_single_sample_is_answered_and_counted_
     assert 'vbon:unscored_candidates_total{mode="vbon"} 1.0' in metrics
 
 
+@clocked
 async def test_an_engine_that_returns_too_few_candidates_is_an_error() -> None:
     class Short(FakeEngine):
         async def generate(self, *args: object, **kwargs: object):  # type: ignore[no-untyped-def, override]
@@ -453,6 +483,7 @@ async def test_an_engine_that_returns_too_few_candidates_is_an_error() -> None:
     assert "7 candidates; 8 were requested" in response.json()["error"]["message"]
 
 
+@clocked
 async def test_modes_and_metrics() -> None:
     async with serving(make_runtime()) as (_, client):
         modes = (await client.get("/modes")).json()
@@ -474,6 +505,7 @@ async def test_modes_and_metrics() -> None:
     assert modes["records"] is True
 
 
+@clocked
 async def test_openapi_has_examples_and_every_route() -> None:
     async with serving(make_runtime()) as (_, client):
         schema = (await client.get("/openapi.json")).json()
@@ -486,6 +518,7 @@ async def test_openapi_has_examples_and_every_route() -> None:
     assert unknown.json()["error"]["type"] == "not_found"
 
 
+@clocked
 async def test_a_list_is_looked_at_up_to_its_first_error() -> None:
     async with serving(make_runtime()) as (_, client):
         for field in ("prompts", "messages", "n", "stop"):

@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +23,9 @@ from service.http import closing, sse
 from service.http import uvicorn_protocol as http_protocol
 from service.http.uvicorn_protocol import http_options
 from service.settings import LimitSettings
-from tests.unit.fakes import FakeEngine, make_runtime, on_a_port, running
+from tests.unit.fakes import FakeEngine, make_runtime, on_a_port
+from tests.unit.listening import listening
+from tests.unit.virtual_clock import virtually
 
 LIMITS = {
     "max_header_bytes": 2048,
@@ -37,10 +40,14 @@ SLOW = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r
 SLOW += SLOW_BODY
 
 
-@pytest.fixture
-async def port() -> AsyncGenerator[int, None]:
+clocked = virtually("service", "vbon", "tests.unit")
+
+
+@asynccontextmanager
+async def serving() -> AsyncGenerator[int, None]:
+    """A server with these limits; its port. No thread of a reward model runs beside the virtual clock."""
     engines = {"ref": FakeEngine(seconds_per_token=0.1)}
-    runtime = make_runtime(engines=engines, limits=LIMITS)
+    runtime = make_runtime(engines=engines, without_reward=True, limits=LIMITS)
     options = http_options(runtime.settings.limits)
     async with on_a_port(runtime, timeout_graceful_shutdown=5, **options) as url:
         number = urlsplit(url).port
@@ -65,9 +72,11 @@ async def say(port: int, *pieces: bytes, pause_s: float = 0.0) -> tuple[int, str
     return int(answer.split(" ")[1]), answer.partition("\r\n\r\n")[2]
 
 
-async def test_an_ordinary_request_is_answered(port: int) -> None:
-    status, body = await say(port, HEAD + b"connection: close\r\n\r\n")
-    assert (status, json.loads(body)) == (200, {"status": "alive"})
+@clocked
+async def test_an_ordinary_request_is_answered() -> None:
+    async with serving() as port:
+        status, body = await say(port, HEAD + b"connection: close\r\n\r\n")
+        assert (status, json.loads(body)) == (200, {"status": "alive"})
 
 
 @pytest.mark.parametrize(
@@ -80,31 +89,39 @@ async def test_an_ordinary_request_is_answered(port: int) -> None:
     ],
     ids=["one large field", "one that does not end", "a long path", "many fields"],
 )
-async def test_a_head_past_the_limits_is_refused(port: int, head: bytes) -> None:
-    status, body = await say(port, head)
-    error = json.loads(body)["error"]
-    assert (status, error["type"]) == (431, "headers_too_large")
-    assert "2048 bytes" in error["message"]
+@clocked
+async def test_a_head_past_the_limits_is_refused(head: bytes) -> None:
+    async with serving() as port:
+        status, body = await say(port, head)
+        error = json.loads(body)["error"]
+        assert (status, error["type"]) == (431, "headers_too_large")
+        assert "2048 bytes" in error["message"]
 
 
-async def test_the_limit_is_a_request_s_not_a_connection_s(port: int) -> None:
-    request = HEAD + b"x: " + b"a" * 900 + b"\r\n"
-    status, body = await say(
-        port, *[request + b"\r\n"] * 4, request + b"connection: close\r\n\r\n", pause_s=0.02
-    )
-    assert status == 200
-    assert body.count("alive") == 5
+@clocked
+async def test_the_limit_is_a_request_s_not_a_connection_s() -> None:
+    async with serving() as port:
+        request = HEAD + b"x: " + b"a" * 900 + b"\r\n"
+        status, body = await say(
+            port, *[request + b"\r\n"] * 4, request + b"connection: close\r\n\r\n", pause_s=0.02
+        )
+        assert status == 200
+        assert body.count("alive") == 5
 
 
-async def test_a_head_that_trickles_is_ended(port: int) -> None:
-    status, body = await say(port, *[bytes([byte]) for byte in HEAD], pause_s=0.05)
-    assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
+@clocked
+async def test_a_head_that_trickles_is_ended() -> None:
+    async with serving() as port:
+        status, body = await say(port, *[bytes([byte]) for byte in HEAD], pause_s=0.05)
+        assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
 
 
-async def test_a_body_that_trickles_is_ended(port: int) -> None:
-    head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
-    status, body = await say(port, head, *[b" "] * 12, pause_s=0.05)
-    assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
+@clocked
+async def test_a_body_that_trickles_is_ended() -> None:
+    async with serving() as port:
+        head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+        status, body = await say(port, head, *[b" "] * 12, pause_s=0.05)
+        assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
 
 
 @pytest.mark.parametrize(
@@ -118,48 +135,60 @@ async def test_a_body_that_trickles_is_ended(port: int) -> None:
     ],
     ids=["a line break", "half a head", "too large a head", "too many fields", "no head"],
 )
-async def test_what_comes_during_an_answer_does_not_break_it(
-    port: int, pieces: list[bytes]
-) -> None:
-    status, body = await say(port, SLOW, *pieces, pause_s=0.02)
-    assert (status, json.loads(body)["usage"]["returned_tokens"]) == (200, 9)
+@clocked
+async def test_what_comes_during_an_answer_does_not_break_it(pieces: list[bytes]) -> None:
+    async with serving() as port:
+        status, body = await say(port, SLOW, *pieces, pause_s=0.02)
+        assert (status, json.loads(body)["usage"]["returned_tokens"]) == (200, 9)
 
 
-async def test_a_head_that_begins_during_an_answer_may_end_after_it(port: int) -> None:
-    status, body = await say(port, SLOW + HEAD, b"x: a\r\n", b"\r\n", pause_s=0.6)
-    assert (status, body.count("HTTP/1.1 200 OK"), body.count("alive")) == (200, 1, 1)
+@clocked
+async def test_a_head_that_begins_during_an_answer_may_end_after_it() -> None:
+    async with serving() as port:
+        status, body = await say(port, SLOW + HEAD, b"x: a\r\n", b"\r\n", pause_s=0.6)
+        assert (status, body.count("HTTP/1.1 200 OK"), body.count("alive")) == (200, 1, 1)
 
 
-async def test_a_head_that_begins_during_an_answer_and_trickles_is_ended(port: int) -> None:
-    status, body = await say(port, SLOW, *[bytes([byte]) for byte in HEAD * 2], pause_s=0.05)
-    answer, _, refusal = body.partition("HTTP/1.1 408 ")
-    assert (status, json.loads(answer)["usage"]["returned_tokens"]) == (200, 9)
-    assert "request_timeout" in refusal
+@clocked
+async def test_a_head_that_begins_during_an_answer_and_trickles_is_ended() -> None:
+    async with serving() as port:
+        status, body = await say(port, SLOW, *[bytes([byte]) for byte in HEAD * 2], pause_s=0.05)
+        answer, _, refusal = body.partition("HTTP/1.1 408 ")
+        assert (status, json.loads(answer)["usage"]["returned_tokens"]) == (200, 9)
+        assert "request_timeout" in refusal
 
 
-async def test_queued_requests_are_answered_before_what_is_wrong_behind_them(port: int) -> None:
-    status, body = await say(port, SLOW + HEAD + b"\r\n", b"hello\r\n\r\n", pause_s=0.02)
-    assert (status, body.count("HTTP/1.1 200 OK"), body.count("alive")) == (200, 1, 1)
-    assert "HTTP/1.1 400" not in body
+@clocked
+async def test_queued_requests_are_answered_before_what_is_wrong_behind_them() -> None:
+    async with serving() as port:
+        status, body = await say(port, SLOW + HEAD + b"\r\n", b"hello\r\n\r\n", pause_s=0.02)
+        assert (status, body.count("HTTP/1.1 200 OK"), body.count("alive")) == (200, 1, 1)
+        assert "HTTP/1.1 400" not in body
 
 
-async def test_a_body_that_is_no_body_is_told_so_at_once(port: int) -> None:
-    head = b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-    status, body = await say(port, head, b"hello\r\n", pause_s=0.05)
-    assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
+@clocked
+async def test_a_body_that_is_no_body_is_told_so_at_once() -> None:
+    async with serving() as port:
+        head = b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        status, body = await say(port, head, b"hello\r\n", pause_s=0.05)
+        assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
 
 
-async def test_a_silent_connection_is_closed(port: int) -> None:
-    status, _ = await say(port)
-    assert status == 408
+@clocked
+async def test_a_silent_connection_is_closed() -> None:
+    async with serving() as port:
+        status, _ = await say(port)
+        assert status == 408
 
 
-async def test_an_idle_connection_stays_open_for_its_time_and_no_longer(port: int) -> None:
-    request = HEAD + b"\r\n"
-    begun = perf_counter()
-    status, body = await say(port, request, request, pause_s=0.7)
-    assert (status, body.count("alive")) == (200, 2)
-    assert perf_counter() - begun >= 1.7
+@clocked
+async def test_an_idle_connection_stays_open_for_its_time_and_no_longer() -> None:
+    async with serving() as port:
+        request = HEAD + b"\r\n"
+        begun = perf_counter()
+        status, body = await say(port, request, request, pause_s=0.7)
+        assert (status, body.count("alive")) == (200, 2)
+        assert perf_counter() - begun >= 1.7
 
 
 JSON = b"content-type: application/json\r\n"
@@ -182,46 +211,56 @@ async def statuses(port: int, *pieces: bytes, pause_s: float = 0.0) -> list[int]
 
 @pytest.mark.parametrize("upgrade", UPGRADES)
 @pytest.mark.parametrize("pause_s", [0.0, 0.03])
-async def test_a_body_behind_an_upgrade_is_a_body(port: int, upgrade: str, pause_s: float) -> None:
-    head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\n" + JSON + UPGRADES[upgrade]
-    framed = head + b"content-length: %d\r\n\r\n" % len(GENERATE)
-    last = HEAD + b"connection: close\r\n\r\n"
-    assert await statuses(port, framed, GENERATE, last, pause_s=pause_s) == [200, 200]
-    chunked = head + b"transfer-encoding: chunked\r\n\r\n"
-    chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GENERATE), GENERATE)
-    assert await statuses(port, chunked, chunks, last, pause_s=pause_s) == [200, 200]
-    # The body that was once read as a request of its own is an invalid body.
-    hidden = head + b"content-length: %d\r\n\r\n" % len(SMUGGLED)
-    assert await statuses(port, hidden, SMUGGLED, last, pause_s=pause_s) == [422, 200]
-    assert await statuses(port, HEAD + UPGRADES[upgrade] + b"\r\n", last, pause_s=pause_s) == [
-        200,
-        200,
-    ]
+@clocked
+async def test_a_body_behind_an_upgrade_is_a_body(upgrade: str, pause_s: float) -> None:
+    async with serving() as port:
+        head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\n" + JSON + UPGRADES[upgrade]
+        framed = head + b"content-length: %d\r\n\r\n" % len(GENERATE)
+        last = HEAD + b"connection: close\r\n\r\n"
+        assert await statuses(port, framed, GENERATE, last, pause_s=pause_s) == [200, 200]
+        chunked = head + b"transfer-encoding: chunked\r\n\r\n"
+        chunks = b"%x\r\n%s\r\n0\r\n\r\n" % (len(GENERATE), GENERATE)
+        assert await statuses(port, chunked, chunks, last, pause_s=pause_s) == [200, 200]
+        # The body that was once read as a request of its own is an invalid body.
+        hidden = head + b"content-length: %d\r\n\r\n" % len(SMUGGLED)
+        assert await statuses(port, hidden, SMUGGLED, last, pause_s=pause_s) == [422, 200]
+        assert await statuses(port, HEAD + UPGRADES[upgrade] + b"\r\n", last, pause_s=pause_s) == [
+            200,
+            200,
+        ]
 
 
-async def test_a_head_with_an_upgrade_has_the_same_limits(port: int) -> None:
-    upgrade = UPGRADES["h2c"]
-    assert await statuses(port, HEAD + upgrade + b"x: " + b"a" * 3000 + b"\r\n\r\n") == [431]
-    both = b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"
-    assert await statuses(port, HEAD + upgrade + both) == [400]
+@clocked
+async def test_a_head_with_an_upgrade_has_the_same_limits() -> None:
+    async with serving() as port:
+        upgrade = UPGRADES["h2c"]
+        assert await statuses(port, HEAD + upgrade + b"x: " + b"a" * 3000 + b"\r\n\r\n") == [431]
+        both = b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert await statuses(port, HEAD + upgrade + both) == [400]
 
 
 @pytest.mark.parametrize("coding", [b"gzip", b"gzip, chunked", b"chunked, gzip", b"xchunked", b""])
 @pytest.mark.parametrize("upgrade", [b"", UPGRADES["h2c"]])
-async def test_a_body_without_a_known_end_is_refused(
-    port: int, coding: bytes, upgrade: bytes
-) -> None:
-    head = HEAD + upgrade + b"transfer-encoding: " + coding + b"\r\n\r\n"
-    assert await statuses(port, head + SMUGGLED) == [400]
+@clocked
+async def test_a_body_without_a_known_end_is_refused(coding: bytes, upgrade: bytes) -> None:
+    async with serving() as port:
+        head = HEAD + upgrade + b"transfer-encoding: " + coding + b"\r\n\r\n"
+        assert await statuses(port, head + SMUGGLED) == [400]
 
 
-async def test_http_1_0_has_no_chunks(port: int) -> None:
-    head = b"POST /generate HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
-    assert await statuses(port, head + b"0\r\n\r\n") == [400]
+@clocked
+async def test_http_1_0_has_no_chunks() -> None:
+    async with serving() as port:
+        head = b"POST /generate HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        assert await statuses(port, head + b"0\r\n\r\n") == [400]
 
 
-async def test_a_tunnel_is_refused(port: int) -> None:
-    assert await statuses(port, b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n" + SMUGGLED) == [400]
+@clocked
+async def test_a_tunnel_is_refused() -> None:
+    async with serving() as port:
+        assert await statuses(port, b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n" + SMUGGLED) == [
+            400
+        ]
 
 
 @pytest.mark.parametrize(
@@ -240,78 +279,91 @@ async def test_a_tunnel_is_refused(port: int) -> None:
         (b"GET /healthz HTTP/1.0\r\nhost: a\r\nhost: b\r\n", 400),
     ],
 )
-async def test_a_request_has_one_host(port: int, head: bytes, status: int) -> None:
-    found, body = await say(port, head + b"connection: close\r\n\r\n")
-    assert found == status
-    assert status == 200 or json.loads(body)["error"]["type"] == "bad_request"
+@clocked
+async def test_a_request_has_one_host(head: bytes, status: int) -> None:
+    async with serving() as port:
+        found, body = await say(port, head + b"connection: close\r\n\r\n")
+        assert found == status
+        assert status == 200 or json.loads(body)["error"]["type"] == "bad_request"
 
 
-async def test_trailers_are_no_headers_and_have_an_end(port: int) -> None:
-    head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + JSON
-    head += b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(GENERATE), GENERATE)
-    status, body = await say(port, head + b"content-type: text/plain\r\nx-request-id: mine\r\n\r\n")
-    assert status == 200
-    assert "mine" not in body
-    assert await statuses(port, head, *[b"x: " + b"a" * 1500 + b"\r\n"] * 4, pause_s=0.01) == [431]
+@clocked
+async def test_trailers_are_no_headers_and_have_an_end() -> None:
+    async with serving() as port:
+        head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + JSON
+        head += b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(GENERATE), GENERATE)
+        status, body = await say(
+            port, head + b"content-type: text/plain\r\nx-request-id: mine\r\n\r\n"
+        )
+        assert status == 200
+        assert "mine" not in body
+        assert await statuses(port, head, *[b"x: " + b"a" * 1500 + b"\r\n"] * 4, pause_s=0.01) == [
+            431
+        ]
 
 
-async def test_a_body_over_the_limit_has_its_answer_read(port: int) -> None:
+@clocked
+async def test_a_body_over_the_limit_has_its_answer_read() -> None:
     """Also by clients that send everything before they read, as http.client does."""
+    async with serving() as port:
 
-    def upload(headers: dict[str, str], length: int) -> int:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        try:
-            connection.request("POST", "/generate", b"x" * length, headers)
-            return connection.getresponse().status
-        finally:
-            connection.close()
+        def upload(headers: dict[str, str], length: int) -> int:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            try:
+                connection.request("POST", "/generate", b"x" * length, headers)
+                return connection.getresponse().status
+            finally:
+                connection.close()
 
-    plain = [upload for _ in range(8)]
-    tried = await asyncio.gather(
-        *(asyncio.to_thread(one, {}, 8_000_000) for one in plain),
-        asyncio.to_thread(upload, {"transfer-encoding": "chunked", "x": "y"}, 100),
-    )
-    assert tried[:-1] == [413] * 8
-    assert tried[-1] == 400  # not in chunks, whatever it says
+        plain = [upload for _ in range(8)]
+        tried = await asyncio.gather(
+            *(asyncio.to_thread(one, {}, 8_000_000) for one in plain),
+            asyncio.to_thread(upload, {"transfer-encoding": "chunked", "x": "y"}, 100),
+        )
+        assert tried[:-1] == [413] * 8
+        assert tried[-1] == 400  # not in chunks, whatever it says
 
 
-async def test_one_that_never_stops_sending_is_closed(
-    port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(closing, "LINGER_IDLE_S", 0.05)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
-    assert b" 413 " in await reader.readuntil(b"\r\n")
+@clocked
+async def test_one_that_never_stops_sending_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving() as port:
+        monkeypatch.setattr(closing, "LINGER_IDLE_S", 0.05)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+        assert b" 413 " in await reader.readuntil(b"\r\n")
 
-    async def send_for_ever() -> None:
-        while True:
-            writer.write(b"x" * 1000)
-            await writer.drain()
-            await asyncio.sleep(0.01)
+        async def send_for_ever() -> None:
+            while True:
+                writer.write(b"x" * 1000)
+                await writer.drain()
+                await asyncio.sleep(0.01)
 
-    with pytest.raises(ConnectionError):
-        await send_for_ever()
-    writer.close()
+        with pytest.raises(ConnectionError):
+            await send_for_ever()
+        writer.close()
 
 
 @pytest.mark.parametrize("request_bytes", [SLOW, SLOW + SLOW, HEAD + b"\r\n"])
+@clocked
 async def test_a_half_closed_client_gets_its_answers(
-    port: int, request_bytes: bytes, monkeypatch: pytest.MonkeyPatch
+    request_bytes: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closing, "LOOK_S", 0.05)  # so that it is probed in the middle
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request_bytes)
-    writer.write_eof()
-    async with asyncio.timeout(20):
-        told = (await reader.read()).decode()
-    writer.close()
-    final = told.replace("HTTP/1.1 100 Continue\r\n\r\n", "")
-    assert final.startswith("HTTP/1.1 200 OK\r\n")
-    assert final.count("HTTP/1.1 ") == max(1, request_bytes.count(b"POST"))
-    assert ("100 Continue" in told) == (request_bytes != HEAD + b"\r\n")
+    async with serving() as port:
+        monkeypatch.setattr(closing, "LOOK_S", 0.05)  # so that it is probed in the middle
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_bytes)
+        writer.write_eof()
+        async with asyncio.timeout(20):
+            told = (await reader.read()).decode()
+        writer.close()
+        final = told.replace("HTTP/1.1 100 Continue\r\n\r\n", "")
+        assert final.startswith("HTTP/1.1 200 OK\r\n")
+        assert final.count("HTTP/1.1 ") == max(1, request_bytes.count(b"POST"))
+        assert ("100 Continue" in told) == (request_bytes != HEAD + b"\r\n")
 
 
 @pytest.mark.parametrize("reset", [True, False])
+@clocked
 async def test_a_client_that_closes_altogether_is_still_noticed(
     reset: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -335,37 +387,47 @@ async def test_a_client_that_closes_altogether_is_still_noticed(
     assert engine.aborted == 1
 
 
-async def test_a_slow_body_is_ended_whatever_the_method(port: int) -> None:
-    head = b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
-    assert await statuses(port, head, *[b" "] * 12, pause_s=0.05) == [408]
+@clocked
+async def test_a_slow_body_is_ended_whatever_the_method() -> None:
+    async with serving() as port:
+        head = b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+        assert await statuses(port, head, *[b" "] * 12, pause_s=0.05) == [408]
 
 
-async def test_garbage_does_not_fill_the_log(port: int, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    for _ in range(30):
-        assert await statuses(port, b"hello\r\n\r\n") == [400]
-        assert await statuses(port, HEAD + UPGRADES["h2c"] + b"connection: close\r\n\r\n") == [200]
-    told = [one.getMessage() for one in caplog.records if one.name != "uvicorn.access"]
-    assert len(told) <= 2
+@clocked
+async def test_garbage_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving() as port:
+        caplog.set_level("INFO")
+        for _ in range(30):
+            assert await statuses(port, b"hello\r\n\r\n") == [400]
+            assert await statuses(port, HEAD + UPGRADES["h2c"] + b"connection: close\r\n\r\n") == [
+                200
+            ]
+        told = [one.getMessage() for one in caplog.records if one.name != "uvicorn.access"]
+        assert len(told) <= 2
 
 
 def test_idle_connections_outlive_those_of_clients() -> None:
     assert make_runtime().settings.limits.keep_alive_s > (httpx.Limits().keepalive_expiry or 0)
 
 
-async def test_what_is_no_http_is_told_so_in_the_shape_of_errors(port: int) -> None:
-    status, body = await say(port, b"hello\r\n\r\n")
-    assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
+@clocked
+async def test_what_is_no_http_is_told_so_in_the_shape_of_errors() -> None:
+    async with serving() as port:
+        status, body = await say(port, b"hello\r\n\r\n")
+        assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
 
 
-async def test_what_a_client_sent_is_not_repeated_whole(port: int) -> None:
-    body = json.dumps({"model": "m" * 50_000, "prompt": "a"}).encode()
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-    status, told = await say(port, head + b"content-length: %d\r\n\r\n" % len(body) + body)
-    message = json.loads(told)["error"]["message"]
-    assert status == 404
-    assert len(message) < 4100
-    assert message.startswith("the model 'mmm")
+@clocked
+async def test_what_a_client_sent_is_not_repeated_whole() -> None:
+    async with serving() as port:
+        body = json.dumps({"model": "m" * 50_000, "prompt": "a"}).encode()
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        status, told = await say(port, head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        message = json.loads(told)["error"]["message"]
+        assert status == 404
+        assert len(message) < 4100
+        assert message.startswith("the model 'mmm")
 
 
 def answering(answer: Callable[[Scope, Receive, Send], Awaitable[None]]) -> uvicorn.Config:
@@ -410,6 +472,7 @@ async def endless(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.mark.parametrize("answer", [large, in_pieces, endless])
 @pytest.mark.parametrize("last", [b"\r\n", b"connection: close\r\n\r\n"])
+@clocked
 async def test_the_connection_of_a_client_that_reads_nothing_is_cut(
     answer: Callable[[Scope, Receive, Send], Awaitable[None]],
     last: bytes,
@@ -417,18 +480,19 @@ async def test_the_connection_of_a_client_that_reads_nothing_is_cut(
 ) -> None:
     monkeypatch.setattr(sse, "_STALL_S", 0.3)
     monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
-    async with running(answering(answer)) as (server, port):
+    async with listening(answering(answer)) as (server, port):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.send(HEAD + last)
             assert await connections_left(server) == 0
 
 
 @pytest.mark.parametrize("answer", [large, in_pieces])
+@clocked
 async def test_one_that_reads_slowly_gets_all_of_it(
     answer: Callable[[Scope, Receive, Send], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
-    async with running(answering(answer)) as (_, port):
+    async with listening(answering(answer)) as (_, port):
         # The small limit keeps asyncio from reading ahead, so reading takes several times UNREAD_S.
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=100_000)
         writer.write(HEAD + b"connection: close\r\n\r\n")

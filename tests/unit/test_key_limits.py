@@ -12,7 +12,10 @@ from service.auth.keys import new_key, write_keys
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import FakeReward, make_runtime, serving
+from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 BODY: dict[str, Any] = {"prompt": "the film was", "max_tokens": 8, "ignore_eos": True}
 
@@ -43,6 +46,7 @@ async def ask(
     )
 
 
+@clocked
 async def test_one_key_s_flood_does_not_keep_another_out(tmp_path: Path) -> None:
     limits: dict[str, object] = {"running_sequences": 2, "waiting_sequences": 60}
     runtime, tokens = keyed(tmp_path, limits, flood={}, quiet={})
@@ -62,6 +66,7 @@ async def test_one_key_s_flood_does_not_keep_another_out(tmp_path: Path) -> None
     assert (runtime.admission.running, runtime.admission.waiting) == (0, 0)
 
 
+@clocked
 async def test_a_key_s_own_limits_hold_on_every_route(tmp_path: Path) -> None:
     runtime, tokens = keyed(tmp_path, {}, few={"max_sequences": 4}, slow={"tokens_per_minute": 100})
     async with serving(runtime) as (_, client):
@@ -90,6 +95,7 @@ async def test_a_key_s_own_limits_hold_on_every_route(tmp_path: Path) -> None:
     assert "tokens a minute" in most[1].json()["error"]["message"]
 
 
+@clocked
 async def test_rounds_that_were_decoded_before_a_failure_are_used_up(tmp_path: Path) -> None:
     """A failed request of several adaptive rounds is charged for all rounds, not for one."""
 
@@ -117,6 +123,7 @@ async def test_rounds_that_were_decoded_before_a_failure_are_used_up(tmp_path: P
     assert "61 candidates of up to 10 tokens are 610" in over.json()["error"]["message"]
 
 
+@clocked
 async def test_what_was_not_decoded_is_not_used_up(tmp_path: Path) -> None:
     runtime, tokens = keyed(tmp_path, {}, ann={"tokens_per_minute": 100})
     async with serving(runtime) as (_, client):

@@ -18,11 +18,15 @@ from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until
+from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
 from vbon.engine.metrics import stat_logger_type, vllm_families
 from vbon.engine.remote.engine import RemoteEngine
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 
 class StatLogger:
@@ -102,6 +106,7 @@ def registered() -> set[str]:
     return {family.name for family in REGISTRY.collect() if family.name.startswith("vllm:")}
 
 
+@clocked
 async def test_two_engines_of_a_process_each_under_their_policy() -> None:
     before = registered()
     ref, vbon = Measured("a"), Measured("b")
@@ -119,6 +124,7 @@ async def test_two_engines_of_a_process_each_under_their_policy() -> None:
     assert registered() == before, "an engine's metrics belong to its policy alone"
 
 
+@clocked
 async def test_an_engine_that_fails_or_died_hides_no_other() -> None:
     runtime = make_runtime(engines={"ref": Broken("a"), "vbon": Measured("b")})
     async with serving(runtime) as (_, client):
@@ -153,6 +159,7 @@ async def over(runtime: Runtime) -> AsyncGenerator[httpx.AsyncClient, None]:
         yield client
 
 
+@clocked
 async def test_remote_servers_are_read_once_for_many_scrapes() -> None:
     async with imitation(metrics_text=TEXT) as a, imitation(metrics_text=TEXT) as b:
         engine = RemoteEngine(f"{a.url},{b.url}", OPTIONS)
@@ -170,6 +177,7 @@ async def test_remote_servers_are_read_once_for_many_scrapes() -> None:
 
 
 @pytest.mark.parametrize("fault", ["silent", "nonsense", "missing", "off"])
+@clocked
 async def test_a_server_without_usable_metrics_is_left_out(fault: str) -> None:
     text = {"missing": None, "nonsense": 'vllm:x{a="b" 1 2 3 {{'}.get(fault, TEXT)
     options = replace(OPTIONS, metrics=fault != "off", metrics_timeout_s=0.2)

@@ -15,7 +15,10 @@ import pytest
 
 from tests.unit.openai_imitation import Server, imitation
 from tests.unit.test_remote_engine import draw, remote, until, watch
+from tests.unit.virtual_clock import virtually
 from vbon.http.transport import AiohttpTransport
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 KEEP_IDLE_S = 0.3
 BODY = {
@@ -36,6 +39,7 @@ async def connected() -> AsyncGenerator[tuple[httpx.AsyncClient, AiohttpTranspor
             yield client, connections, server
 
 
+@clocked
 async def test_a_connection_is_used_again_and_closed_once_it_idled() -> None:
     async with connected() as (client, connections, server):
         for _ in range(5):
@@ -45,6 +49,7 @@ async def test_a_connection_is_used_again_and_closed_once_it_idled() -> None:
         assert (await client.post("/completions", json=BODY)).status_code == 200
 
 
+@clocked
 async def test_each_request_in_flight_has_its_own() -> None:
     async with connected() as (client, connections, server):
         server.seconds_per_token = 0.02
@@ -55,6 +60,7 @@ async def test_each_request_in_flight_has_its_own() -> None:
 
 
 @pytest.mark.parametrize("what", ["one", "four", "stream"])
+@clocked
 async def test_nothing_is_left_of_requests_cancelled_at_any_moment(what: str) -> None:
     chance = random.Random(0)
     async with imitation() as server, remote(server, request_timeout_s=5.0) as engine:
@@ -64,14 +70,19 @@ async def test_nothing_is_left_of_requests_cancelled_at_any_moment(what: str) ->
             "four": lambda: draw(engine, 4),
             "stream": lambda: watch(engine),
         }
-        for _ in range(200):
+        for turns in range(200):
             asking = asyncio.ensure_future(ways[what]())
-            await asyncio.sleep(chance.random() * 0.02)
+            # After each turn of the loop while connections are made, or at any time of the 0.005 s of one.
+            if turns < 100:
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(chance.random() * 0.006)
             asking.cancel()
             with suppress(asyncio.CancelledError):
                 await asking
         # The server sees a connection end before it has ended what was running on it.
-        await until(lambda: server.connections == server.running == 0, seconds=8.0)
+        await until(lambda: server.connections == server.running == 0)
         assert (server.running, engine.unfinished) == (0, 0)
 
 
@@ -101,6 +112,7 @@ async def test_a_server_is_not_blamed_for_a_stall_of_this_process(
     assert stalls == 1
 
 
+@clocked
 async def test_a_server_that_does_not_accept_is_blamed_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         address = full.getsockname()
@@ -113,12 +125,14 @@ async def test_a_server_that_does_not_accept_is_blamed_in_time() -> None:
             async with httpx.AsyncClient(
                 transport=transport, timeout=httpx.Timeout(None, connect=0.2)
             ) as client:
-                begun = time.monotonic()
+                now = asyncio.get_running_loop().time
+                begun = now()
                 with pytest.raises(httpx.ConnectTimeout):
                     await client.get(f"http://127.0.0.1:{address[1]}/")
-                assert time.monotonic() - begun >= 0.2
+                assert now() - begun >= 0.2
 
 
+@clocked
 async def test_an_answer_given_up_halfway_ends_at_the_server() -> None:
     async with connected() as (client, connections, server):
         server.seconds_per_token = 0.05
@@ -141,6 +155,7 @@ async def test_an_answer_given_up_halfway_ends_at_the_server() -> None:
         ({"all_proxy": "http://proxy:3128"}, "http://host/v1", "http://proxy:3128"),
     ],
 )
+@clocked
 async def test_proxies_of_the_environment(
     variables: dict[str, str], url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,10 @@ from tests.unit.fakes import (
     serving,
     stream,
 )
+from tests.unit.virtual_clock import virtually
 from vbon.maths.curves import expected_best
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 BODY: dict[str, Any] = {
     "model": "bon",
@@ -40,6 +43,7 @@ def chat_runtime(**options: Any) -> Runtime:
     return make_runtime(engines={name: ChatEngine(f"fake-{name}", **options) for name in names})
 
 
+@clocked
 async def test_completion_has_openais_shape_and_the_native_answer() -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.post("/v1/completions", json=BODY)
@@ -85,6 +89,7 @@ async def test_completion_has_openais_shape_and_the_native_answer() -> None:
     assert added["timings_ms"]["total"] > 0
 
 
+@clocked
 async def test_chat_completion_has_openais_shape() -> None:
     parts = [
         {
@@ -104,6 +109,7 @@ async def test_chat_completion_has_openais_shape() -> None:
     assert same["choices"] == found["choices"]
 
 
+@clocked
 async def test_chat_without_a_chat_template_is_refused() -> None:
     async with serving(make_runtime()) as (_, client):
         for extra in ({}, {"stream": True}):
@@ -114,6 +120,7 @@ async def test_chat_without_a_chat_template_is_refused() -> None:
 
 
 @pytest.mark.parametrize("mode", ["ref", "vbon", *STRATEGIES])
+@clocked
 async def test_each_mode_is_a_model(mode: str) -> None:
     async with serving(make_runtime()) as (_, client):
         listed = (await client.get("/v1/models")).json()
@@ -126,6 +133,7 @@ async def test_each_mode_is_a_model(mode: str) -> None:
     assert found["model"] == found["vbon"]["mode"] == mode
 
 
+@clocked
 async def test_a_strategy_over_another_policy() -> None:
     async with serving(make_runtime()) as (_, client):
         found = (await client.post("/v1/completions", json={**BODY, "model": "bon@vbon"})).json()
@@ -143,6 +151,7 @@ async def test_a_strategy_over_another_policy() -> None:
         ("", "ref, vbon, bon"),
     ],
 )
+@clocked
 async def test_an_unknown_model_is_not_found(model: str, words: str) -> None:
     async with serving(make_runtime()) as (_, client):
         responses = [
@@ -163,6 +172,7 @@ async def test_an_unknown_model_is_not_found(model: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["/v1/completions", "/v1/chat/completions"])
+@clocked
 async def test_a_name_that_utf8_cannot_say_is_not_found_either(target: str) -> None:
     """A lone surrogate such as JSON's ``\\ud800`` is valid in Python strings but not in UTF-8."""
     messages = [{"role": "user", "content": "a"}]
@@ -175,6 +185,7 @@ async def test_a_name_that_utf8_cannot_say_is_not_found_either(target: str) -> N
     assert r"'\ud800'" in response.json()["error"]["message"]
 
 
+@clocked
 async def test_without_a_reward_model_bon_is_no_model() -> None:
     async with serving(make_runtime(without_reward=True)) as (_, client):
         response = await client.post("/v1/completions", json=BODY)
@@ -184,6 +195,7 @@ async def test_without_a_reward_model_bon_is_no_model() -> None:
     assert single.json()["vbon"]["reward"] is None
 
 
+@clocked
 async def test_single_modes_are_scored_only_on_request() -> None:
     reward = FakeReward()
     async with serving(make_runtime(reward=reward)) as (_, client):
@@ -195,6 +207,7 @@ async def test_single_modes_are_scored_only_on_request() -> None:
     assert scored["vbon"]["reward"] == pytest.approx(score_text(scored["choices"][0]["text"]))
 
 
+@clocked
 async def test_several_prompts_are_choices_in_order() -> None:
     async with serving(make_runtime()) as (_, client):
         found = (
@@ -209,6 +222,7 @@ async def test_several_prompts_are_choices_in_order() -> None:
     )
 
 
+@clocked
 async def test_settings_and_extensions_are_body_fields() -> None:
     body = {
         **BODY,
@@ -229,6 +243,7 @@ async def test_settings_and_extensions_are_body_fields() -> None:
     assert wrong.json()["error"]["param"] == "reward_temperature"
 
 
+@clocked
 async def test_logprobs_of_the_answer() -> None:
     async with serving(chat_runtime()) as (_, client):
         found = (await client.post("/v1/completions", json={**BODY, "logprobs": 0})).json()
@@ -262,6 +277,7 @@ async def test_logprobs_of_the_answer() -> None:
         assert candidate["cumulative_logprob"] == pytest.approx(sum(candidate["token_logprobs"]))
 
 
+@clocked
 async def test_what_load_testers_send_is_taken() -> None:
     neutral = {
         "n": 1,
@@ -312,6 +328,7 @@ async def test_what_load_testers_send_is_taken() -> None:
         ({"temperature": -1}, "temperature", "greater than or equal to 0"),
     ],
 )
+@clocked
 async def test_what_cannot_be_honoured_is_refused_by_name(
     changes: dict[str, Any], field: str, words: str
 ) -> None:
@@ -323,6 +340,7 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
     assert words in error["message"]
 
 
+@clocked
 async def test_top_logprobs_are_refused() -> None:
     body = {**CHAT, "logprobs": True, "top_logprobs": 2}
     async with serving(chat_runtime()) as (_, client):
@@ -331,6 +349,7 @@ async def test_top_logprobs_are_refused() -> None:
     assert response.json()["error"]["param"] == "top_logprobs"
 
 
+@clocked
 async def test_errors_are_counted_under_their_model() -> None:
     async with serving(make_runtime()) as (_, client):
         await client.post("/v1/completions", json={**BODY, "model": "vbon", "top_p": 7})
@@ -338,6 +357,7 @@ async def test_errors_are_counted_under_their_model() -> None:
     assert 'vbon:request_errors_total{error="invalid_input",mode="vbon"} 1.0' in metrics
 
 
+@clocked
 async def test_routes_are_in_the_schema() -> None:
     async with serving(make_runtime()) as (_, client):
         schema = (await client.get("/openapi.json")).json()
@@ -349,6 +369,7 @@ async def test_routes_are_in_the_schema() -> None:
 # Additions to the native route
 
 
+@clocked
 async def test_a_list_of_n_gives_the_curve_of_one_batch() -> None:
     body = {"prompt": "the film was", "n": [8, 1, 4, 1], "max_tokens": 12, "seed": 3}
     async with serving(make_runtime()) as (_, client):
@@ -369,6 +390,7 @@ async def test_a_list_of_n_gives_the_curve_of_one_batch() -> None:
     assert other.json()["error"]["param"] == "n"
 
 
+@clocked
 async def test_a_curve_says_where_too_few_were_scored() -> None:
     class Picky(FakeReward):
         def score(self, items: Any) -> list[float | None]:
@@ -382,6 +404,7 @@ async def test_a_curve_says_where_too_few_were_scored() -> None:
 
 
 @pytest.mark.parametrize("n", [[], [0, 4], [4, 500], [4, "x"]])
+@clocked
 async def test_a_wrong_list_of_n(n: list[Any]) -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.post("/generate?mode=bon", json={"prompt": "a", "n": n})
@@ -389,6 +412,7 @@ async def test_a_wrong_list_of_n(n: list[Any]) -> None:
     assert response.json()["error"]["param"].startswith("n")
 
 
+@clocked
 async def test_a_request_may_shorten_its_time_limit() -> None:
     engine = FakeEngine("slow", seconds_per_token=0.5)
     body = {"prompt": "the film was", "max_tokens": 12, "timeout_s": 0.1}
@@ -424,6 +448,7 @@ WAYS = pytest.mark.parametrize(
 
 
 @WAYS
+@clocked
 async def test_the_time_limit_holds_for_the_texts_of_tokens(changes: dict[str, Any]) -> None:
     engine = Detokenizer()
     async with serving(make_runtime(engines={"ref": engine})) as (_, client):
@@ -437,6 +462,7 @@ async def test_the_time_limit_holds_for_the_texts_of_tokens(changes: dict[str, A
 
 
 @WAYS
+@clocked
 async def test_a_client_that_leaves_wants_no_texts_of_tokens(changes: dict[str, Any]) -> None:
     engine = Detokenizer()
     runtime = make_runtime(engines={"ref": engine})
@@ -450,6 +476,7 @@ async def test_a_client_that_leaves_wants_no_texts_of_tokens(changes: dict[str, 
 
 @WAYS
 @pytest.mark.parametrize("limit_s", [30.0, 0.1])
+@clocked
 async def test_a_shutdown_waits_for_the_texts_of_tokens_too(
     changes: dict[str, Any], limit_s: float
 ) -> None:
@@ -474,6 +501,7 @@ async def test_a_shutdown_waits_for_the_texts_of_tokens_too(
         assert "shutting down" in response.text
 
 
+@clocked
 async def test_a_stream_lists_log_probabilities_only_if_asked() -> None:
     body = {**BODY, "stream": True, "return_candidates": True}
     async with serving(make_runtime()) as (app, _):
@@ -485,6 +513,7 @@ async def test_a_stream_lists_log_probabilities_only_if_asked() -> None:
 # The official client
 
 
+@clocked
 async def test_the_official_client() -> None:
     runtime = chat_runtime(seconds_per_token=0.005, endless=True)
     async with (

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from service.auth.keys import new_key, write_keys
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import FakeReward, make_runtime
+from tests.unit.virtual_clock import virtually
 from vbon.engine import Engine
 from vbon.engine.fake import FakeEngine
 from vbon.errors import CheckpointError, NotReadyError
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 BODY = {"prompt": "p", "n": 4, "max_tokens": 8}
 
@@ -72,8 +76,9 @@ class Service:
         return await self.client.post("/generate", params={"mode": mode}, json=BODY)
 
 
-@pytest.fixture
-async def service(tmp_path: Path) -> Any:
+@asynccontextmanager
+async def serving(tmp_path: Path) -> AsyncGenerator[Service, None]:
+    """The started service."""
     file = tmp_path / "keys.jsonl"
     key, token = new_key("root", "admin")
     write_keys(file, [key])
@@ -97,32 +102,34 @@ async def service(tmp_path: Path) -> Any:
             yield Service(runtime, shelf, client)
 
 
+@clocked
 async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new(
-    service: Service,
+    tmp_path: Path,
 ) -> None:
-    old = service.runtime.policies["vbon"]
-    new = FakeEngine("second", seconds_per_token=0.001)
-    service.shelf.next = {"vbon": new}
-    before = [asyncio.create_task(service.ask()) for _ in range(4)]
-    await asyncio.sleep(0.02)
-    reloading = asyncio.create_task(service.reload("vbon"))
-    while service.runtime.policies["vbon"] is not new:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    later = await service.ask()
-    assert old.alive  # somebody still uses it
-    answers = await asyncio.gather(*before)
-    answer = await reloading
-    assert answer.json() == {
-        "models": ["vbon"],
-        "before": "fake",
-        "now": "fake",
-        "load_s": answer.json()["load_s"],
-        "drain_s": answer.json()["drain_s"],
-    }
-    assert [a.json()["policy"]["path"] for a in answers] == ["first"] * 4
-    assert later.json()["policy"]["path"] == "second"
-    assert not old.alive
-    assert service.runtime.ready
+    async with serving(tmp_path) as service:
+        old = service.runtime.policies["vbon"]
+        new = FakeEngine("second", seconds_per_token=0.001)
+        service.shelf.next = {"vbon": new}
+        before = [asyncio.create_task(service.ask()) for _ in range(4)]
+        await asyncio.sleep(0.02)
+        reloading = asyncio.create_task(service.reload("vbon"))
+        while service.runtime.policies["vbon"] is not new:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        later = await service.ask()
+        assert old.alive  # somebody still uses it
+        answers = await asyncio.gather(*before)
+        answer = await reloading
+        assert answer.json() == {
+            "models": ["vbon"],
+            "before": "fake",
+            "now": "fake",
+            "load_s": answer.json()["load_s"],
+            "drain_s": answer.json()["drain_s"],
+        }
+        assert [a.json()["policy"]["path"] for a in answers] == ["first"] * 4
+        assert later.json()["policy"]["path"] == "second"
+        assert not old.alive
+        assert service.runtime.ready
 
 
 @pytest.mark.parametrize(
@@ -130,86 +137,100 @@ async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new
     [{}, {"stream": True}, {"prompt": ["p", "q"]}, {"model": "bon@vbon", "stream": True}],
     ids=["whole", "stream", "batch", "reranked stream"],
 )
+@clocked
 async def test_an_engine_is_in_use_until_the_texts_of_the_tokens_are_known(
-    service: Service, changes: dict[str, Any]
+    tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    old, new = Remote("first"), Remote("second")
-    await old.start()
-    await service.runtime.adopt_engines({"vbon": old})
-    service.shelf.next = {"vbon": new}
-    body = {"model": "vbon", "prompt": "p", "max_tokens": 8, "ignore_eos": True, "logprobs": 0}
-    asking = asyncio.create_task(service.client.post("/v1/completions", json=body | changes))
-    while old.asked == 0:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    assert (await service.reload("vbon")).status_code == 200
-    answer = await asking
-    assert (answer.status_code, '"error"' in answer.text) == (200, False)
-    assert (new.asked, old.alive) == (0, False)
+    async with serving(tmp_path) as service:
+        old, new = Remote("first"), Remote("second")
+        await old.start()
+        await service.runtime.adopt_engines({"vbon": old})
+        service.shelf.next = {"vbon": new}
+        body = {"model": "vbon", "prompt": "p", "max_tokens": 8, "ignore_eos": True, "logprobs": 0}
+        asking = asyncio.create_task(service.client.post("/v1/completions", json=body | changes))
+        while old.asked == 0:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert (await service.reload("vbon")).status_code == 200
+        answer = await asking
+        assert (answer.status_code, '"error"' in answer.text) == (200, False)
+        assert (new.asked, old.alive) == (0, False)
 
 
 @pytest.mark.parametrize("early", [True, False])
+@clocked
 async def test_a_bad_checkpoint_is_refused_and_the_old_one_goes_on(
-    service: Service, early: bool
+    tmp_path: Path, early: bool
 ) -> None:
-    if early:
-        service.shelf.error = CheckpointError("vbon has no config.json")
-    else:
-        service.shelf.next = {"vbon": Unwell("second")}
-    refused = await service.reload("vbon")
-    assert refused.status_code == 422
-    assert refused.json()["error"]["type"] == "reload_refused"
-    assert ("config.json" if early else "truncated") in refused.json()["error"]["message"]
-    assert (await service.ask()).json()["policy"]["path"] == "first"
-    assert service.runtime.ready
+    async with serving(tmp_path) as service:
+        if early:
+            service.shelf.error = CheckpointError("vbon has no config.json")
+        else:
+            service.shelf.next = {"vbon": Unwell("second")}
+        refused = await service.reload("vbon")
+        assert refused.status_code == 422
+        assert refused.json()["error"]["type"] == "reload_refused"
+        assert ("config.json" if early else "truncated") in refused.json()["error"]["message"]
+        assert (await service.ask()).json()["policy"]["path"] == "first"
+        assert service.runtime.ready
 
 
-async def test_what_goes_with_a_policy_is_replaced_with_it(service: Service) -> None:
-    service.shelf.next = {"ref": FakeEngine("ref2"), "vbon": FakeEngine("vbon2")}
-    assert (await service.reload("ref")).json()["models"] == ["ref", "vbon"]
-    assert (await service.ask("vbon")).json()["policy"]["path"] == "vbon2"
+@clocked
+async def test_what_goes_with_a_policy_is_replaced_with_it(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        service.shelf.next = {"ref": FakeEngine("ref2"), "vbon": FakeEngine("vbon2")}
+        assert (await service.reload("ref")).json()["models"] == ["ref", "vbon"]
+        assert (await service.ask("vbon")).json()["policy"]["path"] == "vbon2"
 
 
-async def test_a_reward_model_is_replaced_between_requests_not_within_one(service: Service) -> None:
-    under_way = asyncio.create_task(service.ask("bon"))
-    await asyncio.sleep(0.005)
-    old = service.runtime.reward
-    answer = await service.reload("reward")
-    assert (answer.json()["before"], answer.json()["now"]) == ("fake", "second")
-    assert (await under_way).status_code == 200
-    assert old is not None
-    assert old._model.closed  # type: ignore[attr-defined]
-    assert (await service.ask("bon")).json()["reward_model"]["revision"] == "second"
+@clocked
+async def test_a_reward_model_is_replaced_between_requests_not_within_one(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        under_way = asyncio.create_task(service.ask("bon"))
+        await asyncio.sleep(0.005)
+        old = service.runtime.reward
+        answer = await service.reload("reward")
+        assert (answer.json()["before"], answer.json()["now"]) == ("fake", "second")
+        assert (await under_way).status_code == 200
+        assert old is not None
+        assert old._model.closed  # type: ignore[attr-defined]
+        assert (await service.ask("bon")).json()["reward_model"]["revision"] == "second"
 
 
-async def test_one_at_a_time_and_only_what_there_is(service: Service) -> None:
-    unknown = await service.reload("nothing")
-    assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "model")
-    assert "ref, vbon, reward" in unknown.json()["error"]["message"]
-    service.shelf.next = {"vbon": FakeEngine("second")}
-    users = [asyncio.create_task(service.ask()) for _ in range(2)]
-    await asyncio.sleep(0.01)
-    first = asyncio.create_task(service.reload("vbon"))
-    await asyncio.sleep(0.01)
-    second = await service.reload("reward")
-    assert (second.status_code, second.json()["error"]["type"]) == (409, "busy")
-    assert (await first).status_code == 200
-    await asyncio.gather(*users)
+@clocked
+async def test_one_at_a_time_and_only_what_there_is(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        unknown = await service.reload("nothing")
+        assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "model")
+        assert "ref, vbon, reward" in unknown.json()["error"]["message"]
+        service.shelf.next = {"vbon": FakeEngine("second")}
+        users = [asyncio.create_task(service.ask()) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        first = asyncio.create_task(service.reload("vbon"))
+        await asyncio.sleep(0.01)
+        second = await service.reload("reward")
+        assert (second.status_code, second.json()["error"]["type"]) == (409, "busy")
+        assert (await first).status_code == 200
+        await asyncio.gather(*users)
 
 
-async def test_the_new_one_is_watched_and_the_old_no_longer(service: Service) -> None:
-    new = FakeEngine("second")
-    service.shelf.next = {"vbon": new}
-    await service.reload("vbon")
-    await new.stop()
-    async with asyncio.timeout(10):
-        while not service.runtime.ready:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-    assert new.alive
-    text = (await service.client.get("/metrics")).text
-    assert 'vbon:restarts_total{part="vbon"} 1.0' in text
+@clocked
+async def test_the_new_one_is_watched_and_the_old_no_longer(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        new = FakeEngine("second")
+        service.shelf.next = {"vbon": new}
+        await service.reload("vbon")
+        await new.stop()
+        async with asyncio.timeout(10):
+            while not service.runtime.ready:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert new.alive
+        text = (await service.client.get("/metrics")).text
+        assert 'vbon:restarts_total{part="vbon"} 1.0' in text
 
 
-async def test_a_path_cannot_be_named(service: Service) -> None:
-    body = {"model": "vbon", "path": "/etc"}
-    refused = await service.client.post("/admin/reload", json=body)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "path")
+@clocked
+async def test_a_path_cannot_be_named(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        body = {"model": "vbon", "path": "/etc"}
+        refused = await service.client.post("/admin/reload", json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "path")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import fields, replace
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.openai_imitation import EOS, Server, free_port, imitation, text_of
+from tests.unit.virtual_clock import virtually
 from vbon.engine import Candidate, Partial, Sampling
 from vbon.engine.protocol import candidate_seed
 from vbon.engine.remote import server as remote_server
@@ -37,12 +37,13 @@ from vbon.prompts import Prompt
 
 OPTIONS = RemoteOptions(
     connect_timeout_s=1.0,
-    request_timeout_s=20.0,
+    request_timeout_s=2.0,
     start_timeout_s=0.3,
     backoff_s=0.05,
     max_backoff_s=0.2,
 )
 SAMPLING = Sampling(max_tokens=8, seed=11)
+clocked = virtually("vbon")
 PROMPT = Prompt(text="the film was")
 
 
@@ -85,10 +86,11 @@ async def watch(engine: RemoteEngine, sampling: Sampling = SAMPLING) -> list[Par
         return [partial async for partial in stream]
 
 
-async def until(condition: Any, seconds: float = 3.0) -> None:
-    end = time.monotonic() + seconds
+async def until(condition: Any, seconds: float = 30.0) -> None:
+    now = asyncio.get_running_loop().time
+    end = now() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert now() < end, "waited in vain"
         await asyncio.sleep(0.01)
 
 
@@ -101,6 +103,7 @@ async def settled() -> int:
 # What is asked
 
 
+@clocked
 async def test_one_request_a_candidate_with_a_seed_of_its_own_and_nothing_left_to_the_server() -> (
     None
 ):
@@ -117,12 +120,14 @@ async def test_one_request_a_candidate_with_a_seed_of_its_own_and_nothing_left_t
         assert all(isinstance(token, int) for token in body["prompt"])
 
 
+@clocked
 async def test_without_a_seed_none_is_sent() -> None:
     async with serving() as (engine, [server]):
         await draw(engine, 2, replace(SAMPLING, seed=None))
     assert all("seed" not in body for body in server.bodies)
 
 
+@clocked
 async def test_a_priority_is_sent_only_where_it_says_something() -> None:
     urgent = replace(SAMPLING, priority=-2)
     async with serving(by_priority=True) as (engine, [server]):
@@ -137,6 +142,7 @@ async def test_a_priority_is_sent_only_where_it_says_something() -> None:
     assert not server.bodies
 
 
+@clocked
 async def test_every_sampling_field_reaches_the_server() -> None:
     """Log-probabilities are always asked for, so their field changes only what a candidate carries."""
     other = Sampling(
@@ -152,6 +158,7 @@ async def test_every_sampling_field_reaches_the_server() -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
+@clocked
 async def test_ignore_eos_decodes_up_to_the_limit(streamed: bool) -> None:
     """Six candidates of 40 tokens; without the field, each of them would end before."""
     sampling = replace(SAMPLING, max_tokens=40, ignore_eos=True)
@@ -174,6 +181,7 @@ async def test_ignore_eos_decodes_up_to_the_limit(streamed: bool) -> None:
         ("stop", Sampling(max_tokens=60, seed=11, stop=(" ",))),
     ],
 )
+@clocked
 async def test_a_server_that_ignores_a_field_is_refused(
     name: str, sampling: Sampling, streamed: bool
 ) -> None:
@@ -185,6 +193,7 @@ async def test_a_server_that_ignores_a_field_is_refused(
         assert engine.alive
 
 
+@clocked
 async def test_what_is_known_of_the_model() -> None:
     async with serving() as (engine, [server]):
         assert engine.info.revision == "remote:org/policy"
@@ -193,11 +202,13 @@ async def test_what_is_known_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("lora", [False, True])
+@clocked
 async def test_a_lora_module_of_a_server_is_known_by_its_parent(lora: bool) -> None:
     async with imitation(faults={"lora"} if lora else set()) as server, remote(server) as engine:
         assert engine.info.adapter == lora
 
 
+@clocked
 async def test_candidates_carry_ids_text_and_logprobs() -> None:
     async with serving() as (engine, _):
         found = await draw(engine, 6, Sampling(max_tokens=30, seed=1))
@@ -207,6 +218,7 @@ async def test_candidates_carry_ids_text_and_logprobs() -> None:
     assert {c.finish_reason for c in found} == {"stop", "length"} or all(c.token_ids for c in found)
 
 
+@clocked
 async def test_detokenising_leaves_out_what_ended_a_candidate() -> None:
     async with serving() as (engine, _):
         found = await draw(engine, 16, Sampling(max_tokens=30, seed=1))
@@ -215,6 +227,7 @@ async def test_detokenising_leaves_out_what_ended_a_candidate() -> None:
         assert await engine.decode(ids, list(ended.token_ids)) == ended.text
 
 
+@clocked
 async def test_line_separators_in_a_streamed_text_end_no_event() -> None:
     async with serving() as (engine, _):
         sampling = Sampling(max_tokens=60, seed=2)
@@ -225,6 +238,7 @@ async def test_line_separators_in_a_streamed_text_end_no_event() -> None:
         assert (await watch(engine, sampling))[-1].text == whole.text
 
 
+@clocked
 async def test_the_key_is_sent_and_in_no_log_or_message(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with imitation(api_key="s3cret-key") as server:
@@ -240,6 +254,7 @@ async def test_the_key_is_sent_and_in_no_log_or_message(caplog: pytest.LogCaptur
 # Servers that can do less
 
 
+@clocked
 async def test_without_token_ids_counts_and_logprobs_remain() -> None:
     async with imitation(with_token_ids=False) as server, remote(server) as engine:
         [candidate] = await draw(engine)
@@ -255,6 +270,7 @@ async def test_without_token_ids_counts_and_logprobs_remain() -> None:
                 await refused
 
 
+@clocked
 async def test_without_prompt_logprobs_scoring_says_what_is_missing() -> None:
     async with serving() as (engine, [server]):
         server.faults.add("no-prompt-logprobs")
@@ -262,6 +278,7 @@ async def test_without_prompt_logprobs_scoring_says_what_is_missing() -> None:
             await engine.logprobs(await engine.encode(PROMPT), [1, 2], "test")
 
 
+@clocked
 async def test_without_a_tokenizer_the_start_says_what_to_set() -> None:
     async with imitation(faults={"no-tokenizer"}) as server:
         with pytest.raises(CheckpointError, match=r"engine\.remote_tokenizer"):
@@ -269,6 +286,7 @@ async def test_without_a_tokenizer_the_start_says_what_to_set() -> None:
                 pass
 
 
+@clocked
 async def test_without_a_context_length_it_must_be_configured() -> None:
     async with imitation(faults={"no-context-length"}) as server:
         with pytest.raises(CheckpointError, match=r"engine\.max_model_len"):
@@ -281,15 +299,18 @@ async def test_without_a_context_length_it_must_be_configured() -> None:
 # The start
 
 
+@clocked
 async def test_start_waits_no_longer_than_told_and_names_the_server() -> None:
     url = f"http://127.0.0.1:{free_port()}/v1"
-    started = time.monotonic()
+    now = asyncio.get_running_loop().time
+    started = now()
     with pytest.raises(CheckpointError, match=f"{url} is left out .*ConnectError"):
         async with remote(url):
             pass
-    assert time.monotonic() - started < 2
+    assert now() - started <= OPTIONS.start_timeout_s
 
 
+@clocked
 async def test_start_waits_for_a_server_that_comes_up() -> None:
     port = free_port()
     engine = RemoteEngine(f"http://127.0.0.1:{port}", replace(OPTIONS, start_timeout_s=5.0))
@@ -303,6 +324,7 @@ async def test_start_waits_for_a_server_that_comes_up() -> None:
         await engine.stop()
 
 
+@clocked
 async def test_one_server_is_enough_and_the_missing_one_joins_later() -> None:
     port = free_port()
     missing = f"http://127.0.0.1:{port}/v1"
@@ -324,6 +346,7 @@ async def test_one_server_is_enough_and_the_missing_one_joins_later() -> None:
         ("", {"max_model_len": 64}, "context of .* tokens, but the other servers have"),
     ],
 )
+@clocked
 async def test_servers_of_another_model_are_refused(
     name: str, changes: dict[str, Any], words: str
 ) -> None:
@@ -333,6 +356,7 @@ async def test_servers_of_another_model_are_refused(
                 pass
 
 
+@clocked
 async def test_before_the_start_and_after_the_end_it_is_not_ready() -> None:
     async with imitation() as server:
         engine = RemoteEngine(server.url, OPTIONS)
@@ -393,6 +417,7 @@ def test_addresses() -> None:
         ("500", "HTTP 500: no room"),
     ],
 )
+@clocked
 async def test_a_wrong_answer_is_an_error_that_names_the_server(fault: str, words: str) -> None:
     before = await settled()
     async with serving() as (engine, [server]):
@@ -415,6 +440,7 @@ async def test_a_wrong_answer_is_an_error_that_names_the_server(fault: str, word
         ("miscount", "completion tokens but sent"),
     ],
 )
+@clocked
 async def test_half_a_stream_is_an_error_that_names_the_server(fault: str, words: str) -> None:
     async with serving(2) as (engine, servers):
         sampling = await long_one(engine)
@@ -484,6 +510,7 @@ async def exchange(replica: Replica, how: str) -> None:
         ("follow", "/v1/completions", "500 No", "HTTP 500"),
     ],
 )
+@clocked
 async def test_bodies_without_end_are_not_read_to_it(
     how: str, path: str, head: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,6 +524,7 @@ async def test_bodies_without_end_are_not_read_to_it(
 
 
 @pytest.mark.parametrize("how", ["models", "ask", "follow"])
+@clocked
 async def test_what_is_compressed_is_not_unpacked_and_what_is_too_deep_is_not_json(
     how: str,
 ) -> None:
@@ -513,6 +541,7 @@ async def test_what_is_compressed_is_not_unpacked_and_what_is_too_deep_is_not_js
             await exchange(replica, how)
 
 
+@clocked
 async def test_a_server_that_says_nothing_is_given_up() -> None:
     async with serving(request_timeout_s=0.2) as (engine, [server]):
         server.faults.add("hang")
@@ -524,6 +553,7 @@ async def test_a_server_that_says_nothing_is_given_up() -> None:
         assert server.aborted == 3
 
 
+@clocked
 async def test_a_server_that_dies_while_it_decodes() -> None:
     async with serving() as (engine, [server]):
         server.seconds_per_token = 0.5
@@ -536,6 +566,7 @@ async def test_a_server_that_dies_while_it_decodes() -> None:
                 await asyncio.wait_for(task, 3)
 
 
+@clocked
 async def test_a_refused_request_is_the_callers() -> None:
     async with serving() as (engine, [server]):
         server.max_model_len = 10  # as if restarted; what we believe is checked by the server too
@@ -545,6 +576,7 @@ async def test_a_refused_request_is_the_callers() -> None:
 
 
 @pytest.mark.parametrize(("status", "alive"), [("429", True), ("503", False)])
+@clocked
 async def test_no_room_anywhere_is_overload_with_the_soonest_retry(
     status: str, alive: bool
 ) -> None:
@@ -562,6 +594,7 @@ async def test_no_room_anywhere_is_overload_with_the_soonest_retry(
 # Several servers
 
 
+@clocked
 async def test_the_faster_of_two_servers_gets_more() -> None:
     async with serving(2) as (engine, [slow, fast]):
         slow.seconds_per_token, fast.seconds_per_token = 0.1, 0.001
@@ -577,6 +610,7 @@ async def test_the_faster_of_two_servers_gets_more() -> None:
         assert slow.bodies
 
 
+@clocked
 async def test_equal_servers_share_and_no_more_than_allowed_are_in_flight() -> None:
     async with serving(2, max_num_seqs=3) as (engine, servers):
         for server in servers:
@@ -587,6 +621,7 @@ async def test_equal_servers_share_and_no_more_than_allowed_are_in_flight() -> N
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", "cut", "gone"])
+@clocked
 async def test_what_fails_at_one_server_is_done_by_the_other(fault: str) -> None:
     async with AsyncExitStack() as stack:
         good = await stack.enter_async_context(imitation())
@@ -609,6 +644,7 @@ async def test_what_fails_at_one_server_is_done_by_the_other(fault: str) -> None
             assert drawn == expected
 
 
+@clocked
 async def test_a_request_is_tried_at_two_servers_and_no_more() -> None:
     async with serving(3) as (engine, servers):
         for server in servers:
@@ -619,6 +655,7 @@ async def test_a_request_is_tried_at_two_servers_and_no_more() -> None:
         assert sum(len(server.bodies) for server in servers) == 2
 
 
+@clocked
 async def test_nonsense_does_not_draw_all_traffic_to_the_server_that_talks_it() -> None:
     async with serving(2, backoff_s=5.0, max_backoff_s=5.0) as (engine, [bad, good]):
         good.seconds_per_token = 0.005
@@ -629,6 +666,7 @@ async def test_nonsense_does_not_draw_all_traffic_to_the_server_that_talks_it() 
         assert len(await draw(engine, 4)) == 4
 
 
+@clocked
 async def test_a_server_comes_back_only_when_it_is_well() -> None:
     async with serving(2) as (engine, [bad, _]):
         bad.faults.add("500")
@@ -649,6 +687,7 @@ async def test_a_server_comes_back_only_when_it_is_well() -> None:
         assert bad.bodies
 
 
+@clocked
 async def test_a_server_that_comes_back_with_another_model_stays_out() -> None:
     async with serving(2) as (engine, [bad, _]):
         bad.faults.add("500")
@@ -658,6 +697,7 @@ async def test_a_server_that_comes_back_with_another_model_stays_out() -> None:
         assert engine.alive
 
 
+@clocked
 async def test_with_no_server_left_it_is_dead_until_one_returns() -> None:
     async with serving() as (engine, [server]):
         server.healthy = False
@@ -673,6 +713,7 @@ async def test_with_no_server_left_it_is_dead_until_one_returns() -> None:
         assert len(await draw(engine)) == 1
 
 
+@clocked
 async def test_the_pause_before_a_probe_grows_to_its_limit_and_ends_with_an_answer() -> None:
     async with serving(backoff_s=0.02, max_backoff_s=0.1) as (engine, [server]):
         server.healthy = False
@@ -694,6 +735,7 @@ async def test_the_pause_before_a_probe_grows_to_its_limit_and_ends_with_an_answ
 # Leaving
 
 
+@clocked
 async def test_closing_makes_the_server_abort() -> None:
     before = await settled()
     async with serving() as (engine, [server]):
@@ -722,6 +764,7 @@ async def test_closing_makes_the_server_abort() -> None:
     assert await settled() == before
 
 
+@clocked
 async def test_connections_are_used_again_and_not_left_open() -> None:
     async with serving(max_num_seqs=4) as (engine, [server]):
         for seed in range(5):
@@ -729,6 +772,7 @@ async def test_connections_are_used_again_and_not_left_open() -> None:
         assert server.connections <= 5
 
 
+@clocked
 async def test_a_slow_reader_is_given_what_is_new() -> None:
     async with serving() as (engine, [server]):
         sampling = await long_one(engine, 20)

@@ -13,10 +13,13 @@ from service.settings import REMOTE_API_KEY, ServiceSettings
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_remote_engine import OPTIONS, until
+from tests.unit.virtual_clock import virtually
 from vbon.config import load_settings
 from vbon.engine.fake import FakeEngine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.errors import CheckpointError
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 ROOT = Path(__file__).resolve().parents[2]
 URL = "http://127.0.0.1:1/v1"
@@ -128,6 +131,7 @@ asyncio.run(main())
     subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
+@clocked
 async def test_best_of_n_over_servers_and_readiness_names_the_missing_one() -> None:
     async with imitation() as a, imitation() as b:
         engine = RemoteEngine(f"{a.url},{b.url}", OPTIONS)

@@ -14,8 +14,11 @@ from service.context.caller import Caller, current_caller
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime, on_a_port, serving
 from tests.unit.test_http_protocol import say
+from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
 from vbon.errors import OverloadedError
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 BODY = {"prompt": "a", "n": 2, "max_tokens": 60, "ignore_eos": True}
 
@@ -46,6 +49,7 @@ async def fill(runtime: Runtime, post: object) -> list[asyncio.Task[object]]:
         ("/v1/chat/completions", "unknown"),
     ],
 )
+@clocked
 async def test_a_full_service_refuses_without_reading(path: str, mode: str, waiting: int) -> None:
     runtime = busy(waiting)
     mode = runtime.settings.default_mode if path == "/generate" else mode
@@ -68,6 +72,7 @@ async def test_a_full_service_refuses_without_reading(path: str, mode: str, wait
     assert again.status_code == 422
 
 
+@clocked
 async def test_the_connection_stays_for_the_next_try() -> None:
     runtime = busy()
     async with on_a_port(runtime, timeout_graceful_shutdown=1) as url:
@@ -89,6 +94,7 @@ async def test_the_connection_stays_for_the_next_try() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
+@clocked
 async def test_whatever_is_asked_of_a_full_one_would_be_refused(seed: int) -> None:
     chance = random.Random(seed)
     admission = Admission(running=8, waiting=chance.choice((0, 1, 5)), running_tokens=400)

@@ -16,8 +16,11 @@ from service.generation import events as live
 from service.http import sse
 from service.strategies import STRATEGIES
 from tests.unit.fakes import ChatEngine, FakeReward, Streamed, make_runtime, serving, stream
+from tests.unit.virtual_clock import virtually
 from vbon.engine import Partial
 from vbon.engine.fake import FakeEngine
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 BODY: dict[str, Any] = {
     "prompt": "the film was",
@@ -72,6 +75,7 @@ def chat_text(seen: Streamed) -> str:
 # The native route
 
 
+@clocked
 async def test_tokens_come_one_by_one_and_then_the_answer() -> None:
     async with serving(make_runtime(engines=engines(0.02, endless=True))) as (app, client):
         seen = await stream(app, "/generate?mode=vbon", BODY)
@@ -91,6 +95,7 @@ async def test_tokens_come_one_by_one_and_then_the_answer() -> None:
 
 
 @pytest.mark.parametrize("mode", STRATEGIES)
+@clocked
 async def test_candidates_and_progress_of_every_mode(mode: str) -> None:
     body = {**BODY, "return_candidates": True}
     async with serving(make_runtime(engines=engines(0.002))) as (app, _):
@@ -109,6 +114,7 @@ async def test_candidates_and_progress_of_every_mode(mode: str) -> None:
     assert seen.events[-1][0] == "answer"
 
 
+@clocked
 async def test_candidates_are_told_while_others_decode() -> None:
     async with serving(make_runtime(engines=engines(0.02))) as (app, _):
         seen = await stream(app, "/generate?mode=bon", BODY)
@@ -116,6 +122,7 @@ async def test_candidates_are_told_while_others_decode() -> None:
     assert last - first > 0.08  # the shortest of eight ends long before the longest
 
 
+@clocked
 async def test_a_quiet_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "KEEP_ALIVE_S", 0.02)
     engine = engines(0.05, endless=True)
@@ -136,6 +143,7 @@ async def test_a_quiet_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> 
         ({"prompt": ..., "prompts": ["a", "b"]}, 422, "prompts"),
     ],
 )
+@clocked
 async def test_refusals_are_plain_statuses(
     changes: dict[str, Any], status: int, field: str
 ) -> None:
@@ -145,6 +153,7 @@ async def test_refusals_are_plain_statuses(
     assert (response.status_code, response.json()["error"]["param"]) == (status, field)
 
 
+@clocked
 async def test_what_a_strategy_refuses_is_a_plain_status_too() -> None:
     async with serving(make_runtime()) as (_, client):
         response = await client.post("/generate?mode=treebon", json={**BODY, "guide": "nobody"})
@@ -152,6 +161,7 @@ async def test_what_a_strategy_refuses_is_a_plain_status_too() -> None:
     assert response.json()["error"]["param"] == "guide"
 
 
+@clocked
 async def test_overload_of_streams_is_429_and_a_dead_engine_503() -> None:
     found = engines(0.02)
     limits = {"running_sequences": 8, "waiting_sequences": 8}
@@ -167,6 +177,7 @@ async def test_overload_of_streams_is_429_and_a_dead_engine_503() -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)
+@clocked
 async def test_an_error_amid_the_stream_is_told_once(path: str, body: dict[str, Any]) -> None:
     runtime = make_runtime(engines={"ref": FakeEngine(), "vbon": Failing("fake-vbon")})
     async with serving(runtime) as (app, client):
@@ -188,6 +199,7 @@ async def test_an_error_amid_the_stream_is_told_once(path: str, body: dict[str, 
     assert runtime.admission.running == 0
 
 
+@clocked
 async def test_a_failing_reward_model_amid_the_stream() -> None:
     class Broken(FakeReward):
         def score(self, items: Any) -> list[float | None]:
@@ -203,6 +215,7 @@ async def test_a_failing_reward_model_amid_the_stream() -> None:
     assert found["ref"].running == 0
 
 
+@clocked
 async def test_the_time_limit_ends_a_stream() -> None:
     found = engines(0.05, endless=True)
     async with serving(make_runtime(engines=found)) as (app, _):
@@ -214,6 +227,7 @@ async def test_the_time_limit_ends_a_stream() -> None:
 
 
 @pytest.mark.parametrize(("path", "body"), ROUTES)
+@clocked
 async def test_a_client_that_leaves_amid_the_stream_stops_the_work(
     path: str, body: dict[str, Any]
 ) -> None:
@@ -233,6 +247,7 @@ async def test_a_client_that_leaves_amid_the_stream_stops_the_work(
     assert 'vbon:request_errors_total{error="client_disconnected",mode="vbon"} 1.0' in metrics
 
 
+@clocked
 async def test_a_client_that_leaves_before_the_choice_stops_all_candidates() -> None:
     found = engines(0.02)
     reward = FakeReward()
@@ -249,6 +264,7 @@ async def test_a_client_that_leaves_before_the_choice_stops_all_candidates() -> 
         assert runtime.admission.running == 0
 
 
+@clocked
 async def test_a_client_that_leaves_before_the_first_token_stops_the_work() -> None:
     found = engines(5.0)
     runtime = make_runtime(engines=found)
@@ -259,6 +275,7 @@ async def test_a_client_that_leaves_before_the_first_token_stops_the_work() -> N
     assert seen.status == 499  # only for the log, because the client has disconnected
 
 
+@clocked
 async def test_a_client_that_stalls_and_then_leaves_stops_the_work() -> None:
     found = engines(0.01, endless=True)
     runtime = make_runtime(engines=found)
@@ -274,6 +291,7 @@ async def test_a_client_that_stalls_and_then_leaves_stops_the_work() -> None:
     assert len(seen.pieces) == 2
 
 
+@clocked
 async def test_a_slow_reader_gets_fewer_and_longer_steps() -> None:
     mailbox = live._Mailbox()
     for count in range(1, 6):
@@ -283,6 +301,7 @@ async def test_a_slow_reader_gets_fewer_and_longer_steps() -> None:
     assert only.text == "xxxxx"
 
 
+@clocked
 async def test_first_token_and_steps_are_measured() -> None:
     async with serving(make_runtime(engines=engines(0.01, endless=True))) as (app, client):
         await stream(app, "/v1/completions", V1)
@@ -303,6 +322,7 @@ async def test_first_token_and_steps_are_measured() -> None:
 
 
 @pytest.mark.parametrize("mode", ["ref", "vbon", "bon", "soft-bon", "treebon", "bon@vbon"])
+@clocked
 async def test_completion_chunks(mode: str) -> None:
     body = {**V1, "model": mode, "best_of": 4, "stream_options": {"include_usage": True}}
     async with serving(make_runtime(engines=engines(0.002))) as (app, client):
@@ -328,6 +348,7 @@ async def test_completion_chunks(mode: str) -> None:
         assert closing == "done"
 
 
+@clocked
 async def test_tokens_of_a_single_mode_come_one_by_one_on_v1() -> None:
     async with serving(make_runtime(engines=engines(0.02, endless=True))) as (app, _):
         seen = await stream(app, "/v1/chat/completions", CHAT)
@@ -338,6 +359,7 @@ async def test_tokens_of_a_single_mode_come_one_by_one_on_v1() -> None:
     assert moments[1] - moments[0] < min(gaps)
 
 
+@clocked
 async def test_chat_chunks() -> None:
     async with serving(make_runtime(engines=engines(0.002))) as (app, client):
         for model in ("vbon", "bon"):
@@ -357,6 +379,7 @@ async def test_chat_chunks() -> None:
             assert "usage" not in role
 
 
+@clocked
 async def test_usage_in_every_chunk() -> None:
     body = {**V1, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
     async with serving(make_runtime(engines=engines(0.01, endless=True))) as (app, _):
@@ -366,6 +389,7 @@ async def test_usage_in_every_chunk() -> None:
     assert {data["usage"]["prompt_tokens"] for _, data in seen.events[:-1]} == {12}
 
 
+@clocked
 async def test_streamed_logprobs_are_those_of_the_whole_answer() -> None:
     async with serving(make_runtime(engines=engines(0.002))) as (app, client):
         body = {**V1, "logprobs": 0}
@@ -387,6 +411,7 @@ async def test_streamed_logprobs_are_those_of_the_whole_answer() -> None:
     assert "".join(tokens) == chat_text(chat)
 
 
+@clocked
 async def test_a_stop_string_is_never_sent() -> None:
     async with serving(make_runtime(engines=engines(0.002, endless=True))) as (app, client):
         whole = (await client.post("/v1/completions", json={**V1, "stream": False})).json()
@@ -397,6 +422,7 @@ async def test_a_stop_string_is_never_sent() -> None:
     assert text == whole["choices"][0]["text"].split(stop)[0]
 
 
+@clocked
 async def test_stream_needs_one_prompt() -> None:
     async with serving(make_runtime()) as (app, client):
         several = await client.post("/v1/completions", json={**V1, "prompt": ["a", "b"]})
@@ -406,6 +432,7 @@ async def test_stream_needs_one_prompt() -> None:
     assert one.events[-1][1] == "[DONE]"
 
 
+@clocked
 async def test_errors_before_the_stream_are_plain_on_v1() -> None:
     async with serving(make_runtime()) as (_, client):
         missing = await client.post("/v1/completions", json={**V1, "model": "gpt"})
@@ -427,6 +454,7 @@ def read_stripped(pieces: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@clocked
 async def test_comments_survive_a_client_that_strips_what_it_receives(path: str) -> None:
     body = {**(CHAT if "chat" in path else V1), "model": "bon", "best_of": 4}
     async with serving(make_runtime(engines=engines(0.002))) as (app, _):
@@ -438,6 +466,7 @@ async def test_comments_survive_a_client_that_strips_what_it_receives(path: str)
     assert len(read) >= 3
 
 
+@clocked
 async def test_a_client_that_takes_nothing_is_cut_off_and_what_was_for_it_is_let_go(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -478,6 +507,7 @@ async def test_a_client_that_takes_nothing_is_cut_off_and_what_was_for_it_is_let
     )
 
 
+@clocked
 async def test_events_that_were_sent_are_not_kept() -> None:
     class Text(str):
         """A string that supports weak references."""

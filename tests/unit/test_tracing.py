@@ -29,12 +29,15 @@ from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.openai_imitation import imitation
 from tests.unit.test_api import disconnect_after
 from tests.unit.test_remote_engine import OPTIONS
+from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.errors import InvalidInputError
 from vbon.prompts import Prompt
 from vbon.rewards.remote import RemoteReward
 from vbon.trace_context import trace_headers
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 CANARY = "canary7f3a"
 BODY = {"prompt": f"{CANARY} was", "n": 4, "max_tokens": 6}
@@ -84,6 +87,7 @@ def failed(span: ReadableSpan) -> str | None:
     )  # type: ignore[index]
 
 
+@clocked
 async def test_a_request_is_a_span_with_its_stages_below(spans: Spans) -> None:
     engine = FakeEngine("fake-ref", seconds_per_token=0.002)
     runtime = make_runtime(engines={"ref": engine}, reward=FakeReward(seconds=0.02))
@@ -133,6 +137,7 @@ async def test_a_request_is_a_span_with_its_stages_below(spans: Spans) -> None:
     assert {failed(span) for span in spans.all} == {None}
 
 
+@clocked
 async def test_no_span_holds_what_people_write_or_are_answered(spans: Spans) -> None:
     body = {**BODY, "max_tokens": 40}
     async with serving(make_runtime(), tracing=spans.tracing) as (_, client):
@@ -149,6 +154,7 @@ async def test_no_span_holds_what_people_write_or_are_answered(spans: Spans) -> 
     assert names[2:] == ["GET", "GET /v1/models/{model}", "HTTP /generate"]
 
 
+@clocked
 async def test_a_client_s_trace_goes_on_here(spans: Spans) -> None:
     async with serving(make_runtime(), tracing=spans.tracing) as (_, client):
         given = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
@@ -165,6 +171,7 @@ async def test_a_client_s_trace_goes_on_here(spans: Spans) -> None:
     assert own.parent is None
 
 
+@clocked
 async def test_each_prompt_has_its_stages_and_probes_have_no_span(spans: Spans) -> None:
     async with serving(make_runtime(), tracing=spans.tracing) as (_, client):
         for path in ("/healthz", "/readyz", "/health", "/metrics"):
@@ -186,6 +193,7 @@ class Exploding(FakeReward):
         return super().score(items)
 
 
+@clocked
 async def test_what_fails_says_where_and_whose_fault_it_is(spans: Spans) -> None:
     engine = FakeEngine("fake-ref", seconds_per_token=0.01, max_model_len=256)
     limits = {"running_sequences": 4, "waiting_sequences": 0, "timeout_s": 0.5}
@@ -215,6 +223,7 @@ async def test_what_fails_says_where_and_whose_fault_it_is(spans: Spans) -> None
     assert told == {"prompt_too_long", "overloaded", None, "reward_error", "timeout"}
 
 
+@clocked
 async def test_who_leaves_ends_the_span_in_error(spans: Spans) -> None:
     engine = FakeEngine("fake-ref", seconds_per_token=0.01, endless=True)
     runtime = make_runtime(engines={"ref": engine})
@@ -241,6 +250,7 @@ def scorer_noting(seen: list[str | None]) -> RemoteReward:
     return RemoteReward("http://scorer/score", transport=httpx.MockTransport(answer))
 
 
+@clocked
 async def test_servers_and_scorers_elsewhere_are_told_the_trace(spans: Spans) -> None:
     scored: list[str | None] = []
     async with imitation() as server:
@@ -264,6 +274,7 @@ async def test_servers_and_scorers_elsewhere_are_told_the_trace(spans: Spans) ->
     assert {str(sent)[:-3] for sent in scored} == {whole}
 
 
+@clocked
 async def test_a_batch_of_several_requests_belongs_to_none_of_their_traces() -> None:
     seen: list[str | None] = []
     scorer = BatchingScorer(scorer_noting(seen))
@@ -293,6 +304,7 @@ async def test_a_batch_of_several_requests_belongs_to_none_of_their_traces() -> 
         (None, {"OTEL_SERVICE_NAME": "a"}, False),
     ],
 )
+@clocked
 async def test_when_requests_are_traced(
     endpoint: str | None, environment: dict[str, str], traced: bool
 ) -> None:
@@ -328,7 +340,9 @@ def collector() -> Iterator[tuple[str, list[tuple[str, ExportTraceServiceRequest
             pass
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(
+            target=server.serve_forever, args=[0.01]
+        )  # seconds to look for its end
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}", received
         server.shutdown()
@@ -343,6 +357,7 @@ def collector() -> Iterator[tuple[str, list[tuple[str, ExportTraceServiceRequest
         ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours,team=a"}, "ours"),
     ],
 )
+@clocked
 async def test_over_the_wire_to_a_collector(
     collector: tuple[str, list[tuple[str, ExportTraceServiceRequest]]],
     monkeypatch: pytest.MonkeyPatch,
