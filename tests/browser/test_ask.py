@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,6 +102,30 @@ async def test_modes_answer_side_by_side_while_they_are_made(visitor: Visitor) -
                 for mode in ("ref", "vbon")
             ]
     assert [text.strip() for text in texts] == [one.json()["text"].strip() for one in asked]
+
+
+async def test_empty_fields_are_the_cards_and_other_sampling_is_told(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    card = {"identity": {"max_new_tokens": 5, "temperature": 0.5}}
+    (tmp_path / "training.json").write_text(json.dumps(card))
+    engines = {"ref": FakeEngine("ref"), "vbon": FakeEngine(str(tmp_path))}
+    async with hosted(make_runtime(engines=engines, store="none")) as url:
+        page = await open_ready(visitor, url)
+        await expect(page.get_by_label("Max tokens")).to_have_attribute("placeholder", "5")
+        await expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "0.5")
+        await ask(page)
+        await done(page)
+        assert await page.locator(".differences").count() == 0
+        await ask(page, **{"Max tokens": "7"})
+        await expect(column(page, "vbon").locator(".differences")).to_have_text(
+            "Not as it was trained: max_tokens is 7, but the checkpoint was trained and measured with 5."
+        )
+        await done(page)
+        assert await page.locator(".differences").count() == 1
+        await assert_accessible(page)
+        await page.goto(f"{url}/#measure")
+        await expect(page.get_by_label("Max tokens")).to_have_attribute("placeholder", "5")
 
 
 async def test_candidates_come_with_their_rewards_and_the_highest_is_chosen(
@@ -391,12 +416,13 @@ async def test_everything_is_reached_and_done_by_keyboard_alone(visitor: Visitor
             await page.keyboard.press("Tab")
             names.append(
                 await page.evaluate(
-                    "document.activeElement.value || document.activeElement.textContent"
+                    "document.activeElement.value || document.activeElement.placeholder || "
+                    "document.activeElement.textContent"
                 )
             )
             if names[-1] == "Ask":
                 break
-        assert {"ref", "vbon", "bon", "48", "1"} <= set(names)
+        assert {"ref", "vbon", "bon", "64", "1"} <= set(names)
         await page.keyboard.press("Enter")
         await done(page)
 

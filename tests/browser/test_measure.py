@@ -67,6 +67,11 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         await expect(speed.get_by_role("rowheader")).to_have_text(
             ["ref", "vbon", "bon (N=2)", "bon (N=4)"]
         )
+        worth = page.get_by_role("table", name="What each mode's answers are worth and cost")
+        for figures in (speed, worth):
+            await expect(
+                figures.get_by_role("columnheader", name="cut off", exact=True)
+            ).to_be_visible()
         past = page.get_by_role("region", name="Past runs").get_by_role("listitem")
         await expect(past).to_have_count(1)
         await expect(past).to_contain_text(TAG)

@@ -170,7 +170,7 @@ export class Column {
 }
 
 function facts(answer) {
-  const { timings_ms: ms, usage, policy, reward } = answer;
+  const { timings_ms: ms, usage, policy, reward, sampling_differences: differences } = answer;
   const stat = (name, value, more) =>
     el("div", { title: more }, el("dt", {}, name), el("dd", {}, value, more && el("span", { class: "unseen" }, ` ${more}`)));
   return [
@@ -183,6 +183,8 @@ function facts(answer) {
     ),
     reward !== null && el("span", { class: "bar", "aria-hidden": "true" }, el("span", { vars: { "--reward": String(reward) } })),
     timeline(ms),
+    differences.length > 0 &&
+      el("p", { class: "notice small differences" }, `Not as it was trained: ${differences.join("; ")}.`),
     el(
       "p", { class: "small muted policy" },
       "policy ", el("span", { title: policy.path }, policy.name), ", revision ", el("span", { class: "mono" }, policy.revision.replace(/^sha256:/, "").slice(0, 10)),

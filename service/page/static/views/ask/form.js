@@ -41,10 +41,14 @@ export class Form {
     replace(this.#parts.modes, el("legend", { class: "field-label" }, "Ways to answer"), boxes(shown));
     this.#parts.others.hidden = shown.length === answer.modes.length;
     replace(this.#parts.otherModes, el("legend", { class: "unseen" }, "Other ways to choose"), boxes(others));
-    const { n, maxTokens } = this.#parts;
+    const { n, maxTokens, temperature } = this.#parts;
     n.placeholder = String(Math.max(...answer.modes.map((mode) => mode.default_n)));
     n.max = String(answer.limits.max_n);
     maxTokens.max = String(answer.limits.max_tokens);
+    maxTokens.placeholder = String(answer.default_sampling.max_tokens);
+    temperature.placeholder = String(answer.default_sampling.temperature);
+    maxTokens.title = `Empty: ${answer.default_sampling.sources.max_tokens}`;
+    temperature.title = `Empty: ${answer.default_sampling.sources.temperature}`;
   }
 
   setReady(ready) {
@@ -119,8 +123,8 @@ export class Form {
       modes: el("fieldset", { class: "choices" }, el("p", { class: "muted" }, "Modes appear when the server is ready.")),
       otherModes: el("fieldset", { class: "choices" }),
       n: numeric({ min: 1, step: 1 }),
-      maxTokens: numeric({ min: 1, step: 1, value: "48" }),
-      temperature: numeric({ min: 0, max: 10, step: "any", value: "1" }),
+      maxTokens: numeric({ min: 1, step: 1 }),
+      temperature: numeric({ min: 0, max: 10, step: "any" }),
       seed: numeric({ min: 0, max: Number.MAX_SAFE_INTEGER, step: 1, placeholder: "random" }),
       chat: el("input", { type: "checkbox" }),
       oneAtATime: el("input", { type: "checkbox" }),

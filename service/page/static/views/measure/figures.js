@@ -109,6 +109,8 @@ function table(caption, columns, rows) {
 const ms = (value) => number(value, value < 10 ? 1 : 0);
 const pair = (found) => (found ? `${ms(found.p50)} / ${ms(found.p95)}` : null);
 const rate = (value) => number(value, value < 10 ? 2 : value < 100 ? 1 : 0);
+// The share of the answers that max_tokens ended; runs of earlier versions do not have it.
+const cutOff = (found) => ((found.truncated_share ?? null) === null ? null : percent(found.truncated_share));
 const failed = (cell) => Object.values(cell.errors).reduce((sum, count) => sum + count, 0);
 
 export function loadText(cell) {
@@ -131,6 +133,7 @@ function cellTable(result) {
     { name: "queue p95, ms", of: (c) => c.queue_ms && ms(c.queue_ms.p95) },
     { name: "rerank p95, ms", of: (c) => c.rerank_ms && ms(c.rerank_ms.p95) },
     { name: "answered", of: (c) => number(c.requests), always: true },
+    { name: "cut off", of: (c) => cutOff(c) },
     { name: "failed", of: errors },
   ], result.cells);
 }
@@ -151,6 +154,7 @@ function worthTable(result) {
     { name: `win rate against ${result.settings.baseline}`, of: (q) => share(q.win_rate) },
     { name: `${result.settings.currency} per 1,000 answers`, of: (q) => costs.has(q.variant) ? small(costs.get(q.variant).per_1000) : null },
     { name: "scored", of: (q) => number(q.answers), always: true },
+    { name: "cut off", of: (q) => cutOff(q) },
     { name: "not scored", of: (q) => (q.unscored ? number(q.unscored) : null) },
   ], result.quality);
 }

@@ -36,6 +36,8 @@ export class Form {
     replace(this.#parts.otherModes, el("legend", { class: "field-label" }, "Other ways to choose among N"), boxes(others));
     this.#parts.otherModes.hidden = others.length === 0;
     const drawing = answer.modes.filter(reranks);
+    this.#parts.maxTokens.placeholder = String(answer.default_sampling.max_tokens);
+    this.#parts.maxTokens.title = `Empty: ${answer.default_sampling.sources.max_tokens}`;
     this.#parts.n.value ||= String(Math.max(1, ...drawing.map((mode) => mode.default_n)));
     this.#estimate();
   }
@@ -95,13 +97,13 @@ export class Form {
       rate: numbers(p.rate.value),
       rounds: p.rounds.valueAsNumber,
       duration_s: p.seconds.valueAsNumber,
-      max_tokens: p.maxTokens.valueAsNumber,
       quality_prompts: p.scored.valueAsNumber,
       price_per_hour: p.price.valueAsNumber,
       stream: p.stream.checked,
       tags: p.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
     };
     if (body.n.length === 0) delete body.n;
+    if (p.maxTokens.value) body.max_tokens = p.maxTokens.valueAsNumber;
     if (lines.length) body.prompts = lines;
     if (p.e2e.value) body.slo_ms = { e2e: p.e2e.valueAsNumber };
     if (p.hours.value) body.training_hours = p.hours.valueAsNumber;
@@ -147,7 +149,7 @@ export class Form {
       concurrency: list("1, 8, 32"),
       rounds: numeric({ min: 1, max: 20, step: 1, value: "2", required: true }),
       seconds: numeric({ min: 0.2, max: 60, step: "any", value: "3", required: true }),
-      maxTokens: numeric({ min: 1, step: 1, value: "32", required: true }),
+      maxTokens: numeric({ min: 1, step: 1 }),
       price: numeric({ min: 0.000001, step: "any", value: "1", required: true, title: "Of the machine that serves" }),
       rate: list("", { pattern: RATES, inputmode: "decimal", placeholder: "none" }),
       e2e: numeric({ min: 0.001, step: "any", placeholder: "none" }),
