@@ -38,6 +38,7 @@ BASE = {
     "vbon.maths": "",
     "vbon.prompt_files": "",
     "vbon.prompts": "",
+    "vbon.record_files": "",
     "vbon.registry": "",
     "vbon.report_html": "",
     "vbon.storage": "",
