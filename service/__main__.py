@@ -11,7 +11,7 @@ import typer
 from service.auth.commands import keys_cli
 from vbon.cli.settings_command import add_settings_command
 from vbon.cli.typer_help import HelpCommand, Lazy, group_type
-from vbon.config import Settings
+from vbon.config import PROMPT_FILE, Settings
 from vbon.errors import VbonError
 
 if TYPE_CHECKING:
@@ -86,9 +86,16 @@ def compare(
     url: Url = LOCAL,
     prompts: Annotated[
         str | None,
+        typer.Option(help=f"file of prompts: {PROMPT_FILE}; default: eight that are built in"),
+    ] = None,
+    prompt_column: Annotated[
+        str | None,
+        typer.Option(help="key or column of the prompts; default: messages, or else prompt"),
+    ] = None,
+    encoding: Annotated[
+        str | None,
         typer.Option(
-            help="file of prompts: JSON lines with `prompt`, or one prompt a line; default: eight "
-            "that are built in"
+            help="encoding of the prompt file; default: that of its byte order mark, or UTF-8"
         ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="prompts to use, the first of the file")] = 64,
@@ -152,6 +159,8 @@ def compare(
             wait_s=wait_s,
             while_pid=while_pid,
             json_file=json_file,
+            prompt_column=prompt_column,
+            encoding=encoding,
         )
     except VbonError as error:
         typer.echo(f"error: {error}", err=True)

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from service.settings import REMOTE_API_KEY
 from vbon.errors import VbonError
-from vbon.prompt_files import read_prompt_texts
+from vbon.prompt_files import built_in_prompts, prompt_record, read_prompt_file
+from vbon.prompts import Prompt
 from vbon.storage.atomic import write_json
 from vbon.terminal import table_console
 
@@ -93,6 +94,8 @@ def run_comparison(
     wait_s: float,
     while_pid: int | None,
     json_file: str | None,
+    prompt_column: str | None = None,
+    encoding: str | None = None,
 ) -> None:
     """Request one ``/compare`` per concurrency level; print tables and write JSON if asked.
 
@@ -101,7 +104,12 @@ def run_comparison(
         DataError: the prompts cannot be read.
     """
     console = table_console()
-    all_prompts = read_prompt_texts(None if prompts_file is None else Path(prompts_file), limit)
+    if prompts_file is None:
+        file = built_in_prompts()
+    else:
+        file = read_prompt_file(Path(prompts_file), column=prompt_column, encoding=encoding)
+    console.print(file.describe(keeps_duplicates=True, limit=limit), highlight=False, markup=False)
+    all_prompts = [_item(prompt) for prompt in file.first(limit)]
     results = []
     with _client(url) as client:
         wait_until_ready(client, wait_s, console, while_pid)
@@ -119,6 +127,11 @@ def run_comparison(
     if json_file is not None:
         write_json(Path(json_file), {"comparisons": results})
         console.print(f"full result: {json_file}")
+
+
+def _item(prompt: Prompt) -> str | dict[str, Any]:
+    """A prompt as ``/compare`` takes it in a list."""
+    return prompt_record(prompt) if prompt.text is None else prompt.text
 
 
 def _check_all_answered(result: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from training.objectives import DEFAULT_GRID
-from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.config import PROMPT_FILE, FileEncoding, NoneWord, OptionGroups, PromptColumn, Settings
 from vbon.engine.protocol import LEAST_TEMPERATURE, MOST_TEMPERATURE
 from vbon.engine.vllm.engine_args import (
     OWNED_BY_GENERATION,
@@ -32,10 +32,11 @@ REWARD = Field(
 )
 TRAIN_PROMPTS = Field(
     Path("sandbox/prompts/train.jsonl"),
-    description="file of prompts: JSON lines with `prompt` or `messages`, or one prompt a line",
+    description=f"file of prompts: {PROMPT_FILE}",
 )
 HELDOUT_PROMPTS = Field(
-    Path("sandbox/prompts/heldout.jsonl"), description="file of prompts kept aside for evaluation"
+    Path("sandbox/prompts/heldout.jsonl"),
+    description="file of prompts kept aside for evaluation, in the forms of `vbon sample`",
 )
 REPLACE = Field(
     False,
@@ -86,7 +87,7 @@ class SandboxConfig(Settings):
 
     Without --corpus the text is synthetic movie reviews. With it, the text is your own and labelled:
     FILE=1 or FILE=0 (one text a line, all with that label; files that end in .pos or .neg need no =), or
-    JSON lines with "text" and "label", or CSV or TSV with a header of those names.
+    records with "text" and "label": JSON, JSON lines, CSV or TSV with a header, Parquet, a dataset directory.
 
     Examples:
       vbon sandbox
@@ -111,7 +112,8 @@ class SandboxConfig(Settings):
         [], description="labelled text files to use instead of synthetic reviews"
     )
     encoding: str | None = Field(
-        None, description="encoding of --corpus; default: UTF-8, then Latin-1"
+        None,
+        description="encoding of --corpus, such as latin-1; default: that of its byte order mark, or UTF-8",
     )
     seed: int = Field(0, ge=0, description="seed of everything that is made")
     num_reviews: int = Field(
@@ -151,7 +153,15 @@ class SampleConfig(Settings):
     """
 
     option_groups: ClassVar[OptionGroups] = {
-        "Inputs and output": ("policy", "reward", "prompts", "out", "replace"),
+        "Inputs and output": (
+            "policy",
+            "reward",
+            "prompts",
+            "prompt_column",
+            "encoding",
+            "out",
+            "replace",
+        ),
         "Sampling": ("num_samples", "max_new_tokens", "temperature", "missing_eos_reward", "seed"),
         "Engine": (
             "backend",
@@ -166,6 +176,8 @@ class SampleConfig(Settings):
     policy: str = POLICY
     reward: str = REWARD
     prompts: Path = TRAIN_PROMPTS
+    prompt_column: PromptColumn = None
+    encoding: FileEncoding = None
     out: Path = Field(Path("sandbox/cache.jsonl"), description="reward cache to write")
     num_samples: int = Field(
         256, ge=2, description="M, samples per prompt; take several times the N of best-of-N"
@@ -201,7 +213,17 @@ class TrainConfig(Settings):
     """Settings that all objectives share; each objective adds its own."""
 
     option_groups: ClassVar[OptionGroups] = {
-        "Inputs and output": ("policy", "reward", "gold", "cache", "heldout", "out", "replace"),
+        "Inputs and output": (
+            "policy",
+            "reward",
+            "gold",
+            "cache",
+            "heldout",
+            "prompt_column",
+            "encoding",
+            "out",
+            "replace",
+        ),
         "Steps": ("steps", "prompts_per_step", "samples_per_prompt", "micro_batch_size", "seed"),
         "Sampling": (
             "max_new_tokens",
@@ -233,8 +255,11 @@ class TrainConfig(Settings):
     )
     heldout: Annotated[Path | None, NoneWord] = Field(
         Path("sandbox/prompts/heldout.jsonl"),
-        description="held-out prompts for the metrics on the model card; `none` skips them",
+        description="file of held-out prompts for the metrics on the model card, in the forms of `vbon "
+        "sample`; `none` skips them",
     )
+    prompt_column: PromptColumn = None
+    encoding: FileEncoding = None
     out: Path = Field(Path("sandbox/tuned"), description="directory of the checkpoint")
     steps: int = Field(40, ge=1, description="optimizer steps after the warm start")
     prompts_per_step: int = Field(32, ge=1, description="prompts of each step, over all processes")
@@ -332,7 +357,16 @@ class EvaluateConfig(Settings):
     """
 
     option_groups: ClassVar[OptionGroups] = {
-        "Inputs and output": ("policy", "checkpoints", "reward", "gold", "prompts", "out"),
+        "Inputs and output": (
+            "policy",
+            "checkpoints",
+            "reward",
+            "gold",
+            "prompts",
+            "prompt_column",
+            "encoding",
+            "out",
+        ),
         "Samples": (
             "num_samples",
             "reference_samples",
@@ -354,6 +388,8 @@ class EvaluateConfig(Settings):
         "sandbox/gold", description="held-out reward model; `none` for none"
     )
     prompts: Path = HELDOUT_PROMPTS
+    prompt_column: PromptColumn = None
+    encoding: FileEncoding = None
     out: Path = Field(Path("sandbox/evaluation"), description="directory of the figures and plots")
     num_samples: int = Field(16, ge=2, description="N to point out on the best-of-n curve")
     reference_samples: int = Field(256, ge=4, description="M, reference samples per prompt")

@@ -8,9 +8,9 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BeforeValidator, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -19,8 +19,10 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from vbon.errors import DataError
 from vbon.help.page import show
 from vbon.help.settings import closest_setting, help_page, unknown_flag
+from vbon.record_files.encoding import decode_text
 
 S = TypeVar("S", bound="Settings")
 OptionGroups = dict[str, tuple[str, ...]]  # heading: names of its fields
@@ -34,6 +36,28 @@ def _none_word(value: Any) -> Any:
 
 # TOML has no null, and flags cannot express one: the word `none` switches an optional thing off.
 NoneWord = BeforeValidator(_none_word)
+
+PROMPT_FILE = (
+    "lines of text, JSON or JSON lines with `prompt` or `messages`, CSV, TSV, Parquet, or a dataset "
+    "directory; `-` is standard input"
+)
+# Both are left out of records where they are not given, so that outputs made before they existed still count.
+PromptColumn = Annotated[
+    str | None,
+    NoneWord,
+    Field(
+        exclude_if=lambda column: column is None,
+        description="key or column of the prompts; default: messages, or else prompt",
+    ),
+]
+FileEncoding = Annotated[
+    str | None,
+    NoneWord,
+    Field(
+        exclude_if=lambda encoding: encoding is None,
+        description="encoding of the prompt file; default: that of its byte order mark, or UTF-8",
+    ),
+]
 
 
 # NAME=URL,URL: pydantic-settings would end the entry at the comma.
@@ -151,10 +175,14 @@ def _take_config(arguments: list[str], prefix: str) -> tuple[list[str], Path | N
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Editors and shells of Windows write byte order marks and UTF-16.
+        text = decode_text(path.read_bytes(), f"configuration {path}", option=None)
+        return tomllib.loads(text)
     except OSError as error:
         raise ValueError(f"cannot read configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except DataError as error:
+        raise ValueError(str(error)) from error
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"configuration {path} is not valid TOML: {error}") from error
 
 

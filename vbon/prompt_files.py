@@ -1,19 +1,25 @@
 """Prompt files: reading, checking, writing and encoding them.
 
-A line of a prompt file is either JSON with ``"prompt"`` (text) or ``"messages"`` (a chat), or the text
-itself.
+Every command reads its prompts here. A record is a text, or an object with ``"prompt"`` (text, or a list of
+messages) or ``"messages"`` (a chat); :mod:`vbon.record_files` says which files hold records.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vbon.errors import DataError
-from vbon.prompts import Message, Prompt, encode_prompt
-from vbon.storage.atomic import read_errors, write_text
+from vbon.prompts import Message, Prompt, Role, encode_prompt
+from vbon.record_files.read import read_records
+from vbon.record_files.records import Record, RecordFile, describe_value, find_column, listed
+from vbon.storage.atomic import write_text
+
+logger = logging.getLogger(__name__)
 
 # Openings of film reviews, which continue well with the sandbox's policy.
 BUILT_IN_PROMPTS = (
@@ -27,87 +33,198 @@ BUILT_IN_PROMPTS = (
     "i watched the old western with my brother and",
 )
 
+# Keys and columns that hold prompts; the first of them that a record has is used.
+PROMPT_COLUMNS = ("messages", "prompt")
+ROLES: tuple[str, ...] = get_args(Role)
 
-def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a file, in order and without duplicates.
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """Prompts as they stand in a file, duplicates included.
+
+    Attributes:
+        name: the source for messages.
+        form: the form of the file, such as ``"JSON lines"``; empty for built-in prompts.
+        sha256: hash of the file's bytes.
+    """
+
+    name: str
+    form: str
+    prompts: tuple[Prompt, ...]
+    sha256: str
+
+    def distinct(self) -> list[Prompt]:
+        """The prompts without duplicates, in order."""
+        return list({prompt.key: prompt for prompt in self.prompts}.values())
+
+    def first(self, limit: int) -> list[Prompt]:
+        """The first prompts, at most ``limit``, duplicates included."""
+        return list(self.prompts[:limit])
+
+    def describe(self, *, keeps_duplicates: bool, limit: int | None = None) -> str:
+        """One sentence on what was read and how much of it is used.
+
+        Args:
+            limit: the number of prompts that are used at most.
+        """
+        count, chats = len(self.prompts), sum(bool(prompt.messages) for prompt in self.prompts)
+        said = f"{self.name}: {counted(count, 'prompt')}"
+        if self.form:
+            said += f" from {self.form}"
+        if chats:
+            said += ", all chats" if chats == count else f", {chats} of them chats"
+        answered = sum(p.messages[-1]["role"] == "assistant" for p in self.prompts if p.messages)
+        if answered:
+            said += f" ({answered} end with an assistant's message, which the answer follows)"
+        distinct = len(self.distinct())
+        if distinct < count:
+            what = "kept" if keeps_duplicates else "dropped"
+            said += f", {counted(count - distinct, 'duplicate')} {what}"
+        usable = count if keeps_duplicates else distinct
+        if limit is not None and limit < usable:
+            said += f"; the first {limit} are used"
+        return said
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the plural unless it is one."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def built_in_prompts() -> PromptFile:
+    """The prompts that commands use without a file."""
+    prompts = tuple(Prompt(text=text) for text in BUILT_IN_PROMPTS)
+    return PromptFile("built-in prompts", "", prompts, "")
+
+
+def read_prompts(
+    path: Path, *, column: str | None = None, encoding: str | None = None
+) -> list[Prompt]:
+    """The prompts of a file, in order and without duplicates; logs what was read.
 
     Raises:
-        DataError: the file is missing, unreadable or empty, or a line is malformed; names the line.
+        DataError: the same as :func:`read_prompt_file`.
     """
-    return list({prompt.key: prompt for prompt, _ in _read_lines(path)}.values())
+    found = read_prompt_file(path, column=column, encoding=encoding)
+    logger.info("%s", found.describe(keeps_duplicates=False))
+    return found.distinct()
 
 
-def read_prompt_texts(path: Path | None, limit: int) -> list[str]:
-    """The first ``limit`` prompts of a file, or of the built-in ones, as texts; duplicates are kept.
+def read_prompt_file(
+    path: Path, *, column: str | None = None, encoding: str | None = None
+) -> PromptFile:
+    """Read a prompt file, or standard input if the path is ``-``.
+
+    Args:
+        column: the key or column with the prompts; by default ``messages`` or ``prompt``.
+        encoding: of a text file; by default that of its byte order mark, or UTF-8.
 
     Raises:
-        DataError: the same as :func:`read_prompts`, or a line is a chat.
+        DataError: the file is missing, unreadable, damaged or empty, or a record is not a prompt; the
+            message names the record.
     """
-    if path is None:
-        return list(BUILT_IN_PROMPTS[:limit])
-    texts = []
-    for prompt, where in _read_lines(path):
-        if prompt.text is None:
-            raise DataError(f'{where} is a chat; give a JSON object with "prompt", or plain text')
-        texts.append(prompt.text)
-    return texts[:limit]
+    wanted = (column,) if column else PROMPT_COLUMNS
+    file = read_records(path, wanted, encoding=encoding, what="prompt file")
+    _check_columns(file, wanted)
+    prompts = tuple(_prompt_of(record, column) for record in file.records)
+    if not prompts:
+        raise DataError(f"prompt file {file.name} contains no prompts")
+    return PromptFile(file.name, file.form, prompts, file.sha256)
 
 
-def _read_lines(path: Path) -> Iterator[tuple[Prompt, str]]:
-    """Each line's prompt, with its place (``FILE:LINE``) for error messages. Blank lines are skipped."""
-    with read_errors(path):
-        if not path.is_file():
-            raise DataError(f"prompt file {path} does not exist")
-        content = path.read_bytes()
-    empty = True
-    # Split at line feeds only: str.splitlines() also splits at characters that JSON strings may contain.
-    for number, raw in enumerate(content.split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        line = _decode_line(raw, where)
-        if line.strip():
-            prompt = _parse_line(line, where)
-            check_text(prompt.key, where)
-            empty = False
-            yield prompt, where
-    if empty:
-        raise DataError(f"prompt file {path} contains no prompts")
+def _check_columns(file: RecordFile, wanted: Sequence[str]) -> None:
+    if file.columns is None or any(find_column(file.columns, name) for name in wanted):
+        return
+    names = " or ".join(f'"{name}"' for name in wanted)
+    raise DataError(
+        f"{file.name} has no column {names}; its columns are {listed(file.columns)}: name the one with the "
+        "prompts with --prompt-column"
+    )
 
 
-def _decode_line(raw: bytes, where: str) -> str:
+def _prompt_of(record: Record, column: str | None) -> Prompt:
+    where, value = record.where, record.value
+    if isinstance(value, dict):
+        prompt = _prompt_in(value, where, column)
+    elif isinstance(value, str):
+        prompt = _text_prompt(value, where, "prompt")
+    else:
+        raise DataError(f'{where} is not a JSON object with "prompt" or "messages"')
+    check_text(prompt.key, where)
+    return prompt
+
+
+def _prompt_in(value: dict[str, Any], where: str, column: str | None) -> Prompt:
+    """The prompt of an object; ``messages`` come before ``prompt`` unless they are null."""
+    for name in (column,) if column else PROMPT_COLUMNS:
+        key = find_column(list(value), name)
+        if key is None or (value[key] is None and column is None and name == "messages"):
+            continue
+        found = value[key]
+        if name == "messages" and isinstance(found, str):  # a cell of a table
+            found = _parsed_cell(found, where)
+        if name == "messages" or isinstance(found, list):
+            return _chat(found, where, name)
+        return _text_prompt(found, where, name)
+    wanted = f'"{column}"' if column else '"prompt" or "messages"'
+    raise DataError(
+        f"{where} is not a JSON object with {wanted}, but has {listed(list(value))}; name the key of the "
+        "prompts with --prompt-column"
+    )
+
+
+def _text_prompt(value: Any, where: str, name: str) -> Prompt:
+    if not isinstance(value, str) or not value:
+        raise DataError(
+            f'{where}: "{name}" must be a non-empty string, but is {describe_value(value)}'
+        )
+    return Prompt(text=value)
+
+
+def _chat(messages: Any, where: str, name: str) -> Prompt:
     try:
-        line = raw.decode("utf-8").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8: {error.reason}") from error
-    if "\0" in line:
-        raise DataError(f"{where} contains NUL bytes; the file may be damaged")
-    return line
+        return chat_of(messages)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{where} is not a JSON object with "{name}" that are a chat: each message must have a "role" '
+            f'({", ".join(ROLES)}) and "content" as text'
+        ) from error
 
 
-def _parse_line(line: str, where: str) -> Prompt:
-    if not line.lstrip().startswith("{"):
-        return Prompt(text=line)
+def _parsed_cell(cell: str, where: str) -> Any:
     try:
-        record = json.loads(line)
-        if "messages" in record:
-            return chat_of(record["messages"])
-        text = record["prompt"]
-    except (ValueError, RecursionError, KeyError, TypeError) as error:
-        raise DataError(f'{where} is not a JSON object with "prompt" or "messages"') from error
-    if not isinstance(text, str) or not text:
-        raise DataError(f'{where}: "prompt" must be a non-empty string')
-    return Prompt(text=text)
+        return json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f'{where}: "messages" is not JSON; write the chat as a JSON array'
+        ) from error
 
 
 def chat_of(messages: Any) -> Prompt:
-    """The chat prompt of a list of messages, as parsed from JSON.
+    """The chat prompt of a list of messages, as parsed from JSON; keys that no template reads are left out.
 
     Raises:
         KeyError, TypeError, ValueError: not a chat, or a role or content is not a string.
     """
-    turns = tuple(Message(role=m["role"], content=m["content"]) for m in messages)
-    if not all(isinstance(text, str) for turn in turns for text in turn.values()):
-        raise TypeError("a message's role and content must be strings")
-    return Prompt(messages=turns)
+    return Prompt(messages=tuple(_message_of(message) for message in messages))
+
+
+def _message_of(found: Any) -> Message:
+    calls = found.get("tool_calls") if isinstance(found, dict) else None
+    content = found["content"]
+    if content is None and calls:  # as OpenAI writes the turn of an assistant that only calls tools
+        content = ""
+    message = Message(role=found["role"], content=content)
+    if message["role"] not in ROLES:
+        raise ValueError(f"the roles of a chat are {', '.join(ROLES)}")
+    if not isinstance(content, str):
+        raise TypeError("a message's content must be a string")
+    if calls:
+        message["tool_calls"] = calls
+    for key in ("name", "tool_call_id", "reasoning_content"):
+        if found.get(key) is not None:
+            message[key] = str(found[key])
+    return message
 
 
 def check_text(text: str, where: str) -> None:
@@ -125,9 +242,16 @@ def check_text(text: str, where: str) -> None:
         ) from error
 
 
-def write_prompts(path: Path, prompts: list[str]) -> None:
+def prompt_record(prompt: Prompt) -> dict[str, Any]:
+    """The JSON object of a prompt, as prompt files and requests have it."""
+    if prompt.text is not None:
+        return {"prompt": prompt.text}
+    return {"messages": list(prompt.messages)}
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
     """Write a prompt file with one JSON object per line."""
-    write_text(path, "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    write_text(path, "".join(json.dumps(prompt_record(prompt)) + "\n" for prompt in prompts))
 
 
 def encode_prompts(tokenizer: Any, prompts: list[Prompt]) -> list[tuple[Prompt, list[int]]]:

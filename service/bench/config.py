@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
 from service.settings import ServiceSettings
-from vbon.config import OptionGroups
+from vbon.config import PROMPT_FILE, FileEncoding, OptionGroups, PromptColumn
 
 ROWS = ["http", "bon", "overlap", "vbon", "abort", "memory"]
 PEER_SIDES = ["optillm", "optillm-tuned", "its-hub", "its-hub-tuned"]
@@ -30,6 +30,8 @@ class BenchSettings(ServiceSettings):
         "Bench": (
             "rows",
             "prompts",
+            "prompt_column",
+            "encoding",
             "pairs",
             "n",
             "max_tokens",
@@ -53,8 +55,10 @@ class BenchSettings(ServiceSettings):
     )
     prompts: Path = Field(
         Path("sandbox/prompts/heldout.jsonl"),
-        description="file of prompts: JSON lines with `prompt`, or one prompt a line",
+        description=f"file of prompts: {PROMPT_FILE}",
     )
+    prompt_column: PromptColumn = None
+    encoding: FileEncoding = None
     pairs: int = Field(5, ge=1, description="times that each side is measured")
     n: int = Field(16, ge=2, description="N of best-of-N")
     max_tokens: int = Field(48, ge=1, description="new tokens of a candidate, at most")

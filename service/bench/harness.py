@@ -23,6 +23,7 @@ from vbon.engine.vllm.engine import VllmEngine, generate_bare
 from vbon.errors import VbonError
 from vbon.maths.intervals import MedianRange
 from vbon.maths.statistics import median_range
+from vbon.prompt_files import prompt_record
 from vbon.prompts import Prompt
 
 Measure = Callable[[], Awaitable[float]]  # one measurement of one side
@@ -86,7 +87,7 @@ class Bench:
     ) -> LoadResult:
         """Send requests of one mode to the service in a closed loop."""
         body = {"n": self.settings.n, "max_tokens": self.settings.max_tokens, **extra}
-        bodies = [{"prompt": prompt.text, **body} for prompt in self.cycled(requests)]
+        bodies = [{**prompt_record(prompt), **body} for prompt in self.cycled(requests)]
         target = f"{self.url}/generate?mode={mode}" + (f"&policy={policy}" if policy else "")
         return await load_in_child(LoadJob(target, bodies, concurrency))
 

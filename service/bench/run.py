@@ -13,8 +13,8 @@ from service.bench.config import BenchSettings
 from service.bench.harness import Bench, Figure, served
 from service.bench.rows import ROWS
 from service.runtime.build import build_runtime
-from vbon.errors import InvalidInputError
-from vbon.prompt_files import read_prompt_texts
+from vbon.errors import DataError, InvalidInputError
+from vbon.prompt_files import read_prompt_file
 from vbon.prompts import Prompt
 from vbon.storage.atomic import write_json
 from vbon.storage.provenance import provenance
@@ -23,6 +23,7 @@ from vbon.terminal import table_console
 logger = logging.getLogger(__name__)
 
 MAX_PROMPTS = 1000
+CONTESTS = ("client", "peers")  # rows that send the same texts to other programs
 
 
 def run_bench(settings: BenchSettings) -> dict[str, Any]:
@@ -55,8 +56,28 @@ def run_bench(settings: BenchSettings) -> dict[str, Any]:
     return result
 
 
+def _prompts(settings: BenchSettings) -> list[Prompt]:
+    """The first prompts of the file.
+
+    Raises:
+        DataError: the file cannot be used, or has chats and a row sends texts to other programs.
+    """
+    file = read_prompt_file(
+        settings.prompts, column=settings.prompt_column, encoding=settings.encoding
+    )
+    logger.info("%s", file.describe(keeps_duplicates=True, limit=MAX_PROMPTS))
+    prompts = file.first(MAX_PROMPTS)
+    texts_only = [row for row in settings.rows if row in CONTESTS]
+    if texts_only and any(prompt.messages for prompt in prompts):
+        raise DataError(
+            f"{file.name} has chats, but {' and '.join(texts_only)} compare programs on texts; give prompts "
+            "that are texts, or other --rows"
+        )
+    return prompts
+
+
 async def _measure(settings: BenchSettings) -> list[Figure]:
-    prompts = [Prompt(text=text) for text in read_prompt_texts(settings.prompts, MAX_PROMPTS)]
+    prompts = _prompts(settings)
     runtime = build_runtime(settings)
     figures: list[Figure] = []
     async with served(runtime) as url:

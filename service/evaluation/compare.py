@@ -26,6 +26,7 @@ from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.prompt import PromptRequest, PromptResult
 from service.runtime.runtime import Runtime
 from service.schemas import CompareRequest, CompareResponse
+from service.schemas.prompts import to_prompt
 from service.schemas.sampling import sampling_used
 from service.settings import REFERENCE
 from vbon.concurrency import all_or_first_error
@@ -49,6 +50,7 @@ class _Comparison:
     baseline: str
     sampling: Sampling
     num_samples: int
+    prompts: list[Prompt]
 
 
 async def compare(runtime: Runtime, request: CompareRequest, request_id: str) -> CompareResponse:
@@ -93,7 +95,8 @@ def _settle(runtime: Runtime, request: CompareRequest, request_id: str) -> _Comp
     for run in runs.values():
         check_limit("max_n", run.mode.strategy.most_candidates(num_samples), limits.max_n)
     check_limit("prompts", len(request.prompts), limits.max_prompts)
-    return _Comparison(request, request_id, runs, baseline, sampling, num_samples)
+    prompts = [to_prompt(item) for item in request.prompts]
+    return _Comparison(request, request_id, runs, baseline, sampling, num_samples, prompts)
 
 
 async def _answer_all(runtime: Runtime, comparison: _Comparison) -> None:
@@ -111,7 +114,7 @@ async def _answer_once(
     request, sampling = comparison.request, comparison.sampling
     gate = asyncio.Semaphore(request.concurrency)
 
-    async def answer(index: int, prompt: str) -> PromptResult:
+    async def answer(index: int, prompt: Prompt) -> PromptResult:
         seed = sampling.seed
         if seed is not None:
             seed = run_seed(seed, run.mode.name, repeat, index)
@@ -119,7 +122,7 @@ async def _answer_once(
             return await runtime.answer(
                 PromptRequest(
                     run.mode,
-                    Prompt(text=prompt),
+                    prompt,
                     replace(sampling, seed=seed, logprobs=False),
                     comparison.num_samples,
                     f"{comparison.request_id}-{run.mode.name}-{repeat}-{index}",
@@ -129,14 +132,14 @@ async def _answer_once(
 
     begun_s = perf_counter()
     results = await all_or_first_error(
-        answer(i, prompt) for i, prompt in enumerate(request.prompts)
+        answer(i, prompt) for i, prompt in enumerate(comparison.prompts)
     )
     run.wall_s.append(perf_counter() - begun_s)
     run.results.append(results)
 
 
 async def _score_all(runtime: Runtime, comparison: _Comparison) -> None:
-    prompts = comparison.request.prompts
+    prompts = comparison.prompts
     async with runtime.in_flight.track(None, "", tuple(runtime.scorers.values())):
         for run in comparison.runs.values():
             run.rewards = await _score(runtime.reward, run, prompts, reuse=True)
@@ -144,17 +147,17 @@ async def _score_all(runtime: Runtime, comparison: _Comparison) -> None:
 
 
 async def _score(
-    scorer: BatchingScorer | None, run: ModeRuns, prompts: list[str], *, reuse: bool
+    scorer: BatchingScorer | None, run: ModeRuns, prompts: list[Prompt], *, reuse: bool
 ) -> Rewards:
     """The rewards of a mode's answers; ``reuse`` takes those that the mode computed to choose."""
 
-    async def score(result: PromptResult, prompt: str) -> float | None:
+    async def score(result: PromptResult, prompt: Prompt) -> float | None:
         chosen = result.outcome.selected
         if reuse and chosen.reward is not None:
             return chosen.reward
         if scorer is None:
             return None
-        return await scorer.score(Prompt(text=prompt), chosen.candidate.text)
+        return await scorer.score(prompt, chosen.candidate.text)
 
     return [
         await all_or_first_error(
@@ -177,5 +180,5 @@ def _response(runtime: Runtime, comparison: _Comparison) -> CompareResponse:
         gold_model=scorer_ref("gold", runtime.gold),
         modes=[mode_report(runtime, run, baseline, comparison.sampling) for run in runs],
         head_to_head=[head_to_head(a, b) for i, a in enumerate(runs) for b in runs[i + 1 :]],
-        prompts=[prompt_row(prompt, i, runs) for i, prompt in enumerate(request.prompts)],
+        prompts=[prompt_row(prompt.key, i, runs) for i, prompt in enumerate(comparison.prompts)],
     )

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from service.settings import REMOTE_API_KEY
+from vbon.prompt_files import write_prompts
+from vbon.prompts import Prompt
 
 _TAIL_BYTES = 2000  # of standard error, searched for its last line
 
@@ -47,7 +49,7 @@ class WorkingFiles:
 
 
 def write_inputs(
-    directory: Path, run_id: str, settings: Mapping[str, Any], prompts: Sequence[str] | None
+    directory: Path, run_id: str, settings: Mapping[str, Any], prompts: Sequence[Prompt] | None
 ) -> Path:
     """Write the settings of a load test, and its prompts if given; return the settings file.
 
@@ -58,8 +60,7 @@ def write_inputs(
     values |= {"supervised": True, "store": "none", "api_key_env": REMOTE_API_KEY}
     if prompts is not None:
         file = directory / "prompts.jsonl"
-        lines = [json.dumps({"prompt": prompt}) for prompt in prompts]
-        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_prompts(file, prompts)
         values |= {"prompts": str(file), "prompt_count": len(prompts)}
     text = "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
     path = directory / "settings.toml"

@@ -35,6 +35,7 @@ from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY
 from service.store.async_store import AsyncStore
 from vbon.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
+from vbon.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class LoadTestRuns:
     async def start(
         self,
         settings: Mapping[str, Any],
-        prompts: Sequence[str] | None,
+        prompts: Sequence[Prompt] | None,
         *,
         caller: Caller,
         token: str | None,

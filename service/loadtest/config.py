@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.config import PROMPT_FILE, FileEncoding, NoneWord, OptionGroups, PromptColumn, Settings
 from vbon.engine.protocol import MOST_TEMPERATURE
 
 SLO_KINDS = ("e2e", "ttft", "tpot")
@@ -59,6 +59,8 @@ class LoadTestSettings(Settings):
         ),
         "Requests": (
             "prompts",
+            "prompt_column",
+            "encoding",
             "prompt_words",
             "prompt_count",
             "max_tokens",
@@ -154,9 +156,10 @@ class LoadTestSettings(Settings):
 
     prompts: Path | None = Field(
         None,
-        description="file of prompts: JSON lines with `prompt`, or one prompt a line; default: a few "
-        "that are built in",
+        description=f"file of prompts: {PROMPT_FILE}; default: a few that are built in",
     )
+    prompt_column: PromptColumn = None
+    encoding: FileEncoding = None
     prompt_words: str | None = Field(
         None,
         pattern=r"^[1-9]\d{0,4}(:[1-9]\d{0,4})?$",

@@ -17,7 +17,7 @@ from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.progress import Progress
-from service.loadtest.load.prompts import load_prompts
+from service.loadtest.load.prompts import keep_prompts, load_prompts
 from service.loadtest.load.server_description import (
     choose_variants,
     describe_server,
@@ -47,11 +47,14 @@ def execute(
         InvalidInputError: the server does not have a requested mode.
         ExportError, StoreError: results could not be written; the journal holds what was measured.
     """
-    prompts = load_prompts(settings)
+    prompts = load_prompts(
+        settings, lambda words: console.print(words, highlight=False, markup=False)
+    )
     server = describe_server(settings, console)
     settings = with_server_defaults(settings, server)
     variants = choose_variants(settings, server)
     journal = Journal.begin(settings, server.model_dump(mode="json"))
+    keep_prompts(settings, prompts)
 
     def result_so_far() -> LoadTestResult:
         return build_result(settings, server, variants, prompts, journal)

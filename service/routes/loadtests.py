@@ -24,6 +24,7 @@ from service.routes.dependencies import (
 )
 from service.schemas.failure import WITH_BODY, errors
 from service.schemas.loadtests import LoadTestRequest, LoadTests, LoadTestStatus, ReportLink
+from service.schemas.prompts import to_prompt
 
 router = APIRouter(tags=["load tests"])
 
@@ -48,7 +49,7 @@ async def post_load_test(
     settings, planned_s = settings_of(runtime, body), planned_seconds(runtime, body)
     run = await runs.start(
         {"url": own_url(request), **settings},
-        body.prompts,
+        None if body.prompts is None else [to_prompt(item) for item in body.prompts],
         caller=current_caller.get(),
         token=token_of(request, runtime),
         tags=body.tags,

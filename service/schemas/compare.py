@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.schemas.prompts import PromptItem
 from service.schemas.sampling import SamplingFields, SamplingUsed
-from service.schemas.wire import ModelRef, Text
+from service.schemas.wire import ModelRef
 from vbon.maths.intervals import MeanInterval, MedianRange
 
 
@@ -25,7 +26,9 @@ class CompareRequest(SamplingFields):
     n: int | None = Field(
         None, ge=1, description="candidates per prompt; single-sample modes draw 1"
     )
-    prompts: Annotated[list[Text], Field(fail_fast=True, min_length=1)]
+    prompts: Annotated[list[PromptItem], Field(fail_fast=True, min_length=1)] = Field(
+        description="texts, or chats as objects with messages"
+    )
     modes: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = Field(
         None, description="default: `bon` and every single-sample mode"
     )
@@ -109,7 +112,7 @@ class ComparedAnswer(BaseModel):
 class PromptRow(BaseModel):
     """One prompt and each mode's first answer."""
 
-    prompt: str
+    prompt: str = Field(description="the text, or a line for each message of a chat")
     answers: dict[str, ComparedAnswer]
 
 

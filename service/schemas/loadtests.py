@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from service.schemas.prompts import PromptItem
 from service.schemas.sampling import Seed, Temperature
-from service.schemas.wire import Text, Wire
+from service.schemas.wire import Wire
 
 ModeName = Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}(@[a-z0-9._-]{1,64})?$")]
 Level = Annotated[int, Field(ge=1)]
@@ -56,8 +57,10 @@ class LoadTestRequest(Wire):
         allow_inf_nan=False,
         description="start of each block that is not measured, seconds",
     )
-    prompts: Annotated[list[Text], Field(min_length=1)] | None = Field(
-        None, description="at most limits.max_prompts; default: a few built-in prompts"
+    prompts: Annotated[list[PromptItem], Field(min_length=1)] | None = Field(
+        None,
+        description="texts, or chats as objects with messages; at most limits.max_prompts; default: a few "
+        "built-in prompts",
     )
     max_tokens: int | None = Field(
         None,

@@ -21,10 +21,11 @@ from service.loadtest.report.write import html_page
 from service.loadtest.schema import CellResult, LoadTestResult, ServerDescription
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.virtual_clock import virtually
+from vbon.prompts import Prompt
 
 CLOCKED = ("service.loadtest", "tests.unit.slow_server")
 SLACK_MS = 60.0  # a scheduler's delay on a machine that does something else as well
-PROMPTS = ["one", "two", "three"]
+PROMPTS = [Prompt(text=text) for text in ("one", "two", "three")]
 
 
 class Quiet:

@@ -39,6 +39,7 @@ from service.loadtest.schema import ServedMode, ServedModel, ServerDescription, 
 from vbon.config import load_settings
 from vbon.errors import InvalidInputError
 from vbon.maths.statistics import median_range
+from vbon.prompts import Prompt
 from vbon.storage.training_record import TrainingRecord
 
 # Arrivals
@@ -101,7 +102,10 @@ def test_generated_prompts_have_lengths_of_the_range() -> None:
 def test_prompts_of_a_file_are_cut(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("one\ntwo\nthree\n")
-    assert load_prompts(LoadTestSettings(prompts=file, prompt_count=2)) == ["one", "two"]
+    assert load_prompts(LoadTestSettings(prompts=file, prompt_count=2)) == [
+        Prompt(text="one"),
+        Prompt(text="two"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from service.loadtest.schema import LoadTestResult
 from tests.unit.fakes import make_runtime
 from tests.unit.test_loadtest import Quiet
 from vbon.engine.fake import FakeEngine
+from vbon.prompts import Prompt
 
-PROMPTS = [f"prompt {i}" for i in range(12)]
+PROMPTS = [Prompt(text=f"prompt {i}") for i in range(12)]
 
 
 async def measure(out: Path, runtime: Any = None, **changes: Any) -> LoadTestResult:

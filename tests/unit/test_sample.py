@@ -109,7 +109,7 @@ def test_a_damaged_record_is_not_a_missing_one(tmp_path: Path) -> None:
 
 def test_prompts_are_lines_by_line_feeds_alone(tmp_path: Path) -> None:
     """JSON strings may hold characters at which ``str.splitlines`` breaks."""
-    path = tmp_path / "prompts.jsonl"
+    path = tmp_path / "prompts.txt"
     odd = "one\u2028two\x85three"
     path.write_text(json.dumps({"prompt": odd}, ensure_ascii=False) + "\r\nplain\r\n\r\n", "utf-8")
     assert [prompt.text for prompt in read_prompts(path)] == [odd, "plain"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import ServiceSettings
-from training.configs import TrainConfig
+from training.configs import SweepConfig, TrainConfig
 from training.train.config import train_config_type
 from vbon.config import USAGE_ERROR, Settings, load_settings
 
@@ -32,6 +32,36 @@ def test_flags_win_over_environment_over_file_over_defaults(
     assert settings.policies == {"ref": "a"}
     monkeypatch.setenv("VBON_CONFIG", str(config))
     assert load().reward_batch_size == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_file_may_have_a_byte_order_mark_and_windows_line_ends(
+    tmp_path: Path, encoding: str
+) -> None:
+    config = tmp_path / "with spaces.toml"
+    config.write_bytes('title = "caf\xe9"\r\nsteps = 7\r\n'.encode(encoding))
+    found = load_settings(SweepConfig, ["--config", str(config)], program="vbon sweep")
+    assert (found.title, found.steps) == ("caf\xe9", 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b'title = "caf\xe9"', "vbon.toml:1 is not UTF-8: byte 0xe9 at offset 12"),
+        (b"s\0t\0", "vbon.toml:1 contains NUL bytes"),
+    ],
+)
+def test_a_file_in_another_encoding_is_refused_with_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, words: str
+) -> None:
+    config = tmp_path / "vbon.toml"
+    config.write_bytes(content)
+    with pytest.raises(SystemExit):
+        load_settings(SweepConfig, ["--config", str(config)], program="vbon sweep")
+    said = capsys.readouterr().err.splitlines()
+    assert words in said[0]
+    assert said[0].endswith("save the file as UTF-8")
+    assert said[1:] == ["try: vbon sweep --help"]
 
 
 def test_policies_by_flag() -> None:

@@ -46,7 +46,15 @@ from vbon.storage.provenance import provenance
 logger = logging.getLogger(__name__)
 
 # Settings that do not change a single sample, so an interrupted run may continue with other values.
-_INCIDENTAL = {"out", "concurrency", "reward_batch_size", "replace", "prompts"}
+_INCIDENTAL = {
+    "out",
+    "concurrency",
+    "reward_batch_size",
+    "replace",
+    "prompts",
+    "prompt_column",
+    "encoding",
+}
 
 
 def build_cache(config: SampleConfig) -> None:
@@ -62,7 +70,7 @@ def build_cache(config: SampleConfig) -> None:
 
 
 def _build(config: SampleConfig) -> None:
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, column=config.prompt_column, encoding=config.encoding)
     policy = check_checkpoint(config.policy, "causal-lm")
     reward = open_reward_model(
         config.reward,

@@ -17,12 +17,11 @@ from training.rollouts.load_policy import load_policy
 from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
-from vbon.prompt_files import encode_prompts, read_prompts
+from vbon.prompt_files import encode_prompts, read_prompt_file
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, open_reward_model
 from vbon.storage.atomic import replacing_directory, write_errors, write_json
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
-from vbon.storage.checksums import sha256_of
 from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
@@ -62,7 +61,11 @@ class _EvaluationInputs:
         self.reward = _open_reward(config.reward, config)
         self.gold = _open_reward(config.gold, config) if config.gold is not None else None
         self.tuned = {n: check_checkpoint(p, "causal-lm") for n, p in config.checkpoints.items()}
-        self.prompts = read_prompts(config.prompts)
+        file = read_prompt_file(
+            config.prompts, column=config.prompt_column, encoding=config.encoding
+        )
+        logger.info("%s", file.describe(keeps_duplicates=False))
+        self.prompts = file.distinct()
         self.fingerprint: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "revisions": {
@@ -71,7 +74,7 @@ class _EvaluationInputs:
                 **({} if self.gold is None else {"gold": self.gold.revision}),
                 **{name: tuned.revision for name, tuned in self.tuned.items()},
             },
-            "prompts_sha256": sha256_of(config.prompts),
+            "prompts_sha256": file.sha256,
             **stop_identity(self.policy.path),
         }
 

@@ -17,6 +17,8 @@ _INCIDENTAL = {
     "reward_batch_size",
     "replace",
     "heldout",
+    "prompt_column",
+    "encoding",
     "gold",
     "max_kl",
 }

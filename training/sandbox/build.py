@@ -27,6 +27,7 @@ from training.sandbox.texts import sandbox_texts
 from training.worker_pool import worker_pool
 from vbon.errors import CheckpointError
 from vbon.prompt_files import write_prompts
+from vbon.prompts import Prompt
 from vbon.storage.atomic import recover_directory, replacing_directory, write_json
 from vbon.storage.checkpoints import Kind, check_checkpoint
 from vbon.storage.locks import sole_writer
@@ -83,10 +84,11 @@ def _write_manifest(out: Path, settings: dict[str, Any], metrics: dict[str, Any]
 
 def _write_prompts(config: SandboxConfig, openings: list[str]) -> None:
     prompts, count = config.out / "prompts", config.train_prompts + config.heldout_prompts
-    write_prompts(prompts / "train.jsonl", openings[: config.train_prompts])
-    write_prompts(prompts / "heldout.jsonl", openings[config.train_prompts : count])
+    found = [Prompt(text=text) for text in openings]
+    write_prompts(prompts / "train.jsonl", found[: config.train_prompts])
+    write_prompts(prompts / "heldout.jsonl", found[config.train_prompts : count])
     # As many more, as far as the texts go, to choose settings on: held-out prompts are for the report.
-    validation = openings[count : count + config.heldout_prompts]
+    validation = found[count : count + config.heldout_prompts]
     if validation:
         write_prompts(prompts / "validation.jsonl", validation)
 

@@ -20,6 +20,8 @@ _BASELINE_SETTINGS = {
     "reward",
     "gold",
     "heldout",
+    "prompt_column",
+    "encoding",
     "heldout_prompts",
     "reference_samples",
     "max_new_tokens",

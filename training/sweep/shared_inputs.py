@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from training.configs import SweepConfig
-from vbon.errors import DataError
 from vbon.rewards import open_reward_model
-from vbon.storage.checksums import sha256_of
 
 if TYPE_CHECKING:
     from training.train.inputs import TrainingInputs
@@ -52,8 +50,6 @@ def shared_inputs(config: SweepConfig) -> SharedInputs:
 def _open(config: SweepConfig) -> SharedInputs:
     from training.train.inputs import TrainingInputs
 
-    if config.heldout is None or not config.heldout.is_file():
-        raise DataError(f"prompt file {config.heldout} does not exist")
     training = TrainingInputs(
         config, config.heldout_prompts, config.reference_samples, config.policy_samples
     )
@@ -64,7 +60,7 @@ def _open(config: SweepConfig) -> SharedInputs:
     measured_with = {
         "gold_revision": gold,
         "evaluation_seeds": "of each training",
-        "heldout_sha256": sha256_of(config.heldout),
+        "heldout_sha256": training.heldout_sha256,
         **config.model_dump(include={"heldout_prompts", "reference_samples", "policy_samples"}),
     }
     return SharedInputs(training, revisions, measured_with)

@@ -17,7 +17,7 @@ from training.outputs.identity import read_json_record, read_undamaged_record
 from training.rollouts.load_policy import load_policy
 from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
-from vbon.prompt_files import encode_prompts, read_prompts
+from vbon.prompt_files import PromptFile, encode_prompts, read_prompt_file
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, open_reward_model
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
@@ -195,8 +195,28 @@ class TrainingInputs:
         """Encoded held-out prompts; empty if the run asks for none."""
         if self.config.heldout is None:
             return []
-        prompts = read_prompts(self.config.heldout)[: self.heldout_limit]
+        prompts = self._heldout_file.distinct()[: self.heldout_limit]
         return encode_prompts(self.tokenizer, prompts)
+
+    @cached_property
+    def _heldout_file(self) -> PromptFile:
+        config = self.config
+        if config.heldout is None:
+            raise DataError("there are no held-out prompts; give a file as --heldout")
+        file = read_prompt_file(
+            config.heldout, column=config.prompt_column, encoding=config.encoding
+        )
+        logger.info("%s", file.describe(keeps_duplicates=False, limit=self.heldout_limit))
+        return file
+
+    @property
+    def heldout_sha256(self) -> str:
+        """The hash of the file of held-out prompts.
+
+        Raises:
+            DataError: the run has no such file, or it cannot be read.
+        """
+        return self._heldout_file.sha256
 
     @cached_property
     def measurer(self) -> Measurer:

@@ -120,6 +120,7 @@ def _generator(spec: RunSpec) -> Generator:
 
 def _trainer(spec: RunSpec, generator: Generator) -> Trainer:
     config, inputs = spec.config, spec.inputs
+    inputs.heldout  # noqa: B018  neither must prompts that cannot be read
     inputs.reward  # noqa: B018  a reward model that does not load must fail before training starts
     trainer = Trainer(
         _trainable_policy(config, inputs),

@@ -16,7 +16,7 @@ from vbon.demo.config import DemoConfig
 from vbon.demo.processes import DemoFailedError, Part, ended, start, wait
 from vbon.demo.stages import Stage, Stages
 from vbon.errors import DataError
-from vbon.prompt_files import read_prompt_texts
+from vbon.prompt_files import read_prompt_file
 from vbon.terminal import table_console
 
 MAX_TOKENS = "40"
@@ -172,7 +172,7 @@ class Demo:
 
     def _show_first_answer(self) -> None:
         """Ask for one best-of-N answer and show it: the first thing that a viewer can try."""
-        prompt = read_prompt_texts(self.out / "prompts" / "heldout.jsonl", 1)[0]
+        prompt = read_prompt_file(self.out / "prompts" / "heldout.jsonl").prompts[0].key
         body = {"prompt": prompt, "n": NUM_SAMPLES, "max_tokens": int(MAX_TOKENS)}
         try:
             response = httpx.post(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.config import NoneWord, OptionGroups, PromptColumn, Settings
 
 
 class StudyConfig(Settings):
@@ -33,7 +33,9 @@ class StudyConfig(Settings):
             "reward",
             "gold",
             "prompts",
+            "prompt_column",
             "corpus",
+            "encoding",
             "trust_remote_code",
         ),
         "Question": (
@@ -62,13 +64,21 @@ class StudyConfig(Settings):
     )
     prompts: list[Path] = Field(
         default=[],
-        description="files of prompts: JSON lines with `prompt`, or one prompt a line; needed without "
-        "--corpus",
+        description="files of prompts, in the forms of `vbon sample`; needed without --corpus",
     )
+    prompt_column: PromptColumn = None
     corpus: list[str] = Field(
         default=[],
         description="labelled text to make models and prompts from, in the forms of `vbon sandbox`",
     )
+    encoding: Annotated[
+        str | None,
+        NoneWord,
+        Field(
+            exclude_if=lambda encoding: encoding is None,
+            description="encoding of --prompts or --corpus; default: that of the byte order mark, or UTF-8",
+        ),
+    ] = None
     trust_remote_code: bool = Field(False, description="let checkpoints run their own code")
 
     n: int = Field(16, ge=2, le=128, description="N of best-of-N")
@@ -123,6 +133,15 @@ class StudyConfig(Settings):
             raise ValueError(
                 f"{' and '.join(missing)} missing: a study needs --policy, --reward and --prompts, or "
                 "--corpus, which makes all three from labelled text"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_stay(self) -> StudyConfig:
+        if Path("-") in self.prompts:
+            raise ValueError(
+                "a study that goes on needs its prompts again, so they cannot come from standard input; save "
+                "them to a file"
             )
         return self
 

@@ -110,22 +110,30 @@ class Study:
     def _models(self) -> Step:
         config = self.config
         flags = [flag for file in config.corpus for flag in ("--corpus", file)]
+        encoding = [] if config.encoding is None else ["--encoding", config.encoding]
         target = self.out / "models"
 
         def run() -> None:
             jobs = str(min(3, os.cpu_count() or 1))
             place = ("--out", str(target), "--seed", str(config.seed), "--jobs", jobs)
-            command("training", "sandbox", *place, "--replace", *flags)
+            command("training", "sandbox", *place, "--replace", *flags, *encoding)
 
         outputs = (target / "policy", target / "reward", target / "gold")
-        return Step("models", "make policy and reward models", config.corpus, outputs, run)
+        key = [*config.corpus, *encoding]
+        return Step("models", "make policy and reward models", key, outputs, run)
 
     def _split(self) -> Step:
         config, target = self.config, self.out / "prompts"
 
         def run() -> None:
             split: Split = split_prompts(
-                self.prompt_files, config.validation_share, config.test_share, config.seed
+                self.prompt_files,
+                config.validation_share,
+                config.test_share,
+                config.seed,
+                column=config.prompt_column,
+                encoding=None if config.corpus else config.encoding,
+                say=lambda words: self.console.print(words, highlight=False, markup=False),
             )
             write_split(split, target)
             self.console.print(str(split), highlight=False)
@@ -134,6 +142,7 @@ class Study:
         stamps = [] if config.corpus else [_stamp(file) for file in self.prompt_files]
         files = [str(file) for file in self.prompt_files]
         key = [files, stamps, config.validation_share, config.test_share, config.seed]
+        key += [value for value in (config.prompt_column, config.encoding) if value is not None]
         outputs = tuple(target / f"{part}.jsonl" for part in PARTS)
         return Step("split", "split the prompts", key, outputs, run)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vbon.errors import DataError
-from vbon.prompt_files import read_prompts
+from vbon.prompt_files import read_prompt_file, write_prompts
 from vbon.prompts import Prompt
-from vbon.storage.atomic import write_text
 
 PARTS = ("train", "validation", "test")
 _FEWEST = 2  # an interval over prompts needs two
@@ -31,17 +29,32 @@ class Split:
 
 
 def split_prompts(
-    files: Sequence[Path], validation_share: float, test_share: float, seed: int
+    files: Sequence[Path],
+    validation_share: float,
+    test_share: float,
+    seed: int,
+    *,
+    column: str | None = None,
+    encoding: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Split:
     """Read prompt files and split their prompts.
 
     The order is by a hash of seed and prompt, so a prompt keeps its place when others are added, and its
     part unless it lies at an edge.
 
+    Args:
+        column: as in :func:`vbon.prompt_files.read_prompt_file`, like ``encoding``.
+        say: called with a sentence on each file.
+
     Raises:
         DataError: a file cannot be read, or there are too few prompts for three parts.
     """
-    read = [prompt for file in files for prompt in read_prompts(file)]
+    read: list[Prompt] = []
+    for path in files:
+        file = read_prompt_file(path, column=column, encoding=encoding)
+        say(file.describe(keeps_duplicates=False))
+        read += file.prompts
     unique = list({prompt.key: prompt for prompt in read}.values())
     unique.sort(key=lambda prompt: hashlib.sha256(f"{seed}:{prompt.key}".encode()).digest())
     sizes = {
@@ -62,8 +75,4 @@ def split_prompts(
 def write_split(split: Split, directory: Path) -> None:
     """Write ``train.jsonl``, ``validation.jsonl`` and ``test.jsonl``."""
     for part, prompts in split.parts.items():
-        lines = [
-            {"prompt": prompt.text} if prompt.text is not None else {"messages": prompt.messages}
-            for prompt in prompts
-        ]
-        write_text(directory / f"{part}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        write_prompts(directory / f"{part}.jsonl", prompts)

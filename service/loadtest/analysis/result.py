@@ -49,6 +49,7 @@ from service.loadtest.schema import (
     ShownAnswer,
     VariantCost,
 )
+from vbon.prompts import Prompt
 from vbon.storage.provenance import provenance
 
 _EXAMPLES = 4
@@ -58,7 +59,7 @@ def build_result(
     settings: LoadTestSettings,
     server: ServerDescription,
     variants: Sequence[Variant],
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     journal: Journal,
 ) -> LoadTestResult:
     """The result of everything that the journal holds so far."""
@@ -93,7 +94,7 @@ def build_result(
         provenance=provenance({}) | {"config": None},
         server=server,
         prompts=len(prompts),
-        prompts_digest=hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()[:16],
+        prompts_digest=_digest(prompts),
         cells=cells,
         quality=quality,
         curve=curve_of(matrix) if prompts_of_curve else [],
@@ -284,7 +285,12 @@ def _searched(settings: LoadTestSettings, variants: Sequence[Variant], journal: 
     return all(search.next_rate() is None for search in searches.values())
 
 
-def _examples(prompts: Sequence[str], rows: Rows) -> list[Example]:
+def _digest(prompts: Sequence[Prompt]) -> str:
+    content = [prompt.text if prompt.text is not None else prompt.messages for prompt in prompts]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _examples(prompts: Sequence[Prompt], rows: Rows) -> list[Example]:
     shown = []
     for prompt in range(min(_EXAMPLES, len(prompts))):
         answers = {}
@@ -294,5 +300,5 @@ def _examples(prompts: Sequence[str], rows: Rows) -> list[Example]:
                     answers[label] = ShownAnswer(text=row.text, reward=row.reward)
                     break
         if answers:
-            shown.append(Example(prompt=prompts[prompt], answers=answers))
+            shown.append(Example(prompt=prompts[prompt].key, answers=answers))
     return shown

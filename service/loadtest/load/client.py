@@ -12,6 +12,7 @@ from service.loadtest.load.connection import ConnectionPool, HttpResponse, Proto
 from service.loadtest.load.targets import AnswerError, Ask, Reading, Target
 from service.loadtest.observation import Observation
 from service.loadtest.plan import Variant
+from vbon.prompts import Prompt
 
 OK = 200
 
@@ -48,7 +49,7 @@ class LoadClient:
     def __init__(self, pool: ConnectionPool, target: Target, timeout_s: float) -> None:
         self._pool, self._target, self._timeout_s = pool, target, timeout_s
 
-    async def send(self, variant: Variant, prompt: str, seen: Observation, begun: float) -> None:
+    async def send(self, variant: Variant, prompt: Prompt, seen: Observation, begun: float) -> None:
         """Send one request and fill in ``seen``; a failure is recorded there and does not raise.
 
         Args:

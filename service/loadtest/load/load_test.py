@@ -30,6 +30,7 @@ from service.loadtest.plan import (
 )
 from service.loadtest.schema import Probe
 from vbon.maths.seeds import seed_of
+from vbon.prompts import Prompt
 
 # Requests per variant before anything is measured; the last one gives its idle latency.
 _WARM_UPS = 4
@@ -49,7 +50,7 @@ class LoadTest:
         self,
         settings: LoadTestSettings,
         variants: Sequence[Variant],
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         journal: Journal,
         progress: Progress,
     ) -> None:

@@ -17,6 +17,7 @@ from service.loadtest.load.arrivals import due_times
 from service.loadtest.load.client import LoadClient
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import Block
+from vbon.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class BlockRunner:
 
     client: LoadClient
     block: Block
-    prompts: Sequence[str]
+    prompts: Sequence[Prompt]
     length: BlockLength
     first_prompt: int
     on_seen: Callable[[Observation], None]

@@ -3,22 +3,56 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from service.loadtest.config import LoadTestSettings
-from vbon.prompt_files import BUILT_IN_PROMPTS, read_prompt_texts
+from vbon.prompt_files import BUILT_IN_PROMPTS, built_in_prompts, read_prompt_file, write_prompts
+from vbon.prompts import Prompt
 
 _WORDS = tuple(dict.fromkeys(word for prompt in BUILT_IN_PROMPTS for word in prompt.split()))
+_KEPT = "prompts.jsonl"  # in the directory of the run
 
 
-def load_prompts(settings: LoadTestSettings) -> list[str]:
+def load_prompts(
+    settings: LoadTestSettings, say: Callable[[str], None] = lambda _: None
+) -> list[Prompt]:
     """The prompts of a run, at least one, in an order fixed by the seed.
+
+    Args:
+        say: called with a sentence on the file that was read.
 
     Raises:
         DataError: the file is missing, empty or malformed.
     """
     if settings.prompt_words is not None:
-        return generated_prompts(settings.prompt_words, settings.prompt_count, settings.seed)
-    return read_prompt_texts(settings.prompts, settings.prompt_count)
+        made = generated_prompts(settings.prompt_words, settings.prompt_count, settings.seed)
+        return [Prompt(text=text) for text in made]
+    if settings.prompts is None:
+        return built_in_prompts().first(settings.prompt_count)
+    kept = settings.out / _KEPT
+    if not _can_be_read_again(settings.prompts) and kept.is_file():
+        file = read_prompt_file(kept)
+    else:
+        file = read_prompt_file(
+            settings.prompts, column=settings.prompt_column, encoding=settings.encoding
+        )
+    say(file.describe(keeps_duplicates=True, limit=settings.prompt_count))
+    return file.first(settings.prompt_count)
+
+
+def keep_prompts(settings: LoadTestSettings, prompts: Sequence[Prompt]) -> None:
+    """Write prompts from standard input or a pipe beside the results, for a run that is continued.
+
+    Raises:
+        ExportError: they could not be written.
+    """
+    if settings.prompts is not None and not _can_be_read_again(settings.prompts):
+        write_prompts(settings.out / _KEPT, prompts)
+
+
+def _can_be_read_again(path: Path) -> bool:
+    return path.is_file() or path.is_dir() or (str(path) != "-" and not path.exists())
 
 
 def generated_prompts(words: str, count: int, seed: int) -> list[str]:

@@ -13,12 +13,14 @@ from service.loadtest.load.targets import is_truncated, native_path
 from service.loadtest.observation import ScoredAnswer
 from service.loadtest.plan import BON, Variant
 from vbon.maths.seeds import seed_of
+from vbon.prompt_files import prompt_record
+from vbon.prompts import Prompt
 
 
 async def score_variant(
     pool: ConnectionPool,
     variant: Variant,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     settings: LoadTestSettings,
     on_row: Callable[[], None],
 ) -> list[ScoredAnswer]:
@@ -30,7 +32,7 @@ async def score_variant(
         # Every mode has its own seeds, so that no answer is a candidate of another mode; N does not matter.
         seed = seed_of(repr((settings.seed, variant.name, prompt, sample)))
         body = {
-            "prompt": prompts[prompt],
+            **prompt_record(prompts[prompt]),
             "max_tokens": max_tokens,
             "temperature": temperature,
             "ignore_eos": settings.ignore_eos,

@@ -1,4 +1,4 @@
-"""Builds requests and reads answers, for this service's own API and for OpenAI's completions."""
+"""Builds requests and reads answers, for this service's own API and for OpenAI's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from service.loadtest.observation import Observation
 from service.loadtest.plan import Variant
+from vbon.prompt_files import prompt_record
+from vbon.prompts import Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Reading:
 class Target(Protocol):
     """An API of a server under test."""
 
-    def ask(self, variant: Variant, prompt: str) -> Ask:
+    def ask(self, variant: Variant, prompt: Prompt) -> Ask:
         """The request to a variant."""
 
     def event(self, name: str, data: Any, reading: Reading) -> bool:
@@ -69,10 +71,10 @@ class NativeTarget:
     ignore_eos: bool
     stream: bool
 
-    def ask(self, variant: Variant, prompt: str) -> Ask:
+    def ask(self, variant: Variant, prompt: Prompt) -> Ask:
         """The request to a variant; single samples are not scored, so that scoring does not slow them."""
         body: dict[str, Any] = {
-            "prompt": prompt,
+            **prompt_record(prompt),
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "ignore_eos": self.ignore_eos,
@@ -106,18 +108,18 @@ class NativeTarget:
 
 @dataclass(frozen=True, slots=True)
 class OpenAiTarget:
-    """OpenAI's API, ``POST /v1/completions``; it does not have N."""
+    """OpenAI's API, ``/v1/completions`` for texts and ``/v1/chat/completions`` for chats, without N."""
 
     max_tokens: int
     temperature: float
     ignore_eos: bool
     stream: bool
 
-    def ask(self, variant: Variant, prompt: str) -> Ask:
+    def ask(self, variant: Variant, prompt: Prompt) -> Ask:
         """The request for a completion of the model that the variant names."""
         body: dict[str, Any] = {
             "model": variant.name,
-            "prompt": prompt,
+            **prompt_record(prompt),
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "stream": self.stream,
@@ -126,7 +128,8 @@ class OpenAiTarget:
             body["ignore_eos"] = True
         if self.stream:
             body["stream_options"] = {"include_usage": True}
-        return Ask("/v1/completions", body, self.stream)
+        path = "/v1/completions" if prompt.text is not None else "/v1/chat/completions"
+        return Ask(path, body, self.stream)
 
     def event(self, name: str, data: Any, reading: Reading) -> bool:
         """Process a chunk, the usage, or the end."""
@@ -142,7 +145,9 @@ class OpenAiTarget:
         for choice in choices:
             if choice.get("finish_reason"):
                 reading.answer["finish_reason"] = choice["finish_reason"]
-        return any(choice.get("text") for choice in choices)
+        return any(
+            choice.get("text") or (choice.get("delta") or {}).get("content") for choice in choices
+        )
 
     def read(self, answer: dict[str, Any], into: Observation) -> None:
         """Fill in the usage, and generated tokens and timings if the server is this service."""
