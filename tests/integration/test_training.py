@@ -384,7 +384,7 @@ def test_own_labelled_text_builds_the_same_three(tmp_path: Path) -> None:
     out = tmp_path / "sandbox"
     build_sandbox(
         SandboxConfig(
-            out=out, corpus=[str(tmp_path / "r.pos"), f"{tmp_path / 'r.neg'}=0"],
+            out=out, corpus=[str(tmp_path / "r.pos"), f"{tmp_path / 'r.neg'}=0"], encoding="latin-1",
             policy_texts=200, policy_hidden=64, policy_layers=1, train_prompts=6,
             heldout_prompts=5, max_length=64,
         )

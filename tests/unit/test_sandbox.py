@@ -123,7 +123,7 @@ def test_a_damaged_line_of_a_corpus_is_named(tmp_path: Path, line: str, words: s
     [
         ("0,", "corpus.csv:3: label '' is neither"),
         ("just a text", "corpus.csv:3 has fewer columns"),
-        ('1,"' + "x" * 200_000, "corpus.csv, after line 2: field larger"),
+        ('1,"' + "x" * 200_000, "corpus.csv, after line 2: unexpected end of data"),
     ],
 )
 def test_a_damaged_row_of_a_table_is_named(tmp_path: Path, row: str, words: str) -> None:

@@ -1,30 +1,36 @@
-"""Reads a user's labelled texts from plain text, JSONL, CSV or TSV files."""
+"""Reads a user's labelled texts: liked and disliked ones, from the files that ``vbon.record_files`` reads."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vbon.errors import DataError
-from vbon.prompt_files import check_text
-from vbon.storage.atomic import read_errors
+from vbon.prompt_files import check_text, counted
+from vbon.record_files.read import read_records
+from vbon.record_files.records import Record, RecordFile, describe_value, find_column, listed
 
 logger = logging.getLogger(__name__)
 
+TEXT, LABEL = "text", "label"
 _LABEL_BY_SUFFIX = {".pos": 1, ".neg": 0}
-_DELIMITER = {".csv": ",", ".tsv": "\t"}
+# Spellings of labels in any case; true and 1.0 are equal to 1 in Python and need no entry.
+_WORDS = {
+    **dict.fromkeys(("1", "1.0", "true", "pos", "positive"), 1),
+    **dict.fromkeys(("0", "0.0", "false", "neg", "negative"), 0),
+}
 
 
 def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int]]:
-    """Read ``(text, label)`` pairs from several files; duplicates are dropped.
+    """Read ``(text, label)`` pairs from several files.
+
+    Duplicates are dropped, and so are texts that have both labels; both are counted in the log.
 
     Args:
-        specs: paths, or ``PATH=LABEL`` if all lines of a text file have one label.
-        encoding: of the files; UTF-8 if not given, or Latin-1 for a file that is not UTF-8.
+        specs: paths, or ``PATH=LABEL`` if all texts of a file have one label.
+        encoding: of the files; by default that of their byte order mark, or UTF-8.
 
     Returns:
         Label 1 is for liked, 0 for disliked.
@@ -32,92 +38,132 @@ def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int
     Raises:
         DataError: a file is missing or of an unknown form, a label is invalid, or all labels are equal.
     """
-    pairs: dict[str, int] = {}
+    found: dict[str, tuple[int, str]] = {}
+    contradicted: dict[str, tuple[str, str]] = {}
+    duplicates = 0
     for spec in specs:
-        path, label = _split(spec)
-        for text, found in _read(path, label, encoding):
-            if text.strip():
-                pairs.setdefault(" ".join(text.split()), found)
-    labels = set(pairs.values())
+        for text, label, where in _read_file(spec, encoding):
+            if text not in found:
+                found[text] = (label, where)
+            elif found[text][0] == label:
+                duplicates += 1
+            else:
+                contradicted.setdefault(text, (found[text][1], where))
+    if duplicates:
+        logger.info("%s dropped", counted(duplicates, "duplicate"))
+    if contradicted:
+        text, places = next(iter(contradicted.items()))
+        logger.warning(
+            "%s with both labels left out; the first is %r, at %s and %s",
+            counted(len(contradicted), "text"),
+            text[:80],
+            *places,
+        )
+    pairs = [(text, label) for text, (label, _) in found.items() if text not in contradicted]
+    labels = {label for _, label in pairs}
+    if not labels and contradicted:
+        raise DataError(
+            f"{', '.join(specs)}: every text has both labels; give each file one label, and each text once"
+        )
     if labels != {0, 1}:
         raise DataError(
             f"{', '.join(specs)}: found only labels {sorted(labels)}, but both 0 and 1 are needed; "
             "add texts of the other label"
         )
-    return list(pairs.items())
+    return pairs
+
+
+def _read_file(spec: str, encoding: str | None) -> Iterator[tuple[str, int, str]]:
+    """Each text with its label and place; logs how many there were. Blank texts are skipped."""
+    path, fixed = _split(spec)
+    file = read_records(path, (TEXT, LABEL), encoding=encoding, what="corpus file")
+    _check_columns(file, fixed)
+    counts = [0, 0]
+    for record in file.records:
+        text, label = _pair(record, fixed, path)
+        text = " ".join(text.split())
+        if text:
+            counts[label] += 1
+            yield text, label, record.where
+    logger.info(
+        "%s: %s from %s, %d liked and %d disliked",
+        file.name,
+        counted(sum(counts), "text"),
+        file.form,
+        counts[1],
+        counts[0],
+    )
 
 
 def _split(spec: str) -> tuple[Path, int | None]:
     name, separator, label = spec.rpartition("=")
-    if separator and label in {"0", "1"}:
+    if separator and label in {"0", "1"} and not Path(spec).exists():
         return Path(name), int(label)
-    return Path(spec), _LABEL_BY_SUFFIX.get(Path(spec).suffix)
+    suffixes = [suffix for suffix in Path(spec).suffixes if suffix in _LABEL_BY_SUFFIX]
+    return Path(spec), _LABEL_BY_SUFFIX[suffixes[-1]] if suffixes else None
 
 
-def _read(path: Path, label: int | None, encoding: str | None) -> Iterator[tuple[str, int]]:
-    with read_errors(path):
-        if not path.is_file():
-            raise DataError(f"corpus file {path} does not exist")
-        raw = path.read_bytes()
-    text = _decode(path, raw, encoding)
-    if label is not None:
-        yield from ((line, label) for line in text.splitlines())
-    elif path.suffix in {".jsonl", ".json"}:
-        yield from _read_jsonl(path, text)
-    elif path.suffix in _DELIMITER:
-        yield from _read_table(path, text, _DELIMITER[path.suffix])
-    else:
+def _check_columns(file: RecordFile, fixed: int | None) -> None:
+    if file.columns is None:
+        return
+    needed = [TEXT] if fixed is not None else [TEXT, LABEL]
+    if not all(find_column(file.columns, name) for name in needed):
         raise DataError(
-            f"cannot tell the labels of {path}: write {path}=1 or {path}=0 if all its lines have one "
-            "label, or give a .jsonl, .csv or .tsv file with text and label"
+            f"{file.name} must have a header with {' and '.join(needed)}, but has {listed(file.columns)}; "
+            "rename its columns"
         )
 
 
-def _decode(path: Path, raw: bytes, encoding: str | None) -> str:
-    try:
-        return raw.decode(encoding or "utf-8")
-    except UnicodeDecodeError as error:
-        if encoding is None:
-            logger.info("%s is not UTF-8; reading it as Latin-1", path)
-            return raw.decode("latin-1")
-        raise DataError(f"{path} is not {encoding}: {error}") from error
-    except LookupError as error:
+def _pair(record: Record, fixed: int | None, path: Path) -> tuple[str, int]:
+    value, where = record.value, record.where
+    if isinstance(value, str):
+        if fixed is None:
+            raise DataError(
+                f"cannot tell the labels of {path} (at {where}): write {path}=1 or {path}=0 if all its texts "
+                "have one label, or give JSON, CSV, TSV or Parquet with text and label"
+            )
+        text, label = value, fixed
+    elif isinstance(value, dict):
+        text = _text(_value(value, TEXT, where), where)
+        label = _labelled(value, fixed, where)
+    else:
+        raise DataError(f'{where} is not a JSON object with "text" and "label"')
+    check_text(text, where)
+    return text, label
+
+
+def _value(record: dict[str, Any], name: str, where: str) -> Any:
+    key = find_column(list(record), name)
+    if key is None:
         raise DataError(
-            f"unknown encoding {encoding!r}; use a name that Python knows, such as utf-8 or latin-1"
-        ) from error
+            f'{where} is not a JSON object with "text" and "label", but has {listed(list(record))}'
+        )
+    return record[key]
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise DataError(f'{where}: "text" must be a string, but is {describe_value(value)}')
+
+
+def _labelled(record: dict[str, Any], fixed: int | None, where: str) -> int:
+    if fixed is None:
+        return _label(_value(record, LABEL, where), where)
+    if find_column(list(record), LABEL) is not None:
+        raise DataError(
+            f"{where} has a label of its own, but the file was given with ={fixed}; leave out ={fixed}"
+        )
+    return fixed
 
 
 def _label(value: object, where: str) -> int:
-    if str(value) in {"0", "1"}:
-        return int(str(value))
-    raise DataError(f"{where}: label {value!r} is neither 0 nor 1")
-
-
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, int]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-            content, value = str(record["text"]), record["label"]
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
-            raise DataError(f'{where} is not a JSON object with "text" and "label"') from error
-        check_text(content, where)
-        yield content, _label(value, where)
-
-
-def _read_table(path: Path, text: str, delimiter: str) -> Iterator[tuple[str, int]]:
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    try:
-        if not {"text", "label"} <= set(reader.fieldnames or ()):
-            raise DataError(
-                f"{path} must have a header with text and label, but has {reader.fieldnames}"
-            )
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if row["text"] is None or row["label"] is None:
-                raise DataError(f"{where} has fewer columns than the header")
-            yield row["text"], _label(row["label"], where)
-    except csv.Error as error:  # for example, a quote that is never closed makes a field too large
-        raise DataError(f"{path}, after line {reader.line_num}: {error}") from error
+    if isinstance(value, (bool, int, float)) and value in (0, 1):
+        return int(value)
+    label = _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+    if label is None:
+        raise DataError(
+            f"{where}: label {describe_value(value)} is neither 0 nor 1, nor true, false, positive or "
+            "negative"
+        )
+    return label

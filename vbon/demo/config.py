@@ -41,6 +41,7 @@ class DemoConfig(Settings):
         "synthetic movie reviews",
     )
     encoding: str | None = Field(
-        None, description="encoding of --corpus; default: UTF-8, then Latin-1"
+        None,
+        description="encoding of --corpus, such as latin-1; default: that of its byte order mark, or UTF-8",
     )
     seed: int = Field(0, ge=0, description="seed of everything that is made")
