@@ -121,8 +121,8 @@ def check_search(config: SweepConfig, cells: Sequence[GridCell], shared: SharedI
     cache = shared.training.cache
     roles = {
         "train on": {cache.prompt(row).key for row in range(len(cache))},
-        f"choose settings on ({config.validation})": _keys(config.validation),
-        f"report on ({config.heldout})": _keys(config.heldout),
+        f"choose settings on ({config.validation})": _keys(config, config.validation),
+        f"report on ({config.heldout})": _keys(config, config.heldout),
     }
     names = list(roles)
     for i, one in enumerate(names):
@@ -135,8 +135,9 @@ def check_search(config: SweepConfig, cells: Sequence[GridCell], shared: SharedI
                 )
 
 
-def _keys(path: Path) -> set[str]:
-    return {prompt.key for prompt in read_prompts(path)}
+def _keys(config: SweepConfig, path: Path) -> set[str]:
+    prompts = read_prompts(path, column=config.prompt_column, encoding=config.encoding)
+    return {prompt.key for prompt in prompts}
 
 
 def choose_settings(config: SweepConfig, cells: Iterable[GridCell]) -> Choices:
