@@ -287,8 +287,8 @@ class ServiceSettings(Settings):
     reward: Annotated[str | None, NoneWord] = Field(
         "sandbox/reward",
         description="reward model that selects: the directory of a one-logit sequence classifier "
-        "(with-eos:DIR if it was trained with EOS after each text), python:package.module:function, the "
-        "URL of a scorer, or SCHEME:ARGUMENT of a plug-in; `none` for none",
+        "(with-eos:DIR if it was trained with EOS after each text), python:package.module:function or "
+        "python:./file.py:function, the URL of a scorer, or SCHEME:ARGUMENT of a plug-in; `none` for none",
     )
     gold: Annotated[str | None, NoneWord] = Field(
         None,

@@ -28,7 +28,8 @@ POLICY = Field("sandbox/policy", description="reference policy: a directory, or 
 REWARD = Field(
     "sandbox/reward",
     description="reward model: the directory of a one-logit classifier (with-eos:DIR if it was trained "
-    "with EOS after each text), python:module:function, a URL, or SCHEME:ARGUMENT of a plug-in",
+    "with EOS after each text), python:module:function, python:./file.py:function, a URL, or "
+    "SCHEME:ARGUMENT of a plug-in",
 )
 TRAIN_PROMPTS = Field(
     Path("sandbox/prompts/train.jsonl"),

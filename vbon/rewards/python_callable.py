@@ -1,41 +1,66 @@
-"""A reward model that is a Python function: ``python:package.module:function``."""
+"""A reward model that is a Python function, in a module or a file: ``python:package.module:function``."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import importlib
-from collections.abc import Callable, Sequence
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
+from vbon.rewards.call_form import CallForm, call_form
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
 
 
 class CallableReward:
-    """Calls ``function(prompts: list[str], completions: list[str]) -> list[float]``.
+    """Calls a function that returns one number per completion; ``None`` or NaN means "no score".
 
-    Chats are passed as text, one ``role: content`` line per turn. ``None`` or NaN means "no score".
+    The function is ``f(prompts, completions)``, with chats as text (one ``role: content`` line per turn), or
+    one written for TRL, ``f(completions, **kwargs)``, with chats as messages (:mod:`vbon.rewards.call_form`).
+    It may be a coroutine function, and may return booleans, a NumPy array or a tensor.
+
+    Raises:
+        CheckpointError: the path has another form, or names a file that does not exist.
     """
 
     def __init__(self, import_path: str) -> None:
-        module, _, attribute = import_path.partition(":")
+        module, _, attribute = import_path.rpartition(":")
         if not module or not attribute:
             raise CheckpointError(
-                f"reward callable {import_path!r} must have the form package.module:function"
+                f"reward callable {import_path!r} must have the form package.module:function or "
+                "./file.py:function"
             )
         self.name, self.revision = f"python:{import_path}", "callable"
         self._module, self._attribute = module, attribute
+        self._file: Path | None = None
+        if module.endswith(".py"):
+            self._file = Path(module).expanduser().absolute()
+            self.revision = _file_revision(self._file, self.name)
         self._function: Callable[..., Any] | None = None
+        self._form = CallForm((), takes_chats=False)
+        self._loop: asyncio.Runner | None = None
         self._isolate = TextIsolator(self.name, self._call)
 
     def load(self) -> None:
-        """Import the function."""
-        try:
-            function = getattr(importlib.import_module(self._module), self._attribute)
-        except (ImportError, AttributeError) as error:
-            raise CheckpointError(f"cannot import reward callable {self.name}: {error}") from error
+        """Import the function, and check that it can be called with prompts and completions.
+
+        Raises:
+            CheckpointError: it cannot be imported, or not be called that way; the message is one line.
+        """
+        function = self._imported()
         if not callable(function):
             raise CheckpointError(f"{self.name} is {type(function).__name__}, not callable")
+        try:
+            self._form = call_form(function)
+        except ValueError as error:
+            raise CheckpointError(f"{self.name} {error}") from error
         self._function = function
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
@@ -44,24 +69,92 @@ class CallableReward:
             raise RewardError(f"reward callable {self.name} is not loaded")
         return self._isolate(items)
 
+    def close(self) -> None:
+        """Close the event loop of a coroutine function."""
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
     def _call(self, items: Sequence[Scorable]) -> list[float | None]:
+        scores: list[float | None] = [None] * len(items)
+        for group in self._form.groups(items):
+            found = self._call_once([items[i] for i in group])
+            for index, score in zip(group, found, strict=True):
+                scores[index] = score
+        return scores
+
+    def _call_once(self, items: Sequence[Scorable]) -> list[float | None]:
         assert self._function is not None  # checked by `score`
         try:
-            values = self._function(
-                [item.prompt.key for item in items], [item.completion for item in items]
-            )
+            values = self._form.call(self._function, items)
+            if inspect.isawaitable(values):
+                values = self._awaited(values)
+            if hasattr(values, "tolist"):  # an array or tensor
+                values = values.tolist()
+            listed = [*values] if isinstance(values, Iterable) else None  # a generator runs here
         except Exception as error:  # user code may raise anything
             raise TextError(f"{self.name} raised {type(error).__name__}: {error}") from error
-        try:
-            listed = list(values)
-        except TypeError as error:
+        if listed is None:
             raise RewardError(
-                f"{self.name} returned {type(values).__name__}, not a list"
-            ) from error
-        return checked_scores(listed, len(items), self.name)
+                f"{self.name} returned {type(values).__name__}, not a list of numbers"
+            )
+        numbers = [float(value) if isinstance(value, bool) else value for value in listed]
+        return checked_scores(numbers, len(items), self.name)
 
-    def close(self) -> None:
-        """Do nothing: a function holds no resources."""
+    def _awaited(self, values: Any) -> Any:
+        """The result of a coroutine, in one event loop for all calls, to which its clients may be bound."""
+
+        async def wait() -> Any:
+            return await values
+
+        if self._loop is None:
+            self._loop = asyncio.Runner()
+        return self._loop.run(wait())
+
+    def _imported(self) -> Any:
+        try:
+            module = (
+                importlib.import_module(self._module)
+                if self._file is None
+                else _import_file(self._file)
+            )
+            return getattr(module, self._attribute)
+        except (Exception, SystemExit) as error:  # user code may raise anything
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            hint = ""
+            if isinstance(error, ModuleNotFoundError) and error.name == self._module:
+                hint = f"; for a file, write python:./{self._module}.py:{self._attribute}"
+            raise CheckpointError(
+                f"cannot import reward callable {self.name}: {said}{hint}"
+            ) from error
+
+
+def _file_revision(file: Path, name: str) -> str:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot import reward callable {name}: {error.strerror} ({file})"
+        ) from error
+    return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import a file; the modules beside it can be imported too, as in a script."""
+    name = f"vbon_reward_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # the name ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    sys.modules[name] = module  # dataclasses and pickle look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def open_callable(import_path: str, options: RewardOptions) -> CallableReward:

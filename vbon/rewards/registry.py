@@ -63,8 +63,8 @@ def open_reward_model(
     Args:
         spec: a Hugging Face sequence-classifier directory with one logit (or ``hf://org/name``), with
             ``with-eos:`` or ``without-eos:`` before it if its files do not tell whether EOS ends its texts;
-            ``python:package.module:function``; ``http(s)://host/path`` of a remote scorer; or
-            ``SCHEME:ARGUMENT`` of a plug-in.
+            ``python:package.module:function`` or ``python:./file.py:function``;
+            ``http(s)://host/path`` of a remote scorer; or ``SCHEME:ARGUMENT`` of a plug-in.
         trust_remote_code: run code that comes with the checkpoint (ArmoRM needs it).
         batch_size: items per forward pass or remote call.
         timeout_s: limit of one remote call.

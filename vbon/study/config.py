@@ -56,7 +56,8 @@ class StudyConfig(Settings):
     )
     reward: str | None = Field(
         None,
-        description="reward model: the directory of a one-logit classifier, python:module:function, or a "
+        description="reward model: the directory of a one-logit classifier, python:module:function "
+        "or python:./file.py:function, or a "
         "URL; needed without --corpus",
     )
     gold: Annotated[str | None, NoneWord] = Field(
