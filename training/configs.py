@@ -508,7 +508,7 @@ class SweepConfig(TrainConfig):
 class ReportConfig(Settings):
     """Draw sweeps as tables, plots and one HTML page.
 
-    The page shows the frontier, Pareto shares, efficiency and cost.
+    The page shows what the KL buys, the frontier, Pareto shares, efficiency and cost.
 
     Examples:
       vbon report --sweeps runs/sweep --out runs/report
@@ -516,6 +516,10 @@ class ReportConfig(Settings):
 
     sweeps: list[Path] = Field([Path("runs/sweep")], description="directories of sweeps")
     out: Path = Field(Path("runs/report"), description="directory of the page, plots and tables")
+    pool: bool = Field(
+        False,
+        description="also pool the sweeps: the same methods on several sandboxes, which are resampled too",
+    )
 
 
 class BenchConfig(Settings):

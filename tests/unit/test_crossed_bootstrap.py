@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vbon.maths.crossed_bootstrap import crossed_bootstrap, seed_weights
+from vbon.maths.crossed_bootstrap import crossed_bootstrap, resample, seed_weights
 
 
 def means(values: np.ndarray) -> np.ndarray:
@@ -50,3 +50,42 @@ def test_the_point_is_the_mean_over_seeds_and_inside() -> None:
     assert found.mean == pytest.approx((0.7 / 1 + 0.9 / 2) / 2)
     assert found.low <= found.mean <= found.high
     assert found.count == 4
+
+
+def test_intervals_cover_sandboxes_too() -> None:
+    """Four sandboxes; a 95% interval covers fewer than 49 of 60 with a probability below 1e-4."""
+    rng, hits = np.random.default_rng(5), 0
+    for _ in range(60):
+        figures = []
+        for _ in range(4):
+            values = 0.7 + rng.normal(0, 0.02) + rng.normal(0, 0.01, (2, 1))
+            values = values + rng.normal(0, 0.1, (1, 64)) + rng.normal(0, 0.1, (2, 64))
+            figures.append(values[None])
+        found = resample(figures, means).interval()
+        hits += found.low <= 0.7 <= found.high
+    assert hits >= 49
+
+
+def test_one_sandbox_is_the_crossed_bootstrap() -> None:
+    values = np.random.default_rng(2).normal(0.7, 0.1, (1, 3, 20))
+    assert resample([values], means, "a").interval() == crossed_bootstrap(values, means, stream="a")
+
+
+def test_differences_are_taken_in_pairs() -> None:
+    """.01 apart on every prompt, while the prompts differ by .3: only the pairs tell them apart."""
+    values = np.random.default_rng(1).normal(0.7, 0.3, (1, 1, 64))
+    one, other = resample([values], means, "a"), resample([values + 0.01], means, "b")
+    np.testing.assert_allclose(other.drawn - one.drawn, 0.01)
+    assert one.interval().high > other.interval().low
+    assert other.p_value_against(one) == pytest.approx(2 / 2001)
+    assert one.p_value_against(one) == 1.0
+
+
+def test_p_values_are_uniform_for_equal_methods() -> None:
+    """Two seeds each of two methods without any difference: 10 of 60 below .05 has a chance below 1e-3."""
+    rng, low = np.random.default_rng(8), 0
+    for _ in range(60):
+        common = rng.normal(0.7, 0.1, (1, 1, 64))
+        a, b = (resample([common + rng.normal(0, 0.1, (1, 2, 64))], means, m) for m in "ab")
+        low += a.p_value_against(b) < 0.05
+    assert low < 10

@@ -19,11 +19,8 @@ from training.sweep.pareto import (
     efficiencies,
     frontier_flags,
     frontier_shares,
-    kl_spending,
     method_efficiencies,
     over_seeds,
-    target_comparisons,
-    targets,
     tie_free_win_rate,
 )
 from vbon.maths.distribution import bon_pmf
@@ -38,8 +35,8 @@ def bound(n: float) -> float:
 CURVE = [BonCurvePoint(n, bound(n), n / (n + 1)) for n in (1, 2, 4, 8)]
 
 
-def point(method: str, kl: float, value: float, seed: int = 0, target: int | None = None) -> Point:
-    return Point(method, seed, kl, value, target)
+def point(method: str, kl: float, value: float, seed: int = 0) -> Point:
+    return Point(method, seed, kl, value)
 
 
 @pytest.mark.parametrize(
@@ -192,31 +189,6 @@ def test_efficiency_is_win_rate_over_the_curve_at_the_same_kl() -> None:
     assert (b.method, b.ratio.median, b.beyond) == ("b", pytest.approx(0.95), 0)
 
 
-def test_targets_are_what_both_the_curve_and_a_cell_have() -> None:
-    points = [point("a", 1, 0.7, target=t) for t in (8, 4, 3, 1, None)]
-    assert targets(points, CURVE) == [4, 8]
-
-
-def test_target_table_compares_with_best_of_n_and_puts_the_closest_first() -> None:
-    points = [
-        point("far", 0.5, 0.6, target=4),
-        point("near", bound(4), 0.7, target=4), point("near", bound(4) * 2, 0.8, 1, target=4),
-        point("near", 9.0, 0.9, target=8), point("other", 9.0, 0.9),
-        point("over", 3.0, 0.88, target=4),  # .08 above .8: further than near's .05 below
-    ]  # fmt: skip
-    near, over, far = target_comparisons(points, CURVE, 4)
-    assert [row.method for row in (near, over, far)] == ["near", "over", "far"]
-    assert near.points == 2
-    assert (near.win_rate.mean, near.win_rate.low, near.win_rate.high) == (
-        pytest.approx(0.75), 0.7, 0.8,
-    )  # fmt: skip
-    assert near.win_ratio.mean == pytest.approx(0.75 / 0.8)
-    assert (near.kl_ratio.mean, near.kl_ratio.low, near.kl_ratio.high) == pytest.approx((1.5, 1, 2))
-    assert near.kl.mean == pytest.approx(1.5 * (math.log(4) - 0.75))
-    with pytest.raises(ValueError, match="best-of-3 was not measured"):
-        target_comparisons(points, CURVE, 3)
-
-
 def test_a_coin_between_two_n_competes() -> None:
     """Half of best-of-2 (2/3 at .193) and best-of-4 (4/5 at .636): 11/15 at .415 nats."""
     middle = (bound(2) + bound(4)) / 2
@@ -244,15 +216,3 @@ def test_the_coins_kl_is_at_most_on_the_line() -> None:
     for chance in np.linspace(0.05, 0.95, 7):
         mixed = chance * two + (1 - chance) * four
         assert kl(mixed) <= chance * kl(two) + (1 - chance) * kl(four)
-
-
-def test_spending_by_hand() -> None:
-    points = {
-        "half": point("a", 2 * bound(4), 0.8), "whole": point("a", bound(4), 0.8, seed=1),
-        "still": Point("b", 0, 1e-6, 0.501, proven=False),
-    }  # fmt: skip
-    a, b = kl_spending(points, {"half": "n=4", "whole": "n=4", "still": "beta=9"})
-    assert (a.method, a.setting, a.share.seeds) == ("a", "n=4", 2)
-    assert (a.share.mean, a.share.low, a.share.high) == pytest.approx((0.75, 0.5, 1.0))
-    assert a.equivalent_n.mean == pytest.approx(4)
-    assert (b.method, b.share.mean) == ("b", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -16,6 +17,7 @@ pytest.importorskip("plotly")
 
 import vbon.report_html
 from training.configs import ReportConfig
+from training.report.plots import method_styles
 from training.report.write import write_report
 from vbon.errors import DataError
 
@@ -128,7 +130,8 @@ def cells() -> list[dict[str, Any]]:
 def test_report_is_one_whole_file_that_loads_nothing(tmp_path: Path, cells: list[Any]) -> None:
     sweep = write_sweep(tmp_path / "sweep", cells)
     write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
-    names = {"frontier.png", "frontier.svg", "report.html", "report.json", "report.md"}
+    names = {"frontier.png", "frontier.svg", "report.html", "report.json", "report.md",
+             "records.json", "tables"}  # fmt: skip
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     page = Page((tmp_path / "out" / "report.html").read_text())
     assert [address for address in page.addresses if not address.startswith("#")] == []
@@ -263,8 +266,99 @@ def test_same_records_give_the_same_files(tmp_path: Path, cells: list[Any]) -> N
     sweep = write_sweep(tmp_path / "sweep", cells)
     for name in ("one", "two"):
         write_report(ReportConfig(sweeps=[sweep], out=tmp_path / name))
-    for path in (tmp_path / "one").iterdir():
-        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes(), path.name
+    files = [path for path in (tmp_path / "one").rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        same = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        assert path.read_bytes() == same.read_bytes(), path.name
+
+
+def with_prompts(record: dict[str, Any], shift: float) -> dict[str, Any]:
+    """A record with figures of 16 prompts around its means."""
+    around = [shift * (i - 7.5) / 7.5 for i in range(16)]
+    kl, win = (record["row"][field]["mean"] for field in ("kl_nats", "win_rate"))
+    figures = {"kl_nats": [kl + a for a in around], "win_rate": [win + a for a in around]}
+    return {**record, "per_prompt": figures}
+
+
+def test_targets_show_intervals_and_what_cannot_be_told_apart(tmp_path: Path) -> None:
+    cells = [with_prompts(cell(m, 4, s, 0.8, w), 0.05 + s / 100)
+             for m, w in (("vbon", 0.78), ("bon-sft", 0.781), ("bond", 0.6)) for s in (0, 1)]  # fmt: skip
+    sweeps = [write_sweep(tmp_path / name, cells, title=name) for name in ("box 0", "box 1")]
+    write_report(ReportConfig(sweeps=sweeps, out=tmp_path / "out", pool=True))
+    text = (tmp_path / "out" / "report.md").read_text()
+    parts = text.split("## All sandboxes")
+    assert "All sandboxes" in Page((tmp_path / "out" / "report.html").read_text()).text
+    for part in parts:
+        assert re.search(r"\| vbon \| num_samples=4 \| [24] \| 0\.780 \[0\.7\d\d, 0\.\d+\]", part)
+        line = re.search(
+            r"\| vbon \| num_samples=4 \| [24] \| .*\| (yes|no) \|.*\| (yes|no) \|", part
+        )
+        assert line is not None
+        assert line.groups() == ("no", "no")
+        assert re.search(r"\| bond \| num_samples=4 \| .*\| yes \|.*\| yes \|", part)
+        assert "Largest productive share of its KL: bon-sft" in part
+        assert re.search(r"not distinguishable from it: vbon 0\.6\d \[0\.\d+, 0\.\d+\]\.", part)
+    assert "sandboxes, training seeds, prompts" in parts[1]
+    with pytest.raises(DataError, match="at least two sweeps"):
+        write_report(ReportConfig(sweeps=sweeps[:1], out=tmp_path / "out", pool=True))
+
+
+def test_tables_and_records_let_others_compute_the_report(tmp_path: Path, cells: list[Any]) -> None:
+    sweep = write_sweep(tmp_path / "sweep", [with_prompts(cells[0], 0.05), *cells[1:]])
+    write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
+    (found,) = json.loads((tmp_path / "out" / "records.json").read_text())["sweeps"]
+    assert found["cells"]["cell-00"]["per_prompt"]["win_rate"][0] == pytest.approx(0.73)
+    assert found["cells"]["cell-00"]["cost"]["samples_drawn"] == 1000
+    assert [row["n"] for row in found["best_of_n"]] == [1, 2, 4, 8, 16]
+    names = {path.name for path in (tmp_path / "out" / "tables").iterdir()}
+    assert names >= {"sandbox-productive_share.csv", "sandbox-target_4.csv", "sandbox-cost.csv",
+                     "sandbox-cells.csv"}  # fmt: skip
+    assert "sandbox-settings.csv" not in names
+    with (tmp_path / "out" / "tables" / "sandbox-target_4.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert (line["method"], line["setting"]) == ("vbon", "num_samples=4")
+    assert float(line["win_ratio.mean"]) == pytest.approx(0.79 / 0.8)
+    assert float(line["kl.mean"]) == pytest.approx(0.85)
+
+
+def test_budgets_count_cached_samples(tmp_path: Path, cells: list[Any]) -> None:
+    none = {"cost": {**cells[3]["cost"], "cached_samples": 0, "optimizer_updates": 20}}
+    sweep = write_sweep(tmp_path / "sweep", [cells[0], {**cells[3], **none}])
+    write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
+    tables = json.loads((tmp_path / "out" / "report.json").read_text())["sweeps"][0]["tables"]
+    assert {r["method"]: (r["samples_drawn"], r["cached_samples"], r["scored_texts"])
+            for r in tables["cost"]["rows"]} == {
+        "vbon": (1000, 4096, 5096), "kl-rl": (1000, 0, 1000),
+    }  # fmt: skip
+
+
+def test_a_search_is_shown_and_its_choices_lead(tmp_path: Path, cells: list[Any]) -> None:
+    sweep = write_sweep(tmp_path / "sweep", [with_prompts(one, 0.05) for one in cells[:5]])
+    tried = [
+        {"method": m, "setting": s, "status": "ok", "kl_nats": estimate(kl), "win_rate": estimate(w)}
+        for m, s, kl, w in (("vbon", "num_samples=4", 0.6, 0.75), ("vbon", "num_samples=16", 1.9, 0.88),
+                            ("kl-rl", "beta=0.1", 0.9, 0.77), ("kl-rl", "beta=0.2", 0.3, 0.6))
+    ]  # fmt: skip
+    chosen = [{"method": m, "target": 4, "kl_budget": 0.636, "setting": s, "within_budget": w}
+              for m, s, w in (("vbon", "num_samples=4", True), ("kl-rl", "beta=0.1", False))]  # fmt: skip
+    record = {"validation": {"prompts": 64}, "search_seed": 1000, "tried": tried, "chosen": chosen}
+    (sweep / "choices.json").write_text(json.dumps(record))
+    write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Within the KL of best-of-4: Largest equivalent n: " in text
+    assert re.search(r"\| 4 \| kl-rl \| beta=0\.1 \| 2 \|", text)
+    assert re.search(r"\| kl-rl \| beta=0\.1 \| ok \| .* \| 4 \(over\) \|", text)
+    assert re.search(r"\| vbon \| num_samples=16 \| ok \| .* \| - \|", text)
+    assert re.search(r"\| method \| cells \|.*\| settings tried \|", text)
+
+
+def test_no_two_methods_share_a_style() -> None:
+    names = [f"method {i}" for i in range(98)]
+    styles = method_styles(names)
+    assert len({(s.colour, s.symbol, s.filled) for s in styles.values()}) == 98
+    assert len({(s.colour, s.marker, s.filled) for s in styles.values()}) == 98
+    assert len({(s.colour, s.glyph) for s in styles.values()}) == 98
 
 
 def test_no_sweep_and_empty_sweeps_are_refused(tmp_path: Path) -> None:

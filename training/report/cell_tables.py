@@ -99,7 +99,7 @@ def _best_of_tuned_text(cell: CellRecord) -> str:
 def _cell_data(name: str, cell: CellRecord, efficiency: PointEfficiency | None) -> dict[str, Any]:
     return {
         "name": name,
-        **cell.model_dump(exclude={"config", "versions", "git_revision"}),
+        **cell.model_dump(exclude={"config", "versions", "git_revision", "per_prompt"}),
         "efficiency": efficiency.ratio if efficiency else None,
         "beyond": efficiency.beyond if efficiency else None,
     }

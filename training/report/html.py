@@ -20,7 +20,8 @@ TERMS = (
     "Win rate: the share of comparisons with one sample of the reference policy that the answer wins "
     "by the reward model, ties counted 1/2. KL: nats from the reference policy; the upper bound "
     "log n - (n-1)/n for best-of-n, Rao-Blackwellised for a tuned policy. [a, b] is a 95% interval over "
-    "prompts; (a to b) are the smallest and largest seed or point, not an interval. A gold reward model "
+    "prompts, and over seeds and sandboxes where a caption says so; (a to b) are the smallest and largest "
+    "seed or point, not an interval. A gold reward model "
     "is never used to select or train: where the reward rises and gold does not, the method "
     "over-optimises."
 )
@@ -32,8 +33,8 @@ def html_page(reports: Sequence[SweepReport], styles: Mapping[str, Style]) -> st
         {
             "title": report.title,
             "summary": report.summary,
-            "legend": _legend(report.sweep, styles),
-            "plots": _plots(number, report.sweep, styles),
+            "legend": _legend(report.sweep, styles) if report.sweep else [],
+            "plots": _plots(number, report.sweep, styles) if report.sweep else [],
             "tables": report.tables,
         }
         for number, report in enumerate(reports)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-import numpy as np
-
 from training.report.cell_tables import cells_table, settings_table
+from training.report.spending_tables import cost_table, search_table, spending_tables
 from training.report.text import (
     WIN_RATE,
+    differs_text,
     equal_terms_text,
     percent_text,
     plane_texts,
     planes_of,
     range_text,
-    seed_text,
     share_text,
-    spending_texts,
     win_rate_points,
 )
 from training.sweep import pareto
@@ -25,21 +23,15 @@ from training.sweep.pareto import BonCurvePoint, Point
 from training.sweep.records import Sweep
 from vbon.report_html import ReportTable
 
-COSTS = {
-    "samples_drawn": "samples drawn",
-    "sequences_trained": "sequences trained",
-    "tokens_drawn": "tokens drawn",
-    "training_seconds": "training, s",
-    "sample_seconds": "of which sampling, s",
-}
-
 
 def sweep_tables(sweep: Sweep) -> list[ReportTable]:
     """All tables of one sweep; those that compare measured cells only if there are any."""
     tables = [_curve_table(sweep)]
     if sweep.measured:
-        tables += [productive_table(sweep), *pareto_tables(sweep), *target_tables(sweep)]
-        tables += [_efficiency_table(sweep), _cost_table(sweep)]
+        tables += [*spending_tables([sweep]), *pareto_tables(sweep), _efficiency_table(sweep)]
+        tables.append(cost_table([sweep]))
+    if sweep.choices is not None:
+        tables.append(search_table(sweep.choices))
     return [*tables, cells_table(sweep), settings_table(sweep)]
 
 
@@ -61,31 +53,6 @@ def _curve_table(sweep: Sweep) -> ReportTable:
             for row in rows
         ),
         data=[row.model_dump() for row in sweep.curve_rows()],
-    )
-
-
-def productive_table(sweep: Sweep) -> ReportTable:
-    """The equivalent n and the productive share of every method and setting, the highest share first."""
-    rows = pareto.kl_spending(sweep.points(WIN_RATE), sweep.settings(), sweep.prompt_figures())
-    return ReportTable(
-        key="productive_share",
-        title="What the KL buys",
-        caption="Equivalent n: the n of best-of-n that has the checkpoint's win rate. Productive share: "
-        "the KL of best-of-n at that win rate, divided by the checkpoint's KL; 0 for a policy that moved "
-        "for nothing or whose win rate may be one half, about 1 at most. Mean over seeds [95% interval "
-        "over training seeds, prompts and evaluation draws together], or (smallest to largest seed) for "
-        "records without figures of single prompts.",
-        columns=("method", "setting", "seeds", "equivalent n", "productive share", "win rate"),
-        rows=tuple(
-            (
-                row.method,
-                row.setting,
-                str(row.share.seeds),
-                *spending_texts(row),
-            )
-            for row in rows
-        ),
-        data=[asdict(row) for row in rows],
     )
 
 
@@ -113,7 +80,7 @@ def _equal_share_table(sweep: Sweep, field: str, label: str, points: list[Point]
             (
                 share.method,
                 share_text(share.share),
-                {None: "-", True: "yes", False: "no"}[share.leads],
+                differs_text(share.leads),
             )
             for share in shares
         ),
@@ -158,48 +125,6 @@ def _pareto_table(
     )
 
 
-def target_tables(sweep: Sweep) -> list[ReportTable]:
-    """The methods trained towards N beside best-of-N, one table per measured N."""
-    points, curve = win_rate_points(sweep), sweep.curve(WIN_RATE)
-    return [_target_table(n, points, curve) for n in pareto.targets(points, curve)]
-
-
-def _target_table(num_samples: int, points: list[Point], curve: list[BonCurvePoint]) -> ReportTable:
-    best = next(c for c in curve if c.n == num_samples)
-    comparisons = pareto.target_comparisons(points, curve, num_samples)
-    return ReportTable(
-        key=f"target_{num_samples}",
-        title=f"Trained towards best-of-{num_samples}",
-        caption=f"Best-of-{num_samples} itself has win rate {best.value:.3f} at no more than "
-        f"{best.kl:.3f} nats. Ratios divide the method's figure by that of best-of-{num_samples} "
-        "(for KL, by that bound). Mean over seeds (smallest to largest), closest win rate first.",
-        columns=(
-            "method",
-            "points",
-            "win rate",
-            "of best-of-N's",
-            "KL, nats",
-            "of best-of-N's bound",
-        ),
-        rows=tuple(
-            (
-                comparison.method,
-                str(comparison.points),
-                seed_text(comparison.win_rate, 3),
-                seed_text(comparison.win_ratio, 2),
-                seed_text(comparison.kl, 2),
-                seed_text(comparison.kl_ratio, 2),
-            )
-            for comparison in comparisons
-        ),
-        data={
-            "n": num_samples,
-            "best_of_n": asdict(best),
-            "rows": [asdict(comparison) for comparison in comparisons],
-        },
-    )
-
-
 def _efficiency_table(sweep: Sweep) -> ReportTable:
     results = pareto.efficiencies(win_rate_points(sweep), sweep.curve(WIN_RATE))
     methods = pareto.method_efficiencies(results)
@@ -221,32 +146,4 @@ def _efficiency_table(sweep: Sweep) -> ReportTable:
             for method in methods
         ),
         data=[asdict(method) for method in methods],
-    )
-
-
-def _cost_table(sweep: Sweep) -> ReportTable:
-    measured = sweep.measured.values()
-    data = []
-    for method in dict.fromkeys(cell.method for cell in measured):
-        costs = [c.cost for c in measured if c.method == method and c.cost]
-        medians = {f: float(np.median([getattr(c, f) for c in costs])) for f in COSTS if costs}
-        data.append({"method": method, "points": len(costs), **medians})
-    cached = sorted({cell.cost.cached_samples for cell in measured if cell.cost})
-    cached_text = " or ".join(f"{count:,}" for count in cached) or "none"
-    return ReportTable(
-        key="cost",
-        title="Cost of a checkpoint",
-        caption="Median over the method's cells. Samples and tokens drawn are those drawn during "
-        f"training. The cached reference samples ({cached_text}) are drawn once and shared by all "
-        "cells, so no row includes them.",
-        columns=("method", "cells", *COSTS.values()),
-        rows=tuple(
-            (
-                str(row["method"]),
-                str(row["points"]),
-                *(f"{row[f]:,.0f}" if f in row else "-" for f in COSTS),
-            )
-            for row in data
-        ),
-        data={"cached_samples": cached, "rows": data},
     )

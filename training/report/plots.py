@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,9 +54,11 @@ class Style:
 
 
 def method_styles(methods: Sequence[str]) -> dict[str, Style]:
-    """The colour and marker of each method; no two methods share both, up to 14 methods."""
+    """The colour and marker of each method; no two methods share both, up to 98 methods."""
+    turn = math.lcm(len(COLOURS), len(MARKERS))
     return {
-        method: Style(COLOURS[i % len(COLOURS)], *MARKERS[i % len(MARKERS)])
+        # After every turn, in which all pairs of i mod 7 and i mod 14 have been used, markers move by one.
+        method: Style(COLOURS[i % len(COLOURS)], *MARKERS[(i + i // turn) % len(MARKERS)])
         for i, method in enumerate(methods)
     }
 

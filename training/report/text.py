@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from training.sweep.equal_shares import EqualShare
-from training.sweep.pareto import KlSpending, Point, SeedMean
+from training.sweep.pareto import Point, SeedMean
 from training.sweep.records import Sweep
+from training.sweep.spending import Figure
 from vbon.maths.intervals import MeanInterval
 from vbon.storage.evaluation_record import MethodRow
 
@@ -54,20 +55,14 @@ def percent_text(value: SeedMean) -> str:
     return range_text(value.mean, value.low, value.high, "{:.0%}")
 
 
-def spending_texts(row: KlSpending) -> tuple[str, str, str]:
-    """Equivalent n, productive share and win rate with intervals, or with the range of the seeds."""
-    found = row.intervals
-    if found is None:
-        return (
-            seed_text(row.equivalent_n, 2),
-            seed_text(row.share, 2),
-            seed_text(row.win_rate, 3),
-        )
-    return (
-        interval_text(found.equivalent_n, 2),
-        interval_text(found.share, 2),
-        interval_text(found.win_rate, 3),
-    )
+def figure_text(value: Figure, digits: int) -> str:
+    """A figure with its interval, or with the range of the seeds."""
+    return seed_text(value, digits) if isinstance(value, SeedMean) else interval_text(value, digits)
+
+
+def differs_text(differs: bool | None) -> str:
+    """The outcome of a comparison with the largest; ``-`` for the largest itself."""
+    return {None: "-", True: "yes", False: "no"}[differs]
 
 
 def share_text(value: MeanInterval) -> str:

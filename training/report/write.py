@@ -10,9 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from training.configs import ReportConfig
-from training.report.method_tables import pareto_tables, productive_table, target_tables
-from training.report.sweep_report import SweepReport, report_on
-from training.sweep.records import methods_of, read_sweep
+from training.report.data_files import write_data_files
+from training.report.method_tables import pareto_tables
+from training.report.spending_tables import spending_tables
+from training.report.sweep_report import SweepReport, pooled_report, report_on
+from training.sweep.records import Sweep, methods_of, read_sweep
 from vbon.errors import DataError, ExportError
 from vbon.report_html import ReportTable
 from vbon.storage.atomic import write_json, write_text
@@ -22,7 +24,8 @@ from vbon.terminal import table_console
 def write_report(config: ReportConfig) -> None:
     """Write ``report.html``, ``.md``, ``.json`` and ``frontier.png``, ``.svg`` into ``config.out``.
 
-    Each method has the same colour and marker in all sweeps. The main tables are also printed.
+    Beside them, ``records.json`` and ``tables/*.csv`` let other programs check the figures. Each method has
+    the same colour and marker in all sweeps. The main tables are also printed.
 
     Raises:
         DataError: no sweep was given, a sweep has no records, or a record is malformed.
@@ -32,18 +35,19 @@ def write_report(config: ReportConfig) -> None:
         raise DataError("no sweep directory was given; pass --sweeps DIR")
     sweeps = [read_sweep(directory) for directory in config.sweeps]
     reports = [report_on(sweep) for sweep in sweeps]
-    paths = _write_files(reports, config.out)
+    if config.pool:
+        reports.append(pooled_report(sweeps))
+    paths = _write_files(sweeps, reports, config.out)
     console = table_console()
     for report in reports:
         _print_report(console, report)
     console.print(escape(", ".join(str(path) for path in paths)))
 
 
-def _write_files(reports: Sequence[SweepReport], out: Path) -> list[Path]:
+def _write_files(sweeps: Sequence[Sweep], reports: Sequence[SweepReport], out: Path) -> list[Path]:
     from training.report.html import html_page, markdown
     from training.report.plots import draw_sweeps, method_styles
 
-    sweeps = [report.sweep for report in reports]
     styles = method_styles(methods_of(sweeps))
     page = html_page(reports, styles)
     try:
@@ -54,15 +58,16 @@ def _write_files(reports: Sequence[SweepReport], out: Path) -> list[Path]:
     write_json(out / "report.json", {"sweeps": [_report_data(report) for report in reports]})
     write_text(out / "report.md", markdown(reports))
     write_text(out / "report.html", page)
-    return [*(out / f"report.{ending}" for ending in ("html", "md", "json")), *plots]
+    data = write_data_files(reports, out)
+    return [*(out / f"report.{ending}" for ending in ("html", "md", "json")), *plots, *data]
 
 
 def _report_data(report: SweepReport) -> dict[str, object]:
     return {
         "title": report.title,
-        "directory": str(report.sweep.directory),
+        "directory": str(report.sweep.directory) if report.sweep else None,
         "summary": report.summary,
-        "unfinished": list(report.sweep.unfinished),
+        "unfinished": list(report.sweep.unfinished) if report.sweep else [],
         "tables": {table.key: table.data for table in report.tables},
     }
 
@@ -71,13 +76,12 @@ def _print_report(console: Console, report: SweepReport) -> None:
     console.rule(escape(report.title))
     for line in report.summary:
         console.print(f"- {escape(line)}")
-    if report.sweep.measured:
-        for table in [
-            productive_table(report.sweep),
-            *pareto_tables(report.sweep),
-            *target_tables(report.sweep),
-        ]:
-            console.print(_terminal_table(table))
+    tables = report.tables
+    if report.sweep is not None:
+        tables = [*spending_tables([report.sweep]), *pareto_tables(report.sweep)]
+    for table in tables:
+        console.print(_terminal_table(table))
+    if tables:
         console.print("(a to b): smallest and largest seed. report.md explains the columns.")
 
 

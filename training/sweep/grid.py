@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from training.configs import SweepConfig, TrainConfig
+from training.sweep.choices import setting_text
 from training.train.config import train_config_type
 from vbon.errors import InvalidInputError
 
@@ -55,14 +56,6 @@ class GridCell:
     def setting(self) -> str:
         """The varied settings as text, the same for all seeds."""
         return setting_text({self.parameter: self.value, **self.others})
-
-
-def setting_text(settings: dict[str, Any]) -> str:
-    """Varied settings as ``name=value, name=value``."""
-    return ", ".join(
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in settings.items()
-    )
 
 
 @dataclass(frozen=True, slots=True)

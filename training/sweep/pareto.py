@@ -1,4 +1,4 @@
-"""Compares the methods of a sweep: Pareto shares, efficiency, and figures at a target N.
+"""Compares the points of a sweep: Pareto shares, and win rates beside best-of-n at the same KL.
 
 All functions are pure. A *place* is ``(KL in nats, value)``; lower KL and higher value are better. Means
 over seeds are given with the smallest and largest seed, not with an interval, since seeds are few.
@@ -10,18 +10,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
-from vbon.maths.crossed_bootstrap import crossed_bootstrap
-from vbon.maths.intervals import MeanInterval, MedianRange
-from vbon.maths.productive_share import (
-    equivalent_n,
-    equivalent_ns,
-    productive_share,
-    productive_shares,
-)
+from vbon.maths.intervals import MedianRange
 from vbon.maths.statistics import median_range
 
 Place = tuple[float, float]
@@ -35,16 +27,12 @@ class Point:
     Attributes:
         kl: KL from the reference policy, in nats.
         value: win rate or reward, by the reward model or the gold reward model; higher is better.
-        target: the N that the policy was trained towards; ``None`` if the sweep varies another setting.
-        proven: whether the interval of a win rate lies above one half.
     """
 
     method: str
     seed: int
     kl: float
     value: float
-    target: int | None = None
-    proven: bool = True
 
     @property
     def place(self) -> Place:
@@ -113,43 +101,6 @@ class MethodEfficiency:
     method: str
     ratio: MedianRange
     beyond: int
-
-
-@dataclass(frozen=True, slots=True)
-class SpendingIntervals:
-    """The figures of :class:`KlSpending` with 95% intervals over seeds, prompts and draws together."""
-
-    equivalent_n: MeanInterval
-    share: MeanInterval
-    win_rate: MeanInterval
-
-
-@dataclass(frozen=True, slots=True)
-class KlSpending:
-    """The equivalent n and productive share of a method with one setting, over its seeds.
-
-    Attributes:
-        intervals: ``None`` if some record has no figures of single prompts.
-    """
-
-    method: str
-    setting: str
-    equivalent_n: SeedMean
-    share: SeedMean
-    win_rate: SeedMean
-    intervals: SpendingIntervals | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TargetComparison:
-    """A method trained towards one N, compared with best-of-N; ratios are method over best-of-N."""
-
-    method: str
-    points: int
-    win_rate: SeedMean
-    win_ratio: SeedMean
-    kl: SeedMean
-    kl_ratio: SeedMean
 
 
 def over_seeds(values: Mapping[int, Sequence[float]]) -> SeedMean:
@@ -265,90 +216,6 @@ def method_efficiencies(results: Sequence[PointEfficiency]) -> list[MethodEffici
         ratio = median_range([result.ratio for result in own])
         rows.append(MethodEfficiency(method, ratio, sum(result.beyond for result in own)))
     return sorted(rows, key=lambda row: (-row.ratio.median, row.method))
-
-
-def point_share(point: Point) -> float:
-    """The productive share of a point whose value is a win rate; 0 if the win rate may be one half."""
-    return productive_share(point.value, point.kl) if point.proven else 0.0
-
-
-def kl_spending(
-    points: Mapping[str, Point],
-    settings: Mapping[str, str],
-    prompt_figures: Mapping[str, Mapping[str, Sequence[float]]] = MappingProxyType({}),
-) -> list[KlSpending]:
-    """The equivalent n and productive share of each method and setting, the highest share first.
-
-    Args:
-        points: win rates by the name of the cell.
-        settings: the varied setting of each cell, by the same names.
-        prompt_figures: KL and win rate of each prompt, by cell and field.
-    """
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name, point in points.items():
-        groups[point.method, settings[name]].append(name)
-    rows = []
-    for (method, setting), names in groups.items():
-        own = [points[name] for name in names]
-        worth = over_seeds(_by_seed((p.seed, equivalent_n(p.value)) for p in own))
-        share = over_seeds(_by_seed((p.seed, point_share(p)) for p in own))
-        win_rate = over_seeds(_by_seed((p.seed, p.value) for p in own))
-        intervals = _spending_intervals(own, [prompt_figures.get(name, {}) for name in names])
-        rows.append(KlSpending(method, setting, worth, share, win_rate, intervals))
-    return sorted(rows, key=lambda row: (-row.share.mean, row.method, row.setting))
-
-
-def _spending_intervals(
-    points: Sequence[Point], figures: Sequence[Mapping[str, Sequence[float]]]
-) -> SpendingIntervals | None:
-    columns = ("win_rate", "kl_nats")
-    if len({len(one.get(column, ())) for one in figures for column in columns} - {0}) != 1:
-        return None
-    if not all(figures):
-        return None
-    values = np.array([[one[column] for one in figures] for column in columns])
-    share = crossed_bootstrap(values, lambda means: productive_shares(means[0], means[1]))
-    if not any(point.proven for point in points):
-        share = MeanInterval(0.0, 0.0, min(1.0, share.high), share.count)
-    return SpendingIntervals(
-        crossed_bootstrap(values, lambda means: equivalent_ns(means[0])),
-        share,
-        crossed_bootstrap(values, lambda means: means[0]),
-    )
-
-
-def targets(points: Sequence[Point], curve: Sequence[BonCurvePoint]) -> list[int]:
-    """Each measured n > 1 that some point was trained towards, ascending."""
-    measured = {c.n for c in curve if c.n > 1}
-    return sorted(measured & {p.target for p in points if p.target is not None})
-
-
-def target_comparisons(
-    points: Sequence[Point], curve: Sequence[BonCurvePoint], num_samples: int
-) -> list[TargetComparison]:
-    """The methods trained towards N = ``num_samples``, the closest to best-of-N's win rate first.
-
-    Raises:
-        ValueError: the curve has no point for this N.
-    """
-    best = next((c for c in curve if c.n == num_samples), None)
-    if best is None:
-        raise ValueError(f"best-of-{num_samples} was not measured")
-    aimed = [point for point in points if point.target == num_samples]
-    rows = []
-    for method in _methods(aimed):
-        own = [point for point in aimed if point.method == method]
-        rows.append(
-            TargetComparison(
-                method=method,
-                points=len(own),
-                win_rate=over_seeds(_by_seed((p.seed, p.value) for p in own)),
-                win_ratio=over_seeds(_by_seed((p.seed, p.value / best.value) for p in own)),
-                kl=over_seeds(_by_seed((p.seed, p.kl) for p in own)),
-                kl_ratio=over_seeds(_by_seed((p.seed, p.kl / best.kl) for p in own)),
-            )
-        )
-    return sorted(rows, key=lambda row: (abs(row.win_rate.mean - best.value), row.method))
 
 
 def _methods(points: Iterable[Point]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from training.sweep.choices import CHOICES, Choices, read_choices, setting_text
 from training.sweep.equal_shares import resampled_places
 from training.sweep.pareto import BonCurvePoint, Point
 from vbon.errors import DataError
@@ -51,17 +52,27 @@ class BaselineRecord(_Record):
 
 
 class CellSetting(_Record):
-    """The position of a cell in the grid; ``variant`` is the name of the method in the report."""
+    """The position of a cell in the grid; ``variant`` is the name of the method in the report.
+
+    Attributes:
+        others: settings besides ``parameter`` that vary within the variant.
+    """
 
     objective: str
     variant: str
     parameter: str
     value: int | float | str | bool | None
+    others: dict[str, int | float | str | bool | None] = {}
     seed: int
 
 
 class CellCost(_Record):
-    """The cost of training one checkpoint; times in seconds."""
+    """The cost of training one checkpoint; times in seconds.
+
+    Attributes:
+        cached_samples: the cached reference samples that the objective reads; 0 if it reads none.
+        optimizer_updates: 0 in older records.
+    """
 
     samples_drawn: int = 0
     cached_samples: int = 0
@@ -70,6 +81,12 @@ class CellCost(_Record):
     training_seconds: float = 0.0
     sample_seconds: float = 0.0
     steps: int = 0
+    optimizer_updates: int = 0
+
+    @property
+    def scored_texts(self) -> int:
+        """The texts that the reward model scored, cached ones included."""
+        return self.samples_drawn + self.cached_samples
 
 
 class BestOfTuned(_Record):
@@ -113,8 +130,8 @@ class CellRecord(_Record):
 
     @property
     def setting(self) -> str:
-        """The varied setting as ``parameter=value``."""
-        return f"{self.cell.parameter}={self.cell.value}"
+        """The varied settings as ``parameter=value, ...``."""
+        return setting_text({self.cell.parameter: self.cell.value, **self.cell.others})
 
     @property
     def target(self) -> int | None:
@@ -131,12 +148,14 @@ class Sweep:
     Attributes:
         cells: records by the name of the cell's directory, ordered by method, parameter, value, seed.
         unfinished: names of the cells without a record.
+        choices: the search on validation prompts behind the cells, if there was one.
     """
 
     directory: Path
     baseline: BaselineRecord
     cells: dict[str, CellRecord]
     unfinished: tuple[str, ...]
+    choices: Choices | None = None
 
     @property
     def measured(self) -> dict[str, CellRecord]:
@@ -163,8 +182,6 @@ class Sweep:
                     seed=cell.seed,
                     kl=cell.row.kl_nats.mean,
                     value=value.mean,
-                    target=cell.target,
-                    proven=value.low > 0.5,
                 )
         return points
 
@@ -173,14 +190,6 @@ class Sweep:
         cells = [self.cells[name] for name in self.points(field)]
         rows = [cell.row for cell in cells if cell.row is not None]
         return resampled_places(rows, field, [cell.per_prompt for cell in cells])
-
-    def prompt_figures(self) -> dict[str, dict[str, list[float]]]:
-        """The held-out figures of each prompt, by cell and field; empty for older records."""
-        return {name: cell.per_prompt for name, cell in self.cells.items() if cell.per_prompt}
-
-    def settings(self) -> dict[str, str]:
-        """The varied setting of each cell, by name."""
-        return {name: cell.setting for name, cell in self.cells.items()}
 
     def curve_rows(self) -> list[MethodRow]:
         """The rows of the reference and of best-of-n, ordered by n."""
@@ -223,6 +232,7 @@ def read_sweep(directory: Path) -> Sweep:
         baseline=baseline,
         cells=dict(sorted(cells.items(), key=lambda item: _sort_key(item[1]))),
         unfinished=tuple(folder.name for folder in folders if folder not in records),
+        choices=read_choices(directory / CHOICES) if (directory / CHOICES).exists() else None,
     )
 
 

@@ -10,16 +10,9 @@ from training.configs import SweepConfig
 from training.outputs.progress import ProgressBar
 from training.sweep.baseline import baseline_is_current, measure_baseline
 from training.sweep.cell import cell_is_current, train_cell
+from training.sweep.choices import CHOICES, Choices, read_choices
 from training.sweep.grid import GridCell, grid_cells
-from training.sweep.search import (
-    CHOICES,
-    Choices,
-    check_search,
-    choose_settings,
-    chosen_cells,
-    read_choices,
-    search_config,
-)
+from training.sweep.search import check_search, choose_settings, chosen_cells, search_config
 from training.sweep.shared_inputs import forget_shared_inputs, shared_inputs
 from training.worker_pool import worker_pool
 from vbon.errors import DataError, InvalidInputError

@@ -11,80 +11,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from training.configs import SweepConfig
 from training.outputs.identity import read_json_record
 from training.sweep.cell import CELL_RECORD
+from training.sweep.choices import CHOICES, Choice, Choices, TriedSetting, read_choices
 from training.sweep.grid import GridCell, grid_cells
 from training.sweep.shared_inputs import SharedInputs
 from vbon.errors import DataError, InvalidInputError
 from vbon.maths.distribution import kl_upper_bound
-from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import read_prompts
-from vbon.storage.atomic import read_errors, write_json
+from vbon.storage.atomic import write_json
 from vbon.storage.checksums import sha256_of
 from vbon.storage.provenance import provenance
-from vbon.storage.validation import first_problem
 
-CHOICES = "choices.json"
 SEARCH_DIRECTORY = "search"
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
-
-
-class TriedSetting(_Record):
-    """A setting that the search tried, with its figures on the validation prompts.
-
-    Attributes:
-        kl_nats: ``None`` if the training diverged.
-    """
-
-    method: str
-    setting: str
-    status: Literal["ok", "diverged"]
-    kl_nats: MeanInterval | None = None
-    win_rate: MeanInterval | None = None
-    cost: dict[str, Any] = {}
-
-
-class Choice(_Record):
-    """The setting chosen for one method and target.
-
-    Attributes:
-        kl_budget: the KL bound of best-of-N for the target N, in nats.
-        setting: ``None`` if every training of the method diverged.
-        within_budget: whether the setting spent no more than that on the validation prompts.
-    """
-
-    method: str
-    target: int
-    kl_budget: float
-    setting: str | None
-    within_budget: bool
-
-
-class Choices(_Record):
-    """The content of ``choices.json``.
-
-    Attributes:
-        validation: the number of validation prompts, and the checksum of their file.
-    """
-
-    validation: dict[str, Any]
-    search_seed: int
-    tried: list[TriedSetting]
-    chosen: list[Choice]
-
-    def targets_of(self, method: str, setting: str) -> tuple[int, ...]:
-        """The targets for which a setting was chosen, ascending."""
-        return tuple(
-            sorted(c.target for c in self.chosen if (c.method, c.setting) == (method, setting))
-        )
 
 
 def search_config(config: SweepConfig) -> SweepConfig:
@@ -237,16 +178,3 @@ def chosen_cells(config: SweepConfig, choices: Choices) -> list[GridCell]:
             "sweep that made them"
         )
     return cells
-
-
-def read_choices(path: Path) -> Choices:
-    """Read a ``choices.json``.
-
-    Raises:
-        DataError: the file is missing or malformed.
-    """
-    try:
-        with read_errors(path):
-            return Choices.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise DataError(f"{path}: {first_problem(error)}") from error
