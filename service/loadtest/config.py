@@ -13,7 +13,7 @@ from vbon.config import PROMPT_FILE, FileEncoding, NoneWord, OptionGroups, Promp
 from vbon.engine.protocol import MOST_TEMPERATURE
 
 SLO_KINDS = ("e2e", "ttft", "tpot")
-DEFAULT_CONCURRENCY = (1, 8, 32)
+BLOCK_S, WARMUP_S = 5.0, 1.0  # of a block whose level was given
 
 Level = Annotated[int, Field(ge=1, le=4096)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -55,6 +55,7 @@ class LoadTestSettings(Settings):
             "requests",
             "ramp_s",
             "warmup_s",
+            "max_s",
             "timeout_s",
         ),
         "Requests": (
@@ -72,7 +73,7 @@ class LoadTestSettings(Settings):
         "Objectives": ("slo", "saturate", "saturate_tolerance", "saturate_duration_s"),
         "Quality": ("quality_prompts", "quality_samples", "quality_concurrency"),
         "Cost": ("price_per_hour", "training_price_per_hour", "training_hours", "currency"),
-        "Results": ("out", "store", "tag", "run_id", "supervised"),
+        "Results": ("out", "store", "tag", "run_id", "supervised", "limit_s"),
     }
 
     url: str = Field("http://127.0.0.1:8000", description="address of the server, without /v1")
@@ -98,8 +99,9 @@ class LoadTestSettings(Settings):
 
     concurrency: list[Level] = Field(
         default=[],
-        description="closed loop: requests in flight, each value a load level; default: 1,8,32 where "
-        "no rate is given",
+        description="closed loop: requests in flight, each value a load level of every mode; default "
+        "where no rate is given: 1, and two levels that a short calibration chooses so that every mode is "
+        "saturated",
     )
     rate: list[Rate] = Field(
         default=[], description="open loop: requests per second, each value a load level"
@@ -119,8 +121,8 @@ class LoadTestSettings(Settings):
     max_in_flight: int = Field(
         1024,
         ge=1,
-        description="open loop: connections at once; a request that waits for one is late, and its "
-        "latency counts the wait",
+        description="requests in flight, at most, of a level that a calibration chooses; open loop: "
+        "connections at once, where a request that waits for one is late, and its latency counts the wait",
     )
     rounds: int = Field(
         5, ge=1, le=1000, description="blocks of each mode and level, in turns with the others"
@@ -129,11 +131,12 @@ class LoadTestSettings(Settings):
         "alternating",
         description="order of modes and levels in a round: there and back, or shuffled",
     )
-    duration_s: float = Field(
-        5.0,
+    duration_s: float | None = Field(
+        None,
         gt=0,
         allow_inf_nan=False,
-        description="seconds of a block, without its lead-in",
+        description="seconds of a block, without its lead-in; default: over twice the time of an answer by "
+        "the calibration, or 5 for levels that are given",
     )
     requests: int | None = Field(
         None, ge=1, description="end a block after this many requests instead of after a time"
@@ -144,11 +147,26 @@ class LoadTestSettings(Settings):
         allow_inf_nan=False,
         description="seconds in which the load of a block rises; not measured",
     )
-    warmup_s: float = Field(
-        1.0,
+    warmup_s: float | None = Field(
+        None,
         ge=0,
         allow_inf_nan=False,
-        description="seconds that the load then stays at its level before measuring starts",
+        description="seconds that the load then stays at its level before measuring starts; default: the "
+        "time of an answer by the calibration, or 1",
+    )
+    max_s: float = Field(
+        300.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds that the blocks of a calibrated load test should take in all; they take longer "
+        "only if whole answers and the rounds need it",
+    )
+    limit_s: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="for programs that start this command: refuse a calibrated load test whose blocks need "
+        "longer",
     )
     timeout_s: float = Field(
         60.0, gt=0, allow_inf_nan=False, description="seconds that one request may take"
@@ -172,7 +190,7 @@ class LoadTestSettings(Settings):
         None,
         ge=1,
         description="new tokens of a candidate, at most; default: that of the server, which takes it from "
-        "the checkpoints' cards, or 48 with --api openai",
+        "the checkpoints' cards, or 40 with --api openai",
     )
     temperature: float | None = Field(
         None,
@@ -183,10 +201,11 @@ class LoadTestSettings(Settings):
     ignore_eos: bool = Field(
         False, description="decode up to max_tokens whatever the policy says, for fixed lengths"
     )
-    stream: bool = Field(
-        True,
-        description="stream the modes of one sample, which measures TTFT, TPOT and ITL; --no-stream "
-        "saves the cost of the events",
+    stream: bool | None = Field(
+        None,
+        description="stream the modes of one sample, which measures TTFT, TPOT and ITL, and costs the server "
+        "an event per token; default: only if no measured mode reranks, since reranked answers come in one "
+        "piece and the events would make the other side dearer",
     )
     seed: int = Field(
         0, ge=0, description="seed of arrivals, orders, made prompts and the scored answers"
@@ -296,7 +315,7 @@ class LoadTestSettings(Settings):
     def sampling(self) -> tuple[int, float]:
         """``max_tokens`` and ``temperature``, with built-in values if neither this nor the server has any."""
         return (
-            48 if self.max_tokens is None else self.max_tokens,
+            40 if self.max_tokens is None else self.max_tokens,
             1.0 if self.temperature is None else self.temperature,
         )
 
@@ -306,8 +325,6 @@ class LoadTestSettings(Settings):
         return {kind: float(limit) for kind, _, limit in (text.partition(":") for text in self.slo)}
 
     @property
-    def levels(self) -> list[int]:
-        """The closed-loop levels; the default ones if no other load is asked for."""
-        if self.concurrency or self.rate or self.saturate:
-            return self.concurrency
-        return list(DEFAULT_CONCURRENCY)
+    def chooses_levels(self) -> bool:
+        """True if a calibration chooses the load levels."""
+        return not (self.concurrency or self.rate or self.saturate)

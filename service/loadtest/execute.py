@@ -14,6 +14,7 @@ from rich.console import Console
 
 from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
+from service.loadtest.defaults import settled
 from service.loadtest.journal import Journal
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.progress import Progress
@@ -21,7 +22,6 @@ from service.loadtest.load.prompts import keep_prompts, load_prompts
 from service.loadtest.load.server_description import (
     choose_variants,
     describe_server,
-    with_server_defaults,
 )
 from service.loadtest.load.supervised import Reporting, interrupted_at_end_of
 from service.loadtest.plan import Variant
@@ -47,12 +47,12 @@ def execute(
         InvalidInputError: the server does not have a requested mode.
         ExportError, StoreError: results could not be written; the journal holds what was measured.
     """
+    server = describe_server(settings, console)
+    variants = choose_variants(settings, server)
+    settings = settled(settings, server, variants)
     prompts = load_prompts(
         settings, lambda words: console.print(words, highlight=False, markup=False)
     )
-    server = describe_server(settings, console)
-    settings = with_server_defaults(settings, server)
-    variants = choose_variants(settings, server)
     journal = Journal.begin(settings, server.model_dump(mode="json"))
     keep_prompts(settings, prompts)
 
@@ -63,7 +63,7 @@ def execute(
     if settings.supervised:
         progress = Reporting(progress, journal, result_so_far)
         until_stdin_ends = interrupted_at_end_of(sys.stdin.fileno())
-    test = LoadTest(settings, variants, prompts, journal, progress)
+    test = LoadTest(settings, variants, prompts, journal, progress, server)
     interrupted = False
     try:
         with (
@@ -102,10 +102,16 @@ def rebuild(directory: Path) -> tuple[LoadTestSettings, LoadTestResult]:
         DataError: the directory does not hold a load test.
     """
     journal, plan = Journal.reopen(directory)
-    settings = LoadTestSettings(**{**plan["settings"], "out": directory})
+    settings = LoadTestSettings(**{**_with_given_levels(plan["settings"]), "out": directory})
     server = ServerDescription.model_validate(plan["server"])
     variants: list[Variant] = choose_variants(settings, server)
     return settings, build_result(settings, server, variants, load_prompts(settings), journal)
+
+
+def _with_given_levels(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a plan; those of earlier versions, which calibrated nothing, had default levels."""
+    chosen = any(settings.get(name) for name in ("concurrency", "rate", "saturate"))
+    return settings if chosen or "max_s" in settings else {**settings, "concurrency": [1, 8, 32]}
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

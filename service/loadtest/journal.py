@@ -27,6 +27,7 @@ _MAY_CHANGE = {
     "api_key_env",
     "run_id",
     "supervised",
+    "limit_s",
 }
 
 

@@ -116,10 +116,14 @@ class BlockRecord(BaseModel):
 
 
 class ScoredAnswer(BaseModel):
-    """One scored answer; ``candidates`` holds the rewards of all candidates that could be scored.
+    """One scored answer.
 
-    ``truncated`` tells whether the token limit cut the answer off, and ``candidates_truncated`` tells it of
-    each of ``candidates``; ``None`` if the server does not say.
+    Attributes:
+        candidates: the rewards of all candidates that could be scored.
+        truncated: whether the token limit cut the answer off; ``None`` if the server does not say.
+        candidates_truncated: the same of each of ``candidates``.
+        gold: the gold reward; ``None`` without a gold reward model, or if it could not score the answer.
+        gold_candidates: the gold rewards of ``candidates``, in the same order.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -131,5 +135,7 @@ class ScoredAnswer(BaseModel):
     candidates: list[float] | None = None
     truncated: bool | None = None
     candidates_truncated: list[bool] | None = None
+    gold: float | None = None
+    gold_candidates: list[float | None] | None = None
     unscored: int = 0
     error: str | None = None

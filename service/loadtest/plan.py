@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from service.loadtest.config import LoadTestSettings
+from service.loadtest.schema import Calibration
 
 BON = "bon"
 
@@ -103,11 +104,26 @@ def schedule(
     return blocks
 
 
-def planned_blocks(settings: LoadTestSettings, variants: Sequence[Variant]) -> list[Block]:
-    """All blocks of a run, in order."""
-    loads = [Load("closed", level) for level in settings.levels]
-    loads += [Load("open", rate) for rate in settings.rate]
-    return schedule(cells(variants, loads), settings.rounds, settings.order, settings.seed)
+def planned_blocks(
+    settings: LoadTestSettings,
+    variants: Sequence[Variant],
+    calibration: Calibration | None = None,
+) -> list[Block]:
+    """All blocks of a run at the levels given or calibrated, in order; none before the calibration."""
+    if settings.chooses_levels:
+        by_label = {variant.label: variant for variant in variants}
+        chosen = calibration.cells if calibration is not None else []
+        line = [LoadCell(by_label[one.variant], Load("closed", one.in_flight)) for one in chosen]
+    else:
+        loads = [Load("closed", level) for level in settings.concurrency]
+        line = cells(variants, loads + [Load("open", rate) for rate in settings.rate])
+    return schedule(line, settings.rounds, settings.order, settings.seed)
+
+
+def saturation_blocks(settings: LoadTestSettings, rates: Mapping[Variant, float]) -> list[Block]:
+    """The rounds at the highest rate that a search has confirmed for each variant."""
+    line = [LoadCell(variant, Load("open", rate)) for variant, rate in rates.items()]
+    return schedule(line, settings.rounds, settings.order, settings.seed)
 
 
 def scored_variants(variants: Sequence[Variant], settings: LoadTestSettings) -> list[Variant]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.storage.training_record import TrainingRecord
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 class ResultPart(BaseModel):
@@ -65,6 +65,12 @@ class ServerDescription(ResultPart):
         description="max_tokens and temperature of requests that set none, if the server tells them",
     )
     gold_model: ServedModel | None = None
+    running_sequences: int | None = Field(
+        None, description="candidates in the engines at once, at most; further ones wait"
+    )
+    waiting_sequences: int | None = Field(
+        None, description="candidates that may wait; beyond, requests are refused"
+    )
 
 
 class RoundResult(ResultPart):
@@ -77,6 +83,9 @@ class RoundResult(ResultPart):
     p50_e2e_ms: float | None
     p95_e2e_ms: float | None
     goodput_per_s: float | None = Field(None, description="null if no SLO is set")
+    goodput_share: float | None = Field(
+        None, description="share of the requests sent that met every SLO; null if no SLO is set"
+    )
 
 
 class CellResult(ResultPart):
@@ -118,6 +127,9 @@ class CellResult(ResultPart):
     client_cpu: float = Field(
         description="largest share of one core that the client used in a block"
     )
+    block_s: float | None = Field(
+        None, description="length of its shortest block; null in results of earlier versions"
+    )
     rounds: list[RoundResult]
 
 
@@ -131,6 +143,13 @@ class Quality(ResultPart):
     win_rate: MeanInterval | None = Field(
         description="against the baseline on the same prompts; ties count 1/2"
     )
+    gold: MeanInterval | None = Field(
+        None, description="mean gold reward; null without a gold reward model"
+    )
+    gold_win_rate: MeanInterval | None = Field(
+        None, description="by the gold reward, against the baseline on the same prompts"
+    )
+    prompt_golds: dict[str, float] = Field({}, description="mean gold reward by prompt")
     answers: int = Field(description="number of scored answers")
     unscored: int = Field(description="answers or candidates without a score; they are left out")
     errors: dict[str, int]
@@ -224,6 +243,11 @@ class BreakEven(ResultPart):
     equal_n_beyond: bool = Field(
         description="true: outside the measured values of N, so equal_n is only a bound"
     )
+    judged_by: Literal["reward", "gold"] = Field(
+        "reward",
+        description="the rewards of this comparison: gold wherever the server has a gold reward model, as "
+        "best-of-N selects by the serving one",
+    )
     state: Literal["not measured", "preliminary", "decided"] = Field(
         "preliminary", description="whether the run supports a number; reports show none otherwise"
     )
@@ -249,6 +273,38 @@ class BreakEven(ResultPart):
     equal_requests_low: float | None = None
     equal_requests_high: float | None = Field(
         None, description="null: at an end of the range the fine-tune never pays"
+    )
+
+
+class CalibrationProbe(ResultPart):
+    """One short closed loop, by which load levels and the lengths of blocks were chosen."""
+
+    variant: str
+    in_flight: int = Field(description="requests in flight")
+    sequences: int = Field(description="candidates that these decode at once")
+    requests_per_s: float
+    e2e_s: float | None = Field(description="median time of an answer; null if none was whole")
+
+
+class CalibratedCell(ResultPart):
+    """One variant at one of the chosen levels, and the length of its blocks."""
+
+    variant: str
+    in_flight: int
+    warmup_s: float
+    duration_s: float
+    expected_s: float = Field(
+        description="seconds of a whole block, with the wait for the last answers"
+    )
+
+
+class Calibration(ResultPart):
+    """The load levels that a calibration chose, and the probes that they follow from."""
+
+    probes: list[CalibrationProbe]
+    cells: list[CalibratedCell] = Field(description="in the order of the first round")
+    flat: bool = Field(
+        description="true: more load added little throughput to any variant, or cannot reach the engines"
     )
 
 
@@ -285,8 +341,14 @@ class LoadTestResult(ResultPart):
         None, description="hash of the texts; equal for equal prompts"
     )
     cells: list[CellResult]
+    calibration: Calibration | None = Field(
+        None, description="null: the load levels were given, or the calibration was not finished"
+    )
     quality: list[Quality]
     curve: list[RewardAtN]
+    gold_curve: list[RewardAtN] = Field(
+        [], description="mean gold reward of best-of-n, chosen by the serving reward model"
+    )
     saturation: list[Saturation]
     costs: list[VariantCost]
     break_even: list[BreakEven]

@@ -20,6 +20,7 @@ class SlowServer:
         gap_s: time between tokens.
         tokens: number of tokens of every answer.
         slots: number of requests served at once, while others wait; ``None`` does not limit it.
+        weighs: whether a request for n candidates takes n slots instead of one.
         stall: seconds after the first request at which the server stops for ``stall_s``.
         fail_every: every request with a multiple of this number is answered with 429; 0 disables it.
         rewards: rewards by mode; best-of-N's candidates have this plus 0, 1, 2, ...
@@ -30,6 +31,7 @@ class SlowServer:
     gap_s: float = 0.01
     tokens: int = 5
     slots: int | None = None
+    weighs: bool = False
     stall: float | None = None
     stall_s: float = 1.0
     fail_every: int = 0
@@ -40,6 +42,7 @@ class SlowServer:
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     _began: float | None = None
     _room: asyncio.Semaphore | None = None
+    _entering: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def whole_s(self) -> float:
@@ -116,12 +119,25 @@ class SlowServer:
             return _send(writer, {"error": {"type": "overloaded"}}, "429 Too Many Requests")
         if self._room is None:
             self._room = asyncio.Semaphore(self.slots or 10**6)
-        async with self._room:
+        async with self._served(body.get("n", 1) if self.weighs else 1):
             if not body.get("stream"):
                 await self._pause(self.whole_s)
                 return _send(writer, self.answer(mode, body))
             await self._stream(mode, body, writer, openai=openai)
         return None
+
+    @asynccontextmanager
+    async def _served(self, slots: int) -> AsyncGenerator[None, None]:
+        """Hold so many slots, in the order of arrival."""
+        assert self._room is not None
+        async with self._entering:
+            for _ in range(slots):
+                await self._room.acquire()
+        try:
+            yield
+        finally:
+            for _ in range(slots):
+                self._room.release()
 
     async def _stream(
         self, mode: str, body: dict[str, Any], writer: asyncio.StreamWriter, *, openai: bool

@@ -25,7 +25,7 @@ from service.loadtest.analysis.intervals import (
     quantiles,
     sign_flip_p,
 )
-from service.loadtest.analysis.quality import baseline_rewards, quality_of
+from service.loadtest.analysis.quality import Baseline, baseline_of, quality_of
 from service.loadtest.analysis.saturation_search import SaturationSearch, hopeless
 from service.loadtest.analysis.text import number
 from service.loadtest.config import LoadTestSettings
@@ -125,11 +125,11 @@ def test_wrong_settings_are_refused(values: dict[str, object], words: str) -> No
         LoadTestSettings(**values)  # type: ignore[arg-type]
 
 
-def test_levels_have_a_default_only_where_nothing_else_is_asked() -> None:
-    assert LoadTestSettings().levels == [1, 8, 32]
-    assert LoadTestSettings(rate=[2]).levels == []
-    assert LoadTestSettings(rate=[2], concurrency=[5]).levels == [5]
-    assert LoadTestSettings(saturate=True, slo=["e2e:9"]).levels == []
+def test_levels_are_calibrated_only_where_nothing_else_is_asked() -> None:
+    assert LoadTestSettings().chooses_levels
+    assert not LoadTestSettings(rate=[2]).chooses_levels
+    assert not LoadTestSettings(concurrency=[5]).chooses_levels
+    assert not LoadTestSettings(saturate=True, slo=["e2e:9"]).chooses_levels
 
 
 # Events and windows
@@ -203,7 +203,7 @@ def test_win_rate_is_the_share_of_pairs() -> None:
     ref = [ScoredAnswer(prompt=0, sample=i, reward=r) for i, r in enumerate((2.0, 3.0))]
     mine = [ScoredAnswer(prompt=0, sample=i, reward=r) for i, r in enumerate((1.0, 3.0))]
     mine.append(ScoredAnswer(prompt=1, sample=0, reward=None, unscored=1))
-    found = quality_of(Variant("vbon"), mine, baseline_rewards(ref))
+    found = quality_of(Variant("vbon"), mine, baseline_of(ref))
     assert found.win_rate is not None
     assert found.win_rate.mean == pytest.approx(1.5 / 4)
     assert (found.answers, found.unscored) == (2, 1)
@@ -214,7 +214,7 @@ def test_best_of_n_wins_as_often_as_its_subsets() -> None:
     """Enumeration: every pair of candidates against every reference answer."""
     candidates, ref = [0.0, 2.0, 5.0, 3.0], [1.0, 4.0, 5.0]
     row = ScoredAnswer(prompt=0, sample=0, reward=5.0, candidates=candidates)
-    against = {0: np.array(ref)}
+    against = Baseline({0: np.array(ref)}, {})
     found = quality_of(Variant("bon", 2, True), [row], against)
     bests = [max(pair) for pair in combinations(candidates, 2)]
     wins = [(best > r) + 0.5 * (best == r) for best in bests for r in ref]

@@ -13,7 +13,8 @@ from rich.console import Console
 from service.loadtest.analysis.quality import quality_of
 from service.loadtest.analysis.warnings import sampling_warnings
 from service.loadtest.config import LoadTestSettings
-from service.loadtest.load.server_description import describe_server, with_server_defaults
+from service.loadtest.defaults import settled
+from service.loadtest.load.server_description import describe_server
 from service.loadtest.load.targets import NativeTarget, OpenAiTarget, Reading
 from service.loadtest.observation import Observation, ScoredAnswer
 from service.loadtest.plan import Variant
@@ -32,7 +33,7 @@ def told(**default: float) -> ServerDescription:
 @pytest.mark.parametrize(
     ("settings", "server", "expected"),
     [
-        ({}, told(), (48, 1.0)),
+        ({}, told(), (40, 1.0)),
         ({}, told(max_tokens=40, temperature=0.7), (40, 0.7)),
         ({"max_tokens": 7}, told(max_tokens=40, temperature=0.7), (7, 0.7)),
         ({"temperature": 0}, told(max_tokens=40, temperature=0.7), (40, 0.0)),
@@ -41,7 +42,7 @@ def told(**default: float) -> ServerDescription:
 def test_what_the_settings_leave_out_is_the_servers(
     settings: dict[str, Any], server: ServerDescription, expected: tuple[int, float]
 ) -> None:
-    found = with_server_defaults(LoadTestSettings(**settings), server)
+    found = settled(LoadTestSettings(**settings), server, [])
     assert (found.max_tokens, found.temperature) == expected == found.sampling
 
 
@@ -51,7 +52,7 @@ async def test_the_server_takes_it_from_the_card(tmp_path: Path) -> None:
     async with served(make_runtime(engines=engines)) as url:
         settings = LoadTestSettings(url=url)
         server = await asyncio.to_thread(describe_server, settings, Console(quiet=True))
-    assert with_server_defaults(settings, server).sampling == (5, 1.0)
+    assert settled(settings, server, []).sampling == (5, 1.0)
 
 
 def server_with_cards() -> ServerDescription:

@@ -33,7 +33,7 @@ async def measure(out: Path, runtime: Any = None, **changes: Any) -> LoadTestRes
     async with served(runtime) as url:
         values = {
             "url": url, "out": out, "n": [2, 4], "concurrency": [3], "rounds": 1, "duration_s": 0.4,
-            "warmup_s": 0.1, "max_tokens": 8, "quality_samples": 3, "store": None, **changes,
+            "warmup_s": 0.1, "max_tokens": 8, "quality_samples": 3, "store": None, "stream": True, **changes,
         }  # fmt: skip
         settings = LoadTestSettings(**values)
         server = await asyncio.to_thread(describe_server, settings, Console(quiet=True))

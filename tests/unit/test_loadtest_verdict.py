@@ -13,6 +13,7 @@ from service.loadtest.analysis.break_even import (
     MeasuredVariant,
     TrainingExpense,
     break_even,
+    capacity_of,
     cost_of,
 )
 from service.loadtest.analysis.decision import decide
@@ -21,7 +22,7 @@ from service.loadtest.analysis.quality import quality_of
 from service.loadtest.analysis.verdict import Side, judged
 from service.loadtest.observation import ScoredAnswer
 from service.loadtest.plan import Variant
-from service.loadtest.schema import BreakEven, CellResult, VariantCost
+from service.loadtest.schema import BreakEven, CellResult, RoundResult, Saturation, VariantCost
 from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.maths.statistics import median_range
 
@@ -66,11 +67,46 @@ def test_a_round_of_one_side_only_counts_nowhere() -> None:
     assert (found.tuned_per_1000.median, found.tuned_per_1000.count) == (pytest.approx(0.01), 1)
 
 
-def test_a_searched_rate_is_compared_by_its_ends() -> None:
-    """A search found 60, failed at 66; rounds of 8, 10 and 12: ratios of 60/12 to 66/8 around 60/10."""
-    searched = Capacity("search", MedianRange(60, 60, 66, 1), {0: 60.0}, searched=True)
-    ratio = compared(searched, capacity_of_rounds([8.0, 10.0, 12.0])).cost_ratio
-    assert (ratio.low, ratio.median, ratio.high) == pytest.approx((5, 6, 8.25))
+def test_the_range_of_a_searched_rate_holds_its_bracket() -> None:
+    """60/s passed in rounds and 66/s failed, 10/s passed and 12/s failed: 60/12 to 66/10 around 60/10."""
+    tuned, sampled = (
+        Capacity(
+            "search",
+            MedianRange(rate, rate, rate * above, 2),
+            {0: rate, 1: rate},
+            False,
+            True,
+            above,
+        )
+        for rate, above in ((60.0, 1.1), (10.0, 1.2))
+    )
+    found = compared(tuned, sampled, training=0.001)
+    ratio = found.cost_ratio
+    assert (ratio.low, ratio.median, ratio.high) == pytest.approx((5, 6, 6.6))
+    assert found.requests_low == pytest.approx(1 / (1 / 10 - 1 / 66))
+    assert found.requests == pytest.approx(1 / (1 / 10 - 1 / 60))
+    assert found.requests_high == pytest.approx(1 / (1 / 12 - 1 / 60))
+
+
+def test_a_searched_rate_counts_as_often_as_its_rounds_met_the_limit() -> None:
+    """60/s was confirmed; in its rounds 100%, 95% and 90% were in time: 60, 57 and 54 good answers/s."""
+    rounds = [
+        RoundResult(
+            round=i, requests=9, requests_per_s=58, returned_tokens_per_s=1, p50_e2e_ms=1, p95_e2e_ms=2,
+            goodput_per_s=1.0, goodput_share=share,
+        )
+        for i, share in enumerate((1.0, 0.95, 0.9))
+    ]  # fmt: skip
+    cell = cell_at("vbon", 60).model_copy(update={"load_kind": "open", "rounds": rounds})
+    search = Saturation(
+        variant="vbon", slo_ms=500, rate=60, above=66, p95_ms=400, probes=[], confirmed=True
+    )
+    found = capacity_of("vbon", [cell], [search])
+    assert found is not None
+    assert found.by_round == pytest.approx({0: 60, 1: 57, 2: 54})
+    assert (found.searched, found.rising, found.above) == (True, False, pytest.approx(1.1))
+    cost = cost_of("vbon", found, 3.6)
+    assert (cost.low, cost.per_1000, cost.high) == pytest.approx((1 / 66, 1 / 57, 1 / 54))
 
 
 def test_no_figure_lies_outside_its_range() -> None:
@@ -125,9 +161,10 @@ def side_of(
     searched: bool = False,
     streamed: bool = False,
     adapter: bool = False,
+    n: int = 1,
 ) -> Side:
     capacity = replace(capacity_of_rounds(rates, rising=rising), searched=searched)
-    cells = [cell_at(name, load, streamed=streamed) for load in loads]
+    cells = [cell_at(name, load, streamed=streamed).model_copy(update={"n": n}) for load in loads]
     return Side(MeasuredVariant(name, capacity, None), cells, adapter)
 
 
@@ -160,7 +197,9 @@ def test_five_rounds_of_whole_saturated_equal_levels_decide() -> None:
         ({"rates": [11.0, 12, 13, 14, 15]}, {}, True, "break-even point differs"),
         ({"streamed": True}, {}, True, "one side was streamed and the other was not"),
         ({"adapter": True}, {}, True, "vbon was served as an unmerged adapter"),
-        ({"searched": True}, {}, True, "the rate of vbon is from one search"),
+        ({"searched": True}, {}, True, "search for the highest rate was finished for vbon only"),
+        ({"loads": (1, 512)}, {"loads": (1, 8), "n": 16}, True, "at different load levels"),
+        ({"loads": (1, 256, 512)}, {"loads": (1, 32), "n": 16}, True, "at different load levels"),
         ({}, {"rates": [10.0, 10, 10, 10, 10, 0]}, True, "bon answered nothing in 1 of 6 rounds"),
     ],
 )
@@ -178,6 +217,27 @@ def test_each_flaw_alone_forbids_a_number(
     first = decision(found)[0]
     assert first.startswith("Preliminary, so without a number: vbon against bon (N=4): ")
     assert "Fine-tune" not in " ".join(decision(found))
+
+
+def test_equal_sequences_and_searched_rates_are_equal_loads() -> None:
+    """256 single samples are 16 requests of best-of-16, and about 37 of best-of-7."""
+    tuned = side_of("vbon", TUNED, (1, 256, 512))
+    for n, loads in ((16, (1, 16, 32)), (7, (1, 37, 73))):
+        found = judged_pair(tuned, side_of("bon", SAMPLED, loads, n=n))
+        assert (found.state, found.reasons) == ("decided", [])
+    searched = [
+        side_of(name, rates, loads=(rates[0],), searched=True)
+        for name, rates in (("vbon", TUNED), ("bon", SAMPLED))
+    ]
+    assert judged_pair(*searched).state == "decided"
+    unmeasured = side_of("bon", SAMPLED, searched=True)
+    unmeasured = replace(
+        unmeasured,
+        measured=replace(unmeasured.measured, capacity=replace(unmeasured.capacity, by_round={})),
+    )
+    assert judged_pair(searched[0], unmeasured).reasons == [
+        "0 of at least 5 rounds compare the two (--rounds)"
+    ]
 
 
 def test_rewards_of_few_prompts_decide_nothing() -> None:

@@ -8,7 +8,7 @@ from the same rounds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,8 @@ class Capacity:
         source: the load level at which it was measured, in words.
         by_round: answers per second by round.
         rising: True if the level is the highest tried and clearly better than all lower ones.
-        searched: True if it is from a saturation search, which has no rounds.
+        searched: True if it is the rate that a saturation search confirmed.
+        above: for a searched rate, the lowest rate that failed, as a multiple of it; 1 if none failed.
     """
 
     source: str
@@ -60,6 +61,7 @@ class Capacity:
     by_round: Mapping[int, float]
     rising: bool = False
     searched: bool = False
+    above: float = 1.0
 
 
 def capacity_of(
@@ -71,15 +73,7 @@ def capacity_of(
     """
     for found in saturation:
         if found.variant == variant and found.rate is not None and found.confirmed:
-            rate = MedianRange(
-                median=found.rate, low=found.rate, high=found.above or found.rate, count=1
-            )
-            return Capacity(
-                f"highest rate with p95 E2E within {found.slo_ms:g} ms",
-                rate,
-                {0: found.rate},
-                searched=True,
-            )
+            return _searched_capacity(found, found.rate, cells)
     own = [cell for cell in cells if cell.variant == variant]
     rated = [(cell.goodput_per_s or cell.requests_per_s, cell) for cell in own]
     usable = [(rate, cell) for rate, cell in rated if rate.median > 0]
@@ -94,6 +88,27 @@ def capacity_of(
     }
     rising = _rising(best, rate, usable)
     return Capacity(f"{good}{best.load:g} {unit}", rate, by_round, rising)
+
+
+def _searched_capacity(found: Saturation, rate: float, cells: Sequence[CellResult]) -> Capacity:
+    """The confirmed rate, times the share of answers within the SLOs in each round that repeated it."""
+    above = found.above / rate if found.above is not None else 1.0
+    by_round = {
+        one.round: rate * one.goodput_share
+        for cell in cells
+        if cell.variant == found.variant and cell.load_kind == "open" and cell.load == rate
+        for one in cell.rounds
+        if one.goodput_share is not None
+    }
+    shown = median_range(list(by_round.values()) or [rate])
+    return Capacity(
+        f"within the SLOs at {rate:.3g} requests/s, the highest rate with p95 E2E within "
+        f"{found.slo_ms:g} ms",
+        MedianRange(shown.median, shown.low, shown.high * above, shown.count),
+        by_round,
+        searched=True,
+        above=above,
+    )
 
 
 def _rising(
@@ -113,7 +128,7 @@ def _rising(
 def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> VariantCost:
     """The price of 1,000 answers, as the median and the range of the rounds that had an answer."""
     rate = capacity.requests_per_s
-    rates = [rate.median, rate.high] if capacity.searched else list(capacity.by_round.values())
+    rates = list(capacity.by_round.values()) or [rate.median]
     prices = [1000 * cost_per_answer(price_per_hour, one) for one in rates if one > 0]
     if not prices:
         prices = [1000 * cost_per_answer(price_per_hour, rate.median)]
@@ -121,8 +136,8 @@ def cost_of(variant: str, capacity: Capacity, price_per_hour: float) -> VariantC
         variant=variant,
         source=capacity.source,
         requests_per_s=rate,
-        per_1000=prices[0] if capacity.searched else float(np.median(prices)),
-        low=min(prices),
+        per_1000=float(np.median(prices)),
+        low=min(prices) / capacity.above,
         high=max(prices),
         rising=capacity.rising,
     )
@@ -182,18 +197,31 @@ class PairedPrices:
 
     Attributes:
         rounds: the rounds themselves; empty if the prices are not of rounds.
+        tuned_above: by how much the true rate may exceed a searched one, as a factor; else 1.
+        sampled_above: the same of the sampled variant.
     """
 
     tuned: Float
     sampled: Float
     rounds: tuple[int, ...]
+    tuned_above: float = 1.0
+    sampled_above: float = 1.0
 
     @property
     def ratio(self) -> MedianRange:
         """The ratio of the median prices with the smallest and the largest ratio of a round."""
-        ratios = self.sampled / self.tuned
         point = float(np.median(self.sampled) / np.median(self.tuned))
-        return _enclosing(point, ratios.tolist())
+        tuned, sampled = self.ends
+        return _enclosing(point, (sampled / tuned).tolist())
+
+    @property
+    def ends(self) -> tuple[Float, Float]:
+        """Prices whose smallest and largest results are the range: rounds, widened by a search's bracket."""
+        factors = ((1.0, 1.0), (self.tuned_above, 1.0), (1.0, self.sampled_above))
+        return (
+            np.concatenate([self.tuned / tuned for tuned, _ in factors]),
+            np.concatenate([self.sampled / sampled for _, sampled in factors]),
+        )
 
 
 def _enclosing(point: float, values: Sequence[float]) -> MedianRange:
@@ -205,27 +233,24 @@ def paired_prices(tuned: Capacity, sampled: Capacity, price_per_hour: float) -> 
     """The prices of an answer in the rounds that both variants have.
 
     A round without sampled answers has no ratio, so it is left out of the point and of the range. In one
-    without tuned answers the fine-tune never pays. A saturation search has no rounds: its ends stand for
-    them.
+    without tuned answers the fine-tune never pays. Without a common round, the ends of both ranges are
+    crossed; a verdict then gives no number.
     """
     both = sorted(tuned.by_round.keys() & sampled.by_round.keys())
     rounds = tuple(r for r in both if sampled.by_round[r] > 0)
-    if tuned.searched or sampled.searched or not rounds:
-        ends = [(one.median, one.low, one.high) for one in (_ends(tuned), _ends(sampled))]
-        # The median price of three is the middle one, and the extremes are crossed.
-        tuned_rates, sampled_rates = (
-            [ends[0][i] for i in (0, 1, 2)],
-            [ends[1][i] for i in (0, 2, 1)],
-        )
-        rounds = ()
-    else:
+    if rounds:
         tuned_rates = [tuned.by_round[r] for r in rounds]
         sampled_rates = [sampled.by_round[r] for r in rounds]
+    else:
+        ends = [(one.median, one.low, one.high) for one in (_ends(tuned), _ends(sampled))]
+        # The median price of three is the middle one, and the extremes are crossed.
+        tuned_rates = [ends[0][i] for i in (0, 1, 2)]
+        sampled_rates = [ends[1][i] for i in (0, 2, 1)]
     costs = [
         np.array([cost_per_answer(price_per_hour, rate) for rate in rates])
         for rates in (tuned_rates, sampled_rates)
     ]
-    return PairedPrices(costs[0], costs[1], rounds)
+    return PairedPrices(costs[0], costs[1], rounds, tuned.above, sampled.above)
 
 
 def _ends(capacity: Capacity) -> MedianRange:
@@ -252,7 +277,7 @@ def break_even(
         single: one sample of the policy that ``sampled`` draws from, if it was measured.
     """
     prices = paired_prices(tuned.capacity, sampled.capacity, price)
-    needed = _paid_after(training.cost, prices.sampled, prices.tuned)
+    needed = _paid_after(training.cost, prices)
     equal = _equal(tuned.quality, curve)
     known = (
         {} if equal is None else _at_equal_reward(tuned, sampled, single, training, equal, price)
@@ -293,11 +318,14 @@ class PaidAfter:
     high: float | None = None
 
 
-def _paid_after(training: float | None, sampled: Float, tuned: Float) -> PaidAfter:
+def _paid_after(training: float | None, prices: PairedPrices) -> PaidAfter:
     """The answers to break-even from prices by round, the point from their medians."""
     if training is None:
         return PaidAfter()
-    point = answers_to_break_even(training, float(np.median(sampled)), float(np.median(tuned)))
+    point = answers_to_break_even(
+        training, float(np.median(prices.sampled)), float(np.median(prices.tuned))
+    )
+    tuned, sampled = prices.ends
     by_round = [
         answers_to_break_even(training, float(s), float(t))
         for s, t in zip(sampled, tuned, strict=True)
@@ -336,11 +364,12 @@ def _at_equal_reward(
     def cost(n: float) -> Float:
         return one + (n - 1) / (sampled.n - 1) * (prices.sampled - one)
 
-    ends = [cost(n) for n in (equal.low, equal.high)]
-    point = float(np.median(cost(equal.n)) / np.median(prices.tuned))
-    ratio = _enclosing(point, [float(v) for end in ends for v in end / prices.tuned])
-    needed = _paid_after(training.cost, cost(equal.n), prices.tuned)
-    outer = [_paid_after(training.cost, end, prices.tuned) for end in ends]
+    ends = [replace(prices, sampled=cost(n)) for n in (equal.low, equal.high)]
+    at_point = replace(prices, sampled=cost(equal.n))
+    ratios = [one.ratio for one in (at_point, *ends)]
+    ratio = _enclosing(ratios[0].median, [end for one in ratios for end in (one.low, one.high)])
+    needed = _paid_after(training.cost, at_point)
+    outer = [_paid_after(training.cost, end) for end in ends]
     lows = [one.low for one in (needed, *outer) if one.low is not None]
     highs = [one.high for one in (needed, *outer) if one.high is not None]
     return {

@@ -57,6 +57,7 @@ def cell_result(
         if cell.load.kind == "open"
         else None,
         client_cpu=max(block.client_cpu for block in blocks),
+        block_s=min(block.seconds for block in blocks),
         rounds=[_round(block, slos) for block in blocks],
     )
 
@@ -84,4 +85,10 @@ def _round(block: BlockRecord, slos: dict[str, float]) -> RoundResult:
         p50_e2e_ms=None if found is None else found.p50,
         p95_e2e_ms=None if found is None else found.p95,
         goodput_per_s=throughput(block, lambda one: float(one.meets(slos))) if slos else None,
+        goodput_share=_good_share(block, slos),
     )
+
+
+def _good_share(block: BlockRecord, slos: dict[str, float]) -> float | None:
+    sent = block.measured
+    return sum(one.meets(slos) for one in sent) / len(sent) if slos and sent else None

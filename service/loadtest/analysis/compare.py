@@ -57,7 +57,7 @@ _SPEEDS = (
 )
 _WIDEST = 100.0  # an interval whose ends differ by more says only that there are too few rounds
 _SHORTEST_MS = 0.0005  # latencies are rounded to 0.001 ms
-_IRRELEVANT = {"out", "store", "tag", "wait_s", "run_id", "supervised"}
+_IRRELEVANT = {"out", "store", "tag", "wait_s", "run_id", "supervised", "limit_s", "max_s"}
 _PROMPTS = {"prompts", "prompt_words", "prompt_count", "seed"}
 
 

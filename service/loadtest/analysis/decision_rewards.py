@@ -26,17 +26,17 @@ def reward_words(pair: BreakEven) -> str:
     given_up = pair.reward_given_up
     if given_up is None:
         return "Reward was not measured, so nothing is known about quality."
-    side = reward_side(pair)
+    side, kind = reward_side(pair), "Gold reward" if pair.judged_by == "gold" else "Reward"
     if side == "unclear":
         text = (
-            f"Reward of {pair.tuned}: between {max(0.0, given_up.high):.2f} worse and "
+            f"{kind} of {pair.tuned}: between {max(0.0, given_up.high):.2f} worse and "
             f"{max(0.0, -given_up.low):.2f} better than {pair.sampled} ({given_up.count} prompts): too close "
             "to call"
         )
     else:
         low, high = sorted((abs(given_up.low), abs(given_up.high)))
         text = (
-            f"Reward of {pair.tuned}: {side} by {abs(given_up.mean):.2f} [{low:.2f}, {high:.2f}] than "
+            f"{kind} of {pair.tuned}: {side} by {abs(given_up.mean):.2f} [{low:.2f}, {high:.2f}] than "
             f"{pair.sampled} (95% interval, {given_up.count} prompts)"
         )
     return f"{text}{_win_rates(pair)}.{_equal_n(pair)}"

@@ -40,10 +40,13 @@ def equal_n(matrix: Float, tuned: Float) -> EqualN:
 
 
 def crossing(curve: Float, target: float) -> tuple[float, bool]:
-    """The n at which a rising curve over 1..N reaches a target, and True if it is outside 1..N."""
+    """The lowest n at which a curve over 1..N reaches a target, and True if it is outside 1..N.
+
+    A curve of gold rewards may fall again, because best-of-n selects by another reward.
+    """
     if target <= curve[0]:
         return 1.0, target < curve[0]
-    if target > curve[-1]:
+    if target > curve.max():
         return float(len(curve)), True
     above = int(np.argmax(curve >= target))
     step = curve[above] - curve[above - 1]

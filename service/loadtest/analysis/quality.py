@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,48 +22,87 @@ from vbon.maths.curves import expected_best, pairwise_win_rate, selection_weight
 Rows = Sequence[ScoredAnswer]
 
 
-def baseline_rewards(rows: Rows) -> dict[int, Float]:
-    """Rewards by prompt of the baseline variant, against which win rates are computed."""
-    found: dict[int, list[float]] = defaultdict(list)
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """Rewards and gold rewards by prompt of the variant that win rates are computed against."""
+
+    rewards: dict[int, Float]
+    golds: dict[int, Float]
+
+
+def baseline_of(rows: Rows) -> Baseline:
+    """The baseline's rewards from its scored answers."""
+    rewards: dict[int, list[float]] = defaultdict(list)
+    golds: dict[int, list[float]] = defaultdict(list)
     for row in rows:
         if row.reward is not None:
-            found[row.prompt].append(row.reward)
-    return {prompt: np.array(values) for prompt, values in found.items()}
+            rewards[row.prompt].append(row.reward)
+        if row.gold is not None:
+            golds[row.prompt].append(row.gold)
+    return Baseline(*({p: np.array(v) for p, v in found.items()} for found in (rewards, golds)))
 
 
-def quality_of(variant: Variant, rows: Rows, baseline: dict[int, Float] | None) -> Quality:
-    """The figures of one variant, without a win rate if ``baseline`` is ``None``."""
-    rewards: dict[int, list[float]] = defaultdict(list)
-    wins: dict[int, list[float]] = defaultdict(list)
+def quality_of(variant: Variant, rows: Rows, baseline: Baseline | None) -> Quality:
+    """The figures of one variant, without win rates if ``baseline`` is ``None``."""
+    rewards, golds = _ByPrompt(), _ByPrompt()
     singles: list[float] = []
     truncated: list[float] = []
     for row in rows:
-        against = None if baseline is None else baseline.get(row.prompt)
         values, weights = _answers(variant, row)
         if values is None:
             continue
-        rewards[row.prompt].append(float(weights @ values))
+        rewards.add(row.prompt, values, weights, None if baseline is None else baseline.rewards)
         ends = [row.truncated] if row.candidates is None else row.candidates_truncated
         if ends is not None and None not in ends:
             truncated.append(float(weights @ np.array(ends, dtype=np.float64)))
         singles += _independent_answers(variant, values)
-        if against is not None:
-            beaten = [pairwise_win_rate(np.array([value]), against) for value in values]
-            wins[row.prompt].append(float(weights @ np.array(beaten)))
-    by_prompt = {str(prompt): float(np.mean(found)) for prompt, found in sorted(rewards.items())}
+        gold = _golds(row)
+        if gold is not None:
+            golds.add(row.prompt, gold, weights, None if baseline is None else baseline.golds)
     return Quality(
         variant=variant.label,
         mode=variant.name,
         n=variant.n,
-        reward=interval(list(by_prompt.values())),
-        win_rate=interval([float(np.mean(found)) for found in wins.values()]),
+        reward=interval(list(rewards.means.values())),
+        win_rate=interval(list(rewards.win_rates.values())),
+        gold=interval(list(golds.means.values())),
+        gold_win_rate=interval(list(golds.win_rates.values())),
+        prompt_golds={str(prompt): value for prompt, value in golds.means.items()},
         answers=len(singles),
         unscored=sum(row.unscored for row in rows),
         errors=dict(Counter(row.error for row in rows if row.error is not None)),
         truncated_share=float(np.mean(truncated)) if truncated else None,
         rewards=[round(value, 5) for value in singles],
-        prompt_rewards=by_prompt,
+        prompt_rewards={str(prompt): value for prompt, value in rewards.means.items()},
     )
+
+
+class _ByPrompt:
+    """Means and win rates by prompt of one kind of reward."""
+
+    def __init__(self) -> None:
+        self._rewards: dict[int, list[float]] = defaultdict(list)
+        self._wins: dict[int, list[float]] = defaultdict(list)
+
+    def add(
+        self, prompt: int, values: Float, weights: Float, baseline: dict[int, Float] | None
+    ) -> None:
+        """Add an answer by the rewards that it may have and their probabilities."""
+        self._rewards[prompt].append(float(weights @ values))
+        against = None if baseline is None else baseline.get(prompt)
+        if against is not None:
+            beaten = [pairwise_win_rate(np.array([value]), against) for value in values]
+            self._wins[prompt].append(float(weights @ np.array(beaten)))
+
+    @property
+    def means(self) -> dict[int, float]:
+        """Mean rewards in the order of the prompts."""
+        return {prompt: float(np.mean(found)) for prompt, found in sorted(self._rewards.items())}
+
+    @property
+    def win_rates(self) -> dict[int, float]:
+        """Win rates in the order of the prompts that the baseline has too."""
+        return {prompt: float(np.mean(found)) for prompt, found in sorted(self._wins.items())}
 
 
 def _answers(variant: Variant, row: ScoredAnswer) -> tuple[Float | None, Float]:
@@ -80,20 +120,36 @@ def _answers(variant: Variant, row: ScoredAnswer) -> tuple[Float | None, Float]:
     return np.array([row.reward]), np.ones(1)
 
 
+def _golds(row: ScoredAnswer) -> Float | None:
+    """Gold rewards of the answers of :func:`_answers`; ``None`` if one of them has none."""
+    found = [row.gold] if row.candidates is None else (row.gold_candidates or [])
+    known = [value for value in found if value is not None]
+    wanted = 1 if row.candidates is None else len(row.candidates)
+    return np.array(known) if len(known) == wanted else None
+
+
 def _independent_answers(variant: Variant, values: Float) -> list[float]:
     """Rewards of independent answers: the best of each N consecutive candidates."""
     step = variant.n if len(values) > 1 else 1
     return [float(values[i : i + step].max()) for i in range(0, len(values) - step + 1, step)]
 
 
-def curve_matrix(rows: Rows, largest: int) -> tuple[list[int], Float]:
-    """Prompts with candidates, and the expected best reward of 1..largest of them by prompt."""
+def curve_matrix(rows: Rows, largest: int, *, gold: bool = False) -> tuple[list[int], Float]:
+    """Prompts with candidates, and the expected reward of the best of 1..largest of them by prompt.
+
+    Args:
+        gold: the gold reward of the candidate that has the best reward, instead of that reward.
+    """
     by_prompt: dict[int, list[Float]] = defaultdict(list)
     for row in rows:
-        if row.candidates is not None and len(row.candidates) >= largest:
-            values = np.array(row.candidates)
-            line = [expected_best(values, n) for n in range(1, largest + 1)]
-            by_prompt[row.prompt].append(np.array(line))
+        if row.candidates is None or len(row.candidates) < largest:
+            continue
+        values = np.array(row.candidates)
+        golds = _golds(row) if gold else None
+        if gold and golds is None:
+            continue
+        line = [expected_best(values, n, golds) for n in range(1, largest + 1)]
+        by_prompt[row.prompt].append(np.array(line))
     prompts = sorted(by_prompt)
     means = [np.mean(by_prompt[prompt], axis=0) for prompt in prompts]
     return prompts, np.array(means).reshape(len(prompts), largest)

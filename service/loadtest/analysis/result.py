@@ -19,14 +19,16 @@ from service.loadtest.analysis.break_even import (
     cost_of,
     training_of,
 )
+from service.loadtest.analysis.calibration import calibration_of
 from service.loadtest.analysis.cell_results import cell_result
 from service.loadtest.analysis.decision import decide
 from service.loadtest.analysis.intervals import Float
-from service.loadtest.analysis.quality import baseline_rewards, curve_matrix, curve_of, quality_of
-from service.loadtest.analysis.saturation_search import begun_searches
+from service.loadtest.analysis.quality import baseline_of, curve_matrix, curve_of, quality_of
+from service.loadtest.analysis.saturation_search import begun_searches, confirmed_rates
 from service.loadtest.analysis.verdict import Side, judged
 from service.loadtest.analysis.warnings import result_warnings, rising_warning, search_warnings
 from service.loadtest.config import LoadTestSettings
+from service.loadtest.defaults import settled
 from service.loadtest.journal import Journal
 from service.loadtest.observation import BlockRecord, ScoredAnswer
 from service.loadtest.plan import (
@@ -34,11 +36,13 @@ from service.loadtest.plan import (
     ScoringPass,
     Variant,
     planned_blocks,
+    saturation_blocks,
     scored_variants,
     scoring_passes,
 )
 from service.loadtest.schema import (
     BreakEven,
+    Calibration,
     CellResult,
     Example,
     LoadTestResult,
@@ -63,24 +67,29 @@ def build_result(
     journal: Journal,
 ) -> LoadTestResult:
     """The result of everything that the journal holds so far."""
-    cells, done, planned = _cells(settings, variants, journal)
+    settings = settled(settings, server, variants)
+    calibration = calibration_of(journal) if settings.chooses_levels else None
+    searched = _searched(settings, variants, journal) if settings.saturate else True
+    cells, done, planned = _cells(settings, variants, journal, calibration)
     rows = _rows(variants, settings, journal)
     quality = _quality(settings, rows)
-    prompts_of_curve, matrix = _curve(rows)
+    prompts_of_curve, matrix = _curve(rows, gold=False)
+    gold = _curve(rows, gold=True)
+    by_gold = server.gold_model is not None and bool(gold[0]) and all(q.gold for q in quality)
     saturation = _saturation(settings, variants, journal) if settings.saturate else []
-    unfinished = done < planned or (
-        settings.saturate and not _searched(settings, variants, journal)
-    )
+    unfinished = done < planned or not searched or (settings.chooses_levels and calibration is None)
     costs, pairs = _costs_and_pairs(
         settings,
         server,
         variants,
         cells,
-        quality,
+        [_judged_by_gold(one) for one in quality] if by_gold else quality,
         saturation,
-        (prompts_of_curve, matrix),
+        gold if by_gold else (prompts_of_curve, matrix),
         complete=not unfinished,
     )
+    if by_gold:
+        pairs = [pair.model_copy(update={"judged_by": "gold"}) for pair in pairs]
     dumped = settings.model_dump(mode="json")
     if settings.store is not None:  # reports get passed on, and a database URL may hold a password
         dumped["store"] = _masked(settings.store)
@@ -96,8 +105,10 @@ def build_result(
         prompts=len(prompts),
         prompts_digest=_digest(prompts),
         cells=cells,
+        calibration=calibration,
         quality=quality,
         curve=curve_of(matrix) if prompts_of_curve else [],
+        gold_curve=curve_of(gold[1]) if gold[0] else [],
         saturation=saturation,
         costs=costs,
         break_even=pairs,
@@ -115,9 +126,15 @@ def _masked(url: str) -> str:
 
 
 def _cells(
-    settings: LoadTestSettings, variants: Sequence[Variant], journal: Journal
+    settings: LoadTestSettings,
+    variants: Sequence[Variant],
+    journal: Journal,
+    calibration: Calibration | None,
 ) -> tuple[list[CellResult], int, int]:
-    blocks = planned_blocks(settings, variants)
+    blocks = planned_blocks(settings, variants, calibration)
+    if settings.saturate:
+        rates = confirmed_rates(journal, variants, settings)
+        blocks = list(dict.fromkeys([*blocks, *saturation_blocks(settings, rates)]))
     records: dict[str, list[BlockRecord]] = defaultdict(list)
     asked = {block.key for block in blocks}
     for line in journal.of_kind("block"):
@@ -129,7 +146,7 @@ def _cells(
             cell,
             records[cell.key],
             settings.slos,
-            streamed=settings.stream and not cell.variant.reranks,
+            streamed=bool(settings.stream) and not cell.variant.reranks,
         )
         for cell in dict.fromkeys(block.cell for block in blocks)
         if records[cell.key]
@@ -156,7 +173,7 @@ def _rows(variants: Sequence[Variant], settings: LoadTestSettings, journal: Jour
 def _quality(settings: LoadTestSettings, rows: Rows) -> list[Quality]:
     baseline = None
     if settings.baseline in rows:
-        baseline = baseline_rewards(rows[settings.baseline][1])
+        baseline = baseline_of(rows[settings.baseline][1])
     found = []
     for scoring, scored in rows.values():
         for variant in scoring.stands_for:
@@ -165,11 +182,22 @@ def _quality(settings: LoadTestSettings, rows: Rows) -> list[Quality]:
     return found
 
 
-def _curve(rows: Rows) -> tuple[list[int], Float]:
+def _judged_by_gold(quality: Quality) -> Quality:
+    """The same variant with gold rewards in the place of the serving model's."""
+    return quality.model_copy(
+        update={
+            "reward": quality.gold,
+            "win_rate": quality.gold_win_rate,
+            "prompt_rewards": quality.prompt_golds,
+        }
+    )
+
+
+def _curve(rows: Rows, *, gold: bool) -> tuple[list[int], Float]:
     """Best-of-N curves of the reference policy by prompt; empty if best-of-N was not measured."""
     for scoring, scored in rows.values():
         if scoring.variant.mode == BON and scoring.variant.policy is None:
-            return curve_matrix(scored, scoring.variant.n)
+            return curve_matrix(scored, scoring.variant.n, gold=gold)
     return [], np.zeros((0, 1))
 
 

@@ -84,3 +84,18 @@ def begun_searches(
     for line in journal.of_kind("probe"):
         searches[line["variant"]].note(line["rate"], line["passed"])
     return searches
+
+
+def confirmed_rates(
+    journal: Journal, variants: Sequence[Variant], settings: LoadTestSettings
+) -> dict[Variant, float]:
+    """The highest rates of the variants whose searches have confirmed one."""
+    if len(journal.of_kind("idle")) < len(variants):
+        return {}
+    searches = begun_searches(journal, variants, settings)
+    found = {variant: searches.get(variant.label) for variant in variants}
+    return {
+        variant: search.passed
+        for variant, search in found.items()
+        if search is not None and search.passed is not None and search.next_rate() is None
+    }

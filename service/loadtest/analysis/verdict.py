@@ -20,6 +20,7 @@ LEAST_ROUNDS = 5
 LEAST_PROMPTS = 10  # a bootstrap over fewer prompts gives intervals that are too narrow
 WIDEST = 1.5  # the largest ratio of the ends of a price ratio's range over rounds
 WIDEST_BREAK_EVEN = 3.0  # the same of the range of answers to break-even
+SAME_LOAD = 1.25  # factor within which sequences are the same load, since requests are whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,17 @@ class Side:
 
     @property
     def levels(self) -> set[tuple[str, float]]:
-        """The load levels at which it was measured."""
+        """The load levels at which it was measured, in requests."""
         return {(cell.load_kind, cell.load) for cell in self.cells}
+
+    @property
+    def sequences(self) -> list[float]:
+        """The closed-loop levels in sequences, without that of one request by itself."""
+        return sorted(
+            cell.load * cell.n
+            for cell in self.cells
+            if cell.load_kind == "closed" and cell.load > 1
+        )
 
 
 def judged(pair: BreakEven, tuned: Side, sampled: Side, *, complete: bool) -> BreakEven:
@@ -63,8 +73,7 @@ def assess(
     if pair.reward_given_up is None:
         return "not measured", ["their rewards were not measured on the same prompts"]
     reasons = [] if complete else ["the run was interrupted"]
-    if tuned.levels != sampled.levels:
-        reasons.append(f"{tuned.name} and {sampled.name} were measured at different load levels")
+    reasons += _loads(tuned, sampled)
     reasons += [_unsaturated(side) for side in (tuned, sampled) if not _saturated(side)]
     reasons += _rounds(tuned, sampled)
     ratio = pair.cost_ratio
@@ -94,19 +103,33 @@ def assess(
     return ("preliminary" if reasons else "decided"), reasons
 
 
+def _loads(tuned: Side, sampled: Side) -> list[str]:
+    """The reason, if the two did not get the same load, in requests or in sequences; searches are exempt."""
+    searched = [side for side in (tuned, sampled) if side.capacity.searched]
+    if len(searched) == 1:
+        return [f"the search for the highest rate was finished for {searched[0].name} only"]
+    if searched or tuned.levels == sampled.levels:
+        return []
+    own, other = tuned.sequences, sampled.sequences
+    near = all(max(a, b) <= SAME_LOAD * min(a, b) for a, b in zip(own, other, strict=False))
+    if own and len(own) == len(other) and near:
+        return []
+    return [f"{tuned.name} and {sampled.name} were measured at different load levels"]
+
+
 def _saturated(side: Side) -> bool:
     """True if a search confirmed the highest rate, or a higher level added little."""
     return side.capacity.searched or not side.capacity.rising
 
 
 def _unsaturated(side: Side) -> str:
-    return f"{side.name} was not fully loaded: add higher levels (--concurrency)"
+    return (
+        f"{side.name} was not fully loaded, because its throughput still rose {side.capacity.source}: let a "
+        "calibration choose the levels (leave out --concurrency), or add higher ones"
+    )
 
 
 def _rounds(tuned: Side, sampled: Side) -> list[str]:
-    searched = [side.name for side in (tuned, sampled) if side.capacity.searched]
-    if searched:
-        return [f"the rate of {' and '.join(searched)} is from one search, which has no rounds"]
     empty = [
         f"{side.name} answered nothing in {zero} of {len(side.capacity.by_round)} rounds"
         for side in (tuned, sampled)

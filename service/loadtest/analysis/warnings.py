@@ -29,7 +29,7 @@ def result_warnings(
     if done < planned:
         found.append(f"The run was interrupted: {done} of {planned} blocks were measured.")
     for cell in cells:
-        found += cell_warnings(cell, settings.duration_s if settings.requests is None else None)
+        found += cell_warnings(cell, cell.block_s if settings.requests is None else None)
     few = sum(cell.requests < FEW_REQUESTS for cell in cells)
     if few:
         found.append(
@@ -50,10 +50,10 @@ def result_warnings(
         )
     names = dict.fromkeys([cell.mode for cell in cells] + [one.mode for one in quality])
     found += sampling_warnings(settings, server, names)
-    if server.api == "native" and settings.stream and any(cell.streamed for cell in cells):
+    if len({cell.streamed for cell in cells}) > 1:
         found.append(
             "Single-sample modes were streamed, which costs the server one event per token; the other modes "
-            "answer in one piece. --no-stream treats all modes alike."
+            "answer in one piece. Leave out --stream to treat all modes alike."
         )
     return found
 
@@ -88,8 +88,9 @@ def rising_warning(cost: VariantCost) -> str:
     """The warning about a variant that was not fully loaded."""
     return (
         f"{cost.variant} was not fully loaded: its throughput still rose at the highest level tried "
-        f"({cost.source}), so its true cost is lower. Add higher levels (--concurrency) or search for the "
-        "maximum (--saturate); a single-sample mode needs N times as many requests in flight as best-of-N."
+        f"({cost.source}), so its true cost is lower. Let a calibration choose the levels (leave out "
+        "--concurrency), or add higher ones; a single-sample mode needs N times as many requests in flight "
+        "as best-of-N."
     )
 
 

@@ -6,11 +6,20 @@ import gc
 from collections.abc import Sequence
 from time import perf_counter
 
+from service.loadtest.analysis.calibration import calibration_of, planned_s
 from service.loadtest.analysis.cell_results import cell_result
-from service.loadtest.analysis.saturation_search import begun_searches, hopeless
-from service.loadtest.config import LoadTestSettings
+from service.loadtest.analysis.saturation_search import (
+    begun_searches,
+    confirmed_rates,
+    hopeless,
+)
+from service.loadtest.analysis.text import duration
+from service.loadtest.config import BLOCK_S, WARMUP_S, LoadTestSettings
+from service.loadtest.defaults import settled
 from service.loadtest.journal import Journal
+from service.loadtest.load.announcements import beforehand, calibration_words
 from service.loadtest.load.arrivals import unit_arrivals
+from service.loadtest.load.calibrate import calibrate
 from service.loadtest.load.client import LoadClient
 from service.loadtest.load.connection import ConnectionPool
 from service.loadtest.load.loops import BlockLength, BlockRunner
@@ -25,10 +34,12 @@ from service.loadtest.plan import (
     LoadCell,
     Variant,
     planned_blocks,
+    saturation_blocks,
     scored_variants,
     scoring_passes,
 )
-from service.loadtest.schema import Probe
+from service.loadtest.schema import CalibratedCell, Calibration, Probe, ServerDescription
+from vbon.errors import DataError
 from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt
 
@@ -53,12 +64,16 @@ class LoadTest:
         prompts: Sequence[Prompt],
         journal: Journal,
         progress: Progress,
+        server: ServerDescription | None = None,
     ) -> None:
         self.variants = variants
-        self._settings, self._prompts = settings, prompts
+        self._settings = settled(settings, server, variants)
+        self._prompts, self._server = prompts, server
         self._journal, self._progress = journal, progress
+        self._calibration: Calibration | None = None
+        self._left_s: float | None = None
         self._pool = ConnectionPool(settings.url, request_headers(settings))
-        self._client = LoadClient(self._pool, target_of(settings), settings.timeout_s)
+        self._client = LoadClient(self._pool, target_of(self._settings), settings.timeout_s)
 
     async def run(self) -> None:
         """Measure everything that the journal does not hold yet.
@@ -66,24 +81,87 @@ class LoadTest:
         Raises:
             ExportError: the journal could not be written.
         """
-        blocks = planned_blocks(self._settings, self.variants)
-        finished = {line["key"] for line in self._journal.of_kind("block")}
-        self._progress.planned(len(blocks), sum(block.key in finished for block in blocks))
         gc.collect()
         gc.freeze()  # long-lived objects need not be scanned while latencies are measured
         try:
+            self._progress.note(beforehand(self._settings))
             await self._warm_up()
-            # Rewards follow the first round, so a run that is interrupted later can report everything.
-            for number in range(self._settings.rounds):
-                for block in (one for one in blocks if one.round == number):
-                    if block.key not in finished:
-                        await self._block(block)
-                if number == 0 and self._settings.api == "native":
-                    await self._score()
+            if self._settings.chooses_levels:
+                await self._calibrate()
+            blocks = planned_blocks(self._settings, self.variants, self._calibration)
+            await self._blocks(blocks, scored=True)
             if self._settings.saturate:
                 await self._saturate()
+                rates = confirmed_rates(self._journal, self.variants, self._settings)
+                await self._blocks([*blocks, *saturation_blocks(self._settings, rates)])
         finally:
             await self._pool.close()
+
+    async def _blocks(self, blocks: Sequence[Block], *, scored: bool = False) -> None:
+        finished = {line["key"] for line in self._journal.of_kind("block")}
+        left = [block for block in blocks if block.key not in finished]
+        self._left_s = self._expected_s(left)
+        self._progress.planned(len(blocks), len(blocks) - len(left), self._left_s)
+        # Rewards follow the first round, so a run that is interrupted later can report everything.
+        for number in range(self._settings.rounds):
+            for block in (one for one in left if one.round == number):
+                await self._block(block)
+            if scored and number == 0 and self._settings.api == "native":
+                await self._score()
+
+    def _expected_s(self, blocks: Sequence[Block]) -> float | None:
+        """Seconds that these blocks should take; ``None`` if they end after a number of requests."""
+        if self._settings.requests is not None:
+            return None
+        return sum(self._block_s(block) for block in blocks)
+
+    def _block_s(self, block: Block) -> float:
+        chosen = self._chosen(block)
+        if chosen is not None:
+            return chosen.expected_s
+        length = self._length(block)
+        return length.lead_s + length.seconds
+
+    def _chosen(self, block: Block) -> CalibratedCell | None:
+        cells = [] if self._calibration is None else self._calibration.cells
+        wanted = block.cell.variant.label, block.cell.load.value
+        return next((one for one in cells if (one.variant, one.in_flight) == wanted), None)
+
+    def _length(self, block: Block) -> BlockLength:
+        settings, chosen = self._settings, self._chosen(block)
+        warmup_s, seconds = settings.warmup_s, settings.duration_s
+        if chosen is not None:
+            warmup_s, seconds = chosen.warmup_s, chosen.duration_s
+        return BlockLength(
+            settings.ramp_s,
+            WARMUP_S if warmup_s is None else warmup_s,
+            seconds or BLOCK_S,
+            settings.requests,
+        )
+
+    async def _calibrate(self) -> None:
+        self._calibration = calibration_of(self._journal)
+        if self._calibration is None:
+            idle = {line["variant"]: line["e2e_ms"] / 1e3 for line in self._journal.of_kind("idle")}
+            found = await calibrate(
+                self._settings, self.variants, self._server, idle, self._calibrating_block
+            )
+            self._journal.append("calibration", found.model_dump(mode="json"))
+            self._calibration = found
+        for line in calibration_words(self._calibration):
+            self._progress.note(line)
+        limit = self._settings.limit_s
+        needed = planned_s(self._calibration, self._settings.rounds)
+        if limit is not None and needed > limit and self._settings.requests is None:
+            raise DataError(
+                f"the blocks need {duration(needed)} to see whole answers in {self._settings.rounds} rounds; "
+                f"this server allows {duration(limit)} (limits.loadtest_max_s): measure fewer modes or N, "
+                "fewer max_tokens, or give levels and durations"
+            )
+
+    async def _calibrating_block(self, block: Block, length: BlockLength) -> BlockRecord:
+        self._progress.begin(f"calibrating: {block.cell.key}", length.lead_s + length.seconds)
+        return await self._runner(block, length).run_closed()
 
     async def _warm_up(self) -> None:
         self._progress.begin("warming up", None)
@@ -100,17 +178,16 @@ class LoadTest:
                 )
 
     async def _block(self, block: Block) -> None:
-        settings = self._settings
-        length = BlockLength(
-            settings.ramp_s, settings.warmup_s, settings.duration_s, settings.requests
-        )
-        known = None if settings.requests else length.lead_s + length.seconds
-        self._progress.begin(block.key, known)
+        length = self._length(block)
+        known = None if length.requests else length.lead_s + length.seconds
+        self._progress.begin(block.key, known, self._left_s)
         runner = self._runner(block, length)
         record = await (
             runner.run_closed() if block.cell.load.kind == "closed" else self._run_open(runner)
         )
         self._journal.append("block", record.model_dump(mode="json", exclude_defaults=True))
+        if self._left_s is not None:
+            self._left_s -= self._block_s(block)
         self._progress.finished(record)
 
     def _runner(self, block: Block, length: BlockLength) -> BlockRunner:
@@ -137,7 +214,12 @@ class LoadTest:
                 continue
             self._progress.begin(f"scoring {variant.label}", None)
             rows = await score_variant(
-                self._pool, variant, self._prompts, settings, self._progress.scored
+                self._pool,
+                variant,
+                self._prompts,
+                settings,
+                self._progress.scored,
+                gold=self._server is not None and self._server.gold_model is not None,
             )
             self._journal.append(
                 "quality",
@@ -165,8 +247,9 @@ class LoadTest:
         base = settings.saturate_duration_s
         seconds = min(max(base, _PROBE_REQUESTS / rate), _PROBE_STRETCH * base)
         block = Block(LoadCell(variant, Load("open", rate)), number)
-        self._progress.begin(f"saturation: {block.cell.key}", seconds + settings.warmup_s)
-        runner = self._runner(block, BlockLength(0, settings.warmup_s, seconds))
+        lead_s = WARMUP_S if settings.warmup_s is None else settings.warmup_s
+        self._progress.begin(f"saturation: {block.cell.key}", seconds + lead_s)
+        runner = self._runner(block, BlockLength(0, lead_s, seconds))
 
         def is_late(one: Observation) -> bool:
             return one.measured and not one.meets({"e2e": limit})
@@ -210,4 +293,4 @@ class LoadTest:
 def target_of(settings: LoadTestSettings) -> Target:
     """The API of the server under test."""
     kind = NativeTarget if settings.api == "native" else OpenAiTarget
-    return kind(*settings.sampling, settings.ignore_eos, settings.stream)
+    return kind(*settings.sampling, settings.ignore_eos, bool(settings.stream))

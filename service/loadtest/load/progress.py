@@ -12,6 +12,7 @@ from rich.progress import Progress as ProgressBars
 
 from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.intervals import quantiles
+from service.loadtest.analysis.text import duration
 from service.loadtest.observation import BlockRecord, Observation
 
 _REFRESH_EVERY = 10  # requests; drawing takes client time, which would show in latencies
@@ -27,12 +28,13 @@ class TerminalProgress:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[now]}"),
             console=console,
             refresh_per_second=2,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("blocks", total=None, now="")
+        self._task = self._bar.add_task("blocks", total=None, now="", left="")
         self._what = ""
         self._answered = self._failed = 0
 
@@ -48,15 +50,19 @@ class TerminalProgress:
     ) -> None:
         self._bar.stop()
 
-    def planned(self, blocks: int, done: int) -> None:
+    def planned(self, blocks: int, done: int, left_s: float | None) -> None:
         """Set the length of the bar, and say so if this continues an earlier run."""
         self._bar.update(self._task, total=blocks, completed=done)
         if done:
             self._console.print(f"continuing: {done} of {blocks} blocks were measured before")
+        if left_s:
+            self._console.print(f"{blocks - done} blocks take about {duration(left_s)}")
 
-    def begin(self, what: str, seconds: float | None) -> None:
-        """Show beside the bar what begins now."""
-        self._what = what if seconds is None else f"{what} ({seconds:g} s)"
+    def begin(self, what: str, seconds: float | None, left_s: float | None = None) -> None:
+        """Show beside the bar what begins now, and how long all blocks will still take."""
+        self._what = what if seconds is None else f"{what} ({seconds:.3g} s)"
+        left = "" if left_s is None else f"about {duration(left_s)} left"
+        self._bar.update(self._task, left=left)
         self._answered = self._failed = 0
         self._draw()
 
@@ -98,11 +104,11 @@ class TerminalProgress:
 class Progress(Protocol):
     """Receiver of a run's progress; its methods are called from the event loop and must be quick."""
 
-    def planned(self, blocks: int, done: int) -> None:
-        """Receive the number of blocks, and how many of them an earlier run has finished."""
+    def planned(self, blocks: int, done: int, left_s: float | None) -> None:
+        """Receive the number of blocks, how many an earlier run has finished, and the time of the others."""
 
-    def begin(self, what: str, seconds: float | None) -> None:
-        """Receive the name of the next step and its expected duration, if it is known."""
+    def begin(self, what: str, seconds: float | None, left_s: float | None = None) -> None:
+        """Receive the name of the next step, its expected duration, and that of all blocks still to come."""
 
     def seen(self, observation: Observation) -> None:
         """Receive a request that has ended."""

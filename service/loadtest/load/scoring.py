@@ -23,8 +23,14 @@ async def score_variant(
     prompts: Sequence[Prompt],
     settings: LoadTestSettings,
     on_row: Callable[[], None],
+    *,
+    gold: bool = False,
 ) -> list[ScoredAnswer]:
-    """``quality_samples`` scored answers to each prompt; failed requests are answers with an error."""
+    """``quality_samples`` scored answers to each prompt; failed requests are answers with an error.
+
+    Args:
+        gold: also ask for gold rewards, which the server must have.
+    """
     max_tokens, temperature = settings.sampling
     room = asyncio.Semaphore(settings.quality_concurrency)
 
@@ -38,6 +44,8 @@ async def score_variant(
             "ignore_eos": settings.ignore_eos,
             "seed": seed,
         }
+        if gold:
+            body["gold"] = True
         if variant.reranks:
             body |= {"n": variant.n, "return_candidates": variant.mode == BON}
         async with room:
@@ -62,6 +70,7 @@ async def _ask(
             return
         answer = json.loads(content)
         row.text, row.reward = answer["text"], answer["reward"]
+        row.gold = answer.get("gold_reward")
         row.unscored = int(row.reward is None)
         row.truncated = is_truncated(answer.get("finish_reason"))
         if answer.get("candidates"):
@@ -69,6 +78,7 @@ async def _ask(
             row.candidates = [one["reward"] for one in scored]
             ends = [is_truncated(one.get("finish_reason")) for one in scored]
             row.candidates_truncated = None if None in ends else [bool(end) for end in ends]
+            row.gold_candidates = [one.get("gold_reward") for one in scored]
             row.unscored = len(answer["candidates"]) - len(scored)
     except TimeoutError:
         row.error = "timeout"

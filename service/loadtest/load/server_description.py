@@ -65,11 +65,19 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
             if "default_sampling" in found
             else {},
             gold_model=found["gold_model"],
+            **_limits(found),
         )
     except (KeyError, TypeError, ValidationError) as error:
         raise ServerError(
             f"the answer of {settings.url}/modes is not from this service; for other servers use --api openai"
         ) from error
+
+
+def _limits(found: dict[str, Any]) -> dict[str, Any]:
+    """The most candidates that run and that wait; absent where the server does not tell."""
+    limits = found.get("limits") or {}
+    names = ("running_sequences", "waiting_sequences")
+    return {name: limits[name] for name in names if name in limits}
 
 
 def _openai(client: httpx.Client, settings: LoadTestSettings) -> ServerDescription:
@@ -107,18 +115,6 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ServerError(f"{client.base_url}{path.lstrip('/')} did not answer with a JSON object")
     return found
-
-
-def with_server_defaults(settings: LoadTestSettings, server: ServerDescription) -> LoadTestSettings:
-    """The settings with the server's sampling where they set none; every mode gets the same."""
-    unset = {
-        name: value
-        for name, value in server.default_sampling.items()
-        if getattr(settings, name) is None
-    }
-    chosen = settings.model_copy(update=unset)
-    max_tokens, temperature = chosen.sampling
-    return chosen.model_copy(update={"max_tokens": int(max_tokens), "temperature": temperature})
 
 
 def choose_variants(settings: LoadTestSettings, server: ServerDescription) -> list[Variant]:

@@ -30,21 +30,23 @@ class Reporting:
     ) -> None:
         self._inner, self._journal, self._result_so_far = inner, journal, result_so_far
         self._planned = self._done = 0
+        self._left_s: float | None = None
         self._lines = 0
 
-    def planned(self, blocks: int, done: int) -> None:
-        """Record the number of blocks and pass it on."""
-        self._planned, self._done = blocks, done
-        self._inner.planned(blocks, done)
+    def planned(self, blocks: int, done: int, left_s: float | None) -> None:
+        """Record the number of blocks and the time that they will take, and pass both on."""
+        self._planned, self._done, self._left_s = blocks, done, left_s
+        self._inner.planned(blocks, done, left_s)
 
-    def begin(self, what: str, seconds: float | None) -> None:
+    def begin(self, what: str, seconds: float | None, left_s: float | None = None) -> None:
         """Write the result so far and the name of the next step, and pass the step on."""
         lines = len(self._journal.lines)
         if lines > self._lines and self._done:
             self._write(RESULT, self._result_so_far().model_dump_json())
         self._lines = lines
+        self._left_s = left_s if left_s is not None else self._left_s
         self._tell(what, seconds)
-        self._inner.begin(what, seconds)
+        self._inner.begin(what, seconds, left_s)
 
     def seen(self, observation: Observation) -> None:
         """Pass the request on."""
@@ -70,6 +72,7 @@ class Reporting:
             "blocks_done": self._done,
             "now": what,
             "now_s": seconds,
+            "left_s": self._left_s,
         }
         self._write(PROGRESS, json.dumps(status))
 

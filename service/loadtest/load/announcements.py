@@ -1,0 +1,33 @@
+"""Lines for people on what a load test is about to do, and how long that takes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from service.loadtest.analysis.text import duration
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.schema import Calibration
+
+
+def beforehand(settings: LoadTestSettings) -> str:
+    """A line that says, before anything is sent, about how long the run will take."""
+    if settings.saturate:
+        return "The search for the highest rates takes about 2 minutes a mode; then their rounds follow."
+    if not settings.chooses_levels:
+        return "The levels are given; the time of all blocks follows the warm-up."
+    return (
+        "First a calibration of about half a minute chooses the load levels; then blocks of about "
+        f"{duration(settings.max_s)} or less (--max-s), and the scoring of the answers."
+    )
+
+
+def calibration_words(found: Calibration) -> Iterator[str]:
+    """Lines that tell the chosen levels, and whether they saturate every mode."""
+    levels: dict[str, list[str]] = defaultdict(list)
+    for cell in found.cells:
+        levels[cell.variant].append(str(cell.in_flight))
+    chosen = "; ".join(f"{name} {', '.join(own)}" for name, own in levels.items())
+    yield f"Requests in flight: {chosen}."
+    if not found.flat:
+        yield "Throughput still rose at the highest level that --max-in-flight allows."
