@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, score_text, serving
 from vbon.engine.fake import FakeEngine
 from vbon.rewards import Scorable
 
@@ -43,6 +43,26 @@ async def test_figures_follow_from_the_answers() -> None:
     assert modes["bon"]["generated_tokens"] > modes["bon"]["returned_tokens"]
     assert modes["vbon"]["generated_tokens"] == modes["vbon"]["returned_tokens"]
     assert modes["ref"]["ratio_e2e"]["median"] == 1.0
+
+
+async def test_chats_stand_beside_texts() -> None:
+    chat = {
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    }
+    engines = {name: ChatEngine(f"fake-{name}") for name in ("ref", "vbon")}
+    async with serving(make_runtime(gold=FakeReward(), engines=engines)) as (_, client):
+        result = (await compare(client, prompts=["a text", chat])).json()
+        wrong = await compare(
+            client, prompts=["a text", {"messages": [{"role": "user", "text": "hi"}]}]
+        )
+        empty = await compare(client, prompts=[{"messages": []}])
+    assert [row["prompt"] for row in result["prompts"]] == ["a text", "system: be brief\nuser: hi"]
+    answers = [answer for row in result["prompts"] for answer in row["answers"].values()]
+    assert [answer["reward"] for answer in answers] == [
+        pytest.approx(score_text(answer["text"])) for answer in answers
+    ]
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "prompts.1.messages.0.text")
+    assert (empty.status_code, empty.json()["error"]["param"]) == (422, "prompts.0.messages")
 
 
 async def test_head_to_head_counts_every_pair_of_answers() -> None:

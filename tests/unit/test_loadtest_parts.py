@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from itertools import chain, combinations, islice, product
 from pathlib import Path
 
@@ -31,13 +33,13 @@ from service.loadtest.analysis.text import number
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.load.arrivals import due_times, unit_arrivals
 from service.loadtest.load.client import EventReader
-from service.loadtest.load.prompts import generated_prompts, load_prompts
+from service.loadtest.load.prompts import generated_prompts, keep_prompts, load_prompts
 from service.loadtest.load.server_description import choose_variants
 from service.loadtest.observation import BlockRecord, Observation, ScoredAnswer
 from service.loadtest.plan import Load, Variant, cells, schedule, scoring_passes
 from service.loadtest.schema import ServedMode, ServedModel, ServerDescription, VariantCost
 from vbon.config import load_settings
-from vbon.errors import InvalidInputError
+from vbon.errors import DataError, InvalidInputError
 from vbon.maths.statistics import median_range
 from vbon.prompts import Prompt
 from vbon.storage.training_record import TrainingRecord
@@ -106,6 +108,33 @@ def test_prompts_of_a_file_are_cut(tmp_path: Path) -> None:
         Prompt(text="one"),
         Prompt(text="two"),
     ]
+
+
+def test_prompts_of_a_pipe_are_kept_for_a_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    settings = LoadTestSettings(prompts=Path("-"), prompt_count=2, out=tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"prompt": "a"}\nb\nc\n')))
+    prompts = load_prompts(settings, said.append)
+    assert prompts == [Prompt(text="a"), Prompt(text="b")]
+    keep_prompts(settings, prompts)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    assert load_prompts(settings, said.append) == prompts
+    assert said == [
+        "standard input: 3 prompts from JSON lines; the first 2 are used",
+        f"{tmp_path / 'prompts.jsonl'}: 2 prompts from JSON lines",
+    ]
+
+
+def test_prompts_of_a_file_are_not_kept(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("one\n")
+    settings = LoadTestSettings(prompts=file, out=tmp_path / "out")
+    keep_prompts(settings, load_prompts(settings))
+    assert not settings.out.exists()
+    with pytest.raises(DataError, match=r"gone\.txt does not exist"):
+        load_prompts(LoadTestSettings(prompts=tmp_path / "gone.txt", out=tmp_path))
 
 
 @pytest.mark.parametrize(

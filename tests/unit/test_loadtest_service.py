@@ -18,7 +18,7 @@ from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.server_description import choose_variants, describe_server
 from service.loadtest.plan import Variant
 from service.loadtest.schema import LoadTestResult
-from tests.unit.fakes import make_runtime
+from tests.unit.fakes import ChatEngine, make_runtime
 from tests.unit.test_loadtest import Quiet
 from vbon.engine.fake import FakeEngine
 from vbon.prompts import Prompt
@@ -26,7 +26,9 @@ from vbon.prompts import Prompt
 PROMPTS = [Prompt(text=f"prompt {i}") for i in range(12)]
 
 
-async def measure(out: Path, runtime: Any = None, **changes: Any) -> LoadTestResult:
+async def measure(
+    out: Path, runtime: Any = None, prompts: list[Prompt] = PROMPTS, **changes: Any
+) -> LoadTestResult:
     if runtime is None:
         engines = {name: FakeEngine(name, seconds_per_token=0.002) for name in ("ref", "vbon")}
         runtime = make_runtime(engines=engines)
@@ -39,8 +41,8 @@ async def measure(out: Path, runtime: Any = None, **changes: Any) -> LoadTestRes
         server = await asyncio.to_thread(describe_server, settings, Console(quiet=True))
         variants = choose_variants(settings, server)
         journal = Journal.begin(settings, server.model_dump(mode="json"))
-        await LoadTest(settings, variants, PROMPTS, journal, Quiet()).run()
-        return build_result(settings, server, variants, PROMPTS, journal)
+        await LoadTest(settings, variants, prompts, journal, Quiet()).run()
+        return build_result(settings, server, variants, prompts, journal)
 
 
 async def test_every_mode_is_measured_streamed_and_scored(tmp_path: Path) -> None:
@@ -68,6 +70,47 @@ async def test_every_mode_is_measured_streamed_and_scored(tmp_path: Path) -> Non
     # 4/5 in theory; 36 answers of 12 prompts against 3 each have a standard error of .06.
     assert quality["bon (N=4)"].win_rate.mean == pytest.approx(0.8, abs=0.3)
     assert result.server.policies[0].name == "ref"
+
+
+@pytest.mark.parametrize("api", ["native", "openai"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_chats_are_sent_as_chats(tmp_path: Path, api: str, stream: bool) -> None:
+    asked: list[Prompt] = []
+
+    class Watching(ChatEngine):
+        async def encode(self, prompt: Prompt) -> list[int]:
+            asked.append(prompt)
+            return await super().encode(prompt)
+
+    runtime = make_runtime(engines={"ref": Watching("ref")})
+    chats = [
+        Prompt(
+            messages=(
+                {"role": "system", "content": "be brief"},
+                {"role": "user", "content": f"hi {i}"},
+            )
+        )
+        for i in range(3)
+    ]
+    modes = ["ref", "bon"] if api == "native" else ["ref"]
+    result = await measure(
+        tmp_path,
+        runtime,
+        [*chats, Prompt(text="a text")],
+        api=api,
+        stream=stream,
+        modes=modes,
+        requests=8,
+        warmup_s=0,
+    )
+    for cell in result.cells:
+        assert cell.requests > 0
+        assert not cell.errors
+        assert (cell.itl_ms is not None) == (stream and cell.variant == "ref")
+    assert [prompt for prompt in chats if prompt not in asked] == []
+    if api == "native":
+        assert [one.unscored for one in result.quality] == [0] * len(result.quality)
+        assert result.examples[0].prompt == "system: be brief\nuser: hi 0"
 
 
 async def test_openai_api_gives_the_same_kind_of_figures(tmp_path: Path) -> None:

@@ -26,11 +26,15 @@ from service.context.caller import ANYBODY
 from service.hosted_loadtests import runs as loadtest_runs
 from service.hosted_loadtests.files import delete_oldest, write_inputs
 from service.hosted_loadtests.runs import LoadTestRuns, Run
+from service.loadtest.config import LoadTestSettings
+from service.loadtest.load.prompts import load_prompts
 from service.runtime.runtime import Runtime
+from service.schemas.prompts import ChatPrompt, to_prompt
 from service.store import add_run, open_store
 from service.store.async_store import AsyncStore
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.slow_server import SlowServer, listening
+from vbon.config import load_settings
 from vbon.engine.fake import FakeEngine
 from vbon.errors import ExportError
 
@@ -226,6 +230,14 @@ def test_settings_are_toml_whatever_their_strings_hold(tmp_path: Path) -> None:
     file = write_inputs(tmp_path, "0123456789ab", {"currency": odd, "modes": [odd]}, None)
     written = tomllib.loads(file.read_text(encoding="utf-8"))
     assert (written["currency"], written["modes"]) == (odd, [odd])
+
+
+def test_prompts_of_a_request_reach_the_load_test_as_they_are(tmp_path: Path) -> None:
+    chat = ChatPrompt.model_validate({"messages": [{"role": "user", "content": "h\xe9\u2028\n"}]})
+    prompts = [to_prompt(item) for item in ("one\ntwo\u2028 {", chat, "one\ntwo\u2028 {")]
+    file = write_inputs(tmp_path, "0123456789ab", {"url": "http://x"}, prompts)
+    settings = load_settings(LoadTestSettings, ["--config", str(file)], program="vbon loadtest")
+    assert load_prompts(settings) == prompts
 
 
 async def test_a_run_grows_is_kept_and_reported_without_markup_with_the_caller_s_key(

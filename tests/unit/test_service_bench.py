@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ from service.bench.config import BenchSettings
 from service.bench.harness import Figure, in_turns, ratios, served
 from service.bench.load import LoadJob, LoadResult, load_in_child, run_load
 from service.bench.rows import ROWS
-from service.bench.run import run_bench, table_of
+from service.bench.run import _prompts, run_bench, table_of
 from service.bench.token_need import Spent, relative_need, tokens_needed
 from service.bench.wire import SideError
-from tests.unit.fakes import make_runtime
+from tests.unit.fakes import ChatEngine, make_runtime
 from tests.unit.test_bench_contests import bench_of
-from vbon.errors import InvalidInputError
+from vbon.errors import DataError, InvalidInputError
 from vbon.maths.intervals import MedianRange
+from vbon.prompts import Prompt
 
 
 async def test_sides_take_turns_and_the_warm_up_is_thrown_away() -> None:
@@ -89,6 +92,28 @@ def test_a_bench_of_a_service_with_keys_is_refused_at_the_start() -> None:
 def test_unknown_rows_are_named() -> None:
     with pytest.raises(InvalidInputError, match="unknown row 'speed'"):
         run_bench(BenchSettings(rows=["speed"]))
+
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def test_chats_are_refused_where_other_programs_take_texts(tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps(CHAT) + "\nplain\n".replace("plain", json.dumps({"prompt": "a"})))
+    with pytest.raises(DataError, match="has chats, but client compare programs on texts"):
+        run_bench(BenchSettings(prompts=file, rows=["client", "http"]))
+    assert len(_prompts(BenchSettings(prompts=file, rows=["http"]))) == 2
+
+
+async def test_chats_are_sent_as_chats() -> None:
+    engines = {name: ChatEngine(f"fake-{name}") for name in ("ref", "vbon")}
+    runtime = make_runtime(engines=engines)
+    async with served(runtime) as url:
+        bench = bench_of(runtime, url)
+        bench.prompts = [Prompt(messages=({"role": "user", "content": "hi"},)), Prompt(text="a")]
+        found = await bench.over_http("bon", 4, 2)
+    assert len(found.latencies_s) == 4
+    assert not found.errors
 
 
 def test_every_default_row_exists() -> None:

@@ -57,15 +57,16 @@ class _EvaluationInputs:
     """
 
     def __init__(self, config: EvaluateConfig) -> None:
-        self.policy = check_checkpoint(config.policy, "causal-lm")
-        self.reward = _open_reward(config.reward, config)
-        self.gold = _open_reward(config.gold, config) if config.gold is not None else None
-        self.tuned = {n: check_checkpoint(p, "causal-lm") for n, p in config.checkpoints.items()}
+        # The prompts come first, because checking large models takes minutes.
         file = read_prompt_file(
             config.prompts, column=config.prompt_column, encoding=config.encoding
         )
         logger.info("%s", file.describe(keeps_duplicates=False))
         self.prompts = file.distinct()
+        self.policy = check_checkpoint(config.policy, "causal-lm")
+        self.reward = _open_reward(config.reward, config)
+        self.gold = _open_reward(config.gold, config) if config.gold is not None else None
+        self.tuned = {n: check_checkpoint(p, "causal-lm") for n, p in config.checkpoints.items()}
         self.fingerprint: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "revisions": {
