@@ -145,8 +145,15 @@ def test_vbon_writes_a_loadable_checkpoint_with_a_full_card(vbon_checkpoint: Pat
     record = json.loads((vbon_checkpoint / "training.json").read_text())
     assert record["config"]["num_samples"] == 4
     assert record["cache"]["sampling_seconds"] > 0
+    drawn = read_jsonl(vbon_checkpoint.parent / "cache.jsonl")
+    reasons = [reason for row in drawn for reason in row["finish_reasons"]]
+    share = reasons.count("length") / len(reasons)
+    assert record["cache"]["truncated_share"] == pytest.approx(share)
+    assert f"| cached samples cut off | {share:.1%} |" in card
+    assert f"| held-out samples cut off | {record['heldout']['truncated_share']:.1%} |" in card
     assert 0 <= record["heldout"]["win_rate"]["mean"] <= 1
     history = read_jsonl(vbon_checkpoint / "history.jsonl")
+    assert [row["truncated_share"] is None for row in history] == [True] * 3 + [False] * 4
     phases = [row["phase"] for row in history]
     assert phases == sorted(phases, reverse=True)  # "warm-start" before "main"
     assert phases.count("main") == 4

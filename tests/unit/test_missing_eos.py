@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.train
 
+from accelerate import Accelerator  # noqa: E402
+
 from training.cache.metadata import metadata_path  # noqa: E402
 from training.configs import EvaluateConfig, SampleConfig, TrainConfig  # noqa: E402
 from training.evaluation import measure  # noqa: E402
@@ -22,6 +25,12 @@ from training.evaluation.measure import Measurer  # noqa: E402
 from training.rollouts.rollout import rollout_of  # noqa: E402
 from training.rollouts.token_terms import TokenTerms  # noqa: E402
 from training.train.inputs import TrainingInputs  # noqa: E402
+from training.train.step_metrics import (  # noqa: E402
+    StepMetrics,
+    StepSeconds,
+    StepTotals,
+    step_metrics,
+)
 from training.train.step_samples import StepSampler  # noqa: E402
 from vbon.errors import DataError, RewardError  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
@@ -54,6 +63,10 @@ class Lengths:
         return [None if text == self.unscored else float(len(text)) for text in texts]
 
 
+def history_row(sources: Any) -> StepMetrics:
+    return step_metrics(Accelerator(), 0, "main", StepTotals(), sources, 1e-4, StepSeconds(0, 0, 0))
+
+
 def rollout() -> Any:
     return rollout_of([[1], [1], [2], [2]], RESPONSES, Digits(), torch.device("cpu"))
 
@@ -82,7 +95,14 @@ def test_training_scores_what_was_cut_off_with_it(
         Digits(), reward, cache, generator, samples_per_prompt=2, seed=0,
         device=torch.device("cpu"), missing_eos_reward=penalty,
     )  # fmt: skip
-    assert sampler.score(rollout(), [(0, 0), (1, 1)]).reward_B.tolist() == expected
+    found = sampler.score(rollout(), [(0, 0), (1, 1)])
+    assert found.reward_B.tolist() == expected
+    assert found.truncated_B is not None
+    assert found.truncated_B.tolist() == [False, True, False, True]
+    assert history_row({"policy": found}).truncated_share == 0.5
+    # Cached samples are the reference's, and the cache's own record counts them.
+    cached = replace(found, truncated_B=None)
+    assert history_row({"cached": cached}).truncated_share is None
 
 
 def test_an_unscored_sample_that_was_cut_off_gets_it_too() -> None:

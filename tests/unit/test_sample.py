@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from training.cache.sample_backends import Response
 from training.configs import SampleConfig, TrainConfig
 from training.outputs.identity import read_undamaged_record
 from training.train.inputs import TrainingInputs
+from vbon.engine import FinishReason
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
@@ -169,6 +171,7 @@ class Sampler:
         self.drawn: list[str] = []
         self.fails_after: int | None = None
         self.loads = True
+        self.second_ends: FinishReason = "stop"
 
     async def source(
         self, config: SampleConfig, prompts: list[Prompt]
@@ -177,7 +180,8 @@ class Sampler:
             if done == self.fails_after:
                 raise KeyboardInterrupt
             self.drawn.append(prompt.key)
-            yield prompt, [Response(f"{config.temperature}", [1, 2], "stop")] * 2
+            ended = Response(f"{config.temperature}", [1, 2], "stop")
+            yield prompt, [ended, replace(ended, finish_reason=self.second_ends)]
 
     def load(self) -> None:
         if not self.loads:
@@ -263,6 +267,27 @@ def test_the_prior_of_a_finished_cache_is_told_also_when_it_was_complete(
         # Means 1, 5, 6: 4. Variances 2 each: within 2, between 7 - 2 / 2 = 6; equal spreads count most.
         assert "prior_mean 4, prior_sd 1.4, prior_mean_candidates 0.3333" in caplog.text
         assert "prior_sd_candidates 100" in caplog.text
+
+
+def test_the_share_of_samples_that_were_cut_off_counts_every_run(
+    sampler: Sampler, configure: Configure, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second sample of two prompts of three was cut off: one in the first run, one in the second."""
+    caplog.set_level("INFO")
+    sampler.second_ends = "length"
+    broken_off(sampler, configure("abc"), after=1)
+    sampler.second_ends = "stop"
+    broken_off(sampler, configure("abc"), after=1)
+    sampler.second_ends = "length"
+    for _ in range(2):  # also when it was complete
+        caplog.clear()
+        build_cache(configure("abc"))
+        assert "2 of 6 samples (33%) were cut off at 40 tokens; they are scored as" in caplog.text
+    record = read_undamaged_record(metadata_path(configure().out))
+    assert record is not None
+    assert record["samples"] == {"scored": 6, "truncated": 2}
+    inputs = TrainingInputs(TrainConfig(cache=configure().out), 1, 1, 1)
+    assert inputs.truncated_share == pytest.approx(1 / 3)
 
 
 def test_a_resumed_run_makes_the_very_file_of_an_unbroken_one(

@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.cache.metadata import metadata_path
 from training.cache.sample_backends import Response, sample_with_transformers, sample_with_vllm
@@ -89,7 +90,7 @@ def _build(config: SampleConfig) -> None:
     if not pending and not partial.exists():
         _record_complete(config.out, partial, metadata)
         logger.info("%s: complete, %d prompts", config.out, len(lines))
-        _log_prior(config.out)
+        _summarise(config.out, config)
         return
     with write_errors(config.out):
         if pending:
@@ -98,15 +99,39 @@ def _build(config: SampleConfig) -> None:
             begun = perf_counter()
             asyncio.run(_fill(config, reward, partial, pending, lines))
             metadata["cost"] = _cost(perf_counter() - begun, len(pending), len(lines))
+        metadata["samples"] = _summarise(partial, config)
         finish_cache(config.out, partial, metadata, prompts, lines)
     logger.info("%s: %d prompts x %d samples", config.out, len(prompts), config.num_samples)
-    _log_prior(config.out)
 
 
-def _log_prior(path: Path) -> None:
-    """Log the prior of ``adaptive-bon`` that the rewards of a cache give, if they are enough for one."""
+def _summarise(path: Path, config: SampleConfig) -> dict[str, int]:
+    """Log and return how many samples the cache has and how many the limit cut off; log its prior too.
+
+    It reads all lines, because an interrupted run counted only its own.
+    """
+    rewards, scored, cut_off = [], 0, 0
     with read_errors(path), path.open("rb") as handle:
-        rewards = [np.array(json.loads(line)["rewards"], dtype=np.float64) for line in handle]
+        for line in handle:
+            record = json.loads(line)
+            rewards.append(np.array(record["rewards"], dtype=np.float64))
+            scored += len(record["rewards"])
+            cut_off += (record.get("finish_reasons") or []).count("length")
+    logger.info(
+        "%d of %d samples (%.0f%%) were cut off at %d tokens; %s",
+        cut_off,
+        scored,
+        100 * cut_off / scored,
+        config.max_new_tokens,
+        "they are scored as if they were whole"
+        if config.missing_eos_reward is None
+        else f"their reward is {config.missing_eos_reward:g}",
+    )
+    _log_prior(rewards)
+    return {"scored": scored, "truncated": cut_off}
+
+
+def _log_prior(rewards: list[NDArray[np.float64]]) -> None:
+    """Log the prior of ``adaptive-bon`` that the rewards of a cache give, if they are enough for one."""
     try:
         settings = estimate_reward_prior(rewards).settings()
     except DataError as error:
@@ -140,7 +165,7 @@ async def _fill(
 ) -> None:
     """Sample and score prompts, and add their lines to the file and to ``lines``."""
     sample = sample_with_vllm if config.backend == "vllm" else sample_with_transformers
-    unscored = truncated = drawn = 0
+    unscored = 0
     with (
         # Unbuffered, because a buffer would try to write again on closing what a full disk refused.
         partial.open("ab", buffering=0) as handle,
@@ -152,21 +177,10 @@ async def _fill(
                 rewards = await asyncio.to_thread(reward.score, items)
                 cut_off = [response.finish_reason == "length" for response in responses]
                 rewards = with_missing_eos_reward(rewards, cut_off, config.missing_eos_reward)
-                truncated, drawn = truncated + sum(cut_off), drawn + len(cut_off)
                 line, missing = _line(prompt, responses, rewards)
                 unscored += missing
                 lines[prompt.key] = append_line(handle, partial, line.encode())
                 progress.advance(1, f"{unscored} unscored" if unscored else "")
-    logger.info(
-        "%d of %d samples (%.0f%%) were cut off at %d tokens; %s",
-        truncated,
-        drawn,
-        100 * truncated / drawn,
-        config.max_new_tokens,
-        "they are scored as if they were whole"
-        if config.missing_eos_reward is None
-        else f"their reward is {config.missing_eos_reward:g}",
-    )
     if unscored:
         logger.warning("%d samples had no finite reward and are left out of the cache", unscored)
 

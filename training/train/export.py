@@ -88,6 +88,7 @@ def _record(run: ActiveRun, cost: Mapping[str, Any], row: MethodRow | None) -> d
             "prompts": len(cache),
             "smallest_M": cache.smallest,
             "sampling_seconds": run.spec.inputs.sampling_seconds,
+            "truncated_share": run.spec.inputs.truncated_share,
             "warnings": run.cache_warnings,
         },
         "heldout": None if row is None else row.model_dump(),
@@ -106,6 +107,11 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
         "reference policy": f"{config.policy} ({identity['policy_revision']})",
         "reward model": f"{config.reward} ({identity['reward_revision']})",
         "temperature": config.temperature,
+        "new tokens of a sample, at most": config.max_new_tokens,
+        "reward of a sample that this limit cuts off": "the reward model's"
+        if config.missing_eos_reward is None
+        else config.missing_eos_reward,
+        "cached samples cut off": _share(spec.inputs.truncated_share),
         "warm start, steps imitating cached bests of N": config.warm_start_steps,
         "steps after it": config.steps,
         "prompts x samples a step": f"{config.prompts_per_step} x {config.samples_per_prompt}",
@@ -113,6 +119,10 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
         "seed": config.seed,
         "LoRA": lora,
     }
+
+
+def _share(value: float | None) -> str:
+    return "not recorded" if value is None else f"{value:.1%}"
 
 
 def _figures(row: MethodRow | None) -> dict[str, Any]:
@@ -124,6 +134,7 @@ def _figures(row: MethodRow | None) -> dict[str, Any]:
         f"held-out win rate against the reference ({row.win_rate.count} prompts)": row.win_rate,
         "held-out KL from the reference, nats (Rao-Blackwellised)": row.kl_nats,
         "held-out mean reward": row.reward,
+        "held-out samples cut off": _share(row.truncated_share),
     }
     if row.gold is not None:
         figures["held-out mean gold reward"] = row.gold

@@ -139,6 +139,12 @@ class TrainingInputs:
         found = metadata.get("cost", {}).get("sampling_seconds")
         return None if found is None else float(found)
 
+    @property
+    def truncated_share(self) -> float | None:
+        """The share of cached samples that the token limit cut off; ``None`` if it is not recorded."""
+        samples = (read_json_record(metadata_path(self.config.cache)) or {}).get("samples")
+        return None if samples is None else samples["truncated"] / samples["scored"]
+
     @cached_property
     def cache(self) -> RewardCache:
         """The reward cache, after checking that it was made with these models and settings.

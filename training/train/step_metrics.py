@@ -21,6 +21,7 @@ class StepMetrics:
     Attributes:
         reward: mean reward of the policy's own samples; ``None`` if the step draws none.
         log_cdf: mean ``log F^`` of the policy's own samples.
+        truncated_share: share of the policy's own samples that the token limit cut off.
         kl_nats: exact per-token KL from the reference, or from the moving anchor for j-bond.
         response_tokens: mean length of the sequences trained on.
         samples_drawn: number of fresh samples, of the policy and its anchor.
@@ -36,6 +37,7 @@ class StepMetrics:
     loss: float
     reward: float | None
     log_cdf: float | None
+    truncated_share: float | None
     kl_nats: float | None
     response_tokens: float
     grad_norm: float
@@ -79,13 +81,15 @@ def step_metrics(
     own = sources.get("policy")
     fresh = [samples for name, samples in sources.items() if name != "cached"]
     every = list(sources.values())
-    loss, kl, reward, log_cdf, length = _reduced(
+    truncated = None if own is None or own.truncated_B is None else own.truncated_B.double()
+    loss, kl, reward, log_cdf, cut_off, length = _reduced(
         accelerator,
         "mean",
         totals.loss,
         totals.kl,
         _mean(own and own.reward_B),
         _mean(own and own.log_cdf_B),
+        _mean(truncated),
         _num_tokens(every) / _num_rows(every),
     )
     samples_drawn, tokens_drawn, sequences_trained = _reduced(
@@ -97,6 +101,7 @@ def step_metrics(
         loss=float(loss or 0.0),
         reward=reward,
         log_cdf=log_cdf,
+        truncated_share=cut_off,
         kl_nats=kl,
         response_tokens=float(length or 0.0),
         grad_norm=totals.grad_norm,

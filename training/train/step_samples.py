@@ -34,6 +34,7 @@ class StepSamples:
     log_cdf_le_B: torch.Tensor
     ref_logprob_B: torch.Tensor | None
     log_quantile_B: torch.Tensor | None = None
+    truncated_B: torch.Tensor | None = None  # True for fresh samples that the token limit cut off
 
     def of_prompts(self, start: int, stop: int) -> StepSamples:
         """The samples of prompts ``start`` to ``stop - 1`` of the step."""
@@ -102,10 +103,9 @@ class StepSampler:
         prompts = [self._cache.prompt(row) for _, row in rows]
         items = [Scorable(prompts[i // group], text) for i, text in enumerate(texts)]
         reasons = rollout.finish_reasons(self._tokenizer, self._generator.extra_stop_ids)
+        cut_off = [reason == "length" for reason in reasons]
         rewards = with_missing_eos_reward(
-            self._reward.score(items),
-            [reason == "length" for reason in reasons],
-            self._missing_eos_reward,
+            self._reward.score(items), cut_off, self._missing_eos_reward
         )
         missing = [item.completion for item, r in zip(items, rewards, strict=True) if r is None]
         if missing:
@@ -114,7 +114,8 @@ class StepSampler:
                 f"{missing[0][:80]!r}; leaving samples out would bias the training, so check the "
                 "reward model"
             )
-        return self._with_ranks(rollout, rows, [float(r) for r in rewards if r is not None], None)
+        ranked = self._with_ranks(rollout, rows, [float(r) for r in rewards if r is not None], None)
+        return replace(ranked, truncated_B=torch.tensor(cut_off, device=self._device))
 
     def from_cache(self, step: int, choice: CachedChoice, rows: Rows) -> StepSamples:
         """Take cached samples with their rewards, and ``log p`` if the choice asks for it.

@@ -28,6 +28,9 @@ class HeldoutFigures(_Read):
     win_rate: MeanInterval = Field(description="against one sample of the reference, ties 1/2")
     kl_nats: MeanInterval = Field(description="from the reference policy")
     kl_kind: str | None = Field(None, description="the estimator, such as Rao-Blackwellised")
+    truncated_share: float | None = Field(
+        None, description="share of its samples that the token limit cut off; null: not recorded"
+    )
     gold: MeanInterval | None = None
     gold_win_rate: MeanInterval | None = None
 
@@ -57,6 +60,9 @@ class CachedSamples(_Read):
     )
     sampling_seconds: float | None = Field(
         None, description="time to sample and score them, on one device; null: not recorded"
+    )
+    truncated_share: float | None = Field(
+        None, description="share of them that the token limit cut off; null: not recorded"
     )
 
     @property
