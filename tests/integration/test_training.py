@@ -39,6 +39,7 @@ from vbon.errors import CheckpointError, DataError, ExportError, RewardError  # 
 from vbon.prompts import Prompt  # noqa: E402
 from vbon.rewards import Scorable, open_reward_model  # noqa: E402
 from vbon.storage.checkpoints import check_checkpoint  # noqa: E402
+from vbon.storage.training_record import TrainingRecord  # noqa: E402
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -153,6 +154,15 @@ def test_vbon_writes_a_loadable_checkpoint_with_a_full_card(vbon_checkpoint: Pat
     assert f"| held-out samples cut off | {record['heldout']['truncated_share']:.1%} |" in card
     assert 0 <= record["heldout"]["win_rate"]["mean"] <= 1
     history = read_jsonl(vbon_checkpoint / "history.jsonl")
+    # The figures before the on-policy steps are of the same prompts and seeds, and their change is paired.
+    before, after, change = (record[k] for k in ("after_warm_start", "heldout", "on_policy_change"))
+    for name in ("win_rate", "kl_nats"):
+        difference = after[name]["mean"] - before[name]["mean"]
+        assert change[name]["mean"] == pytest.approx(difference, abs=1e-9)
+        assert change[name]["count"] == after[name]["count"]
+    described = TrainingRecord.model_validate(record).description
+    assert "3 imitation steps at 0.0008, then 4 on-policy steps" in described
+    assert described[1:] in card
     assert [row["truncated_share"] is None for row in history] == [True] * 3 + [False] * 4
     phases = [row["phase"] for row in history]
     assert phases == sorted(phases, reverse=True)  # "warm-start" before "main"

@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.objectives.protocol import Objective
 from training.outputs.model_card import write_card
 from training.train.prepare import ActiveRun, RunSpec
 from vbon.storage.atomic import replacing_directory, write_json, write_text
 from vbon.storage.checkpoints import write_checksums
 from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.provenance import provenance
-from vbon.storage.training_record import ADAPTER_DIRECTORY, TRAINING_RECORD
+from vbon.storage.training_record import (
+    ADAPTER_DIRECTORY,
+    TRAINING_RECORD,
+    OnPolicyChange,
+    TrainingRecord,
+)
 
 
 def run_cost(run: ActiveRun) -> dict[str, Any]:
@@ -46,12 +52,14 @@ def export_checkpoint(
     weights: Mapping[str, Any] | None,
     cost: Mapping[str, Any],
     row: MethodRow | None,
+    change: OnPolicyChange | None = None,
 ) -> None:
     """Replace ``out`` in one step; until then its previous content stays.
 
     Args:
         weights: the complete state dict if the policy itself holds only FSDP shards.
         row: held-out figures, if measured.
+        change: what the on-policy steps changed in them, if measured.
 
     Raises:
         ExportError: the file system refused to write.
@@ -64,24 +72,44 @@ def export_checkpoint(
             policy = policy.merge_and_unload()
         policy.save_pretrained(directory, state_dict=weights)
         spec.inputs.tokenizer.save_pretrained(directory)
-        write_json(directory / TRAINING_RECORD, _record(run, cost, row))
+        record = _record(run, cost, row, change)
+        write_json(directory / TRAINING_RECORD, record)
         lines = (json.dumps(line) + "\n" for line in run.history)
         write_text(directory / "history.jsonl", "".join(lines))
         write_checksums(directory, "causal-lm")
         write_card(
             directory,
-            title=f"{spec.objective.title}: {spec.objective.label}",
-            summary=f"{(spec.objective.__doc__ or '').splitlines()[0]} "
+            title=f"{_kind(record, spec.objective)}: {spec.objective.label}",
+            summary=f"{_described(record)}\n\n{(spec.objective.__doc__ or '').splitlines()[0]} "
             f"Source: {spec.objective.source}.",
-            facts={**_settings(spec), **cost, **_figures(row)},
+            facts={**_settings(spec), **cost, **_figures(row), **_change(run.imitated, change)},
         )
 
 
-def _record(run: ActiveRun, cost: Mapping[str, Any], row: MethodRow | None) -> dict[str, Any]:
+def _kind(record: Mapping[str, Any], objective: Objective) -> str:
+    """The name of what the checkpoint is: imitation where the on-policy steps changed nothing."""
+    is_imitation = TrainingRecord.model_validate(record).is_imitation
+    return "Best-of-N imitation" if is_imitation else objective.title
+
+
+def _described(record: Mapping[str, Any]) -> str:
+    words = TrainingRecord.model_validate(record).description
+    return f"{words[:1].upper() if words.startswith('best') else words[:1]}{words[1:]}."
+
+
+def _record(
+    run: ActiveRun,
+    cost: Mapping[str, Any],
+    row: MethodRow | None,
+    change: OnPolicyChange | None,
+) -> dict[str, Any]:
     cache = run.spec.inputs.cache
     return {
         **provenance(run.spec.config.model_dump(mode="json")),
         "objective": run.spec.name,
+        "title": run.spec.objective.title,
+        "on_policy": run.spec.objective.samples_needed.policy,
+        "learning_rate": run.spec.learning_rate,
         "identity": run.spec.identity,
         "cost": cost,
         "cache": {
@@ -92,6 +120,8 @@ def _record(run: ActiveRun, cost: Mapping[str, Any], row: MethodRow | None) -> d
             "warnings": run.cache_warnings,
         },
         "heldout": None if row is None else row.model_dump(),
+        "after_warm_start": None if run.imitated is None else run.imitated["row"],
+        "on_policy_change": None if change is None else change.model_dump(),
     }
 
 
@@ -115,9 +145,23 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
         "warm start, steps imitating cached bests of N": config.warm_start_steps,
         "steps after it": config.steps,
         "prompts x samples a step": f"{config.prompts_per_step} x {config.samples_per_prompt}",
-        "peak learning rate": spec.learning_rate,
+        "peak learning rate of the warm start": config.warm_start_learning_rate,
+        "peak learning rate after it": spec.learning_rate,
         "seed": config.seed,
         "LoRA": lora,
+    }
+
+
+def _change(imitated: Mapping[str, Any] | None, change: OnPolicyChange | None) -> dict[str, Any]:
+    """Held-out figures before the on-policy steps, and the change since, paired by prompt."""
+    if imitated is None or change is None:
+        return {}
+    before = MethodRow.model_validate(imitated["row"])
+    return {
+        "held-out win rate before the on-policy steps": before.win_rate,
+        "held-out KL before them, nats": before.kl_nats,
+        "their change of the win rate": change.win_rate,
+        "their change of the KL, nats": change.kl_nats,
     }
 
 

@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from training.configs import TrainConfig
 from training.evaluation.measure import PromptSamples
-from training.evaluation.rows import policy_row
+from training.evaluation.rows import per_prompt_figures, policy_row
 from training.rollouts.load_policy import load_policy
 from training.train.inputs import TrainingInputs
+from vbon.maths.statistics import bootstrap_mean
 from vbon.storage.evaluation_record import MethodRow
+from vbon.storage.training_record import OnPolicyChange
 
 # Enough samples for the card. `evaluate` takes more, and measures the whole curve of best-of-n.
 CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
@@ -52,6 +56,36 @@ def measure_heldout(
     if on_measured is not None:
         on_measured(ours)
     return policy_row(name, ours, reference)
+
+
+def measure_imitation(
+    name: str, policy: Any, inputs: TrainingInputs, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Measure a policy after its warm start with the prompts and seeds that its final figures will have.
+
+    Returns:
+        JSON values: the ``row``, and the ``per_prompt`` win rate and KL that :func:`on_policy_change` needs.
+    """
+    samples: list[PromptSamples] = []
+    row = measure_heldout(name, policy, inputs, samples.extend, identity)
+    figures = per_prompt_figures(samples, inputs.heldout_reference)
+    changing = {field: figures[field] for field in OnPolicyChange.model_fields}
+    return {"row": row.model_dump(), "per_prompt": changing}
+
+
+def on_policy_change(
+    imitated: Mapping[str, Any],
+    policy: list[PromptSamples],
+    reference: list[PromptSamples],
+) -> OnPolicyChange:
+    """The change of win rate and KL since :func:`measure_imitation`, paired by prompt."""
+    after = per_prompt_figures(policy, reference)
+    return OnPolicyChange(
+        **{
+            field: bootstrap_mean(np.array(after[field]) - np.array(before))
+            for field, before in imitated["per_prompt"].items()
+        }
+    )
 
 
 def _draw_of(identity: Mapping[str, Any]) -> str:

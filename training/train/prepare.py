@@ -56,6 +56,7 @@ class ActiveRun:
     Attributes:
         cache_warnings: reasons why the reward cache suits this objective badly.
         history: one row per step taken so far, including those before an interruption.
+        imitated: held-out figures after the warm start (:func:`measure_imitation`); ``None`` if not measured.
     """
 
     spec: RunSpec
@@ -64,6 +65,7 @@ class ActiveRun:
     states: ResumableStates
     cache_warnings: list[str]
     history: list[dict[str, Any]] = field(default_factory=list)
+    imitated: dict[str, Any] | None = None
 
     @property
     def is_main_process(self) -> bool:

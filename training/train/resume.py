@@ -31,7 +31,7 @@ class ResumableState:
     """A saved state of an unfinished run.
 
     Attributes:
-        run: the ``identity`` and ``history`` of the run when it was saved.
+        run: the ``identity``, the ``history`` and ``imitated`` of the run when it was saved.
     """
 
     directory: Path
@@ -149,22 +149,21 @@ def state_path(out: Path) -> Path:
 
 def resume(
     states: ResumableStates, identity: dict[str, Any], *, replace: bool
-) -> list[dict[str, Any]]:
-    """Restore the newest state and return its history, which is empty if the run starts anew.
+) -> Mapping[str, Any]:
+    """Restore the newest state and return its ``run``, which is empty if the run starts anew.
 
     Raises:
         DataError: the state belongs to a run with other settings, and ``replace`` is off.
     """
     state = states.newest()
     if state is None:
-        return []
+        return {}
     if not is_same_output(states.directory, state.run["identity"], identity, replace=replace):
         states.clear()
-        return []
+        return {}
     states.load(state)
-    history = list(state.run["history"])
-    logger.info("resuming after step %d", len(history))
-    return history
+    logger.info("resuming after step %d", len(state.run["history"]))
+    return state.run
 
 
 def remove_states_of(out: Path, identity: dict[str, Any]) -> None:

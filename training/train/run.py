@@ -9,18 +9,27 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
 from training.configs import TrainConfig
+from training.evaluation.measure import PromptSamples
 from training.outputs.identity import run_identity
 from training.outputs.progress import ProgressBar
 from training.train.config import objective_of
 from training.train.divergence import check_kl, export_last_good
 from training.train.export import export_checkpoint, run_cost
 from training.train.finished import FinishedRun, find_finished_run, warn_of_kept_figures
-from training.train.heldout import OnMeasured, card_inputs, measure_again, measure_heldout
+from training.train.heldout import (
+    OnMeasured,
+    card_inputs,
+    measure_again,
+    measure_heldout,
+    measure_imitation,
+    on_policy_change,
+)
 from training.train.inputs import TrainingInputs
 from training.train.prepare import ActiveRun, RunSpec, prepare_run
 from training.train.resume import remove_states_of, resume
@@ -29,6 +38,7 @@ from vbon.errors import DivergedError
 from vbon.storage.atomic import recover_directory
 from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.locks import sole_writer
+from vbon.storage.training_record import OnPolicyChange
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +110,8 @@ def _reuse(spec: RunSpec, finished: FinishedRun, on_measured: OnMeasured | None)
 def _train_and_export(spec: RunSpec, on_measured: OnMeasured | None) -> FinishedRun:
     run = prepare_run(spec)
     try:
-        _take_steps(run)
+        # A sweep measures each of its many runs once, so it is not told what the on-policy steps changed.
+        _take_steps(run, measures_imitation=on_measured is None)
     except DivergedError as error:
         raise export_last_good(run, error) from error
     finally:
@@ -110,8 +121,8 @@ def _train_and_export(spec: RunSpec, on_measured: OnMeasured | None) -> Finished
     weights = run.trainer.gathered_weights()
     row = None
     if run.is_main_process:
-        row = _heldout_row(run, on_measured)
-        export_checkpoint(spec.config.out, run, weights, cost, row)
+        row, change = _heldout_row(run, on_measured)
+        export_checkpoint(spec.config.out, run, weights, cost, row, change)
         run.states.clear()
         if row is not None:
             logger.info(
@@ -121,14 +132,17 @@ def _train_and_export(spec: RunSpec, on_measured: OnMeasured | None) -> Finished
     return FinishedRun(spec.config.out, row, cost)
 
 
-def _take_steps(run: ActiveRun) -> None:
+def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
     """Take the remaining steps; each adds a row of history, and some save a resumable state."""
     trainer, config, objective = run.trainer, run.spec.config, run.spec.objective
-    run.history = resume(run.states, run.spec.identity, replace=config.replace)
+    resumed = resume(run.states, run.spec.identity, replace=config.replace)
+    run.history, run.imitated = list(resumed.get("history", [])), resumed.get("imitated")
     begun, total = time.perf_counter(), trainer.total_steps
     title = f"{objective.title} {objective.label}"
     with ProgressBar(title, total, done=len(run.history)) as progress:
         for step in range(len(run.history), total):
+            if step == config.warm_start_steps > 0 and measures_imitation:
+                run.imitated = _imitated(run)
             metrics = trainer.step(step)
             check_kl(step, metrics.kl_nats, config.max_kl)
             run.history.append(asdict(metrics))
@@ -143,18 +157,44 @@ def _checkpoint(run: ActiveRun, step: int, metrics: StepMetrics) -> None:
     if metrics.kl_nats is None:
         check_kl(step, run.trainer.kl_from_reference(), run.spec.config.max_kl)
     if step + 1 < run.trainer.total_steps:
-        run.states.save(step + 1, {"identity": run.spec.identity, "history": run.history})
+        state = {
+            "identity": run.spec.identity,
+            "history": run.history,
+            "imitated": run.imitated,
+        }
+        run.states.save(step + 1, state)
 
 
-def _heldout_row(run: ActiveRun, on_measured: OnMeasured | None) -> MethodRow | None:
+def _imitated(run: ActiveRun) -> dict[str, Any] | None:
+    """The held-out figures before the first on-policy step, in the main process."""
+    spec, found = run.spec, None
+    measurable = spec.inputs.heldout and not run.trainer.sharded
+    if measurable and spec.objective.samples_needed.policy:
+        if run.is_main_process:
+            found = measure_imitation(spec.name, run.trainer.unwrapped, spec.inputs, spec.identity)
+        run.wait_for_everyone()
+    return found
+
+
+def _heldout_row(
+    run: ActiveRun, on_measured: OnMeasured | None
+) -> tuple[MethodRow | None, OnPolicyChange | None]:
+    """The held-out figures, and their change over the on-policy steps if both ends were measured."""
     if not run.spec.inputs.heldout:
-        return None
+        return None, None
     if run.trainer.sharded:
         logger.warning("held-out figures are not measured under FSDP; run `evaluate` on the result")
-        return None
-    spec = run.spec
-    return measure_heldout(
-        spec.name, run.trainer.unwrapped, spec.inputs, on_measured, spec.identity
+        return None, None
+    spec, ours = run.spec, []  # type: tuple[RunSpec, list[PromptSamples]]
+
+    def keep(samples: list[PromptSamples]) -> None:
+        ours.extend(samples)
+        if on_measured is not None:
+            on_measured(samples)
+
+    row = measure_heldout(spec.name, run.trainer.unwrapped, spec.inputs, keep, spec.identity)
+    return row, None if run.imitated is None else on_policy_change(
+        run.imitated, ours, spec.inputs.heldout_reference
     )
 
 

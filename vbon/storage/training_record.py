@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    computed_field,
+)
 
 from vbon.maths.intervals import MeanInterval
 
@@ -15,6 +22,8 @@ TRAINING_RECORD = "training.json"
 # A LoRA is exported merged, and also as an adapter in this subdirectory, for serving on the reference
 # engine.
 ADAPTER_DIRECTORY = "adapter"
+# The objective that imitates cached bests of N; the warm start of the others does the same.
+IMITATION = "bon-sft"
 
 
 class _Read(BaseModel):
@@ -71,10 +80,29 @@ class CachedSamples(_Read):
         return self.prompts * self.samples_per_prompt
 
 
+class OnPolicyChange(_Read):
+    """The change of held-out figures over the on-policy steps, paired by prompt, with 95% intervals."""
+
+    win_rate: MeanInterval
+    kl_nats: MeanInterval
+
+    @property
+    def is_seen(self) -> bool:
+        """True if the interval of either change leaves out 0."""
+        return any(one.low > 0 or one.high < 0 for one in (self.win_rate, self.kl_nats))
+
+
 class TrainingRecord(_Read):
     """The parts of a training record that the service shows."""
 
     objective: str = "vbon"
+    title: str | None = Field(None, description="the objective's name for people")
+    on_policy: bool | None = Field(
+        None, description="whether the main steps train on samples of the policy itself"
+    )
+    learning_rate: float | None = Field(
+        None, description="highest learning rate of the main steps; null: not recorded"
+    )
     created: str | None = None
     git_revision: str | None = None
     settings: dict[str, Any] = Field(
@@ -85,6 +113,86 @@ class TrainingRecord(_Read):
     cost: TrainingCost | None = None
     cache: CachedSamples | None = None
     heldout: HeldoutFigures | None = None
+    after_warm_start: HeldoutFigures | None = Field(
+        None,
+        description="held-out figures before the on-policy steps, on the same prompts and seeds",
+    )
+    on_policy_change: OnPolicyChange | None = Field(
+        None, description="what the on-policy steps changed; null: not measured, or there were none"
+    )
+
+    @property
+    def is_imitation(self) -> bool:
+        """True if the checkpoint is best-of-N imitation, whatever its objective is called.
+
+        Either no main step was taken on samples of the policy, or such steps changed neither win rate nor
+        KL beyond the intervals.
+        """
+        warm, main = self._steps
+        if self.objective == IMITATION or (warm and not main):
+            return True
+        return bool(warm and self.on_policy_change and not self.on_policy_change.is_seen)
+
+    @computed_field(description="what the checkpoint is, in words, from this record")  # type: ignore[prop-decorator]
+    @property
+    def description(self) -> str:
+        """Plain words for how the checkpoint was made: its steps, and what the on-policy ones changed."""
+        warm, main = self._steps
+        title = self.title or self.objective
+        name = f"best-of-N imitation, trained as {title}" if self.is_imitation else title
+        if self.objective == IMITATION:
+            name, warm, main = "best-of-N imitation", 0, warm + main
+        parts = []
+        if warm:
+            rate = self.settings.get("warm_start_learning_rate")
+            parts.append(f"{_counted(warm, 'imitation')}{_at(rate)}")
+        if main:
+            kinds = {True: "on-policy", False: "offline", None: ""}
+            kind = "imitation" if self.objective == IMITATION else kinds[self._is_on_policy]
+            rate = self.learning_rate or self.settings.get("learning_rate")
+            parts.append(f"{_counted(main, kind)}{_at(rate)}")
+        steps = ", then ".join(parts)
+        return f"{name}{self._parameter}" + (
+            f": {steps}{self._change(warm, main)}" if steps else ""
+        )
+
+    @property
+    def _steps(self) -> tuple[int, int]:
+        """The steps taken: of the warm start, and after it."""
+        planned = [self.settings.get(name) for name in ("warm_start_steps", "steps")]
+        warm, main = (one if isinstance(one, int) else 0 for one in planned)
+        if self.cost is not None and self.cost.steps is not None:
+            warm = min(warm, self.cost.steps)
+            main = min(main, self.cost.steps - warm)
+        return warm, main
+
+    @property
+    def _is_on_policy(self) -> bool | None:
+        if self.on_policy is None and self.cost is not None and self.cost.samples_drawn is not None:
+            return self.cost.samples_drawn > 0  # offline objectives draw nothing
+        return self.on_policy
+
+    @property
+    def _parameter(self) -> str:
+        for name, symbol in (("num_samples", "N"), ("beta", "beta")):
+            value = self.settings.get(name)
+            if _is_number(value):
+                return f" ({symbol} = {value:g})"
+        return ""
+
+    def _change(self, warm: int, main: int) -> str:
+        """The change over the on-policy steps, in words; empty if they did not follow an imitation."""
+        if not (warm and main and self._is_on_policy):
+            return ""
+        change = self.on_policy_change
+        if change is None:
+            return "; whether the on-policy steps changed anything was not measured"
+        win_rate, kl = (_signed(one) for one in (change.win_rate, change.kl_nats))
+        if change.is_seen:
+            return f", which changed the win rate by {win_rate} and the KL by {kl} nats"
+        return (
+            f", which changed neither the win rate ({win_rate}) nor the KL ({kl} nats) measurably"
+        )
 
     @property
     def sampled_with(self) -> dict[str, float]:
@@ -135,6 +243,19 @@ class TrainingRecord(_Read):
             "the checkpoint's own figures give an answer that max_tokens cuts off a reward of "
             f"{own:g}; the service scores it like the others"
         ]
+
+
+def _counted(steps: int, kind: str) -> str:
+    words = f"{kind} step" if kind else "step"
+    return f"{steps} {words}{'' if steps == 1 else 's'}"
+
+
+def _at(learning_rate: object) -> str:
+    return f" at {learning_rate:.2g}" if _is_number(learning_rate) else ""
+
+
+def _signed(change: MeanInterval) -> str:
+    return f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
 
 
 def _is_number(value: object) -> TypeGuard[float]:
