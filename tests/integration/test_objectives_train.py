@@ -312,6 +312,36 @@ def test_a_sweep_writes_a_record_a_cell_resumes_and_reports(
     assert "dpo" in page
 
 
+def test_a_search_chooses_on_other_prompts_than_it_reports(sandbox: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sweep"
+    grid = ["bon-sft: num_samples=2 4; learning_rate=1e-3", "kl-rl: beta=1 2; learning_rate=1e-3"]
+    settings = {
+        "validation": sandbox / "prompts" / "validation.jsonl", "grid": grid, "targets": [4],
+        "keep_checkpoints": False,
+    }  # fmt: skip
+    run_sweep(sweep_config(sandbox, out, seeds=[0], **settings))
+    searched = sorted(path.name for path in (out / "search" / "cells").iterdir())
+    assert len(searched) == 4
+    assert all(name.endswith("-seed=1000") for name in searched)
+    reported = {path: path.stat().st_mtime_ns for path in (out / "cells").glob("*/record.json")}
+    assert len(reported) == 2
+    heldout = sandbox / "prompts" / "heldout.jsonl"
+    for path in reported:
+        record = json.loads(path.read_text())
+        assert record["config"]["heldout"] == str(heldout)
+        # kl-rl takes its prompts from the cache and nothing else.
+        reads = record["cell"]["objective"] == "bon-sft"
+        assert record["cost"]["cached_samples"] == (6 * 32 if reads else 0)
+        assert record["cost"]["optimizer_updates"] == 3
+        assert len(record["per_prompt"]["win_rate"]) == 5
+    run_sweep(sweep_config(sandbox, out, **settings))  # one seed more
+    assert len(list((out / "cells").glob("*/record.json"))) == 4
+    assert all(path.stat().st_mtime_ns == before for path, before in reported.items())
+    write_report(ReportConfig(sweeps=[out], out=tmp_path / "report"))
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "Within the KL of best-of-4: Largest productive share" in text
+
+
 def test_cells_that_diverge_or_fail_are_recorded_and_the_others_go_on(
     sandbox: Path, tmp_path: Path
 ) -> None:
