@@ -47,12 +47,13 @@ def execute(
         InvalidInputError: the server does not have a requested mode.
         ExportError, StoreError: results could not be written; the journal holds what was measured.
     """
-    server = describe_server(settings, console)
-    variants = choose_variants(settings, server)
-    settings = settled(settings, server, variants)
+    # The prompts come first: a file that cannot be read should not wait for the server.
     prompts = load_prompts(
         settings, lambda words: console.print(words, highlight=False, markup=False)
     )
+    server = describe_server(settings, console)
+    variants = choose_variants(settings, server)
+    settings = settled(settings, server, variants)
     journal = Journal.begin(settings, server.model_dump(mode="json"))
     keep_prompts(settings, prompts)
 

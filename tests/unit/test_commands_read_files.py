@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service import client
+from tests.interpreter import ROOT, run_command
 from vbon.cli.main import app
 
 RUNNER = CliRunner()
@@ -85,6 +86,25 @@ def test_encoding_and_column_can_be_named(
         assert ran[0][:2] == ("training", "sample")
         return
     assert "none-such" in said or "127.0.0.1:9" in said
+
+
+@pytest.mark.parametrize("program", ["service compare", "service.loadtest run"])
+def test_text_needs_no_library_no_home_and_no_plain_path(program: str, tmp_path: Path) -> None:
+    """Nothing can be made below a file, not even by root, so such a home is one that is read-only."""
+    folder = tmp_path / "a folder with spaces \xe9"
+    folder.mkdir()
+    (folder / "my prompts.txt").write_bytes(b"one\r\ntwo\r\n")
+    module, command = program.split()
+    status, said = run_command(
+        ["-m", module, command, "--prompts", "my prompts.txt", "--url", "http://127.0.0.1:9"],
+        cwd=folder,
+        env={"HOME": "/dev/null", "HF_HOME": "/dev/null/hub", "PYTHONPATH": str(ROOT)},
+        blocked=("datasets", "huggingface_hub", "pandas", "pyarrow"),
+    )
+    assert status == 1, said
+    assert "my prompts.txt: 2 prompts from lines of text" in said
+    assert "http://127.0.0.1:9 is not ready: not reachable" in said
+    assert "Traceback" not in said
 
 
 def test_compare_sends_what_it_read(
