@@ -186,7 +186,7 @@ def _chat(messages: Any, where: str, name: str) -> Prompt:
         return chat_of(messages)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f'{where} is not a JSON object with "{name}" that are a chat: each message must have a "role" '
+            f'{where} is not a JSON object with a chat as "{name}": each message must have a "role" '
             f'({", ".join(ROLES)}) and "content" as text'
         ) from error
 

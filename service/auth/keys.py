@@ -80,7 +80,8 @@ def read_keys(path: Path) -> list[ApiKey]:
             of its content.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # An editor may have written a byte order mark.
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise DataError(f"cannot read the keys file {path}: {why}") from None

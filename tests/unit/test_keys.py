@@ -33,6 +33,14 @@ def test_the_file_holds_no_token_and_only_its_owner_may_read_it(tmp_path: Path) 
     assert (caller.name, caller.is_admin) == ("ann", True)
 
 
+def test_a_file_that_an_editor_of_windows_saved_is_read(tmp_path: Path) -> None:
+    key, token = new_key("ann")
+    file = tmp_path / "keys.jsonl"
+    write_keys(file, [key])
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert Keyring(file).find(token.encode()) is not None
+
+
 def test_commands_add_list_and_remove(tmp_path: Path) -> None:
     file = str(tmp_path / "keys.jsonl")
     first = command("add", "ann", "--file", file, "--max-sequences", "8").strip()
