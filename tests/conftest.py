@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 # Tests must not reach for a model hub, whatever the machine's network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -29,6 +30,11 @@ from tests.worker_groups import GroupScheduling, check_groups, place_in_order
 
 if TYPE_CHECKING:
     from tests.faults.stage import Stage
+
+# Every process of the tests would otherwise compile each module that it imports: half a second of CPU time
+# for a command, and four for a process that runs tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Timings are never asserted, on a machine that may be doing something else.
 settings.register_profile("untimed", deadline=None)

@@ -6,7 +6,9 @@ of ours it imports itself, so that a check of its imports is a real one.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import json
 import os
 import runpy
@@ -18,7 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 # Light ones: tests check that commands do without the heavy ones.
@@ -90,6 +92,7 @@ def fork_commands(handle: int) -> None:
     """Fork for each order that comes; return in the fork, where the command has been run."""
     for name in PRELOADED:
         import_module(name)
+    gc.freeze()  # a collection in a fork would copy all that it looks at
     with socket.socket(fileno=handle) as client:
         while True:
             message, (*outputs,), _, _ = socket.recv_fds(client, 1_000_000, 1)
@@ -106,7 +109,10 @@ def fork_commands(handle: int) -> None:
 
 
 def _run(order: dict[str, Any], output: int) -> None:
-    """Be the interpreter: an exception, an exit and Ctrl-C end this process as they end any other."""
+    """Be the interpreter: an exception, an exit and Ctrl-C end this process as they end any other.
+
+    It is spared only the second in which a fork frees, and so first copies, all that it was forked with.
+    """
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
@@ -123,7 +129,22 @@ def _run(order: dict[str, Any], output: int) -> None:
     sys.path[1:1] = [str(ROOT)]
     kind, what, *rest = order["arguments"]
     sys.argv = [what, *rest]
-    if kind == "-m":
-        runpy.run_module(what, run_name="__main__", alter_sys=True)
-    else:
-        exec(what, {"__name__": "__main__"})
+    try:
+        if kind == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(what, {"__name__": "__main__"})
+    except SystemExit as exited:
+        if not isinstance(exited.code, int | None):
+            raise
+        _end(exited.code or 0)
+    _end(0)
+
+
+def _end(status: int) -> NoReturn:
+    """What the interpreter does at its end: wait for threads, call what was registered, and write all out."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
