@@ -17,7 +17,7 @@ import pytest
 from vbon.errors import CheckpointError, RewardDeadError, RewardError
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
-from vbon.rewards.worker import RewardWorker
+from vbon.rewards.worker import RewardWorker, ended_process
 
 PROMPT = Prompt(text="p")
 
@@ -41,6 +41,8 @@ class Obedient:
         said = items[0].completion
         if said == "die":
             os._exit(9)
+        if said == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if said == "hang":
             time.sleep(3600)
         if said == "fail":
@@ -86,7 +88,12 @@ def test_an_error_of_the_model_is_its_own_and_the_worker_goes_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "why"), [("die", "ended while scoring 1"), ("hang", "more than 0.5 s")]
+    ("word", "why"),
+    [
+        ("die", "ended with exit status 9 while scoring 1"),
+        ("killed", "was ended by signal SIGKILL .*memory runs out.* while scoring 1"),
+        ("hang", "more than 0.5 s"),
+    ],
 )
 def test_one_that_dies_or_hangs_is_dead_until_it_is_loaded_again(word: str, why: str) -> None:
     with working(timeout_s=0.5) as worker:
@@ -179,3 +186,51 @@ def test_a_model_that_cannot_be_loaded_says_why() -> None:
     with pytest.raises(CheckpointError, match="no weights here"):
         worker.load()
     assert not worker.alive
+
+
+@dataclass
+class Dying(Obedient):
+    """Ends its process while it loads: by that signal, or with exit status 3."""
+
+    by: int = 0
+
+    def load(self) -> None:
+        if self.by:
+            os.kill(os.getpid(), self.by)
+        os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("by", "why"),
+    [
+        (0, "its process ended with exit status 3 while loading"),
+        (
+            signal.SIGKILL,
+            r"its process was ended by signal SIGKILL \(the system sends it when memory",
+        ),
+        (signal.SIGABRT, "its process was ended by signal SIGABRT while loading"),
+    ],
+)
+def test_one_that_ends_while_it_loads_says_how(by: int, why: str) -> None:
+    """With the exit status, since nothing else tells a lack of memory from a crash."""
+    worker = RewardWorker(Dying(by=by))
+    with pytest.raises(RewardDeadError, match=f"the worker of reward model obedient died: {why}"):
+        worker.load()
+    assert worker.pid is None
+
+
+def test_one_that_is_stopped_while_it_loads_says_so(tmp_path: Path) -> None:
+    worker = RewardWorker(Obedient(gate=str(tmp_path / "never")))
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(worker.load)
+        while worker._pipe is None:
+            time.sleep(0.01)
+        worker.close()
+        with pytest.raises(RewardDeadError, match="it was stopped while loading"):
+            loading.result(timeout=60)
+
+
+def test_every_end_has_its_words() -> None:
+    assert ended_process(None) == "its process closed the connection"
+    assert ended_process(0) == "its process ended with exit status 0"
+    assert ended_process(-60) == "its process was ended by signal 60"

@@ -19,6 +19,7 @@ from vbon.rewards.protocol import RewardModel, Scorable
 logger = logging.getLogger(__name__)
 
 _STOP_S = 5.0
+_EXIT_S = 1.0  # a process that has closed its pipe is about to end
 _PIPE_BUFFER_BYTES = 32 * 1024  # the pipe accepts this much at once, as it is empty between batches
 _PIPE_ERRORS = (EOFError, OSError, pickle.UnpicklingError)
 
@@ -121,7 +122,7 @@ class RewardWorker:
         try:
             pipe.send_bytes(data)
         except _PIPE_ERRORS as error:
-            why = "its process ended"
+            why = self._ending()
             if late.is_set():
                 why = f"it accepted no data for {self._timeout_s:g} s and was killed"
             raise self._dead(why) from error
@@ -136,10 +137,20 @@ class RewardWorker:
                 raise self._dead(f"{doing} took more than {timeout_s:g} s, so it was killed")
             found = pipe.recv()
         except _PIPE_ERRORS as error:
-            raise self._dead(f"its process ended while {doing}") from error
+            raise self._dead(f"{self._ending()} while {doing}") from error
         if isinstance(found, Exception):
             raise found
         return found
+
+    def _ending(self) -> str:
+        """The end, in words, of the process whose end of the pipe is closed."""
+        process = self._process
+        if process is None:
+            return "it was stopped"
+        with contextlib.suppress(ValueError):  # closed meanwhile
+            process.join(_EXIT_S)
+            return ended_process(process.exitcode)
+        return "it was stopped"
 
     def _dead(self, why: str) -> RewardDeadError:
         self._end()
@@ -160,6 +171,19 @@ class RewardWorker:
             # ValueError: it has not ended yet, for example because it waits for a disk.
             with contextlib.suppress(ValueError):
                 process.close()
+
+
+def ended_process(exit_code: int | None) -> str:
+    """The end of a process in words, from its exit code in ``multiprocessing``; ``None`` if it runs."""
+    if exit_code is None:
+        return "its process closed the connection"
+    if exit_code >= 0:
+        return f"its process ended with exit status {exit_code}"
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"{-exit_code}"
+    told = f"its process was ended by signal {name}"
+    if -exit_code == signal.SIGKILL:
+        told += " (the system sends it when memory runs out; see its log)"
+    return told
 
 
 def _serve(pipe: Connection, model: RewardModel) -> None:
