@@ -24,6 +24,7 @@ FILES = {
     "tests/integration/test_clients_vllm.py": "engines",
     "tests/integration/test_dashboard_vllm.py": "engines",
     "tests/integration/test_engine_contract.py": "engines",
+    "tests/integration/test_reward_server_vllm.py": "engines",
     "tests/integration/test_service_vllm.py": "engines",
     "tests/integration/test_vllm_server.py": "engines",
     "tests/integration/test_vllm_generation.py": "generator",

@@ -73,9 +73,10 @@ async def test_a_wrong_number_of_scores_is_an_error() -> None:
 
 
 async def test_stopping_breaks_off_a_remote_call() -> None:
-    async with scoring_server("hang") as server:
+    async with scoring_server() as server:
         scorer = BatchingScorer(RemoteReward(server.url, timeout_s=60))
         await scorer.start()
+        server.fault, server.calls = "hang", 0
         running = asyncio.create_task(scorer.score(PROMPT, "a"))
         while not server.calls:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

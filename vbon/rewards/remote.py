@@ -1,39 +1,33 @@
-"""A reward model that is a scorer behind HTTP."""
+"""A reward model that is a server behind HTTP, of one of the kinds in :mod:`vbon.rewards.server_formats`."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import CancelledError, Future
-from typing import Any
+import logging
+from collections.abc import Sequence
 
 import httpx
 
 from vbon.errors import CheckpointError, RewardError
-from vbon.http.body import WireError, read_body
-from vbon.http.transport import AiohttpTransport
+from vbon.http.body import WireError
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
-from vbon.trace_context import trace_headers
+from vbon.rewards.scorer_client import ScorerClient, StatusError
+from vbon.rewards.server_formats import OWN, FormatOptions, HeadError
+from vbon.rewards.server_kind import ServerKind, find_kind
 
-# uvicorn closes connections after 5 s without traffic, so only younger ones are reused.
-_KEEP_IDLE_S = 2.0
-# The rewards of several hundred texts take a few kB; the rest allows for extra fields in the response.
-_MAX_RESPONSE_BYTES = 4 * 2**20
+logger = logging.getLogger(__name__)
+
 # Servers refuse a whole batch with one of these if a text of it is too long, or makes their code fail.
 _TEXT_AT_FAULT = (400, 413, 422, 500)
+# A server that does not answer at once is asked again with the first batch.
+_FIND_S = 5.0
 
 
 class RemoteReward:
-    """POSTs ``{"prompts": [...], "completions": [...]}`` and reads ``{"rewards": [...]}``.
+    """Sends batches of texts to a server and reads their rewards; ``null`` means "no score".
 
-    OpenRLHF's ``serve_rm`` uses the same format. ``null`` means "no score".
-
-    Calls run in an event loop in a thread of their own, where each can be cancelled at any moment. httpx's
-    own timeouts limit single reads only, so a server that sends a byte now and then could hold a call
-    forever.
+    :meth:`load` finds out which kind of server it is. Without it, the server is taken for one of the
+    project's own format: ``{"prompts": [...], "completions": [...]}`` in, ``{"rewards": [...]}`` out.
 
     Args:
         timeout_s: limit of one call, from its start to the last byte of the response.
@@ -53,112 +47,71 @@ class RemoteReward:
         _check_url(url)
         self.name, self.revision = url, "remote"
         self._batch_size, self._timeout_s = batch_size, timeout_s
+        self._client = ScorerClient(url, timeout_s, transport)
         self._isolate = TextIsolator(f"remote scorer {url}", self._batch)
-        self._client = httpx.AsyncClient(
-            headers={"accept-encoding": "identity"},
-            timeout=None,
-            transport=transport or AiohttpTransport(url, keep_idle_s=_KEEP_IDLE_S),
-        )
-        self._lock = threading.Lock()  # guards the fields below
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._call: Future[Any] | None = None
-        self._closed = False
+        self._kind: ServerKind | None = ServerKind(url, OWN, FormatOptions())
 
     def load(self) -> None:
-        """Do nothing: the scorer runs elsewhere and may start later than this process."""
+        """Find out which kind of server it is. A server that does not answer may start later.
+
+        Raises:
+            CheckpointError: the server has no known format, or its model has several outputs.
+        """
+        self._kind = None
+        try:
+            self._found(min(_FIND_S, self._timeout_s))
+        except RewardError as error:
+            logger.warning("%s; it is asked again with the first texts", error)
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
         """Score the items with one call per batch, or with several if the scorer refuses a batch."""
+        if not items:
+            return []
+        try:
+            kind = self._found(self._timeout_s)
+        except CheckpointError as error:
+            raise RewardError(str(error)) from error
+        size = min(self._batch_size, kind.format.most_items or self._batch_size)
         scores: list[float | None] = []
-        for start in range(0, len(items), self._batch_size):
-            scores.extend(self._isolate(items[start : start + self._batch_size]))
+        for start in range(0, len(items), size):
+            scores.extend(self._isolate(items[start : start + size]))
         return scores
 
     def interrupt(self) -> None:
         """Cancel the call in progress; may be called from any thread."""
-        with self._lock:
-            if self._call is not None:
-                self._call.cancel()
+        self._client.interrupt()
 
     def close(self) -> None:
         """Close the connections and end the thread; later calls raise :class:`RewardError`."""
-        self.interrupt()
-        with self._lock:
-            self._closed = True
-            loop, thread, self._loop = self._loop, self._thread, None
-        if loop is None or thread is None:
-            return
-        asyncio.run_coroutine_threadsafe(self._client.aclose(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        self._client.close()
+
+    def _found(self, limit_s: float) -> ServerKind:
+        if self._kind is None:
+            self._kind = find_kind(self._client, self.name, limit_s)
+            logger.info("%s", self._kind.words)
+            if self._kind.warning:
+                logger.warning("%s", self._kind.warning)
+        return self._kind
 
     def _batch(self, items: Sequence[Scorable]) -> list[float | None]:
-        body = {
-            "prompts": [item.prompt.key for item in items],
-            "completions": [item.completion for item in items],
-        }
-        payload = self._json(self._call_scorer(body))
-        rewards = payload.get("rewards") if isinstance(payload, dict) else None
-        if not isinstance(rewards, list):
-            raise RewardError(f"remote scorer {self.name} sent a response without a list `rewards`")
-        return checked_scores(rewards, len(items), f"remote scorer {self.name}")
-
-    def _call_scorer(self, body: dict[str, Any]) -> bytes:
-        """Send one call and wait in this thread for the body of the response.
-
-        Raises:
-            RewardError: no usable response came within the time limit.
-        """
-        call = self._begin(body, trace_headers.get())
+        assert self._kind is not None  # found by `score`
+        source = f"remote scorer {self.name}"
+        calls = self._kind.format.calls(items, self._kind.options)
+        scores: list[float | None] = [None] * len(items)
         try:
-            return call.result()
-        except TimeoutError as error:
-            raise RewardError(
-                f"remote scorer {self.name} did not respond within {self._timeout_s:g} s"
-            ) from error
-        except CancelledError as error:
-            raise RewardError(f"the call to remote scorer {self.name} was cancelled") from error
-        except WireError as error:
-            raise RewardError(f"remote scorer {self.name} {error}") from error
-        except httpx.HTTPStatusError as error:
-            kind = TextError if error.response.status_code in _TEXT_AT_FAULT else RewardError
-            raise kind(f"remote scorer {self.name} failed: {error}") from error
-        except httpx.HTTPError as error:
-            said = f"{error}" or type(error).__name__
-            raise RewardError(f"remote scorer {self.name} failed: {said}") from error
-        finally:
-            call.cancel()  # no effect after a result; needed if waiting was interrupted
-            self._call = None
-
-    def _begin(self, body: dict[str, Any], headers: Mapping[str, str]) -> Future[bytes]:
-        with self._lock:
-            if self._closed:
-                raise RewardError(f"remote scorer {self.name} is closed")
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="remote-reward", daemon=True
-                )
-                self._thread.start()
-            call = asyncio.run_coroutine_threadsafe(self._post(body, headers), self._loop)
-            self._call = call
-            return call
-
-    async def _post(self, body: dict[str, Any], headers: Mapping[str, str]) -> bytes:
-        async with (
-            asyncio.timeout(self._timeout_s),
-            self._client.stream("POST", self.name, json=body, headers=headers) as response,
-        ):
-            response.raise_for_status()
-            return await read_body(response, _MAX_RESPONSE_BYTES)
-
-    def _json(self, content: bytes) -> Any:
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
-            raise RewardError(f"remote scorer {self.name} failed: {error}") from error
+            answers = self._client.ask(self._kind.url, [call.body for call in calls])
+            for call, answer in zip(calls, answers, strict=True):
+                values = self._kind.format.read(answer, len(call.positions))
+                checked = checked_scores(values, len(call.positions), source)
+                for position, value in zip(call.positions, checked, strict=True):
+                    scores[position] = value
+        except StatusError as error:
+            if error.status in _TEXT_AT_FAULT:
+                raise TextError(str(error)) from error
+            raise
+        except (WireError, HeadError) as error:
+            raise RewardError(f"{source} {error}") from error
+        return scores
 
 
 def _check_url(url: str) -> None:
