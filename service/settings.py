@@ -70,6 +70,13 @@ class EngineSettings(BaseModel):
         "and the servers of remote policies must have been started with it too (vllm "
         "serve --scheduling-policy priority)",
     )
+    logprobs: Literal["policy", "sampled"] = Field(
+        "policy",
+        description="log-probabilities that the engines tell: policy, the policy's own at temperature 1 and "
+        "before top_p and top_k; sampled, those of the distribution that was sampled, which rbon-kl and "
+        "srbon-kl weigh by default (the servers of remote policies must have been started with vllm serve "
+        "--logprobs-mode processed_logprobs)",
+    )
     args: Annotated[dict[str, Any], BeforeValidator(parse_values)] = Field(
         default={},
         description="further vLLM engine arguments for every engine, as JSON: "

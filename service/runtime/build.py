@@ -159,6 +159,7 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
         max_backoff_s=engine.remote_max_backoff_s,
         trust_remote_code=settings.trust_remote_code,
         by_priority=engine.scheduling_policy == "priority",
+        sampled_logprobs=engine.logprobs == "sampled",
         metrics=engine.remote_metrics,
         metrics_timeout_s=engine.remote_metrics_timeout_s,
     )
@@ -178,6 +179,7 @@ def _vllm_options(settings: ServiceSettings, share: float) -> VllmOptions:
         cpu_threads=engine.cpu_threads,
         trust_remote_code=settings.trust_remote_code,
         scheduling_policy=engine.scheduling_policy,
+        sampled_logprobs=engine.logprobs == "sampled",
         metrics=engine.metrics,
         stall_timeout_s=engine.stall_timeout_s,
         args=engine.args,

@@ -1,12 +1,26 @@
-"""The base class of regularised best-of-N: a strength, and normalised rewards."""
+"""The base classes of regularised best-of-N: a strength, normalised rewards, and a choice of log p."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
 from pydantic import Field
 
 from service.strategies.bounds import MOST_SCALE
-from service.strategies.protocol import Float
-from service.strategies.rerank import CandidatePool, Reranker, standardised
+from service.strategies.protocol import Float, ScoredCandidate, Task
+from service.strategies.rerank import (
+    POLICY_WORDS,
+    SAMPLED_WORDS,
+    CandidatePool,
+    Reranker,
+    reshaped,
+    standardised,
+)
+from vbon.concurrency import all_or_first_error
+from vbon.engine import Engine, Sampling
+from vbon.errors import InvalidInputError
 
 
 class RegularisedReranker(Reranker):
@@ -28,3 +42,61 @@ class RegularisedReranker(Reranker):
     def rewards(self, pool: CandidatePool) -> Float:
         """The rewards that the rule uses, shape ``(N,)``."""
         return standardised(pool.rewards) if self.normalise_rewards else pool.rewards
+
+
+class LikelihoodReranker(RegularisedReranker):
+    """A rule that weighs the log-likelihood of each candidate.
+
+    The papers' regulariser is the KL from the policy that the candidates come from. At another temperature,
+    top_p or top_k than 1, 1 and 0 that is the distribution sampled, not the policy itself, so its
+    log-probabilities are the default. An engine tells one of the two. The policy's own can also be had by one
+    more forward pass over each candidate; those of the distribution sampled cannot.
+    """
+
+    uses_logprobs: ClassVar[bool] = True
+
+    log_p: Literal["sampled", "policy"] = Field(
+        "sampled",
+        description="log-likelihood that is weighed: sampled, under the distribution that candidates were "
+        "drawn from; policy, under the policy itself at temperature 1, before top_p and top_k. They differ "
+        "only with other sampling, where sampled needs a server with engine.logprobs=sampled",
+    )
+
+    def check(self, sampling: Sampling, engine: Engine) -> None:
+        """Refuse log-probabilities that the engine does not tell."""
+        known = engine.info.sampled_logprobs or sampling.temperature == 0
+        if self.log_p == "sampled" and reshaped(sampling) and not known:
+            raise InvalidInputError(
+                f"the candidates are sampled with temperature {sampling.temperature:g}, top_p "
+                f"{sampling.top_p:g} and top_k {sampling.top_k}, and the engine tells log-probabilities at "
+                "temperature 1 only; send log_p: policy to weigh those, or start the server with "
+                "--engine.logprobs sampled",
+                field="log_p",
+            )
+
+    async def log_likelihoods(
+        self, scored: Sequence[ScoredCandidate], task: Task, engine: Engine
+    ) -> Float:
+        """The candidates' log-probabilities as the setting says."""
+        if not reshaped(task.sampling):
+            return await super().log_likelihoods(scored, task, engine)
+        if self.log_p == "sampled":
+            if task.sampling.temperature == 0:  # greedy: all probability on the one completion
+                return np.zeros(len(scored))
+            return await super().log_likelihoods(scored, task, engine)
+        if not engine.info.sampled_logprobs:
+            return await super().log_likelihoods(scored, task, engine)
+        found = await all_or_first_error(
+            engine.logprobs(
+                task.prompt_token_ids,
+                list(one.candidate.token_ids),
+                f"{task.request_id}-log-p-{one.candidate.index}",
+                task.sampling.priority,
+            )
+            for one in scored
+        )
+        return np.array([sum(values) for values in found])
+
+    def log_p_words(self, engine: Engine) -> str:
+        """A description of the distribution that the setting names."""
+        return SAMPLED_WORDS if self.log_p == "sampled" else POLICY_WORDS

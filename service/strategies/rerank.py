@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -20,9 +20,12 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
-from vbon.engine import Sampling
+from vbon.engine import Engine, Sampling
 from vbon.errors import InvalidInputError, RewardError
 from vbon.maths.seeds import seed_of
+
+POLICY_WORDS = "the policy's own, at temperature 1 and before top_p and top_k"
+SAMPLED_WORDS = "of the distribution sampled, at the request's temperature, top_p and top_k"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +60,39 @@ class Reranker(Strategy):
     def distribution(self, pool: CandidatePool) -> Float:
         """The probability of returning each candidate, shape ``(N,)``; sums to 1."""
 
+    def check(self, sampling: Sampling, engine: Engine) -> None:
+        """Check that the rule can be applied to candidates of this sampling and engine.
+
+        Raises:
+            InvalidInputError: it cannot; names the remedy.
+        """
+
+    async def log_likelihoods(
+        self, scored: Sequence[ScoredCandidate], task: Task, engine: Engine
+    ) -> Float:
+        """The log-probability of each completion that the rule weighs, nats, shape ``(N,)``."""
+        return candidate_pool(scored).logprobs
+
+    def log_p_words(self, engine: Engine) -> str:
+        """A description of the distribution of these log-probabilities, for the answer."""
+        return SAMPLED_WORDS if engine.info.sampled_logprobs else POLICY_WORDS
+
     async def run(self, task: Task, resources: Resources) -> Outcome:
         """Draw and score N candidates, and choose one."""
         scorer = required_scorer(resources.scorer, self.description)
+        self.check(task.sampling, resources.engine)
         collected = await collect(task, resources.engine, scorer, task.num_samples)
         scored = scored_only(collected.candidates)
         similarity = None
         if self.compares_texts:
             texts = [scored_candidate.candidate.text for scored_candidate in scored]
             similarity = await resources.embedder.similarity(texts)
-        weights = self.distribution(candidate_pool(scored, similarity))
+        pool = candidate_pool(scored, similarity)
+        if self.uses_logprobs:
+            pool = replace(
+                pool, logprobs=await self.log_likelihoods(scored, task, resources.engine)
+            )
+        weights = self.distribution(pool)
         selected = scored[draw(weights, task.sampling.seed)]
         details: dict[str, object] = {}
         if np.count_nonzero(weights) > 1:
@@ -75,7 +101,7 @@ class Reranker(Strategy):
                 for c, w in zip(scored, weights, strict=True)
             }
         if self.uses_logprobs and reshaped(task.sampling):
-            details["log_p"] = "the policy's own, at temperature 1 and before top_p and top_k"
+            details["log_p"] = self.log_p_words(resources.engine)
         if similarity is not None:
             details["embedder"] = resources.embedder.name
         return Outcome(

@@ -2,10 +2,9 @@ r"""Stochastic RBoN with the KL term (arXiv 2502.12668): a candidate drawn by re
 
 The distribution pi over the candidates that maximises ``pi . r - b KL(pi || p^)``, with
 ``b = reg_strength``, is ``p^_i exp(r_i / b) / Z``. In the paper, p^ is the policy's probability of each
-candidate, normalised. It is the policy's own, at temperature 1 and before top-p and top-k, also where the
-request samples with others. Candidates drawn from the policy already occur in proportion to p, so this
-weighting tilts the result towards p^2. With p^ uniform over the candidates (``likelihood_weight`` 0) the
-strategy equals soft best-of-N.
+candidate, normalised; ``log_p`` chooses its distribution. Candidates drawn from the policy already occur
+in proportion to p, so this weighting tilts the result towards p^2. With p^ uniform over the candidates
+(``likelihood_weight`` 0) the strategy equals soft best-of-N.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from pydantic import Field
 
 from service.strategies.bounds import LEAST_SCALE, MOST_SCALE
 from service.strategies.protocol import Float
-from service.strategies.regularised import RegularisedReranker
+from service.strategies.regularised import LikelihoodReranker
 from service.strategies.rerank import CandidatePool, softmax
 
 
-class SrbonKl(RegularisedReranker):
+class SrbonKl(LikelihoodReranker):
     """Returns candidate i with probability ``~ p(y_i)^likelihood_weight exp(r_i / reg_strength)``."""
 
     description: ClassVar[str] = "N samples, one drawn by reward and likelihood"
     source: ClassVar[str] = "SRBoN-KL, arXiv 2502.12668"
-    uses_logprobs: ClassVar[bool] = True
 
     reg_strength: float = Field(
         0.1,

@@ -35,7 +35,7 @@ from service.strategies.protocol import (
     Strategy,
     Task,
 )
-from service.strategies.rerank import highest, required_scorer, scored_only
+from service.strategies.rerank import highest, required_scorer, reshaped, scored_only
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Candidate, Engine, FinishReason
 from vbon.errors import InvalidInputError
@@ -46,7 +46,7 @@ class Branch:
     """A partial answer.
 
     Attributes:
-        logprobs: of each token under the policy, nats, at temperature 1.
+        logprobs: of each token, nats, as the engine tells them.
         finished: why it ended; ``None`` if it can be continued.
         worth: the implicit reward; 0 until it is computed.
     """
@@ -236,7 +236,16 @@ class _Tree:
             f"{task.request_id}-{self.layers}-judge-{index}",
             task.sampling.priority,
         )
-        return replace(branch, worth=implicit_reward(guided, branch.logprobs))
+        own: Sequence[float] = branch.logprobs
+        if self._engine.info.sampled_logprobs and reshaped(task.sampling):
+            # Both sides of the ratio must be at temperature 1 and before top_p and top_k.
+            own = await self._engine.logprobs(
+                task.prompt_token_ids,
+                list(branch.token_ids),
+                f"{task.request_id}-{self.layers}-own-{index}",
+                task.sampling.priority,
+            )
+        return replace(branch, worth=implicit_reward(guided, own))
 
     async def candidate(self, index: int, leaf: Branch) -> Candidate:
         """The candidate that a leaf makes."""

@@ -245,7 +245,15 @@ async def test_compare_takes_settings_by_mode() -> None:
 async def test_an_answer_says_where_log_p_is_not_that_of_the_candidates(
     mode: str, sampling: dict[str, float], said: bool
 ) -> None:
-    body = {"prompt": "the film was", "n": 4, "max_tokens": 8, "seed": 1, **sampling}
+    body: dict[str, object] = {
+        "prompt": "the film was",
+        "n": 4,
+        "max_tokens": 8,
+        "seed": 1,
+        **sampling,
+    }
+    if mode != "soft-bon":
+        body["log_p"] = "policy"
     async with serving(make_runtime()) as (_, client):
         found = (await client.post(f"/generate?mode={mode}", json=body)).json()
     assert ("log_p" in found["details"]) == said

@@ -55,8 +55,9 @@ class FakeEngine:
         endless: bool = False,
         by_priority: bool = False,
         adapter: bool = False,
+        sampled_logprobs: bool = False,
     ) -> None:
-        self.info = ModelInfo(path, "fake", max_model_len, by_priority, adapter)
+        self.info = ModelInfo(path, "fake", max_model_len, by_priority, adapter, sampled_logprobs)
         self.running = 0
         self.aborted = 0
         self.decoded_tokens = 0

@@ -72,7 +72,8 @@ class Candidate:
         token_ids: generated token ids, including EOS if the policy emitted it.
         finish_reason: ``rejected`` marks a candidate that a strategy aborted; engines never return it.
         token_logprobs: log-probability of each token in nats, under the policy at temperature 1 and
-            before top-k and top-p; ``None`` unless ``Sampling.logprobs`` was set.
+            before top-k and top-p, or under the distribution it was drawn from if
+            ``ModelInfo.sampled_logprobs``; ``None`` unless ``Sampling.logprobs`` was set.
     """
 
     index: int
@@ -110,6 +111,8 @@ class ModelInfo:
     Attributes:
         max_model_len: length of the context in tokens.
         by_priority: whether the engine schedules by priority.
+        sampled_logprobs: whether the log-probabilities of candidates are those of the distribution that they
+            were drawn from, after temperature, top-k and top-p, instead of the policy's own.
         adapter: whether the weights are an unmerged LoRA adapter, which decodes more slowly than merged ones.
     """
 
@@ -118,6 +121,7 @@ class ModelInfo:
     max_model_len: int
     by_priority: bool = False
     adapter: bool = False
+    sampled_logprobs: bool = False
 
 
 def candidate_seed(seed: int, index: int) -> int:

@@ -12,7 +12,8 @@ Servers may lack some features:
 - Without ``max_model_len`` in ``/models``, ``RemoteOptions.max_model_len`` must be set.
 
 A server must send ``logprobs`` of the sampled tokens. They must be those of the model itself (temperature
-1, before top-k and top-p), as with vLLM's default ``--logprobs-mode raw_logprobs``.
+1, before top-k and top-p), as with vLLM's default ``--logprobs-mode raw_logprobs``; with the option
+``sampled_logprobs`` those of ``processed_logprobs``.
 """
 
 from __future__ import annotations
@@ -72,7 +73,11 @@ class RemoteEngine:
         self._tokenizer: Any = None
         self._endings: set[int] = set()
         self.info = ModelInfo(
-            ",".join(urls), "remote:" + (model or "unknown"), 0, self._options.by_priority
+            ",".join(urls),
+            "remote:" + (model or "unknown"),
+            0,
+            self._options.by_priority,
+            sampled_logprobs=self._options.sampled_logprobs,
         )
 
     @property

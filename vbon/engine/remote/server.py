@@ -52,6 +52,8 @@ class RemoteOptions:
         metrics_timeout_s: limit for reading a server's ``/metrics``.
         by_priority: whether the servers schedule by priority. This must be configured, because servers
             do not report it and ignore a priority silently.
+        sampled_logprobs: whether the servers send log-probabilities of the distribution sampled (``vllm serve
+            --logprobs-mode processed_logprobs``), which they do not report either.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -65,6 +67,7 @@ class RemoteOptions:
     max_backoff_s: float = 30.0
     trust_remote_code: bool = False
     by_priority: bool = False
+    sampled_logprobs: bool = False
     metrics: bool = True
     metrics_timeout_s: float = 1.0
 

@@ -61,7 +61,12 @@ class VllmEngine:
         checkpoint = adapter.checkpoint if adapter else host.checkpoint
         by_priority = host.options.scheduling_policy == "priority"
         self.info = ModelInfo(
-            checkpoint.path, checkpoint.revision, 0, by_priority, adapter=adapter is not None
+            checkpoint.path,
+            checkpoint.revision,
+            0,
+            by_priority,
+            adapter=adapter is not None,
+            sampled_logprobs=host.options.sampled_logprobs,
         )
         self._warm_start = 0
 

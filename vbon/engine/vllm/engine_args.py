@@ -36,6 +36,7 @@ OWNED_BY_SERVICE = FIXED | {
     "enforce_eager": "use --engine.enforce-eager",
     "distributed_executor_backend": "use --engine.executor",
     "scheduling_policy": "use --engine.scheduling-policy",
+    "logprobs_mode": "use --engine.logprobs",
     "disable_log_stats": "use --engine.metrics",
     "trust_remote_code": "use --trust-remote-code",
     "seed": "give `seed` in each request",

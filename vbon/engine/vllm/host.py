@@ -259,6 +259,8 @@ class VllmHost:
         }
         if options.gpu_memory_utilization is not None:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
+        if options.sampled_logprobs:
+            arguments["logprobs_mode"] = "processed_logprobs"
         if self.adapters:
             arguments |= {
                 "enable_lora": True,

@@ -29,6 +29,7 @@ class VllmOptions:
         trust_remote_code: whether the checkpoint may run its own code.
         scheduling_policy: ``fcfs`` (first come, first served) or ``priority``.
         metrics: whether vLLM keeps its own Prometheus metrics.
+        sampled_logprobs: whether log-probabilities are those of the distribution sampled.
         stall_timeout_s: an engine that has work and is silent for longer than this hangs; ``None`` turns
             the check off.
         args: further engine arguments by vLLM's names.
@@ -47,6 +48,7 @@ class VllmOptions:
     trust_remote_code: bool = False
     scheduling_policy: str = "fcfs"
     metrics: bool = False
+    sampled_logprobs: bool = False
     stall_timeout_s: float | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     args_setting: str = "engine.args"
