@@ -25,6 +25,7 @@ from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.evaluation_record import MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
+from vbon.storage.training_record import read_training_record
 from vbon.terminal import table_console
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,29 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
         inputs = _EvaluationInputs(config)
         rows, num_prompts = _kept_rows(config, inputs.fingerprint) or _measure(config, inputs)
     console = table_console()
-    console.print(evaluation_table(rows, config.num_samples, num_prompts))
+    console.print(evaluation_table(rows, config.num_samples, num_prompts, config.temperature))
+    for difference in _differences(config):
+        logger.warning("%s", difference)
     console.print(", ".join(str(config.out / name) for name in (RECORD, *PLOTS)))
+
+
+def _differences(config: EvaluateConfig) -> list[str]:
+    """The differences between this evaluation and the training of each checkpoint, in words."""
+    found = []
+    for name, path in config.checkpoints.items():
+        record = read_training_record(path)
+        if record is None:
+            continue
+        told = record.sampling_differences(config.max_new_tokens, config.temperature)
+        own = record.settings.get("missing_eos_reward")
+        if own != config.missing_eos_reward:
+            told.append(
+                f"missing_eos_reward is {config.missing_eos_reward}, but the checkpoint was trained and "
+                f"measured with {own}"
+            )
+        if told:
+            found.append(f"{name}: {'; '.join(told)}. Its figures here are not those of its card")
+    return found
 
 
 class _EvaluationInputs:
@@ -176,6 +198,7 @@ def _write_results(
         **provenance(fingerprint["config"]),
         **fingerprint,
         "prompts": num_prompts,
+        "warnings": _differences(config),
         "rows": [row.model_dump() for row in rows],
     }
     staging = config.out / STAGING
@@ -190,15 +213,20 @@ def _write_results(
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def evaluation_table(rows: list[MethodRow], num_samples: int, num_prompts: int) -> Table:
+def evaluation_table(
+    rows: list[MethodRow], num_samples: int, num_prompts: int, temperature: float = 1.0
+) -> Table:
     """The table to print: one line per method, each figure with its 95% interval."""
+    at = ""
+    if temperature != 1:
+        at = f" All samples, and both sides of the KL, are at temperature {temperature:g}."
     table = Table(
         title=f"{num_prompts} held-out prompts; mean [95% interval over prompts]",
         caption="Equivalent n: the n of best-of-n with this win rate. Productive share: the KL of "
         "best-of-n at this win rate, divided by the KL spent; 0 for a policy that moved for nothing. "
         "KL in nats: an upper bound for best-of-n, Rao-Blackwellised for tuned policies. Best-of-n "
         "selects on the reward, so its reward is flattering; gold is never used to select or train. "
-        "Cut off: samples that the token limit ended.",
+        f"Cut off: samples that the token limit ended.{at}",
     )
     for column in (
         "method",
