@@ -122,7 +122,7 @@ def test_its_end_leaves_no_traceback_and_no_engine(
         time.sleep(0.1)
 
 
-def test_every_stop_token_of_the_model_ends_a_sample_and_has_no_text(
+def test_every_stop_token_ends_a_sample_without_text_and_other_habits_of_the_model_do_nothing(
     sandbox: Path, folder: Path
 ) -> None:
     """The sampler of training does the same; tests/unit/test_rollouts.py has its values."""
@@ -135,7 +135,10 @@ def test_every_stop_token_of_the_model_ends_a_sample_and_has_no_text(
     [word] = tokenizer(" the", add_special_tokens=False)["input_ids"]
     stops = sorted([tokenizer.eos_token_id, word])
     config = policy / "generation_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": stops}))
+    # Sampling that vLLM takes from there in `vllm serve`, but must not take here.
+    habits = {"temperature": 0.2, "top_k": 1, "repetition_penalty": 1.9, "do_sample": True}
+    own = json.loads(config.read_text())
+    config.write_text(json.dumps(own | {"eos_token_id": stops} | habits))
     wanted = ("--policy", str(policy), "--num-samples", "64")
     process = start_sampling(sandbox, folder, "lengths", *wanted)
     told, _ = process.communicate(timeout=LIMIT_S)
@@ -143,6 +146,7 @@ def test_every_stop_token_of_the_model_ends_a_sample_and_has_no_text(
     rows = [json.loads(line) for line in (folder / "cache.jsonl").read_text().splitlines()]
     ended = 0
     for row in rows:
+        assert len({ids[0] for ids in row["response_ids"]}) > 5  # top_k 1 would leave one first token
         columns = (row["response_ids"], row["responses"], row["finish_reasons"])
         for ids, text, reason in zip(*columns, strict=True):
             assert not set(ids[:-1]) & set(stops)

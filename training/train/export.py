@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from training.objectives.protocol import Objective
 from training.outputs.model_card import write_card
 from training.train.prepare import ActiveRun, RunSpec
@@ -70,6 +72,7 @@ def export_checkpoint(
             policy.save_pretrained(directory / ADAPTER_DIRECTORY)
             write_checksums(directory / ADAPTER_DIRECTORY, "adapter")
             policy = policy.merge_and_unload()
+        _set_own_sampling(policy, spec.config.temperature)
         policy.save_pretrained(directory, state_dict=weights)
         spec.inputs.tokenizer.save_pretrained(directory)
         record = _record(run, cost, row, change)
@@ -84,6 +87,27 @@ def export_checkpoint(
             f"Source: {spec.objective.source}.",
             facts={**_settings(spec), **cost, **_figures(row), **_change(run.imitated, change)},
         )
+
+
+def _set_own_sampling(policy: Any, temperature: float) -> None:
+    """Let the checkpoint's generation_config.json name the sampling that it was trained with.
+
+    transformers' ``generate`` and ``vllm serve`` sample as that file says. The reference policy's top_p,
+    top_k or repetition penalty would make another policy of the checkpoint, and transformers refuses to save
+    some of them (a temperature without ``do_sample``). The tokens that end and pad a sample stay.
+    """
+    before = policy.generation_config
+    if before is None:
+        return
+    policy.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_p=1.0,
+        top_k=0,
+        bos_token_id=before.bos_token_id,
+        eos_token_id=before.eos_token_id,
+        pad_token_id=before.pad_token_id,
+    )
 
 
 def _kind(record: Mapping[str, Any], objective: Objective) -> str:
