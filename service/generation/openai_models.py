@@ -42,5 +42,12 @@ def _entry(runtime: Runtime, name: str, mode: Mode) -> OpenAiModel:
         id=name,
         created=runtime.created,
         max_model_len=runtime.policies[mode.policy].info.max_model_len,
-        description=mode.strategy.description,
+        description=_description(runtime, mode),
     )
+
+
+def _description(runtime: Runtime, mode: Mode) -> str:
+    """The mode's description, with what its checkpoint is if a training record tells it."""
+    record = runtime.training_records.get(mode.policy)
+    words = mode.strategy.description
+    return words if record is None else f"{words}; {record.description}"

@@ -17,6 +17,7 @@ from vbon.demo.processes import DemoFailedError, Part, ended, start, wait
 from vbon.demo.stages import Stage, Stages
 from vbon.errors import DataError
 from vbon.prompt_files import read_prompt_file
+from vbon.storage.training_record import read_training_record
 from vbon.terminal import table_console
 
 MAX_TOKENS = "40"
@@ -72,6 +73,7 @@ class Demo:
         with self.stages.next():
             wait(self.console, [service], lambda: "vbon" in self._modes(), needs=[service])
             self.console.print("      vbon answers now, too; the service was not restarted")
+            self._say_what_vbon_is()
         with self.stages.next():
             self._shown("the comparison", *self._compare(service))
         with self.stages.next():
@@ -169,6 +171,12 @@ class Demo:
         if answer is None or answer.status_code != httpx.codes.OK:
             return set()
         return {mode["name"] for mode in answer.json()["modes"]}
+
+    def _say_what_vbon_is(self) -> None:
+        """Print what the checkpoint's record says it is: its steps, and what the on-policy ones changed."""
+        record = read_training_record(self._path("vbon"))
+        if record is not None:
+            self.console.print(f"      vbon is {record.description}", highlight=False, markup=False)
 
     def _show_first_answer(self) -> None:
         """Ask for one best-of-N answer and show it: the first thing that a viewer can try."""

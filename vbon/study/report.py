@@ -16,6 +16,7 @@ from vbon.maths.intervals import MeanInterval
 from vbon.report_html import ReportTable, render_page
 from vbon.storage.atomic import write_json, write_text
 from vbon.storage.evaluation_record import MethodRow, read_evaluation
+from vbon.storage.training_record import read_training_record
 
 _TEMPLATE = Path(__file__).parent / "templates" / "study.html"
 TERMS = (
@@ -124,6 +125,10 @@ def _facts(
     )
     yield "N of best-of-N", str(config["n"])
     yield "Objectives", ", ".join(config["objectives"])
+    for checkpoint in sorted((directory / "checkpoints").glob("*")):
+        record = read_training_record(str(checkpoint))
+        if record is not None:
+            yield f"What {checkpoint.name} is", record.description
     spent = {name: record["seconds"] for name, record in state.get("spent", {}).items()}
     yield "Time spent", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
     yield "Machine", ", ".join(str(value) for value in machine.values())

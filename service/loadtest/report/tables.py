@@ -243,6 +243,8 @@ def settings_table(result: LoadTestResult) -> ReportTable:
     for mode in result.server.modes:
         if mode.policy is not None and mode.name == mode.policy.name:
             facts[f"policy {mode.name}"] = f"{mode.policy.path} ({mode.policy.revision})"
+            if mode.training is not None:
+                facts[f"what {mode.name} is"] = mode.training.description
     for mode in result.server.modes:
         if mode.reward_model is not None:
             facts["reward model"] = f"{mode.reward_model.path} ({mode.reward_model.revision})"

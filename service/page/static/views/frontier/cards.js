@@ -14,6 +14,7 @@ function card(one) {
   const { training } = one;
   const cost = training?.cost;
   const facts = [
+    ["What it is", training?.description],
     ["Objective", training?.objective],
     ...Object.entries(SETTINGS).map(([key, name]) => [name, training?.settings[key]]),
     ["Steps", cost && count(cost.steps)],

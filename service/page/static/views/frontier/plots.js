@@ -106,7 +106,7 @@ function served(one, field, own, first) {
 function card(one) {
   const { training, kl_nats: kl } = one;
   const lines = [`${plain(one.name)}`];
-  if (training) lines.push(`objective ${plain(training.objective)}`);
+  if (training) lines.push(plain(training.description));
   lines.push(`KL ${number(kl.mean, 3)} nats${kl.kind ? ` (${plain(kl.kind)})` : ""}`);
   lines.push(`win rate ${interval(one.win_rate)}`);
   if (one.reward) lines.push(`reward ${interval(one.reward)}`);
