@@ -214,6 +214,8 @@ def _message_of(found: Any) -> Message:
     content = found["content"]
     if content is None and calls:  # as OpenAI writes the turn of an assistant that only calls tools
         content = ""
+    if isinstance(content, list):  # as OpenAI writes a content of several parts
+        content = "".join(_text_of_part(part) for part in content)
     message = Message(role=found["role"], content=content)
     if message["role"] not in ROLES:
         raise ValueError(f"the roles of a chat are {', '.join(ROLES)}")
@@ -225,6 +227,12 @@ def _message_of(found: Any) -> Message:
         if found.get(key) is not None:
             message[key] = str(found[key])
     return message
+
+
+def _text_of_part(part: Any) -> str:
+    if part["type"] != "text" or not isinstance(part["text"], str):
+        raise ValueError("only text parts of a message can be read")
+    return str(part["text"])
 
 
 def check_text(text: str, where: str) -> None:

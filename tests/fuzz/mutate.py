@@ -29,6 +29,8 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("/compare", {"prompts": ["a"], "n": 2, "max_tokens": 3, "modes": ["ref", "bon"],
                   "settings": {"bon": {}}, "repeats": 1, "concurrency": 2}),
+    ("/compare", {"prompts": ["a", {"messages": [{"role": "user", "content": "hi"}]}], "max_tokens": 3,
+                  "modes": ["ref"]}),
     ("/preferences/pairs", {"prompt": "a", "sides": [{"mode": "ref"}, {"mode": "bon", "n": 2}],
                             "max_tokens": 3}),
     ("/preferences", {"pair": "x", "winner": "tie"}),

@@ -22,6 +22,7 @@ from vbon.prompt_files import (
 from vbon.prompts import Prompt
 
 CHAT = [{"role": "user", "content": "hi"}]
+CALLS = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
 def texts(path: Path, **options: Any) -> list[str | None]:
@@ -110,6 +111,22 @@ def test_files_without_prompts_are_refused(tmp_path: Path, name: str, content: s
         ({"prompt": "a", "messages": None}, Prompt(text="a")),
         ({"Prompt ": "a"}, Prompt(text="a")),
         ({"prompt": "a", "PROMPT": "b"}, Prompt(text="a")),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": t} for t in "hi"]}
+                ]
+            },
+            Prompt(messages=tuple(CHAT)),  # type: ignore[arg-type]
+        ),
+        (
+            {"messages": [{**CHAT[0], "name": "ann", "tool_calls": None, "id": 7}]},
+            Prompt(messages=({**CHAT[0], "name": "ann"},)),  # type: ignore[typeddict-item]
+        ),
+        (
+            {"messages": [*CHAT, {"role": "assistant", "content": None, "tool_calls": CALLS}]},
+            Prompt(messages=(*CHAT, {"role": "assistant", "content": "", "tool_calls": CALLS})),  # type: ignore[arg-type]
+        ),
     ],
 )
 def test_a_record_is_a_prompt(tmp_path: Path, record: Any, expected: Prompt) -> None:
@@ -131,6 +148,11 @@ def test_a_record_is_a_prompt(tmp_path: Path, record: Any, expected: Prompt) -> 
         ({"messages": [{"role": "user", "content": 5}]}, "each message must have"),
         ({"messages": [{"role": "wizard", "content": "a"}]}, "each message must have"),
         ({"prompt": ["a", "b"]}, "each message must have"),
+        ({"messages": [{"role": "user", "content": None}]}, "each message must have"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "each message must have",
+        ),
         ({"messages": "hi"}, '"messages" is not JSON'),
         ({"prompt": "\ud800"}, "half a character"),
         (5, 'is not a JSON object with "prompt" or "messages"'),
