@@ -14,8 +14,8 @@ pytest.importorskip("accelerate")
 
 from training.configs import SweepConfig
 from training.sweep import run
-from training.sweep.cell import CELL_RECORD, CellStatus
-from training.sweep.grid import GridCell
+from training.sweep.cell import CELL_RECORD, CellStatus, reads_cache
+from training.sweep.grid import GridCell, grid_cells
 from training.sweep.run import run_sweep
 from training.sweep.search import CHOICES, read_choices
 from vbon.errors import DataError, InvalidInputError
@@ -182,3 +182,30 @@ def test_damaged_choices_are_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"tried": []}))
     with pytest.raises(DataError, match=r"choices\.json: validation: "):
         read_choices(path)
+
+
+def test_updates_are_counted_and_not_steps() -> None:
+    """Three steps of imitation with one update each, and two of WIND with four."""
+    from training.objectives.wind import Wind
+    from training.train.export import run_cost
+
+    names = ("samples_drawn", "tokens_drawn", "sequences_trained", "sample_s", "score_s", "learn_s")
+    row = dict.fromkeys(names, 1.0)
+    history = [{"phase": phase, **row} for phase in ["warm-start"] * 3 + ["main"] * 2]
+    accelerator = SimpleNamespace(num_processes=1)
+    active = SimpleNamespace(
+        history=history, spec=SimpleNamespace(objective=Wind(beta=0.1, updates=4)),
+        trainer=SimpleNamespace(accelerator=accelerator),
+    )  # fmt: skip
+    cost = run_cost(active)  # type: ignore[arg-type]
+    assert (cost["steps"], cost["optimizer_updates"]) == (5, 11)
+
+
+@pytest.mark.parametrize(("grid", "reads"), [
+    ("kl-rl: beta=1", False), ("bon-aware-rl: beta=1", False), ("dpo: beta=1", True),
+    ("vbon: num_samples=4; warm_start_steps=0", True),
+    ("kl-rl: beta=1; warm_start_steps=5", True),  # its first steps imitate cached samples
+])  # fmt: skip
+def test_cached_samples_count_where_they_are_read(grid: str, reads: bool) -> None:
+    (cell,) = grid_cells(SweepConfig(grid=[grid], seeds=[0], steps=20))
+    assert reads_cache(cell) is reads

@@ -124,7 +124,7 @@ def _cell_record(
         "row": finished.row.model_dump() if finished and finished.row else None,
         "cost": {
             **(finished.cost if finished else {}),
-            "cached_samples": cached if _reads_cache(cell) else 0,
+            "cached_samples": cached if reads_cache(cell) else 0,
         },
         "best_of_tuned": outcome.best_of_tuned,
         "per_prompt": outcome.per_prompt or {},
@@ -132,7 +132,7 @@ def _cell_record(
     }
 
 
-def _reads_cache(cell: GridCell) -> bool:
+def reads_cache(cell: GridCell) -> bool:
     """True if the cell trains on cached samples or their rewards; otherwise it only takes the prompts."""
     return objective_type(cell.objective).reads_cache or cell.config.warm_start_steps > 0
 
