@@ -191,6 +191,14 @@ def test_summary_follows_the_tables(tmp_path: Path, cells: list[Any]) -> None:
     assert "Closest to best-of-16's win rate of 0.941" in text
 
 
+def test_a_single_seed_is_pointed_out(tmp_path: Path, cells: list[Any]) -> None:
+    write_report(
+        ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", [cells[0]])], out=tmp_path / "out")
+    )
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "over 1 seed. No interval covers the differences between seeds." in text
+
+
 def test_texts_of_records_stay_text(tmp_path: Path) -> None:
     cells = [cell(EVIL, 4, 0, 0.8, 0.78), {**ended("failed", EVIL), "checkpoint": EVIL}]
     write_report(
@@ -347,6 +355,7 @@ def test_a_search_is_shown_and_its_choices_lead(tmp_path: Path, cells: list[Any]
     write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
     text = (tmp_path / "out" / "report.md").read_text()
     assert "Within the KL of best-of-4: Largest equivalent n: " in text
+    assert "over 2 seeds.\n" in text
     assert re.search(r"\| 4 \| kl-rl \| beta=0\.1 \| 2 \|", text)
     assert re.search(r"\| kl-rl \| beta=0\.1 \| ok \| .* \| 4 \(over\) \|", text)
     assert re.search(r"\| vbon \| num_samples=16 \| ok \| .* \| - \|", text)

@@ -44,7 +44,8 @@ def _cells_sentence(sweep: Sweep) -> str:
 def _methods_sentence(sweep: Sweep) -> str:
     seeds = len({cell.seed for cell in sweep.measured.values()})
     methods = len({cell.method for cell in sweep.measured.values()})
-    return f"Methods with figures: {methods}, over {seeds} seed{'s' if seeds > 1 else ''}."
+    found = f"Methods with figures: {methods}, over {seeds} seed{'s' if seeds > 1 else ''}."
+    return found if seeds > 1 else f"{found} No interval covers the differences between seeds."
 
 
 def spending_sentences(sweeps: Sequence[Sweep], groups: Sequence[CellGroup]) -> list[str]:
