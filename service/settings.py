@@ -262,6 +262,7 @@ class ServiceSettings(Settings):
             "default_mode",
             "default_n",
             "default_max_tokens",
+            "default_chat_max_tokens",
             "default_temperature",
         ),
         "Reward models": (
@@ -331,6 +332,12 @@ class ServiceSettings(Settings):
         ge=1,
         description="max_tokens of a request that names none; default: what the served checkpoints were "
         "trained with, by their cards, or 64 where they have none or differ",
+    )
+    default_chat_max_tokens: Annotated[int | None, NoneWord] = Field(
+        None,
+        ge=1,
+        description="most tokens of the answer to a chat whose request names no max_tokens, if the context "
+        "has room for them; default: default_max_tokens or the cards, or else limits.max_tokens",
     )
     default_temperature: Annotated[float | None, NoneWord] = Field(
         None,
@@ -414,9 +421,10 @@ class ServiceSettings(Settings):
     def _defaults_within_limits(self) -> ServiceSettings:
         if self.default_n > self.limits.max_n:
             raise ValueError(f"default_n {self.default_n} is over limits.max_n {self.limits.max_n}")
-        if self.default_max_tokens is not None and self.default_max_tokens > self.limits.max_tokens:
-            raise ValueError(
-                f"default_max_tokens {self.default_max_tokens} is over limits.max_tokens "
-                f"{self.limits.max_tokens}"
-            )
+        for name in ("default_max_tokens", "default_chat_max_tokens"):
+            value = getattr(self, name)
+            if value is not None and value > self.limits.max_tokens:
+                raise ValueError(
+                    f"{name} {value} is over limits.max_tokens {self.limits.max_tokens}"
+                )
         return self

@@ -45,15 +45,21 @@ class InvalidInputError(VbonError):
 
 
 class PromptTooLongError(InvalidInputError):
-    """The prompt and the requested answer do not fit into the model's context together."""
+    """The prompt and the requested answer do not fit into the model's context together.
+
+    The message begins as OpenAI's and vLLM's do, because clients look for these words to choose another
+    model or to shorten the prompt.
+    """
 
     def __init__(self, *, prompt_tokens: int, max_tokens: int, limit: int) -> None:
-        super().__init__(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {max_tokens}: together "
-            f"{prompt_tokens + max_tokens}, over the model's limit of {limit}; shorten the prompt "
-            "or lower max_tokens",
-            field="prompt",
+        message = (
+            f"This model's maximum context length is {limit} tokens, but the prompt has {prompt_tokens} "
+            f"tokens and max_tokens is {max_tokens}: together {prompt_tokens + max_tokens}, over the "
+            f"model's limit of {limit}; shorten the prompt"
         )
+        if prompt_tokens < limit:
+            message += " or lower max_tokens"
+        super().__init__(message, field="prompt")
 
 
 class ReloadRefusedError(InvalidInputError):

@@ -69,14 +69,27 @@ def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
         token_logprobs=selected.token_logprobs,
         reward_curve=curve,
         strategy=result.mode.strategy.model_dump(mode="json"),
-        details=dict(outcome.details),
-        sampling=sampling_used(plan.sampling, result.num_samples),
-        sampling_differences=sampling_differences(plan.runtime, result.mode.policy, plan.sampling),
+        details={**outcome.details, **_clipped(plan, result)},
+        sampling=sampling_used(result.sampling, result.num_samples),
+        sampling_differences=sampling_differences(
+            plan.runtime, result.mode.policy, result.sampling
+        ),
         usage=_usage(result),
         timings_ms=_timings(result),
         policy=model_ref(result.mode.policy, result.policy),
         reward_model=scorer_ref("reward", result.scorer),
     )
+
+
+def _clipped(plan: Plan, result: PromptResult) -> dict[str, str]:
+    """The note on a default ``max_tokens`` that was lowered to fit into the context; empty if it fitted."""
+    default, used = plan.sampling.max_tokens, result.sampling.max_tokens
+    if used == default:
+        return {}
+    return {
+        "max_tokens": f"{used} instead of the default {default}: the prompt's {result.prompt_tokens} tokens "
+        f"leave no more of the context of {result.policy.max_model_len}"
+    }
 
 
 def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateOut:

@@ -49,6 +49,7 @@ class Plan:
                 f"{self.request_id}-{index}",
                 score=self.request.score,
                 timeout_s=self.request.timeout_s,
+                clip=self.request.max_tokens is None,
                 observer=observer,
             )
         )
@@ -73,7 +74,8 @@ def make_plan(
             "for its largest n estimate the rewards of all the others",
             field="n",
         )
-    sampling, num_samples = resolve_sampling(request, request.num_samples, runtime)
+    chat = request.messages is not None
+    sampling, num_samples = resolve_sampling(request, request.num_samples, runtime, chat=chat)
     # The engine computes log-probabilities only if the request returns them.
     sampling = replace(sampling, logprobs=request.logprobs or request.return_candidates)
     plan = Plan(runtime, request, request_id, mode, sampling, num_samples, request.to_prompts())
@@ -94,19 +96,21 @@ def _check(plan: Plan) -> None:
 
 
 def resolve_sampling(
-    fields: SamplingFields, asked: int | None, runtime: Runtime
+    fields: SamplingFields, asked: int | None, runtime: Runtime, *, chat: bool = False
 ) -> tuple[Sampling, int]:
     """The sampling parameters of a request and its N, with the server's defaults filled in.
 
     Args:
         asked: the N that the request asks for; ``None`` means the server's default.
+        chat: whether the prompt is a chat, whose answer may be longer by default.
 
     Raises:
         InvalidInputError: a limit is exceeded; names the field and the limit.
     """
     settings, default = runtime.settings, runtime.default_sampling
     num_samples = asked if asked is not None else settings.default_n
-    sampling = fields.to_sampling(default.max_tokens, default.temperature)
+    max_tokens = default.chat_max_tokens if chat else default.max_tokens
+    sampling = fields.to_sampling(max_tokens, default.temperature)
     check_limit("n", num_samples, settings.limits.max_n)
     check_limit("max_tokens", sampling.max_tokens, settings.limits.max_tokens)
     return sampling, num_samples

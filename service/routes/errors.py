@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
 
@@ -67,6 +67,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (VbonError, 500, "internal_error"),
 )
 _RETRY_AFTER_S = {503: 5.0}
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MOST_PROBLEMS = 20  # validation problems that one message lists
 MOST_CHARACTERS = 4000  # of one message
 
@@ -183,9 +184,16 @@ def _failure_of(error: Exception) -> Failure:
         kind,
         str(error),
         param=error.field if isinstance(error, InvalidInputError) else None,
-        code="model_not_found" if isinstance(error, ModelNotFoundError) else None,
+        code=_code_of(error),
         retry_after_s=retry_after_s,
     )
+
+
+def _code_of(error: Exception) -> str | None:
+    """OpenAI's code, for errors that its clients handle in a way of their own."""
+    if isinstance(error, ModelNotFoundError):
+        return "model_not_found"
+    return CONTEXT_LENGTH_EXCEEDED if isinstance(error, PromptTooLongError) else None
 
 
 def _count(request: Request, failure: Failure) -> None:
@@ -201,6 +209,10 @@ def _count(request: Request, failure: Failure) -> None:
 
 def _respond(request: Request, failure: Failure) -> JSONResponse:
     _count(request, failure)
+    if failure.code == CONTEXT_LENGTH_EXCEEDED and request.url.path.startswith("/v1/"):
+        failure = replace(
+            failure, status=400
+        )  # clients look at this code only where OpenAI sends it
     headers = {}
     if failure.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(failure.retry_after_s))

@@ -39,6 +39,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
         ],
         default_sampling=DefaultSampling(
             max_tokens=default.max_tokens,
+            chat_max_tokens=default.chat_max_tokens,
             temperature=default.temperature,
             sources=dict(default.sources),
         ),

@@ -26,17 +26,19 @@ from service.schemas.openai_responses import ChatCompletion, Completion, ModelLi
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
+_ANSWERS = AT_WORK | errors(400) | EVENT_STREAM
+
 B = TypeVar("B", CompletionRequest, ChatRequest)
 A = TypeVar("A", Completion, ChatCompletion)
 
 
-@router.post("/completions", responses=AT_WORK | EVENT_STREAM, response_model=Completion)
+@router.post("/completions", responses=_ANSWERS, response_model=Completion)
 async def post_completions(body: CompletionRequest, request: Request) -> Response:
     """Continue one text or several. `model` names a mode; `best_of` is its N."""
     return await _respond(body, request, completion)
 
 
-@router.post("/chat/completions", responses=AT_WORK | EVENT_STREAM, response_model=ChatCompletion)
+@router.post("/chat/completions", responses=_ANSWERS, response_model=ChatCompletion)
 async def post_chat_completions(body: ChatRequest, request: Request) -> Response:
     """Continue a chat. `model` names a mode; `best_of` is its N."""
     return await _respond(body, request, chat_completion)

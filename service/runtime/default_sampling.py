@@ -12,6 +12,7 @@ from vbon.storage.training_record import TrainingRecord
 
 logger = logging.getLogger(__name__)
 
+BUILT_IN = "built in"
 BUILT_IN_MAX_TOKENS, BUILT_IN_TEMPERATURE = 64, 1.0
 
 
@@ -22,10 +23,13 @@ class DefaultSampling:
     They are the same for every mode, because modes that are compared must sample alike.
 
     Attributes:
-        sources: where ``max_tokens`` and ``temperature`` come from, in words.
+        chat_max_tokens: ``max_tokens`` of a chat. Its answer ends by itself, so unless a setting or a card
+            says otherwise it may be as long as any.
+        sources: where each value comes from, in words.
     """
 
     max_tokens: int
+    chat_max_tokens: int
     temperature: float
     sources: Mapping[str, str]
 
@@ -54,19 +58,27 @@ def default_sampling(
     if temperature > MOST_TEMPERATURE:  # training on transformers allows more
         temperature = MOST_TEMPERATURE
         temperature_from = f"the highest of the engines, which is below {temperature_from}"
+    chat, chat_from = settings.default_chat_max_tokens, "setting default_chat_max_tokens"
+    if chat is None:
+        chat, chat_from = int(max_tokens), tokens_from
+        if tokens_from.startswith(BUILT_IN):
+            chat, chat_from = most, "limits.max_tokens"
     return DefaultSampling(
         int(max_tokens),
+        chat,
         temperature,
-        {"max_tokens": tokens_from, "temperature": temperature_from},
+        {"max_tokens": tokens_from, "chat_max_tokens": chat_from, "temperature": temperature_from},
     )
 
 
 def log_default_sampling(default: DefaultSampling) -> None:
     """Log the default of each field with its source."""
     logger.info(
-        "requests that set none get max_tokens %d (%s) and temperature %g (%s)",
+        "requests that set none get max_tokens %d (%s), chats %d (%s), and temperature %g (%s)",
         default.max_tokens,
         default.sources["max_tokens"],
+        default.chat_max_tokens,
+        default.sources["chat_max_tokens"],
         default.temperature,
         default.sources["temperature"],
     )
@@ -85,6 +97,6 @@ def _chosen(
     if len(values) == 1:
         return values.pop(), f"card of {', '.join(found)}"
     if not values:
-        return built_in, "built in"
+        return built_in, BUILT_IN
     differing = ", ".join(f"{name}: {value:g}" for name, value in found.items())
-    return built_in, f"built in, because the cards differ ({differing}); set default_{field}"
+    return built_in, f"{BUILT_IN}, because the cards differ ({differing}); set default_{field}"

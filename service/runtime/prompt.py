@@ -21,6 +21,7 @@ class PromptRequest:
         num_samples: N; single-sample modes draw one candidate whatever it is.
         score: whether a single-sample mode should report a reward.
         timeout_s: a time limit shorter than the server's.
+        clip: whether ``max_tokens`` is a default, which is lowered to the room left in the context.
         observer: receives the events of this request as they happen.
     """
 
@@ -31,6 +32,7 @@ class PromptRequest:
     request_id: str
     score: bool = True
     timeout_s: float | None = None
+    clip: bool = False
     observer: Observer = UNOBSERVED
 
     @property
@@ -59,10 +61,12 @@ class PromptResult:
     Attributes:
         policy: the model that decoded it; a reload may have replaced it since.
         scorer: the scorer in use at the time; ``None`` if none was available.
+        sampling: the parameters used; a default ``max_tokens`` may have been lowered to what fits.
         num_samples: N; 1 for single-sample modes.
     """
 
     mode: Mode
+    sampling: Sampling
     policy: ModelInfo
     scorer: BatchingScorer | None
     prompt_tokens: int

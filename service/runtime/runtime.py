@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -26,8 +27,8 @@ from service.runtime.supervisor import RestartablePart, Supervisor
 from service.settings import ServiceSettings
 from service.strategies import Outcome, Resources, Task
 from vbon.embedders import Embedder, open_embedder
-from vbon.engine import Engine, check_fits
-from vbon.errors import EngineDeadError, NotReadyError, RewardDeadError
+from vbon.engine import Engine, check_fits, clipped
+from vbon.errors import EngineDeadError, NotReadyError, PromptTooLongError, RewardDeadError
 from vbon.storage.training_record import TrainingRecord, read_training_record
 
 logger = logging.getLogger(__name__)
@@ -241,7 +242,6 @@ class Runtime:
             RewardError: every call either returns a result or raises exactly one of these.
         """
         engine, reward = self.check_available(request.mode)
-        request = request.fitted()
         scorer = None if reward is None else MeteredScorer(reward)
         # Taken before waiting, so that a reload meanwhile does not mix old and new engines.
         resources = Resources(engine, self.policies, scorer, self.embedder)
@@ -249,13 +249,14 @@ class Runtime:
         progress = begin_progress(request, scored=scorer is not None and request.wants_rewards)
         models = (engine, reward, *self._other_engines(request.mode))
         async with self.in_flight.track(limit_s, limit_name, models):
-            task = await _encode(request, engine, progress)
+            request, task = await _encode(request, engine, progress)
             outcome = await self._admit_and_decode(request, task, resources, progress)
         total_ms = (perf_counter() - progress.arrived_s) * 1e3
         note_outcome(progress, outcome)
         assert progress.admitted_s is not None  # set by _admit_and_decode
         result = PromptResult(
             mode=request.mode,
+            sampling=request.sampling,
             policy=engine.info,
             scorer=reward,
             prompt_tokens=progress.prompt_tokens,
@@ -334,11 +335,23 @@ class Runtime:
         self.metrics.errors.labels(known, kind).inc()
 
 
-async def _encode(request: PromptRequest, engine: Engine, progress: PromptProgress) -> Task:
+async def _encode(
+    request: PromptRequest, engine: Engine, progress: PromptProgress
+) -> tuple[PromptRequest, Task]:
+    """The task of a request, and the request with what its strategy will use."""
     token_ids = await engine.encode(request.prompt)
-    check_fits(engine.info, token_ids, request.sampling)
+    try:
+        if request.clip:
+            sampling = clipped(engine.info, len(token_ids), request.sampling)
+            request = replace(request, sampling=sampling)
+        check_fits(engine.info, token_ids, request.sampling)
+    except PromptTooLongError as error:
+        error.field = "messages" if request.prompt.messages else "prompt"
+        raise
+    request = request.fitted()
     progress.encoded_s, progress.prompt_tokens = perf_counter(), len(token_ids)
-    return Task(
+    progress.max_tokens = request.sampling.max_tokens
+    task = Task(
         request.prompt,
         token_ids,
         request.sampling,
@@ -347,6 +360,7 @@ async def _encode(request: PromptRequest, engine: Engine, progress: PromptProgre
         request.score,
         request.observer,
     )
+    return request, task
 
 
 def _tasks() -> float:

@@ -22,6 +22,7 @@ class ErrorResponse(BaseModel):
 
 
 _MEANING = {
+    400: "the prompt does not fit into the model's context (context_length_exceeded)",
     401: "the API key is missing or unknown, on a server that requires keys",
     403: "not allowed for this key, or the request comes from another site's page",
     404: "not found",

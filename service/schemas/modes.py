@@ -41,6 +41,9 @@ class DefaultSampling(BaseModel):
     """The sampling of requests that set none; top_p 1, top_k 0 and no stop strings besides."""
 
     max_tokens: int
+    chat_max_tokens: int = Field(
+        description="max_tokens of chats; either is lowered to the room that the prompt leaves"
+    )
     temperature: float
     sources: dict[str, str] = Field(
         description="where each value comes from: a setting, the card of a checkpoint, or built in"

@@ -21,7 +21,8 @@ def wrong_with(
         stated: statuses it may have beside the usual ones; 400 is for what is no HTTP.
     """
     status = response.status_code
-    if status not in STATED | stated:
+    overlong = status == 400 and b'"code":"context_length_exceeded"' in response.content
+    if status not in STATED | stated and not overlong:
         return f"{status}: {response.text[:200]}"
     if method in WITHOUT_BODY:
         return None

@@ -156,7 +156,7 @@ async def test_unscored_answers_are_left_out_and_counted() -> None:
         ({"repeats": 0}, "greater than or equal to 1"),
         ({"n": 1000}, "at most 128"),
         ({"prompts": ["x"] * 200}, "prompts is 200"),
-        ({"mode": "ref"}, "Extra inputs"),
+        ({"mode": "ref"}, "this server has no such field"),
     ],
 )
 async def test_bad_input(changes: dict[str, object], words: str) -> None:

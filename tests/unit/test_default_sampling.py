@@ -21,7 +21,8 @@ def card(**identity: object) -> TrainingRecord:
 
 def of(settings: dict[str, Any], **cards: TrainingRecord | None) -> tuple[object, ...]:
     found = default_sampling(ServiceSettings(**settings), cards)
-    return found.max_tokens, found.temperature, *found.sources.values()
+    sources = found.sources
+    return found.max_tokens, found.temperature, sources["max_tokens"], sources["temperature"]
 
 
 FORTY = card(max_new_tokens=40, temperature=0.7)
@@ -151,9 +152,11 @@ async def test_checkpoints_with_different_cards_share_a_default_and_each_tells_i
         told = (await client.get("/modes")).json()
     assert told["default_sampling"] == {
         "max_tokens": 64,
+        "chat_max_tokens": 4096,
         "temperature": 1.0,
         "sources": {
             "max_tokens": "built in, because the cards differ (a: 5, b: 6); set default_max_tokens",
+            "chat_max_tokens": "limits.max_tokens",
             "temperature": "built in",
         },
     }

@@ -437,7 +437,7 @@ async def test_errors_before_the_stream_are_plain_on_v1() -> None:
     async with serving(make_runtime()) as (_, client):
         missing = await client.post("/v1/completions", json={**V1, "model": "gpt"})
         long = await client.post("/v1/completions", json={**V1, "prompt": "x" * 250})
-    assert (missing.status_code, long.status_code) == (404, 422)
+    assert (missing.status_code, long.status_code) == (404, 400)
 
 
 def read_stripped(pieces: list[str]) -> list[str]:

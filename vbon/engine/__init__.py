@@ -8,6 +8,16 @@ from vbon.engine.protocol import (
     Partial,
     Sampling,
     check_fits,
+    clipped,
 )
 
-__all__ = ["Candidate", "Engine", "FinishReason", "ModelInfo", "Partial", "Sampling", "check_fits"]
+__all__ = [
+    "Candidate",
+    "Engine",
+    "FinishReason",
+    "ModelInfo",
+    "Partial",
+    "Sampling",
+    "check_fits",
+    "clipped",
+]

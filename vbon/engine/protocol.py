@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 from prometheus_client import Metric
@@ -158,6 +158,20 @@ def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling)
             max_tokens=sampling.max_tokens,
             limit=info.max_model_len,
         )
+
+
+def clipped(info: ModelInfo, prompt_tokens: int, sampling: Sampling) -> Sampling:
+    """The sampling with ``max_tokens`` lowered to the room that a prompt leaves in the context.
+
+    Raises:
+        PromptTooLongError: the prompt leaves no room.
+    """
+    room = info.max_model_len - prompt_tokens
+    if room < 1:
+        raise PromptTooLongError(
+            prompt_tokens=prompt_tokens, max_tokens=1, limit=info.max_model_len
+        )
+    return sampling if sampling.max_tokens <= room else replace(sampling, max_tokens=room)
 
 
 class Engine(Protocol):
