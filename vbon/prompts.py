@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -23,14 +24,29 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Either ``text``, which the answer continues, or ``messages``, to which the answer is the next one."""
+    """Either ``text``, which the answer continues, or ``messages``, to which the answer is the next one.
+
+    Attributes:
+        template_kwargs: further variables of the policy's chat template.
+        tools: the tools that an answer may call, in OpenAI's form, for the policy's chat template.
+        special_tokens: whether the tokenizer adds its special tokens, such as BOS; by default only to a text,
+            because chat templates write their own.
+    """
 
     text: str | None = None
     messages: tuple[Message, ...] = ()
+    template_kwargs: Mapping[str, Any] | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    special_tokens: bool | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (not self.messages):
             raise ValueError("a prompt needs either text or messages, not both")
+
+    @property
+    def adds_special_tokens(self) -> bool:
+        """``special_tokens``, or its default."""
+        return self.text is not None if self.special_tokens is None else self.special_tokens
 
     @property
     def key(self) -> str:
@@ -57,21 +73,48 @@ ChatTemplate = Callable[..., Any]
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids that a policy sees for a prompt; messages go through its chat template.
 
-    Text is encoded with the tokenizer's default special tokens, such as BOS. A rendered chat is encoded
-    without, because chat templates write their own.
-
     Raises:
         ValueError: the prompt is a chat and the tokenizer has no chat template, or its template rejects
-            the messages.
+            the messages or lacks a variable.
     """
+    special = prompt.adds_special_tokens
     if prompt.text is not None:
-        return list(tokenizer(prompt.text)["input_ids"])
+        return list(tokenizer(prompt.text, add_special_tokens=special)["input_ids"])
     if not tokenizer.chat_template:
         raise ValueError(
             "the policy's tokenizer has no chat template; send `prompt`, not `messages`"
         )
-    rendered = _templated(tokenizer, prompt.messages, "policy", add_generation_prompt=True)
-    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    variables = dict(prompt.template_kwargs or {})
+    check_variables(str(tokenizer.chat_template), variables)
+    if prompt.tools:
+        variables["tools"] = list(prompt.tools)
+    rendered = _templated(
+        tokenizer, prompt.messages, "policy", variables, add_generation_prompt=True
+    )
+    return list(tokenizer(rendered, add_special_tokens=special)["input_ids"])
+
+
+# Arguments of transformers' `apply_chat_template` that are not the caller's to set.
+_OUR_ARGUMENTS = """
+    add_generation_prompt chat_template continue_final_message conversation max_length messages padding
+    return_assistant_tokens_mask return_dict return_tensors tokenize tokenizer_kwargs tools truncation
+"""
+
+
+def check_variables(template: str, variables: Iterable[str]) -> None:
+    """Check that a chat template has the variables that a request sets.
+
+    Raises:
+        ValueError: it lacks one, which would have no effect, or one is not the caller's to set.
+    """
+    for name in variables:
+        if name in _OUR_ARGUMENTS.split():
+            raise ValueError(f"chat_template_kwargs cannot set {name!r:.60}; leave it out")
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ValueError(
+                f"the policy's chat template has no variable {name!r:.60}; leave it out of "
+                "chat_template_kwargs"
+            )
 
 
 def decode_completion(
@@ -136,7 +179,7 @@ def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[
             Message(role="user", content=prompt.text or ""),
         )
         turns = [*messages, Message(role="assistant", content=completion)]
-        text = _templated(tokenizer, turns, "reward model", add_generation_prompt=False)
+        text = _templated(tokenizer, turns, "reward model", {}, add_generation_prompt=False)
         bos = tokenizer.bos_token
         while bos and text.startswith(bos + bos):
             text = text[len(bos) :]
@@ -145,7 +188,12 @@ def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[
 
 
 def _templated(
-    tokenizer: Any, messages: Sequence[Message], whose: str, *, add_generation_prompt: bool
+    tokenizer: Any,
+    messages: Sequence[Message],
+    whose: str,
+    variables: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
 ) -> str:
     # Imported here because only chats need it; it is installed with transformers.
     from jinja2 import TemplateError
@@ -155,8 +203,16 @@ def _templated(
             for_template(messages, str(tokenizer.chat_template)),
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
+            **variables,
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ) as error:
         raise ValueError(
             f"the chat template of the {whose}'s tokenizer rejects the messages: {error}"
         ) from error

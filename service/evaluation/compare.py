@@ -20,7 +20,7 @@ from service.evaluation.compare_report import (
     mode_report,
     prompt_row,
 )
-from service.generation.plan import resolve_sampling
+from service.generation.plan import check_steering, resolve_sampling
 from service.generation.references import check_limit, scorer_ref
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.prompt import PromptRequest, PromptResult
@@ -94,6 +94,7 @@ def _settle(runtime: Runtime, request: CompareRequest, request_id: str) -> _Comp
     sampling, num_samples = resolve_sampling(request, request.n, runtime)
     for run in runs.values():
         check_limit("max_n", run.mode.strategy.most_candidates(num_samples), limits.max_n)
+        check_steering(run.mode, sampling)
     check_limit("prompts", len(request.prompts), limits.max_prompts)
     prompts = [to_prompt(item) for item in request.prompts]
     return _Comparison(request, request_id, runs, baseline, sampling, num_samples, prompts)

@@ -16,6 +16,9 @@ from vbon.engine import Sampling
 from vbon.errors import InvalidInputError
 from vbon.prompts import Prompt
 
+# Parameters with which a token depends on the tokens of the answer before it.
+_LOOKING_BACK = ("response_format", "frequency_penalty", "presence_penalty")
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -93,6 +96,23 @@ def _check(plan: Plan) -> None:
             "stream takes one prompt; send `prompt` or `messages`, not `prompts`", field="prompts"
         )
     check_limit("prompts", len(request.prompts or ()), limits.max_prompts)
+    check_steering(plan.mode, plan.sampling)
+
+
+def check_steering(mode: Mode, sampling: Sampling) -> None:
+    """Check that a mode can sample in this way.
+
+    Raises:
+        InvalidInputError: it continues partial answers, and a parameter looks back at their beginnings.
+    """
+    looking_back = [name for name in _LOOKING_BACK if name in sampling.steering]
+    if mode.strategy.continues and looking_back:
+        raise InvalidInputError(
+            f"mode {mode.name!r} takes no {' or '.join(looking_back)}, because it lets the engine "
+            "continue partial answers, whose beginnings the engine then takes for prompts; leave it out, or "
+            "use another mode",
+            field=looking_back[0],
+        )
 
 
 def resolve_sampling(

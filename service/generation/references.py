@@ -22,6 +22,10 @@ def check_limit(field: str, value: float, limit: float) -> None:
         )
 
 
+# Parameters whose values the training record is compared with.
+_COMPARED = frozenset({"temperature", "top_p", "top_k"})
+
+
 def sampling_differences(runtime: Runtime, policy: str, sampling: Sampling) -> list[str]:
     """The differences between a sampling and the one that a policy was trained with, in words.
 
@@ -30,6 +34,7 @@ def sampling_differences(runtime: Runtime, policy: str, sampling: Sampling) -> l
     record = runtime.training_records.get(policy)
     if record is None:
         return []
+    ending = ("stop_token_ids",) if sampling.stop_token_ids else ()
     return record.sampling_differences(
         sampling.max_tokens,
         sampling.temperature,
@@ -37,6 +42,7 @@ def sampling_differences(runtime: Runtime, policy: str, sampling: Sampling) -> l
         top_k=sampling.top_k,
         stop=sampling.stop,
         ignore_eos=sampling.ignore_eos,
+        others=[name for name in (*sampling.steering, *ending) if name not in _COMPARED],
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
@@ -15,6 +15,7 @@ from vbon.prompts import Prompt
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 
 
+TemplateVariables = Annotated[dict[str, Any], Field(max_length=64)] | None
 Count = Annotated[int, Field(ge=1)]
 # The form is chosen before validation, so that a wrong value gets one message instead of one per form.
 Counts = Annotated[
@@ -66,6 +67,14 @@ class GenerateFields(SamplingFields):
         description="time limit, seconds; at most the server's, which is the default",
     )
 
+    chat_template_kwargs: TemplateVariables = Field(
+        None, description="further variables of the policy's chat template, with messages"
+    )
+    add_special_tokens: bool | None = Field(
+        None,
+        description="whether the tokenizer adds its own, such as BOS; default: not to messages",
+    )
+
     @model_validator(mode="after")
     def _exactly_one_input(self) -> Self:
         given = [
@@ -76,6 +85,10 @@ class GenerateFields(SamplingFields):
                 "give exactly one of prompt, prompts and messages; got "
                 + (", ".join(given) if given else "none")
             )
+        if self.chat_template_kwargs and self.messages is None:
+            raise ValueError(
+                "chat_template_kwargs needs messages, since texts have no chat template"
+            )
         return self
 
     @property
@@ -85,11 +98,18 @@ class GenerateFields(SamplingFields):
 
     def to_prompts(self) -> list[Prompt]:
         """The prompts to answer."""
-        if self.prompts is not None:
-            return [Prompt(text=text) for text in self.prompts]
-        if self.messages is not None:
-            return [Prompt(messages=tuple(turn.to_message() for turn in self.messages))]
-        return [Prompt(text=self.prompt)]
+        special = self.add_special_tokens
+        if self.messages is None:
+            texts = [self.prompt] if self.prompts is None else self.prompts
+            return [Prompt(text=text, special_tokens=special) for text in texts]
+        turns = tuple(turn.to_message() for turn in self.messages)
+        return [
+            Prompt(
+                messages=turns,
+                template_kwargs=self.chat_template_kwargs,
+                special_tokens=special,
+            )
+        ]
 
 
 if TYPE_CHECKING:

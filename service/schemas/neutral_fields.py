@@ -123,7 +123,6 @@ CHAT: Table = {
         (0,), "logprobs: true returns the log-probabilities of the answer's tokens"
     ),
     "parallel_tool_calls": Label(bool, "without tools, no tool is called"),
-    "response_format": Neutral(({"type": "text"},)),
     "tool_choice": Neutral(("none", "auto")),
     "tools": Neutral(([],)),
     "verbosity": Neutral(("medium",), "ask for it in the messages"),

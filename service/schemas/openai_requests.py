@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from service.schemas.generate import GenerateRequest
+from service.schemas.generate import GenerateRequest, TemplateVariables
 from service.schemas.neutral_fields import (
     CHAT,
     COMMON,
@@ -59,14 +59,10 @@ class OpenAiFields(SamplingFields):
         allow_inf_nan=False,
         description="time limit, seconds; at most the server's, which is the default",
     )
-    frequency_penalty: Annotated[float | None, Neutral((0,))] = None
-    presence_penalty: Annotated[float | None, Neutral((0,))] = None
-    repetition_penalty: Annotated[float | None, Neutral((1,))] = None
-    min_p: Annotated[float | None, Neutral((0,))] = None
-    min_tokens: Annotated[
-        int | None, Neutral((0,), "for answers of exactly max_tokens, use ignore_eos")
-    ] = None
-    logit_bias: Annotated[dict[str, float] | None, Neutral(({},))] = None
+
+    add_special_tokens: bool | None = Field(
+        None, description="whether the tokenizer adds its own, such as BOS; default: not to a chat"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -98,6 +94,7 @@ class OpenAiFields(SamplingFields):
             logprobs=logprobs,
             return_candidates=self.return_candidates,
             score=self.score,
+            add_special_tokens=self.add_special_tokens,
             timeout_s=self.timeout_s,
             stream=self.stream,
         )
@@ -214,11 +211,18 @@ class ChatFields(OpenAiFields):
 
     messages: Annotated[list[OpenAiMessage], Field(fail_fast=True, min_length=1)]
     logprobs: bool | None = None
+    chat_template_kwargs: TemplateVariables = Field(
+        None, description="further variables of the policy's chat template"
+    )
 
     def to_native(self) -> GenerateRequest:
         """This request in the form of the native API."""
         turns = [message.to_native() for message in self.messages]
-        return self._native(logprobs=bool(self.logprobs), messages=turns)
+        return self._native(
+            logprobs=bool(self.logprobs),
+            messages=turns,
+            chat_template_kwargs=self.chat_template_kwargs,
+        )
 
 
 if TYPE_CHECKING:

@@ -7,9 +7,18 @@ descriptions of the API; everything else here is derived from these two.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag, create_model
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    create_model,
+    model_validator,
+)
 
 from service.schemas.wire import Wire, form_of
 from vbon.engine import Sampling
@@ -35,6 +44,45 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 SeedOrNone = Annotated[int, Field(ge=-1, lt=2**63)]
 TopK = Annotated[int, Field(ge=-1, le=1_000_000), AfterValidator(lambda k: max(k, 0))]
 StopString = Annotated[str, Field(max_length=256)]
+
+
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+MOST_STOP_TOKENS = 128
+
+
+class JsonSchema(Wire):
+    """A JSON schema, with the name that OpenAI's clients give it."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str | None = Field(None, description="ignored: names the schema")
+    description: str | None = Field(None, description="ignored: the model does not see it")
+    content: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="ignored: answers always fit the schema")
+
+
+class ResponseFormat(Wire):
+    """The form of an answer, in OpenAI's terms."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_if_named(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError(
+                'the type json_schema needs json_schema: {"schema": {...}}, and other types take none'
+            )
+        return self
+
+    def to_sampling(self) -> dict[str, Any] | None:
+        """The engine's form; ``None`` for any text."""
+        if self.type == "text":
+            return None
+        if self.json_schema is None:
+            return {"type": self.type}
+        return {"type": self.type, "json_schema": {"schema": self.json_schema.content}}
 
 
 class SamplingFields(Wire):
@@ -75,6 +123,43 @@ class SamplingFields(Wire):
         "needs a server with engine.scheduling_policy=priority",
     )
 
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="least probability relative to the largest",
+    )
+    min_tokens: int = Field(
+        0, ge=0, description="neither EOS nor stop_token_ids end a candidate before"
+    )
+    stop_token_ids: Annotated[
+        tuple[TokenId, ...], Field(fail_fast=True, max_length=MOST_STOP_TOKENS)
+    ] = Field((), description="tokens that end a candidate, as EOS does")
+    frequency_penalty: Penalty = Field(
+        0.0, description="subtracted from a token's logit for each time the candidate has it"
+    )
+    presence_penalty: Penalty = Field(
+        0.0, description="subtracted from the logit of every token that the candidate has"
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        allow_inf_nan=False,
+        description="divides the logits of tokens that the prompt or the candidate has; 1 changes nothing",
+    )
+    logit_bias: (
+        Annotated[
+            dict[TokenId, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]],
+            Field(max_length=1024),
+        ]
+        | None
+    ) = Field(None, description="added to the logits of tokens, by their ids")
+    response_format: ResponseFormat | None = Field(
+        None, description="constrains every candidate to JSON, or to JSON of a schema"
+    )
+
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """The ``stop`` strings as a tuple, whichever form was sent."""
@@ -86,6 +171,9 @@ class SamplingFields(Wire):
         values = {name: getattr(self, name) for name in SAMPLING_NAMES}
         values["stop"] = self.stop_strings
         values["seed"] = None if self.seed == -1 else self.seed
+        values["logit_bias"] = self.logit_bias or None
+        wanted = self.response_format
+        values["response_format"] = None if wanted is None else wanted.to_sampling()
         if self.max_tokens is None:
             values["max_tokens"] = default_max_tokens
         if self.temperature is None:

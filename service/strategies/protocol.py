@@ -121,6 +121,8 @@ class Strategy(BaseModel, ABC):
         reranks: True if it draws several candidates and needs a reward model.
         uses_logprobs: True if it needs log-probabilities; the engine then computes them.
         uses_policies: True if it uses other policies than the one it draws from.
+        continues: True if it lets the engine continue partial answers, which parameters that look back at an
+            answer's beginning do not survive.
         source: the paper it follows; empty if there is none.
     """
 
@@ -130,6 +132,7 @@ class Strategy(BaseModel, ABC):
     reranks: ClassVar[bool] = True
     uses_logprobs: ClassVar[bool] = False
     uses_policies: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
     @abstractmethod

@@ -17,18 +17,19 @@ from service.strategies import STRATEGIES, Strategy
 from vbon.errors import InvalidInputError
 
 _REQUEST_FIELDS = """
-    add_generation_prompt allowed_token_ids audio bad_words best_of cache_salt chat_template
-    continue_final_message documents echo frequency_penalty function_call functions guided_choice
-    guided_grammar guided_json guided_regex ignore_eos include_reasoning include_stop_str_in_output
-    kv_transfer_params length_penalty logit_bias logits_processors logprobs max_completion_tokens
-    max_tokens media_io_kwargs messages metadata min_p min_tokens mm_processor_kwargs modalities model n
-    parallel_tool_calls prediction presence_penalty priority prompt prompt_cache_key
-    prompt_cache_retention prompt_logprobs prompts reasoning_effort repetition_detection
-    repetition_penalty request_id response_format return_candidates return_token_ids
-    return_tokens_as_token_ids safety_identifier score seed service_tier session_id skip_special_tokens
-    spaces_between_special_tokens stop store stream stream_interval stream_options structured_outputs
-    suffix temperature thinking_token_budget timeout_s tool_choice tools top_k top_logprobs top_p
-    truncate_prompt_tokens use_beam_search user verbosity vllm_xargs web_search_options
+    add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of cache_salt
+    chat_template chat_template_kwargs continue_final_message documents echo frequency_penalty
+    function_call functions gold guided_choice guided_grammar guided_json guided_regex ignore_eos
+    include_reasoning include_stop_str_in_output kv_transfer_params length_penalty logit_bias
+    logits_processors logprobs max_completion_tokens max_tokens media_io_kwargs messages metadata min_p
+    min_tokens mm_processor_kwargs modalities model n parallel_tool_calls prediction presence_penalty
+    priority prompt prompt_cache_key prompt_cache_retention prompt_logprobs prompts reasoning_effort
+    repetition_detection repetition_penalty request_id response_format return_candidates
+    return_token_ids return_tokens_as_token_ids safety_identifier score seed service_tier session_id
+    skip_special_tokens spaces_between_special_tokens stop stop_token_ids store stream stream_interval
+    stream_options structured_outputs suffix temperature thinking_token_budget timeout_s tool_choice
+    tools top_k top_logprobs top_p truncate_prompt_tokens use_beam_search user verbosity vllm_xargs
+    web_search_options
 """
 # Fields of the requests in service/schemas, whose names no setting may have.
 RESERVED = frozenset(_REQUEST_FIELDS.split())

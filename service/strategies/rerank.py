@@ -116,7 +116,7 @@ class Reranker(Strategy):
 
 def reshaped(sampling: Sampling) -> bool:
     """Tell whether candidates come from another distribution than the policy's own, whose log p is known."""
-    return sampling.temperature != 1 or sampling.top_p < 1 or sampling.top_k > 0
+    return bool(sampling.steering)
 
 
 def required_scorer(scorer: Scorer | None, what: str) -> Scorer:

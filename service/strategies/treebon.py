@@ -66,6 +66,7 @@ class TreeBon(Strategy):
     source: ClassVar[str] = "arXiv 2410.16033"
     uses_logprobs: ClassVar[bool] = True
     uses_policies: ClassVar[bool] = True
+    continues: ClassVar[bool] = True
 
     children: int = Field(
         4, ge=2, le=1024, description="continuations of each partial answer that is kept; at most n"
@@ -201,7 +202,11 @@ class _Tree:
         left = task.sampling.max_tokens - len(branch.token_ids)
         stream = self._engine.generate(
             [*task.prompt_token_ids, *branch.token_ids],
-            replace(task.sampling, max_tokens=min(tokens, left)),
+            replace(
+                task.sampling,
+                max_tokens=min(tokens, left),
+                min_tokens=min(tokens, left, self._least_tokens(branch)),
+            ),
             children,
             f"{task.request_id}-{self.layers}-{first_index}",
             first_index,
@@ -213,6 +218,9 @@ class _Tree:
                 self.generated_tokens += len(candidate.token_ids)
         found.sort(key=lambda candidate: candidate.index)
         return [await self._grown(branch, candidate) for candidate in found]
+
+    def _least_tokens(self, branch: Branch) -> int:
+        return max(0, self._task.sampling.min_tokens - len(branch.token_ids))
 
     async def _grown(self, branch: Branch, candidate: Candidate) -> Branch:
         ids = branch.token_ids + candidate.token_ids
@@ -254,7 +262,9 @@ class _Tree:
 
     async def _text(self, branch: Branch) -> str:
         """The branch's text, decoded as a whole and cut at the first stop string."""
-        text = await self._decoded(branch.token_ids)
+        ids, ending = branch.token_ids, self._task.sampling.stop_token_ids
+        ended = branch.finished == "stop" and ids and ids[-1] in ending
+        text = await self._decoded(ids[:-1] if ended else ids)
         ends = [text.find(stop) for stop in self._task.sampling.stop]
         return text[: min((end for end in ends if end >= 0), default=len(text))]
 

@@ -7,12 +7,14 @@ reached over HTTP (see conftest).
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import pairwise
 
+import jsonschema
 import pytest
 
 from tests.unit.openai_imitation import imitation
@@ -281,3 +283,111 @@ async def test_without_logprobs_there_are_none(engine: Engine) -> None:
         assert candidate.token_ids == with_them[candidate.index].token_ids
     last = (await watch(engine, sampling, 0, "contract-without-stream"))[-1]
     assert last.token_logprobs is None
+
+
+# Parameters that steer what is sampled
+
+
+def schema(**properties: object) -> dict[str, object]:
+    return {
+        "type": "json_schema",
+        "json_schema": {
+            "schema": {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            }
+        },
+    }
+
+
+FORMATS = {
+    "object": {"type": "json_object"},
+    "mood": schema(mood={"enum": ["good", "bad"]}, sure={"type": "boolean"}),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+async def test_a_finished_candidate_fits_the_format(engine: Engine, name: str) -> None:
+    """One in eight is cut by the limit of tokens; the others are JSON, streamed and whole alike."""
+    sampling = Sampling(max_tokens=64, seed=11, response_format=FORMATS[name])
+    drawn = await draw(engine, sampling, 8, f"contract-format-{name}")
+    finished = [candidate for candidate in drawn if candidate.finish_reason == "stop"]
+    assert finished or name == "object"  # any object can go on for ever
+    for candidate in finished:
+        jsonschema.validate(json.loads(candidate.text), sampling.json_schema)
+    last = (await watch(engine, sampling, 0, f"contract-format-stream-{name}"))[-1]
+    assert last.text == {c.index: c for c in drawn}[0].text
+
+
+async def test_a_format_that_cannot_be_made_is_refused(engine: Engine) -> None:
+    wrong = {"type": "json_schema", "json_schema": {"schema": {"type": "banana"}}}
+    with pytest.raises(InvalidInputError):
+        await draw(
+            engine, Sampling(max_tokens=8, response_format=wrong), 2, "contract-wrong-format"
+        )
+    assert len(await draw(engine, SAMPLING, 1, "contract-after-wrong-format")) == 1
+
+
+async def test_a_large_bias_decides_every_token(engine: Engine) -> None:
+    token = (await draw(engine, SAMPLING, 1, "contract-bias-a"))[0].token_ids[0]
+    biased = replace(SAMPLING, logit_bias={token: 100.0}, ignore_eos=True)
+    for candidate in await draw(engine, biased, 3, "contract-bias-b"):
+        assert set(candidate.token_ids) == {token}
+    barred = replace(SAMPLING, logit_bias={token: -100.0})
+    for candidate in await draw(engine, barred, 3, "contract-bias-c"):
+        assert token not in candidate.token_ids
+
+
+async def test_a_stop_token_ends_a_candidate_and_has_no_text(engine: Engine) -> None:
+    whole = (await draw(engine, replace(SAMPLING, ignore_eos=True), 1, "contract-token-a"))[0]
+    token = whole.token_ids[3]
+    first = whole.token_ids.index(token)
+    stopping = replace(SAMPLING, ignore_eos=True, stop_token_ids=(token,))
+    cut = (await draw(engine, stopping, 1, "contract-token-b"))[0]
+    assert cut.token_ids == whole.token_ids[: first + 1]
+    assert cut.finish_reason == "stop"
+    before = await engine.decode(await engine.encode(PROMPT), list(cut.token_ids[:-1]))
+    assert cut.text == before
+    last = (await watch(engine, stopping, 0, "contract-token-c"))[-1]
+    assert (last.text, last.token_ids) == (cut.text, cut.token_ids)
+
+
+async def test_no_candidate_ends_before_its_least_number_of_tokens(engine: Engine) -> None:
+    sampling = Sampling(max_tokens=24, seed=5, min_tokens=20)
+    for candidate in await draw(engine, sampling, 8, "contract-least"):
+        assert len(candidate.token_ids) >= 20
+    with pytest.raises(InvalidInputError, match="min_tokens is 25, over max_tokens") as refused:
+        await draw(engine, replace(sampling, min_tokens=25), 1, "contract-least-over")
+    assert refused.value.field == "min_tokens"
+
+
+@pytest.mark.parametrize("field", ["frequency_penalty", "presence_penalty"])
+async def test_penalties_make_tokens_differ(engine: Engine, field: str) -> None:
+    def distinct(candidates: list[Candidate]) -> int:
+        return sum(len(set(candidate.token_ids)) for candidate in candidates)
+
+    sampling = Sampling(max_tokens=24, seed=5, ignore_eos=True)
+    plain = await draw(engine, sampling, 16, f"contract-{field}-a")
+    penalised = await draw(engine, replace(sampling, **{field: 2.0}), 16, f"contract-{field}-b")
+    favoured = await draw(engine, replace(sampling, **{field: -2.0}), 16, f"contract-{field}-c")
+    assert distinct(favoured) < distinct(plain) < distinct(penalised)
+
+
+async def test_the_least_probability_of_1_is_greedy(
+    engine: Engine, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["engine"] in {"fake_engine", "remote_engine"}:
+        pytest.skip("all words of the fake and of the imitation have the same probability")
+    greedy = await draw(engine, Sampling(max_tokens=6, temperature=0.0), 1, "contract-min-p-a")
+    sampled = await draw(engine, Sampling(max_tokens=6, seed=2, min_p=1.0), 3, "contract-min-p-b")
+    assert {candidate.token_ids for candidate in sampled} == {greedy[0].token_ids}
+
+
+async def test_ids_outside_the_vocabulary_are_refused(engine: Engine) -> None:
+    outside = 2**31 - 1
+    for changes in ({"logit_bias": {outside: 1.0}}, {"stop_token_ids": (outside,)}):
+        with pytest.raises(InvalidInputError):
+            await draw(engine, replace(SAMPLING, **changes), 1, "contract-vocabulary")
+    assert engine.alive

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import socket
 from collections.abc import AsyncGenerator, Collection, Sequence
@@ -22,6 +23,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.unit.listening import listening
+from vbon.engine.fake_json import random_instance
+from vbon.errors import InvalidInputError
 
 WORDS = ("good", "bad", "dull", "superb", "odd", "warm\u2028cold", "café", "sharp")
 EOS, FIRST_CHARACTER = 9, 100
@@ -40,6 +43,22 @@ def logprob(before: Sequence[int], token: int) -> float:
     return -2.0 - random.Random(f"{list(before)}{token}").random()
 
 
+def word(source: random.Random, body: dict[str, Any], before: Sequence[int]) -> int:
+    """The next word: all have the same logit, to which biases and penalties are added."""
+    bias = {int(token): value for token, value in (body.get("logit_bias") or {}).items()}
+    frequency, presence = body.get("frequency_penalty", 0), body.get("presence_penalty", 0)
+    if not bias and not frequency and not presence:
+        return source.randrange(len(WORDS))
+    logits = [
+        bias.get(token, 0.0) - frequency * before.count(token) - presence * (token in before)
+        for token in range(len(WORDS))
+    ]
+    if body["temperature"] == 0:
+        return max(range(len(WORDS)), key=lambda token: logits[token])
+    weights = [math.exp((logit - max(logits)) / body["temperature"]) for logit in logits]
+    return source.choices(range(len(WORDS)), weights)[0]
+
+
 def sampled(
     prompt: list[int], body: dict[str, Any], ignored: Collection[str] = ()
 ) -> tuple[list[int], str, Any]:
@@ -53,10 +72,29 @@ def sampled(
         else random.Random()
     )
     ids: list[int] = []
+    if (wanted := body.get("response_format")) is not None:
+        schema = {"type": "object"}
+        if wanted["type"] == "json_schema":
+            schema = wanted["json_schema"]["schema"]
+        text = json.dumps(random_instance(schema, source))
+        ids = [FIRST_CHARACTER + ord(character) for character in text]
+        if len(ids) < body["max_tokens"]:
+            return [*ids, EOS], "stop", None
+        return ids[: body["max_tokens"]], "length", None
+    biases = (body.get("logit_bias") or {}).values()
+    least, ending = body.get("min_tokens", 0), body.get("stop_token_ids") or []
     for _ in range(body["max_tokens"]):
-        ids.append(EOS if source.random() < 0.1 and len(ids) > 2 else source.randrange(len(WORDS)))
+        ended = (
+            source.random() < 0.1
+            and len(ids) > 2
+            and len(ids) >= least
+            and max(biases, default=0) < 50
+        )
+        ids.append(EOS if ended else word(source, body, ids))
         if ids[-1] == EOS and not body.get("ignore_eos"):
             return ids, "stop", None
+        if ids[-1] in ending and len(ids) > least:
+            return ids, "stop", ids[-1]
         for stop in body.get("stop") or []:
             if stop in text_of(ids):
                 return ids, "stop", stop
@@ -74,6 +112,7 @@ class Server:
     """
 
     model: str = "org/policy"
+    owner: str = "vllm"
     max_model_len: int = 256
     seconds_per_token: float = 0.0
     api_key: str | None = None
@@ -141,6 +180,7 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         card: dict[str, Any] = {"id": self.model, "object": "model", "root": "/models/policy"}
+        card["owned_by"] = self.owner
         if "lora" in self.faults:
             card["parent"] = "org/base"
         if "no-context-length" not in self.faults:
@@ -178,6 +218,8 @@ class Server:
         prompt = body["prompt"]
         if len(prompt) + body["max_tokens"] > self.max_model_len:
             return error(400, "This model's maximum context length is 256 tokens.")
+        if (refusal := unusable(body)) is not None:
+            return error(400, refusal)
         if body.get("stream"):
             return StreamingResponse(self.events(body), media_type="text/event-stream")
         deciding = asyncio.create_task(self.answer(body))
@@ -284,7 +326,23 @@ class Server:
         return found
 
 
-def visible(ids: list[int], stop: str | None) -> str:
+def unusable(body: dict[str, Any]) -> str | None:
+    """The reason why vLLM would reject the body's ids or its schema."""
+    ids = [*map(int, body.get("logit_bias") or {}), *(body.get("stop_token_ids") or [])]
+    if any(token >= FIRST_CHARACTER + 0x110000 for token in ids):
+        return "token_id(s) in logit_bias or stop_token_ids contain out-of-vocab token ids"
+    wanted = body.get("response_format") or {}
+    if wanted.get("type") == "json_schema":
+        try:
+            random_instance(wanted["json_schema"]["schema"], random.Random(0))
+        except InvalidInputError as wrong:
+            return f"Failed to transform json schema into a grammar: {wrong}"
+    return None
+
+
+def visible(ids: list[int], stop: str | int | None) -> str:
+    if isinstance(stop, int):
+        return text_of(ids[:-1])
     text = text_of(ids)
     return text if stop is None else text[: text.index(stop)]
 

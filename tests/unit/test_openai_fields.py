@@ -168,7 +168,7 @@ class Spoken:
         environment = Environment()
         environment.globals["raise_exception"] = refuse
         environment.filters["tojson"] = json.dumps
-        return environment.from_string(self.chat_template).render(messages=messages)
+        return environment.from_string(self.chat_template).render(messages=messages, **options)
 
     def __call__(self, text: str, **options: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(character) for character in text]}

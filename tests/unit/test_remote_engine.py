@@ -42,6 +42,11 @@ OPTIONS = RemoteOptions(
     backoff_s=0.05,
     max_backoff_s=0.2,
 )
+MOOD = {
+    "type": "json_schema",
+    "json_schema": {"schema": {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}},
+                               "required": ["mood"]}},
+}  # fmt: skip
 SAMPLING = Sampling(max_tokens=8, seed=11)
 clocked = virtually("vbon")
 PROMPT = Prompt(text="the film was")
@@ -147,7 +152,8 @@ async def test_every_sampling_field_reaches_the_server() -> None:
     """Log-probabilities are always asked for, so their field changes only what a candidate carries."""
     other = Sampling(
         max_tokens=5, temperature=0.5, top_p=0.5, top_k=3, seed=1, stop=("x",), ignore_eos=True,
-        priority=2,
+        priority=2, min_p=0.1, min_tokens=3, stop_token_ids=(7,), frequency_penalty=1,
+        presence_penalty=-1, repetition_penalty=1.5, logit_bias={3: 2.0}, response_format=MOOD,
     )  # fmt: skip
     plain = Sampling(max_tokens=8)
     body = completion_body("m", [1], plain, 0, stream=False)
@@ -155,6 +161,38 @@ async def test_every_sampling_field_reaches_the_server() -> None:
         changed = replace(plain, **{field.name: getattr(other, field.name)})
         sent = completion_body("m", [1], changed, 0, stream=False)
         assert (sent == body) == (field.name == "logprobs"), field.name
+
+
+@pytest.mark.parametrize("field", ["min_p", "repetition_penalty"])
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "llamacpp", ""])
+async def test_what_no_answer_proves_is_sent_only_to_servers_that_are_known_to_take_it(
+    field: str, owner: str
+) -> None:
+    sampling = replace(SAMPLING, **{field: 0.5})
+    async with imitation(owner=owner) as server, remote(server) as engine:
+        if owner in {"vllm", "sglang"}:
+            await draw(engine, sampling=sampling)
+            assert server.bodies[-1][field] == 0.5
+            return
+        sent = len(server.bodies)
+        for attempt in (draw(engine, sampling=sampling), watch(engine, sampling)):
+            with pytest.raises(InvalidInputError, match="leave it out") as refused:
+                await attempt
+            assert refused.value.field == field
+        assert len(server.bodies) == sent
+        assert engine.alive
+
+
+async def test_a_stop_token_has_its_text_elsewhere() -> None:
+    """What ends one candidate by request is a word of another, unlike EOS."""
+    async with serving() as (engine, _):
+        ids = await engine.encode(PROMPT)
+        plain = (await draw(engine, 1, replace(SAMPLING, ignore_eos=True)))[0]
+        stopping = replace(SAMPLING, ignore_eos=True, stop_token_ids=(plain.token_ids[2],))
+        stopped = (await draw(engine, 1, stopping))[0]
+        assert stopped.finish_reason == "stop"
+        first = list(plain.token_ids[:3])
+        assert await engine.decode(ids, first) == text_of(first)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -179,6 +217,9 @@ async def test_ignore_eos_decodes_up_to_the_limit(streamed: bool) -> None:
         ("ignore_eos", Sampling(max_tokens=60, seed=11, ignore_eos=True)),
         ("ignore_eos", Sampling(max_tokens=60, seed=11, ignore_eos=True, stop=("nowhere",))),
         ("stop", Sampling(max_tokens=60, seed=11, stop=(" ",))),
+        ("min_tokens", Sampling(max_tokens=60, seed=11, min_tokens=59)),
+        ("stop_token_ids", Sampling(max_tokens=60, seed=11, stop_token_ids=tuple(range(8)))),
+        ("response_format", Sampling(max_tokens=60, seed=11, response_format=MOOD)),
     ],
 )
 @clocked

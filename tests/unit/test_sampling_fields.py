@@ -40,10 +40,19 @@ def test_every_parameter_reaches_the_engine_and_the_answer() -> None:
         "stop": ["x", "y"],
         "ignore_eos": True,
         "priority": -2,
+        "min_p": 0.1,
+        "min_tokens": 2,
+        "stop_token_ids": [5, 7],
+        "frequency_penalty": 0.5,
+        "presence_penalty": -0.5,
+        "repetition_penalty": 1.25,
+        "logit_bias": {3: -100.0},
+        "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}},
     }
     sampling = SamplingFields.model_validate(given).to_sampling(1)
-    assert sampling == Sampling(**{**given, "stop": ("x", "y")})  # type: ignore[arg-type]
-    assert sampling_used(sampling, 16).model_dump(mode="json") == {"n": 16, **given}
+    assert sampling == Sampling(**{**given, "stop": ("x", "y"), "stop_token_ids": (5, 7)})  # type: ignore[arg-type]
+    told = sampling_used(sampling, 16).model_dump(mode="json")
+    assert told == {"n": 16, **given, "logit_bias": {"3": -100.0}}  # keys of JSON are texts
     assert list(SamplingUsed.model_fields) == ["n", *given]
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import random
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from typing import ClassVar
 
 from prometheus_client import Metric
 
+from vbon.engine.fake_json import random_instance
 from vbon.engine.protocol import (
     Candidate,
     ModelInfo,
@@ -27,13 +31,23 @@ from vbon.prompts import Prompt
 WORDS = ("good", "bad", "dull", "superb", "odd", "warm", "cold", "sharp")
 
 
+# Tokens of JSON texts are characters; their ids follow those of the words.
+FIRST_CHARACTER = len(WORDS)
+VOCABULARY = FIRST_CHARACTER + sys.maxunicode + 1
+
+
 def words(token_ids: Sequence[int]) -> str:
     """The text of the fake engine's tokens."""
-    return "".join(f" {WORDS[i]}" for i in token_ids)
+    return "".join(
+        f" {WORDS[i]}" if i < FIRST_CHARACTER else chr(i - FIRST_CHARACTER) for i in token_ids
+    )
 
 
 class FakeEngine:
     """An engine that generates random words: a prompt token is a character, a new token is a word.
+
+    All words have the same logit, 0, to which biases and penalties are added. A candidate that must be JSON
+    is a random instance of its schema, in tokens of one character; biases and penalties do not change it.
 
     It decodes any number of sequences at once, so a priority has no effect. With ``endless``, candidates
     end at ``max_tokens`` only.
@@ -180,6 +194,12 @@ class FakeEngine:
         if not self._alive:
             raise NotReadyError("the fake engine has not started")
         check_fits(self.info, prompt_token_ids, sampling)
+        for field, ids in (
+            ("stop_token_ids", sampling.stop_token_ids),
+            ("logit_bias", sampling.logit_bias or ()),
+        ):
+            if any(not 0 <= token < VOCABULARY for token in ids):
+                raise InvalidInputError(f"{field} has ids outside the vocabulary", field=field)
 
     async def _decode_for(self, tokens: int) -> None:
         await asyncio.sleep(tokens * self._seconds_per_token)
@@ -193,20 +213,64 @@ class FakeEngine:
             source = random.Random()
         else:
             source = random.Random(f"{prompt_ids}{candidate_seed(sampling.seed, index)}")
-        length = source.randint(1, sampling.max_tokens + 2)
-        if self._endless or sampling.ignore_eos:
-            length = sampling.max_tokens + 1
-        ids = [source.randrange(len(WORDS)) for _ in range(min(length, sampling.max_tokens))]
-        text = words(ids)
-        reason = "stop" if length <= sampling.max_tokens else "length"
+        if sampling.json_schema is None:
+            ids, ended = self._words(source, sampling)
+        else:
+            ids, ended = _characters(source, sampling)
+        for position, token in enumerate(ids):
+            if token in sampling.stop_token_ids and position >= sampling.min_tokens:
+                ids, ended = ids[: position + 1], True
+                break
+        # Like EOS, which has no id here, a token that ends a candidate has no text.
+        by_token = bool(ids) and ids[-1] in sampling.stop_token_ids
+        text = words(ids[:-1] if ended and by_token else ids)
         for stop in sampling.stop:
             if stop in text:
-                text, reason = text.split(stop)[0], "stop"
+                text, ended = text.split(stop)[0], True
         logprobs = tuple(-2.0 - source.random() for _ in ids)
         return Candidate(
             index,
             text,
             tuple(ids),
-            "stop" if reason == "stop" else "length",
+            "stop" if ended else "length",
             logprobs if sampling.logprobs else None,
         )
+
+    def _words(self, source: random.Random, sampling: Sampling) -> tuple[list[int], bool]:
+        """The words of a candidate, and whether it ended before ``max_tokens``."""
+        length = source.randint(1, sampling.max_tokens + 2)
+        if self._endless or sampling.ignore_eos:
+            length = sampling.max_tokens + 1
+        if sampling.min_tokens:
+            length = max(length, sampling.min_tokens + 1)  # as where EOS is a token
+        ids: list[int] = []
+        for _ in range(min(length, sampling.max_tokens)):
+            ids.append(_next_word(source, sampling, ids))
+        return ids, length <= sampling.max_tokens
+
+
+def _next_word(source: random.Random, sampling: Sampling, before: Sequence[int]) -> int:
+    bias = sampling.logit_bias or {}
+    if not bias and not sampling.frequency_penalty and not sampling.presence_penalty:
+        return source.randrange(len(WORDS))
+    logits = [
+        bias.get(token, 0.0)
+        - sampling.frequency_penalty * before.count(token)
+        - sampling.presence_penalty * (token in before)
+        for token in range(len(WORDS))
+    ]
+    if sampling.temperature == 0:
+        return max(range(len(WORDS)), key=lambda token: logits[token])
+    highest = max(logits)
+    weights = [math.exp((logit - highest) / sampling.temperature) for logit in logits]
+    weights = [weight if weight >= sampling.min_p else 0.0 for weight in weights]
+    return source.choices(range(len(WORDS)), weights)[0]
+
+
+def _characters(source: random.Random, sampling: Sampling) -> tuple[list[int], bool]:
+    """The characters of a JSON text that fits the schema, and whether it ended before ``max_tokens``."""
+    assert sampling.json_schema is not None
+    instance = random_instance(sampling.json_schema, source)
+    text = json.dumps(instance, ensure_ascii=False)
+    ids = [FIRST_CHARACTER + ord(character) for character in text]
+    return ids[: sampling.max_tokens], len(ids) <= sampling.max_tokens

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from prometheus_client import Metric
 
@@ -42,6 +42,17 @@ class Sampling:
         ignore_eos: whether to decode up to ``max_tokens`` in any case, for load tests.
         priority: order in which waiting sequences are decoded; lower values come first. It does not
             change any candidate, and must be 0 if the engine does not schedule by priority.
+        min_p: least probability of a token, relative to that of the most likely one.
+        min_tokens: number of tokens before which neither EOS nor ``stop_token_ids`` end a candidate.
+        stop_token_ids: tokens that end a candidate; like EOS, the last one is left out of its text.
+        frequency_penalty: subtracted from a token's logit for each time the candidate has it already.
+        presence_penalty: the same once, however often it has the token.
+        repetition_penalty: divides the positive logits of tokens that the prompt or the candidate has, and
+            multiplies the negative ones.
+        logit_bias: added to the logits of tokens, by their ids.
+        response_format: OpenAI's form of a JSON object (``{"type": "json_object"}``) or of JSON of a
+            schema (``{"type": "json_schema", "json_schema": {"schema": ...}}``), to which each candidate is
+            constrained; one that ``max_tokens`` cuts is the beginning of such a text.
     """
 
     max_tokens: int
@@ -53,6 +64,14 @@ class Sampling:
     logprobs: bool = True
     ignore_eos: bool = False
     priority: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] | None = None
+    response_format: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Replace what vLLM would replace, so that answers echo what was used."""
@@ -61,6 +80,37 @@ class Sampling:
         if self.temperature == 0:
             object.__setattr__(self, "top_p", 1.0)
             object.__setattr__(self, "top_k", 0)
+            object.__setattr__(self, "min_p", 0.0)
+
+    @property
+    def json_schema(self) -> Mapping[str, Any] | None:
+        """The JSON schema that every finished candidate fits; ``None`` without ``response_format``."""
+        if self.response_format is None:
+            return None
+        if self.response_format["type"] == "json_object":
+            return {"type": "object"}
+        schema: Mapping[str, Any] = self.response_format["json_schema"]["schema"]
+        return schema
+
+    @property
+    def steering(self) -> tuple[str, ...]:
+        """The names of the parameters for which candidates are not samples of the policy itself."""
+        return tuple(name for name, neutral in _NEUTRAL.items() if getattr(self, name) != neutral)
+
+
+# Values with which candidates are samples of the policy itself.
+_NEUTRAL = {
+    "temperature": 1,
+    "top_p": 1,
+    "top_k": 0,
+    "min_p": 0,
+    "min_tokens": 0,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1,
+    "logit_bias": None,
+    "response_format": None,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +187,15 @@ def check_fits(info: ModelInfo, prompt_token_ids: list[int], sampling: Sampling)
 
     Raises:
         PromptTooLongError: prompt and ``max_tokens`` exceed the model's context.
-        InvalidInputError: the temperature is too high, or the request has a priority and the engine does
-            not schedule by priority.
+        InvalidInputError: the temperature is too high, ``min_tokens`` is over ``max_tokens``, or the request
+            has a priority and the engine does not schedule by priority.
     """
+    if sampling.min_tokens > sampling.max_tokens:
+        raise InvalidInputError(
+            f"min_tokens is {sampling.min_tokens}, over max_tokens, which is {sampling.max_tokens}; lower "
+            "one or raise the other",
+            field="min_tokens",
+        )
     if sampling.temperature > MOST_TEMPERATURE:
         raise InvalidInputError(
             f"temperature is {sampling.temperature:g}; engines sample at up to {MOST_TEMPERATURE:g}; "

@@ -210,11 +210,15 @@ class TrainingRecord(_Read):
         top_k: int = 0,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        others: Sequence[str] = (),
     ) -> list[str]:
         """The differences between this sampling and the one that the checkpoint was trained with, in words.
 
         Its KL and rewards are those of its own sampling. Training samples the policy itself, without top_p,
         top_k and stop strings. A field that the record lacks is not compared.
+
+        Args:
+            others: names of further parameters that change the distribution of answers.
         """
         served = {
             "max_tokens": max_tokens,
@@ -230,6 +234,9 @@ class TrainingRecord(_Read):
         ]
         if stop:
             found.append("stop strings end answers, but the checkpoint was trained without them")
+        found += [
+            f"{name} is set, but the checkpoint was trained and measured without" for name in others
+        ]
         if ignore_eos:
             found.append("ignore_eos is on, but the checkpoint was trained to end at EOS")
         return found

@@ -8,7 +8,9 @@ Servers may lack some features:
 - Without ``prompt_logprobs``, :meth:`RemoteEngine.logprobs` raises an error, so given text cannot be scored.
 - Without ``/tokenize`` and ``/detokenize``, ``RemoteOptions.tokenizer`` must name the tokenizer's directory.
 - Without a count of ``completion_tokens``, answers are checked less.
-- Without ``ignore_eos`` or ``stop``, requests that use them are refused as soon as an answer shows it.
+- Without ``ignore_eos``, ``stop``, ``min_tokens``, ``stop_token_ids`` or ``response_format``, requests that
+  use them are refused as soon as an answer shows it. ``min_p`` and ``repetition_penalty``, which no answer
+  shows, are refused unless the server's models are owned by ``vllm`` or ``sglang``.
 - Without ``max_model_len`` in ``/models``, ``RemoteOptions.max_model_len`` must be set.
 
 A server must send ``logprobs`` of the sampled tokens. They must be those of the model itself (temperature
@@ -35,6 +37,7 @@ from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, pars
 from vbon.engine.remote.wire import (
     UNKNOWN_TOKEN,
     GrowingCandidate,
+    check_extensions,
     completion_body,
     read_prompt_logprobs,
     read_text,
@@ -148,14 +151,14 @@ class RemoteEngine:
             except ValueError as error:
                 raise InvalidInputError(str(error), field=field) from error
         else:
-            body: dict[str, Any] = {"prompt": prompt.text, "add_special_tokens": True}
+            body: dict[str, Any] = {"prompt": prompt.text}
             if prompt.messages:
-                # Chat templates write their own special tokens.
-                body = {
-                    "messages": list(prompt.messages),
-                    "add_generation_prompt": True,
-                    "add_special_tokens": False,
-                }
+                body = {"messages": list(prompt.messages), "add_generation_prompt": True}
+            if prompt.template_kwargs:
+                body["chat_template_kwargs"] = dict(prompt.template_kwargs)
+            if prompt.tools:
+                body["tools"] = list(prompt.tools)
+            body["add_special_tokens"] = prompt.adds_special_tokens
             try:
                 ids = await self._tokenizing("/tokenize", body, read_tokens)
             except InvalidInputError as error:
@@ -210,6 +213,7 @@ class RemoteEngine:
 
     async def _one(self, prompt_token_ids: list[int], sampling: Sampling, index: int) -> Candidate:
         async def work(replica: Replica) -> GrowingCandidate:
+            check_extensions(replica.url, replica.owner, sampling)
             body = completion_body(self._model, prompt_token_ids, sampling, index, stream=False)
             answer = await replica.ask("/completions", body)
             growing = GrowingCandidate(sampling, index)
@@ -231,6 +235,7 @@ class RemoteEngine:
         current = [GrowingCandidate(sampling, index)]
 
         async def work(replica: Replica) -> GrowingCandidate:
+            check_extensions(replica.url, replica.owner, sampling)
             growing = current[0] = GrowingCandidate(sampling, index)
             body = completion_body(self._model, prompt_token_ids, sampling, index, stream=True)
             await _read_events(replica, body, growing, changed)

@@ -205,6 +205,7 @@ class Replicas:
             )
         self.model, self.max_model_len = model, min(limits)
         self.adapter = self.adapter or models[model].adapter
+        replica.owner = models[model].owner
 
 
 def _failures(failed: dict[Replica, ReplicaError]) -> int:

@@ -139,6 +139,7 @@ class Replica:
 
     Attributes:
         url: base URL of the API, shown to users.
+        owner: the kind of server, as its models' ``owned_by`` names it.
         trouble: the reason for which it gets no requests; empty while it gets them.
         in_flight: number of requests sent or waiting to be sent.
         served: number of requests answered.
@@ -147,6 +148,7 @@ class Replica:
 
     def __init__(self, url: str, options: RemoteOptions) -> None:
         self.url = url
+        self.owner = ""
         self.trouble = "not asked yet"
         self.in_flight = self.served = self.failures = 0
         self.recovery: asyncio.Task[None] | None = None

@@ -6,8 +6,9 @@ Everything here is a pure function of JSON. An answer that does not match the re
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ _PLAIN: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+# Fields that only some servers have, and whose effect no answer proves. These servers are known to have them.
+_UNPROVEN = ("min_p", "repetition_penalty")
+_EXTENDED_SERVERS = frozenset({"vllm", "sglang"})
 
 
 def completion_body(
@@ -43,6 +47,10 @@ def completion_body(
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
         "stop": list(sampling.stop),
         "stream": stream,
         # Always requested, because the parts of an answer are checked against each other. 0 would be enough
@@ -55,9 +63,43 @@ def completion_body(
         body["stream_options"] = {"include_usage": True}
     if sampling.seed is not None:
         body["seed"] = candidate_seed(sampling.seed, index)
-    if sampling.ignore_eos:  # only vLLM and a few others know this field
+    # Only vLLM and a few others know all of these fields.
+    if sampling.ignore_eos:
         body["ignore_eos"] = True
+    if sampling.min_tokens:
+        body["min_tokens"] = sampling.min_tokens
+    if sampling.stop_token_ids:
+        body["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.logit_bias is not None:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if sampling.response_format is not None:
+        body["response_format"] = _named(sampling.response_format)
     return body | _turn(sampling.priority)
+
+
+def _named(response_format: Mapping[str, Any]) -> dict[str, Any]:
+    """The same format with a name for its schema, which OpenAI's API requires."""
+    if "json_schema" not in response_format:
+        return dict(response_format)
+    return {**response_format, "json_schema": {"name": "answer", **response_format["json_schema"]}}
+
+
+def check_extensions(url: str, owner: str, sampling: Sampling) -> None:
+    """Check that a server has the fields whose effect its answers cannot prove.
+
+    Args:
+        owner: ``owned_by`` of the server's model, which names the kind of server.
+
+    Raises:
+        InvalidInputError: the server is not known to have one; names the field.
+    """
+    asked = [name for name in _UNPROVEN if name in sampling.steering]
+    if asked and owner not in _EXTENDED_SERVERS:
+        raise InvalidInputError(
+            f"{url} is not known to take {asked[0]} (its models are owned by {owner or 'nobody'!r}, not by "
+            f"{' or '.join(sorted(_EXTENDED_SERVERS))}), and might ignore it; leave it out",
+            field=asked[0],
+        )
 
 
 def _turn(priority: int) -> dict[str, int]:
@@ -76,7 +118,8 @@ class GrowingCandidate:
 
     Attributes:
         finish_reason: ``None`` until the last piece.
-        ending: id of the token without text that ended the candidate, if the server sends it.
+        ending: id of the token without text that ended the candidate, if the server sends it; not one of
+            ``stop_token_ids``, which elsewhere have a text.
     """
 
     def __init__(self, sampling: Sampling, index: int) -> None:
@@ -131,6 +174,7 @@ class GrowingCandidate:
             reason == "stop"
             and self.token_ids
             and not isinstance(choice.get("stop_reason", ""), str)
+            and self.token_ids[-1] not in self._sampling.stop_token_ids
         ):
             self.ending = self.token_ids[-1]
 
@@ -157,11 +201,24 @@ class GrowingCandidate:
             InvalidInputError: the candidate shows that the server ignored one; names the field.
         """
         sampling, stopped = self._sampling, self.finish_reason == "stop"
-        if sampling.ignore_eos and stopped and (self.ending is not None or not sampling.stop):
+        asked_to_stop = bool(sampling.stop or sampling.stop_token_ids)
+        if sampling.ignore_eos and stopped and (self.ending is not None or not asked_to_stop):
             raise InvalidInputError(
                 f"{url} ended a candidate after {len(self.token_ids)} of {sampling.max_tokens} tokens, "
                 "although ignore_eos was sent; leave it out, or use a server that takes it",
                 field="ignore_eos",
+            )
+        self._check_tokens_obeyed(url)
+        if (
+            sampling.json_schema is not None
+            and stopped
+            and not asked_to_stop
+            and not _is_json(self.text)
+        ):
+            raise InvalidInputError(
+                f"{url} sent {self.text!r:.40}, which is not JSON, although response_format was sent; leave "
+                "it out, or use a server that takes it",
+                field="response_format",
             )
         kept = next((text for text in sampling.stop if text in self.text), None)
         if kept is not None:
@@ -169,6 +226,23 @@ class GrowingCandidate:
                 f"{url} sent a text that contains the stop string {kept!r:.40}; leave out stop, or use a "
                 "server that ends a candidate before it",
                 field="stop",
+            )
+
+    def _check_tokens_obeyed(self, url: str) -> None:
+        sampling, count = self._sampling, len(self.token_ids)
+        stopped = self.finish_reason == "stop"
+        if stopped and count < sampling.min_tokens and not sampling.stop:
+            raise InvalidInputError(
+                f"{url} ended a candidate after {count} tokens, although min_tokens is "
+                f"{sampling.min_tokens}; leave it out, or use a server that takes it",
+                field="min_tokens",
+            )
+        continued = self.token_ids[sampling.min_tokens : -1 if stopped else None]
+        if any(token in sampling.stop_token_ids for token in continued):
+            raise InvalidInputError(
+                f"{url} continued a candidate after one of the stop_token_ids; leave them out, or use a "
+                "server that takes them",
+                field="stop_token_ids",
             )
 
     def candidate(self) -> Candidate:
@@ -252,10 +326,12 @@ class ModelCard:
     Attributes:
         max_model_len: context length in tokens; ``None`` if the server does not send it.
         adapter: True if it is a LoRA module, for which vLLM names the base model as its parent.
+        owner: the kind of server, as ``owned_by`` names it.
     """
 
     max_model_len: int | None
     adapter: bool
+    owner: str = ""
 
 
 def read_models(payload: Any) -> dict[str, ModelCard]:
@@ -271,7 +347,9 @@ def read_models(payload: Any) -> dict[str, ModelCard]:
     for card in data:
         limit = card.get("max_model_len")
         models[str(card.get("id"))] = ModelCard(
-            limit if _is_count(limit) else None, adapter=bool(card.get("parent"))
+            limit if _is_count(limit) else None,
+            adapter=bool(card.get("parent")),
+            owner=str(card.get("owned_by", "")),
         )
     return models
 
@@ -306,6 +384,14 @@ def error_text(payload: Any) -> str:
     if isinstance(error, dict):
         error = error.get("message", error)
     return f"{error}"[:300]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _logprob(value: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -368,13 +369,14 @@ def _vllm() -> SimpleNamespace:
     """The parts of vLLM that every request needs; cached, because ``vllm`` imports anew at each access."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.exceptions import GracefulHTTPError, VLLMClientError
-    from vllm.sampling_params import RequestOutputKind
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
     from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
     return SimpleNamespace(
         SamplingParams=SamplingParams,
         TokensPrompt=TokensPrompt,
         RequestOutputKind=RequestOutputKind,
+        StructuredOutputsParams=StructuredOutputsParams,
         EngineDeadError=EngineDeadError,
         EngineGenerateError=EngineGenerateError,
         GracefulHTTPError=GracefulHTTPError,
@@ -401,6 +403,14 @@ def _sampling_params(
             seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
             stop=list(sampling.stop) or None,
             ignore_eos=sampling.ignore_eos,
+            min_p=sampling.min_p,
+            min_tokens=sampling.min_tokens,
+            stop_token_ids=list(sampling.stop_token_ids) or None,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=None if sampling.logit_bias is None else dict(sampling.logit_bias),
+            structured_outputs=_structured(sampling),
             logprobs=0 if sampling.logprobs else None,
             # vLLM detokenizes each token at once only to find stop strings or to stream. Otherwise
             # detokenizing the whole candidate at the end gives the same text at lower cost.
@@ -409,3 +419,11 @@ def _sampling_params(
         )
     except _vllm().VLLMClientError as error:
         raise _refused(error) from error
+
+
+def _structured(sampling: Sampling) -> Any:
+    """vLLM's constraint for the JSON schema of the candidates, if they have one."""
+    if sampling.json_schema is None:
+        return None
+    # As text, because vLLM takes an empty schema for none.
+    return _vllm().StructuredOutputsParams(json=json.dumps(dict(sampling.json_schema)))
