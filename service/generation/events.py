@@ -35,7 +35,7 @@ Event = ProgressEvent | Quiet | PromptResult
 class _Mailbox(Observer):
     """Buffers events until they are read.
 
-    Only the latest state of a growing sample is kept, so a slow reader gets fewer and longer steps and
+    Only the latest state of each growing sample is kept, so a slow reader gets fewer and longer steps and
     does not take up memory.
     """
 
@@ -51,8 +51,11 @@ class _Mailbox(Observer):
         self._put(Admitted(prompt_tokens))
 
     def grown(self, partial: Partial) -> None:
-        if self._events and isinstance(self._events[-1], Partial):
-            self._events.pop()
+        for position in reversed(range(len(self._events))):
+            before = self._events[position]
+            if isinstance(before, Partial) and before.index == partial.index:
+                del self._events[position]
+                break
         self._put(partial)
 
     def finished(self, candidate: Candidate) -> None:

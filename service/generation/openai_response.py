@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from service.generation.native_response import generate_answer
 from service.generation.token_texts import TokenPlan
-from service.schemas import BatchAnswer, GenerateAnswer
+from service.runtime.prompt import PromptResult
+from service.schemas import GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import (
+    AnswerReport,
     AssistantMessage,
     ChatChoice,
     ChatCompletion,
@@ -18,71 +21,86 @@ from service.schemas.openai_responses import (
     OpenAiUsage,
     VbonReport,
 )
+from vbon.concurrency import all_or_first_error
+from vbon.engine import Candidate
+
+
+async def answer_all(plan: TokenPlan) -> list[PromptResult]:
+    """Answer every prompt of a plan. If one fails, the whole request fails with its error."""
+    return await all_or_first_error(plan.answer_prompt(i) for i in range(len(plan.prompts)))
 
 
 def completion(
-    plan: TokenPlan, body: CompletionRequest, found: GenerateAnswer | BatchAnswer
+    plan: TokenPlan, body: CompletionRequest, results: Sequence[PromptResult]
 ) -> Completion:
     """The response of ``/v1/completions``."""
-    answers = _answers(found)
-    reports = [vbon_report(answer) for answer in answers]
+    answers = [generate_answer(plan, result) for result in results]
+    reports = [vbon_report(answer, result) for answer, result in zip(answers, results, strict=True)]
     return Completion(
         id=f"cmpl-{plan.request_id}",
         created=int(time.time()),
         model=body.model,
         system_fingerprint=answers[0].policy.revision,
         usage=openai_usage(answers),
-        vbon=reports if isinstance(found, BatchAnswer) else reports[0],
+        vbon=reports[0] if plan.request.prompts is None else reports,
         choices=[
             CompletionChoice(
-                index=i,
-                text=answer.text,
-                logprobs=listed_tokens(plan, i, answer.token_logprobs, chat=False),
-                finish_reason=answer.finish_reason,
+                index=prompt * plan.answers + answer,
+                text=candidate.text,
+                logprobs=listed_tokens(
+                    plan, (prompt, answer), candidate.token_logprobs, chat=False
+                ),
+                finish_reason=candidate.finish_reason,
             )
-            for i, answer in enumerate(answers)
+            for prompt, answer, candidate in _returned(results)
         ],
     )
 
 
 def chat_completion(
-    plan: TokenPlan, body: ChatRequest, found: GenerateAnswer | BatchAnswer
+    plan: TokenPlan, body: ChatRequest, results: Sequence[PromptResult]
 ) -> ChatCompletion:
     """The response of ``/v1/chat/completions``."""
-    (answer,) = _answers(found)
-    choice = ChatChoice(
-        index=0,
-        message=AssistantMessage(content=answer.text),
-        logprobs=listed_tokens(plan, 0, answer.token_logprobs, chat=True),
-        finish_reason=answer.finish_reason,
-    )
+    (result,) = results
+    answer = generate_answer(plan, result)
     return ChatCompletion(
         id=f"chatcmpl-{plan.request_id}",
         created=int(time.time()),
         model=body.model,
         system_fingerprint=answer.policy.revision,
         usage=openai_usage([answer]),
-        vbon=vbon_report(answer),
-        choices=[choice],
+        vbon=vbon_report(answer, result),
+        choices=[
+            ChatChoice(
+                index=index,
+                message=AssistantMessage(content=candidate.text),
+                logprobs=listed_tokens(plan, (0, index), candidate.token_logprobs, chat=True),
+                finish_reason=candidate.finish_reason,
+            )
+            for _, index, candidate in _returned(results)
+        ],
     )
 
 
+def _returned(results: Sequence[PromptResult]) -> Iterator[tuple[int, int, Candidate]]:
+    """Each candidate that is returned, with the index of its prompt and its own among the prompt's."""
+    for prompt, result in enumerate(results):
+        for answer, scored in enumerate(result.outcome.returned):
+            yield prompt, answer, scored.candidate
+
+
 def listed_tokens(
-    plan: TokenPlan, index: int, logprobs: Sequence[float] | None, *, chat: bool
+    plan: TokenPlan, answer: tuple[int, int], logprobs: Sequence[float] | None, *, chat: bool
 ) -> dict[str, Any] | None:
     """The answer's next tokens as OpenAI lists them; ``None`` if no log-probabilities are requested.
 
     Args:
-        index: the index of the answer's prompt.
+        answer: the index of the prompt, and that of the answer among the prompt's.
     """
-    tokens = plan.tokens.get(index)
+    tokens = plan.tokens.get(answer)
     if tokens is None or logprobs is None:
         return None
     return tokens.as_chat(logprobs) if chat else tokens.as_completion(logprobs)
-
-
-def _answers(found: GenerateAnswer | BatchAnswer) -> list[GenerateAnswer]:
-    return found.answers if isinstance(found, BatchAnswer) else [found]
 
 
 def openai_usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:
@@ -94,8 +112,14 @@ def openai_usage(answers: Sequence[GenerateAnswer]) -> OpenAiUsage:
     )
 
 
-def vbon_report(answer: GenerateAnswer) -> VbonReport:
+def vbon_report(answer: GenerateAnswer, result: PromptResult) -> VbonReport:
     """This server's addition to an answer in OpenAI's shape."""
+    returned = result.outcome.returned
+    several = None
+    if len(returned) > 1:
+        several = [
+            AnswerReport(selected_index=one.candidate.index, reward=one.reward) for one in returned
+        ]
     return VbonReport(
         mode=answer.mode,
         policy=answer.policy,
@@ -106,6 +130,7 @@ def vbon_report(answer: GenerateAnswer) -> VbonReport:
         returned_tokens=answer.usage.returned_tokens,
         strategy=answer.strategy,
         details=answer.details,
+        answers=several,
         candidates=answer.candidates,
         sampling=answer.sampling,
         sampling_differences=answer.sampling_differences,

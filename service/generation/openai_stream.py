@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from service.generation.events import Admitted, CandidateProgress, Quiet, answer_events
@@ -16,7 +17,7 @@ from service.runtime.prompt import PromptResult
 from service.schemas import GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
 from service.strategies import ScoredCandidate
-from vbon.engine import Partial
+from vbon.engine import Candidate, Partial
 
 DONE = event(None, "[DONE]")
 
@@ -40,33 +41,37 @@ async def chunks(
             if isinstance(happened, Admitted):
                 writer.prompt_tokens = happened.prompt_tokens
             elif isinstance(happened, Partial):
-                for message in writer.grow(
-                    happened.text, happened.token_ids, happened.token_logprobs
-                ):
+                for message in writer.grow(happened.index, happened):
                     yield message
             elif isinstance(happened, ScoredCandidate | Quiet):
                 counted = f"{progress.scored}/{progress.total} candidates scored"
                 yield comment(counted if plan.mode.strategy.reranks else "still at work")
             elif isinstance(happened, PromptResult):
-                chosen = happened.outcome.selected.candidate
-                for message in writer.grow(
-                    chosen.text, chosen.token_ids, chosen.token_logprobs, last=True
-                ):
+                for index, scored in enumerate(happened.outcome.returned):
+                    for message in writer.grow(index, scored.candidate):
+                        yield message
+                for message in writer.end(generate_answer(plan, happened), happened):
                     yield message
-                for message in writer.end(generate_answer(plan, happened)):
-                    yield message
+
+
+@dataclass(slots=True)
+class _Sent:
+    """The part of one answer that has been sent."""
+
+    text: str = ""
+    tokens: int = 0
+    started: bool = False
 
 
 class _ChunkWriter:
-    """Composes the chunks of one answer."""
+    """Composes the chunks of the answers to one prompt."""
 
     def __init__(self, plan: TokenPlan, body: CompletionRequest | ChatRequest) -> None:
         self._plan = plan
         self.prompt_tokens = 0
         self._chat = isinstance(body, ChatRequest)
         self._options: StreamOptions = body.options
-        self._text, self._count = "", 0
-        self._started = False
+        self._sent = [_Sent() for _ in range(plan.answers)]
         self._common = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{plan.request_id}",
             "object": "chat.completion.chunk" if self._chat else "text_completion",
@@ -75,48 +80,56 @@ class _ChunkWriter:
             "system_fingerprint": plan.runtime.policies[plan.mode.policy].info.revision,
         }
 
-    def grow(
-        self,
-        text: str,
-        token_ids: Sequence[int],
-        logprobs: Sequence[float] | None,
-        *,
-        last: bool = False,
-    ) -> list[str]:
-        """The chunks for the text that is new; none while the new tokens do not complete a character."""
-        new = text[len(self._text) :]
-        if not new and not (last and len(token_ids) > self._count and logprobs is not None):
+    def grow(self, index: int, answer: Partial | Candidate) -> list[str]:
+        """The chunks for what is new of an answer; none while new tokens do not complete a character."""
+        sent, logprobs = self._sent[index], answer.token_logprobs
+        new = answer.text[len(sent.text) :]
+        last = isinstance(answer, Candidate)
+        if not new and not (last and len(answer.token_ids) > sent.tokens and logprobs is not None):
             return []
-        messages = []
-        if self._chat and not self._started:
-            messages.append(self._chunk({"role": "assistant", "content": ""}))
-        self._started = True
-        part = None if logprobs is None else logprobs[self._count :]
-        listed = listed_tokens(self._plan, 0, part, chat=self._chat)
-        self._text, self._count = text, len(token_ids)
-        messages.append(self._chunk({"content": new} if self._chat else new, logprobs=listed))
+        messages = self._start(index)
+        part = None if logprobs is None else logprobs[sent.tokens :]
+        listed = listed_tokens(self._plan, (0, index), part, chat=self._chat)
+        sent.text, sent.tokens = answer.text, len(answer.token_ids)
+        messages.append(
+            self._chunk(index, {"content": new} if self._chat else new, logprobs=listed)
+        )
         return messages
 
-    def end(self, answer: GenerateAnswer) -> list[str]:
-        """The last chunks: the finish reason with the report, the usage if requested, and ``[DONE]``."""
-        self._count = answer.usage.returned_tokens
+    def end(self, answer: GenerateAnswer, result: PromptResult) -> list[str]:
+        """The last chunks: each answer's finish reason, the report, the usage if asked, and ``[DONE]``."""
         messages = []
-        if self._chat and not self._started:
-            messages.append(self._chunk({"role": "assistant", "content": ""}))
-        messages.append(
-            self._chunk(
-                {} if self._chat else "",
-                finish_reason=answer.finish_reason,
-                vbon=vbon_report(answer).model_dump(mode="json"),
+        returned = result.outcome.returned
+        for index, scored in enumerate(returned):
+            self._sent[index].tokens = len(scored.candidate.token_ids)
+            messages += self._start(index)
+            report = {}
+            if index == len(returned) - 1:
+                report["vbon"] = vbon_report(answer, result).model_dump(mode="json")
+            messages.append(
+                self._chunk(
+                    index,
+                    {} if self._chat else "",
+                    finish_reason=scored.candidate.finish_reason,
+                    **report,
+                )
             )
-        )
         if self._options.include_usage:
             usage = openai_usage([answer]).model_dump()
             messages.append(event(None, {**self._common, "choices": [], "usage": usage}))
         return [*messages, DONE]
 
+    def _start(self, index: int) -> list[str]:
+        """The first chunk of a chat's answer, if it has not been sent."""
+        sent = self._sent[index]
+        if sent.started or not self._chat:
+            return []
+        sent.started = True
+        return [self._chunk(index, {"role": "assistant", "content": ""})]
+
     def _chunk(
         self,
+        index: int,
         delta: dict[str, str] | str,
         *,
         logprobs: dict[str, Any] | None = None,
@@ -124,11 +137,11 @@ class _ChunkWriter:
         **extra: Any,
     ) -> str:
         content = {"delta": delta} if self._chat else {"text": delta}
-        choice = {"index": 0, **content, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
         usage: dict[str, Any] = {}
         if self._options.continuous_usage_stats:
-            total = self.prompt_tokens + self._count
-            counts = (self.prompt_tokens, self._count, total)
+            completion = sum(sent.tokens for sent in self._sent)
+            counts = (self.prompt_tokens, completion, self.prompt_tokens + completion)
             names = ("prompt_tokens", "completion_tokens", "total_tokens")
             usage["usage"] = dict(zip(names, counts, strict=True))
         elif self._options.include_usage:

@@ -22,7 +22,11 @@ _LOOKING_BACK = ("response_format", "frequency_penalty", "presence_penalty")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request whose mode, limits and defaults are settled."""
+    """A request whose mode, limits and defaults are settled.
+
+    Attributes:
+        answers: how many candidates are returned for each prompt.
+    """
 
     runtime: Runtime
     request: GenerateRequest
@@ -31,6 +35,7 @@ class Plan:
     sampling: Sampling
     num_samples: int
     prompts: list[Prompt]
+    answers: int = 1
 
     @property
     def most_candidates(self) -> int:
@@ -52,6 +57,7 @@ class Plan:
                 f"{self.request_id}-{index}",
                 score=self.request.score,
                 timeout_s=self.request.timeout_s,
+                answers=self.answers,
                 clip=self.request.max_tokens is None,
                 observer=observer,
             )
@@ -64,8 +70,12 @@ def make_plan(
     request: GenerateRequest,
     request_id: str,
     policy: str | None = None,
+    answers: int = 1,
 ) -> Plan:
     """Settle the mode, sampling and prompts of a request.
+
+    Args:
+        answers: how many candidates to return for each prompt. A default N that is lower is raised to it.
 
     Raises:
         InvalidInputError: the mode is unknown, a setting does not belong to it, or a limit is exceeded.
@@ -81,14 +91,25 @@ def make_plan(
     sampling, num_samples = resolve_sampling(request, request.num_samples, runtime, chat=chat)
     # The engine computes log-probabilities only if the request returns them.
     sampling = replace(sampling, logprobs=request.logprobs or request.return_candidates)
-    plan = Plan(runtime, request, request_id, mode, sampling, num_samples, request.to_prompts())
+    if request.num_samples is None:
+        num_samples = max(num_samples, answers)
+    plan = Plan(
+        runtime, request, request_id, mode, sampling, num_samples, request.to_prompts(), answers
+    )
     _check(plan)
     return plan
 
 
 def _check(plan: Plan) -> None:
     request, limits = plan.request, plan.runtime.settings.limits
+    check_limit("n", plan.answers, limits.max_n)
     check_limit("max_n", plan.most_candidates, limits.max_n)
+    if plan.mode.strategy.reranks and plan.num_samples < plan.answers:
+        raise InvalidInputError(
+            f"best_of is {plan.num_samples}, below n, the number of answers, which is {plan.answers}; raise "
+            "best_of or lower n",
+            field="best_of",
+        )
     if request.timeout_s is not None:
         check_limit("timeout_s", request.timeout_s, limits.timeout_s)
     if request.stream and request.prompts is not None:

@@ -23,10 +23,10 @@ class TokenPlan(Plan):
     """A plan that also finds the text of every token if log-probabilities are requested.
 
     Attributes:
-        tokens: each answer's tokens, by the index of its prompt.
+        tokens: each answer's tokens, by the index of its prompt and its own among the prompt's answers.
     """
 
-    tokens: dict[int, Tokens] = field(default_factory=dict, init=False)
+    tokens: dict[tuple[int, int], Tokens] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
@@ -43,10 +43,11 @@ class TokenPlan(Plan):
         if not self.request.logprobs:
             return await Plan.answer_prompt(self, index, observer)
         engine = self.runtime.policies[self.mode.policy]
-        tokens = self.tokens[index] = Tokens(engine, self.prompts[index])
+        listed = [Tokens(engine, self.prompts[index]) for _ in range(self.answers)]
+        self.tokens |= {(index, answer): tokens for answer, tokens in enumerate(listed)}
         limit_s, limit_name = self.runtime.settings.limits.time_limit(self.request.timeout_s)
         ends_s = asyncio.get_running_loop().time() + limit_s
-        finder = _TextFinder(tokens, observer)
+        finder = _TextFinder(listed, observer)
         # Runtime.answer enforces the limit on the answer itself; a second timeout around it could interrupt
         # its clean-up.
         async with self.runtime.in_flight.track(None, "", (engine,)):
@@ -57,7 +58,8 @@ class TokenPlan(Plan):
                 )
                 async with asyncio.timeout_at(ends_s):
                     await finder.finish()
-                    await tokens.find(answer.outcome.selected.candidate.token_ids)
+                    for tokens, returned in zip(listed, answer.outcome.returned, strict=True):
+                        await tokens.find(returned.candidate.token_ids)
             except TimeoutError as error:
                 raise RequestTimeoutError(
                     f"could not decode the answer's tokens within {limit_s:g} s ({limit_name})"
@@ -68,20 +70,23 @@ class TokenPlan(Plan):
 
 
 class _TextFinder(Observer):
-    """Passes events on; holds a growing sample back until the texts of its tokens are known."""
+    """Passes events on; holds a growing sample back until the texts of its tokens are known.
+
+    A growing sample is an answer, whose index is its own.
+    """
 
     follows_tokens: ClassVar[bool] = True
 
-    def __init__(self, tokens: Tokens, observer: Observer) -> None:
+    def __init__(self, tokens: Sequence[Tokens], observer: Observer) -> None:
         self._tokens, self._observer = tokens, observer
-        self._latest: Partial | None = None
+        self._latest: dict[int, Partial] = {}
         self._finding: asyncio.Task[None] | None = None
 
     def admitted(self, prompt_tokens: int) -> None:
         self._observer.admitted(prompt_tokens)
 
     def grown(self, partial: Partial) -> None:
-        self._latest = partial
+        self._latest[partial.index] = partial
         if self._finding is None:
             self._finding = asyncio.create_task(self._find())
 
@@ -103,9 +108,9 @@ class _TextFinder(Observer):
             await asyncio.gather(self._finding, return_exceptions=True)
 
     async def _find(self) -> None:
-        while (partial := self._latest) is not None:
-            self._latest = None
-            await self._tokens.find(partial.token_ids)
+        while self._latest:
+            partial = self._latest.pop(next(iter(self._latest)))
+            await self._tokens[partial.index].find(partial.token_ids)
             self._observer.grown(partial)
         self._finding = None
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
-from service.generation.native_response import generate
 from service.generation.openai_models import find_model, list_models, parse_model
-from service.generation.openai_response import chat_completion, completion
+from service.generation.openai_response import answer_all, chat_completion, completion
 from service.generation.openai_stream import chunks
 from service.generation.plan import make_plan
 from service.generation.references import check_limit
@@ -20,7 +19,8 @@ from service.http.sse import event, open_stream
 from service.routes.dependencies import RuntimeDep
 from service.routes.errors import stream_error
 from service.routes.request_state import get_request_id, get_runtime, remember_model
-from service.schemas import AT_WORK, EVENT_STREAM, BatchAnswer, GenerateAnswer, errors
+from service.runtime.prompt import PromptResult
+from service.schemas import AT_WORK, EVENT_STREAM, errors
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import ChatCompletion, Completion, ModelList, OpenAiModel
 
@@ -62,14 +62,16 @@ def _plan(body: CompletionRequest | ChatRequest, request: Request) -> TokenPlan:
     name, policy = parse_model(runtime, body.model)
     if body.best_of is not None:
         check_limit("best_of", body.best_of, runtime.settings.limits.max_n)
-    plan = make_plan(runtime, name, body.to_native(), get_request_id(request), policy)
+    plan = make_plan(
+        runtime, name, body.to_native(), get_request_id(request), policy, answers=body.n or 1
+    )
     return TokenPlan.of(plan)
 
 
 async def _respond(
     body: B,
     request: Request,
-    to_openai: Callable[[TokenPlan, B, GenerateAnswer | BatchAnswer], A],
+    to_openai: Callable[[TokenPlan, B, Sequence[PromptResult]], A],
 ) -> Response:
     """Answer as a stream, or as one response that ``to_openai`` composes."""
     plan = _plan(body, request)
@@ -77,4 +79,4 @@ async def _respond(
         return await open_stream(
             request, chunks(plan, body), lambda error: event(None, stream_error(request, error))
         )
-    return json_of(to_openai(plan, body, await run_while_connected(request, generate(plan))))
+    return json_of(to_openai(plan, body, await run_while_connected(request, answer_all(plan))))

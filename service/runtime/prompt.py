@@ -21,6 +21,7 @@ class PromptRequest:
         num_samples: N; single-sample modes draw one candidate whatever it is.
         score: whether a single-sample mode should report a reward.
         timeout_s: a time limit shorter than the server's.
+        answers: how many candidates are returned; single-sample modes draw as many.
         clip: whether ``max_tokens`` is a default, which is lowered to the room left in the context.
         observer: receives the events of this request as they happen.
     """
@@ -33,12 +34,18 @@ class PromptRequest:
     score: bool = True
     timeout_s: float | None = None
     clip: bool = False
+    answers: int = 1
     observer: Observer = UNOBSERVED
 
     @property
     def drawn(self) -> int:
-        """The N the answer reports: 1 for single-sample modes."""
-        return self.mode.drawn(self.num_samples)
+        """The N the answer reports: that of its answers for single-sample modes, usually 1."""
+        return self.num_samples if self.mode.strategy.reranks else self.answers
+
+    @property
+    def sequences(self) -> int:
+        """The most sequences that are decoded at once."""
+        return max(self.mode.strategy.sequences(self.num_samples), self.answers)
 
     @property
     def wants_rewards(self) -> bool:
@@ -47,7 +54,8 @@ class PromptRequest:
 
     def fitted(self) -> PromptRequest:
         """This request with the strategy settings and log-probabilities that its strategy will use."""
-        strategy = self.mode.strategy.fitted(self.num_samples, self.sampling.max_tokens)
+        strategy = self.mode.strategy.with_answers(self.answers)
+        strategy = strategy.fitted(self.num_samples, self.sampling.max_tokens)
         sampling = self.sampling
         if strategy.uses_logprobs and not sampling.logprobs:
             sampling = replace(sampling, logprobs=True)

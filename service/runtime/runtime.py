@@ -25,10 +25,16 @@ from service.runtime.modes import Mode, configured_modes, find_mode
 from service.runtime.prompt import PromptRequest, PromptResult, begin_progress, note_outcome
 from service.runtime.supervisor import RestartablePart, Supervisor
 from service.settings import ServiceSettings
-from service.strategies import Outcome, Resources, Task
+from service.strategies import Outcome, Resources, Task, ranked
 from vbon.embedders import Embedder, open_embedder
 from vbon.engine import Engine, check_fits, clipped
-from vbon.errors import EngineDeadError, NotReadyError, PromptTooLongError, RewardDeadError
+from vbon.errors import (
+    CandidateCountError,
+    EngineDeadError,
+    NotReadyError,
+    PromptTooLongError,
+    RewardDeadError,
+)
 from vbon.storage.training_record import TrainingRecord, read_training_record
 
 logger = logging.getLogger(__name__)
@@ -301,7 +307,7 @@ class Runtime:
     ) -> Outcome:
         strategy, sampling = request.mode.strategy, request.sampling
         async with self.admission.enter(
-            strategy.sequences(request.num_samples),
+            request.sequences,
             sampling.priority,
             max_tokens=sampling.max_tokens,
             candidates=strategy.most_candidates(request.drawn),
@@ -310,7 +316,7 @@ class Runtime:
             request.observer.admitted(progress.prompt_tokens)
             outcome = await strategy.run(task, resources)
             entry.spent(outcome.generated_tokens)
-        return outcome
+        return _with_answers(outcome, request)
 
     def _record(self, request: PromptRequest, result: PromptResult, arrived_s: float) -> None:
         mode = request.mode.name
@@ -359,8 +365,22 @@ async def _encode(
         request.request_id,
         request.score,
         request.observer,
+        request.answers,
     )
     return request, task
+
+
+def _with_answers(outcome: Outcome, request: PromptRequest) -> Outcome:
+    """The outcome with as many answers as the request asks for.
+
+    Raises:
+        CandidateCountError: the strategy ended with fewer whole candidates.
+    """
+    if request.mode.strategy.reranks and request.answers > 1:
+        outcome = replace(outcome, returned=ranked(outcome)[: request.answers])
+    if len(outcome.returned) != request.answers:
+        raise CandidateCountError(expected=request.answers, received=len(outcome.returned))
+    return outcome
 
 
 def _tasks() -> float:

@@ -40,10 +40,12 @@ class OpenAiFields(SamplingFields):
     best_of: int | None = Field(
         None, ge=1, description="N: candidates drawn for the answer; default: the server's"
     )
-    n: Annotated[
-        int | None,
-        Neutral((1,), "n counts answers; for best-of-N send best_of"),
-    ] = Field(None, description="number of answers returned")
+    n: int | None = Field(
+        None,
+        ge=1,
+        description="number of answers: as many samples, or of best_of candidates the mode's choice and the "
+        "others with the highest rewards; a default best_of that is lower is raised to it",
+    )
     max_completion_tokens: int | None = Field(None, ge=1, description="same as max_tokens")
     stream: bool = False
     stream_options: StreamOptions | None = None

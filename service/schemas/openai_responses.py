@@ -19,6 +19,13 @@ class OpenAiUsage(BaseModel):
     total_tokens: int
 
 
+class AnswerReport(BaseModel):
+    """One of several answers to a prompt."""
+
+    selected_index: int
+    reward: float | None
+
+
 class VbonReport(BaseModel):
     """This server's addition to an answer: how it was chosen, and what that cost."""
 
@@ -31,6 +38,9 @@ class VbonReport(BaseModel):
     returned_tokens: int
     strategy: dict[str, Any]
     details: dict[str, Any]
+    answers: list[AnswerReport] | None = Field(
+        None, description="with n above 1, one entry per choice, in their order"
+    )
     candidates: list[CandidateOut] | None
     sampling: SamplingUsed
     sampling_differences: list[str] = Field(
@@ -77,7 +87,7 @@ class OpenAiAnswer(BaseModel):
     system_fingerprint: str = Field(description="the policy's revision")
     usage: OpenAiUsage
     vbon: VbonReport | list[VbonReport] = Field(
-        description="a list with one entry per choice if the prompts were sent as a list"
+        description="a list with one entry per prompt if the prompts were sent as a list"
     )
 
 

@@ -13,6 +13,7 @@ from service.strategies.protocol import (
     Scorer,
     Strategy,
     Task,
+    ranked,
 )
 from service.strategies.single import Single
 from vbon.registry import Registry, built_in_entries
@@ -71,4 +72,5 @@ __all__ = [
     "Single",
     "Strategy",
     "Task",
+    "ranked",
 ]

@@ -46,6 +46,7 @@ from service.strategies.protocol import (
     tokens_of,
 )
 from service.strategies.rerank import highest, required_scorer, scored_only
+from vbon.errors import InvalidInputError
 
 
 class AdaptiveBon(Strategy):
@@ -134,6 +135,16 @@ class AdaptiveBon(Strategy):
             mean_candidates=self.prior_mean_candidates,
             sd_candidates=self.prior_sd_candidates,
         )
+
+    def with_answers(self, answers: int) -> AdaptiveBon:
+        """This strategy with at least so many candidates in its first round."""
+        if self.max_n is not None and self.max_n < answers:
+            raise InvalidInputError(
+                f"max_n is {self.max_n}, below n, the number of answers, which is {answers}; raise max_n or "
+                "lower n",
+                field="max_n",
+            )
+        return self.model_copy(update={"min_n": max(self.min_n, answers)})
 
     def sequences(self, num_samples: int) -> int:
         """The size of the largest round; :meth:`most_candidates` limits all rounds together."""

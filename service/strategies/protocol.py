@@ -26,6 +26,7 @@ __all__ = [
     "Scorer",
     "Strategy",
     "Task",
+    "ranked",
     "tokens_of",
 ]
 
@@ -51,6 +52,7 @@ class Task:
         num_samples: N; single-sample strategies draw one candidate whatever it is.
         score: whether a single-sample strategy should report a reward.
         observer: receives the events of this task as they happen.
+        answers: how many candidates are returned; single-sample strategies draw as many.
     """
 
     prompt: Prompt
@@ -60,6 +62,7 @@ class Task:
     request_id: str
     score: bool = True
     observer: Observer = UNOBSERVED
+    answers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ class Outcome:
         generated_tokens: number of all decoded tokens, discarded ones included.
         details: further facts to report; JSON values.
         step_times_s: ``perf_counter`` time of each step of a streamed sample.
+        returned: the answers, the selected one first; by default only that.
     """
 
     selected: ScoredCandidate
@@ -101,11 +105,17 @@ class Outcome:
     generated_tokens: int
     details: Mapping[str, Any] = field(default_factory=dict)
     step_times_s: tuple[float, ...] = ()
+    returned: tuple[ScoredCandidate, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Return the selected candidate unless several are returned."""
+        if not self.returned:
+            object.__setattr__(self, "returned", (self.selected,))
 
     @property
     def returned_tokens(self) -> int:
-        """Number of tokens of the answer."""
-        return len(self.selected.candidate.token_ids)
+        """Number of tokens of the answers."""
+        return tokens_of(self.returned)
 
 
 def tokens_of(candidates: Sequence[ScoredCandidate]) -> int:
@@ -147,6 +157,14 @@ class Strategy(BaseModel, ABC):
         """This strategy with the settings that it will actually use; answers report them."""
         return self
 
+    def with_answers(self, answers: int) -> Strategy:
+        """This strategy with the settings that it needs to end with at least so many whole candidates.
+
+        Raises:
+            InvalidInputError: the request's own settings do not allow so many.
+        """
+        return self
+
     def most_candidates(self, num_samples: int) -> int:
         """The most candidates it may draw for one prompt; the server limits this number."""
         return num_samples
@@ -154,3 +172,18 @@ class Strategy(BaseModel, ABC):
     def sequences(self, num_samples: int) -> int:
         """The most sequences it decodes at once for one prompt; admission counts these."""
         return num_samples if self.reranks else 1
+
+
+def ranked(outcome: Outcome) -> tuple[ScoredCandidate, ...]:
+    """The whole candidates of a reranked prompt, the selected one first and the others by reward.
+
+    Among equal rewards, the lower index comes first; candidates without a reward come last.
+    """
+    others = [
+        one
+        for one in outcome.candidates
+        if one.candidate.index != outcome.selected.candidate.index
+        and one.candidate.finish_reason != "rejected"
+    ]
+    others.sort(key=lambda one: (one.reward is None, -(one.reward or 0.0), one.candidate.index))
+    return (outcome.selected, *others)

@@ -1,8 +1,9 @@
-"""One sample of the policy: the N = 1 baseline with ``ref``, vBoN with a distilled checkpoint."""
+"""Samples of the policy: the N = 1 baseline with ``ref``, vBoN with a distilled checkpoint."""
 
 from __future__ import annotations
 
 from contextlib import aclosing
+from dataclasses import dataclass
 from time import perf_counter
 from typing import ClassVar
 
@@ -15,53 +16,72 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
+from vbon.concurrency import all_or_first_error
 from vbon.errors import CandidateCountError
 
 
+@dataclass(frozen=True, slots=True)
+class _Streamed:
+    """One streamed sample, with the ``perf_counter`` times of its steps and of its score."""
+
+    scored: ScoredCandidate
+    times_s: tuple[float, ...]
+    scored_s: float
+
+
 class Single(Strategy):
-    """Draws one sample; scores it only to report the reward."""
+    """Draws one sample, or as many as there are answers; scores them only to report rewards."""
 
     description: ClassVar[str] = "one sample of the policy"
     reranks: ClassVar[bool] = False
 
     async def run(self, task: Task, resources: Resources) -> Outcome:
-        """Draw the one candidate, which is the answer."""
+        """Draw the samples, which are the answers."""
         if task.observer.follows_tokens:
             return await self._run_streamed(task, resources)
         scorer = resources.scorer if task.score else None
-        collected = await collect(task, resources.engine, scorer, 1)
+        collected = await collect(task, resources.engine, scorer, task.answers)
         return Outcome(
             collected.candidates[0],
             collected.candidates,
             collected.decode_ms,
             collected.rerank_ms,
             tokens_of(collected.candidates),
+            returned=collected.candidates,
         )
 
     async def _run_streamed(self, task: Task, resources: Resources) -> Outcome:
-        """Draw the same candidate as a stream, and report each step to the observer."""
+        """Draw the same samples as streams, and report each step to the observer."""
         started = perf_counter()
-        times = []
-        partial = None
-        stream = resources.engine.stream(
-            task.prompt_token_ids, task.sampling, 0, f"{task.request_id}-0"
+        streamed = await all_or_first_error(
+            _stream(task, resources, index) for index in range(task.answers)
         )
-        async with aclosing(stream):
-            async for partial in stream:
-                times.append(perf_counter())
-                task.observer.grown(partial)
-        if partial is None:
-            raise CandidateCountError(expected=1, received=0)
-        candidate = as_candidate(partial)
-        reward = None
-        if task.score and resources.scorer is not None:
-            reward = await resources.scorer.score(task.prompt, candidate.text)
-        scored = ScoredCandidate(candidate, reward)
+        candidates = tuple(one.scored for one in streamed)
+        decoded = max(one.times_s[-1] for one in streamed)
         return Outcome(
-            scored,
-            (scored,),
-            (times[-1] - started) * 1e3,
-            (perf_counter() - times[-1]) * 1e3,
-            len(candidate.token_ids),
-            step_times_s=tuple(times),
+            candidates[0],
+            candidates,
+            (decoded - started) * 1e3,
+            (max(one.scored_s for one in streamed) - decoded) * 1e3,
+            tokens_of(candidates),
+            step_times_s=streamed[0].times_s,
+            returned=candidates,
         )
+
+
+async def _stream(task: Task, resources: Resources, index: int) -> _Streamed:
+    times, partial = [], None
+    stream = resources.engine.stream(
+        task.prompt_token_ids, task.sampling, index, f"{task.request_id}-{index}"
+    )
+    async with aclosing(stream):
+        async for partial in stream:
+            times.append(perf_counter())
+            task.observer.grown(partial)
+    if partial is None:
+        raise CandidateCountError(expected=1, received=0)
+    candidate = as_candidate(partial)
+    reward = None
+    if task.score and resources.scorer is not None:
+        reward = await resources.scorer.score(task.prompt, candidate.text)
+    return _Streamed(ScoredCandidate(candidate, reward), tuple(times), perf_counter())

@@ -63,6 +63,10 @@ class SpeculativeRejection(Strategy):
             return self
         return self.model_copy(update={"check_tokens": self._tokens_per_check(max_tokens)})
 
+    def with_answers(self, answers: int) -> SpeculativeRejection:
+        """This strategy with at least so many candidates kept to their end."""
+        return self.model_copy(update={"keep": max(self.keep, answers)})
+
     def _tokens_per_check(self, max_tokens: int) -> int:
         return step_tokens(self.check_tokens, max_tokens // 8, max_tokens)
 

@@ -306,7 +306,9 @@ async def test_what_load_testers_send_is_taken() -> None:
 @pytest.mark.parametrize(
     ("changes", "field", "words"),
     [
-        ({"n": 2}, "n", "send best_of"),
+        ({"n": 0}, "n", "greater than or equal to 1"),
+        ({"n": 9}, "best_of", "best_of is 8, below n, the number of answers, which is 9"),
+        ({"n": 129, "best_of": None}, "n", "n is 129; this server allows at most 128"),
         ({"best_of": 0}, "best_of", "greater than or equal to 1"),
         ({"best_of": 500}, "best_of", "best_of is 500; this server allows at most 128"),
         ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
@@ -569,7 +571,7 @@ async def test_the_official_client() -> None:
             await client.completions.create(model="gpt-4", prompt="a")
         assert missing.value.code == "model_not_found"
         with pytest.raises(openai.UnprocessableEntityError, match="best_of"):
-            await client.completions.create(model="bon", prompt="a", n=3)
+            await client.completions.create(model="bon", prompt="a", n=3, best_of=2)
         # A client that stops reading takes its sequence along, over a real socket too.
         stream = await client.completions.create(
             model="vbon", prompt="the film was", max_tokens=200, stream=True
