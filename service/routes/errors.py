@@ -278,11 +278,36 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     if error.status_code == 400:  # raised by FastAPI if Python's JSON parser fails on the body
         return _respond(request, Failure(422, "invalid_input", _unreadable(error), param="body"))
     kind = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
-    response = _respond(request, Failure(error.status_code, kind, str(error.detail)))
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = _no_route(request.url.path)
+    response = _respond(request, Failure(error.status_code, kind, message))
     response.headers.update(error.headers or {})
     if error.status_code == 405:  # Starlette lists only the methods of the first matching route
         response.headers["allow"] = ", ".join(sorted(_methods_at(request)))
     return response
+
+
+_OPENAI = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
+
+
+def _no_route(path: str) -> str:
+    """The message for a path without a route, with a hint for the paths that OpenAI's clients ask for."""
+    message = f"there is nothing at {path[:200]}"
+    if path.startswith("/v1/v1/"):
+        return f"{message}; the base_url of the client ends in /v1 twice"
+    if path.startswith("/v1/responses"):
+        return (
+            f"{message}: this server has no Responses API; use /v1/chat/completions "
+            "(client.chat.completions, or use_responses_api=False)"
+        )
+    if path.startswith("/v1/"):
+        return (
+            f"{message}; OpenAI's API here is /v1/completions, /v1/chat/completions and /v1/models"
+        )
+    if path.endswith(_OPENAI):
+        return f"{message}; OpenAI's API is below /v1: set the base_url of the client to http://HOST:PORT/v1"
+    return message
 
 
 def _unreadable(error: HTTPException) -> str:

@@ -33,6 +33,15 @@ async def get_readyz(runtime: RuntimeDep) -> dict[str, str]:
     return {"status": runtime.status()}
 
 
+# Gateways ask for these without a body.
+for _path, _endpoint in (
+    ("/healthz", get_healthz),
+    ("/readyz", get_readyz),
+    ("/health", get_readyz),
+):
+    router.add_api_route(_path, _endpoint, methods=["HEAD"], include_in_schema=False)
+
+
 @router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(runtime: RuntimeDep) -> Response:
     """Prometheus metrics: the service's own (`vbon:`), and each engine's (`vllm:`) labelled by policy."""

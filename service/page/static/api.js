@@ -1,6 +1,13 @@
 // Talks to the service this page came from: JSON, errors in its shape, server-sent events over POST.
 
 const KEY = "vbon-key";
+// The service's own address: a proxy may serve it below a path.
+const BASE = new URL("..", import.meta.url);
+
+/** The address of one of the service's paths, such as "/modes". */
+export function located(path) {
+  return new URL(path.replace(/^\//, ""), BASE).href;
+}
 
 /**
  * What went wrong, as the server tells it.
@@ -114,7 +121,7 @@ async function send(path, options) {
   const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
   let response;
   try {
-    response = await fetch(path, { ...options, headers });
+    response = await fetch(located(path), { ...options, headers });
   } catch (error) {
     throw failed(error, "network", "the server does not answer");
   }

@@ -1,11 +1,11 @@
 // The shell: which view is shown, the theme, the API key, and whether the server is there.
 
-import { apiEvents, apiKey, setApiKey } from "/page/api.js";
-import { el, replace } from "/page/dom.js";
-import { server } from "/page/server.js";
-import * as ask from "/page/views/ask.js";
-import * as frontier from "/page/views/frontier.js";
-import * as measure from "/page/views/measure.js";
+import { apiEvents, apiKey, setApiKey } from "./api.js";
+import { el, replace } from "./dom.js";
+import { server } from "./server.js";
+import * as ask from "./views/ask.js";
+import * as frontier from "./views/frontier.js";
+import * as measure from "./views/measure.js";
 
 /**
  * By the part behind `#`. A view is a module with `title`, `mount(root, context)` and, if it has something

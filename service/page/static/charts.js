@@ -1,6 +1,6 @@
 // Plots: plotly, loaded when the first one is drawn, in the page's colours.
 
-import { el, number, replace } from "/page/dom.js";
+import { el, number, replace } from "./dom.js";
 
 const drawn = new Map(); // node -> what it shows, to be drawn anew when the theme changes
 let loading = null;
@@ -20,7 +20,7 @@ export function colour(variable) {
 /** The library; from this server, once. */
 function plotly() {
   loading ??= new Promise((resolve, reject) => {
-    const script = el("script", { src: "/page/plotly.min.js" });
+    const script = el("script", { src: new URL("plotly.min.js", import.meta.url).href });
     script.addEventListener("load", () => resolve(window.Plotly));
     script.addEventListener("error", () => {
       loading = null;

@@ -1,13 +1,22 @@
 // Starts Swagger UI on this server's own description; a key entered on the page at / is used here too.
 
-SwaggerUIBundle({
-  url: "/openapi.json",
-  dom_id: "#docs",
-  deepLinking: true,
-  presets: [SwaggerUIBundle.presets.apis],
-  requestInterceptor: (request) => {
-    const key = sessionStorage.getItem("vbon-key");
-    if (key) request.headers.authorization = `Bearer ${key}`;
-    return request;
-  },
-});
+const KEY = sessionStorage.getItem("vbon-key");
+
+async function start() {
+  const response = await fetch("openapi.json", { headers: KEY ? { authorization: `Bearer ${KEY}` } : {} });
+  const spec = await response.json();
+  // The service's own address: a proxy may serve it below a path.
+  spec.servers = [{ url: new URL(".", location.href).pathname.replace(/\/$/, "") || "/" }];
+  SwaggerUIBundle({
+    spec,
+    dom_id: "#docs",
+    deepLinking: true,
+    presets: [SwaggerUIBundle.presets.apis],
+    requestInterceptor: (request) => {
+      if (KEY) request.headers.authorization = `Bearer ${KEY}`;
+      return request;
+    },
+  });
+}
+
+start();

@@ -1,6 +1,6 @@
 // What state the server is in: asked again and again, told to whoever listens.
 
-import { ApiError, apiEvents, get } from "/page/api.js";
+import { ApiError, apiEvents, get } from "./api.js";
 
 const WHILE_NOT_READY_MS = 1500;
 const WHILE_READY_MS = 10_000;

@@ -1,9 +1,9 @@
 // Ask: one prompt through several ways to answer it, live and side by side; below, blind preferences.
 
-import { el, number, replace } from "/page/dom.js";
-import { Column } from "/page/views/ask/column.js";
-import { Form } from "/page/views/ask/form.js";
-import { Preference } from "/page/views/ask/preference.js";
+import { el, number, replace } from "../dom.js";
+import { Column } from "./ask/column.js";
+import { Form } from "./ask/form.js";
+import { Preference } from "./ask/preference.js";
 
 export const title = "Ask";
 

@@ -1,11 +1,11 @@
 // Frontier: how far each policy has moved from the reference, and what that bought.
 
-import { ApiError, get } from "/page/api.js";
-import { plot } from "/page/charts.js";
-import { el, replace } from "/page/dom.js";
-import { trouble } from "/page/views/ask/trouble.js";
-import { cards, marked, table } from "/page/views/frontier/cards.js";
-import { frontierPlot } from "/page/views/frontier/plots.js";
+import { ApiError, get } from "../api.js";
+import { plot } from "../charts.js";
+import { el, replace } from "../dom.js";
+import { trouble } from "./ask/trouble.js";
+import { cards, marked, table } from "./frontier/cards.js";
+import { frontierPlot } from "./frontier/plots.js";
 
 export const title = "Frontier";
 

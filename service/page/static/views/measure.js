@@ -1,12 +1,12 @@
 // Measure: a bounded load test of this server, its curves as they grow, and the runs that are kept.
 
-import { ApiError, get, post, request } from "/page/api.js";
-import { el, replace } from "/page/dom.js";
-import { trouble } from "/page/views/ask/trouble.js";
-import { Figures } from "/page/views/measure/figures.js";
-import { Form } from "/page/views/measure/form.js";
-import { Kept } from "/page/views/measure/kept.js";
-import { Progress } from "/page/views/measure/progress.js";
+import { ApiError, get, post, request } from "../api.js";
+import { el, replace } from "../dom.js";
+import { trouble } from "./ask/trouble.js";
+import { Figures } from "./measure/figures.js";
+import { Form } from "./measure/form.js";
+import { Kept } from "./measure/kept.js";
+import { Progress } from "./measure/progress.js";
 
 export const title = "Measure";
 

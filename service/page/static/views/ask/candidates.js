@@ -1,6 +1,6 @@
 // The candidates of one answer: a row each, with its reward as a bar.
 
-import { el, number, replace } from "/page/dom.js";
+import { el, number, replace } from "../../dom.js";
 
 export class Candidates {
   #rows = new Map(); // index -> {candidate, node}

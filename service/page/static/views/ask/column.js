@@ -1,10 +1,10 @@
 // One mode's answer while it is made, and what it cost.
 
-import { ApiError, stream } from "/page/api.js";
-import { duration, el, freshId, number, replace } from "/page/dom.js";
-import { Candidates } from "/page/views/ask/candidates.js";
-import { reranks } from "/page/views/ask/form.js";
-import { trouble } from "/page/views/ask/trouble.js";
+import { ApiError, stream } from "../../api.js";
+import { duration, el, freshId, number, replace } from "../../dom.js";
+import { Candidates } from "./candidates.js";
+import { reranks } from "./form.js";
+import { trouble } from "./trouble.js";
 
 const SHOWN_OF_PROMPT = 160;
 

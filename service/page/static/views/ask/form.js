@@ -1,6 +1,6 @@
 // What to ask: the prompt, the modes, and how to draw.
 
-import { el, field, replace } from "/page/dom.js";
+import { el, field, replace } from "../../dom.js";
 
 const EXAMPLES = ["the film was", "i watched this movie", "the acting is", "another recent documentary"];
 const USUAL = ["ref", "bon", "vbon"];

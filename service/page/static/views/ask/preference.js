@@ -1,10 +1,10 @@
 // Blind preference: two unlabelled answers to the prompt above, a verdict, and whose they were.
 
-import { ApiError, get, post } from "/page/api.js";
-import { el, field, freshId, number, replace } from "/page/dom.js";
-import { reranks } from "/page/views/ask/form.js";
-import { standings } from "/page/views/ask/standings.js";
-import { trouble } from "/page/views/ask/trouble.js";
+import { ApiError, get, post } from "../../api.js";
+import { el, field, freshId, number, replace } from "../../dom.js";
+import { reranks } from "./form.js";
+import { standings } from "./standings.js";
+import { trouble } from "./trouble.js";
 
 const KEYS = { 1: "left", ArrowLeft: "left", 2: "tie", ArrowUp: "tie", ArrowDown: "tie", 3: "right", ArrowRight: "right" };
 const WRITES = "input, textarea, select, [contenteditable]";

@@ -1,6 +1,6 @@
 // Win rates by people's verdicts beside the reward model's on the same pairs.
 
-import { counted, el, number, percent } from "/page/dom.js";
+import { counted, el, number, percent } from "../../dom.js";
 
 /** The table, or what to do to get one. */
 export function standings(lines) {

@@ -1,6 +1,6 @@
 // What went wrong, and what helps.
 
-import { counted, el } from "/page/dom.js";
+import { counted, el } from "../../dom.js";
 
 const REMEDIES = {
   aborted: "It was stopped here.",

@@ -1,7 +1,7 @@
 // The same in words and figures: a card a policy, and one table of everything.
 
-import { duration, el, number } from "/page/dom.js";
-import { named } from "/page/views/frontier/plots.js";
+import { duration, el, number } from "../../dom.js";
+import { named } from "./plots.js";
 
 const SETTINGS = { num_samples: "N", beta: "Beta", temperature: "Temperature", lora_rank: "LoRA rank", learning_rate: "Learning rate" };
 

@@ -1,8 +1,8 @@
 // The frontier's two plots, as traces.
 
-import { SERIES, colour, plain } from "/page/charts.js";
-import { duration, number } from "/page/dom.js";
-import { bars } from "/page/views/measure/plots.js";
+import { SERIES, colour, plain } from "../../charts.js";
+import { duration, number } from "../../dom.js";
+import { bars } from "../measure/plots.js";
 
 const CURVE = "--series-6";
 const SYMBOLS = ["diamond", "square", "triangle-up", "star", "cross", "x"];

@@ -1,7 +1,7 @@
 // Two runs against each other.
 
-import { el, number } from "/page/dom.js";
-import { small } from "/page/views/measure/figures.js";
+import { el, number } from "../../dom.js";
+import { small } from "./figures.js";
 
 const KINDS = { better: "good", worse: "bad" };
 

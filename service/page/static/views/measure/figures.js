@@ -1,9 +1,9 @@
 // A load test's result: the decision in words, two plots, two tables.
 
-import { el, number, percent, replace } from "/page/dom.js";
-import { plot } from "/page/charts.js";
-import { reportLink } from "/page/views/measure/report.js";
-import { latencyPlot, rewardPlot } from "/page/views/measure/plots.js";
+import { el, number, percent, replace } from "../../dom.js";
+import { plot } from "../../charts.js";
+import { reportLink } from "./report.js";
+import { latencyPlot, rewardPlot } from "./plots.js";
 
 export class Figures {
   #words = el("div", {});

@@ -1,7 +1,7 @@
 // What to measure, and how long that takes.
 
-import { counted, duration, el, freshId, number, replace } from "/page/dom.js";
-import { reranks } from "/page/views/ask/form.js";
+import { counted, duration, el, freshId, number, replace } from "../../dom.js";
+import { reranks } from "../ask/form.js";
 
 const USUAL = ["ref", "bon", "vbon"];
 const NUMBERS = "[0-9]+([ ,]+[0-9]+)*[ ,]*";

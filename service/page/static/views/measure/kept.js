@@ -1,8 +1,8 @@
 // The runs of the store.
 
-import { comparison } from "/page/views/measure/comparison.js";
-import { el, replace } from "/page/dom.js";
-import { reportLink } from "/page/views/measure/report.js";
+import { comparison } from "./comparison.js";
+import { el, replace } from "../../dom.js";
+import { reportLink } from "./report.js";
 
 export class Kept {
   #onShow;

@@ -1,8 +1,8 @@
 // A load test's plots, as traces.
 
-import { SERIES, colour, plain } from "/page/charts.js";
-import { number } from "/page/dom.js";
-import { loadText, small } from "/page/views/measure/figures.js";
+import { SERIES, colour, plain } from "../../charts.js";
+import { number } from "../../dom.js";
+import { loadText, small } from "./figures.js";
 
 const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "star", "cross", "x"];
 

@@ -1,6 +1,6 @@
 // Where a load test stands.
 
-import { counted, duration, el, number } from "/page/dom.js";
+import { counted, duration, el, number } from "../../dom.js";
 
 const STATES = {
   running: ["running", "accent"],
