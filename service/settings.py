@@ -82,6 +82,11 @@ class EngineSettings(BaseModel):
         description="further vLLM engine arguments for every engine, as JSON: "
         '{"quantization": "fp8", "max_num_batched_tokens": 8192}',
     )
+    tool_parser: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="vLLM's parser of the policies' tool calls, such as hermes or llama3_json; without one, "
+        "chats with tools must choose a function or `required`",
+    )
     stall_timeout_s: float | None = Field(
         60.0,
         gt=0,

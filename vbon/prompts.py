@@ -28,7 +28,7 @@ class Prompt:
 
     Attributes:
         template_kwargs: further variables of the policy's chat template.
-        tools: the tools that an answer may call, in OpenAI's form, for the policy's chat template.
+        tools: the tools that an answer may call, in OpenAI's form, for chat templates that show them.
         special_tokens: whether the tokenizer adds its special tokens, such as BOS; by default only to a text,
             because chat templates write their own.
     """
@@ -86,7 +86,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         )
     variables = dict(prompt.template_kwargs or {})
     check_variables(str(tokenizer.chat_template), variables)
-    if prompt.tools:
+    if prompt.tools and re.search(r"\btools\b", str(tokenizer.chat_template)):
         variables["tools"] = list(prompt.tools)
     rendered = _templated(
         tokenizer, prompt.messages, "policy", variables, add_generation_prompt=True

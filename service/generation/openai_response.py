@@ -8,12 +8,12 @@ from typing import Any
 
 from service.generation.native_response import generate_answer
 from service.generation.token_texts import TokenPlan
+from service.generation.tool_calls import told_answer
 from service.runtime.prompt import PromptResult
 from service.schemas import GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest
 from service.schemas.openai_responses import (
     AnswerReport,
-    AssistantMessage,
     ChatChoice,
     ChatCompletion,
     Completion,
@@ -30,7 +30,7 @@ async def answer_all(plan: TokenPlan) -> list[PromptResult]:
     return await all_or_first_error(plan.answer_prompt(i) for i in range(len(plan.prompts)))
 
 
-def completion(
+async def completion(
     plan: TokenPlan, body: CompletionRequest, results: Sequence[PromptResult]
 ) -> Completion:
     """The response of ``/v1/completions``."""
@@ -57,7 +57,7 @@ def completion(
     )
 
 
-def chat_completion(
+async def chat_completion(
     plan: TokenPlan, body: ChatRequest, results: Sequence[PromptResult]
 ) -> ChatCompletion:
     """The response of ``/v1/chat/completions``."""
@@ -73,11 +73,12 @@ def chat_completion(
         choices=[
             ChatChoice(
                 index=index,
-                message=AssistantMessage(content=candidate.text),
+                message=told.message,
                 logprobs=listed_tokens(plan, (0, index), candidate.token_logprobs, chat=True),
-                finish_reason=candidate.finish_reason,
+                finish_reason=told.finish_reason,
             )
             for _, index, candidate in _returned(results)
+            for told in [await told_answer(plan, body.tool_use, candidate, index)]
         ],
     )
 

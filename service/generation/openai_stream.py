@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,12 @@ from service.generation.events import Admitted, CandidateProgress, Quiet, answer
 from service.generation.native_response import generate_answer
 from service.generation.openai_response import listed_tokens, openai_usage, vbon_report
 from service.generation.token_texts import TokenPlan
+from service.generation.tool_calls import told_answer
 from service.http.sse import comment, event
 from service.runtime.prompt import PromptResult
 from service.schemas import GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
+from service.schemas.openai_responses import AssistantMessage
 from service.strategies import ScoredCandidate
 from vbon.engine import Candidate, Partial
 
@@ -34,23 +36,27 @@ async def chunks(
         VbonError: as a request without ``stream``.
     """
     writer = _ChunkWriter(plan, body)
+    use = body.tool_use if isinstance(body, ChatRequest) else None
     progress = CandidateProgress(plan.most_candidates)
     async with aclosing(answer_events(plan)) as events:
         async for happened in events:
             progress.update(happened)
             if isinstance(happened, Admitted):
                 writer.prompt_tokens = happened.prompt_tokens
-            elif isinstance(happened, Partial):
+            elif isinstance(happened, Partial) and use is None:
                 for message in writer.grow(happened.index, happened):
                     yield message
             elif isinstance(happened, ScoredCandidate | Quiet):
                 counted = f"{progress.scored}/{progress.total} candidates scored"
                 yield comment(counted if plan.mode.strategy.reranks else "still at work")
             elif isinstance(happened, PromptResult):
+                reasons = []
                 for index, scored in enumerate(happened.outcome.returned):
-                    for message in writer.grow(index, scored.candidate):
+                    told = await told_answer(plan, use, scored.candidate, index)
+                    reasons.append(told.finish_reason)
+                    for message in writer.whole(index, scored.candidate, told.message):
                         yield message
-                for message in writer.end(generate_answer(plan, happened), happened):
+                for message in writer.end(generate_answer(plan, happened), happened, reasons):
                     yield message
 
 
@@ -96,7 +102,21 @@ class _ChunkWriter:
         )
         return messages
 
-    def end(self, answer: GenerateAnswer, result: PromptResult) -> list[str]:
+    def whole(self, index: int, candidate: Candidate, message: AssistantMessage) -> list[str]:
+        """The chunks for the rest of an answer that has ended; calls of tools come whole."""
+        if not message.tool_calls:
+            return self.grow(index, candidate)
+        messages = self._start(index)
+        if message.content:
+            messages.append(self._chunk(index, {"content": message.content}))
+        calls = [
+            {"index": number, **call.model_dump()} for number, call in enumerate(message.tool_calls)
+        ]
+        return [*messages, self._chunk(index, {"tool_calls": calls})]
+
+    def end(
+        self, answer: GenerateAnswer, result: PromptResult, reasons: Sequence[str]
+    ) -> list[str]:
         """The last chunks: each answer's finish reason, the report, the usage if asked, and ``[DONE]``."""
         messages = []
         returned = result.outcome.returned
@@ -110,7 +130,7 @@ class _ChunkWriter:
                 self._chunk(
                     index,
                     {} if self._chat else "",
-                    finish_reason=scored.candidate.finish_reason,
+                    finish_reason=reasons[index],
                     **report,
                 )
             )
@@ -130,7 +150,7 @@ class _ChunkWriter:
     def _chunk(
         self,
         index: int,
-        delta: dict[str, str] | str,
+        delta: dict[str, Any] | str,
         *,
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,

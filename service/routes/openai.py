@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -13,6 +13,7 @@ from service.generation.openai_stream import chunks
 from service.generation.plan import make_plan
 from service.generation.references import check_limit
 from service.generation.token_texts import TokenPlan
+from service.generation.tool_calls import check_tools
 from service.http.disconnect import run_while_connected
 from service.http.responses import json_of
 from service.http.sse import event, open_stream
@@ -65,13 +66,15 @@ def _plan(body: CompletionRequest | ChatRequest, request: Request) -> TokenPlan:
     plan = make_plan(
         runtime, name, body.to_native(), get_request_id(request), policy, answers=body.n or 1
     )
+    if isinstance(body, ChatRequest):
+        check_tools(plan, body.tool_use)
     return TokenPlan.of(plan)
 
 
 async def _respond(
     body: B,
     request: Request,
-    to_openai: Callable[[TokenPlan, B, Sequence[PromptResult]], A],
+    to_openai: Callable[[TokenPlan, B, Sequence[PromptResult]], Awaitable[A]],
 ) -> Response:
     """Answer as a stream, or as one response that ``to_openai`` composes."""
     plan = _plan(body, request)
@@ -79,4 +82,5 @@ async def _respond(
         return await open_stream(
             request, chunks(plan, body), lambda error: event(None, stream_error(request, error))
         )
-    return json_of(to_openai(plan, body, await run_while_connected(request, answer_all(plan))))
+    results = await run_while_connected(request, answer_all(plan))
+    return json_of(await to_openai(plan, body, results))

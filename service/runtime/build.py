@@ -182,5 +182,6 @@ def _vllm_options(settings: ServiceSettings, share: float) -> VllmOptions:
         sampled_logprobs=engine.logprobs == "sampled",
         metrics=engine.metrics,
         stall_timeout_s=engine.stall_timeout_s,
+        tool_parser=engine.tool_parser,
         args=engine.args,
     )

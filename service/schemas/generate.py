@@ -70,6 +70,11 @@ class GenerateFields(SamplingFields):
     chat_template_kwargs: TemplateVariables = Field(
         None, description="further variables of the policy's chat template, with messages"
     )
+    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = Field(
+        None,
+        description="tools, in OpenAI's form, that the policy's chat template shows; the answer is the "
+        "policy's text, whatever it calls",
+    )
     add_special_tokens: bool | None = Field(
         None,
         description="whether the tokenizer adds its own, such as BOS; default: not to messages",
@@ -85,9 +90,9 @@ class GenerateFields(SamplingFields):
                 "give exactly one of prompt, prompts and messages; got "
                 + (", ".join(given) if given else "none")
             )
-        if self.chat_template_kwargs and self.messages is None:
+        if (self.chat_template_kwargs or self.tools) and self.messages is None:
             raise ValueError(
-                "chat_template_kwargs needs messages, since texts have no chat template"
+                "chat_template_kwargs and tools need messages, since texts have no chat template"
             )
         return self
 
@@ -107,6 +112,7 @@ class GenerateFields(SamplingFields):
             Prompt(
                 messages=turns,
                 template_kwargs=self.chat_template_kwargs,
+                tools=tuple(self.tools or ()),
                 special_tokens=special,
             )
         ]

@@ -122,9 +122,6 @@ CHAT: Table = {
     "top_logprobs": Neutral(
         (0,), "logprobs: true returns the log-probabilities of the answer's tokens"
     ),
-    "parallel_tool_calls": Label(bool, "without tools, no tool is called"),
-    "tool_choice": Neutral(("none", "auto")),
-    "tools": Neutral(([],)),
     "verbosity": Neutral(("medium",), "ask for it in the messages"),
     "web_search_options": Neutral(remedy="put what you find into the messages"),
 }

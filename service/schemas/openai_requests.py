@@ -21,6 +21,7 @@ from service.schemas.neutral_fields import (
     with_neutral_fields,
 )
 from service.schemas.sampling import SamplingFields
+from service.schemas.tools import NamedTool, Tool, ToolChoice, ToolUse
 from service.schemas.wire import ChatMessage, Text, ToolCall, Wire, form_of
 from service.strategies.request_fields import settings_in, with_strategy_settings
 
@@ -88,8 +89,7 @@ class OpenAiFields(SamplingFields):
             if name != "max_tokens"
         }
         return GenerateRequest(
-            **source,
-            **sampling,
+            **(sampling | source),
             **settings_in(self),
             n=self.best_of,
             max_tokens=self.max_completion_tokens or self.max_tokens,
@@ -216,6 +216,52 @@ class ChatFields(OpenAiFields):
     chat_template_kwargs: TemplateVariables = Field(
         None, description="further variables of the policy's chat template"
     )
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = Field(
+        None, description="tools that the answer may call"
+    )
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto, the default with tools, needs engine.tool_parser"
+    )
+    parallel_tool_calls: bool = Field(True, description="false: at most one call")
+
+    @model_validator(mode="after")
+    def _tools_agree(self) -> Self:
+        use = self.tool_use
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        names = [tool.function.name for tool in self.tools or ()]
+        if named is not None and named not in names:
+            raise ValueError(
+                f"tool_choice names the function {named!r:.60}; tools has {', '.join(names) or 'none'}"
+            )
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice is 'required', but tools has none")
+        if len(set(names)) < len(names):
+            raise ValueError("two tools have the same name; rename one of them")
+        if use is None:
+            return self
+        constrained = self.response_format is not None and self.response_format.type != "text"
+        if constrained:
+            raise ValueError(
+                "response_format and tools exclude each other, since an answer has one form; leave one out, "
+                "or send tool_choice 'none'"
+            )
+        _ = use.schema  # raises if the tools contradict each other
+        return self
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """How the answer may use tools; ``None`` if it may not."""
+        if not self.tools or self.tool_choice == "none":
+            return None
+        choice = self.tool_choice
+        named = choice.function.name if isinstance(choice, NamedTool) else None
+        known = [tool.function.name for tool in self.tools]
+        return ToolUse(
+            tools=tuple(self.tools),
+            named=named if named in known else None,
+            required=choice == "required",
+            parallel=self.parallel_tool_calls,
+        )
 
     def to_native(self) -> GenerateRequest:
         """This request in the form of the native API."""
@@ -224,7 +270,19 @@ class ChatFields(OpenAiFields):
             logprobs=bool(self.logprobs),
             messages=turns,
             chat_template_kwargs=self.chat_template_kwargs,
+            **self._tool_fields(),
         )
+
+    def _tool_fields(self) -> dict[str, Any]:
+        """The fields of the native request that make the answer use tools."""
+        use = self.tool_use
+        if use is None:
+            return {}
+        tools = [tool.model_dump(exclude_none=True) for tool in use.tools]
+        if use.schema is None:
+            return {"tools": tools}
+        schema = {"type": "json_schema", "json_schema": {"schema": use.schema}}
+        return {"tools": tools, "response_format": schema}
 
 
 if TYPE_CHECKING:

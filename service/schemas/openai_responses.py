@@ -61,12 +61,28 @@ class CompletionChoice(BaseModel):
     finish_reason: str
 
 
+class MadeFunction(BaseModel):
+    """A called function, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class MadeCall(BaseModel):
+    """One call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: MadeFunction
+
+
 class AssistantMessage(BaseModel):
     """The answer to a chat."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None = Field(description="null if the answer only calls tools")
     refusal: None = None
+    tool_calls: list[MadeCall] | None = None
 
 
 class ChatChoice(BaseModel):

@@ -7,14 +7,15 @@ import json
 import math
 import random
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from typing import ClassVar
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from prometheus_client import Metric
 
 from vbon.engine.fake_json import random_instance
 from vbon.engine.protocol import (
     Candidate,
+    FoundCalls,
     ModelInfo,
     Partial,
     Sampling,
@@ -117,6 +118,17 @@ class FakeEngine:
         if not ids:
             raise InvalidInputError("the prompt contains no tokens", field="prompt")
         return ids
+
+    @property
+    def finds_calls(self) -> bool:
+        """False: words call no tools."""
+        return False
+
+    async def find_calls(
+        self, candidate: Candidate, tools: Sequence[Mapping[str, Any]]
+    ) -> FoundCalls | None:
+        """``None``: words call no tools."""
+        return None
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """The words of the token ids."""

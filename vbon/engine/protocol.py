@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -155,6 +155,22 @@ class Partial:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundCall:
+    """One call of a tool in a candidate's text, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundCalls:
+    """The calls of tools in a candidate, and the rest of its text."""
+
+    calls: tuple[FoundCall, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The weights that an engine serves, and its limits.
 
@@ -277,6 +293,19 @@ class Engine(Protocol):
         Raises:
             InvalidInputError: the prompt is empty, or is a chat and the policy has no chat template.
         """
+
+    async def find_calls(
+        self, candidate: Candidate, tools: Sequence[Mapping[str, Any]]
+    ) -> FoundCalls | None:
+        """The calls of tools that a candidate contains; ``None`` if no parser of calls is configured.
+
+        Args:
+            tools: the tools that it could call, in OpenAI's form.
+        """
+
+    @property
+    def finds_calls(self) -> bool:
+        """True if a parser of the policy's calls is configured."""
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """The text of generated token ids that continue a prompt, without special tokens."""

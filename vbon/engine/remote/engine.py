@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
@@ -30,7 +30,14 @@ from typing import Any, ClassVar, TypeVar
 from prometheus_client import Metric
 
 from vbon.engine.fan_out import as_they_finish
-from vbon.engine.protocol import Candidate, ModelInfo, Partial, Sampling, check_fits
+from vbon.engine.protocol import (
+    Candidate,
+    FoundCalls,
+    ModelInfo,
+    Partial,
+    Sampling,
+    check_fits,
+)
 from vbon.engine.remote.metrics import RemoteMetrics
 from vbon.engine.remote.replicas import Replicas
 from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, parse_address
@@ -166,6 +173,17 @@ class RemoteEngine:
         if not ids:
             raise InvalidInputError("the prompt contains no tokens", field="prompt")
         return ids
+
+    @property
+    def finds_calls(self) -> bool:
+        """False: servers parse calls only in chats, and are asked for completions."""
+        return False
+
+    async def find_calls(
+        self, candidate: Candidate, tools: Sequence[Mapping[str, Any]]
+    ) -> FoundCalls | None:
+        """``None``: servers parse calls only in chats, and are asked for completions."""
+        return None
 
     async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """The text of token ids that follow the prompt's last tokens.

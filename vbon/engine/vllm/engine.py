@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cache
@@ -19,6 +19,8 @@ from vbon.engine.metrics import vllm_families
 from vbon.engine.protocol import (
     Candidate,
     FinishReason,
+    FoundCall,
+    FoundCalls,
     ModelInfo,
     Partial,
     Sampling,
@@ -27,6 +29,7 @@ from vbon.engine.protocol import (
 )
 from vbon.engine.vllm.host import Adapter, VllmHost
 from vbon.errors import (
+    CheckpointError,
     EngineDeadError,
     EngineError,
     InvalidInputError,
@@ -102,6 +105,8 @@ class VllmEngine:
             CheckpointError: the checkpoint cannot be served.
             EngineError: the engine started but did not decode in time, so it was ended.
         """
+        if self.host.options.tool_parser is not None:
+            tool_parser_type(self.host.options.tool_parser)
         await self.host.start()
         start = self.host.starts
         try:
@@ -160,6 +165,20 @@ class VllmEngine:
         if not ids:
             raise InvalidInputError("the prompt contains no tokens", field="prompt")
         return ids
+
+    @property
+    def finds_calls(self) -> bool:
+        """True if ``VllmOptions.tool_parser`` names a parser."""
+        return self.host.options.tool_parser is not None
+
+    async def find_calls(
+        self, candidate: Candidate, tools: Sequence[Mapping[str, Any]]
+    ) -> FoundCalls | None:
+        """The calls that vLLM's parser finds."""
+        name = self.host.options.tool_parser
+        if name is None:
+            return None
+        return await asyncio.to_thread(_found_calls, name, self.host.tokenizer, candidate, tools)
 
     @property
     def unfinished(self) -> int:
@@ -427,3 +446,39 @@ def _structured(sampling: Sampling) -> Any:
         return None
     # As text, because vLLM takes an empty schema for none.
     return _vllm().StructuredOutputsParams(json=json.dumps(dict(sampling.json_schema)))
+
+
+def tool_parser_type(name: str) -> Any:
+    """vLLM's parser of tool calls of that name.
+
+    Raises:
+        CheckpointError: vLLM has no such parser.
+    """
+    from vllm.tool_parsers import ToolParserManager
+
+    try:
+        return ToolParserManager.get_tool_parser(name)
+    except KeyError as error:
+        known = ", ".join(ToolParserManager.list_registered())
+        raise CheckpointError(
+            f"engine.tool_parser {name!r} is none of vLLM's parsers of tool calls: {known}"
+        ) from error
+
+
+def _found_calls(
+    name: str, tokenizer: Any, candidate: Candidate, tools: Sequence[Mapping[str, Any]]
+) -> FoundCalls:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+
+    asked = ChatCompletionRequest(messages=[], model="", tools=list(tools), tool_choice="auto")
+    parser = tool_parser_type(name)(tokenizer, asked.tools)
+    # Some policies mark calls with special tokens, which a candidate's text does not have.
+    ended = candidate.finish_reason == "stop"
+    whole = tokenizer.decode(
+        list(candidate.token_ids[: -1 if ended else None]), skip_special_tokens=False
+    )
+    found = parser.extract_tool_calls(whole, asked)
+    if not found.tools_called:
+        return FoundCalls((), candidate.text)
+    calls = (FoundCall(one.function.name, one.function.arguments) for one in found.tool_calls)
+    return FoundCalls(tuple(calls), found.content or "")

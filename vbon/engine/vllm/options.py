@@ -32,6 +32,7 @@ class VllmOptions:
         sampled_logprobs: whether log-probabilities are those of the distribution sampled.
         stall_timeout_s: an engine that has work and is silent for longer than this hangs; ``None`` turns
             the check off.
+        tool_parser: name of vLLM's parser of the policy's tool calls.
         args: further engine arguments by vLLM's names.
         args_setting: name of the setting that ``args`` come from, for error messages.
     """
@@ -50,6 +51,7 @@ class VllmOptions:
     metrics: bool = False
     sampled_logprobs: bool = False
     stall_timeout_s: float | None = None
+    tool_parser: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     args_setting: str = "engine.args"
 
