@@ -27,6 +27,9 @@
 
 from __future__ import annotations
 
+# OpenAI's code of a prompt that is too long.
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+
 
 class VbonError(Exception):
     """Base of all errors raised on purpose; the message is written for users."""
@@ -59,7 +62,8 @@ class PromptTooLongError(InvalidInputError):
         )
         if prompt_tokens < limit:
             message += " or lower max_tokens"
-        super().__init__(message, field="prompt")
+        # Some clients show, and search, the message alone.
+        super().__init__(f"{message} ({CONTEXT_LENGTH_EXCEEDED})", field="prompt")
 
 
 class ReloadRefusedError(InvalidInputError):

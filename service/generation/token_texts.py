@@ -44,7 +44,7 @@ class TokenPlan(Plan):
             return await Plan.answer_prompt(self, index, observer)
         engine = self.runtime.policies[self.mode.policy]
         listed = [Tokens(engine, self.prompts[index]) for _ in range(self.answers)]
-        self.tokens |= {(index, answer): tokens for answer, tokens in enumerate(listed)}
+        self.tokens.update({(index, answer): tokens for answer, tokens in enumerate(listed)})
         limit_s, limit_name = self.runtime.settings.limits.time_limit(self.request.timeout_s)
         ends_s = asyncio.get_running_loop().time() + limit_s
         finder = _TextFinder(listed, observer)

@@ -21,6 +21,7 @@ from service.http.disconnect import ClientDisconnectedError
 from service.observability.throttled_log import ThrottledLog
 from service.routes.request_state import asked_model, get_request_id, get_runtime, remember_model
 from vbon.errors import (
+    CONTEXT_LENGTH_EXCEEDED,
     BusyError,
     CandidateCountError,
     CheckpointError,
@@ -67,7 +68,6 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (VbonError, 500, "internal_error"),
 )
 _RETRY_AFTER_S = {503: 5.0}
-CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 MOST_PROBLEMS = 20  # validation problems that one message lists
 MOST_CHARACTERS = 4000  # of one message
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
 from service.schemas.sampling import SamplingFields
-from service.schemas.wire import ChatMessage, Text, form_of
+from service.schemas.wire import ChatMessage, JsonObject, Text, form_of
 from service.strategies.request_fields import with_strategy_settings
 from vbon.prompts import Prompt
 
 EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed": 7}
 
 
-TemplateVariables = Annotated[dict[str, Any], Field(max_length=64)] | None
+TemplateVariables = Annotated[JsonObject, Field(max_length=64)] | None
 Count = Annotated[int, Field(ge=1)]
 # The form is chosen before validation, so that a wrong value gets one message instead of one per form.
 Counts = Annotated[
@@ -70,7 +70,7 @@ class GenerateFields(SamplingFields):
     chat_template_kwargs: TemplateVariables = Field(
         None, description="further variables of the policy's chat template, with messages"
     )
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = Field(
+    tools: Annotated[list[JsonObject], Field(max_length=128)] | None = Field(
         None,
         description="tools, in OpenAI's form, that the policy's chat template shows; the answer is the "
         "policy's text, whatever it calls",

@@ -250,7 +250,7 @@ class ChatFields(OpenAiFields):
 
     @property
     def tool_use(self) -> ToolUse | None:
-        """How the answer may use tools; ``None`` if it may not."""
+        """The answer's use of tools; ``None`` if it may not use them."""
         if not self.tools or self.tool_choice == "none":
             return None
         choice = self.tool_choice

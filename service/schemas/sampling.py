@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from service.schemas.wire import Wire, form_of
+from service.schemas.wire import JsonObject, Wire, form_of
 from vbon.engine import Sampling
 from vbon.engine.protocol import HOTTER, LEAST_TEMPERATURE, MOST_TEMPERATURE
 
@@ -58,7 +58,7 @@ class JsonSchema(Wire):
 
     name: str | None = Field(None, description="ignored: names the schema")
     description: str | None = Field(None, description="ignored: the model does not see it")
-    content: dict[str, Any] = Field(alias="schema")
+    content: JsonObject = Field(alias="schema")
     strict: bool | None = Field(None, description="ignored: answers always fit the schema")
 
 

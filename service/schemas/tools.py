@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from service.schemas.wire import Wire
+from service.schemas.wire import JsonObject, Wire
 
 
 class Function(Wire):
@@ -15,7 +15,7 @@ class Function(Wire):
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
-    parameters: dict[str, Any] | None = Field(None, description="JSON schema of its arguments")
+    parameters: JsonObject | None = Field(None, description="JSON schema of its arguments")
     strict: bool | None = Field(
         None, description="ignored: arguments fit the schema wherever they are constrained"
     )
@@ -54,7 +54,7 @@ ToolChoice = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """How an answer may use tools.
+    """The use that an answer may make of tools.
 
     Attributes:
         named: the one function that it must call; ``None`` leaves the choice to the policy.
@@ -86,7 +86,10 @@ def _schema_of_calls(tools: tuple[Tool, ...], *, parallel: bool) -> dict[str, An
     calls = []
     for tool in tools:
         parameters = dict(tool.schema_of_arguments)
-        for name, schema in (parameters.pop("$defs", None) or {}).items():
+        own = parameters.pop("$defs", None) or {}
+        if not isinstance(own, dict):
+            raise ValueError("$defs of a tool's parameters must be an object")
+        for name, schema in own.items():
             if definitions.setdefault(name, schema) != schema:
                 raise ValueError(
                     f"two tools define {name!r:.60} in $defs differently; rename one of them"

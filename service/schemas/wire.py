@@ -4,13 +4,38 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from vbon.prompts import Message
 
 Text = Annotated[str, Field(min_length=1)]
+
+# vLLM's own limit for JSON schemas. Deeper values would exhaust Python's stack when they are written as JSON.
+MOST_LEVELS = 64
+
+
+def _not_too_deep(value: dict[str, Any]) -> dict[str, Any]:
+    level: list[Any] = [value]
+    for _ in range(MOST_LEVELS):
+        inner = [part for part in level if isinstance(part, dict | list)]
+        level = [
+            child for part in inner for child in (part.values() if isinstance(part, dict) else part)
+        ]
+    if any(isinstance(part, dict | list) for part in level):
+        raise ValueError(f"objects and lists may be nested at most {MOST_LEVELS} levels deep")
+    return value
+
+
+JsonObject = Annotated[dict[str, Any], AfterValidator(_not_too_deep)]
 
 
 def form_of(value: Any) -> str:
@@ -60,16 +85,16 @@ def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
 class CalledFunction(BaseModel):
     """The function that a tool call calls."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: str
-    arguments: str | dict[str, Any] = Field("", description="a JSON object, as text or parsed")
+    arguments: str | JsonObject = Field("", description="a JSON object, as text or parsed")
 
 
 class ToolCall(BaseModel):
     """One call of a tool by an assistant."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: str | None = None
     type: Literal["function"] = "function"

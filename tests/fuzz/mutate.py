@@ -27,6 +27,31 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
         {"model": "bon@vbon", "messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
          "max_tokens": 3, "best_of": 2},
     ),
+    (
+        "/v1/chat/completions",
+        {"model": "bon", "max_tokens": 9, "best_of": 3, "n": 2, "seed": -1, "top_k": -1, "min_p": 0.1,
+         "min_tokens": 2, "stop_token_ids": [3], "frequency_penalty": 0.5, "presence_penalty": -0.5,
+         "repetition_penalty": 1.1, "logit_bias": {"3": 2}, "stop": "", "temperature": None,
+         "messages": [{"role": "developer", "content": ""},
+                      {"role": "assistant", "content": None, "refusal": None, "annotations": [],
+                       "tool_calls": [{"id": "a", "type": "function",
+                                       "function": {"name": "f", "arguments": "{}"}}]},
+                      {"role": "tool", "tool_call_id": "a", "content": "x", "name": "f"}]},
+    ),
+    (
+        "/v1/chat/completions",
+        {"model": "vbon", "max_tokens": 40, "messages": [{"role": "user", "content": "a"}],
+         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": {
+             "type": "object", "properties": {"a": {"enum": ["b"]}, "c": {"$ref": "#/$defs/D"}},
+             "required": ["a"], "$defs": {"D": {"type": "integer", "minimum": 2}}}}}},
+    ),
+    (
+        "/v1/chat/completions",
+        {"model": "bon", "max_tokens": 40, "best_of": 2, "stream": True, "parallel_tool_calls": False,
+         "messages": [{"role": "user", "content": "a"}], "tool_choice": "required",
+         "tools": [{"type": "function", "function": {"name": "f", "parameters": {
+             "type": "object", "properties": {"a": {"type": "boolean"}}}}}]},
+    ),
     ("/compare", {"prompts": ["a"], "n": 2, "max_tokens": 3, "modes": ["ref", "bon"],
                   "settings": {"bon": {}}, "repeats": 1, "concurrency": 2}),
     ("/compare", {"prompts": ["a", {"messages": [{"role": "user", "content": "hi"}]}], "max_tokens": 3,

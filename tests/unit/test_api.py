@@ -66,6 +66,14 @@ async def test_answer_says_what_made_it() -> None:
         "stop": ["superb"],
         "ignore_eos": False,
         "priority": 0,
+        "min_p": 0.0,
+        "min_tokens": 0,
+        "stop_token_ids": [],
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logit_bias": None,
+        "response_format": None,
     }
     assert answer["policy"] == {"name": "ref", "path": "fake-ref", "revision": "fake"}
     assert answer["reward_model"]["path"] == "fake-reward"

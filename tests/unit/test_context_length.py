@@ -129,6 +129,7 @@ async def test_what_cannot_fit_is_refused_in_the_words_clients_look_for(
     assert error["param"] == ("messages" if "chat" in route else "prompt")
     assert error["message"].startswith("This model's maximum context length is 256 tokens")
     assert words in error["message"]
+    assert error["message"].endswith("(context_length_exceeded)")  # for clients that read only this
 
 
 async def test_a_comparison_lowers_nothing() -> None:

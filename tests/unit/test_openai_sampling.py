@@ -281,7 +281,7 @@ async def test_variables_without_a_chat_are_refused() -> None:
         target, body = target_and_body("/generate", "bon", chat_template_kwargs={"a": 1})
         response = await client.post(target, json=body)
     assert response.status_code == 422
-    assert "needs messages" in response.json()["error"]["message"]
+    assert "need messages" in response.json()["error"]["message"]
 
 
 class Marking(Spoken):
@@ -306,3 +306,27 @@ async def test_special_tokens_are_added_as_asked(asked: bool | None, text: str, 
         f"{chat}[user||the film was|]",
         f"{text}the film was",
     ]
+
+
+def nested(levels: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "object"}
+    for _ in range(levels):
+        found = {"items": found}
+    return found
+
+
+@pytest.mark.parametrize("levels", [70, 700])
+async def test_objects_that_are_nested_too_deeply_are_refused(levels: int) -> None:
+    """Deeper ones would exhaust the stack when they are echoed or compiled."""
+    deep = nested(levels)
+    changes: list[dict[str, Any]] = [
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": deep}}},
+        {"chat_template_kwargs": {"a": deep}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": deep}}]},
+    ]
+    async with serving(make_runtime(engines={"ref": ChatEngine("ref")})) as (_, client):
+        for change in changes:
+            target, body = target_and_body("/v1/chat/completions", "bon", **change)
+            response = await client.post(target, json=body)
+            assert response.status_code == 422
+            assert "nested at most 64 levels deep" in response.json()["error"]["message"]

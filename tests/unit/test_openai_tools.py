@@ -97,7 +97,7 @@ async def test_required_tools_are_called(parallel: bool) -> None:
                 "parallel_tool_calls": parallel,
                 "seed": seed,
             }
-            (choice,) = (await client.post(ROUTE, json={**body, "max_tokens": 250})).json()[
+            (choice,) = (await client.post(ROUTE, json={**body, "max_tokens": 240})).json()[
                 "choices"
             ]
             if choice["finish_reason"] == "length":
@@ -139,10 +139,15 @@ async def test_auto_without_a_parser_is_refused_and_none_uses_no_tools() -> None
             assert "needs a parser of the calls of policy 'ref'" in error["message"]
             assert "--engine.tool-parser" in error["message"]
         plain = {key: value for key, value in BODY.items() if key != "tools"} | {"max_tokens": 9}
+        unused = (
+            {},
+            {"tools": TOOLS, "tool_choice": "none"},
+            {"tools": []},
+            {"tool_choice": "auto"},
+        )
         texts = [
-            (await client.post(ROUTE, json=plain | changes)).json()["choices"]
-            for changes in ({}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}, {"tool_choice": "auto"})
-        ]  # fmt: skip
+            (await client.post(ROUTE, json=plain | changes)).json()["choices"] for changes in unused
+        ]
     assert all(text == texts[0] for text in texts)
 
 
