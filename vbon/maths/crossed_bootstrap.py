@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -26,6 +27,17 @@ _PROMPTS, _SEEDS, _SANDBOXES = 0, 1, 2
 def prompt_weights(prompts: int, resamples: int, rng: np.random.Generator) -> Float:
     """The weight of each prompt in each resample, shape ``(R, P)``; rows sum to 1."""
     return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples) / prompts
+
+
+@lru_cache(
+    maxsize=4
+)  # drawing them takes longer than all else, and a sweep asks again for each figure
+def _weights_of_sandbox(prompts: int, sandbox: int) -> Float:
+    """The prompts' weights of one sandbox, which are the same in every call, shape ``(P, R)``; read-only."""
+    rng = np.random.default_rng([_PROMPTS, sandbox, prompts])
+    weights_PR = np.ascontiguousarray(prompt_weights(prompts, RESAMPLES, rng).T)
+    weights_PR.setflags(write=False)
+    return weights_PR
 
 
 def seed_weights(seeds: int, resamples: int, rng: np.random.Generator) -> Float:
@@ -86,11 +98,9 @@ def resample(figures: Sequence[ArrayLike], statistic: Statistic, stream: str = "
     for sandbox, of_sandbox in enumerate(figures):
         values_FSP = np.asarray(of_sandbox, dtype=np.float64)
         _, seeds, prompts = values_FSP.shape
-        weights_RP = prompt_weights(
-            prompts, RESAMPLES, np.random.default_rng([_PROMPTS, sandbox, prompts])
-        )
+        weights_PR = _weights_of_sandbox(prompts, sandbox)
         own = np.random.default_rng([_SEEDS, sandbox, crc32(stream.encode())])
-        means_FRS = np.einsum("fsp,rp->frs", values_FSP, weights_RP)
+        means_FRS = (values_FSP @ weights_PR).swapaxes(1, 2)
         drawn.append((statistic(means_FRS) * seed_weights(seeds, RESAMPLES, own)).sum(1))
         points.append(float(statistic(values_FSP.mean(2)).mean()))
         count += seeds * prompts
