@@ -9,8 +9,11 @@ import pytest
 
 pytest.importorskip("torch")
 
+from training.configs import TrainConfig
 from training.evaluation.measure import Measurer
 from training.train import heldout
+from training.train.prepare import _trainer
+from vbon.errors import DataError
 from vbon.prompts import Prompt
 
 pytestmark = pytest.mark.train
@@ -47,3 +50,23 @@ def test_every_training_seed_and_setting_has_held_out_samples_of_its_own(
         heldout.measure_heldout("vbon", None, inputs, None, identity)  # type: ignore[arg-type]
     assert len(set(used[:3])) == 3
     assert used[3] == used[4] == used[0]
+
+
+def test_prompts_that_cannot_be_read_fail_before_the_training() -> None:
+    """They are needed only at its end, hours later."""
+    made: list[str] = []
+
+    class Inputs:
+        reward = None
+
+        @property
+        def heldout(self) -> list[Any]:
+            raise DataError("prompt file heldout.jsonl does not exist")
+
+        def fresh_policy(self) -> None:
+            made.append("a policy")
+
+    spec = SimpleNamespace(config=TrainConfig(), inputs=Inputs())
+    with pytest.raises(DataError, match="does not exist"):
+        _trainer(spec, None)  # type: ignore[arg-type]
+    assert made == []
