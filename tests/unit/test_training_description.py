@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.fakes import make_runtime, serving
+from vbon.demo.config import DemoConfig
+from vbon.demo.run import Demo
+from vbon.engine.fake import FakeEngine
 from vbon.storage.training_record import TrainingRecord
+from vbon.study.report import _checkpoints
 
 FIGURES = {"mean": 0.9, "low": 0.8, "high": 0.95, "count": 64}
 
@@ -109,3 +117,32 @@ def test_the_words_follow_from_the_record(
     assert found.is_imitation is imitation
     assert found.model_dump(mode="json")["description"] == words
     assert TrainingRecord.model_validate(found.model_dump(mode="json")).description == words
+
+
+async def test_it_is_shown_wherever_the_checkpoint_is_served_or_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = record(on_policy_change=NOTHING).description
+    checkpoint = tmp_path / "vbon"
+    checkpoint.mkdir()
+    stored = record(on_policy_change=NOTHING).model_dump(mode="json")
+    (checkpoint / "training.json").write_text(json.dumps(stored))
+    engines = {"ref": FakeEngine("ref"), "vbon": FakeEngine(str(checkpoint))}
+    async with serving(make_runtime(engines=engines, store="none")) as (_, client):
+        models = {one["id"]: one for one in (await client.get("/v1/models")).json()["data"]}
+        over = (await client.get("/v1/models/bon@vbon")).json()
+        told = (await client.get("/modes")).json()
+        frontier = (await client.get("/frontier")).json()
+    assert models["vbon"]["description"] == f"one sample of the policy; {words}"
+    assert over["description"].endswith(words)
+    assert models["ref"]["description"] == "one sample of the policy"
+    modes = {mode["name"]: mode for mode in told["modes"]}
+    assert modes["vbon"]["training"]["description"] == words
+    policies = {one["name"]: one for one in frontier["policies"]}
+    assert policies["vbon"]["training"]["description"] == words
+    with ExitStack() as parts:
+        Demo(DemoConfig(out=tmp_path), parts)._say_what_vbon_is()
+    assert words in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint.rename(tmp_path / "checkpoints" / "vbon")
+    assert ("What vbon is", words) in list(_checkpoints(tmp_path))

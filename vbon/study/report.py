@@ -125,15 +125,20 @@ def _facts(
     )
     yield "N of best-of-N", str(config["n"])
     yield "Objectives", ", ".join(config["objectives"])
-    for checkpoint in sorted((directory / "checkpoints").glob("*")):
-        record = read_training_record(str(checkpoint))
-        if record is not None:
-            yield f"What {checkpoint.name} is", record.description
+    yield from _checkpoints(directory)
     spent = {name: record["seconds"] for name, record in state.get("spent", {}).items()}
     yield "Time spent", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items())
     yield "Machine", ", ".join(str(value) for value in machine.values())
     yield "Measured", str(loadtest["created"])
     yield "Price", f"{config['price_per_hour']:g} {config['currency']} per hour"
+
+
+def _checkpoints(directory: Path) -> Iterator[tuple[str, str]]:
+    """A description of each checkpoint of the study, from its training record."""
+    for checkpoint in sorted((directory / "checkpoints").glob("*")):
+        record = read_training_record(str(checkpoint))
+        if record is not None:
+            yield f"What {checkpoint.name} is", record.description
 
 
 def _lines(file: Path) -> int:
