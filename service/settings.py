@@ -176,14 +176,14 @@ class LimitSettings(BaseModel):
     )
     timeout_s: float = Field(120.0, gt=0, description="seconds that a request may take, at most")
     loadtest_max_s: float = Field(
-        300.0,
+        600.0,
         ge=0,
         description="seconds that the blocks of a load test started at /loadtests may take; it has "
-        "one more minute to start, score and report, and is then stopped; 0 forbids load "
+        "three more minutes to calibrate, score and report, and is then stopped; 0 forbids load "
         "tests",
     )
     loadtest_max_in_flight: int = Field(
-        256, ge=1, description="requests in flight of such a load test, at most"
+        1024, ge=1, description="requests in flight of such a load test, at most"
     )
     drain_s: float = Field(
         30.0,

@@ -31,6 +31,14 @@ BUILT_IN_PROMPTS = (
     "this low budget thriller set in winter",
     "another recent documentary",
     "i watched the old western with my brother and",
+    "the director of this picture",
+    "nobody expected the ending",
+    "this comedy about a small town",
+    "we saw the war film last night and",
+    "her first role in a musical",
+    "the plot of the crime story",
+    "for a film about friendship",
+    "the script is",
 )
 
 # Keys and columns that hold prompts; the first of them that a record has is used.

@@ -7,12 +7,11 @@ from typing import Any
 from starlette.requests import Request
 
 from service.generation.references import check_limit
+from service.loadtest.config import AIM_S, BLOCK_S, WARMUP_S
 from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
 from service.schemas.loadtests import LoadTestRequest
 from vbon.errors import ForbiddenError, InvalidInputError, NotReadyError
-
-DEFAULT_LEVELS = (1, 8, 32)
 
 
 def own_url(request: Request) -> str:
@@ -51,6 +50,9 @@ def settings_of(runtime: Runtime, body: LoadTestRequest) -> dict[str, Any]:
         "n": sorted(set(n)),
         "concurrency": levels_of(body),
         "slo": [f"{kind}:{limit:g}" for kind, limit in body.slo_ms.items()],
+        "max_in_flight": runtime.settings.limits.loadtest_max_in_flight,
+        "max_s": _aim_s(runtime),
+        "limit_s": runtime.settings.limits.loadtest_max_s,
         **body.model_dump(
             include={
                 "baseline",
@@ -75,10 +77,8 @@ def settings_of(runtime: Runtime, body: LoadTestRequest) -> dict[str, Any]:
 
 
 def levels_of(body: LoadTestRequest) -> list[int]:
-    """The levels of concurrency of the closed-loop blocks."""
-    if body.concurrency or body.rate:
-        return sorted(set(body.concurrency))
-    return list(DEFAULT_LEVELS)
+    """The levels of concurrency that are given; without them and without rates, a calibration chooses."""
+    return sorted(set(body.concurrency))
 
 
 def planned_seconds(runtime: Runtime, body: LoadTestRequest) -> float | None:
@@ -88,10 +88,13 @@ def planned_seconds(runtime: Runtime, body: LoadTestRequest) -> float | None:
         InvalidInputError: it exceeds ``limits.loadtest_max_s``.
     """
     modes = [_mode(runtime, name) for name in set(body.modes or _default_modes(runtime))]
+    if body.requests is None and not (body.concurrency or body.rate):
+        return _aim_s(runtime)  # the load test itself knows more after its calibration
     drawn = len(set(body.n or [0]))
     variants = sum(drawn if mode.strategy.reranks else 1 for mode in modes)
     blocks = variants * (len(levels_of(body)) + len(set(body.rate))) * body.rounds
-    seconds = body.warmup_s + (body.duration_s if body.requests is None else 0.0)
+    warmup_s = WARMUP_S if body.warmup_s is None else body.warmup_s
+    seconds = warmup_s + ((body.duration_s or BLOCK_S) if body.requests is None else 0.0)
     limit = runtime.settings.limits.loadtest_max_s
     if blocks * seconds > limit:
         raise InvalidInputError(
@@ -100,6 +103,11 @@ def planned_seconds(runtime: Runtime, body: LoadTestRequest) -> float | None:
             field="duration_s",
         )
     return None if body.requests is not None else blocks * seconds
+
+
+def _aim_s(runtime: Runtime) -> float:
+    """Seconds that the blocks of a calibrated load test should take on this server."""
+    return min(AIM_S, runtime.settings.limits.loadtest_max_s)
 
 
 def _default_modes(runtime: Runtime) -> list[str]:

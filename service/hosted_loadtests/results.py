@@ -127,6 +127,7 @@ async def run_status(run: Run) -> LoadTestStatus:
         blocks_done=progress.get("blocks_done", 0),
         now=progress.get("now") if run.state == "running" else None,
         now_s=progress.get("now_s") if run.state == "running" else None,
+        left_s=progress.get("left_s") if run.state == "running" else None,
         result=await asyncio.to_thread((run.directory / "result.json").is_file),
     )
 

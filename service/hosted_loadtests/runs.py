@@ -39,7 +39,7 @@ from vbon.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
-ROOM_S = 60.0  # time beside the blocks: to start, warm up, score and report
+ROOM_S = 180.0  # time beside the blocks: to start, calibrate, score and report
 # Time for a stopped run to write its report; less if the server ends too.
 _STOP_S, _CLOSE_S = 30.0, 8.0
 _RENDER_S = 60.0

@@ -14,6 +14,7 @@ from vbon.engine.protocol import MOST_TEMPERATURE
 
 SLO_KINDS = ("e2e", "ttft", "tpot")
 BLOCK_S, WARMUP_S = 5.0, 1.0  # of a block whose level was given
+AIM_S = 300.0  # of all blocks of a calibrated load test
 
 Level = Annotated[int, Field(ge=1, le=4096)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -155,7 +156,7 @@ class LoadTestSettings(Settings):
         "time of an answer by the calibration, or 1",
     )
     max_s: float = Field(
-        300.0,
+        AIM_S,
         gt=0,
         allow_inf_nan=False,
         description="seconds that the blocks of a calibrated load test should take in all; they take longer "

@@ -33,16 +33,25 @@ class LoadTestRequest(Wire):
     baseline: ModeName = Field("ref", description="mode that win rates refer to")
     concurrency: Annotated[list[Level], Field(max_length=6)] = Field(
         default=[],
-        description="closed loop: requests in flight; default: 1, 8 and 32 if no rate is given",
+        description="closed loop: requests in flight; default, if no rate is given: 1, and two levels that a "
+        "short calibration chooses so that every mode is saturated",
     )
     rate: Annotated[list[Rate], Field(max_length=6)] = Field(
         default=[], description="open loop: requests per second"
     )
     rounds: int = Field(
-        2, ge=1, le=20, description="blocks per mode, N and level; each round runs all of them once"
+        5,
+        ge=1,
+        le=20,
+        description="blocks per mode, N and level; each round runs all of them once, and a verdict needs 5",
     )
-    duration_s: float = Field(
-        3.0, ge=0.2, le=60, allow_inf_nan=False, description="length of one block, seconds"
+    duration_s: float | None = Field(
+        None,
+        ge=0.2,
+        le=60,
+        allow_inf_nan=False,
+        description="length of one block, seconds; default: by the calibration, or 5 with levels that are "
+        "given",
     )
     requests: int | None = Field(
         None,
@@ -50,12 +59,12 @@ class LoadTestRequest(Wire):
         le=10_000,
         description="end a block after this many requests instead of duration_s",
     )
-    warmup_s: float = Field(
-        0.5,
+    warmup_s: float | None = Field(
+        None,
         ge=0,
         le=10,
         allow_inf_nan=False,
-        description="start of each block that is not measured, seconds",
+        description="start of each block that is not measured, seconds; default: by the calibration, or 1",
     )
     prompts: Annotated[list[PromptItem], Field(min_length=1)] | None = Field(
         None,
@@ -68,20 +77,22 @@ class LoadTestRequest(Wire):
         description="most new tokens of a candidate; default: default_sampling of /modes",
     )
     temperature: Temperature | None = Field(None, description="default: default_sampling of /modes")
-    stream: bool = Field(
-        True, description="stream single-sample modes, to measure TTFT, TPOT and ITL"
+    stream: bool | None = Field(
+        None,
+        description="stream single-sample modes, to measure TTFT, TPOT and ITL; default: only if no mode "
+        "samples several candidates, because a verdict needs equal terms",
     )
     slo_ms: dict[Literal["e2e", "ttft", "tpot"], Milliseconds] = Field(
         default={},
         description="limits in milliseconds; goodput counts the answers that meet all of them",
     )
     quality_prompts: int = Field(
-        32,
+        64,
         ge=0,
         le=128,
         description="prompts answered and scored separately, to measure quality; 0 turns this off",
     )
-    quality_samples: int = Field(2, ge=1, le=16, description="scored answers per prompt and mode")
+    quality_samples: int = Field(4, ge=1, le=16, description="scored answers per prompt and mode")
     price_per_hour: float = Field(1.0, gt=0, le=1e6, allow_inf_nan=False)
     training_hours: float | None = Field(
         None,
@@ -98,7 +109,7 @@ class LoadTestRequest(Wire):
 
     @model_validator(mode="after")
     def _not_both_lengths(self) -> LoadTestRequest:
-        if self.requests is not None and "duration_s" in self.model_fields_set:
+        if self.requests is not None and self.duration_s is not None:
             raise ValueError("give either duration_s or requests, not both")
         return self
 
@@ -112,7 +123,11 @@ class LoadTestStatus(BaseModel):
     started: datetime
     tags: list[str]
     planned_s: float | None = Field(
-        description="total seconds of all blocks; null if blocks count requests"
+        description="total seconds of all blocks, at most where a calibration chooses them; null if blocks "
+        "count requests"
+    )
+    left_s: float | None = Field(
+        None, description="seconds of the blocks that are still to come; null until it is known"
     )
     blocks_planned: int | None = Field(description="null until it is known")
     blocks_done: int

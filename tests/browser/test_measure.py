@@ -133,7 +133,7 @@ async def test_a_refusal_is_told_at_its_field(visitor: Visitor) -> None:
         await expect(page.get_by_role("button", name="Start")).to_be_enabled()
         await page.get_by_label("Seconds a block").fill("60")
         await page.get_by_label("Rounds").fill("20")
-        await expect(page.get_by_text("this server allows 300 s")).to_be_visible()
+        await expect(page.get_by_text("this server allows 600 s")).to_be_visible()
 
 
 async def test_one_that_fails_says_why(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import shutil
 import signal
@@ -25,15 +26,20 @@ from service.bench.harness import served
 from service.context.caller import ANYBODY
 from service.hosted_loadtests import runs as loadtest_runs
 from service.hosted_loadtests.files import delete_oldest, write_inputs
+from service.hosted_loadtests.requests import planned_seconds, settings_of
 from service.hosted_loadtests.runs import LoadTestRuns, Run
 from service.loadtest.config import LoadTestSettings
+from service.loadtest.journal import Journal
 from service.loadtest.load.prompts import load_prompts
+from service.loadtest.load.supervised import Reporting
 from service.runtime.runtime import Runtime
+from service.schemas.loadtests import LoadTestRequest
 from service.schemas.prompts import ChatPrompt, to_prompt
 from service.store import add_run, open_store
 from service.store.async_store import AsyncStore
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.slow_server import SlowServer, listening
+from tests.unit.test_loadtest import Quiet
 from vbon.config import load_settings
 from vbon.engine.fake import FakeEngine
 from vbon.errors import ExportError
@@ -96,7 +102,7 @@ async def true_of(what: Callable[[], bool]) -> None:
         ({"baseline": "no"}, "baseline", "not configured"),
         ({"n": [129]}, "n", "at most 128"),
         ({"n": [0]}, "n.0", "greater than or equal to 1"),
-        ({"concurrency": [300]}, "concurrency", "at most 256"),
+        ({"concurrency": [1025]}, "concurrency", "at most 1024"),
         ({"rate": [-1]}, "rate.0", "greater than 0"),
         ({"duration_s": 61}, "duration_s", "less than or equal to 60"),
         ({"duration_s": 60, "rounds": 20}, "duration_s", "limits.loadtest_max_s"),
@@ -330,7 +336,7 @@ async def test_one_that_fails_says_why_and_one_past_its_limit_is_stopped(
         status = await until(client, run, "failed")
         assert "not ready: not reachable" in status["message"]
         monkeypatch.undo()
-        monkeypatch.setattr("service.routes.loadtests.ROOM_S", -298.0)
+        monkeypatch.setattr("service.routes.loadtests.ROOM_S", -598.0)
         run = (await client.post("/loadtests", json=LONG)).json()["id"]
         status = await until(client, run, "stopped")
         assert "it took longer than 2 s" in status["message"]
@@ -401,3 +407,52 @@ def test_only_the_newest_reports_are_kept(tmp_path: Path, count: int, left: int)
     delete_oldest(tmp_path, "*.html", keep=3)
     newest = {f"{number}.html" for number in range(count - left, count)}
     assert {file.name for file in tmp_path.iterdir()} == newest
+
+
+async def test_the_default_load_test_is_that_of_the_command_line() -> None:
+    """Levels by calibration, five rounds, no streaming beside best-of-N, within the server's limits."""
+    body = LoadTestRequest()
+    runtime = make_runtime(store="none", limits={"loadtest_max_in_flight": 64})
+    async with serving(runtime):
+        values = settings_of(runtime, body)
+        assert planned_seconds(runtime, body) == LoadTestSettings().max_s == 300
+        short = make_runtime(store="none", limits={"loadtest_max_s": 90})
+        async with serving(short):
+            assert planned_seconds(short, body) == 90
+            assert settings_of(short, body)["limit_s"] == 90
+    settings = LoadTestSettings(**values)
+    assert settings.chooses_levels
+    assert settings.modes == ["ref", "bon", "vbon"]
+    assert (settings.max_in_flight, settings.max_s, settings.limit_s) == (64, 300, 600)
+    same = ("rounds", "duration_s", "warmup_s", "stream", "max_tokens", "temperature")
+    quality = ("quality_prompts", "quality_samples")
+    for name in (*same, *quality):
+        assert getattr(settings, name) == LoadTestSettings.model_fields[name].default, name
+
+
+async def test_one_without_levels_calibrates() -> None:
+    async with talking(slow_runtime(store="none", limits={"running_sequences": 8})) as client:
+        asked = {"modes": ["ref"], "rounds": 1, "duration_s": 0.3, "warmup_s": 0.1, "max_tokens": 8}
+        run = (await client.post("/loadtests", json=asked | {"quality_prompts": 0})).json()["id"]
+        await until(client, run, "finished")
+        result = (await client.get(f"/loadtests/{run}/result")).json()
+    assert [cell["in_flight"] for cell in result["calibration"]["cells"]] == [1, 8, 16]
+    assert [cell["load"] for cell in result["cells"]] == [1, 8, 16]
+    assert result["settings"]["max_tokens"] == 8
+
+
+def test_the_time_that_is_left_is_told_from_the_first_block_on(tmp_path: Path) -> None:
+    def told() -> tuple[int | None, str | None, float | None]:
+        found = json.loads((tmp_path / "progress.json").read_text())
+        return found["blocks_planned"], found["now"], found["left_s"]
+
+    progress = Reporting(Quiet(), Journal(tmp_path), lambda: pytest.fail("there is no result yet"))
+    progress.begin("calibrating: ref, 8 in flight", 1.0)
+    assert told() == (None, "calibrating: ref, 8 in flight", None)
+    progress.planned(4, 0, 20.0)
+    progress.begin("ref, 8 in flight, round 0", 4.0, 20.0)
+    assert told() == (4, "ref, 8 in flight, round 0", 20.0)
+    progress.begin("scoring ref", None)
+    assert told() == (4, "scoring ref", 20.0)
+    progress.begin("ref, 8 in flight, round 1", 4.0, 15.0)
+    assert told()[2] == 15.0

@@ -89,7 +89,7 @@ def test_chats_that_end_with_an_answer_are_told(tmp_path: Path) -> None:
 def test_without_a_file_the_built_in_prompts_are_used() -> None:
     assert [p.text for p in built_in_prompts().first(2)] == list(BUILT_IN_PROMPTS[:2])
     assert [p.text for p in built_in_prompts().first(100)] == list(BUILT_IN_PROMPTS)
-    assert built_in_prompts().describe(keeps_duplicates=True) == "built-in prompts: 8 prompts"
+    assert built_in_prompts().describe(keeps_duplicates=True) == "built-in prompts: 16 prompts"
 
 
 @pytest.mark.parametrize(

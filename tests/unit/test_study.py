@@ -188,7 +188,11 @@ def test_each_command_takes_the_settings_that_the_study_writes_for_it(
     assert set(evaluated.checkpoints) == {"vbon", "kl-rl"}  # type: ignore[attr-defined]
     served = ServiceSettings(**_without_null(study._service()))
     assert set(served.policies) == {"ref", "vbon", "kl-rl"}
-    assert LoadTestSettings(**steps["measure"].key[1]).n == [4]
+    loaded_with = LoadTestSettings(**steps["measure"].key[1])
+    assert loaded_with.n == [4]
+    # As everywhere, a calibration chooses what saturates every mode, which a verdict needs.
+    assert loaded_with.chooses_levels
+    assert (loaded_with.rounds, loaded_with.stream) == (5, None)
 
 
 def test_a_directory_with_another_study_is_refused_by_the_settings_that_differ(

@@ -204,9 +204,6 @@ class Study:
     def _measure(self) -> Step:
         comparison, loadtest = self.out / "comparison.json", self.out / "loadtest"
         load = {
-            # The same for all modes: whole answers, and levels that fill the engines with single samples.
-            "stream": False,
-            "concurrency": [1, 32, 128],
             "modes": self._modes(),
             "n": [self.config.n],
             "prompts": self._prompts("test"),

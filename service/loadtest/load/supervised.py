@@ -29,7 +29,8 @@ class Reporting:
         self, inner: Progress, journal: Journal, result_so_far: Callable[[], LoadTestResult]
     ) -> None:
         self._inner, self._journal, self._result_so_far = inner, journal, result_so_far
-        self._planned = self._done = 0
+        self._planned: int | None = None
+        self._done = 0
         self._left_s: float | None = None
         self._lines = 0
 

@@ -96,13 +96,13 @@ export class Form {
       concurrency: numbers(p.concurrency.value),
       rate: numbers(p.rate.value),
       rounds: p.rounds.valueAsNumber,
-      duration_s: p.seconds.valueAsNumber,
       quality_prompts: p.scored.valueAsNumber,
       price_per_hour: p.price.valueAsNumber,
-      stream: p.stream.checked,
       tags: p.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
     };
     if (body.n.length === 0) delete body.n;
+    if (p.seconds.value) body.duration_s = p.seconds.valueAsNumber;
+    if (p.stream.checked) body.stream = true;
     if (p.maxTokens.value) body.max_tokens = p.maxTokens.valueAsNumber;
     if (lines.length) body.prompts = lines;
     if (p.e2e.value) body.slo_ms = { e2e: p.e2e.valueAsNumber };
@@ -111,21 +111,25 @@ export class Form {
   }
 
   #estimate() {
-    const { modes, n, concurrency, rate, rounds, duration_s: seconds } = this.#body();
+    const { modes, n, concurrency, rate, rounds, duration_s: given } = this.#body();
     const drawing = this.#chosen().filter(reranks).length;
     const variants = modes.length - drawing + drawing * Math.max(1, n?.length ?? 1);
-    const levels = concurrency.length + rate.length || 3;
+    const calibrated = concurrency.length + rate.length === 0;
+    const levels = calibrated ? CALIBRATED_LEVELS : concurrency.length + rate.length;
     const blocks = variants * levels * rounds;
     const shown = this.#parts.estimate;
-    if (!modes.length || !Number.isFinite(blocks * seconds)) {
+    if (!modes.length || !Number.isFinite(blocks)) {
       shown.textContent = modes.length ? "" : "Choose at least one mode.";
       return;
     }
-    const total = blocks * (seconds + WARM_UP_S);
-    const over = this.#maxS !== null && total > this.#maxS;
+    const seconds = calibrated ? Math.min(CALIBRATED_S, this.#maxS ?? CALIBRATED_S) : blocks * ((given ?? BLOCK_S) + WARM_UP_S);
+    const over = !calibrated && this.#maxS !== null && seconds > this.#maxS;
+    const time = seconds < 60 ? `${number(seconds)} s` : duration(seconds * 1000);
     shown.textContent =
       `${counted(blocks, "block")} (${counted(variants, "variant")}, ${counted(levels, "load level")}, ` +
-      `${counted(rounds, "round")}): ${total < 60 ? `${number(total)} s` : duration(total * 1000)}, and some seconds to score` +
+      `${counted(rounds, "round")}): ` +
+      (calibrated ? `half a minute to choose the levels, then about ${time} or less` : time) +
+      ", and some seconds to score" +
       (over ? `; this server allows ${number(this.#maxS)} s` : "");
     shown.classList.toggle("over", over);
   }
@@ -146,18 +150,18 @@ export class Form {
       modes: el("fieldset", { class: "choices" }, el("p", { class: "muted" }, "Modes appear when the server is ready.")),
       otherModes: el("fieldset", { class: "choices", hidden: true }),
       n: list("", { title: "One or several numbers" }),
-      concurrency: list("1, 8, 32"),
-      rounds: numeric({ min: 1, max: 20, step: 1, value: "2", required: true }),
-      seconds: numeric({ min: 0.2, max: 60, step: "any", value: "3", required: true }),
+      concurrency: list("", { placeholder: "by a calibration" }),
+      rounds: numeric({ min: 1, max: 20, step: 1, value: "5", required: true }),
+      seconds: numeric({ min: 0.2, max: 60, step: "any", placeholder: "long enough" }),
       maxTokens: numeric({ min: 1, step: 1 }),
       price: numeric({ min: 0.000001, step: "any", value: "1", required: true, title: "Of the machine that serves" }),
       rate: list("", { pattern: RATES, inputmode: "decimal", placeholder: "none" }),
       e2e: numeric({ min: 0.001, step: "any", placeholder: "none" }),
       hours: numeric({ min: 0, step: "any", placeholder: "from its record" }),
-      scored: numeric({ min: 0, max: 128, step: 1, value: "32", required: true }),
+      scored: numeric({ min: 0, max: 128, step: 1, value: "64", required: true }),
       tags: el("input", { placeholder: "before, after", autocomplete: "off" }),
       prompts: el("textarea", { rows: 3, placeholder: "One a line; left empty: a few that are built in", spellcheck: "false" }),
-      stream: el("input", { type: "checkbox", checked: true }),
+      stream: el("input", { type: "checkbox" }),
       estimate: el("p", { class: "muted small", id: estimateId, "aria-live": "polite" }),
       off: el("p", { class: "notice", hidden: true }, "This server takes no load tests: limits.loadtest_max_s is 0."),
       start: el("button", { type: "submit", class: "button primary", disabled: true, "aria-describedby": estimateId }, "Start"),
@@ -179,7 +183,7 @@ export class Form {
           field("Tags", p.tags),
         ),
         field("Prompts", p.prompts),
-        el("label", { class: "check", title: "What TTFT, TPOT and ITL need; costs the server an event a token" }, p.stream, "Stream modes of one sample"),
+        el("label", { class: "check", title: "What TTFT, TPOT and ITL need; costs the server an event a token, which forbids a verdict beside modes that rerank" }, p.stream, "Stream modes of one sample"),
       ),
     );
     const form = el(
@@ -204,7 +208,8 @@ export class Form {
   }
 }
 
-const WARM_UP_S = 0.5;
+// Lengths where none is given, as in service/loadtest/config.py.
+const [BLOCK_S, WARM_UP_S, CALIBRATED_S, CALIBRATED_LEVELS] = [5, 1, 300, 3];
 
 function numbers(text) {
   return text.split(/[ ,]+/).filter(Boolean).map(Number);

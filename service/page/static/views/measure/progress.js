@@ -54,13 +54,15 @@ export class Progress {
   }
 }
 
-function said({ state, blocks_planned: planned, blocks_done: done, now, now_s: seconds }) {
-  if (planned === null) return state === "running" ? "The client is starting." : "Nothing was measured.";
+function said({ state, blocks_planned: planned, blocks_done: done, now, now_s: seconds, left_s: left }) {
+  if (planned === null && state !== "running") return "Nothing was measured.";
+  if (planned === null) return now ? `Before the blocks: ${now}` : "The client is starting.";
   const blocks = `${number(done)} of ${counted(planned, "block")}`;
   if (state === "stopping") return `${blocks}; the report is being written.`;
   if (state !== "running" || !now) return blocks;
   if (done === planned && !now.startsWith("scoring")) return `${blocks}; the report is being written.`;
   // Rounds are counted from 0 in the journal, and from 1 by people.
   const what = now.replace(/round (\d+)$/, (_, round) => `round ${Number(round) + 1}`);
-  return `${blocks}; now ${what}${seconds ? `, ${duration(seconds * 1000)}` : ""}`;
+  const rest = left ? `, about ${duration(left * 1000)} left` : "";
+  return `${blocks}${rest}; now ${what}${seconds ? `, ${duration(seconds * 1000)}` : ""}`;
 }
