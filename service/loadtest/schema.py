@@ -243,6 +243,14 @@ class BreakEven(ResultPart):
     equal_n_beyond: bool = Field(
         description="true: outside the measured values of N, so equal_n is only a bound"
     )
+    equal_n_low_open: bool = Field(
+        False,
+        description="true: the interval reaches below one sample, so equal_n_low is only a bound",
+    )
+    equal_n_high_open: bool = Field(
+        False,
+        description="true: the interval reaches above this N, so equal_n_high is only a bound",
+    )
     judged_by: Literal["reward", "gold"] = Field(
         "reward",
         description="the rewards of this comparison: gold wherever the server has a gold reward model, as "

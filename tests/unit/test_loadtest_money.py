@@ -87,7 +87,8 @@ def test_rounds_are_of_goodput_and_one_without_any_never_pays() -> None:
     )
     assert (found.cost_ratio.low, found.cost_ratio.median, found.cost_ratio.high) == (0, 10, 10)
     assert found.requests == pytest.approx(1 / (0.001 / 9 - 0.001 / 90))
-    assert (found.requests_low, found.requests_high) == (None, None)
+    assert found.requests_low == pytest.approx(1 / (0.001 / 9 - 0.001 / 90))
+    assert found.requests_high is None  # in the last round it never pays
     # The dearest round is the worst that answered at all.
     assert cost_of("vbon", tuned, 3.6).high == pytest.approx(1000 * 0.001 / 10)
 
@@ -108,6 +109,23 @@ def test_throughput_that_still_rises_is_told(levels: dict[float, float], rising:
     cost = cost_of("vbon", found, 1.0)
     assert cost.rising == rising
     assert "so its true cost is lower" in rising_warning(cost)
+
+
+@pytest.mark.parametrize(
+    ("n", "full", "rising"), [(1, 512, True), (16, 512, False), (16, 513, True), (16, None, True)]
+)
+def test_a_server_that_is_full_at_a_lower_level_is_saturated(
+    n: int, full: int | None, rising: bool
+) -> None:
+    """At 32 in flight best-of-16 has 512 candidates: if the server runs no more, 20% above are noise."""
+    cells = [
+        cell("bon", load, [rate] * 5).model_copy(update={"n": n})
+        for load, rate in ((1, 8.0), (32, 25.0), (64, 30.0))
+    ]
+    found = capacity_of("bon", cells, [], full)
+    assert found is not None
+    assert found.rising == rising
+    assert found.requests_per_s.median == 30
 
 
 def test_one_that_is_still_rising_decides_nothing() -> None:

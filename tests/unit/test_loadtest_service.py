@@ -41,7 +41,7 @@ async def measure(
         server = await asyncio.to_thread(describe_server, settings, Console(quiet=True))
         variants = choose_variants(settings, server)
         journal = Journal.begin(settings, server.model_dump(mode="json"))
-        await LoadTest(settings, variants, prompts, journal, Quiet()).run()
+        await LoadTest(settings, variants, prompts, journal, Quiet(), server).run()
         return build_result(settings, server, variants, prompts, journal)
 
 

@@ -122,10 +122,12 @@ def test_no_figure_lies_outside_its_range() -> None:
         tuned, sampled = (capacity_of_rounds(side.tolist()) for side in sides)
         found = compared(tuned, sampled)
         assert found.cost_ratio.low <= found.cost_ratio.median <= found.cost_ratio.high
-        if found.requests_low is not None:
-            assert found.requests is not None
-            assert found.requests_high is not None
-            assert found.requests_low <= found.requests <= found.requests_high
+        if found.requests is not None:
+            assert found.requests_low is not None
+            most = np.inf if found.requests_high is None else found.requests_high
+            assert found.requests_low <= found.requests <= most
+        else:
+            assert (found.requests_low, found.requests_high) == (None, None)
         for cost in (cost_of("vbon", tuned, 1.0), cost_of("bon", sampled, 1.0)):
             assert cost.low <= cost.per_1000 <= cost.high
 
@@ -248,7 +250,7 @@ def test_rewards_of_few_prompts_decide_nothing() -> None:
     found = judged(one, tuned, sampled, complete=True)
     assert found.state == "preliminary"
     assert found.reasons == [
-        "rewards were measured on 1 of at least 10 prompts (--quality-prompts)"
+        "rewards were measured on 1 of at least 10 prompts (--prompts, --quality-prompts)"
     ]
 
 
@@ -387,48 +389,3 @@ def test_a_checkpoint_of_little_reward_saves_nothing_at_equal_reward() -> None:
 def test_a_reward_outside_the_curve_has_no_equal_price() -> None:
     for reward in (-1.0, 2.0):
         assert equal_pair(reward, 40.0, single_rate=40.0).equal_cost_ratio is None
-
-
-def test_ranges_cover_the_truth_in_nine_of_ten_runs() -> None:
-    """Two hundred runs of five rounds and 64 prompts against known capacities and rewards.
-
-    The smallest and the largest of five rounds enclose the median with a probability of 93.75%; the
-    bootstrap's interval of equal N aims at 95%. At 93.75%, fewer than 180 of 200 have a probability of 1.5%;
-    the seed is fixed.
-    """
-    rng = np.random.default_rng(1)
-    best, prompts, covered = (
-        np.array([0.0, 1.0, 1.5, 1.75]),
-        64,
-        {"ratio": 0, "equal": 0, "given": 0},
-    )
-    equal_truth = 1 / (0.001 * (1 / 16 - 1 / 40))
-    for _ in range(200):
-        rates = [np.exp(rng.normal(np.log(rate), 0.05, 5)).tolist() for rate in (40, 10, 40)]
-        level = rng.normal(0, 2, prompts)
-        matrix = level[:, None] + best * (1 + rng.normal(0, 0.2, (prompts, 1)))
-        own = level + 1.25 + rng.normal(0, 0.4, prompts)
-        qualities = [
-            quality_of(
-                Variant(name),
-                [ScoredAnswer(prompt=i, sample=0, reward=float(r)) for i, r in enumerate(rewards)],
-                None,
-            )
-            for name, rewards in (("vbon", own), ("bon", matrix[:, 3]))
-        ]
-        found = break_even(
-            MeasuredVariant("vbon", capacity_of_rounds(rates[0]), qualities[0]),
-            MeasuredVariant("bon (N=4)", capacity_of_rounds(rates[1]), qualities[1], n=4),
-            TrainingExpense(1.0, 1.0, "by hand"),
-            (list(range(prompts)), matrix),
-            3.6,
-            MeasuredVariant("ref", capacity_of_rounds(rates[2]), None),
-        )
-        assert found.equal_requests is not None
-        assert found.reward_given_up is not None
-        low, high = found.equal_requests_low, found.equal_requests_high
-        covered["ratio"] += found.cost_ratio.low <= 4 <= found.cost_ratio.high
-        covered["given"] += found.reward_given_up.low <= 0.5 <= found.reward_given_up.high
-        covered["equal"] += low is not None and low <= equal_truth <= (high or np.inf)
-        assert low is None or low <= found.equal_requests <= (high or np.inf)
-    assert min(covered.values()) >= 180, covered

@@ -7,8 +7,9 @@ from the same rounds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.maths.statistics import median_range
 
 _SECONDS_PER_HOUR = 3600.0
+_OUTSIDE = 2 * 0.5**5  # probability that the smallest and the largest of five miss the median
 RISING = 1.1  # factor over the next lower level that is more than rounds differ by chance
 
 
@@ -65,11 +67,17 @@ class Capacity:
 
 
 def capacity_of(
-    variant: str, cells: Sequence[CellResult], saturation: Sequence[Saturation]
+    variant: str,
+    cells: Sequence[CellResult],
+    saturation: Sequence[Saturation],
+    full: int | None = None,
 ) -> Capacity | None:
     """The confirmed saturation rate if there is one, else the level with the most answers per second.
 
     If SLOs are set, only answers within them count. ``None`` if nothing was answered.
+
+    Args:
+        full: candidates that the server runs at once, at most; more of them only wait.
     """
     for found in saturation:
         if found.variant == variant and found.rate is not None and found.confirmed:
@@ -86,7 +94,7 @@ def capacity_of(
         one.round: one.requests_per_s if one.goodput_per_s is None else one.goodput_per_s
         for one in best.rounds
     }
-    rising = _rising(best, rate, usable)
+    rising = _rising(best, rate, usable, full)
     return Capacity(f"{good}{best.load:g} {unit}", rate, by_round, rising)
 
 
@@ -112,9 +120,18 @@ def _searched_capacity(found: Saturation, rate: float, cells: Sequence[CellResul
 
 
 def _rising(
-    best: CellResult, rate: MedianRange, usable: Sequence[tuple[MedianRange, CellResult]]
+    best: CellResult,
+    rate: MedianRange,
+    usable: Sequence[tuple[MedianRange, CellResult]],
+    full: int | None,
 ) -> bool:
-    """True if the best level is the highest, and all lower levels of its kind are clearly below it."""
+    """True if the best level is the highest, and all lower levels of its kind are clearly below it.
+
+    If a lower level already fills the server, a difference between them is noise.
+    """
+    closed = [cell for _, cell in usable if cell.load_kind == "closed" == best.load_kind]
+    if full is not None and any(full <= cell.load * cell.n < best.load * best.n for cell in closed):
+        return False
     others = [
         (other, cell)
         for other, cell in usable
@@ -209,24 +226,43 @@ class PairedPrices:
 
     @property
     def ratio(self) -> MedianRange:
-        """The ratio of the median prices with the smallest and the largest ratio of a round."""
+        """The ratio of the median prices with its range over rounds."""
         point = float(np.median(self.sampled) / np.median(self.tuned))
-        tuned, sampled = self.ends
-        return _enclosing(point, (sampled / tuned).tolist())
+        low, high = self.ends(lambda tuned, sampled: sampled / tuned)
+        return _enclosing(point, low, high, len(self.tuned))
 
-    @property
-    def ends(self) -> tuple[Float, Float]:
-        """Prices whose smallest and largest results are the range: rounds, widened by a search's bracket."""
-        factors = ((1.0, 1.0), (self.tuned_above, 1.0), (1.0, self.sampled_above))
-        return (
-            np.concatenate([self.tuned / tuned for tuned, _ in factors]),
-            np.concatenate([self.sampled / sampled for _, sampled in factors]),
-        )
+    def ends(self, figure: Callable[[Float, Float], Float]) -> tuple[float, float]:
+        """The ends of the range of a figure of each round's prices, widened by a search's bracket.
+
+        Args:
+            figure: computes the figure of every round from the tuned and the sampled prices.
+        """
+        brackets = ((1.0, 1.0), (self.tuned_above, 1.0), (1.0, self.sampled_above))
+        found = [
+            median_ends(figure(self.tuned / own, self.sampled / other)) for own, other in brackets
+        ]
+        return min(low for low, _ in found), max(high for _, high in found)
 
 
-def _enclosing(point: float, values: Sequence[float]) -> MedianRange:
-    """The point with the range of the values; rounding errors never leave it outside."""
-    return MedianRange(point, min(point, *values), max(point, *values), len(values))
+def median_ends(values: Float) -> tuple[float, float]:
+    """Two of the values that enclose the true median with a probability of about 94% or more.
+
+    The smallest and the largest of five do (93.75%); of more values, the k-th from either end do, with the
+    largest k that misses it no more often (binomial distribution). So further rounds narrow a range.
+    """
+    ordered = np.sort(values)
+    count, k, outside = len(ordered), 1, 2.0 ** (1 - len(ordered))
+    while 2 * (k + 1) <= count:
+        outside += 2 * comb(count, k) * 0.5**count
+        if outside > _OUTSIDE:
+            break
+        k += 1
+    return float(ordered[k - 1]), float(ordered[-k])
+
+
+def _enclosing(point: float, low: float, high: float, count: int) -> MedianRange:
+    """The point with its range; rounding errors never leave it outside."""
+    return MedianRange(point, min(point, low), max(point, high), count)
 
 
 def paired_prices(tuned: Capacity, sampled: Capacity, price_per_hour: float) -> PairedPrices:
@@ -299,6 +335,8 @@ def break_even(
         equal_n_low=None if equal is None else equal.low,
         equal_n_high=None if equal is None else equal.high,
         equal_n_beyond=equal is not None and equal.beyond,
+        equal_n_low_open=equal is not None and equal.low_open,
+        equal_n_high_open=equal is not None and equal.high_open,
         tuned_per_1000=_per_1000(prices.tuned),
         sampled_per_1000=_per_1000(prices.sampled),
         **known,
@@ -311,7 +349,7 @@ def _per_1000(costs: Float) -> MedianRange | None:
 
 @dataclass(frozen=True, slots=True)
 class PaidAfter:
-    """Answers until the training has paid; the range is ``None`` if some round never pays."""
+    """Answers until the training has paid; an end of the range is ``None`` if it never pays there."""
 
     point: float | None = None
     low: float | None = None
@@ -325,16 +363,15 @@ def _paid_after(training: float | None, prices: PairedPrices) -> PaidAfter:
     point = answers_to_break_even(
         training, float(np.median(prices.sampled)), float(np.median(prices.tuned))
     )
-    tuned, sampled = prices.ends
-    by_round = [
-        answers_to_break_even(training, float(s), float(t))
-        for s, t in zip(sampled, tuned, strict=True)
-    ]
-    paid = [one for one in by_round if one is not None]
-    if point is None or len(paid) < len(by_round):
-        return PaidAfter(point)
-    around = _enclosing(point, paid)
-    return PaidAfter(point, around.low, around.high)
+    if point is None:
+        return PaidAfter()
+
+    def needed(tuned: Float, sampled: Float) -> Float:
+        saved = sampled - tuned
+        return np.where(saved > 0, training / np.where(saved > 0, saved, 1.0), np.inf)
+
+    around = _enclosing(point, *prices.ends(needed), len(prices.tuned))
+    return PaidAfter(point, around.low, None if np.isinf(around.high) else around.high)
 
 
 def _at_equal_reward(
@@ -367,13 +404,13 @@ def _at_equal_reward(
     ends = [replace(prices, sampled=cost(n)) for n in (equal.low, equal.high)]
     at_point = replace(prices, sampled=cost(equal.n))
     ratios = [one.ratio for one in (at_point, *ends)]
-    ratio = _enclosing(ratios[0].median, [end for one in ratios for end in (one.low, one.high)])
+    point, low, high = ratios[0].median, min(r.low for r in ratios), max(r.high for r in ratios)
     needed = _paid_after(training.cost, at_point)
     outer = [_paid_after(training.cost, end) for end in ends]
     lows = [one.low for one in (needed, *outer) if one.low is not None]
     highs = [one.high for one in (needed, *outer) if one.high is not None]
     return {
-        "equal_cost_ratio": MedianRange(ratio.median, ratio.low, ratio.high, len(prices.tuned)),
+        "equal_cost_ratio": MedianRange(point, low, high, len(prices.tuned)),
         "equal_cost_source": f"between one sample and best-of-{sampled.n}"
         if usable
         else f"in proportion to n from best-of-{sampled.n}",

@@ -27,8 +27,8 @@ STEEP = 1.5  # gain after which a step may be quadrupled
 QUICK_S = 4.0  # answers that take no longer at twice a level let the climb go on to full engines
 ENGINE_SEQUENCES = 256  # what an engine decodes at once where the server does not tell
 _LEAST_SEQUENCES = 32
-_WHOLE = 2.5  # lengths of a block in answers, with some room to the 2 below which a report warns
-_LEAST_WHOLE = 2.2
+_WHOLE = 3.0  # lengths of a block in answers, with some room to the 2 below which a report warns
+_LEAST_WHOLE = 2.5
 _LEAST_S = 2.5  # length of a block of quick answers
 _LEAD_S = 0.5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.loadtest.analysis.decision_rewards import reward_side, reward_words
+from service.loadtest.analysis.decision_rewards import equal_n_text, reward_side, reward_words
 from service.loadtest.analysis.text import duration, number
 from service.loadtest.analysis.verdict import WIDEST_BREAK_EVEN
 from service.loadtest.schema import BreakEven, CellResult, Quality, Saturation, VariantCost
@@ -31,7 +31,7 @@ def decide(
         for pair in own:
             lines += _pair(pair, by_variant, currency)
     if not pairs:
-        lines.append(_no_pair(costs, currency))
+        lines += _no_pair(costs, cells, currency)
     lines += [_saturation(found) for found in saturation]
     return lines
 
@@ -44,10 +44,10 @@ def _at_equal_reward(pairs: Sequence[BreakEven]) -> list[str]:
     pair = known[-1]  # the smallest N that reaches the reward
     ratio = pair.equal_cost_ratio
     assert ratio is not None
+    kind = "gold reward" if pair.judged_by == "gold" else "reward"
     same = (
-        f"{pair.tuned} has the reward of best-of-{pair.equal_n:.1f} "
-        f"[{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}], whose answer costs {_times(ratio)} as much "
-        f"(interpolated {pair.equal_cost_source})"
+        f"{pair.tuned} has the {kind} of best-of-{equal_n_text(pair)}, whose answer costs "
+        f"{_times(ratio, above=pair.equal_n_high_open)} as much (interpolated {pair.equal_cost_source})"
     )
     if ratio.high <= 1:
         return [f"At equal reward, {pair.tuned} saves nothing: {same}."]
@@ -62,14 +62,16 @@ def _at_equal_reward(pairs: Sequence[BreakEven]) -> list[str]:
     low, high = pair.equal_requests_low, pair.equal_requests_high
     if pair.equal_requests is None or low is None or high is None or high > WIDEST_BREAK_EVEN * low:
         return [f"At equal reward, when {pair.tuned} pays is too uncertain for a number: {same}."]
+    fewest = f"{'below ' if pair.equal_n_high_open else ''}{number(low)}"
     return [
         f"At equal reward, fine-tune ({pair.tuned}) if you will serve more than "
-        f"{number(pair.equal_requests)} answers ({number(low)} to {number(high)}): {same}."
+        f"{number(pair.equal_requests)} answers ({fewest} to {number(high)}): {same}."
     ]
 
 
-def _times(ratio: MedianRange) -> str:
-    return f"{number(ratio.median)} times ({number(ratio.low)} to {number(ratio.high)})"
+def _times(ratio: MedianRange, *, above: bool) -> str:
+    more = "above " if above else ""
+    return f"{number(ratio.median)} times ({number(ratio.low)} to {more}{number(ratio.high)})"
 
 
 def _pair(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> list[str]:
@@ -172,15 +174,28 @@ def _training(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> 
     )
 
 
-def _no_pair(costs: list[VariantCost], currency: str) -> str:
+def _no_pair(costs: list[VariantCost], cells: Sequence[CellResult], currency: str) -> list[str]:
+    """The reason that nothing is decided, and the prices that were measured."""
+    priced = {cost.variant for cost in costs}
+    without = list(dict.fromkeys(cell.variant for cell in cells if cell.variant not in priced))
+    lines = []
+    if without:
+        good = " within the SLOs" if any(cell.goodput_per_s for cell in cells) else ""
+        lines.append(
+            f"{', '.join(without)} answered nothing{good} in half of the rounds, and so has no price."
+        )
     if not costs:
-        return "Nothing was answered, so there is nothing to decide."
-    cheapest = min(costs, key=lambda cost: cost.per_1000)
-    return (
-        f"Not measured: whether to fine-tune. {cheapest.variant} is cheapest: {number(cheapest.per_1000)} "
-        f"{currency} per 1,000 answers. Measure a tuned checkpoint and a mode that samples several "
-        "candidates to see when fine-tuning pays."
+        return [*lines, "Nothing was answered, so there is nothing to decide."]
+    cheapest, *others = sorted(costs, key=lambda cost: cost.per_1000)
+    close = [cost.variant for cost in others if cost.low <= cheapest.high]
+    word = f"as cheap as {', '.join(close)} within the range over rounds" if close else "cheapest"
+    most = "at most " if cheapest.rising else ""
+    first = (
+        f"Not measured: whether to fine-tune. {cheapest.variant} is {word if others else 'priced'}: {most}"
+        f"{number(cheapest.per_1000)} {currency} per 1,000 answers. Measure a tuned checkpoint and a mode "
+        "that samples several candidates to see when fine-tuning pays."
     )
+    return [first, *lines]
 
 
 def _saturation(found: Saturation) -> str:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.loadtest.analysis.intervals import Float, resamples
+from service.loadtest.analysis.intervals import Float, resampled_means
+
+_TAIL = 0.025
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +17,17 @@ class EqualN:
     """The N at which best-of-N has a given reward, interpolated linearly between integers.
 
     Attributes:
-        beyond: True if the curve ends below the reward (``n`` is its end) or starts above it (``n`` is 1).
+        beyond: True if the curve stays below the reward (``n`` is its end) or starts above it (``n`` is 1).
+        low_open: True if the interval reaches below one sample; ``low`` is then where the curve starts.
+        high_open: True if the interval reaches above the curve; ``high`` is then where it ends.
     """
 
     n: float
     low: float
     high: float
     beyond: bool
+    low_open: bool = False
+    high_open: bool = False
 
 
 def equal_n(matrix: Float, tuned: Float) -> EqualN:
@@ -33,10 +40,18 @@ def equal_n(matrix: Float, tuned: Float) -> EqualN:
         tuned: the tuned variant's mean reward on the same prompts, shape ``(prompts,)``.
     """
     point, beyond = crossing(matrix.mean(axis=0), float(tuned.mean()))
-    picks = resamples(len(tuned))
-    drawn = [crossing(matrix[p].mean(axis=0), float(tuned[p].mean()))[0] for p in picks[:1000]]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return EqualN(point, min(point, float(low)), max(point, float(high)), beyond)
+    means = resampled_means(np.column_stack([matrix, tuned]), _RESAMPLES)
+    curves, targets = means[:, :-1], means[:, -1]
+    drawn = crossings(curves, targets)
+    low, high = np.quantile(drawn, [_TAIL, 1 - _TAIL])
+    return EqualN(
+        point,
+        min(point, float(low)),
+        max(point, float(high)),
+        beyond,
+        low_open=float(np.mean(targets < curves[:, 0])) > _TAIL,
+        high_open=float(np.mean(targets > curves.max(axis=1))) > _TAIL,
+    )
 
 
 def crossing(curve: Float, target: float) -> tuple[float, bool]:
@@ -44,10 +59,22 @@ def crossing(curve: Float, target: float) -> tuple[float, bool]:
 
     A curve of gold rewards may fall again, because best-of-n selects by another reward.
     """
-    if target <= curve[0]:
-        return 1.0, target < curve[0]
-    if target > curve.max():
-        return float(len(curve)), True
-    above = int(np.argmax(curve >= target))
-    step = curve[above] - curve[above - 1]
-    return above + float((target - curve[above - 1]) / step), False
+    n = float(crossings(curve[None, :], np.array([target]))[0])
+    return n, bool(target < curve[0] or target > curve.max())
+
+
+def crossings(curves: Float, targets: Float) -> Float:
+    """The lowest n at which each curve reaches its target; 1 or N where it lies outside.
+
+    Args:
+        curves: shape ``(curves, N)``.
+        targets: shape ``(curves,)``.
+    """
+    reached = curves >= targets[:, None]
+    above = np.argmax(reached, axis=1)
+    rows = np.arange(len(curves))
+    before = np.maximum(above - 1, 0)
+    step = curves[rows, above] - curves[rows, before]
+    part = (targets - curves[rows, before]) / np.where(step > 0, step, 1.0)
+    found = np.where(above == 0, 1.0, above + part)
+    return np.where(reached.any(axis=1), found, float(curves.shape[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import product
 from math import comb
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.loadtest.schema import Quantiles
 from vbon.maths.intervals import MeanInterval
-from vbon.maths.statistics import RESAMPLES, bootstrap_mean
+from vbon.maths.statistics import bootstrap_mean
 
 Float = NDArray[np.float64]
 
@@ -39,9 +40,25 @@ def interval(values: Sequence[float]) -> MeanInterval | None:
     return bootstrap_mean(values)
 
 
-def resamples(count: int, seed: int = 0) -> NDArray[np.int64]:
-    """Bootstrap indices, shape ``(RESAMPLES, count)``, to be shared by paired values."""
-    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+def resampled_means(rows: Float, resamples: int) -> Float:
+    """Column means of bootstrap resamples of whole rows, so that paired columns stay paired.
+
+    Args:
+        rows: shape ``(count, columns)``.
+
+    Returns:
+        shape ``(resamples, columns)``.
+    """
+    return _resample_counts(len(rows), resamples) @ rows / len(rows)
+
+
+@lru_cache(maxsize=8)
+def _resample_counts(count: int, resamples: int) -> Float:
+    """The number of times that each of ``count`` rows is drawn, in each of so many resamples."""
+    picks = np.random.default_rng(0).integers(count, size=(resamples, count))
+    offsets = np.arange(resamples)[:, None] * count
+    counts = np.bincount((picks + offsets).ravel(), minlength=resamples * count)
+    return counts.reshape(resamples, count).astype(np.float64)
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

@@ -75,7 +75,11 @@ def build_result(
     quality = _quality(settings, rows)
     prompts_of_curve, matrix = _curve(rows, gold=False)
     gold = _curve(rows, gold=True)
-    by_gold = server.gold_model is not None and bool(gold[0]) and all(q.gold for q in quality)
+    by_gold = (
+        server.gold_model is not None
+        and bool(gold[0])
+        and all(one.gold is not None for one in quality)
+    )
     saturation = _saturation(settings, variants, journal) if settings.saturate else []
     unfinished = done < planned or not searched or (settings.chooses_levels and calibration is None)
     costs, pairs = _costs_and_pairs(
@@ -217,7 +221,7 @@ def _costs_and_pairs(
     modes = {mode.name: mode for mode in server.modes}
     sides = {}
     for variant in variants:
-        capacity = capacity_of(variant.label, cells, saturation)
+        capacity = capacity_of(variant.label, cells, saturation, server.running_sequences)
         if capacity is not None:
             sides[variant.label] = MeasuredVariant(
                 variant.label, capacity, by_variant.get(variant.label), variant.n

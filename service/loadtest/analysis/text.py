@@ -25,9 +25,11 @@ def signed(value: float) -> str:
 
 
 def interval_text(value: MeanInterval | None, digits: int = 2) -> str:
-    """``mean [low, high]``."""
+    """``mean [low, high]``; one value has no interval."""
     if value is None:
         return "-"
+    if value.count == 1:
+        return f"{value.mean:.{digits}f} (one prompt)"
     return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 

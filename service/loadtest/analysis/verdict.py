@@ -79,18 +79,20 @@ def assess(
     ratio = pair.cost_ratio
     if _width(ratio) > WIDEST:
         reasons.append(
-            f"the price ratio differs between rounds by a factor of {_factor(ratio)} (at most {WIDEST:g})"
+            f"the price ratio differs between rounds by a factor of {_factor(ratio)} (at most {WIDEST:g}): "
+            "measure on a quieter machine, or more rounds (--rounds 10)"
         )
     prompts = pair.reward_given_up.count
     if prompts < LEAST_PROMPTS:
         reasons.append(
-            f"rewards were measured on {prompts} of at least {LEAST_PROMPTS} prompts (--quality-prompts)"
+            f"rewards were measured on {prompts} of at least {LEAST_PROMPTS} prompts (--prompts, "
+            "--quality-prompts)"
         )
     low, high = pair.requests_low, pair.requests_high
     if low is not None and high is not None and high > WIDEST_BREAK_EVEN * low:
         reasons.append(
             f"the break-even point differs between rounds by a factor of {number(high / low)} (at most "
-            f"{WIDEST_BREAK_EVEN:g})"
+            f"{WIDEST_BREAK_EVEN:g}): measure more rounds (--rounds 10)"
         )
     if _streamed(tuned) != _streamed(sampled):
         reasons.append("one side was streamed and the other was not (--no-stream)")
@@ -125,7 +127,7 @@ def _saturated(side: Side) -> bool:
 def _unsaturated(side: Side) -> str:
     return (
         f"{side.name} was not fully loaded, because its throughput still rose {side.capacity.source}: let a "
-        "calibration choose the levels (leave out --concurrency), or add higher ones"
+        "calibration choose the levels (leave out --concurrency), or allow higher ones (--max-in-flight)"
     )
 
 

@@ -46,7 +46,8 @@ def result_warnings(
     counts = [one.reward.count for one in quality if one.reward is not None]
     if counts and min(counts) < FEW_PROMPTS:
         found.append(
-            f"Rewards were measured on only {min(counts)} prompts, so their intervals are rough."
+            f"Rewards were measured on only {min(counts)} prompt{'' if min(counts) == 1 else 's'}, so their "
+            f"intervals are too narrow; {FEW_PROMPTS} or more are needed (--prompts, --quality-prompts)."
         )
     names = dict.fromkeys([cell.mode for cell in cells] + [one.mode for one in quality])
     found += sampling_warnings(settings, server, names)

@@ -19,6 +19,7 @@ from vbon.storage.training_record import HeldoutFigures
 
 CURVE_COLOUR = "#808080"
 CURVE_NAME = "best-of-n"
+GOLD = "gold reward"
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "star", "cross")
 
 
@@ -88,20 +89,29 @@ def _hover(cell: CellResult) -> str:
 def reward_cost_figure(result: LoadTestResult, styles: Styles) -> go.Figure:
     """Plot of mean reward over the price of 1,000 answers."""
     currency = markup_safe(result.settings["currency"])
-    figure = _figure(f"{currency} per 1,000 answers", "mean reward")
+    kind = _kind_of_reward(result)
+    figure = _figure(f"{currency} per 1,000 answers", f"mean {kind}")
     costs = {cost.variant: cost for cost in result.costs}
     for one in result.quality:
         cost = costs.get(one.variant)
-        if one.reward is None or cost is None:
+        reward, win_rate = one.reward, one.win_rate
+        if kind == GOLD:
+            reward, win_rate = one.gold, one.gold_win_rate
+        if reward is None or cost is None:
             continue
         hover = (
             f"<b>{markup_safe(one.variant)}</b><br>{number(cost.per_1000)} {currency} per 1,000"
-            f"<br>reward {_text(one.reward)}<br>win rate {_text(one.win_rate)}"
+            f"<br>{kind} {_text(reward)}<br>win rate {_text(win_rate)}"
         )
         price = (cost.per_1000, cost.low, cost.high)
-        _add_point(figure, one.variant, styles[one.variant], price, one.reward, hover)
+        _add_point(figure, one.variant, styles[one.variant], price, reward, hover)
     figure.update_xaxes(type="log")
     return figure
+
+
+def _kind_of_reward(result: LoadTestResult) -> str:
+    """The reward by which the verdict is, so that plots show the same."""
+    return GOLD if any(pair.judged_by == "gold" for pair in result.break_even) else "reward"
 
 
 def reward_figure(result: LoadTestResult, styles: Styles) -> go.Figure:
@@ -203,7 +213,7 @@ def break_even_figure(result: LoadTestResult, styles: Styles) -> go.Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )
     for pair in paid:
-        if pair.requests is not None:
+        if pair.requests is not None and pair.requests_high is not None:
             at = (pair.training_cost or 0.0) + pair.requests * costs[pair.tuned]
             figure.add_scatter(
                 x=[pair.requests],
@@ -222,11 +232,13 @@ def break_even_figure(result: LoadTestResult, styles: Styles) -> go.Figure:
 
 def curve_figure(result: LoadTestResult, styles: Styles) -> go.Figure:
     """Plot of best-of-n's reward over n, with the tuned policies' rewards as horizontal lines."""
-    figure = _figure("n of best-of-n", "mean reward")
-    ns = [point.n for point in result.curve]
+    kind = _kind_of_reward(result)
+    curve = result.gold_curve if kind == GOLD else result.curve
+    figure = _figure("n of best-of-n", f"mean {kind}")
+    ns = [point.n for point in curve]
     figure.add_scatter(
         x=[*ns, *ns[::-1]],
-        y=[p.reward.high for p in result.curve] + [p.reward.low for p in result.curve][::-1],
+        y=[p.reward.high for p in curve] + [p.reward.low for p in curve][::-1],
         fill="toself",
         fillcolor="rgba(128,128,128,0.2)",
         line={"width": 0},
@@ -236,28 +248,29 @@ def curve_figure(result: LoadTestResult, styles: Styles) -> go.Figure:
     )
     figure.add_scatter(
         x=ns,
-        y=[p.reward.mean for p in result.curve],
+        y=[p.reward.mean for p in curve],
         mode="lines+markers",
         meta=CURVE_NAME,
         line={"color": CURVE_COLOUR},
         marker={"size": 5},
-        hovertext=[f"best-of-{p.n}<br>reward {_text(p.reward)}" for p in result.curve],
+        hovertext=[f"best-of-{p.n}<br>{kind} {_text(p.reward)}" for p in curve],
         hovertemplate="%{hovertext}<extra></extra>",
     )
     tuned = {pair.tuned for pair in result.break_even}
     for one in result.quality:
-        if one.variant not in tuned or one.reward is None:
+        reward = one.gold if kind == GOLD else one.reward
+        if one.variant not in tuned or reward is None:
             continue
         colour, _ = styles[one.variant]
         figure.add_scatter(
             x=[1, ns[-1]],
-            y=[one.reward.mean] * 2,
+            y=[reward.mean] * 2,
             mode="lines+text",
             meta=one.variant,
             text=[markup_safe(one.variant), ""],
             textposition="top right",
             line={"color": colour, "dash": "dash"},
-            hovertext=[f"<b>{markup_safe(one.variant)}</b><br>reward {_text(one.reward)}"] * 2,
+            hovertext=[f"<b>{markup_safe(one.variant)}</b><br>{kind} {_text(reward)}"] * 2,
             hovertemplate="%{hovertext}<extra></extra>",
         )
     figure.update_xaxes(

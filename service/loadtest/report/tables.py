@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 
+from service.loadtest.analysis.decision_rewards import equal_n_text
 from service.loadtest.analysis.text import interval_text, number
-from service.loadtest.schema import BreakEven, CellResult, LoadTestResult, Quantiles
+from service.loadtest.schema import BreakEven, CellResult, LoadTestResult, Quality, Quantiles
 from vbon.maths.intervals import MedianRange
 from vbon.report_html import ReportTable
 
@@ -108,17 +109,20 @@ def quality_table(result: LoadTestResult) -> ReportTable:
     costs = {cost.variant: cost for cost in result.costs}
     quality = {one.variant: one for one in result.quality}
     currency = result.settings["currency"]
+    golden = any(one.gold is not None for one in result.quality)
     rows = []
     for variant in dict.fromkeys([*quality, *costs]):
         one, cost = quality.get(variant), costs.get(variant)
         price = "-"
         if cost is not None:
             price = f"{number(cost.per_1000)} ({number(cost.low)} to {number(cost.high)})"
+            price = f"at most {price}" if cost.rising else price
         rows.append(
             (
                 variant,
                 interval_text(None if one is None else one.reward),
                 interval_text(None if one is None else one.win_rate),
+                *(_gold_texts(one) if golden else ()),
                 "-" if one is None else f"{one.answers:,}",
                 "-" if one is None else str(one.unscored),
                 share_text(None if one is None else one.truncated_share),
@@ -137,6 +141,7 @@ def quality_table(result: LoadTestResult) -> ReportTable:
         "mode",
         "mean reward",
         "win rate",
+        *(("mean gold reward", "gold win rate") if golden else ()),
         "scored answers",
         "unscored",
         "cut off",
@@ -146,19 +151,29 @@ def quality_table(result: LoadTestResult) -> ReportTable:
     return ReportTable("quality", "Reward and cost", caption, columns, tuple(rows), None)
 
 
+def _gold_texts(one: Quality | None) -> tuple[str, str]:
+    if one is None:
+        return "-", "-"
+    return interval_text(one.gold), interval_text(one.gold_win_rate)
+
+
 def _paid_after(pair: BreakEven, *, at_equal_reward: bool = False) -> str:
     """The answers to break-even with their range, at equal reward or at the sampled variant's."""
+    ratio = pair.equal_cost_ratio if at_equal_reward else pair.cost_ratio
     found = (pair.requests, pair.requests_low, pair.requests_high)
     if at_equal_reward:
         found = (pair.equal_requests, pair.equal_requests_low, pair.equal_requests_high)
-    if at_equal_reward and pair.equal_cost_ratio is None:
+    if ratio is None:
         return "-"
+    if pair.training_cost is None:
+        return "unknown"
+    if ratio.high <= 1:
+        return "never"
     point, low, high = found
-    if point is None:
-        return "unknown" if pair.training_cost is None else "never"
-    return number(point) + (
-        "" if low is None or high is None else f" ({number(low)} to {number(high)})"
-    )
+    if ratio.low <= 1 or point is None or low is None or high is None:
+        return "too close to call"
+    below = "below " if at_equal_reward and pair.equal_n_high_open else ""
+    return f"{number(point)} ({below}{number(low)} to {number(high)})"
 
 
 def break_even_table(result: LoadTestResult) -> ReportTable:
@@ -168,9 +183,7 @@ def break_even_table(result: LoadTestResult) -> ReportTable:
         decided = pair.state == "decided"
         equal = "-"
         if pair.equal_n is not None:
-            equal = f"{pair.equal_n:.1f} [{pair.equal_n_low:.1f}, {pair.equal_n_high:.1f}]"
-            if pair.equal_n_beyond:
-                equal = "below 1" if pair.equal_n == 1 else f"above {pair.equal_n:.0f}"
+            equal = equal_n_text(pair)
         cost = "-" if pair.training_cost is None else number(pair.training_cost)
         rows.append(
             (
@@ -191,8 +204,9 @@ def break_even_table(result: LoadTestResult) -> ReportTable:
     caption = (
         "Equal N: the N at which best-of-N has the tuned policy's reward. Cost ratio: best-of-N's cost "
         "divided by the tuned one's. Paid after: answers after which the savings equal the cost of the "
-        "training. Reward given up: sampled minus tuned, paired by prompt. What is not decided has no "
-        "number; the text says why."
+        "training. Reward given up: sampled minus tuned, paired by prompt, by the gold reward model if the "
+        "server has one. (a to b): range over rounds, which encloses the median with a probability of 94% or "
+        "more. What is not decided has no number; the text says why."
     )
     columns = (
         "tuned",

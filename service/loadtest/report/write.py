@@ -26,10 +26,11 @@ TEMPLATE = Path(__file__).parent / "templates" / "loadtest.html"
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"
 TERMS = (
-    "Modes took turns in one run, so a drift of the machine affects all of them alike. The reward is that of "
-    "the serving reward model. Best-of-N selects by this model, so its reward is biased upwards; a gold "
-    "reward model is a fairer judge. [a, b] is a 95% bootstrap interval over prompts, (a to b) the smallest "
-    "and the largest round."
+    "Modes took turns in one run, so a drift of the machine affects all of them alike. Reward is that of the "
+    "serving reward model, by which best-of-N selects, so that of best-of-N is biased upwards; verdicts are "
+    "by the gold reward model where the server has one. [a, b] is a 95% bootstrap interval over prompts, "
+    "(a to b) the smallest and the largest round; of ratios and break-even points, the range over rounds "
+    "that encloses the median with a probability of 94% or more."
 )
 
 
