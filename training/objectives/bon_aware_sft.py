@@ -84,7 +84,8 @@ def win_gradient_weights(reward_PG: torch.Tensor, expert_PE: torch.Tensor) -> to
         reward_PG: rewards of G samples per prompt.
         expert_PE: rewards of E experts per prompt.
     """
-    group = reward_PG.shape[1]
+    group, experts = reward_PG.shape[1], expert_PE.shape[1]
     below = (reward_PG[:, :, None] < expert_PE[:, None, :]).double()  # P, G, E
     count = below.sum(1, keepdim=True)
-    return (below * group / count.clamp(min=1) - 1).mean(-1).to(reward_PG)
+    share_PE1 = (group / count.clamp(min=1)).mT
+    return ((below @ share_PE1)[:, :, 0] / experts - 1).to(reward_PG)  # the mean over experts
