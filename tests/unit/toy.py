@@ -115,16 +115,17 @@ class Toy:
 def samples_of_texts(
     logits: torch.Tensor, index: torch.Tensor, group_size: int, anchor: torch.Tensor, *, own: bool
 ) -> Samples:
-    terms = token_terms(logits[STATE[index]], anchor[STATE[index]], TOKENS[index], MASK[index])
+    # The terms of a sample are those of its text: each text's are computed once.
+    terms = token_terms(logits[STATE], anchor[STATE], TOKENS, MASK)
     return Samples(
-        logprob_BT=terms.logprob_BT,
+        logprob_BT=terms.logprob_BT[index],
         mask_BT=MASK[index],
         group_size=group_size,
         reward_B=REWARD[index].float(),
         log_cdf_B=STRICT.clamp(min=SMALLEST).log()[index].float(),
         log_cdf_le_B=UP_TO.clamp(max=1).log()[index].float(),
         ref_logprob_B=LOG_P[index].float(),
-        kl_BT=terms.kl_BT if own else None,
+        kl_BT=terms.kl_BT[index] if own else None,
         sampled_logprob_B=log_probability(logits).detach()[index].float() if own else None,
         log_quantile_B=None if own else UP_TO.clamp(max=1).log()[index].float(),
     )
