@@ -22,6 +22,7 @@ from vbon.engine.vllm.engine_args import OWNED_BY_SERVICE, parse_values, refuse_
 REFERENCE = "ref"
 REMOTE_API_KEY = "VBON_REMOTE_API_KEY"
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-f:]*:[0-9a-f:.]*")
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
 
 
@@ -29,7 +30,7 @@ class EngineSettings(BaseModel):
     """Settings of every engine; equal for all policies, so that they compare fairly.
 
     The settings whose names start with ``remote`` are for policies given as URLs. Of the others, those
-    policies use only ``max_model_len``, ``max_num_seqs`` and ``scheduling_policy``.
+    policies use only ``max_model_len``, ``max_num_seqs``, ``scheduling_policy`` and ``encode_timeout_s``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -92,6 +93,11 @@ class EngineSettings(BaseModel):
         gt=0,
         description="seconds after which an engine that has work but decodes nothing counts as hung "
         "and is restarted; null: never",
+    )
+    encode_timeout_s: float = Field(
+        5.0,
+        gt=0,
+        description="seconds that tokenizer and chat template may take for one prompt",
     )
     metrics: bool = Field(
         False,
@@ -262,7 +268,7 @@ class ServiceSettings(Settings):
             "evaluation",
             "trust_remote_code",
         ),
-        "Server": ("host", "port", "cors_origins", "store"),
+        "Server": ("host", "port", "hosts", "cors_origins", "store"),
         "Defaults of requests": (
             "default_mode",
             "default_n",
@@ -276,7 +282,7 @@ class ServiceSettings(Settings):
             "reward_timeout_s",
             "reward_stall_timeout_s",
         ),
-        "Logs": ("log_level", "log_format", "access_log"),
+        "Logs": ("log_level", "log_format", "access_log", "log_user_errors"),
     }
 
     model_config = SettingsConfigDict(env_prefix="VBON_", title="vbon service")
@@ -352,6 +358,11 @@ class ServiceSettings(Settings):
     )
     engine: EngineSettings = Field(EngineSettings(), description="engines")
     limits: LimitSettings = Field(LimitSettings(), description="limits")
+    hosts: list[str] = Field(
+        default=[],
+        description="further names under which clients reach this server; without API keys it serves only "
+        "under these, loopback names and its address, because web pages can pretend to be others",
+    )
     cors_origins: list[str] = Field(
         default=[],
         description="origins whose pages may call this service from a browser, https://HOST[:PORT]; "
@@ -376,6 +387,12 @@ class ServiceSettings(Settings):
     )
     access_log: bool | None = Field(
         None, description="log each request that has ended; default: on with --log-format json"
+    )
+
+    log_user_errors: bool = Field(
+        False,
+        description="log the texts of unexpected errors and of those that reward functions raise, which may "
+        "contain prompts and answers; by default only their types are logged",
     )
 
     otel: OtelSettings = Field(OtelSettings(), description="traces")
@@ -411,6 +428,19 @@ class ServiceSettings(Settings):
                     "without this setting"
                 )
         return self
+
+    @property
+    def own_names(self) -> list[str]:
+        """The names and addresses of this server that are configured."""
+        return [*self.hosts, self.host]
+
+    @field_validator("hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(f"{host!r} is not a host; write a name or address without a port")
+        return hosts
 
     @field_validator("cors_origins")
     @classmethod

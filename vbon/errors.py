@@ -32,7 +32,13 @@ CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
 
 class VbonError(Exception):
-    """Base of all errors raised on purpose; the message is written for users."""
+    """Base of all errors raised on purpose; the message is written for users.
+
+    Attributes:
+        log_text: the message for the log, where the one for the caller may contain what the caller sent.
+    """
+
+    log_text: str | None = None
 
 
 class InvalidInputError(VbonError):
@@ -64,6 +70,19 @@ class PromptTooLongError(InvalidInputError):
             message += " or lower max_tokens"
         # Some clients show, and search, the message alone.
         super().__init__(f"{message} ({CONTEXT_LENGTH_EXCEEDED})", field="prompt")
+
+    @classmethod
+    def unread(cls, *, size: int, most: int, limit: int) -> PromptTooLongError:
+        """The error for a text of so many bytes that it is not even tokenized."""
+        error = cls.__new__(cls)
+        InvalidInputError.__init__(
+            error,
+            f"This model's maximum context length is {limit} tokens, but the prompt has {size} bytes; a text "
+            f"of more than {most} bytes (the longest token times the context) cannot fit; shorten it "
+            f"({CONTEXT_LENGTH_EXCEEDED})",
+            field="prompt",
+        )
+        return error
 
 
 class ReloadRefusedError(InvalidInputError):

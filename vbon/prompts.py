@@ -55,6 +55,13 @@ class Prompt:
             return self.text
         return "\n".join(_line(message) for message in self.messages)
 
+    @property
+    def size(self) -> int:
+        """The number of characters, an upper bound of what encoding it costs in tokens."""
+        if self.text is not None:
+            return len(self.text)
+        return sum(len(message["content"]) + 1 for message in self.messages)
+
 
 def _line(message: Message) -> str:
     calls = message.get("tool_calls")
@@ -195,9 +202,6 @@ def _templated(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    # Imported here because only chats need it; it is installed with transformers.
-    from jinja2 import TemplateError
-
     try:
         text: str = tokenizer.apply_chat_template(
             for_template(messages, str(tokenizer.chat_template)),
@@ -205,16 +209,13 @@ def _templated(
             add_generation_prompt=add_generation_prompt,
             **variables,
         )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-    ) as error:
+    except Exception as error:  # a template is a program, which may raise anything
+        meant = (
+            type(error).__name__ == "TemplateError"
+        )  # by raise_exception, in the template's own words
+        reason = str(error) if meant else f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"the chat template of the {whose}'s tokenizer rejects the messages: {error}"
+            f"the chat template of the {whose}'s tokenizer rejects the messages: {reason}"
         ) from error
     return text
 

@@ -35,6 +35,8 @@ class Admission:
     minute of its key, it counts as all candidates that it may draw, at once or one after another, times
     ``max_tokens``. :class:`service.admission.fair_queue.FairQueue` decides which request is next.
 
+    With ``charges=False`` it only orders requests, and the callers' tokens a minute are left alone.
+
     No waiting or running request is ever dropped for a later one. Instead, a key may have at most twice
     as many sequences waiting as the queue has free places, so no key can fill the queue alone.
     """
@@ -46,7 +48,9 @@ class Admission:
         waiting: int,
         running_tokens: int = NO_LIMIT,
         max_queue_s: float | None = None,
+        charges: bool = True,
     ) -> None:
+        self._charges = charges
         self._queue = FairQueue(sequences=running, tokens=running_tokens)
         self._capacity, self._max_waiting, self._max_queue_s = running, waiting, max_queue_s
         self._futures: dict[Place, asyncio.Future[None]] = {}
@@ -96,8 +100,9 @@ class Admission:
         # A request that fails or is cancelled reports no decoded tokens, so the largest number is charged.
         candidates = max(sequences, candidates or 0)
         most = candidates * max_tokens
-        self._check(caller, sequences, candidates, max_tokens)
-        self._take(caller, most)
+        if self._charges:
+            self._check(caller, sequences, candidates, max_tokens)
+            self._take(caller, most)
         entry = Entry()
         entry.decoded = 0
         try:
@@ -128,18 +133,37 @@ class Admission:
             )
 
     def _take(self, caller: Caller, tokens: int) -> None:
-        a_minute, now_s = caller.tokens_per_minute, monotonic()
+        bucket, now_s = self._bucket_of(caller), monotonic()
+        if bucket is not None and (wait_s := bucket.take(tokens, now_s)):
+            raise _used_up(caller, wait_s)
+
+    def _bucket_of(self, caller: Caller) -> TokenBucket | None:
+        """The caller's tokens of this minute, or ``None`` if it has no limit."""
+        a_minute = caller.tokens_per_minute
         if a_minute is None:
             self._buckets.pop(caller.name, None)
-            return
+            return None
         bucket = self._buckets.get(caller.name)
         if bucket is None or bucket.tokens_per_minute != a_minute:
-            bucket = self._buckets[caller.name] = TokenBucket(a_minute, now_s)
-        if wait_s := bucket.take(tokens, now_s):
-            raise OverloadedError(
-                f"key {caller.name!r} has used up its {a_minute} tokens a minute",
-                retry_after_s=max(LEAST_RETRY_S, wait_s),
-            )
+            bucket = self._buckets[caller.name] = TokenBucket(a_minute, monotonic())
+        return bucket
+
+    def charge(self, tokens: int) -> None:
+        """Charge the current caller for work that led to no answer, up to all it has left this minute."""
+        bucket = self._bucket_of(current_caller.get())
+        if bucket is not None:
+            bucket.lose(tokens, monotonic())
+
+    def check_not_used_up(self) -> None:
+        """Check that the current caller may have any token at all, before work is done for it.
+
+        Raises:
+            OverloadedError: its tokens a minute are used up.
+        """
+        caller = current_caller.get()
+        bucket = self._bucket_of(caller)
+        if bucket is not None and (wait_s := bucket.empty_for_s(monotonic())):
+            raise _used_up(caller, wait_s)
 
     async def _acquire(self, caller: Caller, sequences: int, tokens: int, priority: int) -> Place:
         place = self._queue.join(caller, sequences, tokens, priority)
@@ -211,3 +235,10 @@ class Admission:
             admitted = self._futures.pop(place, None)
             if admitted is not None and not admitted.done():
                 admitted.set_result(None)
+
+
+def _used_up(caller: Caller, wait_s: float) -> OverloadedError:
+    return OverloadedError(
+        f"key {caller.name!r} has used up its {caller.tokens_per_minute} tokens a minute",
+        retry_after_s=max(LEAST_RETRY_S, wait_s),
+    )

@@ -23,6 +23,16 @@ class TokenBucket:
             return 0.0
         return (tokens - self._left) * 60 / self.tokens_per_minute
 
+    def lose(self, tokens: int, now_s: float) -> None:
+        """Take as many of the tokens as there are."""
+        self._fill(now_s)
+        self._left = max(0.0, self._left - tokens)
+
+    def empty_for_s(self, now_s: float) -> float:
+        """Seconds until there is a whole token; 0 if there is one."""
+        self._fill(now_s)
+        return max(0.0, (1.0 - self._left) * 60 / self.tokens_per_minute)
+
     def give_back(self, tokens: int, now_s: float) -> None:
         """Return unused tokens; a negative number takes tokens that were decoded beyond those taken."""
         self._fill(now_s)

@@ -91,6 +91,7 @@ def make_plan(
     sampling, num_samples = resolve_sampling(request, request.num_samples, runtime, chat=chat)
     # The engine computes log-probabilities only if the request returns them.
     sampling = replace(sampling, logprobs=request.logprobs or request.return_candidates)
+    check_limit("prompts", len(request.prompts or ()), runtime.settings.limits.max_prompts)
     if request.num_samples is None:
         num_samples = max(num_samples, answers)
     plan = Plan(
@@ -116,7 +117,6 @@ def _check(plan: Plan) -> None:
         raise InvalidInputError(
             "stream takes one prompt; send `prompt` or `messages`, not `prompts`", field="prompts"
         )
-    check_limit("prompts", len(request.prompts or ()), limits.max_prompts)
     check_steering(plan.mode, plan.sampling)
 
 

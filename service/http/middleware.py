@@ -6,6 +6,7 @@ It is plain ASGI, because ``BaseHTTPMiddleware`` would hide disconnects from the
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 
@@ -13,7 +14,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.context.request_context import RequestContext, current_request
+from service.http.pacing import BodyPacer
 from service.http.responses import refuse
+from vbon.errors import OverloadedError
 
 _CLIENT_ID = re.compile(rb"[\w.:-]{1,128}")
 _FORM = b"application/x-www-form-urlencoded"
@@ -85,11 +88,15 @@ class JsonByDefaultMiddleware:
 
 
 class BodyLimitMiddleware:
-    """Answers 413 to a body over the limit and 408 to a body that arrives too slowly."""
+    """Answers 413 to a body over the limit and 408 to a body that arrives too slowly.
+
+    Large bodies of one caller are passed on with pauses (:class:`service.http.pacing.BodyPacer`).
+    """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._pacer = BodyPacer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the whole body within the limits and pass it on."""
@@ -116,6 +123,13 @@ class BodyLimitMiddleware:
             return
         if content is None:
             await self._refuse(scope, send)
+            return
+        try:
+            await self._pacer.turn(content)
+        except OverloadedError as error:
+            retry_after = str(math.ceil(error.retry_after_s)).encode()
+            headers = [(b"retry-after", retry_after)]
+            await refuse(scope, send, 429, "overloaded", str(error), headers=headers, close=False)
             return
         body: Message | None = {"type": "http.request", "body": content, "more_body": False}
 

@@ -73,7 +73,11 @@ class RuntimeBuilder:
         )
         if is_remote(spec):
             return BatchingScorer(model)
-        worker = RewardWorker(model, timeout_s=settings.reward_stall_timeout_s)
+        worker = RewardWorker(
+            model,
+            timeout_s=settings.reward_stall_timeout_s,
+            logs_user_errors=settings.log_user_errors,
+        )
         return BatchingScorer(worker, runs=lambda: worker.alive)
 
     def all_engines(self) -> dict[str, Engine]:
@@ -162,6 +166,7 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
         sampled_logprobs=engine.logprobs == "sampled",
         metrics=engine.remote_metrics,
         metrics_timeout_s=engine.remote_metrics_timeout_s,
+        encode_timeout_s=engine.encode_timeout_s,
     )
 
 
@@ -183,5 +188,6 @@ def _vllm_options(settings: ServiceSettings, share: float) -> VllmOptions:
         metrics=engine.metrics,
         stall_timeout_s=engine.stall_timeout_s,
         tool_parser=engine.tool_parser,
+        encode_timeout_s=engine.encode_timeout_s,
         args=engine.args,
     )

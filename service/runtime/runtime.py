@@ -31,6 +31,7 @@ from vbon.engine import Engine, check_fits, clipped
 from vbon.errors import (
     CandidateCountError,
     EngineDeadError,
+    InvalidInputError,
     NotReadyError,
     PromptTooLongError,
     RewardDeadError,
@@ -38,6 +39,11 @@ from vbon.errors import (
 from vbon.storage.training_record import TrainingRecord, read_training_record
 
 logger = logging.getLogger(__name__)
+
+# Long prompts of one policy that may wait for its tokenizer; each may be as large as a body.
+WAITING_PROMPTS = 64
+# Tokens that a second of a tokenizer or chat template counts as, if it led to nothing.
+TOKENS_PER_ENCODING_S = 100_000
 
 
 class Runtime:
@@ -71,6 +77,7 @@ class Runtime:
             running_tokens=limits.running_tokens,
             max_queue_s=limits.max_queue_s,
         )
+        self._encoding: dict[str, Admission] = {}
         self.in_flight = InFlightRequests()
         self.supervisor = Supervisor(
             self._restartable_parts(),
@@ -255,7 +262,7 @@ class Runtime:
         progress = begin_progress(request, scored=scorer is not None and request.wants_rewards)
         models = (engine, reward, *self._other_engines(request.mode))
         async with self.in_flight.track(limit_s, limit_name, models):
-            request, task = await _encode(request, engine, progress)
+            request, task = await self._encode(request, engine, progress)
             outcome = await self._admit_and_decode(request, task, resources, progress)
         total_ms = (perf_counter() - progress.arrived_s) * 1e3
         note_outcome(progress, outcome)
@@ -302,6 +309,55 @@ class Runtime:
     def _other_engines(self, mode: Mode) -> tuple[Engine, ...]:
         return tuple(self.policies.values()) if mode.strategy.uses_policies else ()
 
+    async def _encode(
+        self, request: PromptRequest, engine: Engine, progress: PromptProgress
+    ) -> tuple[PromptRequest, Task]:
+        """The task of a request, and the request with what its strategy will use.
+
+        Long prompts and chats are encoded one at a time for each policy, in fair order between keys. A prompt
+        that turns out to be unusable is charged to the key, so that nobody can send them without end.
+        """
+        prompt, cost = request.prompt, 0.0
+        self.admission.check_not_used_up()
+        try:
+            if engine.is_quick(prompt):
+                token_ids = await engine.encode(prompt)
+            else:
+                async with self._encoding_of(request.mode.policy).enter(1, max_tokens=prompt.size):
+                    begun_s = perf_counter()
+                    try:
+                        token_ids = await engine.encode(prompt)
+                    finally:
+                        cost = max(prompt.size, (perf_counter() - begun_s) * TOKENS_PER_ENCODING_S)
+            if request.clip:
+                sampling = clipped(engine.info, len(token_ids), request.sampling)
+                request = replace(request, sampling=sampling)
+            check_fits(engine.info, token_ids, request.sampling)
+        except InvalidInputError as error:
+            self.admission.charge(round(cost))
+            if isinstance(error, PromptTooLongError):
+                error.field = "messages" if prompt.messages else "prompt"
+            raise
+        request = request.fitted()
+        progress.encoded_s, progress.prompt_tokens = perf_counter(), len(token_ids)
+        progress.max_tokens = request.sampling.max_tokens
+        task = Task(
+            prompt,
+            token_ids,
+            request.sampling,
+            request.num_samples,
+            request.request_id,
+            request.score,
+            request.observer,
+            request.answers,
+        )
+        return request, task
+
+    def _encoding_of(self, policy: str) -> Admission:
+        return self._encoding.setdefault(
+            policy, Admission(running=1, waiting=WAITING_PROMPTS, charges=False)
+        )
+
     async def _admit_and_decode(
         self, request: PromptRequest, task: Task, resources: Resources, progress: PromptProgress
     ) -> Outcome:
@@ -339,35 +395,6 @@ class Runtime:
         """
         known = mode if mode in self.modes else "unknown"
         self.metrics.errors.labels(known, kind).inc()
-
-
-async def _encode(
-    request: PromptRequest, engine: Engine, progress: PromptProgress
-) -> tuple[PromptRequest, Task]:
-    """The task of a request, and the request with what its strategy will use."""
-    token_ids = await engine.encode(request.prompt)
-    try:
-        if request.clip:
-            sampling = clipped(engine.info, len(token_ids), request.sampling)
-            request = replace(request, sampling=sampling)
-        check_fits(engine.info, token_ids, request.sampling)
-    except PromptTooLongError as error:
-        error.field = "messages" if request.prompt.messages else "prompt"
-        raise
-    request = request.fitted()
-    progress.encoded_s, progress.prompt_tokens = perf_counter(), len(token_ids)
-    progress.max_tokens = request.sampling.max_tokens
-    task = Task(
-        request.prompt,
-        token_ids,
-        request.sampling,
-        request.num_samples,
-        request.request_id,
-        request.score,
-        request.observer,
-        request.answers,
-    )
-    return request, task
 
 
 def _with_answers(outcome: Outcome, request: PromptRequest) -> Outcome:

@@ -29,7 +29,7 @@ class CompareRequest(SamplingFields):
     prompts: Annotated[list[PromptItem], Field(fail_fast=True, min_length=1)] = Field(
         description="texts, or chats as objects with messages"
     )
-    modes: Annotated[list[str], Field(fail_fast=True, min_length=1)] | None = Field(
+    modes: Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=256)] | None = Field(
         None, description="default: `bon` and every single-sample mode"
     )
     settings: dict[str, dict[str, Any]] = Field(

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
 from service.schemas.sampling import SamplingFields
-from service.schemas.wire import ChatMessage, JsonObject, Text, form_of
+from service.schemas.wire import MESSAGES, ChatMessage, JsonObject, Text, form_of
 from service.strategies.request_fields import with_strategy_settings
 from vbon.prompts import Prompt
 
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 # The form is chosen before validation, so that a wrong value gets one message instead of one per form.
 Counts = Annotated[
     Annotated[Count, Tag("one")]
-    | Annotated[list[Count], Field(fail_fast=True, min_length=1), Tag("several")],
+    | Annotated[list[Count], Field(fail_fast=True, min_length=1, max_length=1024), Tag("several")],
     Discriminator(form_of),
 ]
 
@@ -39,7 +39,7 @@ class GenerateFields(SamplingFields):
     prompts: Annotated[list[Text], Field(fail_fast=True, min_length=1)] | None = Field(
         None, description="several texts; the answers come as a list in the same order"
     )
-    messages: Annotated[list[ChatMessage], Field(fail_fast=True, min_length=1)] | None = Field(
+    messages: Annotated[list[ChatMessage], MESSAGES] | None = Field(
         None, description="a chat, for policies with a chat template"
     )
     return_candidates: bool = Field(False, description="also return every candidate")

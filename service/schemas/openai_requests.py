@@ -22,7 +22,7 @@ from service.schemas.neutral_fields import (
 )
 from service.schemas.sampling import SamplingFields
 from service.schemas.tools import NamedTool, Tool, ToolChoice, ToolUse
-from service.schemas.wire import ChatMessage, Text, ToolCall, Wire, form_of
+from service.schemas.wire import MESSAGES, ChatMessage, Text, ToolCall, Wire, form_of
 from service.strategies.request_fields import settings_in, with_strategy_settings
 
 
@@ -211,7 +211,7 @@ else:
 class ChatFields(OpenAiFields):
     """``POST /v1/chat/completions``: a chat to continue, for policies with a chat template."""
 
-    messages: Annotated[list[OpenAiMessage], Field(fail_fast=True, min_length=1)]
+    messages: Annotated[list[OpenAiMessage], MESSAGES]
     logprobs: bool | None = None
     chat_template_kwargs: TemplateVariables = Field(
         None, description="further variables of the policy's chat template"

@@ -17,6 +17,8 @@ from pydantic_core import core_schema
 
 from vbon.prompts import Message
 
+# Each message costs the event loop time before anything is known of its request.
+MESSAGES = Field(fail_fast=True, min_length=1, max_length=2048)
 Text = Annotated[str, Field(min_length=1)]
 
 # vLLM's own limit for JSON schemas. Deeper values would exhaust Python's stack when they are written as JSON.

@@ -44,7 +44,13 @@ def main() -> int:
         tallies = asyncio.run(run(arguments.names or faults(), stage))
     show(tallies)
     if arguments.json is not None:
-        found = {n: t if isinstance(t, str) else asdict(t) for n, t in tallies.items()}
+        found = {
+            # asdict makes pairs of a Counter's items.
+            name: tally
+            if isinstance(tally, str)
+            else asdict(tally) | {"errors": dict(tally.errors)}
+            for name, tally in tallies.items()
+        }
         arguments.json.write_text(json.dumps(found, indent=2), encoding="utf-8")
     return int(any(isinstance(tally, str) or tally.broken() for tally in tallies.values()))
 

@@ -39,7 +39,7 @@ class Llm:
         )
 
     def get_tokenizer(self) -> Any:
-        return SimpleNamespace(encode=lambda *_, **__: [1])
+        return SimpleNamespace(encode=lambda *_, **__: [1], get_vocab=lambda: {"a": 1})
 
     def shutdown(self) -> None:
         # vLLM's own task would log the end of the engine as an error if it still ran by now.

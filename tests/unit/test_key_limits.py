@@ -14,6 +14,8 @@ from service.runtime.runtime import Runtime
 from tests.unit.fakes import FakeReward, make_runtime, serving
 from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
+from vbon.errors import PromptTooLongError
+from vbon.prompts import Prompt
 
 clocked = virtually("service", "vbon", "tests.unit")
 
@@ -21,14 +23,17 @@ BODY: dict[str, Any] = {"prompt": "the film was", "max_tokens": 8, "ignore_eos":
 
 
 def keyed(
-    tmp_path: Path, limits: dict[str, object], **keys: dict[str, int]
+    tmp_path: Path,
+    limits: dict[str, object],
+    engine: FakeEngine | None = None,
+    **keys: dict[str, int],
 ) -> tuple[Runtime, dict[str, str]]:
     """A runtime with a slow engine, and tokens by name."""
     pairs = [new_key(name, **their) for name, their in keys.items()]
     file = tmp_path / "keys.jsonl"
     write_keys(file, [key for key, _ in pairs])
     runtime = make_runtime(
-        engines={"ref": FakeEngine("slow", seconds_per_token=0.002)},
+        engines={"ref": engine or FakeEngine("slow", seconds_per_token=0.002)},
         auth={"keys_file": str(file)},
         limits=limits,
     )
@@ -132,3 +137,67 @@ async def test_what_was_not_decoded_is_not_used_up(tmp_path: Path) -> None:
         assert 0 < used < 100
         second = await ask(client, tokens["ann"], max_tokens=100 - used)
     assert second.status_code == 200
+
+
+class Laborious(FakeEngine):
+    """An engine whose prompts all take time to encode, and whose prompts of over 99 characters do not fit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoded: list[str] = []
+        self.at_once = self.most_at_once = 0
+
+    def is_quick(self, prompt: Prompt) -> bool:
+        return False
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0.002)
+        self.at_once -= 1
+        self.encoded.append(prompt.text or "")
+        if prompt.size > 99:
+            raise PromptTooLongError(prompt_tokens=prompt.size, max_tokens=1, limit=99)
+        return await super().encode(prompt)
+
+
+async def test_one_key_s_long_prompts_do_not_keep_another_s_waiting(tmp_path: Path) -> None:
+    engine = Laborious()
+    runtime, tokens = keyed(tmp_path, {}, engine, flood={}, quiet={})
+    async with serving(runtime) as (_, client):
+        flood = [
+            asyncio.create_task(ask(client, tokens["flood"], prompt=f"flood {i:04}"))
+            for i in range(30)
+        ]
+        while len(engine.encoded) < 2:  # noqa: ASYNC110  (a few turns)
+            await asyncio.sleep(0)
+        before = len(engine.encoded)
+        assert (await ask(client, tokens["quiet"], prompt="quiet")).status_code == 200
+        await asyncio.gather(*flood)
+    # The one that was being encoded, and at most one more.
+    assert engine.encoded.index("quiet") - before <= 2
+    assert engine.most_at_once == 1
+
+
+async def test_prompts_that_wait_for_the_tokenizer_are_bounded(tmp_path: Path) -> None:
+    runtime, tokens = keyed(tmp_path, {}, Laborious(), flood={}, quiet={})
+    async with serving(runtime) as (_, client):
+        answers = await asyncio.gather(*(ask(client, tokens["flood"]) for _ in range(120)))
+    statuses = [response.status_code for response in answers]
+    assert set(statuses) == {200, 429}
+    assert 20 <= statuses.count(200) <= 66
+
+
+async def test_prompts_that_are_encoded_in_vain_are_charged_to_their_key(tmp_path: Path) -> None:
+    engine = Laborious()
+    runtime, tokens = keyed(
+        tmp_path, {}, engine, looping={"tokens_per_minute": 2000}, other={"tokens_per_minute": 2000}
+    )
+    async with serving(runtime) as (_, client):
+        looping = [await ask(client, tokens["looping"], prompt="x" * 5000) for _ in range(6)]
+        tried = len(engine.encoded)
+        other = await ask(client, tokens["other"])
+    assert [response.status_code for response in looping] == [422, 429, 429, 429, 429, 429]
+    assert looping[0].json()["error"]["type"] == "prompt_too_long"
+    assert 1 <= int(looping[1].headers["retry-after"]) <= 60
+    assert (tried, other.status_code) == (1, 200)

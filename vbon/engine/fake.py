@@ -110,6 +110,10 @@ class FakeEngine:
         """An empty list: the fake engine has no metrics."""
         return []
 
+    def is_quick(self, prompt: Prompt) -> bool:
+        """True: characters are counted at once."""
+        return True
+
     async def encode(self, prompt: Prompt) -> list[int]:
         """One token id per character. Messages are rejected, as by a policy without a chat template."""
         if prompt.messages:

@@ -287,11 +287,16 @@ class Engine(Protocol):
         This method never raises, and returns within the time that a scrape may take.
         """
 
+    def is_quick(self, prompt: Prompt) -> bool:
+        """True if :meth:`encode` takes no time worth speaking of, so that any number may run at once."""
+
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt; messages go through the policy's chat template.
 
         Raises:
-            InvalidInputError: the prompt is empty, or is a chat and the policy has no chat template.
+            InvalidInputError: the prompt is empty, or is a chat and the policy has no chat template, or the
+                template or tokenizer rejects it, fails or takes too long.
+            PromptTooLongError: the prompt alone exceeds the context.
         """
 
     async def find_calls(

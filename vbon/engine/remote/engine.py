@@ -29,6 +29,7 @@ from typing import Any, ClassVar, TypeVar
 
 from prometheus_client import Metric
 
+from vbon.engine.encoder import PromptEncoder
 from vbon.engine.fan_out import as_they_finish
 from vbon.engine.protocol import (
     Candidate,
@@ -44,6 +45,7 @@ from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, pars
 from vbon.engine.remote.wire import (
     UNKNOWN_TOKEN,
     GrowingCandidate,
+    ServerSaidError,
     check_extensions,
     completion_body,
     read_prompt_logprobs,
@@ -58,7 +60,6 @@ from vbon.prompts import (
     REPLACEMENT,
     Prompt,
     decode_completion,
-    encode_prompt,
 )
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class RemoteEngine:
         self._replicas = Replicas(urls, model, self._options)
         self._metrics = RemoteMetrics(self._options.metrics_timeout_s)
         self._tokenizer: Any = None
+        self._encoder: PromptEncoder | None = None
         self._endings: set[int] = set()
         self.info = ModelInfo(
             ",".join(urls),
@@ -128,6 +130,8 @@ class RemoteEngine:
                 max_model_len=limit,
                 adapter=self._replicas.adapter,
             )
+            if self._tokenizer is not None:
+                self._encoder = await self._start_encoder(limit)
             ids = await self.encode(Prompt(text="a"))
             warm_up = Sampling(max_tokens=min(4, limit - len(ids)), seed=0)
             async for candidate in self.generate(ids, warm_up, 2, "warm-up"):
@@ -148,28 +152,40 @@ class RemoteEngine:
     async def stop(self) -> None:
         """Close all connections, which makes the servers abort; safe to call twice."""
         await self._replicas.stop()
+        if self._encoder is not None:
+            await self._encoder.close()
+
+    async def _start_encoder(self, limit: int) -> PromptEncoder:
+        encoder = await asyncio.to_thread(
+            PromptEncoder,
+            self._tokenizer,
+            most_tokens=limit,
+            limit_s=self._options.encode_timeout_s,
+        )
+        await encoder.start()
+        return encoder
+
+    def is_quick(self, prompt: Prompt) -> bool:
+        """True for short texts, and for all prompts if a server encodes them."""
+        return self._encoder is None or self._encoder.is_quick(prompt)
 
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt from the configured tokenizer, or else from the server's ``/tokenize``."""
+        if self._encoder is not None:
+            return await self._encoder.encode(prompt)
         field = "messages" if prompt.messages else "prompt"
-        if self._tokenizer is not None:
-            try:
-                ids = encode_prompt(self._tokenizer, prompt)
-            except ValueError as error:
-                raise InvalidInputError(str(error), field=field) from error
-        else:
-            body: dict[str, Any] = {"prompt": prompt.text}
-            if prompt.messages:
-                body = {"messages": list(prompt.messages), "add_generation_prompt": True}
-            if prompt.template_kwargs:
-                body["chat_template_kwargs"] = dict(prompt.template_kwargs)
-            if prompt.tools:
-                body["tools"] = list(prompt.tools)
-            body["add_special_tokens"] = prompt.adds_special_tokens
-            try:
-                ids = await self._tokenizing("/tokenize", body, read_tokens)
-            except InvalidInputError as error:
-                raise InvalidInputError(str(error), field=field) from error
+        body: dict[str, Any] = {"prompt": prompt.text}
+        if prompt.messages:
+            body = {"messages": list(prompt.messages), "add_generation_prompt": True}
+        if prompt.template_kwargs:
+            body["chat_template_kwargs"] = dict(prompt.template_kwargs)
+        if prompt.tools:
+            body["tools"] = list(prompt.tools)
+        body["add_special_tokens"] = prompt.adds_special_tokens
+        try:
+            ids = await self._tokenizing("/tokenize", body, read_tokens)
+        except InvalidInputError as error:
+            raise InvalidInputError(str(error), field=field) from error
         if not ids:
             raise InvalidInputError("the prompt contains no tokens", field="prompt")
         return ids
@@ -363,7 +379,8 @@ async def _read_events(
 
 
 def _unusable(replica: Replica, error: WireError) -> ReplicaError:
-    return ReplicaError(f"{replica.url} {error}", "wrong", again=False)
+    own_words = f"{replica.url} failed" if isinstance(error, ServerSaidError) else None
+    return ReplicaError(f"{replica.url} {error}", "wrong", again=False, log_text=own_words)
 
 
 def _load_tokenizer(options: RemoteOptions) -> Any:

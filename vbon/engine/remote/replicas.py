@@ -147,7 +147,7 @@ class Replicas:
         # A server that quickly sends unusable answers is always the least busy, and would get all requests.
         others = any(not r.trouble for r in self._all if r is not replica)
         if error.kind == "down" or (error.kind == "wrong" and others):
-            self._leave_out(replica, str(error).removeprefix(replica.url).strip(": "))
+            self._leave_out(replica, error.log_text.removeprefix(replica.url).strip(": "))
 
     def _leave_out(self, replica: Replica, why: str) -> None:
         if replica.recovery is not None or replica not in self._all:
@@ -175,7 +175,7 @@ class Replicas:
         try:
             self._check_model(replica, await replica.models())
         except ReplicaError as error:
-            replica.trouble = str(error).removeprefix(replica.url).strip(": ")
+            replica.trouble = error.log_text.removeprefix(replica.url).strip(": ")
             return error
         replica.trouble = ""
         return None
@@ -218,4 +218,6 @@ def _summary(failed: dict[Replica, ReplicaError]) -> EngineError | OverloadedErr
     busy = [error.retry_after_s for error in errors if error.retry_after_s is not None]
     if busy and errors[-1].again:
         return OverloadedError(message, retry_after_s=min(busy))
-    return EngineError(message)
+    summary = EngineError(message)
+    summary.log_text = "; ".join(error.log_text for error in errors)
+    return summary

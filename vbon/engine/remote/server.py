@@ -50,6 +50,7 @@ class RemoteOptions:
         trust_remote_code: whether the tokenizer may run its own code.
         metrics: whether to read the servers' ``/metrics``.
         metrics_timeout_s: limit for reading a server's ``/metrics``.
+        encode_timeout_s: limit for ``tokenizer`` and its chat template on one prompt.
         by_priority: whether the servers schedule by priority. This must be configured, because servers
             do not report it and ignore a priority silently.
         sampled_logprobs: whether the servers send log-probabilities of the distribution sampled (``vllm serve
@@ -70,6 +71,7 @@ class RemoteOptions:
     sampled_logprobs: bool = False
     metrics: bool = True
     metrics_timeout_s: float = 1.0
+    encode_timeout_s: float = 5.0
 
 
 def is_remote(policy: str) -> bool:
@@ -120,6 +122,7 @@ class ReplicaError(Exception):
         again: whether the request may be retried at another server.
         retry_after_s: seconds after which an overloaded server may be asked again; ``None`` for other
             failures.
+        log_text: the message for everybody else, without what the server said, which may repeat a prompt.
     """
 
     def __init__(
@@ -129,9 +132,11 @@ class ReplicaError(Exception):
         *,
         again: bool,
         retry_after_s: float | None = None,
+        log_text: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind, self.again, self.retry_after_s = kind, again, retry_after_s
+        self.log_text = log_text or message
 
 
 class Replica:
@@ -261,19 +266,21 @@ class Replica:
             said = content[:300].decode("utf-8", "replace")
         if self._options.api_key:
             said = said.replace(self._options.api_key, "***")
-        message = f"{self.url} answered {path} with HTTP {status}: {said}"
+        told = f"{self.url} answered {path} with HTTP {status}"
+        message = f"{told}: {said}"
         if status in (400, 422):
             return InvalidInputError(message, field="sampling")
         if status in (429, 503):
             seconds = _retry_after(response.headers.get("retry-after"))
             kind: Kind = "busy" if status == 429 else "down"
-            return ReplicaError(message, kind, again=True, retry_after_s=seconds)
+            return ReplicaError(message, kind, again=True, retry_after_s=seconds, log_text=told)
         if status in (401, 403):
-            message = (
+            message = told = (
                 f"{self.url} answered {path} with HTTP {status}: it rejects our API key; set the "
                 "environment variable that engine.remote_api_key_env names"
             )
-        return ReplicaError(message, "down" if status >= 500 else "wrong", again=True)
+        kind = "down" if status >= 500 else "wrong"
+        return ReplicaError(message, kind, again=True, log_text=told)
 
     def _json(self, content: bytes) -> Any:
         try:
@@ -283,6 +290,7 @@ class Replica:
                 f"{self.url} sent an answer that is not JSON: {content[:80]!r}",
                 "wrong",
                 again=False,
+                log_text=f"{self.url} sent an answer that is not JSON",
             ) from error
 
     async def text(self, path: str, *, seconds: float, max_bytes: int) -> str:

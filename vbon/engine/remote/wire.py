@@ -113,6 +113,10 @@ def scoring_body(model: str, token_ids: list[int], priority: int) -> dict[str, A
     return {**_PLAIN, **asked, **_turn(priority), "temperature": 1.0}
 
 
+class ServerSaidError(WireError):
+    """An error in the server's own words, which may repeat the prompt."""
+
+
 class GrowingCandidate:
     """A candidate assembled from the pieces of a server's answer: one piece, or one per step of a stream.
 
@@ -139,7 +143,7 @@ class GrowingCandidate:
         if not isinstance(payload, dict):
             raise WireError(f"sent JSON of type {type(payload).__name__} instead of an object")
         if payload.get("error"):
-            raise WireError(f"failed: {error_text(payload)}")
+            raise ServerSaidError(f"failed: {error_text(payload)}")
         choices = payload.get("choices")
         usage = payload.get("usage")
         if not isinstance(choices, list):

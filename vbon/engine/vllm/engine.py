@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from prometheus_client import Metric
 
+from vbon.engine.encoder import PromptEncoder
 from vbon.engine.fan_out import as_they_finish
 from vbon.engine.metrics import vllm_families
 from vbon.engine.protocol import (
@@ -35,7 +36,7 @@ from vbon.errors import (
     InvalidInputError,
     NotReadyError,
 )
-from vbon.prompts import Prompt, completion_decoder, decode_completion, encode_prompt
+from vbon.prompts import Prompt, completion_decoder, decode_completion
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -154,17 +155,19 @@ class VllmEngine:
         if self._adapter is None:
             await self.host.stop()
 
+    def is_quick(self, prompt: Prompt) -> bool:
+        """True for short texts."""
+        return self._encoder.is_quick(prompt)
+
     async def encode(self, prompt: Prompt) -> list[int]:
         """Token ids from the policy's own tokenizer and chat template."""
-        if self.host.tokenizer is None:
+        return await self._encoder.encode(prompt)
+
+    @property
+    def _encoder(self) -> PromptEncoder:
+        if self.host.encoder is None:
             raise NotReadyError(f"the engine of {self.info.path} has not started")
-        try:
-            ids = encode_prompt(self.host.tokenizer, prompt)
-        except ValueError as error:
-            raise InvalidInputError(str(error), field="messages") from error
-        if not ids:
-            raise InvalidInputError("the prompt contains no tokens", field="prompt")
-        return ids
+        return self.host.encoder
 
     @property
     def finds_calls(self) -> bool:

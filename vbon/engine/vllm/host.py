@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
+from vbon.engine.encoder import PromptEncoder
 from vbon.engine.metrics import stat_logger_type
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.engine.vllm.guardian import Guardian
@@ -57,6 +58,7 @@ class VllmHost:
             self.use(self.new_adapter(adapter))
         self.options = options
         self.tokenizer: Any = None
+        self.encoder: PromptEncoder | None = None
         self.max_model_len = 0
         self.registry = CollectorRegistry()
         self.starts = 0
@@ -124,6 +126,13 @@ class VllmHost:
             raise
         self.tokenizer = llm.get_tokenizer()
         self.max_model_len = int(llm.model_config.max_model_len)
+        self.encoder = await asyncio.to_thread(
+            PromptEncoder,
+            self.tokenizer,
+            most_tokens=self.max_model_len,
+            limit_s=self.options.encode_timeout_s,
+        )
+        await self.encoder.start()
         self._listen(llm)
         self._llm = llm
         self._guardian = Guardian(self.pids)
@@ -138,6 +147,9 @@ class VllmHost:
 
     async def _shut_down(self) -> None:
         llm, self._llm = self._llm, None
+        encoder, self.encoder = self.encoder, None
+        if encoder is not None:
+            await encoder.close()
         if llm is not None:
             # vLLM cancels this task only after the engine's process has ended. The task has then logged an
             # EngineDeadError with a traceback.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+ENCODE_TIMEOUT_S = 5.0
 TINY_BYTES = 20_000_000  # of weights
 MANY_CORES = 8
 
@@ -33,6 +34,7 @@ class VllmOptions:
         stall_timeout_s: an engine that has work and is silent for longer than this hangs; ``None`` turns
             the check off.
         tool_parser: name of vLLM's parser of the policy's tool calls.
+        encode_timeout_s: limit for tokenizer and chat template on one prompt.
         args: further engine arguments by vLLM's names.
         args_setting: name of the setting that ``args`` come from, for error messages.
     """
@@ -52,6 +54,7 @@ class VllmOptions:
     sampled_logprobs: bool = False
     stall_timeout_s: float | None = None
     tool_parser: str | None = None
+    encode_timeout_s: float = ENCODE_TIMEOUT_S
     args: Mapping[str, Any] = field(default_factory=dict)
     args_setting: str = "engine.args"
 
