@@ -19,6 +19,7 @@ from service.auth.middleware import ApiKeyMiddleware, open_keyring
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
+from service.http.known_hosts import KnownHostsMiddleware
 from service.http.middleware import (
     BodyLimitMiddleware,
     JsonByDefaultMiddleware,
@@ -102,6 +103,8 @@ def create_app(
         middleware=_middleware(runtime, keyring, tracing),
         # FastAPI's own pages load Swagger UI from another host; service/routes/page.py serves ours.
         docs_url=None,
+        # A redirect would lead to the host that the request names.
+        redirect_slashes=False,
         redoc_url=None,
     )
     # service/routes/dependencies.py and request_state.py read these.
@@ -205,6 +208,7 @@ def _middleware(
     return [
         *stack,
         Middleware(UnhandledErrorMiddleware),
+        *([] if keyring else [Middleware(KnownHostsMiddleware, hosts=settings.own_names)]),
         Middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics),
         Middleware(
             BodyLimitMiddleware,

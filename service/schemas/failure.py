@@ -24,7 +24,7 @@ class ErrorResponse(BaseModel):
 _MEANING = {
     400: "the prompt does not fit into the model's context (context_length_exceeded)",
     401: "the API key is missing or unknown, on a server that requires keys",
-    403: "not allowed for this key, or the request comes from another site's page",
+    403: "not allowed for this key or under this host name, or the request comes from another site's page",
     404: "not found",
     408: "timed out receiving the request body",
     409: "another operation of this kind is running",
@@ -48,7 +48,7 @@ def errors(*statuses: int) -> dict[int | str, dict[str, object]]:
 
 
 # Errors of every route, of routes that read a body, and of routes that use the models.
-ANY_ROUTE = errors(401, 431, 500)
+ANY_ROUTE = errors(401, 403, 431, 500)
 WITH_BODY = errors(408, 413, 422)
 AT_WORK = WITH_BODY | errors(404, 429, 499, 502, 503, 504)
 

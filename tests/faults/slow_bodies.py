@@ -18,9 +18,9 @@ from tests.fuzz.verdict import wrong_with
 PROMISE = "Requests that trickle in are ended by limits.receive_timeout_s, the others are served."
 KINDS = {
     "silence": b"",
-    "head": b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + b"x: y\r\n" * 50,
+    "head": b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 50,
     "body": post("/generate", b" " * 200),
-    "chunks": b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    "chunks": b"POST /generate HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
     + b"1\r\n \r\n" * 50,
 }  # fmt: skip
 LATE_S = 20.0  # a busy machine's

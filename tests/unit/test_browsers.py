@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fastapi import Response
 from pydantic import ValidationError
 
+from service.auth.keys import new_key, write_keys
 from service.settings import ServiceSettings
 from tests.unit.fakes import make_runtime, serving, stream
 
@@ -99,3 +102,65 @@ def preflight(origin: str = SITE) -> dict[str, str]:
         "access-control-request-method": "POST",
         "access-control-request-headers": "authorization,content-type",
     }
+
+
+OWN = (
+    *("localhost", "LOCALHOST:8000", "page.localhost", "localhost."),
+    *("127.0.0.1:8000", "127.8.9.1", "[::1]:80"),
+)
+OTHER = (
+    *("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"),
+    *("10.0.0.1", "[::2]"),
+)
+
+
+@pytest.mark.parametrize("host", [*OWN, *OTHER])
+async def test_a_server_without_keys_is_served_only_under_its_own_names(host: str) -> None:
+    """A page whose name came to resolve to this server is the same site, as far as the browser knows."""
+    page = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
+    async with serving(make_runtime()) as (_, client):
+        paths = ("/", "/modes", "/metrics", "/openapi.json", "/loadtests", "/page/app.js")
+        read = [(await client.get(path, headers=page)).status_code for path in paths]
+        asked = await client.post("/generate", json=BODY, headers=page)
+        started = await client.post("/loadtests", json={"modes": ["nothing"]}, headers=page)
+        probes = [
+            (await client.get(path, headers=page)).status_code
+            for path in ("/healthz", "/readyz", "/health")
+        ]
+    known = host in OWN
+    assert read == [200 if known else 403] * len(paths)
+    assert (asked.status_code, started.status_code) == ((200, 422) if known else (403, 403))
+    assert probes == [200, 200, 200]
+    if not known:
+        error = asked.json()["error"]
+        assert error["type"] == "forbidden"
+        assert "--hosts" in error["message"]
+
+
+async def test_a_server_knows_the_names_that_it_was_told_and_with_keys_all(tmp_path: Path) -> None:
+    async def status(name: str, **settings: object) -> int:
+        async with serving(make_runtime(**settings)) as (_, client):
+            return (await client.get("/modes", headers={"host": name})).status_code
+
+    assert await status("models.example:80", hosts=["Models.example"]) == 200
+    assert await status("other.example", hosts=["models.example"]) == 403
+    assert await status("10.1.2.3:8000", host="10.1.2.3") == 200
+    key, _ = new_key("ann")
+    write_keys(tmp_path / "keys.jsonl", [key])
+    with_keys = {"auth": {"keys_file": str(tmp_path / "keys.jsonl")}}
+    assert await status("other.example", **with_keys) == 401
+
+
+@pytest.mark.parametrize("path", ["/generate/", "/modes/", "/docs/", "/v1/models/"])
+async def test_no_answer_leads_to_the_host_that_a_request_names(path: str) -> None:
+    async with serving(make_runtime()) as (_, client):
+        for method in ("GET", "POST"):
+            answer = await client.request(method, path, headers={"host": "localhost"})
+            assert answer.status_code in (404, 405)
+            assert "location" not in answer.headers
+
+
+@pytest.mark.parametrize("host", ["*", "https://a.b", "a.b:80", "a/b", ""])
+def test_what_is_no_host_is_refused_at_the_start(host: str) -> None:
+    with pytest.raises(ValidationError, match="not a host"):
+        ServiceSettings(hosts=[host])

@@ -33,10 +33,12 @@ LIMITS = {
     "receive_timeout_s": 0.3,
     "keep_alive_s": 1,
 }
-HEAD = b"GET /healthz HTTP/1.1\r\nhost: x\r\n"
+HEAD = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n"
 # The response takes three times `receive_timeout_s`.
 SLOW_BODY = json.dumps({"prompt": "p", "max_tokens": 9, "ignore_eos": True}).encode()
-SLOW = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(SLOW_BODY)
+SLOW = b"POST /generate?mode=ref HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n\r\n" % len(
+    SLOW_BODY
+)
 SLOW += SLOW_BODY
 
 
@@ -84,7 +86,7 @@ async def test_an_ordinary_request_is_answered() -> None:
     [
         HEAD + b"x: " + b"a" * 3000 + b"\r\n\r\n",
         HEAD + b"x: " + b"a" * 3000,  # never ends
-        b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
         HEAD + b"".join(b"x%d: a\r\n" % i for i in range(30)) + b"\r\n",
     ],
     ids=["one large field", "one that does not end", "a long path", "many fields"],
@@ -119,7 +121,7 @@ async def test_a_head_that_trickles_is_ended() -> None:
 @clocked
 async def test_a_body_that_trickles_is_ended() -> None:
     async with serving() as port:
-        head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+        head = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n"
         status, body = await say(port, head, *[b" "] * 12, pause_s=0.05)
         assert (status, json.loads(body)["error"]["type"]) == (408, "request_timeout")
 
@@ -169,7 +171,7 @@ async def test_queued_requests_are_answered_before_what_is_wrong_behind_them() -
 @clocked
 async def test_a_body_that_is_no_body_is_told_so_at_once() -> None:
     async with serving() as port:
-        head = b"POST /generate HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        head = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
         status, body = await say(port, head, b"hello\r\n", pause_s=0.05)
         assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
 
@@ -193,7 +195,7 @@ async def test_an_idle_connection_stays_open_for_its_time_and_no_longer() -> Non
 
 JSON = b"content-type: application/json\r\n"
 GENERATE = json.dumps({"prompt": "p", "n": 1, "max_tokens": 3, "ignore_eos": True}).encode()
-SMUGGLED = b"GET /modes HTTP/1.1\r\nhost: x\r\n\r\n"
+SMUGGLED = b"GET /modes HTTP/1.1\r\nhost: localhost\r\n\r\n"
 UPGRADES = {
     "h2c": b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n",
     "websocket": b"Connection: upgrade\r\nUpgrade: websocket\r\nsec-websocket-key: a\r\n",
@@ -214,7 +216,7 @@ async def statuses(port: int, *pieces: bytes, pause_s: float = 0.0) -> list[int]
 @clocked
 async def test_a_body_behind_an_upgrade_is_a_body(upgrade: str, pause_s: float) -> None:
     async with serving() as port:
-        head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\n" + JSON + UPGRADES[upgrade]
+        head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: localhost\r\n" + JSON + UPGRADES[upgrade]
         framed = head + b"content-length: %d\r\n\r\n" % len(GENERATE)
         last = HEAD + b"connection: close\r\n\r\n"
         assert await statuses(port, framed, GENERATE, last, pause_s=pause_s) == [200, 200]
@@ -251,7 +253,7 @@ async def test_a_body_without_a_known_end_is_refused(coding: bytes, upgrade: byt
 @clocked
 async def test_http_1_0_has_no_chunks() -> None:
     async with serving() as port:
-        head = b"POST /generate HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        head = b"POST /generate HTTP/1.0\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n"
         assert await statuses(port, head + b"0\r\n\r\n") == [400]
 
 
@@ -290,7 +292,9 @@ async def test_a_request_has_one_host(head: bytes, status: int) -> None:
 @clocked
 async def test_trailers_are_no_headers_and_have_an_end() -> None:
     async with serving() as port:
-        head = b"POST /generate?mode=ref HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + JSON
+        head = (
+            b"POST /generate?mode=ref HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n" + JSON
+        )
         head += b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(GENERATE), GENERATE)
         status, body = await say(
             port, head + b"content-type: text/plain\r\nx-request-id: mine\r\n\r\n"
@@ -329,7 +333,9 @@ async def test_one_that_never_stops_sending_is_closed(monkeypatch: pytest.Monkey
     async with serving() as port:
         monkeypatch.setattr(closing, "LINGER_IDLE_S", 0.05)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+        writer.write(
+            b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-length: 99999999999\r\n\r\n"
+        )
         assert b" 413 " in await reader.readuntil(b"\r\n")
 
         async def send_for_ever() -> None:
@@ -390,7 +396,7 @@ async def test_a_client_that_closes_altogether_is_still_noticed(
 @clocked
 async def test_a_slow_body_is_ended_whatever_the_method() -> None:
     async with serving() as port:
-        head = b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n"
+        head = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n"
         assert await statuses(port, head, *[b" "] * 12, pause_s=0.05) == [408]
 
 
@@ -422,7 +428,7 @@ async def test_what_is_no_http_is_told_so_in_the_shape_of_errors() -> None:
 async def test_what_a_client_sent_is_not_repeated_whole() -> None:
     async with serving() as port:
         body = json.dumps({"model": "m" * 50_000, "prompt": "a"}).encode()
-        head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
         status, told = await say(port, head + b"content-length: %d\r\n\r\n" % len(body) + body)
         message = json.loads(told)["error"]["message"]
         assert status == 404

@@ -77,7 +77,7 @@ async def test_the_connection_stays_for_the_next_try() -> None:
     runtime = busy()
     async with on_a_port(runtime, timeout_graceful_shutdown=1) as url:
         port = urlsplit(url).port or 0
-        head = b"POST /generate HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        head = b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
         body = b'{"prompt": "a", "max_tokens": 60, "ignore_eos": true, "n": 1}'
         asks = [
             asyncio.create_task(say(port, head + b"content-length: %d\r\n\r\n" % len(body) + body))

@@ -91,7 +91,7 @@ def post(
         body = json.dumps(body).encode()
     head = [
         f"POST {target} HTTP/1.1",
-        "host: x",
+        "host: localhost",
         "content-type: application/json",
         f"content-length: {len(body) if length is None else length}",
         *fields,
