@@ -11,13 +11,31 @@ from pathlib import Path
 from typing import Any
 
 from service.context.request_context import current_request
+from service.observability.withheld import show_texts, without_text
 from service.settings import ServiceSettings
 
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each record
 _VLLM_CONFIG = Path(__file__).with_name("vllm_logging.json")
 
 
-class TextFormatter(logging.Formatter):
+class _Formatter(logging.Formatter):
+    """Formats tracebacks without the texts of exceptions."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        record.exc_text = None  # may hold the text, if another handler has formatted the record
+        return super().format(record)
+
+    def formatException(self, ei: Any) -> str:
+        """Format an exception."""
+        error = ei[1]
+        if error is None:
+            return super().formatException(ei)
+        shown = without_text(error)
+        return super().formatException((type(shown), shown, ei[2]))
+
+
+class TextFormatter(_Formatter):
     """``TIME LEVEL LOGGER: [REQUEST ID] MESSAGE FIELDS``; without brackets outside of requests."""
 
     def __init__(self) -> None:
@@ -31,7 +49,7 @@ class TextFormatter(logging.Formatter):
         return " ".join([super().formatMessage(record), *words])
 
 
-class JsonFormatter(logging.Formatter):
+class JsonFormatter(_Formatter):
     """One JSON object a line.
 
     Only the members named here are written. Some libraries attach attributes to log records, which could hold
@@ -66,6 +84,7 @@ def with_fields(
 
 def set_up_logs(settings: ServiceSettings) -> None:
     """Send all log records, uvicorn's and vLLM's too, to standard error in the configured format."""
+    show_texts(settings.log_user_errors)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else TextFormatter())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)

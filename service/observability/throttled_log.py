@@ -1,4 +1,4 @@
-"""Logs repeated warnings at a limited rate, so that a dead engine under load does not fill the disk."""
+"""Logs warnings at a limited rate, so that neither a dead engine under load nor strangers fill the disk."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from time import monotonic
 
 EVERY_S = 10.0
 MAX_MESSAGES = 100  # messages remembered
+MAX_LINES = 20  # different messages in EVERY_S seconds
 
 
 class ThrottledLog:
-    """Logs the same warning once in ``every_s`` seconds, with the number of repetitions in between."""
+    """Logs the same warning once in ``every_s`` seconds, with the number of repetitions in between.
+
+    Different warnings are limited too, to :data:`MAX_LINES` in that time: a part of a message may depend on
+    what a client sent. Those beyond are counted in the next line.
+    """
 
     def __init__(
         self,
@@ -23,6 +28,7 @@ class ThrottledLog:
         self._logger, self._every_s, self._now_s = logger, every_s, now_s
         # Message -> when it was last logged as a warning, and repetitions since then.
         self._logged: dict[str, tuple[float, int]] = {}
+        self._window_s, self._lines, self._left_out = now_s() - every_s, 0, 0
 
     def warn(self, message: str) -> None:
         """Log the message as a warning or, if it was logged recently, count it and log it at level debug."""
@@ -32,8 +38,18 @@ class ThrottledLog:
             self._logged[message] = (logged_s, repeated + 1)
             self._logger.debug("%s", message)
             return
+        if now_s - self._window_s >= self._every_s:
+            self._window_s, self._lines = now_s, 0
+        if self._lines >= MAX_LINES:
+            self._left_out += 1
+            self._logger.debug("%s", message)
+            return
+        self._lines += 1
         if len(self._logged) >= MAX_MESSAGES:
             self._logged.clear()  # rare: messages without request ids are few
         self._logged[message] = (now_s, 0)
         more = f" (and {repeated} times since the last such line)" if repeated else ""
+        if self._left_out:
+            more += f" ({self._left_out} other warnings were left out)"
+            self._left_out = 0
         self._logger.warning("%s%s", message, more)

@@ -175,7 +175,7 @@ def _failure_of(error: Exception) -> Failure:
     ):  # probes cause many of these, and the cause has been logged
         logger.debug("%s: %s", kind, error)
     elif status >= 500:
-        _throttled.warn(f"{kind}: {error}")
+        _throttled.warn(f"{kind}: {getattr(error, 'log_text', None) or error}")
     retry_after_s = _RETRY_AFTER_S.get(status)
     if isinstance(error, OverloadedError):
         retry_after_s = error.retry_after_s

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Protocol, runtime_checkable
 
+from service.observability.throttled_log import ThrottledLog
+from service.observability.withheld import without_text
 from vbon.errors import RewardDeadError, RewardError
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable
@@ -94,6 +96,7 @@ class BatchingScorer:
         self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._loop_task: asyncio.Task[None] | None = None
+        self._throttled = ThrottledLog(logger)
 
     @property
     def alive(self) -> bool:
@@ -182,15 +185,22 @@ class BatchingScorer:
                 self._fail(batch, RewardError("the service is shutting down"))
                 raise
             except Exception as error:  # a failed batch fails its requests, and the loop goes on
-                if isinstance(error, RewardDeadError):
-                    logger.error("%s; %d candidates were not scored", error, len(batch))
-                else:
-                    logger.exception("%s failed on %d candidates", self.name, len(batch))
+                self._log_failure(error, len(batch))
                 self._fail(batch, error)
                 continue
             for waiting, score in zip(batch, scores, strict=True):
                 if not waiting.future.done():
                     waiting.future.set_result(score)
+
+    def _log_failure(self, error: Exception, candidates: int) -> None:
+        """Log why a batch failed; requests can make any number of batches fail."""
+        if isinstance(error, RewardDeadError):
+            logger.error("%s; %d candidates were not scored", error, candidates)
+        elif isinstance(error, RewardError):
+            self._throttled.warn(f"{self.name} failed on a batch of candidates: {error}")
+        else:
+            shown = without_text(error)
+            logger.error("%s failed on %d candidates", self.name, candidates, exc_info=shown)
 
     def _score_batch(self, batch: list[_PendingScore]) -> list[float | None]:
         """Score a batch, in the worker thread.
@@ -211,7 +221,11 @@ class BatchingScorer:
 
     @staticmethod
     def _fail(batch: list[_PendingScore], error: Exception) -> None:
-        known = error if isinstance(error, RewardError) else RewardError(f"scoring failed: {error}")
+        known = (
+            error
+            if isinstance(error, RewardError)
+            else RewardError(f"scoring failed: {type(error).__name__}")
+        )
         for waiting in batch:
             if not waiting.future.done():
                 waiting.future.set_exception(known)

@@ -215,6 +215,12 @@ class Server:
             if status in self.faults:
                 headers = {"retry-after": self.retry_after} if status != "500" else {}
                 return error(int(status), "no room", headers)
+        if "echoes" in self.faults:
+            return error(500, "cannot decode 'the secret prompt'")
+        if "echoes-200" in self.faults:
+            return JSONResponse({"error": {"message": "cannot decode 'the secret prompt'"}})
+        if "echoes-text" in self.faults:
+            return Response("the secret prompt is no JSON")
         prompt = body["prompt"]
         if len(prompt) + body["max_tokens"] > self.max_model_len:
             return error(400, "This model's maximum context length is 256 tokens.")

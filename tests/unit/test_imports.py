@@ -75,8 +75,8 @@ ROOMS = {
     "service.page": "",
     # service: a request
     "service.strategies": "vbon.embedders vbon.engine",
-    "service.runtime": "service.admission service.context service.settings service.strategies "
-    "vbon.embedders vbon.engine vbon.engine.remote vbon.engine.vllm vbon.rewards",
+    "service.runtime": "service.admission service.context service.observability service.settings "
+    "service.strategies vbon.embedders vbon.engine vbon.engine.remote vbon.engine.vllm vbon.rewards",
     "service.schemas": "service.strategies vbon.engine",
     "service.generation": "service.http service.runtime service.schemas service.strategies vbon.engine",
     "service.evaluation": "service.generation service.loadtest service.runtime service.schemas "

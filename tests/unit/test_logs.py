@@ -17,11 +17,13 @@ import pytest
 
 from service.auth.keys import new_key, write_keys
 from service.context.request_context import RequestContext, current_request
+from service.observability import withheld
 from service.observability.logs import JsonFormatter, TextFormatter, with_fields
 from tests.unit.fakes import FakeReward, make_runtime, serving, stream
 from tests.unit.test_api import disconnect_after
 from vbon.engine import Candidate, Sampling
 from vbon.engine.fake import FakeEngine
+from vbon.errors import EngineError
 
 CANARY = "canary7f3a"
 
@@ -83,7 +85,7 @@ class Failing(FakeReward):
 
     def score(self, items: Any) -> list[float | None]:
         if any(CANARY in str(item.prompt) for item in items):
-            raise RuntimeError("out of memory")
+            raise RuntimeError(f"out of memory with {items}")
         return super().score(items)
 
 
@@ -126,7 +128,11 @@ class Breaking(FakeEngine):
             yield candidate
 
 
-async def test_records_of_requests_at_once_carry_each_its_own_id(lines: io.StringIO) -> None:
+@pytest.mark.parametrize("shown", [False, True])
+async def test_records_of_requests_at_once_carry_each_its_own_id(
+    lines: io.StringIO, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(withheld, "_shown", shown)
     runtime = make_runtime(engines={"ref": Breaking("fake-ref")}, log_format="json")
     async with serving(runtime) as (_, client):
 
@@ -147,7 +153,11 @@ async def test_records_of_requests_at_once_carry_each_its_own_id(lines: io.Strin
     )
     for record in failures:
         assert record["level"] == "error"
-        assert record["exception"].endswith("ZeroDivisionError: two\nlines")
+        assert ("ZeroDivisionError: two\nlines" in record["exception"]) == shown
+        assert shown or record["exception"].endswith(
+            "ZeroDivisionError: its text is withheld; --log-user-errors shows it"
+        )
+        assert "in generate" in record["exception"]
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record["time"])
     ended = {
         record["request_id"]: record for record in parsed(lines, "service.observability.access_log")
@@ -258,3 +268,33 @@ def test_everything_a_json_server_writes_is_json_uvicorn_and_warnings_too() -> N
         ("vllm.engine", "info"),
     ]
     assert found[0]["message"] == "started\n1"
+
+
+def test_a_traceback_tells_types_and_places_but_no_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        try:
+            raise KeyError(CANARY)
+        except KeyError as error:
+            raise EngineError("the engine failed") from error
+
+    def fail_again() -> None:
+        try:
+            fail()
+        finally:
+            float(CANARY)
+
+    for formatter in (TextFormatter(), JsonFormatter()):
+        try:
+            fail_again()
+        except ValueError:
+            record = logging.LogRecord("x", logging.ERROR, __file__, 1, "m", (), sys.exc_info())
+        logging.Formatter().format(
+            record
+        )  # as another handler does, which leaves the text in the record
+        line = formatter.format(record)
+        assert CANARY not in line
+        for kept in ("KeyError", "EngineError: the engine failed", "ValueError", "in fail_again"):
+            assert kept in line
+        monkeypatch.setattr(withheld, "_shown", True)
+        assert CANARY in formatter.format(record)
+        monkeypatch.setattr(withheld, "_shown", False)

@@ -826,3 +826,20 @@ async def test_a_slow_reader_is_given_what_is_new() -> None:
                 await asyncio.sleep(0.06)
         assert lengths[-1] == 20
         assert 1 < len(lengths) <= 6
+
+
+@pytest.mark.parametrize("fault", ["echoes", "echoes-200", "echoes-text"])
+async def test_what_a_server_says_reaches_its_caller_alone(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Servers repeat prompts in their errors. Everybody else reads only that the server failed."""
+    caplog.set_level(logging.DEBUG, "vbon")
+    async with serving(2) as (engine, servers):
+        servers[0].faults.add(fault)
+        servers[1].faults.add(fault)
+        with pytest.raises(EngineError) as failed:
+            await draw(engine)
+        assert "secret" in str(failed.value)
+        assert failed.value.log_text
+        assert "secret" not in f"{failed.value.log_text}{engine.trouble}"
+    assert "secret" not in caplog.text

@@ -14,9 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.faults.tools.scorers import INDISCREET
 from vbon.errors import CheckpointError, RewardDeadError, RewardError
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
+from vbon.rewards.registry import open_reward_model
 from vbon.rewards.worker import RewardWorker, ended_process
 
 PROMPT = Prompt(text="p")
@@ -82,9 +84,38 @@ def test_an_error_of_the_model_is_its_own_and_the_worker_goes_on() -> None:
     with working() as worker:
         with pytest.raises(RewardError, match="no score today"):
             worker.score(say("fail"))
-        with pytest.raises(RewardError, match="ZeroDivisionError: oops"):
+        with pytest.raises(RewardError, match="ZeroDivisionError") as crashed:
             worker.score(say("crash"))
+        assert "oops" not in str(crashed.value)
         assert worker.score(say("a")) == [float(worker.pid or 0)]
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_what_code_of_users_says_reaches_no_caller_and_the_log_only_if_asked(
+    logged: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = open_reward_model("python:tests.faults.tools.scorers:indiscreet")
+    worker = RewardWorker(model, logs_user_errors=logged)
+    worker.load()
+    secret = Prompt(text="another's secret")
+    try:
+        assert worker.score([Scorable(secret, "good")]) == [1.0]
+        assert worker.score([Scorable(secret, "huge")]) == [None]
+        for kind in INDISCREET:
+            # Where one text of a batch is at fault, it has no score; where the model is, all are told.
+            told = ""
+            try:
+                assert worker.score([Scorable(secret, kind)]) == [None]
+            except RewardError as error:
+                told = str(error)
+                assert worker.alive
+            assert "secret" not in told
+            assert told or kind in ("raises", "chained", "later")
+    finally:
+        worker.close()
+    said = "".join(capfd.readouterr())
+    assert ("secret" in said) == logged
+    assert not logged or "ValueError: cannot score another's secret" in said
 
 
 @pytest.mark.parametrize(

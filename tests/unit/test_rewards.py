@@ -47,7 +47,7 @@ def test_a_callable_scores_and_has_no_score_for_nan() -> None:
     ("name", "words"),
     [
         ("short", "1 scores for 3"),
-        ("words", "'good', which is not a number"),
+        ("words", "of type str, which is not a number"),
         ("broken", "KeyError"),
     ],
 )

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from service.observability.throttled_log import MAX_MESSAGES, ThrottledLog
+from service.observability.throttled_log import MAX_LINES, MAX_MESSAGES, ThrottledLog
 
 
 def test_a_sentence_is_said_once_in_a_while_with_how_often_it_was_true(
@@ -27,12 +27,17 @@ def test_a_sentence_is_said_once_in_a_while_with_how_often_it_was_true(
     ]
 
 
-def test_it_remembers_a_bounded_number_of_sentences(caplog: pytest.LogCaptureFixture) -> None:
-    log = ThrottledLog(logging.getLogger("throttled"))
+def test_different_sentences_are_bounded_too(caplog: pytest.LogCaptureFixture) -> None:
+    clock_s = 100.0
+    log = ThrottledLog(logging.getLogger("throttled"), every_s=10, now_s=lambda: clock_s)
     for number in range(10 * MAX_MESSAGES):
         log.warn(f"sentence {number}")
-    assert len(caplog.records) == 10 * MAX_MESSAGES
+    assert len(caplog.records) == MAX_LINES
     assert len(log._logged) <= MAX_MESSAGES
+    clock_s = 110.0
+    log.warn("the next")
+    left_out = 10 * MAX_MESSAGES - MAX_LINES
+    assert caplog.records[-1].getMessage() == f"the next ({left_out} other warnings were left out)"
 
 
 def test_the_debug_level_has_them_all(caplog: pytest.LogCaptureFixture) -> None:

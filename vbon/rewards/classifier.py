@@ -13,6 +13,7 @@ from vbon.errors import CheckpointError, RewardError
 from vbon.prompts import render_for_reward
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable
+from vbon.rewards.user_errors import describe
 from vbon.storage.checkpoints import check_checkpoint
 
 _NO_LIMIT = 10**9
@@ -113,9 +114,7 @@ class ClassifierReward:
                     for index, logit in zip(batch, self._logits(encoded, batch), strict=True):
                         scores[index] = logit if math.isfinite(logit) else None
         except Exception as error:  # tokenizers, templates and models of others may raise anything
-            raise TextError(
-                f"reward model {self.name} failed: {type(error).__name__}: {error}"
-            ) from error
+            raise TextError(f"reward model {self.name} failed: {describe(error)}") from error
         return scores
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from vbon.errors import RewardError
 from vbon.rewards.protocol import RewardModel, Scorable
+from vbon.rewards.user_errors import describe
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +108,10 @@ class IsolatedReward:
     def _score(self, items: Sequence[Scorable]) -> Scores:
         try:
             scores = list(self._model.score(items))
-        except RewardError:
-            raise
+        except RewardError as error:  # in the words of the package
+            raise RewardError(f"{self.name} failed: {describe(error)}") from error
         except Exception as error:  # code of a package may raise anything
-            raise TextError(f"{self.name} raised {type(error).__name__}: {error}") from error
+            raise TextError(f"{self.name} raised {describe(error)}") from error
         if len(scores) != len(items):
             raise RewardError(f"{self.name} returned {len(scores)} scores for {len(items)} items")
         return scores

@@ -81,6 +81,8 @@ class RewardOpener(Protocol):
 def checked_scores(values: Iterable[object], expected: int, source: str) -> list[float | None]:
     """Check scores from outside code: one float per item, with NaN and infinities as ``None``.
 
+    Errors name the type of a value and not the value, which may be a part of some prompt.
+
     Raises:
         RewardError: the count is wrong, or a value is not a number.
     """
@@ -89,10 +91,24 @@ def checked_scores(values: Iterable[object], expected: int, source: str) -> list
         if value is None:
             scores.append(None)
             continue
-        if isinstance(value, bool) or not hasattr(value, "__float__"):
-            raise RewardError(f"{source} returned {value!r}, which is not a number")
-        number = float(value)
+        number = _number(value)
+        if number is None:
+            raise RewardError(
+                f"{source} returned a value of type {type(value).__name__}, which is not a number"
+            )
         scores.append(number if math.isfinite(number) else None)
     if len(scores) != expected:
         raise RewardError(f"{source} returned {len(scores)} scores for {expected} items")
     return scores
+
+
+def _number(value: object) -> float | None:
+    """The value as a float, or ``None`` if it is not a number; infinite if it is too large for a float."""
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except Exception:  # the conversion is code of whoever made the value
+        return None

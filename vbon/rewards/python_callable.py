@@ -17,6 +17,7 @@ from vbon.errors import CheckpointError, RewardError
 from vbon.rewards.call_form import CallForm, call_form
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
+from vbon.rewards.user_errors import describe
 
 
 class CallableReward:
@@ -93,7 +94,7 @@ class CallableReward:
                 values = values.tolist()
             listed = [*values] if isinstance(values, Iterable) else None  # a generator runs here
         except Exception as error:  # user code may raise anything
-            raise TextError(f"{self.name} raised {type(error).__name__}: {error}") from error
+            raise TextError(f"{self.name} raised {describe(error)}") from error
         if listed is None:
             raise RewardError(
                 f"{self.name} returned {type(values).__name__}, not a list of numbers"

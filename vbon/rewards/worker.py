@@ -15,6 +15,7 @@ from typing import Any
 
 from vbon.errors import CheckpointError, RewardDeadError, RewardError, VbonError
 from vbon.rewards.protocol import RewardModel, Scorable
+from vbon.rewards.user_errors import describe, hide_texts
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +35,19 @@ class RewardWorker:
         model: the reward model to run; not yet loaded, and picklable.
         timeout_s: limit of one ``score`` call; when it is exceeded, the process is killed.
         load_timeout_s: the same limit for loading.
+        logs_user_errors: log the texts of exceptions that the model's code raises; they may contain prompts.
     """
 
     def __init__(
-        self, model: RewardModel, *, timeout_s: float = 60.0, load_timeout_s: float = 600.0
+        self,
+        model: RewardModel,
+        *,
+        timeout_s: float = 60.0,
+        load_timeout_s: float = 600.0,
+        logs_user_errors: bool = False,
     ) -> None:
         self.name, self.revision = model.name, model.revision
-        self._model = model
+        self._model, self._logs_user_errors = model, logs_user_errors
         self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -74,7 +81,10 @@ class RewardWorker:
         ours, theirs = context.Pipe()
         # A daemon is ended when this process exits normally. Otherwise the child sees the pipe close.
         process = context.Process(
-            target=_serve, args=(theirs, self._model), name=f"reward {self.name}", daemon=True
+            target=_serve,
+            args=(theirs, self._model, self._logs_user_errors),
+            name=f"reward {self.name}",
+            daemon=True,
         )
         process.start()
         theirs.close()
@@ -186,8 +196,9 @@ def ended_process(exit_code: int | None) -> str:
     return told
 
 
-def _serve(pipe: Connection, model: RewardModel) -> None:
+def _serve(pipe: Connection, model: RewardModel, logs_user_errors: bool) -> None:
     """Run the child process: load the model, then score batches until the pipe closes."""
+    hide_texts(logs_them=logs_user_errors)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     outcome: object
     try:
@@ -196,7 +207,8 @@ def _serve(pipe: Connection, model: RewardModel) -> None:
     except VbonError as error:
         outcome = error
     except Exception as error:
-        outcome = CheckpointError(f"cannot load reward model {model.name}: {_described(error)}")
+        why = f"{type(error).__name__}: {error}"  # no prompt has been seen so far
+        outcome = CheckpointError(f"cannot load reward model {model.name}: {why}")
     with contextlib.suppress(*_PIPE_ERRORS):
         pipe.send(outcome)
         while True:
@@ -208,9 +220,5 @@ def _scored(model: RewardModel, items: list[Scorable]) -> object:
         return model.score(items)
     except RewardError as error:
         return error
-    except Exception as error:
-        return RewardError(f"scoring failed: {_described(error)}")
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    except BaseException as error:  # sys.exit(prompt) would print it
+        return RewardError(f"scoring failed: {describe(error)}")
