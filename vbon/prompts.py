@@ -210,9 +210,8 @@ def _templated(
             **variables,
         )
     except Exception as error:  # a template is a program, which may raise anything
-        meant = (
-            type(error).__name__ == "TemplateError"
-        )  # by raise_exception, in the template's own words
+        # `raise_exception` of a template raises this, in words that are meant for the caller.
+        meant = type(error).__name__ == "TemplateError"
         reason = str(error) if meant else f"{type(error).__name__}: {error}"
         raise ValueError(
             f"the chat template of the {whose}'s tokenizer rejects the messages: {reason}"
