@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from service.loadtest.analysis.quality import quality_of
-from service.loadtest.analysis.warnings import sampling_warnings
+from service.loadtest.analysis.warnings import result_warnings, sampling_warnings
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.defaults import settled
 from service.loadtest.load.server_description import describe_server
@@ -23,6 +23,7 @@ from service.loadtest.schema import ServedMode, ServerDescription
 from tests.unit.fakes import make_runtime
 from tests.unit.test_loadtest_service import measure, served
 from vbon.engine.fake import FakeEngine
+from vbon.prompts import Prompt
 from vbon.storage.training_record import TrainingRecord
 
 
@@ -153,3 +154,15 @@ def test_both_apis_tell_how_an_answer_ended(reason: str | None, expected: bool |
         openai.event("message", chunk, reading)
     assert reading.answer is not None
     assert ended(openai, reading.answer) is expected
+
+
+def test_another_server_does_not_fill_the_sampling_from_the_models_file() -> None:
+    """`vllm serve` takes what a request leaves out from generation_config.json."""
+    body = OpenAiTarget(8, 1.0, False, False).ask(Variant("m"), Prompt(text="a")).body
+    assert body == {
+        "model": "m", "prompt": "a", "max_tokens": 8, "temperature": 1.0, "stream": False,
+        "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    }  # fmt: skip
+    server = ServerDescription(url="", api="openai", modes=[])
+    [warning] = result_warnings(LoadTestSettings(), server, [], [], 1, 1)
+    assert "repetition penalty" in warning

@@ -51,6 +51,12 @@ def result_warnings(
         )
     names = dict.fromkeys([cell.mode for cell in cells] + [one.mode for one in quality])
     found += sampling_warnings(settings, server, names)
+    if server.api == "openai":
+        found.append(
+            "The server may take top_k, min_p and a repetition penalty from the model's "
+            "generation_config.json; OpenAI's API has no field for them. Start vllm serve with "
+            "--generation-config vllm to sample the policy itself."
+        )
     if len({cell.streamed for cell in cells}) > 1:
         found.append(
             "Single-sample modes were streamed, which costs the server one event per token; the other modes "

@@ -25,6 +25,12 @@ class Ask:
     streamed: bool
 
 
+# A server fills what a request leaves out from the model's generation_config.json, and would then decode
+# another distribution. These fields are OpenAI's; top_k, min_p and a repetition penalty are not, so other
+# servers may refuse them.
+_NEUTRAL = {"top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
 class AnswerError(Exception):
     """The answer reports a failure or is malformed; the message is the kind of the error."""
 
@@ -123,6 +129,7 @@ class OpenAiTarget:
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "stream": self.stream,
+            **_NEUTRAL,
         }
         if self.ignore_eos:  # an extension of the API, which other servers may reject
             body["ignore_eos"] = True
