@@ -72,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or ``None`` if the file is missing or incomplete."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found
 

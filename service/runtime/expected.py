@@ -6,10 +6,9 @@ import asyncio
 import logging
 from pathlib import Path
 
-from service.runtime.reload import ModelBuilder
+from service.runtime.reload import ModelBuilder, why_not_loaded
 from service.runtime.runtime import Runtime
 from vbon.concurrency import all_or_first_error
-from vbon.errors import CheckpointError, EngineError, InvalidInputError
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +40,8 @@ async def _join(runtime: Runtime, builder: ModelBuilder, name: str) -> bool:
     try:
         engines = await asyncio.to_thread(builder.engines, name, runtime.policies)
         await all_or_first_error(engine.start() for engine in engines.values())
-    except (CheckpointError, EngineError, InvalidInputError) as error:
-        logger.error("the expected policy %s cannot be loaded: %s", name, error)
+    except Exception as error:  # its files, and the code that reads them, may do anything
+        logger.error("the expected policy %s cannot be loaded: %s", name, why_not_loaded(error))
         await asyncio.gather(*(engine.stop() for engine in engines.values()))
         return False
     except BaseException:

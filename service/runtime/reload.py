@@ -15,11 +15,9 @@ from vbon.concurrency import all_or_first_error
 from vbon.engine import Engine
 from vbon.errors import (
     BusyError,
-    CheckpointError,
-    EngineError,
     InvalidInputError,
     ReloadRefusedError,
-    RewardError,
+    VbonError,
 )
 
 logger = logging.getLogger(__name__)
@@ -100,9 +98,10 @@ class Reloader:
         replace = self._replace_engines if model in runtime.policies else self._replace_scorer
         try:
             old, new = await replace(model)
-        except (CheckpointError, EngineError, RewardError, InvalidInputError) as error:
-            logger.error("%s was not reloaded and the old one stays: %s", model, error)
-            raise ReloadRefusedError(f"{error}; the model served before stays in use") from error
+        except Exception as error:  # its files, and the code that reads them, may do anything
+            why = why_not_loaded(error)
+            logger.error("%s was not reloaded and the old one stays: %s", model, why)
+            raise ReloadRefusedError(f"{why}; the model served before stays in use") from error
         loaded_s = perf_counter()
         for part in old:
             await runtime.in_flight.until_unused(part)
@@ -137,6 +136,14 @@ class Reloader:
         old = runtime.scorers[name]
         await runtime.adopt_scorer(name, new)
         return [old], (name,)
+
+
+def why_not_loaded(error: Exception) -> str:
+    """The reason for which a model could not be loaded; an error that is not ours is also logged."""
+    if isinstance(error, VbonError):
+        return str(error)
+    logger.error("unexpected error while loading a model", exc_info=error)
+    return f"loading it raised {type(error).__name__}: {error}"
 
 
 def _revision(runtime: Runtime, model: str) -> str:

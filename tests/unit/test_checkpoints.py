@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vbon.errors import CheckpointError
-from vbon.storage.checkpoints import check_checkpoint, write_checksums
+from vbon.storage.checkpoints import Kind, check_checkpoint, write_checksums
 
 
 def write_safetensors(path: Path, payload: bytes = b"\0" * 16) -> None:
@@ -241,3 +241,60 @@ def test_a_directory_that_may_not_be_read_is_an_error_with_its_name(
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(CheckpointError, match=r"cannot read .*config.json: Permission denied"):
         check_checkpoint(str(model), "causal-lm")
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+DAMAGE = {
+    "deep": DEEP.encode(),
+    "a deep object": ('{"architectures": ' + DEEP + "}").encode(),
+    "not UTF-8": b"\xff\xfe{}",
+    "empty": b"",
+    "cut": b'{"architectures": [',
+    "a list": b"[]",
+    "null": b"null",
+    "a number": b"1e999",
+    "other types": b'{"architectures": 5, "id2label": 7, "num_labels": {}, "files": [], "revision": 1}',
+    "other items": b'{"architectures": [null, {}], "weight_map": {"a": [1]}, "files": {"a": 3}}',
+    "a long number": b'{"num_labels": ' + b"9" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", ["causal-lm", "reward", "adapter"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "config.json",
+        "adapter_config.json",
+        "checksums.json",
+        "model.safetensors.index.json",
+        "model.safetensors",
+        "adapter_model.safetensors",
+    ],
+)
+def test_whatever_a_file_holds_the_directory_is_named_as_unusable(
+    tmp_path: Path, file: str, kind: Kind, damage: str
+) -> None:
+    config = {"architectures": ["XForSequenceClassification", "XForCausalLM"], "num_labels": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    content = DAMAGE[damage]
+    if file.endswith(".safetensors"):
+        content = len(content).to_bytes(8, "little") + content
+    elif file != "model.safetensors.index.json":
+        header = json.dumps({"w": {"data_offsets": [0, 0]}}).encode()
+        for weights in ("model.safetensors", "adapter_model.safetensors"):
+            (tmp_path / weights).write_bytes(len(header).to_bytes(8, "little") + header)
+    (tmp_path / file).write_bytes(content)
+    told = ""
+    try:
+        check_checkpoint(str(tmp_path), kind)
+    except CheckpointError as error:
+        told = str(error)
+    # A file that this kind of model does not read may be damaged, and an adapter's config is vLLM's to check.
+    read = {"checksums.json", "adapter_config.json" if kind == "adapter" else "config.json"}
+    may_pass = file not in read or (kind == "adapter" and damage.startswith("other"))
+    assert told or may_pass
+    assert not told or str(tmp_path) in told
+    assert len(told) < 1000

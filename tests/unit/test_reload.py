@@ -234,3 +234,23 @@ async def test_a_path_cannot_be_named(tmp_path: Path) -> None:
         body = {"model": "vbon", "path": "/etc"}
         refused = await service.client.post("/admin/reload", json=body)
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "path")
+
+
+@pytest.mark.parametrize(
+    "error", [RecursionError("too deep"), KeyError("x"), OSError(5, "I/O error")]
+)
+@pytest.mark.parametrize("model", ["vbon", "reward"])
+async def test_whatever_loading_raises_the_old_model_stays(
+    tmp_path: Path, error: Exception, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    async with serving(tmp_path) as service:
+        monkeypatch.setattr(service.shelf, "engines", fail)
+        monkeypatch.setattr(service.shelf, "scorer", fail)
+        refused = await service.reload(model)
+        answered = await service.client.post("/generate?mode=bon", json=BODY | {"max_tokens": 2})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (422, "reload_refused")
+    assert type(error).__name__ in refused.json()["error"]["message"]
+    assert answered.status_code == 200

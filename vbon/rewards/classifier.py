@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable
 from vbon.rewards.user_errors import describe
 from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.json_files import read_json_file
 
 _NO_LIMIT = 10**9
 
@@ -247,6 +247,6 @@ def is_trained_with_eos(path: str) -> bool:
     tagged = re.search(r"^- reward-trainer\s*$", text, re.MULTILINE)
     if not tagged or not version or int(version[1]) < 1:
         return False
-    config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+    config = read_json_file(Path(path) / "config.json")
     eos = config.get("eos_token_id")
     return config.get("pad_token_id") not in (eos if isinstance(eos, list) else [eos])

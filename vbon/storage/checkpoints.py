@@ -11,7 +11,6 @@ verified; their revision is a fingerprint of config, tokenizer and weights.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from vbon.errors import CheckpointError
 from vbon.storage.atomic import write_json
 from vbon.storage.checksums import CHECKSUMS, checksums_of, find_damage, is_sealed, sealed
+from vbon.storage.json_files import parse_json, read_json_file
 
 Kind = Literal["causal-lm", "reward", "adapter"]
 
@@ -81,6 +81,12 @@ def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
         return _checked(directory, kind)
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # anybody may have written these files, with values of any type
+        raise CheckpointError(
+            f"the files of {directory} are not those of a model: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _checked(directory: Path, kind: Kind) -> Checkpoint:
@@ -148,7 +154,7 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}: not a Hugging Face model directory"
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json_file(path)
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -211,9 +217,9 @@ def _check_safetensors(path: Path) -> None:
         if size < 8 or header_size > size - 8:
             raise CheckpointError(f"{path} is truncated: {size} bytes, shorter than its own header")
         try:
-            header = json.loads(handle.read(header_size))
+            header = parse_json(handle.read(header_size))
             ends = [int(e["data_offsets"][1]) for n, e in header.items() if n != "__metadata__"]
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, AttributeError, LookupError, TypeError, ArithmeticError) as error:
             raise CheckpointError(f"{path} is not a safetensors file: {error!r}") from error
     expected = 8 + header_size + max(ends, default=0)
     if size != expected:

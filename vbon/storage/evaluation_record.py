@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
+from vbon.storage.json_files import read_json_file
 from vbon.storage.validation import first_problem
 
 
@@ -69,7 +69,7 @@ def read_evaluation(file: str) -> EvaluationRecord:
     """
     path = Path(file).expanduser()
     try:
-        return EvaluationRecord.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        return EvaluationRecord.model_validate(read_json_file(path))
     except OSError as error:
         raise DataError(f"cannot read the evaluation {file}: {error.strerror}") from error
     except ValidationError as error:

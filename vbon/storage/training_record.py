@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -17,6 +16,7 @@ from pydantic import (
 )
 
 from vbon.maths.intervals import MeanInterval
+from vbon.storage.json_files import read_json_file
 
 TRAINING_RECORD = "training.json"
 # A LoRA is exported merged, and also as an adapter in this subdirectory, for serving on the reference
@@ -277,6 +277,6 @@ def read_training_record(directory: str) -> TrainingRecord | None:
     path = Path(directory).expanduser()
     file = (path.parent if path.name == ADAPTER_DIRECTORY else path) / TRAINING_RECORD
     try:
-        return TrainingRecord.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return TrainingRecord.model_validate(read_json_file(file))
     except (OSError, ValueError, ValidationError):
         return None

@@ -5,7 +5,6 @@ Engines take a fixed share of the GPU at their start, so what the other models n
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vbon.errors import InvalidInputError
+from vbon.storage.json_files import parse_json, read_json_file
 
 GIB = 2**30
 # The rest is for what vLLM does not count: CUDA contexts, graphs and fragmentation.
@@ -99,7 +99,7 @@ def total_gpu_bytes() -> int | None:
 
 def _configured_bytes(directory: Path) -> int | None:
     try:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config = read_json_file(directory / "config.json")
     except (OSError, ValueError):
         return None
     return _CONFIG_BYTES.get(str(config.get("dtype") or config.get("torch_dtype")))
@@ -108,7 +108,7 @@ def _configured_bytes(directory: Path) -> int | None:
 def _header(file: Path) -> dict[str, dict[str, object]]:
     with file.open("rb") as handle:
         size = int.from_bytes(handle.read(8), "little")
-        header: dict[str, dict[str, object]] = json.loads(handle.read(size))
+        header: dict[str, dict[str, object]] = parse_json(handle.read(size))
     return header
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vbon.errors import CheckpointError
+from vbon.storage.json_files import read_json_file
 
 # The values that vLLM accepts for `max_lora_rank`. It pads adapters of lower rank.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -52,7 +52,9 @@ def lora_rank_limit(ranks: Mapping[str, int]) -> int:
 
 
 def _adapter_config(path: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
-        (Path(path) / "adapter_config.json").read_text(encoding="utf-8")
-    )
+    file = Path(path) / "adapter_config.json"
+    try:
+        found: dict[str, Any] = read_json_file(file)
+    except ValueError as error:
+        raise CheckpointError(f"{file} cannot be used: {error}") from error
     return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from vbon.storage.json_files import read_json_file
 
 ENCODE_TIMEOUT_S = 5.0
 TINY_BYTES = 20_000_000  # of weights
@@ -68,7 +69,7 @@ def served_dtype(path: str, asked: str) -> str:
     config = Path(path) / "config.json"
     if asked != "auto" or not config.is_file():
         return asked
-    found = json.loads(config.read_text(encoding="utf-8"))
+    found = read_json_file(config)
     own = found.get("dtype") or found.get("torch_dtype")
     return "float32" if own == "float32" else asked
 
