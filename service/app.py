@@ -39,6 +39,7 @@ from service.routes import (
     openai,
     page,
     preferences,
+    score,
 )
 from service.routes.errors import UnhandledErrorMiddleware, add_error_handlers
 from service.runtime.expected import serve_expected
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 _ROUTERS = (
     generate.router,
     openai.router,
+    score.router,
     compare.router,
     modes.router,
     health.router,

@@ -85,12 +85,16 @@ class Admission:
         *,
         max_tokens: int = 1,
         candidates: int | None = None,
+        unit: str = "candidates",
+        field: str = "n",
     ) -> AsyncGenerator[Entry, None]:
         """Wait for ``sequences`` places and hold them for the length of the block.
 
         Args:
             priority: order among the caller's own requests; lower is earlier.
             candidates: all candidates that may be drawn, if more than ``sequences``.
+            unit: the name of what is counted, for errors.
+            field: the request's field that gives their number.
 
         Raises:
             OverloadedError: at once, if the queue is too full or the caller's tokens a minute are used up.
@@ -101,7 +105,7 @@ class Admission:
         candidates = max(sequences, candidates or 0)
         most = candidates * max_tokens
         if self._charges:
-            self._check(caller, sequences, candidates, max_tokens)
+            self._check(caller, sequences, candidates, max_tokens, unit, field)
             self._take(caller, most)
         entry = Entry()
         entry.decoded = 0
@@ -118,18 +122,26 @@ class Admission:
             if entry.decoded is not None and caller.name in self._buckets:
                 self._buckets[caller.name].give_back(most - entry.decoded, monotonic())
 
-    def _check(self, caller: Caller, sequences: int, candidates: int, max_tokens: int) -> None:
+    def _check(
+        self,
+        caller: Caller,
+        sequences: int,
+        candidates: int,
+        max_tokens: int,
+        unit: str,
+        field: str,
+    ) -> None:
         most, a_minute = caller.max_sequences, caller.tokens_per_minute
         if most is not None and sequences > most:
             raise InvalidInputError(
-                f"asked for {sequences} candidates at once; key {caller.name!r} allows at most {most}",
-                field="n",
+                f"asked for {sequences} {unit} at once; key {caller.name!r} allows at most {most}",
+                field=field,
             )
         if a_minute is not None and (tokens := candidates * max_tokens) > a_minute:
             raise InvalidInputError(
-                f"{candidates} candidates of up to {max_tokens} tokens are {tokens} tokens; "
+                f"{candidates} {unit} of up to {max_tokens} tokens are {tokens} tokens; "
                 f"key {caller.name!r} allows {a_minute} tokens a minute",
-                field="max_tokens",
+                field="max_tokens" if field == "n" else field,
             )
 
     def _take(self, caller: Caller, tokens: int) -> None:

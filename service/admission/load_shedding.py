@@ -17,7 +17,7 @@ from service.admission.admission import Admission
 from service.http.responses import refuse
 
 # The routes whose first step is admission.
-PATHS = frozenset({"/generate", "/compare", "/v1/completions", "/v1/chat/completions"})
+PATHS = frozenset({"/generate", "/compare", "/v1/completions", "/v1/chat/completions", "/v1/score"})
 
 
 class LoadSheddingMiddleware:

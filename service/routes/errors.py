@@ -20,6 +20,7 @@ from service.context.request_context import record_error
 from service.http.disconnect import ClientDisconnectedError
 from service.observability.throttled_log import ThrottledLog
 from service.routes.request_state import asked_model, get_request_id, get_runtime, remember_model
+from service.runtime.runtime import SCORE
 from vbon.errors import (
     CONTEXT_LENGTH_EXCEEDED,
     BusyError,
@@ -202,7 +203,9 @@ def _count(request: Request, failure: Failure) -> None:
         return
     runtime = get_runtime(request)
     mode = request.query_params.get("mode", runtime.settings.default_mode)
-    if request.url.path.startswith("/v1/"):
+    if request.url.path == "/v1/score":
+        mode = SCORE
+    elif request.url.path.startswith("/v1/"):
         mode = asked_model(request).partition("@")[0]
     runtime.count_error(mode, failure.kind)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
@@ -61,6 +61,17 @@ class Metrics:
             "inter_token_latency_seconds", "Time between steps of a streamed sample.", _STEPS
         )
         self.reward = self._histogram("reward", "Raw reward of the answer.", _REWARDS)
+        self.scored_texts = self._counter("scored_texts", "Texts scored by /v1/score.", ("model",))
+        self.unscored_texts = self._counter(
+            "unscored_texts", "Texts of /v1/score that the model could not score.", ("model",)
+        )
+        self.score_latency = Histogram(
+            "vbon:score_request_latency_seconds",
+            "Time from the arrival of a /v1/score request to its rewards.",
+            ("model",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.running = self._gauge("num_sequences_running", "Candidates admitted.")
         self.waiting = self._gauge("num_sequences_waiting", "Candidates waiting for admission.")
         self.scores_waiting = self._gauge(
@@ -117,6 +128,13 @@ class Metrics:
             _series(self.first_token, mode).observe(outcome.step_times_s[0] - arrived_s)
         for before, after in pairwise(outcome.step_times_s):
             _series(self.inter_token, mode).observe(after - before)
+
+    def scored(self, model: str, rewards: Sequence[float | None], total_s: float) -> None:
+        """Record one answered request of ``/v1/score``."""
+        unscored = sum(reward is None for reward in rewards)
+        self.scored_texts.labels(model).inc(len(rewards) - unscored)
+        self.unscored_texts.labels(model).inc(unscored)
+        self.score_latency.labels(model).observe(total_s)
 
     def recovered(self, supervision: Supervision) -> None:
         """Record that a part was restarted."""

@@ -45,6 +45,9 @@ WAITING_PROMPTS = 64
 # Tokens that a second of a tokenizer or chat template counts as, if it led to nothing.
 TOKENS_PER_ENCODING_S = 100_000
 
+# The mode under which failures of /v1/score are counted, which has none.
+SCORE = "score"
+
 
 class Runtime:
     """Everything a request needs. Build one with :func:`service.runtime.build.build_runtime`.
@@ -282,6 +285,15 @@ class Runtime:
         self._record(request, result, progress.arrived_s)
         return result
 
+    def check_loaded(self) -> None:
+        """Check that the models are loaded.
+
+        Raises:
+            NotReadyError: they are still loading.
+        """
+        if not self._loaded:
+            raise NotReadyError(self.status())
+
     def check_available(self, mode: Mode) -> tuple[Engine, BatchingScorer | None]:
         """The engine and scorer that a mode uses now. Failures of models it does not need are ignored.
 
@@ -293,8 +305,7 @@ class Runtime:
             EngineDeadError: the mode's engine is dead.
             RewardDeadError: the mode needs the reward model, which is dead.
         """
-        if not self._loaded:
-            raise NotReadyError(self.status())
+        self.check_loaded()
         engine, reward = self.policies[mode.policy], self.reward
         if not engine.alive:
             raise EngineDeadError(
@@ -393,7 +404,7 @@ class Runtime:
 
         Labels for arbitrary names would let a client create any number of series.
         """
-        known = mode if mode in self.modes else "unknown"
+        known = mode if mode in self.modes or mode == SCORE else "unknown"
         self.metrics.errors.labels(known, kind).inc()
 
 

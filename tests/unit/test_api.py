@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 
 import httpx
 import pytest
@@ -327,10 +328,16 @@ async def test_scoring_is_batched_across_requests() -> None:
     assert max(reward.batches) > 8
 
 
-async def disconnect_after(app: object, seconds: float) -> list[Message]:
+async def disconnect_after(
+    app: object,
+    seconds: float,
+    target: str = "/generate?mode=bon",
+    body: Mapping[str, object] = BODY | {"n": 16},
+) -> list[Message]:
     """Drive the app as a server does, with a client that disconnects."""
     sent: list[Message] = []
-    inbox = [{"type": "http.request", "body": json.dumps({**BODY, "n": 16}).encode()}]
+    path, _, query = target.partition("?")
+    inbox = [{"type": "http.request", "body": json.dumps(body).encode()}]
 
     async def receive() -> Message:
         if inbox:
@@ -344,8 +351,8 @@ async def disconnect_after(app: object, seconds: float) -> list[Message]:
     scope = {
         "type": "http",
         "method": "POST",
-        "path": "/generate",
-        "query_string": b"mode=bon",
+        "path": path,
+        "query_string": query.encode(),
         "headers": [],
         "http_version": "1.1",
         "scheme": "http",

@@ -113,6 +113,7 @@ BASES: dict[str, dict[str, Any]] = {
         "messages": [{"role": "user", "content": "a"}],
         "max_tokens": 2,
     },
+    "/v1/score": {"prompt": "a", "completions": ["b"]},
     "/compare": {"prompts": ["a"], "max_tokens": 2, "modes": ["ref", "vbon"]},
     "/preferences/pairs": {"prompt": "a", "sides": [{"mode": "ref"}, {"mode": "vbon"}]},
     "/preferences": {"pair": "x", "winner": "tie"},

@@ -47,6 +47,7 @@ async def fill(runtime: Runtime, post: object) -> list[asyncio.Task[object]]:
         ("/compare", "unknown"),
         ("/v1/completions", "unknown"),
         ("/v1/chat/completions", "unknown"),
+        ("/v1/score", "unknown"),
     ],
 )
 @clocked

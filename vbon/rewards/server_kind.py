@@ -94,13 +94,14 @@ def _only_broken(refusals: list[str]) -> bool:
 
 
 def _candidates(url: str) -> Iterator[tuple[str, ServerFormat]]:
-    """Where to ask in which format. A path that names a format is asked in it first."""
+    """The addresses and formats to try, first the format that the path names."""
     parts = httpx.URL(url)
     path = parts.path.rstrip("/")
     last = path.rpartition("/")[2]
     if path in ("", "/v1"):
         for kind in FORMATS:
             yield str(parts.copy_with(path=f"/{kind.path}")), kind
+        yield str(parts.copy_with(path="/v1/score")), OWN  # another service of this project
         yield url, OWN
         return
     named = [kind for kind in FORMATS if kind.path == last]
