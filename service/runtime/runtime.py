@@ -415,7 +415,7 @@ def _with_answers(outcome: Outcome, request: PromptRequest) -> Outcome:
         CandidateCountError: the strategy ended with fewer whole candidates.
     """
     if request.mode.strategy.reranks and request.answers > 1:
-        outcome = replace(outcome, returned=ranked(outcome)[: request.answers])
+        outcome = replace(outcome, returned=ranked(outcome, request.sampling)[: request.answers])
     if len(outcome.returned) != request.answers:
         raise CandidateCountError(expected=request.answers, received=len(outcome.returned))
     return outcome

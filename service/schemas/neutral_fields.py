@@ -74,6 +74,7 @@ COMMON: Table = {
     "allowed_token_ids": Neutral(remedy="use logit_bias or response_format"),
     "bad_words": Neutral(([],), "use logit_bias"),
     "cache_salt": Neutral(remedy="prefixes are cached for all callers together"),
+    "early_stopping": Neutral((False,), "beam search is not supported; for best-of-N send best_of"),
     "guided_choice": Neutral(remedy=_SCHEMA),
     "guided_grammar": Neutral(remedy=_SCHEMA),
     "guided_json": Neutral(remedy=_SCHEMA),

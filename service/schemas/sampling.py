@@ -48,6 +48,7 @@ StopString = Annotated[str, Field(max_length=256)]
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False, strict=True)]
 MOST_STOP_TOKENS = 128
 
 
@@ -134,7 +135,8 @@ class SamplingFields(Wire):
         0, ge=0, description="neither EOS nor stop_token_ids end a candidate before"
     )
     stop_token_ids: Annotated[
-        tuple[TokenId, ...], Field(fail_fast=True, max_length=MOST_STOP_TOKENS)
+        tuple[Annotated[TokenId, Field(strict=True)], ...],
+        Field(fail_fast=True, max_length=MOST_STOP_TOKENS),
     ] = Field((), description="tokens that end a candidate, as EOS does")
     frequency_penalty: Penalty = Field(
         0.0, description="subtracted from a token's logit for each time the candidate has it"
@@ -144,14 +146,14 @@ class SamplingFields(Wire):
     )
     repetition_penalty: float = Field(
         1.0,
-        gt=0,
+        ge=0.1,
         le=10,
         allow_inf_nan=False,
         description="divides the logits of tokens that the prompt or the candidate has; 1 changes nothing",
     )
     logit_bias: (
         Annotated[
-            dict[TokenId, Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]],
+            dict[TokenId, Bias],
             Field(max_length=1024),
         ]
         | None

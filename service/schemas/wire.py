@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from functools import cache
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +27,8 @@ Text = Annotated[str, Field(min_length=1)]
 MOST_LEVELS = 64
 
 
-def _not_too_deep(value: dict[str, Any]) -> dict[str, Any]:
+def _writable(value: dict[str, Any]) -> dict[str, Any]:
+    """The object, if it can be written as JSON again."""
     level: list[Any] = [value]
     for _ in range(MOST_LEVELS):
         inner = [part for part in level if isinstance(part, dict | list)]
@@ -34,10 +37,16 @@ def _not_too_deep(value: dict[str, Any]) -> dict[str, Any]:
         ]
     if any(isinstance(part, dict | list) for part in level):
         raise ValueError(f"objects and lists may be nested at most {MOST_LEVELS} levels deep")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            "a text contains half of a surrogate pair, which is no character"
+        ) from error
     return value
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(_not_too_deep)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(_writable)]
 
 
 def form_of(value: Any) -> str:
@@ -55,11 +64,16 @@ class Wire(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _null_is_absent(cls, data: Any) -> Any:
+    def _as_json_means(cls, data: Any) -> Any:
+        """Leave out null, and write out booleans given for numbers, which Python takes for 0 and 1."""
         if not isinstance(data, dict):
             return data
-        known = cls.model_fields
-        return {k: v for k, v in data.items() if v is not None or k not in known}
+        fields = cls.model_fields
+        found = {k: v for k, v in data.items() if v is not None or k not in fields}
+        for name, value in found.items():
+            if isinstance(value, bool) and name in fields and not _takes_bool(cls, name):
+                found[name] = str(value).lower()
+        return found
 
     @classmethod
     def __get_pydantic_json_schema__(
@@ -70,6 +84,18 @@ class Wire(BaseModel):
         for name in inner.get("properties", {}).keys() - set(inner.get("required", ())):
             inner["properties"][name] = _nullable(inner["properties"][name])
         return found
+
+
+@cache
+def _takes_bool(model: type[BaseModel], field: str) -> bool:
+    """Tell whether a field may be true or false; one of any type may."""
+    parts = [model.model_fields[field].annotation]
+    while parts:
+        part = parts.pop()
+        if part is bool or part is Any:
+            return True
+        parts.extend(get_args(part))
+    return False
 
 
 def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:

@@ -45,7 +45,7 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
-from service.strategies.rerank import highest, required_scorer, scored_only
+from service.strategies.rerank import eligible, highest, required_scorer
 from vbon.errors import InvalidInputError
 
 
@@ -173,7 +173,7 @@ class AdaptiveBon(Strategy):
             if self._is_enough(rewards) or gain < self._cost(rewards):
                 break
         return Outcome(
-            highest(scored_only(drawn)),
+            highest(eligible(drawn, task.sampling)),
             tuple(drawn),
             decode_ms,
             rerank_ms,

@@ -174,16 +174,23 @@ class Strategy(BaseModel, ABC):
         return num_samples if self.reranks else 1
 
 
-def ranked(outcome: Outcome) -> tuple[ScoredCandidate, ...]:
-    """The whole candidates of a reranked prompt, the selected one first and the others by reward.
+def ranked(outcome: Outcome, sampling: Sampling) -> tuple[ScoredCandidate, ...]:
+    """The candidates of a reranked prompt that were not rejected, the selected one first, then by reward.
 
-    Among equal rewards, the lower index comes first; candidates without a reward come last.
+    Among equal rewards, the lower index comes first. Candidates without a reward come last, and JSON texts
+    that are cut come after whole ones.
     """
+
+    def cut(one: ScoredCandidate) -> bool:
+        return sampling.json_schema is not None and one.candidate.finish_reason == "length"
+
     others = [
         one
         for one in outcome.candidates
         if one.candidate.index != outcome.selected.candidate.index
         and one.candidate.finish_reason != "rejected"
     ]
-    others.sort(key=lambda one: (one.reward is None, -(one.reward or 0.0), one.candidate.index))
+    others.sort(
+        key=lambda one: (cut(one), one.reward is None, -(one.reward or 0.0), one.candidate.index)
+    )
     return (outcome.selected, *others)

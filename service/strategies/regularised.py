@@ -67,10 +67,9 @@ class LikelihoodReranker(RegularisedReranker):
         known = engine.info.sampled_logprobs or sampling.temperature == 0
         if self.log_p == "sampled" and reshaped(sampling) and not known:
             raise InvalidInputError(
-                f"the candidates are sampled with temperature {sampling.temperature:g}, top_p "
-                f"{sampling.top_p:g} and top_k {sampling.top_k}, and the engine tells log-probabilities at "
-                "temperature 1 only; send log_p: policy to weigh those, or start the server with "
-                "--engine.logprobs sampled",
+                f"the candidates are sampled with another {', '.join(sampling.steering)} than the policy "
+                "itself, whose log-probabilities the engine tells; send log_p: policy to weigh those, or "
+                "start the server with --engine.logprobs sampled",
                 field="log_p",
             )
 

@@ -18,9 +18,9 @@ from vbon.errors import InvalidInputError
 
 _REQUEST_FIELDS = """
     add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of cache_salt
-    chat_template chat_template_kwargs continue_final_message documents echo frequency_penalty
-    function_call functions gold guided_choice guided_grammar guided_json guided_regex ignore_eos
-    include_reasoning include_stop_str_in_output kv_transfer_params length_penalty logit_bias
+    chat_template chat_template_kwargs continue_final_message documents early_stopping echo
+    frequency_penalty function_call functions gold guided_choice guided_grammar guided_json guided_regex
+    ignore_eos include_reasoning include_stop_str_in_output kv_transfer_params length_penalty logit_bias
     logits_processors logprobs max_completion_tokens max_tokens media_io_kwargs messages metadata min_p
     min_tokens mm_processor_kwargs modalities model n parallel_tool_calls prediction presence_penalty
     priority prompt prompt_cache_key prompt_cache_retention prompt_logprobs prompts reasoning_effort

@@ -82,7 +82,7 @@ class Reranker(Strategy):
         scorer = required_scorer(resources.scorer, self.description)
         self.check(task.sampling, resources.engine)
         collected = await collect(task, resources.engine, scorer, task.num_samples)
-        scored = scored_only(collected.candidates)
+        scored = eligible(collected.candidates, task.sampling)
         similarity = None
         if self.compares_texts:
             texts = [scored_candidate.candidate.text for scored_candidate in scored]
@@ -115,8 +115,11 @@ class Reranker(Strategy):
 
 
 def reshaped(sampling: Sampling) -> bool:
-    """Tell whether candidates come from another distribution than the policy's own, whose log p is known."""
-    return bool(sampling.steering)
+    """Tell whether candidates come from another distribution than the one whose log p engines tell.
+
+    That one is the policy's own, limited to the tokens that ``response_format`` allows.
+    """
+    return bool(set(sampling.steering) - {"response_format"})
 
 
 def required_scorer(scorer: Scorer | None, what: str) -> Scorer:
@@ -149,6 +152,20 @@ def scored_only(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
             "finite"
         )
     return scored
+
+
+def eligible(candidates: Sequence[ScoredCandidate], sampling: Sampling) -> list[ScoredCandidate]:
+    """The candidates that may be chosen: those with a reward, and of JSON texts those that are whole.
+
+    A text that ``max_tokens`` cuts does not fit its schema. If all are cut, all may be chosen.
+
+    Raises:
+        RewardError: no candidate has a reward.
+    """
+    scored = scored_only(candidates)
+    if sampling.json_schema is None:
+        return scored
+    return [one for one in scored if one.candidate.finish_reason == "stop"] or scored
 
 
 def highest(scored: Sequence[ScoredCandidate]) -> ScoredCandidate:

@@ -30,7 +30,7 @@ from service.strategies.protocol import (
     Task,
     tokens_of,
 )
-from service.strategies.rerank import highest, required_scorer, scored_only
+from service.strategies.rerank import eligible, highest, required_scorer, scored_only
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Engine, Partial
 
@@ -82,14 +82,15 @@ class SpeculativeRejection(Strategy):
             await growing.close()
         finished = perf_counter()
         candidates = tuple(candidate.outcome() for candidate in growing.candidates)
-        survivors = scored_only([c for c in candidates if c.candidate.finish_reason != "rejected"])
+        whole = [c for c in candidates if c.candidate.finish_reason != "rejected"]
+        survivors = eligible(whole, task.sampling)
         return Outcome(
             highest(survivors),
             candidates,
             (decoded - started) * 1e3,
             (finished - decoded) * 1e3,
             tokens_of(candidates),
-            {"checks": checks, "finished": len(survivors)},
+            {"checks": checks, "finished": len(scored_only(whole))},
         )
 
     async def _run_checks(self, growing: _GrowingCandidates, task: Task) -> list[dict[str, int]]:

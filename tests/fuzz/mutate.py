@@ -156,7 +156,8 @@ def _structure(body: Any, chance: random.Random) -> Any:
 
 
 def _value(chance: random.Random) -> Any:
-    return chance.choice(chance.choice((TEXTS, NUMBERS, OTHERS)))
+    # A copy, because later changes may be made inside it.
+    return deepcopy(chance.choice(chance.choice((TEXTS, NUMBERS, OTHERS))))
 
 
 def _written(body: Any, chance: random.Random) -> bytes:

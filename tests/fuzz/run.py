@@ -70,7 +70,9 @@ async def mutants(
                     wrong.append(f"{number}: {sent}: {response}"[:2000])
                     continue
                 statuses[response.status_code] += 1
-                trouble = wrong_with(response)
+                # A Host header that names no host is no HTTP.
+                stated = frozenset({400}) if "host" in sent.headers else frozenset()
+                trouble = wrong_with(response, stated=stated)
                 if response.status_code == 504 and b"timeout" not in sent.content:
                     trouble = "504 without having asked for one"
                 if trouble:

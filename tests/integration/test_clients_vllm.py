@@ -5,18 +5,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import on_a_port
+from vbon.engine import Candidate, FoundCall, FoundCalls
+from vbon.engine.vllm.requests import tool_parser_type
+from vbon.errors import CheckpointError
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 
 ATTEMPTS = 5
+EIGHT = {"best_of": 8, "return_candidates": True}
 MESSAGES: Any = [{"role": "user", "content": "the film was"}]
 
 
@@ -85,6 +91,88 @@ async def test_the_official_client(url: str) -> None:
     for name, (kind, field) in errors.items():
         assert isinstance(found[name], kind), name
         assert found[name].param == field, name
+
+
+class Review(BaseModel):
+    """A review whose JSON is short enough for the sandbox's context."""
+
+    mood: Literal["good", "bad"]
+    sure: bool
+
+
+REVIEW = {"type": "function", "function": {"name": "r", "parameters": Review.model_json_schema()}}
+
+
+async def test_typed_answers_and_tools(url: str) -> None:
+    """The sandbox's policy knows no JSON: it is vLLM that keeps every whole candidate to the schema.
+
+    It likes to write white space until the limit of tokens; the modes that rerank choose among whole texts.
+    """
+
+    def with_client(client: openai.OpenAI) -> None:
+        asked: Any = {"messages": MESSAGES, "max_tokens": 80, "seed": 7}
+        for model in ("vbon", "bon@vbon"):
+            schema: Any = {"type": "json_schema",
+                           "json_schema": {"name": "r", "schema": Review.model_json_schema()}}  # fmt: skip
+            typed = client.chat.completions.create(
+                model=model, response_format=schema, n=8, extra_body=EIGHT, **asked
+            )
+            ends = [choice.finish_reason for choice in typed.choices]
+            assert ends.count("stop") > 0
+            for choice in typed.choices:
+                if choice.finish_reason == "stop":
+                    Review.model_validate_json(choice.message.content)
+            assert len(typed.vbon["candidates"]) == 8
+            if model == "vbon":
+                continue
+            assert ends == sorted(ends, reverse=True)  # whole ones first
+            named: Any = {"type": "function", "function": {"name": "r"}}
+            called = client.chat.completions.create(
+                model=model, tools=[REVIEW], tool_choice=named, extra_body=EIGHT, **asked
+            )
+            (call,) = called.choices[0].message.tool_calls
+            Review.model_validate_json(call.function.arguments)
+            required: Any = {"tools": [REVIEW], "tool_choice": "required"}
+            stream = client.chat.completions.create(
+                model=model, stream=True, parallel_tool_calls=False,
+                extra_body={"best_of": 64}, **required, **asked,
+            )  # fmt: skip
+            calls = [c for chunk in stream for c in chunk.choices[0].delta.tool_calls or ()]
+            assert [call.function.name for call in calls] == ["r"]
+            Review.model_validate_json(calls[0].function.arguments)
+        with pytest.raises(openai.UnprocessableEntityError, match="tool-parser"):
+            client.chat.completions.create(model="vbon", tools=[REVIEW], **asked)
+
+    def run() -> None:
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            with_client(client)
+
+    await asyncio.to_thread(run)
+
+
+async def test_vllms_parsers_find_the_policys_calls(runtime: Runtime) -> None:
+    engine: Any = runtime.policies["vbon"]
+    options = engine.host.options
+    written = 'so <tool_call>{"name": "r", "arguments": {"mood": "good"}}</tool_call>'
+    try:
+        assert not engine.finds_calls
+        assert await engine.find_calls(Candidate(0, "x", (5,), "length"), [REVIEW]) is None
+        engine.host.options = replace(options, tool_parser="hermes")
+        assert engine.finds_calls
+        for text, reason in ((written, "length"), (written, "stop"), ("so so", "length")):
+            ids = engine.host.tokenizer.encode(text, add_special_tokens=False)
+            ids += [engine.host.tokenizer.eos_token_id] if reason == "stop" else []
+            found = await engine.find_calls(Candidate(0, text, tuple(ids), reason), [REVIEW])
+            if text == written:
+                assert found == FoundCalls((FoundCall("r", '{"mood": "good"}'),), "so ")
+            else:
+                assert found == FoundCalls((), "so so")
+        with pytest.raises(
+            CheckpointError, match=r"none of vLLM's parsers of tool calls: .*hermes"
+        ):
+            tool_parser_type("hermies")
+    finally:
+        engine.host.options = options
 
 
 def text_of(chunks: list[Any]) -> str:

@@ -235,6 +235,8 @@ async def test_every_value_that_the_schema_allows_is_decoded(
             response = await client.post(route, json={**ROUTES[route], name: value})
             # The engines of this runtime serve first come, first served.
             expected = 422 if name == "priority" else 200
+            if name == "stop_token_ids" and value:  # of a larger vocabulary
+                expected = 422
             assert response.status_code == expected, (name, value, response.text)
         for value in outside:
             response = await client.post(route, json={**ROUTES[route], name: value})

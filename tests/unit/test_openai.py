@@ -313,7 +313,7 @@ async def test_what_load_testers_send_is_taken() -> None:
         ({"best_of": 500}, "best_of", "best_of is 500; this server allows at most 128"),
         ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
         ({"presence_penalty": -3}, "presence_penalty", "greater than or equal to -2"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than or equal to 0.1"),
         ({"logit_bias": {"1": 200}}, "logit_bias.1", "less than or equal to 100"),
         ({"logit_bias": {"good": 1}}, "logit_bias", "valid integer"),
         ({"min_p": 1.5}, "min_p", "less than or equal to 1"),

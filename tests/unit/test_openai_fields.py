@@ -308,3 +308,25 @@ def documented(row: Neutral | Label) -> str:
     if isinstance(row, Label):
         return "any"
     return ", ".join(f"`{json.dumps(value)}`" for value in row.values) or "only null"
+
+
+@pytest.mark.parametrize(
+    ("target", "changes"),
+    [
+        ("/generate", {"temperature": False}),
+        ("/generate", {"n": True}),
+        ("/generate", {"max_tokens": True}),
+        (COMPLETIONS, {"best_of": True}),
+        (COMPLETIONS, {"min_p": False}),
+        (COMPLETIONS, {"logit_bias": {"3": True}}),
+        (COMPLETIONS, {"stop_token_ids": [True]}),
+    ],
+)
+async def test_true_and_false_are_no_numbers(target: str, changes: dict[str, Any]) -> None:
+    body = {"prompt": "a", "n": 2, "max_tokens": 3} if target == "/generate" else BODIES[target]
+    async with chats() as (_, client):
+        response = await client.post(target, json={**body, **changes})
+        flag = await client.post(target, json={**body, "ignore_eos": False})
+    assert response.status_code == 422
+    assert response.json()["error"]["param"].startswith(next(iter(changes)))
+    assert flag.status_code == 200

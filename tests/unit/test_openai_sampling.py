@@ -97,6 +97,8 @@ async def test_a_bias_decides_in_every_mode() -> None:
             target, body = target_and_body(
                 "/v1/completions", mode, max_tokens=12, logit_bias={"2": 100}
             )
+            if mode in {"rbon-kl", "srbon-kl"}:
+                body["log_p"] = "policy"
             answer = (await client.post(target, json=body)).json()
             assert set(text_of(answer).split()) == {"dull"}, mode
 
@@ -199,11 +201,33 @@ async def test_a_schema_that_cannot_be_generated_is_refused() -> None:
 @pytest.mark.parametrize("mode", ["rbon-kl", "srbon-kl"])
 async def test_log_p_is_told_to_be_the_policys_own_where_sampling_differs(mode: str) -> None:
     async with serving(make_runtime()) as (_, client):
-        for changes in ({"min_p": 0.1}, {"logit_bias": {"1": 1}}, {"response_format": JSON_SCHEMA}):
+        for changes in ({"min_p": 0.1}, {"logit_bias": {"1": 1}}, {"min_tokens": 2}):
             target, body = target_and_body("/v1/completions", mode, **changes)
-            assert "log_p" in told((await client.post(target, json=body)).json())["details"]
-        target, body = target_and_body("/v1/completions", mode, stop_token_ids=[3])
-        assert "log_p" not in told((await client.post(target, json=body)).json())["details"]
+            refused = (await client.post(target, json=body)).json()["error"]
+            assert refused["param"] == "log_p"
+            assert f"sampled with another {next(iter(changes))} than" in refused["message"]
+            found = await client.post(target, json=body | {"log_p": "policy"})
+            assert "log_p" in told(found.json())["details"]
+        for changes in ({"stop_token_ids": [3]}, {"response_format": JSON_SCHEMA}):
+            target, body = target_and_body("/v1/completions", mode, **changes)
+            assert "log_p" not in told((await client.post(target, json=body)).json())["details"]
+
+
+@pytest.mark.parametrize("model", [name for name in STRATEGIES if name != "treebon"])
+async def test_a_json_text_that_is_cut_is_chosen_only_if_all_are(model: str) -> None:
+    """Instances have 27 characters and more, and a character is a token."""
+    async with serving(make_runtime()) as (_, client):
+        for max_tokens, whole in ((35, True), (20, False)):
+            target, body = target_and_body(
+                "/v1/completions", model, best_of=16, n=16, max_tokens=max_tokens, keep=16,
+                response_format=JSON_SCHEMA, return_candidates=True,
+            )  # fmt: skip
+            if model != "speculative-rejection":
+                del body["keep"]
+            answer = (await client.post(target, json=body)).json()
+            ends = [choice["finish_reason"] for choice in answer["choices"]]
+            assert set(ends) == ({"stop", "length"} if whole else {"length"})
+            assert ends == sorted(ends, reverse=True)  # stop before length
 
 
 async def test_a_checkpoint_tells_that_it_was_trained_without(tmp_path: Path) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import cache
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from prometheus_client import Metric
@@ -20,20 +17,23 @@ from vbon.engine.metrics import vllm_families
 from vbon.engine.protocol import (
     Candidate,
     FinishReason,
-    FoundCall,
     FoundCalls,
     ModelInfo,
     Partial,
     Sampling,
-    candidate_seed,
     check_fits,
 )
 from vbon.engine.vllm.host import Adapter, VllmHost
+from vbon.engine.vllm.requests import (
+    found_calls,
+    refused,
+    sampling_params,
+    tool_parser_type,
+    vllm_api,
+)
 from vbon.errors import (
-    CheckpointError,
     EngineDeadError,
     EngineError,
-    InvalidInputError,
     NotReadyError,
 )
 from vbon.prompts import Prompt, completion_decoder, decode_completion
@@ -181,7 +181,7 @@ class VllmEngine:
         name = self.host.options.tool_parser
         if name is None:
             return None
-        return await asyncio.to_thread(_found_calls, name, self.host.tokenizer, candidate, tools)
+        return await asyncio.to_thread(found_calls, name, self.host.tokenizer, candidate, tools)
 
     @property
     def unfinished(self) -> int:
@@ -202,12 +202,12 @@ class VllmEngine:
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing the generator aborts the rest in the engine."""
         check_fits(self.info, prompt_token_ids, sampling)
-        shared = _sampling_params(sampling) if sampling.seed is None else None
+        shared = sampling_params(sampling) if sampling.seed is None else None
         decode = completion_decoder(self.host.tokenizer, prompt_token_ids)
         draws = (
             self._one(
                 prompt_token_ids,
-                shared or _sampling_params(sampling, index),
+                shared or sampling_params(sampling, index),
                 index,
                 f"{request_id}-{index}",
                 sampling.priority,
@@ -252,7 +252,7 @@ class VllmEngine:
     ) -> AsyncGenerator[Partial, None]:
         """Yield each step that vLLM decodes; steps that a slow reader missed are merged into one."""
         check_fits(self.info, prompt_token_ids, sampling)
-        params = _sampling_params(sampling, index, streamed=True)
+        params = sampling_params(sampling, index, streamed=True)
         text, ids = "", ()  # type: tuple[str, tuple[int, ...]]
         logprobs: tuple[float, ...] | None = () if sampling.logprobs else None
         finished: str | None = None
@@ -284,11 +284,11 @@ class VllmEngine:
             return []
         ids = [*prompt_token_ids, *completion_token_ids]
         check_fits(self.info, ids, Sampling(max_tokens=1, priority=priority))
-        params = _vllm().SamplingParams(
+        params = vllm_api().SamplingParams(
             max_tokens=1,
             prompt_logprobs=0,
             detokenize=False,
-            output_kind=_vllm().RequestOutputKind.FINAL_ONLY,
+            output_kind=vllm_api().RequestOutputKind.FINAL_ONLY,
         )
         final = await self._last_message(ids, params, request_id, priority)
         if final is None or final.prompt_logprobs is None:
@@ -327,7 +327,7 @@ class VllmEngine:
             InvalidInputError: vLLM rejects the request.
             EngineError: vLLM failed on this request.
         """
-        vllm = _vllm()
+        vllm = vllm_api()
         stream = self.host.llm.generate(
             vllm.TokensPrompt(prompt_token_ids=prompt_token_ids),
             params,
@@ -342,7 +342,7 @@ class VllmEngine:
         except vllm.EngineDeadError as error:
             raise EngineDeadError(f"the engine of {self.info.path} has died") from error
         except vllm.VLLMClientError as error:
-            raise _refused(error) from error
+            raise refused(error) from error
         except (vllm.EngineGenerateError, vllm.GracefulHTTPError) as error:
             cause = error.__cause__ or error
             raise EngineError(f"the engine of {self.info.path} failed: {cause}") from error
@@ -355,13 +355,13 @@ async def generate_bare(
 
     Only the bench uses this, to measure the service against it.
     """
-    params = _vllm().SamplingParams(
+    params = vllm_api().SamplingParams(
         n=n,
         max_tokens=sampling.max_tokens,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        output_kind=_vllm().RequestOutputKind.FINAL_ONLY,
+        output_kind=vllm_api().RequestOutputKind.FINAL_ONLY,
     )
     tokens = 0
     async with aclosing(engine.messages(prompt_token_ids, params, request_id)) as messages:
@@ -374,114 +374,8 @@ def _unfinished(index: int, reason: str | None) -> EngineError:
     return EngineError(f"the engine ended candidate {index} without finishing it ({reason})")
 
 
-def _refused(error: Any) -> InvalidInputError:
-    """Our error for a request that vLLM rejects; validation errors name the parameter."""
-    return InvalidInputError(str(error), field=getattr(error, "parameter", None) or "sampling")
-
-
 def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ...]:
     """Log-probabilities of tokens from vLLM's dictionary per position, which always contains the token."""
     return tuple(
         position[token].logprob for position, token in zip(positions, token_ids, strict=True)
     )
-
-
-@cache
-def _vllm() -> SimpleNamespace:
-    """The parts of vLLM that every request needs; cached, because ``vllm`` imports anew at each access."""
-    from vllm import SamplingParams, TokensPrompt
-    from vllm.exceptions import GracefulHTTPError, VLLMClientError
-    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-    return SimpleNamespace(
-        SamplingParams=SamplingParams,
-        TokensPrompt=TokensPrompt,
-        RequestOutputKind=RequestOutputKind,
-        StructuredOutputsParams=StructuredOutputsParams,
-        EngineDeadError=EngineDeadError,
-        EngineGenerateError=EngineGenerateError,
-        GracefulHTTPError=GracefulHTTPError,
-        VLLMClientError=VLLMClientError,
-    )
-
-
-def _sampling_params(
-    sampling: Sampling, index: int = 0, *, streamed: bool = False
-) -> SamplingParams:
-    """vLLM's form of the parameters of one candidate.
-
-    Raises:
-        InvalidInputError: vLLM rejects a parameter that our own bounds allow.
-    """
-    kinds = _vllm().RequestOutputKind
-    try:
-        return _vllm().SamplingParams(
-            n=1,
-            max_tokens=sampling.max_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=None if sampling.seed is None else candidate_seed(sampling.seed, index),
-            stop=list(sampling.stop) or None,
-            ignore_eos=sampling.ignore_eos,
-            min_p=sampling.min_p,
-            min_tokens=sampling.min_tokens,
-            stop_token_ids=list(sampling.stop_token_ids) or None,
-            frequency_penalty=sampling.frequency_penalty,
-            presence_penalty=sampling.presence_penalty,
-            repetition_penalty=sampling.repetition_penalty,
-            logit_bias=None if sampling.logit_bias is None else dict(sampling.logit_bias),
-            structured_outputs=_structured(sampling),
-            logprobs=0 if sampling.logprobs else None,
-            # vLLM detokenizes each token at once only to find stop strings or to stream. Otherwise
-            # detokenizing the whole candidate at the end gives the same text at lower cost.
-            detokenize=streamed or bool(sampling.stop),
-            output_kind=kinds.DELTA if streamed else kinds.FINAL_ONLY,
-        )
-    except _vllm().VLLMClientError as error:
-        raise _refused(error) from error
-
-
-def _structured(sampling: Sampling) -> Any:
-    """vLLM's constraint for the JSON schema of the candidates, if they have one."""
-    if sampling.json_schema is None:
-        return None
-    # As text, because vLLM takes an empty schema for none.
-    return _vllm().StructuredOutputsParams(json=json.dumps(dict(sampling.json_schema)))
-
-
-def tool_parser_type(name: str) -> Any:
-    """vLLM's parser of tool calls of that name.
-
-    Raises:
-        CheckpointError: vLLM has no such parser.
-    """
-    from vllm.tool_parsers import ToolParserManager
-
-    try:
-        return ToolParserManager.get_tool_parser(name)
-    except KeyError as error:
-        known = ", ".join(ToolParserManager.list_registered())
-        raise CheckpointError(
-            f"engine.tool_parser {name!r} is none of vLLM's parsers of tool calls: {known}"
-        ) from error
-
-
-def _found_calls(
-    name: str, tokenizer: Any, candidate: Candidate, tools: Sequence[Mapping[str, Any]]
-) -> FoundCalls:
-    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-
-    asked = ChatCompletionRequest(messages=[], model="", tools=list(tools), tool_choice="auto")
-    parser = tool_parser_type(name)(tokenizer, asked.tools)
-    # Some policies mark calls with special tokens, which a candidate's text does not have.
-    ended = candidate.finish_reason == "stop"
-    whole = tokenizer.decode(
-        list(candidate.token_ids[: -1 if ended else None]), skip_special_tokens=False
-    )
-    found = parser.extract_tool_calls(whole, asked)
-    if not found.tools_called:
-        return FoundCalls((), candidate.text)
-    calls = (FoundCall(one.function.name, one.function.arguments) for one in found.tool_calls)
-    return FoundCalls(tuple(calls), found.content or "")
