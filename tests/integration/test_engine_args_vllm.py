@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from training.rollouts.load_policy import load_policy
+from vbon.engine import Sampling
 from vbon.engine.vllm.engine import VllmEngine
 from vbon.engine.vllm.host import VllmHost
 from vbon.engine.vllm.options import VllmOptions
@@ -15,18 +19,44 @@ from vbon.errors import CheckpointError, InvalidInputError, VbonError
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 
 
-def engine_with(sandbox: Path, args: dict[str, Any]) -> VllmEngine:
-    options = VllmOptions(executor="uni", enforce_eager=True, args=args)
+def engine_with(sandbox: Path, args: dict[str, Any], **more: Any) -> VllmEngine:
+    options = VllmOptions(executor="uni", enforce_eager=True, args=args, **more)
     return VllmEngine(VllmHost(str(sandbox / "policy"), options))
 
 
-async def test_an_argument_reaches_the_engine(sandbox: Path) -> None:
-    engine = engine_with(sandbox, {"enable_prefix_caching": False, "max_num_batched_tokens": 777})
+async def test_arguments_reach_the_engine_and_it_tells_the_likelihood_of_what_it_sampled(
+    sandbox: Path,
+) -> None:
+    """The likelihoods are compared with transformers' logits, shaped by hand."""
+    args = {"enable_prefix_caching": False, "max_num_batched_tokens": 777}
+    engine = engine_with(sandbox, args, sampled_logprobs=True)
+    assert engine.info.sampled_logprobs
+    policy, _, _ = load_policy(str(sandbox / "policy"))
+    prompt, shaped = [5, 6, 7], Sampling(max_tokens=6, temperature=0.5, top_k=3, seed=1)
     try:
         await engine.start()
         config = engine.host.llm.vllm_config
         assert config.scheduler_config.max_num_batched_tokens == 777
         assert config.cache_config.enable_prefix_caching is False
+        for sampling in (shaped, replace(shaped, temperature=1.0, top_k=0)):
+            drawn = [
+                one async for one in engine.generate(prompt, sampling, 4, f"t{sampling.top_k}")
+            ]
+            for one in drawn:
+                ids = torch.tensor([[*prompt, *one.token_ids]])
+                with torch.no_grad():
+                    logits = policy(ids).logits[0, len(prompt) - 1 : -1] / sampling.temperature
+                if sampling.top_k:
+                    least = logits.topk(sampling.top_k).values[:, -1:]
+                    logits = logits.masked_fill(logits < least, -torch.inf)
+                wanted = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+                assert one.token_logprobs == pytest.approx(wanted.tolist(), abs=1e-3)
+            own = await engine.logprobs(prompt, list(drawn[0].token_ids), f"own{sampling.top_k}")
+            with torch.no_grad():
+                ids = torch.tensor([[*prompt, *drawn[0].token_ids]])
+                plain = policy(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            wanted = plain.gather(-1, ids[0, len(prompt) :, None])[:, 0]
+            assert own == pytest.approx(wanted.tolist(), abs=1e-3)
     finally:
         await engine.stop()
 
