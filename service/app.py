@@ -28,6 +28,7 @@ from service.http.middleware import (
 from service.http.security_headers import SecurityHeadersMiddleware
 from service.observability.access_log import AccessLogMiddleware
 from service.observability.tracing import open_tracing
+from service.page import page_contents
 from service.routes import (
     admin,
     compare,
@@ -143,6 +144,7 @@ def _lifespan(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        await asyncio.to_thread(page_contents)
         loading = asyncio.create_task(
             _load(runtime, builder, on_ready, on_failure), name="load-models"
         )

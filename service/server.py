@@ -6,7 +6,11 @@ import asyncio
 import gc
 import logging
 import math
+import signal
 import socket
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
@@ -21,6 +25,8 @@ from service.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
+# Signals that would otherwise end the process at once, from a closed terminal or from tools that rotate logs.
+ALSO_STOPPING = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Requests that arrive this soon after the signal get a response (503) instead of a reset connection.
 LAST_CALL_S = 0.25
 
@@ -48,6 +54,23 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._runtime = runtime
         self._draining: asyncio.Task[int] | None = None
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """Treat :data:`ALSO_STOPPING` as SIGTERM, except those that are ignored, as SIGHUP is under nohup."""
+        with super().capture_signals():
+            ours = (
+                [sig for sig in ALSO_STOPPING if signal.getsignal(sig) is signal.SIG_DFL]
+                if threading.current_thread() is threading.main_thread()
+                else []
+            )
+            for sig in ours:
+                signal.signal(sig, self.handle_exit)
+            try:
+                yield
+            finally:  # before uvicorn raises the signal again, of which the process then ends
+                for sig in ours:
+                    signal.signal(sig, signal.SIG_DFL)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start to drain on the first signal; a second signal ends everything at once."""
@@ -83,12 +106,12 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
     """Serve until stopped; return the exit status: 1 if the models could not be loaded, else 0.
 
     After a signal and a graceful shutdown, uvicorn raises the signal again, so the process ends with the
-    status that a supervisor expects: SIGTERM (143) or SIGINT (130).
+    status that a supervisor expects: 128 and the signal's number, such as 143 for SIGTERM.
 
     Raises:
         CheckpointError: a configured model is missing or of the wrong kind; raised before anything starts.
     """
-    raise_open_files_limit(settings.limits)
+    open_files = raise_open_files_limit(settings.limits)
     runtime = build_runtime(settings)
 
     def stop_server() -> None:
@@ -108,7 +131,7 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         timeout_graceful_shutdown=math.ceil(settings.limits.drain_s) + 5,
         ws="none",
         server_header=False,
-        **http_options(settings.limits),
+        **http_options(settings.limits, open_files),
     )
     server = DrainingServer(config, runtime)
     logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)

@@ -1,8 +1,9 @@
-"""Concurrent execution of several coroutines."""
+"""Concurrent execution of several coroutines, and the ends of processes in words."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
 
@@ -23,3 +24,16 @@ async def all_or_first_error(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def ended_process(exit_code: int | None) -> str:
+    """The end of a process in words, from its exit code in ``multiprocessing``; ``None`` if it runs."""
+    if exit_code is None:
+        return "its process closed the connection"
+    if exit_code >= 0:
+        return f"its process ended with exit status {exit_code}"
+    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"{-exit_code}"
+    told = f"its process was ended by signal {name}"
+    if -exit_code == signal.SIGKILL:
+        told += " (the system sends it when memory runs out; see its log)"
+    return told

@@ -34,6 +34,7 @@ from service.hosted_loadtests.files import (
 from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY
 from service.store.async_store import AsyncStore
+from vbon.concurrency import ended_process
 from vbon.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
 from vbon.prompts import Prompt
 
@@ -226,8 +227,10 @@ class LoadTestRuns:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if process.returncode != 0:
-            raise ExportError(f"the report could not be made: {last_line(said)}")
+        code = process.returncode
+        if code:
+            why = ended_process(code) if code < 0 and not said else last_line(said)
+            raise ExportError(f"the report could not be made: {why}")
 
     async def _spawn(self, run: Run, config: Path, token: str | None) -> asyncio.subprocess.Process:
         with (run.directory / "stderr").open("wb") as stderr:
@@ -267,6 +270,10 @@ class LoadTestRuns:
         stopped = run.state == "stopping"
         if code != 0 and not stopped:
             run.message = await asyncio.to_thread(last_line_of_file, run.directory / "stderr")
+            if (
+                code < 0
+            ):  # a signal leaves no last words, and what was written before is not its reason
+                run.message = ended_process(code)
             logger.warning("load test %s failed (status %d): %s", run.id, code, run.message)
         elif stopped and text is None:
             run.message = "; ".join(

@@ -35,6 +35,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     limits: LimitSettings
     unread_s: float
+    # The system gives each connection the lowest free number, so a high one means that few are left.
+    most_descriptor: int | None = None
 
     _in_head = True
     _head_bytes = 0
@@ -53,7 +55,19 @@ class BoundedProtocol(HttpToolsProtocol):
         """Start to wait for the first request."""
         super().connection_made(transport)
         self._unread_watch = _UnreadWatch(transport, self.loop, self.unread_s)
+        if self._has_no_room():
+            _throttled.warn("refused connections, because the limit of open files is near")
+            self._end(503, "overloaded", "too many connections are open; try again later")
+            return
         self._start_head_timer()
+
+    def _has_no_room(self) -> bool:
+        held = self.transport.get_extra_info("socket")
+        return (
+            self.most_descriptor is not None
+            and held is not None
+            and held.fileno() > self.most_descriptor
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel all timers."""

@@ -22,15 +22,24 @@ if TYPE_CHECKING:
 UNREAD_S = 90.0
 
 
-def http_options(limits: LimitSettings) -> dict[str, Any]:
-    """Arguments of ``uvicorn.Config``. Without httptools, only h11's own limit on bytes applies."""
+# Descriptors that are kept from connections, so that engines can restart and files can be opened; of few, a
+# quarter.
+RESERVED_FILES = 64
+
+
+def http_options(limits: LimitSettings, open_files: int | None = None) -> dict[str, Any]:
+    """Arguments of ``uvicorn.Config``. Without httptools, only h11's own limit on bytes applies.
+
+    Args:
+        open_files: the number of files that this process may open; ``None`` for no limit.
+    """
     options: dict[str, Any] = {"timeout_keep_alive": limits.keep_alive_s}
     if importlib.util.find_spec("httptools") is None:
         return options | {"http": "h11", "h11_max_incomplete_event_size": limits.max_header_bytes}
-    return options | {"http": bounded_protocol(limits)}
+    return options | {"http": bounded_protocol(limits, open_files)}
 
 
-def bounded_protocol(limits: LimitSettings) -> type[BoundedProtocol]:
+def bounded_protocol(limits: LimitSettings, open_files: int | None = None) -> type[BoundedProtocol]:
     """uvicorn's httptools protocol with these limits."""
     from service.http.httptools_protocol import BoundedProtocol  # httptools may not be installed
 
@@ -38,4 +47,6 @@ def bounded_protocol(limits: LimitSettings) -> type[BoundedProtocol]:
         """A class of its own, because uvicorn makes the instances and knows nothing of limits."""
 
     Configured.limits, Configured.unread_s = limits, UNREAD_S
+    if open_files is not None:
+        Configured.most_descriptor = open_files - min(RESERVED_FILES, open_files // 4)
     return Configured

@@ -67,13 +67,18 @@ def page_files() -> dict[str, Path]:
 
 
 @cache
+def page_contents() -> dict[str, bytes]:
+    """The content of all ``page_files``. Read at the start, it is there when no more files can be opened."""
+    return {name: path.read_bytes() for name, path in page_files().items()}
+
+
+@cache
 def read_asset(name: str) -> Asset:
     """One of ``page_files``.
 
-    The first call reads and compresses the file, which takes a second for plotly: call it in a thread.
+    The first call compresses the file, which takes a second for plotly: call it in a thread.
     """
-    path = page_files()[name]
-    content = path.read_bytes()
+    path, content = page_files()[name], page_contents()[name]
     packed = gzip.compress(content, mtime=0) if len(content) > _MIN_PACKED_BYTES else None
     kind = _TYPES.get(path.suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
     if kind.startswith("text/"):

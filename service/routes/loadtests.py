@@ -115,7 +115,8 @@ async def post_report_link(
 ) -> ReportLink:
     """Create a link at which a browser can open the report without a key, for some minutes."""
     await results.result(run_id)
-    return ReportLink(url=f"/page/reports/{links.make(run_id)}", valid_s=VALID_S)
+    owner = current_caller.get().name
+    return ReportLink(url=f"/page/reports/{links.make(run_id, owner)}", valid_s=VALID_S)
 
 
 @router.get("/page/reports/{secret}", include_in_schema=False)

@@ -88,7 +88,8 @@ ROOMS = {
     "service.runtime service.schemas service.store",
     # service: programs
     "service.app": "service.admission service.auth service.evaluation service.hosted_loadtests "
-    "service.http service.observability service.routes service.runtime service.schemas service.store",
+    "service.http service.observability service.page service.routes service.runtime service.schemas "
+    "service.store",
     "service.server": "service.app service.auth service.http service.runtime service.settings",
     "service.client": "service.settings",
     "service.__main__": "service.auth service.bench.run service.bench service.client "

@@ -15,11 +15,12 @@ import psutil
 import pytest
 
 from tests.faults.tools.scorers import INDISCREET
+from vbon.concurrency import ended_process
 from vbon.errors import CheckpointError, RewardDeadError, RewardError
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
 from vbon.rewards.registry import open_reward_model
-from vbon.rewards.worker import RewardWorker, ended_process
+from vbon.rewards.worker import RewardWorker
 
 PROMPT = Prompt(text="p")
 

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from vbon.concurrency import ended_process
 from vbon.errors import CheckpointError, RewardDeadError, RewardError, VbonError
 from vbon.rewards.protocol import RewardModel, Scorable
 from vbon.rewards.user_errors import describe, hide_texts
@@ -181,19 +182,6 @@ class RewardWorker:
             # ValueError: it has not ended yet, for example because it waits for a disk.
             with contextlib.suppress(ValueError):
                 process.close()
-
-
-def ended_process(exit_code: int | None) -> str:
-    """The end of a process in words, from its exit code in ``multiprocessing``; ``None`` if it runs."""
-    if exit_code is None:
-        return "its process closed the connection"
-    if exit_code >= 0:
-        return f"its process ended with exit status {exit_code}"
-    name = signal.Signals(-exit_code).name if -exit_code in set(signal.Signals) else f"{-exit_code}"
-    told = f"its process was ended by signal {name}"
-    if -exit_code == signal.SIGKILL:
-        told += " (the system sends it when memory runs out; see its log)"
-    return told
 
 
 def _serve(pipe: Connection, model: RewardModel, logs_user_errors: bool) -> None:
