@@ -62,18 +62,24 @@ def check_groups(items: list[pytest.Item]) -> None:
 # Unit tests that take longest; they begin first, so that no process ends with them alone.
 SLOW_FILES = (
     "test_loadtest_results.py",
+    "test_report.py",
     "test_objectives.py",
     "test_loadtests.py",
-    "test_http_protocol.py",
-    "test_crossed_bootstrap.py",
     "test_plugins.py",
-    "test_one_connection_each.py",
     "test_imports.py",
     "test_markup.py",
-    "test_report.py",
-    "test_loadtest_service.py",
-    "test_engine_args.py",
     "test_loadtest_verdict.py",
+    "test_loadtest_service.py",
+    "test_selection_rules.py",
+    "test_finished_runs.py",
+    "test_one_connection_each.py",
+    "test_engine_starts.py",
+    "test_reward_worker.py",
+    "test_store.py",
+    "test_cache.py",
+    "test_overload_latency.py",
+    "test_service_bench.py",
+    "test_engine_args.py",
 )
 
 
