@@ -32,6 +32,7 @@ from service.page import page_contents
 from service.routes import (
     admin,
     compare,
+    evaluation,
     frontier,
     generate,
     health,
@@ -68,6 +69,7 @@ _ROUTERS = (
     admin.router,
     loadtests.router,
     frontier.router,
+    evaluation.router,
     page.router,
 )
 

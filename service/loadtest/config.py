@@ -175,7 +175,8 @@ class LoadTestSettings(Settings):
 
     prompts: Path | None = Field(
         None,
-        description=f"file of prompts: {PROMPT_FILE}; default: a few that are built in",
+        description=f"file of prompts: {PROMPT_FILE}; default: those of the evaluation that the "
+        "server shows, or a few that are built in",
     )
     prompt_column: PromptColumn = None
     encoding: FileEncoding = None

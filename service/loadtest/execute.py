@@ -18,10 +18,11 @@ from service.loadtest.defaults import settled
 from service.loadtest.journal import Journal
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.progress import Progress
-from service.loadtest.load.prompts import keep_prompts, load_prompts
+from service.loadtest.load.prompts import keep_prompts, load_prompts, served_prompts
 from service.loadtest.load.server_description import (
     choose_variants,
     describe_server,
+    evaluated_prompts,
 )
 from service.loadtest.load.supervised import Reporting, interrupted_at_end_of
 from service.loadtest.plan import Variant
@@ -47,15 +48,19 @@ def execute(
         InvalidInputError: the server does not have a requested mode.
         ExportError, StoreError: results could not be written; the journal holds what was measured.
     """
+
+    def say(words: str) -> None:
+        console.print(words, highlight=False, markup=False)
+
     # The prompts come first: a file that cannot be read should not wait for the server.
-    prompts = load_prompts(
-        settings, lambda words: console.print(words, highlight=False, markup=False)
-    )
+    prompts = load_prompts(settings, say)
     server = describe_server(settings, console)
+    served = served_prompts(settings, evaluated_prompts, say)
+    prompts = prompts if served is None else served
     variants = choose_variants(settings, server)
     settings = settled(settings, server, variants)
     journal = Journal.begin(settings, server.model_dump(mode="json"))
-    keep_prompts(settings, prompts)
+    keep_prompts(settings, prompts, served=served is not None)
 
     def result_so_far() -> LoadTestResult:
         return build_result(settings, server, variants, prompts, journal)

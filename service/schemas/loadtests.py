@@ -68,8 +68,8 @@ class LoadTestRequest(Wire):
     )
     prompts: Annotated[list[PromptItem], Field(min_length=1)] | None = Field(
         None,
-        description="texts, or chats as objects with messages; at most limits.max_prompts; default: a few "
-        "built-in prompts",
+        description="texts, or chats as objects with messages; at most limits.max_prompts; default: those "
+        "of the evaluation that this server shows, or a few built-in prompts",
     )
     max_tokens: int | None = Field(
         None,

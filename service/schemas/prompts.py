@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BaseModel, Discriminator, Field, Tag
 
 from service.schemas.wire import ChatMessage, Text, Wire
 from vbon.prompts import Prompt
@@ -28,3 +28,17 @@ def to_prompt(item: str | ChatPrompt) -> Prompt:
     if isinstance(item, str):
         return Prompt(text=item)
     return Prompt(messages=tuple(turn.to_message() for turn in item.messages))
+
+
+def to_item(prompt: Prompt) -> str | ChatPrompt:
+    """The item of a prompt, the opposite of :func:`to_prompt`."""
+    if prompt.messages:
+        turns = [ChatMessage.model_validate(dict(turn)) for turn in prompt.messages]
+        return ChatPrompt(messages=turns)
+    return prompt.text or ""
+
+
+class EvaluatedPrompts(BaseModel):
+    """``GET /evaluation/prompts``: the prompts, in the order of their file."""
+
+    prompts: list[PromptItem]

@@ -45,6 +45,11 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         page = await visitor.open(f"{url}/#measure")
         await expect(page.get_by_text("Nothing is measured yet.")).to_be_visible()
         await expect(page.get_by_text("None yet.")).to_be_visible()
+        await expect(
+            page.get_by_text(
+                "45 blocks (3 variants, 3 load levels, 5 rounds): half a minute to choose"
+            )
+        ).to_be_visible()
         await assert_accessible(page)
         await fill(page)
         await page.get_by_text("More settings").click()

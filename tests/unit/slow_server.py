@@ -110,6 +110,8 @@ class SlowServer:
             return _send(writer, self.modes())
         if target == "/v1/models":
             return _send(writer, {"data": [{"id": "ref", "root": "/models/ref"}]})
+        if target == "/evaluation/prompts":
+            return _send(writer, {"error": {"type": "not_found"}}, "404 Not Found")
         openai = target.startswith("/v1/")
         mode = body["model"] if openai else target.partition("mode=")[2]
         self.asked.append((mode, body))

@@ -46,16 +46,29 @@ class MethodRow(BaseModel):
     productive_share: MeanInterval | None = None
 
 
+class EvaluationSettings(BaseModel):
+    """The settings of an evaluation that tell its prompts; ``None`` if an earlier version did not."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    prompts: str | None = None
+    prompt_column: str | None = None
+    encoding: str | None = None
+
+
 class EvaluationRecord(BaseModel):
     """The figures of all methods on the same held-out prompts.
 
     Attributes:
+        config: the settings that tell the prompts, and ``prompts_sha256`` the checksum of their file.
         revisions: revisions of ``reference``, ``reward``, ``gold``, and of each checkpoint by its name.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     created: str
+    config: EvaluationSettings = EvaluationSettings()
+    prompts_sha256: str | None = None
     prompts: int
     revisions: dict[str, str]
     rows: list[MethodRow]

@@ -14,6 +14,8 @@ from service.loadtest.config import LoadTestSettings
 from service.loadtest.plan import Variant
 from service.loadtest.schema import ServedMode, ServedModel, ServerDescription
 from vbon.errors import InvalidInputError
+from vbon.prompt_files import chat_of
+from vbon.prompts import Prompt
 
 _TIMEOUT_S = 30.0
 
@@ -115,6 +117,33 @@ def _json(client: httpx.Client, path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ServerError(f"{client.base_url}{path.lstrip('/')} did not answer with a JSON object")
     return found
+
+
+def evaluated_prompts(settings: LoadTestSettings) -> list[Prompt] | None:
+    """The prompts of the evaluation that the server shows; ``None`` if it shows none, or not their prompts.
+
+    Raises:
+        ServerError: the server does not answer, or not with prompts.
+    """
+    with httpx.Client(
+        base_url=settings.url, timeout=_TIMEOUT_S, headers=request_headers(settings)
+    ) as client:
+        try:
+            response = client.get("/evaluation/prompts")
+        except httpx.HTTPError as error:
+            raise ServerError(f"{settings.url} did not tell its prompts: {error}") from error
+    if response.status_code != httpx.codes.OK:
+        return None
+    try:
+        items = response.json()["prompts"]
+        return [
+            Prompt(text=item) if isinstance(item, str) else chat_of(item["messages"])
+            for item in items
+        ] or None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServerError(
+            f"the answer of {settings.url}/evaluation/prompts is not a list of prompts"
+        ) from error
 
 
 def choose_variants(settings: LoadTestSettings, server: ServerDescription) -> list[Variant]:

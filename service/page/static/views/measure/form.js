@@ -160,7 +160,7 @@ export class Form {
       hours: numeric({ min: 0, step: "any", placeholder: "from its record" }),
       scored: numeric({ min: 0, max: 128, step: 1, value: "64", required: true }),
       tags: el("input", { placeholder: "before, after", autocomplete: "off" }),
-      prompts: el("textarea", { rows: 3, placeholder: "One a line; left empty: a few that are built in", spellcheck: "false" }),
+      prompts: el("textarea", { rows: 3, placeholder: "One a line; left empty: those of the evaluation, or a few that are built in", spellcheck: "false" }),
       stream: el("input", { type: "checkbox" }),
       estimate: el("p", { class: "muted small", id: estimateId, "aria-live": "polite" }),
       off: el("p", { class: "notice", hidden: true }, "This server takes no load tests: limits.loadtest_max_s is 0."),
