@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
+from weakref import WeakKeyDictionary
+
+logger = logging.getLogger(__name__)
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 
@@ -84,9 +88,8 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         ValueError: the prompt is a chat and the tokenizer has no chat template, or its template rejects
             the messages or lacks a variable.
     """
-    special = prompt.adds_special_tokens
     if prompt.text is not None:
-        return list(tokenizer(prompt.text, add_special_tokens=special)["input_ids"])
+        return _to_continue(tokenizer, prompt.text, special=prompt.adds_special_tokens)
     if not tokenizer.chat_template:
         raise ValueError(
             "the policy's tokenizer has no chat template; send `prompt`, not `messages`"
@@ -98,7 +101,48 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     rendered = _templated(
         tokenizer, prompt.messages, "policy", variables, add_generation_prompt=True
     )
-    return list(tokenizer(rendered, add_special_tokens=special)["input_ids"])
+    return _to_continue(tokenizer, rendered, special=prompt.adds_special_tokens)
+
+
+def _to_continue(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+    """Token ids of a text that an answer continues: without the EOS that some tokenizers append."""
+    ids = list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    ending = appended_ending(tokenizer) if special else 0
+    return ids[: len(ids) - ending]
+
+
+# The number of tokens that each tokenizer appends, by tokenizer.
+_endings: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+
+def appended_ending(tokenizer: Any) -> int:
+    """The number of tokens, EOS the last of them, that a tokenizer appends to every text; 0 for most.
+
+    An answer after EOS would begin another text, so prompts are encoded without.
+    """
+    if tokenizer not in _endings:
+        whole, body = [
+            list(tokenizer("Example", add_special_tokens=special)["input_ids"])
+            for special in (True, False)
+        ]
+        # Tokenizers without EOS may lack the attribute.
+        ending, eos = _after(whole, body), getattr(tokenizer, "eos_token_id", None)
+        appended = len(ending) if ending and ending[-1] == eos else 0
+        if appended:
+            logger.warning(
+                "the tokenizer appends EOS to every text; prompts are encoded without it, because an answer "
+                "after EOS would begin another text"
+            )
+        _endings[tokenizer] = appended
+    return _endings[tokenizer]
+
+
+def _after(whole: list[int], part: list[int]) -> list[int]:
+    """The elements after the last occurrence of a part; none if it does not occur."""
+    for start in range(len(whole) - len(part), -1, -1):
+        if whole[start : start + len(part)] == part:
+            return whole[start + len(part) :]
+    return []
 
 
 # Arguments of transformers' `apply_chat_template` that are not the caller's to set.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vbon.errors import DataError
 from vbon.prompt_files import chat_of, check_text, encode_prompts
-from vbon.prompts import Prompt
+from vbon.prompts import Prompt, appended_ending
 
 Float = NDArray[np.float64]
 
@@ -74,6 +74,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
         list(tokenizer(PROBE)["input_ids"]),
         getattr(tokenizer, "chat_template", None),
     ]
+    if ending := appended_ending(tokenizer):  # which prompts are encoded without
+        parts.append(ending)
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

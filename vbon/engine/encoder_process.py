@@ -62,6 +62,12 @@ class LightTokenizer:
         if self.chat_template:  # so that the first chat does not pay for the import
             import transformers.utils.chat_template_utils  # noqa: F401
 
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of EOS; ``None`` without one."""
+        eos = self._special_tokens.get("eos_token")
+        return None if eos is None else self._backend.token_to_id(str(eos))
+
     def __call__(self, text: str, *, add_special_tokens: bool = True) -> dict[str, Sequence[int]]:
         """The ids of a text, under the same key as in transformers."""
         found = self._backend.encode(text, add_special_tokens=add_special_tokens)

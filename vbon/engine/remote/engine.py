@@ -133,6 +133,7 @@ class RemoteEngine:
             if self._tokenizer is not None:
                 self._encoder = await self._start_encoder(limit)
             ids = await self.encode(Prompt(text="a"))
+            await self._warn_of_endings()
             warm_up = Sampling(max_tokens=min(4, limit - len(ids)), seed=0)
             async for candidate in self.generate(ids, warm_up, 2, "warm-up"):
                 if UNKNOWN_TOKEN in candidate.token_ids:
@@ -164,6 +165,21 @@ class RemoteEngine:
         )
         await encoder.start()
         return encoder
+
+    async def _warn_of_endings(self) -> None:
+        """Warn if the server's tokenizer appends tokens to texts, which may be EOS."""
+        if self._encoder is not None:
+            return  # `encode_prompt` leaves EOS out
+        whole, body = [
+            await self.encode(Prompt(text="a", special_tokens=special)) for special in (True, False)
+        ]
+        if whole[-1:] != body[-1:]:
+            logger.warning(
+                "%s appends token %d to every text; if it ends texts, answers begin new ones. Set "
+                "engine.remote_tokenizer to a directory with the policy's tokenizer to leave it out",
+                self.info.path,
+                whole[-1],
+            )
 
     def is_quick(self, prompt: Prompt) -> bool:
         """True for short texts, and for all prompts if a server encodes them."""
