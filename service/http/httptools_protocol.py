@@ -347,11 +347,8 @@ class _UnreadWatch:
         if self._transport.get_write_buffer_size() < self._unread:
             self.restart()
             return
-        logger.warning(
-            "closed the connection of a client that read nothing of its response for %g s; "
-            "%d bytes were unread",
-            self._limit_s,
-            self._unread,
+        _throttled.warn(
+            f"closed the connection of a client that read nothing of its response for {self._limit_s:g} s"
         )
         self._transport.abort()
 

@@ -18,8 +18,9 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from service.http.disconnect import ClientDisconnectedError, disconnected, run_while_connected
+from service.observability.throttled_log import ThrottledLog
 
-logger = logging.getLogger(__name__)
+_throttled = ThrottledLog(logging.getLogger(__name__))
 
 # The longest time that a client may read nothing while more is to be sent; nginx's send_timeout is the
 # same. By then the request has left admission and its time limit no longer applies, so nothing else would
@@ -132,7 +133,7 @@ class EventStream(Response):
     async def _cut(self, scope: Scope, leaving: asyncio.Task[None]) -> None:
         """Abort the connection of a client that reads nothing."""
         why = f"the client read nothing of its stream for {_STALL_S:g} s"
-        logger.warning("%s; its connection is closed", why)
+        _throttled.warn(f"{why}; its connection is closed")
         self._failed(ClientDisconnectedError(why))
         await self._rest.aclose()
         abort = scope.get("extensions", {}).get(ABORT)

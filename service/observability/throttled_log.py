@@ -38,18 +38,29 @@ class ThrottledLog:
             self._logged[message] = (logged_s, repeated + 1)
             self._logger.debug("%s", message)
             return
-        if now_s - self._window_s >= self._every_s:
-            self._window_s, self._lines = now_s, 0
-        if self._lines >= MAX_LINES:
-            self._left_out += 1
+        if not self._has_room(now_s):
             self._logger.debug("%s", message)
             return
-        self._lines += 1
         if len(self._logged) >= MAX_MESSAGES:
             self._logged.clear()  # rare: messages without request ids are few
         self._logged[message] = (now_s, 0)
         more = f" (and {repeated} times since the last such line)" if repeated else ""
-        if self._left_out:
-            more += f" ({self._left_out} other warnings were left out)"
-            self._left_out = 0
-        self._logger.warning("%s%s", message, more)
+        self._logger.warning("%s%s%s", message, more, self._others())
+
+    def unexpected(self, message: str, error: BaseException) -> None:
+        """Log an error with its traceback, unless there have been too many lines lately."""
+        if self._has_room(self._now_s()):
+            self._logger.error("%s%s", message, self._others(), exc_info=error)
+
+    def _has_room(self, now_s: float) -> bool:
+        """Count a line, and tell whether it may be written."""
+        if now_s - self._window_s >= self._every_s:
+            self._window_s, self._lines = now_s, 0
+        self._lines += 1
+        self._left_out += self._lines > MAX_LINES
+        return self._lines <= MAX_LINES
+
+    def _others(self) -> str:
+        """A note of the lines that were left out since the last one."""
+        left_out, self._left_out = self._left_out, 0
+        return f" ({left_out} other lines were left out)" if left_out else ""

@@ -44,7 +44,8 @@ from vbon.errors import (
 )
 
 logger = logging.getLogger(__name__)
-_throttled = ThrottledLog(logger)
+# Apart, so that warnings do not keep tracebacks out of the log.
+_throttled, _unexpected = ThrottledLog(logger), ThrottledLog(logger)
 
 # (exception, status, type in the response). The first match wins, so subclasses precede their bases.
 TABLE: tuple[tuple[type[Exception], int, str], ...] = (
@@ -168,7 +169,7 @@ def _failure_of(error: Exception) -> Failure:
     """The response for an exception; logs it if the service is at fault."""
     known = next(((s, k) for t, s, k in TABLE if isinstance(error, t)), None)
     if known is None:
-        logger.error("unexpected error", exc_info=error)
+        _unexpected.unexpected("unexpected error", error)
         return Failure(500, "internal_error", f"unexpected {type(error).__name__}; see the log")
     status, kind = known
     if isinstance(

@@ -195,12 +195,12 @@ class BatchingScorer:
     def _log_failure(self, error: Exception, candidates: int) -> None:
         """Log why a batch failed; requests can make any number of batches fail."""
         if isinstance(error, RewardDeadError):
-            logger.error("%s; %d candidates were not scored", error, candidates)
+            self._throttled.warn(f"{error}; its candidates were not scored")
         elif isinstance(error, RewardError):
             self._throttled.warn(f"{self.name} failed on a batch of candidates: {error}")
         else:
-            shown = without_text(error)
-            logger.error("%s failed on %d candidates", self.name, candidates, exc_info=shown)
+            told = f"{self.name} failed on {candidates} candidates"
+            self._throttled.unexpected(told, without_text(error))
 
     def _score_batch(self, batch: list[_PendingScore]) -> list[float | None]:
         """Score a batch, in the worker thread.

@@ -37,7 +37,7 @@ def test_different_sentences_are_bounded_too(caplog: pytest.LogCaptureFixture) -
     clock_s = 110.0
     log.warn("the next")
     left_out = 10 * MAX_MESSAGES - MAX_LINES
-    assert caplog.records[-1].getMessage() == f"the next ({left_out} other warnings were left out)"
+    assert caplog.records[-1].getMessage() == f"the next ({left_out} other lines were left out)"
 
 
 def test_the_debug_level_has_them_all(caplog: pytest.LogCaptureFixture) -> None:
@@ -46,3 +46,16 @@ def test_the_debug_level_has_them_all(caplog: pytest.LogCaptureFixture) -> None:
         for _ in range(3):
             log.warn("the same")
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
+
+
+def test_tracebacks_are_bounded_and_each_is_whole(caplog: pytest.LogCaptureFixture) -> None:
+    clock_s = 100.0
+    log = ThrottledLog(logging.getLogger("throttled"), every_s=10, now_s=lambda: clock_s)
+    for number in range(500):
+        log.unexpected("unexpected error", ValueError(number))
+    assert len(caplog.records) == MAX_LINES
+    assert all(record.exc_info for record in caplog.records)
+    clock_s = 110.0
+    log.unexpected("unexpected error", ValueError("later"))
+    left_out = 500 - MAX_LINES
+    assert caplog.messages[-1] == f"unexpected error ({left_out} other lines were left out)"
