@@ -23,6 +23,7 @@ from service.loadtest.journal import Journal
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.server_description import choose_variants
 from service.loadtest.plan import Variant, planned_blocks
+from service.loadtest.report.tables import settings_table
 from service.loadtest.schema import Calibration, LoadTestResult, ServerDescription
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import CLOCKED, Quiet, _modes, settings_for
@@ -266,6 +267,9 @@ async def test_default_settings_decide(tmp_path: Path) -> None:
         "bon (N=4)": [1, 2, 4],
         "vbon": [1, 8, 16],
     }
+    facts = {row[0]: row[1] for row in settings_table(result).rows}
+    assert facts["calibrated levels"].startswith("ref 1 (2.5 s), 8 (2.5 s), 16 (")
+    assert "bon (N=4) at 2 in flight: 4 requests/s" in facts["probes of the calibration"]
     assert result.complete
     assert result.warnings == [w for w in result.warnings if "p99" in w]
     # The time is told before the blocks, and what is left of it shrinks to nothing.

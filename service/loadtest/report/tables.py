@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 
 from service.loadtest.analysis.decision_rewards import equal_n_text
 from service.loadtest.analysis.text import interval_text, number
-from service.loadtest.schema import BreakEven, CellResult, LoadTestResult, Quality, Quantiles
+from service.loadtest.schema import (
+    BreakEven,
+    Calibration,
+    CellResult,
+    LoadTestResult,
+    Quality,
+    Quantiles,
+)
 from vbon.maths.intervals import MedianRange
 from vbon.report_html import ReportTable
 
@@ -254,6 +261,12 @@ def settings_table(result: LoadTestResult) -> ReportTable:
         "server": f"{result.server.url} ({result.server.api})",
         **{f"--{name.replace('_', '-')}": value for name, value in result.settings.items()},
     }
+    if result.calibration is not None:
+        facts["calibrated levels"] = _calibrated_text(result.calibration)
+        facts["probes of the calibration"] = "; ".join(
+            f"{one.variant} at {one.in_flight} in flight: {number(one.requests_per_s)} requests/s"
+            for one in result.calibration.probes
+        )
     for mode in result.server.modes:
         if mode.policy is not None and mode.name == mode.policy.name:
             facts[f"policy {mode.name}"] = f"{mode.policy.path} ({mode.policy.revision})"
@@ -278,6 +291,14 @@ def settings_table(result: LoadTestResult) -> ReportTable:
         rows,
         None,
     )
+
+
+def _calibrated_text(calibration: Calibration) -> str:
+    """The chosen requests in flight of each variant, with the lengths of their blocks."""
+    levels: dict[str, list[str]] = {}
+    for cell in calibration.cells:
+        levels.setdefault(cell.variant, []).append(f"{cell.in_flight} ({cell.duration_s:g} s)")
+    return "; ".join(f"{variant} {', '.join(own)}" for variant, own in levels.items())
 
 
 def examples_table(result: LoadTestResult) -> ReportTable | None:
