@@ -41,7 +41,7 @@ def _writable(value: dict[str, Any]) -> dict[str, Any]:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            "a text contains half of a surrogate pair, which is no character"
+            "a text contains half of a surrogate pair, which does not encode a character"
         ) from error
     return value
 

@@ -161,7 +161,9 @@ def test_what_a_file_loads_is_there(path: Path) -> None:
     pattern = r"(?:src|href)=\"(page/[^\"]+)|from \"([^\"]+)\"|new URL\(\"([\w./-]+\.\w+)\""
     names = [next(filter(None, found)) for found in re.findall(pattern, text)]
     assert (
-        names or path.suffix == ".css" or path.name in {"api.js", "dom.js", "docs.js", "theme.js"}
+        names
+        or path.suffix in {".css", ".svg"}
+        or path.name in {"api.js", "dom.js", "docs.js", "theme.js"}
     )
     for name in names:
         found = os.path.normpath(folder / name)

@@ -256,8 +256,8 @@ async def test_a_coroutine_is_scored_beside_a_running_event_loop(tmp_path: Path)
     [
         ("None", "returned NoneType, not a list"),
         ("1.5", "returned float, not a list"),
-        ("{'a': 1, 'b': 2, 'c': 3}", "'a', which is not a number"),
-        ("__import__('numpy').ones((3, 1))", r"\[1.0\], which is not a number"),
+        ("{'a': 1, 'b': 2, 'c': 3}", "a value of type str, which is not a number"),
+        ("__import__('numpy').ones((3, 1))", "a value of type list, which is not a number"),
         ("[1, 2]", "2 scores for 3"),
     ],
 )
