@@ -8,7 +8,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from service.generation.events import Admitted, CandidateProgress, Quiet, answer_events
+from service.generation.events import (
+    KEEP_ALIVE_S,
+    Admitted,
+    CandidateProgress,
+    Quiet,
+    answer_events,
+)
 from service.generation.native_response import generate_answer
 from service.generation.openai_response import listed_tokens, openai_usage, vbon_report
 from service.generation.token_texts import TokenPlan
@@ -38,6 +44,7 @@ async def chunks(
     writer = _ChunkWriter(plan, body)
     use = body.tool_use if isinstance(body, ChatRequest) else None
     progress = CandidateProgress(plan.most_candidates)
+    sent_s = time.monotonic()
     async with aclosing(answer_events(plan)) as events:
         async for happened in events:
             progress.update(happened)
@@ -46,6 +53,11 @@ async def chunks(
             elif isinstance(happened, Partial) and use is None:
                 for message in writer.grow(happened.index, happened):
                     yield message
+            elif isinstance(happened, Partial):
+                # Calls are sent whole, so tokens only show that the connection is still needed.
+                if time.monotonic() - sent_s >= KEEP_ALIVE_S:
+                    sent_s = time.monotonic()
+                    yield comment("still at work")
             elif isinstance(happened, ScoredCandidate | Quiet):
                 counted = f"{progress.scored}/{progress.total} candidates scored"
                 yield comment(counted if plan.mode.strategy.reranks else "still at work")

@@ -22,7 +22,16 @@ from service.schemas.neutral_fields import (
 )
 from service.schemas.sampling import SamplingFields
 from service.schemas.tools import NamedTool, Tool, ToolChoice, ToolUse
-from service.schemas.wire import MESSAGES, ChatMessage, Text, ToolCall, Wire, form_of
+from service.schemas.wire import (
+    MESSAGES,
+    AnyText,
+    ChatMessage,
+    Text,
+    ToolCall,
+    Wire,
+    form_of,
+    writable,
+)
 from service.strategies.request_fields import settings_in, with_strategy_settings
 
 
@@ -143,7 +152,7 @@ class _TextPart(Wire):
     """A text part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: AnyText
 
     @model_validator(mode="before")
     @classmethod
@@ -170,19 +179,19 @@ class _Message(Wire):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        Annotated[str, Tag("one")]
+        Annotated[AnyText, Tag("one")]
         | Annotated[list[TextPart], Field(fail_fast=True), Tag("several")],
         Discriminator(form_of),
     ] = ""
-    name: str | None = Field(None, description="the speaker, for templates that show it")
+    name: AnyText | None = Field(None, description="the speaker, for templates that show it")
     tool_calls: list[ToolCall] | None = Field(
         None, description="the tools that an assistant called"
     )
-    tool_call_id: str | None = Field(None, description="the call that a tool's message answers")
-    reasoning_content: str | None = Field(
+    tool_call_id: AnyText | None = Field(None, description="the call that a tool's message answers")
+    reasoning_content: AnyText | None = Field(
         None, description="an assistant's reasoning, for templates that show it"
     )
-    reasoning: str | None = Field(None, description="same as reasoning_content")
+    reasoning: AnyText | None = Field(None, description="same as reasoning_content")
 
     def to_native(self) -> ChatMessage:
         """This message with its content joined into one text."""
@@ -245,7 +254,9 @@ class ChatFields(OpenAiFields):
                 "response_format and tools exclude each other, since an answer has one form; leave one out, "
                 "or send tool_choice 'none'"
             )
-        _ = use.schema  # raises if the tools contradict each other
+        # Around the parameters, which are not too deep by themselves, there is more in the native request.
+        for made in (use.schema or {}, *(tool.model_dump() for tool in use.tools)):
+            writable(made)
         return self
 
     @property

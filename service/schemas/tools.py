@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from service.schemas.wire import JsonObject, Wire
+from service.schemas.wire import AnyText, JsonObject, Wire
 
 
 class Function(Wire):
     """A function that a tool calls."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    description: str | None = None
+    description: AnyText | None = None
     parameters: JsonObject | None = Field(None, description="JSON schema of its arguments")
     strict: bool | None = Field(
         None, description="ignored: arguments fit the schema wherever they are constrained"
@@ -36,7 +36,7 @@ class Tool(Wire):
 class FunctionName(Wire):
     """The name of a function."""
 
-    name: str
+    name: AnyText
 
 
 class NamedTool(Wire):

@@ -27,8 +27,27 @@ Text = Annotated[str, Field(min_length=1)]
 MOST_LEVELS = 64
 
 
-def _writable(value: dict[str, Any]) -> dict[str, Any]:
-    """The object, if it can be written as JSON again."""
+def _encodable(text: str) -> str:
+    """The text itself; JSON may write half of a surrogate pair, which UTF-8 cannot encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} is half of a surrogate pair, which UTF-8 cannot encode; leave it out"
+        ) from error
+    return text
+
+
+# A text that may be empty.
+AnyText = Annotated[str, AfterValidator(_encodable)]
+
+
+def writable(value: dict[str, Any]) -> dict[str, Any]:
+    """The object itself, if it can be written as JSON again.
+
+    Raises:
+        ValueError: it is nested too deeply, or has a text that UTF-8 cannot encode.
+    """
     level: list[Any] = [value]
     for _ in range(MOST_LEVELS):
         inner = [part for part in level if isinstance(part, dict | list)]
@@ -37,16 +56,11 @@ def _writable(value: dict[str, Any]) -> dict[str, Any]:
         ]
     if any(isinstance(part, dict | list) for part in level):
         raise ValueError(f"objects and lists may be nested at most {MOST_LEVELS} levels deep")
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            "a text contains half of a surrogate pair, which does not encode a character"
-        ) from error
+    _encodable(json.dumps(value, ensure_ascii=False))
     return value
 
 
-JsonObject = Annotated[dict[str, Any], AfterValidator(_writable)]
+JsonObject = Annotated[dict[str, Any], AfterValidator(writable)]
 
 
 def form_of(value: Any) -> str:
@@ -115,8 +129,8 @@ class CalledFunction(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    name: str
-    arguments: str | JsonObject = Field("", description="a JSON object, as text or parsed")
+    name: AnyText
+    arguments: AnyText | JsonObject = Field("", description="a JSON object, as text or parsed")
 
 
 class ToolCall(BaseModel):
@@ -124,7 +138,7 @@ class ToolCall(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    id: str | None = None
+    id: AnyText | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
@@ -133,13 +147,15 @@ class ChatMessage(Wire):
     """One message of a chat; the policy's chat template decides what becomes of it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str = Field("", description="may be empty, as an assistant's is that only calls tools")
-    name: str | None = Field(None, description="the speaker, for templates that show it")
+    content: AnyText = Field(
+        "", description="may be empty, as an assistant's is that only calls tools"
+    )
+    name: AnyText | None = Field(None, description="the speaker, for templates that show it")
     tool_calls: list[ToolCall] | None = Field(
         None, description="the tools that an assistant called"
     )
-    tool_call_id: str | None = Field(None, description="the call that a tool's message answers")
-    reasoning_content: str | None = Field(
+    tool_call_id: AnyText | None = Field(None, description="the call that a tool's message answers")
+    reasoning_content: AnyText | None = Field(
         None, description="an assistant's reasoning, for templates that show it"
     )
 

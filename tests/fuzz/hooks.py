@@ -19,11 +19,24 @@ def map_body(context: Any, body: Any) -> Any:
     mode = MODES[len(str(body)) % len(MODES)]
     if "model" in body:
         body["model"] = mode
-    if isinstance(body.get("modes"), list):
+    # What does not fit the schema is left as it is: it has to be refused.
+    modes = body.get("modes")
+    if isinstance(modes, list) and modes and all(isinstance(one, str) for one in modes):
         body["modes"] = ["ref", "bon"]
-    if isinstance(body.get("sides"), list):
+    if _are_sides(body.get("sides")):
         body["sides"] = [{"mode": "ref"}, {"mode": "bon", "n": 2}]
     for name, most in {"max_tokens": 8, "n": 4, "best_of": 4, "repeats": 2}.items():
-        if isinstance(body.get(name), int):
-            body[name] = 1 + body[name] % most
+        value = body.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            body[name] = 1 + value % most
     return body
+
+
+def _are_sides(sides: Any) -> bool:
+    if not isinstance(sides, list) or len(sides) != 2:
+        return False
+    known = (isinstance(one, dict) and one.keys() <= {"mode", "n"} for one in sides)
+    return all(known) and all(
+        isinstance(one.get("mode"), str) and 0 < len(one["mode"]) <= 128 and one.get("n") is None
+        for one in sides
+    )

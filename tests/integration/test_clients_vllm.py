@@ -103,11 +103,15 @@ class Review(BaseModel):
 REVIEW = {"type": "function", "function": {"name": "r", "parameters": Review.model_json_schema()}}
 
 
-async def test_typed_answers_and_tools(url: str) -> None:
+async def test_typed_answers_and_tools(url: str, runtime: Runtime) -> None:
     """The sandbox's policy knows no JSON: it is vLLM that keeps every whole candidate to the schema.
 
     It likes to write white space until the limit of tokens; the modes that rerank choose among whole texts.
     """
+
+    tokenizer: Any = runtime.policies["vbon"].host.tokenizer  # type: ignore[attr-defined]
+    blank = [i for i in range(len(tokenizer)) if not tokenizer.decode([i]).strip()]
+    no_space = {str(token): -100 for token in blank if token != tokenizer.eos_token_id}
 
     def with_client(client: openai.OpenAI) -> None:
         asked: Any = {"messages": MESSAGES, "max_tokens": 80, "seed": 7}
@@ -132,10 +136,10 @@ async def test_typed_answers_and_tools(url: str) -> None:
             )
             (call,) = called.choices[0].message.tool_calls
             Review.model_validate_json(call.function.arguments)
-            required: Any = {"tools": [REVIEW], "tool_choice": "required"}
+            required: Any = {"tools": [REVIEW], "tool_choice": "required", "logit_bias": no_space}
             stream = client.chat.completions.create(
                 model=model, stream=True, parallel_tool_calls=False,
-                extra_body={"best_of": 64}, **required, **asked,
+                extra_body=EIGHT, **required, **asked,
             )  # fmt: skip
             calls = [c for chunk in stream for c in chunk.choices[0].delta.tool_calls or ()]
             assert [call.function.name for call in calls] == ["r"]

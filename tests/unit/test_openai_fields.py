@@ -126,6 +126,17 @@ async def test_minus_one_and_empty_mean_none(body: dict[str, Any]) -> None:
         ([{"role": "function", "content": "a"}], "messages.0.role", "'tool'"),
         ([{"role": "assistant", "refusal": "no"}], "messages.0.refusal", "as content"),
         ([{"role": "assistant", "tool_calls": [{"id": "a"}]}], "tool_calls.0.function", "required"),
+        (
+            [{"role": "user", "content": "a\ud800"}],
+            "messages.0.content",
+            "half of a surrogate pair",
+        ),
+        ([{"role": "user", "content": "a", "name": "\udfff"}], "messages.0.name", "surrogate pair"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}],
+            "messages.0.content.0.text",
+            "character 0 is half of a surrogate pair, which UTF-8 cannot encode; leave it out",
+        ),
         ([], "messages", "at least 1"),
     ],
 )
@@ -133,7 +144,10 @@ async def test_errors_name_fields_as_the_client_wrote_them(
     messages: list[Any], param: str, words: str
 ) -> None:
     async with chats() as (_, client):
-        response = await client.post(CHATS, json={**BODIES[CHATS], "messages": messages})
+        written = json.dumps({**BODIES[CHATS], "messages": messages})
+        response = await client.post(
+            CHATS, content=written, headers={"content-type": "application/json"}
+        )
     error = response.json()["error"]
     assert response.status_code == 422
     assert error["param"].endswith(param)

@@ -127,24 +127,24 @@ async def test_least_and_last_tokens_hold_in_modes_that_decode_in_steps(mode: st
 
 
 @pytest.mark.parametrize("route", ROUTES)
-@pytest.mark.parametrize("mode", ["ref", *(name for name in STRATEGIES if name != "treebon")])
-async def test_every_candidate_of_every_mode_fits_the_schema(route: str, mode: str) -> None:
+async def test_every_candidate_of_every_mode_fits_the_schema(route: str) -> None:
     engines = {"ref": ChatEngine("ref"), "vbon": ChatEngine("vbon")}
-    target, body = target_and_body(
-        route, mode, response_format=JSON_SCHEMA, max_tokens=200, return_candidates=True
-    )
     async with serving(make_runtime(engines=engines)) as (_, client):
-        response = await client.post(target, json=body)
-    assert response.status_code == 200, response.text
-    answer = response.json()
-    jsonschema.validate(json.loads(text_of(answer)), SCHEMA)
-    candidates = told(answer)["candidates"]
-    whole = [c for c in candidates if c["finish_reason"] == "stop"]
-    assert whole
-    for candidate in whole:
-        jsonschema.validate(json.loads(candidate["text"]), SCHEMA)
-    used = told(answer)["sampling"]["response_format"]
-    assert used == {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+        for mode in ("ref", *(name for name in STRATEGIES if name != "treebon")):
+            target, body = target_and_body(
+                route, mode, response_format=JSON_SCHEMA, max_tokens=200, return_candidates=True
+            )
+            response = await client.post(target, json=body)
+            assert response.status_code == 200, (mode, response.text)
+            answer = response.json()
+            jsonschema.validate(json.loads(text_of(answer)), SCHEMA)
+            candidates = told(answer)["candidates"]
+            whole = [c for c in candidates if c["finish_reason"] == "stop"]
+            assert whole
+            for candidate in whole:
+                jsonschema.validate(json.loads(candidate["text"]), SCHEMA)
+            used = told(answer)["sampling"]["response_format"]
+            assert used == {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
 
 
 async def test_any_json_object_and_any_text() -> None:
@@ -213,21 +213,19 @@ async def test_log_p_is_told_to_be_the_policys_own_where_sampling_differs(mode: 
             assert "log_p" not in told((await client.post(target, json=body)).json())["details"]
 
 
-@pytest.mark.parametrize("model", [name for name in STRATEGIES if name != "treebon"])
-async def test_a_json_text_that_is_cut_is_chosen_only_if_all_are(model: str) -> None:
+async def test_a_json_text_that_is_cut_is_chosen_only_if_all_are() -> None:
     """Instances have 27 characters and more, and a character is a token."""
     async with serving(make_runtime()) as (_, client):
-        for max_tokens, whole in ((35, True), (20, False)):
-            target, body = target_and_body(
-                "/v1/completions", model, best_of=16, n=16, max_tokens=max_tokens, keep=16,
-                response_format=JSON_SCHEMA, return_candidates=True,
-            )  # fmt: skip
-            if model != "speculative-rejection":
-                del body["keep"]
-            answer = (await client.post(target, json=body)).json()
-            ends = [choice["finish_reason"] for choice in answer["choices"]]
-            assert set(ends) == ({"stop", "length"} if whole else {"length"})
-            assert ends == sorted(ends, reverse=True)  # stop before length
+        for model in (name for name in STRATEGIES if name != "treebon"):
+            for max_tokens, whole in ((35, True), (20, False)):
+                target, body = target_and_body(
+                    "/v1/completions", model, best_of=16, n=16, max_tokens=max_tokens,
+                    response_format=JSON_SCHEMA,
+                )  # fmt: skip
+                answer = (await client.post(target, json=body)).json()
+                ends = [choice["finish_reason"] for choice in answer["choices"]]
+                assert set(ends) == ({"stop", "length"} if whole else {"length"}), model
+                assert ends == sorted(ends, reverse=True)  # stop before length
 
 
 async def test_a_checkpoint_tells_that_it_was_trained_without(tmp_path: Path) -> None:
@@ -339,7 +337,7 @@ def nested(levels: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("levels", [70, 700])
+@pytest.mark.parametrize("levels", [64, 70, 700])
 async def test_objects_that_are_nested_too_deeply_are_refused(levels: int) -> None:
     """Deeper ones would exhaust the stack when they are echoed or compiled."""
     deep = nested(levels)
@@ -354,3 +352,19 @@ async def test_objects_that_are_nested_too_deeply_are_refused(levels: int) -> No
             response = await client.post(target, json=body)
             assert response.status_code == 422
             assert "nested at most 64 levels deep" in response.json()["error"]["message"]
+
+
+async def test_parameters_are_as_deep_as_they_may_be_or_refused() -> None:
+    """What is built around them is deeper still."""
+    engines = {"ref": ChatEngine("ref", max_model_len=4000)}
+    statuses = set()
+    async with serving(make_runtime(engines=engines)) as (_, client):
+        for levels in range(54, 66, 2):
+            deep = {"type": "object", "properties": {"a": {"enum": [nested(levels)]}}}
+            tools = [{"type": "function", "function": {"name": "f", "parameters": deep}}]
+            for choice in ("required", {"function": {"name": "f"}}, "none"):
+                target, body = target_and_body(
+                    "/v1/chat/completions", "bon", tools=tools, tool_choice=choice
+                )
+                statuses.add((await client.post(target, json=body)).status_code)
+    assert statuses == {200, 422}

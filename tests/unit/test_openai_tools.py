@@ -11,6 +11,7 @@ import jsonschema
 import openai
 import pytest
 
+from service.generation import openai_stream
 from tests.unit.fakes import ChatEngine, make_runtime, on_a_port, serving, stream
 from tests.unit.test_openai_fields import SPEAKS, Spoken
 from vbon.engine import Candidate, FoundCall, FoundCalls
@@ -214,6 +215,19 @@ async def test_a_stream_has_the_same_calls(
     ]
     assert [call["index"] for call in calls] == list(range(len(calls)))
     assert deltas[-1]["finish_reason"] == choice["finish_reason"]
+
+
+async def test_a_stream_that_holds_its_calls_back_keeps_the_connection_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tokens come all the time, so it is never quiet; a comment is due after each of them here."""
+    monkeypatch.setattr(openai_stream, "KEEP_ALIVE_S", 0.0)
+    body = {**BODY, "model": "ref", "tool_choice": WEATHER, "stream": True}
+    async with chats() as (app, _):
+        seen = await stream(app, ROUTE, body)
+    assert "still at work" in seen.comments
+    deltas = [data["choices"][0]["delta"] for _, data in seen.events if data != "[DONE]"]
+    assert not any(delta.get("content") for delta in deltas)
 
 
 def test_tools_are_shown_by_templates_that_have_them() -> None:
