@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -20,13 +21,22 @@ RESAMPLES = 4000
 _Z = 1.959964  # the normal distribution's 97.5% quantile
 _EXACT_SPLITS = 20_000  # up to this many splits are enumerated, as for 8 rows against 8
 _DRAWN_SPLITS = 10_000
+_KEPT_COUNT = 256  # up to this many values, indices are kept: 8 MB
 _ROUNDING = 1e-9  # sums in different order differ by less than this, relative to their size
 
 
 def _resampled_means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(values), size=(RESAMPLES, len(values)))
+    kept = len(values) <= _KEPT_COUNT
+    picks = _kept_picks(len(values), seed) if kept else _picks(len(values), seed)
     return values[picks].mean(axis=1)
+
+
+def _picks(count: int, seed: int) -> NDArray[np.int64]:
+    """The indices of bootstrap resamples, shape ``(RESAMPLES, count)``."""
+    return np.random.default_rng(seed).integers(count, size=(RESAMPLES, count))
+
+
+_kept_picks = lru_cache(maxsize=4)(_picks)  # many figures have intervals over the same few prompts
 
 
 def bootstrap_mean(values: ArrayLike, *, seed: int = 0) -> MeanInterval:
