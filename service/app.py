@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute
 
 from service.admission.load_shedding import LoadSheddingMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
+from service.auth.watch import follow_keys
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
@@ -103,7 +104,9 @@ def create_app(
         title="vbon",
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
-        lifespan=_lifespan(runtime, store, load_test_runs, tracing, rebuild, on_ready, on_failure),
+        lifespan=_lifespan(
+            runtime, store, load_test_runs, keyring, tracing, rebuild, on_ready, on_failure
+        ),
         responses=ANY_ROUTE,
         middleware=_middleware(runtime, keyring, tracing),
         # FastAPI's own pages load Swagger UI from another host; service/routes/page.py serves ours.
@@ -137,6 +140,7 @@ def _lifespan(
     runtime: Runtime,
     store: AsyncStore,
     load_test_runs: LoadTestRuns,
+    keyring: Keyring | None,
     tracing: Tracing | None,
     builder: ModelBuilder | None,
     on_ready: Callable[[], object] | None,
@@ -147,14 +151,17 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         await asyncio.to_thread(page_contents)
-        loading = asyncio.create_task(
-            _load(runtime, builder, on_ready, on_failure), name="load-models"
-        )
+        beside = [
+            asyncio.create_task(_load(runtime, builder, on_ready, on_failure), name="load-models")
+        ]
+        if keyring is not None:
+            beside.append(asyncio.create_task(follow_keys(keyring), name="follow-keys"))
         try:
             yield
         finally:
-            loading.cancel()
-            await asyncio.gather(loading, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await load_test_runs.close()
             await runtime.stop()
             store.close()

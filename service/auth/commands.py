@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service.auth.keys import ApiKey, Role, new_key, read_keys, write_keys
+from service.auth.keys import ApiKey, Role, change_keys, new_key, read_keys
 from vbon.cli.typer_help import HelpCommand, group_type
 from vbon.errors import DataError, VbonError
 
@@ -40,11 +40,14 @@ def add(
 ) -> None:
     """Make a key and print its token, which is shown only now: the file keeps a hash."""
     try:
-        keys = _existing(file)
-        if any(key.name == name for key in keys):
-            raise DataError(f"{file} has a key {name!r} already; remove it first")
         key, token = new_key(name, role, max_sequences, tokens_per_minute)
-        write_keys(file, [*keys, key])
+
+        def with_key(keys: list[ApiKey]) -> list[ApiKey]:
+            if any(other.name == name for other in keys):
+                raise DataError(f"{file} has a key {name!r} already; remove it first")
+            return [*keys, key]
+
+        change_keys(file, with_key)
     except VbonError as error:
         _fail(error)
     typer.echo(token)
@@ -67,19 +70,20 @@ def remove(
     name: Annotated[str, typer.Argument(help="name of the key")], file: File = DEFAULT_FILE
 ) -> None:
     """Remove a key; a running server refuses it within a second."""
-    try:
-        keys = read_keys(file)
+
+    def without_key(keys: list[ApiKey]) -> list[ApiKey]:
         rest = [key for key in keys if key.name != name]
         if len(rest) == len(keys):
             raise DataError(f"{file} has no key {name!r}")
-        write_keys(file, rest)
+        return rest
+
+    try:
+        if not file.exists():
+            read_keys(file)  # raises the error of a missing file
+        change_keys(file, without_key)
     except VbonError as error:
         _fail(error)
     typer.echo(f"removed {name!r} from {file}", err=True)
-
-
-def _existing(file: Path) -> list[ApiKey]:
-    return read_keys(file) if file.exists() else []
 
 
 def _fail(error: VbonError) -> NoReturn:

@@ -33,7 +33,6 @@ class ApiKeyMiddleware:
         self._app = app
         self._keyring = keyring
         self._open = OPEN | {"/metrics"} if open_metrics else OPEN
-        self._trouble: str | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the key, set ``current_caller``, and pass the request on."""
@@ -79,13 +78,6 @@ class ApiKeyMiddleware:
         if len(sent) > 1 or scheme.lower() != b"bearer":
             return f"the Authorization header is not one bearer token: {_HINT}"
         caller = keyring.find(token.strip())
-        if keyring.trouble != self._trouble:
-            self._trouble = keyring.trouble
-            if self._trouble:
-                logger.error(
-                    "cannot use the changed keys file, so the old keys stay valid: %s",
-                    self._trouble,
-                )
         return caller or "this API key is unknown or has been removed"
 
     def _why_not(self, caller: Caller) -> str:

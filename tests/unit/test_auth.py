@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.auth.keys import new_key, write_keys
+from service.auth import watch
+from service.auth.keys import new_key, read_keys, write_keys
 from service.auth.middleware import warn_if_open
 from service.settings import AuthSettings
 from tests.unit.fakes import make_runtime, serving
@@ -183,3 +185,19 @@ def test_an_open_server_that_others_reach_is_warned_of(
     with caplog.at_level(logging.WARNING):
         warn_if_open(host, AuthSettings(keys_file=keys_file))
     assert bool(caplog.records) == warns
+
+
+async def test_a_running_service_follows_its_keys_file(
+    tmp_path: Path, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "LOOK_AGAIN_S", 0.001)
+    file = tmp_path / "keys.jsonl"
+    async with serving(make_runtime(auth=auth(tmp_path))) as (_, client):
+        write_keys(file, [key for key in read_keys(file) if key.name != "ann"])
+        async with asyncio.timeout(30):
+            while True:
+                response = await client.get("/modes", headers=bearer(tokens["ann"]))
+                if response.status_code == 401:
+                    break
+                await asyncio.sleep(0.001)  # the client in this process never waits by itself
+        assert (await client.get("/modes", headers=bearer(tokens["root"]))).status_code == 200

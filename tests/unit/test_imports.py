@@ -43,6 +43,7 @@ BASE = {
     "vbon.report_html": "",
     "vbon.storage": "",
     "vbon.terminal": "",
+    "vbon.threads": "",
     "vbon.trace_context": "",
 }
 

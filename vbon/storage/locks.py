@@ -18,22 +18,26 @@ if TYPE_CHECKING:
 # How long a second writer waits. Child processes of a killed writer may hold its lock for a moment.
 PATIENCE_S = 5.0
 _POLL_S = 0.05
+_REMEDY = "wait for it to end, or choose another --out"
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
 _LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 @contextmanager
-def sole_writer(target: Path) -> Iterator[None]:
+def sole_writer(target: Path, *, remedy: str = _REMEDY) -> Iterator[None]:
     """Hold the lock of ``target`` while the block runs; the system releases it if the process dies.
 
     The block runs without a lock where the file system supports no locks, and where it cannot be written:
     there, the block's own writes report the error, if it writes at all.
 
+    Args:
+        remedy: what the message tells a second writer to do.
+
     Raises:
         ExportError: another process holds the lock, or the lock file cannot be written (full disk).
     """
     path = beside(target, "lock")
-    lock = _acquired(path, target)
+    lock = _acquired(path, target, remedy)
     if lock is None:
         yield
         return
@@ -47,7 +51,7 @@ def sole_writer(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _acquired(path: Path, target: Path) -> BaseFileLock | None:
+def _acquired(path: Path, target: Path, remedy: str) -> BaseFileLock | None:
     """The acquired lock, or ``None`` where locking is impossible."""
     from filelock import FileLock, Timeout
 
@@ -66,8 +70,7 @@ def _acquired(path: Path, target: Path) -> BaseFileLock | None:
         cause = error.__cause__
         if isinstance(cause, Timeout):
             raise ExportError(
-                f"{target} is being written by another process ({_holder(path)}); wait for it to end, "
-                "or choose another --out"
+                f"{target} is being written by another process ({_holder(path)}); {remedy}"
             ) from None
         if isinstance(cause, OSError) and cause.errno in _READ_ONLY | _LOCKS_UNSUPPORTED:
             return None
