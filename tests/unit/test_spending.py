@@ -165,6 +165,15 @@ def test_sandboxes_are_resampled_too() -> None:
     assert both.win_rate.high == pytest.approx(0.72, abs=0.01)
 
 
+def test_no_share_is_negative() -> None:
+    """Shares of about .5 and .02 in two sandboxes: .26 less .24 * sqrt(2) would be below 0."""
+    cells = [record("a", 0, 0, prompts=([bound(4) * 2] * 8, [0.8] * 8)),
+             record("a", 0, 0, prompts=([1.0] * 8, [0.55] * 8))]  # fmt: skip
+    (row,) = kl_spending(groups_of([sweep(cells[0]), sweep(cells[1])]))
+    assert row.share.low == 0.0
+    assert row.share.mean == pytest.approx((0.5 + bound(0.55 / 0.45)) / 2)
+
+
 def test_only_what_every_sandbox_has_is_pooled() -> None:
     one = sweep(record("a", 1, 0.7), record("b", 1, 0.7))
     other = sweep(record("b", 1, 0.8), record("c", 1, 0.7))

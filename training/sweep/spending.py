@@ -184,7 +184,8 @@ def _share(group: CellGroup) -> Figure:
     share = found.interval()
     if all(_row(cell).win_rate.low <= 0.5 for cells in group.cells for cell in cells):
         return MeanInterval(0.0, 0.0, min(1.0, share.high), share.count)
-    return share
+    # Widened deviations of few sandboxes may pass below 0, where no share can be.
+    return MeanInterval(share.mean, max(0.0, share.low), share.high, share.count)
 
 
 def _differ_from_largest(
