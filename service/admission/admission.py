@@ -35,7 +35,8 @@ class Admission:
     minute of its key, it counts as all candidates that it may draw, at once or one after another, times
     ``max_tokens``. :class:`service.admission.fair_queue.FairQueue` decides which request is next.
 
-    With ``charges=False`` it only orders requests, and the callers' tokens a minute are left alone.
+    With ``charges=False`` it only orders requests, and the callers' tokens a minute are left alone. Then
+    ``counted`` and ``limit_name`` are the words of its errors for what waits, and for the limit of that.
 
     No waiting or running request is ever dropped for a later one. Instead, a key may have at most twice
     as many sequences waiting as the queue has free places, so no key can fill the queue alone.
@@ -49,8 +50,11 @@ class Admission:
         running_tokens: int = NO_LIMIT,
         max_queue_s: float | None = None,
         charges: bool = True,
+        counted: str = "sequences",
+        limit_name: str = "limits.waiting_sequences",
     ) -> None:
         self._charges = charges
+        self._counted, self._limit_name = counted, limit_name
         self._queue = FairQueue(sequences=running, tokens=running_tokens)
         self._capacity, self._max_waiting, self._max_queue_s = running, waiting, max_queue_s
         self._futures: dict[Place, asyncio.Future[None]] = {}
@@ -202,13 +206,13 @@ class Admission:
         # A request larger than the queue may wait if no other does; otherwise it could never run.
         if self.waiting > self._max_waiting and (waiting or not self._max_waiting):
             return (
-                f"{self.running} sequences run and {waiting} wait; {cost} more would exceed the "
-                f"limit of {self._max_waiting} waiting (limits.waiting_sequences)"
+                f"{self.running} {self._counted} run and {waiting} wait; {cost} more would exceed the "
+                f"limit of {self._max_waiting} waiting ({self._limit_name})"
             )
         own = self._queue.waiting_of(place.caller)
         if place.caller.name and waiting and own > 2 * (self._max_waiting - waiting):
             return (
-                f"{own - cost} sequences of key {place.caller.name!r} wait; the remaining "
+                f"{own - cost} {self._counted} of key {place.caller.name!r} wait; the remaining "
                 f"{self._max_waiting - waiting} places in the queue are reserved for other keys"
             )
         ahead = min(self.waiting, own * self._queue.callers_waiting())

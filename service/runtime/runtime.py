@@ -366,7 +366,14 @@ class Runtime:
 
     def _encoding_of(self, policy: str) -> Admission:
         return self._encoding.setdefault(
-            policy, Admission(running=1, waiting=WAITING_PROMPTS, charges=False)
+            policy,
+            Admission(
+                running=1,
+                waiting=WAITING_PROMPTS,
+                charges=False,
+                counted="long prompts",
+                limit_name="of each policy's tokenizer",
+            ),
         )
 
     async def _admit_and_decode(

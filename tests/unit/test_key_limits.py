@@ -186,6 +186,8 @@ async def test_prompts_that_wait_for_the_tokenizer_are_bounded(tmp_path: Path) -
     statuses = [response.status_code for response in answers]
     assert set(statuses) == {200, 429}
     assert 20 <= statuses.count(200) <= 66
+    refused = next(answer for answer in answers if answer.status_code == 429)
+    assert "long prompts" in refused.json()["error"]["message"]
 
 
 async def test_prompts_that_are_encoded_in_vain_are_charged_to_their_key(tmp_path: Path) -> None:
