@@ -10,7 +10,7 @@ def open_embedder(spec: str) -> Embedder:
     """The embedder that a configuration string names; it loads its model at the first use.
 
     Args:
-        spec: ``ngrams``; ``sentences:MODEL`` for sentence-transformers; ``hidden:DIR`` for the
+        spec: ``ngrams``; ``sentences:MODEL`` for a model of sentence-transformers; ``hidden:DIR`` for the
             mean-pooled last hidden states of a causal language model.
 
     Raises:
