@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -57,18 +58,40 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         return
     pytest.importorskip("psycopg")
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None or os.geteuid() == 0:
-        pytest.skip("no PostgreSQL that this user may start; or set VBON_TEST_POSTGRES to a URL")
-    data = tmp_path_factory.mktemp("postgres")
-    subprocess.run(["initdb", "-D", str(data), "-U", "test", "-A", "trust"], check=True, stdout=-3)
-    options = f"-c listen_addresses='' -k {data}"
-    subprocess.run(["pg_ctl", "-D", str(data), "-o", options, "-w", "start"], check=True, stdout=-3)
-    try:
-        yield f"postgresql+psycopg://test@/postgres?host={data}"
-    finally:
-        subprocess.run(
-            ["pg_ctl", "-D", str(data), "-m", "immediate", "stop"], check=True, stdout=-3
-        )
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed; install it, or set VBON_TEST_POSTGRES to a URL")
+    with tempfile.TemporaryDirectory(prefix="vbon-postgres-") as folder:
+        # PostgreSQL refuses to run as root, which then starts it as another user.
+        user = "nobody" if os.geteuid() == 0 else None
+        if user is not None:
+            shutil.chown(folder, user)
+        data = f"{folder}/data"
+
+        def run_program(name: str, *arguments: str) -> None:
+            command = [str(programs / name), "-D", data, *arguments]
+            subprocess.run(
+                command, check=True, stdout=subprocess.DEVNULL, user=user, cwd=folder, timeout=60
+            )
+
+        run_program("initdb", "-U", "test", "-A", "trust", "--no-sync")
+        # No data has to survive, so nothing waits for the disk.
+        options = f"-c listen_addresses='' -c fsync=off -k {folder}"
+        run_program("pg_ctl", "-o", options, "-l", f"{folder}/log", "-w", "start")
+        try:
+            yield f"postgresql+psycopg://test@/postgres?host={folder}"
+        finally:
+            run_program("pg_ctl", "-m", "immediate", "-w", "stop")
+
+
+def postgres_programs() -> Path | None:
+    """The directory of initdb and pg_ctl; Debian keeps them off the path."""
+    on_path = shutil.which("initdb")
+    found = [Path(on_path).resolve().parent] if on_path else []
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return next(
+        (one for one in found if (one / "initdb").exists() and (one / "pg_ctl").exists()), None
+    )
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
