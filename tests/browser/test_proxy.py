@@ -40,7 +40,8 @@ def below_a_path(app: ASGIApp) -> ASGIApp:
 @asynccontextmanager
 async def proxied() -> AsyncGenerator[str, None]:
     port = free_port()
-    runtime = make_runtime(store="none", cors_origins=[f"http://127.0.0.1:{port}"])
+    origins = [f"http://127.0.0.1:{port}"]
+    runtime = make_runtime(store="none", cors_origins=origins, hosts=["backend"])
     config = uvicorn.Config(
         below_a_path(create_app(runtime)), port=port, log_config=None, access_log=False,
         timeout_graceful_shutdown=1,
