@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import openai
 import pytest
+from fastapi.routing import APIRoute
 
 from tests.unit.fakes import make_runtime, on_a_port, serving
 
@@ -47,14 +48,18 @@ async def test_the_official_client_shows_the_hint() -> None:
                 await client.responses.create(model="bon", input="a")
 
 
-@pytest.mark.parametrize("path", ["/health", "/readyz", "/healthz"])
-async def test_head_asks_for_health_without_a_body(path: str) -> None:
-    async with serving(make_runtime()) as (_, client):
-        response = await client.head(path)
-        schema = (await client.get("/openapi.json")).json()
-    assert response.status_code == 200
-    assert not response.content
-    assert set(schema["paths"][path]) == {"get"}
+async def test_head_asks_for_health_without_a_body() -> None:
+    async with serving(make_runtime()) as (app, client):
+        for path in ("/health", "/readyz", "/healthz"):
+            response = await client.head(path)
+            assert response.status_code == 200
+            assert not response.content
+            shown = [
+                route.methods
+                for route in app.routes
+                if isinstance(route, APIRoute) and route.path == path and route.include_in_schema
+            ]
+            assert shown == [{"GET"}]
 
 
 async def test_head_tells_that_models_are_loading() -> None:
