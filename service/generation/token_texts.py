@@ -124,6 +124,9 @@ class Tokens:
     def __init__(self, engine: Engine, prompt: Prompt) -> None:
         self._engine, self._prompt = engine, prompt
         self._before: list[int] | None = None
+        # The tokens after these, and their text: decoded together, so that the single texts add up to it.
+        self._window: list[int] = []
+        self._known = ""
         self._texts: list[str] = []
         self._listed, self._offset = 0, 0
 
@@ -132,8 +135,15 @@ class Tokens:
         if self._before is None:
             self._before = (await self._engine.encode(self._prompt))[-_CONTEXT_TOKENS:]
         for token in token_ids[len(self._texts) :]:
-            self._texts.append(await self._engine.decode(self._before, [token]))
-            self._before = [*self._before, token][-_CONTEXT_TOKENS:]
+            self._window.append(token)
+            text = await self._engine.decode(self._before, self._window)
+            self._texts.append(text[len(self._known) :])
+            self._known = text
+            # A token without a text may be the beginning of a character, or of bytes that are none.
+            whole = self._texts[-1] or len(self._window) > 4 * _CONTEXT_TOKENS
+            if whole and len(self._window) >= _CONTEXT_TOKENS:
+                self._before = [*self._before, *self._window][-_CONTEXT_TOKENS:]
+                self._window, self._known = [], ""
 
     def as_completion(self, logprobs: Sequence[float]) -> dict[str, Any]:
         """The next tokens, one per log-probability, as ``/v1/completions`` lists them."""
