@@ -70,6 +70,7 @@ class RuntimeBuilder:
             batch_size=settings.reward_batch_size,
             timeout_s=settings.reward_timeout_s,
             threads=settings.reward_threads,
+            quotes_servers=False,  # a batch has texts of several callers
         )
         if is_remote(spec):
             return BatchingScorer(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -211,3 +212,41 @@ def test_without_a_template_a_reward_model_sees_one_text() -> None:
     plain = Tokenizer()
     plain.chat_template = ""
     assert render_for_reward(plain, Prompt(text="q"), " a") == ("q a", True)
+
+
+@pytest.mark.parametrize("status", [400, 403, 422, 500, 503])
+@pytest.mark.parametrize("quotes", [True, False])
+def test_what_a_scorer_says_is_quoted_only_to_the_one_whose_texts_it_has(
+    status: int, quotes: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service scores texts of several callers in one batch; a command has one."""
+
+    def echo(request: httpx.Request) -> httpx.Response:
+        bad = b"secret" in request.content
+        return httpx.Response(status, content=request.content) if bad else right
+
+    right = httpx.Response(200, json={"rewards": [1.0]})
+    model = RemoteReward(
+        "http://x", batch_size=2, quotes_server=quotes, transport=httpx.MockTransport(echo)
+    )
+    secret, other = (Scorable(Prompt(text=text), "x") for text in ("a secret", "b"))
+    with pytest.raises(RewardError) as failed:
+        model.score([secret, secret])
+    assert f"HTTP {status}" in str(failed.value)
+    assert ("secret" in str(failed.value)) == quotes
+    assert quotes or failed.value.__cause__ is None
+    if not quotes:  # where one of a batch fails, its reason is logged
+        with contextlib.suppress(RewardError):
+            assert model.score([secret, other]) == [None, 1.0]
+        assert "secret" not in caplog.text
+
+
+def test_the_service_quotes_no_scorer() -> None:
+    from service.runtime.build import RuntimeBuilder
+    from service.settings import ServiceSettings
+
+    builder = RuntimeBuilder(ServiceSettings(reward="http://127.0.0.1:9/score"))
+    model = builder.scorer("reward")._model
+    assert isinstance(model, RemoteReward)
+    assert not model._quotes_server
+    model.close()

@@ -57,12 +57,14 @@ class RewardOptions:
         batch_size: items per forward pass or remote call.
         timeout_s: limit of one remote call.
         threads: CPU threads of a local model; ``None`` keeps the default.
+        quotes_servers: whether errors contain what a server says, which may repeat a text that it scored.
     """
 
     trust_remote_code: bool = False
     batch_size: int = 64
     timeout_s: float = 30.0
     threads: int | None = None
+    quotes_servers: bool = True
 
 
 class RewardOpener(Protocol):

@@ -57,6 +57,7 @@ def open_reward_model(
     batch_size: int = 64,
     timeout_s: float = 30.0,
     threads: int | None = None,
+    quotes_servers: bool = True,
 ) -> RewardModel:
     """Open the reward model that a string names, without loading it yet.
 
@@ -69,12 +70,13 @@ def open_reward_model(
         batch_size: items per forward pass or remote call.
         timeout_s: limit of one remote call.
         threads: CPU threads of a classifier, set for the whole process; ``None`` keeps torch's default.
+        quotes_servers: let errors contain what a remote scorer says, which may repeat a text that it scored.
 
     Raises:
         CheckpointError: the string does not name a usable reward model.
         InvalidInputError: the plug-in for the scheme cannot be used.
     """
-    options = RewardOptions(trust_remote_code, batch_size, timeout_s, threads)
+    options = RewardOptions(trust_remote_code, batch_size, timeout_s, threads, quotes_servers)
     if is_classifier(spec):
         return _open_classifier(spec, options)
     scheme, _, argument = spec.partition(":")

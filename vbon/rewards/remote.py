@@ -31,6 +31,7 @@ class RemoteReward:
 
     Args:
         timeout_s: limit of one call, from its start to the last byte of the response.
+        quotes_server: whether errors contain what the server says, which may repeat a text of the batch.
 
     Raises:
         CheckpointError: the URL is invalid, or has parts that may contain secrets.
@@ -42,11 +43,13 @@ class RemoteReward:
         *,
         batch_size: int = 64,
         timeout_s: float = 30.0,
+        quotes_server: bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         _check_url(url)
         self.name, self.revision = url, "remote"
         self._batch_size, self._timeout_s = batch_size, timeout_s
+        self._quotes_server = quotes_server
         self._client = ScorerClient(url, timeout_s, transport)
         self._isolate = TextIsolator(f"remote scorer {url}", self._batch)
         self._kind: ServerKind | None = ServerKind(url, OWN, FormatOptions())
@@ -106,9 +109,11 @@ class RemoteReward:
                 for position, value in zip(call.positions, checked, strict=True):
                     scores[position] = value
         except StatusError as error:
-            if error.status in _TEXT_AT_FAULT:
-                raise TextError(str(error)) from error
-            raise
+            kind = TextError if error.status in _TEXT_AT_FAULT else RewardError
+            if self._quotes_server:
+                raise kind(str(error)) from error
+            # Without the cause, whose message a log would show.
+            raise kind(f"{source} failed: HTTP {error.status}") from None
         except (WireError, HeadError) as error:
             raise RewardError(f"{source} {error}") from error
         return scores
@@ -144,4 +149,9 @@ def open_https(address: str, options: RewardOptions) -> RemoteReward:
 
 
 def _open(url: str, options: RewardOptions) -> RemoteReward:
-    return RemoteReward(url, batch_size=options.batch_size, timeout_s=options.timeout_s)
+    return RemoteReward(
+        url,
+        batch_size=options.batch_size,
+        timeout_s=options.timeout_s,
+        quotes_server=options.quotes_servers,
+    )
