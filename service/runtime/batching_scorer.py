@@ -88,7 +88,7 @@ class BatchingScorer:
         Args:
             runs: returns whether the model's process is running.
         """
-        self.name, self.revision = model.name, model.revision
+        self.name = model.name
         self._model = model
         self._runs = runs
         self._max_batch = max_batch
@@ -97,6 +97,11 @@ class BatchingScorer:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reward")
         self._loop_task: asyncio.Task[None] | None = None
         self._throttled = ThrottledLog(logger)
+
+    @property
+    def revision(self) -> str:
+        """The model's revision, which a restart may change: it loads what the model's path holds by then."""
+        return self._model.revision
 
     @property
     def alive(self) -> bool:

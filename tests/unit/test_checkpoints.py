@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
 import pytest
 
 from vbon.errors import CheckpointError
-from vbon.storage.checkpoints import Kind, check_checkpoint, write_checksums
+from vbon.storage.checkpoints import (
+    Kind,
+    check_checkpoint,
+    has_changed,
+    refuse_changed,
+    write_checksums,
+)
 
 
 def write_safetensors(path: Path, payload: bytes = b"\0" * 16) -> None:
@@ -18,13 +25,17 @@ def write_safetensors(path: Path, payload: bytes = b"\0" * 16) -> None:
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + payload)
 
 
+def write_model(directory: Path, architecture: str = "LlamaForCausalLM") -> None:
+    (directory / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    (directory / "tokenizer.json").write_text("{}")
+    write_safetensors(directory / "model.safetensors")
+
+
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     directory = tmp_path / "model"
     directory.mkdir()
-    (directory / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
-    (directory / "tokenizer.json").write_text("{}")
-    write_safetensors(directory / "model.safetensors")
+    write_model(directory)
     return directory
 
 
@@ -37,10 +48,15 @@ def test_a_good_directory_has_a_revision_that_follows_its_content(model: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["tokenizer.json", "tokenizer_config.json", "merges.txt", "spiece.model", "chat_template.jinja"]
+    "name",
+    [
+        "tokenizer.json", "tokenizer_config.json", "merges.txt", "spiece.model", "chat_template.jinja",
+        "additional_chat_templates/tools.jinja", "generation_config.json",
+    ],
 )  # fmt: skip
 def test_the_tokenizer_is_part_of_a_models_revision(model: Path, name: str) -> None:
     before = check_checkpoint(str(model), "causal-lm").revision
+    (model / name).parent.mkdir(exist_ok=True)
     (model / name).write_text('{"edited": true}')
     assert check_checkpoint(str(model), "causal-lm").revision != before
 
@@ -298,3 +314,28 @@ def test_whatever_a_file_holds_the_directory_is_named_as_unusable(
     assert told or may_pass
     assert not told or str(tmp_path) in told
     assert len(told) < 1000
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors", "config.json"])
+def test_a_change_after_the_check_is_noticed_whatever_its_size_and_time(
+    model: Path, name: str
+) -> None:
+    checkpoint = check_checkpoint(str(model), "causal-lm")
+    refuse_changed(checkpoint)
+    (model / "README.md").write_text("the card may be edited")
+    assert not has_changed(checkpoint)
+    seen, content = (model / name).stat(), (model / name).read_bytes()
+    (model / name).write_bytes(content[:-1] + b"?")
+    os.utime(model / name, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    with pytest.raises(CheckpointError, match="changed while they were loaded"):
+        refuse_changed(checkpoint)
+
+
+def test_a_file_that_comes_or_goes_after_the_check_is_noticed(model: Path) -> None:
+    checkpoint = check_checkpoint(str(model), "causal-lm")
+    (model / "chat_template.jinja").write_text("x")
+    assert has_changed(checkpoint)
+    (model / "chat_template.jinja").unlink()
+    assert not has_changed(checkpoint)
+    (model / "tokenizer.json").unlink()
+    assert has_changed(checkpoint)

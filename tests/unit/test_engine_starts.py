@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncGenerator
-from types import SimpleNamespace
+from functools import cache, lru_cache
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from service.runtime.supervisor import Supervisor
+from tests.unit.test_checkpoints import write_model
 from vbon.concurrency import all_or_first_error
 from vbon.engine.protocol import Candidate
 from vbon.engine.vllm import engine as vllm_engine
 from vbon.engine.vllm import host as vllm_host
 from vbon.engine.vllm.engine import VllmEngine
+from vbon.engine.vllm.file_caches import forget_files
 from vbon.engine.vllm.host import VllmHost
 from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError, EngineError
+from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 
 
 class Llm:
@@ -82,7 +87,7 @@ def path(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(
         vllm_host,
         "check_checkpoint",
-        lambda where, _: SimpleNamespace(path=where, revision="r", num_parameters=0),
+        lambda where, _: Checkpoint(where, "r"),
     )
     return str(tmp_path)
 
@@ -196,3 +201,71 @@ async def test_a_guardian_that_was_killed_is_replaced(path: str) -> None:
     await engine.check()
     assert host._guardian is not first
     await host.stop()
+
+
+@pytest.fixture
+def model(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model directory that is checked as in reality."""
+    monkeypatch.setattr(vllm_host, "Guardian", lambda _: Guard())
+    monkeypatch.setattr(vllm_host, "_release", lambda _: None)
+    write_model(tmp_path)
+    return tmp_path
+
+
+async def test_a_start_serves_what_the_directory_holds_then(model: Any) -> None:
+    host = Host(str(model))
+    checked = host.checkpoint.revision
+    (model / "tokenizer.json").write_text('{"changed": 1}')
+    await host.start()
+    started = host.checkpoint.revision
+    assert started != checked
+    assert started == check_checkpoint(str(model), "causal-lm").revision
+    (model / "generation_config.json").write_text('{"eos_token_id": 5}')
+    host.built[-1].errored = True  # type: ignore[misc]
+    await host.start()  # of a dead engine
+    assert host.checkpoint.revision == check_checkpoint(str(model), "causal-lm").revision
+    assert host.checkpoint.revision != started
+    await host.stop()
+
+
+async def test_a_directory_that_changes_while_it_is_loaded_is_not_served(model: Any) -> None:
+    class Changing(Host):
+        changes = True
+
+        def _build(self) -> Any:
+            if self.changes:
+                (model / "tokenizer.json").write_text('{"changed": 2}')
+            return super()._build()
+
+    host = Changing(str(model))
+    with pytest.raises(CheckpointError, match="changed while they were loaded"):
+        await host.start()
+    assert [llm.up for llm in host.built] == [False]
+    assert not host.alive
+    host.changes = False
+    await host.start()
+    assert host.alive
+    assert host.checkpoint.revision == check_checkpoint(str(model), "causal-lm").revision
+    await host.stop()
+
+
+def test_each_start_forgets_what_vllm_read_of_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    @lru_cache
+    def tokenizer(path: str) -> None:
+        read.append(path)
+
+    @cache
+    def other(path: str) -> None:
+        read.append(path)
+
+    for name, function in (("vllm.tokenizers.registry", tokenizer), ("vllm.entrypoints", other)):
+        module = ModuleType(name)
+        module.cached = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    for _ in range(2):
+        forget_files()
+        tokenizer("t")
+        other("o")
+    assert read == ["t", "o", "t"]

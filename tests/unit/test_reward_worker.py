@@ -266,3 +266,19 @@ def test_every_end_has_its_words() -> None:
     assert ended_process(None) == "its process closed the connection"
     assert ended_process(0) == "its process ended with exit status 0"
     assert ended_process(-60) == "its process was ended by signal 60"
+
+
+def test_a_restart_serves_what_the_path_holds_then_under_its_revision(tmp_path: Path) -> None:
+    """Both functions have the same size, and are written within a second."""
+    file = tmp_path / "reward.py"
+    seen = []
+    file.write_text("def f(prompts, completions): return [1.0] * len(completions)")
+    worker = RewardWorker(open_reward_model(f"python:{file}:f"))
+    for value in ("1.0", "2.0"):
+        file.write_text(f"def f(prompts, completions): return [{value}] * len(completions)")
+        os.utime(file, (1.0, 1.0))
+        worker.load()
+        fresh = open_reward_model(f"python:{file}:f").revision
+        seen.append((worker.score([Scorable(PROMPT, "x")]), worker.revision == fresh))
+    worker.close()
+    assert seen == [([1.0], True), ([2.0], True)]

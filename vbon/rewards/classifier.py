@@ -13,7 +13,7 @@ from vbon.prompts import render_for_reward
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable
 from vbon.rewards.user_errors import describe
-from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.checkpoints import check_checkpoint, has_changed, refuse_changed
 from vbon.storage.json_files import read_json_file
 
 _NO_LIMIT = 10**9
@@ -40,13 +40,13 @@ class ClassifierReward:
         threads: int | None = None,
         append_eos: bool | None = None,
     ) -> None:
-        checkpoint = check_checkpoint(path, "reward")
-        if append_eos is None:
-            append_eos = is_trained_with_eos(checkpoint.path)
-        self.name, self._append_eos = path, append_eos
-        # Rewards of texts with and without EOS are not comparable.
-        self.revision = checkpoint.revision + ("+eos" if append_eos else "")
-        self._path, self._trust, self._batch_size = checkpoint.path, trust_remote_code, batch_size
+        self.name, self._asked_eos = path, append_eos
+        self._check()
+        self._path, self._trust, self._batch_size = (
+            self._checkpoint.path,
+            trust_remote_code,
+            batch_size,
+        )
         self._device, self._threads = device, threads
         self._model: Any = None
         self._tokenizer: Any = None
@@ -63,6 +63,8 @@ class ClassifierReward:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        if has_changed(self._checkpoint):  # a restart loads what is there now
+            self._check()
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 self._path, trust_remote_code=self._trust, padding_side="right"
@@ -85,13 +87,24 @@ class ClassifierReward:
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self._threads is not None and device == "cpu":
             torch.set_num_threads(self._threads)
-        self._model = model.to(device).eval()
+        model = model.to(device).eval()
+        refuse_changed(self._checkpoint)
+        self._model = model
         self._tokenizer = tokenizer
         self._max_length = max_tokens_of(model)
         pad = tokenizer.pad_token_id
         self._pads = pad is not None and pad != tokenizer.eos_token_id
         if self._pads:
             self._model.config.pad_token_id = pad
+
+    def _check(self) -> None:
+        """Check the files, and determine the revision and whether EOS is appended."""
+        self._checkpoint = check_checkpoint(self.name, "reward")
+        self._append_eos = self._asked_eos
+        if self._append_eos is None:
+            self._append_eos = is_trained_with_eos(self._checkpoint.path)
+        # Rewards of texts with and without EOS are not comparable.
+        self.revision = self._checkpoint.revision + ("+eos" if self._append_eos else "")
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
         """Score the items in batches of similar length.

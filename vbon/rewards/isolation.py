@@ -96,6 +96,7 @@ class IsolatedReward:
     def load(self) -> None:
         """Load the model."""
         self._model.load()
+        self.revision = self._model.revision
 
     def score(self, items: Sequence[Scorable]) -> Scores:
         """The model's scores, with ``None`` for texts on which it fails."""

@@ -9,8 +9,9 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
@@ -55,6 +56,8 @@ class CallableReward:
         Raises:
             CheckpointError: it cannot be imported, or not be called that way; the message is one line.
         """
+        if self._file is not None:  # a restart loads what is there now
+            self.revision = _file_revision(self._file, self.name)
         function = self._imported()
         if not callable(function):
             raise CheckpointError(f"{self.name} is {type(function).__name__}, not callable")
@@ -140,10 +143,24 @@ def _file_revision(file: Path, name: str) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
 
 
+class _UncachedLoader(SourceFileLoader):
+    """Compiles the source at each import.
+
+    Python's cached code counts as that of a file with the same size that was changed in the same second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the source as it is now."""
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
 def _import_file(file: Path) -> ModuleType:
     """Import a file; the modules beside it can be imported too, as in a script."""
     name = f"vbon_reward_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file)
+    loader = _UncachedLoader(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -91,7 +91,8 @@ class RewardWorker:
         theirs.close()
         self._process, self._pipe = process, ours
         try:
-            self._receive(self._load_timeout_s, "loading")
+            # A restart loads what the model's path holds by then.
+            self.revision = self._receive(self._load_timeout_s, "loading")
         except VbonError:
             self._end()  # a process without a model is useless
             raise
@@ -191,7 +192,7 @@ def _serve(pipe: Connection, model: RewardModel, logs_user_errors: bool) -> None
     outcome: object
     try:
         model.load()
-        outcome = None
+        outcome = model.revision
     except VbonError as error:
         outcome = error
     except Exception as error:

@@ -11,7 +11,7 @@ verified; their revision is a fingerprint of config, tokenizer and weights.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ HUB_PREFIX = "hf://"
 
 _ARCHITECTURE_SUFFIX = {"causal-lm": "ForCausalLM", "reward": "ForSequenceClassification"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
-# The files that determine token ids, the rendering of chats, or how an adapter is applied.
+# The files that determine token ids, the rendering of chats, where answers end, or how an adapter is applied.
 _FINGERPRINTED = (
     "config.json",
     "adapter_config.json",
@@ -38,6 +38,8 @@ _FINGERPRINTED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
 )
 _WEIGHTS_SUFFIX = ".safetensors"
 _FULL_HASH_LIMIT = 256 * 2**20
@@ -51,10 +53,30 @@ class Checkpoint:
     Attributes:
         path: the directory, or the hub id without its prefix (the Hugging Face libraries resolve it).
         revision: ``sha256:`` and 16 hex digits of a content fingerprint, or ``hub`` for a hub id.
+        stamps: size, times and inode of the files, taken before they were read.
     """
 
     path: str
     revision: str
+    stamps: tuple[tuple[str | int, ...], ...] = field(default=(), compare=False, repr=False)
+
+
+def has_changed(checkpoint: Checkpoint) -> bool:
+    """Tell whether a file that determines answers was changed, added or removed since it was checked."""
+    return bool(checkpoint.stamps) and checkpoint.stamps != _stamps(Path(checkpoint.path))
+
+
+def refuse_changed(checkpoint: Checkpoint) -> None:
+    """Check a model that has just been loaded.
+
+    Raises:
+        CheckpointError: its files were changed since they were checked, so what was loaded may be a mixture.
+    """
+    if has_changed(checkpoint):
+        raise CheckpointError(
+            f"the files of {checkpoint.path} were changed while they were loaded; load it again once they "
+            "are complete (write a new version beside it, and rename it into place)"
+        )
 
 
 def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
@@ -78,7 +100,9 @@ def check_checkpoint(path: str, kind: Kind) -> Checkpoint:
     if not directory.is_dir():
         raise CheckpointError(f"{path!r} is a file; give the directory that contains config.json")
     try:
-        return _checked(directory, kind)
+        stamps = _stamps(directory)
+        found = _checked(directory, kind)
+        return Checkpoint(found.path, found.revision, stamps)
     except OSError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
     except CheckpointError:
@@ -235,8 +259,7 @@ def _fingerprint(directory: Path, weights: list[Path]) -> str:
     Files above 256 MiB contribute evenly spaced blocks only.
     """
     digest = hashlib.sha256()
-    small = {file for pattern in _FINGERPRINTED for file in directory.glob(pattern)}
-    for file in sorted(file for file in small if file.is_file()) + weights:
+    for file in _small_files(directory) + weights:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as handle:
@@ -248,3 +271,21 @@ def _fingerprint(directory: Path, weights: list[Path]) -> str:
                     handle.seek((size - _BLOCK) * step // (_SAMPLE_BLOCKS - 1))
                     digest.update(handle.read(_BLOCK))
     return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _small_files(directory: Path) -> list[Path]:
+    """The files that determine answers, without the weights, in order."""
+    found = {file for pattern in _FINGERPRINTED for file in directory.glob(pattern)}
+    return sorted(file for file in found if file.is_file())
+
+
+def _stamps(directory: Path) -> tuple[tuple[str | int, ...], ...]:
+    weights = sorted([*directory.glob(f"*{_WEIGHTS_SUFFIX}"), *directory.glob(CHECKSUMS)])
+    stamps = []
+    for file in [*_small_files(directory), *weights]:
+        try:
+            seen = file.stat()
+        except OSError:  # removed meanwhile, or a link to nowhere
+            continue
+        stamps.append((str(file), seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns))
+    return tuple(stamps)

@@ -37,6 +37,7 @@ from vbon.errors import (
     NotReadyError,
 )
 from vbon.prompts import Prompt, completion_decoder, decode_completion
+from vbon.storage.checkpoints import has_changed
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -126,7 +127,8 @@ class VllmEngine:
 
     async def _warm_up(self, start: int) -> None:
         if self._adapter is not None:
-            if self._warm_start:  # a restart: serve what the path holds now
+            # At a restart, or after a change since the check, serve what the path holds now.
+            if self._warm_start or has_changed(self._adapter.checkpoint):
                 self._adapter = self.host.new_adapter(self._adapter.path)
             await self.host.load_adapter(self._adapter)
         checkpoint = self._adapter.checkpoint if self._adapter else self.host.checkpoint

@@ -18,11 +18,13 @@ from prometheus_client import CollectorRegistry
 from vbon.engine.encoder import PromptEncoder
 from vbon.engine.metrics import stat_logger_type
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
+from vbon.engine.vllm.file_caches import forget_files
 from vbon.engine.vllm.guardian import Guardian
 from vbon.engine.vllm.lora import adapter_rank, lora_rank_limit
 from vbon.engine.vllm.options import VllmOptions, default_cpu_threads, served_dtype
 from vbon.errors import CheckpointError, NotReadyError
-from vbon.storage.checkpoints import Checkpoint, check_checkpoint
+from vbon.storage.checkpoints import Checkpoint, check_checkpoint, has_changed, refuse_changed
+from vbon.threads import in_own_thread
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -115,18 +117,24 @@ class VllmHost:
 
     async def _start(self) -> None:
         await self._shut_down()  # frees what a dead engine left behind
-        if self.starts:
-            self._check_again()
+        if self.starts or has_changed(self.checkpoint):
+            await in_own_thread("check-model", self._check_again)
         # Starting blocks for tens of seconds; in a thread, the service keeps answering health probes.
-        building = asyncio.ensure_future(asyncio.to_thread(self._build))
+        building = asyncio.ensure_future(in_own_thread("start-engine", self._build))
         try:
             llm = await asyncio.shield(building)
         except asyncio.CancelledError:
             building.add_done_callback(_end_unwanted)  # the thread cannot be stopped
             raise
+        try:
+            refuse_changed(self.checkpoint)
+        except CheckpointError:
+            await in_own_thread("stop-engine", llm.shutdown)
+            raise
         self.tokenizer = llm.get_tokenizer()
         self.max_model_len = int(llm.model_config.max_model_len)
-        self.encoder = await asyncio.to_thread(
+        self.encoder = await in_own_thread(
+            "make-encoder",
             PromptEncoder,
             self.tokenizer,
             most_tokens=self.max_model_len,
@@ -155,12 +163,12 @@ class VllmHost:
             # EngineDeadError with a traceback.
             if llm.output_handler is not None:
                 llm.output_handler.cancel()
-            await asyncio.to_thread(llm.shutdown)
+            await in_own_thread("stop-engine", llm.shutdown)
             _fail_unfinished(llm)
             await asyncio.sleep(0)  # lets vLLM close its sockets in this event loop
-            await asyncio.to_thread(_release, llm)
+            await in_own_thread("stop-engine", _release, llm)
         if self._guardian is not None:
-            await asyncio.to_thread(self._guardian.dismiss)
+            await in_own_thread("dismiss-guardian", self._guardian.dismiss)
 
     async def keep_guarded(self) -> None:
         """Start another guardian if it was killed, so that the engine still ends with the front end."""
@@ -168,7 +176,7 @@ class VllmHost:
             logger.warning(
                 "the guardian of %s was killed; starting another one", self.checkpoint.path
             )
-            await asyncio.to_thread(self._guardian.dismiss)
+            await in_own_thread("dismiss-guardian", self._guardian.dismiss)
             self._guardian = Guardian(self.pids)
 
     def kill(self) -> None:
@@ -233,6 +241,9 @@ class VllmHost:
             )
         try:
             await self.llm.add_lora(request)
+            refuse_changed(adapter.checkpoint)
+        except CheckpointError:
+            raise
         except Exception as error:  # any error means that the adapter cannot be served
             raise CheckpointError(
                 f"vLLM cannot serve the adapter {adapter.path}: {one_line(error)}"
@@ -286,6 +297,7 @@ class VllmHost:
         self.registry = CollectorRegistry()
         self._started_rank_limit = self.lora_rank_limit
         self._set_environment()
+        forget_files()
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         known = [argument.name for argument in fields(AsyncEngineArgs)]
