@@ -12,6 +12,7 @@
     ├── CheckpointError          a model directory is missing, truncated or of the wrong kind
     ├── DataError                a corpus, prompt file or reward cache cannot be used
     ├── DivergedError            a training run became NaN or infinite, or went too far from the reference
+    ├── StoreError               the store of load tests and preferences cannot be opened or used
     ├── ExportError              writing a result failed; the previous version is intact
     ├── EngineError              generation failed for this request; the engine still runs
     │   ├── EngineDeadError      the engine process has ended, so it cannot serve any request
@@ -113,6 +114,14 @@ class CheckpointError(VbonError):
 
 class DataError(VbonError):
     """A data file cannot be used; the message names the line and the reason."""
+
+
+class StoreError(VbonError):
+    """The store of load tests and preferences cannot be opened or used; the message says why."""
+
+    def __init__(self, message: str, *, log_text: str | None = None) -> None:
+        super().__init__(message)
+        self.log_text = log_text
 
 
 class ExportError(VbonError):

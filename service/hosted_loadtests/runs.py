@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from service.context.caller import Caller
@@ -35,7 +36,13 @@ from service.schemas.loadtests import State
 from service.settings import REMOTE_API_KEY
 from service.store.async_store import AsyncStore
 from vbon.concurrency import ended_process
-from vbon.errors import ExportError, ForbiddenError, NotFoundError, OverloadedError
+from vbon.errors import (
+    ExportError,
+    ForbiddenError,
+    NotFoundError,
+    OverloadedError,
+    StoreError,
+)
 from vbon.prompts import Prompt
 
 logger = logging.getLogger(__name__)
@@ -44,6 +51,8 @@ ROOM_S = 180.0  # time beside the blocks: to start, calibrate, score and report
 # Time for a stopped run to write its report; less if the server ends too.
 _STOP_S, _CLOSE_S = 30.0, 8.0
 _RENDER_S = 60.0
+# A result is worth more patience than an answer: a locked store is tried again.
+_STORE_S, _STORE_AGAIN_S = 30.0, 1.0
 _MAX_KEPT = 8  # runs of this process whose files are kept
 _COMMAND = (sys.executable, "-m", "service.loadtest")
 
@@ -94,6 +103,7 @@ class LoadTestRuns:
         self._files = WorkingFiles()
         self._runs: dict[str, Run] = {}
         self._rendering = asyncio.Lock()
+        self._closing = asyncio.Event()
 
     @property
     def current(self) -> Run | None:
@@ -166,6 +176,7 @@ class LoadTestRuns:
 
     async def close(self) -> None:
         """End all load tests, give them some seconds to report, and delete all files."""
+        self._closing.set()
         running = [run for run in self._runs.values() if run.watching is not None]
         for run in running:
             _ask_to_end(run, "the server was stopped")
@@ -285,14 +296,20 @@ class LoadTestRuns:
 
     async def _keep(self, run: Run, text: str) -> None:
         from service.store import add_run
-        from service.store.database import StoreError
 
-        try:
-            result = await asyncio.to_thread(json.loads, text)
-            await self._store.use(lambda opened: add_run(opened, result, run.tags))
-        except StoreError as error:  # the files of the run are still here
-            run.message = f"the result could not be stored: {error}"
-            logger.warning("load test %s: %s", run.id, run.message)
+        result = await asyncio.to_thread(json.loads, text)
+        until_s = monotonic() + _STORE_S
+        while True:
+            try:
+                await self._store.use(lambda opened: add_run(opened, result, run.tags))
+                return
+            except StoreError as error:  # the files of the run are still here
+                if self._closing.is_set() or monotonic() > until_s:
+                    run.message = f"the result could not be stored: {error}"
+                    logger.warning("load test %s: %s", run.id, error.log_text or run.message)
+                    return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), _STORE_AGAIN_S)
 
     def _forget_old(self) -> None:
         for run in list(self._runs.values())[:-_MAX_KEPT]:

@@ -40,6 +40,7 @@ from vbon.errors import (
     RewardDeadError,
     RewardError,
     ShuttingDownError,
+    StoreError,
     VbonError,
 )
 
@@ -66,6 +67,7 @@ TABLE: tuple[tuple[type[Exception], int, str], ...] = (
     (RewardError, 502, "reward_error"),
     (RequestTimeoutError, 504, "timeout"),
     (CheckpointError, 500, "checkpoint_error"),
+    (StoreError, 503, "store_unavailable"),
     (ClientDisconnectedError, 499, "client_disconnected"),
     (VbonError, 500, "internal_error"),
 )

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 
 from service.evaluation.frontier import frontier_of
 from service.routes.dependencies import RuntimeDep, StoreDep
+from service.schemas import errors
 from service.schemas.frontier import Frontier
 
 router = APIRouter(tags=["server"])
@@ -15,7 +16,7 @@ router = APIRouter(tags=["server"])
 _NEWEST_RUNS = 10
 
 
-@router.get("/frontier")
+@router.get("/frontier", responses=errors(503))
 async def get_frontier(runtime: RuntimeDep, store: StoreDep) -> Frontier:
     """Each policy's figures, best-of-n as measured and in theory, and modes as measured by load tests.
 

@@ -28,7 +28,7 @@ from service.schemas.prompts import to_prompt
 
 router = APIRouter(tags=["load tests"])
 
-_ABSENT = errors(404, 422)
+_ABSENT = errors(404, 422, 503)
 _REFUSED = errors(403, 404, 429, 503)
 _HTML: dict[int | str, dict[str, object]] = {200: {"content": {"text/html": {}}}}
 _ID = "^[0-9a-f]{12}$"
@@ -59,7 +59,7 @@ async def post_load_test(
     return await run_status(run)
 
 
-@router.get("/loadtests")
+@router.get("/loadtests", responses=errors(503))
 async def get_load_tests(
     runtime: RuntimeDep,
     runs: LoadTestRunsDep,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import cache
 
 from fastapi import APIRouter, Request, Response
 
 from service.page import DOCS, DOCUMENTS, INDEX, PAGE_POLICY, page_files, read_asset
 from vbon.errors import NotFoundError
+from vbon.threads import Threads
 
 router = APIRouter(include_in_schema=False)
 
@@ -34,8 +35,14 @@ async def get_page_file(request: Request, name: str) -> Response:
     return await _send(request, name, {})
 
 
+@cache
+def _threads() -> Threads:
+    """Threads that only the page's files use, so that the page comes whatever else is slow."""
+    return Threads("page", 2)
+
+
 async def _send(request: Request, name: str, headers: dict[str, str]) -> Response:
-    asset = await asyncio.to_thread(read_asset, name)
+    asset = await _threads().run(read_asset, name)
     headers |= {
         "etag": asset.etag,
         "cache-control": asset.cache_control,

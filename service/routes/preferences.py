@@ -46,7 +46,7 @@ async def post_pair(
     return PairShown(pair=key, prompt=pair.prompt, left=pair.left.text, right=pair.right.text)
 
 
-@router.post("", responses=WITH_BODY | errors(403, 404), dependencies=SAME_ORIGIN_ONLY)
+@router.post("", responses=WITH_BODY | errors(403, 404, 503), dependencies=SAME_ORIGIN_ONLY)
 async def post_verdict(body: Verdict, pairs: PendingPairsDep, store: StoreDep) -> VerdictKept:
     """Store which answer of a pair is better, and reveal the modes. Each pair takes one verdict."""
     winner = _WINNERS[body.winner]
@@ -58,7 +58,7 @@ async def post_verdict(body: Verdict, pairs: PendingPairsDep, store: StoreDep) -
     )
 
 
-@router.get("")
+@router.get("", responses=errors(503))
 async def get_standings(store: StoreDep) -> Standings:
     """Win rates by people's verdicts, and by the reward model on the same pairs of answers."""
     return Standings(standings=[_standing(line) for line in await store.use(human_win_rates)])

@@ -9,6 +9,7 @@ from pathlib import Path
 from service.runtime.reload import ModelBuilder, why_not_loaded
 from service.runtime.runtime import Runtime
 from vbon.concurrency import all_or_first_error
+from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ async def serve_expected(runtime: Runtime, builder: ModelBuilder) -> None:
     while runtime.expected:
         failed = False
         for name, path in list(runtime.expected.items()):
-            if await asyncio.to_thread(_exists, path):
+            if await in_own_thread("look-for-policy", _exists, path):
                 failed |= not await _join(runtime, builder, name)
         await asyncio.sleep(PAUSE_S if failed else POLL_S)
 
@@ -38,7 +39,7 @@ async def _join(runtime: Runtime, builder: ModelBuilder, name: str) -> bool:
     """Load a policy and let requests use it; ``False`` if it could not be loaded."""
     engines = {}
     try:
-        engines = await asyncio.to_thread(builder.engines, name, runtime.policies)
+        engines = await in_own_thread("build-engines", builder.engines, name, runtime.policies)
         await all_or_first_error(engine.start() for engine in engines.values())
     except Exception as error:  # its files, and the code that reads them, may do anything
         logger.error("the expected policy %s cannot be loaded: %s", name, why_not_loaded(error))

@@ -19,6 +19,7 @@ from vbon.errors import (
     ReloadRefusedError,
     VbonError,
 )
+from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ class Reloader:
 
     async def _replace_engines(self, policy: str) -> tuple[list[_Replaced], tuple[str, ...]]:
         runtime = self._runtime
-        new = await asyncio.to_thread(self._rebuild.engines, policy, runtime.policies)
+        new = await in_own_thread("build-engines", self._rebuild.engines, policy, runtime.policies)
         try:
             await all_or_first_error(engine.start() for engine in new.values())
         except BaseException:
@@ -126,7 +127,7 @@ class Reloader:
 
     async def _replace_scorer(self, name: str) -> tuple[list[_Replaced], tuple[str, ...]]:
         runtime = self._runtime
-        new = await asyncio.to_thread(self._rebuild.scorer, name)
+        new = await in_own_thread("build-scorer", self._rebuild.scorer, name)
         try:
             await new.start()
             await new.warm_up()

@@ -35,7 +35,7 @@ _MEANING = {
     499: "the client disconnected; appears in logs and metrics only",
     500: "an engine or the service failed",
     502: "the reward model failed",
-    503: "models are loading, or an engine is dead; see Retry-After",
+    503: "models are loading, an engine is dead or the store is locked; see Retry-After",
     504: "timed out generating the answer",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,20 +16,17 @@ from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from vbon.errors import VbonError
+from vbon.errors import StoreError
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 _LOCK = 4_207_120_570_064_057  # of PostgreSQL; an arbitrary number that no other program uses
-_BUSY_S = 30
+PATIENCE_S = 30.0
+_READS_ONLY = "reads_only"
 _WRONG_URL = (
     "the store is neither a SQLite file nor a database URL; give a file's path or a URL like "
     "postgresql+psycopg://user@host:5432/db, with @, / and : in a password percent-encoded"
 )
 _MIGRATING = threading.Lock()  # alembic keeps its context in a module variable
-
-
-class StoreError(VbonError):
-    """The store cannot be opened or used; the message says why."""
 
 
 class Store:
@@ -38,14 +36,18 @@ class Store:
         self._engine = engine
 
     @contextmanager
-    def session(self) -> Iterator[Session]:
+    def session(self, *, reads_only: bool = False) -> Iterator[Session]:
         """A transaction, committed at the end of the block and rolled back if the block raises.
+
+        Args:
+            reads_only: the block writes nothing, so it need not wait for a transaction that writes.
 
         Raises:
             StoreError: the database reported an error.
         """
+        engine = _reading(self._engine) if reads_only else self._engine
         try:
-            with Session(self._engine, expire_on_commit=False) as session, session.begin():
+            with Session(engine, expire_on_commit=False) as session, session.begin():
                 yield session
         except SQLAlchemyError as error:
             raise StoreError(f"the store failed: {_said(error)}") from error
@@ -55,8 +57,11 @@ class Store:
         self._engine.dispose()
 
 
-def open_store(where: str) -> Store:
+def open_store(where: str, *, patience_s: float = PATIENCE_S) -> Store:
     """Open a SQLite file, which is created if it does not exist, or a database URL, and migrate it.
+
+    Args:
+        patience_s: seconds to wait for a lock of SQLite, or for a connection to PostgreSQL.
 
     Raises:
         StoreError: the URL is wrong, its driver is not installed, or the database cannot be used.
@@ -66,7 +71,11 @@ def open_store(where: str) -> Store:
         parsed = make_url(url)
         if "@" in (parsed.host or ""):
             raise ValueError  # part of a password that is not percent-encoded
-        options = {"timeout": _BUSY_S} if parsed.get_backend_name() == "sqlite" else {}
+        options: dict[str, float] = {}
+        if parsed.get_backend_name() == "sqlite":
+            options["timeout"] = patience_s
+        elif parsed.get_backend_name() == "postgresql":
+            options["connect_timeout"] = math.ceil(patience_s)
         engine = create_engine(parsed, connect_args=options, pool_pre_ping=True)
     except (ArgumentError, NoSuchModuleError, ValueError):
         # The URL and the error about it may contain the password, so neither is repeated.
@@ -99,13 +108,22 @@ def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begun(connection: Connection) -> None:
         # Lock for writing at once: if two processes both read first, one of them could not write afterwards.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads_only = connection.get_execution_options().get(_READS_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+
+
+def _reading(engine: Engine) -> Engine:
+    """The same engine, whose transactions take no lock for writing."""
+    return engine.execution_options(**{_READS_ONLY: True})
 
 
 def migrate(engine: Engine) -> None:
     """Migrate the tables to this version; processes and threads take turns."""
     config = migration_config()
     head = ScriptDirectory.from_config(config).get_current_head()
+    with _MIGRATING, _reading(engine).begin() as connection:
+        if MigrationContext.configure(connection).get_current_revision() == head:
+            return  # without a lock, which a read-only or busy store would not grant
     with _MIGRATING, engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})

@@ -96,7 +96,7 @@ def human_win_rates(store: Store) -> list[HumanWinRate]:
     """Win rates of each pair of modes, whichever side each was shown on; most verdicts first."""
     verdicts: dict[tuple[Key, Key], list[float]] = defaultdict(list)
     rewards: dict[tuple[Key, Key], list[float]] = defaultdict(list)
-    with store.session() as session:
+    with store.session(reads_only=True) as session:
         for row in session.scalars(select(PreferenceRow)):
             a, b = (row.mode_a, row.n_a), (row.mode_b, row.n_b)
             pair = (min(a, b), max(a, b))

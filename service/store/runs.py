@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session, defer
 
-from service.store.database import Store, StoreError
+from service.store.database import Store
 from service.store.tables import RunRow, TagRow
+from vbon.errors import StoreError
 
 MAX_TAG = 64
 
@@ -55,7 +56,7 @@ def list_runs(
     query = select(RunRow).options(defer(RunRow.result)).order_by(RunRow.created.desc(), RunRow.id)
     if tag is not None:
         query = query.where(RunRow.tags.any(TagRow.tag == tag))
-    with store.session() as session:
+    with store.session(reads_only=True) as session:
         return [_summary(row) for row in session.scalars(query.limit(limit))]
 
 
@@ -65,7 +66,7 @@ def find_run(store: Store, run: str) -> tuple[RunSummary, dict[str, Any]]:
     Raises:
         StoreError: no run matches, or several ids start this way.
     """
-    with store.session() as session:
+    with store.session(reads_only=True) as session:
         row = _find(session, run)
         return _summary(row), row.result
 
@@ -76,7 +77,7 @@ def get_run(store: Store, run_id: str) -> dict[str, Any] | None:
     Raises:
         StoreError: the database reported an error.
     """
-    with store.session() as session:
+    with store.session(reads_only=True) as session:
         row = session.get(RunRow, run_id)
         return None if row is None else row.result
 
@@ -88,7 +89,7 @@ def newest_results(store: Store, limit: int) -> list[dict[str, Any]]:
         StoreError: the database reported an error.
     """
     query = select(RunRow.result).order_by(RunRow.created.desc(), RunRow.id).limit(limit)
-    with store.session() as session:
+    with store.session(reads_only=True) as session:
         return list(session.scalars(query))
 
 

@@ -34,8 +34,9 @@ from service.store import (
     open_store,
     tag_run,
 )
-from service.store.database import StoreError, migrate, migration_config
+from service.store.database import migrate, migration_config
 from service.store.tables import Base
+from vbon.errors import StoreError
 
 
 def run(number: int, **changes: Any) -> dict[str, Any]:

@@ -61,6 +61,7 @@ from vbon.prompts import (
     Prompt,
     decode_completion,
 )
+from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,9 @@ class RemoteEngine:
         """
         try:
             if self._options.tokenizer is not None:
-                self._tokenizer = await asyncio.to_thread(_load_tokenizer, self._options)
+                self._tokenizer = await in_own_thread(
+                    "load-tokenizer", _load_tokenizer, self._options
+                )
             await self._replicas.start()
             model, limit = self._replicas.model, self._replicas.max_model_len
             self.info = replace(
