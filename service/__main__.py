@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from service.auth.commands import keys_cli
+from vbon.child_output import ensure_standard_files
 from vbon.cli.settings_command import add_settings_command
 from vbon.cli.typer_help import HelpCommand, Lazy, group_type
 from vbon.config import PROMPT_FILE, Settings
@@ -56,6 +57,7 @@ def _serve(settings: ServiceSettings) -> int:
     from service.observability.logs import set_up_logs
     from service.server import serve_until_stopped
 
+    ensure_standard_files()
     set_up_logs(settings)
     return serve_until_stopped(settings)
 

@@ -31,6 +31,7 @@ ENTRIES = {
 # Light rooms that every other one may import; they import only each other.
 BASE = {
     "vbon": "",
+    "vbon.child_output": "",
     "vbon.concurrency": "",
     "vbon.config": "",
     "vbon.errors": "",

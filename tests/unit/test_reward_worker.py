@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from tests.faults.tools.scorers import INDISCREET
+from vbon.child_output import ensure_standard_files
 from vbon.concurrency import ended_process
 from vbon.errors import CheckpointError, RewardDeadError, RewardError
 from vbon.prompts import Prompt
@@ -282,3 +284,37 @@ def test_a_restart_serves_what_the_path_holds_then_under_its_revision(tmp_path: 
         seen.append((worker.score([Scorable(PROMPT, "x")]), worker.revision == fresh))
     worker.close()
     assert seen == [([1.0], True), ([2.0], True)]
+
+
+@dataclass
+class Chatty(Obedient):
+    """Prints while it loads, as libraries with progress bars do."""
+
+    def load(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.write("loading\n" * 1000)
+            stream.flush()
+
+
+@pytest.mark.parametrize("place", ["/dev/full", None])
+def test_output_that_cannot_be_written_stops_no_start(place: str | None) -> None:
+    saved = [os.dup(fd) for fd in (1, 2)]
+    try:
+        for fd in (1, 2):
+            if place is None:
+                os.close(fd)
+            else:
+                full = os.open(place, os.O_WRONLY)
+                os.dup2(full, fd)
+                os.close(full)
+        ensure_standard_files()  # as the service does at its start
+        worker = RewardWorker(Chatty())
+        for _ in range(2):
+            worker.load()
+        alive = worker.alive
+        worker.close()
+    finally:
+        for kept, fd in zip(saved, (1, 2), strict=True):
+            os.dup2(kept, fd)
+            os.close(kept)
+    assert alive

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from vbon.child_output import relayed_output
 from vbon.concurrency import ended_process
 from vbon.errors import CheckpointError, RewardDeadError, RewardError, VbonError
 from vbon.rewards.protocol import RewardModel, Scorable
@@ -87,7 +88,8 @@ class RewardWorker:
             name=f"reward {self.name}",
             daemon=True,
         )
-        process.start()
+        with relayed_output():
+            process.start()
         theirs.close()
         self._process, self._pipe = process, ours
         try:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
+from vbon.child_output import relayed_output
 from vbon.engine.encoder import PromptEncoder
 from vbon.engine.metrics import stat_logger_type
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
@@ -303,9 +304,10 @@ class VllmHost:
         known = [argument.name for argument in fields(AsyncEngineArgs)]
         refuse_unknown(self.options.args, known, field=self.options.args_setting)
         try:
-            return _engine_type().from_engine_args(
-                AsyncEngineArgs(**self.arguments), stat_loggers=self._stat_loggers()
-            )
+            with relayed_output():
+                return _engine_type().from_engine_args(
+                    AsyncEngineArgs(**self.arguments), stat_loggers=self._stat_loggers()
+                )
         except Exception as error:  # any error means that the checkpoint cannot be served
             raise CheckpointError(
                 f"vLLM cannot serve {self.checkpoint.path}: {one_line(error)}"
