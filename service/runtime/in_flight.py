@@ -29,23 +29,28 @@ class InFlightRequests:
 
     @asynccontextmanager
     async def track(
-        self, limit_s: float | None, limit_name: str, uses: tuple[object, ...]
+        self,
+        limit_s: float | None,
+        limit_name: str,
+        uses: tuple[object, ...],
+        spent_s: float = 0.0,
     ) -> AsyncGenerator[None, None]:
         """Run the block as a request in flight that uses these engines and scorers.
 
         Args:
             limit_s: the time limit; ``None`` if something else limits the block.
             limit_name: the setting that sets the limit, for the error message.
+            spent_s: the part of the limit that an earlier block of the same request has taken.
 
         Raises:
             ShuttingDownError: shutdown has begun, or ended this request.
-            RequestTimeoutError: the block took longer than ``limit_s``.
+            RequestTimeoutError: the request took longer than ``limit_s``.
         """
         if self.closing:
             raise ShuttingDownError(
                 "the service is shutting down; retry later or on another server"
             )
-        timeout = asyncio.timeout(limit_s)
+        timeout = asyncio.timeout(None if limit_s is None else max(0.0, limit_s - spent_s))
         self._uses[timeout] = uses
         try:
             async with timeout:

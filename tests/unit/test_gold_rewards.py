@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,3 +69,67 @@ async def test_what_cannot_be_reported_is_refused_with_the_remedy(
         response = await post(client, "bon", gold=True, **changes)
     assert (response.status_code, response.json()["error"]["param"]) == (422, "gold")
     assert words in response.json()["error"]["message"]
+
+
+class SlowGold(FakeReward):
+    """A gold reward model that scores nothing until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.released = threading.Event()
+        self.blocked = False
+
+    def score(self, items: Sequence[Scorable]) -> list[float | None]:
+        if self.blocked:
+            self.released.wait(60)
+        return super().score(items)
+
+
+async def test_a_gold_model_slower_than_the_answers_is_waited_for_by_few_and_delays_nobody_else() -> (
+    None
+):
+    gold = SlowGold()
+    runtime = make_runtime(gold=gold, limits={"waiting_sequences": 3})
+    async with serving(runtime) as (_, client):
+        gold.blocked = True
+        try:
+            asking = []
+            for number in range(4):  # the first is being scored, three wait
+                asking.append(asyncio.create_task(post(client, "ref", gold=True, seed=number)))
+                while runtime.gold is None or runtime.gold.waiting < number:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.05 if number == 0 else 0)
+            refused = await post(client, "ref", gold=True)
+            assert refused.status_code == 429
+            assert refused.json()["error"]["type"] == "overloaded"
+            assert "retry-after" in refused.headers
+            assert (await post(client, "bon")).status_code == 200
+        finally:
+            gold.released.set()
+        answers = await asyncio.gather(*asking)
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert (await post(client, "ref", gold=True)).status_code == 200
+
+
+async def test_the_time_limit_holds_for_the_answer_and_its_gold_reward_together() -> None:
+    gold = SlowGold()
+    runtime = make_runtime(gold=gold)
+    limits: list[float | None] = []
+    async with serving(runtime) as (_, client):
+        track = runtime.in_flight.track
+
+        def watched(
+            limit_s: float | None, name: str, uses: tuple[object, ...], spent_s: float = 0.0
+        ) -> Any:
+            limits.append(spent_s)
+            return track(limit_s, name, uses, spent_s)
+
+        runtime.in_flight.track = watched  # type: ignore[method-assign]
+        answer = (await post(client, "ref", gold=True, timeout_s=9.0)).json()
+        assert limits == [0.0, answer["timings_ms"]["total"] / 1000]
+        gold.blocked = True
+        late = asyncio.create_task(post(client, "ref", gold=True, timeout_s=0.2))
+        response = await late
+        gold.released.set()
+    assert response.status_code == 504
+    assert "within 0.2 s (timeout_s)" in response.text

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from service.app import create_app
+from service.hosted_loadtests import report_links
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns, Run
 from service.http.uvicorn_protocol import http_options
@@ -129,3 +130,23 @@ def test_one_end_s_report_links_do_not_end_another_s() -> None:
         links.run_of(first)
         pytest.fail("the oldest of whoever has the most gives way")
     assert len(links._links) == 256
+
+
+def test_a_report_link_opens_its_report_for_ten_minutes_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([1000.0, 1000.0, 1599.9, 1600.0, 9999.0, 9999.0, 9999.0, 9999.0, 9999.0])
+    monkeypatch.setattr(report_links, "monotonic", lambda: next(clock))
+    links = ReportLinks()
+    first = links.make("run", "ann")
+    for opens in (True, True, False, False):
+        if opens:
+            assert links.run_of(first) == "run"
+        else:
+            with pytest.raises(NotFoundError, match="expired"):
+                links.run_of(first)
+    links.make("other", "ann")
+    assert len(links._links) == 1  # what has expired takes no place
+    for wrong in ("", first[:-1], first + "x"):
+        with pytest.raises(NotFoundError):
+            links.run_of(wrong)
