@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from vbon.engine import encoder as encoding
 from vbon.engine.encoder import QUICK_CHARACTERS, PromptEncoder
 from vbon.errors import InvalidInputError, PromptTooLongError
 from vbon.prompts import Message, Prompt, encode_prompt
@@ -166,9 +167,7 @@ async def test_nothing_is_left_of_it(tokenizer: Any) -> None:
     async with encoder(tokenizer) as found:
         assert found._process is not None
         pid = found._process.pid
-        os.kill(pid, 0)
-        os.kill(pid, 9)
-        await asyncio.sleep(0.05)
+        os.kill(pid, 9)  # its end is noticed only by the next job
         assert await found.encode(CHAT) == encode_prompt(tokenizer, CHAT)  # by another process
         again = found._process.pid
     for one in (pid, again):
@@ -187,3 +186,23 @@ async def test_a_tokenizer_that_does_more_than_its_backend_is_used_itself(tokeni
     assert await found.encode(long) == encode_prompt(loud, long)
     assert found._process is None
     await found.close()
+
+
+async def test_a_prompt_that_ends_the_process_is_refused(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with encoder(tokenizer, None) as found:
+        begun: list[int] = []
+
+        async def dying(process: asyncio.subprocess.Process, _: bytes) -> bytes:
+            begun.append(process.pid)
+            process.kill()
+            raise EOFError
+
+        monkeypatch.setattr(encoding, "_exchange", dying)
+        with pytest.raises(InvalidInputError):
+            await found.encode(Prompt(text="the film " * 300))
+        monkeypatch.undo()
+        assert len(set(begun)) == 2
+        long = Prompt(text="the film " * 300)
+        assert await found.encode(long) == encode_prompt(tokenizer, long)

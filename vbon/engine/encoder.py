@@ -88,21 +88,25 @@ class PromptEncoder:
         await self._end()
 
     async def _ask(self, prompt: Prompt, field: str) -> list[int]:
-        job = wire.job_of(prompt)
+        try:
+            job = wire.frame(wire.job_of(prompt))
+        except RecursionError as error:
+            raise InvalidInputError("the chat is nested too deeply", field=field) from error
         async with self._turn:
-            process = await self._started()
             try:
-                async with asyncio.timeout(self._limit_s):
-                    answer = await _exchange(process, wire.frame(job))
+                try:
+                    answer = await self._answer(job)
+                except (
+                    EOFError
+                ):  # perhaps killed from outside; a second time it is the prompt's fault
+                    answer = await self._answer(job)
             except TimeoutError:
-                await self._end()
                 raise InvalidInputError(
                     f"the tokenizer and chat template took more than {self._limit_s:g} s for this prompt "
                     "(engine.encode_timeout_s); shorten it",
                     field=field,
                 ) from None
-            except (EOFError, OSError) as error:
-                await self._end()
+            except EOFError as error:
                 raise InvalidInputError(
                     "the tokenizer and chat template failed on this prompt: their process ended",
                     field=field,
@@ -113,6 +117,24 @@ class PromptEncoder:
         if count > self._most_tokens:
             raise PromptTooLongError(prompt_tokens=count, max_tokens=1, limit=self._most_tokens)
         return _not_empty(list(ids))
+
+    async def _answer(self, job: bytes) -> bytes:
+        """The process's answer to a job. The process is ended if there is none.
+
+        Raises:
+            TimeoutError: it took too long.
+            EOFError: the process ended.
+        """
+        process = await self._started()
+        try:
+            async with asyncio.timeout(self._limit_s):
+                return await _exchange(process, job)
+        except TimeoutError:
+            await self._end()
+            raise
+        except (EOFError, OSError) as error:
+            await self._end()
+            raise EOFError from error
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._process is not None and self._process.returncode is None:
