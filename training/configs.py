@@ -368,6 +368,7 @@ class EvaluateConfig(Settings):
             "encoding",
             "out",
         ),
+        "Captured nats": ("captured_nats", "cache"),
         "Samples": (
             "num_samples",
             "reference_samples",
@@ -400,6 +401,17 @@ class EvaluateConfig(Settings):
     )
     temperature: float = Field(1.0, gt=0, le=10, description="sampling temperature, as trained")
     missing_eos_reward: MissingEosReward = None
+    captured_nats: bool = Field(
+        False,
+        exclude_if=lambda wanted: not wanted,
+        description="also measure how much of best-of-N's KL each checkpoint has learnt, on held-out prompts",
+    )
+    cache: Path | None = Field(
+        None,
+        exclude_if=lambda cache: cache is None,
+        description="reward cache of the training; measures captured nats on its samples and on fresh "
+        "samples of its prompts too",
+    )
     batch_size: int = Field(512, ge=1, description="sequences generated at once")
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     seed: int = Field(1, ge=0, description="seed that makes the samples repeatable")
@@ -416,6 +428,12 @@ class EvaluateConfig(Settings):
                 "another name"
             )
         return checkpoints
+
+    @model_validator(mode="after")
+    def _cache_that_counts(self) -> EvaluateConfig:
+        if self.cache is not None and not self.captured_nats:
+            raise ValueError("cache is for captured nats; add --captured-nats or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _enough_samples(self) -> EvaluateConfig:

@@ -393,6 +393,40 @@ def test_evaluate_writes_table_json_and_plots(
         evaluate_checkpoints(config.model_copy(update={"policy_samples": 7}))
 
 
+def test_captured_nats_of_a_checkpoint_and_of_the_reference_itself(
+    sandbox: Path, vbon_checkpoint: Path, capsys
+) -> None:
+    """The reference captures nothing, on its cache, on fresh samples and on held-out prompts."""
+    recorded = json.loads((vbon_checkpoint / "training.json").read_text())["captured_nats"]
+    assert (recorded["n"], recorded["fresh"]) == (4, None)
+    assert [recorded[kind]["count"] for kind in ("cache", "heldout")] == [6, 5]
+    assert "captured nats of best-of-4" in (vbon_checkpoint / "README.md").read_text()
+    out = sandbox / "captured"
+    config = EvaluateConfig(
+        policy=str(sandbox / "policy"), reward=str(sandbox / "reward"), gold=None, out=out,
+        checkpoints={"vbon": str(vbon_checkpoint), "still": str(sandbox / "policy")},
+        prompts=sandbox / "prompts" / "heldout.jsonl", num_samples=4, reference_samples=32,
+        policy_samples=4, max_new_tokens=12, captured_nats=True, cache=sandbox / "cache.jsonl",
+    )  # fmt: skip
+    evaluate_checkpoints(config)
+    table = capsys.readouterr().out
+    assert "Captured nats of best-of-4" in table
+    rows = json.loads((out / "evaluation.json").read_text())["rows"]
+    nats = {row["method"]: row["captured_nats"] for row in rows}
+    assert nats["best-of-n"] is None
+    for kind, prompts in (("cache", 6), ("fresh", 5), ("heldout", 5), ("memorised", 5)):
+        still, tuned = nats["still"][kind], nats["vbon"][kind]
+        assert still["mean"] == pytest.approx(0, abs=1e-4)
+        assert tuned["low"] <= tuned["mean"] <= tuned["high"]
+        assert tuned["count"] == min(prompts, 5)  # as many training prompts as held-out ones
+    # Training used the same samples of the same cache, of one prompt more.
+    assert nats["vbon"]["cache"]["mean"] == pytest.approx(recorded["cache"]["mean"], abs=0.15)
+    evaluate_checkpoints(config)  # kept, and shown again
+    assert capsys.readouterr().out == table
+    with pytest.raises(DataError, match="max_new_tokens"):
+        evaluate_checkpoints(config.model_copy(update={"max_new_tokens": 11}))
+
+
 def test_own_labelled_text_builds_the_same_three(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     good, bad = ["fine", "superb", "lovely"], ["dull", "awful", "grim"]

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from training.cache.metadata import check_made_with
+from training.cache.open_columns import source_digest
+from training.cache.reward_cache import RewardCache
 from training.configs import EvaluateConfig
+from training.evaluation.captured import (
+    Kind,
+    ReferenceSamples,
+    ReferenceSets,
+    check_enough_samples,
+    measure_captured_nats,
+    samples_of_cache,
+    samples_of_measurement,
+)
 from training.evaluation.measure import Measurer, PromptSamples
 from training.evaluation.rows import evaluation_rows
 from training.outputs.identity import read_json_record
@@ -18,11 +31,10 @@ from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompt_file
-from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, open_reward_model
 from vbon.storage.atomic import replacing_directory, write_errors, write_json
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
-from vbon.storage.evaluation_record import MethodRow
+from vbon.storage.evaluation_record import CapturedNats, MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
 from vbon.storage.training_record import read_training_record
@@ -47,6 +59,8 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
         rows, num_prompts = _kept_rows(config, inputs.fingerprint) or _measure(config, inputs)
     console = table_console()
     console.print(evaluation_table(rows, config.num_samples, num_prompts, config.temperature))
+    if config.captured_nats:
+        console.print(captured_table(rows, config.num_samples))
     for difference in _differences(config):
         logger.warning("%s", difference)
     console.print(", ".join(str(config.out / name) for name in (RECORD, *PLOTS)))
@@ -100,6 +114,23 @@ class _EvaluationInputs:
             "prompts_sha256": file.sha256,
             **stop_identity(self.policy.path),
         }
+        if config.cache is not None:
+            self.fingerprint["cache_sha256"] = self._checked_cache(config.cache)
+
+    def _checked_cache(self, cache: Path) -> str:
+        """The digest of a reward cache, after checking that it was made with these models and settings."""
+        if not cache.is_file():
+            raise DataError(f"reward cache {cache} does not exist; make it with `vbon sample`")
+        config = self.fingerprint["config"]
+        revisions = self.fingerprint["revisions"]
+        wanted = {
+            "policy_revision": revisions["reference"],
+            "reward_revision": revisions["reward"],
+            "missing_eos_reward": config.get("missing_eos_reward"),
+            **{name: config[name] for name in ("max_new_tokens", "temperature")},
+        }
+        check_made_with(cache, wanted, self.fingerprint.get("eos_token_ids"))
+        return source_digest(cache)[:16]
 
 
 def _open_reward(spec: str, config: EvaluateConfig) -> RewardModel:
@@ -149,29 +180,79 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[Me
         missing_eos_reward=config.missing_eos_reward,
     )
     samples = measurer.measure(reference, prompts, config.reference_samples, "reference")
-    tuned = {
-        name: _measure_checkpoint(config, measurer, name, inputs.tuned[name], prompts)
-        for name in config.checkpoints
-    }
-    rows = evaluation_rows(samples, tuned, config.num_samples)
+    sets: ReferenceSets = {}
+    if config.captured_nats:
+        sets = {
+            **_training_sets(config, measurer, len(prompts)),
+            "heldout": samples_of_measurement(prompts, samples),
+        }
+        check_enough_samples(sets, config.num_samples)
+    tuned: dict[str, list[PromptSamples]] = {}
+    captured: dict[str, CapturedNats] = {}
+    for name in config.checkpoints:
+        policy = _load_checkpoint(config, measurer, name, inputs.tuned[name])
+        tuned[name] = measurer.measure(policy, prompts, config.policy_samples, name)
+        if sets:
+            captured[name] = measure_captured_nats(
+                policy,
+                tokenizer,
+                sets,
+                num_samples=config.num_samples,
+                temperature=config.temperature,
+            )
+    rows = [
+        row.model_copy(update={"captured_nats": captured.get(row.method)})
+        for row in evaluation_rows(samples, tuned, config.num_samples)
+    ]
     _write_results(config, inputs.fingerprint, rows, len(prompts))
     return rows, len(prompts)
 
 
-def _measure_checkpoint(
-    config: EvaluateConfig,
-    measurer: Measurer,
-    name: str,
-    checkpoint: Checkpoint,
-    prompts: Sequence[tuple[Prompt, list[int]]],
-) -> list[PromptSamples]:
+def _training_sets(
+    config: EvaluateConfig, measurer: Measurer, prompts: int
+) -> dict[Kind, list[ReferenceSamples]]:
+    """The cached and the fresh samples of as many training prompts as there are held-out ones."""
+    if config.cache is None:
+        return {}
+    reference, tokenizer = measurer.reference, measurer.tokenizer
+    cache = RewardCache.open(
+        config.cache,
+        tokenizer,
+        max_new_tokens=config.max_new_tokens,
+        vocab_size=reference.get_input_embeddings().num_embeddings,
+    )
+    if not cache.has_responses:
+        raise DataError(
+            f"{config.cache} has rewards but no responses, so nothing can be captured of them; "
+            "leave --cache out"
+        )
+    cached = samples_of_cache(
+        cache,
+        reference,
+        tokenizer,
+        num_samples=config.num_samples,
+        temperature=config.temperature,
+        prompts=prompts,
+        samples=config.reference_samples,
+    )
+    asked = [(cache.prompt(row), cache.prompt_ids(row)) for row in range(len(cached))]
+    # The choice of the best is the reward's alone; a missing gold reward must not leave samples out.
+    fresh = replace(measurer, gold=None).measure(
+        reference, asked, config.reference_samples, "fresh samples of the training prompts"
+    )
+    return {"cache": cached, "fresh": samples_of_measurement(asked, fresh)}
+
+
+def _load_checkpoint(
+    config: EvaluateConfig, measurer: Measurer, name: str, checkpoint: Checkpoint
+) -> Any:
     path = config.checkpoints[name]
     policy, tokenizer = _load(path, checkpoint, config)
     if tokenizer.get_vocab() != measurer.tokenizer.get_vocab():
         raise DataError(
             f"{path} and {config.policy} have different tokenizers, so the KL between them is undefined"
         )
-    return measurer.measure(policy, prompts, config.policy_samples, name)
+    return policy
 
 
 def _load(path: str, checkpoint: Checkpoint, config: EvaluateConfig) -> tuple[Any, Any]:
@@ -254,6 +335,30 @@ def evaluation_table(
             "-" if share is None else f"{share:.0%}",
             style="bold" if row.n == num_samples or row.kl_kind == "Rao-Blackwellised" else "",
         )
+    return table
+
+
+def captured_table(rows: list[MethodRow], num_samples: int) -> Table:
+    """The table of captured nats to print: one line per checkpoint, each figure with its 95% interval."""
+    found = [(row.method, row.captured_nats) for row in rows if row.captured_nats is not None]
+    most = f"{found[0][1].most:.3f}" if found else "-"
+    table = Table(
+        title=f"Captured nats of best-of-{num_samples}, at most {most}; mean [95% interval over prompts]",
+        caption="How much more likely the answers of best-of-N are under the checkpoint than under the "
+        "reference, in nats. Training cache far above fresh samples: the cache was memorised. Fresh samples "
+        "far above held-out prompts: too few prompts. Fresh samples low: too little capacity or training.",
+    )
+    for column in (
+        "method",
+        "training cache",
+        "fresh samples",
+        "cache - fresh",
+        "held-out prompts",
+    ):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for method, nats in found:
+        figures = (nats.cache, nats.fresh, nats.memorised, nats.heldout)
+        table.add_row(method, *("-" if one is None else str(one) for one in figures))
     return table
 
 

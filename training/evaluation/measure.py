@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class PromptSamples:
         tokens: response tokens per sample.
         unscored: number of samples left out, for lack of a finite reward or gold reward.
         truncated: number of samples that the token limit cut off, unscored ones included.
+        responses: the token ids of each sample, EOS included.
     """
 
     rewards: Float
@@ -43,6 +44,7 @@ class PromptSamples:
     tokens: Float
     unscored: int
     truncated: int = 0
+    responses: list[NDArray[np.int32]] = field(default_factory=list)
 
     @property
     def kl_k3(self) -> Float:
@@ -124,9 +126,17 @@ class Measurer:
             "tokens": rollout.mask_BT.sum(1),
         }
         arrays = {name: value.double().cpu().numpy() for name, value in columns.items()}
+        tokens = rollout.response_BT.int().cpu().numpy()
+        mask = rollout.mask_BT.cpu().numpy()
+        responses = [row[kept] for row, kept in zip(tokens, mask, strict=True)]
         return [
             _scored_samples(
-                slice(i * num_samples, (i + 1) * num_samples), rewards, gold, cut_off, arrays
+                slice(i * num_samples, (i + 1) * num_samples),
+                rewards,
+                gold,
+                cut_off,
+                arrays,
+                responses,
             )
             for i in range(len(prompts))
         ]
@@ -158,6 +168,7 @@ def _scored_samples(
     gold: Float | None,
     cut_off: NDArray[np.bool_],
     columns: Mapping[str, Float],
+    responses: Sequence[NDArray[np.int32]],
 ) -> PromptSamples:
     """One prompt's rows of a batch, without those that lack a finite reward or gold reward."""
     scored = np.isfinite(rewards[rows])
@@ -168,5 +179,6 @@ def _scored_samples(
         gold=None if gold is None else gold[rows][scored],
         unscored=int((~scored).sum()),
         truncated=int(cut_off[rows].sum()),
+        responses=[ids for ids, kept in zip(responses[rows], scored, strict=True) if kept],
         **{name: values[rows][scored] for name, values in columns.items()},
     )

@@ -14,7 +14,7 @@ from training.outputs.model_card import write_card
 from training.train.prepare import ActiveRun, RunSpec
 from vbon.storage.atomic import replacing_directory, write_json, write_text
 from vbon.storage.checkpoints import write_checksums
-from vbon.storage.evaluation_record import MethodRow
+from vbon.storage.evaluation_record import CapturedNats, MethodRow
 from vbon.storage.provenance import provenance
 from vbon.storage.training_record import (
     ADAPTER_DIRECTORY,
@@ -55,6 +55,7 @@ def export_checkpoint(
     cost: Mapping[str, Any],
     row: MethodRow | None,
     change: OnPolicyChange | None = None,
+    captured: CapturedNats | None = None,
 ) -> None:
     """Replace ``out`` in one step; until then its previous content stays.
 
@@ -62,6 +63,7 @@ def export_checkpoint(
         weights: the complete state dict if the policy itself holds only FSDP shards.
         row: held-out figures, if measured.
         change: what the on-policy steps changed in them, if measured.
+        captured: captured nats, if measured.
 
     Raises:
         ExportError: the file system refused to write.
@@ -75,7 +77,7 @@ def export_checkpoint(
         _set_own_sampling(policy, spec.config.temperature)
         policy.save_pretrained(directory, state_dict=weights)
         spec.inputs.tokenizer.save_pretrained(directory)
-        record = _record(run, cost, row, change)
+        record = _record(run, cost, row, change, captured)
         write_json(directory / TRAINING_RECORD, record)
         lines = (json.dumps(line) + "\n" for line in run.history)
         write_text(directory / "history.jsonl", "".join(lines))
@@ -85,7 +87,13 @@ def export_checkpoint(
             title=f"{_kind(record, spec.objective)}: {spec.objective.label}",
             summary=f"{_described(record)}\n\n{(spec.objective.__doc__ or '').splitlines()[0]} "
             f"Source: {spec.objective.source}.",
-            facts={**_settings(spec), **cost, **_figures(row), **_change(run.imitated, change)},
+            facts={
+                **_settings(spec),
+                **cost,
+                **_figures(row),
+                **_captured_facts(captured),
+                **_change(run.imitated, change),
+            },
         )
 
 
@@ -126,6 +134,7 @@ def _record(
     cost: Mapping[str, Any],
     row: MethodRow | None,
     change: OnPolicyChange | None,
+    captured: CapturedNats | None,
 ) -> dict[str, Any]:
     cache = run.spec.inputs.cache
     return {
@@ -146,6 +155,7 @@ def _record(
         "heldout": None if row is None else row.model_dump(),
         "after_warm_start": None if run.imitated is None else run.imitated["row"],
         "on_policy_change": None if change is None else change.model_dump(),
+        "captured_nats": None if captured is None else captured.model_dump(),
     }
 
 
@@ -187,6 +197,18 @@ def _change(imitated: Mapping[str, Any] | None, change: OnPolicyChange | None) -
         "their change of the win rate": change.win_rate,
         "their change of the KL, nats": change.kl_nats,
     }
+
+
+def _captured_facts(captured: CapturedNats | None) -> dict[str, Any]:
+    """Captured nats on the samples that were measured."""
+    if captured is None:
+        return {}
+    name = f"captured nats of best-of-{captured.n} (at most {captured.most:.3f})"
+    figures = {
+        f"{name}, training cache": captured.cache,
+        f"{name}, held-out prompts": captured.heldout,
+    }
+    return {fact: value for fact, value in figures.items() if value is not None}
 
 
 def _share(value: float | None) -> str:

@@ -9,16 +9,25 @@ from typing import Any
 import numpy as np
 
 from training.configs import TrainConfig
+from training.evaluation.captured import (
+    Kind,
+    ReferenceSamples,
+    measure_captured_nats,
+    samples_of_cache,
+    samples_of_measurement,
+)
 from training.evaluation.measure import PromptSamples
 from training.evaluation.rows import per_prompt_figures, policy_row
 from training.rollouts.load_policy import load_policy
 from training.train.inputs import TrainingInputs
 from vbon.maths.statistics import bootstrap_mean
-from vbon.storage.evaluation_record import MethodRow
+from vbon.storage.evaluation_record import CapturedNats, MethodRow
 from vbon.storage.training_record import OnPolicyChange
 
 # Enough samples for the card. `evaluate` takes more, and measures the whole curve of best-of-n.
 CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
+# Fewer prompts for captured nats, because the cached samples cost passes of both models.
+CAPTURED_PROMPTS = 32
 
 _PATHS = {"policy", "reward", "cache"}
 
@@ -85,6 +94,47 @@ def on_policy_change(
             field: bootstrap_mean(np.array(after[field]) - np.array(before))
             for field, before in imitated["per_prompt"].items()
         }
+    )
+
+
+def measure_captured(
+    policy: Any, inputs: TrainingInputs, num_samples: int | None
+) -> CapturedNats | None:
+    """Measure captured nats on cached samples and on the held-out samples of the reference.
+
+    Nothing is sampled for this, so there are no figures of fresh samples of training prompts; ``evaluate``
+    has them. ``None`` if the objective has no N, or no prompts have N samples each.
+    """
+    if num_samples is None:
+        return None
+    sets: dict[Kind, list[ReferenceSamples]] = {}
+    if inputs.cache.has_responses:
+        sets["cache"] = samples_of_cache(
+            inputs.cache,
+            inputs.reference,
+            inputs.tokenizer,
+            num_samples=num_samples,
+            temperature=inputs.config.temperature,
+            prompts=CAPTURED_PROMPTS,
+            samples=max(CARD_REFERENCE_SAMPLES, 2 * num_samples),
+        )
+    if inputs.heldout:
+        sets["heldout"] = samples_of_measurement(
+            inputs.heldout[:CAPTURED_PROMPTS], inputs.heldout_reference[:CAPTURED_PROMPTS]
+        )
+    enough: dict[Kind, list[ReferenceSamples]] = {
+        kind: samples
+        for kind, samples in sets.items()
+        if min(len(one.rewards) for one in samples) >= num_samples
+    }
+    if not enough:
+        return None
+    return measure_captured_nats(
+        policy,
+        inputs.tokenizer,
+        enough,
+        num_samples=num_samples,
+        temperature=inputs.config.temperature,
     )
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from training.cache.metadata import check_content, metadata_path
+from training.cache.metadata import check_made_with, metadata_path
 from training.cache.open_columns import source_digest
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
-from training.outputs.identity import read_json_record, read_undamaged_record
+from training.outputs.identity import read_json_record
 from training.rollouts.load_policy import load_policy
 from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
@@ -163,21 +163,12 @@ class TrainingInputs:
         return cache
 
     def _check_cache_settings(self) -> None:
-        """Compare the cache's metadata with this run; a cache without metadata is trusted.
+        """Check that the cache was sampled with the models and settings of this run.
 
         Raises:
             DataError: names the setting that differs.
         """
         config = self.config
-        metadata = read_undamaged_record(metadata_path(config.cache)) or {}
-        check_content(config.cache, metadata, source_digest(config.cache))
-        recorded = metadata.get("identity")
-        if recorded is None:
-            logger.info(
-                "%s has no record of how it was sampled; assuming that it fits this run",
-                config.cache,
-            )
-            return
         wanted = {
             "policy_revision": self.fingerprints["policy_revision"],
             "reward_revision": self.fingerprints["reward_revision"],
@@ -185,16 +176,7 @@ class TrainingInputs:
             "temperature": config.temperature,
             "missing_eos_reward": config.missing_eos_reward,
         }
-        # Caches of vLLM, which always stopped at all of the model's stop tokens, did not record them.
-        if recorded.get("backend") != "vllm" or "eos_token_ids" in recorded:
-            wanted["eos_token_ids"] = self.fingerprints.get("eos_token_ids")
-        for key, value in wanted.items():
-            if recorded.get(key) != value:
-                raise DataError(
-                    f"the cache {config.cache} was sampled with {key} {recorded.get(key)!r}, but this "
-                    f"run has {value!r}, so F would be estimated from other samples or rewards; sample "
-                    "again, or use the same settings"
-                )
+        check_made_with(config.cache, wanted, self.fingerprints.get("eos_token_ids"))
 
     @cached_property
     def heldout(self) -> list[tuple[Prompt, list[int]]]:

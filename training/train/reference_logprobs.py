@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from training.cache.reward_cache import RewardCache
 from training.outputs.progress import ProgressBar
-from training.rollouts.rollout import logprobs_of, response_logits, rollout_of
-
-BATCH = 256
+from training.rollouts.sequence_logprobs import sequence_logprobs
 
 
 def ensure_reference_logprobs(
@@ -35,22 +32,13 @@ def ensure_reference_logprobs(
         cache.store_ref_logprob(_logprobs_by_row(cache, reference, tokenizer, temperature), key)
 
 
-@torch.no_grad()
 def _logprobs_by_row(
     cache: RewardCache, reference: Any, tokenizer: Any, temperature: float
 ) -> Iterator[NDArray[np.float64]]:
     """``log p`` of each row's samples, shape ``(M,)``, in the order of the rows."""
-    device = next(reference.parameters()).device
     with ProgressBar("log p of the cached samples", len(cache)) as progress:
         for row in range(len(cache)):
-            responses, prompt = cache.responses(row), cache.prompt_ids(row)
-            parts = []
-            for start in range(0, len(responses), BATCH):
-                part = responses[start : start + BATCH]
-                rollout = rollout_of([prompt] * len(part), part, tokenizer, device)
-                logprob = logprobs_of(
-                    lambda chunk: response_logits(reference, chunk, temperature), rollout
-                )
-                parts.append(logprob.sum(1).double().cpu().numpy())
+            prompt, responses = cache.prompt_ids(row), cache.responses(row)
+            found = sequence_logprobs(reference, tokenizer, prompt, responses, temperature)
             progress.advance()
-            yield np.concatenate(parts)
+            yield found

@@ -26,6 +26,7 @@ from training.train.heldout import (
     OnMeasured,
     card_inputs,
     measure_again,
+    measure_captured,
     measure_heldout,
     measure_imitation,
     on_policy_change,
@@ -36,7 +37,7 @@ from training.train.resume import remove_states_of, resume
 from training.train.step_metrics import StepMetrics
 from vbon.errors import DivergedError
 from vbon.storage.atomic import recover_directory
-from vbon.storage.evaluation_record import MethodRow
+from vbon.storage.evaluation_record import CapturedNats, MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.training_record import OnPolicyChange
 
@@ -122,7 +123,9 @@ def _train_and_export(spec: RunSpec, on_measured: OnMeasured | None) -> Finished
     row = None
     if run.is_main_process:
         row, change = _heldout_row(run, on_measured)
-        export_checkpoint(spec.config.out, run, weights, cost, row, change)
+        export_checkpoint(
+            spec.config.out, run, weights, cost, row, change, _captured(run, on_measured)
+        )
         run.states.clear()
         if row is not None:
             logger.info(
@@ -196,6 +199,14 @@ def _heldout_row(
     return row, None if run.imitated is None else on_policy_change(
         run.imitated, ours, spec.inputs.heldout_reference
     )
+
+
+def _captured(run: ActiveRun, on_measured: OnMeasured | None) -> CapturedNats | None:
+    """The captured nats; ``None`` under FSDP and in a sweep, which measures each of its many runs once."""
+    if run.trainer.sharded or on_measured is not None:
+        return None
+    num_samples = getattr(run.spec.objective, "num_samples", None)
+    return measure_captured(run.trainer.unwrapped, run.spec.inputs, num_samples)
 
 
 def _progress_line(metrics: StepMetrics) -> str:

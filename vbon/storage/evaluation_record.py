@@ -12,6 +12,28 @@ from vbon.storage.json_files import read_json_file
 from vbon.storage.validation import first_problem
 
 
+class CapturedNats(BaseModel):
+    """The captured nats of a tuned policy (``vbon.maths.captured_nats``), on up to three kinds of samples.
+
+    Attributes:
+        n: the N of best-of-N.
+        most: ``log N - (N-1)/N``, which no policy exceeds.
+        cache: on the samples of the reward cache that the policy was trained on.
+        fresh: on fresh reference samples of the prompts of the cache.
+        heldout: on reference samples of the held-out prompts.
+        memorised: ``cache - fresh``, paired by prompt.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    n: int = Field(ge=2)
+    most: float
+    cache: MeanInterval | None = None
+    fresh: MeanInterval | None = None
+    heldout: MeanInterval | None = None
+    memorised: MeanInterval | None = None
+
+
 class MethodRow(BaseModel):
     """One method's held-out figures: the reference policy, best-of-n for one n, or a tuned policy.
 
@@ -22,6 +44,7 @@ class MethodRow(BaseModel):
         kl_nats: KL from the reference policy, by the estimator named in ``kl_kind``.
         equivalent_n: the n of best-of-n that has this win rate; tuned policies only.
         productive_share: KL of best-of-n at this win rate, divided by ``kl_nats``; tuned policies only.
+        captured_nats: tuned policies only, and only if asked for.
         kl_other: other estimates of the same KL, by name of the estimator.
         tokens: response length.
         unscored: number of samples without a score; they are left out of all means.
@@ -44,6 +67,7 @@ class MethodRow(BaseModel):
     truncated_share: float | None = None
     equivalent_n: MeanInterval | None = None
     productive_share: MeanInterval | None = None
+    captured_nats: CapturedNats | None = None
 
 
 class EvaluationSettings(BaseModel):
