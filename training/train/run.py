@@ -19,7 +19,7 @@ from training.evaluation.measure import PromptSamples
 from training.outputs.identity import run_identity
 from training.outputs.progress import ProgressBar
 from training.train.config import objective_of
-from training.train.divergence import check_kl, export_last_good
+from training.train.divergence import check_step, export_last_good
 from training.train.export import export_checkpoint, run_cost
 from training.train.finished import FinishedRun, find_finished_run, warn_of_kept_figures
 from training.train.heldout import (
@@ -147,18 +147,16 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
             if step == config.warm_start_steps > 0 and measures_imitation:
                 run.imitated = _imitated(run)
             metrics = trainer.step(step)
-            check_kl(step, metrics.kl_nats, config.max_kl)
+            check_step(run, step, metrics)
             run.history.append(asdict(metrics))
             progress.advance(1, _progress_line(metrics))
-            if (step + 1) % config.checkpoint_every == 0 or step + 1 == total:
-                _checkpoint(run, step, metrics)
+            if (step + 1) % config.checkpoint_every == 0:
+                _save_state(run, step)
     logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
 
 
-def _checkpoint(run: ActiveRun, step: int, metrics: StepMetrics) -> None:
-    """Check that the policy is still sane, then save a state unless the export follows at once."""
-    if metrics.kl_nats is None:
-        check_kl(step, run.trainer.kl_from_reference(), run.spec.config.max_kl)
+def _save_state(run: ActiveRun, step: int) -> None:
+    """Save a resumable state, unless the export follows at once."""
     if step + 1 < run.trainer.total_steps:
         state = {
             "identity": run.spec.identity,
