@@ -130,9 +130,10 @@ CHAT: Table = {
 MESSAGE: Table = {
     "annotations": Label(list[Any], "describes a text that the model gets anyway"),
     "provider_specific_fields": Label(dict[str, Any], "litellm's notes on an earlier answer"),
+    "parsed": Label(Any, "OpenAI's client's parsed form of the content"),
     "audio": Neutral(remedy="send the text as content"),
     "function_call": Neutral(remedy="use tool_calls"),
-    "refusal": Neutral(remedy="send the text as content"),
+    "refusal": Neutral(("",), "send the text as content"),
 }
 PART: Table = {"cache_control": Label(dict[str, Any], "the engine caches prefixes by itself")}
 

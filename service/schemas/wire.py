@@ -10,8 +10,10 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     GetJsonSchemaHandler,
+    Tag,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
@@ -72,7 +74,10 @@ def form_of(value: Any) -> str:
 
 
 class Wire(BaseModel):
-    """Base class of requests; rejects unknown fields, and takes null for a field that is left out."""
+    """Base class of requests; rejects unknown fields, and takes null for a field that is left out.
+
+    That holds for unknown fields too: the dumps of clients write out fields of their own as null.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,7 +88,7 @@ class Wire(BaseModel):
         if not isinstance(data, dict):
             return data
         fields = cls.model_fields
-        found = {k: v for k, v in data.items() if v is not None or k not in fields}
+        found = {k: v for k, v in data.items() if v is not None}
         for name, value in found.items():
             if isinstance(value, bool) and name in fields and not _takes_bool(cls, name):
                 found[name] = str(value).lower()
@@ -97,6 +102,8 @@ class Wire(BaseModel):
         inner = handler.resolve_ref_schema(found)
         for name in inner.get("properties", {}).keys() - set(inner.get("required", ())):
             inner["properties"][name] = _nullable(inner["properties"][name])
+        if inner.get("additionalProperties") is False:
+            inner["additionalProperties"] = {"type": "null"}
         return found
 
 
@@ -124,16 +131,19 @@ def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
     return {"anyOf": [*forms, {"type": "null"}], **outer}
 
 
-class CalledFunction(BaseModel):
+class CalledFunction(Wire):
     """The function that a tool call calls."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     name: AnyText
-    arguments: AnyText | JsonObject = Field("", description="a JSON object, as text or parsed")
+    arguments: Annotated[
+        Annotated[AnyText, Tag("text")] | Annotated[JsonObject, Tag("object")],
+        Discriminator(lambda value: "object" if isinstance(value, dict) else "text"),
+    ] = Field("", description="a JSON object, as text or parsed")
 
 
-class ToolCall(BaseModel):
+class ToolCall(Wire):
     """One call of a tool by an assistant."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from service.schemas.neutral_fields import CHAT, COMMON, COMPLETION, MESSAGE, PART, Label, Neutral
 from service.schemas.openai_requests import (
@@ -32,7 +33,13 @@ BODIES: dict[str, dict[str, Any]] = {
     },
 }
 TABLES = {COMPLETIONS: COMMON | COMPLETION, CHATS: COMMON | CHAT}
-EXAMPLES: dict[Any, Any] = {str: "x", bool: False, dict[str, Any]: {"a": 1}, list[Any]: [{"a": 1}]}
+EXAMPLES: dict[Any, Any] = {
+    str: "x",
+    bool: False,
+    dict[str, Any]: {"a": 1},
+    list[Any]: [{"a": 1}],
+    Any: {"a": 1},
+}
 
 
 def chats() -> Any:
@@ -82,6 +89,23 @@ def test_null_is_the_same_as_absent_for_every_field(kind: Any) -> None:
     listed = kind.model_json_schema()["properties"]
     for name in nulls.keys() - REPLACED.keys():
         assert accepts_null(listed[name]), name
+
+
+@pytest.mark.parametrize("route", BODIES)
+async def test_fields_of_other_servers_may_be_null(route: str) -> None:
+    """Dumps of clients write out what they leave empty, such as litellm's ``images`` of a message."""
+    async with chats() as (_, client):
+        plain = text_of((await client.post(route, json=BODIES[route])).json())
+        nulls: dict[str, Any] = {"moderation": None, "prompt_embeds": None}
+        if route == CHATS:
+            part = {"type": "text", "text": "the film was", "image_url": None}
+            nulls |= {
+                "messages": [{"role": "user", "content": [part], "images": None}],
+                "suffix": None,
+            }
+        found = await client.post(route, json={**BODIES[route], **nulls})
+    assert found.status_code == 200, found.text
+    assert text_of(found.json()) == plain
 
 
 def accepts_null(schema: dict[str, Any]) -> bool:
@@ -275,6 +299,55 @@ def test_parts_of_messages_have_neutral_values_too(table: Any) -> None:
             assert kind.model_validate({**body, name: value}).model_dump() == (
                 kind.model_validate(body).model_dump()
             )
+
+
+@pytest.mark.parametrize("place", ["call", "function"])
+def test_null_in_a_call_is_absent(place: str) -> None:
+    call: dict[str, Any] = {"id": "a", "function": {"name": "f"}}
+    nulls = dict.fromkeys(("id", "type", "index", "custom"))
+    if place == "call":
+        call = {"function": call["function"]}
+        found = {**nulls, **call}
+    else:
+        found = {**call, "function": {"name": "f", "arguments": None, "parsed_arguments": None}}
+    dumps = [
+        OpenAiMessage.model_validate({"role": "assistant", "tool_calls": [one]}).model_dump()
+        for one in (call, found)
+    ]
+    assert dumps[0] == dumps[1]
+
+
+async def test_a_wrong_argument_of_a_call_is_named_once() -> None:
+    call = {"id": "a", "function": {"name": "f", "arguments": 5}}
+    body = {**BODIES[CHATS], "messages": [{"role": "assistant", "tool_calls": [call]}]}
+    async with chats() as (_, client):
+        error = (await client.post(CHATS, json=body)).json()["error"]
+    assert error["message"].count("messages.0.tool_calls.0.function.arguments") == 1
+
+
+class Film(BaseModel):
+    """The structure that the official client parses in the next test."""
+
+    title: str
+
+
+async def test_a_parsed_answer_goes_in_again() -> None:
+    """The client's own object and its dump, which has the parsed form besides the content."""
+    async with (
+        on_a_port(make_runtime(engines={"ref": ChatEngine(), "vbon": ChatEngine()})) as url,
+        openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client,
+    ):
+        user: Any = {"role": "user", "content": "a"}
+        found = await client.chat.completions.parse(
+            model="ref", messages=[user], max_tokens=64, response_format=Film
+        )
+        said: Any = found.choices[0].message
+        assert isinstance(said.parsed, Film)
+        for turn in (said, said.model_dump()):
+            again = await client.chat.completions.create(
+                model="ref", messages=[user, turn, user], max_tokens=4
+            )
+            assert again.choices
 
 
 async def test_the_official_clients_chat_loop() -> None:
