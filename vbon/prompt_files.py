@@ -163,10 +163,10 @@ def _prompt_of(record: Record, column: str | None) -> Prompt:
 
 
 def _prompt_in(value: dict[str, Any], where: str, column: str | None) -> Prompt:
-    """The prompt of an object; ``messages`` come before ``prompt`` unless they are null."""
+    """The prompt of an object; ``messages`` come before ``prompt`` unless they are null or an empty cell."""
     for name in (column,) if column else PROMPT_COLUMNS:
         key = find_column(list(value), name)
-        if key is None or (value[key] is None and column is None and name == "messages"):
+        if key is None or (value[key] in (None, "") and column is None and name == "messages"):
             continue
         found = value[key]
         if name == "messages" and isinstance(found, str):  # a cell of a table
@@ -195,7 +195,8 @@ def _chat(messages: Any, where: str, name: str) -> Prompt:
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{where} is not a JSON object with a chat as "{name}": each message must have a "role" '
-            f'({", ".join(ROLES)}) and "content" as text'
+            f'({", ".join(ROLES)}) and "content" as text, and each of its "tool_calls" a "function" with a '
+            '"name"'
         ) from error
 
 
@@ -230,11 +231,17 @@ def _message_of(found: Any) -> Message:
     if not isinstance(content, str):
         raise TypeError("a message's content must be a string")
     if calls:
-        message["tool_calls"] = calls
+        message["tool_calls"] = [_call_of(call) for call in calls]
     for key in ("name", "tool_call_id", "reasoning_content"):
         if found.get(key) is not None:
             message[key] = str(found[key])
     return message
+
+
+def _call_of(call: Any) -> dict[str, Any]:
+    if not isinstance(call["function"]["name"], str):
+        raise TypeError("the function of a tool call needs a name")
+    return dict(call)
 
 
 def _text_of_part(part: Any) -> str:

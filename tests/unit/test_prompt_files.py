@@ -109,6 +109,7 @@ def test_files_without_prompts_are_refused(tmp_path: Path, name: str, content: s
         ({"prompt": CHAT}, Prompt(messages=tuple(CHAT))),  # type: ignore[arg-type]
         ({"prompt": "ignored", "messages": CHAT}, Prompt(messages=tuple(CHAT))),  # type: ignore[arg-type]
         ({"prompt": "a", "messages": None}, Prompt(text="a")),
+        ({"prompt": "a", "messages": ""}, Prompt(text="a")),
         ({"Prompt ": "a"}, Prompt(text="a")),
         ({"prompt": "a", "PROMPT": "b"}, Prompt(text="a")),
         (
@@ -154,6 +155,9 @@ def test_a_record_is_a_prompt(tmp_path: Path, record: Any, expected: Prompt) -> 
             "each message must have",
         ),
         ({"messages": "hi"}, '"messages" is not JSON'),
+        ({"messages": [{**CHAT[0], "tool_calls": "x"}]}, "each message must have"),
+        ({"messages": [{**CHAT[0], "tool_calls": [5]}]}, "each message must have"),
+        ({"messages": [{**CHAT[0], "tool_calls": [{"id": "a"}]}]}, "each message must have"),
         ({"prompt": "\ud800"}, "half a character"),
         (5, 'is not a JSON object with "prompt" or "messages"'),
         (None, 'is not a JSON object with "prompt" or "messages"'),
@@ -193,6 +197,14 @@ def test_chats_of_tables_are_json_cells(tmp_path: Path) -> None:
     with table.open("w", newline="") as handle:
         csv.writer(handle).writerows([["messages"], [json.dumps(CHAT)]])
     assert read_prompts(table) == [Prompt(messages=tuple(CHAT))]  # type: ignore[arg-type]
+
+
+def test_an_empty_cell_of_messages_leaves_the_prompt(tmp_path: Path) -> None:
+    table = tmp_path / "p.csv"
+    with table.open("w", newline="") as handle:
+        rows = [["prompt", "messages"], ["a", ""], ["b", json.dumps(CHAT)]]
+        csv.writer(handle).writerows(rows)
+    assert read_prompts(table) == [Prompt(text="a"), Prompt(messages=tuple(CHAT))]  # type: ignore[arg-type]
 
 
 def test_prompts_of_parquet(tmp_path: Path) -> None:

@@ -175,6 +175,10 @@ def test_a_pipe_without_a_name_is_told_by_its_content(
         ("go\non", "utf-16-be", ("a:1 contains NUL bytes", "--encoding utf-16-be")),
         ("go\non", "utf-32-le", ("a:1 contains NUL bytes", "--encoding utf-32-le")),
         ("go\non", "utf-32-be", ("a:1 contains NUL bytes", "--encoding utf-32-be")),
+        ("go\ncaf\xe9", "utf-16-le", ("a:1 contains NUL bytes", "--encoding utf-16-le")),
+        ("go\ncaf\xe9", "utf-16-be", ("a:1 contains NUL bytes", "--encoding utf-16-be")),
+        ("go\ncaf\xe9", "utf-32-le", ("a:1 contains NUL bytes", "--encoding utf-32-le")),
+        ("go\ncaf\xe9", "utf-32-be", ("a:1 contains NUL bytes", "--encoding utf-32-be")),
         ("one\ntwo\0", "utf-8", ("a:2 contains NUL bytes; the file may be damaged",)),
     ],
 )  # fmt: skip
@@ -279,6 +283,51 @@ def test_parquet_and_arrow_are_read_by_their_content(tmp_path: Path) -> None:
     whole = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
     assert "is damaged or truncated" in refusal(tmp_path / "a.parquet")
+
+
+def test_a_column_twice_is_refused_in_parquet_as_in_csv(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    one, two = pyarrow.array(["a"]), pyarrow.array(["b"])
+    for names in (["prompt", "prompt"], ["n", "n"]):
+        table = pyarrow.table([one, two, one], names=[*names, "prompt" if "n" in names else "n"])
+        parquet.write_table(table, tmp_path / "a.parquet")
+        if "n" not in names[:1]:
+            assert "has column 'prompt' twice" in refusal(tmp_path / "a.parquet")
+        else:  # nobody asks for the other
+            assert values(tmp_path / "a.parquet") == [{"prompt": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"prompt": "a"},\n{"prompt": "b"},\n', "no comma after the last item"),
+        ('{"prompt": "a",}\n', "no comma after the last item"),
+        ('[{"prompt": "a"},\n]', "no comma after the last item"),
+        ('{"prompt": ["a",]}', "no comma after the last item"),
+        ("{'prompt': 'a'}\n", "keys in double quotes"),
+        ('// c\n{"prompt": "a"}\n', "no comments"),
+        ('[{"prompt": "a"} {"prompt": "b"}]', "commas between items"),
+        ('[{"prompt": "a"}', "may be truncated"),
+        ('[{"prompt": "a', "may be truncated"),
+        ('[{"prompt": ', "may be truncated"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_the_remedy_for_json_says_what_is_wrong_with_it(
+    tmp_path: Path, suffix: str, text: str, words: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text(text)
+    assert words in refusal(path)
+
+
+@pytest.mark.parametrize("row", ['"a" ,1', '"a"b,1', r'"a \"b\"",1'])
+def test_odd_quotes_in_csv_are_refused_with_the_rule(tmp_path: Path, row: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,n\n{row}\n")
+    assert "quotes within it are doubled" in refusal(path)
 
 
 def test_a_dataset_on_disk_and_its_json_are_read(tmp_path: Path) -> None:

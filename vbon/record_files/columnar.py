@@ -45,6 +45,9 @@ def read_columnar(content: Content, form: str, wanted: Sequence[str]) -> RecordF
         ) from error
     try:
         columns = _columns(content)
+        twice = [name for name in wanted if columns.count(name) > 1]
+        if twice:
+            raise DataError(f"{content.name} has column {twice[0]!r} twice; rename one of them")
         chosen = [found for name in wanted if (found := find_column(columns, name)) is not None]
         rows = _rows(content, chosen)
         records = (

@@ -16,6 +16,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _MARK = "\ufeff"
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 _GUESS_BYTES = 64 * 1024
 _WESTERN_SHARE = 0.3  # of characters that are not ASCII, at most
 _ASCII_SHARE = 0.5  # of characters, at least, to take bytes for UTF-16 or UTF-32
@@ -48,6 +49,8 @@ def decode_text(
         text = data.decode(used).removeprefix(_MARK)
     except UnicodeDecodeError as error:
         guess = None if encoding or marked else _guess(data)
+        if b"\0" in data and guess in _WIDE:
+            raise DataError(_has_nul(data, name, data.decode("latin-1"), False, option)) from error
         raise DataError(_undecodable(data, name, used, error, guess, option)) from error
     if "\0" in text:
         raise DataError(_has_nul(data, name, text, bool(encoding or marked), option))
@@ -110,7 +113,7 @@ def _has_nul(data: bytes, name: str, text: str, known: bool, option: str | None)
 def _wide_encoding(data: bytes) -> str | None:
     """The UTF-32 or UTF-16 encoding in which bytes have the most ASCII characters and no NUL."""
     shares: dict[str, float] = {}
-    for encoding in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+    for encoding in _WIDE:
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError:
@@ -123,6 +126,8 @@ def _wide_encoding(data: bytes) -> str | None:
 
 def _guess(data: bytes) -> str | None:
     """The most probable encoding of bytes that are not UTF-8; ``None`` if no encoding fits."""
+    if b"\0" in data:  # texts have none in the encodings below
+        return _wide_encoding(data)
     odd = b"\n".join(line for line in data.split(b"\n") if not line.isascii())[:_GUESS_BYTES]
     if _is_western(odd):
         return "cp1252"

@@ -76,7 +76,10 @@ def _records(reader: Reader, header: tuple[str, ...], name: str) -> Iterator[Rec
                 )
             yield Record(where, dict(zip(header, row, strict=True)))
     except csv.Error as error:  # for example, a quote that is never closed
-        raise DataError(f"{name}, after line {begin}: {error}") from error
+        raise DataError(
+            f"{name}, after line {begin}: {error}; a quoted text begins and ends with a quote next to the "
+            'delimiters, and quotes within it are doubled: "say ""yes"""'
+        ) from error
 
 
 def _rows(reader: Reader) -> Iterator[list[str]]:

@@ -115,12 +115,25 @@ def _documents(text: str, name: str) -> Iterator[Any]:
             raise DataError(f"{name} is not JSON that can be read: it nests too deeply") from error
         except json.JSONDecodeError as error:
             raise DataError(
-                f"{name}:{error.lineno} is not valid JSON ({error.msg} at column {error.colno}); the file "
-                "may be truncated"
+                f"{name}:{error.lineno} is not valid JSON ({error.msg} at column {error.colno}); "
+                f"{_remedy(text, error)}"
             ) from error
         except ValueError as error:  # a number with thousands of digits
             raise DataError(f"{name} is not valid JSON ({error})") from error
         yield value
+
+
+def _remedy(text: str, error: json.JSONDecodeError) -> str:
+    """The remedy for a text that is not JSON."""
+    at = error.pos
+    if not text[at:].strip() or error.msg.startswith("Unterminated"):
+        return "the file may be truncated"
+    before, here = text[:at].rstrip(), text[at:].lstrip()[:1]
+    if here == "," or (here in "]}" and before.endswith(",")):
+        return (
+            "JSON has no comma after the last item, nor between the values of JSON lines; remove it"
+        )
+    return "write it as JSON: texts and keys in double quotes, commas between items, no comments"
 
 
 def _space(text: str, at: int) -> int:
