@@ -243,6 +243,25 @@ def test_a_generator_that_fails_on_one_text_gives_the_others_their_scores(tmp_pa
     assert scored(spec, TEXTS) == [-1.0, None, 1.0]
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import sys\ndef f(completions, **_):\n"
+        "    return [len(c) if len(c) - 2 else sys.exit(3) for c in completions]",
+        "import asyncio\nasync def f(completions, **_):\n    if 'bb' in completions:\n"
+        "        raise asyncio.CancelledError\n    return [len(c) for c in completions]",
+    ],
+)
+def test_an_exit_or_a_cancelled_task_is_that_texts_matter(tmp_path: Path, source: str) -> None:
+    assert scored(written(tmp_path, source), TEXTS) == [1.0, None, 3.0]
+
+
+@pytest.mark.parametrize("name", ["./rewards.txt", "/tmp/rewards", "rewards/judge"])
+def test_a_file_must_be_one_of_python(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"must end in \.py"):
+        open_reward_model(f"python:{name}:f")
+
+
 async def test_a_coroutine_is_scored_beside_a_running_event_loop(tmp_path: Path) -> None:
     model = open_reward_model(written(tmp_path, WORKING["async with a pause"]))
     model.load()
@@ -256,7 +275,11 @@ async def test_a_coroutine_is_scored_beside_a_running_event_loop(tmp_path: Path)
     [
         ("None", "returned NoneType, not a list"),
         ("1.5", "returned float, not a list"),
-        ("{'a': 1, 'b': 2, 'c': 3}", "a value of type str, which is not a number"),
+        ("{'a': 1, 'b': 2, 'c': 3}", "returned dict, not a list"),
+        ("{0: 1.0, 1: 2.0, 2: 3.0}", "returned dict, not a list"),
+        ("{1.0, 2.0, 3.0}", "returned set, not a list"),
+        ("frozenset({1.0, 2.0, 3.0})", "returned frozenset, not a list"),
+        ("'123'", "returned str, not a list"),
         ("__import__('numpy').ones((3, 1))", "a value of type list, which is not a number"),
         ("[1, 2]", "2 scores for 3"),
     ],

@@ -8,7 +8,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -38,6 +39,10 @@ class CallableReward:
             raise CheckpointError(
                 f"reward callable {import_path!r} must have the form package.module:function or "
                 "./file.py:function"
+            )
+        if "/" in module and not module.endswith(".py"):
+            raise CheckpointError(
+                f"reward callable {import_path!r} names a file, whose name must end in .py"
             )
         self.name, self.revision = f"python:{import_path}", "callable"
         self._module, self._attribute = module, attribute
@@ -95,8 +100,9 @@ class CallableReward:
                 values = self._awaited(values)
             if hasattr(values, "tolist"):  # an array or tensor
                 values = values.tolist()
-            listed = [*values] if isinstance(values, Iterable) else None  # a generator runs here
-        except Exception as error:  # user code may raise anything
+            listed = [*values] if _has_an_order(values) else None  # a generator runs here
+        # User code may raise anything; a cancelled task of its own and `sys.exit` are not `Exception`.
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
             raise TextError(f"{self.name} raised {describe(error)}") from error
         if listed is None:
             raise RewardError(
@@ -131,6 +137,11 @@ class CallableReward:
             raise CheckpointError(
                 f"cannot import reward callable {self.name}: {said}{hint}"
             ) from error
+
+
+def _has_an_order(values: Any) -> bool:
+    """True if values can be in the order of the completions; a mapping would give its keys."""
+    return isinstance(values, Iterable) and not isinstance(values, Mapping | AbstractSet | str)
 
 
 def _file_revision(file: Path, name: str) -> str:
