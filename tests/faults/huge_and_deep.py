@@ -49,7 +49,7 @@ def bodies() -> dict[str, bytes]:
         "two values": b'{"prompt":"a"} {"prompt":"b"}', "a comment": b'{"prompt":"a" /* x */}',
     }  # fmt: skip
     for name in ("n", "max_tokens", "temperature", "seed", "stop", "prompt", "stream", "timeout_s"):
-        for number, value in enumerate((b'{"a":1}', b"[[]]", b"-1")):
+        for number, value in enumerate((b'{"a":1}', b"[[]]", b"-2")):
             wrong[f"{name} of a wrong kind {number}"] = b'{"prompt":"a","%s":%s}' % (
                 name.encode(),
                 value,
