@@ -268,7 +268,10 @@ class TrainConfig(Settings):
         8, ge=1, description="samples of each prompt, drawn or cached; baselines leave one out"
     )
     micro_batch_size: int = Field(
-        256, ge=2, description="sequences per backward pass and process; gradients accumulate"
+        256,
+        ge=2,
+        description="sequences per backward pass and process; gradients accumulate; for a policy of 20 "
+        "million parameters or more, as many as fit in memory by default",
     )
     max_new_tokens: int = Field(
         40, ge=1, description="new tokens of a completion, at most; as in the cache"
@@ -280,7 +283,8 @@ class TrainConfig(Settings):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="highest learning rate of the main steps; default: one that suits the objective",
+        description="highest learning rate of the main steps; default: one that suits the objective "
+        "and the size of the policy",
     )
     warmup_steps: int = Field(
         3,
@@ -297,16 +301,22 @@ class TrainConfig(Settings):
         16, ge=2, description="N of the warm start where the objective has none of its own"
     )
     warm_start_learning_rate: float = Field(
-        8e-4, gt=0, description="highest learning rate of the warm start"
+        8e-4,
+        gt=0,
+        description="highest learning rate of the warm start; from 20 million parameters on, by size",
     )
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
     max_kl: float = Field(
-        50.0, gt=0, description="KL from the reference, nats, beyond which a run counts as diverged"
+        50.0,
+        gt=0,
+        description="KL from the reference, nats, beyond which a run counts as diverged; 20 from 20 million "
+        "parameters on",
     )
-    lora_rank: int | None = Field(
+    lora_rank: Annotated[int | None, NoneWord] = Field(
         None,
         ge=1,
-        description="rank of a LoRA to train, merged on export; default: all weights are trained",
+        description="rank of a LoRA to train, merged on export; default: 16 if the policy has 20 million "
+        "parameters or more; `none` trains all weights",
     )
     lora_alpha: int = Field(32, ge=1, description="scale of the LoRA: alpha / rank")
     dtype: Literal["float32", "bfloat16"] = Field(

@@ -427,6 +427,27 @@ def test_captured_nats_of_a_checkpoint_and_of_the_reference_itself(
         evaluate_checkpoints(config.model_copy(update={"max_new_tokens": 11}))
 
 
+def test_a_large_policy_trains_with_its_defaults_and_records_them(
+    sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny policy counts as large here. The same command finds its finished run again."""
+    monkeypatch.setattr("training.train.size_defaults.SMALL", 0)
+    out = tmp_path / "lora"
+    config = train_config(sandbox, out, heldout=None)
+    train("vbon", config)
+    record = json.loads((out / "training.json").read_text())
+    chosen = {"lora_rank": 16, "max_kl": 20.0, "warm_start_learning_rate": pytest.approx(2e-4)}
+    assert {name: record["config"][name] for name in chosen} == chosen
+    assert record["learning_rate"] == pytest.approx(1e-4)
+    assert record["identity"]["micro_batch_size"] == 16  # given
+    assert (out / "adapter" / "adapter_config.json").is_file()
+    with monkeypatch.context() as patched:
+        patched.setattr("training.train.run._train_and_export", None)
+        train("vbon", config)
+    with pytest.raises(DataError, match="lora_rank: 16 -> None"):
+        train("vbon", config.model_copy(update={"lora_rank": None}))
+
+
 def test_own_labelled_text_builds_the_same_three(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     good, bad = ["fine", "superb", "lovely"], ["dull", "awful", "grim"]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from vbon.errors import CheckpointError
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
+from vbon.storage.model_shape import ModelShape, shape_of
 
 
 def load_policy(
@@ -49,3 +50,18 @@ def load_policy(
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return model.to(device).eval(), tokenizer, checkpoint
+
+
+def hub_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:
+    """The size and shape of a model of the hub, from its config alone.
+
+    Raises:
+        CheckpointError: the config cannot be read, or is not that of a causal LM.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):  # the weights get shapes, and no memory
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"cannot load policy {name}: {error}") from error
+    return shape_of(config.to_dict(), sum(weights.numel() for weights in model.parameters()))

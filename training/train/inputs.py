@@ -6,6 +6,7 @@ import copy
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from training.cache.metadata import check_made_with, metadata_path
@@ -14,13 +15,14 @@ from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
 from training.outputs.identity import read_json_record
-from training.rollouts.load_policy import load_policy
+from training.rollouts.load_policy import hub_shape, load_policy
 from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.prompt_files import PromptFile, encode_prompts, read_prompt_file
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, open_reward_model
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
+from vbon.storage.model_shape import ModelShape, read_model_shape
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,18 @@ class TrainingInputs:
     def _checkpoint(self) -> Checkpoint:
         """The policy's checkpoint; checking it reads all of it, so it is checked once."""
         return check_checkpoint(self.config.policy, "causal-lm")
+
+    @cached_property
+    def policy_shape(self) -> ModelShape:
+        """The size and shape of the policy; of a model of the hub, its config alone is fetched.
+
+        Raises:
+            CheckpointError: the config cannot be read.
+        """
+        path = self._checkpoint.path
+        if Path(path).is_dir():
+            return read_model_shape(Path(path))
+        return hub_shape(path, trust_remote_code=self.config.trust_remote_code)
 
     @cached_property
     def _unloaded_reward(self) -> RewardModel:

@@ -34,6 +34,7 @@ from training.train.heldout import (
 from training.train.inputs import TrainingInputs
 from training.train.prepare import ActiveRun, RunSpec, prepare_run
 from training.train.resume import remove_states_of, resume
+from training.train.size_defaults import machine_memory, with_size_defaults
 from training.train.step_metrics import StepMetrics
 from vbon.errors import DivergedError
 from vbon.storage.atomic import recover_directory
@@ -71,8 +72,16 @@ def train(
     # makes processes on a machine without GPUs know of each other; otherwise each would write the output.
     processes = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
     objective = objective_of(name, config)
-    inputs = inputs or card_inputs(config)
-    identity = run_identity(name, config, inputs.fingerprints)
+    shared, inputs = inputs is not None, inputs or card_inputs(config)
+    fingerprints = inputs.fingerprints
+    # Runs that share their inputs share one reference too, which has its type already.
+    kept = frozenset({"frozen_dtype"} if shared else ())
+    config = with_size_defaults(
+        name, config, objective, inputs.policy_shape, machine_memory(), kept=kept
+    )
+    if not shared:
+        inputs.config = config
+    identity = run_identity(name, config, fingerprints)
     spec = RunSpec(name, config, objective, inputs, identity)
     with _locked_for_all(config.out, processes):
         finished = find_finished_run(config, identity)

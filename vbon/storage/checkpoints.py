@@ -123,7 +123,7 @@ def _checked(directory: Path, kind: Kind) -> Checkpoint:
     else:
         _check_config(directory, kind)
         _check_tokenizer(directory)
-        weights = _weight_files(directory)
+        weights = weight_files(directory)
     for file in weights:
         _check_safetensors(file)
     if recorded is None:
@@ -213,7 +213,12 @@ def _check_tokenizer(directory: Path) -> None:
         )
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model: one, or the shards that its index names.
+
+    Raises:
+        CheckpointError: there are none.
+    """
     single = directory / "model.safetensors"
     if single.is_file():
         return [single]
