@@ -251,6 +251,11 @@ def _describe(error: RequestValidationError) -> tuple[str, str | None]:
         missing = problem["type"] == "missing"
         name = _field_at(problem["loc"][1:], error.body, missing=missing) or place[0]
         first = first or name
+        if isinstance(error.body, bytes):  # FastAPI leaves other types of content unparsed
+            lines.append(
+                "the body was not read as JSON; send the header content-type: application/json"
+            )
+            continue
         given = problem.get("input")
         shown = "" if isinstance(given, dict | list) or given is None else f" (got {given!r:.60})"
         lines.append(f"{name}: {_problem(problem)}{shown}")
@@ -295,6 +300,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 
 _OPENAI = ("/chat/completions", "/completions", "/models", "/responses", "/embeddings")
+_SCORING = ("/score", "/rerank", "/classify", "/pooling", "/get_reward")
 
 
 def _no_route(path: str) -> str:
@@ -307,7 +313,9 @@ def _no_route(path: str) -> str:
             f"{message}: this server has no Responses API; use /v1/chat/completions "
             "(client.chat.completions, or use_responses_api=False)"
         )
-    if path.startswith("/v1/"):
+    if path.endswith(_SCORING):
+        return f"{message}; texts are scored at POST /v1/score"
+    if f"{path}/".startswith("/v1/"):
         return (
             f"{message}; OpenAI's API here is /v1/completions, /v1/chat/completions and /v1/models"
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from service.schemas.prompts import PromptItem, to_prompt
-from service.schemas.wire import ChatMessage, ModelRef, Text, Wire
+from service.schemas.wire import AnyText, ChatMessage, ModelRef, Text, Wire, form_of
 from vbon.prompts import Prompt
 
 # The fields of each form: those of the prompts, and those of the texts that are scored.
@@ -20,7 +20,10 @@ _FORMS = (
 )
 _NAMES = tuple(dict.fromkeys(name for form in _FORMS for name in form))
 
-Texts = Annotated[list[str], Field(fail_fast=True, min_length=1)]
+Texts = Annotated[list[AnyText], Field(fail_fast=True, min_length=1)]
+OneOrMore = Annotated[
+    Annotated[AnyText, Tag("one")] | Annotated[Texts, Tag("several")], Discriminator(form_of)
+]
 
 
 class ScoreRequest(Wire):
@@ -43,12 +46,12 @@ class ScoreRequest(Wire):
         None, description="a prompt for each completion: texts, or chats as objects with messages"
     )
     completions: Texts | None = Field(None, description="the texts to score")
-    text_1: str | Texts | None = Field(
+    text_1: OneOrMore | None = Field(
         None, description="vLLM's name for the prompt of all texts, or for the prompts of each"
     )
-    text_2: str | Texts | None = Field(None, description="vLLM's name for the texts to score")
-    queries: str | Texts | None = Field(None, description="another name for text_1")
-    documents: str | Texts | None = Field(None, description="another name for text_2")
+    text_2: OneOrMore | None = Field(None, description="vLLM's name for the texts to score")
+    queries: OneOrMore | None = Field(None, description="another name for text_1")
+    documents: OneOrMore | None = Field(None, description="another name for text_2")
     timeout_s: float | None = Field(
         None,
         gt=0,

@@ -22,6 +22,11 @@ PROXIED = "https://vbon.example"
         ("POST", "/v1/responses", "no Responses API; use /v1/chat/completions"),
         ("GET", "/v1/responses/resp_1", "no Responses API"),
         ("POST", "/v1/embeddings", "is /v1/completions, /v1/chat/completions and /v1/models"),
+        ("GET", "/v1", "is /v1/completions, /v1/chat/completions and /v1/models"),
+        ("POST", "/v1/chat/completions/", "is /v1/completions, /v1/chat/completions and"),
+        ("POST", "/score", "at POST /v1/score"),
+        ("POST", "/v1/rerank", "at POST /v1/score"),
+        ("POST", "/get_reward", "at POST /v1/score"),
         ("GET", "/nothing", "there is nothing at /nothing"),
     ],
 )
@@ -33,6 +38,22 @@ async def test_a_wrong_address_is_answered_with_the_right_one(
     assert response.status_code == 404
     assert words in response.json()["error"]["message"]
     assert response.json()["error"]["type"] == "not_found"
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", ""])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/score", "/generate"])
+async def test_a_body_of_another_type_is_answered_with_the_header(
+    path: str, content_type: str
+) -> None:
+    async with serving(make_runtime()) as (_, client):
+        headers = {"content-type": content_type}
+        response = await client.post(path, content=b'{"prompt": "secret"}', headers=headers)
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert error["message"] == (
+        "the body was not read as JSON; send the header content-type: application/json"
+    )
+    assert error["param"] == "body"
 
 
 async def test_the_official_client_shows_the_hint() -> None:

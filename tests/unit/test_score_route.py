@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,6 +133,8 @@ async def test_the_gold_model_scores_if_there_is_one() -> None:
         ({"prompt": "p", "completions": ["a"], "model": "gold"}, "model", "has no gold model"),
         ({"prompt": "p", "completions": ["a"] * 7}, "completions", "at most 6 .*max_prompts x"),
         ({"text_1": "p", "text_2": ["a"] * 7}, "text_2", "text_2 has 7 texts"),
+        ({"text_1": 5, "text_2": "a"}, "text_1", "^text_1: Input should be a valid string.{0,20}$"),
+        ({"queries": [], "documents": "a"}, "queries", "^queries: List should have at least 1[^;]*$"),
     ],
 )  # fmt: skip
 async def test_a_request_that_cannot_be_scored_names_its_field(
@@ -144,6 +147,31 @@ async def test_a_request_that_cannot_be_scored_names_its_field(
     assert answer.status_code == 422
     assert error["param"] == param
     assert re.search(words, error["message"], re.DOTALL), error["message"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "texts"),
+    [("prompt", "completions"), ("text_1", "text_2"), ("queries", "documents")],
+)
+@pytest.mark.parametrize("several", [False, True])
+async def test_half_a_character_is_refused_in_every_form(
+    prompts: str, texts: str, several: bool
+) -> None:
+    """A tokenizer fails on it, and with it the batch, in which texts of other requests may be."""
+    reward = FakeReward()
+    async with serving(make_runtime(reward=reward)) as (_, client):
+        for wrong in (prompts, texts):
+            body: dict[str, Any] = {prompts: "p", texts: ["a"]}
+            listed = isinstance(body[wrong], list) or (several and wrong != "prompt")
+            body[wrong] = ["\ud800"] if listed else "\ud800"
+            answer = await client.post(
+                "/v1/score",
+                content=json.dumps(body),
+                headers={"content-type": "application/json"},
+            )
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["error"]["param"] == (f"{wrong}.0" if listed else wrong)
+    assert reward.batches == []
 
 
 async def test_without_a_reward_model_the_request_is_refused() -> None:
