@@ -112,6 +112,18 @@ def test_a_text_with_both_labels_is_left_out_and_told(
     ]
 
 
+def test_blank_texts_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": text, "label": 1} for text in ("fine", "", " \u2028\n")]
+    with caplog.at_level(logging.INFO, "training.sandbox.labelled"):
+        assert read(path, rows) == [("fine", 1)]
+    assert caplog.messages[1:] == [
+        f"{path}: 1 text from JSON lines, 1 liked and 0 disliked; 2 blank texts left out"
+    ]
+
+
 def test_the_same_file_with_both_labels_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one\ntwo\n")

@@ -78,20 +78,23 @@ def _read_file(spec: str, encoding: str | None) -> Iterator[tuple[str, int, str]
     path, fixed = _split(spec)
     file = read_records(path, (TEXT, LABEL), encoding=encoding, what="corpus file")
     _check_columns(file, fixed)
-    counts = [0, 0]
+    counts, blank = [0, 0], 0
     for record in file.records:
         text, label = _pair(record, fixed, path)
         text = " ".join(text.split())
-        if text:
-            counts[label] += 1
-            yield text, label, record.where
+        if not text:
+            blank += 1
+            continue
+        counts[label] += 1
+        yield text, label, record.where
     logger.info(
-        "%s: %s from %s, %d liked and %d disliked",
+        "%s: %s from %s, %d liked and %d disliked%s",
         file.name,
         counted(sum(counts), "text"),
         file.form,
         counts[1],
         counts[0],
+        f"; {counted(blank, 'blank text')} left out" if blank else "",
     )
 
 
