@@ -311,7 +311,8 @@ def _no_route(path: str) -> str:
     if path.startswith("/v1/responses"):
         return (
             f"{message}: this server has no Responses API; use /v1/chat/completions "
-            "(client.chat.completions, or use_responses_api=False)"
+            "(client.chat.completions, in LangChain use_responses_api=False, in the AI SDK "
+            "openai.chat(MODEL))"
         )
     if path.endswith(_SCORING):
         return f"{message}; texts are scored at POST /v1/score"

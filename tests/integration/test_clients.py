@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "clients"
 CLIENTS = ("langchain", "litellm", "instructor", "llama_index")
 INSTALLING_S, RUNNING_S = 240, 240
-NODE_CLIENT = "openai@6"
+NODE_CLIENTS = {
+    "openai_client.mjs": ["openai@6"],
+    "ai_sdk_client.mjs": ["ai@6", "@ai-sdk/openai@3", "@ai-sdk/openai-compatible@2", "zod@4"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +87,16 @@ async def test_a_framework_works_as_it_is(url: str, name: str) -> None:
     assert status == 0, output[-4000:]
 
 
-async def test_openais_client_for_node(url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", NODE_CLIENTS)
+async def test_a_client_for_node_works_as_it_is(url: str, tmp_path: Path, script: str) -> None:
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
         pytest.skip("node or npm is not installed")
-    install = [npm, "install", "--no-audit", "--no-fund", "--prefix", tmp_path, NODE_CLIENT]
+    packages = NODE_CLIENTS[script]
+    install = [npm, "install", "--no-audit", "--no-fund", "--prefix", tmp_path, *packages]
     status, output = await run(install, INSTALLING_S)
     if status != 0:
-        pytest.skip(f"{NODE_CLIENT} cannot be installed here: {output[-300:]}")
-    script = shutil.copy(SCRIPTS / "openai_client.mjs", tmp_path)
-    status, output = await run([node, script, url], RUNNING_S)
+        pytest.skip(f"{', '.join(packages)} cannot be installed here: {output[-300:]}")
+    copied = shutil.copy(SCRIPTS / script, tmp_path)
+    status, output = await run([node, copied, url], RUNNING_S)
     assert status == 0, output[-4000:]
