@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from vbon.errors import DataError
 from vbon.record_files.encoding import decode_text
 from vbon.record_files.read import read_records
+from vbon.record_files.records import describe_value
 
 # Characters at which str.splitlines splits, and which texts and JSON strings may hold.
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"
@@ -159,6 +160,16 @@ def test_a_pipe_without_a_name_is_told_by_its_content(
 
 
 # --- what cannot be read is named ---
+
+
+def test_a_closed_standard_input_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as Python starts under `<&-` and some schedulers
+    with pytest.raises(DataError, match="standard input is closed; give a file"):
+        read_records(Path("-"), ("prompt",))
+
+
+def test_bytes_in_a_table_are_no_object() -> None:
+    assert describe_value(b"abc") == "bytes"
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,8 @@ def read_content(path: Path, what: str) -> Content:
         DataError: it is missing, unreadable, damaged or of a form that cannot be read.
     """
     if str(path) == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise DataError("standard input is closed; give a file")
         name, raw = "standard input", sys.stdin.buffer.read()
         return Content(name, "", (_decompressed(raw, name),), hashlib.sha256(raw).hexdigest())
     with read_errors(path):

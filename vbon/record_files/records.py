@@ -55,11 +55,13 @@ def listed(names: Iterator[str] | list[str] | tuple[str, ...]) -> str:
 
 
 def describe_value(value: Any) -> str:
-    """A JSON value in words, for a message on a value of the wrong kind."""
+    """A value of a record in words, for a message on a value of the wrong kind."""
     if value is None:
         return "null"
     if isinstance(value, bool | int | float):
         return f"the number {value!r:.40}" if not isinstance(value, bool) else str(value).lower()
     if isinstance(value, str):
         return repr(value[:40])
+    if isinstance(value, bytes):  # of a Parquet file
+        return "bytes"
     return "a list" if isinstance(value, list) else "an object"
