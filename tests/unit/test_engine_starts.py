@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator
 from functools import cache, lru_cache
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -18,6 +21,7 @@ from vbon.concurrency import all_or_first_error
 from vbon.engine.protocol import Candidate
 from vbon.engine.vllm import engine as vllm_engine
 from vbon.engine.vllm import host as vllm_host
+from vbon.engine.vllm.ending import can_be_killed, killed_if_safe
 from vbon.engine.vllm.engine import VllmEngine
 from vbon.engine.vllm.file_caches import forget_files
 from vbon.engine.vllm.host import VllmHost
@@ -269,3 +273,125 @@ def test_each_start_forgets_what_vllm_read_of_files(monkeypatch: pytest.MonkeyPa
         tokenizer("t")
         other("o")
     assert read == ["t", "o", "t"]
+
+
+def engine_config(**changes: Any) -> Any:
+    """The part of vLLM's configuration that tells how an engine process may end."""
+    values: dict[str, Any] = {
+        "world_size_across_dp": 1,
+        "distributed_executor_backend": "uni",
+        "kv_transfer_config": None,
+        "kv_events_config": None,
+        "ec_transfer_config": None,
+        "profiler": None,
+        "otlp_traces_endpoint": None,
+    } | changes
+    whole = SimpleNamespace(**values)
+    whole.parallel_config = whole.profiler_config = whole.observability_config = whole
+    return whole
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"world_size_across_dp": 2},
+        {"distributed_executor_backend": "mp"},
+        {"kv_transfer_config": object()},
+        {"kv_events_config": object()},
+        {"ec_transfer_config": object()},
+        {"profiler": "torch"},
+        {"otlp_traces_endpoint": "http://collector"},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_an_engine_with_something_to_put_in_order_is_not_killed(changes: dict[str, Any]) -> None:
+    assert can_be_killed(engine_config())
+    assert not can_be_killed(engine_config(**changes))
+
+
+class Process:
+    """An engine process that may have been closed."""
+
+    def __init__(self, *, closed: bool = False) -> None:
+        self.closed, self.kills = closed, 0
+
+    @property
+    def pid(self) -> int:
+        if self.closed:
+            raise ValueError("process object is closed")
+        return os.getpid()
+
+    def kill(self) -> None:
+        self.kills += 1
+
+
+def engine_of(processes: list[Any], backend: str) -> Any:
+    resources = SimpleNamespace(
+        engine_manager=SimpleNamespace(processes=processes), engine_dead=False
+    )
+    return SimpleNamespace(
+        vllm_config=engine_config(distributed_executor_backend=backend),
+        engine_core=SimpleNamespace(resources=resources),
+    )
+
+
+@pytest.mark.parametrize("backend", ["uni", "mp"])
+def test_the_monitor_expects_the_end_of_an_engine_that_is_killed(backend: str) -> None:
+    processes = [Process(closed=True), Process()]
+    llm = engine_of(processes, backend)
+    with killed_if_safe(llm):
+        assert [process.kills for process in processes] == [0, backend == "uni"]
+        assert llm.engine_core.resources.engine_dead == (backend == "uni")
+
+
+# A process with semaphores of its own beside its parent's ends in the way that the argument names.
+ENDS = """
+import os
+import sys
+from multiprocessing import get_context
+from multiprocessing.synchronize import SemLock
+from types import SimpleNamespace
+
+CONTEXT = get_context("spawn")
+
+def hold(parents, connection):
+    own = [CONTEXT.Lock()]
+    SemLock._make_name = staticmethod(lambda: f"/loky-{os.getpid()}-x")  # as joblib has it
+    own.append(CONTEXT.Lock())
+    connection.send([lock._semlock.name for lock in own])
+    connection.recv()
+
+if __name__ == "__main__":
+    from vbon.engine.vllm import ending
+
+    ending.can_be_killed = lambda config: True
+    lock, (ours, theirs) = CONTEXT.Lock(), CONTEXT.Pipe()
+    process = CONTEXT.Process(target=hold, args=(lock, theirs))
+    process.start()
+    names = ours.recv()
+    kill = process.kill if sys.argv[1] == "killed" else lambda: ours.send("end")
+    manager = SimpleNamespace(processes=[SimpleNamespace(pid=process.pid, kill=kill)])
+    resources = SimpleNamespace(engine_manager=manager)
+    llm = SimpleNamespace(engine_core=SimpleNamespace(resources=resources), vllm_config=None)
+    with ending.killed_if_safe(llm):
+        process.join()
+    left = [name for name in names if os.path.exists(f"/dev/shm/sem.{name[1:]}")]
+    print(len(names), process.exitcode, left)
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("killed", -9), ("by itself", 0)])
+def test_nobody_warns_of_the_semaphores_of_an_engine_that_was_killed(
+    tmp_path: Path, end: str, status: int
+) -> None:
+    (tmp_path / "ends.py").write_text(ENDS)
+    done = subprocess.run(
+        [sys.executable, "ends.py", end],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (f"2 {status} []\n", "")

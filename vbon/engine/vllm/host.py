@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from time import monotonic
@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from vbon.child_output import relayed_output
 from vbon.engine.encoder import PromptEncoder
 from vbon.engine.metrics import stat_logger_type
+from vbon.engine.vllm.ending import killed_if_safe
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.engine.vllm.file_caches import forget_files
 from vbon.engine.vllm.guardian import Guardian
@@ -346,7 +347,7 @@ def _engine_type() -> type[AsyncLLM]:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     class OwnedAsyncLLM(AsyncLLM):
-        """An ``AsyncLLM`` that its host shuts down, and that does nothing more when it is destroyed.
+        """An ``AsyncLLM`` that its host shuts down at once, and that does nothing more when it is destroyed.
 
         vLLM's own destructor shuts the engine down once more. At the end of the program, when modules
         have been cleared, that call fails and prints a traceback.
@@ -355,7 +356,10 @@ def _engine_type() -> type[AsyncLLM]:
         was_shut_down = False
 
         def shutdown(self, timeout: float | None = None) -> None:
-            super().shutdown(timeout)
+            # An engine that failed to start may lack its client.
+            quick = not self.was_shut_down and hasattr(self, "engine_core")
+            with killed_if_safe(self) if quick else nullcontext():
+                super().shutdown(timeout)
             self.was_shut_down = True
 
         def __del__(self) -> None:
