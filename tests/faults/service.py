@@ -58,7 +58,8 @@ class Service:
         while not await self.ready():
             ended = self.process.poll()
             if ended is not None or perf_counter() - begun > limit_s:
-                end = self.log.read_text(errors="replace")[-3000:]
+                kept = self.log.is_file()  # /dev/full has no end
+                end = self.log.read_text(errors="replace")[-3000:] if kept else ""
                 raise RuntimeError(f"not ready ({ended}) after {limit_s:g} s:\n{end}")
             await asyncio.sleep(0.1)
         return perf_counter() - begun
@@ -105,13 +106,18 @@ class Service:
 
 @asynccontextmanager
 async def serving(
-    sandbox: Path, scratch: Path, *flags: str, models: bool = True, token: str | None = None
+    sandbox: Path,
+    scratch: Path,
+    *flags: str,
+    models: bool = True,
+    token: str | None = None,
+    log: Path | None = None,
 ) -> AsyncGenerator[Service, None]:
     """Start it on the sandbox's models, or on what the flags name; ready. All of it is gone afterwards."""
     from service.bench.processes import free_port
 
     port = free_port()
-    log = scratch / f"service-{port}.log"
+    log = log or scratch / f"service-{port}.log"
     command = [
         sys.executable, "-m", "service", "serve", "--port", str(port),
         "--store", str(scratch / f"store-{port}.db"), *(_models(sandbox) if models else ()), *flags,
