@@ -76,7 +76,7 @@ async def test_while_models_load_it_says_so_and_goes_on_by_itself(visitor: Visit
 async def test_a_server_that_is_gone_is_missed_and_found_again(visitor: Visitor) -> None:
     visitor.allow("ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET")
     port = free_port()
-    async with hosted(make_runtime(store="none"), port=port) as url:
+    async with hosted(make_runtime(store="none"), leaves_pages=True, port=port) as url:
         page = await visitor.open(url)
         await expect(page.locator("#readiness")).to_have_text("ready")
     await expect(page.locator("#banner")).to_contain_text("does not answer")

@@ -22,6 +22,9 @@ FLAGS = (
 )  # fmt: skip
 PATIENCE_MS = 20_000
 
+# Pages that are open, with the address of their server.
+_open_contexts: dict[BrowserContext, str] = {}
+
 
 def find_chromium() -> str | None:
     """Where it is: ``CHROMIUM``, or what the path has."""
@@ -54,6 +57,7 @@ class Visitor:
             **more,
         )
         self._contexts.append(context)
+        _open_contexts[context] = "{0.scheme}://{0.netloc}".format(urlsplit(url))
         context.set_default_timeout(PATIENCE_MS)
         page = await context.new_page()
         page.on("console", self._on_console)
@@ -65,7 +69,8 @@ class Visitor:
     async def close(self) -> None:
         """Close all that was opened."""
         for context in self._contexts:
-            await context.close()
+            if _open_contexts.pop(context, None) is not None:
+                await context.close()
 
     def _on_console(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
@@ -82,11 +87,24 @@ class Visitor:
 
 
 @asynccontextmanager
-async def hosted(runtime: Runtime, **options: Any) -> AsyncGenerator[str, None]:
-    """The real application under uvicorn, with whatever engines; its address without a path."""
+async def hosted(
+    runtime: Runtime, *, leaves_pages: bool = False, **options: Any
+) -> AsyncGenerator[str, None]:
+    """The real application under uvicorn, with whatever engines; its address without a path.
+
+    Its pages are closed before it stops, unless ``leaves_pages``: one that still loads something then
+    would complain of a server that is gone.
+    """
     # Browsers keep connections open.
     async with on_a_port(runtime, **{"timeout_graceful_shutdown": 1, **options}) as url:
-        yield url.removesuffix("/v1")
+        address = url.removesuffix("/v1")
+        try:
+            yield address
+        finally:
+            if not leaves_pages:
+                for context in [one for one, base in _open_contexts.items() if base == address]:
+                    del _open_contexts[context]
+                    await context.close()
 
 
 async def assert_accessible(page: Page) -> None:
