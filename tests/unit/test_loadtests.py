@@ -361,6 +361,8 @@ async def test_nothing_is_left_of_a_program_that_is_killed(tmp_path: Path) -> No
             "--store",
             "none",
             "--supervised",
+            "--concurrency",
+            "1",
             "--rounds",
             "99",
             "--duration-s",

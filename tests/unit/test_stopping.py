@@ -31,6 +31,7 @@ BODY = {"prompt": "p", "max_tokens": 20, "ignore_eos": True}
 async def test_a_request_that_runs_is_answered_and_then_the_server_ends(sig: int) -> None:
     engine = FakeEngine(seconds_per_token=0.01)
     runtime = make_runtime(engines={"ref": engine})
+    outside = signal.signal(sig, signal.SIG_DFL)  # under nohup, SIGHUP is ignored and stays so
     before = signal.getsignal(sig)
     app = create_app(runtime)
     config = uvicorn.Config(app, port=0, log_config=None, **http_options(runtime.settings.limits))
@@ -51,7 +52,7 @@ async def test_a_request_that_runs_is_answered_and_then_the_server_ends(sig: int
         assert server._captured_signals == [sig]
         server._captured_signals.clear()  # uvicorn would raise it again and end this process
     assert (answer.status_code, answer.json()["usage"]["returned_tokens"]) == (200, 20)
-    assert signal.getsignal(sig) is before
+    assert signal.signal(sig, outside) is before
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
