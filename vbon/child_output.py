@@ -2,21 +2,37 @@
 
 A process that prints to a full disk gets an error in the middle of whatever it does, for example while it
 loads a model. Here it prints into a pipe, and a thread of this process copies that to where our own output
-goes, or discards it where that fails.
+goes, or discards it where that fails. All children share one pipe per stream, so restarts of them add neither
+threads nor descriptors.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 _FDS = (1, 2)
+_FLUSH_S = 0.5  # children that outlive this process may hold a pipe open
+
+
+@dataclass(frozen=True, slots=True)
+class _Relay:
+    """A pipe with the thread that copies it to ``target``, the file that the stream was then."""
+
+    write_end: int
+    target: os.stat_result
+    thread: threading.Thread
+
+
 _lock = threading.Lock()
 _users = 0
 _saved: dict[int, int] = {}
+_relays: dict[int, _Relay] = {}
 
 
 def ensure_standard_files() -> None:
@@ -54,20 +70,41 @@ def relayed_output() -> Iterator[None]:
 def _divert() -> None:
     ensure_standard_files()  # the pipes must not get the numbers of closed streams
     for fd in _FDS:
-        opened: list[int] = []
         try:
-            opened += os.pipe()
-            opened += [os.dup(fd), os.dup(fd)]
+            saved = os.dup(fd)
         except OSError:  # too many open files: do without
-            for one in opened:
-                os.close(one)
             continue
-        read_end, write_end, _saved[fd], target = opened
-        os.dup2(write_end, fd)
-        os.close(write_end)
-        threading.Thread(
-            target=_copy, args=(read_end, target), name=f"output-{fd}", daemon=True
-        ).start()
+        relay = _relay_of(fd)
+        if relay is None:
+            os.close(saved)
+            continue
+        _saved[fd] = saved
+        os.dup2(relay.write_end, fd)
+
+
+def _relay_of(fd: int) -> _Relay | None:
+    """The relay to where the stream goes now, or None if there are too many open files for one."""
+    now = os.fstat(fd)
+    relay = _relays.get(fd)
+    if relay is not None:
+        if os.path.samestat(relay.target, now):
+            return relay
+        os.close(_relays.pop(fd).write_end)  # the stream has been redirected since
+    opened: list[int] = []
+    try:
+        opened += os.pipe()
+        opened.append(os.dup(fd))
+    except OSError:
+        for one in opened:
+            os.close(one)
+        return None
+    read_end, write_end, target = opened
+    thread = threading.Thread(
+        target=_copy, args=(read_end, target), name=f"output-{fd}", daemon=True
+    )
+    thread.start()
+    _relays[fd] = _Relay(write_end, now, thread)
+    return _relays[fd]
 
 
 def _restore() -> None:
@@ -75,6 +112,17 @@ def _restore() -> None:
         fd, saved = _saved.popitem()
         os.dup2(saved, fd)
         os.close(saved)
+
+
+@atexit.register
+def _flush() -> None:
+    """Let the last output of children that have ended arrive."""
+    with _lock:
+        relays = [_relays.popitem()[1] for _ in range(len(_relays))]
+    for relay in relays:
+        os.close(relay.write_end)
+    for relay in relays:
+        relay.thread.join(_FLUSH_S)
 
 
 def _copy(source: int, target: int) -> None:

@@ -11,9 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Starts a child that prints much to both streams, then prints itself, and waits until all has been copied.
+# Starts a child that prints much to both streams, and prints itself once all of that has been copied.
 PROGRAM = """
-import os, subprocess, sys, threading
+import atexit, os, subprocess, sys
+
+def last_words():
+    try:
+        print("own", flush=True)
+    except OSError:
+        pass
+    os._exit(status)
+
+atexit.register(last_words)  # functions run in reverse order, so this one after the relays' own
 from vbon.child_output import ensure_standard_files, relayed_output
 ensure_standard_files()
 child = "import sys; print(str(0) * 100_000, flush=True); "
@@ -21,14 +30,6 @@ child += "print(str(1) * 100_000, file=sys.stderr, flush=True)"
 with relayed_output():
     process = subprocess.Popen([sys.executable, "-S", "-E", "-c", child])
 status = process.wait()
-for thread in threading.enumerate():
-    if thread.name.startswith("output-"):
-        thread.join(30)
-try:
-    print("own", flush=True)
-except OSError:
-    pass
-os._exit(status)
 """
 
 
@@ -79,3 +80,27 @@ def test_overlapping_blocks_leave_the_streams_as_they_were() -> None:
     for other in others:
         other.join()
     assert all(os.path.samestat(os.fstat(fd), was) for fd, was in zip((1, 2), before, strict=True))
+
+
+def test_blocks_one_after_another_use_the_same_pipes(capfd: pytest.CaptureFixture[str]) -> None:
+    """While a child of the first still runs, as engines do when another one is restarted."""
+    from vbon.child_output import relayed_output
+
+    def open_files() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def child() -> subprocess.Popen[bytes]:
+        with relayed_output():
+            return subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+
+    first = child()
+    files, threads = open_files(), threading.active_count()
+    later = [child() for _ in range(3)]
+    assert (open_files(), threading.active_count()) == (files + 3, threads)  # 3 standard inputs
+    for number, process in enumerate(later):
+        process.communicate(f"later {number}\n".encode())
+    first.communicate(b"first\n")
+    said = ""
+    while said.count("\n") < 4:
+        said += capfd.readouterr().out
+    assert sorted(said.split("\n")) == ["", "first", "later 0", "later 1", "later 2"]
