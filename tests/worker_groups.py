@@ -65,7 +65,6 @@ SLOW_FILES = (
     "test_report.py",
     "test_objectives.py",
     "test_loadtests.py",
-    "test_plugins.py",
     "test_imports.py",
     "test_markup.py",
     "test_loadtest_verdict.py",
