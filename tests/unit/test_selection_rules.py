@@ -88,20 +88,20 @@ def test_no_rule_depends_on_the_order(pool: CandidatePool, data: st.DataObject) 
 
 
 def rule_is_tied(rule: Reranker, pool: CandidatePool) -> bool:
-    nudged = CandidatePool(
-        pool.rewards + 1e-7 * np.arange(len(pool.rewards)),
-        pool.logprobs,
-        pool.lengths,
-        pool.similarity,
-    )
-    back = CandidatePool(
-        pool.rewards - 1e-7 * np.arange(len(pool.rewards)),
-        pool.logprobs,
-        pool.lengths,
-        pool.similarity,
-    )
-    a, b = rule.distribution(nudged), rule.distribution(back)
-    return bool(np.abs(a - b).max() > 1e-9)
+    """True if a tiny change of the rewards, or of the likelihoods, changes the choice."""
+    tiny = 1e-7 * np.arange(len(pool.rewards))
+    still = 0.0 * tiny
+
+    def chosen(rewards: np.ndarray, logprobs: np.ndarray) -> np.ndarray:
+        return rule.distribution(
+            CandidatePool(
+                pool.rewards + rewards, pool.logprobs + logprobs, pool.lengths, pool.similarity
+            )
+        )
+
+    of_rewards = np.abs(chosen(tiny, still) - chosen(-tiny, still)).max()
+    of_logprobs = np.abs(chosen(still, tiny) - chosen(still, -tiny)).max()
+    return bool(max(of_rewards, of_logprobs) > 1e-9)
 
 
 def example() -> CandidatePool:
