@@ -215,6 +215,12 @@ def _decoded(tokenizer: Any, token_ids: list[int]) -> str:
     return text
 
 
+def finished_conversation(prompt: Prompt, completion: str) -> list[Message]:
+    """The chat with its answer; a text becomes the turn of a user."""
+    messages = prompt.messages or (Message(role="user", content=prompt.text or ""),)
+    return [*messages, Message(role="assistant", content=completion)]
+
+
 def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[str, bool]:
     """The text that a reward model scores, and whether its tokenizer should add special tokens.
 
@@ -226,10 +232,7 @@ def render_for_reward(tokenizer: Any, prompt: Prompt, completion: str) -> tuple[
         ValueError: the chat template rejects the conversation; some reject system messages.
     """
     if tokenizer.chat_template:
-        messages: Sequence[Message] = prompt.messages or (
-            Message(role="user", content=prompt.text or ""),
-        )
-        turns = [*messages, Message(role="assistant", content=completion)]
+        turns = finished_conversation(prompt, completion)
         text = _templated(tokenizer, turns, "reward model", {}, add_generation_prompt=False)
         bos = tokenizer.bos_token
         while bos and text.startswith(bos + bos):

@@ -94,12 +94,7 @@ class PromptEncoder:
             raise InvalidInputError("the chat is nested too deeply", field=field) from error
         async with self._turn:
             try:
-                try:
-                    answer = await self._answer(job)
-                except (
-                    EOFError
-                ):  # perhaps killed from outside; a second time it is the prompt's fault
-                    answer = await self._answer(job)
+                answer = await self._answer(job)
             except TimeoutError:
                 raise InvalidInputError(
                     f"the tokenizer and chat template took more than {self._limit_s:g} s for this prompt "
@@ -119,6 +114,19 @@ class PromptEncoder:
         return _not_empty(list(ids))
 
     async def _answer(self, job: bytes) -> bytes:
+        """The process's answer to a job, in a second process if the first one ended.
+
+        Raises:
+            TimeoutError, EOFError: as :meth:`_answer_once`.
+        """
+        try:
+            return await self._answer_once(job)
+        except (
+            EOFError
+        ):  # perhaps it was killed from outside; a second time it is the prompt's fault
+            return await self._answer_once(job)
+
+    async def _answer_once(self, job: bytes) -> bytes:
         """The process's answer to a job. The process is ended if there is none.
 
         Raises:

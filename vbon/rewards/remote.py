@@ -10,9 +10,9 @@ import httpx
 from vbon.errors import CheckpointError, RewardError
 from vbon.http.body import WireError
 from vbon.rewards.isolation import TextError, TextIsolator
-from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
+from vbon.rewards.protocol import RewardOptions, Scorable
 from vbon.rewards.scorer_client import ScorerClient, StatusError
-from vbon.rewards.server_formats import OWN, FormatOptions, HeadError
+from vbon.rewards.server_formats import OWN, FormatOptions, HeadError, placed_scores
 from vbon.rewards.server_kind import ServerKind, find_kind
 
 logger = logging.getLogger(__name__)
@@ -100,14 +100,9 @@ class RemoteReward:
         assert self._kind is not None  # found by `score`
         source = f"remote scorer {self.name}"
         calls = self._kind.format.calls(items, self._kind.options)
-        scores: list[float | None] = [None] * len(items)
         try:
             answers = self._client.ask(self._kind.url, [call.body for call in calls])
-            for call, answer in zip(calls, answers, strict=True):
-                values = self._kind.format.read(answer, len(call.positions))
-                checked = checked_scores(values, len(call.positions), source)
-                for position, value in zip(call.positions, checked, strict=True):
-                    scores[position] = value
+            return placed_scores(self._kind.format, calls, answers, source)
         except StatusError as error:
             kind = TextError if error.status in _TEXT_AT_FAULT else RewardError
             if self._quotes_server:
@@ -116,7 +111,6 @@ class RemoteReward:
             raise kind(f"{source} failed: HTTP {error.status}") from None
         except (WireError, HeadError) as error:
             raise RewardError(f"{source} {error}") from error
-        return scores
 
 
 def _check_url(url: str) -> None:

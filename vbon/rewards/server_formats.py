@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vbon.http.body import WireError
-from vbon.prompts import Message
-from vbon.rewards.protocol import Scorable
+from vbon.prompts import finished_conversation
+from vbon.rewards.protocol import Scorable, checked_scores
 
 Body = dict[str, Any]
 
@@ -129,11 +129,14 @@ class Classify(ServerFormat):
 
     def calls(self, items: Sequence[Scorable], options: FormatOptions) -> list[ScoringCall]:
         """One request for the whole batch; with a chat template, one for each item."""
-        plain = _named(options) | {"use_activation": not options.raw, "raw_scores": options.raw}
+        plain = _scaled(options)
         if not options.chats:
             return [_whole({"input": _texts(items), **plain}, items)]
         return [
-            ScoringCall({"messages": _conversation(item), **plain}, [position])
+            ScoringCall(
+                {"messages": finished_conversation(item.prompt, item.completion), **plain},
+                [position],
+            )
             for position, item in enumerate(items)
         ]
 
@@ -194,7 +197,7 @@ class Rerank(ServerFormat):
 
     def calls(self, items: Sequence[Scorable], options: FormatOptions) -> list[ScoringCall]:
         """One request for each prompt, with its completions as documents."""
-        plain = _named(options) | {"use_activation": not options.raw, "raw_scores": options.raw}
+        plain = _scaled(options)
         return [
             ScoringCall(
                 {"query": query, "documents": [items[i].completion for i in positions], **plain},
@@ -259,6 +262,24 @@ FORMATS: tuple[ServerFormat, ...] = (
 )  # fmt: skip
 
 
+def placed_scores(
+    kind: ServerFormat, calls: Sequence[ScoringCall], answers: Sequence[Any], source: str
+) -> list[float | None]:
+    """The scores in the answers to the calls of a batch, in the order of the batch's items.
+
+    Raises:
+        WireError: an answer has another form.
+        HeadError: an answer has several numbers for each text.
+        RewardError: a score is not a number; the message begins with ``source``.
+    """
+    scores: dict[int, float | None] = {}
+    for call, answer in zip(calls, answers, strict=True):
+        values = kind.read(answer, len(call.positions))
+        checked = checked_scores(values, len(call.positions), source)
+        scores.update(zip(call.positions, checked, strict=True))
+    return [scores[position] for position in sorted(scores)]
+
+
 def _whole(body: Body, items: Sequence[Scorable]) -> ScoringCall:
     return ScoringCall(body, list(range(len(items))))
 
@@ -267,14 +288,14 @@ def _named(options: FormatOptions) -> Body:
     return {} if options.model is None else {"model": options.model}
 
 
+def _scaled(options: FormatOptions) -> Body:
+    """The model, and the scale in the words of vLLM and of Infinity."""
+    return _named(options) | {"use_activation": not options.raw, "raw_scores": options.raw}
+
+
 def _texts(items: Sequence[Scorable]) -> list[str]:
     """Prompts and completions as one text each, as a reward model without a chat template sees them."""
     return [item.prompt.key + item.completion for item in items]
-
-
-def _conversation(item: Scorable) -> list[Message]:
-    messages = item.prompt.messages or (Message(role="user", content=item.prompt.text or ""),)
-    return [*messages, Message(role="assistant", content=item.completion)]
 
 
 def _by_prompt(items: Sequence[Scorable]) -> dict[str, list[int]]:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import httpx
 
 from vbon.errors import CheckpointError, RewardError
 from vbon.http.body import WireError
 from vbon.prompts import Prompt
-from vbon.rewards.protocol import Scorable, checked_scores
+from vbon.rewards.protocol import Scorable
 from vbon.rewards.scorer_client import (
     CancelledCallError,
     ScorerClient,
     StatusError,
     UnreadableError,
 )
-from vbon.rewards.server_formats import FORMATS, OWN, FormatOptions, HeadError, ServerFormat
+from vbon.rewards.server_formats import (
+    FORMATS,
+    OWN,
+    FormatOptions,
+    HeadError,
+    ServerFormat,
+    placed_scores,
+)
 
 # Two completions that most reward models score differently, and neither of which is long.
 PROBE = [
@@ -58,7 +64,7 @@ def find_kind(client: ScorerClient, url: str, limit_s: float) -> ServerKind:
     model: str | None = None
     named = False
     refusals: list[str] = []
-    failure: RewardError | None = None
+    failures: list[RewardError] = []
     for target, kind in _candidates(url):
         if kind.takes_model and not named:
             model, named = _model_name(client, url, limit_s), True
@@ -77,20 +83,15 @@ def find_kind(client: ScorerClient, url: str, limit_s: float) -> ServerKind:
             if error.status not in _REFUSED and error.status != 500:
                 raise
             if error.status == 500:
-                failure = error  # the format may be wrong, or the server broken
+                failures.append(error)  # the format may be wrong, or the server broken
             refusals.append(f"{kind.title} /{kind.path}: HTTP {error.status}")
         else:
             return _described(client, ServerKind(target, kind, options), scores, limit_s)
-    if failure is not None and _only_broken(refusals):
-        raise failure
+    if len(failures) == len(refusals):  # as of a server that is only broken for the moment
+        raise failures[-1]
     raise CheckpointError(
         f"the server at {url} answers in no known format of a reward server; tried {'; '.join(refusals)}"
     )
-
-
-def _only_broken(refusals: list[str]) -> bool:
-    """True if a server that is only broken for the moment could have given these refusals."""
-    return all(refusal.endswith("HTTP 500") for refusal in refusals)
 
 
 def _candidates(url: str) -> Iterator[tuple[str, ServerFormat]]:
@@ -120,19 +121,11 @@ def _scores(
         RewardError: the server refuses the request, or does not answer.
     """
     calls = kind.calls(PROBE, options)
-    found: list[Any] = [None] * len(PROBE)
     answers = client.ask(url, [call.body for call in calls], limit_s)
     try:
-        for call, answer in zip(calls, answers, strict=True):
-            values = kind.read(answer, len(call.positions))
-            checked = checked_scores(values, len(call.positions), "the server")
-            for position, value in zip(call.positions, checked, strict=True):
-                found[position] = value
-    except WireError as error:
+        return placed_scores(kind, calls, answers, "the server")
+    except (WireError, RewardError) as error:
         raise UnreadableError(str(error)) from error
-    except RewardError as error:
-        raise UnreadableError(str(error)) from error
-    return found
 
 
 def _described(
