@@ -33,6 +33,7 @@ from service.schemas.wire import (
     writable,
 )
 from service.strategies.request_fields import settings_in, with_strategy_settings
+from vbon.prompts import Role
 
 
 class StreamOptions(Wire):
@@ -177,7 +178,7 @@ else:
 class _Message(Wire):
     """One message of a chat; its content is a text, a list of text parts or nothing."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     content: Annotated[
         Annotated[AnyText, Tag("one")]
         | Annotated[list[TextPart], Field(fail_fast=True), Tag("several")],

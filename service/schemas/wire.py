@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
-from vbon.prompts import Message
+from vbon.prompts import Message, Role
 
 # Each message costs the event loop time before anything is known of its request.
 MESSAGES = Field(fail_fast=True, min_length=1, max_length=2048)
@@ -156,7 +156,7 @@ class ToolCall(Wire):
 class ChatMessage(Wire):
     """One message of a chat; the policy's chat template decides what becomes of it."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     content: AnyText = Field(
         "", description="may be empty, as an assistant's is that only calls tools"
     )
