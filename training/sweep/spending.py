@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from training.sweep.groups import CellGroup
 from training.sweep.pareto import BonCurvePoint, SeedMean, over_seeds
@@ -84,18 +83,17 @@ def kl_spending(groups: Sequence[CellGroup], *, by_target: bool = False) -> list
 
 
 def _block_rows(groups: Sequence[CellGroup]) -> list[KlSpending]:
-    n_differs = _differ_from_largest(groups, lambda means: equivalent_ns(means[0]))
-    share_differs = _differ_from_largest(
-        groups, lambda means: productive_shares(means[0], means[1])
-    )
+    ns = [_resampled(group, lambda m: equivalent_ns(m[0])) for group in groups]
+    shares = [_resampled(group, lambda m: productive_shares(m[0], m[1])) for group in groups]
+    n_differs, share_differs = _differ_from_largest(ns), _differ_from_largest(shares)
     rows = [
         KlSpending(
             method=group.method,
             setting=group.setting,
             target=group.target,
             seeds=group.seeds,
-            equivalent_n=_figure(group, lambda m: equivalent_ns(m[0]), _equivalent_n),
-            share=_share(group),
+            equivalent_n=_equivalent_n(group, ns[i]),
+            share=_share(group, shares[i]),
             win_rate=_figure(group, lambda m: m[0], lambda row: row.win_rate.mean),
             kl=_figure(group, lambda m: m[1], lambda row: row.kl_nats.mean),
             n_differs=n_differs[i],
@@ -176,9 +174,14 @@ def _over_cells(group: CellGroup, value: Callable[[int, MethodRow], float]) -> S
     )
 
 
-def _share(group: CellGroup) -> Figure:
+def _equivalent_n(group: CellGroup, found: Resampled | None) -> Figure:
+    if found is None:
+        return _over_cells(group, lambda _, row: equivalent_n(row.win_rate.mean))
+    return found.interval()
+
+
+def _share(group: CellGroup, found: Resampled | None) -> Figure:
     """The productive share; 0 if the win rate of every cell may be one half."""
-    found = _resampled(group, lambda means: productive_shares(means[0], means[1]))
     if found is None:
         return _over_cells(group, lambda _, row: proven_share(row.win_rate, row.kl_nats.mean))
     share = found.interval()
@@ -188,14 +191,11 @@ def _share(group: CellGroup) -> Figure:
     return MeanInterval(share.mean, max(0.0, share.low), share.high, share.count)
 
 
-def _differ_from_largest(
-    groups: Sequence[CellGroup], statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> list[bool | None]:
+def _differ_from_largest(found: Sequence[Resampled | None]) -> list[bool | None]:
     """Tell of each group whether its figure differs from the largest (Holm, over paired resamples)."""
-    found = [_resampled(group, statistic) for group in groups]
     known = [one for one in found if one is not None]
     if len(known) != len(found):
-        return [None] * len(groups)
+        return [None] * len(found)
     first = int(np.argmax([one.point for one in known]))
     others = [i for i in range(len(known)) if i != first]
     adjusted = holm([known[first].p_value_against(known[i]) for i in others])
@@ -203,10 +203,6 @@ def _differ_from_largest(
     for i, p in zip(others, adjusted, strict=True):
         differs[i] = p < _LEVEL
     return differs
-
-
-def _equivalent_n(row: MethodRow) -> float:
-    return equivalent_n(row.win_rate.mean)
 
 
 def _row(cell: CellRecord) -> MethodRow:
