@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import signal
@@ -98,11 +97,7 @@ def _put(model: Path, place: Path) -> None:
 async def _restart_engines(service: Service, tally: Tally) -> None:
     for engine in service.children("EngineCore"):
         engine.send_signal(signal.SIGKILL)
-    for _ in range(3000):  # a minute
-        if not await service.ready():
-            break
-        await asyncio.sleep(0.02)
-    else:
+    if not await service.until_not_ready():
         tally.fail("readiness did not drop")
     await service.until_ready(200)
 

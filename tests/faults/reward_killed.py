@@ -31,11 +31,8 @@ async def strike_worker(stage: Stage, blow: signal.Signals, times: int) -> Tally
         async with steady_load(service, tally):
             begun_s = now()
             service.children(WORKERS)[0].send_signal(blow)
-            while await service.ready():
-                if now() - begun_s > 60:
-                    tally.fail("readiness did not drop")
-                    break
-                await asyncio.sleep(0.02)
+            if not await service.until_not_ready():
+                tally.fail("readiness did not drop")
             await must_answer(service, "vbon", tally, "without a reward worker")
             await service.until_ready(120)
             tally.recovered_s = max(tally.recovered_s or 0, now() - begun_s)

@@ -64,6 +64,15 @@ class Service:
             await asyncio.sleep(0.1)
         return perf_counter() - begun
 
+    async def until_not_ready(self, limit_s: float = 60.0) -> bool:
+        """Wait until it says that it is not ready; false if it never did."""
+        begun = perf_counter()
+        while await self.ready():
+            if perf_counter() - begun > limit_s:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
     def children(self, containing: str = "") -> list[psutil.Process]:
         """Processes below it whose command line or name contains a text, oldest first."""
         found = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from pathlib import Path
 
@@ -37,10 +36,6 @@ async def _kill(service: Service, part: str, tally: Tally) -> None:
         tally.fail(f"no process {part}")
     for victim in victims:
         victim.send_signal(signal.SIGKILL)
-    for _ in range(3000):  # a minute
-        if not await service.ready():
-            break
-        await asyncio.sleep(0.02)
-    else:
+    if not await service.until_not_ready():
         tally.fail(f"readiness did not drop after the end of {part}")
     tally.recovered_s = await service.until_ready(200)
