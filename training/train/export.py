@@ -78,14 +78,15 @@ def export_checkpoint(
         policy.save_pretrained(directory, state_dict=weights)
         spec.inputs.tokenizer.save_pretrained(directory)
         record = _record(run, cost, row, change, captured)
+        told = TrainingRecord.model_validate(record)
         write_json(directory / TRAINING_RECORD, record)
         lines = (json.dumps(line) + "\n" for line in run.history)
         write_text(directory / "history.jsonl", "".join(lines))
         write_checksums(directory, "causal-lm")
         write_card(
             directory,
-            title=f"{_kind(record, spec.objective)}: {spec.objective.label}",
-            summary=f"{_described(record)}\n\n{(spec.objective.__doc__ or '').splitlines()[0]} "
+            title=f"{_kind(told, spec.objective)}: {spec.objective.label}",
+            summary=f"{_described(told)}\n\n{(spec.objective.__doc__ or '').splitlines()[0]} "
             f"Source: {spec.objective.source}.",
             facts={
                 **_settings(spec),
@@ -118,14 +119,13 @@ def _set_own_sampling(policy: Any, temperature: float) -> None:
     )
 
 
-def _kind(record: Mapping[str, Any], objective: Objective) -> str:
+def _kind(record: TrainingRecord, objective: Objective) -> str:
     """The name of what the checkpoint is: imitation where the on-policy steps changed nothing."""
-    is_imitation = TrainingRecord.model_validate(record).is_imitation
-    return "Best-of-N imitation" if is_imitation else objective.title
+    return "Best-of-N imitation" if record.is_imitation else objective.title
 
 
-def _described(record: Mapping[str, Any]) -> str:
-    words = TrainingRecord.model_validate(record).description
+def _described(record: TrainingRecord) -> str:
+    words = record.description
     return f"{words[:1].upper() if words.startswith('best') else words[:1]}{words[1:]}."
 
 
