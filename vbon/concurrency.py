@@ -26,6 +26,12 @@ async def all_or_first_error(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def forget_failure(work: asyncio.Future[Any]) -> None:
+    """Mark a failure as seen, for work that goes on when whoever asked for it is gone."""
+    if not work.cancelled():
+        work.exception()
+
+
 def ended_process(exit_code: int | None) -> str:
     """The end of a process in words, from its exit code in ``multiprocessing``; ``None`` if it runs."""
     if exit_code is None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from vbon.concurrency import forget_failure
 from vbon.errors import NotFoundError, StoreError
 from vbon.threads import Threads
 
@@ -65,7 +66,7 @@ class AsyncStore:
             # Concurrent requests share one attempt and its failure.
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open(where), name="open-store")
-                self._opening.add_done_callback(_forget_failure)
+                self._opening.add_done_callback(forget_failure)
             self._store = await asyncio.shield(self._opening)
         return self._store
 
@@ -93,7 +94,7 @@ class AsyncStore:
 
     def _done(self, running: asyncio.Future[T]) -> None:
         self._free.release()
-        _forget_failure(running)
+        forget_failure(running)
 
     def close(self) -> None:
         """Close the store if it is open."""
@@ -101,12 +102,6 @@ class AsyncStore:
         if self._store is not None:
             self._store.close()
             self._store = None
-
-
-def _forget_failure(done: asyncio.Future[T]) -> None:
-    """Mark a failure as seen, because the request may be gone."""
-    if not done.cancelled():
-        done.exception()
 
 
 def check_place(where: str | None) -> None:

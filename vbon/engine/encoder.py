@@ -10,6 +10,7 @@ import sys
 from array import array
 from typing import Any
 
+from vbon.concurrency import forget_failure
 from vbon.engine import encoder_process as wire
 from vbon.errors import InvalidInputError, PromptTooLongError
 from vbon.prompts import Prompt, encode_prompt
@@ -71,7 +72,7 @@ class PromptEncoder:
         if self._state is not None and not self.is_quick(prompt):
             # A job goes on when its request is cancelled, because the process can only do it or be ended.
             asking = asyncio.ensure_future(self._ask(prompt, field))
-            asking.add_done_callback(_forget_failure)
+            asking.add_done_callback(forget_failure)
             return await asyncio.shield(asking)
         try:
             if self.is_quick(prompt):
@@ -193,12 +194,6 @@ def check_bytes(prompt: Prompt, most_bytes: int, most_tokens: int) -> None:
         size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
     if size > most_bytes:
         raise PromptTooLongError.unread(size=size, most=most_bytes, limit=most_tokens)
-
-
-def _forget_failure(asking: asyncio.Future[list[int]]) -> None:
-    """Mark a failure as seen, because the request may be gone."""
-    if not asking.cancelled():
-        asking.exception()
 
 
 def _not_empty(ids: list[int]) -> list[int]:
