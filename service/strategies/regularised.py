@@ -77,13 +77,10 @@ class LikelihoodReranker(RegularisedReranker):
         self, scored: Sequence[ScoredCandidate], task: Task, engine: Engine
     ) -> Float:
         """The candidates' log-probabilities as the setting says."""
-        if not reshaped(task.sampling):
-            return await super().log_likelihoods(scored, task, engine)
-        if self.log_p == "sampled":
-            if task.sampling.temperature == 0:  # greedy: all probability on the one completion
-                return np.zeros(len(scored))
-            return await super().log_likelihoods(scored, task, engine)
-        if not engine.info.sampled_logprobs:
+        if self.log_p == "sampled" and task.sampling.temperature == 0:
+            return np.zeros(len(scored))  # greedy: all probability on the one completion
+        needs_a_pass = self.log_p == "policy" and engine.info.sampled_logprobs
+        if not (needs_a_pass and reshaped(task.sampling)):
             return await super().log_likelihoods(scored, task, engine)
         found = await all_or_first_error(
             engine.logprobs(
