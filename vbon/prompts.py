@@ -78,8 +78,6 @@ CONTEXT_TOKENS = 5
 # Tokenizers decode bytes that are not UTF-8, such as half a character, to this character.
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-ChatTemplate = Callable[..., Any]
-
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids that a policy sees for a prompt; messages go through its chat template.
