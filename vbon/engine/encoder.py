@@ -14,6 +14,7 @@ from vbon.concurrency import forget_failure
 from vbon.engine import encoder_process as wire
 from vbon.errors import InvalidInputError, PromptTooLongError
 from vbon.prompts import Prompt, encode_prompt
+from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,19 @@ class PromptEncoder:
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._closed = False
+
+    @classmethod
+    async def started(cls, tokenizer: Any, *, most_tokens: int, limit_s: float) -> PromptEncoder:
+        """A new encoder whose process runs already; it is made in a thread, because that takes a while."""
+        encoder = await in_own_thread(
+            "make-encoder", cls, tokenizer, most_tokens=most_tokens, limit_s=limit_s
+        )
+        try:
+            await encoder.start()
+        except BaseException:
+            await encoder.close()
+            raise
+        return encoder
 
     def is_quick(self, prompt: Prompt) -> bool:
         """True if the prompt is encoded, or refused, at once."""

@@ -134,7 +134,9 @@ class RemoteEngine:
                 adapter=self._replicas.adapter,
             )
             if self._tokenizer is not None:
-                self._encoder = await self._start_encoder(limit)
+                self._encoder = await PromptEncoder.started(
+                    self._tokenizer, most_tokens=limit, limit_s=self._options.encode_timeout_s
+                )
             ids = await self.encode(Prompt(text="a"))
             await self._warn_of_endings()
             warm_up = Sampling(max_tokens=min(4, limit - len(ids)), seed=0)
@@ -158,16 +160,6 @@ class RemoteEngine:
         await self._replicas.stop()
         if self._encoder is not None:
             await self._encoder.close()
-
-    async def _start_encoder(self, limit: int) -> PromptEncoder:
-        encoder = await asyncio.to_thread(
-            PromptEncoder,
-            self._tokenizer,
-            most_tokens=limit,
-            limit_s=self._options.encode_timeout_s,
-        )
-        await encoder.start()
-        return encoder
 
     async def _warn_of_endings(self) -> None:
         """Warn if the server's tokenizer appends tokens to texts, which may be EOS."""

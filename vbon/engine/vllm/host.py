@@ -135,14 +135,11 @@ class VllmHost:
             raise
         self.tokenizer = llm.get_tokenizer()
         self.max_model_len = int(llm.model_config.max_model_len)
-        self.encoder = await in_own_thread(
-            "make-encoder",
-            PromptEncoder,
+        self.encoder = await PromptEncoder.started(
             self.tokenizer,
             most_tokens=self.max_model_len,
             limit_s=self.options.encode_timeout_s,
         )
-        await self.encoder.start()
         self._listen(llm)
         self._llm = llm
         self._guardian = Guardian(self.pids)
