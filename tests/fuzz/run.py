@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 
 from tests.fuzz.mutate import Sent, mutant
-from tests.fuzz.verdict import wrong_with
+from tests.fuzz.verdict import may_be_400, wrong_with
 
 ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 8
@@ -70,9 +70,7 @@ async def mutants(
                     wrong.append(f"{number}: {sent}: {response}"[:2000])
                     continue
                 statuses[response.status_code] += 1
-                # A Host header that names no host is no HTTP.
-                stated = frozenset({400}) if "host" in sent.headers else frozenset()
-                trouble = wrong_with(response, stated=stated)
+                trouble = wrong_with(response, stated=may_be_400(sent.headers))
                 if response.status_code == 504 and b"timeout" not in sent.content:
                     trouble = "504 without having asked for one"
                 if trouble:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import httpx
@@ -36,6 +37,11 @@ def wrong_with(
     if status == 200:
         return None
     return _wrong_with_error(body, response)
+
+
+def may_be_400(headers: Mapping[str, str]) -> frozenset[int]:
+    """The statuses beside the usual ones for a request with these headers: a bad Host is not valid HTTP."""
+    return frozenset({400}) if "host" in headers else frozenset()
 
 
 def strictly(content: bytes) -> Any:

@@ -14,7 +14,7 @@ import httpx
 
 from tests.faults.tools.wire import post, wire
 from tests.fuzz.mutate import mutant
-from tests.fuzz.verdict import wrong_with
+from tests.fuzz.verdict import may_be_400, wrong_with
 
 CLIENTS = 12
 BODY = {"prompt": "the film was", "max_tokens": 24}
@@ -90,12 +90,13 @@ class Load:
     async def _bad(self, chance: random.Random) -> None:
         sent = mutant(chance)
         headers = [(name, value.encode()) for name, value in sent.headers.items()]
-        self._judge(await self.client.post(sent.target, content=sent.content, headers=headers))
+        response = await self.client.post(sent.target, content=sent.content, headers=headers)
+        self._judge(response, may_be_400(sent.headers))
 
-    def _judge(self, response: httpx.Response) -> None:
+    def _judge(self, response: httpx.Response, stated: frozenset[int] = frozenset()) -> None:
         if response.status_code != 200:
             self.refused[response.status_code] += 1
-        if trouble := wrong_with(response):
+        if trouble := wrong_with(response, stated=stated):
             self.wrong.append(trouble[:500])
         with suppress(IndexError):
             del self.wrong[100:]
