@@ -1,6 +1,6 @@
 """uvicorn's httptools protocol with limits, strict framing, and patience with clients that still send.
 
-Only ``uvicorn_protocol.py`` imports this module, and only if httptools is installed.
+Only ``uvicorn_protocol.py`` imports this module, which names httptools in its error if it is missing.
 """
 
 from __future__ import annotations

@@ -1,24 +1,25 @@
 """uvicorn options that bound the size and the duration of a request's head, and the wait for a reader.
 
-uvicorn's httptools protocol has none of these limits; its h11 protocol limits only the bytes of a head.
+uvicorn's httptools protocol has none of these limits. Its h11 protocol, which uvicorn takes where httptools is
+missing, limits only the bytes of a head and reads a body behind an upgrade as the next request, so it is never used.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from service.settings import LimitSettings
+from vbon.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from service.http.httptools_protocol import BoundedProtocol
 
 # The longest time that a client may read nothing of its response.
 #
-# This limit and the shorter one in sse.py overlap for streams, and each covers a case that the other
-# cannot: this one covers responses that are not streams, which end up whole in the transport's buffer
-# with no code of ours left to watch them; the one in sse.py also works under h11, and records the reason as
-# the request's error. It is shorter, so a stream is always ended by the limit that records the reason.
+# This limit and the shorter one in sse.py overlap for streams, and each does what the other cannot: this one
+# covers responses that are not streams, which end up whole in the transport's buffer with no code of ours
+# left to watch them; the one in sse.py records the reason as the request's error. It is shorter, so a
+# stream is always ended by the limit that records the reason.
 UNREAD_S = 90.0
 
 
@@ -28,20 +29,36 @@ RESERVED_FILES = 64
 
 
 def http_options(limits: LimitSettings, open_files: int | None = None) -> dict[str, Any]:
-    """Arguments of ``uvicorn.Config``. Without httptools, only h11's own limit on bytes applies.
+    """Arguments of ``uvicorn.Config``.
 
     Args:
         open_files: the number of files that this process may open; ``None`` for no limit.
+
+    Raises:
+        InvalidInputError: httptools is not installed.
     """
-    options: dict[str, Any] = {"timeout_keep_alive": limits.keep_alive_s}
-    if importlib.util.find_spec("httptools") is None:
-        return options | {"http": "h11", "h11_max_incomplete_event_size": limits.max_header_bytes}
-    return options | {"http": bounded_protocol(limits, open_files)}
+    return {
+        "timeout_keep_alive": limits.keep_alive_s,
+        "http": bounded_protocol(limits, open_files),
+    }
 
 
 def bounded_protocol(limits: LimitSettings, open_files: int | None = None) -> type[BoundedProtocol]:
-    """uvicorn's httptools protocol with these limits."""
-    from service.http.httptools_protocol import BoundedProtocol  # httptools may not be installed
+    """uvicorn's httptools protocol with these limits.
+
+    Raises:
+        InvalidInputError: httptools is not installed.
+    """
+    try:
+        from service.http.httptools_protocol import BoundedProtocol
+    except ModuleNotFoundError as error:
+        if error.name != "httptools":
+            raise
+        raise InvalidInputError(
+            "httptools is not installed; without it, the limits on request heads and the rules of HTTP that "
+            "docs/security.md promises do not hold: pip install httptools",
+            field="limits",
+        ) from error
 
     class Configured(BoundedProtocol):
         """A class of its own, because uvicorn makes the instances and knows nothing of limits."""

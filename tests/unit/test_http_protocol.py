@@ -7,6 +7,7 @@ import http.client
 import json
 import socket
 import struct
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import perf_counter
@@ -26,6 +27,7 @@ from service.settings import LimitSettings
 from tests.unit.fakes import FakeEngine, make_runtime, on_a_port
 from tests.unit.listening import listening
 from tests.unit.virtual_clock import virtually
+from vbon.errors import InvalidInputError
 
 LIMITS = {
     "max_header_bytes": 2048,
@@ -412,6 +414,14 @@ async def test_garbage_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -
             ]
         told = [one.getMessage() for one in caplog.records if one.name != "uvicorn.access"]
         assert len(told) <= 2
+
+
+def test_without_httptools_the_service_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn alone would fall back to h11, under which the rules of this file do not hold."""
+    monkeypatch.delitem(sys.modules, "service.http.httptools_protocol", raising=False)
+    monkeypatch.setitem(sys.modules, "httptools", None)  # as if it were not installed
+    with pytest.raises(InvalidInputError, match="pip install httptools"):
+        http_options(LimitSettings())
 
 
 def test_idle_connections_outlive_those_of_clients() -> None:
