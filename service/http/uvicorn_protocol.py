@@ -1,7 +1,8 @@
 """uvicorn options that bound the size and the duration of a request's head, and the wait for a reader.
 
-uvicorn's httptools protocol has none of these limits. Its h11 protocol, which uvicorn takes where httptools is
-missing, limits only the bytes of a head and reads a body behind an upgrade as the next request, so it is never used.
+uvicorn's httptools protocol has none of these limits. Its h11 protocol, which it takes where httptools is
+missing, limits only the bytes of a head and reads a body behind an upgrade as the next request, so it is
+never used.
 """
 
 from __future__ import annotations
