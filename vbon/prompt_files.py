@@ -192,6 +192,8 @@ def _text_prompt(value: Any, where: str, name: str) -> Prompt:
 def _chat(messages: Any, where: str, name: str) -> Prompt:
     try:
         return chat_of(messages)
+    except _PartError as error:
+        raise DataError(f'{where}: "{name}" {error}') from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f'{where} is not a JSON object with a chat as "{name}": each message must have a "role" '
@@ -244,9 +246,17 @@ def _call_of(call: Any) -> dict[str, Any]:
     return dict(call)
 
 
+class _PartError(ValueError):
+    """The content of a message has a part that is not a text."""
+
+
 def _text_of_part(part: Any) -> str:
-    if part["type"] != "text" or not isinstance(part["text"], str):
-        raise ValueError("only text parts of a message can be read")
+    if part["type"] != "text":
+        raise _PartError(
+            f"has a part of type {part['type']!r:.40}, but only parts of type 'text' can be read"
+        )
+    if not isinstance(part["text"], str):
+        raise TypeError("the text of a part must be a string")
     return str(part["text"])
 
 

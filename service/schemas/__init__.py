@@ -27,9 +27,10 @@ from service.schemas.failure import (
     errors,
 )
 from service.schemas.generate import GenerateRequest
+from service.schemas.messages import ChatMessage
 from service.schemas.modes import DefaultSampling, ModeInfo, ModesResponse
 from service.schemas.sampling import SamplingFields, SamplingUsed
-from service.schemas.wire import ChatMessage, ModelRef, Text, Wire
+from service.schemas.wire import ModelRef, Text, Wire
 
 __all__ = [
     "ANY_ROUTE",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
+from service.schemas.messages import MESSAGES, ChatMessage
 from service.schemas.sampling import SamplingFields
-from service.schemas.wire import MESSAGES, ChatMessage, JsonObject, Text, form_of
+from service.schemas.wire import JsonObject, Text, form_of
 from service.strategies.request_fields import with_strategy_settings
 from vbon.prompts import Prompt
 

@@ -6,34 +6,23 @@ with values that change nothing.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from service.schemas.generate import GenerateRequest, TemplateVariables
+from service.schemas.messages import MESSAGES, ChatMessage
 from service.schemas.neutral_fields import (
     CHAT,
     COMMON,
     COMPLETION,
-    MESSAGE,
-    PART,
     Neutral,
     with_neutral_fields,
 )
 from service.schemas.sampling import SamplingFields
 from service.schemas.tools import NamedTool, Tool, ToolChoice, ToolUse
-from service.schemas.wire import (
-    MESSAGES,
-    AnyText,
-    ChatMessage,
-    Text,
-    ToolCall,
-    Wire,
-    form_of,
-    writable,
-)
+from service.schemas.wire import Text, Wire, form_of, writable
 from service.strategies.request_fields import settings_in, with_strategy_settings
-from vbon.prompts import Role
 
 
 class StreamOptions(Wire):
@@ -149,79 +138,10 @@ class CompletionFields(OpenAiFields):
         return self._native(logprobs=logprobs, prompts=self.prompt)
 
 
-class _TextPart(Wire):
-    """A text part of a message."""
-
-    type: Literal["text"]
-    text: AnyText
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, part: Any) -> Any:
-        if isinstance(part, dict) and part.get("type") != "text":
-            raise ValueError(
-                f"this server takes only parts of type 'text', not {part.get('type')!r:.40}; "
-                "send the content as text"
-            )
-        return part
-
-
-if TYPE_CHECKING:
-
-    class TextPart(_TextPart):
-        """The part with its fields that change nothing."""
-
-else:
-    TextPart = with_neutral_fields("TextPart", _TextPart, PART)
-
-
-class _Message(Wire):
-    """One message of a chat; its content is a text, a list of text parts or nothing."""
-
-    role: Role
-    content: Annotated[
-        Annotated[AnyText, Tag("one")]
-        | Annotated[list[TextPart], Field(fail_fast=True), Tag("several")],
-        Discriminator(form_of),
-    ] = ""
-    name: AnyText | None = Field(None, description="the speaker, for templates that show it")
-    tool_calls: list[ToolCall] | None = Field(
-        None, description="the tools that an assistant called"
-    )
-    tool_call_id: AnyText | None = Field(None, description="the call that a tool's message answers")
-    reasoning_content: AnyText | None = Field(
-        None, description="an assistant's reasoning, for templates that show it"
-    )
-    reasoning: AnyText | None = Field(None, description="same as reasoning_content")
-
-    def to_native(self) -> ChatMessage:
-        """This message with its content joined into one text."""
-        content = self.content
-        if not isinstance(content, str):
-            content = "".join(part.text for part in content)
-        return ChatMessage(
-            role=self.role,
-            content=content,
-            name=self.name,
-            tool_calls=self.tool_calls,
-            tool_call_id=self.tool_call_id,
-            reasoning_content=self.reasoning_content or self.reasoning,
-        )
-
-
-if TYPE_CHECKING:
-
-    class OpenAiMessage(_Message):
-        """The message with its fields that change nothing."""
-
-else:
-    OpenAiMessage = with_neutral_fields("OpenAiMessage", _Message, MESSAGE)
-
-
 class ChatFields(OpenAiFields):
     """``POST /v1/chat/completions``: a chat to continue, for policies with a chat template."""
 
-    messages: Annotated[list[OpenAiMessage], MESSAGES]
+    messages: Annotated[list[ChatMessage], MESSAGES]
     logprobs: bool | None = None
     chat_template_kwargs: TemplateVariables = Field(
         None, description="further variables of the policy's chat template"
@@ -277,10 +197,9 @@ class ChatFields(OpenAiFields):
 
     def to_native(self) -> GenerateRequest:
         """This request in the form of the native API."""
-        turns = [message.to_native() for message in self.messages]
         return self._native(
             logprobs=bool(self.logprobs),
-            messages=turns,
+            messages=self.messages,
             chat_template_kwargs=self.chat_template_kwargs,
             **self._tool_fields(),
         )

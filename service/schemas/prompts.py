@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from service.schemas.wire import ChatMessage, Text, Wire
+from service.schemas.messages import ChatMessage
+from service.schemas.wire import Text, Wire
 from vbon.prompts import Prompt
 
 

@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
+from service.schemas.messages import ChatMessage
 from service.schemas.prompts import PromptItem, to_prompt
-from service.schemas.wire import AnyText, ChatMessage, ModelRef, Text, Wire, form_of
+from service.schemas.wire import AnyText, ModelRef, Text, Wire, form_of
 from vbon.prompts import Prompt
 
 # The fields of each form: those of the prompts, and those of the texts that are scored.

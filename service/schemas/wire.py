@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
-    Discriminator,
     Field,
     GetJsonSchemaHandler,
-    Tag,
     model_validator,
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
-from vbon.prompts import Message, Role
-
-# Each message costs the event loop time before anything is known of its request.
-MESSAGES = Field(fail_fast=True, min_length=1, max_length=2048)
 Text = Annotated[str, Field(min_length=1)]
 
 # vLLM's own limit for JSON schemas. Deeper values would exhaust Python's stack when they are written as JSON.
@@ -129,58 +123,6 @@ def _nullable(schema: JsonSchemaValue) -> JsonSchemaValue:
     rest = {k: v for k, v in schema.items() if k not in outer}
     forms = rest["anyOf"] if rest.keys() == {"anyOf"} else [rest]
     return {"anyOf": [*forms, {"type": "null"}], **outer}
-
-
-class CalledFunction(Wire):
-    """The function that a tool call calls."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    name: AnyText
-    arguments: Annotated[
-        Annotated[AnyText, Tag("text")] | Annotated[JsonObject, Tag("object")],
-        Discriminator(lambda value: "object" if isinstance(value, dict) else "text"),
-    ] = Field("", description="a JSON object, as text or parsed")
-
-
-class ToolCall(Wire):
-    """One call of a tool by an assistant."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    id: AnyText | None = None
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class ChatMessage(Wire):
-    """One message of a chat; the policy's chat template decides what becomes of it."""
-
-    role: Role
-    content: AnyText = Field(
-        "", description="may be empty, as an assistant's is that only calls tools"
-    )
-    name: AnyText | None = Field(None, description="the speaker, for templates that show it")
-    tool_calls: list[ToolCall] | None = Field(
-        None, description="the tools that an assistant called"
-    )
-    tool_call_id: AnyText | None = Field(None, description="the call that a tool's message answers")
-    reasoning_content: AnyText | None = Field(
-        None, description="an assistant's reasoning, for templates that show it"
-    )
-
-    def to_message(self) -> Message:
-        """The form that chat templates take, without what is absent."""
-        message = Message(role=self.role, content=self.content)
-        if self.name is not None:
-            message["name"] = self.name
-        if self.tool_calls:
-            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            message["tool_call_id"] = self.tool_call_id
-        if self.reasoning_content is not None:
-            message["reasoning_content"] = self.reasoning_content
-        return message
 
 
 class ModelRef(BaseModel):

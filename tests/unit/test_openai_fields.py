@@ -10,14 +10,9 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from service.schemas.messages import ChatMessage, TextPart
 from service.schemas.neutral_fields import CHAT, COMMON, COMPLETION, MESSAGE, PART, Label, Neutral
-from service.schemas.openai_requests import (
-    ChatRequest,
-    CompletionRequest,
-    OpenAiMessage,
-    StreamOptions,
-    TextPart,
-)
+from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
 from service.strategies.request_fields import REPLACED
 from tests.unit.fakes import ChatEngine, make_runtime, on_a_port, serving
 from vbon.prompts import Message, Prompt, encode_prompt, for_template
@@ -74,12 +69,12 @@ async def test_neutral_values_change_no_answer_and_others_are_refused_with_the_r
             assert row.remedy in error["message"]
 
 
-@pytest.mark.parametrize("kind", [CompletionRequest, ChatRequest, OpenAiMessage, StreamOptions])
+@pytest.mark.parametrize("kind", [CompletionRequest, ChatRequest, ChatMessage, StreamOptions])
 def test_null_is_the_same_as_absent_for_every_field(kind: Any) -> None:
     least: dict[Any, dict[str, Any]] = {
         CompletionRequest: {"model": "ref", "prompt": "a"},
         ChatRequest: {"model": "ref", "messages": [{"role": "user", "content": "a"}]},
-        OpenAiMessage: {"role": "user"},
+        ChatMessage: {"role": "user"},
         StreamOptions: {},
     }
     body = least[kind]
@@ -233,7 +228,7 @@ KNOWS = (
 
 
 def spoken(template: str, *messages: dict[str, Any]) -> str:
-    turns = tuple(OpenAiMessage.model_validate(m).to_native().to_message() for m in messages)
+    turns = tuple(ChatMessage.model_validate(m).to_message() for m in messages)
     return "".join(map(chr, encode_prompt(Spoken(template), Prompt(messages=turns))))
 
 
@@ -292,7 +287,7 @@ def test_two_calls_make_two_prompts() -> None:
 
 @pytest.mark.parametrize("table", [MESSAGE, PART], ids=["message", "part"])
 def test_parts_of_messages_have_neutral_values_too(table: Any) -> None:
-    kind: Any = OpenAiMessage if table is MESSAGE else TextPart
+    kind: Any = ChatMessage if table is MESSAGE else TextPart
     body = {"role": "user", "content": "a"} if table is MESSAGE else {"type": "text", "text": "a"}
     for name, row in table.items():
         for value in neutral_values(row):
@@ -311,7 +306,7 @@ def test_null_in_a_call_is_absent(place: str) -> None:
     else:
         found = {**call, "function": {"name": "f", "arguments": None, "parsed_arguments": None}}
     dumps = [
-        OpenAiMessage.model_validate({"role": "assistant", "tool_calls": [one]}).model_dump()
+        ChatMessage.model_validate({"role": "assistant", "tool_calls": [one]}).model_dump()
         for one in (call, found)
     ]
     assert dumps[0] == dumps[1]

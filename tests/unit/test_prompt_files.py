@@ -152,6 +152,10 @@ def test_a_record_is_a_prompt(tmp_path: Path, record: Any, expected: Prompt) -> 
         ({"messages": [{"role": "user", "content": None}]}, "each message must have"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+            "\"messages\" has a part of type 'image_url', but only parts of type 'text' can be read",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
             "each message must have",
         ),
         ({"messages": "hi"}, '"messages" is not JSON'),
