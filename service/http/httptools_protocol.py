@@ -21,6 +21,8 @@ from service.http.sse import ABORT
 from service.observability.throttled_log import ThrottledLog
 from service.settings import LimitSettings
 
+CHUNKED = b"transfer-encoding: chunked\r\n"  # as uvicorn writes it
+
 logger = logging.getLogger(__name__)
 _throttled = ThrottledLog(logger)
 
@@ -143,6 +145,8 @@ class BoundedProtocol(HttpToolsProtocol):
             return  # :meth:`_parse` gives the head to another parser
         self._in_head, self._bytes_between = False, 0
         self._stop_head_timer()
+        if self.parser.get_http_version() == "1.0":  # it has no interim responses to expect
+            self.expect_100_continue = False
         app, fault = self.app, self._fault_of_head()
         if fault is not None:
             self.app = _refusing(*fault)
@@ -175,7 +179,7 @@ class BoundedProtocol(HttpToolsProtocol):
         limits = self.limits
         if size > limits.max_header_bytes or len(self.headers) > limits.max_header_fields:
             return 431, "headers_too_large", _too_large(limits)
-        fault = head_fault(self.headers, self.parser.get_http_version())
+        fault = head_fault(self.url, self.headers, self.parser.get_http_version())
         return None if fault is None else (400, "bad_request", fault)
 
     def _start_head_timer(self) -> None:
@@ -305,19 +309,35 @@ def _refusing(status: int, kind: str, message: str) -> ASGIApp:
 
 
 class _ResponseTransport:
-    """The transport that a response is written to, as far as uvicorn's cycle uses one."""
+    """The transport that a response is written to, as far as uvicorn's cycle uses one.
+
+    uvicorn sends chunks even to clients of HTTP/1.0, which has none. So they are taken out of such responses,
+    which end with their connection. Each call of ``write`` has the head, or one chunk and perhaps the last.
+    """
 
     def __init__(self, protocol: BoundedProtocol, cycle: RequestResponseCycle) -> None:
         self._protocol, self._cycle = protocol, cycle
+        self._knows_chunks = cycle.scope["http_version"] != "1.0"
+        self._in_head = True
 
     def write(self, data: bytes) -> None:
-        self._protocol.write_response(self._cycle, data)
+        if self._cycle.chunked_encoding and not self._knows_chunks:
+            data = data.replace(CHUNKED, b"") if self._in_head else _content_of(data)
+        self._in_head = False
+        if data:
+            self._protocol.write_response(self._cycle, data)
 
     def is_closing(self) -> bool:
         return self._protocol.is_ending
 
     def close(self) -> None:
         self._protocol.close_after_response()
+
+
+def _content_of(chunks: bytes) -> bytes:
+    """The content of one chunk, after which the last, empty one may follow; empty if there is only that."""
+    size, _, rest = chunks.partition(b"\r\n")
+    return rest[: int(size, 16)] if size else b""
 
 
 class _UnreadWatch:

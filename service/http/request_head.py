@@ -8,11 +8,22 @@ from collections.abc import Sequence
 Fields = Sequence[tuple[bytes, bytes]]
 
 _HOST = re.compile(rb"([\w.~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(:\d{0,5})?", re.ASCII)
+_AUTHORITY = re.compile(rb"[a-zA-Z][\w+.-]*://([^/?#]*)")
 
 
-def head_fault(headers: Fields, http_version: str) -> str | None:
-    """The reason for which a request with these headers cannot be served, or ``None``."""
-    return _host_fault(headers, http_version) or _framing_fault(headers, http_version)
+def head_fault(target: bytes, headers: Fields, http_version: str) -> str | None:
+    """The reason for which a request with this head cannot be served, or ``None``.
+
+    Args:
+        target: the path, or an absolute URL, as clients send it to a proxy.
+    """
+    if http_version not in ("1.0", "1.1"):  # the parser takes 0.9 and 2.0 too
+        return f"HTTP/{http_version} is not supported; send HTTP/1.1"
+    return (
+        _host_fault(headers, http_version)
+        or _target_fault(target, headers)
+        or _framing_fault(headers, http_version)
+    )
 
 
 def _host_fault(headers: Fields, http_version: str) -> str | None:
@@ -23,6 +34,15 @@ def _host_fault(headers: Fields, http_version: str) -> str | None:
     if len(hosts) > 1:
         return f"there are {len(hosts)} Host headers; send one"
     return None if _HOST.fullmatch(hosts[0]) else "the Host header is not HOST or HOST:PORT"
+
+
+def _target_fault(target: bytes, headers: Fields) -> str | None:
+    """The host of an absolute URL counts, so a Host header beside it must not name another."""
+    authority = _AUTHORITY.match(target)
+    hosts = [value.lower() for name, value in headers if name == b"host"]
+    if authority is None or not hosts or authority[1].lower() == hosts[0]:
+        return None
+    return "the request's URL and its Host header name different hosts"
 
 
 def _framing_fault(headers: Fields, http_version: str) -> str | None:

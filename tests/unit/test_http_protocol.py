@@ -259,6 +259,71 @@ async def test_http_1_0_has_no_chunks() -> None:
         assert await statuses(port, head + b"0\r\n\r\n") == [400]
 
 
+async def heard(port: int, request: bytes) -> tuple[str, str]:
+    """Head and body of all that comes back, as it is on the wire."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    async with asyncio.timeout(20):
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    writer.close()
+    return head, body
+
+
+@clocked
+async def test_a_stream_to_http_1_0_has_no_chunks_either() -> None:
+    """It ends with its connection, as nginx expects of a server that it asks by HTTP/1.0."""
+    body = json.dumps({"prompt": "p", "max_tokens": 3, "ignore_eos": True, "stream": True}).encode()
+    head = b" /generate?mode=ref HTTP/%s\r\nhost: localhost\r\nconnection: close\r\n" + JSON
+    head += b"content-length: %d\r\n\r\n" % len(body)
+    async with serving() as port:
+        old = await heard(port, b"POST" + head % b"1.0" + body)
+        new = await heard(port, b"POST" + head % b"1.1" + body)
+    assert "transfer-encoding" in new[0]
+    assert "transfer-encoding" not in old[0]
+    assert "connection: close" in old[0]
+    events = [line for line in old[1].split("\n") if line]
+    assert {line.partition(":")[0] for line in events} <= {"event", "data", ""}
+    assert old[1].endswith("\n\n")
+    assert old[1].count("event: ") == new[1].count("event: ") > 1
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/generate?mode=ref"])
+@clocked
+async def test_http_1_0_is_sent_no_interim_response(path: bytes) -> None:
+    head = b"POST %s HTTP/1.0\r\nhost: localhost\r\nexpect: 100-continue\r\n" % path + JSON
+    async with serving() as port:
+        told, _ = await heard(port, head + b"content-length: %d\r\n\r\n" % len(GENERATE) + GENERATE)
+    assert "100" not in told.split("\r\n")[0]
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"2.0"])
+@clocked
+async def test_other_versions_are_refused(version: bytes) -> None:
+    async with serving() as port:
+        head = b"GET /healthz HTTP/%s\r\nhost: localhost\r\n\r\n" % version
+        status, body = await say(port, head)
+        assert (status, json.loads(body)["error"]["type"]) == (400, "bad_request")
+        assert "send HTTP/1.1" in body
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://localhost/healthz", 200),
+        (b"HTTP://LocalHost/healthz", 200),
+        (b"http://evil.example/healthz", 400),
+        (b"http://localhost:1/healthz", 400),
+        (b"http://u@localhost/healthz", 400),
+        (b"/healthz?at=http://evil.example/", 200),
+    ],
+)
+@clocked
+async def test_a_whole_url_names_the_host_of_the_header(target: bytes, status: int) -> None:
+    async with serving() as port:
+        head = b"GET %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n" % target
+        assert await statuses(port, head) == [status]
+
+
 @clocked
 async def test_a_tunnel_is_refused() -> None:
     async with serving() as port:
