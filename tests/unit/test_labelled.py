@@ -169,3 +169,17 @@ def test_labelled_parquet_and_datasets_are_read(tmp_path: Path) -> None:
     dataset.to_csv(str(tmp_path / "a.csv"))
     for name in ("disk", "a.parquet", "a.json", "a.csv"):
         assert read_labelled([str(tmp_path / name)], None) == [("fine", 1), ("dull", 0)]
+
+
+def test_a_directory_stands_for_its_labelled_files(tmp_path: Path) -> None:
+    (tmp_path / "b.pos").write_text("liked\nalso liked\n")
+    (tmp_path / "a.neg").write_text("disliked\n")
+    (tmp_path / "notes.txt").write_text("not one of them\n")
+    assert read_labelled([str(tmp_path)], None) == [
+        ("disliked", 0),
+        ("liked", 1),
+        ("also liked", 1),
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        read_labelled([str(tmp_path / "empty")], None)

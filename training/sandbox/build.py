@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
@@ -43,54 +43,83 @@ def build_sandbox(config: SandboxConfig) -> None:
         DataError: the corpus cannot be used.
         ExportError: a file could not be written; finished parts are kept.
     """
-    begun = time.perf_counter()
-    with sole_writer(config.out):
-        settings = config.model_dump(mode="json", exclude={"replace", "out", "jobs"})
-        metrics = _recorded_metrics(config, settings)
-        # The texts come before anything is written, so that an unusable corpus does not damage an existing
-        # sandbox.
+
+    def prepare() -> tuple[list[Part], dict[str, list[Prompt]]]:
         texts = sandbox_texts(config)
+        return model_parts(config, texts), _prompts(config, texts.openings)
+
+    settings = config.model_dump(mode="json", exclude={"replace", "out", "jobs"})
+    build_models(config.out, "sandbox", settings, prepare, jobs=config.jobs, replace=config.replace)
+
+
+def build_models(
+    out: Path,
+    record: str,
+    settings: dict[str, Any],
+    prepare: Callable[[], tuple[list[Part], dict[str, list[Prompt]]]],
+    *,
+    jobs: int,
+    replace: bool,
+) -> None:
+    """Build the models and prompt files of a directory, or those that are missing.
+
+    Args:
+        record: name of the directory's record, ``RECORD.json``, with the settings and each part's metrics.
+        prepare: gives the parts, and the prompts by the name of their file.
+
+    Raises:
+        DataError: the directory was made with other settings and ``replace`` is off; or from ``prepare``.
+        ExportError: a file could not be written; finished parts are kept.
+    """
+    begun, file = time.perf_counter(), out / f"{record}.json"
+    with sole_writer(out):
+        metrics = _recorded_metrics(out, file, settings, replace=replace)
+        # The texts come before anything is written, so that an unusable corpus does not damage what is
+        # there.
+        parts, prompts = prepare()
         # A part without metrics is unfinished or was made with other settings, and is built again.
-        _write_manifest(config.out, settings, metrics)
-        _write_prompts(config, texts.openings)
-        missing = _missing(config.out, model_parts(config, texts), metrics)
-        for name, found in _built(config, missing):
-            metrics[name] = found
-            _write_manifest(config.out, settings, metrics)
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-            logger.info("%s: %s", config.out / name, shown)
-    logger.info("sandbox in %s after %.0f s", config.out, time.perf_counter() - begun)
+        _write_manifest(file, settings, metrics)
+        for name, found in prompts.items():
+            write_prompts(out / "prompts" / f"{name}.jsonl", found)
+        for name, measured in _built(out, jobs, _missing(out, parts, metrics)):
+            metrics[name] = measured
+            _write_manifest(file, settings, metrics)
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in measured.items())
+            logger.info("%s: %s", out / name, shown)
+    logger.info("%s in %s after %.0f s", record, out, time.perf_counter() - begun)
 
 
-def _recorded_metrics(config: SandboxConfig, settings: dict[str, Any]) -> dict[str, Any]:
+def _recorded_metrics(
+    out: Path, file: Path, settings: dict[str, Any], *, replace: bool
+) -> dict[str, Any]:
     """Metrics of the parts that an earlier build with the same settings finished.
 
     Raises:
-        DataError: the sandbox was made with other settings, and ``replace`` is off.
+        DataError: the models were made with other settings, and ``replace`` is off.
     """
-    manifest = read_json_record(config.out / "sandbox.json") or {}
+    manifest = read_json_record(file) or {}
     recorded = manifest.get("config")
-    if recorded is not None and not is_same_output(
-        config.out, recorded, settings, replace=config.replace
-    ):
-        logger.info("%s was made with other settings; building it again", config.out)
+    if recorded is not None and not is_same_output(out, recorded, settings, replace=replace):
+        logger.info("%s was made with other settings; building it again", out)
         return {}
     return dict(manifest.get("metrics", {}))
 
 
-def _write_manifest(out: Path, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
-    write_json(out / "sandbox.json", {**provenance(settings), "metrics": metrics})
+def _write_manifest(file: Path, settings: dict[str, Any], metrics: dict[str, Any]) -> None:
+    write_json(file, {**provenance(settings), "metrics": metrics})
 
 
-def _write_prompts(config: SandboxConfig, openings: list[str]) -> None:
-    prompts, count = config.out / "prompts", config.train_prompts + config.heldout_prompts
+def _prompts(config: SandboxConfig, openings: list[str]) -> dict[str, list[Prompt]]:
+    """The prompts of each file."""
+    count = config.train_prompts + config.heldout_prompts
     found = [Prompt(text=text) for text in openings]
-    write_prompts(prompts / "train.jsonl", found[: config.train_prompts])
-    write_prompts(prompts / "heldout.jsonl", found[config.train_prompts : count])
     # As many more, as far as the texts go, to choose settings on: held-out prompts are for the report.
     validation = found[count : count + config.heldout_prompts]
-    if validation:
-        write_prompts(prompts / "validation.jsonl", validation)
+    return {
+        "train": found[: config.train_prompts],
+        "heldout": found[config.train_prompts : count],
+        **({"validation": validation} if validation else {}),
+    }
 
 
 def _missing(out: Path, parts: Iterable[Part], metrics: dict[str, Any]) -> Iterator[Part]:
@@ -104,16 +133,14 @@ def _missing(out: Path, parts: Iterable[Part], metrics: dict[str, Any]) -> Itera
             yield part
 
 
-def _built(config: SandboxConfig, parts: Iterable[Part]) -> Iterator[tuple[str, dict[str, float]]]:
+def _built(out: Path, jobs: int, parts: Iterable[Part]) -> Iterator[tuple[str, dict[str, float]]]:
     """Build parts one after another, or side by side in processes; yield each with its metrics."""
-    if config.jobs == 1:
+    if jobs == 1:
         for name, _, build in parts:
-            yield name, _build_part(config.out / name, build)
+            yield name, _build_part(out / name, build)
         return
-    with worker_pool(config.jobs, logging.INFO) as pool:
-        futures = {
-            pool.submit(_build_part, config.out / name, build): name for name, _, build in parts
-        }
+    with worker_pool(jobs, logging.INFO) as pool:
+        futures = {pool.submit(_build_part, out / name, build): name for name, _, build in parts}
         for future in as_completed(futures):
             yield futures[future], future.result()
 

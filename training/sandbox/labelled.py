@@ -29,7 +29,8 @@ def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int
     Duplicates are dropped, and so are texts that have both labels; both are counted in the log.
 
     Args:
-        specs: paths, or ``PATH=LABEL`` if all texts of a file have one label.
+        specs: paths, or ``PATH=LABEL`` if all texts of a file have one label. A directory stands for its
+            files that end in ``.pos`` or ``.neg``, if it has any.
         encoding: of the files; by default that of their byte order mark, or UTF-8.
 
     Returns:
@@ -41,8 +42,8 @@ def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int
     found: dict[str, tuple[int, str]] = {}
     contradicted: dict[str, tuple[str, str]] = {}
     duplicates = 0
-    for spec in specs:
-        for text, label, where in _read_file(spec, encoding):
+    for file in [file for spec in specs for file in _files_of(spec)]:
+        for text, label, where in _read_file(file, encoding):
             if text not in found:
                 found[text] = (label, where)
             elif found[text][0] == label:
@@ -71,6 +72,15 @@ def read_labelled(specs: list[str], encoding: str | None) -> list[tuple[str, int
             "add texts of the other label"
         )
     return pairs
+
+
+def _files_of(spec: str) -> list[str]:
+    """The labelled files of a directory; any other file or directory is one by itself."""
+    place = Path(spec)
+    if not place.is_dir():
+        return [spec]
+    found = [file for file in place.iterdir() if file.suffix in _LABEL_BY_SUFFIX and file.is_file()]
+    return [str(file) for file in sorted(found)] or [spec]
 
 
 def _read_file(spec: str, encoding: str | None) -> Iterator[tuple[str, int, str]]:

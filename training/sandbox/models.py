@@ -25,6 +25,9 @@ from transformers import (
     set_seed,
 )
 
+from vbon.maths.intervals import MeanInterval
+from vbon.maths.statistics import wilson_interval
+
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
@@ -178,14 +181,32 @@ class _LogitTrainer(Trainer):
 
 
 def _arguments(shape: Shape, seed: int, scratch: Path) -> TrainingArguments:
+    return training_arguments(
+        shape.epochs, shape.learning_rate, shape.batch_size, 50, seed, scratch
+    )
+
+
+def training_arguments(
+    epochs: float,
+    learning_rate: float,
+    batch_size: int,
+    warmup_steps: float,
+    seed: int,
+    scratch: Path,
+) -> TrainingArguments:
+    """The settings of a training that keeps nothing but the model in memory.
+
+    Args:
+        warmup_steps: steps in which the learning rate rises; below 1, their share of all steps.
+    """
     return TrainingArguments(
         output_dir=str(scratch),
-        per_device_train_batch_size=shape.batch_size,
+        per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=256,
-        num_train_epochs=shape.epochs,
-        learning_rate=shape.learning_rate,
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=50,
+        warmup_steps=warmup_steps,
         weight_decay=0.01,
         train_sampling_strategy="group_by_length",
         save_strategy="no",
@@ -238,9 +259,44 @@ def train_classifier(
     """Train a one-logit classifier from scratch; its metrics are held-out accuracy, AUC and size."""
     set_seed(seed)
     model = ModernBertForSequenceClassification(_classifier_config(shape, tokenizer, max_length))
+    found = fit_classifier(
+        model,
+        tokenizer,
+        train,
+        heldout,
+        _arguments(shape, seed, scratch),
+        max_length=max_length,
+        callbacks=callbacks,
+    )
+    return model, {
+        "heldout_accuracy": found.accuracy.mean,
+        "heldout_auc": found.auc,
+        "parameters": model.num_parameters(),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """A classifier's figures on held-out texts."""
+
+    accuracy: MeanInterval
+    auc: float
+
+
+def fit_classifier(
+    model: Any,
+    tokenizer: Any,
+    train: tuple[Sequence[str], Sequence[int]],
+    heldout: tuple[Sequence[str], Sequence[int]],
+    arguments: TrainingArguments,
+    *,
+    max_length: int,
+    callbacks: list[TrainerCallback],
+) -> Accuracy:
+    """Train a one-logit classifier on labelled texts, and measure it on held-out ones."""
     trainer = _LogitTrainer(
         model=model,
-        args=_arguments(shape, seed, scratch),
+        args=arguments,
         train_dataset=_Texts(tokenizer, *train, max_length),
         data_collator=_Collator(tokenizer.pad_token_id, classify=True),
         callbacks=callbacks,
@@ -250,11 +306,8 @@ def train_classifier(
     logits = torch.as_tensor(prediction.predictions).flatten()
     # The trainer sorts evaluation texts by length too, so the labels are taken in its order.
     labels = torch.as_tensor(prediction.label_ids, dtype=torch.float).flatten()
-    return model, {
-        "heldout_accuracy": float(((logits > 0).float() == labels).float().mean()),
-        "heldout_auc": _auc(logits, labels),
-        "parameters": model.num_parameters(),
-    }
+    hits = ((logits > 0).float() == labels).double().numpy()
+    return Accuracy(wilson_interval(hits), _auc(logits, labels))
 
 
 def _auc(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -49,7 +49,11 @@ def sandbox_texts(config: SandboxConfig) -> SandboxTexts:
     Raises:
         DataError: the corpus cannot be used.
     """
-    split = _from_files(config) if config.corpus else _from_grammar(config)
+    split = (
+        corpus_texts(config.corpus, config.encoding, config.seed)
+        if config.corpus
+        else _from_grammar(config)
+    )
     _check(split, config)
     return split
 
@@ -66,6 +70,15 @@ def _check(split: SandboxTexts, config: SandboxConfig) -> None:
             f"the corpus has {len(split.openings)} distinct held-out openings, fewer than "
             f"train_prompts + heldout_prompts = {count}; ask for fewer prompts"
         )
+    check_both_labels(split)
+
+
+def check_both_labels(split: SandboxTexts) -> None:
+    """Check that the held-out texts have both labels, without which no accuracy says anything.
+
+    Raises:
+        DataError: all have the same.
+    """
     for texts, labels in (split.heldout_reward, split.heldout_gold):
         if set(labels) != {0, 1}:
             raise DataError(
@@ -89,9 +102,14 @@ def _from_grammar(config: SandboxConfig) -> SandboxTexts:
     )
 
 
-def _from_files(config: SandboxConfig) -> SandboxTexts:
-    pairs = read_labelled(config.corpus, config.encoding)
-    order = np.random.default_rng([config.seed, 1]).permutation(len(pairs))
+def corpus_texts(corpus: list[str], encoding: str | None, seed: int) -> SandboxTexts:
+    """Read labelled texts and split them: a tenth is held out, and the two reward models share the rest.
+
+    Raises:
+        DataError: the corpus cannot be used.
+    """
+    pairs = read_labelled(corpus, encoding)
+    order = np.random.default_rng([seed, 1]).permutation(len(pairs))
     pairs = [pairs[int(i)] for i in order]
     size = int(len(pairs) * HELDOUT_SHARE)
     heldout, rest = pairs[:size], pairs[size:]
@@ -106,7 +124,7 @@ def _from_files(config: SandboxConfig) -> SandboxTexts:
         gold=columns(rest[half:]),
         heldout_reward=columns(heldout),
         heldout_gold=columns(heldout),
-        openings=_openings([text for text, _ in heldout], config.seed),
+        openings=_openings([text for text, _ in heldout], seed),
     )
 
 

@@ -23,6 +23,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as a shell reports it
 # Packages that the base install leaves out, and the extra that brings each.
 EXTRAS = {
     "accelerate": "train",
+    "gguf": "real-model",
     "matplotlib": "train",
     "peft": "train",
     "psycopg": "postgres",
