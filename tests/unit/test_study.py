@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,6 +25,8 @@ from vbon.study.config import StudyConfig
 from vbon.study.run import Study, _without_null, run_study
 from vbon.study.split import PARTS, split_prompts, write_split
 from vbon.study.steps import STATE, Progress, Step, StepFailedError
+
+SHIPPED = Path(__file__).resolve().parents[2] / "docs" / "smollm2-study.toml"
 
 
 def prompts_file(path: Path, count: int) -> Path:
@@ -81,6 +85,10 @@ def test_too_few_prompts_are_refused_with_what_is_needed(tmp_path: Path) -> None
         ({"validation_share": 0.5, "test_share": 0.5}, "leave no prompts to train on"),
         ({"objectives": ["vbon", "vbon"]}, "named twice"),
         ({"n": 1}, "greater than or equal to 2"),
+        (
+            {"training": {"dpo": {"beta": 0.5}}},
+            r"training has settings of dpo, which is not trained",
+        ),
     ],
 )
 def test_contradictory_settings_are_refused(
@@ -193,6 +201,55 @@ def test_each_command_takes_the_settings_that_the_study_writes_for_it(
     # As everywhere, a calibration chooses what saturates every mode, which a verdict needs.
     assert loaded_with.chooses_levels
     assert (loaded_with.rounds, loaded_with.stream) == (5, None)
+
+
+def test_settings_of_one_step_and_of_one_objective_reach_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr("vbon.study.run.command", lambda *_: None)
+    training = {
+        "steps": 7,
+        "engine_args": {"block_size": 16},
+        "kl-rl": {"beta": 0.5, "steps": 9},
+    }
+    study = Study(
+        study_config(
+            tmp_path,
+            objectives=["vbon", "kl-rl"],
+            training=training,
+            sampling={"engine_args": {"enforce_eager": True}, "concurrency": 2},
+        )
+    )
+    for step in study.steps():
+        if step.name.startswith(("train", "sample")):
+            step.run()
+            file = study.out / "settings" / f"{step.name.replace(' ', '-')}.toml"
+            written[step.name] = tomllib.loads(file.read_text())
+    sampled = written["sample"]
+    assert (sampled["engine_args"], sampled["concurrency"]) == ({"enforce_eager": True}, 2)
+    vbon, kl_rl = written["train vbon"], written["train kl-rl"]
+    assert (vbon["steps"], vbon["engine_args"]) == (7, {"block_size": 16})
+    assert not {"beta", "kl-rl"} & vbon.keys()
+    assert (kl_rl["steps"], kl_rl["beta"], kl_rl["engine_args"]) == (9, 0.5, {"block_size": 16})
+    assert "kl-rl" not in kl_rl
+
+
+def test_a_study_without_settings_of_its_sampling_is_recorded_as_before(tmp_path: Path) -> None:
+    assert "sampling" not in study_config(tmp_path).model_dump(mode="json")
+
+
+def test_the_shipped_study_is_one(tmp_path: Path) -> None:
+    config = load_settings(StudyConfig, ["--config", str(SHIPPED)], program="vbon study")
+    study = Study(config.model_copy(update={"out": tmp_path / "out"}))
+    steps = {step.name: step for step in study.steps()}
+    for name in config.objectives:
+        settings = steps[f"train {name}"].key[0]
+        train_config_type(name)(**_without_null(settings))
+    SampleConfig(**steps["sample"].key[0])
+    EvaluateConfig(**_without_null(steps["evaluate"].key[0]))
+    ServiceSettings(**_without_null(study._service()))
+    LoadTestSettings(**steps["measure"].key[1])
 
 
 def test_a_directory_with_another_study_is_refused_by_the_settings_that_differ(

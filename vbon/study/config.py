@@ -47,7 +47,15 @@ class StudyConfig(Settings):
             "currency",
         ),
         "Split": ("validation_share", "test_share"),
-        "Steps": ("num_samples", "backend", "training", "evaluation", "service", "loadtest"),
+        "Steps": (
+            "num_samples",
+            "backend",
+            "sampling",
+            "training",
+            "evaluation",
+            "service",
+            "loadtest",
+        ),
         "Run": ("out", "seed", "replace"),
     }
 
@@ -108,8 +116,16 @@ class StudyConfig(Settings):
     backend: Literal["vllm", "transformers"] = Field(
         "vllm", description="engine that samples the reward cache"
     )
+    sampling: dict[str, Any] = Field(
+        default={},
+        # Left out of records where it is not given, so that studies begun before it existed go on.
+        exclude_if=lambda settings: not settings,
+        description="further settings of `vbon sample`",
+    )
     training: dict[str, Any] = Field(
-        default={}, description="further settings of `vbon train`, for every objective"
+        default={},
+        description="further settings of `vbon train`, for every objective; a table with the name of an "
+        "objective holds settings of this one alone",
     )
     evaluation: dict[str, Any] = Field(
         default={}, description="further settings of `vbon evaluate`"
@@ -152,6 +168,21 @@ class StudyConfig(Settings):
             raise ValueError(
                 f"validation_share {self.validation_share:g} and test_share {self.test_share:g} leave no "
                 "prompts to train on; their sum must be below 1"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _tables_of_objectives_that_are_trained(self) -> StudyConfig:
+        # `vbon train` has one shared setting that is a table; one of a plug-in's own belongs in its table.
+        others = [
+            name
+            for name, value in self.training.items()
+            if isinstance(value, dict) and name not in (*self.objectives, "engine_args")
+        ]
+        if others:
+            raise ValueError(
+                f"training has settings of {', '.join(others)}, which is not trained; add it to objectives "
+                f"({', '.join(self.objectives)}) or leave the table out"
             )
         return self
 

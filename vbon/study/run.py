@@ -158,6 +158,7 @@ class Study:
             "backend": self.config.backend,
             "seed": self.config.seed,
             "trust_remote_code": self.config.trust_remote_code,
+            **self.config.sampling,
         }
         title = "sample and score the reward cache"
         return self._step("sample", title, ["training", "sample"], settings, (target,))
@@ -174,12 +175,18 @@ class Study:
             "out": str(target),
             "seed": self.config.seed,
             "trust_remote_code": self.config.trust_remote_code,
-            **self.config.training,
+            **self._training(objective),
         }
         flags = ["--num-samples", str(self.config.n)] if _takes_n(objective) else []
         title = f"fine-tune with {objective}"
         program = ["training", objective]
         return self._step(f"train {objective}", title, program, settings, (target,), flags)
+
+    def _training(self, objective: str) -> dict[str, Any]:
+        """The further settings of an objective: those of all, and its own instead of them."""
+        given = self.config.training
+        shared = {key: value for key, value in given.items() if key not in self.config.objectives}
+        return {**shared, **given.get(objective, {})}
 
     def _evaluate(self) -> Step:
         target = self.out / "evaluation"
