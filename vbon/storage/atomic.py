@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
                 handle.flush()
                 os.fsync(handle.fileno())
             partial.replace(path)
-            _sync(path.parent)
+            sync_to_disk(path.parent)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
@@ -76,12 +76,12 @@ def replacing_directory(target: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         yield partial
         for file in partial.rglob("*"):
-            _sync(file)
-        _sync(partial)
+            sync_to_disk(file)
+        sync_to_disk(partial)
         if place.exists():
             place.replace(retired)
         partial.replace(place)
-        _sync(place.parent)
+        sync_to_disk(place.parent)
         _remove(retired)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -139,7 +139,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
