@@ -121,12 +121,17 @@ class BatchingScorer:
             RewardDeadError: the model's process ended while loading.
         """
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._worker, self._model.load)
+        await loop.run_in_executor(self._worker, self._load)
         if self._loop_task is None:
             # An empty context, so that this task does not log under the request that caused a reload.
             self._loop_task = asyncio.create_task(
                 self._serve(), name="reward-scorer", context=Context()
             )
+
+    def _load(self) -> None:
+        """Load the model, in the worker thread; a model that its last call has restarted runs already."""
+        if self._loop_task is None or not self._runs():
+            self._model.load()
 
     async def check(self) -> None:
         """Do nothing. A model that hangs is detected by the time limit of its next call."""

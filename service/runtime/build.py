@@ -20,6 +20,7 @@ from vbon.engine.vllm.host import VllmHost
 from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError, InvalidInputError
 from vbon.rewards import open_reward_model
+from vbon.rewards.deaths import DeathIsolator
 from vbon.rewards.worker import RewardWorker
 from vbon.storage.evaluation_record import read_evaluation
 
@@ -79,7 +80,8 @@ class RuntimeBuilder:
             timeout_s=settings.reward_stall_timeout_s,
             logs_user_errors=settings.log_user_errors,
         )
-        return BatchingScorer(worker, runs=lambda: worker.alive)
+        isolator = DeathIsolator(worker, supervised=True)
+        return BatchingScorer(isolator, runs=lambda: worker.alive)
 
     def all_engines(self) -> dict[str, Engine]:
         """An engine for every policy, in the order of the settings; not started.

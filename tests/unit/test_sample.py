@@ -189,7 +189,10 @@ class Sampler:
 
     def reward(self, *_: object, **__: object) -> SimpleNamespace:
         return SimpleNamespace(
-            revision="r", load=self.load, score=lambda items: [float(len(items))] * len(items)
+            revision="r",
+            load=self.load,
+            score=lambda items: [float(len(items))] * len(items),
+            close=lambda: None,
         )
 
 
@@ -198,7 +201,7 @@ def sampler(monkeypatch: pytest.MonkeyPatch) -> Sampler:
     made = Sampler()
     monkeypatch.setattr(sample, "sample_with_transformers", made.source)
     monkeypatch.setattr(sample, "check_checkpoint", lambda path, kind: Checkpoint(path, "p"))
-    monkeypatch.setattr(sample, "open_reward_model", made.reward)
+    monkeypatch.setattr(sample, "open_unsupervised", made.reward)
     return made
 
 
@@ -258,8 +261,9 @@ def test_the_prior_of_a_finished_cache_is_told_also_when_it_was_complete(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     values = iter([[0.0, 2.0], [4.0, 6.0], [5.0, 7.0]])
-    scored = SimpleNamespace(revision="r", load=sampler.load, score=lambda items: next(values))
-    monkeypatch.setattr(sample, "open_reward_model", lambda *_, **__: scored)
+    scored = sampler.reward()
+    scored.score = lambda items: next(values)
+    monkeypatch.setattr(sample, "open_unsupervised", lambda *_, **__: scored)
     caplog.set_level("INFO")
     for _ in range(2):
         caplog.clear()

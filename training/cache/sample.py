@@ -36,7 +36,8 @@ from vbon.errors import DataError, ExportError, RewardError
 from vbon.maths.reward_prior import estimate_reward_prior
 from vbon.prompt_files import read_prompts
 from vbon.prompts import Prompt
-from vbon.rewards import RewardModel, Scorable, open_reward_model
+from vbon.rewards import RewardModel, Scorable
+from vbon.rewards.deaths import open_unsupervised
 from vbon.rewards.truncation import with_missing_eos_reward
 from vbon.storage.atomic import read_errors, write_errors, write_json
 from vbon.storage.checkpoints import check_checkpoint
@@ -73,7 +74,7 @@ def build_cache(config: SampleConfig) -> None:
 def _build(config: SampleConfig) -> None:
     prompts = read_prompts(config.prompts, column=config.prompt_column, encoding=config.encoding)
     policy = check_checkpoint(config.policy, "causal-lm")
-    reward = open_reward_model(
+    reward = open_unsupervised(
         config.reward,
         trust_remote_code=config.trust_remote_code,
         batch_size=config.reward_batch_size,
@@ -97,7 +98,10 @@ def _build(config: SampleConfig) -> None:
             reward.load()
             begin_partial(config.out, partial, metadata, extends_finished=bool(lines))
             begun = perf_counter()
-            asyncio.run(_fill(config, reward, partial, pending, lines))
+            try:
+                asyncio.run(_fill(config, reward, partial, pending, lines))
+            finally:
+                reward.close()
             metadata["cost"] = _cost(perf_counter() - begun, len(pending), len(lines))
         metadata["samples"] = _summarise(partial, config)
         finish_cache(config.out, partial, metadata, prompts, lines)

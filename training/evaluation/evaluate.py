@@ -31,7 +31,8 @@ from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompt_file
-from vbon.rewards import RewardModel, open_reward_model
+from vbon.rewards import RewardModel
+from vbon.rewards.deaths import open_unsupervised
 from vbon.storage.atomic import replacing_directory, write_errors, write_json
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.evaluation_record import CapturedNats, MethodRow
@@ -134,7 +135,7 @@ class _EvaluationInputs:
 
 
 def _open_reward(spec: str, config: EvaluateConfig) -> RewardModel:
-    return open_reward_model(
+    return open_unsupervised(
         spec, trust_remote_code=config.trust_remote_code, batch_size=config.reward_batch_size
     )
 

@@ -34,6 +34,7 @@ def run_cost(run: ActiveRun) -> dict[str, Any]:
         "steps": len(run.history),
         "optimizer_updates": _updates(run),
         "samples_drawn": round(total("samples_drawn")),
+        "unscored_samples": sum(row.get("unscored", 0) for row in run.history),
         "tokens_drawn": round(total("tokens_drawn")),
         "sequences_trained": round(total("sequences_trained")),
         "sample_seconds": round(total("sample_s", "score_s"), 2),

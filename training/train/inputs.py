@@ -20,7 +20,8 @@ from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.prompt_files import PromptFile, encode_prompts, read_prompt_file
 from vbon.prompts import Prompt
-from vbon.rewards import RewardModel, open_reward_model
+from vbon.rewards import RewardModel
+from vbon.rewards.deaths import open_unsupervised
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.model_shape import ModelShape, read_model_shape
 
@@ -86,7 +87,7 @@ class TrainingInputs:
         return None if self.config.gold is None else self._open(self.config.gold)
 
     def _open(self, spec: str) -> RewardModel:
-        return open_reward_model(
+        return open_unsupervised(
             spec,
             trust_remote_code=self.config.trust_remote_code,
             batch_size=self.config.reward_batch_size,

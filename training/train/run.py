@@ -162,6 +162,13 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
             if (step + 1) % config.checkpoint_every == 0:
                 _save_state(run, step)
     logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
+    unscored = sum(row.get("unscored", 0) for row in run.history)
+    if unscored:
+        logger.warning(
+            "%d of %d samples had no reward; another sample of the prompt stood in for each",
+            unscored,
+            sum(row["samples_drawn"] for row in run.history),
+        )
 
 
 def _save_state(run: ActiveRun, step: int) -> None:
@@ -224,4 +231,6 @@ def _progress_line(metrics: StepMetrics) -> str:
         facts.append(f"reward {metrics.reward:+.2f}, log F {metrics.log_cdf:.3f}")
     if metrics.kl_nats is not None:
         facts.append(f"KL {metrics.kl_nats:.2f} nats")
+    if metrics.unscored:
+        facts.append(f"{metrics.unscored} unscored")
     return ", ".join([*facts, f"gradient {metrics.grad_norm:.2f}"])

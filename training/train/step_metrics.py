@@ -25,6 +25,7 @@ class StepMetrics:
         kl_nats: exact per-token KL from the reference, or from the moving anchor for j-bond.
         response_tokens: mean length of the sequences trained on.
         samples_drawn: number of fresh samples, of the policy and its anchor.
+        unscored: number of them that have no reward; another sample of the prompt stood in for each.
         tokens_drawn: number of tokens in the fresh samples.
         sequences_trained: number of sequences trained on, fresh and cached.
         sample_s: seconds spent drawing fresh samples.
@@ -48,6 +49,7 @@ class StepMetrics:
     sample_s: float
     score_s: float
     learn_s: float
+    unscored: int = 0
 
 
 @dataclass(slots=True)
@@ -92,8 +94,13 @@ def step_metrics(
         _mean(truncated),
         _num_tokens(every) / _num_rows(every),
     )
-    samples_drawn, tokens_drawn, sequences_trained = _reduced(
-        accelerator, "sum", _num_rows(fresh), _num_tokens(fresh), _num_rows(every)
+    samples_drawn, tokens_drawn, sequences_trained, unscored = _reduced(
+        accelerator,
+        "sum",
+        _num_rows(fresh),
+        _num_tokens(fresh),
+        _num_rows(every),
+        float(sum(samples.unscored for samples in fresh)),
     )
     return StepMetrics(
         step=step,
@@ -112,6 +119,7 @@ def step_metrics(
         sample_s=seconds.sample,
         score_s=seconds.score,
         learn_s=seconds.learn,
+        unscored=round(unscored or 0),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,7 @@ class StepSamples:
     ref_logprob_B: torch.Tensor | None
     log_quantile_B: torch.Tensor | None = None
     truncated_B: torch.Tensor | None = None  # True for fresh samples that the token limit cut off
+    unscored: int = 0  # number of fresh samples without a reward, in whose place are others
 
     def of_prompts(self, start: int, stop: int) -> StepSamples:
         """The samples of prompts ``start`` to ``stop - 1`` of the step."""
@@ -49,6 +51,41 @@ class StepSamples:
             None if reference is None else reference[rows],
             None if quantile is None else quantile[rows],
         )
+
+
+# The share of a step's samples that may lack a reward; one sample always may.
+MOST_UNSCORED = 0.1
+
+
+def _check_unscored(items: Sequence[Scorable], rewards: Sequence[float | None]) -> None:
+    missing = [item.completion for item, r in zip(items, rewards, strict=True) if r is None]
+    if len(missing) > max(1, MOST_UNSCORED * len(items)):
+        raise RewardError(
+            f"{len(missing)} of {len(items)} samples have no finite reward, the first is "
+            f"{missing[0][:80]!r}; leaving out more than {MOST_UNSCORED:.0%} of a step's samples would bias "
+            "the training, so check the reward model"
+        )
+
+
+def stand_ins(rewards: Sequence[float | None], group: int) -> list[int]:
+    """The places of the samples to train on: its own for a scored sample, another's of its group otherwise.
+
+    The scored samples of a group take turns.
+
+    Raises:
+        RewardError: a group has no scored sample.
+    """
+    found: list[int] = []
+    for start in range(0, len(rewards), group):
+        places = range(start, start + group)
+        scored = [i for i in places if rewards[i] is not None]
+        if not scored:
+            raise RewardError(
+                f"none of the {group} samples of a prompt has a finite reward; check the reward model"
+            )
+        turns = cycle(scored)
+        found += [next(turns) if rewards[i] is None else i for i in places]
+    return found
 
 
 Source = Literal["policy", "cached", "anchor"]
@@ -95,8 +132,11 @@ class StepSampler:
     def score(self, rollout: Rollout, rows: Rows) -> StepSamples:
         """Score fresh samples.
 
+        A sample without a reward is left out, and another one of its prompt stands in its place too, so that
+        groups keep their size. That biases the step towards texts that can be scored, so it must be rare.
+
         Raises:
-            RewardError: a sample has no finite reward; leaving it out would bias the step.
+            RewardError: too many samples have no finite reward, or all of a prompt.
         """
         group = len(rollout.mask_BT) // len(rows)
         texts = rollout.texts(self._tokenizer, self._generator.extra_stop_ids)
@@ -107,15 +147,15 @@ class StepSampler:
         rewards = with_missing_eos_reward(
             self._reward.score(items), cut_off, self._missing_eos_reward
         )
-        missing = [item.completion for item, r in zip(items, rewards, strict=True) if r is None]
-        if missing:
-            raise RewardError(
-                f"{len(missing)} of {len(items)} samples have no finite reward, the first is "
-                f"{missing[0][:80]!r}; leaving samples out would bias the training, so check the "
-                "reward model"
-            )
+        unscored = sum(reward is None for reward in rewards)
+        if unscored:
+            _check_unscored(items, rewards)
+            places = stand_ins(rewards, group)
+            rollout = rollout.rows(torch.tensor(places, device=rollout.mask_BT.device))
+            rewards, cut_off = [rewards[i] for i in places], [cut_off[i] for i in places]
         ranked = self._with_ranks(rollout, rows, [float(r) for r in rewards if r is not None], None)
-        return replace(ranked, truncated_B=torch.tensor(cut_off, device=self._device))
+        truncated = torch.tensor(cut_off, device=self._device)
+        return replace(ranked, truncated_B=truncated, unscored=unscored)
 
     def from_cache(self, step: int, choice: CachedChoice, rows: Rows) -> StepSamples:
         """Take cached samples with their rewards, and ``log p`` if the choice asks for it.

@@ -35,21 +35,26 @@ class RewardWorker:
 
     Args:
         model: the reward model to run; not yet loaded, and picklable.
-        timeout_s: limit of one ``score`` call; when it is exceeded, the process is killed.
+        timeout_s: limit of one ``score`` call; when it is exceeded, the process is killed. ``None`` is no
+            limit.
         load_timeout_s: the same limit for loading.
-        logs_user_errors: log the texts of exceptions that the model's code raises; they may contain prompts.
+        hides_user_errors: leave the texts of exceptions that the model's code raises, which may contain
+            prompts, out of errors.
+        logs_user_errors: log those that are left out.
     """
 
     def __init__(
         self,
         model: RewardModel,
         *,
-        timeout_s: float = 60.0,
+        timeout_s: float | None = 60.0,
         load_timeout_s: float = 600.0,
+        hides_user_errors: bool = True,
         logs_user_errors: bool = False,
     ) -> None:
         self.name, self.revision = model.name, model.revision
-        self._model, self._logs_user_errors = model, logs_user_errors
+        self._model = model
+        self._hides, self._logs_hidden = hides_user_errors, logs_user_errors
         self._timeout_s, self._load_timeout_s = timeout_s, load_timeout_s
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -84,7 +89,7 @@ class RewardWorker:
         # A daemon is ended when this process exits normally. Otherwise the child sees the pipe close.
         process = context.Process(
             target=_serve,
-            args=(theirs, self._model, self._logs_user_errors),
+            args=(theirs, self._model, self._hides, self._logs_hidden),
             name=f"reward {self.name}",
             daemon=True,
         )
@@ -108,7 +113,8 @@ class RewardWorker:
             RewardError: the model itself failed.
         """
         self._send(list(items))
-        scores: list[float | None] = self._receive(self._timeout_s, f"scoring {len(items)} texts")
+        texts = "1 text" if len(items) == 1 else f"{len(items)} texts"
+        scores: list[float | None] = self._receive(self._timeout_s, f"scoring {texts}")
         return scores
 
     def close(self) -> None:
@@ -127,23 +133,24 @@ class RewardWorker:
                 process.kill()
 
         data = pickle.dumps(items)
-        watchdog = threading.Timer(self._timeout_s, end)
+        limit_s = self._timeout_s
+        watchdog = threading.Timer(limit_s or 0.0, end)
         watchdog.daemon = True
         # Data beyond the buffer is sent only as the child reads it, so a hanging child would block the
         # send. The timer's thread costs half a millisecond, so smaller batches do without it.
-        if len(data) > _PIPE_BUFFER_BYTES:
+        if limit_s is not None and len(data) > _PIPE_BUFFER_BYTES:
             watchdog.start()
         try:
             pipe.send_bytes(data)
         except _PIPE_ERRORS as error:
             why = self._ending()
             if late.is_set():
-                why = f"it accepted no data for {self._timeout_s:g} s and was killed"
+                why = f"it accepted no data for {limit_s:g} s and was killed"
             raise self._dead(why) from error
         finally:
             watchdog.cancel()
 
-    def _receive(self, timeout_s: float, doing: str) -> Any:
+    def _receive(self, timeout_s: float | None, doing: str) -> Any:
         pipe = self._pipe
         assert pipe is not None
         try:
@@ -187,9 +194,10 @@ class RewardWorker:
                 process.close()
 
 
-def _serve(pipe: Connection, model: RewardModel, logs_user_errors: bool) -> None:
+def _serve(pipe: Connection, model: RewardModel, hides: bool, logs_hidden: bool) -> None:
     """Run the child process: load the model, then score batches until the pipe closes."""
-    hide_texts(logs_them=logs_user_errors)
+    if hides:
+        hide_texts(logs_them=logs_hidden)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     outcome: object
     try:
