@@ -36,27 +36,30 @@ _LINES = {
         "BoNBoN: supervised on the best, IPO best against worst.",
         "num_samples=2 4 8 16",
     ),
-    "bond": _Line("bond:Bond", "BOND: Jeffreys divergence, quantile reward.", "num_samples=4 16"),
+    "bond": _Line(
+        "bond:Bond", "BOND: Jeffreys divergence, quantile reward.", "num_samples=2 4 8 16"
+    ),
     "j-bond": _Line(
         "j_bond:JBond",
         "J-BOND: iterated best-of-2 of a moving anchor.",
         "anchor_rate=0.02 0.05 0.1 0.2",
     ),
-    "wind": _Line("wind:Wind", "WIND: win-rate dominance by regression.", "beta=0.05 0.1"),
+    "wind": _Line("wind:Wind", "WIND: win-rate dominance by regression.", "beta=0.02 0.05 0.1 0.2"),
     "bon-aware-sft": _Line(
         "bon_aware_sft:BonAwareSft",
         "Make best-of-N of the policy answer as an expert.",
-        "num_samples=2 4",
+        "num_samples=2 4 8 16",
     ),
     "bon-aware-rl": _Line(
-        "bon_aware_rl:BonAwareRl", "Make best-of-N of the policy best.", "num_samples=2 4"
+        "bon_aware_rl:BonAwareRl", "Make best-of-N of the policy best.", "num_samples=2 4 6 8"
     ),
     "qrpo": _Line(
-        "qrpo:Qrpo", "QRPO: quantile reward, pointwise regression, offline.", "beta=0.05 0.1"
+        "qrpo:Qrpo", "QRPO: quantile reward, pointwise regression, offline.", "beta=0.05 0.1 0.3 1"
     ),
 }
 
-# The grid of `sweep` if `--grid` is not given: every built-in objective.
+# The grid of `sweep` if `--grid` is not given: every built-in objective, with equally many values, because a
+# search with --validation would favour one with more.
 DEFAULT_GRID = [f"{name}: {line.grid}" for name, line in _LINES.items()]
 
 
