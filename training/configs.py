@@ -257,7 +257,7 @@ class TrainConfig(Settings):
     heldout: Annotated[Path | None, NoneWord] = Field(
         Path("sandbox/prompts/heldout.jsonl"),
         description="file of held-out prompts for the metrics on the model card, in the forms of `vbon "
-        "sample`; `none` skips them",
+        "sample`; `none` skips them, captured nats too",
     )
     prompt_column: PromptColumn = None
     encoding: FileEncoding = None

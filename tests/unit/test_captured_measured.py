@@ -21,6 +21,7 @@ from training.evaluation import captured, evaluate  # noqa: E402
 from training.evaluation.captured import ReferenceSamples, measure_captured_nats  # noqa: E402
 from training.evaluation.measure import PromptSamples  # noqa: E402
 from training.evaluation.rows import evaluation_rows  # noqa: E402
+from training.train import run as training_run  # noqa: E402
 from training.train.export import _captured_facts  # noqa: E402
 from training.train.heldout import measure_captured  # noqa: E402
 from vbon.errors import DataError  # noqa: E402
@@ -200,3 +201,18 @@ def test_evaluations_without_captured_nats_keep_their_record() -> None:
     assert (asked["captured_nats"], asked["cache"]) == (True, "c.jsonl")
     with pytest.raises(ValueError, match="add --captured-nats"):
         EvaluateConfig(cache=Path("c.jsonl"))
+
+
+def test_a_run_without_held_out_prompts_takes_no_passes_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would take longer than a short training of a real language model."""
+    asked: list[object] = []
+    monkeypatch.setattr(training_run, "measure_captured", lambda *found: asked.append(found))
+    objective = SimpleNamespace(num_samples=4)
+    for heldout, passes in ([], 0), ([(None, PROMPT)], 1):
+        spec = SimpleNamespace(inputs=SimpleNamespace(heldout=heldout), objective=objective)
+        trainer = SimpleNamespace(sharded=False, unwrapped=None)
+        run: Any = SimpleNamespace(spec=spec, trainer=trainer)
+        assert training_run._captured(run, None) is None
+        assert len(asked) == passes

@@ -216,8 +216,12 @@ def _heldout_row(
 
 
 def _captured(run: ActiveRun, on_measured: OnMeasured | None) -> CapturedNats | None:
-    """The captured nats; ``None`` under FSDP and in a sweep, which measures each of its many runs once."""
-    if run.trainer.sharded or on_measured is not None:
+    """The captured nats, if the model card gets held-out figures at all.
+
+    ``None`` under FSDP, and in a sweep, which measures each of its many runs once. They take two passes over
+    a thousand cached samples, which for a real language model is longer than a short training.
+    """
+    if not run.spec.inputs.heldout or run.trainer.sharded or on_measured is not None:
         return None
     num_samples = getattr(run.spec.objective, "num_samples", None)
     return measure_captured(run.trainer.unwrapped, run.spec.inputs, num_samples)
