@@ -96,11 +96,12 @@ class Trainer:
                 f"{objective.title} with {objective.label}, which needs at least {least}",
                 field="samples_per_prompt",
             )
-        own_generation = isinstance(self._generator, TransformersGenerator)
+        # Several processes would stop after different numbers of tokens, and wait for each other.
+        own_generation = processes > 1 and isinstance(self._generator, TransformersGenerator)
         if self.sharded and (needed.anchor == "moving" or own_generation):
             raise InvalidInputError(
-                "FSDP requires --generation vllm, and does not support j-bond's moving anchor; use "
-                "DDP, or another objective",
+                "FSDP with several processes requires --generation vllm, and none supports j-bond's moving "
+                "anchor; use DDP, or another objective",
                 field="generation",
             )
         if needed.cached and needed.cached.kind == "best-worst" and options.samples_per_prompt % 2:
