@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
+from transformers.utils import logging as transformers_logging
 
 from training.real_model.sources import Source
 from vbon.errors import CheckpointError
@@ -67,13 +68,18 @@ def load_encoder(source: Source) -> tuple[Any, Any]:
         raise CheckpointError(
             f"the encoder of {source.origin} is a GGUF file; give an encoder with safetensors weights"
         )
+    verbosity = transformers_logging.get_verbosity()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.directory)
+        # The logit is new, as it should be; transformers would warn of it.
+        transformers_logging.set_verbosity_error()
         model = AutoModelForSequenceClassification.from_pretrained(
             source.directory, num_labels=1, use_safetensors=True, dtype=torch.float32
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load the encoder of {source.origin}: {error}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
     if tokenizer.pad_token_id is None:
         raise CheckpointError(
             f"the tokenizer of {source.origin} has no padding token; give an encoder, such as a BERT"
