@@ -122,6 +122,7 @@ ROOMS = {
     "training.worker_pool": "",
     "training.sandbox": "training.configs training.outputs training.worker_pool",
     "training.real_model": "training.configs training.outputs training.sandbox vbon.cli",
+    "training.gpu_check": "training.configs training.outputs training.sandbox training.train vbon.cli",
     "training.evaluation": "training.cache training.configs training.outputs training.rollouts vbon.rewards",
     "training.train": "training.cache training.configs training.evaluation training.objectives "
     "training.outputs training.rollouts vbon.rewards",

@@ -141,6 +141,16 @@ def size_defaults(
         )
 
 
+def expected_bytes(shape: ModelShape, config: TrainConfig) -> float:
+    """Bytes that a training takes by the arithmetic of docs/scale.md, without reward model and vLLM."""
+    half = config.frozen_dtype == "bfloat16"
+    each = _bytes_per_sequence(
+        shape, config.max_new_tokens, config.dtype == "bfloat16", config.gradient_checkpointing
+    )
+    resident = _resident(shape, config.lora_rank, 2 if half else 4)
+    return resident + config.micro_batch_size * each
+
+
 def _resident(shape: ModelShape, rank: int | None, frozen_bytes: int) -> float:
     """Bytes of the reference and the policy with its gradients and optimizer (docs/scale.md)."""
     policy = 16 if rank is None else frozen_bytes

@@ -1,0 +1,27 @@
+"""The figures of ``scripts/gpu-check`` are read from what a real training leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from training.gpu_check.config import GpuCheckConfig
+from training.gpu_check.figures import figures_of
+from training.gpu_check.plan import CheckStep, Plan
+
+pytestmark = pytest.mark.train
+
+
+def test_a_training_has_its_rate_and_its_progress(vbon_checkpoint: Path, tmp_path: Path) -> None:
+    plan = Plan(GpuCheckConfig(out=vbon_checkpoint.parent, tiny=True))
+    step = CheckStep(vbon_checkpoint.name, "a training", "training", (), 1)
+    found = figures_of(step, plan, {"seconds": 1.0})
+    rows = [json.loads(line) for line in (vbon_checkpoint / "history.jsonl").open()]
+    assert found["steps"] == len(rows) == 7
+    assert found["samples_per_s"] > 0
+    assert found["first"]["loss"] == pytest.approx(rows[0]["loss"], abs=1e-4)
+    assert found["last"]["kl_nats"] == pytest.approx(rows[-1]["kl_nats"], abs=1e-4)

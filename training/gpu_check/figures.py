@@ -1,0 +1,110 @@
+"""Figures of a finished step, read from the files that it wrote."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.configs import TrainConfig
+from training.gpu_check.plan import CheckStep, Plan
+from training.outputs.identity import read_json_record
+
+GB = 1e9
+
+
+def figures_of(step: CheckStep, plan: Plan, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that a finished step measured.
+
+    Args:
+        record: time and peak memory of its process (:mod:`training.gpu_check.measured`).
+    """
+    found: dict[str, Any] = {"seconds": round(record["seconds"], 1)}
+    for name in ("peak_gpu_bytes", "peak_host_bytes"):
+        if name in record:
+            found[name.replace("_bytes", "_gb")] = round(record[name] / GB, 2)
+    output = plan.output(step.name)
+    if step.kind == "training":
+        found |= _training(output)
+        expected = _expected_bytes(step, Path(plan.policy) if step.name in _OWN_SHAPE else None)
+        if expected is not None and "peak_gpu_bytes" in record:
+            found["arithmetic_gb"] = round(expected / GB, 2)
+            found["of_arithmetic"] = round(record["peak_gpu_bytes"] / expected, 2)
+    if step.kind == "cache":
+        found |= _cache(_option(step, "--out"), record["seconds"])
+    if step.kind == "evaluation":
+        found |= _evaluation(output / "evaluation.json")
+    return found
+
+
+# Steps whose policy is the one with the shape of a real model.
+_OWN_SHAPE = ("lora-bf16", "full-bf16", "lora-fp32", "lora-checkpointing")
+
+
+def _training(output: Path) -> dict[str, Any]:
+    """Steps, samples a second and the first and last losses and KL; the first step warms up."""
+    lines = (output / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    timed = rows[1:] or rows
+    seconds = [row["sample_s"] + row["score_s"] + row["learn_s"] for row in timed]
+    rates = [row["sequences_trained"] / max(s, 1e-9) for row, s in zip(timed, seconds, strict=True)]
+    return {
+        "steps": len(rows),
+        "samples_per_s": round(statistics.median(rates), 1),
+        "sampling_share": round(sum(row["sample_s"] for row in timed) / max(sum(seconds), 1e-9), 2),
+        "first": _progress(rows[0]),
+        "last": _progress(rows[-1]),
+    }
+
+
+def _progress(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("loss", "kl_nats", "log_cdf", "reward", "grad_norm")
+    return {name: round(row[name], 4) for name in names if row.get(name) is not None}
+
+
+def _cache(out: str, seconds: float) -> dict[str, Any]:
+    """Samples of a cache; the rate counts the start of the engine."""
+    with Path(out).open(encoding="utf-8") as lines:
+        samples = sum(len(json.loads(line)["responses"]) for line in lines)
+    return {"samples": samples, "samples_per_s": round(samples / seconds, 1)}
+
+
+def _evaluation(file: Path) -> dict[str, Any]:
+    rows = (read_json_record(file) or {}).get("rows", [])
+    return {
+        row["method"]: {
+            name: row[name] for name in ("win_rate", "gold_win_rate", "kl_nats") if row.get(name)
+        }
+        for row in rows
+        if row["method"] != "best-of-n"
+    }
+
+
+def _expected_bytes(step: CheckStep, policy: Path | None) -> float | None:
+    """Memory by the arithmetic of docs/scale.md, without the reward model's."""
+    if policy is None or not (policy / "config.json").exists():
+        return None
+    from training.train.size_defaults import expected_bytes
+    from vbon.storage.model_shape import read_model_shape
+
+    rank = _option(step, "--lora-rank")
+    prompts, samples = (
+        int(_option(step, f"--{n}")) for n in ("prompts-per-step", "samples-per-prompt")
+    )
+    recorded = read_json_record(Path(_option(step, "--out")) / "training.json") or {}
+    settings = recorded.get("config", {})
+    config = TrainConfig(
+        lora_rank=None if rank == "none" else int(rank),
+        max_new_tokens=int(_option(step, "--max-new-tokens")),
+        frozen_dtype="bfloat16" if "--frozen-dtype" in step.words else "float32",
+        dtype="bfloat16" if "bfloat16" in step.words else "float32",
+        gradient_checkpointing="--gradient-checkpointing" in step.words,
+        micro_batch_size=min(settings.get("micro_batch_size", 256), prompts * samples),
+    )
+    return expected_bytes(read_model_shape(policy), config)
+
+
+def _option(step: CheckStep, name: str) -> str:
+    return step.words[step.words.index(name) + 1]
