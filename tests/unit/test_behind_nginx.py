@@ -59,9 +59,12 @@ class Behind:
 
 @asynccontextmanager
 async def behind_nginx(
-    folder: Path, changes: Mapping[str, str] | None = None, **settings: Any
+    folder: Path,
+    changes: Mapping[str, str] | None = None,
+    seconds_per_token: float = 0.02,
+    **settings: Any,
 ) -> AsyncGenerator[Behind, None]:
-    engine = FakeEngine(seconds_per_token=0.02)
+    engine = FakeEngine(seconds_per_token=seconds_per_token)
     runtime = make_runtime(engines={"ref": engine}, store="none", **{"hosts": [NAME], **settings})
     config = uvicorn.Config(
         create_app(runtime),
@@ -135,12 +138,13 @@ async def test_a_body_behind_an_upgrade_is_a_body(forwarded: bool, tmp_path: Pat
 async def test_a_stream_comes_as_it_is_decoded(version: str, tmp_path: Path) -> None:
     """By HTTP/1.0 too, which nginx speaks to the service where its configuration says nothing."""
     changes = {} if version == "1.1" else {"proxy_http_version 1.1;": ""}
-    async with behind_nginx(tmp_path, changes) as behind:
+    async with behind_nginx(tmp_path, changes, seconds_per_token=0.1) as behind:
         whole = await behind.client.post("/generate?mode=ref", json=BODY | {"stream": True})
         lines = whole.text.splitlines()
         assert all(line.partition(":")[0] in ("event", "data", "") for line in lines)
         assert lines.count("event: answer") == 1
-        long = ENDLESS | {"stream": True}
+        # All of it fits into the buffer that nginx would otherwise fill before it passes anything on.
+        long = BODY | {"max_tokens": 40, "stream": True}
         async with behind.client.stream("POST", "/generate?mode=ref", json=long) as told:
             await anext(told.aiter_raw())
             assert behind.engine.running == 1  # four seconds from its end
