@@ -31,7 +31,6 @@ from training.cache.sample_file import (
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
 from training.outputs.progress import ProgressBar
-from training.rollouts.stop_tokens import stop_identity
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.maths.reward_prior import estimate_reward_prior
 from vbon.prompt_files import read_prompts
@@ -44,6 +43,7 @@ from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.checksums import sha256_of
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
+from vbon.storage.stop_tokens import stop_identity
 
 logger = logging.getLogger(__name__)
 

@@ -87,7 +87,7 @@ async def sample_with_transformers(
     """Sample one prompt after the other with the sampler that training uses."""
     from training.rollouts.load_policy import load_policy
     from training.rollouts.rollout import sample_responses
-    from training.rollouts.stop_tokens import find_extra_stop_ids
+    from vbon.storage.stop_tokens import find_extra_stop_ids
 
     model, tokenizer, checkpoint = load_policy(
         config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code

@@ -27,7 +27,6 @@ from training.evaluation.measure import Measurer, PromptSamples
 from training.evaluation.rows import evaluation_rows
 from training.outputs.identity import read_json_record
 from training.rollouts.load_policy import load_policy
-from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompt_file
@@ -38,6 +37,7 @@ from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.evaluation_record import CapturedNats, MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
+from vbon.storage.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.storage.training_record import read_training_record
 from vbon.terminal import table_console
 

@@ -18,7 +18,6 @@ import torch
 
 from training.configs import TrainConfig
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of
-from training.rollouts.stop_tokens import find_extra_stop_ids
 from vbon.engine.protocol import candidate_seed
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.errors import (
@@ -29,6 +28,7 @@ from vbon.errors import (
     PromptTooLongError,
 )
 from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.stop_tokens import find_extra_stop_ids
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -16,7 +16,6 @@ from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
 from training.outputs.identity import read_json_record
 from training.rollouts.load_policy import hub_shape, load_policy
-from training.rollouts.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.errors import DataError
 from vbon.prompt_files import PromptFile, encode_prompts, read_prompt_file
 from vbon.prompts import Prompt
@@ -24,6 +23,7 @@ from vbon.rewards import RewardModel
 from vbon.rewards.deaths import open_unsupervised
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.model_shape import ModelShape, read_model_shape
+from vbon.storage.stop_tokens import find_extra_stop_ids, stop_identity
 
 logger = logging.getLogger(__name__)
 
