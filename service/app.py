@@ -17,6 +17,8 @@ from starlette.routing import BaseRoute
 from service.admission.load_shedding import LoadSheddingMiddleware
 from service.auth.middleware import ApiKeyMiddleware, open_keyring
 from service.auth.watch import follow_keys
+from service.distil.collector import Collector
+from service.distil.exposition import DistilMetrics
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
@@ -33,6 +35,7 @@ from service.page import page_contents
 from service.routes import (
     admin,
     compare,
+    distil,
     evaluation,
     frontier,
     generate,
@@ -68,6 +71,7 @@ _ROUTERS = (
     health.router,
     preferences.router,
     admin.router,
+    distil.router,
     loadtests.router,
     frontier.router,
     evaluation.router,
@@ -94,18 +98,29 @@ def create_app(
 
     Raises:
         DataError: the file of API keys cannot be used.
-        InvalidInputError: tracing is configured and OpenTelemetry is not installed.
+        InvalidInputError: tracing is configured and OpenTelemetry is not installed, or the redaction of
+            collected answers cannot be imported.
+        ExportError: answers are to be collected in a directory that cannot be used.
     """
     keyring = open_keyring(runtime.settings.auth)
     tracing = tracing or open_tracing(runtime.settings.otel)
     store = AsyncStore(runtime.settings.store)
     load_test_runs = LoadTestRuns(store)
+    collector = _open_collector(runtime)
     app = FastAPI(
         title="vbon",
         version=__version__,
         summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
         lifespan=_lifespan(
-            runtime, store, load_test_runs, keyring, tracing, rebuild, on_ready, on_failure
+            runtime,
+            store,
+            load_test_runs,
+            collector,
+            keyring,
+            tracing,
+            rebuild,
+            on_ready,
+            on_failure,
         ),
         responses=ANY_ROUTE,
         middleware=_middleware(runtime, keyring, tracing),
@@ -122,6 +137,7 @@ def create_app(
     app.state.pending_pairs = PendingPairs()
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
+    app.state.collector = collector
     app.router.routes.extend(_routes())
     add_error_handlers(app)
     return app
@@ -140,6 +156,7 @@ def _lifespan(
     runtime: Runtime,
     store: AsyncStore,
     load_test_runs: LoadTestRuns,
+    collector: Collector | None,
     keyring: Keyring | None,
     tracing: Tracing | None,
     builder: ModelBuilder | None,
@@ -156,6 +173,8 @@ def _lifespan(
         ]
         if keyring is not None:
             beside.append(asyncio.create_task(follow_keys(keyring), name="follow-keys"))
+        if collector is not None:
+            collector.start()
         try:
             yield
         finally:
@@ -164,11 +183,23 @@ def _lifespan(
             await asyncio.gather(*beside, return_exceptions=True)
             await load_test_runs.close()
             await runtime.stop()
+            if collector is not None:
+                await collector.stop()
             store.close()
             if tracing is not None:
                 await tracing.stop()
 
     return lifespan
+
+
+def _open_collector(runtime: Runtime) -> Collector | None:
+    """The collector of answers that the settings ask for, connected to the runtime."""
+    if runtime.settings.distil.dir is None:
+        return None
+    collector = Collector(runtime.settings.distil)
+    DistilMetrics(collector.writer).register(runtime.metrics.registry)
+    runtime.collect = collector.offer
+    return collector
 
 
 async def _load(

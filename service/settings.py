@@ -233,6 +233,54 @@ class AuthSettings(BaseModel):
     )
 
 
+class DistilSettings(BaseModel):
+    """Collection of answers for training (docs/distil.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dir: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="directory in which all candidates of best-of-N answers are kept with their prompts and "
+        "rewards, for `vbon distil cache`; default: nothing is collected",
+    )
+    max_bytes: int = Field(
+        2**30,
+        ge=2**20,
+        description="bytes of the directory, at most; when it is full, the oldest answers go",
+    )
+    retention_days: Annotated[float | None, NoneWord] = Field(
+        30.0, gt=0, description="days after which an answer is removed; `none`: never"
+    )
+    sampling_rate: float = Field(
+        1.0, gt=0, le=1, description="share of the answers that are collected, chosen at random"
+    )
+    redact: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="function that changes or drops what is kept, package.module:function or "
+        "./file.py:function; an answer for which it fails is not kept",
+    )
+    exclude_keys: list[str] = Field(
+        default=[], description="names of API keys whose answers are never collected"
+    )
+    max_key_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the kept answers that one API key may hold, once it has 100; below 1 only for "
+        "servers with several keys in use",
+    )
+    seal_after_s: float = Field(
+        3600.0,
+        gt=0,
+        description="seconds after which collected answers can be used by `vbon distil cache`, at most",
+    )
+    queue: int = Field(
+        1024,
+        ge=1,
+        description="answers that may wait to be written; beyond, they are dropped and counted",
+    )
+
+
 class OtelSettings(BaseModel):
     """OpenTelemetry traces; OTEL_* variables set what has no setting here."""
 
@@ -396,6 +444,9 @@ class ServiceSettings(Settings):
     )
 
     otel: OtelSettings = Field(OtelSettings(), description="traces")
+    distil: DistilSettings = Field(
+        DistilSettings(), description="collection of answers for training"
+    )
 
     @property
     def logs_access(self) -> bool:
@@ -427,6 +478,15 @@ class ServiceSettings(Settings):
                     f"expected policy {name!r} is a URL; a server that is not reachable yet is waited for "
                     "without this setting"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _collects_rewards(self) -> ServiceSettings:
+        if self.distil.dir is not None and self.reward is None:
+            raise ValueError(
+                "distil.dir needs a reward model, because only answers with rewards can be trained on; set "
+                "reward, or leave distil.dir out"
+            )
         return self
 
     @property

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # Probes send no keys, and a browser cannot send one when it opens a page. Requests that the page makes can.
 OPEN = frozenset({"/healthz", "/readyz", "/health", "/", "/docs", "/favicon.ico"})
 OPEN_BELOW = ("/page/",)
-ADMIN = "/admin"
+ADMIN = ("/admin", "/distil")
 _HINT = "send `Authorization: Bearer TOKEN`; `vbon keys add NAME` creates one"
 
 
@@ -109,7 +109,7 @@ def warn_if_open(host: str, settings: AuthSettings) -> None:
 
 
 def _is_admin(path: str) -> bool:
-    return path == ADMIN or path.startswith(f"{ADMIN}/")
+    return any(path == route or path.startswith(f"{route}/") for route in ADMIN)
 
 
 def _is_loopback(host: str) -> bool:

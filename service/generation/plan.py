@@ -60,6 +60,7 @@ class Plan:
                 answers=self.answers,
                 clip=self.request.max_tokens is None,
                 observer=observer,
+                collected_as=None if self.request.store is False else self.request_id,
             )
         )
 
@@ -110,6 +111,10 @@ def _check(plan: Plan) -> None:
             f"best_of is {plan.num_samples}, below n, the number of answers, which is {plan.answers}; raise "
             "best_of or lower n",
             field="best_of",
+        )
+    if request.store and plan.runtime.collect is None:
+        raise InvalidInputError(
+            "store is true, but this server stores no answers; leave it out", field="store"
         )
     if request.timeout_s is not None:
         check_limit("timeout_s", request.timeout_s, limits.timeout_s)

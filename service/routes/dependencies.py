@@ -6,6 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from service.distil.collector import Collector
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.results import LoadTestResults
@@ -54,8 +55,18 @@ async def _reloader(request: Request) -> Reloader:
     return cast(Reloader, reloader)
 
 
+async def _collector(request: Request) -> Collector:
+    collector = request.app.state.collector
+    if collector is None:
+        raise NotFoundError(
+            "this server collects no answers; start it with --distil.dir DIR to collect them"
+        )
+    return cast(Collector, collector)
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 StoreDep = Annotated[AsyncStore, Depends(_store)]
+CollectorDep = Annotated[Collector, Depends(_collector)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]
 LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -24,6 +25,7 @@ class PromptRequest:
         answers: how many candidates are returned; single-sample modes draw as many.
         clip: whether ``max_tokens`` is a default, which is lowered to the room left in the context.
         observer: receives the events of this request as they happen.
+        collected_as: the id under which the answer may be collected for training; ``None`` forbids it.
     """
 
     mode: Mode
@@ -36,6 +38,7 @@ class PromptRequest:
     clip: bool = False
     answers: int = 1
     observer: Observer = UNOBSERVED
+    collected_as: str | None = None
 
     @property
     def drawn(self) -> int:
@@ -71,6 +74,7 @@ class PromptResult:
         scorer: the scorer in use at the time; ``None`` if none was available.
         sampling: the parameters used; a default ``max_tokens`` may have been lowered to what fits.
         num_samples: N; 1 for single-sample modes.
+        reward_revision: revision of the reward model when the prompt arrived.
     """
 
     mode: Mode
@@ -83,6 +87,11 @@ class PromptResult:
     queue_ms: float
     scoring_ms: float
     total_ms: float
+    reward_revision: str | None = None
+
+
+# Receives every answer that may be collected, with its request, in the task of the request.
+AnswerSink = Callable[[PromptRequest, PromptResult], None]
 
 
 def begin_progress(request: PromptRequest, *, scored: bool) -> PromptProgress:

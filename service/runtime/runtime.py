@@ -22,7 +22,13 @@ from service.runtime.default_sampling import (
 from service.runtime.in_flight import InFlightRequests
 from service.runtime.metrics import Metrics
 from service.runtime.modes import Mode, configured_modes, find_mode
-from service.runtime.prompt import PromptRequest, PromptResult, begin_progress, note_outcome
+from service.runtime.prompt import (
+    AnswerSink,
+    PromptRequest,
+    PromptResult,
+    begin_progress,
+    note_outcome,
+)
 from service.runtime.supervisor import RestartablePart, Supervisor
 from service.settings import ServiceSettings
 from service.strategies import Outcome, Resources, Task, ranked
@@ -56,6 +62,7 @@ class Runtime:
         created: Unix time of construction, seconds.
         expected: paths of policies that are not served yet, by name.
         failure: the error that stopped start-up; ``None`` if there was none.
+        collect: receives answers for training; ``None`` if none are collected.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class Runtime:
         self.expected: dict[str, str] = {}
         self._records: tuple[object, dict[str, TrainingRecord | None]] = (None, {})
         self.failure: Exception | None = None
+        self.collect: AnswerSink | None = None
         self._loaded = False
         self._connect_gauges()
 
@@ -281,8 +289,11 @@ class Runtime:
             queue_ms=(progress.admitted_s - progress.arrived_s) * 1e3,
             scoring_ms=0.0 if scorer is None else scorer.busy_s * 1e3,
             total_ms=total_ms,
+            reward_revision=None if scorer is None else scorer.revision,
         )
         self._record(request, result, progress.arrived_s)
+        if self.collect is not None and request.collected_as is not None:
+            self.collect(request, result)
         return result
 
     def check_loaded(self) -> None:

@@ -61,6 +61,11 @@ class GenerateFields(SamplingFields):
         False,
         description="answer with server-sent events: token, candidate, progress, then answer or error",
     )
+    store: bool | None = Field(
+        None,
+        description="false: this answer is not kept for training, on a server that collects answers "
+        "(docs/distil.md); true is refused where none are collected",
+    )
     timeout_s: float | None = Field(
         None,
         gt=0,

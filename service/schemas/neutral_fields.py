@@ -62,14 +62,13 @@ _NO_TEXTS = "send it to the server that makes such content"
 
 # Of both routes.
 COMMON: Table = {
-    "metadata": Label(dict[str, Any], "this server stores no answers"),
+    "metadata": Label(dict[str, Any], "an answer is found by its request id"),
     "prompt_cache_key": Label(str, "the engine caches prefixes by their tokens"),
     "prompt_cache_retention": Label(str, "the engine caches prefixes by their tokens"),
     "safety_identifier": Label(str, "names the user, whom this server does not judge"),
     "session_id": Label(str, "sessions share nothing here"),
     "user": Label(str, "names the user"),
     "service_tier": Neutral(("auto", "default"), "for an order of service, use priority"),
-    "store": Neutral((False,), "this server stores no answers"),
     # vLLM's
     "allowed_token_ids": Neutral(remedy="use logit_bias or response_format"),
     "bad_words": Neutral(([],), "use logit_bias"),

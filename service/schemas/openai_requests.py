@@ -55,6 +55,11 @@ class OpenAiFields(SamplingFields):
         description="single-sample modes: score the answer and report its reward (off by default, because "
         "clients written for other servers do not use it)",
     )
+    store: bool | None = Field(
+        None,
+        description="false: this answer is not kept for training, on a server that collects answers "
+        "(docs/distil.md); true is refused where none are collected",
+    )
     timeout_s: float | None = Field(
         None,
         gt=0,
@@ -96,6 +101,7 @@ class OpenAiFields(SamplingFields):
             return_candidates=self.return_candidates,
             score=self.score,
             add_special_tokens=self.add_special_tokens,
+            store=self.store,
             timeout_s=self.timeout_s,
             stream=self.stream,
         )

@@ -154,6 +154,10 @@ class AdaptiveBon(Strategy):
         """``max_n`` if it is set, else n."""
         return num_samples if self.max_n is None else self.max_n
 
+    def independent(self, num_samples: int) -> int:
+        """The candidates of the first round; rewards decide whether there are further ones."""
+        return min(self.min_n, self.most_candidates(num_samples))
+
     async def run(self, task: Task, resources: Resources) -> Outcome:
         """Draw rounds of candidates until it is worth no more, and choose the best of all."""
         scorer = required_scorer(resources.scorer, self.description)

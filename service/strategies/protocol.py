@@ -165,6 +165,15 @@ class Strategy(BaseModel, ABC):
         """
         return self
 
+    def independent(self, num_samples: int) -> int | None:
+        """The number of first candidates that are independent samples of the policy.
+
+        Their number must be fixed before any reward is known. It is 0 if rewards decide which candidates are
+        finished, and ``None`` if candidates are not samples of the policy; their answers are never collected
+        for training.
+        """
+        return None
+
     def most_candidates(self, num_samples: int) -> int:
         """The most candidates it may draw for one prompt; the server limits this number."""
         return num_samples

@@ -60,6 +60,10 @@ class Reranker(Strategy):
     def distribution(self, pool: CandidatePool) -> Float:
         """The probability of returning each candidate, shape ``(N,)``; sums to 1."""
 
+    def independent(self, num_samples: int) -> int | None:
+        """All N candidates; unknown for a subclass that draws them in its own way."""
+        return num_samples if type(self).run is Reranker.run else None
+
     def check(self, sampling: Sampling, engine: Engine) -> None:
         """Check that the rule can be applied to candidates of this sampling and engine.
 

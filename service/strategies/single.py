@@ -35,6 +35,10 @@ class Single(Strategy):
     description: ClassVar[str] = "one sample of the policy"
     reranks: ClassVar[bool] = False
 
+    def independent(self, num_samples: int) -> int:
+        """All samples."""
+        return num_samples
+
     async def run(self, task: Task, resources: Resources) -> Outcome:
         """Draw the samples, which are the answers."""
         if task.observer.follows_tokens:

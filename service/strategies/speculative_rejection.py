@@ -67,6 +67,10 @@ class SpeculativeRejection(Strategy):
         """This strategy with at least so many candidates kept to their end."""
         return self.model_copy(update={"keep": max(self.keep, answers)})
 
+    def independent(self, num_samples: int) -> int:
+        """None of the candidates, because rewards decide which ones are finished."""
+        return 0
+
     def _tokens_per_check(self, max_tokens: int) -> int:
         return step_tokens(self.check_tokens, max_tokens // 8, max_tokens)
 

@@ -81,18 +81,20 @@ ROOMS = {
     "service.runtime": "service.admission service.context service.observability service.settings "
     "service.strategies vbon.embedders vbon.engine vbon.engine.remote vbon.engine.vllm vbon.rewards",
     "service.schemas": "service.strategies vbon.engine",
+    "service.distil": "service.context service.observability service.runtime service.settings vbon.distil "
+    "vbon.engine vbon.rewards",
     "service.generation": "service.http service.runtime service.schemas service.strategies vbon.engine",
     "service.evaluation": "service.generation service.loadtest service.runtime service.schemas "
     "service.settings service.store vbon.engine",
     "service.hosted_loadtests": "service.context service.generation service.loadtest "
     "service.loadtest.analysis service.runtime service.schemas service.settings service.store",
-    "service.routes": "service.context service.evaluation service.generation service.hosted_loadtests "
-    "service.http service.loadtest service.loadtest.analysis service.observability service.page "
-    "service.runtime service.schemas service.store",
+    "service.routes": "service.context service.distil service.evaluation service.generation "
+    "service.hosted_loadtests service.http service.loadtest service.loadtest.analysis "
+    "service.observability service.page service.runtime service.schemas service.store",
     # service: programs
-    "service.app": "service.admission service.auth service.evaluation service.hosted_loadtests "
-    "service.http service.observability service.page service.routes service.runtime service.schemas "
-    "service.store",
+    "service.app": "service.admission service.auth service.distil service.evaluation "
+    "service.hosted_loadtests service.http service.observability service.page service.routes "
+    "service.runtime service.schemas service.store",
     "service.server": "service.app service.auth service.http service.runtime service.settings",
     "service.client": "service.settings",
     "service.__main__": "service.auth service.bench.run service.bench service.client "

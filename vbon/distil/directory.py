@@ -18,6 +18,7 @@ from typing import Literal
 from vbon.distil.answer import CollectedAnswer, Identity, to_line
 from vbon.distil.open_shard import OpenShard, remove_answers
 from vbon.distil.shard import OPEN, PARTIAL, SEALED, SealedShard
+from vbon.distil.summary import ShardContent
 from vbon.errors import DataError, ExportError
 from vbon.storage.atomic import write_errors
 from vbon.storage.locks import sole_writer
@@ -290,6 +291,24 @@ class CollectedDirectory:
             self.keys.update(sealed.seal.keys)
         for shard in self.open.values():
             self.keys.update(shard.content.keys)
+
+    def contents(self) -> list[ShardContent]:
+        """All shards in numbers."""
+        grown = [
+            ShardContent(
+                one.identity,
+                False,
+                one.content.lines,
+                one.content.candidates,
+                one.content.size,
+                one.content.first_s,
+                one.content.last_s,
+                one.content.keys,
+            )
+            for one in self.open.values()
+            if one.content.lines
+        ]
+        return [ShardContent.of(one) for one in self.sealed] + grown
 
     def seal_all(self) -> None:
         """Seal every open shard, so that a cache can be made of all answers.

@@ -126,7 +126,7 @@ class CallableReward:
             module = (
                 importlib.import_module(self._module)
                 if self._file is None
-                else _import_file(self._file)
+                else import_file(self._file)
             )
             return getattr(module, self._attribute)
         except (Exception, SystemExit) as error:  # user code may raise anything
@@ -167,7 +167,7 @@ class _UncachedLoader(SourceFileLoader):
         return code
 
 
-def _import_file(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
     """Import a file; the modules beside it can be imported too, as in a script."""
     name = f"vbon_reward_{file.stem}"
     loader = _UncachedLoader(name, str(file))
