@@ -73,7 +73,7 @@ def test_every_command_is_one_of_the_project_and_reads_what_earlier_ones_write(
     same = ("steps", "prompts_per_step", "samples_per_prompt", "learning_rate", "cache", "policy")
     assert [getattr(vbon, name) for name in same] == [getattr(kl_rl, name) for name in same]
     assert vbon.warm_start_steps == kl_rl.warm_start_steps == 0
-    assert sum(step.limit_s for step in steps[:4]) < 600
+    assert sum(step.limit_s for step in steps[:4]) < (2400 if tiny else 600)
 
 
 def test_steps_are_chosen_with_what_they_need(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_each_step_ends_in_its_own_way_and_the_rest_goes_on(make: Make, tmp_path
         "bad": ("failed", "a reason"),
         "silent": ("failed", ""),
         "after-bad": ("left out", "it needs bad"),
-        "elsewhere": ("left out", "vLLM is not installed"),
+        "elsewhere": ("not here", "vLLM is not installed"),
         "last": ("done", None),
     }
     assert results["steps"]["good"]["figures"] == {"seconds": 2}

@@ -15,7 +15,7 @@ class GpuCheckConfig(Settings):
 
     Each step is a command of this project with a time limit of its own. results.json and results.md are
     written after each step, so an interrupted check tells what it has measured; the same command goes on
-    with the steps that are left.
+    with the steps that are left. The exit status is 0 if every step that can run here is done, or 3.
 
     The policy is SmolLM2-135M of --models (made by scripts/real-model). Without it, nothing is downloaded:
     speed and memory are those of a model of the same shape with random weights, and vBoN and kl-rl are

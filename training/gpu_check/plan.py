@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -87,13 +87,19 @@ class Plan:
 
     def steps(self) -> list[CheckStep]:
         """All steps in order: what everything else needs first, then the most telling."""
-        return [
+        found = [
             *self._prepare(),
             *self._speed(),
             self._fsdp(),
             *self._budget(),
             *self._vllm(),
         ]
+        # On a CPU, libraries are imported and engines started for minutes.
+        return (
+            [replace(step, limit_s=4 * step.limit_s) for step in found]
+            if self.config.tiny
+            else found
+        )
 
     @property
     def policy(self) -> str:
@@ -240,7 +246,8 @@ class Plan:
 
     def _vllm(self) -> Iterator[CheckStep]:
         absent, needs = _no_vllm(), ("cache",)
-        words = self._sample(self.policy, self.output("cache-vllm.jsonl"), "vllm")
+        eager = ("--engine-args", '{"enforce_eager": true}') if self.config.tiny else ()
+        words = (*self._sample(self.policy, self.output("cache-vllm.jsonl"), "vllm"), *eager)
         yield CheckStep(
             "vllm-cache",
             "sample the reward cache with vLLM",
@@ -251,7 +258,8 @@ class Plan:
             (),
             absent,
         )
-        words = self._train("vbon", "vllm-training", (*self._short(), "--generation", "vllm"), 16)
+        settings = (*self._short(), "--generation", "vllm", *eager)
+        words = self._train("vbon", "vllm-training", settings, 16)
         title = "LoRA of rank 16, bf16, samples from vLLM"
         yield CheckStep(
             "vllm-training", title, "training", (*words, *_HALF), 120, needs, (), absent

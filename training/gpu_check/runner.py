@@ -8,13 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from training.gpu_check.plan import CheckStep, command_of
 from training.outputs.identity import read_json_record
 from vbon.storage.atomic import write_json
 
-Status = Literal["done", "failed", "out of time", "left out"]
 RESULTS = "results.json"
 _LEAST_S = 5.0  # a step that has less is not begun
 _END_S = 10.0
@@ -63,9 +62,10 @@ class CheckRunner:
         missing = [
             n for n in step.needs if self.results["steps"].get(n, {}).get("status") != "done"
         ]
-        if step.absent or missing:
-            reason = step.absent or f"it needs {', '.join(missing)}"
-            return {"status": "left out", "reason": reason}
+        if step.absent:
+            return {"status": "not here", "reason": step.absent}
+        if missing:
+            return {"status": "left out", "reason": f"it needs {', '.join(missing)}"}
         limit = min(step.limit_s, self._end - time.monotonic())
         if limit < _LEAST_S:
             return {
