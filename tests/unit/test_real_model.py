@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -229,6 +231,16 @@ def test_sources_without_one_model_are_refused(policy: Path, packed: Path, tmp_p
         load_policy(Source(empty, "here"))
 
 
+def test_a_policy_whose_answers_cannot_end_is_refused(policy: Path, tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    shutil.copytree(policy, endless)
+    file = endless / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({**settings, "eos_token": None}))
+    with pytest.raises(CheckpointError, match="of here has no EOS token to end answers"):
+        load_policy(Source(endless, "here"))
+
+
 def test_the_first_source_that_can_be_had_is_taken(
     policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -306,7 +318,12 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_the_directory_is_made_once_and_nothing_is_seen_twice(
-    policy: Path, encoder: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    policy: Path,
+    encoder: Path,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "out"
     config = RealModelConfig(
@@ -321,7 +338,10 @@ def test_the_directory_is_made_once_and_nothing_is_seen_twice(
         return seen["texts"]
 
     monkeypatch.setattr(build, "corpus_texts", remembered)
-    build_real_model(config)
+    with caplog.at_level(logging.INFO):
+        build_real_model(config)
+    assert "no chat template: study prompts/openings.jsonl" in caplog.text
+    assert re.search(r"reward model: accuracy \S+ \[\S+, \S+\] on 20 held-out texts", caplog.text)
 
     record = json.loads((out / "real-model.json").read_text())
     assert record["config"]["corpus"] == [str(corpus)]

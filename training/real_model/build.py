@@ -123,6 +123,10 @@ def _build_policy(
 ) -> dict[str, float]:
     with _fetched(config.policy) as source:
         model, tokenizer = load_policy(source)
+        if not tokenizer.chat_template:
+            logger.warning(
+                "the policy has no chat template: study prompts/openings.jsonl, not the chats"
+            )
         metrics = {
             "heldout_perplexity": _perplexity(model, tokenizer, heldout),
             "parameters": model.num_parameters(),

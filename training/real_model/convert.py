@@ -39,6 +39,10 @@ def load_policy(source: Source) -> tuple[Any, Any]:
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load the policy of {source.origin}: {error}") from error
+    if tokenizer.eos_token_id is None:
+        raise CheckpointError(
+            f"the tokenizer of {source.origin} has no EOS token to end answers; give another model"
+        )
     if source.gguf is not None:
         model = _plain(model)
     # Tokenizers of GGUF files know no limit.
