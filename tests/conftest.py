@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+from pathlib import Path
 
 # Tests must not reach for a model hub, whatever the machine's network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,7 +22,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from collections.abc import AsyncGenerator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
 # for a command, and four for a process that runs tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# Test files import torch, transformers and many others, all of which last. The garbage collector would look
+# through their millions of objects again and again: half of the CPU time of a collection of tests. It is on
+# again before the first test (pytest_collection_finish).
+gc.disable()
+
+# Processes that tests start begin with tests/startup/sitecustomize.py.
+STARTUP = str(Path(__file__).parent / "startup")
+_paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+os.environ["PYTHONPATH"] = os.pathsep.join([STARTUP, *(path for path in _paths if path != STARTUP)])
 
 # Timings are never asserted, on a machine that may be doing something else.
 settings.register_profile("untimed", deadline=None)
@@ -61,6 +72,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest first, and refuse a test that would start another worker's engines again."""
     check_groups(items)
     items.sort(key=lambda item: place_in_order(item.nodeid))
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector work, on what the tests make and no longer on what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:

@@ -94,4 +94,7 @@ def write_toys(folder: Path) -> Path:
 def environment_with(folder: Path) -> dict[str, str]:
     """The environment of a process in which the package is installed."""
     root = str(Path(__file__).resolve().parents[1])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), root))}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(folder), root, os.environ.get("PYTHONPATH", ""))),
+    }

@@ -36,7 +36,8 @@ async def schemathesis(
         "--phases", "examples,coverage,fuzzing,stateful", "--no-color",
         *(["--header", f"Authorization:Bearer {key}"] if key else []),
     ]  # fmt: skip
-    environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = os.environ | {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": paths}
     # It leaves files where it runs.
     with tempfile.TemporaryDirectory(prefix="schemathesis-") as scratch:
         process = await asyncio.create_subprocess_exec(

@@ -65,7 +65,7 @@ def start_sampling(sandbox: Path, folder: Path, reward: str, *more: str) -> subp
         '{"enforce_eager": true}',
         *more,
     ]
-    path = os.pathsep.join([str(ROOT), str(folder)])
+    path = os.pathsep.join([str(ROOT), str(folder), os.environ["PYTHONPATH"]])
     return subprocess.Popen(
         command,
         cwd=folder,
