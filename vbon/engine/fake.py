@@ -79,6 +79,8 @@ class FakeEngine:
         self._seconds_per_token = seconds_per_token
         self._endless = endless
         self._alive = False
+        # Candidates without a seed differ from each other, but are the same in every run of a test.
+        self._seeds = random.Random(path)
 
     @property
     def alive(self) -> bool:
@@ -226,7 +228,7 @@ class FakeEngine:
         if sampling.temperature == 0:
             source = random.Random(str(prompt_ids))
         elif sampling.seed is None:
-            source = random.Random()
+            source = random.Random(self._seeds.getrandbits(64))
         else:
             source = random.Random(f"{prompt_ids}{candidate_seed(sampling.seed, index)}")
         if sampling.json_schema is None:
