@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,13 +65,23 @@ def test_after_an_orderly_end_they_are_let_be(sleeper: subprocess.Popen[bytes]) 
     assert lives(sleeper.pid)
 
 
+def ignores(pid: int, sent: signal.Signals) -> bool:
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    return bool(int(status["SigIgn"], 16) & 1 << (sent - 1))
+
+
 def test_ctrl_c_does_not_end_the_guard(sleeper: subprocess.Popen[bytes]) -> None:
     guardian = Guardian([sleeper.pid])
-    time.sleep(0.3)  # it ignores the signal once it has begun to run
-    os.kill(guardian._process.pid, signal.SIGINT)
-    time.sleep(0.1)
-    assert guardian._process.poll() is None
+    guard = guardian._process
+    deadline = time.monotonic() + 20
+    while not ignores(guard.pid, signal.SIGINT) and time.monotonic() < deadline:
+        time.sleep(0.01)  # it does so once it has begun to run
+    os.kill(guard.pid, signal.SIGINT)
     guardian.dismiss()
+    assert guard.wait(20) == 0  # by itself, not by the signal
+    assert lives(sleeper.pid)
 
 
 def test_one_that_was_killed_is_known_to_be_gone(sleeper: subprocess.Popen[bytes]) -> None:

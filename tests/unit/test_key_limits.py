@@ -190,6 +190,7 @@ async def test_prompts_that_wait_for_the_tokenizer_are_bounded(tmp_path: Path) -
     assert "long prompts" in refused.json()["error"]["message"]
 
 
+@clocked  # or a slow machine gives the key tokens back meanwhile
 async def test_prompts_that_are_encoded_in_vain_are_charged_to_their_key(tmp_path: Path) -> None:
     engine = Laborious()
     runtime, tokens = keyed(

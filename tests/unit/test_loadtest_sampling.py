@@ -21,7 +21,7 @@ from service.loadtest.plan import Variant
 from service.loadtest.report.tables import quality_table, throughput_table
 from service.loadtest.schema import ServedMode, ServerDescription
 from tests.unit.fakes import make_runtime
-from tests.unit.test_loadtest_service import measure, served
+from tests.unit.test_loadtest_service import clocked, measure, served
 from vbon.engine.fake import FakeEngine
 from vbon.prompts import Prompt
 from vbon.storage.training_record import TrainingRecord
@@ -88,9 +88,13 @@ def test_each_checkpoint_that_is_measured_otherwise_than_trained_is_told() -> No
     assert "ignore_eos is on" in warning
 
 
+@clocked
 async def test_a_result_has_the_warning(tmp_path: Path) -> None:
     (tmp_path / "training.json").write_text(json.dumps({"identity": {"max_new_tokens": 5}}))
-    engines = {"ref": FakeEngine("ref", endless=True), "vbon": FakeEngine(str(tmp_path))}
+    engines = {
+        "ref": FakeEngine("ref", endless=True, seconds_per_token=0.002),
+        "vbon": FakeEngine(str(tmp_path), seconds_per_token=0.002),
+    }
     result = await measure(
         tmp_path / "run", make_runtime(engines=engines), max_tokens=8, duration_s=0.1, n=[2]
     )

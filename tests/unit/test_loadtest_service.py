@@ -20,19 +20,23 @@ from service.loadtest.plan import Variant
 from service.loadtest.schema import LoadTestResult
 from tests.unit.fakes import ChatEngine, make_runtime
 from tests.unit.test_loadtest import Quiet
+from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
 from vbon.prompts import Prompt
 
+clocked = virtually("service", "vbon", "tests.unit")
+
 PROMPTS = [Prompt(text=f"prompt {i}") for i in range(12)]
+
+
+def slow_engines() -> dict[str, FakeEngine]:
+    return {name: FakeEngine(name, seconds_per_token=0.004) for name in ("ref", "vbon")}
 
 
 async def measure(
     out: Path, runtime: Any = None, prompts: list[Prompt] = PROMPTS, **changes: Any
 ) -> LoadTestResult:
-    if runtime is None:
-        engines = {name: FakeEngine(name, seconds_per_token=0.002) for name in ("ref", "vbon")}
-        runtime = make_runtime(engines=engines)
-    async with served(runtime) as url:
+    async with served(runtime or make_runtime(engines=slow_engines())) as url:
         values = {
             "url": url, "out": out, "n": [2, 4], "concurrency": [3], "rounds": 1, "duration_s": 0.4,
             "warmup_s": 0.1, "max_tokens": 8, "quality_samples": 3, "store": None, "stream": True, **changes,
@@ -45,6 +49,7 @@ async def measure(
         return build_result(settings, server, variants, prompts, journal)
 
 
+@clocked
 async def test_every_mode_is_measured_streamed_and_scored(tmp_path: Path) -> None:
     result = await measure(tmp_path)
     cells = {cell.variant: cell for cell in result.cells}
@@ -74,6 +79,7 @@ async def test_every_mode_is_measured_streamed_and_scored(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("api", ["native", "openai"])
 @pytest.mark.parametrize("stream", [True, False])
+@clocked
 async def test_chats_are_sent_as_chats(tmp_path: Path, api: str, stream: bool) -> None:
     asked: list[Prompt] = []
 
@@ -113,6 +119,7 @@ async def test_chats_are_sent_as_chats(tmp_path: Path, api: str, stream: bool) -
         assert result.examples[0].prompt == "system: be brief\nuser: hi 0"
 
 
+@clocked
 async def test_openai_api_gives_the_same_kind_of_figures(tmp_path: Path) -> None:
     result = await measure(tmp_path, api="openai", modes=["vbon"], ignore_eos=True)
     cell = result.cells[0]
@@ -127,8 +134,10 @@ async def test_openai_api_gives_the_same_kind_of_figures(tmp_path: Path) -> None
     assert result.quality == []
 
 
+@clocked
 async def test_without_a_reward_model_there_are_no_rewards_but_latencies(tmp_path: Path) -> None:
-    result = await measure(tmp_path, make_runtime(without_reward=True), modes=["ref", "vbon"])
+    runtime = make_runtime(engines=slow_engines(), without_reward=True)
+    result = await measure(tmp_path, runtime, modes=["ref", "vbon"])
     assert [cell.variant for cell in result.cells] == ["ref", "vbon"]
     assert all(one.reward is None and one.unscored == 36 for one in result.quality)
     assert "2 of" not in result.decision[0]

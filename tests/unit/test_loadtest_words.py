@@ -18,7 +18,7 @@ from service.loadtest.report.tables import _paid_after
 from service.loadtest.schema import BreakEven, VariantCost
 from tests.unit.fakes import make_runtime
 from tests.unit.test_gold_rewards import GoldReward
-from tests.unit.test_loadtest_service import measure
+from tests.unit.test_loadtest_service import clocked, measure, slow_engines
 from tests.unit.test_loadtest_verdict import (
     capacity_of_rounds,
     cell_at,
@@ -117,8 +117,9 @@ def test_gold_rewards_of_best_of_n_are_those_of_what_it_chooses() -> None:
     assert curve_matrix([holed], 4, gold=True)[0] == []
 
 
+@clocked
 async def test_where_the_server_has_a_gold_model_it_judges(tmp_path: Path) -> None:
-    runtime = make_runtime(gold=GoldReward())
+    runtime = make_runtime(engines=slow_engines(), gold=GoldReward())
     result = await measure(tmp_path, runtime, n=[4], quality_samples=1, duration_s=0.2)
     (pair,) = result.break_even
     quality = {one.variant: one for one in result.quality}

@@ -48,12 +48,21 @@ async def test_what_nobody_waits_for_is_not_scored() -> None:
 
 
 async def test_stopping_fails_what_still_waits() -> None:
-    scorer = BatchingScorer(FakeReward(seconds=0.05))
+    begun, let_go = threading.Event(), threading.Event()
+
+    class Held(FakeReward):
+        def score(self, items):  # type: ignore[no-untyped-def, override]
+            begun.set()
+            let_go.wait(60)
+            return super().score(items)
+
+    scorer = BatchingScorer(Held())
     await scorer.start()
     running = asyncio.create_task(scorer.score(PROMPT, "a"))
-    await asyncio.sleep(0.02)
+    await asyncio.to_thread(begun.wait, 60)
     waiting = asyncio.create_task(scorer.score(PROMPT, "b"))
     await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.01, let_go.set)  # once the scorer is being stopped
     await scorer.stop()
     for task in (running, waiting):
         with pytest.raises(RewardError, match="shutting down"):
