@@ -108,7 +108,11 @@ def test_the_attack_reaches_most_texts(result: LoadTestResult) -> None:
 
 
 @pytest.mark.parametrize("attack", ALL)
-def test_texts_of_a_training_report_make_no_elements(tmp_path: Path, attack: str) -> None:
+def test_texts_of_a_training_report_make_no_elements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    monkeypatch.setattr("training.report.plots.draw_sweeps", lambda *_: [])  # only the page is read
+
     def page(text: str) -> str:
         folder = tmp_path / ("attacked" if "<" in text else "plain")
         cells = [cell(text, 4, 0, 0.8, 0.78), {**ended("failed", text), "checkpoint": text}]

@@ -127,6 +127,15 @@ def cells() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the pictures, which take most of a report's time, in tests of its other files."""
+    monkeypatch.setattr("training.report.plots.draw_sweeps", lambda *_: [])
+
+
+undrawn = pytest.mark.usefixtures("no_pictures")
+
+
 def test_report_is_one_whole_file_that_loads_nothing(tmp_path: Path, cells: list[Any]) -> None:
     sweep = write_sweep(tmp_path / "sweep", cells)
     write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
@@ -147,6 +156,7 @@ def test_report_is_one_whole_file_that_loads_nothing(tmp_path: Path, cells: list
         assert words in page.text
 
 
+@undrawn
 def test_figures_in_json_are_those_derived_by_hand(tmp_path: Path, cells: list[Any]) -> None:
     write_report(
         ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", cells)], out=tmp_path / "out")
@@ -166,6 +176,7 @@ def test_figures_in_json_are_those_derived_by_hand(tmp_path: Path, cells: list[A
     }  # fmt: skip
 
 
+@undrawn
 def test_only_num_samples_makes_a_target(tmp_path: Path) -> None:
     cells = [cell("vbon", 4, 0, 0.8, 0.78), cell("dpo", 4, 0, 0.8, 0.78, parameter="beta")]
     write_report(
@@ -175,6 +186,7 @@ def test_only_num_samples_makes_a_target(tmp_path: Path) -> None:
     assert [r["method"] for r in tables["target_4"]["rows"]] == ["vbon"]
 
 
+@undrawn
 def test_summary_follows_the_tables(tmp_path: Path, cells: list[Any]) -> None:
     write_report(
         ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", cells)], out=tmp_path / "out")
@@ -191,6 +203,7 @@ def test_summary_follows_the_tables(tmp_path: Path, cells: list[Any]) -> None:
     assert "Closest to best-of-16's win rate of 0.941" in text
 
 
+@undrawn
 def test_a_single_seed_is_pointed_out(tmp_path: Path, cells: list[Any]) -> None:
     write_report(
         ReportConfig(sweeps=[write_sweep(tmp_path / "sweep", [cells[0]])], out=tmp_path / "out")
@@ -262,6 +275,7 @@ def test_only_failed_cells_give_a_page_that_says_so(tmp_path: Path) -> None:
     assert "Most often" not in text
 
 
+@undrawn
 def test_cells_without_a_record_are_counted(tmp_path: Path, cells: list[Any]) -> None:
     sweep = write_sweep(tmp_path / "sweep", cells)
     (sweep / "cells" / "running").mkdir()
@@ -289,6 +303,7 @@ def with_prompts(record: dict[str, Any], shift: float) -> dict[str, Any]:
     return {**record, "per_prompt": figures}
 
 
+@undrawn
 def test_targets_show_intervals_and_what_cannot_be_told_apart(tmp_path: Path) -> None:
     cells = [with_prompts(cell(m, 4, s, 0.8, w), 0.05 + s / 100)
              for m, w in (("vbon", 0.78), ("bon-sft", 0.781), ("bond", 0.6)) for s in (0, 1)]  # fmt: skip
@@ -312,6 +327,7 @@ def test_targets_show_intervals_and_what_cannot_be_told_apart(tmp_path: Path) ->
         write_report(ReportConfig(sweeps=sweeps[:1], out=tmp_path / "out", pool=True))
 
 
+@undrawn
 def test_tables_and_records_let_others_compute_the_report(tmp_path: Path, cells: list[Any]) -> None:
     sweep = write_sweep(tmp_path / "sweep", [with_prompts(cells[0], 0.05), *cells[1:]])
     write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
@@ -330,6 +346,7 @@ def test_tables_and_records_let_others_compute_the_report(tmp_path: Path, cells:
     assert float(line["kl.mean"]) == pytest.approx(0.85)
 
 
+@undrawn
 def test_budgets_count_cached_samples(tmp_path: Path, cells: list[Any]) -> None:
     none = {"cost": {**cells[3]["cost"], "cached_samples": 0, "optimizer_updates": 20}}
     sweep = write_sweep(tmp_path / "sweep", [cells[0], {**cells[3], **none}])
@@ -341,6 +358,7 @@ def test_budgets_count_cached_samples(tmp_path: Path, cells: list[Any]) -> None:
     }  # fmt: skip
 
 
+@undrawn
 def test_a_search_is_shown_and_its_choices_lead(tmp_path: Path, cells: list[Any]) -> None:
     sweep = write_sweep(tmp_path / "sweep", [with_prompts(one, 0.05) for one in cells[:5]])
     tried = [

@@ -205,10 +205,9 @@ def draw_sweeps(
         for axes, (sweep, field) in zip(figure.subplots(lines, 2).flat, panels, strict=True):
             _draw_panel(axes, sweep, field, styles)
         _draw_legend(figure, styles)
-        return [
-            _save(figure, directory / "frontier.png", {"dpi": 150}),
-            _save(figure, directory / "frontier.svg", {"metadata": {"Date": None}}),
-        ]
+        png = _save(figure, directory / "frontier.png", {"dpi": 150})
+        figure.set_layout_engine("none")  # the layout of the first file serves the second too
+        return [png, _save(figure, directory / "frontier.svg", {"metadata": {"Date": None}})]
 
 
 def _draw_legend(figure: Any, styles: Mapping[str, Style]) -> None:
