@@ -1,7 +1,8 @@
 """Runs commands as a fresh interpreter would, without the half second that its imports take.
 
 One process imports third-party packages, none of ours, and forks for each command. What the command imports
-of ours it imports itself, so that a check of its imports is a real one.
+of ours it imports itself, so that a check of its imports is a real one; tests of what a command does can
+spare it those imports too.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def run_command(
     env: Mapping[str, str] | None = None,
     blocked: Sequence[str] = (),
     interrupt_after: str = "",
+    loaded: tuple[str, ...] = (),
 ) -> tuple[int, str]:
     """Run ``python -m MODULE ...`` or ``python -c CODE``; its exit status and all that it printed.
 
@@ -56,6 +58,7 @@ def run_command(
         env: the whole environment; by default this process's.
         blocked: packages that cannot be imported by the command.
         interrupt_after: press Ctrl-C once this was printed.
+        loaded: modules that it finds imported, beside ``PRELOADED``.
     """
     order = {
         "arguments": list(arguments),
@@ -64,7 +67,7 @@ def run_command(
         "blocked": list(blocked),
     }
     with _one_at_a_time:
-        _, server, answers = _server()
+        _, server, answers = _server(loaded)
         reading, writing = os.pipe()
         socket.send_fds(server, [json.dumps(order).encode()], [writing])
         os.close(writing)
@@ -79,18 +82,20 @@ def run_command(
 
 
 @functools.cache
-def _server() -> tuple[subprocess.Popen[bytes], socket.socket, Any]:
+def _server(loaded: tuple[str, ...]) -> tuple[subprocess.Popen[bytes], socket.socket, Any]:
     """The process that forks, started at first use; it ends when this process does."""
     ours, theirs = socket.socketpair()
-    code = f"from tests.interpreter import fork_commands; fork_commands({theirs.fileno()})"
+    code = (
+        f"from tests.interpreter import fork_commands; fork_commands({theirs.fileno()}, {loaded})"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, pass_fds=[theirs.fileno()])
     theirs.close()
     return process, ours, ours.makefile()
 
 
-def fork_commands(handle: int) -> None:
+def fork_commands(handle: int, loaded: tuple[str, ...]) -> None:
     """Fork for each order that comes; return in the fork, where the command has been run."""
-    for name in PRELOADED:
+    for name in (*PRELOADED, *loaded):
         import_module(name)
     gc.freeze()  # a collection in a fork would copy all that it looks at
     with socket.socket(fileno=handle) as client:

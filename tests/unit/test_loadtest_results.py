@@ -416,10 +416,21 @@ def test_rewards_are_compared_on_the_same_prompts_only(result: LoadTestResult) -
     assert found.settings_changed == {"prompt_words": (None, "20")}
 
 
+# Imports take longer than most of what the commands do.
+LOADED = (
+    "service.loadtest.execute",
+    "service.loadtest.report.plots",
+    "service.loadtest.report.terminal",
+    "service.store",
+)
+
+
 async def command(*arguments: str, cwd: Path, interrupt_after: str = "") -> tuple[int, str]:
     """The real command line; with ``interrupt_after``, Ctrl-C once that was printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "300"}
-    run = partial(run_command, cwd=cwd, env=environment, interrupt_after=interrupt_after)
+    run = partial(
+        run_command, cwd=cwd, env=environment, interrupt_after=interrupt_after, loaded=LOADED
+    )
     return await asyncio.to_thread(run, ["-m", "service.loadtest", *arguments])
 
 
