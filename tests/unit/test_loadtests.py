@@ -342,6 +342,39 @@ async def test_one_that_fails_says_why_and_one_past_its_limit_is_stopped(
         assert "it took longer than 2 s" in status["message"]
 
 
+async def test_one_that_hangs_is_killed_at_its_limit_and_with_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It neither ends when it is told to, by the end of its pipe, nor when it is interrupted."""
+    hangs = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(600)"
+    monkeypatch.setattr(loadtest_runs, "_COMMAND", (sys.executable, "-c", hangs))
+    runs = LoadTestRuns(AsyncStore(None))
+
+    async def start(limit_s: float) -> tuple[Run, int]:
+        run = await runs.start(
+            {}, None, caller=ANYBODY, token=None, tags=(), planned_s=None, limit_s=limit_s
+        )
+        assert run.process is not None
+        return run, run.process.pid
+
+    monkeypatch.setattr(loadtest_runs, "_STOP_S", 0.1)
+    past_its_limit, pid = await start(0.1)
+    assert past_its_limit.watching is not None
+    await asyncio.wait_for(past_its_limit.watching, 20)
+    assert past_its_limit.state == "stopped"
+    assert past_its_limit.message == (
+        "it took longer than 0.1 s; nothing had been measured by then"
+    )
+    assert not psutil.pid_exists(pid)
+
+    monkeypatch.setattr(loadtest_runs, "_STOP_S", 600.0)
+    monkeypatch.setattr(loadtest_runs, "_CLOSE_S", 0.1)
+    at_the_end, pid = await start(600)
+    await asyncio.wait_for(runs.close(), 20)
+    assert at_the_end.state == "stopped"
+    assert not psutil.pid_exists(pid)
+
+
 async def test_nothing_is_left_of_a_program_that_is_killed(tmp_path: Path) -> None:
     server = SlowServer()
     parent_code = (
