@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable
@@ -58,8 +59,12 @@ class AsyncStore:
             raise NotFoundError(
                 "this service has no store; start it with --store FILE or --store URL"
             )
-        store = await self._opened(self.where)
-        return await self._run(work, store)
+        for _ in range(2):
+            store = await self._opened(self.where)
+            with contextlib.suppress(_ReplacedError):
+                return await self._run(lambda opened: _use(opened, work), store)
+            await self._forget(store)
+        raise StoreError("the file of the store is being replaced; try again")
 
     async def _opened(self, where: str) -> Store:
         if self._store is None:
@@ -69,6 +74,13 @@ class AsyncStore:
                 self._opening.add_done_callback(forget_failure)
             self._store = await asyncio.shield(self._opening)
         return self._store
+
+    async def _forget(self, store: Store) -> None:
+        """Close a store whose file was replaced, so that the next use opens the file that is there now."""
+        if self._store is store:
+            logger.warning("the file of the store was deleted or replaced, so it is opened anew")
+            self._store = None
+        await self._run(lambda opened: opened.close(), store)
 
     async def _open(self, where: str) -> Store:
         try:
@@ -102,6 +114,16 @@ class AsyncStore:
         if self._store is not None:
             self._store.close()
             self._store = None
+
+
+class _ReplacedError(Exception):
+    """The file of the store is not the one that was opened."""
+
+
+def _use(store: Store, work: Callable[[Store], T]) -> T:
+    if store.was_replaced:
+        raise _ReplacedError
+    return work(store)
 
 
 def check_place(where: str | None) -> None:

@@ -12,7 +12,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -30,10 +30,24 @@ _MIGRATING = threading.Lock()  # alembic keeps its context in a module variable
 
 
 class Store:
-    """An open store. Threads may share it; each uses sessions of its own."""
+    """An open store. Threads may share it; each uses sessions of its own.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        file: the file of SQLite; ``None`` for other databases.
+    """
+
+    def __init__(self, engine: Engine, file: Path | None = None) -> None:
         self._engine = engine
+        self._file, self._identity = file, _identity(file)
+
+    @property
+    def was_replaced(self) -> bool:
+        """True if its file is not the one that was opened: it was deleted, moved or replaced since.
+
+        Connections keep the file that they have opened. They would go on reading it, and SQLite refuses to
+        write to it.
+        """
+        return _identity(self._file) != self._identity
 
     @contextmanager
     def session(self, *, reads_only: bool = False) -> Iterator[Session]:
@@ -94,7 +108,23 @@ def open_store(where: str, *, patience_s: float = PATIENCE_S) -> Store:
         raise StoreError(
             f"cannot use the store {parsed.set(query={}).render_as_string()}: {_said(error)}"
         ) from error
-    return Store(engine)
+    return Store(engine, _file_of(parsed))
+
+
+def _file_of(url: URL) -> Path | None:
+    """The file of SQLite; ``None`` for other databases, and for one in memory."""
+    name = url.database
+    if url.get_backend_name() != "sqlite" or not name or name.startswith((":memory:", "file:")):
+        return None
+    return Path(name)
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    try:
+        found = None if file is None else file.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_dev, found.st_ino)
 
 
 def _prepare_sqlite(engine: Engine) -> None:

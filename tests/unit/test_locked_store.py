@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -185,6 +186,57 @@ async def test_two_services_on_one_store_take_turns(
         [line] = await store.use(human_win_rates)
         assert line.wins + line.losses == 7
         store.close()
+
+
+def replace(file: Path, how: str, aside: Path) -> None:
+    """Do to a file what its owner may do while services use it; a backup has three verdicts."""
+    if how == "deleted":
+        file.unlink()
+    elif how == "moved away":
+        file.rename(aside)
+    else:
+        backup = open_store(str(aside))
+        for _ in range(3):
+            add_preference(backup, VERDICT)
+        backup.close()
+        aside.replace(file)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "moved away"])
+async def test_a_file_that_was_replaced_is_opened_anew(
+    where: str, how: str, tmp_path: Path
+) -> None:
+    """Connections keep the old file, and SQLite would not write to it until the service is restarted."""
+    file, aside = Path(where), tmp_path / "aside.db"
+    async with serving(make_runtime(store=where)) as (_, client):
+        assert (await judged(client)).status_code == 200
+        before = await verdicts(client)
+        replace(file, how, aside)
+        told = await asyncio.gather(*(judged(client) for _ in range(3)))
+        assert [one.status_code for one in told] == [200] * 3
+        assert (before, await verdicts(client)) == (2, 6 if how == "replaced" else 3)
+        if how == "moved away":  # and back
+            shutil.move(aside, file)
+            assert await verdicts(client) == 2
+            assert (await judged(client)).status_code == 200
+
+
+async def test_a_file_whose_directory_is_away_is_503_until_it_is_back(where: str) -> None:
+    folder = Path(where).parent
+    async with serving(make_runtime(store=where)) as (_, client):
+        assert await verdicts(client) == 1
+        shutil.move(folder, f"{folder}-away")
+        assert (await client.get("/preferences")).status_code == 503
+        assert (await judged(client)).status_code == 503
+        shutil.move(f"{folder}-away", folder)
+        assert (await judged(client)).status_code == 200
+        assert await verdicts(client) == 2
+
+
+async def verdicts(client: httpx.AsyncClient) -> int:
+    """The number of verdicts that the store has."""
+    found = (await client.get("/preferences")).json()["standings"]
+    return sum(one["wins"] + one["losses"] for one in found)
 
 
 @pytest.mark.parametrize("prefix", ["", "sqlite:///"])
