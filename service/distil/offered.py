@@ -106,6 +106,7 @@ class Identities:
 
     def __init__(self) -> None:
         self._stops: dict[tuple[str, str], tuple[int, ...] | None] = {}
+        self._last: Identity | None = None
 
     def of(self, result: PromptResult) -> Identity:
         """The identity of an answer's samples.
@@ -116,7 +117,7 @@ class Identities:
         assert result.scorer is not None
         assert result.reward_revision is not None
         policy = result.policy
-        return Identity(
+        found = Identity(
             policy=policy.path,
             policy_revision=policy.revision,
             reward=result.scorer.name,
@@ -125,6 +126,9 @@ class Identities:
             temperature=result.sampling.temperature,
             eos_token_ids=self._stop_ids(policy.path, policy.revision),
         )
+        if found != self._last:  # the same object again has its digest already
+            self._last = found
+        return self._last
 
     def _stop_ids(self, path: str, revision: str) -> tuple[int, ...] | None:
         place = path, revision

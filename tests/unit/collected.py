@@ -41,7 +41,7 @@ def answer(request_id: str = "req-1", **changes: Any) -> CollectedAnswer:
 def kept(directory: Path) -> list[CollectedAnswer]:
     """All answers in the sealed shards of a directory, whose checksums must be right."""
     shards = [SealedShard.read(path) for path in sorted(directory.glob("*.jsonl"))]
-    return [found for shard in shards for _, found in shard.answers()]
+    return [found for shard in shards for found in shard.checked_answers()]
 
 
 def everything(directory: Path) -> bytes:

@@ -62,7 +62,7 @@ ROOMS = {
     "vbon.http": "",
     "vbon.rewards": "vbon.http",
     "vbon.demo": "vbon.cli",
-    "vbon.distil": "",
+    "vbon.distil": "vbon.cli vbon.rewards",
     "vbon.study": "vbon.cli",
     # service: around a request
     "service": "",

@@ -18,7 +18,6 @@ pytestmark = pytest.mark.train
 
 from accelerate import Accelerator  # noqa: E402
 
-from training.cache.metadata import metadata_path  # noqa: E402
 from training.configs import EvaluateConfig, SampleConfig, TrainConfig  # noqa: E402
 from training.evaluation import measure  # noqa: E402
 from training.evaluation.measure import Measurer  # noqa: E402
@@ -36,6 +35,7 @@ from vbon.errors import DataError  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
 from vbon.rewards import Scorable  # noqa: E402
 from vbon.rewards.truncation import with_missing_eos_reward  # noqa: E402
+from vbon.storage.cache_metadata import metadata_path  # noqa: E402
 
 EOS, STOP, OTHER = 0, 5, 3
 # Two prompts with two samples each: ended by EOS, cut off, ended by a stop token of the model, cut off.

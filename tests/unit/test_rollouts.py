@@ -15,12 +15,12 @@ pytestmark = pytest.mark.train
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: E402
 
-from training.cache.metadata import metadata_path  # noqa: E402
 from training.rollouts.rollout import response_logits, rollout_of, sample_responses, terms_of  # noqa: E402
 from training.train.config import train_config_type  # noqa: E402
 from training.train.dropout import remove_dropout  # noqa: E402
 from training.train.inputs import TrainingInputs  # noqa: E402
 from vbon.errors import CheckpointError, DataError  # noqa: E402
+from vbon.storage.cache_metadata import metadata_path  # noqa: E402
 from vbon.storage.stop_tokens import find_extra_stop_ids, stop_identity  # noqa: E402
 
 VOCAB = ["<eos>", "▁the", "▁film", "▁was", "▁good", "▁bad", "ish", "▁"]

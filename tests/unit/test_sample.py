@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from training.cache import sample, sample_file
-from training.cache.metadata import check_content, metadata_path
+from training.cache.metadata import check_content
 from training.cache.sample import build_cache
 from training.cache.sample_backends import Response
 from training.configs import SampleConfig, TrainConfig
@@ -26,6 +26,7 @@ from vbon.engine import FinishReason
 from vbon.errors import DataError, ExportError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
+from vbon.storage.cache_metadata import metadata_path
 from vbon.storage.checkpoints import Checkpoint
 from vbon.storage.checksums import sha256_of
 

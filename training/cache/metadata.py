@@ -10,13 +10,9 @@ from typing import Any
 from training.cache.open_columns import source_digest
 from training.outputs.identity import read_undamaged_record
 from vbon.errors import DataError
+from vbon.storage.cache_metadata import metadata_path
 
 logger = logging.getLogger(__name__)
-
-
-def metadata_path(cache: Path) -> Path:
-    """The metadata file of a cache, finished or not."""
-    return cache.with_name(cache.name + ".meta.json")
 
 
 def check_content(cache: Path, metadata: dict[str, Any], digest: str) -> None:

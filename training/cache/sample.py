@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cache.metadata import metadata_path
 from training.cache.sample_backends import Response, sample_with_transformers, sample_with_vllm
 from training.cache.sample_file import (
     LinePlaces,
@@ -39,6 +38,7 @@ from vbon.rewards import RewardModel, Scorable
 from vbon.rewards.deaths import open_unsupervised
 from vbon.rewards.truncation import with_missing_eos_reward
 from vbon.storage.atomic import read_errors, write_errors, write_json
+from vbon.storage.cache_metadata import metadata_path
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.checksums import sha256_of
 from vbon.storage.locks import sole_writer

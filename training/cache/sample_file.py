@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from training.cache.jsonl import parse
-from training.cache.metadata import check_content, metadata_path
+from training.cache.metadata import check_content
 from training.configs import SampleConfig
 from training.outputs.identity import is_same_output, read_undamaged_record
 from vbon.errors import DataError
 from vbon.prompts import Prompt
 from vbon.storage.atomic import read_errors, write_errors, write_json
+from vbon.storage.cache_metadata import metadata_path
 from vbon.storage.checksums import sha256_of
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from training.cache.metadata import check_made_with, metadata_path
+from training.cache.metadata import check_made_with
 from training.cache.open_columns import source_digest
 from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
@@ -21,6 +21,7 @@ from vbon.prompt_files import PromptFile, encode_prompts, read_prompt_file
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel
 from vbon.rewards.deaths import open_unsupervised
+from vbon.storage.cache_metadata import metadata_path
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.model_shape import ModelShape, read_model_shape
 from vbon.storage.stop_tokens import find_extra_stop_ids, stop_identity

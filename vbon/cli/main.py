@@ -56,6 +56,11 @@ COMMANDS = {
         "Make a running server read one of its models again.",
         SERVE,
     ),
+    "distil": Lazy(
+        "vbon.distil.commands:distil_cli",
+        "Train on what a service has collected: look at it, delete, make a reward cache.",
+        TRAIN,
+    ),
     "keys": Lazy("service.auth.commands:keys_cli", "Add, list and remove API keys.", SERVE),
     "compare": Lazy(
         "service.__main__:cli compare",

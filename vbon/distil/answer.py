@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -35,7 +36,7 @@ class Identity(BaseModel):
     temperature: float = Field(gt=0)
     eos_token_ids: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Eight hex digits that name this identity in file names and commands."""
         record = json.dumps(self.model_dump(mode="json"), sort_keys=True)

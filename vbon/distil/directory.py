@@ -373,6 +373,26 @@ class CollectedDirectory:
             shard.discard()
 
 
+def delete_offline(path: Path, request_ids: Iterable[str]) -> int:
+    """Remove every answer to some requests from a directory that no service is using.
+
+    Returns:
+        The number of lines removed.
+
+    Raises:
+        DataError: not a directory.
+        ExportError: a service is using it, or a shard cannot be rewritten.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path} is not a directory of collected answers (vbon serve --distil.dir)")
+    directory = CollectedDirectory(path)
+    try:
+        with write_errors(path):
+            return directory.delete(request_ids)
+    finally:
+        directory.close()
+
+
 def _age(shard: SealedShard) -> tuple[float, str]:
     return shard.seal.first_s, shard.path.name
 

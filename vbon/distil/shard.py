@@ -170,47 +170,64 @@ class SealedShard:
 
     @classmethod
     def read(cls, path: Path) -> SealedShard:
-        """Read the first and the last line; :meth:`answers` checks the rest.
+        """Read the first and the last line; :meth:`checked_answers` checks the rest.
 
         Raises:
             DataError: the file cannot be read, or has no valid seal.
         """
         with read_errors(path), path.open("rb") as source:
-            size = os.fstat(source.fileno()).st_size
-            identity = parse_header(source.readline(), str(path))
-            last = _last_line(source, size)
+            return cls._in(source, path)
+
+    @classmethod
+    def _in(cls, source: BinaryIO, path: Path) -> SealedShard:
+        """The shard in an opened file."""
+        size = os.fstat(source.fileno()).st_size
+        identity = parse_header(source.readline(), str(path))
+        last = _last_line(source, size)
         try:
             seal = Seal.model_validate(json.loads(last)["sealed"])
         except (ValueError, RecursionError, TypeError, KeyError):
             raise DataError(f"{path} has no valid seal, so it is damaged") from None
         return cls(path, identity, seal, size, size - len(last))
 
-    def answers(self) -> Iterator[tuple[int, CollectedAnswer]]:
-        """Read all answers, each with the position of its line.
+    def answers(self, source: BinaryIO) -> Iterator[CollectedAnswer]:
+        """All answers in the opened file of the shard.
 
         Raises:
             DataError: the content is not what was sealed; raised at the end, after all answers.
-            FileNotFoundError: the shard has been removed since.
         """
         damaged = f"{self.path}: its content is not what was sealed, so it is damaged"
-        digest = hashlib.sha256()
-        with self.path.open("rb") as source:
-            header = source.readline()
-            digest.update(header)
-            at = len(header)
-            while at < self.body:
-                line = source.readline(self.body - at)
-                if not line:
-                    raise DataError(damaged)
-                digest.update(line)
-                try:
-                    answer = parse_line(line, str(self.path))
-                except DataError:
-                    raise DataError(damaged) from None
-                yield at, answer
-                at += len(line)
+        source.seek(0)
+        header = source.readline()
+        digest, at = hashlib.sha256(header), len(header)
+        while at < self.body:
+            line = source.readline(self.body - at)
+            if not line:
+                raise DataError(damaged)
+            digest.update(line)
+            at += len(line)
+            try:
+                answer = parse_line(line, str(self.path))
+            except DataError:
+                raise DataError(damaged) from None
+            yield answer
         if digest.hexdigest() != self.seal.sha256:
             raise DataError(damaged)
+
+    def checked_answers(self) -> Iterator[CollectedAnswer]:
+        """All answers, after a first reading has found them to be what was sealed.
+
+        Seal and answers are read from one open file, even if the shard is replaced or removed meanwhile.
+
+        Raises:
+            DataError: the content is not what was sealed; raised before any answer.
+            FileNotFoundError: the shard has been removed.
+        """
+        with self.path.open("rb") as source:
+            now = SealedShard._in(source, self.path)  # a deletion may have replaced it
+            for _ in now.answers(source):
+                pass
+            yield from now.answers(source)
 
 
 def _last_line(source: BinaryIO, size: int) -> bytes:

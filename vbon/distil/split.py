@@ -1,0 +1,36 @@
+"""The split of collected prompts: some never train, so that checkpoints can be judged on them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from vbon.distil.answer import CollectedAnswer
+
+
+def is_held_out(answer: CollectedAnswer, share: float) -> bool:
+    """Tell whether an answer's prompt belongs to the held-out share, by a hash.
+
+    The hash is that of :func:`opening`, so a prompt is always on the same side, in every cache; and what a
+    smaller share holds out, a larger one holds out too.
+    """
+    digest = hashlib.sha256(opening(answer).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def opening(answer: CollectedAnswer) -> str:
+    """The part of a prompt that decides its side, in lower case and with single spaces.
+
+    Of a chat, it ends with the first message of a user, so that all turns of a conversation are on one side.
+    """
+    if answer.messages is None:
+        return _plain(answer.prompt)
+    parts = []
+    for message in answer.messages:
+        parts.append(f"{message.get('role')}: {_plain(str(message.get('content')))}")
+        if message.get("role") == "user":
+            break
+    return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
