@@ -51,6 +51,7 @@ class LoadTestSettings(Settings):
             "burstiness",
             "max_in_flight",
             "rounds",
+            "extend",
             "order",
             "duration_s",
             "requests",
@@ -127,6 +128,11 @@ class LoadTestSettings(Settings):
     )
     rounds: int = Field(
         5, ge=1, le=1000, description="blocks of each mode and level, in turns with the others"
+    )
+    extend: bool = Field(
+        True,
+        description="add rounds once if the ranges over rounds are slightly too wide to decide; all blocks "
+        "then take at most twice --max-s",
     )
     order: Literal["alternating", "random"] = Field(
         "alternating",

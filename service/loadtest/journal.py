@@ -23,6 +23,7 @@ _MAY_CHANGE = {
     "training_hours",
     "currency",
     "rounds",
+    "extend",
     "wait_s",
     "api_key_env",
     "run_id",

@@ -108,8 +108,13 @@ def planned_blocks(
     settings: LoadTestSettings,
     variants: Sequence[Variant],
     calibration: Calibration | None = None,
+    rounds: int | None = None,
 ) -> list[Block]:
-    """All blocks of a run at the levels given or calibrated, in order; none before the calibration."""
+    """All blocks of a run at the levels given or calibrated, in order; none before the calibration.
+
+    Args:
+        rounds: their number if it is not that of the settings.
+    """
     if settings.chooses_levels:
         by_label = {variant.label: variant for variant in variants}
         chosen = calibration.cells if calibration is not None else []
@@ -117,7 +122,7 @@ def planned_blocks(
     else:
         loads = [Load("closed", level) for level in settings.concurrency]
         line = cells(variants, loads + [Load("open", rate) for rate in settings.rate])
-    return schedule(line, settings.rounds, settings.order, settings.seed)
+    return schedule(line, rounds or settings.rounds, settings.order, settings.seed)
 
 
 def saturation_blocks(settings: LoadTestSettings, rates: Mapping[Variant, float]) -> list[Block]:

@@ -316,6 +316,18 @@ class Calibration(ResultPart):
     )
 
 
+class Extension(ResultPart):
+    """The rounds that were added because ranges were slightly too wide to decide."""
+
+    rounds: int = Field(description="of the run, with those that were added")
+    added: int
+    because: str
+    coverage: float = Field(
+        description="lowest probability that a range over rounds encloses the true median, whatever decides "
+        "on the extension"
+    )
+
+
 class ShownAnswer(ResultPart):
     """An answer shown as an example."""
 
@@ -352,6 +364,7 @@ class LoadTestResult(ResultPart):
     calibration: Calibration | None = Field(
         None, description="null: the load levels were given, or the calibration was not finished"
     )
+    extension: Extension | None = Field(None, description="null: no rounds were added")
     quality: list[Quality]
     curve: list[RewardAtN]
     gold_curve: list[RewardAtN] = Field(

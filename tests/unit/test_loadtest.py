@@ -73,7 +73,7 @@ async def measure(
     )
     variants = choose_variants(settings, told)
     journal = Journal.begin(settings, told.model_dump(mode="json"))
-    await LoadTest(settings, variants, PROMPTS, journal, progress or Quiet()).run()
+    await LoadTest(settings, variants, PROMPTS, journal, progress or Quiet(), told).run()
     return build_result(settings, told, variants, PROMPTS, journal)
 
 

@@ -9,6 +9,7 @@ wrong side of a tie) are so in 10 or more of 200 with a probability of 11%. The 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from math import inf
 
 import numpy as np
@@ -25,6 +26,7 @@ from service.loadtest.analysis.break_even import (
 )
 from service.loadtest.analysis.decision import decide
 from service.loadtest.analysis.equal_n import crossing, crossings, equal_n
+from service.loadtest.analysis.extension import extended_rounds, least_coverage, wanted
 from service.loadtest.analysis.verdict import Side, judged
 from service.loadtest.schema import BreakEven, CellResult, Quality, RoundResult
 from vbon.maths.statistics import median_range
@@ -114,17 +116,38 @@ def quality_of_means(name: str, n: int, means: Float) -> Quality:
     )
 
 
-def simulate(truth: Truth, rng: np.random.Generator) -> tuple[BreakEven, list[str]]:
-    """One load test: rounds with noise of 5% of their own and of 5% in common, prompts of many levels."""
-    drift = rng.normal(0, 0.05, ROUNDS)
-    measured: dict[str, tuple[MeasuredVariant, list[CellResult]]] = {}
+def simulate(
+    truth: Truth, rng: np.random.Generator, own_noise: float = 0.05
+) -> tuple[BreakEven, list[str], int]:
+    """One load test: rounds with noise of their own and of 5% in common, prompts of many levels.
+
+    It is analysed after five rounds and, if the analysis asks for more, again after all of them, as a run is.
+
+    Returns:
+        The pair, the sentences of its decision, and the number of rounds.
+    """
+    most = extended_rounds(ROUNDS)
+    drift = rng.normal(0, 0.05, most)
+    prices = {name: rng.normal(0, own_noise, (3, most)) + drift for name in ("vbon", "bon", "ref")}
     level = rng.normal(0, 2, PROMPTS)
     matrix = level[:, None] + BEST * (1 + rng.normal(0, 0.2, (PROMPTS, 1)))
     means = {"vbon": level + truth.reward + rng.normal(0, 0.4, PROMPTS), "bon": matrix[:, -1]}
+    pair, lines = analysed(truth, prices, matrix, means, ROUNDS)
+    extension = wanted([pair], ROUNDS)
+    if extension is None:
+        return pair, lines, ROUNDS
+    return *analysed(truth, prices, matrix, means, extension.rounds), extension.rounds
+
+
+def analysed(
+    truth: Truth, noise: dict[str, Float], matrix: Float, means: dict[str, Float], rounds: int
+) -> tuple[BreakEven, list[str]]:
+    """The analysis of the first rounds of a load test."""
+    measured: dict[str, tuple[MeasuredVariant, list[CellResult]]] = {}
     sizes = {"vbon": (truth.tuned, 1), "bon": (truth.sampled, N), "ref": (truth.single, 1)}
     for name, (rate, n) in sizes.items():
-        noise = rng.normal(0, 0.05, (3, ROUNDS)) + drift
-        rates = rate * np.array([0.3, 0.99, 1.0])[:, None] * np.exp(noise)
+        own = noise[name][:, :rounds]
+        rates = rate * np.array([0.3, 0.99, 1.0])[:, None] * np.exp(own)
         cells = cells_of(name, n, rates)
         capacity = capacity_of(name, cells, [])
         assert capacity is not None
@@ -160,13 +183,18 @@ def is_wrong(truth: Truth, lines: list[str]) -> bool:
     return any(claim in text for claim, false in false_claims.items() if false)
 
 
-@pytest.mark.parametrize("name", TRUTHS)
-def test_intervals_cover_and_decisions_are_right(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "own_noise"),
+    [*((name, 0.05) for name in TRUTHS), ("clear win", 0.13), ("near tie", 0.13)],
+)
+def test_intervals_cover_and_decisions_are_right(name: str, own_noise: float) -> None:
+    """On the noisy machine, a third of the runs are extended after a look at their ranges."""
     truth, rng = TRUTHS[name], np.random.default_rng(list(TRUTHS).index(name))
     covered = dict.fromkeys(("ratio", "given up", "equal n", "equal ratio", "equal requests"), 0)
-    wrong = decided = 0
+    wrong = decided = extended = 0
     for _ in range(RUNS):
-        pair, lines = simulate(truth, rng)
+        pair, lines, rounds = simulate(truth, rng, own_noise)
+        extended += rounds > ROUNDS
         given, ratio, equal = pair.reward_given_up, pair.cost_ratio, pair.equal_cost_ratio
         assert given is not None
         assert pair.equal_n is not None
@@ -197,7 +225,9 @@ def test_intervals_cover_and_decisions_are_right(name: str) -> None:
         wrong += pair.state == "decided" and is_wrong(truth, lines)
     assert min(covered.values()) >= 180, covered
     assert wrong < 0.05 * decided, (wrong, decided)
-    assert decided >= 150 or name == "near tie"  # the check is not empty
+    # The check is not empty.
+    assert decided >= (150 if own_noise == 0.05 else 75) or name == "near tie"
+    assert extended >= (0 if own_noise == 0.05 else 50)
 
 
 def open_ends(pair: BreakEven) -> tuple[float, float]:
@@ -217,6 +247,19 @@ def test_more_rounds_narrow_a_range_that_misses_the_median_no_more_often(
     """Of 9 rounds, 0 or 1 lie below the median with a probability of 10/512, on either side: 3.9%."""
     values = np.arange(count, dtype=float)
     assert median_ends(values[::-1]) == (left_out, count - 1 - left_out)
+
+
+@pytest.mark.parametrize("rounds", [5, 6, 8])
+def test_two_looks_cover_whatever_decides_on_the_second(rounds: int) -> None:
+    """Every pattern of rounds below and above the true median; either look may be the reported one."""
+    total = extended_rounds(rounds)
+    missed = 0
+    for below in product((False, True), repeat=total):
+        signs = np.where(below, -1.0, 1.0)
+        ranges = [median_ends(signs[:count]) for count in (rounds, total)]
+        missed += any(low > 0 or high < 0 for low, high in ranges)
+    assert least_coverage(rounds, total) == pytest.approx(1 - missed / 2**total)
+    assert least_coverage(rounds, total) > 0.9
 
 
 def test_a_curve_that_falls_again_is_reached_where_it_rises() -> None:
@@ -247,7 +290,7 @@ def test_every_truth_would_be_noticed_if_the_analysis_were_wrong() -> None:
     truth, rng = TRUTHS["clear win"], np.random.default_rng(7)
     swapped = replace(truth, tuned=truth.sampled / 2)
     runs = [simulate(truth, rng) for _ in range(9)]
-    lines = [said for pair, said in runs if pair.state == "decided"]
+    lines = [said for pair, said, _ in runs if pair.state == "decided"]
     assert len(lines) >= 5
     assert not any(is_wrong(truth, one) for one in lines)
     assert all(is_wrong(swapped, one) for one in lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import comb
 from typing import Any
 
@@ -251,13 +252,20 @@ def median_ends(values: Float) -> tuple[float, float]:
     largest k that misses it no more often (binomial distribution). So further rounds narrow a range.
     """
     ordered = np.sort(values)
-    count, k, outside = len(ordered), 1, 2.0 ** (1 - len(ordered))
+    k = left_out(len(ordered))
+    return float(ordered[k]), float(ordered[-1 - k])
+
+
+@cache
+def left_out(count: int) -> int:
+    """The number of so many rounds that :func:`median_ends` leaves out at each end."""
+    k, outside = 1, 2.0 ** (1 - count)
     while 2 * (k + 1) <= count:
         outside += 2 * comb(count, k) * 0.5**count
         if outside > _OUTSIDE:
             break
         k += 1
-    return float(ordered[k - 1]), float(ordered[-k])
+    return k - 1
 
 
 def _enclosing(point: float, low: float, high: float, count: int) -> MedianRange:

@@ -22,6 +22,7 @@ from service.loadtest.analysis.break_even import (
 from service.loadtest.analysis.calibration import calibration_of
 from service.loadtest.analysis.cell_results import cell_result
 from service.loadtest.analysis.decision import decide
+from service.loadtest.analysis.extension import extension_of, extension_words, rounds_of
 from service.loadtest.analysis.intervals import Float
 from service.loadtest.analysis.quality import baseline_of, curve_matrix, curve_of, quality_of
 from service.loadtest.analysis.saturation_search import begun_searches, confirmed_rates
@@ -81,6 +82,7 @@ def build_result(
         and all(one.gold is not None for one in quality)
     )
     saturation = _saturation(settings, variants, journal) if settings.saturate else []
+    extension = extension_of(journal)
     unfinished = done < planned or not searched or (settings.chooses_levels and calibration is None)
     costs, pairs = _costs_and_pairs(
         settings,
@@ -110,6 +112,7 @@ def build_result(
         prompts_digest=_digest(prompts),
         cells=cells,
         calibration=calibration,
+        extension=extension,
         quality=quality,
         curve=curve_of(matrix) if prompts_of_curve else [],
         gold_curve=curve_of(gold[1]) if gold[0] else [],
@@ -119,7 +122,8 @@ def build_result(
         decision=decide(pairs, costs, quality, cells, saturation, settings.currency),
         warnings=result_warnings(settings, server, cells, quality, done, planned)
         + search_warnings(saturation)
-        + [rising_warning(cost) for cost in costs if cost.rising],
+        + [rising_warning(cost) for cost in costs if cost.rising]
+        + ([] if extension is None else [extension_words(extension)]),
         examples=_examples(prompts, rows),
     )
 
@@ -135,7 +139,8 @@ def _cells(
     journal: Journal,
     calibration: Calibration | None,
 ) -> tuple[list[CellResult], int, int]:
-    blocks = planned_blocks(settings, variants, calibration)
+    rounds = rounds_of(settings, journal)
+    blocks = planned_blocks(settings, variants, calibration, rounds)
     if settings.saturate:
         rates = confirmed_rates(journal, variants, settings)
         blocks = list(dict.fromkeys([*blocks, *saturation_blocks(settings, rates)]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isinf
 from typing import Literal
 
 from service.loadtest.analysis.break_even import Capacity, MeasuredVariant, paired_prices
@@ -76,23 +77,12 @@ def assess(
     reasons += _loads(tuned, sampled)
     reasons += [_unsaturated(side) for side in (tuned, sampled) if not _saturated(side)]
     reasons += _rounds(tuned, sampled)
-    ratio = pair.cost_ratio
-    if _width(ratio) > WIDEST:
-        reasons.append(
-            f"the price ratio differs between rounds by a factor of {_factor(ratio)} (at most {WIDEST:g}): "
-            "measure on a quieter machine, or more rounds (--rounds 10)"
-        )
+    reasons += width_reasons(pair)
     prompts = pair.reward_given_up.count
     if prompts < LEAST_PROMPTS:
         reasons.append(
             f"rewards were measured on {prompts} of at least {LEAST_PROMPTS} prompts (--prompts, "
             "--quality-prompts)"
-        )
-    low, high = pair.requests_low, pair.requests_high
-    if low is not None and high is not None and high > WIDEST_BREAK_EVEN * low:
-        reasons.append(
-            f"the break-even point differs between rounds by a factor of {number(high / low)} (at most "
-            f"{WIDEST_BREAK_EVEN:g}): measure more rounds (--rounds 10)"
         )
     if _streamed(tuned) != _streamed(sampled):
         reasons.append("one side was streamed and the other was not (--no-stream)")
@@ -103,6 +93,34 @@ def assess(
         if side.adapter
     ]
     return ("preliminary" if reasons else "decided"), reasons
+
+
+def widths(pair: BreakEven) -> list[tuple[float, float]]:
+    """The width of each range of a pair, as the ratio of its ends, and its limit."""
+    found = [(_width(pair.cost_ratio), WIDEST)]
+    low, high = pair.requests_low, pair.requests_high
+    if low is not None and high is not None:
+        found.append((high / low if low > 0 else float("inf"), WIDEST_BREAK_EVEN))
+    return found
+
+
+def width_reasons(pair: BreakEven) -> list[str]:
+    """The reasons, if ranges over rounds are too wide for a decision."""
+    (ratio, _), *others = widths(pair)
+    reasons = []
+    if ratio > WIDEST:
+        reasons.append(
+            f"the price ratio differs between rounds by a factor of {_factor(pair.cost_ratio)} (at most "
+            f"{WIDEST:g}): measure on a quieter machine, or more rounds (--rounds 10)"
+        )
+    for width, limit in others:
+        if width > limit:
+            factor = "any size" if isinf(width) else number(width)
+            reasons.append(
+                f"the break-even point differs between rounds by a factor of {factor} (at most "
+                f"{limit:g}): measure more rounds (--rounds 10)"
+            )
+    return reasons
 
 
 def _loads(tuned: Side, sampled: Side) -> list[str]:

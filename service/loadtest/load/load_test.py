@@ -8,6 +8,14 @@ from time import perf_counter
 
 from service.loadtest.analysis.calibration import calibration_of, planned_s
 from service.loadtest.analysis.cell_results import cell_result
+from service.loadtest.analysis.extension import (
+    extension_of,
+    extension_words,
+    rounds_of,
+    too_long,
+    wanted,
+)
+from service.loadtest.analysis.result import build_result
 from service.loadtest.analysis.saturation_search import (
     begun_searches,
     confirmed_rates,
@@ -90,6 +98,7 @@ class LoadTest:
                 await self._calibrate()
             blocks = planned_blocks(self._settings, self.variants, self._calibration)
             await self._blocks(blocks, scored=True)
+            await self._extend()
             if self._settings.saturate:
                 await self._saturate()
                 rates = confirmed_rates(self._journal, self.variants, self._settings)
@@ -103,11 +112,32 @@ class LoadTest:
         self._left_s = self._expected_s(left)
         self._progress.planned(len(blocks), len(blocks) - len(left), self._left_s)
         # Rewards follow the first round, so a run that is interrupted later can report everything.
-        for number in range(self._settings.rounds):
+        for number in range(1 + max((block.round for block in left), default=0)):
             for block in (one for one in left if one.round == number):
                 await self._block(block)
             if scored and number == 0 and self._settings.api == "native":
                 await self._score()
+
+    async def _extend(self) -> None:
+        """Measure more rounds if the ranges over those measured are slightly too wide to decide."""
+        settings, journal = self._settings, self._journal
+        extension = extension_of(journal)
+        if extension is None and settings.extend and self._server and not settings.saturate:
+            found = build_result(settings, self._server, self.variants, self._prompts, journal)
+            extension = wanted(found.break_even, settings.rounds)
+            round_s = self._expected_s(
+                planned_blocks(settings, self.variants, self._calibration, 1)
+            )
+            if extension is not None and round_s is not None:
+                no_time = too_long(settings, extension, round_s)
+                if no_time is not None:
+                    self._progress.note(no_time)
+                    return
+                journal.append("extension", extension.model_dump(mode="json"))
+                self._progress.note(extension_words(extension))
+        rounds = rounds_of(settings, journal)
+        if rounds > settings.rounds:
+            await self._blocks(planned_blocks(settings, self.variants, self._calibration, rounds))
 
     def _expected_s(self, blocks: Sequence[Block]) -> float | None:
         """Seconds that these blocks should take; ``None`` if they end after a number of requests."""
