@@ -30,12 +30,19 @@ FILES = {
     "tests/integration/test_vllm_generation.py": "generator",
     "tests/faults/test_faults.py": "service",
 }
+# Long faults that start services of their own and use none of the stage's.
+APART = tuple(f"[{name}]" for name in ("long_prompts", "remote_misbehaves", "unwritable_log"))
+
+
+def needs_no_stage(nodeid: str) -> bool:
+    """True for faults of the training commands, which start no service, and for those of `APART`."""
+    return "[training_" in nodeid or nodeid.endswith(APART)
 
 
 def group_of(nodeid: str) -> str | None:
     """The group of a test, or None if it may run in any worker."""
     file, _, test = nodeid.partition("::")
-    if "[training_" in test:  # faults of the training commands start no service
+    if needs_no_stage(nodeid):
         return None
     if file.startswith("tests/browser/") and test.startswith("test_the_real_"):
         return "service"
@@ -53,7 +60,7 @@ def check_groups(items: list[pytest.Item]) -> None:
         values = () if parameters is None else parameters.params.values()
         names = {*getattr(item, "fixturenames", ()), *(v for v in values if isinstance(v, str))}
         groups = {GROUPS[name] for name in names & GROUPS.keys()}
-        if "[training_" not in item.nodeid and not groups <= {group_of(item.nodeid)}:
+        if not needs_no_stage(item.nodeid) and not groups <= {group_of(item.nodeid)}:
             raise pytest.UsageError(
                 f"{item.nodeid} uses the shared {groups}: name its file in tests/worker_groups.py"
             )
@@ -61,31 +68,32 @@ def check_groups(items: list[pytest.Item]) -> None:
 
 # Unit tests that take longest; they begin first, so that no process ends with them alone.
 SLOW_FILES = (
-    "test_loadtest_results.py",
-    "test_report.py",
-    "test_objectives.py",
     "test_loadtests.py",
-    "test_imports.py",
-    "test_markup.py",
-    "test_loadtest_verdict.py",
-    "test_loadtest_service.py",
+    "test_loadtest_results.py",
+    "test_objectives.py",
+    "test_report.py",
+    "test_encoder.py",
+    "test_reward_worker.py",
     "test_selection_rules.py",
+    "test_store.py",
+    "test_imports.py",
     "test_finished_runs.py",
     "test_one_connection_each.py",
-    "test_engine_starts.py",
-    "test_reward_worker.py",
-    "test_store.py",
     "test_cache.py",
+    "test_engine_starts.py",
     "test_overload_latency.py",
+    "test_loadtest_verdict.py",
     "test_service_bench.py",
     "test_engine_args.py",
 )
 
 
 def place_in_order(nodeid: str) -> tuple[int, int]:
-    """Sort key of a test: shared engines first, since they take longest, then slow files."""
+    """Sort key of a test: shared engines first, since they take longest, then slow tests and files."""
     if group_of(nodeid) is not None:
         return 0, 0
+    if nodeid.endswith(APART):
+        return 0, 1
     name = nodeid.partition("::")[0].rpartition("/")[2]
     return (1, SLOW_FILES.index(name)) if name in SLOW_FILES else (2, 0)
 
