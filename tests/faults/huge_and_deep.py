@@ -123,8 +123,8 @@ async def inject(stage: Stage) -> Tally:
         "\xff",
     )
     await asyncio.gather(*(_content_type(service, kind, tally) for kind in kinds))
-    for name, said in PROTOCOL.items():
-        await _protocol(service, name, said, tally)
+    # At once: after some, the server keeps the connection until no more comes for a while.
+    await asyncio.gather(*(_protocol(service, *item, tally) for item in PROTOCOL.items()))
     statuses, wrong = await mutants(service.url, count=stage.count(20_000, least=300), seed=1)
     tally.asked += statuses.total() + len(wrong)
     tally.lost += wrong

@@ -46,10 +46,13 @@ async def inject(stage: Stage) -> Tally:
     write_keys(keys, [key for key, _ in pairs.values()])
     tokens = {name: token for name, (_, token) in pairs.items()}
     flags = (
-        *("--policies", f"chat={chatty}"),
+        *("--engine.enforce-eager", "--policies", f"ref={chatty}"),
+        *("--reward", str(stage.sandbox / "reward")),
         *("--auth.keys-file", str(keys), "--engine.encode-timeout-s", "1"),
     )
-    async with serving(stage.sandbox, stage.scratch, *flags, token=tokens["other"]) as service:
+    async with serving(
+        stage.sandbox, stage.scratch, *flags, models=False, token=tokens["other"]
+    ) as service:
         await service.ask("ref")
         count = stage.count(1000, least=40)
         idle = await _health_ms(service, count, tally)
@@ -160,7 +163,7 @@ def _fitting(chance: random.Random) -> Body:
 
 def _chat(chance: random.Random) -> Body:
     messages = [{"role": "user", "content": "a" * chance.randrange(1, 9)} for _ in range(2000)]
-    return "/v1/chat/completions", {"model": "chat", "messages": messages}
+    return "/v1/chat/completions", {"model": "ref", "messages": messages}
 
 
 def _looping(chance: random.Random) -> Body:
@@ -168,7 +171,7 @@ def _looping(chance: random.Random) -> Body:
 
 
 def _hanging() -> dict[str, Any]:
-    return {"model": "chat", "messages": [{"role": "user", "content": "loop"}], "max_tokens": 1}
+    return {"model": "ref", "messages": [{"role": "user", "content": "loop"}], "max_tokens": 1}
 
 
 KINDS = {

@@ -43,7 +43,7 @@ async def inject(stage: Stage) -> Tally:
         tally.fail(f"reload: {reloaded.status_code} {reloaded.text[:300]}")
     after = await _answers(service, "vbon", tally)
     _put(original, stage.served)
-    await _restart_engines(service, tally)
+    await _restart_newest_engine(service, tally)
     back = await _answers(service, "vbon", tally)
     fresh = await _fresh(stage, changed, tally)
     _compare("the restart of the engine", back, before, tally)
@@ -94,9 +94,9 @@ def _put(model: Path, place: Path) -> None:
     shutil.copytree(model, place, dirs_exist_ok=True)
 
 
-async def _restart_engines(service: Service, tally: Tally) -> None:
-    for engine in service.children("EngineCore"):
-        engine.send_signal(signal.SIGKILL)
+async def _restart_newest_engine(service: Service, tally: Tally) -> None:
+    """Kill the engine that the reload has started."""
+    service.children("EngineCore")[-1].send_signal(signal.SIGKILL)
     if not await service.until_not_ready():
         tally.fail("readiness did not drop")
     await service.until_ready(200)

@@ -33,7 +33,8 @@ def test_shared_engines_come_first_and_slow_files_before_others() -> None:
         f"tests/unit/{SLOW_FILES[1]}::test_x",
         FAULT + "[training_killed]",
     ]
-    assert sorted(order[::-1], key=place_in_order) == order
+    mixed = order[::-1]
+    assert sorted(mixed, key=place_in_order) == order
 
 
 @pytest.mark.parametrize("name", SLOW_FILES)
