@@ -161,6 +161,7 @@ class LimitSettings(BaseModel):
     keep_alive_s: int = Field(
         75,
         ge=1,
+        le=1_000_000,
         description="seconds that an idle connection stays open; keep it above the idle time of "
         "clients (httpx: 5) and load balancers (often 60), or requests meet a connection "
         "that is closing",
@@ -194,6 +195,7 @@ class LimitSettings(BaseModel):
     drain_s: float = Field(
         30.0,
         ge=0,
+        allow_inf_nan=False,
         description="seconds that running requests may continue after the service was told to stop",
     )
 

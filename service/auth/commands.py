@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from service.auth.keys import ApiKey, Role, change_keys, new_key, read_keys
+from service.auth.keys import MOST, ApiKey, Role, change_keys, new_key, read_keys
 from vbon.cli.typer_help import HelpCommand, group_type
 from vbon.errors import DataError, VbonError
 
@@ -31,11 +31,13 @@ def add(
     file: File = DEFAULT_FILE,
     role: Annotated[Role, typer.Option(help="user, or admin, which may also use /admin")] = "user",
     max_sequences: Annotated[
-        int | None, typer.Option(min=1, help="candidates that may decode at once")
+        int | None, typer.Option(min=1, max=MOST, help="candidates that may decode at once")
     ] = None,
     tokens_per_minute: Annotated[
         int | None,
-        typer.Option(min=1, help="tokens that may be decoded per minute, discarded ones included"),
+        typer.Option(
+            min=1, max=MOST, help="tokens that may be decoded per minute, discarded ones included"
+        ),
     ] = None,
 ) -> None:
     """Make a key and print its token, which is shown only now: the file keeps a hash."""

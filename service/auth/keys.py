@@ -26,6 +26,8 @@ from vbon.storage.locks import sole_writer
 
 Role = Literal["user", "admin"]
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")
+# The largest limit of a key: up to it, the numbers that rates are computed with are exact.
+MOST = 2**53
 _TOKEN = re.compile(rb"bok-([0-9a-f]{16})-[A-Za-z0-9_-]{43}")
 _NOBODY = "0" * 64
 _Stamp = tuple[int, int, int, int]
@@ -43,8 +45,8 @@ class ApiKey(BaseModel):
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
     role: Role = "user"
-    max_sequences: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
+    max_sequences: int | None = Field(None, ge=1, le=MOST)
+    tokens_per_minute: int | None = Field(None, ge=1, le=MOST)
 
     @property
     def caller(self) -> Caller:

@@ -149,6 +149,19 @@ def test_a_bad_file_is_named_by_line_without_showing_what_it_holds(
     assert "a" * 64 not in str(caught.value)
 
 
+@pytest.mark.parametrize("limit", ["max_sequences", "tokens_per_minute"])
+def test_a_limit_that_is_no_number_of_computers_is_refused(tmp_path: Path, limit: str) -> None:
+    """Each request with a key of 10^400 tokens a minute was an unexpected error."""
+    file, flag = tmp_path / "keys.jsonl", f"--{limit.replace('_', '-')}"
+    command("add", "ann", "--file", str(file), flag, str(2**53))
+    assert getattr(read_keys(file)[0], limit) == 2**53
+    done = CliRunner().invoke(keys_cli, ["add", "bob", "--file", str(file), flag, str(10**400)])
+    assert (done.exit_code, "Traceback" in done.output) == (2, False)
+    file.write_text(file.read_text().replace(str(2**53), str(10**400)))
+    with pytest.raises(DataError, match=f":1: {limit}: .*{2**53}"):
+        Keyring(file)
+
+
 def test_a_missing_file_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="keys add"):
         Keyring(tmp_path / "none.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from service.settings import ServiceSettings
 from training.configs import SweepConfig, TrainConfig
@@ -149,3 +150,11 @@ def test_settings_are_frozen() -> None:
 def test_none_switches_an_optional_model_off() -> None:
     assert load("--reward", "none").reward is None
     assert load_settings(TrainConfig, ["--heldout", "none"], program="x").heldout is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("drain_s", "inf"), ("drain_s", "nan"), ("keep_alive_s", str(10**400))]
+)
+def test_a_time_that_no_clock_can_wait_for_is_refused_at_the_start(name: str, value: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        ServiceSettings(limits={name: value})  # type: ignore[arg-type]
