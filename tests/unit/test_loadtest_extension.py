@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from service.loadtest.analysis import extension as extensions
+from service.loadtest.analysis.comparison_words import levels_statement
 from service.loadtest.analysis.extension import extended_rounds, extension_words, too_long, wanted
 from service.loadtest.analysis.verdict import width_reasons
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.load import load_test
-from service.loadtest.schema import BreakEven, Extension
+from service.loadtest.schema import BreakEven, CellResult, Extension
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import CLOCKED, Quiet, measure
 from tests.unit.virtual_clock import virtually
@@ -122,6 +123,24 @@ async def test_no_rounds_are_added(
     assert len(quiet.blocks) == 4
     assert result.extension is None
     assert any("more rounds might decide" in note for note in quiet.notes) == ("max_s" in changes)
+
+
+def cell(variant: str, load: float, kind: str = "closed") -> Any:
+    return CellResult.model_construct(variant=variant, load=load, load_kind=kind)
+
+
+def test_a_comparison_names_levels_that_differ_and_how_to_measure_them_again() -> None:
+    """Calibrations of two runs may choose different levels, whose cells are not compared."""
+    a = [cell("bon", load) for load in (1, 2)] + [cell("vbon", load) for load in (1, 16, 32)]
+    b = [cell("bon", load) for load in (1, 2)] + [cell("vbon", load) for load in (1, 12, 24)]
+    assert levels_statement(a, a) == ""
+    assert levels_statement(a, b) == (
+        "Only equal load levels are compared, and these differ: vbon 1, 16, 32 in A and 1, 12, 24 in B. "
+        "To compare the others too, measure B again with --concurrency 1,2,16,32."
+    )
+    searched = [cell("bon", 4.5, "open")]
+    assert levels_statement(searched, [cell("bon", 4, "open")]).endswith("--rate 4.5.")
+    assert levels_statement(a, [cell("other", 3), *searched]) == ""  # in one run only
 
 
 def test_the_documented_share_is_the_computed_one() -> None:

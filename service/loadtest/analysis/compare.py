@@ -15,7 +15,7 @@ from math import exp
 import numpy as np
 
 from service.loadtest.analysis.comparison import LEVEL, Comparison, Difference, Verdict
-from service.loadtest.analysis.comparison_words import comparison_statement
+from service.loadtest.analysis.comparison_words import comparison_statement, levels_statement
 from service.loadtest.analysis.intervals import (
     Float,
     interval,
@@ -126,7 +126,7 @@ def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
     return Comparison(
         a=a.id,
         b=b.id,
-        statement=comparison_statement(found),
+        statement=f"{comparison_statement(found)} {levels_statement(a.cells, b.cells)}".rstrip(),
         settings_changed=changed,
         only_in_one=sorted(cells_a.keys() ^ cells_b.keys()),
         differences=found,

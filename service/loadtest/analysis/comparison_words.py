@@ -9,6 +9,7 @@ from math import log
 from service.loadtest.analysis.comparison import DIFFERS, LEVEL, Difference
 from service.loadtest.analysis.intervals import least_permutation_p
 from service.loadtest.analysis.text import number, signed
+from service.loadtest.schema import CellResult
 
 _NAMED = 6  # the most figures that the statement names; the table lists all
 
@@ -35,6 +36,43 @@ def comparison_statement(found: Sequence[Difference]) -> str:
     if "too few prompts" in untested:
         sentences.append("Rewards were not tested because there are too few prompts.")
     return " ".join(sentences)
+
+
+def levels_statement(a: Sequence[CellResult], b: Sequence[CellResult]) -> str:
+    """A sentence on variants that the runs measured at different load levels; empty if there are none.
+
+    A calibration chooses the levels of each run, so two runs may have few of them in common.
+    """
+    ours, theirs = _levels_of(a), _levels_of(b)
+    common = {key: (ours[key], theirs[key]) for key in ours.keys() & theirs.keys()}
+    differing = {key: pair for key, pair in common.items() if pair[0] != pair[1]}
+    if not differing:
+        return ""
+    told = "; ".join(
+        f"{name} {_listed(one)} in A and {_listed(other)} in B"
+        for (name, _), (one, other) in sorted(differing.items())
+    )
+    flags = [
+        f"{flag} {','.join(f'{level:g}' for level in sorted(levels))}"
+        for kind, flag in (("closed", "--concurrency"), ("open", "--rate"))
+        if (levels := {level for (_, k), own in ours.items() if k == kind for level in own})
+    ]
+    return (
+        f"Only equal load levels are compared, and these differ: {told}. To compare the others too, measure "
+        f"B again with {' '.join(flags)}."
+    )
+
+
+def _levels_of(cells: Sequence[CellResult]) -> dict[tuple[str, str], set[float]]:
+    """The load levels of each variant, apart for closed and open loops."""
+    found: dict[tuple[str, str], set[float]] = {}
+    for cell in cells:
+        found.setdefault((cell.variant, cell.load_kind), set()).add(cell.load)
+    return found
+
+
+def _listed(levels: set[float]) -> str:
+    return ", ".join(f"{level:g}" for level in sorted(levels))
 
 
 def _rounds_for(level: float) -> int:
