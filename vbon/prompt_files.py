@@ -42,7 +42,19 @@ BUILT_IN_PROMPTS = (
 )
 
 # Keys and columns that hold prompts; the first of them that a record has is used.
-PROMPT_COLUMNS = ("messages", "prompt")
+PROMPT_COLUMNS = ("messages", "conversations", "prompt")
+# Speakers of ShareGPT's conversations, and their roles here.
+_SPEAKERS: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "observation": "tool",
+}
+_CHATS = ("messages", "conversations")
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -124,7 +136,7 @@ def read_prompt_file(
     """Read a prompt file, or standard input if the path is ``-``.
 
     Args:
-        column: the key or column with the prompts; by default ``messages`` or ``prompt``.
+        column: the key or column with the prompts; by default ``messages``, ``conversations`` or ``prompt``.
         encoding: of a text file; by default that of its byte order mark, or UTF-8.
 
     Raises:
@@ -143,7 +155,8 @@ def read_prompt_file(
 def _check_columns(file: RecordFile, wanted: Sequence[str]) -> None:
     if file.columns is None or any(find_column(file.columns, name) for name in wanted):
         return
-    names = " or ".join(f'"{name}"' for name in wanted)
+    *first, last = [f'"{name}"' for name in wanted]
+    names = f"{', '.join(first)} or {last}" if first else last
     raise DataError(
         f"{file.name} has no column {names}; its columns are {listed(file.columns)}: name the one with the "
         "prompts with --prompt-column"
@@ -163,15 +176,18 @@ def _prompt_of(record: Record, column: str | None) -> Prompt:
 
 
 def _prompt_in(value: dict[str, Any], where: str, column: str | None) -> Prompt:
-    """The prompt of an object; ``messages`` come before ``prompt`` unless they are null or an empty cell."""
+    """The prompt of an object; chats come before ``prompt`` unless they are null or an empty cell."""
     for name in (column,) if column else PROMPT_COLUMNS:
         key = find_column(list(value), name)
-        if key is None or (value[key] in (None, "") and column is None and name == "messages"):
+        chat = name in _CHATS
+        if key is None or (value[key] in (None, "") and column is None and chat):
             continue
         found = value[key]
-        if name == "messages" and isinstance(found, str):  # a cell of a table
-            found = _parsed_cell(found, where)
-        if name == "messages" or isinstance(found, list):
+        if chat and isinstance(found, str):  # a cell of a table
+            found = _parsed_cell(found, where, name)
+        if _is_sharegpt(found):
+            return _sharegpt_prompt(found, where, name)
+        if chat or isinstance(found, list):
             return _chat(found, where, name)
         return _text_prompt(found, where, name)
     wanted = f'"{column}"' if column else '"prompt" or "messages"'
@@ -202,13 +218,38 @@ def _chat(messages: Any, where: str, name: str) -> Prompt:
         ) from error
 
 
-def _parsed_cell(cell: str, where: str) -> Any:
+def _is_sharegpt(found: Any) -> bool:
+    return isinstance(found, list) and any(
+        isinstance(turn, dict) and "from" in turn and "role" not in turn for turn in found
+    )
+
+
+def _sharegpt_prompt(turns: list[Any], where: str, name: str) -> Prompt:
+    """The chat of a ShareGPT conversation up to its last human turn; answers after it are left out."""
+    messages = []
+    for turn in turns:
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        if not isinstance(speaker, str) or not isinstance(turn.get("value"), str):
+            raise DataError(
+                f'{where}: each turn of "{name}" must have "from" and "value" as texts, as all others do'
+            )
+        if speaker not in _SPEAKERS:
+            raise DataError(
+                f'{where}: "{name}" has a turn from {speaker!r:.40}; the speakers are '
+                f"{', '.join(_SPEAKERS)}"
+            )
+        messages.append(Message(role=_SPEAKERS[speaker], content=turn["value"]))
+    last = max((i for i, one in enumerate(messages) if one["role"] == "user"), default=None)
+    if last is None:
+        raise DataError(f'{where}: "{name}" has no human turn, which an answer could follow')
+    return Prompt(messages=tuple(messages[: last + 1]))
+
+
+def _parsed_cell(cell: str, where: str, name: str) -> Any:
     try:
         return json.loads(cell)
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f'{where}: "messages" is not JSON; write the chat as a JSON array'
-        ) from error
+        raise DataError(f'{where}: "{name}" is not JSON; write the chat as a JSON array') from error
 
 
 def chat_of(messages: Any) -> Prompt:

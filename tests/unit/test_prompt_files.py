@@ -178,6 +178,67 @@ def test_a_record_that_is_not_a_prompt_is_named(tmp_path: Path, record: Any, wor
         assert words in str(caught.value)
 
 
+TURNS = [
+    {"from": "system", "value": "s"},
+    {"from": "human", "value": "q"},
+    {"from": "gpt", "value": "a"},
+    {"from": "human", "value": "r"},
+    {"from": "gpt", "value": "b"},
+]
+TURNED = [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "r")]
+
+
+def turns_of(prompt: Prompt) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"]) for message in prompt.messages]
+
+
+@pytest.mark.parametrize("key", ["conversations", "messages", "prompt"])
+def test_a_sharegpt_conversation_is_a_chat_up_to_its_last_human_turn(
+    tmp_path: Path, key: str
+) -> None:
+    record = {"id": "x_0", key: TURNS}
+    for name, content in (("p.json", json.dumps([record])), ("p.jsonl", [record])):
+        [prompt] = read_prompts(written(tmp_path / name, content))
+        assert turns_of(prompt) == TURNED
+    table = tmp_path / "p.csv"
+    with table.open("w", newline="") as handle:
+        csv.writer(handle).writerows([["id", "conversations"], ["1", json.dumps(TURNS)]])
+    assert [turns_of(prompt) for prompt in read_prompts(table)] == [TURNED]
+
+
+@pytest.mark.parametrize(
+    ("turns", "words"),
+    [
+        ([{"from": "gpt", "value": "a"}], "has no human turn"),
+        ([{"from": "wizard", "value": "a"}], "a turn from 'wizard'; the speakers are human, user"),
+        ([{"from": "human"}], 'must have "from" and "value" as texts'),
+        ([{"from": "human", "value": None}], 'must have "from" and "value" as texts'),
+        ([{"from": "human", "value": "a"}, "b"], 'must have "from" and "value" as texts'),
+        ([], "each message must have"),
+    ],
+)
+def test_a_conversation_that_is_no_prompt_is_named(
+    tmp_path: Path, turns: list[Any], words: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_prompts(written(tmp_path / "p.jsonl", [{"conversations": turns}]))
+    assert "p.jsonl:1" in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("name", ["p.json", "p"])
+def test_records_in_data_are_the_records(tmp_path: Path, name: str, indent: int | None) -> None:
+    whole = {"version": 1, "data": [{"prompt": "a"}, "b", {"conversations": TURNS}]}
+    path = written(tmp_path / name, json.dumps(whole, indent=indent))
+    first, second, third = read_prompts(path)
+    assert (first.text, second.text, turns_of(third)) == ("a", "b", TURNED)
+    assert read_prompt_file(path).form == 'a JSON object with the records in "data"'
+    for data in ({"x": 1}, ["x"]):  # of a record that is a prompt itself
+        one = written(tmp_path / name, json.dumps({"prompt": "a", "data": data}, indent=indent))
+        assert texts(one) == ["a"]
+
+
 def test_a_column_can_be_named(tmp_path: Path) -> None:
     table = tmp_path / "p.csv"
     with table.open("w", newline="") as handle:
@@ -187,7 +248,7 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
     records = written(tmp_path / "p.jsonl", [{"question": "why?"}, {"question": CHAT}])
     assert texts(records, column="question") == ["why?", None]
     with pytest.raises(
-        DataError, match=r'no column "prompt".*, but|no column "messages" or "prompt"'
+        DataError, match=r'no column "messages", "conversations" or "prompt"; its columns'
     ):
         texts(table)
     with pytest.raises(DataError, match=r"its columns are 'id', 'question', 'chat': name the one"):

@@ -62,9 +62,9 @@ def _read_text(content: Content, text: str, wanted: Sequence[str]) -> RecordFile
             columns, rows = read_table(text, name, delimiter)
             return RecordFile(name, form_of(delimiter), rows, digest, columns)
     if suffix in _JSON or first.lstrip().startswith("{") or is_array(first):
-        if not is_complete(first):
+        if not is_complete(first, wanted):
             try:
-                form, records = json_documents(text, name)
+                form, records = json_documents(text, name, wanted)
                 return RecordFile(name, form, records, digest)
             except DataError:
                 # A damaged line among JSON lines is named better by the reader of lines.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vbon.errors import DataError
-from vbon.record_files.records import Record
+from vbon.record_files.records import Record, find_column
 
 _MARK = "\ufeff"
 _JSON_SPACE = re.compile(r"[ \t\n\r]*")
@@ -82,15 +82,21 @@ def is_array(first: str) -> bool:
     return _ARRAY.match(first.lstrip()) is not None
 
 
-def is_complete(line: str) -> bool:
-    """True if a line is a whole JSON value other than an array, so that the file has one on each line."""
+def is_complete(line: str, wanted: Sequence[str]) -> bool:
+    """True if a line is a whole JSON value, so that the file has one on each line.
+
+    An array and an object with its records in ``data`` are documents instead.
+    """
     try:
-        return not isinstance(json.loads(line), list)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return False
+    return not isinstance(value, list) and _wrapped(value, wanted) is None
 
 
-def json_documents(text: str, name: str) -> tuple[str, Iterator[Record]]:
+def json_documents(
+    text: str, name: str, wanted: Sequence[str] = ()
+) -> tuple[str, Iterator[Record]]:
     """The form and records of a JSON array, or of JSON values one after the other, indented or not.
 
     Raises:
@@ -98,12 +104,25 @@ def json_documents(text: str, name: str) -> tuple[str, Iterator[Record]]:
     """
     values = list(_documents(text, name))
     form = "a JSON array"
-    if len(values) == 1 and isinstance(values[0], list):
+    wrapped = _wrapped(values[0], wanted) if len(values) == 1 else None
+    if wrapped is not None:
+        form, values = 'a JSON object with the records in "data"', wrapped
+    elif len(values) == 1 and isinstance(values[0], list):
         values = values[0]
     else:
         form = "a JSON object" if len(values) == 1 else "JSON objects"
     records = (Record(f"{name}, record {n}", value) for n, value in enumerate(values, start=1))
     return form, records
+
+
+def _wrapped(value: Any, wanted: Sequence[str]) -> list[Any] | None:
+    """The records of an object that holds them in ``data``, and is not a record with a wanted key itself."""
+    if not isinstance(value, dict) or not isinstance(value.get("data"), list):
+        return None
+    if any(find_column(list(value), name) for name in wanted):
+        return None
+    found: list[Any] = value["data"]
+    return found
 
 
 def _documents(text: str, name: str) -> Iterator[Any]:
