@@ -21,6 +21,7 @@ from training.configs import ReportConfig, SweepConfig  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
 from training.report.write import write_report  # noqa: E402
 from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
+from training.rollouts.sequence_logprobs import sequence_logprobs  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
 from training.train.inputs import TrainingInputs  # noqa: E402
 from training.train.resume import state_path  # noqa: E402
@@ -99,6 +100,35 @@ def test_every_objective_trains_and_resumes_after_any_step(
     card = (broken / "README.md").read_text()
     assert "arXiv" in card
     assert "| seed | 0 |" in card
+
+
+def test_vbon_trains_on_its_own_samples_and_as_many_cached_ones(
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """log p of the cached samples is that of ``sequence_logprobs``; with no weight none are read."""
+    seen: list[tuple[Rollout, torch.Tensor]] = []
+    computed = Trainer._reference_logprob
+
+    def kept(self: Trainer, rollout: Rollout) -> torch.Tensor:
+        seen.append((rollout, computed(self, rollout)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(Trainer, "_reference_logprob", kept)
+    config = config_of(sandbox, tmp_path / "both", "vbon", steps=1)
+    cost = train("vbon", config, inputs).cost
+    assert (cost["samples_drawn"], cost["sequences_trained"]) == (16, 32)
+    assert sum(len(logprob) for _, logprob in seen) == 16
+    for rollout, logprob in seen:
+        alone = rollout.rows(slice(0, 1))
+        prompt = alone.sequence_BL[alone.attention_BL.bool()][: -alone.mask_BT.shape[1]].tolist()
+        response = alone.response_BT[0].tolist()
+        (wanted,) = sequence_logprobs(inputs.reference, inputs.tokenizer, prompt, [response], 1.0)
+        assert float(logprob[0]) == pytest.approx(wanted, abs=1e-4)
+    seen.clear()
+    config = config_of(sandbox, tmp_path / "own", "vbon", steps=1, cached_weight=0)
+    cost = train("vbon", config, inputs).cost
+    assert (cost["samples_drawn"], cost["sequences_trained"]) == (16, 16)
+    assert not seen
 
 
 def test_offline_objectives_draw_nothing(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,11 @@ from training.objectives.bond import Bond  # noqa: E402
 from training.objectives.dpo import Dpo  # noqa: E402
 from training.objectives.j_bond import JBond  # noqa: E402
 from training.objectives.kl_rl import KlRl  # noqa: E402
-from training.objectives.policy_gradient import leave_one_out, policy_gradient_loss  # noqa: E402
+from training.objectives.policy_gradient import (  # noqa: E402
+    leave_one_out,
+    policy_gradient_loss,
+    sampled_kl_loss,
+)
 from training.objectives.protocol import Objective, StepBatch  # noqa: E402
 from training.objectives.qrpo import Qrpo  # noqa: E402
 from training.objectives.vbon import Vbon, exact_log_weight  # noqa: E402
@@ -96,6 +101,31 @@ def exact_vbon(n: int, bound: str) -> Exact:
         return -(gamma * (q * log_cdf).sum() - alpha * entropy - beta * kl(q, P)) / (n - 1)
 
     return l1
+
+
+def log_weight(n: int, bound: str, floor: float | None) -> torch.Tensor:
+    """log p_bon/p of every text by a bound, at least -floor."""
+    exact = bon(P, n).log() - LOG_P
+    weight = exact if bound == "exact" else math.log(n) + (n - 1) * STRICT.clamp(min=SMALLEST).log()
+    return weight if floor is None else weight.clamp(min=-floor)
+
+
+def exact_floored_vbon(n: int, floor: float) -> Exact:
+    return regularised(log_weight(n, "lower", floor) / (n - 1), 1 / (n - 1))
+
+
+def exact_cached_vbon(n: int, bound: str, weight: float, floor: float | None) -> Exact:
+    """The on-policy part, and half of the squared residual under best-of-n, weighted; over N - 1."""
+    target = log_weight(n, bound, floor)
+
+    def value(logits: torch.Tensor) -> torch.Tensor:
+        log_q = log_probability(logits)
+        ratio = log_q - LOG_P
+        own = (log_q.exp() * (ratio - target)).sum()
+        regression = (bon(P, n) * (target - ratio) ** 2).sum() / 2
+        return ((1 - weight) * own + weight * regression) / (n - 1)
+
+    return value
 
 
 def best_and_worst(n: int) -> torch.Tensor:
@@ -219,10 +249,19 @@ def case(name: str, objective: Objective, exact: Exact, groups: int = 600, group
     CASES[name] = (objective, exact, Toy(torch.Generator().manual_seed(seed), groups, group))
 
 
+# The paper's vBoN: the policy's own samples alone, without a floor, the KL exact per token.
+PLAIN: dict[str, Any] = {
+    "num_samples": 3, "cached_weight": 0, "floor_nats": None, "kl_estimator": "exact"
+}  # fmt: skip
 for bound in ("lower", "exact", "l1"):
-    case(f"vbon-{bound}", Vbon(num_samples=3, bound=bound), exact_vbon(3, bound))
-case("vbon-sampled-kl", Vbon(num_samples=3, kl_estimator="sampled"), exact_vbon(3, "lower"))
-case("vbon-no-baseline", Vbon(num_samples=3, baseline="none"), exact_vbon(3, "lower"))
+    case(f"vbon-{bound}", Vbon(**PLAIN | {"bound": bound}), exact_vbon(3, bound))
+case("vbon-sampled-kl", Vbon(**PLAIN | {"kl_estimator": "sampled"}), exact_vbon(3, "lower"))
+case("vbon-no-baseline", Vbon(**PLAIN | {"baseline": "none"}), exact_vbon(3, "lower"))
+case("vbon-floor", Vbon(**PLAIN | {"floor_nats": 1.0}), exact_floored_vbon(3, 1.0))
+case("vbon-cached", Vbon(num_samples=3), exact_cached_vbon(3, "lower", 0.5, 6.0))
+case("vbon-cached-exact",
+     Vbon(num_samples=3, bound="exact", cached_weight=0.3, floor_nats=None, kl_estimator="exact"),
+     exact_cached_vbon(3, "exact", 0.3, None))  # fmt: skip
 case("kl-rl", KlRl(beta=0.3), regularised(REWARD, 0.3))
 case("dpo", Dpo(num_samples=3, beta=0.5),
      pairwise(3, lambda m: -torch.nn.functional.logsigmoid(0.5 * m)))  # fmt: skip
@@ -315,8 +354,60 @@ def exact_of(objective: Vbon | KlRl) -> Exact:
 
 
 def test_vbon_exact_reaches_the_bon_distribution() -> None:
-    reached = descend(exact_of(Vbon(num_samples=4, bound="exact")))
+    reached = descend(exact_of(Vbon(num_samples=4, bound="exact", floor_nats=None)))
     np.testing.assert_allclose(reached, bon_pmf(P.numpy(), REWARD.numpy(), 4), atol=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 0.9])
+def test_vbon_with_cached_samples_has_the_same_optimum(weight: float) -> None:
+    reached = descend(exact_cached_vbon(4, "exact", weight, None))
+    np.testing.assert_allclose(reached, bon_pmf(P.numpy(), REWARD.numpy(), 4), atol=1e-4)
+
+
+def logits_of(probability: torch.Tensor) -> torch.Tensor:
+    """Logits of every prefix that give the texts these probabilities."""
+    mass = torch.zeros_like(REFERENCE)
+    for text, (states, tokens, real) in enumerate(zip(STATE, TOKENS, MASK, strict=True)):
+        mass.index_put_((states[real], tokens[real]), probability[text], accumulate=True)
+    return mass.log()
+
+
+def largest_gradient(objective: Objective, logits: torch.Tensor) -> float:
+    """The largest entry of any single batch's gradient, over 20 batches of two prompts."""
+    toy = Toy(torch.Generator().manual_seed(4), 2, 4)
+    return float(drawn_gradients(objective, toy, logits, 20).abs().max())
+
+
+def test_every_gradient_of_vbon_vanishes_at_the_bon_distribution() -> None:
+    """Not only their mean: nothing is left to walk at random there. The exact KL leaves noise."""
+    optimum = logits_of(bon(P, 4))
+    torch.testing.assert_close(log_probability(optimum).exp(), bon(P, 4))
+    without_floor: dict[str, Any] = {"num_samples": 4, "bound": "exact", "floor_nats": None}
+    assert largest_gradient(Vbon(**without_floor), optimum) < 2e-6
+    exact_kl = Vbon(**without_floor, kl_estimator="exact", cached_weight=0)
+    assert largest_gradient(exact_kl, optimum) > 0.05
+    assert largest_gradient(BonSft(num_samples=4), optimum) > 0.2
+
+
+@pytest.mark.parametrize("bound", ["lower", "exact"])
+def test_the_floor_is_of_the_log_weight(bound: str) -> None:
+    """The on-policy reward and the target of cached samples have the same floor, by both bounds."""
+    everything = samples_of_texts(REFERENCE, torch.arange(len(TEXTS)), 1, REFERENCE, own=True)
+    objective = Vbon(num_samples=4, bound=bound, floor_nats=0.5)
+    wanted = log_weight(4, bound, 0.5).float()
+    torch.testing.assert_close(objective.log_weight(everything), wanted)
+    assert int((wanted == -0.5).sum()) in range(2, len(TEXTS) - 2)
+    reward = objective.sequence_reward(everything) * 3
+    torch.testing.assert_close(reward - reward.max(), wanted - wanted.max())
+
+
+def test_the_bound_l1_has_no_optimum_to_regress_cached_samples_onto() -> None:
+    with pytest.raises(
+        ValidationError, match=r"cached_weight is 0.5, but the optimum .* l1 is not known"
+    ):
+        Vbon(bound="l1", cached_weight=0.5)
+    assert Vbon(bound="l1").samples_needed.cached is None
+    assert Vbon(bound="exact").samples_needed.cached is not None
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])
@@ -607,7 +698,9 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(loss(3), loss(2))
 
 
-def exhaustive_gradient(logits: torch.Tensor, reward: torch.Tensor, beta: float) -> torch.Tensor:
+def exhaustive_gradient(
+    logits: torch.Tensor, reward: torch.Tensor, beta: float, estimator: str
+) -> torch.Tensor:
     """Mean gradient of the estimator over all ordered pairs of texts drawn from q (group of 2)."""
     q = log_probability(logits).exp()
     pairs = torch.tensor(list(itertools.product(range(len(TEXTS)), repeat=2)))
@@ -615,15 +708,19 @@ def exhaustive_gradient(logits: torch.Tensor, reward: torch.Tensor, beta: float)
     total = torch.zeros(())
     for pair in pairs:
         terms = token_terms(point[STATE[pair]], REFERENCE[STATE[pair]], TOKENS[pair], MASK[pair])
-        loss = policy_gradient_loss(terms.logprob_BT, terms.kl_BT, reward[pair], beta, 2)
+        if estimator == "exact":
+            loss = policy_gradient_loss(terms.logprob_BT, terms.kl_BT, reward[pair], beta, 2)
+        else:
+            loss = sampled_kl_loss(terms.logprob_BT, LOG_P[pair], reward[pair], beta, 2)
         total = total + q[pair].prod() * loss
     return torch.autograd.grad(total, point)[0]
 
 
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
-def test_policy_gradient_is_unbiased_exhaustively(beta: float) -> None:
+def test_policy_gradient_is_unbiased_exhaustively(beta: float, estimator: str) -> None:
     """All texts are enumerated; the tolerance is float32 rounding, so false alarms cannot happen."""
     logits = table(3)
     wanted = finite_differences(regularised(REWARD, beta), logits)
-    found = exhaustive_gradient(logits, REWARD, beta)
+    found = exhaustive_gradient(logits, REWARD, beta, estimator)
     torch.testing.assert_close(found, wanted, atol=5e-6, rtol=1e-4)

@@ -189,7 +189,7 @@ class RewardCache:
             raise DataError(
                 f"prompt {self.prompt(row).key[:80]!r} of the reward cache has rewards but no "
                 "responses, which this objective trains on; sample again, or use an objective such as "
-                "vbon without a warm start"
+                "vbon with --warm-start-steps 0 --cached-weight 0"
             )
         return self._columns.response_offsets[start : end + 1].tolist()
 

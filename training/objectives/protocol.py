@@ -31,7 +31,8 @@ class CachedChoice:
 
     Attributes:
         num_samples: N; not used by ``uniform``.
-        ref_logprob: True if ``log p`` of the samples is needed.
+        ref_logprob: True if ``log p`` of the samples is needed. Without samples of the policy it is computed
+            once per cache and stored; with them, the reference runs in each step and computes it there.
     """
 
     kind: CachedKind
@@ -60,6 +61,11 @@ class SamplesNeeded:
     anchor: AnchorKind = "reference"
     anchor_rate: float = 0.0
     updates: int = 1
+
+    @property
+    def stored_ref_logprob(self) -> bool:
+        """True if ``log p`` of the cached samples is computed before the steps, and stored with the cache."""
+        return self.cached is not None and self.cached.ref_logprob and not self.policy
 
 
 @dataclass(frozen=True, slots=True)

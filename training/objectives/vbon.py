@@ -16,19 +16,44 @@ All three are divided by N - 1 here, which changes no optimum and makes the scal
 of N. So the weight of the KL is 1/(N-1) in all of them. (The official code has a reward of 1/N with a beta
 of 1/(N-1), which optimises something else.) Binomials are computed in log space, because float(comb)
 overflows for N above about 1030. F is estimated from M cached reference rewards; ties share the strict rank.
+
+The optimum is known with its normaliser, so the residual of a sample
+
+    A(y) = log p_bon(y)/p(y) - log q(y)/p(y),    log p_bon/p = log N + (N-1) log F   (lower)
+
+is 0 for every y once q is p_bon. Two parts of the loss use this (derived here, tested by enumeration):
+
+- The policy's own samples get the gradient of KL(q || p_bon) with the sampled log-ratio and leave-one-out.
+  Its variance is that of A, so it vanishes at the optimum; with the exact per-token KL it does not.
+- Cached bests of N get the squared residual A^2/2, with weight ``cached_weight``. They are samples of p_bon,
+  so these are the texts that q must learn, and the loss needs no importance weights: it is 0 at q = p_bon
+  for samples of any distribution. Imitation of the same samples (bon-sft) has a variance of 1 there.
+
+A sample whose log p_bon/p is below ``-floor_nats`` is treated as one at the floor. Such texts have at most
+e^-floor of p's probability in the target, but in a batch they dominate the variance: (N-1) log F has a
+standard deviation of N-1 nats under p.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from training.objectives.protocol import Samples, required
+from training.objectives.protocol import (
+    CachedChoice,
+    KlEstimator,
+    Samples,
+    SamplesNeeded,
+    StepBatch,
+    required,
+    samples_of,
+)
 from training.objectives.regularised_rl import RegularisedRL
 from training.objectives.settings import BonSettings
+from vbon.config import NoneWord
 from vbon.maths.curves import log_comb
 
 if TYPE_CHECKING:
@@ -38,7 +63,7 @@ if TYPE_CHECKING:
 class Vbon(BonSettings, RegularisedRL):
     """Fine-tune the reference policy to answer once what best-of-N answers with N samples.
 
-    Minimises KL(q || p_bon) (arXiv 2407.06057) with on-policy samples.
+    Minimises KL(q || p_bon) (arXiv 2407.06057) with on-policy samples, and with cached ones.
     """
 
     title: ClassVar[str] = "vBoN"
@@ -55,6 +80,45 @@ class Vbon(BonSettings, RegularisedRL):
         description="lower: the bound by i = 1; exact: the sum over all i; l1: the paper's L1",
     )
 
+    kl_estimator: KlEstimator = Field(
+        "sampled",
+        description="sampled: per response, without noise at the optimum; exact: per token, with KL-to-go",
+    )
+    cached_weight: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the loss that regresses log q/p of cached bests of N onto its optimum; 0: "
+        "the policy's own samples only; default: 0.5, or 0 with the bound l1, whose optimum is unknown",
+    )
+    floor_nats: Annotated[float | None, NoneWord] = Field(
+        6.0,
+        gt=0,
+        description="log p_bon/p below minus this counts as minus this; `none` for no floor",
+    )
+
+    @model_validator(mode="after")
+    def _target_that_is_known(self) -> Vbon:
+        if self.bound == "l1" and self.cached_weight:
+            raise ValueError(
+                f"cached_weight is {self.cached_weight:g}, but the optimum of the bound l1 is not known, so "
+                "cached samples cannot be regressed onto it; leave it out, or choose another bound"
+            )
+        return self
+
+    @property
+    def cached_share(self) -> float:
+        """The weight of the cached samples in the loss."""
+        if self.cached_weight is None:
+            return 0.0 if self.bound == "l1" else 0.5
+        return self.cached_weight
+
+    @property
+    def samples_needed(self) -> SamplesNeeded:
+        """Samples of the policy, and bests of N from the cache with ``log p`` if they have a weight."""
+        cached = CachedChoice("best", self.num_samples, ref_logprob=True)
+        return SamplesNeeded(policy=True, cached=cached if self.cached_share else None)
+
     @property
     def kl_coefficient(self) -> float:
         """Weight of the KL, ``1 / (N-1)``."""
@@ -70,11 +134,33 @@ class Vbon(BonSettings, RegularisedRL):
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
         """``log F^``, the L1 reward or the exact log-weight, each divided by N - 1."""
         n = self.num_samples
-        if self.bound == "lower":
-            return samples.log_cdf_B
         if self.bound == "l1":
             return (n * samples.log_cdf_B + (n + 2) * required(samples.ref_logprob_B)) / 2
-        return exact_log_weight(samples.log_cdf_B, required(samples.ref_logprob_B), n) / (n - 1)
+        if self.bound == "exact":
+            return self.log_weight(samples) / (n - 1)
+        if self.floor_nats is None:
+            return samples.log_cdf_B
+        return samples.log_cdf_B.clamp(min=(-self.floor_nats - math.log(n)) / (n - 1))
+
+    def log_weight(self, samples: Samples) -> torch.Tensor:
+        """``log p_bon(y)/p(y)`` in nats, by the bound ``lower`` or ``exact``, at least the floor."""
+        n = self.num_samples
+        if self.bound == "exact":
+            weight = exact_log_weight(samples.log_cdf_B, required(samples.ref_logprob_B), n)
+        else:
+            weight = math.log(n) + (n - 1) * samples.log_cdf_B
+        return weight if self.floor_nats is None else weight.clamp(min=-self.floor_nats)
+
+    def loss(self, batch: StepBatch) -> torch.Tensor:
+        """The on-policy loss, and the squared residual of the cached samples, weighted."""
+        own = super().loss(batch)
+        weight = self.cached_share
+        if not weight:
+            return own
+        cached = samples_of(batch.cached)
+        residual = self.log_weight(cached) - cached.log_ratio_B
+        regression = self.kl_coefficient * (residual**2).mean() / 2
+        return (1 - weight) * own + weight * regression
 
 
 def exact_log_weight(

@@ -140,8 +140,7 @@ def _trainer(spec: RunSpec, generator: Generator) -> Trainer:
             "a LoRA cannot be merged from FSDP shards; train it with DDP instead",
             field="lora_rank",
         )
-    cached = spec.objective.samples_needed.cached
-    if cached is not None and cached.ref_logprob:
+    if spec.objective.samples_needed.stored_ref_logprob:
         with trainer.accelerator.main_process_first():
             ensure_reference_logprobs(
                 inputs.cache,

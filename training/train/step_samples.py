@@ -157,8 +157,10 @@ class StepSampler:
         truncated = torch.tensor(cut_off, device=self._device)
         return replace(ranked, truncated_B=truncated, unscored=unscored)
 
-    def from_cache(self, step: int, choice: CachedChoice, rows: Rows) -> StepSamples:
-        """Take cached samples with their rewards, and ``log p`` if the choice asks for it.
+    def from_cache(
+        self, step: int, choice: CachedChoice, rows: Rows, *, ref_logprob: bool
+    ) -> StepSamples:
+        """Take cached samples with their rewards, and the stored ``log p`` if asked for.
 
         Raises:
             DataError: a prompt has too few cached samples.
@@ -173,14 +175,14 @@ class StepSampler:
             responses += [self._cache.response(row, index) for index in picks]
             rewards += [float(of_prompt[index]) for index in picks]
             quantiles += self._cache.log_quantile(row, of_prompt[picks]).tolist()
-            if choice.ref_logprob:
+            if ref_logprob:
                 known = self._cache.ref_logprob(row)
                 assert known is not None, "the run computes log p before it trains"
                 reference += [float(known[index]) for index in picks]
         device = self._device
         rollout = rollout_of(prompts, responses, self._tokenizer, device)
-        ref_logprob = torch.tensor(reference, device=device) if choice.ref_logprob else None
-        ranked = self._with_ranks(rollout, rows, rewards, ref_logprob)
+        logprob = torch.tensor(reference, device=device) if ref_logprob else None
+        ranked = self._with_ranks(rollout, rows, rewards, logprob)
         return replace(ranked, log_quantile_B=torch.tensor(quantiles, device=device))
 
     def _generate(

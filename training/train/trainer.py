@@ -156,7 +156,9 @@ class Trainer:
         sampled = time.perf_counter()
         sources = {name: self._sampler.score(rollout, rows) for name, rollout in rollouts.items()}
         if needed.cached is not None:
-            sources["cached"] = self._sampler.from_cache(step, needed.cached, rows)
+            sources["cached"] = self._sampler.from_cache(
+                step, needed.cached, rows, ref_logprob=needed.stored_ref_logprob
+            )
         scored = time.perf_counter()
         learning_rate = scheduled_learning_rate(step, self.options)
         for group in self._optimizer.param_groups:
@@ -277,6 +279,9 @@ class Trainer:
             else:
                 logprob = logprobs_of(self._logits(self.policy), samples.rollout)
                 reference = samples.ref_logprob_B
+                choice = objective.samples_needed.cached
+                if name == "cached" and choice and choice.ref_logprob and reference is None:
+                    reference = self._reference_logprob(samples.rollout)
             sampled = samples.rollout.sampled_logprob_BT
             parts[name] = Samples(
                 logprob_BT=logprob,
@@ -291,6 +296,11 @@ class Trainer:
                 log_quantile_B=samples.log_quantile_B,
             )
         return StepBatch(**parts)
+
+    @torch.no_grad()
+    def _reference_logprob(self, rollout: Rollout) -> torch.Tensor:
+        """``log p`` of cached samples whose values are not stored, shape ``(B,)``."""
+        return logprobs_of(self._logits(self._reference), rollout).sum(1)
 
     @torch.no_grad()
     def _move_anchor(self, rate: float) -> None:
