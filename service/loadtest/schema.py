@@ -71,6 +71,10 @@ class ServerDescription(ResultPart):
     waiting_sequences: int | None = Field(
         None, description="candidates that may wait; beyond, requests are refused"
     )
+    collects: bool = Field(
+        False,
+        description="whether the server keeps answers for training; the load test forbids it",
+    )
 
 
 class RoundResult(ResultPart):

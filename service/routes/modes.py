@@ -45,6 +45,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
         ),
         gold_model=scorer_ref("gold", runtime.gold),
         limits=settings.limits.model_dump(),
+        collects=runtime.collect is not None,
         records=store.where is not None,
     )
 

@@ -60,4 +60,7 @@ class ModesResponse(BaseModel):
     )
     gold_model: ModelRef | None
     limits: dict[str, Any]
+    collects: bool = Field(
+        description="true if answers are kept for training unless the request says `store: false`"
+    )
     records: bool = Field(description="true if verdicts and load tests are stored (`--store`)")

@@ -22,6 +22,7 @@ from service.settings import DistilSettings, ServiceSettings
 from service.strategies import STRATEGIES
 from tests.unit.collected import everything, kept
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, serving
+from tests.unit.test_loadtest_service import PROMPTS, measure
 from vbon.distil import directory as directory_module
 from vbon.distil.open_shard import OpenShard
 from vbon.engine import Candidate
@@ -502,3 +503,14 @@ async def test_without_a_directory_nothing_is_written(
         assert app.state.collector is None
         assert "vbon_distil" not in (await client.get("/metrics")).text
     assert not os.listdir(tmp_path)
+
+
+async def test_a_load_test_asks_not_to_be_collected(tmp_path: Path) -> None:
+    """Its prompts repeat, and are not what users ask."""
+    runtime = make_runtime(distil={"dir": str(tmp_path / "kept")})
+    few = {"requests": 4, "warmup_s": 0, "n": [2], "modes": ["ref", "bon"], "quality_samples": 1}
+    result = await measure(tmp_path / "out", runtime, PROMPTS[:3], **few)
+    assert result.server.collects
+    assert all(cell.requests and not cell.errors for cell in result.cells)
+    assert runtime.metrics.registry.get_sample_value("vbon_distil_lines_total") == 0
+    assert kept(tmp_path / "kept") == []

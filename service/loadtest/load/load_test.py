@@ -81,7 +81,7 @@ class LoadTest:
         self._calibration: Calibration | None = None
         self._left_s: float | None = None
         self._pool = ConnectionPool(settings.url, request_headers(settings))
-        self._client = LoadClient(self._pool, target_of(self._settings), settings.timeout_s)
+        self._client = LoadClient(self._pool, target_of(self._settings, server), settings.timeout_s)
 
     async def run(self) -> None:
         """Measure everything that the journal does not hold yet.
@@ -250,6 +250,7 @@ class LoadTest:
                 settings,
                 self._progress.scored,
                 gold=self._server is not None and self._server.gold_model is not None,
+                collected=self._server is not None and self._server.collects,
             )
             self._journal.append(
                 "quality",
@@ -320,7 +321,9 @@ class LoadTest:
                 return
 
 
-def target_of(settings: LoadTestSettings) -> Target:
+def target_of(settings: LoadTestSettings, server: ServerDescription | None = None) -> Target:
     """The API of the server under test."""
-    kind = NativeTarget if settings.api == "native" else OpenAiTarget
-    return kind(*settings.sampling, settings.ignore_eos, bool(settings.stream))
+    sent = (*settings.sampling, settings.ignore_eos, bool(settings.stream))
+    if settings.api == "openai":
+        return OpenAiTarget(*sent)
+    return NativeTarget(*sent, collected=server is not None and server.collects)

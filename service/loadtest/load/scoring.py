@@ -25,11 +25,13 @@ async def score_variant(
     on_row: Callable[[], None],
     *,
     gold: bool = False,
+    collected: bool = False,
 ) -> list[ScoredAnswer]:
     """``quality_samples`` scored answers to each prompt; failed requests are answers with an error.
 
     Args:
         gold: also ask for gold rewards, which the server must have.
+        collected: forbid the server to keep the answers for training, as it would.
     """
     max_tokens, temperature = settings.sampling
     room = asyncio.Semaphore(settings.quality_concurrency)
@@ -46,6 +48,8 @@ async def score_variant(
         }
         if gold:
             body["gold"] = True
+        if collected:
+            body["store"] = False
         if variant.reranks:
             body |= {"n": variant.n, "return_candidates": variant.mode == BON}
         async with room:

@@ -67,6 +67,7 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
             if "default_sampling" in found
             else {},
             gold_model=found["gold_model"],
+            collects=found.get("collects", False),
             **_limits(found),
         )
     except (KeyError, TypeError, ValidationError) as error:

@@ -70,12 +70,17 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NativeTarget:
-    """The API of this service, ``POST /generate``; no seed is sent, because seeds slow engines down."""
+    """The API of this service, ``POST /generate``; no seed is sent, because seeds slow engines down.
+
+    Attributes:
+        collected: whether the server would keep answers for training, which are then forbidden to be kept.
+    """
 
     max_tokens: int
     temperature: float
     ignore_eos: bool
     stream: bool
+    collected: bool = False
 
     def ask(self, variant: Variant, prompt: Prompt) -> Ask:
         """The request to a variant; single samples are not scored, so that scoring does not slow them."""
@@ -85,6 +90,8 @@ class NativeTarget:
             "temperature": self.temperature,
             "ignore_eos": self.ignore_eos,
         }
+        if self.collected:
+            body["store"] = False
         if variant.reranks:
             return Ask(native_path(variant), {**body, "n": variant.n}, streamed=False)
         return Ask(
