@@ -14,22 +14,22 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
 
-from service.admission.load_shedding import LoadSheddingMiddleware
-from service.auth.middleware import ApiKeyMiddleware, open_keyring
+from service.admission.load_shedding import EarlyRefusal, LoadSheddingMiddleware, Shedding
+from service.auth.middleware import ApiKeyMiddleware, caller_finder, open_keyring
 from service.auth.watch import follow_keys
 from service.distil.collector import Collector
 from service.distil.exposition import DistilMetrics
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
-from service.http.known_hosts import KnownHostsMiddleware
+from service.http.known_hosts import KnownHosts, KnownHostsMiddleware
 from service.http.middleware import (
     BodyLimitMiddleware,
     JsonByDefaultMiddleware,
     RequestIdMiddleware,
 )
 from service.http.security_headers import SecurityHeadersMiddleware
-from service.observability.access_log import AccessLogMiddleware
+from service.observability.access_log import AccessLogMiddleware, log_request
 from service.observability.tracing import open_tracing
 from service.page import page_contents
 from service.routes import (
@@ -107,6 +107,12 @@ def create_app(
     store = AsyncStore(runtime.settings.store)
     load_test_runs = LoadTestRuns(store)
     collector = _open_collector(runtime)
+    known = KnownHosts(runtime.settings.own_names)
+    shedding = Shedding(
+        runtime.admission,
+        default_mode=runtime.settings.default_mode,
+        on_shed=lambda mode: runtime.count_error(mode, "overloaded"),
+    )
     app = FastAPI(
         title="vbon",
         version=__version__,
@@ -123,7 +129,7 @@ def create_app(
             on_failure,
         ),
         responses=ANY_ROUTE,
-        middleware=_middleware(runtime, keyring, tracing),
+        middleware=_middleware(runtime, keyring, known, shedding, tracing),
         # FastAPI's own pages load Swagger UI from another host; service/routes/page.py serves ours.
         docs_url=None,
         # A redirect would lead to the host that the request names.
@@ -138,6 +144,14 @@ def create_app(
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
     app.state.collector = collector
+    # service/server.py gives it to the protocol. Traced requests get spans, which the middleware makes.
+    app.state.early_refusal = None
+    if tracing is None:
+        app.state.early_refusal = EarlyRefusal(
+            shedding,
+            caller_of=caller_finder(keyring, known),
+            log=log_request if runtime.settings.logs_access else None,
+        )
     app.router.routes.extend(_routes())
     add_error_handlers(app)
     return app
@@ -222,7 +236,11 @@ async def _load(
 
 
 def _middleware(
-    runtime: Runtime, keyring: Keyring | None, tracing: Tracing | None
+    runtime: Runtime,
+    keyring: Keyring | None,
+    known: KnownHosts,
+    shedding: Shedding,
+    tracing: Tracing | None,
 ) -> list[Middleware]:
     """The middleware, outermost first: a request passes from the top of the list to the bottom.
 
@@ -252,18 +270,13 @@ def _middleware(
     return [
         *stack,
         Middleware(UnhandledErrorMiddleware),
-        *([] if keyring else [Middleware(KnownHostsMiddleware, hosts=settings.own_names)]),
+        *([] if keyring else [Middleware(KnownHostsMiddleware, known=known)]),
         Middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics),
         Middleware(
             BodyLimitMiddleware,
             max_bytes=limits.max_body_bytes,
             timeout_s=limits.receive_timeout_s,
         ),
-        Middleware(
-            LoadSheddingMiddleware,
-            admission=runtime.admission,
-            default_mode=settings.default_mode,
-            on_shed=lambda mode: runtime.count_error(mode, "overloaded"),
-        ),
+        Middleware(LoadSheddingMiddleware, shedding=shedding),
         Middleware(JsonByDefaultMiddleware),
     ]

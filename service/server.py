@@ -131,7 +131,7 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         timeout_graceful_shutdown=math.ceil(settings.limits.drain_s) + 5,
         ws="none",
         server_header=False,
-        **http_options(settings.limits, open_files),
+        **http_options(settings.limits, open_files, app.state.early_refusal),
     )
     server = DrainingServer(config, runtime)
     logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)

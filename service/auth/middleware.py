@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.auth.keys import Keyring
 from service.context.caller import ANYBODY, Caller, current_caller
 from service.context.request_context import record_key
+from service.http.known_hosts import KnownHosts
 from service.http.responses import refuse
 from service.settings import AuthSettings
 
@@ -42,7 +44,7 @@ class ApiKeyMiddleware:
         path: str = scope["path"]
         caller = ANYBODY
         if self._keyring is not None and not self._is_open(path):
-            found = self._find(self._keyring, scope)
+            found = caller_of(self._keyring, scope)
             if isinstance(found, str):
                 headers = [(b"www-authenticate", b'Bearer realm="vbon"')]
                 await refuse(
@@ -69,17 +71,6 @@ class ApiKeyMiddleware:
     def _is_open(self, path: str) -> bool:
         return path in self._open or path.startswith(OPEN_BELOW)
 
-    def _find(self, keyring: Keyring, scope: Scope) -> Caller | str:
-        """The caller, or the error message, which repeats nothing of what the client sent."""
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        if not sent:
-            return f"this server requires an API key: {_HINT}"
-        scheme, _, token = sent[0].partition(b" ")
-        if len(sent) > 1 or scheme.lower() != b"bearer":
-            return f"the Authorization header is not one bearer token: {_HINT}"
-        caller = keyring.find(token.strip())
-        return caller or "this API key is unknown or has been removed"
-
     def _why_not(self, caller: Caller) -> str:
         if self._keyring is None:
             return "admin routes require an admin's key; start the server with --auth.keys-file"
@@ -87,6 +78,30 @@ class ApiKeyMiddleware:
             f"key {caller.name!r} does not have the admin role; "
             "create one with `vbon keys add NAME --role admin`"
         )
+
+
+def caller_of(keyring: Keyring, scope: Scope) -> Caller | str:
+    """The caller, or the error message, which repeats nothing of what the client sent."""
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    if not sent:
+        return f"this server requires an API key: {_HINT}"
+    scheme, _, token = sent[0].partition(b" ")
+    if len(sent) > 1 or scheme.lower() != b"bearer":
+        return f"the Authorization header is not one bearer token: {_HINT}"
+    caller = keyring.find(token.strip())
+    return caller or "this API key is unknown or has been removed"
+
+
+def caller_finder(keyring: Keyring | None, known: KnownHosts) -> Callable[[Scope], Caller | None]:
+    """A function that returns a request's caller; ``None`` if it must be answered with 401 or 403."""
+
+    def find(scope: Scope) -> Caller | None:
+        if keyring is None:
+            return ANYBODY if known.unknown(scope) is None else None
+        found = caller_of(keyring, scope)
+        return found if isinstance(found, Caller) else None
+
+    return find
 
 
 def open_keyring(settings: AuthSettings) -> Keyring | None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.http.closing import HalfClosedWatch, Lingering
+from service.http.early import HOLD_S, EarlyAnswer, is_plain, response_bytes
 from service.http.request_head import head_fault, without_upgrade
 from service.http.responses import error_body, refuse
 from service.http.sse import ABORT
@@ -33,12 +34,16 @@ class BoundedProtocol(HttpToolsProtocol):
     A connection whose client reads nothing of its response for ``unread_s`` seconds is aborted. Requests to
     change the protocol are served as if they had not asked for it. Clients that still send when their
     response is complete can read it, and so can those that have closed their sending direction.
+
+    Requests that ``early`` is concerned with are held until their bodies are complete. It then answers them,
+    or they go to the application like all others.
     """
 
     limits: LimitSettings
     unread_s: float
     # The system gives each connection the lowest free number, so a high one means that few are left.
     most_descriptor: int | None = None
+    early: EarlyAnswer | None = None
 
     _in_head = True
     _head_bytes = 0
@@ -50,6 +55,9 @@ class BoundedProtocol(HttpToolsProtocol):
     _unread_watch: _UnreadWatch
     _lingering: Lingering | None = None
     _half_closed: HalfClosedWatch | None = None
+    # The body, so far, of a request that the application does not know of yet.
+    _held: bytearray | None = None
+    _hold_timer: asyncio.TimerHandle | None = None
     # The cycle that has written last, which is in the middle of its response unless that is complete.
     _writer: RequestResponseCycle | None = None
 
@@ -74,6 +82,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel all timers."""
         self._stop_head_timer()
+        self._stop_hold_timer()
         self._unread_watch.stop()
         for watch in (self._lingering, self._half_closed):
             if watch is not None:
@@ -100,6 +109,8 @@ class BoundedProtocol(HttpToolsProtocol):
         most = self.limits.max_header_bytes
         if (self._in_head and self._head_bytes > most) or self._bytes_between > most:
             self._end(431, "headers_too_large", _too_large(self.limits))
+        if self._held is not None and self._hold_timer is None:
+            self._hold_timer = self.loop.call_later(HOLD_S, self._pass_on)
 
     def _parse(self, data: bytes) -> None:
         """Hand bytes to the parser; like uvicorn's ``data_received``, but never changes the protocol."""
@@ -147,7 +158,16 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         if self.parser.get_http_version() == "1.0":  # it has no interim responses to expect
             self.expect_100_continue = False
-        app, fault = self.app, self._fault_of_head()
+        fault = self._fault_of_head()
+        if fault is None and self._is_for_early():
+            self._held = bytearray()
+        else:
+            self._start(fault)
+
+    def _start(self, fault: tuple[int, str, str] | None = None) -> None:
+        """Give the request to the application, or to one that answers with this fault."""
+        self._unset_keepalive_if_required()  # it runs if the request before this one was answered early
+        app = self.app
         if fault is not None:
             self.app = _refusing(*fault)
         try:
@@ -159,14 +179,66 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
         self._bytes_between = 0
-        super().on_body(body)
+        if self._held is not None:
+            self._held += body
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Start to count the bytes of the next head."""
         if self.parser.should_upgrade():
             return
         self._in_head, self._head_bytes, self._bytes_between = True, 0, 0
+        if self._held is not None:
+            if self._answer_early():
+                return
+            self._pass_on()
         super().on_message_complete()
+
+    def _is_for_early(self) -> bool:
+        """True if the request is held, because it may be answered without the application."""
+        if self.early is None or self._response_is_owed or self.flow.write_paused:
+            return False
+        parsed = httptools.parse_url(self.url)
+        scope = self.scope
+        scope["method"], scope["path"] = self.parser.get_method().decode(), parsed.path.decode()
+        scope["query_string"] = parsed.query or b""
+        return self.early.concerns(scope["method"], scope["path"]) and is_plain(
+            self.headers, self.limits.max_body_bytes
+        )
+
+    def _answer_early(self) -> bool:
+        """Answer the held request, whose body is complete; false if the application must."""
+        found = None if self.early is None else self.early.response(self.scope)  # type: ignore[arg-type]
+        if found is None:
+            return False
+        self._held = None
+        self._stop_hold_timer()
+        status, headers, body = found
+        stays = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        fields = [*self.server_state.default_headers, *headers]
+        if not stays:
+            fields.append((b"connection", b"close"))
+        self.transport.write(response_bytes(status, fields, body))
+        if not stays:
+            self.transport.close()
+        self.on_response_complete()
+        return True
+
+    def _pass_on(self) -> None:
+        """Give the held request, and the part of its body that has come, to the application."""
+        held, self._held = self._held, None
+        self._stop_hold_timer()
+        if held is None or self.is_ending:
+            return
+        self._start()
+        if held:
+            super().on_body(bytes(held))
+
+    def _stop_hold_timer(self) -> None:
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
 
     def _should_upgrade(self) -> bool:
         """False: the service has no websockets."""
@@ -253,6 +325,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """End the connection, at once unless a response is owed: the server is stopping."""
+        self._pass_on()
         if self._lingering is not None:
             self.transport.close()
         else:

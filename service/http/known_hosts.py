@@ -18,18 +18,33 @@ from service.http.responses import refuse
 PROBES = frozenset({"/healthz", "/readyz", "/health"})
 
 
-class KnownHostsMiddleware:
-    """Answers 403 to requests for a host other than loopback names, the server, and configured names."""
+class KnownHosts:
+    """The server's own names: loopback names, the address of the connection, and configured names."""
 
-    def __init__(self, app: ASGIApp, *, hosts: Iterable[str]) -> None:
-        self._app = app
+    def __init__(self, hosts: Iterable[str]) -> None:
         self._hosts = frozenset(host.lower() for host in hosts)
+
+    def unknown(self, scope: Scope) -> str | None:
+        """The host for which a request is, if it is not one of the names; otherwise ``None``."""
+        host = _host_of(scope)
+        return None if host is None or self._is_known(host, scope) else host
+
+    def _is_known(self, host: str, scope: Scope) -> bool:
+        address = (scope.get("server") or ("",))[0]  # of this server, as the connection was made
+        return host in self._hosts or host == address or _is_loopback(host)
+
+
+class KnownHostsMiddleware:
+    """Answers 403 to requests for a host that is not one of :class:`KnownHosts`."""
+
+    def __init__(self, app: ASGIApp, *, known: KnownHosts) -> None:
+        self._app, self._known = app, known
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the host and pass the request on."""
         if scope["type"] == "http" and scope["path"] not in PROBES:
-            host = _host_of(scope)
-            if not (host is None or self._is_known(host, scope)):
+            host = self._known.unknown(scope)
+            if host is not None:
                 message = (
                     f"this server does not know {host[:100]!r} as its own name, and without API keys it "
                     "serves only under names that it knows; add the name with --hosts, or set "
@@ -38,10 +53,6 @@ class KnownHostsMiddleware:
                 await refuse(scope, send, 403, "forbidden", message)
                 return
         await self._app(scope, receive, send)
-
-    def _is_known(self, host: str, scope: Scope) -> bool:
-        address = (scope.get("server") or ("",))[0]  # of this server, as the connection was made
-        return host in self._hosts or host == address or _is_loopback(host)
 
 
 def _host_of(scope: Scope) -> str | None:
@@ -56,7 +67,9 @@ def _host_of(scope: Scope) -> str | None:
 
 
 def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+        return host.endswith(".localhost")

@@ -23,11 +23,19 @@ _FORM = b"application/x-www-form-urlencoded"
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 
 
-class RequestIdMiddleware:
-    """Gives each request an id and returns it in ``X-Request-Id``.
+def request_id_of(scope: Scope) -> str:
+    """The id that the client sends, if it is short and has only harmless characters; otherwise a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    if _CLIENT_ID.fullmatch(given):
+        return given.decode()
+    # The id must be unique, not secret, and `random` is 40 microseconds faster than the system's source.
+    return f"req-{random.getrandbits(128):032x}"
 
-    The id is the one that the client sends, if it is short and has only harmless characters. The middleware
-    also sets ``current_request`` for everything below it.
+
+class RequestIdMiddleware:
+    """Gives each request an id (:func:`request_id_of`) and returns it in ``X-Request-Id``.
+
+    It also sets ``current_request`` for everything below it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -38,10 +46,7 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        # The id must be unique, not secret, and `random` is 40 microseconds faster than the system's source.
-        own = f"req-{random.getrandbits(128):032x}"
-        request_id = given.decode() if _CLIENT_ID.fullmatch(given) else own
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
 
         context = RequestContext(request_id)

@@ -11,7 +11,7 @@ REPORT_POLICY = (
     "style-src 'unsafe-inline'; img-src data: blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_DEFAULTS = {
+DEFAULT_HEADERS = {
     b"x-content-type-options": b"nosniff",
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
     b"referrer-policy": b"no-referrer",
@@ -35,7 +35,7 @@ class SecurityHeadersMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 present = {name.lower() for name, _ in message["headers"]}
-                missing = [field for field in _DEFAULTS.items() if field[0] not in present]
+                missing = [field for field in DEFAULT_HEADERS.items() if field[0] not in present]
                 message["headers"] = [*message["headers"], *missing]
             await send(message)
 

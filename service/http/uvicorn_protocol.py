@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from service.http.early import EarlyAnswer
 from service.settings import LimitSettings
 from vbon.errors import InvalidInputError
 
@@ -29,22 +30,27 @@ UNREAD_S = 90.0
 RESERVED_FILES = 64
 
 
-def http_options(limits: LimitSettings, open_files: int | None = None) -> dict[str, Any]:
+def http_options(
+    limits: LimitSettings, open_files: int | None = None, early: EarlyAnswer | None = None
+) -> dict[str, Any]:
     """Arguments of ``uvicorn.Config``.
 
     Args:
         open_files: the number of files that this process may open; ``None`` for no limit.
+        early: answers requests before the application is asked.
 
     Raises:
         InvalidInputError: httptools is not installed.
     """
     return {
         "timeout_keep_alive": limits.keep_alive_s,
-        "http": bounded_protocol(limits, open_files),
+        "http": bounded_protocol(limits, open_files, early),
     }
 
 
-def bounded_protocol(limits: LimitSettings, open_files: int | None = None) -> type[BoundedProtocol]:
+def bounded_protocol(
+    limits: LimitSettings, open_files: int | None = None, early: EarlyAnswer | None = None
+) -> type[BoundedProtocol]:
     """uvicorn's httptools protocol with these limits.
 
     Raises:
@@ -65,6 +71,7 @@ def bounded_protocol(limits: LimitSettings, open_files: int | None = None) -> ty
         """A class of its own, because uvicorn makes the instances and knows nothing of limits."""
 
     Configured.limits, Configured.unread_s = limits, UNREAD_S
+    Configured.early = early
     if open_files is not None:
         Configured.most_descriptor = open_files - min(RESERVED_FILES, open_files // 4)
     return Configured

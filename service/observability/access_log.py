@@ -36,7 +36,7 @@ class AccessLogMiddleware:
         try:
             await self._app(scope, receive, send)
         finally:
-            _log(level, scope, request)
+            log_request(level, scope, request)
 
 
 def route_of(scope: Scope) -> str | None:
@@ -50,7 +50,8 @@ def method_of(scope: Scope) -> str | None:
     return scope["method"] if scope["method"] in _METHODS else None
 
 
-def _log(level: int, scope: Scope, request: RequestContext) -> None:
+def log_request(level: int, scope: Scope, request: RequestContext) -> None:
+    """Log a request that has ended, and is the current one."""
     prompts = request.prompts
     duration_ms = round((perf_counter() - request.begun_s) * 1e3, 3)
     fields = with_fields(

@@ -129,6 +129,10 @@ class Metrics:
         for before, after in pairwise(outcome.step_times_s):
             _series(self.inter_token, mode).observe(after - before)
 
+    def failed(self, mode: str, kind: str) -> None:
+        """Record one failed request by its error's type."""
+        _series(self.errors, mode, kind).inc()
+
     def scored(self, model: str, rewards: Sequence[float | None], total_s: float) -> None:
         """Record one answered request of ``/v1/score``."""
         unscored = sum(reward is None for reward in rewards)
@@ -147,9 +151,9 @@ class Metrics:
 
 
 @cache
-def _series(metric: M, mode: str) -> M:
+def _series(metric: M, *labels: str) -> M:
     """The metric's series for a mode, cached because ``labels`` takes a lock at every call."""
-    return metric.labels(mode)
+    return metric.labels(*labels)
 
 
 async def expose(metrics: Metrics, policies: Mapping[str, Engine]) -> bytes:

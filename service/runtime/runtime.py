@@ -423,7 +423,7 @@ class Runtime:
         Labels for arbitrary names would let a client create any number of series.
         """
         known = mode if mode in self.modes or mode == SCORE else "unknown"
-        self.metrics.errors.labels(known, kind).inc()
+        self.metrics.failed(known, kind)
 
 
 def _with_answers(outcome: Outcome, request: PromptRequest) -> Outcome:

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette.types import Message
 
 from service.app import create_app
+from service.http.uvicorn_protocol import http_options
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
@@ -94,15 +95,24 @@ async def serving(
 
 @asynccontextmanager
 async def on_a_port(
-    runtime: Runtime, *, started: bool = False, ready: bool = True, **options: Any
+    runtime: Runtime,
+    *,
+    started: bool = False,
+    ready: bool = True,
+    early: bool = False,
+    **options: Any,
 ) -> AsyncGenerator[str, None]:
     """The OpenAI URL of a real server in this process. A started runtime stays started.
 
-    Waits until the server is ready, or with ``ready=False`` only until it listens.
+    Waits until the server is ready, or with ``ready=False`` only until it listens. With ``early``, requests
+    are refused before the application is asked, as in a service of its own.
     """
     lifespan = "off" if started else "on"
+    app = create_app(runtime)
+    if early:
+        options |= http_options(runtime.settings.limits, None, app.state.early_refusal)
     config = uvicorn.Config(
-        create_app(runtime),
+        app,
         log_config=None,
         access_log=False,
         lifespan=lifespan,
