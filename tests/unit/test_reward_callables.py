@@ -75,7 +75,14 @@ TRUTHS = {
 REFUSED = {
     "a column": ("def f(completions, ground_truth, **kwargs): return []", "needs ground_truth"),
     "two columns": ("def f(completions, a, *, b): return []", "needs a, b"),
-    "token ids": ("def f(completion_ids, **kwargs): return []", "needs completion_ids"),
+    "token ids": (
+        "def f(completion_ids, **kwargs): return []",
+        r"needs completion_ids.*\(completion_ids: .*tokenize the completions in the function\)",
+    ),
+    "the trainer": (
+        "def f(completions, trainer_state): return []",
+        r"needs trainer_state.*\(trainer_state: .*the same reward at every step",
+    ),
     "one parameter": ("def f(texts): return []", r"cannot be called with \(prompts, completions\)"),
     "three parameters": ("def f(a, b, c): return []", r"missing a required argument: 'c'"),
     "none": ("def f(): return []", "too many positional arguments"),
@@ -139,6 +146,17 @@ def test_a_function_that_cannot_be_called_is_refused_when_it_is_loaded(
     with pytest.raises(CheckpointError, match=words) as caught:
         open_reward_model(spec).load()
     assert str(caught.value).startswith(spec)
+
+
+@pytest.mark.parametrize("name", ["completion_ids", "trainer_state"])
+def test_what_a_function_reads_from_its_keywords_in_vain_is_named(
+    tmp_path: Path, name: str
+) -> None:
+    source = f"def f(completions, **kwargs): return [float(len(kwargs[{name!r}]))]"
+    model = open_reward_model(written(tmp_path, source))
+    model.load()
+    with pytest.raises(RewardError, match=f"reads {name} from its keyword arguments, and a reward"):
+        model.score([Scorable(Prompt(text="p"), "a"), Scorable(Prompt(text="p"), "b")])
 
 
 @pytest.mark.parametrize("form", BROKEN)

@@ -11,6 +11,17 @@ from vbon.prompts import Message
 from vbon.rewards.protocol import Scorable
 
 _GIVEN = ("prompts", "completions")
+# What TRL also passes, with the reason why there is nothing to pass here.
+NOT_GIVEN = {
+    "completion_ids": "a reward is that of a text, which comes without token ids: tokenize the completions "
+    "in the function",
+    "prompt_ids": "a reward is that of a text: tokenize the prompts in the function",
+    "trainer_state": "a text must have the same reward at every step, since it is compared with cached "
+    "rewards",
+    "environments": "there are no environments; answers are single texts",
+    "log_extra": "training has no table of completions to add to",
+    "log_metric": "training records no metrics of reward functions",
+}
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -76,9 +87,12 @@ def call_form(function: Callable[..., Any]) -> CallForm:
     if _takes_keywords(parameters, required, open_ended=open_ended):
         missing = [name for name in required if name not in _GIVEN]
         if missing:
+            reasons = "".join(
+                f" ({name}: {NOT_GIVEN[name]})" for name in missing if name in NOT_GIVEN
+            )
             raise ValueError(
                 f"needs {', '.join(missing)}, and a reward function gets only prompts and completions; "
-                "give such parameters a default value"
+                f"give such parameters a default value{reasons}"
             )
         return CallForm(
             tuple(name for name in _GIVEN if open_ended or name in parameters), open_ended

@@ -16,7 +16,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
-from vbon.rewards.call_form import CallForm, call_form
+from vbon.rewards.call_form import NOT_GIVEN, CallForm, call_form
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable, checked_scores
 from vbon.rewards.user_errors import describe
@@ -101,6 +101,14 @@ class CallableReward:
             if hasattr(values, "tolist"):  # an array or tensor
                 values = values.tolist()
             listed = [*values] if _has_an_order(values) else None  # a generator runs here
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            if not (isinstance(name, str) and name in NOT_GIVEN):
+                raise TextError(f"{self.name} raised {describe(error)}") from error
+            raise RewardError(
+                f"{self.name} reads {name} from its keyword arguments, and a reward function gets only "
+                f"prompts and completions; {NOT_GIVEN[name]}"
+            ) from error
         # User code may raise anything; a cancelled task of its own and `sys.exit` are not `Exception`.
         except (Exception, asyncio.CancelledError, SystemExit) as error:
             raise TextError(f"{self.name} raised {describe(error)}") from error
