@@ -27,6 +27,7 @@ from trl import RLOOConfig, RLOOTrainer
 
 from training.bench.steps import Step, synchronized_time
 from training.configs import BenchConfig
+from training.rollouts.products import use_stock_linear_layers
 from training.train.inputs import TrainingInputs
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
@@ -64,6 +65,7 @@ def trl_steps(config: BenchConfig, inputs: TrainingInputs, seed: int) -> list[St
     """Train for ``config.steps`` steps from the reference policy; returns the steps in order."""
     timer = _StepTimer()
     policy = inputs.fresh_policy()
+    use_stock_linear_layers(policy)
     _time_generation(policy, timer)
     with tempfile.TemporaryDirectory() as directory:
         trainer = RLOOTrainer(

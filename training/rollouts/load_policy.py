@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from training.rollouts.products import speed_up_linear_layers
 from vbon.errors import CheckpointError
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.model_shape import ModelShape, shape_of
@@ -49,6 +50,7 @@ def load_policy(
             f"the tokenizer of {path} has no EOS token; set eos_token in its config"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    speed_up_linear_layers(model)
     return model.to(device).eval(), tokenizer, checkpoint
 
 
