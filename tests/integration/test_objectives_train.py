@@ -20,7 +20,8 @@ from tests.tiny import train_config  # noqa: E402
 from training.configs import ReportConfig, SweepConfig  # noqa: E402
 from training.objectives import OBJECTIVES  # noqa: E402
 from training.report.write import write_report  # noqa: E402
-from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of  # noqa: E402
+from training.rollouts.predictor import Predictor, logprobs_of  # noqa: E402
+from training.rollouts.rollout import Rollout, rollout_of  # noqa: E402
 from training.rollouts.sequence_logprobs import sequence_logprobs  # noqa: E402
 from training.sweep.run import run_sweep  # noqa: E402
 from training.train.inputs import TrainingInputs  # noqa: E402
@@ -302,7 +303,7 @@ def test_stored_log_p_is_what_the_reference_says(sandbox: Path, inputs: Training
             torch.device("cpu"),
         )  # fmt: skip
         with torch.no_grad():
-            alone = logprobs_of(lambda part: response_logits(inputs.reference, part), rollout)
+            alone = logprobs_of(Predictor(inputs.reference), rollout)
         assert float(alone.sum()) == pytest.approx(stored[index], abs=1e-3)
 
 

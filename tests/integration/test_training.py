@@ -26,13 +26,8 @@ from training.cache.sample import build_cache  # noqa: E402
 from training.configs import EvaluateConfig, SandboxConfig  # noqa: E402
 from training.evaluation.evaluate import evaluate_checkpoints  # noqa: E402
 from training.rollouts.load_policy import load_policy  # noqa: E402
-from training.rollouts.rollout import (  # noqa: E402
-    Rollout,
-    logprobs_of,
-    response_logits,
-    sample_responses,
-    terms_of,
-)
+from training.rollouts.predictor import Predictor, logprobs_of, terms_of  # noqa: E402
+from training.rollouts.rollout import Rollout, sample_responses  # noqa: E402
 from training.sandbox.build import build_sandbox  # noqa: E402
 from training.train.resume import state_path  # noqa: E402
 from training.train.run import train  # noqa: E402
@@ -299,11 +294,8 @@ def test_sampling_matches_the_policy_and_padding_changes_nothing(sandbox: Path) 
     lengths = rollout.mask_BT.sum(1)
     assert int(lengths.min()) < int(lengths.max())  # rows left the batch at different steps
 
-    def logits(part):  # type: ignore[no-untyped-def]
-        return response_logits(policy, part)
-
     with torch.no_grad():
-        terms = terms_of(logits, logits, rollout)
+        terms = terms_of(Predictor(policy), Predictor(policy), rollout)
         torch.testing.assert_close(terms.kl_BT, torch.zeros_like(terms.kl_BT))
         for row in (0, 45, 79):
             ids = prompts[row // 40]
@@ -331,7 +323,7 @@ def test_a_prompts_samples_do_not_depend_on_its_batch(sandbox: Path) -> None:
     width = alone.mask_BT.shape[1]
     torch.testing.assert_close(theirs.response_BT[:, :width] * theirs.mask_BT[:, :width],
                                alone.response_BT * alone.mask_BT)  # fmt: skip
-    recomputed = logprobs_of(lambda part: response_logits(policy, part), alone)
+    recomputed = logprobs_of(Predictor(policy), alone)
     assert alone.sampled_logprob_BT is not None
     torch.testing.assert_close(alone.sampled_logprob_BT, recomputed.detach(), atol=1e-4, rtol=1e-4)
 

@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.train, pytest.mark.vllm]
 
 from tests.tiny import train_config  # noqa: E402
 from training.rollouts.load_policy import load_policy  # noqa: E402
-from training.rollouts.rollout import Rollout, logprobs_of, response_logits  # noqa: E402
+from training.rollouts.predictor import Predictor, logprobs_of  # noqa: E402
+from training.rollouts.rollout import Rollout  # noqa: E402
 from training.rollouts.vllm_generator import VllmGenerator, merged_weights  # noqa: E402
 from training.train.run import train  # noqa: E402
 from vbon.errors import InvalidInputError, PromptTooLongError  # noqa: E402
@@ -66,7 +67,7 @@ def disturbed(model: Any, size: float) -> Any:
 def logprob(model: Any, rollout: Rollout) -> Any:
     """``log`` probability of each response, shape (B,), at the sampling temperature."""
     with torch.no_grad():
-        tokens = logprobs_of(lambda part: response_logits(model, part, TEMPERATURE), rollout)
+        tokens = logprobs_of(Predictor(model, TEMPERATURE), rollout)
     return tokens.sum(1).double()
 
 

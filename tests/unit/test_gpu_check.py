@@ -219,9 +219,9 @@ def test_figures_of_a_training(tmp_path: Path) -> None:
     assert (found["steps"], found["sampling_share"], found["seconds"]) == (4, 0.5, 12.3)
     assert found["first"] == {"loss": 1.0, "kl_nats": 0.0, "reward": 0.5, "grad_norm": 2.0}
     assert found["last"]["kl_nats"] == pytest.approx(0.3)
-    # 20 bytes a parameter; logits of 4 sequences in 8 copies of float32; activations of a layer in bf16.
+    # 20 bytes a parameter; a chunk of 1,310 distributions in 5 copies; activations of a layer in bf16.
     parameters = AutoModelForCausalLM.from_pretrained(plan.policy).num_parameters()
-    expected = 20 * parameters + 4 * (8 * 4 * 8 * 800 + 2 * 8 * 64 * 34)
+    expected = 20 * parameters + 5 * 4 * 1310 * 800 + 4 * 2 * 8 * 64 * 34
     assert found["arithmetic_gb"] == round(expected / 1e9, 2)
     assert found["of_arithmetic"] == round(30e6 / expected, 2)
 
@@ -232,8 +232,8 @@ def test_the_arithmetic_of_memory_is_that_of_the_page() -> None:
     config = train_config_type("kl-rl")(
         lora_rank=16, micro_batch_size=4, max_new_tokens=256, policy="p", reward="r"
     )
-    logits, activations = 8 * 4 * 4 * 256 * 128_000, 4 * 2 * 256 * 4096 * 2 * 34 * 32
-    assert expected_bytes(shape, config) == 24e9 + logits + activations
+    chunk, activations = 5 * 4 * 128 * 128_000, 4 * 2 * 256 * 4096 * 2 * 34 * 32
+    assert expected_bytes(shape, config) == 24e9 + chunk + activations
 
 
 def test_figures_of_a_cache_and_of_an_evaluation(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from tests.unit.toy import (  # noqa: E402
     log_probability,
     samples_of_texts,
     table,
+    token_terms,
     win_rate,
 )
 from training.objectives import OBJECTIVES, objective_type  # noqa: E402
@@ -62,7 +63,6 @@ from training.objectives.protocol import Objective, StepBatch  # noqa: E402
 from training.objectives.qrpo import Qrpo  # noqa: E402
 from training.objectives.vbon import Vbon, exact_log_weight  # noqa: E402
 from training.objectives.wind import Wind, win_in_group  # noqa: E402
-from training.rollouts.token_terms import token_terms  # noqa: E402
 from training.train.config import train_config_type  # noqa: E402
 from vbon.errors import InvalidInputError  # noqa: E402
 from vbon.maths.distribution import bon_pmf, bon_pmf_binomial  # noqa: E402

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.train
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast  # noqa: E402
 
-from training.rollouts.rollout import response_logits, rollout_of, sample_responses, terms_of  # noqa: E402
+from training.rollouts.predictor import Predictor, terms_of  # noqa: E402
+from training.rollouts.rollout import rollout_of, sample_responses  # noqa: E402
 from training.train.config import train_config_type  # noqa: E402
 from training.train.dropout import remove_dropout  # noqa: E402
 from training.train.inputs import TrainingInputs  # noqa: E402
@@ -156,11 +157,7 @@ def test_a_policy_in_training_mode_has_no_dropout() -> None:
     remove_dropout(policy)
     policy.train()
     rollout = rollout_of([[1, 2]], [[3, 4, 5, 0]], llama_tokenizer(), torch.device("cpu"))
-    terms = terms_of(
-        lambda part: response_logits(policy, part),
-        lambda part: response_logits(reference, part),
-        rollout,
-    )
+    terms = terms_of(Predictor(policy), Predictor(reference), rollout)
     assert float(terms.kl_BT.detach().abs().sum()) == pytest.approx(0, abs=1e-6)
     assert policy.config.resid_pdrop == 0.5
 

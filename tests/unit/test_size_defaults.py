@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def test_a_real_policy_gets_a_lora_and_sane_steps(caplog: pytest.LogCaptureFixtu
     assert (found.frozen_dtype, found.dtype, found.gradient_checkpointing) == (
         "float32", "float32", False,
     )  # fmt: skip
-    # Logits 8 x 4 x 40 x 49,152 bytes and activations 2 x 40 x 576 x 2 x 34 x 30: 157 MB a sequence;
-    # half of what 25 GB leave beside 2 x 4 x 134.5 MB holds 76 of them.
+    # Activations of 2 x 40 x 576 x 2 x 34 x 30 bytes: 94 MB a sequence; half of what 25 GB leave beside
+    # 2 x 4 x 134.5 MB and .1 GB of chunks holds 126 of them.
     assert found.micro_batch_size == 64
     told = caplog.text
     for part in (
@@ -72,7 +73,7 @@ def test_a_real_policy_gets_a_lora_and_sane_steps(caplog: pytest.LogCaptureFixtu
         "25 GB",
         "--lora-rank 16, because",
         "--learning-rate 0.0001,",
-        "157 MB",
+        "94 MB",
     ):
         assert part in told
 
@@ -84,8 +85,22 @@ def test_a_large_policy_fits_one_gpu_of_80_gb(monkeypatch: pytest.MonkeyPatch) -
         "bfloat16", "bfloat16", True,
     )  # fmt: skip
     assert (found.warm_start_learning_rate, found.learning_rate) == pytest.approx((1e-4, 1e-5))
-    # 56 GB beside vLLM hold 32 GB of weights; half of the rest holds 10 sequences of 1.26 GB.
-    assert found.micro_batch_size == 8
+    # 56 GB beside vLLM hold 32 GB of weights and 2.6 GB of chunks; half of the rest holds 52 sequences of
+    # 206 MB.
+    assert found.micro_batch_size == 32
+
+
+def test_all_logits_at_once_take_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.05 + .21 GB of a sequence where 5 x 4 x 256 x 128,256 bytes of logits are added, so 12 fit."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings: dict[str, Any] = {"num_samples": 4, "max_new_tokens": 256, "generation": "vllm"}
+    capped = replace(LLAMA, processed_logits=True)
+    assert sized(capped, 80 * GB, **settings).micro_batch_size == 8
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    shape = ModelShape(1_500_000_000, 28, 1536, 151_936)
+    sharded = sized(shape, 80 * GB, **settings).micro_batch_size
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert sharded < sized(shape, 80 * GB, lora_rank="none", **settings).micro_batch_size
 
 
 def test_memory_decides_the_type_of_frozen_weights() -> None:
@@ -165,6 +180,10 @@ def test_configs_of_other_families_and_without_figures() -> None:
     nested = {"text_config": {"hidden_size": 8, "num_hidden_layers": 3, "vocab_size": 5}}
     assert shape_of(nested, 7) == ModelShape(7, 3, 8, 5)
     assert shape_of({"hidden_size": "large"}, 7) == ModelShape(7)
+    for capped in ({"final_logit_softcapping": 30.0}, {"logits_scaling": 8}, {"logit_scale": 0.06}):
+        assert shape_of(capped, 7) == ModelShape(7, processed_logits=True)
+    for plain in ({"final_logit_softcapping": None}, {"logits_scaling": 1.0}):
+        assert shape_of(plain, 7) == ModelShape(7)
     assert sized(ModelShape(100_000_000)).micro_batch_size == 256
 
 

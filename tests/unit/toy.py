@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from training.objectives.protocol import CachedChoice, Objective, Samples, StepBatch
-from training.rollouts.token_terms import token_terms
+from training.rollouts import token_terms as tokens
+from training.rollouts.token_terms import Predictions, TokenTerms
 
 VOCABULARY, LENGTH, EOS = 3, 3, 0
 SMALLEST = 1e-300  # log F of the worst text is -inf
@@ -110,6 +111,22 @@ class Toy:
             return best[:, 0]
         worst = subset.gather(1, REWARD[subset].argmin(1, keepdim=True))
         return torch.cat([best, worst], 1).flatten()
+
+
+def token_terms(
+    logits_BTV: torch.Tensor,
+    ref_logits_BTV: torch.Tensor,
+    tokens_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+) -> TokenTerms:
+    """The trainer's terms per token, from logits that predict each token."""
+    found = tokens.token_terms(
+        Predictions(logits_BTV[mask_BT].float()),
+        Predictions(ref_logits_BTV[mask_BT].float()),
+        tokens_BT[mask_BT],
+    )
+    in_rows = (one.new_zeros(mask_BT.shape).masked_scatter(mask_BT, one) for one in found)
+    return TokenTerms(*in_rows, mask_BT=mask_BT)
 
 
 def samples_of_texts(

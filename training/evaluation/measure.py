@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from training.outputs.progress import ProgressBar
-from training.rollouts.rollout import Rollout, response_logits, sample_responses, terms_of
+from training.rollouts.predictor import Predictor, terms_of
+from training.rollouts.rollout import Rollout, sample_responses
 from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable
@@ -110,11 +111,11 @@ class Measurer:
             temperature=self.temperature,
             extra_stop_ids=self.extra_stop_ids,
         )
-
-        def logits(model: Any) -> Any:
-            return lambda part: response_logits(model, part, self.temperature)
-
-        terms = terms_of(logits(policy), logits(self.reference), rollout)
+        terms = terms_of(
+            Predictor(policy, self.temperature),
+            Predictor(self.reference, self.temperature),
+            rollout,
+        )
         reasons = rollout.finish_reasons(self.tokenizer, self.extra_stop_ids)
         cut_off = np.array([reason == "length" for reason in reasons])
         rewards, gold = self._scores(rollout, prompts, num_samples, cut_off)

@@ -1,26 +1,16 @@
-"""Batched sampling, and log-probabilities of sampled sequences.
-
-Shapes: B sequences, P prompt tokens, T response tokens, L = P + T, V vocabulary.
-"""
+"""Batched sampling. Shapes: B sequences, P prompt tokens, T response tokens, L = P + T, V vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from training.rollouts.token_terms import TokenTerms, token_logprobs, token_terms
 from vbon.engine import FinishReason
 from vbon.prompts import completion_decoder
-
-# Rows per forward pass. Rows of similar length go together, which wastes little on padding. On a CPU a
-# small pass fits into its cache; it is a fifth faster than 128 rows at once.
-CPU_CHUNK, GPU_CHUNK = 32, 256
-
-Logits = Callable[["Rollout"], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +141,7 @@ def _sample(
     output = model(
         input_ids=prompt_ids,
         attention_mask=attention,
-        position_ids=_positions(attention),
+        position_ids=positions(attention),
         logits_to_keep=1,
         use_cache=True,
     )
@@ -245,60 +235,6 @@ def _left_padded(
     return prompt_ids.to(device), attention.to(device)
 
 
-def _positions(attention_BL: torch.Tensor) -> torch.Tensor:
+def positions(attention_BL: torch.Tensor) -> torch.Tensor:
     """Position ids that count only real tokens, so that left padding changes nothing."""
     return (attention_BL.cumsum(1) - 1).clamp(min=0)
-
-
-def response_logits(model: Any, rollout: Rollout, temperature: float = 1.0) -> torch.Tensor:
-    """Logits that predict each response token, divided by the temperature, shape ``(B, T, V)``."""
-    length = rollout.response_BT.shape[1]
-    logits = model(
-        input_ids=rollout.sequence_BL,
-        attention_mask=rollout.attention_BL,
-        position_ids=_positions(rollout.attention_BL),
-        logits_to_keep=length + 1,
-        use_cache=False,
-    ).logits
-    return logits[:, :-1] / temperature
-
-
-def terms_of(policy: Logits, reference: Logits, rollout: Rollout) -> TokenTerms:
-    """Per-token terms of every sequence, with gradient only through ``policy``.
-
-    The models run on chunks of rows of similar length; the result is the same as for all rows at once.
-    """
-    parts: list[TokenTerms] = []
-    order, chunks = _chunks(rollout)
-    for part in chunks:
-        with torch.no_grad():
-            reference_logits = reference(part)
-        parts.append(token_terms(policy(part), reference_logits, part.response_BT, part.mask_BT))
-    return TokenTerms(
-        logprob_BT=_joined([part.logprob_BT for part in parts], order, rollout),
-        ref_logprob_BT=_joined([part.ref_logprob_BT for part in parts], order, rollout),
-        kl_BT=_joined([part.kl_BT for part in parts], order, rollout),
-        mask_BT=rollout.mask_BT,
-    )
-
-
-def logprobs_of(model: Logits, rollout: Rollout) -> torch.Tensor:
-    """``log`` probability of each response token under ``model``, with gradient, shape ``(B, T)``."""
-    order, chunks = _chunks(rollout)
-    parts = [token_logprobs(model(part), part.response_BT, part.mask_BT) for part in chunks]
-    return _joined(parts, order, rollout)
-
-
-def _chunks(rollout: Rollout) -> tuple[torch.Tensor, list[Rollout]]:
-    """The order of the rows by length, and the chunks in this order."""
-    order = rollout.mask_BT.sum(1).argsort(stable=True)
-    size = CPU_CHUNK if order.device.type == "cpu" else GPU_CHUNK
-    starts = range(0, len(order), size)
-    return order, [rollout.rows(order[start : start + size]) for start in starts]
-
-
-def _joined(parts: list[torch.Tensor], order: torch.Tensor, rollout: Rollout) -> torch.Tensor:
-    """The chunks joined in the order and width of the rollout."""
-    width = rollout.mask_BT.shape[1]
-    padded = [torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts]
-    return torch.cat(padded)[order.argsort()]

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.rollouts.rollout import logprobs_of, response_logits, rollout_of
+from training.rollouts.predictor import Predictor, logprobs_of
+from training.rollouts.rollout import rollout_of
 
 BATCH = 256
 
@@ -28,6 +29,6 @@ def sequence_logprobs(
     for start in range(0, len(responses), BATCH):
         part = responses[start : start + BATCH]
         rollout = rollout_of([prompt_ids] * len(part), part, tokenizer, device)
-        logprob = logprobs_of(lambda chunk: response_logits(model, chunk, temperature), rollout)
+        logprob = logprobs_of(Predictor(model, temperature), rollout)
         parts.append(logprob.sum(1).double().cpu().numpy())
     return np.concatenate(parts)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from training.configs import TrainConfig
-from training.rollouts.rollout import Rollout, logprobs_of, response_logits, rollout_of
+from training.rollouts.predictor import Predictor, logprobs_of
+from training.rollouts.rollout import Rollout, rollout_of
 from vbon.engine.protocol import candidate_seed
 from vbon.engine.vllm.engine_args import one_line, refuse_unknown
 from vbon.errors import (
@@ -212,13 +213,9 @@ class VllmGenerator:
 
     @torch.no_grad()
     def _with_logprobs(self, model: Any, rollout: Rollout) -> Rollout:
-        device, half = rollout.mask_BT.device.type, self._config.dtype == "bfloat16"
-
-        def logits(part: Rollout) -> torch.Tensor:
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-                return response_logits(model, part, self._config.temperature)
-
-        return replace(rollout, sampled_logprob_BT=logprobs_of(logits, rollout))
+        config = self._config
+        predictor = Predictor(model, config.temperature, autocast=config.dtype == "bfloat16")
+        return replace(rollout, sampled_logprob_BT=logprobs_of(predictor, rollout))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ import torch
 
 from training.configs import TrainConfig
 from training.objectives.protocol import Objective
+from training.rollouts.token_terms import chunk_bytes
 from vbon.storage.model_shape import ModelShape
 from vbon.storage.training_record import IMITATION
 
@@ -93,7 +94,7 @@ def size_defaults(
 ) -> Iterator[SizedValue]:
     """The defaults for a policy of 20 million parameters or more; settings that were given have none."""
     given, large = config.model_fields_set | kept, shape.parameters >= LARGE
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+    if _under_fsdp():
         given |= {"lora_rank"}  # a LoRA cannot be merged from shards
     rank = config.lora_rank
     if "lora_rank" not in given:
@@ -132,6 +133,7 @@ def size_defaults(
         yield SizedValue("gradient_checkpointing", True, "activations would take most memory")
     if "micro_batch_size" not in given:
         free = memory * (1 - _share_of_vllm(config)) - _resident(shape, rank, 2 if half else 4)
+        free -= _bytes_of_chunk(shape)
         each = _bytes_per_sequence(shape, config.max_new_tokens, half, checkpointing)
         yield SizedValue(
             "micro_batch_size",
@@ -148,7 +150,7 @@ def expected_bytes(shape: ModelShape, config: TrainConfig) -> float:
         shape, config.max_new_tokens, config.dtype == "bfloat16", config.gradient_checkpointing
     )
     resident = _resident(shape, config.lora_rank, 2 if half else 4)
-    return resident + config.micro_batch_size * each
+    return resident + _bytes_of_chunk(shape) + config.micro_batch_size * each
 
 
 def _resident(shape: ModelShape, rank: int | None, frozen_bytes: int) -> float:
@@ -157,11 +159,24 @@ def _resident(shape: ModelShape, rank: int | None, frozen_bytes: int) -> float:
     return float(shape.parameters * (policy + frozen_bytes))
 
 
+def _bytes_of_chunk(shape: ModelShape) -> int:
+    """Bytes of the distributions that exist at once, whatever the number of sequences."""
+    return chunk_bytes(shape.vocabulary, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _under_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def _bytes_per_sequence(
     shape: ModelShape, max_new_tokens: int, half: bool, checkpointing: bool
 ) -> float:
-    """Logits and activations of one sequence (docs/scale.md); its prompt is taken to be as long again."""
-    logits = 8 * 4 * max_new_tokens * shape.vocabulary
+    """Activations of one sequence (docs/scale.md); its prompt is taken to be as long again.
+
+    Its logits count where the model has to make them all at once (:func:`output_layer`).
+    """
+    whole = shape.processed_logits or _under_fsdp()
+    logits = 5 * 4 * max_new_tokens * shape.vocabulary if whole else 0
     tokens_width = 2 * max_new_tokens * shape.width * (1 if half else 2)
     layers = 2 * shape.layers + 34 if checkpointing else 34 * shape.layers
     return float(logits + tokens_width * layers)

@@ -21,7 +21,8 @@ from accelerate import Accelerator, DistributedType
 from training.cache.reward_cache import RewardCache
 from training.objectives.protocol import Objective, Samples, StepBatch
 from training.rollouts.generator import Generator, TransformersGenerator
-from training.rollouts.rollout import Rollout, logprobs_of, response_logits, terms_of
+from training.rollouts.predictor import Predictor, logprobs_of, terms_of
+from training.rollouts.rollout import Rollout
 from training.train.options import TrainerOptions, scheduled_learning_rate
 from training.train.step_metrics import Phase, StepMetrics, StepSeconds, StepTotals, step_metrics
 from training.train.step_samples import SamplesBySource, StepSampler
@@ -180,7 +181,7 @@ class Trainer:
             num_samples,
             [seed_of(f"probe:{self.options.seed}:{row}") for row in rows],
         )
-        terms = terms_of(self._logits(self.unwrapped), self._logits(self._reference), rollout)
+        terms = terms_of(self._predictor(self.unwrapped), self._predictor(self._reference), rollout)
         return float(terms.kl_BT.sum(1).mean())
 
     def _choose_prompts(self, step: int) -> list[tuple[int, int]]:
@@ -255,13 +256,12 @@ class Trainer:
         device = self.accelerator.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.options.dtype == "bfloat16")
 
-    def _logits(self, model: Any) -> Any:
-        def logits(part: Rollout) -> torch.Tensor:
-            # Policy and anchor are rounded alike, so that equal weights give a KL of zero.
-            with self._autocast():
-                return response_logits(model, part, self.options.temperature)
+    def _predictor(self, model: Any) -> Predictor:
+        """A model to compute log-probabilities with; policy and anchor are rounded alike.
 
-        return logits
+        So equal weights give a KL of zero.
+        """
+        return Predictor(model, self.options.temperature, autocast=self.options.dtype == "bfloat16")
 
     def _forward(self, objective: Objective, sources: SamplesBySource) -> StepBatch:
         """Compute ``log q`` of every sequence; for the policy's own samples the KL from the anchor too."""
@@ -271,13 +271,13 @@ class Trainer:
             kl = reference = None
             if name == "policy":
                 terms = terms_of(
-                    self._logits(self.policy), self._logits(self._anchor), samples.rollout
+                    self._predictor(self.policy), self._predictor(self._anchor), samples.rollout
                 )
                 logprob, kl = terms.logprob_BT, terms.kl_BT
                 # With a moving anchor these are not log p of the reference, which nothing needs then.
                 reference = None if moving else terms.ref_logprob_BT.sum(1)
             else:
-                logprob = logprobs_of(self._logits(self.policy), samples.rollout)
+                logprob = logprobs_of(self._predictor(self.policy), samples.rollout)
                 reference = samples.ref_logprob_B
                 choice = objective.samples_needed.cached
                 if name == "cached" and choice and choice.ref_logprob and reference is None:
@@ -300,7 +300,7 @@ class Trainer:
     @torch.no_grad()
     def _reference_logprob(self, rollout: Rollout) -> torch.Tensor:
         """``log p`` of cached samples whose values are not stored, shape ``(B,)``."""
-        return logprobs_of(self._logits(self._reference), rollout).sum(1)
+        return logprobs_of(self._predictor(self._reference), rollout).sum(1)
 
     @torch.no_grad()
     def _move_anchor(self, rate: float) -> None:

@@ -11,6 +11,9 @@ from typing import Any
 from vbon.storage.checkpoints import weight_files
 from vbon.storage.json_files import parse_json, read_json_file
 
+# Names under which the configs of Gemma, Cohere and Granite say so.
+_LOGIT_PROCESSING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -21,12 +24,14 @@ class ModelShape:
         layers: number of layers, 0 if the config does not tell.
         width: size of the hidden states, 0 if the config does not tell.
         vocabulary: number of logits, 0 if the config does not tell.
+        processed_logits: True if the model caps or scales its logits after its output layer.
     """
 
     parameters: int
     layers: int = 0
     width: int = 0
     vocabulary: int = 0
+    processed_logits: bool = False
 
 
 def read_model_shape(directory: Path) -> ModelShape:
@@ -51,6 +56,7 @@ def shape_of(config: Mapping[str, Any], parameters: int) -> ModelShape:
         layers=first("num_hidden_layers", "n_layer"),
         width=first("hidden_size", "n_embd", "d_model"),
         vocabulary=first("vocab_size"),
+        processed_logits=any(values.get(name) not in (None, 1) for name in _LOGIT_PROCESSING),
     )
 
 
