@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,11 +13,15 @@ from service.context.caller import current_caller
 from service.distil.offered import OfferedAnswer
 from service.distil.redaction import open_redaction
 from service.distil.writer import Writer
+from service.observability.throttled_log import ThrottledLog
+from service.observability.withheld import without_text
 from service.runtime.prompt import PromptRequest, PromptResult
 from service.settings import REFERENCE, DistilSettings
 from vbon.distil.directory import Bounds, CollectedDirectory
 from vbon.distil.summary import DirectorySummary, summarise
 from vbon.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 _DAY_S = 86_400.0
 # Answers of /v1 have ids with these beginnings, which are not part of the request's id.
@@ -45,6 +49,7 @@ class Collector:
     ) -> None:
         assert settings.dir is not None  # callers make a collector only for a directory
         self._settings, self._random = settings, random_number
+        self._throttled = ThrottledLog(logger)
         self._excluded = frozenset(settings.exclude_keys)
         redaction = None if settings.redact is None else open_redaction(settings.redact)
         self.writer = Writer(open_directory(settings), redaction, most=settings.queue)
@@ -65,7 +70,12 @@ class Collector:
         mode = request.mode
         if mode.policy != REFERENCE or result.scorer is None or not request.wants_rewards:
             return
-        independent = mode.strategy.independent(request.drawn)
+        try:
+            independent = mode.strategy.independent(request.drawn)
+        except Exception as error:  # a plug-in's strategy may raise anything
+            told = f"answers of mode {mode.name} are not collected"
+            self._throttled.unexpected(told, without_text(error))
+            return
         if independent is None:
             return
         dropped, key = self.writer.dropped, current_caller.get().name
@@ -76,7 +86,8 @@ class Collector:
         elif result.reward_revision != result.scorer.revision:
             dropped["reloaded"] += 1
         else:
-            self.writer.put(OfferedAnswer(request, result, key, independent, time.time()))
+            now_s = self.writer.directory.now_s()
+            self.writer.put(OfferedAnswer(request, result, key, independent, now_s))
 
     async def delete(self, request_id: str) -> Deletion:
         """Remove every answer to a request, also those that wait to be written.

@@ -20,6 +20,7 @@ from service.auth.keys import new_key, write_keys
 from service.distil.collector import Collector
 from service.settings import DistilSettings, ServiceSettings
 from service.strategies import STRATEGIES
+from service.strategies.bon import Bon
 from tests.unit.collected import everything, kept
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, serving
 from tests.unit.test_loadtest_service import PROMPTS, measure
@@ -166,6 +167,16 @@ async def test_tools_and_variables_of_the_template_cannot_be_expressed(tmp_path:
             assert (await client.post("/generate", json={**chat, **more})).status_code == 200
         found = await status(client)
     assert found["dropped"] == {"prompt_form": 2}
+
+
+async def test_a_plug_in_that_cannot_tell_what_its_candidates_are_is_answered_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Bon, "independent", lambda self, n: 1 / 0)
+    async with collecting(tmp_path) as (_, client):
+        assert (await client.post("/generate", json=BODY)).status_code == 200
+        assert (await status(client))["lines"] == 0
+    assert "answers of mode bon are not collected" in caplog.text
 
 
 async def test_a_comparison_is_not_traffic(tmp_path: Path) -> None:

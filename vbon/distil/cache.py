@@ -303,7 +303,7 @@ class _Stream:
         """Signs of a poisoned stream, with figures."""
         report, found = self.report, []
         [(key, of_key)], [(_, of_prompt)] = self._keys.most_common(1), self._asked.most_common(1)
-        if key and of_key / report.answers > MOST_OF_ONE_KEY:
+        if key and len(self._keys) > 1 and of_key / report.answers > MOST_OF_ONE_KEY:
             found.append(
                 f"one API key sent {of_key / report.answers:.0%} of the {report.answers} answers, so the "
                 "cache is about what this key asks; --distil.max-key-share limits it, --distil.exclude-keys "

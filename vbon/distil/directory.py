@@ -129,6 +129,10 @@ class CollectedDirectory:
         """The bytes of all shards, with the seals that open ones will get."""
         return self._sealed_bytes + sum(one.content.most_bytes for one in self.open.values())
 
+    def now_s(self) -> float:
+        """Unix time in seconds, by which answers are dated and retained."""
+        return self._clock()
+
     def key_hash(self, name: str) -> str:
         """The name of an API key as shards have it, which differs between directories; empty for none."""
         if not name:
