@@ -268,6 +268,9 @@ def test_a_generator_that_fails_on_one_text_gives_the_others_their_scores(tmp_pa
         "    return [len(c) if len(c) - 2 else sys.exit(3) for c in completions]",
         "import asyncio\nasync def f(completions, **_):\n    if 'bb' in completions:\n"
         "        raise asyncio.CancelledError\n    return [len(c) for c in completions]",
+        # As libraries for time limits and tests have them.
+        "class TimedOut(BaseException): pass\ndef f(completions, **_):\n    if 'bb' in completions:\n"
+        "        raise TimedOut\n    return [len(c) for c in completions]",
     ],
 )
 def test_an_exit_or_a_cancelled_task_is_that_texts_matter(tmp_path: Path, source: str) -> None:
@@ -278,6 +281,16 @@ def test_an_exit_or_a_cancelled_task_is_that_texts_matter(tmp_path: Path, source
 def test_a_file_must_be_one_of_python(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"must end in \.py"):
         open_reward_model(f"python:{name}:f")
+
+
+def test_an_interruption_is_nobodys_but_the_programs(tmp_path: Path) -> None:
+    """Training scores in its own process, which Ctrl-C must end."""
+    model = open_reward_model(
+        written(tmp_path, "def f(completions, **_):\n    raise KeyboardInterrupt")
+    )
+    model.load()
+    with pytest.raises(KeyboardInterrupt):
+        model.score(TEXTS)
 
 
 async def test_a_coroutine_is_scored_beside_a_running_event_loop(tmp_path: Path) -> None:
@@ -300,6 +313,8 @@ async def test_a_coroutine_is_scored_beside_a_running_event_loop(tmp_path: Path)
         ("'123'", "returned str, not a list"),
         ("__import__('numpy').ones((3, 1))", "a value of type list, which is not a number"),
         ("[1, 2]", "2 scores for 3"),
+        ("[1] * 50", "50 scores for 3"),
+        ("(1 for _ in iter(int, 1))", "4 scores for 3"),  # endless; it is asked for one too many
     ],
 )
 def test_other_results_are_named(tmp_path: Path, value: str, words: str) -> None:

@@ -8,9 +8,10 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from importlib.machinery import SourceFileLoader
+from itertools import islice
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -100,7 +101,7 @@ class CallableReward:
                 values = self._awaited(values)
             if hasattr(values, "tolist"):  # an array or tensor
                 values = values.tolist()
-            listed = [*values] if _has_an_order(values) else None  # a generator runs here
+            listed = _listed(values, len(items) + 1)
         except KeyError as error:
             name = error.args[0] if error.args else None
             if not (isinstance(name, str) and name in NOT_GIVEN):
@@ -109,8 +110,10 @@ class CallableReward:
                 f"{self.name} reads {name} from its keyword arguments, and a reward function gets only "
                 f"prompts and completions; {NOT_GIVEN[name]}"
             ) from error
-        # User code may raise anything; a cancelled task of its own and `sys.exit` are not `Exception`.
-        except (Exception, asyncio.CancelledError, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        # User code may raise anything: `sys.exit`, cancelled tasks and time limits are not `Exception`.
+        except BaseException as error:
             raise TextError(f"{self.name} raised {describe(error)}") from error
         if listed is None:
             raise RewardError(
@@ -145,6 +148,15 @@ class CallableReward:
             raise CheckpointError(
                 f"cannot import reward callable {self.name}: {said}{hint}"
             ) from error
+
+
+def _listed(values: Any, most: int) -> list[Any] | None:
+    """The values, or ``None`` if they have no order. A generator may have no end, so it gives ``most``."""
+    if not _has_an_order(values):
+        return None
+    return (
+        [*values] if isinstance(values, Collection) else [*islice(values, most)]
+    )  # a generator runs here
 
 
 def _has_an_order(values: Any) -> bool:
