@@ -204,9 +204,10 @@ def replace(file: Path, how: str, aside: Path) -> None:
 
 @pytest.mark.parametrize("how", ["deleted", "replaced", "moved away"])
 async def test_a_file_that_was_replaced_is_opened_anew(
-    where: str, how: str, tmp_path: Path
+    where: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Connections keep the old file, and SQLite would not write to it until the service is restarted."""
+    monkeypatch.setattr(async_store_module, "PATIENCE_S", 30.0)  # three writers take turns
     file, aside = Path(where), tmp_path / "aside.db"
     async with serving(make_runtime(store=where)) as (_, client):
         assert (await judged(client)).status_code == 200
