@@ -117,7 +117,7 @@ OTHER = (
 
 async def test_a_server_without_keys_is_served_only_under_its_own_names() -> None:
     """A page whose name came to resolve to this server is the same site, as far as the browser knows."""
-    async with serving(make_runtime()) as (_, client):
+    async with serving(make_runtime(store="none")) as (_, client):
         for host in (*OWN, *OTHER):
             await served_under(host, client, known=host in OWN)
 
