@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from typing import Any
 
 import pytest
 
 from service.context.caller import Caller, current_caller
 from service.http import pacing
 from service.http.pacing import FREE_S, MOST_WAIT_S, SHARE, BodyPacer, parsing_s
-from tests.unit.fakes import make_runtime, serving
+from service.schemas.messages import ChatMessage
+from service.schemas.wire import Wire
+from tests.unit.fakes import ChatEngine, make_runtime, serving
 from vbon.errors import OverloadedError
 
 LARGE = b"x" * 1_000_000
@@ -78,3 +82,26 @@ async def test_it_is_the_caller_s_turn() -> None:
     finally:
         current_caller.reset(before)
     assert list(pacer._free_at_s) == ["a"]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
+async def test_each_message_of_a_chat_is_validated_once(path: str) -> None:
+    # Validation is most of what a long chat takes of the event loop, and it comes in one piece.
+    validated, code = 0, Wire._as_json_means.__func__.__code__  # type: ignore[attr-defined]
+
+    def count(frame: Any, event: str, _: object) -> None:
+        nonlocal validated
+        if event == "call" and frame.f_code is code:
+            validated += frame.f_locals["cls"] is ChatMessage
+
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}] * 20, "max_tokens": 1}
+    if path != "/generate":
+        body["model"] = "ref"
+    async with serving(make_runtime(engines={"ref": ChatEngine("fake")})) as (_, client):
+        before = sys.getprofile()
+        sys.setprofile(count)
+        try:
+            answer = await client.post(path, json=body)
+        finally:
+            sys.setprofile(before)
+    assert (answer.status_code, validated) == (200, 20)
