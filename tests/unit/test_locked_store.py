@@ -222,7 +222,10 @@ async def test_a_file_that_was_replaced_is_opened_anew(
             assert (await judged(client)).status_code == 200
 
 
-async def test_a_file_whose_directory_is_away_is_503_until_it_is_back(where: str) -> None:
+async def test_a_file_whose_directory_is_away_is_503_until_it_is_back(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_store_module, "PATIENCE_S", 30.0)
     folder = Path(where).parent
     async with serving(make_runtime(store=where)) as (_, client):
         assert await verdicts(client) == 1
