@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from training.configs import SweepConfig
-from training.objectives import DEFAULT_GRID, OBJECTIVES
+from training.objectives import DEFAULT_GRID, OBJECTIVES, objective_type
+from training.objectives.protocol import SamplesNeeded
 from training.sweep.grid import grid_cells
+from training.train.config import objective_of, train_config_type
 from vbon.errors import InvalidInputError
 
 
@@ -55,6 +57,26 @@ def test_settings_of_the_sweep_reach_every_cell_and_an_entrys_own_win() -> None:
     assert first.config.prompts_per_step == second.config.prompts_per_step == 8
 
 
+def test_all_cells_train_on_equally_many_sequences_whatever_their_defaults() -> None:
+    cells = grid_cells(sweep(*DEFAULT_GRID, seeds=[0]))
+    sizes = {(one.config.prompts_per_step, one.config.samples_per_prompt) for one in cells}
+    assert sizes == {(32, 8)}
+    assert (
+        train_config_type("vbon")().prompts_per_step == 8
+    )  # trained alone, it has its own default
+
+
+def test_a_grid_can_ask_for_the_estimator_without_cached_samples() -> None:
+    (cell,) = grid_cells(
+        sweep(
+            "vbon: num_samples=4; cached_weight=0; floor_nats=none; kl_estimator=exact", seeds=[0]
+        )
+    )
+    objective = objective_of("vbon", cell.config)
+    assert objective.samples_needed == SamplesNeeded(policy=True)
+    assert objective.model_dump()["floor_nats"] is None
+
+
 def test_a_warm_start_is_paid_from_the_same_budget_of_steps() -> None:
     warm, cold = grid_cells(
         sweep("w=vbon: num_samples=4; warm_start_steps=15", "vbon: num_samples=4; warm_start_steps=0",
@@ -64,9 +86,13 @@ def test_a_warm_start_is_paid_from_the_same_budget_of_steps() -> None:
     assert (cold.config.warm_start_steps, cold.config.steps) == (0, 40)
 
 
-def test_a_default_warm_start_keeps_its_share_of_fewer_steps() -> None:
+def test_a_default_warm_start_keeps_its_share_of_fewer_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    defaults = {"warm_start_steps": 40, "steps": 30}
+    monkeypatch.setattr(objective_type("vbon"), "defaults", defaults)
     (cell,) = grid_cells(sweep("vbon: num_samples=4", seeds=[0], steps=35))
-    assert (cell.config.warm_start_steps, cell.config.steps) == (20, 15)  # 40 and 30 by default
+    assert (cell.config.warm_start_steps, cell.config.steps) == (20, 15)
 
 
 def test_the_default_grid_has_every_objective_equally_often() -> None:

@@ -69,11 +69,8 @@ class Vbon(BonSettings, RegularisedRL):
     title: ClassVar[str] = "vBoN"
     source: ClassVar[str] = "Variational Best-of-N Alignment, arXiv 2407.06057"
     strict_order: ClassVar[bool] = True
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "warm_start_steps": 40,
-        "warm_start_learning_rate": 8e-4,
-        "steps": 30,
-    }
+    # More small steps serve better than few large ones (docs/log.md).
+    defaults: ClassVar[Mapping[str, Any]] = {"steps": 100, "prompts_per_step": 8}
 
     bound: Literal["lower", "exact", "l1"] = Field(
         "lower",
@@ -125,11 +122,8 @@ class Vbon(BonSettings, RegularisedRL):
         return 1.0 / (self.num_samples - 1)
 
     def peak_learning_rate(self) -> float:
-        """Proportional to the square of the KL's weight, at most 3e-4.
-
-        The weaker the pull of the KL, the smaller the steps must be (docs/log.md).
-        """
-        return min(3e-4, 1.8e-3 * self.kl_coefficient**2)
+        """Proportional to log N: the farther best-of-N is, the more noise its KL can bear (docs/log.md)."""
+        return 2e-4 * math.log(self.num_samples)
 
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
         """``log F^``, the L1 reward or the exact log-weight, each divided by N - 1."""

@@ -172,12 +172,16 @@ def _cell(sweep: SweepConfig, entry: _Entry, settings: dict[str, str], seed: int
     )
 
 
+# Settings that all cells share although an objective may have a default of its own: the budget, for one.
+_SHARED = {"gold", "heldout", "steps", "prompts_per_step", "samples_per_prompt"}
+
+
 def _shared_settings(sweep: SweepConfig) -> dict[str, Any]:
     """The training settings that the sweep gives to all of its cells."""
     return {
         field: getattr(sweep, field)
         for field in TrainConfig.model_fields
-        if field in sweep.model_fields_set or field in {"gold", "heldout", "steps"}
+        if field in sweep.model_fields_set or field in _SHARED
     }
 
 
