@@ -70,7 +70,7 @@ class Vbon(BonSettings, RegularisedRL):
     source: ClassVar[str] = "Variational Best-of-N Alignment, arXiv 2407.06057"
     strict_order: ClassVar[bool] = True
     # More small steps serve better than few large ones (docs/log.md).
-    defaults: ClassVar[Mapping[str, Any]] = {"steps": 100, "prompts_per_step": 8}
+    defaults: ClassVar[Mapping[str, Any]] = {"steps": 300, "prompts_per_step": 8}
 
     bound: Literal["lower", "exact", "l1"] = Field(
         "lower",
