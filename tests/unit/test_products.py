@@ -41,6 +41,14 @@ def test_products_are_those_of_matrices() -> None:
     )
 
 
+def test_a_model_on_another_device_keeps_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processor's library does not matter to a GPU; the device without memory stands for one."""
+    monkeypatch.setattr(products, "_prefers_onednn", lambda: True)
+    elsewhere = torch.nn.Sequential(torch.nn.Linear(5, 4, device="meta"))
+    speed_up_linear_layers(elsewhere)
+    assert type(elsewhere[0]) is torch.nn.Linear
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_fast_layers_compute_what_linear_layers_do(library: str, bias: bool) -> None:
     torch.manual_seed(0)

@@ -50,8 +50,9 @@ def load_policy(
             f"the tokenizer of {path} has no EOS token; set eos_token in its config"
         )
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model.to(device).eval()
     speed_up_linear_layers(model)
-    return model.to(device).eval(), tokenizer, checkpoint
+    return model, tokenizer, checkpoint
 
 
 def hub_shape(name: str, *, trust_remote_code: bool = False) -> ModelShape:

@@ -78,12 +78,12 @@ class FastLinear(nn.Linear):
 
 
 def speed_up_linear_layers(model: nn.Module) -> None:
-    """Let the model's plain linear layers multiply with the faster library, if this processor needs it.
+    """Let the linear layers of a model on the CPU multiply with the library that is faster there.
 
     The layers get another class and keep their weights, so a copy of the model, or a LoRA on it, has them
-    too.
+    too. On a GPU they would multiply as torch does, only with the bias added in a step of its own.
     """
-    if _prefers_onednn():
+    if next(model.parameters()).device.type == "cpu" and _prefers_onednn():
         _change_class(model, nn.Linear, FastLinear)
 
 
