@@ -128,6 +128,12 @@ def _train_and_export(spec: RunSpec, on_measured: OnMeasured | None) -> Finished
         run.generator.close()
     run.wait_for_everyone()
     cost = run_cost(run)
+    if cost["unscored_samples"]:
+        logger.warning(
+            "%d of %d samples had no reward; another sample of the prompt stood in for each",
+            cost["unscored_samples"],
+            cost["samples_drawn"],
+        )
     weights = run.trainer.gathered_weights()
     row = None
     if run.is_main_process:
@@ -162,13 +168,6 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
             if (step + 1) % config.checkpoint_every == 0:
                 _save_state(run, step)
     logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
-    unscored = sum(row.get("unscored", 0) for row in run.history)
-    if unscored:
-        logger.warning(
-            "%d of %d samples had no reward; another sample of the prompt stood in for each",
-            unscored,
-            sum(row["samples_drawn"] for row in run.history),
-        )
 
 
 def _save_state(run: ActiveRun, step: int) -> None:
