@@ -30,8 +30,8 @@ from training.train.step_metrics import (  # noqa: E402
     StepTotals,
     step_metrics,
 )
-from training.train.step_samples import StepSampler  # noqa: E402
-from vbon.errors import DataError  # noqa: E402
+from training.train.step_samples import StepSampler, stand_ins  # noqa: E402
+from vbon.errors import DataError, RewardError  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
 from vbon.rewards import Scorable  # noqa: E402
 from vbon.rewards.truncation import with_missing_eos_reward  # noqa: E402
@@ -117,6 +117,27 @@ def test_an_unscored_sample_that_was_cut_off_gets_it_too() -> None:
     assert (found.reward_B.tolist(), found.unscored) == ([1, 3, 0, 0], 1)
     sampler = StepSampler(Digits(), reward, cache, generator, **shared, missing_eos_reward=-1.0)
     assert sampler.score(rollout(), [(0, 0), (1, 1)]).reward_B.tolist() == [1, -1, 0, -1]
+
+
+def test_scored_samples_of_a_prompt_take_turns_for_those_without_a_reward() -> None:
+    found = stand_ins([None, 5.0, None, 6.0, None, 1.0, 2.0, 3.0, 4.0, 5.0], 5)
+    assert found == [1, 1, 3, 3, 1, 5, 6, 7, 8, 9]
+    with pytest.raises(RewardError, match="none of the 2 samples of a prompt has a finite reward"):
+        stand_ins([1.0, 2.0, None, None], 2)
+
+
+def test_a_step_with_too_many_samples_without_a_reward_is_refused() -> None:
+    """Two of four are more than one and more than a tenth, although each prompt has a scored sample."""
+    cache: Any = SimpleNamespace(prompt=lambda row: PROMPT)
+    generator: Any = SimpleNamespace(extra_stop_ids=(STOP,))
+    reward: Any = SimpleNamespace(score=lambda items: [1.0, None, None, 1.0])
+    sampler = StepSampler(
+        Digits(), reward, cache, generator, samples_per_prompt=2, seed=0, device=torch.device("cpu")
+    )
+    with pytest.raises(
+        RewardError, match="2 of 4 samples have no finite reward, the first is '333'"
+    ):
+        sampler.score(rollout(), [(0, 0), (1, 1)])
 
 
 def test_measurement_counts_them_and_leaves_gold_rewards_alone(
