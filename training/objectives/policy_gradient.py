@@ -1,7 +1,8 @@
 """The policy-gradient estimator for ``E_q[R(y)] - beta KL(q || p)``. Shapes: B sequences, T tokens.
 
 Textbook RLOO gives every token the same sequence-level reward ``R - beta log(q/p)``
-(``kl_estimator="sampled"``). The default estimator uses what is known exactly:
+(``kl_estimator="sampled"``, the default of vBoN, whose optimum leaves it without noise). The estimator
+``exact`` uses what is known exactly:
 
 - the KL of each position is the exact KL between the two next-token distributions
   (Rao-Blackwellised), differentiated directly instead of by its sampled score;

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class RegularisedRL(Objective):
-    """KL-regularised RL with on-policy samples, a reward at the end of each, and exact KL."""
+    """KL-regularised RL with on-policy samples, a reward at the end of each, and exact or sampled KL."""
 
     kl_estimator: KlEstimator = Field(
         "exact",

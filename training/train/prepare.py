@@ -179,7 +179,7 @@ def _with_lora(policy: Any, config: TrainConfig) -> Any:
 
 
 def _warm_start(config: TrainConfig, objective: Objective) -> Objective | None:
-    """The objective of the warm-up steps, with the run's own N if its objective has one."""
+    """The objective of the warm start, with the run's own N if its objective has one."""
     if not config.warm_start_steps:
         return None
     num_samples = getattr(objective, "num_samples", config.warm_start_num_samples)

@@ -37,7 +37,8 @@ class Trainer:
     Args:
         policy: the model to tune; may be a PEFT model.
         reference: the frozen reference policy.
-        cache: prompts and reference samples; must know ``log p`` if the objective needs it.
+        cache: prompts and reference samples; must know ``log p`` if the objective needs it stored
+            (:attr:`SamplesNeeded.stored_ref_logprob`).
         warm_start: the objective of the first ``warm_start_steps``, instead of ``objective``.
 
     Raises:
