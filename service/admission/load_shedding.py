@@ -8,7 +8,6 @@ Most are rejected by :class:`EarlyRefusal`, before a task is made for them, and 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from service.admission.admission import Admission
 from service.context.caller import Caller
 from service.context.request_context import RequestContext, current_request
 from service.http.middleware import request_id_of
-from service.http.responses import error_body, refuse
+from service.http.responses import refuse, whole_error
 from service.http.security_headers import DEFAULT_HEADERS
 
 # The routes whose first step is admission.
@@ -141,15 +140,17 @@ class EarlyRefusal:
             return None
         request_id = request_id_of(scope)
         shedding.count(scope)
-        body = error_body(STATUS, KIND, shedding.message(), request_id=request_id)
-        content = json.dumps(body).encode()
-        headers = [
-            (b"content-type", b"application/json"),
-            (b"content-length", str(len(content)).encode()),
-            shedding.retry_after(),
-            *DEFAULT_HEADERS.items(),
-            (b"x-request-id", request_id.encode()),
-        ]
+        headers, content = whole_error(
+            STATUS,
+            KIND,
+            shedding.message(),
+            request_id=request_id,
+            headers=[
+                shedding.retry_after(),
+                *DEFAULT_HEADERS.items(),
+                (b"x-request-id", request_id.encode()),
+            ],
+        )
         if self._log is not None:
             self._note(scope, request_id, caller)
         return STATUS, headers, content

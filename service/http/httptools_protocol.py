@@ -6,9 +6,7 @@ Only ``uvicorn_protocol.py`` imports this module, which names httptools in its e
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from http import HTTPStatus
 
 import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -17,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from service.http.closing import HalfClosedWatch, Lingering
 from service.http.early import HOLD_S, EarlyAnswer, is_plain, response_bytes
 from service.http.request_head import head_fault, without_upgrade
-from service.http.responses import error_body, refuse
+from service.http.responses import refuse, whole_error
 from service.http.sse import ABORT
 from service.observability.throttled_log import ThrottledLog
 from service.settings import LimitSettings
@@ -455,9 +453,5 @@ def _too_large(limits: LimitSettings) -> str:
 
 def _error_response(status: int, kind: str, message: str) -> bytes:
     """A whole HTTP/1.1 response with a JSON error, for input that has no request to answer."""
-    content = json.dumps(error_body(status, kind, message)).encode()
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
-    )
-    return head.encode() + content
+    close = (b"connection", b"close")
+    return response_bytes(status, *whole_error(status, kind, message, headers=[close]))

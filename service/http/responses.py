@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
 
 from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Scope, Send
 
 from service.context.request_context import record_error
+from service.http.request_head import Fields
 
 
 def json_of(answer: BaseModel) -> Response:
@@ -18,14 +17,21 @@ def json_of(answer: BaseModel) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-def error_body(
-    status: int, kind: str, message: str, *, code: str | None = None, request_id: str = ""
-) -> dict[str, Any]:
-    """An error in the shape of :class:`service.schemas.failure.ErrorResponse`.
+def whole_error(
+    status: int,
+    kind: str,
+    message: str,
+    *,
+    code: str | None = None,
+    request_id: str = "",
+    headers: Fields = (),
+) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Header fields and content of an error, in the shape of :class:`service.schemas.failure.ErrorResponse`.
 
     Args:
         kind: the error's ``type``.
         code: the error's ``code``; the status by default.
+        headers: fields beside those of the content.
     """
     error = {
         "message": message,
@@ -34,7 +40,13 @@ def error_body(
         "code": code or status,
         "request_id": request_id,
     }
-    return {"error": error}
+    content = json.dumps({"error": error}).encode()
+    fields = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        *headers,
+    ]
+    return fields, content
 
 
 async def refuse(
@@ -45,7 +57,7 @@ async def refuse(
     message: str,
     *,
     code: str | None = None,
-    headers: Iterable[tuple[bytes, bytes]] = (),
+    headers: Fields = (),
     close: bool = True,
 ) -> None:
     """Send an error as the whole response.
@@ -55,13 +67,9 @@ async def refuse(
     """
     record_error(kind)
     request_id = scope.get("state", {}).get("request_id", "")
-    body = error_body(status, kind, message, code=code, request_id=request_id)
-    content = json.dumps(body).encode()
-    fields = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(content)).encode()),
-        *headers,
-    ]
+    fields, content = whole_error(
+        status, kind, message, code=code, request_id=request_id, headers=headers
+    )
     if close:
         fields.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": fields})
