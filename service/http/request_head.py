@@ -19,16 +19,16 @@ def head_fault(target: bytes, headers: Fields, http_version: str) -> str | None:
     """
     if http_version not in ("1.0", "1.1"):  # the parser takes 0.9 and 2.0 too
         return f"HTTP/{http_version} is not supported; send HTTP/1.1"
+    hosts = [value for name, value in headers if name == b"host"]
     return (
-        _host_fault(headers, http_version)
-        or _target_fault(target, headers)
+        _host_fault(hosts, http_version)
+        or _target_fault(target, hosts)
         or _framing_fault(headers, http_version)
     )
 
 
-def _host_fault(headers: Fields, http_version: str) -> str | None:
+def _host_fault(hosts: Sequence[bytes], http_version: str) -> str | None:
     """Only HTTP/1.0 may leave the header out."""
-    hosts = [value for name, value in headers if name == b"host"]
     if not hosts:
         return None if http_version == "1.0" else "the Host header is missing"
     if len(hosts) > 1:
@@ -36,11 +36,10 @@ def _host_fault(headers: Fields, http_version: str) -> str | None:
     return None if _HOST.fullmatch(hosts[0]) else "the Host header is not HOST or HOST:PORT"
 
 
-def _target_fault(target: bytes, headers: Fields) -> str | None:
+def _target_fault(target: bytes, hosts: Sequence[bytes]) -> str | None:
     """The host of an absolute URL counts, so a Host header beside it must not name another."""
     authority = _AUTHORITY.match(target)
-    hosts = [value.lower() for name, value in headers if name == b"host"]
-    if authority is None or not hosts or authority[1].lower() == hosts[0]:
+    if authority is None or not hosts or authority[1].lower() == hosts[0].lower():
         return None
     return "the request's URL and its Host header name different hosts"
 
