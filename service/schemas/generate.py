@@ -17,6 +17,13 @@ EXAMPLE: JsonDict = {"prompt": "the film was", "n": 16, "max_tokens": 48, "seed"
 
 
 TemplateVariables = Annotated[JsonObject, Field(max_length=64)] | None
+MayStore = Annotated[
+    bool | None,
+    Field(
+        description="false: this answer is not kept for training, on a server that collects answers "
+        "(docs/distil.md); true is refused where none are collected"
+    ),
+]
 Count = Annotated[int, Field(ge=1)]
 # The form is chosen before validation, so that a wrong value gets one message instead of one per form.
 Counts = Annotated[
@@ -61,11 +68,7 @@ class GenerateFields(SamplingFields):
         False,
         description="answer with server-sent events: token, candidate, progress, then answer or error",
     )
-    store: bool | None = Field(
-        None,
-        description="false: this answer is not kept for training, on a server that collects answers "
-        "(docs/distil.md); true is refused where none are collected",
-    )
+    store: MayStore = None
     timeout_s: float | None = Field(
         None,
         gt=0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from service.schemas.generate import GenerateRequest, TemplateVariables
+from service.schemas.generate import GenerateRequest, MayStore, TemplateVariables
 from service.schemas.messages import MESSAGES, ChatMessage
 from service.schemas.neutral_fields import (
     CHAT,
@@ -55,11 +55,7 @@ class OpenAiFields(SamplingFields):
         description="single-sample modes: score the answer and report its reward (off by default, because "
         "clients written for other servers do not use it)",
     )
-    store: bool | None = Field(
-        None,
-        description="false: this answer is not kept for training, on a server that collects answers "
-        "(docs/distil.md); true is refused where none are collected",
-    )
+    store: MayStore = None
     timeout_s: float | None = Field(
         None,
         gt=0,
