@@ -1,7 +1,8 @@
 """Prompt files: reading, checking, writing and encoding them.
 
 Every command reads its prompts here. A record is a text, or an object with ``"prompt"`` (text, or a list of
-messages) or ``"messages"`` (a chat); :mod:`vbon.record_files` says which files hold records.
+messages) or with ``"messages"`` or ``"conversations"`` (a chat, in OpenAI's or ShareGPT's form);
+:mod:`vbon.record_files` says which files hold records.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ BUILT_IN_PROMPTS = (
     "the script is",
 )
 
+_CHATS = ("messages", "conversations")  # keys and columns that hold chats
 # Keys and columns that hold prompts; the first of them that a record has is used.
-PROMPT_COLUMNS = ("messages", "conversations", "prompt")
+PROMPT_COLUMNS = (*_CHATS, "prompt")
 # Speakers of ShareGPT's conversations, and their roles here.
 _SPEAKERS: dict[str, Role] = {
     "human": "user",
@@ -54,7 +56,6 @@ _SPEAKERS: dict[str, Role] = {
     "tool": "tool",
     "observation": "tool",
 }
-_CHATS = ("messages", "conversations")
 ROLES: tuple[str, ...] = get_args(Role)
 
 
@@ -239,10 +240,11 @@ def _sharegpt_prompt(turns: list[Any], where: str, name: str) -> Prompt:
                 f"{', '.join(_SPEAKERS)}"
             )
         messages.append(Message(role=_SPEAKERS[speaker], content=turn["value"]))
-    last = max((i for i, one in enumerate(messages) if one["role"] == "user"), default=None)
-    if last is None:
+    while messages and messages[-1]["role"] != "user":
+        messages.pop()
+    if not messages:
         raise DataError(f'{where}: "{name}" has no human turn, which an answer could follow')
-    return Prompt(messages=tuple(messages[: last + 1]))
+    return Prompt(messages=tuple(messages))
 
 
 def _parsed_cell(cell: str, where: str, name: str) -> Any:
