@@ -94,9 +94,7 @@ def is_complete(line: str, wanted: Sequence[str]) -> bool:
     return not isinstance(value, list) and _wrapped(value, wanted) is None
 
 
-def json_documents(
-    text: str, name: str, wanted: Sequence[str] = ()
-) -> tuple[str, Iterator[Record]]:
+def json_documents(text: str, name: str, wanted: Sequence[str]) -> tuple[str, Iterator[Record]]:
     """The form and records of a JSON array, or of JSON values one after the other, indented or not.
 
     Raises:
