@@ -29,7 +29,9 @@ DEFAULT_FILE = Path("keys.jsonl")
 def add(
     name: Annotated[str, typer.Argument(help="name of the key, shown in logs and limits")],
     file: File = DEFAULT_FILE,
-    role: Annotated[Role, typer.Option(help="user, or admin, which may also use /admin")] = "user",
+    role: Annotated[
+        Role, typer.Option(help="user, or admin, which may also use /admin and /distil")
+    ] = "user",
     max_sequences: Annotated[
         int | None, typer.Option(min=1, max=MOST, help="candidates that may decode at once")
     ] = None,
