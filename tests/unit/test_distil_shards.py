@@ -337,6 +337,24 @@ def test_deletion_finds_answers_in_a_damaged_shard(tmp_path: Path) -> None:
     assert [one.request_id for one in kept(tmp_path)] == ["a"]  # b cannot be read, so it went too
 
 
+@pytest.mark.parametrize("ids", [["a"], ["a", "b"]])
+def test_an_unreadable_shard_retires_after_a_deletion(tmp_path: Path, ids: list[str]) -> None:
+    """A tick that failed at it would seal and flush nothing any more."""
+    directory = CollectedDirectory(tmp_path)
+    for name in ("a", "b"):
+        directory.append(identity(), answer(name))
+    directory.close()
+    (path,) = tmp_path.glob("*.jsonl")
+    path.write_bytes(b"x" + path.read_bytes())
+    clock = Clock(path.stat().st_mtime)
+    again = CollectedDirectory(tmp_path, Bounds(retention_s=60.0), clock=clock)
+    assert again.delete(ids) == len(ids)
+    clock.now_s += 3600
+    for _ in range(2):
+        again.tick()
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
 def _full_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Make the disk full from a write on, of which it still takes a part; return what frees it."""
     real, count = os.write, 0

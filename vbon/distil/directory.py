@@ -102,7 +102,7 @@ class CollectedDirectory:
         self.removed = Removals()
         self.keys: Counter[str] = Counter()
         self._sealed_bytes = self._sealed_lines = 0
-        self._unreadable: list[Path] = []
+        self._unreadable: set[Path] = set()
         self._exit = ExitStack()
         if path.exists() and not path.is_dir():
             raise ExportError(
@@ -245,9 +245,9 @@ class CollectedDirectory:
             self._evict(sealed, "age")
         for shard in [one for one in self.open.values() if one.content.first_s < before_s]:
             self._discard(shard, "age")
-        for path in list(self._unreadable):
-            if path.stat().st_mtime < before_s:
-                path.unlink()
+        for path in sorted(self._unreadable):
+            if not path.exists() or path.stat().st_mtime < before_s:  # a deletion may remove it
+                path.unlink(missing_ok=True)
                 self._unreadable.remove(path)
 
     def delete(self, request_ids: Iterable[str]) -> int:
@@ -357,7 +357,7 @@ class CollectedDirectory:
             if path.suffix == OPEN:  # killed before its first line was written
                 path.unlink()
             else:
-                self._unreadable.append(path)
+                self._unreadable.add(path)
                 logger.warning("%s; it is left out of everything but deletion and retention", error)
             return
         if cut:
