@@ -181,7 +181,7 @@ def _chosen_shards(options: CacheOptions) -> list[SealedShard]:
                 f"{options.directory}; these are {', '.join(sorted(found))}"
             )
         (digest,) = matching
-    return sorted(found[digest], key=lambda one: (one.seal.first_s, one.path.name))
+    return sorted(found[digest], key=SealedShard.age)
 
 
 def _check_output(options: CacheOptions) -> None:

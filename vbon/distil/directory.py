@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import time
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -98,7 +99,7 @@ class CollectedDirectory:
         """
         self.path, self.bounds, self._clock = path, bounds or Bounds(), clock
         self.open: dict[str, OpenShard] = {}
-        self.sealed: list[SealedShard] = []
+        self.sealed: list[SealedShard] = []  # the oldest first
         self.removed = Removals()
         self.keys: Counter[str] = Counter()
         self._sealed_bytes = self._sealed_lines = 0
@@ -198,8 +199,7 @@ class CollectedDirectory:
             raise
 
     def _insert(self, shard: SealedShard) -> None:
-        self.sealed.append(shard)
-        self.sealed.sort(key=_age)
+        insort(self.sealed, shard, key=SealedShard.age)
         self._sealed_bytes += shard.size
         self._sealed_lines += shard.seal.lines
 
@@ -241,8 +241,8 @@ class CollectedDirectory:
                 shard.sync()
 
     def _retire(self, before_s: float) -> None:
-        for sealed in [one for one in self.sealed if one.seal.first_s < before_s]:
-            self._evict(sealed, "age")
+        while self.sealed and self.sealed[0].seal.first_s < before_s:
+            self._evict(self.sealed[0], "age")
         for shard in [one for one in self.open.values() if one.content.first_s < before_s]:
             self._discard(shard, "age")
         for path in sorted(self._unreadable):
@@ -395,10 +395,6 @@ def delete_offline(path: Path, request_ids: Iterable[str]) -> int:
             return directory.delete(request_ids)
     finally:
         directory.close()
-
-
-def _age(shard: SealedShard) -> tuple[float, str]:
-    return shard.seal.first_s, shard.path.name
 
 
 def _salt(directory: Path) -> bytes:

@@ -190,6 +190,10 @@ class SealedShard:
             raise DataError(f"{path} has no valid seal, so it is damaged") from None
         return cls(path, identity, seal, size, size - len(last))
 
+    def age(self) -> tuple[float, str]:
+        """A key that sorts shards by their oldest answer, the oldest first."""
+        return self.seal.first_s, self.path.name
+
     def answers(self, source: BinaryIO) -> Iterator[CollectedAnswer]:
         """All answers in the opened file of the shard.
 
