@@ -265,7 +265,7 @@ class CollectedDirectory:
             if path.suffix not in {SEALED, OPEN}:
                 continue
             try:
-                found = remove_answers(path, wanted, sealed=path.suffix == SEALED)
+                found = remove_answers(path, wanted)
             except OSError as error:
                 failure = error
                 continue

@@ -14,9 +14,11 @@ from vbon.distil.answer import CollectedAnswer, Identity, parse_line
 from vbon.distil.shard import (
     OPEN,
     PARTIAL,
+    SEAL_START,
     SEALED,
     Content,
     SealedShard,
+    answer_lines,
     header_line,
     intact_part,
 )
@@ -79,7 +81,7 @@ class OpenShard:
         if content.size < size:
             os.truncate(path, content.size)
         created_s = content.first_s if content.lines else now_s
-        sealed = rest.startswith(b'{"sealed"') and rest.endswith(b"}\n")
+        sealed = rest.startswith(SEAL_START) and rest.endswith(b"}\n")
         return cls(path, identity, content, created_s), 0 if sealed else len(rest)
 
     def append(self, line: bytes, answer: CollectedAnswer) -> None:
@@ -88,16 +90,22 @@ class OpenShard:
         Raises:
             OSError: the disk is full, or the file cannot be written.
         """
+        self._extend(line)
+        self.content.add(line, answer)
+        self._dirty = True
+
+    def _extend(self, line: bytes, *, flush: bool = False) -> None:
+        """Write a line at the end of the file, and flush it to the disk if asked to; all of it or nothing."""
         self._mend()
         try:
             _write(self._file, line)
+            if flush:
+                os.fsync(self._file)
         except OSError:
             self._torn = True
             with suppress(OSError):  # tried again before the next line
                 self._mend()
             raise
-        self.content.add(line, answer)
-        self._dirty = True
 
     def _mend(self) -> None:
         """Cut off what a failed write has left."""
@@ -117,15 +125,7 @@ class OpenShard:
         Raises:
             OSError: the disk is full; the shard stays open.
         """
-        self._mend()
-        try:
-            _write(self._file, self.content.seal_line())
-            os.fsync(self._file)
-        except OSError:
-            self._torn = True
-            with suppress(OSError):
-                self._mend()
-            raise
+        self._extend(self.content.seal_line(), flush=True)
         sealed = self.path.with_suffix(SEALED)
         self.path.replace(sealed)
         sync_to_disk(self.path.parent)
@@ -142,7 +142,7 @@ class OpenShard:
         os.close(self._file)
 
 
-def remove_answers(path: Path, request_ids: frozenset[str], *, sealed: bool) -> int:
+def remove_answers(path: Path, request_ids: frozenset[str]) -> int:
     """Replace a shard by one without the answers to some requests, in one step.
 
     A shard of which nothing is left is removed. Lines that cannot be read go too, since nobody can tell whose
@@ -164,16 +164,14 @@ def remove_answers(path: Path, request_ids: frozenset[str], *, sealed: bool) -> 
             header = source.readline()
             target.write(header)
             content.add_header(header)
-            for line in source:
-                if not line.endswith(b"\n") or line.startswith(b'{"sealed"'):
-                    break
+            for line in answer_lines(source):
                 answer = _kept(line, str(path), request_ids)
                 if answer is not None:
                     target.write(line)
                     content.add(line, answer)
                 elif finder(line):
                     removed += 1
-            if sealed and content.lines:
+            if path.suffix == SEALED and content.lines:
                 target.write(content.seal_line())
             target.flush()
             os.fsync(target.fileno())

@@ -30,6 +30,7 @@ from vbon.storage.atomic import read_errors
 
 FORMAT = 1
 SEALED, OPEN, PARTIAL = ".jsonl", ".open", ".partial"
+SEAL_START = b'{"sealed"'
 # Bytes that a seal may take: its fixed part, and each key's count.
 _SEAL_BYTES, _KEY_BYTES = 512, 48
 _TAIL = 64 * 1024
@@ -132,6 +133,14 @@ def parse_header(line: bytes, where: str) -> Identity:
         raise DataError(f"{where} has no valid identity: {error.errors()[0]['msg']}") from None
 
 
+def answer_lines(source: BinaryIO) -> Iterator[bytes]:
+    """The lines after the first, up to the seal or a torn line."""
+    for line in source:
+        if not line.endswith(b"\n") or line.startswith(SEAL_START):
+            return
+        yield line
+
+
 def intact_part(source: BinaryIO, where: str) -> tuple[Identity, Content]:
     """Read a shard that may end in a torn line or a seal, and count its answers up to there.
 
@@ -142,9 +151,7 @@ def intact_part(source: BinaryIO, where: str) -> tuple[Identity, Content]:
     identity = parse_header(header if header.endswith(b"\n") else b"", where)
     content = Content()
     content.add_header(header)
-    for line in source:
-        if not line.endswith(b"\n") or line.startswith(b'{"sealed"'):
-            break
+    for line in answer_lines(source):
         try:
             answer = parse_line(line, where)
         except DataError:
