@@ -298,21 +298,11 @@ class CollectedDirectory:
 
     def contents(self) -> list[ShardContent]:
         """All shards in numbers."""
-        grown = [
-            ShardContent(
-                one.identity,
-                False,
-                one.content.lines,
-                one.content.candidates,
-                one.content.size,
-                one.content.first_s,
-                one.content.last_s,
-                one.content.keys,
-            )
-            for one in self.open.values()
-            if one.content.lines
+        grown = [one for one in self.open.values() if one.content.lines]
+        return [
+            *(ShardContent.of_sealed(one) for one in self.sealed),
+            *(ShardContent.of_open(one.identity, one.content) for one in grown),
         ]
-        return [ShardContent.of(one) for one in self.sealed] + grown
 
     def seal_all(self) -> None:
         """Seal every open shard, so that a cache can be made of all answers.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vbon.distil.answer import Identity
-from vbon.distil.shard import OPEN, SEALED, SealedShard, intact_part
+from vbon.distil.shard import OPEN, SEALED, Content, Seal, SealedShard, intact_part
 from vbon.errors import DataError
 from vbon.storage.atomic import read_errors
 
@@ -27,18 +27,28 @@ class ShardContent:
     keys: Mapping[str, int]
 
     @classmethod
-    def of(cls, shard: SealedShard) -> ShardContent:
-        """The content of a sealed shard, by its seal."""
-        seal = shard.seal
+    def of_sealed(cls, shard: SealedShard) -> ShardContent:
+        """A sealed shard, by its seal."""
+        return cls._of(shard.identity, shard.seal, shard.size, is_sealed=True)
+
+    @classmethod
+    def of_open(cls, identity: Identity, content: Content) -> ShardContent:
+        """A shard that grows, by the sums over its lines so far."""
+        return cls._of(identity, content, content.size, is_sealed=False)
+
+    @classmethod
+    def _of(
+        cls, identity: Identity, counts: Seal | Content, size: int, *, is_sealed: bool
+    ) -> ShardContent:
         return cls(
-            shard.identity,
-            True,
-            seal.lines,
-            seal.candidates,
-            shard.size,
-            seal.first_s,
-            seal.last_s,
-            seal.keys,
+            identity,
+            is_sealed,
+            counts.lines,
+            counts.candidates,
+            size,
+            counts.first_s,
+            counts.last_s,
+            counts.keys,
         )
 
 
@@ -55,7 +65,6 @@ class IdentitySummary:
     lines: int = 0
     sealed_lines: int = 0
     candidates: int = 0
-    shards: int = 0
     first_s: float = float("inf")
     last_s: float = float("-inf")
 
@@ -95,7 +104,6 @@ def summarise(shards: Iterable[ShardContent]) -> DirectorySummary:
         one.lines += shard.lines
         one.sealed_lines += shard.lines if shard.is_sealed else 0
         one.candidates += shard.candidates
-        one.shards += 1
         one.first_s, one.last_s = min(one.first_s, shard.first_s), max(one.last_s, shard.last_s)
         total.lines += shard.lines
         total.size += shard.size
@@ -119,7 +127,7 @@ def read_contents(directory: Path) -> tuple[list[ShardContent], list[str]]:
     for path in shard_paths(directory):
         try:
             if path.suffix == SEALED:
-                found.append(ShardContent.of(SealedShard.read(path)))
+                found.append(ShardContent.of_sealed(SealedShard.read(path)))
             else:
                 found.append(_open_content(path))
         except FileNotFoundError:
@@ -147,13 +155,4 @@ def shard_paths(directory: Path) -> list[Path]:
 def _open_content(path: Path) -> ShardContent:
     with read_errors(path), path.open("rb") as source:
         identity, content = intact_part(source, str(path))
-    return ShardContent(
-        identity,
-        False,
-        content.lines,
-        content.candidates,
-        content.size,
-        content.first_s,
-        content.last_s,
-        content.keys,
-    )
+    return ShardContent.of_open(identity, content)
