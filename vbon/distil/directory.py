@@ -18,8 +18,8 @@ from typing import Literal
 
 from vbon.distil.answer import CollectedAnswer, Identity, to_line
 from vbon.distil.open_shard import OpenShard, remove_answers
-from vbon.distil.shard import OPEN, PARTIAL, SEALED, SealedShard
-from vbon.distil.summary import ShardContent
+from vbon.distil.shard import OPEN, PARTIAL, SEALED, SealedShard, shard_files
+from vbon.distil.summary import ShardContent, shard_paths
 from vbon.errors import DataError, ExportError
 from vbon.storage.atomic import write_errors
 from vbon.storage.locks import sole_writer
@@ -261,9 +261,7 @@ class CollectedDirectory:
         """
         wanted, removed = frozenset(request_ids), 0
         failure: OSError | None = None
-        for path in sorted(self.path.iterdir()):
-            if path.suffix not in {SEALED, OPEN}:
-                continue
+        for path in shard_files(self.path):
             try:
                 found = remove_answers(path, wanted)
             except OSError as error:
@@ -325,12 +323,10 @@ class CollectedDirectory:
             self._exit.close()
 
     def _repair(self) -> None:
-        for path in sorted(self.path.iterdir()):
-            if path.suffix == PARTIAL:
-                path.unlink(missing_ok=True)
-        for path in sorted(self.path.iterdir()):
-            if path.suffix in {SEALED, OPEN}:
-                self._load(path)
+        for path in self.path.glob(f"*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+        for path in shard_files(self.path):
+            self._load(path)
         self._count_keys()
 
     def _load(self, path: Path) -> None:
@@ -374,11 +370,10 @@ def delete_offline(path: Path, request_ids: Iterable[str]) -> int:
         The number of lines removed.
 
     Raises:
-        DataError: not a directory.
+        DataError: not a directory, or one that cannot be read.
         ExportError: a service is using it, or a shard cannot be rewritten.
     """
-    if not path.is_dir():
-        raise DataError(f"{path} is not a directory of collected answers (vbon serve --distil.dir)")
+    shard_paths(path)  # raises the error of a missing directory
     directory = CollectedDirectory(path)
     try:
         with write_errors(path):

@@ -104,6 +104,15 @@ class Content:
         return to_json({"sealed": seal}) + b"\n"
 
 
+def shard_files(directory: Path) -> list[Path]:
+    """The files of all shards, sealed or open, in the order of their names.
+
+    Raises:
+        OSError: the directory cannot be read.
+    """
+    return sorted(path for path in directory.iterdir() if path.suffix in {SEALED, OPEN})
+
+
 def header_line(identity: Identity) -> bytes:
     """The first line of a shard."""
     record = {"vbon_distil": FORMAT, "identity": identity.model_dump(exclude_none=True)}

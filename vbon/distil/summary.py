@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vbon.distil.answer import Identity
-from vbon.distil.shard import OPEN, SEALED, Content, Seal, SealedShard, intact_part
+from vbon.distil.shard import SEALED, Content, Seal, SealedShard, intact_part, shard_files
 from vbon.errors import DataError
 from vbon.storage.atomic import read_errors
 
@@ -139,7 +139,7 @@ def read_contents(directory: Path) -> tuple[list[ShardContent], list[str]]:
 
 
 def shard_paths(directory: Path) -> list[Path]:
-    """The files of all shards, in the order of their names.
+    """The files of all shards of a directory that a user has named.
 
     Raises:
         DataError: the directory cannot be read.
@@ -149,7 +149,7 @@ def shard_paths(directory: Path) -> list[Path]:
             f"{directory} is not a directory of collected answers (vbon serve --distil.dir)"
         )
     with read_errors(directory):
-        return sorted(path for path in directory.iterdir() if path.suffix in {SEALED, OPEN})
+        return shard_files(directory)
 
 
 def _open_content(path: Path) -> ShardContent:
