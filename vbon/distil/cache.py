@@ -18,7 +18,7 @@ from vbon.distil.shard import SEALED, SealedShard
 from vbon.distil.split import is_held_out
 from vbon.distil.summary import shard_paths
 from vbon.errors import DataError, ExportError
-from vbon.prompt_files import prompt_record
+from vbon.prompt_files import write_prompts
 from vbon.prompts import Message, Prompt
 from vbon.rewards.truncation import with_missing_eos_reward
 from vbon.storage.atomic import write_errors, write_json
@@ -365,7 +365,10 @@ def _write(options: CacheOptions, identity: Identity, stream: _Stream) -> CacheR
             raise DataError(_nothing(options, stream))
         report.heldout_prompts = len(stream.heldout)
         report.warnings = stream.warnings()
-        _write_prompts(options.heldout_path, stream.heldout)
+        if stream.heldout:
+            write_prompts(options.heldout_path, list(stream.heldout.values()))
+        else:  # without any, no file is left under that name
+            options.heldout_path.unlink(missing_ok=True)
         # Written before the rename, so that a cache never lacks the metadata of its content.
         metadata = _metadata(options, identity, report)
         write_json(metadata_path(output), metadata | {"sha256": sha256_of(partial)})
@@ -423,23 +426,6 @@ def _cache_lines(
     report.flat_prompts += len(distinct) < 2
     report.most_samples = max(report.most_samples, count)
     report.fewest_samples = min(report.fewest_samples or count, count)
-
-
-def _write_prompts(path: Path, prompts: dict[bytes, Prompt]) -> None:
-    """Write the held-out prompts; without any, no file is left under that name."""
-    if not prompts:
-        path.unlink(missing_ok=True)
-        return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for prompt in prompts.values():
-                file.write(json.dumps(prompt_record(prompt), ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _metadata(options: CacheOptions, identity: Identity, report: CacheReport) -> dict[str, Any]:
