@@ -7,16 +7,14 @@ It returns a dictionary of the same form, or ``None`` to drop the answer.
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vbon.distil.answer import CollectedAnswer
 from vbon.errors import DataError, InvalidInputError
 from vbon.prompt_files import chat_of
-from vbon.rewards.python_callable import import_file
+from vbon.rewards.python_callable import import_named
 
 Redaction = Callable[[dict[str, Any]], Any]
 
@@ -34,11 +32,8 @@ def open_redaction(spec: str) -> Redaction:
             field="distil.redact",
         )
     try:
-        if module.endswith(".py"):
-            found = getattr(import_file(Path(module).expanduser().absolute()), attribute)
-        else:
-            found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # importing runs the user's code
+        found = import_named(module, attribute)
+    except (Exception, SystemExit) as error:  # importing runs the user's code
         said = " ".join(f"{type(error).__name__}: {error}".split())
         raise InvalidInputError(
             f"cannot import the function {spec} of distil.redact: {said}", field="distil.redact"

@@ -306,12 +306,14 @@ async def test_a_redaction_changes_or_drops_what_is_kept(
 
 
 def test_a_redaction_that_cannot_be_called_stops_the_start(tmp_path: Path) -> None:
-    file = tmp_path / "redactions.py"
+    file, exits = tmp_path / "redactions.py", tmp_path / "exits.py"
     file.write_text(REDACTIONS, encoding="utf-8")
+    exits.write_text("import sys\nsys.exit(0)\n", encoding="utf-8")
     for spec, words in (
         (f"{file}:constant", "is int, not a function"),
         (f"{file}:missing", "AttributeError"),
         ("nowhere:f", "No module named 'nowhere'"),
+        (f"{exits}:f", "SystemExit"),
         ("f", "write package.module:function or ./file.py:function"),
     ):
         with pytest.raises(InvalidInputError, match=words):

@@ -50,6 +50,7 @@ class CallableReward:
         self._file: Path | None = None
         if module.endswith(".py"):
             self._file = Path(module).expanduser().absolute()
+            self._module = str(self._file)
             self.revision = _file_revision(self._file, self.name)
         self._function: Callable[..., Any] | None = None
         self._form = CallForm((), takes_chats=False)
@@ -134,12 +135,7 @@ class CallableReward:
 
     def _imported(self) -> Any:
         try:
-            module = (
-                importlib.import_module(self._module)
-                if self._file is None
-                else import_file(self._file)
-            )
-            return getattr(module, self._attribute)
+            return import_named(self._module, self._attribute)
         except (Exception, SystemExit) as error:  # user code may raise anything
             said = " ".join(f"{type(error).__name__}: {error}".split())
             hint = ""
@@ -187,7 +183,17 @@ class _UncachedLoader(SourceFileLoader):
         return code
 
 
-def import_file(file: Path) -> ModuleType:
+def import_named(module: str, attribute: str) -> Any:
+    """The attribute of a module, which an import path or the path of a file ending in ``.py`` names.
+
+    Whatever the module's code raises is raised.
+    """
+    if module.endswith(".py"):
+        return getattr(_import_file(Path(module).expanduser().absolute()), attribute)
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _import_file(file: Path) -> ModuleType:
     """Import a file; the modules beside it can be imported too, as in a script."""
     name = f"vbon_reward_{file.stem}"
     loader = _UncachedLoader(name, str(file))
