@@ -130,7 +130,7 @@ class BatchingScorer:
 
     def _load(self) -> None:
         """Load the model, in the worker thread; a model that its last call has restarted runs already."""
-        if self._loop_task is None or not self._runs():
+        if not self.alive:
             self._model.load()
 
     async def check(self) -> None:

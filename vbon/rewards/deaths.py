@@ -44,16 +44,6 @@ class DeathIsolator:
         self._deadly: OrderedDict[bytes, None] = OrderedDict()
         self._interrupted = False
 
-    @property
-    def alive(self) -> bool:
-        """True if the model is loaded and its process runs."""
-        return self._worker.alive
-
-    @property
-    def pid(self) -> int | None:
-        """The worker's process id, or ``None`` if it is not running."""
-        return self._worker.pid
-
     def load(self) -> None:
         """Start the process and load the model in it.
 
