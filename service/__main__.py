@@ -10,10 +10,10 @@ import typer
 
 from service.auth.commands import keys_cli
 from vbon.child_output import ensure_standard_files
+from vbon.cli.errors import errors_as_lines
 from vbon.cli.settings_command import add_settings_command
 from vbon.cli.typer_help import HelpCommand, Lazy, group_type
 from vbon.config import PROMPT_FILE, Settings
-from vbon.errors import VbonError
 
 if TYPE_CHECKING:
     from service.bench.config import BenchSettings
@@ -150,7 +150,7 @@ def compare(
         levels = [int(level) for level in concurrency.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{concurrency!r}: numbers separated by commas") from error
-    try:
+    with errors_as_lines():
         run_comparison(
             url,
             prompts,
@@ -164,9 +164,6 @@ def compare(
             prompt_column=prompt_column,
             encoding=encoding,
         )
-    except VbonError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 @cli.command(cls=HelpCommand)
@@ -185,11 +182,8 @@ def reload(
     """
     from service.client import run_reload
 
-    try:
+    with errors_as_lines():
         run_reload(url, model)
-    except VbonError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from service.auth.keys import MOST, ApiKey, Role, change_keys, new_key, read_keys
+from vbon.cli.errors import errors_as_lines
 from vbon.cli.typer_help import HelpCommand, group_type
-from vbon.errors import DataError, VbonError
+from vbon.errors import DataError
 
 keys_cli = typer.Typer(
     cls=group_type(),
@@ -43,7 +44,7 @@ def add(
     ] = None,
 ) -> None:
     """Make a key and print its token, which is shown only now: the file keeps a hash."""
-    try:
+    with errors_as_lines():
         key, token = new_key(name, role, max_sequences, tokens_per_minute)
 
         def with_key(keys: list[ApiKey]) -> list[ApiKey]:
@@ -52,8 +53,6 @@ def add(
             return [*keys, key]
 
         change_keys(file, with_key)
-    except VbonError as error:
-        _fail(error)
     typer.echo(token)
     typer.echo(f"added {name!r} to {file}; the token is not stored, so keep it", err=True)
 
@@ -61,10 +60,8 @@ def add(
 @keys_cli.command("list", cls=HelpCommand)
 def list_keys(file: File = DEFAULT_FILE) -> None:
     """List the names, roles and limits of the keys."""
-    try:
+    with errors_as_lines():
         keys = read_keys(file)
-    except VbonError as error:
-        _fail(error)
     for key in keys:
         typer.echo(key.model_dump_json(exclude={"sha256"}, exclude_none=True))
 
@@ -81,15 +78,8 @@ def remove(
             raise DataError(f"{file} has no key {name!r}")
         return rest
 
-    try:
+    with errors_as_lines():
         if not file.exists():
             read_keys(file)  # raises the error of a missing file
         change_keys(file, without_key)
-    except VbonError as error:
-        _fail(error)
     typer.echo(f"removed {name!r} from {file}", err=True)
-
-
-def _fail(error: VbonError) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(1) from error

@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vbon.cli.errors import errors_as_lines
 from vbon.cli.settings_command import add_settings_command
 from vbon.cli.typer_help import HelpCommand, group_type
 from vbon.config import Settings
-from vbon.errors import VbonError
 
 if TYPE_CHECKING:
     from service.loadtest.config import LoadTestSettings
     from service.loadtest.schema import LoadTestResult
 
-FAILED, WORSE, INTERRUPTED = 1, 3, 130
+WORSE, INTERRUPTED = 3, 130
 EPILOG = (
     "Exit status: 0 if everything was measured, 1 if it could not be, 2 after wrong usage, 3 if compare "
     "--fail-if-worse found B worse, 130 after Ctrl-C (the blocks measured until then are reported)."
@@ -30,16 +28,6 @@ EPILOG = (
 cli = typer.Typer(cls=group_type(default="run"), add_completion=False, epilog=EPILOG)
 StoreOption = Annotated[str, typer.Option(help="SQLite file or database URL that keeps the runs")]
 STORE = "vbon-runs.db"
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turn errors into one line and status 1."""
-    try:
-        yield
-    except VbonError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(FAILED) from error
 
 
 @cli.callback()
@@ -90,7 +78,7 @@ def report(
     from service.loadtest.report.write import write_report
     from vbon.terminal import table_console
 
-    with _told():
+    with errors_as_lines():
         _, result = rebuild(directory)
         write_report(result, directory)
         print_result(table_console(), result)
@@ -117,7 +105,7 @@ def compare(
     from vbon.storage.atomic import write_json
     from vbon.terminal import table_console
 
-    with _told():
+    with errors_as_lines():
         found = compare_runs(_load(a, store), _load(b, store))
         print_comparison(table_console(), found)
         if json_file is not None:
@@ -139,7 +127,7 @@ def list_(
     from service.store import list_runs, open_store
     from vbon.terminal import table_console
 
-    with _told():
+    with errors_as_lines():
         print_runs(table_console(), list_runs(open_store(store), tag=tag, limit=limit))
 
 
@@ -157,7 +145,7 @@ def show(
     from vbon.storage.atomic import write_text
     from vbon.terminal import table_console
 
-    with _told():
+    with errors_as_lines():
         result = _load(run, store)
         print_result(table_console(), result)
         if html is not None:
@@ -174,7 +162,7 @@ def tag(
     """Put tags on a run, so that it is found again: `compare before after`."""
     from service.store import open_store, tag_run
 
-    with _told():
+    with errors_as_lines():
         found = tag_run(open_store(store), run, tags, remove=remove)
         typer.echo(f"{found.id}: {', '.join(found.tags) or 'no tags'}")
 

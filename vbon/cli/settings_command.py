@@ -7,9 +7,9 @@ from typing import Any
 
 import typer
 
+from vbon.cli.errors import errors_as_lines
 from vbon.cli.typer_help import HelpCommand
 from vbon.config import Settings, load_settings
-from vbon.errors import VbonError
 
 # The settings class parses the options itself, and shows its own help.
 PASS_THROUGH = {
@@ -51,16 +51,16 @@ def add_settings_command(
         settings_type: gives the settings class, so that naming the command imports nothing heavy.
         run: does the work with the settings and returns the exit status, ``None`` for 0.
 
-    A :class:`VbonError` of either becomes one line on standard error and status 1.
+    A :class:`~vbon.errors.VbonError` of either becomes one line on standard error and status 1.
     """
 
     def start(context: typer.Context) -> None:
         try:
-            settings = load_settings(settings_type(), context.args, program=context.command_path)
-            status = run(settings)
-        except VbonError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
+            with errors_as_lines():
+                settings = load_settings(
+                    settings_type(), context.args, program=context.command_path
+                )
+                status = run(settings)
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from vbon.cli.errors import errors_as_lines
 from vbon.cli.typer_help import HelpCommand, group_type
-from vbon.errors import VbonError
 
 distil_cli = typer.Typer(
     cls=group_type(),
@@ -40,10 +40,8 @@ def status(directory: Directory) -> None:
     from vbon.distil.summary import read_contents, summarise
     from vbon.terminal import table_console
 
-    try:
+    with errors_as_lines():
         contents, troubles = read_contents(directory)
-    except VbonError as error:
-        _fail(error)
     found = summarise(contents)
     table = Table(title=f"{directory}: {found.lines:,} answers in {found.size / 2**20:,.1f} MiB")
     for column in ("identity", "answers", "sealed", "candidates", "oldest (UTC)", "newest (UTC)"):
@@ -88,10 +86,8 @@ def delete(
     """
     from vbon.distil.directory import delete_offline
 
-    try:
+    with errors_as_lines():
         lines = delete_offline(directory, request_ids)
-    except VbonError as error:
-        _fail(error)
     typer.echo(f"removed {lines} answer{'' if lines == 1 else 's'} from {directory}")
 
 
@@ -161,10 +157,8 @@ def cache(
         missing_eos_reward=missing_eos_reward,
         replace=replace,
     )
-    try:
+    with errors_as_lines():
         report = make_cache(options)
-    except VbonError as error:
-        _fail(error)
     for line in report.lines(options):
         typer.echo(line)
     for warning in report.warnings:
@@ -173,8 +167,3 @@ def cache(
 
 def _time(unix_s: float) -> str:
     return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _fail(error: VbonError) -> NoReturn:
-    typer.echo(f"error: {error}", err=True)
-    raise typer.Exit(1) from error
