@@ -139,9 +139,8 @@ class Writer:
         self._write_waiting()
         self._guarded(self.directory.close)
         self._note_totals()
-        self._ended = (
-            True  # before the last look, so that whoever asks later refuses its own question
-        )
+        # Set before the last look, so that whoever asks later refuses its own question.
+        self._ended = True
         self._refuse_questions()
 
     def _write_waiting(self) -> None:

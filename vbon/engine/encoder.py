@@ -136,9 +136,8 @@ class PromptEncoder:
         """
         try:
             return await self._answer_once(job)
-        except (
-            EOFError
-        ):  # perhaps it was killed from outside; a second time it is the prompt's fault
+        except EOFError:
+            # Perhaps it was killed from outside; a second time it is the prompt's fault.
             return await self._answer_once(job)
 
     async def _answer_once(self, job: bytes) -> bytes:

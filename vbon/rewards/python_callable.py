@@ -150,9 +150,8 @@ def _listed(values: Any, most: int) -> list[Any] | None:
     """The values, or ``None`` if they have no order. A generator may have no end, so it gives ``most``."""
     if not _has_an_order(values):
         return None
-    return (
-        [*values] if isinstance(values, Collection) else [*islice(values, most)]
-    )  # a generator runs here
+    # A generator runs here.
+    return [*values] if isinstance(values, Collection) else [*islice(values, most)]
 
 
 def _has_an_order(values: Any) -> bool:
