@@ -9,9 +9,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.tiny import train_config
 from training.gpu_check.config import GpuCheckConfig
-from training.gpu_check.figures import figures_of
+from training.gpu_check.figures import _expected_bytes, figures_of
 from training.gpu_check.plan import CheckStep, Plan
+from training.train.size_defaults import expected_bytes
+from vbon.storage.model_shape import read_model_shape
 
 pytestmark = pytest.mark.train
 
@@ -25,3 +28,11 @@ def test_a_training_has_its_rate_and_its_progress(vbon_checkpoint: Path, tmp_pat
     assert found["samples_per_s"] > 0
     assert found["first"]["loss"] == pytest.approx(rows[0]["loss"], abs=1e-4)
     assert found["last"]["kl_nats"] == pytest.approx(rows[-1]["kl_nats"], abs=1e-4)
+
+
+def test_the_arithmetic_is_that_of_the_recorded_settings(vbon_checkpoint: Path) -> None:
+    sandbox = vbon_checkpoint.parent
+    expected = expected_bytes(
+        read_model_shape(sandbox / "policy"), train_config(sandbox, vbon_checkpoint)
+    )
+    assert _expected_bytes(vbon_checkpoint, sandbox / "policy") == expected

@@ -213,7 +213,8 @@ def test_figures_of_a_training(tmp_path: Path) -> None:
     out.mkdir(parents=True)
     rows = history(60.0, 2.0, 4.0, 8.0)
     (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "training.json").write_text(json.dumps({"config": {"micro_batch_size": 4}}))
+    settings = {**parsed(step).model_dump(mode="json"), "micro_batch_size": 4}
+    (out / "training.json").write_text(json.dumps({"config": settings}))
     found = figures_of(step, plan, {"seconds": 12.34, "peak_gpu_bytes": 30e6})
     assert found["samples_per_s"] == 4.0  # the median of 8, 4 and 2; the first step warms up
     assert (found["steps"], found["sampling_share"], found["seconds"]) == (4, 0.5, 12.3)

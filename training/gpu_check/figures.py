@@ -11,6 +11,7 @@ from typing import Any
 from training.configs import TrainConfig
 from training.gpu_check.plan import CheckStep, Plan
 from training.outputs.identity import read_json_record
+from vbon.storage.training_record import TRAINING_RECORD
 
 GB = 1e9
 
@@ -28,7 +29,8 @@ def figures_of(step: CheckStep, plan: Plan, record: Mapping[str, Any]) -> dict[s
     output = plan.output(step.name)
     if step.kind == "training":
         found |= _training(output)
-        expected = _expected_bytes(step, Path(plan.policy) if step.name in _OWN_SHAPE else None)
+        own = step.name in _OWN_SHAPE
+        expected = _expected_bytes(output, Path(plan.policy)) if own else None
         if expected is not None and "peak_gpu_bytes" in record:
             found["arithmetic_gb"] = round(expected / GB, 2)
             found["of_arithmetic"] = round(record["peak_gpu_bytes"] / expected, 2)
@@ -82,27 +84,18 @@ def _evaluation(file: Path) -> dict[str, Any]:
     }
 
 
-def _expected_bytes(step: CheckStep, policy: Path | None) -> float | None:
-    """Memory by the arithmetic of docs/scale.md, without the reward model's."""
-    if policy is None or not (policy / "config.json").exists():
+def _expected_bytes(output: Path, policy: Path) -> float | None:
+    """Memory by the arithmetic of docs/scale.md, without the reward model's, with the recorded settings."""
+    recorded = read_json_record(output / TRAINING_RECORD)
+    if recorded is None or not (policy / "config.json").exists():
         return None
     from training.train.size_defaults import expected_bytes
     from vbon.storage.model_shape import read_model_shape
 
-    rank = _option(step, "--lora-rank")
-    prompts, samples = (
-        int(_option(step, f"--{n}")) for n in ("prompts-per-step", "samples-per-prompt")
-    )
-    recorded = read_json_record(Path(_option(step, "--out")) / "training.json") or {}
-    settings = recorded.get("config", {})
-    config = TrainConfig(
-        lora_rank=None if rank == "none" else int(rank),
-        max_new_tokens=int(_option(step, "--max-new-tokens")),
-        frozen_dtype="bfloat16" if "--frozen-dtype" in step.words else "float32",
-        dtype="bfloat16" if "bfloat16" in step.words else "float32",
-        gradient_checkpointing="--gradient-checkpointing" in step.words,
-        micro_batch_size=min(settings.get("micro_batch_size", 256), prompts * samples),
-    )
+    shared = TrainConfig.model_fields.keys()
+    config = TrainConfig(**{k: v for k, v in recorded["config"].items() if k in shared})
+    batch = config.prompts_per_step * config.samples_per_prompt
+    config = config.model_copy(update={"micro_batch_size": min(config.micro_batch_size, batch)})
     return expected_bytes(read_model_shape(policy), config)
 
 
