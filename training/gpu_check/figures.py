@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from training.configs import TrainConfig
-from training.gpu_check.plan import CheckStep, Plan
+from training.gpu_check.plan import SPEED, CheckStep, Plan
 from training.outputs.identity import read_json_record
 from vbon.storage.training_record import TRAINING_RECORD
 
@@ -29,9 +29,9 @@ def figures_of(step: CheckStep, plan: Plan, record: Mapping[str, Any]) -> dict[s
     output = plan.output(step.name)
     if step.kind == "training":
         found |= _training(output)
-        own = step.name in _OWN_SHAPE
-        expected = _expected_bytes(output, Path(plan.policy)) if own else None
-        if expected is not None and "peak_gpu_bytes" in record:
+        measured = step.name in SPEED and "peak_gpu_bytes" in record
+        expected = _expected_bytes(output, Path(plan.policy)) if measured else None
+        if expected is not None:
             found["arithmetic_gb"] = round(expected / GB, 2)
             found["of_arithmetic"] = round(record["peak_gpu_bytes"] / expected, 2)
     if step.kind == "cache":
@@ -39,10 +39,6 @@ def figures_of(step: CheckStep, plan: Plan, record: Mapping[str, Any]) -> dict[s
     if step.kind == "evaluation":
         found |= _evaluation(output / "evaluation.json")
     return found
-
-
-# Steps whose policy is the one with the shape of a real model.
-_OWN_SHAPE = ("lora-bf16", "full-bf16", "lora-fp32", "lora-checkpointing")
 
 
 def _training(output: Path) -> dict[str, Any]:

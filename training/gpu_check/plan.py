@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -56,6 +56,7 @@ class Sizes:
     num_samples: int = 16
 
 
+FULL = Sizes()
 TINY = Sizes(
     sandbox=(
         *("--num-reviews", "1200", "--policy-texts", "600", "--policy-hidden", "64"),
@@ -74,16 +75,30 @@ TINY = Sizes(
 )
 
 
+_HALF = ("--dtype", "bfloat16", "--frozen-dtype", "bfloat16")
+# Short trainings that differ in one thing each: title, rank of the LoRA, and flags.
+SPEED: dict[str, tuple[str, int | None, tuple[str, ...]]] = {
+    "lora-bf16": ("LoRA of rank 16, bf16, frozen weights in bf16", 16, _HALF),
+    "full-bf16": ("all weights, bf16", None, ("--dtype", "bfloat16")),
+    "lora-fp32": ("LoRA of rank 16, float32", 16, ("--dtype", "float32")),
+    "lora-checkpointing": (
+        "LoRA of rank 16, bf16, with gradient checkpointing",
+        16,
+        (*_HALF, "--gradient-checkpointing"),
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The models and files that the steps read and write."""
 
     config: GpuCheckConfig
-    sizes: Sizes = field(default_factory=Sizes)
 
-    def __post_init__(self) -> None:
-        if self.config.tiny:
-            object.__setattr__(self, "sizes", TINY)
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the work."""
+        return TINY if self.config.tiny else FULL
 
     def steps(self) -> list[CheckStep]:
         """All steps in order: what everything else needs first, then the most telling."""
@@ -154,17 +169,7 @@ class Plan:
         )
 
     def _speed(self) -> Iterator[CheckStep]:
-        variants = {
-            "lora-bf16": ("LoRA of rank 16, bf16, frozen weights in bf16", 16, _HALF),
-            "full-bf16": ("all weights, bf16", None, ("--dtype", "bfloat16")),
-            "lora-fp32": ("LoRA of rank 16, float32", 16, ("--dtype", "float32")),
-            "lora-checkpointing": (
-                "LoRA of rank 16, bf16, with gradient checkpointing",
-                16,
-                (*_HALF, "--gradient-checkpointing"),
-            ),
-        }
-        for name, (title, rank, flags) in variants.items():
+        for name, (title, rank, flags) in SPEED.items():
             words = self._train("vbon", name, self._short(), rank)
             yield CheckStep(name, title, "training", (*words, *flags), 60, ("cache",))
 
@@ -264,9 +269,6 @@ class Plan:
         yield CheckStep(
             "vllm-training", title, "training", (*words, *_HALF), 120, needs, (), absent
         )
-
-
-_HALF = ("--dtype", "bfloat16", "--frozen-dtype", "bfloat16")
 
 
 def _no_vllm() -> str:
