@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isinf
+from math import inf, isinf
 from typing import Literal
 
 from service.loadtest.analysis.break_even import Capacity, MeasuredVariant, paired_prices
 from service.loadtest.analysis.text import number
 from service.loadtest.schema import BreakEven, CellResult
-from vbon.maths.intervals import MedianRange
 
 State = Literal["not measured", "preliminary", "decided"]
 LEAST_ROUNDS = 5
@@ -97,30 +96,24 @@ def assess(
 
 def widths(pair: BreakEven) -> list[tuple[float, float]]:
     """The width of each range of a pair, as the ratio of its ends, and its limit."""
-    found = [(_width(pair.cost_ratio), WIDEST)]
+    found = [(_width(pair.cost_ratio.low, pair.cost_ratio.high), WIDEST)]
     low, high = pair.requests_low, pair.requests_high
     if low is not None and high is not None:
-        found.append((high / low if low > 0 else float("inf"), WIDEST_BREAK_EVEN))
+        found.append((_width(low, high), WIDEST_BREAK_EVEN))
     return found
 
 
 def width_reasons(pair: BreakEven) -> list[str]:
     """The reasons, if ranges over rounds are too wide for a decision."""
-    (ratio, _), *others = widths(pair)
-    reasons = []
-    if ratio > WIDEST:
-        reasons.append(
-            f"the price ratio differs between rounds by a factor of {_factor(pair.cost_ratio)} (at most "
-            f"{WIDEST:g}): measure on a quieter machine, or more rounds (--rounds 10)"
-        )
-    for width, limit in others:
-        if width > limit:
-            factor = "any size" if isinf(width) else number(width)
-            reasons.append(
-                f"the break-even point differs between rounds by a factor of {factor} (at most "
-                f"{limit:g}): measure more rounds (--rounds 10)"
-            )
-    return reasons
+    told = (
+        ("the price ratio", "measure on a quieter machine, or more rounds (--rounds 10)"),
+        ("the break-even point", "measure more rounds (--rounds 10)"),
+    )
+    return [
+        f"{name} differs between rounds by a factor of {_factor(width)} (at most {limit:g}): {remedy}"
+        for (name, remedy), (width, limit) in zip(told, widths(pair), strict=False)
+        if width > limit
+    ]
 
 
 def _loads(tuned: Side, sampled: Side) -> list[str]:
@@ -161,12 +154,12 @@ def _rounds(tuned: Side, sampled: Side) -> list[str]:
     return empty
 
 
-def _width(ratio: MedianRange) -> float:
-    return ratio.high / ratio.low if ratio.low > 0 else float("inf")
+def _width(low: float, high: float) -> float:
+    return high / low if low > 0 else inf
 
 
-def _factor(ratio: MedianRange) -> str:
-    return number(_width(ratio)) if ratio.low > 0 else "any size"
+def _factor(width: float) -> str:
+    return "any size" if isinf(width) else number(width)
 
 
 def _streamed(side: Side) -> bool:
