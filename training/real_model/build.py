@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -31,7 +30,7 @@ from training.real_model.convert import copy_licences, load_encoder, load_policy
 from training.real_model.sources import Source, fetch_first
 from training.sandbox.build import build_models
 from training.sandbox.models import fit_classifier, training_arguments
-from training.sandbox.parts import Part
+from training.sandbox.parts import Part, scratch_directory
 from training.sandbox.texts import Labelled, SandboxTexts, check_both_labels, corpus_texts
 from training.sandbox.trainer_progress import TrainerProgress
 from vbon.errors import DataError
@@ -160,7 +159,7 @@ def _build_reward(
         set_seed(seed)  # also that of the new logit's weights
         model, tokenizer = load_encoder(source)
         name = title.partition(" (")[0].lower()
-        with _scratch() as scratch, TrainerProgress(name) as progress:
+        with scratch_directory() as scratch, TrainerProgress(name) as progress:
             found = fit_classifier(
                 model,
                 tokenizer,
@@ -224,11 +223,5 @@ def _licence_words(source: Source) -> str:
 
 @contextmanager
 def _fetched(specs: Sequence[str]) -> Iterator[Source]:
-    with _scratch() as scratch:
+    with scratch_directory() as scratch:
         yield fetch_first(specs, scratch)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="vbon-") as name:
-        yield Path(name)

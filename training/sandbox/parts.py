@@ -59,7 +59,7 @@ def _build_policy(config: SandboxConfig, texts: SandboxTexts, directory: Path) -
     read = _policy_texts(config, texts)
     epochs = config.policy_epochs or max(1.0, 1.5 * config.policy_texts / len(read))
     tokenizer = train_tokenizer(read, config.vocab_size, config.max_length)
-    with _scratch() as scratch, TrainerProgress("policy") as progress:
+    with scratch_directory() as scratch, TrainerProgress("policy") as progress:
         model, metrics = train_policy(
             tokenizer,
             read,
@@ -87,7 +87,7 @@ def _build_classifier(
     seed: int,
 ) -> dict[str, float]:
     tokenizer = _shared_tokenizer(config, texts)
-    with _scratch() as scratch, TrainerProgress(name) as progress:
+    with scratch_directory() as scratch, TrainerProgress(name) as progress:
         model, metrics = train_classifier(
             tokenizer,
             data,
@@ -120,7 +120,8 @@ def _classifier_epochs(data: Labelled) -> float:
 
 
 @contextmanager
-def _scratch() -> Iterator[Path]:
+def scratch_directory() -> Iterator[Path]:
+    """An empty directory that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="vbon-") as name:
         yield Path(name)
 
