@@ -120,24 +120,27 @@ class LoadTest:
 
     async def _extend(self) -> None:
         """Measure more rounds if the ranges over those measured are slightly too wide to decide."""
-        settings, journal = self._settings, self._journal
-        extension = extension_of(journal)
-        if extension is None and settings.extend and self._server and not settings.saturate:
-            found = build_result(settings, self._server, self.variants, self._prompts, journal)
-            extension = wanted(found.break_even, settings.rounds)
-            round_s = self._expected_s(
-                planned_blocks(settings, self.variants, self._calibration, 1)
-            )
-            if extension is not None and round_s is not None:
-                no_time = too_long(settings, extension, round_s)
-                if no_time is not None:
-                    self._progress.note(no_time)
-                    return
-                journal.append("extension", extension.model_dump(mode="json"))
-                self._progress.note(extension_words(extension))
-        rounds = rounds_of(settings, journal)
-        if rounds > settings.rounds:
-            await self._blocks(planned_blocks(settings, self.variants, self._calibration, rounds))
+        if extension_of(self._journal) is None:
+            self._look_at_ranges()
+        rounds = rounds_of(self._settings, self._journal)
+        if rounds > self._settings.rounds:
+            blocks = planned_blocks(self._settings, self.variants, self._calibration, rounds)
+            await self._blocks(blocks)
+
+    def _look_at_ranges(self) -> None:
+        """Write an extension into the journal if the ranges ask for one and there is time for it."""
+        settings, server = self._settings, self._server
+        round_s = self._expected_s(planned_blocks(settings, self.variants, self._calibration, 1))
+        if round_s is None or server is None or settings.saturate or not settings.extend:
+            return
+        found = build_result(settings, server, self.variants, self._prompts, self._journal)
+        extension = wanted(found.break_even, settings.rounds)
+        if extension is None:
+            return
+        no_time = too_long(settings, extension, round_s)
+        if no_time is None:
+            self._journal.append("extension", extension.model_dump(mode="json"))
+        self._progress.note(no_time or extension_words(extension))
 
     def _expected_s(self, blocks: Sequence[Block]) -> float | None:
         """Seconds that these blocks should take; ``None`` if they end after a number of requests."""
