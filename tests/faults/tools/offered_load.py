@@ -56,14 +56,12 @@ class Offered:
         took_ms: of each answer (200) of the service, from the moment at which its request was due.
         there_ms: of the same answers, by the service's own clock.
         statuses: of the service's responses; 0 for a connection without one.
-        beside: responses of the responder.
         cpu_share: of one core, which this client took.
     """
 
     took_ms: list[float] = field(default_factory=list)
     there_ms: list[float] = field(default_factory=list)
     statuses: dict[int, int] = field(default_factory=dict)
-    beside: int = 0
     duration_s: float = 0.0
     cpu_share: float = 0.0
 
@@ -156,10 +154,9 @@ class _Client:
     def _end(self, asked: _Asked) -> None:
         ended_s = perf_counter()
         asked.socket.close()
-        status = int(asked.received[9:12] or b"0")
         if asked.port == self._plan.beside:
-            self._found.beside += status == 429
             return
+        status = int(asked.received[9:12] or b"0")
         self._statuses[status] += 1
         if status == 200:
             content = json.loads(asked.received.partition(b"\r\n\r\n")[2])
