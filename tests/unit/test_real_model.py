@@ -241,6 +241,16 @@ def test_a_policy_whose_answers_cannot_end_is_refused(policy: Path, tmp_path: Pa
         load_policy(Source(endless, "here"))
 
 
+def test_no_pickled_weights_are_read_beside_others(policy: Path, tmp_path: Path) -> None:
+    """Transformers reads them where the safetensors file has another name than the one it looks for."""
+    source = tmp_path / "source"
+    shutil.copytree(policy, source)
+    (source / "model.safetensors").rename(source / "model-other.safetensors")
+    torch.save(LlamaForCausalLM.from_pretrained(policy).state_dict(), source / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="cannot load the policy of"):
+        load_policy(fetch(str(source), tmp_path))
+
+
 def test_the_first_source_that_can_be_had_is_taken(
     policy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

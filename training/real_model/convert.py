@@ -35,7 +35,10 @@ def load_policy(source: Source) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.directory, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            source.directory, dtype=torch.float32 if options else "auto", **options
+            source.directory,
+            dtype=torch.float32 if options else "auto",
+            use_safetensors=None if options else True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"cannot load the policy of {source.origin}: {error}") from error
