@@ -1,6 +1,6 @@
-"""What schemathesis cannot know of this API: which modes there are, and counts that end soon.
+"""What schemathesis cannot know of this API: its modes, counts that end soon, and long time limits.
 
-Two in three bodies are left as they were drawn.
+Two in three bodies are left as they were drawn, but for their time limits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,14 @@ MODES = ("ref", "bon", "vbon", "soft-bon", "bon@vbon")
 
 @schemathesis.hook
 def map_body(context: Any, body: Any) -> Any:
-    if not isinstance(body, dict) or len(str(body)) % 3:
+    if not isinstance(body, dict):
+        return body
+    # A limit of no time is answered with 504, as it asks for; schemathesis takes every 5xx for a fault.
+    # Mutants have such limits too, and there a 504 counts as wrong where none was asked for.
+    limit_s = body.get("timeout_s")
+    if isinstance(limit_s, float) and 0 < limit_s < 1:
+        body["timeout_s"] = 1 + limit_s
+    if len(str(body)) % 3:
         return body
     mode = MODES[len(str(body)) % len(MODES)]
     if "model" in body:
