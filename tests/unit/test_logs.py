@@ -73,7 +73,7 @@ async def test_no_record_of_any_level_holds_prompts_answers_or_keys(
     ]
     assert any("failed on" in record.getMessage() for record in ours)  # the reward model's failure
     assert sum(record.name == "service.observability.access_log" for record in ours) > 10
-    secrets = [CANARY, token, poor, pairs[0][0].sha256, token.rsplit("-", 1)[1], texts[0]]
+    secrets = [CANARY, token, poor, pairs[0][0].sha256, token.split("-", 2)[2], texts[0]]
     for record in ours:
         for formatter in (logging.Formatter(), TextFormatter(), JsonFormatter()):
             line = formatter.format(record)
