@@ -29,6 +29,7 @@ from training.rollouts.load_policy import load_policy  # noqa: E402
 from training.rollouts.predictor import Predictor, logprobs_of, terms_of  # noqa: E402
 from training.rollouts.rollout import Rollout, sample_responses  # noqa: E402
 from training.sandbox.build import build_sandbox  # noqa: E402
+from training.train.inputs import TrainingInputs  # noqa: E402
 from training.train.resume import state_path  # noqa: E402
 from training.train.run import train  # noqa: E402
 from vbon.errors import CheckpointError, DataError, ExportError, RewardError  # noqa: E402
@@ -239,10 +240,16 @@ def test_what_is_no_output_of_training_is_not_replaced(sandbox: Path, tmp_path: 
 @pytest.mark.parametrize("bound", ["lower", "exact"])
 def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> None:
     out = tmp_path / "lora"
-    train(
-        "vbon", train_config(sandbox, out, lora_rank=4, steps=2, warm_start_steps=0, bound=bound,
-                    learning_rate=1e-2, heldout=None)
+    config = train_config(
+        sandbox, out, lora_rank=4, steps=2, warm_start_steps=0, bound=bound, learning_rate=1e-2,
+        heldout=None,
     )  # fmt: skip
+    inputs = TrainingInputs(config, 0, 0, 0)
+    train("vbon", config, inputs)
+    # The adapter was trained on the reference's own weights, which neither training nor merging changed.
+    untouched = weights(sandbox / "policy")
+    for name, weight in inputs.reference.named_parameters():
+        torch.testing.assert_close(weight, untouched[name], atol=0, rtol=0)
     check_checkpoint(str(out / "adapter"), "adapter")
     assert (out / "adapter" / "checksums.json").exists()
     tuned, base = weights(out), weights(sandbox / "policy")

@@ -234,7 +234,7 @@ def test_the_arithmetic_of_memory_is_that_of_the_page() -> None:
         lora_rank=16, micro_batch_size=4, max_new_tokens=256, policy="p", reward="r"
     )
     chunk, activations = 5 * 4 * 128 * 128_000, 4 * 2 * 256 * 4096 * 2 * 34 * 32
-    assert expected_bytes(shape, config) == 24e9 + chunk + activations
+    assert expected_bytes(shape, config) == 12e9 + chunk + activations
 
 
 def test_figures_of_a_cache_and_of_an_evaluation(tmp_path: Path) -> None:

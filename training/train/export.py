@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,7 +75,8 @@ def export_checkpoint(
         if spec.config.lora_rank is not None:
             policy.save_pretrained(directory / ADAPTER_DIRECTORY)
             write_checksums(directory / ADAPTER_DIRECTORY, "adapter")
-            policy = policy.merge_and_unload()
+            # Merging writes to the base's weights, which are the reference's too.
+            policy = copy.deepcopy(policy).merge_and_unload()
         _set_own_sampling(policy, spec.config.temperature)
         policy.save_pretrained(directory, state_dict=weights)
         spec.inputs.tokenizer.save_pretrained(directory)

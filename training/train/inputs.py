@@ -120,10 +120,9 @@ class TrainingInputs:
     def fresh_policy(self) -> Any:
         """A policy to tune; changing it leaves the reference as it is.
 
-        Its weights are float32, except for the frozen base of a LoRA, which has the type of frozen
-        weights.
+        Its weights are float32.
         """
-        if self.config.frozen_dtype == "float32" or self.config.lora_rank is not None:
+        if self.config.frozen_dtype == "float32":
             return copy.deepcopy(self.reference).requires_grad_(True)
         policy, _, _ = load_policy(
             self.config.policy,
@@ -132,6 +131,14 @@ class TrainingInputs:
             checkpoint=self._checkpoint,
         )
         return policy
+
+    def frozen_copy(self) -> Any:
+        """The reference policy in modules of its own that share its weights, as the base of a LoRA.
+
+        Nothing may write to its weights: they are the reference's too.
+        """
+        weights = {id(one): one for one in self.reference.parameters()}
+        return copy.deepcopy(self.reference, weights)
 
     @property
     def reference(self) -> Any:

@@ -153,9 +153,10 @@ def _trainer(spec: RunSpec, generator: Generator) -> Trainer:
 
 
 def _trainable_policy(config: TrainConfig, inputs: TrainingInputs) -> Any:
-    policy = inputs.fresh_policy()
-    if config.lora_rank is not None:
-        policy = _with_lora(policy, config)
+    if config.lora_rank is None:
+        policy = inputs.fresh_policy()
+    else:
+        policy = _with_lora(inputs.frozen_copy(), config)
     if config.gradient_checkpointing:
         policy.enable_input_require_grads()
         policy.gradient_checkpointing_enable({"use_reentrant": False})

@@ -154,8 +154,11 @@ def expected_bytes(shape: ModelShape, config: TrainConfig) -> float:
 
 
 def _resident(shape: ModelShape, rank: int | None, frozen_bytes: int) -> float:
-    """Bytes of the reference and the policy with its gradients and optimizer (docs/scale.md)."""
-    policy = 16 if rank is None else frozen_bytes
+    """Bytes of the reference and the policy with its gradients and optimizer (docs/scale.md).
+
+    A LoRA's base is the reference itself.
+    """
+    policy = 16 if rank is None else 0
     return float(shape.parameters * (policy + frozen_bytes))
 
 

@@ -77,7 +77,8 @@ class Trainer:
         optimizer = torch.optim.AdamW(trainable, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0)
         self._anchor = reference
         if objective.samples_needed.anchor == "moving":
-            self._anchor = copy.deepcopy(policy).requires_grad_(False)
+            frozen = {id(one): one for one in policy.parameters() if not one.requires_grad}
+            self._anchor = copy.deepcopy(policy, frozen).requires_grad_(False)
             self.accelerator.register_for_checkpointing(self._anchor)
         self.policy, self._optimizer = self.accelerator.prepare(policy, optimizer)
         self._reference = reference
