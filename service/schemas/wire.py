@@ -59,12 +59,15 @@ def writable(value: dict[str, Any]) -> dict[str, Any]:
 JsonObject = Annotated[dict[str, Any], AfterValidator(writable)]
 
 
+_LISTS = (list, tuple)
+
+
 def form_of(value: Any) -> str:
     """The form of a field that takes one value or a list of them: ``several`` or ``one``.
 
     As a discriminator, it gives a wrong value one message instead of one per form.
     """
-    return "several" if isinstance(value, list | tuple) else "one"
+    return "several" if isinstance(value, _LISTS) else "one"
 
 
 class Wire(BaseModel):
@@ -80,6 +83,10 @@ class Wire(BaseModel):
     def _as_json_means(cls, data: Any) -> Any:
         """Leave out null, and write out booleans given for numbers, which Python takes for 0 and 1."""
         if not isinstance(data, dict):
+            return data
+        values = data.values()
+        # Almost no message of a chat has such a value, and 2,000 of them hold the event loop. 1 equals True.
+        if None not in values and True not in values and False not in values:
             return data
         fields = cls.model_fields
         found = {k: v for k, v in data.items() if v is not None}
