@@ -20,6 +20,8 @@ from vbon.engine.protocol import MOST_TEMPERATURE
 from vbon.engine.vllm.engine_args import OWNED_BY_SERVICE, parse_values, refuse_owned
 
 REFERENCE = "ref"
+# The mode that answers with best-of-N or with a checkpoint that takes its place.
+AUTO = "auto"
 REMOTE_API_KEY = "VBON_REMOTE_API_KEY"
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-f:]*:[0-9a-f:.]*")
@@ -236,7 +238,7 @@ class AuthSettings(BaseModel):
 
 
 class DistilSettings(BaseModel):
-    """Collection of answers for training (docs/distil.md)."""
+    """Collection of answers for training, and the rollout of what was trained (docs/distil.md)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -281,6 +283,89 @@ class DistilSettings(BaseModel):
         ge=1,
         description="answers that may wait to be written; beyond, they are dropped and counted",
     )
+    policy: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="name of the policy as which checkpoints are served that `vbon distil run` has trained, "
+        "such as live; it adds the mode auto, which moves requests from best-of-N to them; default: none is "
+        "served",
+    )
+    approve: bool = Field(
+        False, description="a checkpoint waits until an admin promotes it (vbon distil promote)"
+    )
+    n: int | None = Field(
+        None,
+        ge=2,
+        description="N of best-of-N in mode auto, and of the comparisons with it; default: default_n",
+    )
+    shares: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        default=[0.05, 0.25, 1.0],
+        min_length=1,
+        description="shares of the requests of mode auto that a new checkpoint gets, one after another; the "
+        "last is 1",
+    )
+    shadow_share: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="share of the answers of mode auto that are compared with N samples of the reference "
+        "policy afterwards, for each checkpoint that answers",
+    )
+    shadows: int = Field(
+        2, ge=1, description="such comparisons at once; beyond, they are left out and counted"
+    )
+    shadow_load: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="share of limits.running_sequences up to which comparisons may fill the engines; above, "
+        "or where a request waits, they are left out or stopped, and counted",
+    )
+    margin: float = Field(
+        0.05,
+        ge=0,
+        lt=0.5,
+        description="win rate over the reference policy that a checkpoint may give up against the N/(N+1) of "
+        "best-of-N",
+    )
+    alpha: float = Field(
+        0.05,
+        gt=0,
+        lt=0.5,
+        description="probability that a checkpoint as good as required is rolled back while it is rolled "
+        "out, and that a worse one becomes live, at most",
+    )
+    run_length: float = Field(
+        100_000.0,
+        gt=1,
+        description="mean number of comparisons of a live checkpoint before a false alarm rolls it back, at "
+        "least",
+    )
+    lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description="highest rank of checkpoints that are LoRA adapters, which the reference policy's engine "
+        "then serves; default: checkpoints are whole models with engines of their own",
+    )
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The names under which the live checkpoint and the one that is rolled out are served."""
+        return () if self.policy is None else (self.policy, f"{self.policy}-next")
+
+    @field_validator("policy")
+    @classmethod
+    def _is_a_name(cls, policy: str | None) -> str | None:
+        if policy is not None and not _NAME.match(policy):
+            raise ValueError(f"{policy!r} must be lower-case letters, digits, . _ -")
+        return policy
+
+    @field_validator("shares")
+    @classmethod
+    def _shares_grow(cls, shares: list[float]) -> list[float]:
+        if shares != sorted(set(shares)) or shares[-1] != 1:
+            raise ValueError(f"{shares} must grow from one to the next and end with 1")
+        return shares
 
 
 class OtelSettings(BaseModel):
@@ -447,7 +532,8 @@ class ServiceSettings(Settings):
 
     otel: OtelSettings = Field(OtelSettings(), description="traces")
     distil: DistilSettings = Field(
-        DistilSettings(), description="collection of answers for training"
+        DistilSettings(),
+        description="collection of answers for training, and rollout of checkpoints",
     )
 
     @property
@@ -490,6 +576,35 @@ class ServiceSettings(Settings):
                 "reward, or leave distil.dir out"
             )
         return self
+
+    @model_validator(mode="after")
+    def _can_roll_out(self) -> ServiceSettings:
+        distil = self.distil
+        if distil.policy is None:
+            return self
+        for needed in ("dir", "store"):
+            if (distil.dir if needed == "dir" else self.store) is None:
+                setting = "distil.dir" if needed == "dir" else "store"
+                raise ValueError(
+                    f"distil.policy needs {setting}, where checkpoints and decisions are kept; set it, or "
+                    "leave distil.policy out"
+                )
+        for name in (*distil.policies, AUTO):
+            if name in self.policies:
+                raise ValueError(
+                    f"the name {name!r} of policies is needed for the rollout of checkpoints; rename that "
+                    "policy, or choose another distil.policy"
+                )
+        if distil.policy == AUTO:
+            raise ValueError(f"distil.policy is {AUTO!r}, the name of a mode; choose another")
+        if self.auto_n > self.limits.max_n:
+            raise ValueError(f"distil.n {self.auto_n} is over limits.max_n {self.limits.max_n}")
+        return self
+
+    @property
+    def auto_n(self) -> int:
+        """The N of best-of-N in mode ``auto``."""
+        return self.default_n if self.distil.n is None else self.distil.n
 
     @property
     def own_names(self) -> list[str]:

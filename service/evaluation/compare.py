@@ -20,7 +20,7 @@ from service.evaluation.compare_report import (
     mode_report,
     prompt_row,
 )
-from service.generation.plan import check_steering, resolve_sampling
+from service.generation.plan import check_fixed, check_steering, resolve_sampling
 from service.generation.references import check_limit, scorer_ref
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.prompt import PromptRequest, PromptResult
@@ -93,6 +93,7 @@ def _settle(runtime: Runtime, request: CompareRequest, request_id: str) -> _Comp
     limits = runtime.settings.limits
     sampling, num_samples = resolve_sampling(request, request.n, runtime)
     for run in runs.values():
+        check_fixed(run.mode, "modes")
         check_limit("max_n", run.mode.strategy.most_candidates(num_samples), limits.max_n)
         check_steering(run.mode, sampling)
     check_limit("prompts", len(request.prompts), limits.max_prompts)

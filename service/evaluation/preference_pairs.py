@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from service.evaluation.compare import run_seed
-from service.generation.plan import Plan, make_plan
+from service.generation.plan import Plan, check_fixed, make_plan
 from service.runtime.prompt import PromptResult
 from service.runtime.runtime import Runtime
 from service.schemas import GenerateRequest
@@ -117,4 +117,6 @@ def _plan(runtime: Runtime, request: PairRequest, side: PairSide, request_id: st
         temperature=request.temperature,
         seed=seed,
     )
-    return make_plan(runtime, side.mode, body, request_id)
+    plan = make_plan(runtime, side.mode, body, request_id)
+    check_fixed(plan.mode, "sides")
+    return plan

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from service.generation.plan import Plan
 from service.runtime.prompt import PromptResult
-from service.strategies import Observer, ScoredCandidate
+from service.strategies import Admitted, Observer, ScoredCandidate
 from vbon.engine import Candidate, Partial
 
 KEEP_ALIVE_S = 5.0
@@ -19,13 +19,6 @@ KEEP_ALIVE_S = 5.0
 @dataclass(frozen=True, slots=True)
 class Quiet:
     """No event for :data:`KEEP_ALIVE_S`; the stream sends a comment to keep the connection open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """The request was admitted; always the first event."""
-
-    prompt_tokens: int
 
 
 ProgressEvent = Admitted | Partial | Candidate | ScoredCandidate
@@ -46,9 +39,9 @@ class _Mailbox(Observer):
         self._events: list[ProgressEvent] = []
         self._arrived = asyncio.Event()
 
-    def admitted(self, prompt_tokens: int) -> None:
+    def admitted(self, admitted: Admitted) -> None:
         self.opened = True
-        self._put(Admitted(prompt_tokens))
+        self._put(admitted)
 
     def grown(self, partial: Partial) -> None:
         for position in reversed(range(len(self._events))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from service.schemas import (
     CandidateOut,
     GenerateAnswer,
     RewardCurvePoint,
+    RoutingOut,
     Timings,
     Usage,
 )
@@ -78,6 +80,7 @@ def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
         timings_ms=_timings(result),
         policy=model_ref(result.mode.policy, result.policy),
         reward_model=scorer_ref("reward", result.scorer),
+        routing=None if result.routing is None else RoutingOut(**asdict(result.routing)),
     )
 
 

@@ -137,4 +137,5 @@ def vbon_report(answer: GenerateAnswer, result: PromptResult) -> VbonReport:
         sampling_differences=answer.sampling_differences,
         timings_ms=answer.timings_ms,
         reward_model=answer.reward_model,
+        routing=answer.routing,
     )

@@ -10,7 +10,6 @@ from typing import Any
 
 from service.generation.events import (
     KEEP_ALIVE_S,
-    Admitted,
     CandidateProgress,
     Quiet,
     answer_events,
@@ -24,7 +23,7 @@ from service.runtime.prompt import PromptResult
 from service.schemas import GenerateAnswer
 from service.schemas.openai_requests import ChatRequest, CompletionRequest, StreamOptions
 from service.schemas.openai_responses import AssistantMessage
-from service.strategies import ScoredCandidate
+from service.strategies import Admitted, ScoredCandidate
 from vbon.engine import Candidate, Partial
 
 DONE = event(None, "[DONE]")
@@ -49,7 +48,7 @@ async def chunks(
         async for happened in events:
             progress.update(happened)
             if isinstance(happened, Admitted):
-                writer.prompt_tokens = happened.prompt_tokens
+                writer.begin(happened)
             elif isinstance(happened, Partial) and use is None:
                 for message in writer.grow(happened.index, happened):
                     yield message
@@ -60,7 +59,7 @@ async def chunks(
                     yield comment("still at work")
             elif isinstance(happened, ScoredCandidate | Quiet):
                 counted = f"{progress.scored}/{progress.total} candidates scored"
-                yield comment(counted if plan.mode.strategy.reranks else "still at work")
+                yield comment(counted if writer.reranks else "still at work")
             elif isinstance(happened, PromptResult):
                 reasons = []
                 for index, scored in enumerate(happened.outcome.returned):
@@ -86,7 +85,7 @@ class _ChunkWriter:
 
     def __init__(self, plan: TokenPlan, body: CompletionRequest | ChatRequest) -> None:
         self._plan = plan
-        self.prompt_tokens = 0
+        self.prompt_tokens, self.reranks = 0, False
         self._chat = isinstance(body, ChatRequest)
         self._options: StreamOptions = body.options
         self._sent = [_Sent() for _ in range(plan.answers)]
@@ -95,8 +94,12 @@ class _ChunkWriter:
             "object": "chat.completion.chunk" if self._chat else "text_completion",
             "created": int(time.time()),
             "model": body.model,
-            "system_fingerprint": plan.runtime.policies[plan.mode.policy].info.revision,
         }
+
+    def begin(self, admitted: Admitted) -> None:
+        """Take note of the model that answers, which is known before the first chunk."""
+        self.prompt_tokens, self.reranks = admitted.prompt_tokens, admitted.reranks
+        self._common["system_fingerprint"] = admitted.policy.revision
 
     def grow(self, index: int, answer: Partial | Candidate) -> list[str]:
         """The chunks for what is new of an answer; none while new tokens do not complete a character."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 from service.generation.references import check_limit
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
+from service.runtime.routing import Route
 from service.runtime.runtime import Runtime
 from service.schemas import GenerateRequest, SamplingFields
+from service.settings import AUTO
 from service.strategies import UNOBSERVED, Observer
 from service.strategies.bon import Bon
 from service.strategies.request_fields import settings_in
 from vbon.engine import Sampling
-from vbon.errors import InvalidInputError
+from vbon.errors import EngineDeadError, InvalidInputError
 from vbon.prompts import Prompt
 
 # Parameters with which a token depends on the tokens of the answer before it.
@@ -42,27 +45,60 @@ class Plan:
         """The most candidates that may be drawn for one prompt."""
         return self.mode.strategy.most_candidates(self.num_samples)
 
-    async def answer_prompt(self, index: int, observer: Observer = UNOBSERVED) -> PromptResult:
+    def route(self, index: int) -> Route | None:
+        """The arm that answers a prompt of mode ``auto``; ``None`` in other modes.
+
+        Its policy is served now and may have left later, so nothing may be awaited before it is used.
+        """
+        router = self.runtime.router
+        return router.route(self.prompts[index]) if router and self.mode.name == AUTO else None
+
+    async def answer_prompt(
+        self, index: int, observer: Observer = UNOBSERVED, route: Route | None = None
+    ) -> PromptResult:
         """Answer the prompt at ``index``.
+
+        Args:
+            route: the arm of mode ``auto``, if the caller has chosen it.
 
         Raises:
             VbonError: as :meth:`Runtime.answer`.
         """
-        return await self.runtime.answer(
-            PromptRequest(
-                self.mode,
-                self.prompts[index],
-                self.sampling,
-                self.num_samples,
-                f"{self.request_id}-{index}",
-                score=self.request.score,
-                timeout_s=self.request.timeout_s,
-                answers=self.answers,
-                clip=self.request.max_tokens is None,
-                observer=observer,
-                collected_as=None if self.request.store is False else self.request_id,
-            )
+        route = route or self.route(index)
+        request = PromptRequest(
+            self.mode if route is None else route.mode,
+            self.prompts[index],
+            self.sampling,
+            self.num_samples,
+            f"{self.request_id}-{index}",
+            score=self.request.score,
+            timeout_s=self.request.timeout_s,
+            answers=self.answers,
+            clip=self.request.max_tokens is None,
+            observer=observer,
+            collected_as=None if self.request.store is False else self.request_id,
+            routing=None if route is None else route.routing,
         )
+        if route is None:
+            return await self.runtime.answer(request)
+        return await self._answer_routed(request, route)
+
+    async def _answer_routed(self, request: PromptRequest, route: Route) -> PromptResult:
+        """Answer in mode ``auto``: by best-of-N if the checkpoint's engine dies before a token is sent."""
+        runtime, begun_s = self.runtime, perf_counter()
+        router = runtime.router
+        assert router is not None  # it has chosen the route
+        try:
+            result = await runtime.answer(request)
+        except EngineDeadError:
+            if route.mode.strategy.reranks or request.observer.follows_tokens:
+                raise
+            route = router.fall_back(route)
+            spent_s = perf_counter() - begun_s
+            request = replace(request, mode=route.mode, routing=route.routing, spent_s=spent_s)
+            result = await runtime.answer(request)
+        router.answered(route, request, result)
+        return result
 
 
 def make_plan(
@@ -82,14 +118,17 @@ def make_plan(
         InvalidInputError: the mode is unknown, a setting does not belong to it, or a limit is exceeded.
     """
     mode = runtime.mode(mode_name or runtime.settings.default_mode, settings_in(request), policy)
-    if isinstance(request.n, list) and not isinstance(mode.strategy, Bon):
+    if isinstance(request.n, list) and (not isinstance(mode.strategy, Bon) or mode.name == AUTO):
         raise InvalidInputError(
             f"mode {mode.name!r} takes a single n; only mode 'bon' takes a list, because the candidates "
             "for its largest n estimate the rewards of all the others",
             field="n",
         )
     chat = request.messages is not None
-    sampling, num_samples = resolve_sampling(request, request.num_samples, runtime, chat=chat)
+    asked = request.num_samples
+    if asked is None and mode.name == AUTO:
+        asked = runtime.settings.auto_n
+    sampling, num_samples = resolve_sampling(request, asked, runtime, chat=chat)
     # The engine computes log-probabilities only if the request returns them.
     sampling = replace(sampling, logprobs=request.logprobs or request.return_candidates)
     check_limit("prompts", len(request.prompts or ()), runtime.settings.limits.max_prompts)
@@ -123,6 +162,20 @@ def _check(plan: Plan) -> None:
             "stream takes one prompt; send `prompt` or `messages`, not `prompts`", field="prompts"
         )
     check_steering(plan.mode, plan.sampling)
+
+
+def check_fixed(mode: Mode, field: str) -> None:
+    """Check that a mode that is compared with others is one thing throughout.
+
+    Raises:
+        InvalidInputError: it is ``auto``, which chooses another mode for each prompt.
+    """
+    if mode.name == AUTO:
+        raise InvalidInputError(
+            f"mode {AUTO!r} answers each prompt with best-of-N or a checkpoint, so it cannot be compared; "
+            "compare 'bon' and the checkpoint's policy",
+            field=field,
+        )
 
 
 def check_steering(mode: Mode, sampling: Sampling) -> None:

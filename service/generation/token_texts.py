@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Self
 
 from service.generation.plan import Plan
 from service.runtime.prompt import PromptResult
-from service.strategies import UNOBSERVED, Observer, ScoredCandidate
+from service.runtime.routing import Route
+from service.strategies import UNOBSERVED, Admitted, Observer, ScoredCandidate
 from vbon.engine import Candidate, Engine, Partial
 from vbon.errors import RequestTimeoutError
 from vbon.prompts import Prompt
@@ -33,7 +34,9 @@ class TokenPlan(Plan):
         """The same plan as a :class:`TokenPlan`."""
         return cls(*(getattr(plan, one.name) for one in fields(plan)))
 
-    async def answer_prompt(self, index: int, observer: Observer = UNOBSERVED) -> PromptResult:
+    async def answer_prompt(
+        self, index: int, observer: Observer = UNOBSERVED, route: Route | None = None
+    ) -> PromptResult:
         """Answer the prompt at ``index`` and find its tokens' texts. Uses the engine only while it runs.
 
         Raises:
@@ -41,8 +44,9 @@ class TokenPlan(Plan):
             VbonError: as :meth:`Runtime.answer`.
         """
         if not self.request.logprobs:
-            return await Plan.answer_prompt(self, index, observer)
-        engine = self.runtime.policies[self.mode.policy]
+            return await Plan.answer_prompt(self, index, observer, route)
+        route = route or self.route(index)
+        engine, _ = self.runtime.check_available(self.mode if route is None else route.mode)
         listed = [Tokens(engine, self.prompts[index]) for _ in range(self.answers)]
         self.tokens.update({(index, answer): tokens for answer, tokens in enumerate(listed)})
         limit_s, limit_name = self.runtime.settings.limits.time_limit(self.request.timeout_s)
@@ -54,7 +58,7 @@ class TokenPlan(Plan):
             try:
                 # Runtime.answer takes its engine before it first awaits, so it uses the engine above.
                 answer = await Plan.answer_prompt(
-                    self, index, finder if observer.follows_tokens else observer
+                    self, index, finder if observer.follows_tokens else observer, route
                 )
                 async with asyncio.timeout_at(ends_s):
                     await finder.finish()
@@ -82,8 +86,8 @@ class _TextFinder(Observer):
         self._latest: dict[int, Partial] = {}
         self._finding: asyncio.Task[None] | None = None
 
-    def admitted(self, prompt_tokens: int) -> None:
-        self._observer.admitted(prompt_tokens)
+    def admitted(self, admitted: Admitted) -> None:
+        self._observer.admitted(admitted)
 
     def grown(self, partial: Partial) -> None:
         self._latest[partial.index] = partial

@@ -9,6 +9,7 @@ from typing import Any
 from service.generation.plan import Plan
 from service.schemas.openai_responses import AssistantMessage, MadeCall, MadeFunction
 from service.schemas.tools import ToolUse
+from service.settings import REFERENCE
 from vbon.engine import Candidate, FoundCall, FoundCalls
 from vbon.errors import InvalidInputError
 
@@ -71,7 +72,9 @@ async def _found(plan: Plan, use: ToolUse, candidate: Candidate) -> FoundCalls:
         return FoundCalls((FoundCall(use.named, candidate.text),), "")
     if use.required:
         return _listed(candidate.text)
-    engine = plan.runtime.policies[plan.mode.policy]
+    # A checkpoint may have left since it answered; all policies share the parser and the tokenizer.
+    policies = plan.runtime.policies
+    engine = policies.get(plan.mode.policy, policies[REFERENCE])
     tools = [tool.model_dump(exclude_none=True) for tool in use.tools]
     return await engine.find_calls(candidate, tools) or FoundCalls((), candidate.text)
 

@@ -16,7 +16,7 @@ from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.engine.remote.server import RemoteOptions, is_remote
 from vbon.engine.vllm.engine import VllmEngine
-from vbon.engine.vllm.host import VllmHost
+from vbon.engine.vllm.host import AdapterRoom, VllmHost
 from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError, InvalidInputError
 from vbon.rewards import open_reward_model
@@ -43,7 +43,10 @@ def build_runtime(settings: ServiceSettings) -> Runtime:
 
 
 class RuntimeBuilder:
-    """Builds engines and scorers from settings: all of them at start-up, single ones at a reload."""
+    """Builds engines and scorers from settings: all of them at start-up, single ones at a reload.
+
+    Further policies, of checkpoints that are rolled out, can be placed while the service runs.
+    """
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
@@ -55,6 +58,17 @@ class RuntimeBuilder:
             for name, path in paths.items()
             if name not in self._adapters and name not in self._remote
         }
+        rolled_out, rank = settings.distil.policies, settings.distil.lora_rank
+        self._room = AdapterRoom(len(rolled_out), rank) if rolled_out and rank else None
+        # Their engines take their share of the memory later, when the others have theirs already.
+        self._num_engines = len(self._full) + (0 if rank else len(rolled_out))
+
+    def place(self, policy: str, path: str | None) -> None:
+        """Build this policy from this path from now on; ``None`` forgets the policy."""
+        for paths in (self._adapters, self._full):
+            paths.pop(policy, None)
+        if path is not None:
+            (self._adapters if _is_adapter(path) else self._full)[policy] = path
 
     def scorer(self, name: str) -> BatchingScorer:
         """A new scorer for the ``reward`` or the ``gold`` model, not started.
@@ -110,15 +124,16 @@ class RuntimeBuilder:
         """New engines for a policy, not started.
 
         Adapters are served on the reference policy's engine, so rebuilding it rebuilds theirs too.
+
+        Raises:
+            CheckpointError: the path does not hold a model that can be served in this way.
         """
         if policy in self._remote:
             return {policy: RemoteEngine(self._remote[policy], _remote_options(self._settings))}
         if policy in self._adapters:
-            reference = serving[REFERENCE]
-            assert isinstance(
-                reference, VllmEngine
-            )  # all_engines rejects adapters of a remote reference
-            path = self._adapters[policy]
+            reference, path = serving[REFERENCE], self._adapters[policy]
+            self._check_room(policy, path, reference)
+            assert isinstance(reference, VllmEngine)  # checked here or by all_engines
             return {policy: VllmEngine(reference.host, reference.host.new_adapter(path))}
         if find_spec("vllm") is None:
             raise InvalidInputError(
@@ -126,15 +141,35 @@ class RuntimeBuilder:
                 "gpu (pip install -e '.[gpu]'), or give the URL of a server that has it",
                 field="policies",
             )
-        adapters = self._adapters if policy == REFERENCE else {}
+        adapters = {
+            name: path
+            for name, path in self._adapters.items()
+            if policy == REFERENCE and (name in self._settings.policies or name in serving)
+        }
         options = _vllm_options(self._settings, self._gpu_share)
-        host = VllmHost(self._full[policy], options, tuple(adapters.values()))
+        room = self._room if policy == REFERENCE else None
+        host = VllmHost(self._full[policy], options, tuple(adapters.values()), room)
         on_host = {name: VllmEngine(host, host.adapters[path]) for name, path in adapters.items()}
         return {policy: VllmEngine(host), **on_host}
 
+    def _check_room(self, policy: str, path: str, reference: Engine) -> None:
+        """Check that an adapter that was placed can be served on the reference policy's engine."""
+        if policy not in self._settings.distil.policies:
+            return
+        if not isinstance(reference, VllmEngine):
+            raise CheckpointError(
+                f"{path} is a LoRA adapter, and the reference policy that would serve it is remote; merge it "
+                "into its base model"
+            )
+        if self._room is None:
+            raise CheckpointError(
+                f"{path} is a LoRA adapter, and the engine of the reference policy was started without room "
+                "for one; merge it into its base model, or start the server with --distil.lora-rank"
+            )
+
     @cached_property
     def _gpu_share(self) -> float:
-        return gpu_share(self._settings, num_engines=len(self._full))
+        return gpu_share(self._settings, num_engines=self._num_engines)
 
 
 def missing_expected(settings: ServiceSettings) -> dict[str, str]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from service.settings import REFERENCE
-from service.strategies import STRATEGIES, Single, Strategy
+from service.settings import AUTO, REFERENCE
+from service.strategies import STRATEGIES, Auto, Single, Strategy
 from service.strategies.request_fields import configured
 from vbon.errors import InvalidInputError
 
@@ -28,8 +28,13 @@ class Mode:
         return num_samples if self.strategy.reranks else 1
 
 
-def configured_modes(policies: Iterable[str], *, has_reward: bool) -> dict[str, Mode]:
+def configured_modes(
+    policies: Iterable[str], *, has_reward: bool, has_auto: bool = False
+) -> dict[str, Mode]:
     """Every mode of a server: one per policy, and one per strategy if a reward model is configured.
+
+    Args:
+        has_auto: whether checkpoints are rolled out, so that there is a mode ``auto``.
 
     Raises:
         InvalidInputError: a policy has the name of a built-in strategy. If it has the name of a
@@ -51,6 +56,8 @@ def configured_modes(policies: Iterable[str], *, has_reward: bool) -> dict[str, 
             )
         if has_reward:
             modes[name] = Mode(name, strategy(), REFERENCE)
+    if has_auto:
+        modes[AUTO] = Mode(AUTO, Auto(), REFERENCE)
     return modes
 
 
@@ -81,6 +88,12 @@ def find_mode(
             f"mode {name!r} needs a reward model and none is configured; set `reward`",
             field="mode",
         )
+    if name == AUTO:
+        raise InvalidInputError(
+            f"mode {AUTO!r} is not configured; it needs a server that rolls out checkpoints, with "
+            "--distil.dir and --distil.policy",
+            field="mode",
+        )
     raise InvalidInputError(
         f"mode {name!r} is not configured; this server has {', '.join(modes)}. "
         f"To add it: --policies {name}=DIR",
@@ -89,6 +102,11 @@ def find_mode(
 
 
 def _policy_of(mode: Mode, asked: str | None, policies: Iterable[str]) -> str:
+    if asked is not None and mode.name == AUTO:
+        raise InvalidInputError(
+            f"mode {AUTO!r} chooses the policy itself; leave policy out, or ask for mode 'bon'",
+            field="policy",
+        )
     if asked is None or asked == mode.policy:
         return mode.policy
     if not mode.strategy.reranks:

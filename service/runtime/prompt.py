@@ -9,6 +9,7 @@ from time import perf_counter
 from service.context.request_context import PromptProgress, record_prompt
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
+from service.runtime.routing import Routing
 from service.strategies import UNOBSERVED, Observer, Outcome
 from vbon.engine import ModelInfo, Sampling
 from vbon.prompts import Prompt
@@ -26,6 +27,8 @@ class PromptRequest:
         clip: whether ``max_tokens`` is a default, which is lowered to the room left in the context.
         observer: receives the events of this request as they happen.
         collected_as: the id under which the answer may be collected for training; ``None`` forbids it.
+        routing: the arm of mode ``auto`` that answers; ``None`` in other modes.
+        spent_s: the part of the time limit that an earlier attempt has taken.
     """
 
     mode: Mode
@@ -39,6 +42,8 @@ class PromptRequest:
     answers: int = 1
     observer: Observer = UNOBSERVED
     collected_as: str | None = None
+    routing: Routing | None = None
+    spent_s: float = 0.0
 
     @property
     def drawn(self) -> int:
@@ -75,6 +80,7 @@ class PromptResult:
         sampling: the parameters used; a default ``max_tokens`` may have been lowered to what fits.
         num_samples: N; 1 for single-sample modes.
         reward_revision: revision of the reward model when the prompt arrived.
+        routing: as that of the request.
     """
 
     mode: Mode
@@ -88,6 +94,7 @@ class PromptResult:
     scoring_ms: float
     total_ms: float
     reward_revision: str | None = None
+    routing: Routing | None = None
 
 
 # Receives every answer that may be collected, with its request, in the task of the request.

@@ -29,6 +29,9 @@ _Replaced = Engine | BatchingScorer
 class ModelBuilder(Protocol):
     """Builds new engines and scorers from the configuration."""
 
+    def place(self, policy: str, path: str | None) -> None:
+        """Build this policy from this path from now on; ``None`` forgets the policy."""
+
     def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
         """New engines for a policy and for the policies that must be replaced with it; not started.
 

@@ -29,9 +29,10 @@ from service.runtime.prompt import (
     begin_progress,
     note_outcome,
 )
+from service.runtime.routing import Router
 from service.runtime.supervisor import RestartablePart, Supervisor
-from service.settings import ServiceSettings
-from service.strategies import Outcome, Resources, Task, ranked
+from service.settings import AUTO, ServiceSettings
+from service.strategies import Admitted, Outcome, Resources, Task, ranked
 from vbon.embedders import Embedder, open_embedder
 from vbon.engine import Engine, check_fits, clipped
 from vbon.errors import (
@@ -63,6 +64,7 @@ class Runtime:
         expected: paths of policies that are not served yet, by name.
         failure: the error that stopped start-up; ``None`` if there was none.
         collect: receives answers for training; ``None`` if none are collected.
+        router: chooses the policy of requests of mode ``auto``; ``None`` means best-of-N.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Runtime:
         self.policies = policies
         self.reward, self.gold = reward, gold
         self.embedder = embedder or open_embedder(settings.embedder)
-        self.modes = configured_modes(policies, has_reward=reward is not None)
+        self.modes = self._configured_modes()
         self.metrics = Metrics()
         limits = settings.limits
         self.admission = Admission(
@@ -99,6 +101,7 @@ class Runtime:
         self._records: tuple[object, dict[str, TrainingRecord | None]] = (None, {})
         self.failure: Exception | None = None
         self.collect: AnswerSink | None = None
+        self.router: Router | None = None
         self._loaded = False
         self._connect_gauges()
 
@@ -125,6 +128,10 @@ class Runtime:
         metrics = self.metrics
         metrics.engine_alive.labels(policy).set_function(partial(self._alive, policy))
         metrics.engine_sequences.labels(policy).set_function(partial(self._unfinished, policy))
+
+    def _disconnect_engine_gauges(self, policy: str) -> None:
+        self.metrics.engine_alive.remove(policy)
+        self.metrics.engine_sequences.remove(policy)
 
     def _alive(self, policy: str) -> float:
         return float(self.policies[policy].alive)
@@ -158,16 +165,22 @@ class Runtime:
 
     @property
     def default_sampling(self) -> DefaultSampling:
-        """The sampling of requests that set none."""
-        return default_sampling(self.settings, self.training_records)
+        """The sampling of requests that set none. Checkpoints that come and go do not change it."""
+        rolled_out = self.settings.distil.policies
+        records = {n: one for n, one in self.training_records.items() if n not in rolled_out}
+        return default_sampling(self.settings, records)
 
     @property
     def ready(self) -> bool:
-        """True if all models are loaded, all engines and scorers alive, and no shutdown has begun."""
+        """True if all models are loaded, all engines and scorers alive, and no shutdown has begun.
+
+        The engines of checkpoints that are rolled out do not count, because `auto` can do without them.
+        """
+        rolled_out = self.settings.distil.policies
         return (
             self._loaded
             and not self.in_flight.closing
-            and all(engine.alive for engine in self.policies.values())
+            and all(one.alive for name, one in self.policies.items() if name not in rolled_out)
             and all(scorer.alive for scorer in self.scorers.values())
         )
 
@@ -218,10 +231,50 @@ class Runtime:
     def join(self, policy: str, engine: Engine) -> None:
         """Serve a policy that was not served before from a warm engine, as a mode of its name."""
         self.expected.pop(policy, None)
-        self.policies = {**self.policies, policy: engine}
-        self.modes = configured_modes(self.policies, has_reward=self.reward is not None)
+        self._serve({**self.policies, policy: engine})
         self._connect_engine_gauges(policy)
         log_default_sampling(self.default_sampling)
+        self._supervise(policy, engine)
+
+    async def leave(self, policy: str) -> Engine:
+        """Give new requests this policy no longer, and return its engine, which keeps running.
+
+        Requests in flight go on with it: wait for ``in_flight.until_unused`` before it is stopped.
+        """
+        engine = self.policies[policy]
+        self._serve({name: one for name, one in self.policies.items() if name != policy})
+        self._disconnect_engine_gauges(policy)
+        await self.supervisor.remove(policy)
+        return engine
+
+    async def rename(self, policy: str, name: str) -> Engine | None:
+        """Serve a policy under another name from now on, without a moment in which it has none.
+
+        Returns:
+            The engine that was served under this name before, as :meth:`leave` returns it.
+        """
+        engine, replaced = self.policies[policy], self.policies.get(name)
+        others = {one: other for one, other in self.policies.items() if one != policy}
+        self._serve({**others, name: engine})
+        self._disconnect_engine_gauges(policy)
+        self._connect_engine_gauges(name)
+        await self.supervisor.remove(policy)
+        await self.supervisor.remove(name)
+        self._supervise(name, engine)
+        return replaced
+
+    def _serve(self, policies: dict[str, Engine]) -> None:
+        self.policies = policies
+        self.modes = self._configured_modes()
+
+    def _configured_modes(self) -> dict[str, Mode]:
+        return configured_modes(
+            self.policies,
+            has_reward=self.reward is not None,
+            has_auto=self.settings.distil.policy is not None,
+        )
+
+    def _supervise(self, policy: str, engine: Engine) -> None:
         if not engine.recovers:
             self.metrics.restarts.labels(policy)
             self.supervisor.add(policy, engine)
@@ -248,7 +301,8 @@ class Runtime:
 
         Raises:
             InvalidInputError: as :func:`service.runtime.modes.find_mode`.
-            NotReadyError: the policy is expected and its checkpoint does not exist yet.
+            NotReadyError: the policy is expected and its checkpoint does not exist yet, or it is one of
+                ``distil.policy`` and no checkpoint is served under its name now.
         """
         for asked in (name, policy):
             if asked in self.expected:
@@ -256,6 +310,8 @@ class Runtime:
                     f"policy {asked!r} is not available yet; it will be served once "
                     f"{self.expected[asked]} exists"
                 )
+            if asked in self.settings.distil.policies and asked not in self.policies:
+                raise _no_checkpoint(asked)
         return find_mode(self.modes, self.policies, name, settings, policy)
 
     async def answer(self, request: PromptRequest) -> PromptResult:
@@ -272,7 +328,7 @@ class Runtime:
         limit_s, limit_name = self.settings.limits.time_limit(request.timeout_s)
         progress = begin_progress(request, scored=scorer is not None and request.wants_rewards)
         models = (engine, reward, *self._other_engines(request.mode))
-        async with self.in_flight.track(limit_s, limit_name, models):
+        async with self.in_flight.track(limit_s, limit_name, models, request.spent_s):
             request, task = await self._encode(request, engine, progress)
             outcome = await self._admit_and_decode(request, task, resources, progress)
         total_ms = (perf_counter() - progress.arrived_s) * 1e3
@@ -290,6 +346,7 @@ class Runtime:
             scoring_ms=0.0 if scorer is None else scorer.busy_s * 1e3,
             total_ms=total_ms,
             reward_revision=None if scorer is None else scorer.revision,
+            routing=request.routing,
         )
         self._record(request, result, progress.arrived_s)
         if self.collect is not None and request.collected_as is not None:
@@ -312,12 +369,14 @@ class Runtime:
             The scorer is ``None`` if none is configured, or if it is dead and the mode can do without.
 
         Raises:
-            NotReadyError: the models are still loading.
+            NotReadyError: the models are still loading, or the mode's policy has just left.
             EngineDeadError: the mode's engine is dead.
             RewardDeadError: the mode needs the reward model, which is dead.
         """
         self.check_loaded()
-        engine, reward = self.policies[mode.policy], self.reward
+        engine, reward = self.policies.get(mode.policy), self.reward
+        if engine is None:
+            raise _no_checkpoint(mode.policy)
         if not engine.alive:
             raise EngineDeadError(
                 f"the engine of {mode.policy} has died: {engine.trouble or self.status()}"
@@ -398,7 +457,9 @@ class Runtime:
             candidates=strategy.most_candidates(request.drawn),
         ) as entry:
             progress.admitted_s = perf_counter()
-            request.observer.admitted(progress.prompt_tokens)
+            request.observer.admitted(
+                Admitted(progress.prompt_tokens, resources.engine.info, strategy.reranks)
+            )
             outcome = await strategy.run(task, resources)
             entry.spent(outcome.generated_tokens)
         return _with_answers(outcome, request)
@@ -424,6 +485,13 @@ class Runtime:
         """
         known = mode if mode in self.modes or mode == SCORE else "unknown"
         self.metrics.failed(known, kind)
+
+
+def _no_checkpoint(policy: str) -> NotReadyError:
+    return NotReadyError(
+        f"no checkpoint is served as {policy!r} at present; ask for mode {AUTO!r}, which uses best-of-N "
+        "until there is one"
+    )
 
 
 def _with_answers(outcome: Outcome, request: PromptRequest) -> Outcome:

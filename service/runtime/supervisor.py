@@ -110,6 +110,14 @@ class Supervisor:
         supervision.part, supervision.trouble, supervision.failures = part, "", 0
         self._begin(supervision)
 
+    async def remove(self, name: str) -> None:
+        """Supervise a part no longer; it keeps running."""
+        self.supervised.pop(name, None)
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     @property
     def trouble(self) -> str:
         """The dead parts and when each is restarted; empty if all are alive."""

@@ -5,6 +5,7 @@ from service.schemas.answer import (
     CandidateOut,
     GenerateAnswer,
     RewardCurvePoint,
+    RoutingOut,
     Timings,
     Usage,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "ModesResponse",
     "PromptRow",
     "RewardCurvePoint",
+    "RoutingOut",
     "SamplingFields",
     "SamplingUsed",
     "Text",

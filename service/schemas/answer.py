@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -54,6 +54,19 @@ class RewardCurvePoint(BaseModel):
     )
 
 
+class RoutingOut(BaseModel):
+    """The arm that answered a request of mode `auto`."""
+
+    arm: Literal["bon", "live", "next"] = Field(
+        description="best-of-N, the live checkpoint, or the one that is being rolled out"
+    )
+    share: float = Field(description="share of the requests of mode auto that this arm gets now")
+    step: int | None = Field(
+        description="place of this share among those of the rollout, from 0; null unless the arm is next"
+    )
+    checkpoint: str | None = Field(description="the checkpoint's id; null for best-of-N")
+
+
 class GenerateAnswer(BaseModel):
     """The answer to one prompt."""
 
@@ -89,6 +102,7 @@ class GenerateAnswer(BaseModel):
     timings_ms: Timings
     policy: ModelRef
     reward_model: ModelRef | None
+    routing: RoutingOut | None = Field(None, description="only in mode auto")
 
 
 class BatchAnswer(BaseModel):

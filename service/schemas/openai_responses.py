@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas.answer import CandidateOut, Timings
+from service.schemas.answer import CandidateOut, RoutingOut, Timings
 from service.schemas.sampling import SamplingUsed
 from service.schemas.wire import ModelRef
 
@@ -50,6 +50,7 @@ class VbonReport(BaseModel):
     )
     timings_ms: Timings
     reward_model: ModelRef | None
+    routing: RoutingOut | None = Field(None, description="only for the model auto")
 
 
 class CompletionChoice(BaseModel):

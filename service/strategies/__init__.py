@@ -5,7 +5,8 @@ registered strategy is a mode over the reference policy, or over the policy that
 packages add strategies through the entry-point group ``vbon.strategies`` (docs/plugins.md).
 """
 
-from service.strategies.observer import UNOBSERVED, Observer
+from service.strategies.auto import Auto
+from service.strategies.observer import UNOBSERVED, Admitted, Observer
 from service.strategies.protocol import (
     Outcome,
     Resources,
@@ -64,6 +65,8 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
 __all__ = [
     "STRATEGIES",
     "UNOBSERVED",
+    "Admitted",
+    "Auto",
     "Observer",
     "Outcome",
     "Resources",

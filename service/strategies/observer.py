@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from service.strategies.scored import ScoredCandidate
-from vbon.engine import Candidate, Partial
+from vbon.engine import Candidate, ModelInfo, Partial
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The first event of a request: decoding starts.
+
+    Attributes:
+        policy: the model that decodes.
+        reranks: whether the answer is chosen among several candidates.
+    """
+
+    prompt_tokens: int
+    policy: ModelInfo
+    reranks: bool
 
 
 class Observer:
@@ -19,7 +34,7 @@ class Observer:
 
     follows_tokens: ClassVar[bool] = False
 
-    def admitted(self, prompt_tokens: int) -> None:
+    def admitted(self, admitted: Admitted) -> None:
         """The request was admitted and decoding starts."""
 
     def grown(self, partial: Partial) -> None:

@@ -32,6 +32,9 @@ class Builder:
     def __init__(self, failures: int = 0) -> None:
         self.failures, self.built = failures, list[FakeEngine]()
 
+    def place(self, policy: str, path: str | None) -> None:
+        raise NotImplementedError
+
     def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
         if self.failures:
             self.failures -= 1

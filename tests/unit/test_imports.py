@@ -83,7 +83,8 @@ ROOMS = {
     "service.schemas": "service.strategies vbon.engine",
     "service.distil": "service.context service.observability service.runtime service.settings vbon.distil "
     "vbon.engine vbon.rewards",
-    "service.generation": "service.http service.runtime service.schemas service.strategies vbon.engine",
+    "service.generation": "service.http service.runtime service.schemas service.settings "
+    "service.strategies vbon.engine",
     "service.evaluation": "service.generation service.loadtest service.runtime service.schemas "
     "service.settings service.store vbon.engine",
     "service.hosted_loadtests": "service.context service.generation service.loadtest "

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.test_checkpoints import write_safetensors
-from vbon.engine.vllm.host import VllmHost
+from vbon.engine.vllm.host import AdapterRoom, VllmHost
 from vbon.engine.vllm.lora import LORA_RANKS, adapter_rank, lora_rank_limit
 from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError
@@ -110,3 +110,24 @@ async def test_an_adapter_that_grew_names_itself_and_the_limit_at_a_reload(tmp_p
     write_adapter(tmp_path / "adapter", r=24)
     with pytest.raises(CheckpointError, match=r"rank 24, and the engine was started for .* 16"):
         await host.load_adapter(host.new_adapter(path))
+
+
+def test_an_engine_has_room_for_adapters_that_come_later_and_forgets_those_that_left(
+    tmp_path: Path,
+) -> None:
+    base = str(write_model(tmp_path / "base"))
+    assert "enable_lora" not in VllmHost(base, VllmOptions()).arguments
+    host = VllmHost(base, VllmOptions(), room=AdapterRoom(2, 12))
+    empty = host.arguments
+    assert (empty["enable_lora"], empty["max_loras"], empty["max_lora_rank"]) == (True, 2, 16)
+    paths = [write_adapter(tmp_path / name, r=8) for name in ("one", "two")]
+    adapters = [host.new_adapter(path) for path in (*paths, paths[0])]
+    for adapter in adapters:
+        host.use(adapter)
+    assert host.arguments["max_loras"] == 2
+    # vLLM keeps the weights that it has loaded under a number, also of an adapter that has left.
+    assert len({adapter.number for adapter in adapters}) == 3
+    host.drop(adapters[0])  # its path has been read again since
+    host.drop(adapters[1])
+    assert host.adapters == {paths[0]: adapters[2]}
+    assert host.new_adapter(paths[1]).number not in {adapter.number for adapter in adapters}

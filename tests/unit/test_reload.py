@@ -52,6 +52,9 @@ class Shelf:
         self.next: dict[str, Engine] = {}
         self.error: Exception | None = None
 
+    def place(self, policy: str, path: str | None) -> None:
+        raise NotImplementedError
+
     def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
         if self.error is not None:
             raise self.error

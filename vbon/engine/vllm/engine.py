@@ -153,9 +153,11 @@ class VllmEngine:
             self.host.kill()
 
     async def stop(self) -> None:
-        """Stop the host with every policy on it; for an adapter do nothing, since vLLM evicts it."""
+        """Stop the host with every policy on it; of an adapter only take note, since vLLM evicts it."""
         if self._adapter is None:
             await self.host.stop()
+        else:
+            self.host.drop(self._adapter)
 
     def is_quick(self, prompt: Prompt) -> bool:
         """True for short texts."""

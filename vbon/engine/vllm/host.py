@@ -10,6 +10,7 @@ import threading
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +53,33 @@ class Adapter:
     rank: int
 
 
-class VllmHost:
-    """A base policy and the LoRA adapters on top of it, served by one ``AsyncLLM``."""
+@dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """Room for LoRA adapters that come while the engine runs: how many, and up to which rank."""
 
-    def __init__(self, path: str, options: VllmOptions, adapters: tuple[str, ...] = ()) -> None:
+    adapters: int
+    rank: int
+
+
+class VllmHost:
+    """A base policy and the LoRA adapters on top of it, served by one ``AsyncLLM``.
+
+    Args:
+        room: for further adapters than those given; without it, an engine that starts with none takes none.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        options: VllmOptions,
+        adapters: tuple[str, ...] = (),
+        room: AdapterRoom | None = None,
+    ) -> None:
         self.checkpoint = check_checkpoint(path, "causal-lm")
         self.adapters: dict[str, Adapter] = {}
+        self._numbers = count(1)
+        self._room = room
+        self._places = len(adapters) + (room.adapters if room else 0)
         for adapter in adapters:
             self.use(self.new_adapter(adapter))
         self.options = options
@@ -218,13 +240,18 @@ class VllmHost:
         Raises:
             CheckpointError: the path does not hold a usable adapter.
         """
-        number = 1 + max((adapter.number for adapter in self.adapters.values()), default=0)
         checkpoint = check_checkpoint(path, "adapter")
-        return Adapter(path, number, checkpoint, adapter_rank(checkpoint.path))
+        # vLLM keeps the weights of a number, so each is used once.
+        return Adapter(path, next(self._numbers), checkpoint, adapter_rank(checkpoint.path))
 
     def use(self, adapter: Adapter) -> None:
         """Serve this adapter for its path from now on, also after a restart of the engine."""
         self.adapters[adapter.path] = adapter
+
+    def drop(self, adapter: Adapter) -> None:
+        """Do not load this adapter again after a restart, unless its path has been read anew."""
+        if self.adapters.get(adapter.path) is adapter:
+            del self.adapters[adapter.path]
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Load an adapter into the engine ahead of its requests, in which a bad one would end the engine.
@@ -258,8 +285,11 @@ class VllmHost:
 
     @property
     def lora_rank_limit(self) -> int:
-        """The ``max_lora_rank`` that vLLM needs for the present adapters."""
-        return lora_rank_limit({path: one.rank for path, one in self.adapters.items()})
+        """The ``max_lora_rank`` that vLLM needs for the present adapters and for those that may come."""
+        ranks = {path: one.rank for path, one in self.adapters.items()}
+        return lora_rank_limit(
+            ranks | ({"adapters to come": self._room.rank} if self._room else {})
+        )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -283,10 +313,10 @@ class VllmHost:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
         if options.sampled_logprobs:
             arguments["logprobs_mode"] = "processed_logprobs"
-        if self.adapters:
+        if self.adapters or self._room:
             arguments |= {
                 "enable_lora": True,
-                "max_loras": len(self.adapters),
+                "max_loras": max(len(self.adapters), self._places),
                 "max_lora_rank": self.lora_rank_limit,
             }
         return arguments | dict(options.args)
