@@ -377,6 +377,7 @@ class EvaluateConfig(Settings):
             "prompt_column",
             "encoding",
             "out",
+            "per_prompt",
         ),
         "Captured nats": ("captured_nats", "cache"),
         "Samples": (
@@ -403,6 +404,12 @@ class EvaluateConfig(Settings):
     prompt_column: PromptColumn = None
     encoding: FileEncoding = None
     out: Path = Field(Path("sandbox/evaluation"), description="directory of the figures and plots")
+    per_prompt: bool = Field(
+        False,
+        exclude_if=lambda wanted: not wanted,
+        description="also write per-prompt.json, the figures of each prompt, with which methods can be "
+        "compared in pairs",
+    )
     num_samples: int = Field(16, ge=2, description="N to point out on the best-of-n curve")
     reference_samples: int = Field(256, ge=4, description="M, reference samples per prompt")
     policy_samples: int = Field(64, ge=1, description="samples of each checkpoint per prompt")

@@ -24,7 +24,7 @@ from training.evaluation.captured import (
     samples_of_measurement,
 )
 from training.evaluation.measure import Measurer, PromptSamples
-from training.evaluation.rows import evaluation_rows
+from training.evaluation.rows import evaluation_rows, figures_by_prompt
 from training.outputs.identity import read_json_record
 from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
@@ -34,7 +34,7 @@ from vbon.rewards import RewardModel
 from vbon.rewards.deaths import open_unsupervised
 from vbon.storage.atomic import replacing_directory, write_errors, write_json
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
-from vbon.storage.evaluation_record import CapturedNats, MethodRow
+from vbon.storage.evaluation_record import PER_PROMPT, CapturedNats, MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
 from vbon.storage.stop_tokens import find_extra_stop_ids, stop_identity
@@ -64,7 +64,8 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
         console.print(captured_table(rows, config.num_samples))
     for difference in _differences(config):
         logger.warning("%s", difference)
-    console.print(", ".join(str(config.out / name) for name in (RECORD, *PLOTS)))
+    files = (RECORD, *_beside_record(config))
+    console.print(", ".join(str(config.out / name) for name in files))
 
 
 def _differences(config: EvaluateConfig) -> list[str]:
@@ -150,7 +151,7 @@ def _kept_rows(
     record = read_json_record(config.out / RECORD)
     if record is None or any(record.get(name) != value for name, value in fingerprint.items()):
         return None
-    if not all((config.out / name).is_file() for name in PLOTS):
+    if not all((config.out / name).is_file() for name in _beside_record(config)):
         return None
     if not all(r.startswith("sha256:") for r in fingerprint["revisions"].values()):
         return None  # a Python function or a remote server may have changed without notice
@@ -205,7 +206,8 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[Me
         row.model_copy(update={"captured_nats": captured.get(row.method)})
         for row in evaluation_rows(samples, tuned, config.num_samples)
     ]
-    _write_results(config, inputs.fingerprint, rows, len(prompts))
+    by_prompt = figures_by_prompt(samples, tuned, config.num_samples) if config.per_prompt else None
+    _write_results(config, inputs.fingerprint, rows, len(prompts), by_prompt)
     return rows, len(prompts)
 
 
@@ -266,10 +268,19 @@ def _load(path: str, checkpoint: Checkpoint, config: EvaluateConfig) -> tuple[An
     return policy, tokenizer
 
 
+def _beside_record(config: EvaluateConfig) -> tuple[str, ...]:
+    """The files that are written with the record."""
+    return (*PLOTS, PER_PROMPT) if config.per_prompt else PLOTS
+
+
 def _write_results(
-    config: EvaluateConfig, fingerprint: dict[str, Any], rows: list[MethodRow], num_prompts: int
+    config: EvaluateConfig,
+    fingerprint: dict[str, Any],
+    rows: list[MethodRow],
+    num_prompts: int,
+    by_prompt: dict[str, dict[str, list[float]]] | None,
 ) -> None:
-    """Write the record and both plots; earlier files stay until all three new ones are on disk.
+    """Write the record and what is beside it; earlier files stay until all new ones are on disk.
 
     Raises:
         ExportError: the file system reported an error.
@@ -286,11 +297,13 @@ def _write_results(
     staging = config.out / STAGING
     with replacing_directory(staging) as directory:
         draw_frontier(rows, config.num_samples, directory)
+        if by_prompt is not None:
+            write_json(directory / PER_PROMPT, by_prompt)
         write_json(directory / RECORD, record)
     with write_errors(config.out):
         # The record is removed first and renamed last, since its presence marks the plots as current.
         (config.out / RECORD).unlink(missing_ok=True)
-        for name in (*PLOTS, RECORD):
+        for name in (*_beside_record(config), RECORD):
             (staging / name).replace(config.out / name)
     shutil.rmtree(staging, ignore_errors=True)
 

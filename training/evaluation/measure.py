@@ -35,6 +35,7 @@ class PromptSamples:
         unscored: number of samples left out, for lack of a finite reward or gold reward.
         truncated: number of samples that the token limit cut off, unscored ones included.
         responses: the token ids of each sample, EOS included.
+        cut_off: 1 for each sample that the token limit cut off, shape ``(K,)``.
     """
 
     rewards: Float
@@ -46,6 +47,7 @@ class PromptSamples:
     unscored: int
     truncated: int = 0
     responses: list[NDArray[np.int32]] = field(default_factory=list)
+    cut_off: Float | None = None
 
     @property
     def kl_k3(self) -> Float:
@@ -180,6 +182,7 @@ def _scored_samples(
         gold=None if gold is None else gold[rows][scored],
         unscored=int((~scored).sum()),
         truncated=int(cut_off[rows].sum()),
+        cut_off=cut_off[rows][scored].astype(np.float64),
         responses=[ids for ids, kept in zip(responses[rows], scored, strict=True) if kept],
         **{name: values[rows][scored] for name, values in columns.items()},
     )

@@ -167,6 +167,52 @@ def per_prompt_figures(
     return figures
 
 
+def figures_by_prompt(
+    reference: Sequence[PromptSamples],
+    policies: Mapping[str, Sequence[PromptSamples]],
+    num_samples: int,
+) -> dict[str, dict[str, list[float]]]:
+    """Each prompt's figures by method: ``reference``, ``best-of-n`` for N, and each tuned policy by its name.
+
+    They are ``win_rate``, ``reward``, ``kl_nats``, ``tokens``, ``truncated`` (the share that the token limit
+    cut off) and, with a gold reward model, ``gold`` and ``gold_win_rate``. Lists are in the order of prompts.
+    """
+
+    def lengths(samples: Sequence[PromptSamples]) -> dict[str, list[float]]:
+        return {
+            "tokens": [float(s.tokens.mean()) for s in samples],
+            "truncated": [float(_cut_off(s).mean()) for s in samples],
+        }
+
+    count = len(reference)
+    own = {"win_rate": [0.5] * count, "kl_nats": [0.0] * count}
+    own["reward"] = [float(s.rewards.mean()) for s in reference]
+    n = num_samples
+    best = {
+        "win_rate": [win_rate_of_best(s.rewards, n) for s in reference],
+        "kl_nats": [kl_upper_bound(n)] * count,
+        "reward": [expected_best(s.rewards, n) for s in reference],
+        "tokens": [expected_best(s.rewards, n, s.tokens) for s in reference],
+        "truncated": [expected_best(s.rewards, n, _cut_off(s)) for s in reference],
+    }
+    if reference[0].gold is not None:
+        own |= {"gold": [float(_gold(s).mean()) for s in reference], "gold_win_rate": [0.5] * count}
+        best |= {
+            "gold": [expected_best(s.rewards, n, _gold(s)) for s in reference],
+            "gold_win_rate": [_bon_gold_win_rate(s, n) for s in reference],
+        }
+    found = {"reference": own | lengths(reference), "best-of-n": best}
+    for name, samples in policies.items():
+        found[name] = per_prompt_figures(samples, reference) | lengths(samples)
+    return found
+
+
+def _cut_off(sample: PromptSamples) -> Float:
+    if sample.cut_off is None:
+        raise ValueError("no truncation was recorded of each sample")
+    return sample.cut_off
+
+
 def best_of_tuned_policy(
     policy: Sequence[PromptSamples], reference: Sequence[PromptSamples], n: int
 ) -> tuple[MeanInterval, MeanInterval]:

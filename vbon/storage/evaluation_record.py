@@ -11,6 +11,8 @@ from vbon.maths.intervals import MeanInterval
 from vbon.storage.json_files import read_json_file
 from vbon.storage.validation import first_problem
 
+PER_PROMPT = "per-prompt.json"  # beside evaluation.json: lists of figures by method and figure
+
 
 class CapturedNats(BaseModel):
     """The captured nats of a tuned policy (``vbon.maths.captured_nats``), on up to three kinds of samples.
