@@ -216,6 +216,7 @@ class TrainConfig(Settings):
     option_groups: ClassVar[OptionGroups] = {
         "Inputs and output": (
             "policy",
+            "initial",
             "reward",
             "gold",
             "cache",
@@ -261,6 +262,12 @@ class TrainConfig(Settings):
     )
     prompt_column: PromptColumn = None
     encoding: FileEncoding = None
+    initial: Annotated[str | None, NoneWord] = Field(
+        None,
+        exclude_if=lambda initial: initial is None,
+        description="checkpoint whose weights the training begins with, such as an earlier run's; the KL "
+        "stays that from --policy; default: the weights of --policy",
+    )
     out: Path = Field(Path("sandbox/tuned"), description="directory of the checkpoint")
     steps: int = Field(40, ge=1, description="optimizer steps after the warm start")
     prompts_per_step: int = Field(32, ge=1, description="prompts of each step, over all processes")
@@ -344,6 +351,14 @@ class TrainConfig(Settings):
     replace: bool = REPLACE
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     trust_remote_code: bool = TRUST
+
+    @property
+    def exports_adapter(self) -> bool:
+        """True if the checkpoint is exported as an adapter of the reference policy too.
+
+        A LoRA that begins with other weights does not fit the reference policy.
+        """
+        return self.lora_rank is not None and self.initial is None
 
     @model_validator(mode="after")
     def _engine_args_that_count(self) -> TrainConfig:

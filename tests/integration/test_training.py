@@ -257,6 +257,34 @@ def test_lora_is_merged_on_export(sandbox: Path, tmp_path: Path, bound: str) -> 
     assert any(not torch.equal(tuned[name], base[name]) for name in base)
 
 
+@pytest.mark.parametrize("lora_rank", [None, 4])
+def test_a_run_begins_with_another_checkpoint_and_keeps_its_kl_to_the_reference(
+    sandbox: Path, tmp_path: Path, lora_rank: int | None
+) -> None:
+    """With a learning rate of nearly 0, the figures are those of the checkpoint that it began with."""
+    first = tmp_path / "first"
+    train("vbon", train_config(sandbox, first, learning_rate=1e-2, warm_start_steps=0))
+    settings: dict[str, object] = {
+        "initial": str(first), "lora_rank": lora_rank, "steps": 1, "warm_start_steps": 0,
+        "learning_rate": 1e-9, "cached_weight": 0.0, "bound": "lower",
+    }  # fmt: skip
+    out = tmp_path / "more"
+    config = train_config(sandbox, out, **settings)
+    row = train("vbon", config).row
+    begun = json.loads((first / "training.json").read_text())["heldout"]
+    assert row is not None
+    assert row.kl_nats.mean == pytest.approx(begun["kl_nats"]["mean"], rel=0.3)
+    assert row.kl_nats.mean > 0.05
+    assert not (out / "adapter").exists()  # it would not fit the reference
+    before, after = weights(first), weights(out)
+    assert all(torch.allclose(after[name], before[name], atol=1e-5) for name in before)
+    record = json.loads((out / "training.json").read_text())
+    assert record["identity"]["initial_revision"].startswith("sha256:")
+    assert train("vbon", config).row == row  # kept
+    with pytest.raises(DataError, match="initial"):
+        train("vbon", config.model_copy(update={"initial": None}))
+
+
 def test_a_cache_of_other_settings_or_models_is_refused(sandbox: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="max_new_tokens"):
         train("vbon", train_config(sandbox, tmp_path / "v", max_new_tokens=20))

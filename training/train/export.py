@@ -73,8 +73,9 @@ def export_checkpoint(
     spec, policy = run.spec, run.trainer.unwrapped
     with replacing_directory(out) as directory:
         if spec.config.lora_rank is not None:
-            policy.save_pretrained(directory / ADAPTER_DIRECTORY)
-            write_checksums(directory / ADAPTER_DIRECTORY, "adapter")
+            if spec.config.exports_adapter:
+                policy.save_pretrained(directory / ADAPTER_DIRECTORY)
+                write_checksums(directory / ADAPTER_DIRECTORY, "adapter")
             # Merging writes to the base's weights, which are the reference's too.
             policy = copy.deepcopy(policy).merge_and_unload()
         _set_own_sampling(policy, spec.config.temperature)
@@ -167,11 +168,17 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
     shown_as = {"num_samples": "N"}
     lora = "no"
     if config.lora_rank is not None:
-        lora = f"rank {config.lora_rank}, merged; also in {ADAPTER_DIRECTORY}/"
+        beside = f"; also in {ADAPTER_DIRECTORY}/" if config.exports_adapter else ""
+        lora = f"rank {config.lora_rank}, merged{beside}"
     return {
         **{shown_as.get(key, key): value for key, value in spec.objective.model_dump().items()},
         "M, reference samples a prompt": spec.inputs.cache.smallest,
         "reference policy": f"{config.policy} ({identity['policy_revision']})",
+        **(
+            {"weights at the start": f"{config.initial} ({identity['initial_revision']})"}
+            if config.initial is not None
+            else {}
+        ),
         "reward model": f"{config.reward} ({identity['reward_revision']})",
         "temperature": config.temperature,
         "new tokens of a sample, at most": config.max_new_tokens,

@@ -54,8 +54,9 @@ def find_finished_run(config: TrainConfig, identity: dict[str, Any]) -> Finished
         out, record.get("identity", {}), identity, replace=replace
     ):
         return None
-    has_adapter = config.lora_rank is not None
-    if has_adapter and not _is_intact(out / ADAPTER_DIRECTORY, "adapter", replace=replace):
+    if config.exports_adapter and not _is_intact(
+        out / ADAPTER_DIRECTORY, "adapter", replace=replace
+    ):
         return None
     row = record["heldout"]
     return FinishedRun(out, None if row is None else MethodRow.model_validate(row), record["cost"])

@@ -29,7 +29,7 @@ CARD_PROMPTS, CARD_REFERENCE_SAMPLES, CARD_POLICY_SAMPLES = 64, 32, 16
 # Fewer prompts for captured nats, because the cached samples cost passes of both models.
 CAPTURED_PROMPTS = 32
 
-_PATHS = {"policy", "reward", "cache"}
+_PATHS = {"policy", "initial", "reward", "cache"}
 
 OnMeasured = Callable[[list[PromptSamples]], object]
 

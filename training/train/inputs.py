@@ -55,9 +55,11 @@ class TrainingInputs:
         config = self.config
         if not config.cache.is_file():
             raise DataError(f"reward cache {config.cache} does not exist; make it with `sample`")
+        initial = self._initial_checkpoint
         return {
             "policy_revision": self._checkpoint.revision,
             "reward_revision": self._unloaded_reward.revision,
+            **({} if initial is None else {"initial_revision": initial.revision}),
             "cache_sha256": source_digest(config.cache)[:16],
             **stop_identity(self._checkpoint.path),
         }
@@ -66,6 +68,12 @@ class TrainingInputs:
     def _checkpoint(self) -> Checkpoint:
         """The policy's checkpoint; checking it reads all of it, so it is checked once."""
         return check_checkpoint(self.config.policy, "causal-lm")
+
+    @cached_property
+    def _initial_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint that training begins with; ``None`` if that is the reference policy."""
+        initial = self.config.initial
+        return None if initial is None else check_checkpoint(initial, "causal-lm")
 
     @cached_property
     def policy_shape(self) -> ModelShape:
@@ -120,8 +128,10 @@ class TrainingInputs:
     def fresh_policy(self) -> Any:
         """A policy to tune; changing it leaves the reference as it is.
 
-        Its weights are float32.
+        Its weights are float32: those of ``initial``, or else the reference's.
         """
+        if self.config.initial is not None:
+            return self._initial_policy("float32").requires_grad_(True)
         if self.config.frozen_dtype == "float32":
             return copy.deepcopy(self.reference).requires_grad_(True)
         policy, _, _ = load_policy(
@@ -133,12 +143,34 @@ class TrainingInputs:
         return policy
 
     def frozen_copy(self) -> Any:
-        """The reference policy in modules of its own that share its weights, as the base of a LoRA.
+        """The base of a LoRA: ``initial``, or the reference policy in modules that share its weights.
 
-        Nothing may write to its weights: they are the reference's too.
+        Nothing may write to its weights: they may be the reference's too.
         """
+        if self.config.initial is not None:
+            return self._initial_policy(self.config.frozen_dtype).requires_grad_(False)
         weights = {id(one): one for one in self.reference.parameters()}
         return copy.deepcopy(self.reference, weights)
+
+    def _initial_policy(self, dtype: str) -> Any:
+        """The model of ``initial``.
+
+        Raises:
+            DataError: its tokenizer is not the reference's, so it has other tokens.
+        """
+        config = self.config
+        policy, tokenizer, _ = load_policy(
+            str(config.initial),
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            checkpoint=self._initial_checkpoint,
+        )
+        if tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise DataError(
+                f"{config.initial} and {config.policy} have different tokenizers, so the KL between them is "
+                "undefined; give --initial a checkpoint that was trained from this policy"
+            )
+        return policy
 
     @property
     def reference(self) -> Any:
