@@ -1,6 +1,14 @@
-"""Store of load tests and preferences: SQLite by default, PostgreSQL by URL, with the same code."""
+"""Store of load tests, preferences and rollouts: SQLite by default, PostgreSQL by URL, with the same code."""
 
 from service.store.database import Store, open_store
+from service.store.distil import (
+    RolloutChange,
+    StoredCheckpoint,
+    StoredEvent,
+    StoredRollout,
+    read_rollout,
+    save_rollout,
+)
 from service.store.preferences import (
     HumanWinRate,
     Preference,
@@ -21,9 +29,13 @@ from service.store.runs import (
 __all__ = [
     "HumanWinRate",
     "Preference",
+    "RolloutChange",
     "RunSummary",
     "Shown",
     "Store",
+    "StoredCheckpoint",
+    "StoredEvent",
+    "StoredRollout",
     "add_preference",
     "add_run",
     "find_run",
@@ -32,5 +44,7 @@ __all__ = [
     "list_runs",
     "newest_results",
     "open_store",
+    "read_rollout",
+    "save_rollout",
     "tag_run",
 ]

@@ -66,3 +66,41 @@ class PreferenceRow(Base):
     reward_a: Mapped[float | None] = mapped_column(Float)
     reward_b: Mapped[float | None] = mapped_column(Float)
     winner: Mapped[str] = mapped_column(String(3))
+
+
+class DistilCheckpointRow(Base):
+    """A checkpoint that was submitted, and the decision that came with it."""
+
+    __tablename__ = "distil_checkpoint"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    path: Mapped[str] = mapped_column(Text)
+    revision: Mapped[str] = mapped_column(String(80))
+    status: Mapped[str] = mapped_column(String(16))
+    verdict: Mapped[str] = mapped_column(String(16))
+    reasons: Mapped[list[str]] = mapped_column(JSON)
+    figures: Mapped[dict[str, Any]] = mapped_column(JSON)
+    spent: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class DistilEventRow(Base):
+    """A change of a checkpoint's status or share."""
+
+    __tablename__ = "distil_event"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
+    created: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    checkpoint_id: Mapped[str] = mapped_column(ForeignKey("distil_checkpoint.id"), index=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class DistilStateRow(Base):
+    """The state of the rollout, in the only row; whoever writes it says what it contains."""
+
+    __tablename__ = "distil_state"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    updated: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    state: Mapped[dict[str, Any]] = mapped_column(JSON)

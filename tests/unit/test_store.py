@@ -10,6 +10,8 @@ import tempfile
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,18 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import create_engine, inspect, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from service.store import (
     Preference,
+    RolloutChange,
     Shown,
     Store,
+    StoredCheckpoint,
+    StoredEvent,
+    StoredRollout,
     add_preference,
     add_run,
     find_run,
@@ -32,10 +38,12 @@ from service.store import (
     human_win_rates,
     list_runs,
     open_store,
+    read_rollout,
+    save_rollout,
     tag_run,
 )
 from service.store.database import migrate, migration_config
-from service.store.tables import Base
+from service.store.tables import Base, DistilCheckpointRow
 from vbon.errors import StoreError
 
 
@@ -171,6 +179,46 @@ def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     with pytest.raises(StoreError, match="1 to 64"):
         add_run(store, run(1), ["x" * 65])
     assert list_runs(store) == []
+
+
+def submitted(number: int) -> StoredCheckpoint:
+    decision = {"verdict": "promote", "reasons": ["it wins"], "figures": {"a": 1.5}, "spent": {}}
+    day = datetime(2026, 1, number, tzinfo=UTC)
+    return StoredCheckpoint(f"{number:04d}", day, f"/rounds/{number}", "sha256:aa", decision)
+
+
+def test_a_rollout_is_read_as_it_was_written_last(store: Store) -> None:
+    assert read_rollout(store, events=9) == StoredRollout(None, [], [])
+    day = datetime(2026, 2, 1, tzinfo=UTC)
+    event = StoredEvent("0001", "submitted", {"verdict": "promote"}, day)
+    first = RolloutChange({"a": [1.25]}, {"0001": "waiting"}, [event], submitted(1))
+    (stored,) = save_rollout(store, first)
+    assert stored == replace(event, id=stored.id)
+    assert stored.id > 0
+    save_rollout(store, RolloutChange({"a": [2.5]}, {"0001": "rolling"}))
+    later = [replace(event, checkpoint="0002", kind=kind) for kind in ("submitted", "started")]
+    both = {"0001": "retired", "0002": "rolling"}
+    save_rollout(store, RolloutChange({"a": []}, both, later, submitted(2)))
+    found = read_rollout(store, events=2)
+    assert found.state == {"a": []}
+    assert found.checkpoints == [submitted(1), submitted(2)]
+    assert [(one.checkpoint, one.kind) for one in found.events] == [
+        ("0002", "submitted"), ("0002", "started"),
+    ]  # fmt: skip
+    with store.session(reads_only=True) as session:
+        rows = session.scalars(select(DistilCheckpointRow).order_by(DistilCheckpointRow.id))
+        assert [row.status for row in rows] == ["retired", "rolling"]
+
+
+def test_a_change_of_a_rollout_that_cannot_be_written_leaves_nothing(store: Store) -> None:
+    """State, checkpoint and events are written together: the event's checkpoint does not exist."""
+    save_rollout(store, RolloutChange({"a": 1}, {"0001": "waiting"}, (), submitted(1)))
+    unknown = StoredEvent("nobody", "started", {}, datetime.now(UTC))
+    statuses = {"0001": "rolling", "0002": "waiting"}
+    with pytest.raises(StoreError):
+        save_rollout(store, RolloutChange({"a": 2}, statuses, [unknown], submitted(2)))
+    found = read_rollout(store, events=9)
+    assert (found.state, found.checkpoints, found.events) == ({"a": 1}, [submitted(1)], [])
 
 
 def test_migrations_make_the_tables_of_the_code(store: Store) -> None:
