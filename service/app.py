@@ -19,6 +19,8 @@ from service.auth.middleware import ApiKeyMiddleware, caller_finder, open_keyrin
 from service.auth.watch import follow_keys
 from service.distil.collector import Collector
 from service.distil.exposition import DistilMetrics
+from service.distil.live_rollout import LiveRollout
+from service.distil.rollout_metrics import RolloutMetrics
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
@@ -36,6 +38,7 @@ from service.routes import (
     admin,
     compare,
     distil,
+    distil_checkpoints,
     evaluation,
     frontier,
     generate,
@@ -72,6 +75,7 @@ _ROUTERS = (
     preferences.router,
     admin.router,
     distil.router,
+    distil_checkpoints.router,
     loadtests.router,
     frontier.router,
     evaluation.router,
@@ -107,6 +111,7 @@ def create_app(
     store = AsyncStore(runtime.settings.store)
     load_test_runs = LoadTestRuns(store)
     collector = _open_collector(runtime)
+    rollout = _open_rollout(runtime, rebuild, store)
     known = KnownHosts(runtime.settings.own_names)
     shedding = Shedding(
         runtime.admission,
@@ -122,6 +127,7 @@ def create_app(
             store,
             load_test_runs,
             collector,
+            rollout,
             keyring,
             tracing,
             rebuild,
@@ -144,6 +150,7 @@ def create_app(
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
     app.state.collector = collector
+    app.state.rollout = rollout
     # service/server.py gives it to the protocol. Traced requests get spans, which the middleware makes.
     app.state.early_refusal = None
     if tracing is None:
@@ -171,6 +178,7 @@ def _lifespan(
     store: AsyncStore,
     load_test_runs: LoadTestRuns,
     collector: Collector | None,
+    rollout: LiveRollout | None,
     keyring: Keyring | None,
     tracing: Tracing | None,
     builder: ModelBuilder | None,
@@ -183,7 +191,9 @@ def _lifespan(
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         await asyncio.to_thread(page_contents)
         beside = [
-            asyncio.create_task(_load(runtime, builder, on_ready, on_failure), name="load-models")
+            asyncio.create_task(
+                _load(runtime, builder, rollout, on_ready, on_failure), name="load-models"
+            )
         ]
         if keyring is not None:
             beside.append(asyncio.create_task(follow_keys(keyring), name="follow-keys"))
@@ -196,6 +206,8 @@ def _lifespan(
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await load_test_runs.close()
+            if rollout is not None:
+                await rollout.stop()
             await runtime.stop()
             if collector is not None:
                 await collector.stop()
@@ -216,9 +228,21 @@ def _open_collector(runtime: Runtime) -> Collector | None:
     return collector
 
 
+def _open_rollout(
+    runtime: Runtime, builder: ModelBuilder | None, store: AsyncStore
+) -> LiveRollout | None:
+    """The rollout of checkpoints that the settings ask for, connected to the runtime."""
+    if runtime.settings.distil.policy is None or builder is None:
+        return None
+    rollout = LiveRollout(runtime, builder, store)
+    RolloutMetrics(rollout).register(runtime.metrics.registry)
+    return rollout
+
+
 async def _load(
     runtime: Runtime,
     builder: ModelBuilder | None,
+    rollout: LiveRollout | None,
     on_ready: Callable[[], object] | None,
     on_failure: Callable[[], object] | None,
 ) -> None:
@@ -231,6 +255,8 @@ async def _load(
         if on_failure is not None:
             on_failure()
         return
+    if rollout is not None:
+        rollout.start()
     if builder is not None:
         await serve_expected(runtime, builder)
 

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from service.distil.collector import Collector
+from service.distil.live_rollout import LiveRollout
 from service.evaluation.preference_pairs import PendingPairs
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.results import LoadTestResults
@@ -64,8 +65,19 @@ async def _collector(request: Request) -> Collector:
     return cast(Collector, collector)
 
 
+async def _rollout(request: Request) -> LiveRollout:
+    rollout = request.app.state.rollout
+    if rollout is None:
+        raise NotFoundError(
+            "this server rolls out no checkpoints; start it with --distil.policy live to serve those that "
+            "are submitted"
+        )
+    return cast(LiveRollout, rollout)
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 StoreDep = Annotated[AsyncStore, Depends(_store)]
+RolloutDep = Annotated[LiveRollout, Depends(_rollout)]
 CollectorDep = Annotated[Collector, Depends(_collector)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]

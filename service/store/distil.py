@@ -44,7 +44,7 @@ class StoredEvent:
 
 @dataclass(frozen=True, slots=True)
 class StoredRollout:
-    """What the store has of the rollout.
+    """The rollout as the store has it.
 
     Attributes:
         state: ``None`` if none was ever stored.

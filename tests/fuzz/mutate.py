@@ -65,6 +65,13 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
                             "max_tokens": 3}),
     ("/preferences", {"pair": "x", "winner": "tie"}),
     ("/admin/reload", {"model": "ref"}),
+    ("/distil/rollback", {"to": None}),
+    ("/distil/checkpoints", {"path": "rounds/0001/checkpoint", "decision": {
+        "verdict": "undecided", "reasons": ["a"], "spent": {"training_s": 1.5, "tokens": 3},
+        "figures": {policy: {
+            figure: {"mean": 0.5, "low": 0.4, "high": 0.6}
+            for figure in ("win_rate", "reward", "kl_nats", "length", "truncated_share")
+        } for policy in ("candidate", "bon", "reference")}}}),
 )  # fmt: skip
 
 TEXTS = (

@@ -80,9 +80,9 @@ ROOMS = {
     "service.strategies": "vbon.embedders vbon.engine",
     "service.runtime": "service.admission service.context service.observability service.settings "
     "service.strategies vbon.embedders vbon.engine vbon.engine.remote vbon.engine.vllm vbon.rewards",
-    "service.schemas": "service.strategies vbon.engine",
-    "service.distil": "service.context service.observability service.runtime service.settings vbon.distil "
-    "vbon.engine vbon.rewards",
+    "service.schemas": "service.strategies vbon.distil vbon.engine",
+    "service.distil": "service.context service.observability service.runtime service.settings service.store "
+    "service.strategies vbon.distil vbon.engine vbon.rewards",
     "service.generation": "service.http service.runtime service.schemas service.settings "
     "service.strategies vbon.engine",
     "service.evaluation": "service.generation service.loadtest service.runtime service.schemas "
@@ -91,7 +91,7 @@ ROOMS = {
     "service.loadtest.analysis service.runtime service.schemas service.settings service.store",
     "service.routes": "service.context service.distil service.evaluation service.generation "
     "service.hosted_loadtests service.http service.loadtest service.loadtest.analysis "
-    "service.observability service.page service.runtime service.schemas service.store",
+    "service.observability service.page service.runtime service.schemas service.store vbon.distil",
     # service: programs
     "service.app": "service.admission service.auth service.distil service.evaluation "
     "service.hosted_loadtests service.http service.observability service.page service.routes "

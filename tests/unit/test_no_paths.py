@@ -14,6 +14,7 @@ import pytest
 
 from service.app import create_app
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, serving
+from tests.unit.rolling import decision
 
 WATCHED = {
     "open",
@@ -118,6 +119,8 @@ BASES: dict[str, dict[str, Any]] = {
     "/preferences/pairs": {"prompt": "a", "sides": [{"mode": "ref"}, {"mode": "vbon"}]},
     "/preferences": {"pair": "x", "winner": "tie"},
     "/admin/reload": {"model": "ref"},
+    "/distil/checkpoints": {"path": "rounds/0001/checkpoint", "decision": decision()},
+    "/distil/rollback": {"to": None},
     # Refused, or each would start a load test in a process of its own.
     "/loadtests": {"modes": ["nothing"]},
 }

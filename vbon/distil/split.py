@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vbon.distil.answer import CollectedAnswer
 
@@ -18,14 +20,22 @@ def is_held_out(answer: CollectedAnswer, share: float) -> bool:
 
 
 def opening(answer: CollectedAnswer) -> str:
-    """The part of a prompt that decides its side, in lower case and with single spaces.
+    """The part of a prompt that decides its side: as :func:`opening_of`."""
+    return opening_of(answer.prompt, answer.messages)
 
-    Of a chat, it ends with the first message of a user, so that all turns of a conversation are on one side.
+
+def opening_of(prompt: str, messages: Sequence[Mapping[str, Any]] | None) -> str:
+    """The part that all turns of a conversation share, in lower case and with single spaces.
+
+    Of a chat, it ends with the first message of a user. A text is one turn, and is taken as a whole.
+
+    Args:
+        messages: the chat, instead of the text ``prompt``.
     """
-    if answer.messages is None:
-        return _plain(answer.prompt)
+    if messages is None:
+        return _plain(prompt)
     parts = []
-    for message in answer.messages:
+    for message in messages:
         parts.append(f"{message.get('role')}: {_plain(str(message.get('content')))}")
         if message.get("role") == "user":
             break

@@ -1,0 +1,63 @@
+"""The router of mode ``auto``: the rollout's choice for each prompt, among what can answer."""
+
+from __future__ import annotations
+
+from service.distil import rollout
+from service.distil.keeper import RolloutKeeper
+from service.distil.served import ServedCheckpoints
+from service.distil.shadows import Shadows
+from service.runtime.modes import Mode
+from service.runtime.prompt import PromptRequest, PromptResult
+from service.runtime.routing import Route, Routing
+from service.settings import AUTO, REFERENCE, DistilSettings
+from service.strategies import Auto, Single
+from vbon.distil.split import opening_of
+from vbon.prompts import Prompt
+
+
+class AutoRouter:
+    """A :class:`~service.runtime.routing.Router` over the rollout."""
+
+    def __init__(
+        self,
+        settings: DistilSettings,
+        keeper: RolloutKeeper,
+        served: ServedCheckpoints,
+        shadows: Shadows,
+        num_samples: int,
+    ) -> None:
+        self._settings, self._keeper, self._served = settings, keeper, served
+        self._shadows, self._num_samples = shadows, num_samples
+
+    def route(self, prompt: Prompt) -> Route:
+        """The arm of a prompt: that of its conversation, which changes with the rollout only."""
+        conversation = opening_of(prompt.text or "", prompt.messages or None)
+        chosen, alive = self._keeper.rollout, self._served.alive
+        found = chosen.route(conversation, self._served.names)
+        if found.checkpoint is not None and found.checkpoint not in alive:
+            self._keeper.totals.fallbacks += 1
+            found = chosen.route(conversation, alive)
+        return self._as_route(found)
+
+    def fall_back(self, route: Route) -> Route:
+        """Best-of-N in the place of an arm whose engine died while it answered."""
+        self._keeper.totals.fallbacks += 1
+        return self._as_route(rollout.Route("bon", None, route.routing.share, None))
+
+    def answered(self, route: Route, request: PromptRequest, result: PromptResult) -> None:
+        """Count an answer, and perhaps compare it with best-of-N afterwards."""
+        keeper, routing = self._keeper, route.routing
+        keeper.totals.answered(
+            routing.arm, result.outcome.generated_tokens, max(self._num_samples, result.num_samples)
+        )
+        keeper.touch()
+        asked = rollout.Route(routing.arm, routing.checkpoint, routing.share, routing.step)
+        probability = keeper.rollout.shadow_probability(asked, self._settings.shadow_share)
+        if probability:
+            self._shadows.offer(routing, request, result, probability)
+
+    def _as_route(self, found: rollout.Route) -> Route:
+        routing = Routing(found.arm, found.share, found.step, found.checkpoint)
+        if found.checkpoint is None:
+            return Route(Mode(AUTO, Auto(), REFERENCE), routing)
+        return Route(Mode(AUTO, Single(), self._served.names[found.checkpoint]), routing)

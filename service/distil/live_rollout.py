@@ -1,0 +1,198 @@
+"""The rollout of checkpoints in a running service: its state, engines, router and comparisons together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.distil.auto_router import AutoRouter
+from service.distil.keeper import RolloutKeeper
+from service.distil.rollout import Event, RolloutPlan
+from service.distil.served import NotLoadedError, ServedCheckpoints, Wanted
+from service.distil.shadows import Shadowed, Shadows
+from service.distil.submitted import submitted
+from service.runtime.reload import ModelBuilder
+from service.runtime.routing import Routing
+from service.runtime.runtime import Runtime
+from service.store.async_store import AsyncStore
+from vbon.distil.decision import Decision, Spent
+from vbon.errors import InvalidInputError
+from vbon.threads import in_own_thread
+
+logger = logging.getLogger(__name__)
+
+PAUSE_S = 5.0  # after an error that nobody foresaw
+
+
+class LiveRollout:
+    """Serves checkpoints that are submitted, and moves requests of mode ``auto`` to them and back.
+
+    Decisions change which arm answers at once, and the engines follow.
+
+    Attributes:
+        rollbacks: checkpoints that were rolled back since the start, by reason.
+    """
+
+    def __init__(self, runtime: Runtime, builder: ModelBuilder, store: AsyncStore) -> None:
+        settings = runtime.settings.distil
+        assert settings.policy is not None  # callers make a rollout only for a policy
+        assert settings.dir is not None  # checked with the settings
+        self.settings = settings
+        self.plan = RolloutPlan(
+            n=runtime.settings.auto_n,
+            margin=settings.margin,
+            shares=tuple(settings.shares),
+            alpha=settings.alpha,
+            run_length=settings.run_length,
+            approve=settings.approve,
+        )
+        self._directory = Path(settings.dir).expanduser()
+        self.keeper = RolloutKeeper(store, self.plan, self._on_events)
+        live, following = settings.policies
+        self.served = ServedCheckpoints(runtime, builder, (live, following), self._wanted)
+        self.shadows = Shadows(runtime, self._on_shadow)
+        self.router = AutoRouter(settings, self.keeper, self.served, self.shadows, self.plan.n)
+        self.rollbacks: Counter[str] = Counter(
+            dict.fromkeys(("win_rate", "fall", "person", "failed"), 0)
+        )
+        self._changed = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
+        runtime.router = self.router
+
+    def start(self) -> None:
+        """Read the state from the store and serve its checkpoints; returns at once."""
+        self.keeper.start()
+        self._following = asyncio.create_task(self._follow(), name="serve-checkpoints")
+
+    async def stop(self) -> None:
+        """Stop comparisons and loading, and store the state. The runtime stops the engines that it serves."""
+        await self.shadows.stop()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self.served.stop()
+        await self.keeper.stop()
+
+    async def submit(self, path: str, decision: Decision) -> str:
+        """Take in a checkpoint of the trainer, and return its id; the same one again changes nothing.
+
+        Raises:
+            InvalidInputError: the path or its files cannot be used, or another checkpoint has this id.
+            StoreError: it cannot be stored now.
+        """
+        self.keeper.check_read()
+        found = await in_own_thread("check-model", submitted, self._directory, path, decision)
+        known = self.keeper.records.get(found.id)
+        if known is not None and known.revision != found.revision:
+            raise InvalidInputError(
+                f"checkpoint {found.id} was submitted with revision {known.revision}, and its directory "
+                f"holds {found.revision} now; checkpoints never change, so write this one to another round",
+                field="path",
+            )
+        await self.keeper.decide(lambda rollout: rollout.submit(found.id, decision.verdict), found)
+        return found.id
+
+    async def promote(self, name: str) -> None:
+        """Start the rollout of a checkpoint, or move one that is rolled out to its next step.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            StoreError: it cannot be stored now.
+        """
+        self.keeper.record(name)
+        await self.keeper.decide(lambda rollout: rollout.promote(name))
+
+    async def refuse(self, name: str) -> None:
+        """Refuse a waiting checkpoint, or roll back one that is rolled out.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            InvalidInputError: it is live, or was.
+            StoreError: it cannot be stored now.
+        """
+        self.keeper.record(name)
+        await self.keeper.decide(lambda rollout: rollout.refuse(name))
+
+    async def roll_back(self, to: str | None) -> None:
+        """Give all requests to a checkpoint that was live before, or to best-of-N; takes effect at once.
+
+        Raises:
+            NotFoundError: there is none of this id.
+            InvalidInputError: it has never been live.
+            StoreError: the state of the rollout is not known.
+        """
+        if to is not None:
+            self.keeper.record(to)
+        await self.keeper.decide_at_once(lambda rollout: rollout.roll_back(to))
+
+    @property
+    def stored(self) -> bool:
+        """True if the store has every decision."""
+        return self.keeper.read and self.keeper.stored
+
+    @property
+    def spent(self) -> Spent:
+        """The cost of all submitted checkpoints."""
+        costs = [
+            Spent.model_validate(one.decision["spent"]) for one in self.keeper.records.values()
+        ]
+        return Spent(
+            training_s=sum(one.training_s for one in costs), tokens=sum(one.tokens for one in costs)
+        )
+
+    def arms(self) -> list[Routing]:
+        """Each arm with the share of the requests of mode ``auto`` that it gets now."""
+        rollout, loaded = self.keeper.rollout, self.served.names
+        rolling = rollout.rolling if rollout.rolling and rollout.rolling.id in loaded else None
+        live = rollout.live if rollout.live and rollout.live.id in loaded else None
+        step = None if rolling is None else rolling.step
+        share = 0.0 if step is None else self.plan.shares[step]
+        return [
+            Routing("bon", 0.0 if live else 1 - share),
+            Routing("live", 1 - share if live else 0.0, None, live.id if live else None),
+            Routing("next", share, step, rolling.id if rolling else None),
+        ]
+
+    def _wanted(self) -> dict[str, Wanted]:
+        rollout = self.keeper.rollout
+        found = {}
+        for name, chosen in zip(
+            self.settings.policies, (rollout.live, rollout.rolling), strict=True
+        ):
+            record = None if chosen is None else self.keeper.records.get(chosen.id)
+            if record is not None:
+                found[name] = Wanted(record.id, record.path, record.revision)
+        return found
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.kind == "rolled_back":
+                self.rollbacks[str(event.detail["reason"])] += 1
+                logger.warning(
+                    "checkpoint %s was rolled back (%s)", event.checkpoint, event.detail["reason"]
+                )
+        self._changed.set()
+
+    def _on_shadow(self, found: Shadowed) -> None:
+        self.keeper.totals.shadowed(found.routing.arm, found.tokens, found.win_rate)
+        if found.routing.checkpoint is not None:
+            self.keeper.observe(found.routing.checkpoint, found.win_rate)
+
+    async def _follow(self) -> None:
+        """Serve the checkpoints of the state, again after every change."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self.served.follow()
+            except NotLoadedError as error:
+                logger.error("checkpoint %s cannot be served: %s", error.checkpoint, error)
+                self.keeper.fail(error.checkpoint, str(error))
+                self._changed.set()  # others may be wanted too
+            except Exception:  # the state stays, and the next attempt may succeed
+                logger.exception("could not serve the checkpoints of the rollout")
+                self._changed.set()
+                await asyncio.sleep(PAUSE_S)

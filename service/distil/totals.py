@@ -1,0 +1,66 @@
+"""Counts of mode ``auto`` over the whole rollout: requests, tokens, and what checkpoints have saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import TypeAdapter
+
+from service.runtime.routing import Arm
+
+ARMS: tuple[Arm, ...] = ("bon", "live", "next")
+
+
+def _by_arm() -> dict[Arm, int]:
+    return dict.fromkeys(ARMS, 0)
+
+
+@dataclass(slots=True)
+class AutoTotals:
+    """Counts that survive restarts.
+
+    Attributes:
+        requests: prompts answered, by arm.
+        tokens: tokens generated for them, discarded candidates included.
+        shadows: comparisons with best-of-N, by the arm that had answered.
+        shadow_tokens: tokens generated for these.
+        wins: sum over the comparisons of the share of reference candidates that were beaten.
+        saved: tokens that always answering with best-of-N would have taken beyond those of checkpoints. Their
+            shadows are subtracted, training is not.
+        fallbacks: prompts answered by another arm because the engine of theirs had died.
+    """
+
+    requests: dict[Arm, int] = field(default_factory=_by_arm)
+    tokens: dict[Arm, int] = field(default_factory=_by_arm)
+    shadows: dict[Arm, int] = field(default_factory=_by_arm)
+    wins: dict[Arm, float] = field(default_factory=lambda: dict.fromkeys(ARMS, 0.0))
+    shadow_tokens: int = 0
+    saved: float = 0.0
+    fallbacks: int = 0
+
+    def answered(self, arm: Arm, tokens: int, num_samples: int) -> None:
+        """Count an answer.
+
+        Args:
+            num_samples: N of best-of-N, which would have answered otherwise. Until one of its answers is
+                known, its candidates count as long as this one.
+        """
+        self.requests[arm] += 1
+        self.tokens[arm] += tokens
+        if arm != "bon":
+            self.saved += self._tokens_of_bon(num_samples * tokens) - tokens
+
+    def shadowed(self, arm: Arm, tokens: int, win_rate: float) -> None:
+        """Count a comparison."""
+        self.shadows[arm] += 1
+        self.wins[arm] += win_rate
+        self.shadow_tokens += tokens
+        self.saved -= tokens
+
+    def _tokens_of_bon(self, unknown: float) -> float:
+        """The mean number of tokens of a best-of-N answer; shadows draw as many candidates."""
+        drawn = self.requests["bon"] + sum(self.shadows.values())
+        return (self.tokens["bon"] + self.shadow_tokens) / drawn if drawn else unknown
+
+
+TOTALS = TypeAdapter(AutoTotals)

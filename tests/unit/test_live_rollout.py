@@ -1,0 +1,547 @@
+"""Checkpoints that take the place of best-of-N while the service runs, and lose it again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.distil import keeper as keeper_module
+from service.distil.shadows import win_rate
+from service.distil.totals import AutoTotals
+from service.store.async_store import AsyncStore
+from tests.unit.collected import kept
+from tests.unit.fakes import ChatEngine, stream
+from tests.unit.rolling import (
+    ANN_KEY,
+    BAD,
+    GOOD,
+    ROOT_KEY,
+    Rolling,
+    Speaker,
+    SpeakerBuilder,
+    bearer,
+    decision,
+    rolling,
+)
+from tests.unit.test_distil_service import collecting
+from vbon.errors import EngineDeadError, StoreError
+
+
+async def test_a_good_checkpoint_takes_over_from_best_of_n(tmp_path: Path) -> None:
+    async with rolling(tmp_path) as service:
+        before = await service.ask()
+        assert before["routing"] == {"arm": "bon", "share": 1.0, "step": None, "checkpoint": None}
+        assert (before["mode"], before["sampling"]["n"]) == ("auto", 4)
+        await service.submitted("0001")
+        assert (await service.checkpoint("0001"))["status"] == "rolling"
+        arms = await service.ask_until(lambda: service.live.keeper.rollout.live is not None)
+        assert arms["next"] > 0
+        assert arms["bon"] > 0
+        await service.until(lambda: list(service.runtime.policies) == ["ref", "live"])
+        after = await service.ask()
+        assert after["routing"] == {
+            "arm": "live", "share": 1.0, "step": None, "checkpoint": "0001",
+        }  # fmt: skip
+        assert (after["policy"]["name"], after["text"]) == ("live", f" {GOOD}" * 6)
+        state, metrics = await service.state(), await service.metrics()
+    assert (state["live"], state["next"], state["training_tokens"]) == ("0001", None, 100)
+    assert [event["kind"] for event in state["events"]] == [
+        "live", "advanced", "started", "submitted",
+    ]  # fmt: skip
+    by_arm = {one["arm"]: one for one in state["arms"]}
+    assert {arm: one["requests"] for arm, one in by_arm.items()} == {
+        "bon": arms["bon"] + 1, "next": arms["next"], "live": 1,
+    }  # fmt: skip
+    # Every answer of the checkpoint was compared, and none of best-of-N.
+    assert {arm: one["shadows"] for arm, one in by_arm.items()} == {
+        "bon": 0, "next": arms["next"], "live": 1,
+    }  # fmt: skip
+    assert (by_arm["live"]["tokens"], by_arm["live"]["share"]) == (6, 1.0)
+    assert state["checkpoints"][0]["evidence"]["shadows"] == 1
+    assert metrics['vbon_distil_checkpoint_info{checkpoint="0001",status="live"}'] == 1
+    assert metrics['vbon_distil_share{arm="live"}'] == 1
+    assert metrics['vbon_distil_auto_requests_total{arm="next"}'] == arms["next"]
+    assert metrics['vbon_distil_shadows_total{arm="next"}'] == arms["next"]
+    assert metrics["vbon_distil_tokens_saved_total"] == pytest.approx(state["saved_tokens"])
+    assert metrics["vbon_distil_training_tokens_total"] == 100
+    assert metrics['vbon_distil_rollbacks_total{reason="win_rate"}'] == 0
+    assert metrics['vbon:request_success_total{mode="shadow"}'] == arms["next"] + 1
+    assert metrics['vbon:request_success_total{mode="auto"}'] == sum(arms.values()) + 2
+
+
+async def test_a_checkpoint_that_is_worse_is_rolled_back_and_no_request_fails(
+    tmp_path: Path,
+) -> None:
+    builder = SpeakerBuilder()
+    async with rolling(tmp_path, builder) as service:
+        await service.submitted("0001", BAD)
+        await service.ask_until(lambda: service.live.keeper.rollout.rolling is None)
+        await service.until(lambda: "live-next" not in service.runtime.policies)
+        await service.until(lambda: not builder.built[0].alive)
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        found, metrics = await service.checkpoint("0001"), await service.metrics()
+        assert (found["status"], found["why"], found["served"]) == (
+            "rolled_back",
+            "win_rate",
+            False,
+        )
+        assert metrics['vbon_distil_rollbacks_total{reason="win_rate"}'] == 1
+        assert not [name for name in metrics if name.startswith("vbon:request_errors_total")]
+        event = (await service.state())["events"][0]
+        assert (event["kind"], event["detail"]["reason"]) == ("rolled_back", "win_rate")
+        # Few requests were enough: a tenth of the reference's rewards are below those of this checkpoint.
+        assert event["detail"]["shadows"] < 20
+
+
+async def test_a_live_checkpoint_that_falls_is_rolled_back(tmp_path: Path) -> None:
+    async with rolling(tmp_path, run_length=1000.0) as service:
+        await service.submitted("0001")
+        await service.post("checkpoints/0001/promote")
+        assert (await service.checkpoint("0001"))["status"] == "live"
+        await service.until(lambda: "live" in service.runtime.policies)
+        engine = service.runtime.policies["live"]
+        assert isinstance(engine, Speaker)
+        for _ in range(5):
+            await service.ask()
+        engine.word = 1  # its answers get worse
+        await service.ask_until(lambda: service.live.keeper.rollout.live is None)
+        found = await service.checkpoint("0001")
+        assert (found["status"], found["why"]) == ("rolled_back", "fall")
+        assert (await service.metrics())['vbon_distil_rollbacks_total{reason="fall"}'] == 1
+
+
+async def test_conversations_stay_on_their_arm_and_shares_are_near_their_value(
+    tmp_path: Path,
+) -> None:
+    async with rolling(tmp_path, shares=[0.25, 1.0], shadow_share=1e-9) as service:
+        await service.submitted("0001")
+        arms = {i: (await service.ask(f"p{i}"))["routing"]["arm"] for i in range(120)}
+        again = {i: (await service.ask(f"P{i} "))["routing"]["arm"] for i in range(0, 120, 7)}
+        assert again == {i: arms[i] for i in again}
+        # Binomial(120, 1/4): outside these with probability 2e-4. The prompts are fixed.
+        assert 13 <= list(arms.values()).count("next") <= 49
+        chats = []
+        for turn in range(3):
+            said = [{"role": "user", "content": "hello"}]
+            for number in range(turn):
+                said += [
+                    {"role": "assistant", "content": f"answer {number}"},
+                    {"role": "user", "content": f"more {number}"},
+                ]
+            body = {"model": "auto", "messages": said, "max_tokens": 3}
+            response = await service.client.post("/v1/chat/completions", json=body)
+            chats.append(response.json()["vbon"]["routing"]["arm"])
+        assert len(set(chats)) == 1
+        batch = {"prompts": [f"p{i}" for i in range(30)], "max_tokens": 2}
+        response = await service.client.post("/generate", params={"mode": "auto"}, json=batch)
+        assert response.json()["mode"] == "auto"
+        assert [one["routing"]["arm"] for one in response.json()["answers"]] == [
+            arms[i] for i in range(30)
+        ]
+
+
+async def on_arm(service: Rolling, arm: str) -> str:
+    """A prompt that this arm answers."""
+    for number in range(100):
+        if (await service.ask(f"{arm}? {number}"))["routing"]["arm"] == arm:
+            return f"{arm}? {number}"
+    raise AssertionError(f"no prompt is answered by {arm}")
+
+
+async def test_streams_tell_their_arm_and_finish_on_what_they_began_on(tmp_path: Path) -> None:
+    builder = SpeakerBuilder(lambda path: Speaker(path, seconds_per_token=0.002))
+    async with rolling(tmp_path, builder, shadow_share=1e-9) as service:
+        await service.submitted("0001")
+        headers = {"headers": [(b"authorization", bearer(ROOT_KEY)["authorization"].encode())]}
+        prompt = await on_arm(service, "next")
+
+        def streamed(path: str, **body: Any) -> Any:
+            asked = {"prompt": prompt, "max_tokens": 40, "stream": True, **body}
+            return with_key(service.app, path, asked, headers)
+
+        begun = [
+            asyncio.create_task(streamed("/generate?mode=auto")),
+            asyncio.create_task(streamed("/v1/completions", model="auto", logprobs=0)),
+            asyncio.create_task(streamed("/v1/completions", model="live-next")),
+        ]
+        await service.until(lambda: builder.built[0].unfinished == 3)
+        assert (await service.post("rollback", {"to": None})).status_code == 200
+        await service.until(lambda: "live-next" not in service.runtime.policies)
+        native, openai, named = await asyncio.gather(*begun)
+        (answer,) = native.named("answer")
+        assert answer["routing"]["checkpoint"] == "0001"
+        assert answer["text"] == f" {GOOD}" * 40
+        assert len(native.named("token")) > 1
+        for seen in (openai, named):
+            chunks = [data for _, data in seen.events if data != "[DONE]"]
+            assert "".join(one["choices"][0]["text"] for one in chunks) == f" {GOOD}" * 40
+            assert {one["system_fingerprint"] for one in chunks} == {answer["policy"]["revision"]}
+        report = [data for _, data in openai.events if data != "[DONE]"][-1]["vbon"]
+        assert report["routing"]["arm"] == "next"
+        await service.until(lambda: not builder.built[0].alive)  # only when all had finished
+        seen = await streamed("/generate?mode=auto", n=3)
+        (answer,) = seen.named("answer")
+        assert (answer["routing"]["arm"], answer["sampling"]["n"]) == ("bon", 3)
+        assert len(seen.named("candidate")) == 3
+
+
+async def with_key(app: Any, path: str, body: dict[str, Any], scope: dict[str, Any]) -> Any:
+    """Stream from the app as a client with an API key."""
+
+    async def keyed(inner: dict[str, Any], receive: Any, send: Any) -> None:
+        await app({**inner, **scope}, receive, send)
+
+    return await stream(keyed, path, body)  # type: ignore[arg-type]
+
+
+async def test_a_person_approves_refuses_and_rolls_back(tmp_path: Path) -> None:
+    async with rolling(tmp_path, approve=True, shadow_share=1e-9) as service:
+        for name in ("0001", "0002", "0003"):
+            assert (await service.submit(name)).json()["status"] == "waiting"
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        refused = await service.post("checkpoints/0003/refuse")
+        assert refused.json()["status"] == "refused"
+        for name in ("0001", "0002"):
+            assert (await service.post(f"checkpoints/{name}/promote")).json()["status"] == "rolling"
+            await service.until(lambda name=name: name in service.live.served.alive)  # type: ignore[misc]
+            assert (await service.post(f"checkpoints/{name}/promote")).json()["status"] == "live"
+        assert (await service.ask())["routing"]["checkpoint"] == "0002"
+        assert (await service.post("checkpoints/0002/refuse")).status_code == 422
+        back = (await service.post("rollback", {"to": "0001"})).json()
+        assert (back["live"], back["stored"]) == ("0001", True)
+        statuses = {one["id"]: one["status"] for one in back["checkpoints"]}
+        assert statuses == {"0001": "live", "0002": "rolled_back", "0003": "refused"}
+        await service.until(lambda: service.live.served.names == {"0001": "live"})
+        assert (await service.ask())["routing"]["checkpoint"] == "0001"
+        assert (await service.post("rollback", {"to": None})).json()["live"] is None
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        never = await service.post("rollback", {"to": "0003"})
+        assert (never.status_code, never.json()["error"]["param"]) == (422, "to")
+        for path in ("checkpoints/none/promote", "checkpoints/none/refuse"):
+            assert (await service.post(path)).status_code == 404
+        assert (await service.post("rollback", {"to": "none"})).status_code == 404
+        assert (await service.client.get("/distil/checkpoints/none")).status_code == 404
+        found = (await service.client.get("/distil/checkpoints/0003")).json()
+        assert found["decision"]["reasons"] == ["It wins."]
+
+
+async def test_a_checkpoint_that_cannot_be_used_is_a_clear_error_and_changes_nothing(
+    tmp_path: Path,
+) -> None:
+    async with rolling(tmp_path) as service:
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (service.kept / "rounds").mkdir(parents=True)
+        (service.kept / "rounds" / "linked").symlink_to(outside)
+        bare = service.kept / service.write("0002", GOOD)
+        (bare / "checksums.json").unlink()
+        damaged = service.kept / service.write("0003", GOOD)
+        (damaged / "tokenizer.json").write_text('{"word": "bad"}')
+        for path, words in (
+            ("rounds/none/checkpoint", "there is no directory"),
+            ("rounds", "is not below"),
+            ("rounds/../x", "is not below"),
+            (str(outside), "is not below"),
+            ("rounds/linked", "is not below"),
+            ("rounds/0002/checkpoint", "no checksums.json"),
+            ("rounds/0003/checkpoint", "tokenizer.json"),
+            ("rounds/a b/checkpoint", "cannot be the id"),
+            ("a\0b", "cannot be used"),
+        ):
+            body = {"path": path, "decision": decision()}
+            refused = await service.post("checkpoints", body)
+            assert refused.status_code == 422, path
+            assert words in refused.json()["error"]["message"], path
+            assert refused.json()["error"]["param"] == "path"
+        state = await service.state()
+        assert (state["checkpoints"], state["events"], state["next"]) == ([], [], None)
+        first = await service.submit("0001")
+        path = f"{service.kept}/rounds/0001/checkpoint"
+        again = await service.post("checkpoints", {"path": path, "decision": decision("refuse")})
+        assert again.json()["created"] == first.json()["created"]
+        assert again.json()["decision"]["verdict"] == "promote"
+        await service.until(lambda: "0001" in service.live.served.alive)
+        (service.kept / "rounds/0001/checkpoint").rename(tmp_path / "gone")
+        service.write("0001", BAD)
+        other = await service.post("checkpoints", {"path": path, "decision": decision()})
+        assert "checkpoints never change" in other.json()["error"]["message"]
+        wrong = await service.post("checkpoints", {"path": path, "decision": {"verdict": "yes"}})
+        assert wrong.status_code == 422
+
+
+async def test_a_checkpoint_that_does_not_load_gets_no_request(tmp_path: Path) -> None:
+    class Broken(Speaker):
+        async def start(self) -> None:
+            raise EngineDeadError("out of memory")
+
+    async with rolling(tmp_path, SpeakerBuilder(Broken)) as service:
+        assert (await service.submit("0001")).json()["status"] == "rolling"
+        await service.until(lambda: service.live.keeper.rollout.rolling is None)
+        found, state = await service.checkpoint("0001"), await service.state()
+        assert (found["status"], found["why"]) == ("rolled_back", "failed")
+        assert "out of memory" in state["events"][0]["detail"]["message"]
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        assert list(service.runtime.policies) == ["ref"]
+
+
+async def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
+    async with rolling(tmp_path, shares=[0.3, 0.6, 1.0]) as service:
+        await service.submitted("0001")
+        await service.post("checkpoints/0001/promote")
+        await service.post("checkpoints/0001/promote")
+        await service.submitted("0002")
+        await service.ask_until(lambda: service.live.keeper.totals.shadows["next"] >= 3)
+        before = await service.state()
+    async with rolling(tmp_path, shares=[0.3, 0.6, 1.0]) as service:
+        await service.until(lambda: service.live.served.alive == {"0001", "0002"})
+        assert service.live.served.names == {"0001": "live", "0002": "live-next"}
+        after = await service.state()
+        assert after == before
+        arms = {(await service.ask())["routing"]["arm"] for _ in range(30)}
+        assert arms == {"live", "next"}
+
+
+async def test_a_checkpoint_whose_directory_has_gone_leaves_best_of_n(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with rolling(tmp_path) as service:
+        await service.submitted("0001")
+        await service.post("checkpoints/0001/promote")
+    (tmp_path / "kept" / "rounds").rename(tmp_path / "elsewhere")
+    async with rolling(tmp_path) as service:
+        await service.until(lambda: service.live.keeper.rollout.live is None)
+        assert (await service.client.get("/readyz")).status_code == 200
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        event = (await service.state())["events"][0]
+        assert (event["kind"], event["detail"]["reason"]) == ("rolled_back", "failed")
+        assert "does not exist" in event["detail"]["message"]
+        assert "checkpoint 0001 cannot be served" in caplog.text
+        # Once it is back, it can be live again in one step.
+        (tmp_path / "elsewhere").rename(tmp_path / "kept" / "rounds")
+        assert (await service.post("rollback", {"to": "0001"})).json()["live"] == "0001"
+        await service.until(lambda: "live" in service.runtime.policies)
+
+
+async def test_a_checkpoint_that_was_changed_is_not_loaded_after_a_restart(tmp_path: Path) -> None:
+    async with rolling(tmp_path) as service:
+        await service.submitted("0001")
+    (tmp_path / "kept" / "rounds").rename(tmp_path / "elsewhere")
+    async with rolling(tmp_path, shadow_share=0.5) as service:
+        service.write("0001", BAD)
+        await service.until(lambda: service.live.keeper.rollout.rolling is None)
+        assert list(service.runtime.policies) == ["ref"]
+
+
+async def test_without_its_store_nothing_changes_but_a_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "RETRY_S", 0.01)
+    async with rolling(tmp_path, shadow_share=1e-9) as service:
+        await service.submitted("0001")
+
+        async def lost(*_: Any) -> Any:
+            raise StoreError("the store failed: disk I/O error")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(AsyncStore, "use", lost)
+            for path in ("checkpoints/0001/promote", "checkpoints/0001/refuse"):
+                refused = await service.post(path)
+                assert (refused.status_code, refused.json()["error"]["type"]) == (
+                    503, "store_unavailable",
+                )  # fmt: skip
+            refused = await service.submit("0002")
+            assert refused.status_code == 503
+            state = await service.state()
+            assert [one["id"] for one in state["checkpoints"]] == ["0001"]
+            assert state["next"] == "0001"
+            arms = {(await service.ask())["routing"]["arm"] for _ in range(20)}
+            assert arms == {"bon", "next"}
+            back = (await service.post("rollback", {"to": None})).json()
+            assert (back["next"], back["stored"]) == (None, False)
+            assert (await service.metrics())["vbon_distil_stored"] == 0
+            assert (await service.ask())["routing"]["arm"] == "bon"
+        await service.until(lambda: service.live.stored)
+    async with rolling(tmp_path) as service:
+        assert (await service.checkpoint("0001"))["status"] == "rolled_back"
+        assert (await service.state())["events"][0]["id"] > 0
+
+
+async def test_a_store_that_cannot_be_read_leaves_best_of_n_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "RETRY_S", 0.01)
+    async with rolling(tmp_path) as service:
+        await service.submitted("0001")
+        await service.post("checkpoints/0001/promote")
+    whole = AsyncStore.use
+    failing = True
+
+    async def lost(store: AsyncStore, work: Any) -> Any:
+        if failing:
+            raise StoreError("the store failed")
+        return await whole(store, work)
+
+    monkeypatch.setattr(AsyncStore, "use", lost)
+    monkeypatch.setattr("tests.unit.rolling.Rolling.until", once_started(Rolling.until))
+    async with rolling(tmp_path) as service:
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        refused = await service.client.get("/distil/checkpoints")
+        assert refused.status_code == 503
+        assert "cannot be read from the store" in refused.json()["error"]["message"]
+        assert (await service.post("rollback", {"to": None})).status_code == 503
+        failing = False
+        await service.until(lambda: "0001" in service.live.served.alive)
+        assert (await service.ask())["routing"]["arm"] == "live"
+
+
+def once_started(until: Any) -> Any:
+    """``until`` without the first wait, which is for the store."""
+    calls = iter([True])
+
+    async def skipping(self: Rolling, condition: Any) -> None:
+        if next(calls, False):
+            return
+        await until(self, condition)
+
+    return skipping
+
+
+async def test_a_dead_engine_leaves_its_requests_to_others(tmp_path: Path) -> None:
+    class Dying(Speaker):
+        dies = False
+
+        async def generate(self, *args: Any, **options: Any) -> Any:
+            if self.dies:
+                self._alive = False
+                raise EngineDeadError("the engine process was killed")
+            async for candidate in super().generate(*args, **options):
+                yield candidate
+
+    builder = SpeakerBuilder(Dying)
+    async with rolling(tmp_path, builder, shadow_share=1e-9) as service:
+        await service.submitted("0001")
+        prompt = await on_arm(service, "next")
+        engine = builder.built[0]
+        assert isinstance(engine, Dying)
+        await service.runtime.supervisor.remove("live-next")
+        engine.dies = True
+        during = await service.ask(prompt)  # it dies of this one
+        assert during["routing"]["arm"] == "bon"
+        assert not engine.alive
+        after = await service.ask(prompt)
+        assert after["routing"] == {"arm": "bon", "share": 1.0, "step": None, "checkpoint": None}
+        state = await service.state()
+        assert state["fallbacks"] == 2
+        assert state["checkpoints"][0]["served"] is False
+
+
+def test_the_win_rate_of_an_answer_counts_ties_half_and_leaves_out_what_has_no_reward() -> None:
+    assert win_rate(2.0, [1.0, 2.0, 3.0, 0.0]) == (2 + 0.5) / 4
+    assert win_rate(2.0, [1.0, None, float("nan"), 3.0]) == 0.5
+    assert win_rate(5.0, [1.0]) == 1.0
+    assert win_rate(0.0, [0.0, 0.0]) == 0.5
+    assert win_rate(None, [1.0]) is None
+    assert win_rate(1.0, []) is None
+    assert win_rate(1.0, [None]) is None
+    assert win_rate(float("inf"), [1.0]) is None
+
+
+def test_savings_are_those_against_best_of_n() -> None:
+    totals = AutoTotals()
+    totals.answered("next", 10, 4)  # nothing is known: as if 4 candidates were as long
+    assert totals.saved == 4 * 10 - 10
+    totals.answered("bon", 60, 4)
+    totals.shadowed("next", 100, 0.75)
+    assert totals.saved == 30 - 100
+    totals.answered("live", 5, 4)
+    assert totals.saved == 30 - 100 + (60 + 100) / 2 - 5
+    assert (totals.requests, totals.tokens) == (
+        {"bon": 1, "live": 1, "next": 1}, {"bon": 60, "live": 5, "next": 10},
+    )  # fmt: skip
+
+
+async def test_comparisons_are_left_out_where_they_are_in_the_way_or_tell_nothing(
+    tmp_path: Path,
+) -> None:
+    async with rolling(tmp_path, shares=[1.0], shadow_load=0.75) as service:
+        await service.submitted("0001")
+        shadows = service.live.shadows
+
+        async def skipped(**body: Any) -> dict[str, int]:
+            before = shadows.skipped.copy()
+            await service.ask(**body)
+            return dict(shadows.skipped - before)
+
+        assert await skipped() == {}
+        for body in ({"temperature": 0}, {"top_p": 0.5}, {"ignore_eos": True}):
+            assert await skipped(**body) == {"sampling": 1}
+        async with service.runtime.admission.enter(381):  # of 512: no room for 4 below 384
+            assert await skipped() == {"busy": 1}
+        async with service.runtime.admission.enter(380):
+            assert await skipped() == {}
+        state = await service.state()
+        assert state["shadows"]["skipped"] == {"sampling": 3, "busy": 1}
+        assert state["shadows"]["done"] == 2
+
+
+async def test_a_comparison_makes_room_as_soon_as_a_request_waits(tmp_path: Path) -> None:
+    slow = ChatEngine("ref", seconds_per_token=0.01, endless=True)
+    async with rolling(tmp_path, shares=[1.0], ref=slow) as service:
+        await service.submitted("0001")
+
+        async def ask(mode: str = "auto", **changes: Any) -> bool:
+            body = {"prompt": "p", "max_tokens": 100, **changes}
+            response = await service.client.post("/generate", params={"mode": mode}, json=body)
+            return response.is_success
+
+        for _ in range(3):
+            assert await ask()
+        assert service.live.shadows.skipped["at_once"] == 1  # two at once
+        await service.until(lambda: slow.running == 8)
+        async with service.runtime.admission.enter(504):  # all of 512
+            assert await ask("bon", n=8, max_tokens=1)
+        assert service.live.shadows.skipped["stopped"] == 2
+        assert slow.aborted == 8
+        assert service.live.keeper.totals.shadows["live"] == 0
+
+
+async def test_shadows_are_kept_for_training_as_their_requests_allow(tmp_path: Path) -> None:
+    async with rolling(tmp_path, shares=[1.0], exclude_keys=["ann"]) as service:
+        await service.submitted("0001")
+        answer = await service.ask("kept", seed=3)
+        await service.ask("not stored", store=False)
+        ann = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=service.app),
+            base_url="http://test",
+            headers=bearer(ANN_KEY),
+        )
+        body = {"prompt": "of an excluded key", "max_tokens": 6}
+        async with ann:
+            assert (await ann.post("/generate", params={"mode": "auto"}, json=body)).is_success
+        await service.until(lambda: service.live.keeper.totals.shadows["live"] == 3)
+        await service.client.post("/distil/seal")
+        (one,) = kept(service.kept)
+        assert (one.prompt, one.mode, one.seed) == ("kept", "shadow", None)
+        assert one.request_id == answer["request_id"]
+        assert (len(one.rewards), one.independent) == (4, 4)
+        deleted = await service.client.delete(f"/distil/requests/{answer['request_id']}")
+        assert deleted.json()["lines"] == 1
+
+
+async def test_the_routes_say_if_nothing_is_rolled_out(tmp_path: Path) -> None:
+    async with collecting(tmp_path) as (_, client):
+        for method, path, body in (
+            ("GET", "/distil/checkpoints", None),
+            ("GET", "/distil/checkpoints/1", None),
+            ("POST", "/distil/checkpoints", {"path": "x", "decision": decision()}),
+            ("POST", "/distil/checkpoints/1/promote", None),
+            ("POST", "/distil/checkpoints/1/refuse", None),
+            ("POST", "/distil/rollback", {"to": None}),
+        ):
+            missing = await client.request(method, path, json=body)
+            assert missing.status_code == 404
+            assert "--distil.policy" in missing.text
