@@ -72,10 +72,12 @@ class Settings(BaseSettings):
 
     Attributes:
         option_groups: headings of the help page, each with the names of its fields.
+        positional: the field that the first argument sets if it is not a flag; ``None``: arguments are flags.
         other_variables: environment variables that share the prefix but are not settings.
     """
 
     option_groups: ClassVar[OptionGroups] = {}
+    positional: ClassVar[str | None] = None
     other_variables: ClassVar[frozenset[str]] = frozenset()
 
     model_config = SettingsConfigDict(
@@ -117,7 +119,7 @@ def load_settings(settings_type: type[S], arguments: Sequence[str], *, program: 
         show(help_page(settings_type, program))
         raise SystemExit(0)
     try:
-        rest, config = _take_config(list(arguments), prefix)
+        rest, config = _take_config(_named(settings_type, arguments), prefix)
         _refuse_unknown_flags(settings_type, rest)
         _refuse_unknown_environment(settings_type, prefix)
         values = _read_toml(config) if config else {}
@@ -152,6 +154,14 @@ def _refuse_unknown_flags(settings_type: type[BaseSettings], arguments: Sequence
     """Refuse a misspelt flag here, since argparse would not say which flag was meant."""
     if (problem := unknown_flag(settings_type, arguments)) is not None:
         raise ValueError(problem)
+
+
+def _named(settings_type: type[Settings], arguments: Sequence[str]) -> list[str]:
+    """The arguments, with a flag before the first one if it is that of the positional setting."""
+    name = settings_type.positional
+    if name is None or not arguments or arguments[0].startswith("-"):
+        return list(arguments)
+    return [f"--{name.replace('_', '-')}={arguments[0]}", *arguments[1:]]
 
 
 def _take_config(arguments: list[str], prefix: str) -> tuple[list[str], Path | None]:

@@ -40,7 +40,7 @@ def test_a_file_that_is_not_prompts_is_refused_in_one_line(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vbon.study.run._takes_n", lambda _: False)  # asks a process
+    monkeypatch.setattr("vbon.study.run.takes_n", lambda _: False)  # asks a process
     for name, (content, words) in BAD.items():
         file = tmp_path / name
         file.write_bytes(content)
@@ -75,7 +75,7 @@ def test_encoding_and_column_can_be_named(
     if command == "study":  # its next step is a process of its own
         ran: list[tuple[str, ...]] = []
         monkeypatch.setattr("vbon.study.run.command", lambda *words: ran.append(words))
-        monkeypatch.setattr("vbon.study.run._takes_n", lambda _: False)
+        monkeypatch.setattr("vbon.study.run.takes_n", lambda _: False)
     found = RUNNER.invoke(app, [*command.split(), *COMMANDS[command], *read, *out, *url])
     assert found.exit_code == 1
     said = (found.stdout + found.stderr + caplog.text).replace("\n", "")

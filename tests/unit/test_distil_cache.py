@@ -253,7 +253,7 @@ def test_a_poisoned_stream_is_warned_about_with_figures(tmp_path: Path) -> None:
     answers += [
         answer(f"s-{i}", prompt=f"p {i}", key="k2", responses=(f" {i}", f" x{i}")) for i in range(3)
     ]
-    warnings = cache_of(tmp_path, answers).warnings
+    warnings = list(cache_of(tmp_path, answers).suspicions.values())
     assert len(warnings) == 3
     assert "one API key sent 70% of the 10 answers" in warnings[0]
     assert "one prompt makes up 70% of the 10 answers" in warnings[1]
@@ -263,16 +263,33 @@ def test_a_poisoned_stream_is_warned_about_with_figures(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     assert (
         "the rewards of 3 of 4 prompts are all equal"
-        in cache_of(tmp_path / "again", answers).warnings[-1]
+        in list(cache_of(tmp_path / "again", answers).suspicions.values())[-1]
     )
 
 
 def test_usual_traffic_is_not_warned_about(tmp_path: Path) -> None:
     answers = [
-        answer(f"r-{i}", prompt=f"p {i}", key=f"k{i % 3}", responses=(f" {i}", f" x{i}"))
+        answer(f"r-{i}", prompt=f"p {chr(97 + i)}", key=f"k{i % 3}", responses=(f" {i}", f" x{i}"))
         for i in range(12)
     ]
-    assert cache_of(tmp_path, answers).warnings == []
+    assert cache_of(tmp_path, answers).suspicions == {}
+
+
+def test_prompts_that_differ_in_digits_and_punctuation_only_are_one_template(
+    tmp_path: Path,
+) -> None:
+    texts = [f"say hello, no. {i}{'!' * (i % 3)}" for i in range(11)]
+    texts += [f"tell me of {one}" for one in ("rain", "snow", "wind", "sun", "fog", "hail", "ice")]
+    answers = [
+        answer(f"r-{i}", prompt=text, responses=(f" {i}", f" x{i}")) for i, text in enumerate(texts)
+    ]
+    found = cache_of(tmp_path, answers).suspicions
+    assert list(found) == ["template"]
+    assert "61% of 18 prompts are the same text but for digits and punctuation" in found["template"]
+    (tmp_path / "fewer").mkdir()
+    assert cache_of(tmp_path / "fewer", answers[2:]).suspicions.keys() == {"template"}
+    (tmp_path / "half").mkdir()
+    assert cache_of(tmp_path / "half", answers[4:]).suspicions == {}  # 7 of 14
 
 
 def test_a_damaged_shard_is_left_out_as_a_whole(

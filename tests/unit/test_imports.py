@@ -26,6 +26,7 @@ ENTRIES = {
     "service.bench.run",
     "service.loadtest.__main__",
     "service.loadtest.execute",
+    "vbon.distil.commands",
 }
 
 # Light rooms that every other one may import; they import only each other.
@@ -62,7 +63,9 @@ ROOMS = {
     "vbon.http": "",
     "vbon.rewards": "vbon.http",
     "vbon.demo": "vbon.cli",
-    "vbon.distil": "vbon.cli vbon.rewards",
+    "vbon.distil": "vbon.rewards",
+    "vbon.distil.commands": "vbon.cli vbon.distil vbon.distil.loop",
+    "vbon.distil.loop": "vbon.distil vbon.study",
     "vbon.study": "vbon.cli",
     # service: around a request
     "service": "",

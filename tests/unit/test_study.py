@@ -22,9 +22,9 @@ from vbon.config import load_settings
 from vbon.errors import DataError
 from vbon.prompt_files import read_prompts
 from vbon.study.config import StudyConfig
-from vbon.study.run import Study, _without_null, run_study
+from vbon.study.run import Study, run_study
 from vbon.study.split import PARTS, split_prompts, write_split
-from vbon.study.steps import STATE, Progress, Step, StepFailedError
+from vbon.study.steps import STATE, Progress, Step, StepFailedError, without_null
 
 SHIPPED = Path(__file__).resolve().parents[2] / "docs" / "smollm2-study.toml"
 
@@ -194,7 +194,7 @@ def test_each_command_takes_the_settings_that_the_study_writes_for_it(
     evaluated = loaded(EvaluateConfig, evaluate)
     assert (evaluated.prompts.name, evaluated.seed) == ("test.jsonl", 1)  # type: ignore[attr-defined]
     assert set(evaluated.checkpoints) == {"vbon", "kl-rl"}  # type: ignore[attr-defined]
-    served = ServiceSettings(**_without_null(study._service()))
+    served = ServiceSettings(**without_null(study._service()))
     assert set(served.policies) == {"ref", "vbon", "kl-rl"}
     loaded_with = LoadTestSettings(**steps["measure"].key[1])
     assert loaded_with.n == [4]
@@ -245,10 +245,10 @@ def test_the_shipped_study_is_one(tmp_path: Path) -> None:
     steps = {step.name: step for step in study.steps()}
     for name in config.objectives:
         settings = steps[f"train {name}"].key[0]
-        train_config_type(name)(**_without_null(settings))
+        train_config_type(name)(**without_null(settings))
     SampleConfig(**steps["sample"].key[0])
-    EvaluateConfig(**_without_null(steps["evaluate"].key[0]))
-    ServiceSettings(**_without_null(study._service()))
+    EvaluateConfig(**without_null(steps["evaluate"].key[0]))
+    ServiceSettings(**without_null(study._service()))
     LoadTestSettings(**steps["measure"].key[1])
 
 

@@ -11,11 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from vbon.distil.answer import CollectedAnswer, Identity, parse_line, to_line
 from vbon.distil.shard import SEALED, SealedShard
-from vbon.distil.split import is_held_out
+from vbon.distil.split import is_held_out, template
 from vbon.distil.summary import shard_paths
 from vbon.errors import DataError, ExportError
 from vbon.prompt_files import write_prompts
@@ -32,9 +32,13 @@ logger = logging.getLogger(__name__)
 
 BACKEND = "service"  # in the metadata's identity, where `vbon sample` names its engine
 # Shares from which on a stream looks poisoned.
-MOST_OF_ONE_KEY = MOST_OF_ONE_PROMPT = MOST_FLAT = 0.5
+MOST_OF_ONE_KEY = MOST_OF_ONE_PROMPT = MOST_OF_ONE_TEMPLATE = MOST_FLAT = 0.5
 MOST_OF_ONE_RESPONSE = 0.2
+FEWEST_FOR_TEMPLATE = 10  # prompts; of fewer, half may look alike by chance
 MOST_TEXTS = 200_000  # responses that the last one is estimated from, evenly spread
+# Signs of a poisoned stream: one key, one prompt, prompts that differ in digits and punctuation only, one
+# response, and rewards that are all equal.
+Suspicion = Literal["key", "prompt", "template", "response", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class CacheReport:
         small_prompts: prompts with fewer than ``min_samples`` samples.
         surplus_samples: samples beyond ``max_samples`` of a prompt.
         damaged_shards: shards that were left out.
-        warnings: signs that the traffic is not what one wants to learn from.
+        suspicions: signs that the traffic is not what one wants to learn from, in sentences.
     """
 
     answers: int = 0
@@ -99,7 +103,7 @@ class CacheReport:
     damaged_shards: int = 0
     fewest_samples: int = 0
     most_samples: int = 0
-    warnings: list[str] = field(default_factory=list)
+    suspicions: dict[Suspicion, str] = field(default_factory=dict)
 
     def lines(self, options: CacheOptions) -> list[str]:
         """The report for people: what was written, and what was left out and why."""
@@ -229,6 +233,7 @@ class _Stream:
         self.heldout: dict[bytes, Prompt] = {}
         self._spool, self._size = spool, 0
         self._keys: Counter[str] = Counter()
+        self._templates: Counter[bytes] = Counter()
         self._asked: Counter[bytes] = Counter()
         self._texts: Counter[str] = Counter()
         self._candidates, self._stride = 0, 1 + candidates // MOST_TEXTS
@@ -248,10 +253,12 @@ class _Stream:
 
     def _add(self, answer: CollectedAnswer) -> None:
         report = self.report
-        prompt = hashlib.blake2b(answer.prompt_identity.encode(), digest_size=16).digest()
+        prompt = _digest(answer.prompt_identity)
         report.answers += 1
         self._keys[answer.key] += 1
         self._asked[prompt] += 1
+        if self._asked[prompt] == 1:
+            self._templates[_digest(template(answer))] += 1
         for text in answer.responses:
             self._candidates += 1
             if self._candidates % self._stride == 0:
@@ -299,29 +306,35 @@ class _Stream:
         self._spool.seek(at)
         return parse_line(self._spool.read(length), "a copied answer")
 
-    def warnings(self) -> list[str]:
+    def suspicions(self) -> dict[Suspicion, str]:
         """Signs of a poisoned stream, with figures."""
-        report, found = self.report, []
+        report, found = self.report, dict[Suspicion, str]()
         [(key, of_key)], [(_, of_prompt)] = self._keys.most_common(1), self._asked.most_common(1)
         if key and len(self._keys) > 1 and of_key / report.answers > MOST_OF_ONE_KEY:
-            found.append(
+            found["key"] = (
                 f"one API key sent {of_key / report.answers:.0%} of the {report.answers} answers, so the "
                 "cache is about what this key asks; --distil.max-key-share limits it, --distil.exclude-keys "
                 "leaves it out"
             )
         if report.answers > 1 and of_prompt / report.answers > MOST_OF_ONE_PROMPT:
-            found.append(
+            found["prompt"] = (
                 f"one prompt makes up {of_prompt / report.answers:.0%} of the {report.answers} answers; if "
                 "it is a health check, send it with store: false"
             )
+        [(_, of_template)], prompts = self._templates.most_common(1), self._templates.total()
+        if prompts >= FEWEST_FOR_TEMPLATE and of_template / prompts > MOST_OF_ONE_TEMPLATE:
+            found["template"] = (
+                f"{of_template / prompts:.0%} of {prompts} prompts are the same text but for digits and "
+                "punctuation, so they are hardly what users ask"
+            )
         [(text, of_text)], looked_at = self._texts.most_common(1), self._texts.total()
         if looked_at > 1 and of_text / looked_at > MOST_OF_ONE_RESPONSE:
-            found.append(
+            found["response"] = (
                 f"one response makes up {of_text / looked_at:.0%} of {looked_at} candidates (it has "
                 f"{len(text)} characters), so the policy hardly varies, or a client has it repeated"
             )
         if report.prompts and report.flat_prompts / report.prompts > MOST_FLAT:
-            found.append(
+            found["reward"] = (
                 f"the rewards of {report.flat_prompts} of {report.prompts} prompts are all equal, so nothing "
                 "can be learned from them; check the reward model"
             )
@@ -364,7 +377,7 @@ def _write(options: CacheOptions, identity: Identity, stream: _Stream) -> CacheR
         if not report.prompts:
             raise DataError(_nothing(options, stream))
         report.heldout_prompts = len(stream.heldout)
-        report.warnings = stream.warnings()
+        report.suspicions = stream.suspicions()
         if stream.heldout:
             write_prompts(options.heldout_path, list(stream.heldout.values()))
         else:  # without any, no file is left under that name
@@ -446,3 +459,7 @@ def _metadata(options: CacheOptions, identity: Identity, report: CacheReport) ->
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from vbon.cli.errors import errors_as_lines
+from vbon.cli.settings_command import INTERRUPTED, add_settings_command
 from vbon.cli.typer_help import HelpCommand, group_type
+from vbon.config import Settings
 
 distil_cli = typer.Typer(
     cls=group_type(),
@@ -161,8 +163,35 @@ def cache(
         report = make_cache(options)
     for line in report.lines(options):
         typer.echo(line)
-    for warning in report.warnings:
+    for warning in report.suspicions.values():
         typer.echo(f"warning: {warning}", err=True)
+
+
+def _run_settings() -> type[Settings]:
+    from vbon.distil.loop.config import DistilRunConfig
+
+    return DistilRunConfig
+
+
+def _run(config: Any) -> int:
+    from vbon.distil.loop.run import run_loop
+
+    logging.basicConfig(level="WARNING", format="%(levelname)s %(message)s")
+    try:
+        run_loop(config)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; give the same command again to go on", err=True)
+        return INTERRUPTED
+    return 0
+
+
+add_settings_command(
+    distil_cli,
+    "run",
+    "Train on what comes in, round after round, and promote what is good enough.",
+    _run_settings,
+    _run,
+)
 
 
 def _time(unix_s: float) -> str:

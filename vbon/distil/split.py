@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vbon.distil.answer import CollectedAnswer
+
+_LETTERS = re.compile(r"[^\W\d_]+")
 
 
 def is_held_out(answer: CollectedAnswer, share: float) -> bool:
@@ -40,6 +43,15 @@ def opening_of(prompt: str, messages: Sequence[Mapping[str, Any]] | None) -> str
         if message.get("role") == "user":
             break
     return "\n".join(parts)
+
+
+def template(answer: CollectedAnswer) -> str:
+    """The part of :func:`opening` that is left without digits, punctuation and symbols.
+
+    A text of these alone is its own template.
+    """
+    text = opening(answer)
+    return " ".join(_LETTERS.findall(text)) or text
 
 
 def _plain(text: str) -> str:

@@ -29,8 +29,10 @@ def help_page(settings_type: type[BaseModel], program: str) -> HelpPage:
         Entry("--help", "Show this message and exit."),
     ]
     variables = f" Each setting is also an environment variable, {prefix}NAME." if prefix else ""
+    positional = getattr(settings_type, "positional", None)
+    argument = f" {positional.upper()}" if positional else ""
     return HelpPage(
-        usage=f"{program} [OPTIONS]",
+        usage=f"{program}{argument} [OPTIONS]",
         summary=summary,
         description=description,
         groups=[*options, ("General", general)],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -14,16 +13,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from vbon.errors import DataError
-from vbon.storage.atomic import write_json, write_text
+from vbon.storage.atomic import write_json
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
 from vbon.study.config import StudyConfig
 from vbon.study.report import show_verdict, write_report
 from vbon.study.split import PARTS, Split, split_prompts, write_split
-from vbon.study.steps import STATE, Progress, Step, StepFailedError, command
+from vbon.study.steps import (
+    STATE,
+    Progress,
+    Step,
+    StepFailedError,
+    command,
+    takes_n,
+    write_settings,
+)
 from vbon.terminal import table_console
 
 _START_S = "900"  # a large model may load for minutes
@@ -177,7 +182,7 @@ class Study:
             "trust_remote_code": self.config.trust_remote_code,
             **self._training(objective),
         }
-        flags = ["--num-samples", str(self.config.n)] if _takes_n(objective) else []
+        flags = ["--num-samples", str(self.config.n)] if takes_n(objective) else []
         title = f"fine-tune with {objective}"
         program = ["training", objective]
         return self._step(f"train {objective}", title, program, settings, (target,), flags)
@@ -224,7 +229,7 @@ class Study:
         }
 
         def run() -> None:
-            write_text(self.out / "serve.toml", tomli_w.dumps(_without_null(self._service())))
+            write_settings(self.out / "serve.toml", self._service())
             with self._served() as (url, pid):
                 command("service", "compare", *self._compare_flags(url, pid, comparison))
                 settings = self._written("loadtest", load)
@@ -325,37 +330,8 @@ class Study:
 
     def _written(self, name: str, settings: Mapping[str, Any]) -> Path:
         file = self.out / "settings" / f"{name}.toml"
-        write_text(file, tomli_w.dumps(_without_null(settings)))
+        write_settings(file, settings)
         return file
-
-
-def _takes_n(objective: str) -> bool:
-    """True if an objective has an N, by its command's own help, which knows plug-ins too."""
-    shown = subprocess.run(
-        [sys.executable, "-m", "training", objective, "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "110"},
-    )
-    if shown.returncode != 0:
-        said = re.search(r"Did you mean [^?]*\?", shown.stderr)
-        raise StepFailedError(
-            f"there is no objective {objective!r}. {said[0] if said else '`vbon train` lists them.'}"
-        )
-    return "--num-samples " in shown.stdout
-
-
-def _without_null(values: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML has no null; the word ``none`` stands for it in every settings file."""
-    return {
-        key: "none"
-        if value is None
-        else _without_null(value)
-        if isinstance(value, Mapping)
-        else value
-        for key, value in values.items()
-    }
 
 
 def _absolute(spec: str) -> str:

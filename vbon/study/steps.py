@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 from rich.console import Console
 
 from vbon.cli.settings_command import INTERRUPTED
 from vbon.errors import VbonError
-from vbon.storage.atomic import write_json
+from vbon.storage.atomic import write_json, write_text
 
 STATE = "study.json"
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 class StepFailedError(VbonError):
@@ -99,13 +105,16 @@ class Progress:
             write_json(self.directory / STATE, self.state)
 
 
-def command(program: str, *arguments: str) -> None:
+def command(program: str, *arguments: str, niceness: int = 0) -> None:
     """Run a command of the project, such as ``training evaluate --out DIR``, to its end.
+
+    It ends with this process, also if that is killed, so a later start does not meet it at its work.
 
     Raises:
         StepFailedError: its status is not 0. KeyboardInterrupt: it was interrupted.
     """
-    status = subprocess.run([sys.executable, "-m", program, *arguments], check=False).returncode
+    words = [sys.executable, "-m", program, *arguments]
+    status = subprocess.run(words, check=False, preexec_fn=_child_setup(niceness)).returncode
     if status in (INTERRUPTED, -2):
         raise KeyboardInterrupt
     if status != 0:
@@ -113,6 +122,61 @@ def command(program: str, *arguments: str) -> None:
             f"`{program} {arguments[0]}` ended with status {status}; mend what it says above and give the "
             "same command again: finished steps are kept"
         )
+
+
+def _child_setup(niceness: int) -> Callable[[], None]:
+    """Function for a child to call before it starts the command."""
+    parent = os.getpid()
+    # Only Linux can end a child with its parent; elsewhere it goes on, and its lock keeps others away.
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def setup() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it was killed before
+                os._exit(1)
+        if niceness:
+            os.nice(niceness)
+
+    return setup
+
+
+def write_settings(file: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings of a command as TOML."""
+    write_text(file, tomli_w.dumps(without_null(settings)))
+
+
+def without_null(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings for TOML, which has no null; the word ``none`` stands for it in every settings file."""
+    return {
+        key: "none"
+        if value is None
+        else without_null(value)
+        if isinstance(value, Mapping)
+        else value
+        for key, value in values.items()
+    }
+
+
+def takes_n(objective: str) -> bool:
+    """True if an objective has an N, by its command's own help, which knows plug-ins too.
+
+    Raises:
+        StepFailedError: there is no such objective.
+    """
+    shown = subprocess.run(
+        [sys.executable, "-m", "training", objective, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "110"},
+    )
+    if shown.returncode != 0:
+        said = re.search(r"Did you mean [^?]*\?", shown.stderr)
+        raise StepFailedError(
+            f"there is no objective {objective!r}. {said[0] if said else '`vbon train` lists them.'}"
+        )
+    return "--num-samples " in shown.stdout
 
 
 def _after(step: Step, seconds: float, rest: Sequence[Step]) -> str:
