@@ -13,6 +13,7 @@ from vbon.cli.errors import errors_as_lines
 from vbon.cli.settings_command import INTERRUPTED, add_settings_command
 from vbon.cli.typer_help import HelpCommand, group_type
 from vbon.config import Settings
+from vbon.distil.checkpoint_commands import add_checkpoint_commands
 
 distil_cli = typer.Typer(
     cls=group_type(),
@@ -192,6 +193,7 @@ add_settings_command(
     _run_settings,
     _run,
 )
+add_checkpoint_commands(distil_cli)
 
 
 def _time(unix_s: float) -> str:
