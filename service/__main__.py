@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -29,6 +29,8 @@ LAZY = {
 cli = typer.Typer(cls=group_type(LAZY, default="serve"), add_completion=False)
 cli.add_typer(keys_cli, name="keys")
 
+# What becomes of requests in flight; as in service.runtime.reload, which would load too much here.
+InFlightChoice = Literal["finish", "keep"]
 Url = Annotated[str, typer.Option(help="address of the running server")]
 LOCAL = "http://127.0.0.1:8000"
 
@@ -170,6 +172,21 @@ def compare(
 def reload(
     model: Annotated[str, typer.Argument(help="a policy's name, or reward, or gold")],
     url: Url = LOCAL,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="change the weights in the running engine instead of starting another one beside it; only "
+            "if the new version differs in its weights alone",
+        ),
+    ] = False,
+    in_flight: Annotated[
+        InFlightChoice,
+        typer.Option(
+            help="with --in-place: requests in flight finish with the old weights while new ones wait, or "
+            "are kept and go on with the new ones",
+        ),
+    ] = "finish",
 ) -> None:
     """Make a running server read one of its models again.
 
@@ -178,12 +195,13 @@ def reload(
 
     Examples:
     vbon reload vbon
+    vbon reload vbon --in-place
     VBON_REMOTE_API_KEY=$ADMIN vbon reload reward --url https://host:8000
     """
     from service.client import run_reload
 
     with errors_as_lines():
-        run_reload(url, model)
+        run_reload(url, model, in_place=in_place, in_flight=in_flight)
 
 
 def main() -> None:

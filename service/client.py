@@ -68,7 +68,7 @@ def _client(url: str) -> httpx.Client:
     return httpx.Client(base_url=url, timeout=600, headers=headers)
 
 
-def run_reload(url: str, model: str) -> None:
+def run_reload(url: str, model: str, *, in_place: bool = False, in_flight: str = "finish") -> None:
     """Make a server read one of its models again, and print the result.
 
     Raises:
@@ -76,10 +76,14 @@ def run_reload(url: str, model: str) -> None:
     """
     console = Console()
     with _client(url) as client, console.status(f"reloading {escape(model)} ..."):
-        done = _post(client, {"model": model}, "/admin/reload")
+        chosen = {"in_place": True, "in_flight": in_flight} if in_place else {}
+        done = _post(client, {"model": model, **chosen}, "/admin/reload")
+    if done["in_place"]:
+        times = f"checked in {done['load_s']:.1f} s, weights changed in {done['drain_s']:.1f} s"
+    else:
+        times = f"loaded in {done['load_s']:.1f} s, the old one free after {done['drain_s']:.1f} s"
     console.print(
-        f"{', '.join(done['models'])}: {done['now']} is served in the place of {done['before']} "
-        f"(loaded in {done['load_s']:.1f} s, the old one free after {done['drain_s']:.1f} s)"
+        f"{', '.join(done['models'])}: {done['now']} is served in the place of {done['before']} ({times})"
     )
 
 

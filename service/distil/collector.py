@@ -83,7 +83,7 @@ class Collector:
             dropped["key_excluded"] += 1
         elif self._random() >= self._settings.sampling_rate:
             dropped["not_sampled"] += 1
-        elif result.reward_revision != result.scorer.revision:
+        elif result.reward_revision != result.scorer.revision or result.earlier_revisions:
             dropped["reloaded"] += 1
         else:
             now_s = self.writer.directory.now_s()

@@ -78,7 +78,7 @@ def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
         ),
         usage=_usage(result),
         timings_ms=_timings(result),
-        policy=model_ref(result.mode.policy, result.policy),
+        policy=model_ref(result.mode.policy, result.policy, result.earlier_revisions),
         reward_model=scorer_ref("reward", result.scorer),
         routing=None if result.routing is None else RoutingOut(**asdict(result.routing)),
     )

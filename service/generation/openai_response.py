@@ -40,7 +40,7 @@ async def completion(
         id=f"cmpl-{plan.request_id}",
         created=int(time.time()),
         model=body.model,
-        system_fingerprint=answers[0].policy.revision,
+        system_fingerprint=answers[0].policy.fingerprint,
         usage=openai_usage(answers),
         vbon=reports[0] if plan.request.prompts is None else reports,
         choices=[
@@ -67,7 +67,7 @@ async def chat_completion(
         id=f"chatcmpl-{plan.request_id}",
         created=int(time.time()),
         model=body.model,
-        system_fingerprint=answer.policy.revision,
+        system_fingerprint=answer.policy.fingerprint,
         usage=openai_usage([answer]),
         vbon=vbon_report(answer, result),
         choices=[

@@ -61,13 +61,15 @@ async def chunks(
                 counted = f"{progress.scored}/{progress.total} candidates scored"
                 yield comment(counted if writer.reranks else "still at work")
             elif isinstance(happened, PromptResult):
+                answer = generate_answer(plan, happened)
+                writer.complete(answer)
                 reasons = []
                 for index, scored in enumerate(happened.outcome.returned):
                     told = await told_answer(plan, use, scored.candidate, index)
                     reasons.append(told.finish_reason)
                     for message in writer.whole(index, scored.candidate, told.message):
                         yield message
-                for message in writer.end(generate_answer(plan, happened), happened, reasons):
+                for message in writer.end(answer, happened, reasons):
                     yield message
 
 
@@ -89,7 +91,7 @@ class _ChunkWriter:
         self._chat = isinstance(body, ChatRequest)
         self._options: StreamOptions = body.options
         self._sent = [_Sent() for _ in range(plan.answers)]
-        self._common = {
+        self._common: dict[str, Any] = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{plan.request_id}",
             "object": "chat.completion.chunk" if self._chat else "text_completion",
             "created": int(time.time()),
@@ -100,6 +102,10 @@ class _ChunkWriter:
         """Take note of the model that answers, which is known before the first chunk."""
         self.prompt_tokens, self.reranks = admitted.prompt_tokens, admitted.reranks
         self._common["system_fingerprint"] = admitted.policy.revision
+
+    def complete(self, answer: GenerateAnswer) -> None:
+        """Take note of an answer that is complete, with all the revisions that had a part in it."""
+        self._common["system_fingerprint"] = answer.policy.fingerprint
 
     def grow(self, index: int, answer: Partial | Candidate) -> list[str]:
         """The chunks for what is new of an answer; none while new tokens do not complete a character."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
@@ -51,9 +53,11 @@ def policy_ref(runtime: Runtime, mode: Mode) -> ModelRef:
     return model_ref(mode.policy, runtime.policies[mode.policy].info)
 
 
-def model_ref(name: str, info: ModelInfo) -> ModelRef:
-    """A policy's identity."""
-    return ModelRef(name=name, path=info.path, revision=info.revision)
+def model_ref(name: str, info: ModelInfo, earlier: Sequence[str] = ()) -> ModelRef:
+    """A policy's identity, with the revisions that it had earlier during the same request."""
+    return ModelRef(
+        name=name, path=info.path, revision=info.revision, earlier_revisions=list(earlier)
+    )
 
 
 def scorer_ref(name: str, scorer: BatchingScorer | None) -> ModelRef | None:

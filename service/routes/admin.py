@@ -18,6 +18,10 @@ async def post_reload(body: ReloadRequest, reloader: ReloaderDep) -> ReloadAnswe
     """Load a model again from its configured path, without interrupting any request.
 
     The new model is loaded and warmed up beside the old one; requests in flight finish with the old one.
-    If the new model cannot be served, the request is rejected and the old one stays.
+    With `in_place`, the weights of the running engine are changed instead. If the new model cannot be served,
+    the request is rejected and the old one stays.
     """
-    return ReloadAnswer(**asdict(await reloader.reload(body.model)))
+    done = await reloader.reload(
+        body.model, in_place=body.in_place, in_flight=body.in_flight, limit_s=body.limit_s
+    )
+    return ReloadAnswer(**asdict(done))

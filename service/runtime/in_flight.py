@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 
-from vbon.errors import RequestTimeoutError, ShuttingDownError
+from vbon.errors import NotReadyError, RequestTimeoutError, ShuttingDownError
+
+# The engines and scorers that the current task uses already.
+_held: ContextVar[tuple[object, ...]] = ContextVar("held", default=())
 
 
 class InFlightRequests:
@@ -23,6 +27,7 @@ class InFlightRequests:
         self._cut_off = False
         self._finished = asyncio.Event()
         self._uses: dict[asyncio.Timeout, tuple[object, ...]] = {}
+        self._quiet: dict[int, asyncio.Event] = {}
 
     def __len__(self) -> int:
         return len(self._uses)
@@ -36,6 +41,8 @@ class InFlightRequests:
         spent_s: float = 0.0,
     ) -> AsyncGenerator[None, None]:
         """Run the block as a request in flight that uses these engines and scorers.
+
+        It first waits while one of them is kept :meth:`quiet`, unless a block around it uses that one.
 
         Args:
             limit_s: the time limit; ``None`` if something else limits the block.
@@ -51,10 +58,17 @@ class InFlightRequests:
                 "the service is shutting down; retry later or on another server"
             )
         timeout = asyncio.timeout(None if limit_s is None else max(0.0, limit_s - spent_s))
-        self._uses[timeout] = uses
+        self._uses[timeout] = ()
+        held = _held.get()
         try:
             async with timeout:
-                yield
+                await self._until_free([part for part in uses if part not in held])
+                self._uses[timeout] = uses
+                token = _held.set((*held, *uses))
+                try:
+                    yield
+                finally:
+                    _held.reset(token)
         except TimeoutError as error:
             if self._cut_off:
                 raise ShuttingDownError(
@@ -72,6 +86,32 @@ class InFlightRequests:
         """Wait until no request in flight uses an engine or scorer. The requests' limits bound the wait."""
         while any(part is used for uses in self._uses.values() for used in uses):
             await self._next_finished()
+
+    @asynccontextmanager
+    async def quiet(self, part: object, limit_s: float) -> AsyncGenerator[None, None]:
+        """Run the block while no request uses an engine: those in flight finish first, new ones wait.
+
+        Raises:
+            NotReadyError: those in flight did not finish within ``limit_s``.
+        """
+        opened = self._quiet[id(part)] = asyncio.Event()
+        try:
+            try:
+                async with asyncio.timeout(limit_s):
+                    await self.until_unused(part)
+            except TimeoutError as error:
+                raise NotReadyError(
+                    f"the requests in flight did not finish within {limit_s:g} s, so nothing was changed; "
+                    "try again with less load or a higher limit_s"
+                ) from error
+            yield
+        finally:
+            del self._quiet[id(part)]
+            opened.set()
+
+    async def _until_free(self, parts: Sequence[object]) -> None:
+        while waits := [self._quiet[id(part)] for part in parts if id(part) in self._quiet]:
+            await waits[0].wait()
 
     async def drain(self, limit_s: float) -> int:
         """Reject new requests, wait for those in flight, and end those that exceed the limit.

@@ -81,6 +81,7 @@ class PromptResult:
         num_samples: N; 1 for single-sample modes.
         reward_revision: revision of the reward model when the prompt arrived.
         routing: as that of the request.
+        earlier_revisions: revisions of the policy before, since the request began: some tokens may be theirs.
     """
 
     mode: Mode
@@ -95,6 +96,7 @@ class PromptResult:
     total_ms: float
     reward_revision: str | None = None
     routing: Routing | None = None
+    earlier_revisions: tuple[str, ...] = ()
 
 
 # Receives every answer that may be collected, with its request, in the task of the request.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import Literal, Protocol
 
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
@@ -15,15 +16,21 @@ from vbon.concurrency import all_or_first_error
 from vbon.engine import Engine
 from vbon.errors import (
     BusyError,
+    EngineDeadError,
     InvalidInputError,
+    NotReadyError,
     ReloadRefusedError,
     VbonError,
 )
+from vbon.storage.weights_alone import WITHOUT_IN_PLACE
 from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
 
 _Replaced = Engine | BatchingScorer
+
+# What becomes of the requests in flight while weights are changed in place.
+InFlight = Literal["finish", "keep"]
 
 
 class ModelBuilder(Protocol):
@@ -54,8 +61,10 @@ class ReloadResult:
     Attributes:
         models: names of the models replaced; a base model's adapters are replaced with it.
         before, now: revisions of the old and the new model.
-        load_s: seconds to load and warm up the new model.
-        drain_s: seconds from then until no request used the old model and it was stopped.
+        load_s: seconds to load and warm up the new model; in place, to check its files.
+        drain_s: seconds from then until no request used the old model and it was stopped; in place, until the
+            requests in flight had finished and the new weights were in use. New requests waited that long.
+        in_place: whether the weights were changed in the running engine.
     """
 
     models: tuple[str, ...]
@@ -63,26 +72,44 @@ class ReloadResult:
     now: str
     load_s: float
     drain_s: float
+    in_place: bool = False
 
 
 class Reloader:
     """Reloads one model at a time.
 
     The new model is loaded and warmed up beside the old one, so there must be memory for both. From then
-    on new requests use it. The old model is stopped once the requests that use it have finished.
+    on new requests use it. The old model is stopped once the requests that use it have finished. In place,
+    new weights are loaded into the running engine of a policy instead.
     """
 
     def __init__(self, runtime: Runtime, rebuild: ModelBuilder) -> None:
         self._runtime, self._rebuild = runtime, rebuild
         self._lock = asyncio.Lock()
 
-    async def reload(self, model: str) -> ReloadResult:
+    async def reload(
+        self,
+        model: str,
+        *,
+        in_place: bool = False,
+        in_flight: InFlight = "finish",
+        limit_s: float | None = None,
+    ) -> ReloadResult:
         """Load a policy, ``reward`` or ``gold`` again from its configured path.
 
+        Args:
+            in_place: whether to change the weights of the running engine. An adapter is always replaced
+                within its engine, which has room for both.
+            in_flight: what becomes of the requests in flight then. They finish with the old weights while new
+                ones wait, or are kept and go on with the new weights.
+            limit_s: how long to wait for those that finish; by default ``limits.drain_s``.
+
         Raises:
-            InvalidInputError: the server has no model of this name.
-            ReloadRefusedError: the new model cannot be served; the old one stays.
+            InvalidInputError: the server has no model of this name, or one that is a reward model.
+            ReloadRefusedError: the new model cannot be served, or not in place; the old one stays.
             BusyError: another reload is running.
+            NotReadyError: the requests in flight did not finish in time; the old weights stay.
+            EngineDeadError: the engine is dead, or its old weights could not be put back.
         """
         runtime = self._runtime
         if model not in runtime.policies and model not in runtime.scorers:
@@ -94,7 +121,48 @@ class Reloader:
             raise BusyError("another model is being reloaded; try again when that has finished")
         async with self._lock:
             # A separate, shielded task: a client that disconnects must not interrupt a reload half-way.
-            return await asyncio.shield(asyncio.create_task(self._reload(model), name="reload"))
+            if in_place and not self._is_adapter(model):
+                limit = self._runtime.settings.limits.drain_s if limit_s is None else limit_s
+                reloading = self._change_weights(model, in_flight, limit)
+            else:
+                reloading = self._reload(model)
+            return await asyncio.shield(asyncio.create_task(reloading, name="reload"))
+
+    def _is_adapter(self, model: str) -> bool:
+        return model in self._runtime.policies and self._runtime.policies[model].info.adapter
+
+    async def _change_weights(
+        self, policy: str, in_flight: InFlight, limit_s: float
+    ) -> ReloadResult:
+        runtime, begun_s = self._runtime, perf_counter()
+        engine = runtime.policies.get(policy)
+        if engine is None:
+            raise InvalidInputError(
+                f"{policy} is a reward model, and only policies can be changed in place; "
+                f"{WITHOUT_IN_PLACE}",
+                field="in_place",
+            )
+        if not engine.alive:
+            raise EngineDeadError(f"the engine of {policy} has died: {engine.trouble}")
+        before, keep = engine.info.revision, in_flight == "keep"
+        try:
+            new = await engine.check_weights(engine.info.path)
+            checked_s = perf_counter()
+            async with nullcontext() if keep else runtime.in_flight.quiet(engine, limit_s):
+                await engine.change_weights(new, keep_requests=keep)
+        except (EngineDeadError, NotReadyError, ReloadRefusedError) as error:
+            logger.error("the weights of %s were not changed: %s", policy, error)
+            raise
+        except Exception as error:  # its files, and the code that reads them, may do anything
+            why = why_not_loaded(error)
+            logger.error("%s was not changed in place and the old weights stay: %s", policy, why)
+            raise ReloadRefusedError(f"{why}; the weights served before stay in use") from error
+        now = engine.info.revision
+        done = ReloadResult(
+            (policy,), before, now, checked_s - begun_s, perf_counter() - checked_s, in_place=True
+        )
+        logger.info("%s: changed %s to %s in place", policy, before, now)
+        return done
 
     async def _reload(self, model: str) -> ReloadResult:
         runtime, begun_s = self._runtime, perf_counter()

@@ -329,15 +329,17 @@ class Runtime:
         progress = begin_progress(request, scored=scorer is not None and request.wants_rewards)
         models = (engine, reward, *self._other_engines(request.mode))
         async with self.in_flight.track(limit_s, limit_name, models, request.spent_s):
+            changes = len(engine.info.replaced)
             request, task = await self._encode(request, engine, progress)
             outcome = await self._admit_and_decode(request, task, resources, progress)
+            policy = engine.info
         total_ms = (perf_counter() - progress.arrived_s) * 1e3
         note_outcome(progress, outcome)
         assert progress.admitted_s is not None  # set by _admit_and_decode
         result = PromptResult(
             mode=request.mode,
             sampling=request.sampling,
-            policy=engine.info,
+            policy=policy,
             scorer=reward,
             prompt_tokens=progress.prompt_tokens,
             num_samples=request.drawn,
@@ -347,6 +349,7 @@ class Runtime:
             total_ms=total_ms,
             reward_revision=None if scorer is None else scorer.revision,
             routing=request.routing,
+            earlier_revisions=policy.replaced[changes:],
         )
         self._record(request, result, progress.arrived_s)
         if self.collect is not None and request.collected_as is not None:

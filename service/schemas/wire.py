@@ -138,3 +138,14 @@ class ModelRef(BaseModel):
     name: str
     path: str
     revision: str
+    earlier_revisions: list[str] = Field(
+        default=[],
+        exclude_if=lambda revisions: not revisions,
+        description="only if the weights were changed in place while the request was in flight: the "
+        "revisions before `revision`, of which some of its tokens may be",
+    )
+
+    @property
+    def fingerprint(self) -> str:
+        """All revisions that may have had a part in an answer, in order."""
+        return "+".join([*self.earlier_revisions, self.revision])

@@ -128,6 +128,7 @@ async def test_requests_under_way_finish_with_the_old_and_later_ones_get_the_new
             "now": "fake",
             "load_s": answer.json()["load_s"],
             "drain_s": answer.json()["drain_s"],
+            "in_place": False,
         }
         assert [a.json()["policy"]["path"] for a in answers] == ["first"] * 4
         assert later.json()["policy"]["path"] == "second"

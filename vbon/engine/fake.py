@@ -8,6 +8,8 @@ import math
 import random
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from prometheus_client import Metric
@@ -26,8 +28,17 @@ from vbon.errors import (
     EngineDeadError,
     InvalidInputError,
     NotReadyError,
+    ReloadRefusedError,
 )
 from vbon.prompts import Prompt
+from vbon.storage.checkpoints import check_checkpoint, refuse_changed
+from vbon.storage.weights_alone import (
+    WITHOUT_IN_PLACE,
+    BesideWeights,
+    NewWeights,
+    new_weights,
+    read_beside_weights,
+)
 
 WORDS = ("good", "bad", "dull", "superb", "odd", "warm", "cold", "sharp")
 
@@ -51,7 +62,8 @@ class FakeEngine:
     is a random instance of its schema, in tokens of one character; biases and penalties do not change it.
 
     It decodes any number of sequences at once, so a priority has no effect. With ``endless``, candidates
-    end at ``max_tokens`` only.
+    end at ``max_tokens`` only. If its path is a model directory, the words also depend on the directory's
+    revision, as if that were the weights.
 
     Attributes:
         running: number of candidates that are being decoded.
@@ -79,6 +91,10 @@ class FakeEngine:
         self._seconds_per_token = seconds_per_token
         self._endless = endless
         self._alive = False
+        self._weights = ""
+        self._beside: BesideWeights | None = None
+        self._open = asyncio.Event()
+        self._open.set()
         # Candidates without a seed differ from each other, but are the same in every run of a test.
         self._seeds = random.Random(path)
 
@@ -93,8 +109,36 @@ class FakeEngine:
         return "" if self._alive else "not started, or stopped"
 
     async def start(self) -> None:
-        """Mark the engine as running."""
+        """Mark the engine as running; read the revision if the path is a model directory."""
+        self._read_directory()
         self._alive = True
+
+    def _read_directory(self) -> None:
+        if (Path(self.info.path) / "config.json").is_file():
+            found = check_checkpoint(self.info.path, "causal-lm")
+            self.info = replace(self.info, revision=found.revision)
+            self._weights, self._beside = found.revision, read_beside_weights(found)
+
+    async def check_weights(self, path: str) -> NewWeights:
+        """Compare the files of two model directories."""
+        if self._beside is None:
+            raise ReloadRefusedError(f"{self.info.path} is not a directory; {WITHOUT_IN_PLACE}")
+        return new_weights(check_checkpoint(path, "causal-lm"), self._beside)
+
+    async def change_weights(self, new: NewWeights, *, keep_requests: bool = False) -> None:
+        """Let other words come from now on; candidates that are kept have been drawn already."""
+        self._open.clear()
+        try:
+            while self.running and not keep_requests:  # noqa: ASYNC110  (as vLLM does)
+                await asyncio.sleep(self._seconds_per_token or 0.001)
+            await self._load(new)
+        finally:
+            self._open.set()
+        self._weights, self._beside = new.checkpoint.revision, new.beside
+        self.info = self.info.changed_to(new.checkpoint)
+
+    async def _load(self, new: NewWeights) -> None:
+        refuse_changed(new.checkpoint)
 
     async def check(self) -> None:
         """Do nothing: the fake engine never hangs."""
@@ -150,6 +194,7 @@ class FakeEngine:
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates in order of their lengths."""
         self._check(prompt_token_ids, sampling)
+        await self._open.wait()
         indices = range(first_index, first_index + num_samples)
         candidates = [self._candidate(prompt_token_ids, sampling, i) for i in indices]
         candidates.sort(key=lambda candidate: len(candidate.token_ids))
@@ -172,6 +217,7 @@ class FakeEngine:
     ) -> AsyncGenerator[Partial, None]:
         """Yield a candidate, one word longer each time."""
         self._check(prompt_token_ids, sampling)
+        await self._open.wait()
         whole = self._candidate(prompt_token_ids, sampling, index)
         self.running += 1
         ended = False
@@ -202,9 +248,13 @@ class FakeEngine:
     ) -> list[float]:
         """Random numbers between -3 and -2, fixed by the engine's path and the completion so far."""
         self._check(prompt_token_ids, Sampling(max_tokens=1, priority=priority))
+        await self._open.wait()
         await self._decode_for(1)
         return [
-            -2.0 - random.Random(f"{self.info.path}{completion_token_ids[: k + 1]}").random()
+            -2.0
+            - random.Random(
+                f"{self.info.path}{self._weights}{completion_token_ids[: k + 1]}"
+            ).random()
             for k in range(len(completion_token_ids))
         ]
 
@@ -226,11 +276,13 @@ class FakeEngine:
 
     def _candidate(self, prompt_ids: list[int], sampling: Sampling, index: int) -> Candidate:
         if sampling.temperature == 0:
-            source = random.Random(str(prompt_ids))
+            source = random.Random(f"{self._weights}{prompt_ids}")
         elif sampling.seed is None:
             source = random.Random(self._seeds.getrandbits(64))
         else:
-            source = random.Random(f"{prompt_ids}{candidate_seed(sampling.seed, index)}")
+            source = random.Random(
+                f"{self._weights}{prompt_ids}{candidate_seed(sampling.seed, index)}"
+            )
         if sampling.json_schema is None:
             ids, ended = self._words(source, sampling)
         else:

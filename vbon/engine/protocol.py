@@ -11,6 +11,8 @@ from prometheus_client import Metric
 from vbon.errors import InvalidInputError, PromptTooLongError
 from vbon.maths.seeds import seed_of
 from vbon.prompts import Prompt
+from vbon.storage.checkpoints import Checkpoint
+from vbon.storage.weights_alone import NewWeights
 
 FinishReason = Literal["stop", "length", "rejected"]
 
@@ -180,6 +182,7 @@ class ModelInfo:
         sampled_logprobs: whether the log-probabilities of candidates are those of the distribution that they
             were drawn from, after temperature, top-k and top-p, instead of the policy's own.
         adapter: whether the weights are an unmerged LoRA adapter, which decodes more slowly than merged ones.
+        replaced: revisions that this engine served before its weights were changed in place, in order.
     """
 
     path: str
@@ -188,6 +191,16 @@ class ModelInfo:
     by_priority: bool = False
     adapter: bool = False
     sampled_logprobs: bool = False
+    replaced: tuple[str, ...] = ()
+
+    def changed_to(self, checkpoint: Checkpoint) -> ModelInfo:
+        """The information once the weights of another checkpoint are in the place of these."""
+        return replace(
+            self,
+            path=checkpoint.path,
+            revision=checkpoint.revision,
+            replaced=(*self.replaced, self.revision),
+        )
 
 
 def candidate_seed(seed: int, index: int) -> int:
@@ -268,6 +281,27 @@ class Engine(Protocol):
 
     async def check(self) -> None:
         """End the engine if it hangs, so that it can be started again."""
+
+    async def check_weights(self, path: str) -> NewWeights:
+        """Check that a directory can take the place of the one in use by :meth:`change_weights`.
+
+        Raises:
+            CheckpointError: it does not hold a usable model, or not what its checksums state.
+            ReloadRefusedError: it differs in more than its weights, or the engine cannot change its weights.
+        """
+
+    async def change_weights(self, new: NewWeights, *, keep_requests: bool = False) -> None:
+        """Serve other weights from the same engine, without a second copy of it.
+
+        Requests in flight finish first, and new ones wait; with ``keep_requests`` they go on with the new
+        weights, from the token they had reached. No token is decoded from a KV cache of other weights.
+        :attr:`info` changes exactly when the weights do. If they cannot be loaded, the old ones are put back.
+
+        Raises:
+            NotReadyError: requests in flight did not finish in time; the old weights are in use.
+            CheckpointError: the weights cannot be loaded; the old ones are in use.
+            EngineDeadError: the old weights could not be put back, so the engine was ended.
+        """
 
     @property
     def alive(self) -> bool:

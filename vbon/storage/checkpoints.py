@@ -66,6 +66,14 @@ def has_changed(checkpoint: Checkpoint) -> bool:
     return bool(checkpoint.stamps) and checkpoint.stamps != _stamps(Path(checkpoint.path))
 
 
+def at_real_path(checkpoint: Checkpoint) -> Checkpoint:
+    """The same checkpoint at the directory that its path, which may be a link, leads to now."""
+    if not checkpoint.stamps:
+        return checkpoint
+    real = Path(checkpoint.path).resolve()
+    return Checkpoint(str(real), checkpoint.revision, _stamps(real))
+
+
 def refuse_changed(checkpoint: Checkpoint) -> None:
     """Check a model that has just been loaded.
 
@@ -264,7 +272,7 @@ def _fingerprint(directory: Path, weights: list[Path]) -> str:
     Files above 256 MiB contribute evenly spaced blocks only.
     """
     digest = hashlib.sha256()
-    for file in _small_files(directory) + weights:
+    for file in small_files(directory) + weights:
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}:".encode())
         with file.open("rb") as handle:
@@ -278,7 +286,7 @@ def _fingerprint(directory: Path, weights: list[Path]) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def _small_files(directory: Path) -> list[Path]:
+def small_files(directory: Path) -> list[Path]:
     """The files that determine answers, without the weights, in order."""
     found = {file for pattern in _FINGERPRINTED for file in directory.glob(pattern)}
     return sorted(file for file in found if file.is_file())
@@ -287,7 +295,7 @@ def _small_files(directory: Path) -> list[Path]:
 def _stamps(directory: Path) -> tuple[tuple[str | int, ...], ...]:
     weights = sorted([*directory.glob(f"*{_WEIGHTS_SUFFIX}"), *directory.glob(CHECKSUMS)])
     stamps = []
-    for file in [*_small_files(directory), *weights]:
+    for file in [*small_files(directory), *weights]:
         try:
             seen = file.stat()
         except OSError:  # removed meanwhile, or a link to nowhere

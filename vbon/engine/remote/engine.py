@@ -53,7 +53,7 @@ from vbon.engine.remote.wire import (
     read_tokens,
     scoring_body,
 )
-from vbon.errors import CheckpointError, EngineError, InvalidInputError
+from vbon.errors import CheckpointError, EngineError, InvalidInputError, ReloadRefusedError
 from vbon.http.body import WireError
 from vbon.prompts import (
     CONTEXT_TOKENS,
@@ -61,6 +61,7 @@ from vbon.prompts import (
     Prompt,
     decode_completion,
 )
+from vbon.storage.weights_alone import NewWeights
 from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
@@ -92,6 +93,16 @@ class RemoteEngine:
             self._options.by_priority,
             sampled_logprobs=self._options.sampled_logprobs,
         )
+
+    async def check_weights(self, path: str) -> NewWeights:
+        """Refuse: the weights are the servers'."""
+        raise ReloadRefusedError(
+            f"the weights of {self.info.path} are on other servers; change them there"
+        )
+
+    async def change_weights(self, new: NewWeights, *, keep_requests: bool = False) -> None:
+        """Refuse, as :meth:`check_weights`."""
+        await self.check_weights(new.checkpoint.path)
 
     @property
     def alive(self) -> bool:

@@ -35,9 +35,12 @@ from vbon.errors import (
     EngineDeadError,
     EngineError,
     NotReadyError,
+    ReloadRefusedError,
 )
 from vbon.prompts import Prompt, completion_decoder, decode_completion
 from vbon.storage.checkpoints import has_changed
+from vbon.storage.weights_alone import WITHOUT_IN_PLACE, NewWeights
+from vbon.threads import in_own_thread
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -151,6 +154,23 @@ class VllmEngine:
                 limit_s,
             )
             self.host.kill()
+
+    async def check_weights(self, path: str) -> NewWeights:
+        """Check a directory; refused for an adapter, which a reload replaces within the engine."""
+        if self._adapter is not None:
+            raise ReloadRefusedError(
+                f"{self.info.path} is a LoRA adapter, which a reload replaces without another engine; "
+                f"{WITHOUT_IN_PLACE}"
+            )
+        return await in_own_thread("check-model", self.host.check_weights, path)
+
+    async def change_weights(self, new: NewWeights, *, keep_requests: bool = False) -> None:
+        """Change them between two steps of the engine process."""
+
+        def changed() -> None:
+            self.info = self.info.changed_to(new.checkpoint)
+
+        await self.host.change_weights(new, keep_requests=keep_requests, changed=changed)
 
     async def stop(self) -> None:
         """Stop the host with every policy on it; of an adapter only take note, since vLLM evicts it."""

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from functools import cache
@@ -25,8 +26,28 @@ from vbon.engine.vllm.file_caches import forget_files
 from vbon.engine.vllm.guardian import Guardian
 from vbon.engine.vllm.lora import adapter_rank, lora_rank_limit
 from vbon.engine.vllm.options import VllmOptions, default_cpu_threads, served_dtype
-from vbon.errors import CheckpointError, NotReadyError
-from vbon.storage.checkpoints import Checkpoint, check_checkpoint, has_changed, refuse_changed
+from vbon.engine.vllm.requests import vllm_api
+from vbon.errors import (
+    CheckpointError,
+    EngineDeadError,
+    NotReadyError,
+    ReloadRefusedError,
+)
+from vbon.storage.checkpoints import (
+    HUB_PREFIX,
+    Checkpoint,
+    at_real_path,
+    check_checkpoint,
+    has_changed,
+    refuse_changed,
+)
+from vbon.storage.weights_alone import (
+    WITHOUT_IN_PLACE,
+    BesideWeights,
+    NewWeights,
+    new_weights,
+    read_beside_weights,
+)
 from vbon.threads import in_own_thread
 
 if TYPE_CHECKING:
@@ -35,6 +56,13 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+# Reading weights takes about a second per gigabyte, or more from a slow disk.
+CHANGE_S = 600.0
+# Requests in flight have usually finished before a change is asked for.
+FINISH_S = 60.0
+# What vLLM's workers need so that weights can be changed and put back.
+WORKER_EXTENSION = "vbon.engine.vllm.worker_weights.WorkerWeights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +120,10 @@ class VllmHost:
         self._llm: AsyncLLM | None = None
         self._guardian: Guardian | None = None
         self._heard_s = 0.0
+        # Where the weights in use were read, and what was there beside them; `None` for a model of the hub.
+        self._changing = False
+        self._source = self.checkpoint
+        self._beside: BesideWeights | None = None
         self._starting: asyncio.Task[None] | None = None
 
     @property
@@ -108,8 +140,8 @@ class VllmHost:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the engine's last step; 0 while it has nothing to decode."""
-        if not self.unfinished:
+        """Seconds since the engine's last step; 0 while it has nothing to decode or its weights change."""
+        if not self.unfinished or self._changing:
             self._heard_s = monotonic()
         return monotonic() - self._heard_s
 
@@ -151,10 +183,13 @@ class VllmHost:
             building.add_done_callback(_end_unwanted)  # the thread cannot be stopped
             raise
         try:
+            beside = await in_own_thread("read-model", read_beside_weights, self.checkpoint)
+            self._source = at_real_path(self.checkpoint)
             refuse_changed(self.checkpoint)
         except CheckpointError:
             await in_own_thread("stop-engine", llm.shutdown)
             raise
+        self._beside = beside
         self.tokenizer = llm.get_tokenizer()
         self.max_model_len = int(llm.model_config.max_model_len)
         self.encoder = await PromptEncoder.started(
@@ -222,6 +257,122 @@ class VllmHost:
                 found.revision,
             )
         self.checkpoint = found
+
+    def check_weights(self, path: str) -> NewWeights:
+        """Check that a directory can take the place of the one in use by a change of weights alone.
+
+        Raises:
+            CheckpointError: it does not hold a usable model.
+            ReloadRefusedError: it differs in more, or this engine's weights cannot be changed.
+        """
+        if self.adapters:
+            raise ReloadRefusedError(
+                f"the engine of {self.checkpoint.path} also serves LoRA adapters, which would change "
+                f"with the weights below them; {WITHOUT_IN_PLACE}"
+            )
+        if self.arguments["worker_extension_cls"] != WORKER_EXTENSION:
+            raise ReloadRefusedError(
+                f"the engine argument worker_extension_cls is in use; {WITHOUT_IN_PLACE}"
+            )
+        if path.startswith(HUB_PREFIX) or self._beside is None:
+            raise ReloadRefusedError(
+                f"a model of the hub has no files to compare; {WITHOUT_IN_PLACE}"
+            )
+        found = check_checkpoint(path, "causal-lm")
+        return new_weights(found, self._beside)
+
+    async def change_weights(
+        self, new: NewWeights, *, keep_requests: bool, changed: Callable[[], object]
+    ) -> None:
+        """Load other weights into the running engine, between two of its steps.
+
+        If they cannot be loaded, the old ones are put back: from the directory they came from, or from a
+        copy in the host's memory if that was overwritten. The KV cache of the old weights is dropped.
+
+        Args:
+            keep_requests: whether requests in flight go on with the new weights; otherwise they finish first,
+                and new ones wait.
+            changed: called when the new weights are in place, before anything is decoded with them.
+
+        Raises:
+            NotReadyError: requests in flight did not finish in time; the old weights are in use.
+            CheckpointError: the weights could not be loaded; the old ones are in use.
+            EngineDeadError: the engine has died, or was ended because its weights are unknown.
+        """
+        vllm, llm = vllm_api(), self.llm
+        self._changing = True
+        try:
+            async with asyncio.timeout(CHANGE_S):
+                try:
+                    await self._pause(llm, keep_requests=keep_requests)
+                    await self._load_weights(llm, new)
+                    changed()
+                except EngineDeadError:
+                    raise
+                except BaseException:
+                    await llm.resume_generation()
+                    raise
+                await llm.resume_generation()
+        except TimeoutError as error:
+            self.kill()
+            raise EngineDeadError(
+                f"the engine of {self.checkpoint.path} did not change its weights within {CHANGE_S:g} s and "
+                "was ended"
+            ) from error
+        except vllm.EngineDeadError as error:
+            raise EngineDeadError(f"the engine of {self.checkpoint.path} has died") from error
+        finally:
+            self._changing = False
+            self._heard_s = monotonic()
+
+    async def _pause(self, llm: AsyncLLM, *, keep_requests: bool) -> None:
+        """Stop decoding, and drop the KV cache."""
+        try:
+            async with asyncio.timeout(FINISH_S):
+                await llm.pause_generation(mode="keep" if keep_requests else "wait")
+        except TimeoutError as error:
+            raise NotReadyError(
+                f"the engine of {self.checkpoint.path} still decodes requests after {FINISH_S:g} s"
+            ) from error
+
+    async def _load_weights(self, llm: AsyncLLM, new: NewWeights) -> None:
+        kept = has_changed(self._source)
+        path = new.checkpoint.path
+        try:
+            await llm.collective_rpc("vbon_change_weights", args=(path, kept))
+            source = at_real_path(new.checkpoint)
+            refuse_changed(new.checkpoint)
+        except Exception as error:  # whatever vLLM raises; the old weights are put back in any case
+            await self._put_back(llm, kept=kept)
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(
+                f"vLLM cannot load the weights of {path}: {one_line(error)}"
+            ) from error
+        self.checkpoint, self._source, self._beside = new.checkpoint, source, new.beside
+        if kept:
+            await llm.collective_rpc("vbon_forget_kept")
+
+    async def _put_back(self, llm: AsyncLLM, *, kept: bool) -> None:
+        """Put the old weights back, or end the engine."""
+        try:
+            if kept:
+                await llm.collective_rpc("vbon_put_back")
+            else:
+                await in_own_thread("check-model", self._check_source)
+                await llm.collective_rpc("vbon_change_weights", args=(self._source.path, False))
+                refuse_changed(self._source)
+        except Exception as error:
+            self.kill()
+            raise EngineDeadError(
+                f"the engine of {self.checkpoint.path} could not put its old weights back and was ended: "
+                f"{one_line(error)}"
+            ) from error
+
+    def _check_source(self) -> None:
+        found = check_checkpoint(self._source.path, "causal-lm")
+        if found.revision != self._source.revision or has_changed(self._source):
+            raise CheckpointError(f"the files of {self._source.path} have changed")
 
     def _listen(self, llm: AsyncLLM) -> None:
         """Record the time of each message from the engine, for :attr:`silent_s`."""
@@ -308,6 +459,7 @@ class VllmHost:
             "max_model_len": options.max_model_len,
             "max_num_seqs": options.max_num_seqs,
             "scheduling_policy": options.scheduling_policy,
+            "worker_extension_cls": WORKER_EXTENSION,
         }
         if options.gpu_memory_utilization is not None:
             arguments["gpu_memory_utilization"] = options.gpu_memory_utilization
