@@ -29,7 +29,7 @@ from vbon.storage.weights_alone import NewWeights, read_beside_weights
 
 pytestmark = [pytest.mark.vllm, pytest.mark.train]
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 # Longer than a block of the KV cache, so that a block that is kept over a change would be used.
 TEXTS = ("the film was good and the plot was bad " * 3, "in this drama")
 LONG = 60  # tokens
@@ -187,6 +187,40 @@ async def test_kept_requests_go_on_with_the_new_weights_and_no_old_cache(
         ]
         assert fits
         assert 0 < fits[0] < LONG
+
+
+async def test_an_adapter_in_use_is_not_replaced_by_what_its_path_holds_now(
+    sandbox: Path, lora_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A reload loads the new adapter beside the old one, also if the files of the old one are gone."""
+    path = tmp_path / "adapter"
+    shutil.copytree(lora_checkpoint / "adapter", path)
+    (path / "checksums.json").unlink(missing_ok=True)
+    host = VllmHost(
+        str(sandbox / "policy"), VllmOptions(executor="uni", enforce_eager=True), (str(path),)
+    )
+    engine = VllmEngine(host, host.adapters[str(path)])
+    await engine.start()
+    try:
+        old = await answers(engine)
+        weights = load_file(path / ADAPTER)
+        other = {name: -one if "lora_B" in name else one for name, one in weights.items()}
+        save_file(other, path / ADAPTER)
+        second = VllmEngine(host, host.new_adapter(str(path)))
+        await second.start()
+        new = await answers(second)
+        assert await answers(engine) == old != new
+        await engine.stop()
+        save_file(weights, path / ADAPTER)
+        third = VllmEngine(host, host.new_adapter(str(path)))
+        await third.start()
+        assert (await answers(third), await answers(second)) == (old, new)
+        with pytest.raises(ReloadRefusedError, match="LoRA adapter"):
+            await third.check_weights(str(path))
+        with pytest.raises(ReloadRefusedError, match="also serves LoRA adapters"):
+            await VllmEngine(host).check_weights(str(sandbox / "policy"))
+    finally:
+        await host.stop()
 
 
 async def test_an_engine_whose_old_weights_are_lost_is_ended_and_starts_again(

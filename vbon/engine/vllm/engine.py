@@ -173,7 +173,7 @@ class VllmEngine:
         await self.host.change_weights(new, keep_requests=keep_requests, changed=changed)
 
     async def stop(self) -> None:
-        """Stop the host with every policy on it; of an adapter only take note, since vLLM evicts it."""
+        """Stop the host with every policy on it; an adapter is unloaded before the next one is loaded."""
         if self._adapter is None:
             await self.host.stop()
         else:

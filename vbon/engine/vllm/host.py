@@ -108,6 +108,7 @@ class VllmHost:
         self._numbers = count(1)
         self._room = room
         self._places = len(adapters) + (room.adapters if room else 0)
+        self._dropped: list[int] = []
         for adapter in adapters:
             self.use(self.new_adapter(adapter))
         self.options = options
@@ -199,6 +200,7 @@ class VllmHost:
         )
         self._listen(llm)
         self._llm = llm
+        self._dropped.clear()
         self._guardian = Guardian(self.pids)
         self.starts += 1
 
@@ -265,10 +267,10 @@ class VllmHost:
             CheckpointError: it does not hold a usable model.
             ReloadRefusedError: it differs in more, or this engine's weights cannot be changed.
         """
-        if self.adapters:
+        if self.adapters or self._room:
             raise ReloadRefusedError(
-                f"the engine of {self.checkpoint.path} also serves LoRA adapters, which would change "
-                f"with the weights below them; {WITHOUT_IN_PLACE}"
+                f"the engine of {self.checkpoint.path} also serves LoRA adapters, or has room for them, and "
+                f"they would change with the weights below them; {WITHOUT_IN_PLACE}"
             )
         if self.arguments["worker_extension_cls"] != WORKER_EXTENSION:
             raise ReloadRefusedError(
@@ -400,12 +402,18 @@ class VllmHost:
         self.adapters[adapter.path] = adapter
 
     def drop(self, adapter: Adapter) -> None:
-        """Do not load this adapter again after a restart, unless its path has been read anew."""
+        """Unload this adapter, which no request uses any more, before the next one is loaded.
+
+        It is not loaded again after a restart, unless its path has been read anew.
+        """
+        self._dropped.append(adapter.number)
         if self.adapters.get(adapter.path) is adapter:
             del self.adapters[adapter.path]
 
     async def load_adapter(self, adapter: Adapter) -> None:
         """Load an adapter into the engine ahead of its requests, in which a bad one would end the engine.
+
+        Those that have been dropped make room for it.
 
         Raises:
             CheckpointError: the weights do not fit the base model, or their rank exceeds the engine's limit.
@@ -417,6 +425,8 @@ class VllmHost:
                 f"{self._started_rank_limit}; restart the service to serve it"
             )
         try:
+            while self._dropped:
+                await self.llm.remove_lora(self._dropped.pop())
             await self.llm.add_lora(request)
             refuse_changed(adapter.checkpoint)
         except CheckpointError:
@@ -466,9 +476,13 @@ class VllmHost:
         if options.sampled_logprobs:
             arguments["logprobs_mode"] = "processed_logprobs"
         if self.adapters or self._room:
+            places = max(len(self.adapters), self._places)
             arguments |= {
                 "enable_lora": True,
-                "max_loras": max(len(self.adapters), self._places),
+                "max_loras": places,
+                # One more than are served: an adapter that vLLM drops while requests use it, or another one,
+                # would be read again from its path, which may hold a newer one by then.
+                "max_cpu_loras": places + 1,
                 "max_lora_rank": self.lora_rank_limit,
             }
         return arguments | dict(options.args)
