@@ -122,7 +122,7 @@ async def test_every_view_is_accessible_and_fits_a_telephone(visitor: Visitor, d
     async with hosted(make_runtime(store="none")) as url:
         page = await visitor.open(url, width=360, height=740, dark=dark)
         await expect(page.locator("#readiness")).to_have_text("ready")
-        for view in ("ask", "measure", "frontier"):
+        for view in ("ask", "measure", "frontier", "distil"):
             await page.goto(f"{url}/#{view}")
             await assert_accessible(page)
             await assert_fits(page)

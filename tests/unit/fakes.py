@@ -21,6 +21,7 @@ from starlette.types import Message
 from service.app import create_app
 from service.http.uvicorn_protocol import http_options
 from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.reload import ModelBuilder
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 from tests.unit.listening import listening
@@ -100,6 +101,7 @@ async def on_a_port(
     started: bool = False,
     ready: bool = True,
     early: bool = False,
+    rebuild: ModelBuilder | None = None,
     **options: Any,
 ) -> AsyncGenerator[str, None]:
     """The OpenAI URL of a real server in this process. A started runtime stays started.
@@ -108,7 +110,7 @@ async def on_a_port(
     are refused before the application is asked, as in a service of its own.
     """
     lifespan = "off" if started else "on"
-    app = create_app(runtime)
+    app = create_app(runtime, rebuild=rebuild)
     if early:
         options |= http_options(runtime.settings.limits, None, app.state.early_refusal)
     config = uvicorn.Config(

@@ -48,6 +48,16 @@ def decision(verdict: str = "promote") -> dict[str, Any]:
     }
 
 
+def write_spoken(kept: Path, name: str, word: str) -> str:
+    """Write a checkpoint that says this word, and return its path below the directory."""
+    directory = kept / "rounds" / name / "checkpoint"
+    directory.mkdir(parents=True)
+    write_model(directory)
+    (directory / "tokenizer.json").write_text(json.dumps({"word": word}))
+    write_checksums(directory, "causal-lm")
+    return f"rounds/{name}/checkpoint"
+
+
 class Speaker(ChatEngine):
     """An engine of a checkpoint, whose answers consist of the one word that its directory names."""
 
@@ -103,12 +113,7 @@ class Rolling:
 
     def write(self, name: str, word: str) -> str:
         """Write a checkpoint that says this word, and return its path below the directory."""
-        directory = self.kept / "rounds" / name / "checkpoint"
-        directory.mkdir(parents=True)
-        write_model(directory)
-        (directory / "tokenizer.json").write_text(json.dumps({"word": word}))
-        write_checksums(directory, "causal-lm")
-        return f"rounds/{name}/checkpoint"
+        return write_spoken(self.kept, name, word)
 
     async def submit(self, name: str, word: str = GOOD, verdict: str = "promote") -> httpx.Response:
         body = {"path": self.write(name, word), "decision": decision(verdict)}
@@ -172,25 +177,29 @@ def _empty_store() -> bytes:
         return file.read_bytes()
 
 
+def rolling_runtime(tmp_path: Path, ref: Engine | None = None, **distil: Any) -> Runtime:
+    """A runtime whose directory, store and keys are in ``tmp_path``, which a further one continues."""
+    keys, store = tmp_path / "keys.jsonl", tmp_path / "runs.db"
+    if not store.exists():
+        store.write_bytes(_empty_store())
+    write_keys(keys, [key for key, _ in (ROOT_KEY, ANN_KEY)])
+    settings = {"shares": [0.5, 1.0], "shadow_share": 1.0, "n": 4} | distil
+    return make_runtime(
+        engines={"ref": ref or ChatEngine("ref")},  # type: ignore[dict-item]
+        auth={"keys_file": str(keys)},
+        store=str(store),
+        distil={"dir": str(tmp_path / "kept"), "policy": "live", **settings},
+    )
+
+
 @asynccontextmanager
 async def rolling(
     tmp_path: Path, builder: SpeakerBuilder | None = None, ref: Engine | None = None, **distil: Any
 ) -> AsyncGenerator[Rolling, None]:
     """A service with its directory and its store in ``tmp_path``, which a further one continues."""
-    keys, store = tmp_path / "keys.jsonl", tmp_path / "runs.db"
-    if not store.exists():
-        store.write_bytes(_empty_store())
-    write_keys(keys, [key for key, _ in (ROOT_KEY, ANN_KEY)])
-    kept = tmp_path / "kept"
-    settings = {"shares": [0.5, 1.0], "shadow_share": 1.0, "n": 4} | distil
-    runtime = make_runtime(
-        engines={"ref": ref or ChatEngine("ref")},  # type: ignore[dict-item]
-        auth={"keys_file": str(keys)},
-        store=str(store),
-        distil={"dir": str(kept), "policy": "live", **settings},
-    )
+    runtime = rolling_runtime(tmp_path, ref, **distil)
     async with serving(runtime, rebuild=builder or SpeakerBuilder()) as (app, client):
         client.headers.update(bearer(ROOT_KEY))
-        found = Rolling(app, client, runtime, kept)
+        found = Rolling(app, client, runtime, tmp_path / "kept")
         await found.until(lambda: found.live.keeper.read or not found.live.keeper._saving)
         yield found

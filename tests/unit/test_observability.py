@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakes import make_runtime, serving, stream
+from tests.unit.rolling import rolling
 from tests.unit.test_metrics import parsed
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docker" / "observability"
 DASHBOARD = json.loads((FOLDER / "grafana/dashboards/vbon.json").read_text(encoding="utf-8"))
-EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+ROWS = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 
-def queried(prefix: str) -> set[str]:
-    return set(re.findall(rf"\b{prefix}:\w+", " ".join(EXPRESSIONS)))
+def queried(prefix: str, separator: str = ":") -> set[str]:
+    return set(re.findall(rf"\b{prefix}{separator}\w+", " ".join(EXPRESSIONS)))
 
 
 async def test_every_metric_of_the_dashboard_is_exported() -> None:
@@ -31,10 +34,24 @@ async def test_every_metric_of_the_dashboard_is_exported() -> None:
     assert queried("vbon") <= exported
 
 
+async def test_every_metric_of_the_row_distil_is_exported(tmp_path: Path) -> None:
+    async with rolling(tmp_path, shares=[0.5, 1.0]) as service:
+        await service.submitted("0001")
+        await service.ask_until(lambda: service.live.keeper.totals.shadows["next"] > 0)
+        exported = {name for name, _ in parsed((await service.client.get("/metrics")).text)}
+    assert len(queried("vbon_distil", "_")) > 8
+    assert queried("vbon_distil", "_") <= exported
+    (row,) = ROWS
+    below = [panel for panel in PANELS if panel["gridPos"]["y"] > row["gridPos"]["y"]]
+    asked = [target["expr"] for panel in below for target in panel["targets"]]
+    assert all("vbon_distil_" in expression for expression in asked)
+    assert row["title"] == "Distil"
+
+
 def test_panels_have_their_own_place_and_the_provisioned_source() -> None:
     places = [tuple(panel["gridPos"].values()) for panel in DASHBOARD["panels"]]
     assert len(set(places)) == len(places) == len({panel["id"] for panel in DASHBOARD["panels"]})
-    for panel in DASHBOARD["panels"]:
+    for panel in PANELS:
         assert panel["title"]
         assert panel["datasource"]["uid"] == "prometheus"
         assert all(target["legendFormat"] for target in panel["targets"])

@@ -4,6 +4,7 @@ import { apiEvents, apiKey, setApiKey } from "./api.js";
 import { el, replace } from "./dom.js";
 import { server } from "./server.js";
 import * as ask from "./views/ask.js";
+import * as distil from "./views/distil.js";
 import * as frontier from "./views/frontier.js";
 import * as measure from "./views/measure.js";
 
@@ -11,7 +12,7 @@ import * as measure from "./views/measure.js";
  * By the part behind `#`. A view is a module with `title`, `mount(root, context)` and, if it has something
  * to stop, `unmount()`: mounted in an empty element each time it is shown. What it wants to keep, it keeps.
  */
-const VIEWS = { ask, measure, frontier };
+const VIEWS = { ask, measure, frontier, distil };
 const FIRST = "ask";
 
 const $ = (id) => document.getElementById(id);
