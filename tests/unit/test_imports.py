@@ -26,6 +26,7 @@ ENTRIES = {
     "service.bench.run",
     "service.loadtest.__main__",
     "service.loadtest.execute",
+    "vbon.distil.checkpoint_commands",
     "vbon.distil.commands",
 }
 
@@ -64,7 +65,8 @@ ROOMS = {
     "vbon.rewards": "vbon.http",
     "vbon.demo": "vbon.cli",
     "vbon.distil": "vbon.rewards",
-    "vbon.distil.commands": "vbon.cli vbon.distil vbon.distil.loop",
+    "vbon.distil.checkpoint_commands": "vbon.cli vbon.distil",
+    "vbon.distil.commands": "vbon.cli vbon.distil vbon.distil.checkpoint_commands vbon.distil.loop",
     "vbon.distil.loop": "vbon.distil vbon.study",
     "vbon.study": "vbon.cli",
     # service: around a request
