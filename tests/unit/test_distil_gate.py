@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.unit.collected import identity
 from tests.unit.distil_loop import by_prompt, evaluated
 from vbon.distil.decision import Decision, Spent, Verdict
 from vbon.distil.loop.drift import FEWEST, find_drift, looks_due
 from vbon.distil.loop.gate import Limits, decide, read_by_prompt
-from vbon.distil.loop.stream import SeenPrompt
+from vbon.distil.loop.stream import Collected, SeenPrompt
 from vbon.errors import DataError
 
 
@@ -166,6 +167,32 @@ def decide_on_live_alone(
 # -- drift
 
 
+def test_equally_many_answers_of_both_times_are_compared() -> None:
+    """30 answers before, each prompt asked three times; of 100 after, the newest 30 count."""
+    collected = Collected(identity())
+    for i in range(130):
+        digest = f"p{i // 3}".encode()
+        collected.add(digest, SeenPrompt(f"prompt {i // 3}", float(i), 0.0, 4, held_out=False))
+        collected.asked.append((float(i), digest))
+    before, after = collected.asked_around(29.0, 150)
+    assert [one.text for one in before] == [f"prompt {i}" for i in range(10)]
+    assert [one.text for one in after] == [f"prompt {i}" for i in range(33, 44)]
+    before, after = collected.asked_around(29.0, 6)  # every fifth of the older ones
+    assert [one.text for one in before] == [f"prompt {i // 3}" for i in (0, 5, 10, 15, 20, 25)]
+    assert [one.text for one in after] == ["prompt 41", "prompt 42", "prompt 43"]
+
+
+def test_prompts_add_up_their_answers() -> None:
+    collected = Collected(identity())
+    for time_s, samples in ((5.0, 4), (3.0, 0), (9.0, 4)):
+        reward = 1.0 * time_s if samples else None
+        collected.add(b"p", SeenPrompt("p", time_s, reward, samples, held_out=False))
+    (one,) = collected.to_train_on(8)
+    assert (one.time_s, one.reward, one.samples) == (3.0, 5.0, 8)
+    assert collected.to_train_on(9) == []
+    assert collected.to_train_on(8, since_s=3.0) == []
+
+
 def seen(
     rng: np.random.Generator, count: int, *, mean: float = 0.0, word: float = 0.3
 ) -> list[SeenPrompt]:
@@ -207,7 +234,7 @@ def test_the_false_alarms_keep_their_level() -> None:
 
 @pytest.mark.parametrize(
     ("new", "wanted", "due"),
-    [(0, 100, 0), (23, 40, 0), (24, 40, 2), (30, 40, 3), (25, 100, 1), (50, 100, 2), (80, 100, 3)],
+    [(0, 100, 0), (23, 40, 0), (24, 40, 6), (36, 40, 9), (29, 100, 2), (30, 100, 3), (99, 100, 9)],
 )
-def test_looks_come_at_a_quarter_a_half_and_three_quarters(new: int, wanted: int, due: int) -> None:
+def test_looks_come_at_each_tenth_of_the_new_prompts(new: int, wanted: int, due: int) -> None:
     assert looks_due(new, wanted) == due

@@ -401,7 +401,7 @@ def test_a_drift_of_the_prompts_starts_the_next_round_early_and_says_what_change
     second = desk.state.rounds[1]
     assert second.why is not None
     assert second.why.startswith("the prompts have changed since the last training: the word")
-    assert second.looked == 1
+    assert second.looked == 3
     assert "of 120 new prompts" in said
 
 

@@ -1,15 +1,16 @@
 """Two-sample test of whether new prompts differ from those that were trained on.
 
-Each prompt is a row: the mean reward of the reference policy's answers, the logarithm of its length, and the
-presence of each common word. Whole rows are permuted between the two groups, and the largest standardised
-difference among all figures is compared with its distribution over permutations
+The distinct prompts of equally many answers are compared: the newest ones, and as many of those up to the
+training. Each prompt is a row: the mean reward of the reference policy's answers, the logarithm of its
+length, and the presence of each common word. Whole rows are permuted between the two groups, and the largest
+standardised difference among all figures is compared with its distribution over permutations
 (:func:`vbon.maths.statistics.joint_permutation`, Westfall & Young 1993). If the prompts of both groups come
 from one distribution, in whatever form, the probability that any figure is found to differ is at most the
 level. Which words are counted is chosen from both groups together, so the choice does not depend on the
 groups.
 
-A round's new prompts are tested up to three times (:data:`LOOKS`), each time at a third of the level, so a
-round begins early by mistake with at most the level's probability (Bonferroni).
+While a round waits, its prompts are tested up to nine times (:data:`LOOKS`), each time at a ninth of the
+level, so a round begins early by mistake with at most the level's probability (Bonferroni).
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from dataclasses import dataclass
 
 from vbon.distil.loop.stream import SeenPrompt
 
-LOOKS = (0.25, 0.5, 0.75)  # shares of the new prompts that a round waits for
+LOOKS = tuple(i / 10 for i in range(1, 10))  # shares of the new prompts that a round waits for
 FEWEST = 24  # prompts of each group; with fewer, little could be found
-MOST = 200  # prompts of each group that are compared
+MOST = 150  # answers of each group whose prompts are compared
 _WORDS, _LEAST_SHARE = 60, 0.04
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -53,7 +54,8 @@ def find_drift(
 
     from vbon.maths.statistics import joint_permutation
 
-    before, after = _spread(before), list(after)[-MOST:]
+    before = [one for one in before if one.reward is not None]
+    after = [one for one in after if one.reward is not None]
     if min(len(before), len(after)) < FEWEST:
         return None
     words = [set(_WORD.findall(one.text)) for one in (*before, *after)]
@@ -68,7 +70,7 @@ def find_drift(
     rows = np.array(
         [
             [
-                math.nan if one.reward is None else one.reward,
+                one.reward,
                 math.log1p(len(one.text.split())),
                 *(float(word in has) for word in common),
             ]
@@ -83,12 +85,6 @@ def find_drift(
     return Drift(
         tuple(_said(names[i], first[:, i], second[:, i]) for i in order), float(adjusted[order[0]])
     )
-
-
-def _spread(prompts: Sequence[SeenPrompt]) -> list[SeenPrompt]:
-    """Prompts evenly spread over their time, at most ``MOST`` of them."""
-    stride = max(1, math.ceil(len(prompts) / MOST))
-    return list(prompts[::-1][::stride][::-1])
 
 
 def _said(name: str, first: object, second: object) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from vbon.distil.loop.config import DistilRunConfig
-from vbon.distil.loop.drift import FEWEST, LOOKS, find_drift, looks_due
+from vbon.distil.loop.drift import FEWEST, LOOKS, MOST, find_drift, looks_due
 from vbon.distil.loop.rounds import RoundSteps
 from vbon.distil.loop.service import FINAL, ServedRollout, Service, open_service
 from vbon.distil.loop.state import ROUNDS, STATE, TITLES, LoopState, Round
@@ -146,11 +146,9 @@ class Loop:
     def _is_due(self, current: Round, collected: Collected) -> bool:
         """True if there are enough new prompts, or fewer and a reason not to wait; says how many."""
         seen_s = self._seen_s(collected)
-        new = collected.since(seen_s)
         wanted = self.config.min_prompts if seen_s is None else self.config.later
-        if collected.num_samples < 2 and self.config.n is None:
-            self._say_waiting(collected, new_prompts=0, wanted=wanted, since_s=None)
-            return False
+        num_samples = self.config.n or collected.num_samples
+        new = collected.to_train_on(num_samples, seen_s) if num_samples > 1 else []
         if len(new) >= wanted:
             self.say(f"{len(new):,} new prompts of {wanted:,}")
             return True
@@ -159,8 +157,9 @@ class Loop:
         elif seen_s is not None and looks_due(len(new), wanted) > current.looked:
             current.looked = looks_due(len(new), wanted)
             self.save()  # a look that is taken again would not keep the level
-            before = collected.until(self._trained_s(collected) or seen_s)
-            drift = find_drift(before, new, self.config.drift_alpha / len(LOOKS))
+            trained_s = self._trained_s(collected) or seen_s
+            before, after = collected.asked_around(trained_s, MOST)
+            drift = find_drift(before, after, self.config.drift_alpha / len(LOOKS))
             if drift is not None:
                 current.why = f"the prompts have changed since the last training: {drift}"
         if current.why is not None:
@@ -197,8 +196,8 @@ class Loop:
                 f", about {duration((wanted - new_prompts) * (now_s - begun_s) / new_prompts)} left"
             )
         self.say(
-            f"{new_prompts:,} of {wanted:,} new prompts to train on, from {collected.answers:,} answers in "
-            f"all{left}"
+            f"{new_prompts:,} of {wanted:,} new prompts to train on, from {len(collected.asked):,} "
+            f"answers in all{left}"
         )
 
     # -- what the service does

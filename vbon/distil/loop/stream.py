@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vbon.distil.answer import CollectedAnswer, Identity, parse_line
@@ -20,12 +20,12 @@ MOST_TEXT = 400  # characters of a prompt that are remembered for tests of a dri
 
 @dataclass(frozen=True, slots=True)
 class SeenPrompt:
-    """A prompt as it was first seen. All turns of a conversation are one prompt, by their opening.
+    """A prompt with its answers. All turns of a conversation are one prompt, by their opening.
 
     Attributes:
         time_s: Unix time of its first answer.
-        reward: mean reward of the independent candidates of this answer; ``None`` without any.
-        samples: number of independent candidates of this answer.
+        reward: mean reward of the independent candidates of the first answer that has any.
+        samples: number of independent candidates of all its answers.
         held_out: whether it never trains.
     """
 
@@ -35,56 +35,85 @@ class SeenPrompt:
     samples: int
     held_out: bool
 
+    def with_more(self, other: SeenPrompt) -> SeenPrompt:
+        """The same prompt with the answers of both."""
+        first, second = (self, other) if self.time_s <= other.time_s else (other, self)
+        reward = second.reward if first.reward is None else first.reward
+        return replace(first, reward=reward, samples=first.samples + second.samples)
+
 
 @dataclass
 class Collected:
     """The prompts of one identity.
 
     Attributes:
-        answers: number of collected answers, repeated prompts included.
+        prompts: by the digest of their opening.
+        asked: time and prompt of each answer, repeated prompts included.
         newest_s: Unix time of the newest answer.
+        counts: number of answers by their number of independent candidates.
     """
 
     identity: Identity
     prompts: dict[bytes, SeenPrompt] = field(default_factory=dict)
-    answers: int = 0
+    asked: list[tuple[float, bytes]] = field(default_factory=list)
     newest_s: float = 0.0
+    counts: Counter[int] = field(default_factory=Counter)
 
-    def since(self, time_s: float | None, *, held_out: bool = False) -> list[SeenPrompt]:
-        """Prompts of one side of the split that were first seen after a time, oldest first."""
+    def add(self, digest: bytes, seen: SeenPrompt) -> None:
+        """Add answers to a prompt."""
+        known = self.prompts.get(digest)
+        self.prompts[digest] = seen if known is None else known.with_more(seen)
+
+    def merge(self, other: Collected) -> None:
+        """Add the answers of another shard."""
+        for digest, seen in other.prompts.items():
+            self.add(digest, seen)
+        self.asked += other.asked
+        self.newest_s = max(self.newest_s, other.newest_s)
+        self.counts.update(other.counts)
+
+    def to_train_on(self, num_samples: int, since_s: float | None = None) -> list[SeenPrompt]:
+        """Training prompts with enough samples that were first seen after a time, oldest first."""
         found = [
             one
             for one in self.prompts.values()
-            if one.held_out == held_out and one.samples and (time_s is None or one.time_s > time_s)
+            if not one.held_out
+            and one.samples >= max(1, num_samples)
+            and (since_s is None or one.time_s > since_s)
         ]
         return sorted(found, key=lambda one: one.time_s)
 
-    def until(self, time_s: float) -> list[SeenPrompt]:
-        """Training prompts that were first seen up to a time, oldest first."""
-        return [one for one in self.since(None) if one.time_s <= time_s]
+    def asked_around(self, time_s: float, most: int) -> tuple[list[SeenPrompt], list[SeenPrompt]]:
+        """The distinct prompts of equally many answers up to a time and after it.
+
+        Those up to it are spread evenly, those after it are the newest. As they are equally many, prompts
+        that are asked rarely are not more frequent on one side because it is longer.
+        """
+        times = sorted(self.asked)
+        before = [digest for at_s, digest in times if at_s <= time_s]
+        after = [digest for at_s, digest in times if at_s > time_s]
+        count = min(len(before), len(after), most)
+
+        spread = [before[i * len(before) // count] for i in range(count)]
+        newest = after[len(after) - count :]
+        first, second = (
+            [self.prompts[digest] for digest in dict.fromkeys(side)] for side in (spread, newest)
+        )
+        return first, second
 
     @property
     def num_samples(self) -> int:
-        """The number of independent candidates of most prompts."""
-        counts = Counter(one.samples for one in self.prompts.values() if one.samples > 1)
-        return counts.most_common(1)[0][0] if counts else 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """An answer in a shard, by the digest of its prompt's opening."""
-
-    digest: bytes
-    seen: SeenPrompt
+        """The number of independent candidates of most answers; 0 if none has two."""
+        several = Counter({count: n for count, n in self.counts.items() if count > 1})
+        return several.most_common(1)[0][0] if several else 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """Content of a file when it had this size and time of change."""
+    """Content of a file when it had this size and time of change; ``None`` if it cannot be read."""
 
     stamp: tuple[int, int]
-    identity: Identity | None
-    rows: list[_Row]
+    content: Collected | None
 
 
 class Stream:
@@ -111,44 +140,34 @@ class Stream:
                 status = path.stat()
                 stamp = (status.st_size, status.st_mtime_ns)
                 kept = before.get(path)
-                self._shards[path] = (
-                    kept if kept and kept.stamp == stamp else self._read(path, stamp)
-                )
+                known = kept is not None and kept.stamp == stamp
+                self._shards[path] = kept if known and kept else self._read(path, stamp)
             except FileNotFoundError:
                 continue  # sealed or removed meanwhile
-        return self._collected()
+        found: dict[str, Collected] = {}
+        for shard in self._shards.values():
+            if shard.content is not None:
+                identity = shard.content.identity
+                found.setdefault(identity.digest, Collected(identity)).merge(shard.content)
+        return found
 
     def newest(self) -> Collected | None:
         """The prompts of the identity with the newest answer; ``None`` if there is no answer."""
         found = self.read().values()
         return max(found, key=lambda one: one.newest_s, default=None)
 
-    def _collected(self) -> dict[str, Collected]:
-        found: dict[str, Collected] = {}
-        for shard in self._shards.values():
-            if shard.identity is None:
-                continue
-            one = found.setdefault(shard.identity.digest, Collected(shard.identity))
-            one.answers += len(shard.rows)
-            for row in shard.rows:
-                one.newest_s = max(one.newest_s, row.seen.time_s)
-                earlier = one.prompts.get(row.digest)
-                if earlier is None or row.seen.time_s < earlier.time_s:
-                    one.prompts[row.digest] = row.seen
-        return found
-
     def _read(self, path: Path, stamp: tuple[int, int]) -> _Shard:
-        rows: list[_Row] = []
         try:
             with read_errors(path), path.open("rb") as source:
-                identity = parse_header(source.readline(), str(path))
-            rows.extend(self._row(answer) for answer in _answers(path))
+                content = Collected(parse_header(source.readline(), str(path)))
+            for answer in _answers(path):
+                self._add(content, answer)
         except DataError:
             # Damaged, or its header is still being written; `vbon distil cache` names what is damaged.
-            return _Shard(stamp, None, [])
-        return _Shard(stamp, identity, rows)
+            return _Shard(stamp, None)
+        return _Shard(stamp, content)
 
-    def _row(self, answer: CollectedAnswer) -> _Row:
+    def _add(self, content: Collected, answer: CollectedAnswer) -> None:
         text = opening(answer)
         rewards = [
             reward
@@ -162,7 +181,11 @@ class Stream:
             samples=len(rewards),
             held_out=is_held_out(answer, self._share),
         )
-        return _Row(hashlib.blake2b(text.encode(), digest_size=12).digest(), seen)
+        digest = hashlib.blake2b(text.encode(), digest_size=12).digest()
+        content.add(digest, seen)
+        content.asked.append((answer.time, digest))
+        content.newest_s = max(content.newest_s, answer.time)
+        content.counts[len(rewards)] += 1
 
 
 def _answers(path: Path) -> Iterator[CollectedAnswer]:
