@@ -88,6 +88,8 @@ async def test_an_admin_follows_promotes_and_rolls_back_a_checkpoint(
         await expect(card.get_by_role("progressbar", name="Good enough")).to_be_visible()
         figure = page.get_by_role("figure", name="Win rate by checkpoint: 0001: 0.500, compared")
         await expect(figure).to_be_visible(timeout=LONG_MS)
+        for name in ("Reward by checkpoint: 0001: 0.50", "KL by checkpoint: 0001: 0.50 nats"):
+            await expect(page.get_by_role("figure", name=name, exact=True)).to_be_visible()
         await assert_accessible(page)
         # Cancelled, it changes nothing.
         await decide(page, "Next step: checkpoint 0001", "Cancel")

@@ -1,4 +1,4 @@
-// Win rate and KL from checkpoint to checkpoint.
+// Win rate, reward and KL from checkpoint to checkpoint.
 
 import { colour, plain, plot } from "../../charts.js";
 import { el, number, replace } from "../../dom.js";
@@ -9,6 +9,7 @@ const BEST_OF_N = "--series-6";
 
 export class Course {
   #winRate = el("div", {});
+  #reward = el("div", {});
   #kl = el("div", {});
   #told = "";
   #found = null;
@@ -17,8 +18,9 @@ export class Course {
     const card = (name, hint, node) =>
       el("section", { class: "card stack tight", "aria-label": name }, el("h2", {}, name), el("p", { class: "muted small" }, hint), node);
     this.node = el(
-      "div", { class: "grid charts", hidden: true },
+      "div", { class: "grid distil-charts", hidden: true },
       card("Win rate by checkpoint", "Over one sample of the reference: on held-out prompts, with intervals, and of the answers compared since.", this.#winRate),
+      card("Reward by checkpoint", "Mean on held-out prompts, with intervals.", this.#reward),
       card("KL by checkpoint", "From the reference, on held-out prompts.", this.#kl),
     );
   }
@@ -33,7 +35,11 @@ export class Course {
   /** Draws what has changed; a plot needs a place on the page. */
   shown() {
     if (this.node.hidden || !this.node.isConnected) return;
-    const drawn = [[this.#winRate, winRates(this.#found)], [this.#kl, distances(this.#found)]];
+    const drawn = [
+      [this.#winRate, winRates(this.#found)],
+      [this.#reward, heldOut(this.#found, "reward", "Reward", "mean reward", "")],
+      [this.#kl, heldOut(this.#found, "kl_nats", "KL", "KL, nats", " nats")],
+    ];
     const told = JSON.stringify(drawn.map(([, [, , { label }]]) => label));
     if (told === this.#told) return;
     this.#told = told;
@@ -60,14 +66,15 @@ function winRates({ checkpoints, threshold, n }) {
   return [traces, layout("win rate"), { label, table }];
 }
 
-function distances({ checkpoints }) {
+/** A figure of the checkpoints beside that of best-of-N, all on held-out prompts. */
+function heldOut({ checkpoints, n }, field, name, axis, unit) {
   const ids = checkpoints.map((one) => one.id);
-  const own = checkpoints.map((one) => one.decision.figures.candidate.kl_nats);
-  const bound = checkpoints.map((one) => one.decision.figures.bon.kl_nats.mean);
-  const traces = () => [line(ids, bound, "best-of-N", BEST_OF_N, "dot"), points(ids, own, "checkpoint", HELD_OUT)];
-  const label = `KL by checkpoint: ${checkpoints.map((one, i) => `${one.id}: ${number(own[i].mean, 2)} nats`).join("; ")}`;
-  const rows = checkpoints.map((one, i) => [one.id, own[i].mean, bound[i]]);
-  return [traces, { ...layout("KL, nats"), yaxis: { title: { text: "KL, nats" }, rangemode: "tozero" } }, { label, table: { columns: ["checkpoint", "KL, nats", "best-of-N"], rows } }];
+  const own = checkpoints.map((one) => one.decision.figures.candidate[field]);
+  const best = checkpoints.map((one) => one.decision.figures.bon[field].mean);
+  const traces = () => [line(ids, best, `best-of-${n}`, BEST_OF_N, "dot"), points(ids, own, "checkpoint", HELD_OUT)];
+  const label = `${name} by checkpoint: ${checkpoints.map((one, i) => `${one.id}: ${number(own[i].mean, 2)}${unit}`).join("; ")}`;
+  const rows = checkpoints.map((one, i) => [one.id, own[i].mean, best[i]]);
+  return [traces, layout(axis), { label, table: { columns: ["checkpoint", axis, `best-of-${n}`], rows } }];
 }
 
 function layout(name) {
