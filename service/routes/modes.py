@@ -6,8 +6,10 @@ from fastapi import APIRouter
 
 from service.generation.references import policy_ref, sampling_differences, scorer_ref
 from service.routes.dependencies import RuntimeDep, StoreDep
+from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
 from service.schemas import DefaultSampling, ModeInfo, ModesResponse, SamplingFields
+from service.settings import AUTO
 
 router = APIRouter(tags=["server"])
 
@@ -30,7 +32,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
                 reward_model=scorer_ref("reward", runtime.reward)
                 if mode.strategy.reranks
                 else None,
-                default_n=settings.default_n if mode.strategy.reranks else 1,
+                default_n=_default_n(runtime, mode),
                 adapter=runtime.policies[mode.policy].info.adapter,
                 training=records[mode.policy],
                 sampling_differences=differences[mode.policy],
@@ -48,6 +50,13 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
         collects=runtime.collect is not None,
         records=store.where is not None,
     )
+
+
+def _default_n(runtime: Runtime, mode: Mode) -> int:
+    if not mode.strategy.reranks:
+        return 1
+    settings = runtime.settings
+    return settings.auto_n if mode.name == AUTO else settings.default_n
 
 
 def _differences(runtime: Runtime, policy: str) -> list[str]:

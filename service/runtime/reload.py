@@ -105,7 +105,8 @@ class Reloader:
             limit_s: how long to wait for those that finish; by default ``limits.drain_s``.
 
         Raises:
-            InvalidInputError: the server has no model of this name, or one that is a reward model.
+            InvalidInputError: the server has no model of this name, or one that is a reward model, or it is a
+                checkpoint that is rolled out.
             ReloadRefusedError: the new model cannot be served, or not in place; the old one stays.
             BusyError: another reload is running.
             NotReadyError: the requests in flight did not finish in time; the old weights stay.
@@ -116,6 +117,12 @@ class Reloader:
             known = ", ".join([*runtime.policies, *runtime.scorers])
             raise InvalidInputError(
                 f"unknown model {model!r}; this server has {known}", field="model"
+            )
+        if model in runtime.settings.distil.policies:
+            raise InvalidInputError(
+                f"{model} is a checkpoint that is rolled out, and checkpoints never change; submit another "
+                "one at /distil/checkpoints",
+                field="model",
             )
         if self._lock.locked():
             raise BusyError("another model is being reloaded; try again when that has finished")

@@ -38,18 +38,18 @@ async def ask(client: httpx.AsyncClient, mode: str, **body: Any) -> httpx.Respon
 
 
 async def test_auto_is_best_of_n_while_there_is_no_checkpoint(tmp_path: Path) -> None:
-    runtime = rolling_out(tmp_path, default_n=5)
+    runtime = rolling_out(tmp_path, default_n=5, distil={"n": 3})
     async with serving(runtime) as (_, client):
         found = (await ask(client, "auto", n=None, return_candidates=True)).json()
-        assert (found["mode"], len(found["candidates"])) == ("auto", 5)
+        assert (found["mode"], len(found["candidates"])) == ("auto", 3)
         rewards = [one["reward"] for one in found["candidates"]]
         assert found["reward"] == max(rewards)
-        names = [one["name"] for one in (await client.get("/modes")).json()["modes"]]
-        assert "auto" in names
-        assert "live" not in names
-        chosen = {"model": "auto", "prompt": "p", "max_tokens": 4, "best_of": 3}
+        modes = {one["name"]: one for one in (await client.get("/modes")).json()["modes"]}
+        assert "live" not in modes
+        assert (modes["auto"]["default_n"], modes["auto"]["policy"]["name"]) == (3, "ref")
+        chosen = {"model": "auto", "prompt": "p", "max_tokens": 4, "best_of": 2}
         answer = (await client.post("/v1/completions", json=chosen)).json()
-        assert (answer["vbon"]["mode"], answer["vbon"]["sampling"]["n"]) == ("auto", 3)
+        assert (answer["vbon"]["mode"], answer["vbon"]["sampling"]["n"]) == ("auto", 2)
         models = (await client.get("/v1/models")).json()["data"]
         assert "auto" in [one["id"] for one in models]
         metrics = (await client.get("/metrics")).text

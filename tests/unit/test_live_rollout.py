@@ -42,6 +42,8 @@ async def test_a_good_checkpoint_takes_over_from_best_of_n(tmp_path: Path) -> No
         assert arms["next"] > 0
         assert arms["bon"] > 0
         await service.until(lambda: list(service.runtime.policies) == ["ref", "live"])
+        reload = await service.client.post("/admin/reload", json={"model": "live"})
+        assert "checkpoints never change" in reload.json()["error"]["message"]
         after = await service.ask()
         assert after["routing"] == {
             "arm": "live", "share": 1.0, "step": None, "checkpoint": "0001",
