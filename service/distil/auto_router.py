@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.distil import rollout
+from service.distil import rollout_parts
 from service.distil.keeper import RolloutKeeper
 from service.distil.served import ServedCheckpoints
 from service.distil.shadows import Shadows
@@ -42,7 +42,7 @@ class AutoRouter:
     def fall_back(self, route: Route) -> Route:
         """Best-of-N in the place of an arm whose engine died while it answered."""
         self._keeper.totals.fallbacks += 1
-        return self._as_route(rollout.Route("bon", None, route.routing.share, None))
+        return self._as_route(rollout_parts.Route("bon", None, route.routing.share, None))
 
     def answered(self, route: Route, request: PromptRequest, result: PromptResult) -> None:
         """Count an answer, and perhaps compare it with best-of-N afterwards."""
@@ -51,12 +51,12 @@ class AutoRouter:
             routing.arm, result.outcome.generated_tokens, max(self._num_samples, result.num_samples)
         )
         keeper.touch()
-        asked = rollout.Route(routing.arm, routing.checkpoint, routing.share, routing.step)
+        asked = rollout_parts.Route(routing.arm, routing.checkpoint, routing.share, routing.step)
         probability = keeper.rollout.shadow_probability(asked, self._settings.shadow_share)
         if probability:
             self._shadows.offer(routing, request, result, probability)
 
-    def _as_route(self, found: rollout.Route) -> Route:
+    def _as_route(self, found: rollout_parts.Route) -> Route:
         routing = Routing(found.arm, found.share, found.step, found.checkpoint)
         if found.checkpoint is None:
             return Route(Mode(AUTO, Auto(), REFERENCE), routing)

@@ -17,7 +17,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from service.distil.rollout import Event, Rollout, RolloutPlan
+from service.distil.rollout import Rollout
+from service.distil.rollout_parts import Event, RolloutPlan
 from service.distil.totals import TOTALS, AutoTotals
 from service.observability.throttled_log import ThrottledLog
 from service.store import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from service.distil.auto_router import AutoRouter
 from service.distil.keeper import RolloutKeeper
-from service.distil.rollout import Event, RolloutPlan
+from service.distil.rollout_parts import Event, RolloutPlan
 from service.distil.served import NotLoadedError, ServedCheckpoints, Wanted
 from service.distil.shadows import Shadowed, Shadows
 from service.distil.submitted import submitted

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.distil.rollout import Event, EventKind, Rollout, RolloutPlan, Status
+from service.distil.rollout import Rollout
+from service.distil.rollout_parts import Event, EventKind, RolloutPlan, Status
 from vbon.errors import InvalidInputError, NotFoundError, StoreError
 from vbon.maths.sequential import FallDetector
 
