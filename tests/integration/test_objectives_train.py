@@ -287,6 +287,14 @@ def test_n_above_the_cached_samples_is_refused(
         train("bon-sft", config_of(sandbox, tmp_path / "x", "bon-sft", num_samples=64), inputs)
 
 
+def test_vbon_takes_an_n_above_the_cached_samples(
+    sandbox: Path, inputs: TrainingInputs, tmp_path: Path
+) -> None:
+    """Live caches have prompts with few samples: of modes that stop early, or of a smaller N than now."""
+    run = train("vbon", config_of(sandbox, tmp_path / "x", "vbon", num_samples=64, steps=1), inputs)
+    assert run.cost["steps"] == 1
+
+
 def test_stored_log_p_is_what_the_reference_says(sandbox: Path, inputs: TrainingInputs) -> None:
     """Stored values of cached samples equal those of a forward pass of each sample alone."""
     from training.train.reference_logprobs import ensure_reference_logprobs

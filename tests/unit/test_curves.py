@@ -28,6 +28,34 @@ def test_expected_best_is_the_mean_over_all_subsets(n: int) -> None:
     assert curves.selection_weights(REWARDS, n).sum() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("m", "n"), [(1, 4), (2, 4), (3, 3), (4, 2), (5, 1)])
+def test_tilted_weight_is_the_chance_to_beat_all_further_samples(m: int, n: int) -> None:
+    """All orders of m samples and n - 1 further ones are equally likely: count those of each rank."""
+    beats = np.zeros(m)
+    orders = list(itertools.permutations(range(m + n - 1)))
+    for order in orders:
+        ours, further = np.sort(order[:m]), order[m:]
+        beats += [all(one > other for other in further) for one in ours]
+    rewards = np.arange(m, dtype=float)[::-1]  # the first is the best
+    found = curves.tilted_weights(rewards, n)
+    np.testing.assert_allclose(found, n / m * beats[::-1] / len(orders))
+    assert found.sum() == pytest.approx(1.0)
+
+
+def test_tilted_weights_of_many_samples_are_those_of_the_best_of_n() -> None:
+    """They differ by O(1/M); equal rewards stand in the same order."""
+    rewards = np.random.default_rng(0).permutation(np.arange(4000) // 2).astype(float)
+    tilted, best = curves.tilted_weights(rewards, 4), curves.selection_weights(rewards, 4)
+    assert np.abs(tilted - best).sum() < 0.01
+    assert (np.argsort(tilted[best > 0]) == np.argsort(best[best > 0])).all()
+
+
+@pytest.mark.parametrize(("rewards", "n"), [(REWARDS, 0), (np.array([]), 2)])
+def test_tilted_weights_need_a_sample(rewards: np.ndarray, n: int) -> None:
+    with pytest.raises(ValueError, match="n must be at least 1, with at least one sample"):
+        curves.tilted_weights(rewards, n)
+
+
 @pytest.mark.parametrize("rewards", [REWARDS, np.array([1.0, 1.0, 1.0, 0.0, 2.0, 2.0, 0.0])])
 @pytest.mark.parametrize("n", range(1, 7))
 def test_win_rate_is_the_mean_over_all_subsets_and_opponents(n: int, rewards: np.ndarray) -> None:
@@ -64,6 +92,7 @@ def test_all_ties_win_half() -> None:
 def test_large_m_does_not_overflow() -> None:
     rewards = np.arange(5000, dtype=float)
     assert curves.selection_weights(rewards, 2048).sum() == pytest.approx(1.0)
+    assert curves.tilted_weights(rewards, 2048).sum() == pytest.approx(1.0)
     assert curves.win_rate_of_best(rewards, 2048) == pytest.approx(2048 / 2049)
 
 

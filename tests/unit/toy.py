@@ -100,7 +100,10 @@ class Toy:
         return drawn.view(shape)
 
     def cached(self, choice: CachedChoice, p: torch.Tensor) -> torch.Tensor:
-        """Texts of the reference as the cache would give them, shape (groups * group_size,)."""
+        """Texts of the reference as an endless cache would give them, shape (groups * group_size,).
+
+        There, ``tilted`` samples are bests of n.
+        """
         if choice.kind == "uniform":
             return self.pick(p, (self.groups * self.group_size,))
         pairs = choice.kind == "best-worst"

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:  # listing an objective and its settings (--help) must not load torch
     import torch
 
-CachedKind = Literal["best", "best-worst", "uniform"]
+CachedKind = Literal["best", "best-worst", "tilted", "uniform"]
 KlEstimator = Literal["exact", "sampled"]
 Baseline = Literal["leave-one-out", "none"]
 AnchorKind = Literal["reference", "moving"]
@@ -27,7 +27,8 @@ class CachedChoice:
     """A rule for choosing from a prompt's cached reference samples.
 
     ``best``: independent bests of ``num_samples``. ``best-worst``: the best and the worst of the same
-    ``num_samples``, as consecutive rows. ``uniform``: any samples, without replacement.
+    ``num_samples``, as consecutive rows. ``tilted``: each sample as often as it would be the best of
+    ``num_samples`` whose others are drawn anew. ``uniform``: any samples, without replacement.
 
     Attributes:
         num_samples: N; not used by ``uniform``.

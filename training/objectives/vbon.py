@@ -25,9 +25,12 @@ is 0 for every y once q is p_bon. Two parts of the loss use this (derived here, 
 
 - The policy's own samples get the gradient of KL(q || p_bon) with the sampled log-ratio and leave-one-out.
   Its variance is that of A, so it vanishes at the optimum; with the exact per-token KL it does not.
-- Cached bests of N get the squared residual A^2/2, with weight ``cached_weight``. They are samples of p_bon,
-  so these are the texts that q must learn, and the loss needs no importance weights: it is 0 at q = p_bon
-  for samples of any distribution. Imitation of the same samples (bon-sft) has a variance of 1 there.
+- Cached samples of p get the squared residual A^2/2, with weight ``cached_weight``. They are chosen tilted
+  towards p_bon (:func:`tilted_weights`), so these are the texts that q must learn, and the loss needs no
+  importance weights: it is 0 at q = p_bon for samples of any distribution. Imitation (bon-sft) has a variance
+  of 1 there. Bests of N among the M cached samples would come from p_bon exactly. But with M = N they are one
+  sample of each prompt, whose rank, and so log F^, is the same for every prompt and says nothing about F. The
+  tilted choice has several, and log F^ correlates with log F (by .70 at M = N = 16, by .97 at M = 256).
 
 A sample whose log p_bon/p is below ``-floor_nats`` is treated as one at the floor. Such texts have at most
 e^-floor of p's probability in the target, but in a batch they dominate the variance: (N-1) log F has a
@@ -85,7 +88,7 @@ class Vbon(BonSettings, RegularisedRL):
         None,
         ge=0,
         lt=1,
-        description="share of the loss that regresses log q/p of cached bests of N onto its optimum; 0: "
+        description="share of the loss that regresses log q/p of good cached samples onto its optimum; 0: "
         "the policy's own samples only; default: 0.5, or 0 with the bound l1, whose optimum is unknown",
     )
     floor_nats: Annotated[float | None, NoneWord] = Field(
@@ -112,8 +115,8 @@ class Vbon(BonSettings, RegularisedRL):
 
     @property
     def samples_needed(self) -> SamplesNeeded:
-        """Samples of the policy, and bests of N from the cache with ``log p`` if they have a weight."""
-        cached = CachedChoice("best", self.num_samples, ref_logprob=True)
+        """Samples of the policy, and tilted ones of the cache with ``log p`` if they have a weight."""
+        cached = CachedChoice("tilted", self.num_samples, ref_logprob=True)
         return SamplesNeeded(policy=True, cached=cached if self.cached_share else None)
 
     @property

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from training.objectives.protocol import CachedChoice
 from vbon.errors import DataError
-from vbon.maths.curves import selection_weights
+from vbon.maths.curves import selection_weights, tilted_weights
 
 
 def choose_indices(
@@ -16,7 +16,9 @@ def choose_indices(
     """Indices of ``count`` of a prompt's cached samples.
 
     ``best``: each is the best of N by itself, where N samples are any subset of the cached ones.
-    Systematic resampling takes every sample as often as its probability says, give or take one.
+    ``tilted``: each as often as it would be the best of N whose others are drawn anew
+    (:func:`tilted_weights`), for which one cached sample is enough. In both, systematic resampling takes
+    every sample as often as its probability says, give or take one.
     ``best-worst``: ``count / 2`` pairs, each the best and worst of a subset of its own. Ties go to the
     lower index. ``uniform``: any samples, without replacement.
 
@@ -24,7 +26,7 @@ def choose_indices(
         DataError: the prompt has too few samples.
     """
     total = len(rewards)
-    needed = count if choice.kind == "uniform" else choice.num_samples
+    needed = {"uniform": count, "tilted": 1}.get(choice.kind, choice.num_samples)
     if total < needed:
         raise DataError(
             f"a prompt has {total} cached samples where {needed} are needed; sample more, or lower "
@@ -32,8 +34,9 @@ def choose_indices(
         )
     if choice.kind == "uniform":
         return [int(i) for i in rng.choice(total, count, replace=False)]
-    if choice.kind == "best":
-        cumulative = np.cumsum(selection_weights(rewards, choice.num_samples))
+    if choice.kind in ("best", "tilted"):
+        weights = selection_weights if choice.kind == "best" else tilted_weights
+        cumulative = np.cumsum(weights(rewards, choice.num_samples))
         points = (np.arange(count) + rng.random()) / count * cumulative[-1]
         picks = np.minimum(np.searchsorted(cumulative, points, side="right"), total - 1)
         return [int(i) for i in rng.permutation(picks)]

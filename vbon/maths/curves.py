@@ -45,6 +45,31 @@ def selection_weights(rewards: Float, num_samples: int) -> Float:
     return weights
 
 
+def tilted_weights(rewards: Float, num_samples: int) -> Float:
+    """Probability that sample i is the best of n whose other n - 1 are drawn anew, shape ``(M,)``; sums to 1.
+
+    It is ``n / M`` times the probability that n - 1 further samples are all below sample i. All orders of the
+    M + n - 1 samples are equally likely, so for the k-th smallest of the M that is
+    ``C(k + n - 2, n - 1) / C(M + n - 1, n - 1)``, which is E[F^(n-1)] given its rank (derived here, tested by
+    enumeration). Unlike :func:`selection_weights` it needs no M >= n, and with M = n it does not put
+    everything on one sample. For a large M both are alike. Ties go to the sample with the lower index.
+
+    Raises:
+        ValueError: n is below 1, or there are no samples.
+    """
+    total = len(rewards)
+    if num_samples < 1 or not total:
+        raise ValueError(
+            f"n must be at least 1, with at least one sample; got {num_samples}, {total}"
+        )
+    order = np.lexsort((-np.arange(total), rewards))
+    log_total = log_comb(total + num_samples - 1, num_samples - 1) + math.log(total / num_samples)
+    weights = np.zeros(total)
+    for position, index in enumerate(order):
+        weights[index] = np.exp(log_comb(position + num_samples - 1, num_samples - 1) - log_total)
+    return weights
+
+
 def expected_best(rewards: Float, num_samples: int, values: Float | None = None) -> float:
     """Unbiased estimate of the expected value of the best of n; ``values`` defaults to the rewards.
 
