@@ -25,6 +25,7 @@ FILES = {
     "tests/integration/test_dashboard_vllm.py": "engines",
     "tests/integration/test_engine_contract.py": "engines",
     "tests/integration/test_reward_server_vllm.py": "engines",
+    "tests/integration/test_rollout_vllm.py": "engines",
     "tests/integration/test_service_vllm.py": "engines",
     "tests/integration/test_vllm_server.py": "engines",
     "tests/integration/test_weights_in_place_vllm.py": "engines",

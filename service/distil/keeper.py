@@ -34,6 +34,8 @@ from vbon.errors import NotFoundError, StoreError
 
 logger = logging.getLogger(__name__)
 
+Change = Callable[[Rollout], list[Event]]
+
 # Evidence and counts are written this often at most; a crash loses what came since. Decisions do not wait.
 SAVE_EVERY_S = 5.0
 RETRY_S = 5.0
@@ -64,7 +66,8 @@ class RolloutKeeper:
         self.stored = True
         self._events: deque[StoredEvent] = deque(maxlen=SHOWN_EVENTS)
         self._unsaved: list[StoredEvent] = []
-        self._late: list[tuple[str, float]] | None = None
+        self._late: list[Change] | None = None
+        self._number = 0
         self._lock = asyncio.Lock()
         self._dirty, self._urgent = asyncio.Event(), asyncio.Event()
         self._trouble: str | None = "has not been read from the store yet"
@@ -126,19 +129,16 @@ class RolloutKeeper:
 
     def observe(self, checkpoint: str, win_rate: float) -> None:
         """Take in a shadowed answer, and act on the evidence."""
-        if self._late is not None:
-            self._late.append((checkpoint, win_rate))
-            return
-        self._happened(self.rollout.observe(checkpoint, win_rate))
+        self._apply(lambda rollout: rollout.observe(checkpoint, win_rate))
         self._dirty.set()
 
     def fail(self, checkpoint: str, why: str) -> None:
         """Take traffic from a checkpoint that cannot be served."""
-        self._happened(self.rollout.fail(checkpoint, why))
+        self._apply(lambda rollout: rollout.fail(checkpoint, why))
 
     async def decide(
         self,
-        change: Callable[[Rollout], list[Event]],
+        change: Change,
         checkpoint: StoredCheckpoint | None = None,
     ) -> None:
         """Make a change that takes effect once it is stored.
@@ -165,10 +165,10 @@ class RolloutKeeper:
                 self._tell(events)
             finally:
                 late, self._late = self._late, None
-                for name, win_rate in late:
-                    self.observe(name, win_rate)
+                for one in late:
+                    self._apply(one)
 
-    async def decide_at_once(self, change: Callable[[Rollout], list[Event]]) -> None:
+    async def decide_at_once(self, change: Change) -> None:
         """Make a change that takes effect whether or not it can be stored now.
 
         Raises:
@@ -183,6 +183,13 @@ class RolloutKeeper:
                     await self._write(self.rollout)
                 except StoreError as error:
                     self._not_stored(error)
+
+    def _apply(self, change: Change) -> None:
+        """Make a change at once, or right after the decision that is being stored."""
+        if self._late is not None:
+            self._late.append(change)
+        else:
+            self._happened(change(self.rollout))
 
     def _happened(self, events: Sequence[Event]) -> None:
         """Take note of changes that have taken effect."""
@@ -229,6 +236,7 @@ class RolloutKeeper:
             try:
                 self.rollout = Rollout.from_json(json.dumps(found.state["rollout"]))
                 self.totals = TOTALS.validate_python(found.state["totals"])
+                self._number = found.number
             except (LookupError, TypeError, ValidationError) as error:
                 raise StoreError(f"its state is damaged: {type(error).__name__}") from error
         self.records = {one.id: one for one in found.checkpoints}
@@ -245,7 +253,9 @@ class RolloutKeeper:
     ) -> None:
         """Write a state, the events that wait and further ones; the lock must be held."""
         waiting = len(self._unsaved)
+        self._number += 1
         change = RolloutChange(
+            self._number,
             {
                 "rollout": json.loads(rollout.to_json()),
                 "totals": TOTALS.dump_python(self.totals, mode="json"),

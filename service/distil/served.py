@@ -59,9 +59,14 @@ class ServedCheckpoints:
 
     @property
     def alive(self) -> set[str]:
-        """Ids of the checkpoints that can answer now."""
+        """Ids of the checkpoints that can answer now, with the files that were submitted."""
         policies = self._runtime.policies
-        return {one.id for name, one in self._served.items() if policies[name].alive}
+        return {
+            one.id
+            for name, one in self._served.items()
+            # A restart of an engine reads its files again.
+            if policies[name].alive and policies[name].info.revision == one.revision
+        }
 
     async def follow(self) -> None:
         """Rename, end and load engines until they are the wanted ones.

@@ -50,11 +50,13 @@ class StoredRollout:
         state: ``None`` if none was ever stored.
         checkpoints: oldest first.
         events: the newest, oldest first.
+        number: of the change that was written last.
     """
 
     state: dict[str, Any] | None
     checkpoints: list[StoredCheckpoint]
     events: list[StoredEvent]
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +64,12 @@ class RolloutChange:
     """A change to be written in one transaction.
 
     Attributes:
+        number: grows with every change. A change that a slow database comes to after a later one is left out.
         statuses: the status of every checkpoint, by id.
         checkpoint: one that was submitted just now.
     """
 
+    number: int
     state: Mapping[str, Any]
     statuses: Mapping[str, str]
     events: Sequence[StoredEvent] = ()
@@ -80,10 +84,13 @@ def save_rollout(store: Store, change: RolloutChange) -> list[StoredEvent]:
         StoreError: the database reported an error; nothing was written.
     """
     with store.session() as session:
-        state = session.get(DistilStateRow, _ONLY)
+        state = session.get(DistilStateRow, _ONLY, with_for_update=True)
         if state is None:
-            state = DistilStateRow(id=_ONLY)
+            state = DistilStateRow(id=_ONLY, number=0)
             session.add(state)
+        if state.number >= change.number:
+            return []
+        state.number = change.number
         state.state, state.updated = dict(change.state), change.created
         if change.checkpoint is not None:
             session.merge(_row(change.checkpoint, change.statuses[change.checkpoint.id]))
@@ -116,6 +123,7 @@ def read_rollout(store: Store, *, events: int) -> StoredRollout:
             None if state is None else state.state,
             [_checkpoint(row) for row in session.scalars(by_age)],
             [_event(row) for row in session.scalars(newest)][::-1],
+            0 if state is None else state.number,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,45 @@ async def test_without_its_store_nothing_changes_but_a_rollback(
     async with rolling(tmp_path) as service:
         assert (await service.checkpoint("0001"))["status"] == "rolled_back"
         assert (await service.state())["events"][0]["id"] > 0
+
+
+async def test_what_happens_while_a_decision_is_stored_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decision is made on a copy of the state, which takes its place once it is stored."""
+    whole = AsyncStore.use
+    async with rolling(tmp_path, shadow_share=1e-9, approve=True) as service:
+        for name in ("0001", "0002"):
+            await service.submit(name)
+        await service.post("checkpoints/0001/promote")
+        await service.until(lambda: "0001" in service.live.served.alive)
+        keeper = service.live.keeper
+
+        async def slow(store: AsyncStore, work: Any) -> Any:
+            keeper.observe("0001", 0.5)
+            keeper.fail("0001", "its engine does not start any more")
+            assert keeper.rollout.rolling is not None
+            return await whole(store, work)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(AsyncStore, "use", slow)
+            assert (await service.post("checkpoints/0002/promote")).json()["status"] == "rolling"
+        state = {one["id"]: one for one in (await service.state())["checkpoints"]}
+        assert (state["0001"]["status"], state["0001"]["why"]) == ("rolled_back", "failed")
+        assert state["0001"]["evidence"]["shadows"] == 1
+        await service.until(lambda: service.live.stored)
+        await service.until(lambda: service.live.served.alive == {"0002"})
+
+
+async def test_an_engine_that_restarts_with_other_files_does_not_answer(tmp_path: Path) -> None:
+    async with rolling(tmp_path, shares=[1.0], shadow_share=1e-9) as service:
+        await service.submitted("0001")
+        engine = service.runtime.policies["live"]
+        assert isinstance(engine, Speaker)
+        assert (await service.ask())["routing"]["arm"] == "live"
+        engine.info = replace(engine.info, revision="sha256:other")
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        assert (await service.checkpoint("0001"))["served"] is False
 
 
 async def test_a_store_that_cannot_be_read_leaves_best_of_n_until_it_can(

@@ -191,16 +191,16 @@ def test_a_rollout_is_read_as_it_was_written_last(store: Store) -> None:
     assert read_rollout(store, events=9) == StoredRollout(None, [], [])
     day = datetime(2026, 2, 1, tzinfo=UTC)
     event = StoredEvent("0001", "submitted", {"verdict": "promote"}, day)
-    first = RolloutChange({"a": [1.25]}, {"0001": "waiting"}, [event], submitted(1))
+    first = RolloutChange(1, {"a": [1.25]}, {"0001": "waiting"}, [event], submitted(1))
     (stored,) = save_rollout(store, first)
     assert stored == replace(event, id=stored.id)
     assert stored.id > 0
-    save_rollout(store, RolloutChange({"a": [2.5]}, {"0001": "rolling"}))
+    save_rollout(store, RolloutChange(2, {"a": [2.5]}, {"0001": "rolling"}))
     later = [replace(event, checkpoint="0002", kind=kind) for kind in ("submitted", "started")]
     both = {"0001": "retired", "0002": "rolling"}
-    save_rollout(store, RolloutChange({"a": []}, both, later, submitted(2)))
+    save_rollout(store, RolloutChange(3, {"a": []}, both, later, submitted(2)))
     found = read_rollout(store, events=2)
-    assert found.state == {"a": []}
+    assert (found.state, found.number) == ({"a": []}, 3)
     assert found.checkpoints == [submitted(1), submitted(2)]
     assert [(one.checkpoint, one.kind) for one in found.events] == [
         ("0002", "submitted"), ("0002", "started"),
@@ -210,13 +210,24 @@ def test_a_rollout_is_read_as_it_was_written_last(store: Store) -> None:
         assert [row.status for row in rows] == ["retired", "rolling"]
 
 
+def test_a_change_of_a_rollout_that_comes_too_late_changes_nothing(store: Store) -> None:
+    """A database may finish what its caller has given up waiting for, after a later change."""
+    save_rollout(store, RolloutChange(2, {"a": 2}, {"0001": "live"}, (), submitted(1)))
+    event = StoredEvent("0001", "started", {}, datetime.now(UTC))
+    for number in (1, 2):
+        late = RolloutChange(number, {"a": 1}, {"0001": "waiting"}, [event])
+        assert save_rollout(store, late) == []
+    found = read_rollout(store, events=9)
+    assert (found.state, found.number, found.events) == ({"a": 2}, 2, [])
+
+
 def test_a_change_of_a_rollout_that_cannot_be_written_leaves_nothing(store: Store) -> None:
     """State, checkpoint and events are written together: the event's checkpoint does not exist."""
-    save_rollout(store, RolloutChange({"a": 1}, {"0001": "waiting"}, (), submitted(1)))
+    save_rollout(store, RolloutChange(1, {"a": 1}, {"0001": "waiting"}, (), submitted(1)))
     unknown = StoredEvent("nobody", "started", {}, datetime.now(UTC))
     statuses = {"0001": "rolling", "0002": "waiting"}
     with pytest.raises(StoreError):
-        save_rollout(store, RolloutChange({"a": 2}, statuses, [unknown], submitted(2)))
+        save_rollout(store, RolloutChange(2, {"a": 2}, statuses, [unknown], submitted(2)))
     found = read_rollout(store, events=9)
     assert (found.state, found.checkpoints, found.events) == ({"a": 1}, [submitted(1)], [])
 

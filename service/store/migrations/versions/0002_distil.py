@@ -42,6 +42,7 @@ def upgrade() -> None:
     op.create_table(
         "distil_state",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("updated", sa.DateTime(timezone=True), nullable=False),
         sa.Column("state", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_distil_state"),
