@@ -134,6 +134,9 @@ class FakeCommands:
             (out / "per-prompt.json").write_text(json.dumps(figures))
         else:
             assert Path(settings["cache"]).is_file()
+            columns = Path(f"{settings['cache']}.columns")
+            columns.mkdir(exist_ok=True)
+            (columns / "rewards.npy").write_text("")
             out.mkdir(parents=True, exist_ok=True)
             cost = {"training_seconds": 1.0, "tokens_drawn": 1000}
             (out / "training.json").write_text(json.dumps({"cost": cost}))

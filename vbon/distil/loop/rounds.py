@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,12 @@ class RoundSteps:
         """Remove the files with prompts of a finished round, whose answers have a retention of their own."""
         if self.config.keep_caches:
             return
+        # Training keeps the cache's columns in a directory beside it.
         for file in self.directory.glob("c*.jsonl*"):
-            file.unlink(missing_ok=True)
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
+                file.unlink(missing_ok=True)
 
     def _seal(self) -> bool:
         if self.service is not None:
