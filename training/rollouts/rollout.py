@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.rollouts.growing_cache import growing_cache, without_holes
 from vbon.engine import FinishReason
 from vbon.prompts import completion_decoder
 
@@ -145,8 +146,7 @@ def _sample(
         logits_to_keep=1,
         use_cache=True,
     )
-    cache = output.past_key_values
-    cache.batch_repeat_interleave(num_samples)
+    cache = growing_cache(output.past_key_values, num_samples)
     logits = output.logits[:, -1].repeat_interleave(num_samples, 0)
     attention = attention.repeat_interleave(num_samples, 0)
     total = len(prompts) * num_samples
@@ -161,7 +161,7 @@ def _sample(
         response[rows, step] = token
         logprob[rows, step] = log_q.gather(1, token[:, None])[:, 0]
         mask[rows, step] = True
-        running = torch.isin(token, end_ids, invert=True).nonzero()[:, 0]
+        running = without_holes(torch.isin(token, end_ids, invert=True))
         if len(running) == 0 or step + 1 == max_new_tokens:
             break
         if len(running) < len(rows):
