@@ -29,6 +29,7 @@ from transformers import (  # noqa: E402
 from training.rollouts import token_terms as terms_module  # noqa: E402
 from training.rollouts.predictor import Predictor, logprobs_of, output_layer, terms_of  # noqa: E402
 from training.rollouts.rollout import Rollout  # noqa: E402
+from training.rollouts.shared_prompts import can_share_prompts  # noqa: E402
 from training.rollouts.token_terms import Predictions, token_logprobs, token_terms  # noqa: E402
 
 TOKENS, FEATURES, VOCABULARY, TEMPERATURE = 7, 3, 5, 0.7
@@ -192,13 +193,19 @@ def models() -> dict[str, Callable[[], Any]]:
 
 
 PROCESSED = {"gemma2", "granite"}  # they cap or scale their logits after the output layer
+SLIDING = {"gemma2"}  # half of its layers have a sliding window
 
 
-def rollout_of_random_tokens() -> Rollout:
+def rollout_of_random_tokens(*, shared: bool = False) -> Rollout:
+    """Six responses to prompts of their own, or to three prompts of one, two and three responses."""
     generator = torch.Generator().manual_seed(3)
     sequence = torch.randint(0, 50, (6, 9), generator=generator)
     attention = torch.ones(6, 9, dtype=torch.long)
     attention[:2, :2] = 0  # padding before two prompts
+    if shared:
+        sequence[:2, :2] = 0
+        sequence[1, :3] = sequence[0, :3]
+        sequence[4:, :3] = sequence[3, :3]
     mask = torch.arange(6)[None] < torch.tensor([6, 3, 1, 5, 2, 6])[:, None]
     attention[:, 3:] = mask.long()
     return Rollout(sequence, attention, sequence[:, 3:], mask)
@@ -222,12 +229,14 @@ def plain_model_terms(model: Any, reference: Any, rollout: Rollout) -> tuple[Any
 
 @pytest.mark.usefixtures("small_chunks")
 @pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("name", models())
-def test_terms_of_models_equal_those_from_their_logits(name: str, half: bool) -> None:
+def test_terms_of_models_equal_those_from_their_logits(name: str, shared: bool, half: bool) -> None:
     torch.manual_seed(0)
     model, reference = models()[name]().eval(), models()[name]().eval()
-    rollout = rollout_of_random_tokens()
+    rollout = rollout_of_random_tokens(shared=shared)
     assert (output_layer(model) is None) == (name in PROCESSED)
+    assert can_share_prompts(model) == (name not in SLIDING)
     found = terms_of(
         Predictor(model, TEMPERATURE, autocast=half),
         Predictor(reference, TEMPERATURE, autocast=half),

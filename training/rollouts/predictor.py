@@ -20,11 +20,40 @@ from transformers import PreTrainedModel
 
 from training.rollouts.products import FastLinear
 from training.rollouts.rollout import Rollout, positions
+from training.rollouts.shared_prompts import (
+    SharedPrompts,
+    can_share_prompts,
+    prompt_states,
+    response_outputs,
+    shared_prompts,
+)
 from training.rollouts.token_terms import Predictions, TokenTerms, token_logprobs, token_terms
 
 # Rows per forward pass. Rows of similar length go together, which wastes little on padding. On a CPU a
 # small pass fits into its cache; it is a fifth faster than 128 rows at once.
 CPU_CHUNK, GPU_CHUNK = 32, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """A rollout in the parts that a model runs over.
+
+    Attributes:
+        order_B: the sequences by length.
+        chunks: the sequences in this order.
+        prompts: the prompts that sequences share; ``None`` to run over whole sequences.
+        prompts_of_chunks: of each chunk, the prompt of each sequence.
+    """
+
+    order_B: torch.Tensor
+    chunks: list[Rollout]
+    prompts: SharedPrompts | None
+    prompts_of_chunks: tuple[torch.Tensor, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of sequences in a chunk, at most."""
+        return len(self.chunks[0].mask_BT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,64 +70,78 @@ class Predictor:
     temperature: float = 1.0
     autocast: bool = False
 
-    def predictions(self, parts: list[Rollout]) -> Predictions:
-        """The distributions of the response tokens of some rollouts, in the order of their rows."""
-        device = parts[0].sequence_BL.device.type
+    def predictions(self, passes: Passes) -> Predictions:
+        """The distributions of the response tokens of a rollout, in the order of its passes."""
+        device = passes.order_B.device.type
         head = output_layer(self.model)
         with torch.autocast(device, torch.bfloat16, enabled=self.autocast):
             if head is None:
-                logits = _joined([self._outputs(part) for part in parts])
+                logits = _joined(self._outputs(passes))
                 return Predictions(logits, temperature=self.temperature, dtype=logits.dtype)
             with _left_out(head):
-                hidden = _joined([self._outputs(part) for part in parts])
+                hidden = _joined(self._outputs(passes))
             dtype = torch.bfloat16 if self.autocast else head.weight.dtype
             return Predictions(hidden, head.weight, head.bias, self.temperature, dtype)
 
-    def _outputs(self, rollout: Rollout) -> torch.Tensor:
-        """The model's logits, or the hidden states in their place, that predict the response tokens."""
-        length = rollout.response_BT.shape[1]
-        outputs = self.model(
+    def _outputs(self, passes: Passes) -> list[torch.Tensor]:
+        """The model's logits, or the hidden states in their place, that predict each chunk's tokens."""
+        if passes.prompts is None:
+            return [self._of_sequences(chunk)[chunk.mask_BT] for chunk in passes.chunks]
+        states = prompt_states(self.model, passes.prompts, passes.size)
+        return [
+            response_outputs(self.model, chunk, prompt_B, states)[chunk.mask_BT]
+            for chunk, prompt_B in zip(passes.chunks, passes.prompts_of_chunks, strict=True)
+        ]
+
+    def _of_sequences(self, rollout: Rollout) -> torch.Tensor:
+        """The same for each place of the responses, from whole sequences."""
+        outputs: torch.Tensor = self.model(
             input_ids=rollout.sequence_BL,
             attention_mask=rollout.attention_BL,
             position_ids=positions(rollout.attention_BL),
-            logits_to_keep=length + 1,
+            logits_to_keep=rollout.response_BT.shape[1] + 1,
             use_cache=False,
         ).logits
-        found: torch.Tensor = outputs[:, :-1][rollout.mask_BT]
-        return found
+        return outputs[:, :-1]
 
 
 def terms_of(policy: Predictor, reference: Predictor, rollout: Rollout) -> TokenTerms:
     """Per-token terms of every sequence, with gradient only through ``policy``.
 
-    The models run on chunks of rows of similar length; the result is the same as for all rows at once.
+    The models run once over each prompt, then on chunks of responses of similar length; the result is the
+    same as for all sequences at once. Both run in the same way, so that equal weights give a KL of zero.
     """
-    order, chunks = _chunks(rollout)
+    passes = _passes(rollout, policy, reference)
     with torch.no_grad():
-        theirs = reference.predictions(chunks)
-    ours = policy.predictions(chunks)
-    logprob, ref_logprob, kl = token_terms(ours, theirs, _tokens(chunks))
+        theirs = reference.predictions(passes)
+    ours = policy.predictions(passes)
+    logprob, ref_logprob, kl = token_terms(ours, theirs, _tokens(passes.chunks))
     return TokenTerms(
-        logprob_BT=_in_rows(logprob, order, rollout),
-        ref_logprob_BT=_in_rows(ref_logprob, order, rollout),
-        kl_BT=_in_rows(kl, order, rollout),
+        logprob_BT=_in_rows(logprob, passes.order_B, rollout),
+        ref_logprob_BT=_in_rows(ref_logprob, passes.order_B, rollout),
+        kl_BT=_in_rows(kl, passes.order_B, rollout),
         mask_BT=rollout.mask_BT,
     )
 
 
 def logprobs_of(model: Predictor, rollout: Rollout) -> torch.Tensor:
     """``log`` probability of each response token under ``model``, with gradient, shape ``(B, T)``."""
-    order, chunks = _chunks(rollout)
-    logprob = token_logprobs(model.predictions(chunks), _tokens(chunks))
-    return _in_rows(logprob, order, rollout)
+    passes = _passes(rollout, model)
+    logprob = token_logprobs(model.predictions(passes), _tokens(passes.chunks))
+    return _in_rows(logprob, passes.order_B, rollout)
 
 
-def _chunks(rollout: Rollout) -> tuple[torch.Tensor, list[Rollout]]:
-    """The order of the rows by length, and the chunks in this order."""
+def _passes(rollout: Rollout, *models: Predictor) -> Passes:
+    """The chunks of a rollout, by length; prompts are shared if all models can do so."""
     order = rollout.mask_BT.sum(1).argsort(stable=True)
     size = CPU_CHUNK if order.device.type == "cpu" else GPU_CHUNK
     starts = range(0, len(order), size)
-    return order, [rollout.rows(order[start : start + size]) for start in starts]
+    chunks = [rollout.rows(order[start : start + size]) for start in starts]
+    prompts = None
+    if all(can_share_prompts(one.model) for one in models):
+        prompts = shared_prompts(rollout)
+    shares = () if prompts is None else prompts.prompt_B[order].split(size)
+    return Passes(order, chunks, prompts, shares)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
