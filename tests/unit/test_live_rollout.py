@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -306,6 +307,37 @@ async def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
         assert after == before
         arms = {(await service.ask())["routing"]["arm"] for _ in range(30)}
         assert arms == {"live", "next"}
+
+
+async def test_a_kill_after_any_answer_loses_no_decision(tmp_path: Path) -> None:
+    """A copy of the store as it is when a decision is answered is what a killed service leaves."""
+    expected: dict[Path, tuple[Any, Any, dict[str, str]]] = {}
+
+    async def note(service: Rolling, response: httpx.Response) -> None:
+        assert response.status_code == 200, response.text
+        left = tmp_path / f"left-{len(expected)}"
+        left.mkdir()
+        shutil.copyfile(tmp_path / "runs.db", left / "runs.db")
+        state = await service.state()
+        statuses = {one["id"]: one["status"] for one in state["checkpoints"]}
+        expected[left] = (state["live"], state["next"], statuses)
+
+    async with rolling(tmp_path, shadow_share=1e-9) as service:
+        await note(service, await service.submit("0001"))
+        await note(service, await service.post("checkpoints/0001/promote"))
+        await note(service, await service.submit("0002", verdict="undecided"))
+        await note(service, await service.post("checkpoints/0002/promote"))
+        await note(service, await service.post("rollback", {"to": "0001"}))
+        await note(service, await service.submit("0003", verdict="refuse"))
+        await note(service, await service.post("rollback", {"to": None}))
+    assert len({str(one) for one in expected.values()}) == len(expected)
+    for left, (live, following, statuses) in expected.items():
+        async with rolling(left, shadow_share=1e-9) as service:
+            state = await service.state()
+            assert (state["live"], state["next"]) == (live, following)
+            assert {one["id"]: one["status"] for one in state["checkpoints"]} == statuses
+            wanted = {one for one in (live, following) if one is not None}
+            await service.until(lambda wanted=wanted: service.live.served.alive == wanted)  # type: ignore[misc]
 
 
 async def test_a_checkpoint_whose_directory_has_gone_leaves_best_of_n(
