@@ -51,10 +51,17 @@ class AutoRouter:
             routing.arm, result.outcome.generated_tokens, max(self._num_samples, result.num_samples)
         )
         keeper.touch()
-        asked = rollout_parts.Route(routing.arm, routing.checkpoint, routing.share, routing.step)
-        probability = keeper.rollout.shadow_probability(asked, self._settings.shadow_share)
-        if probability:
+        share, rolling = self._settings.shadow_share, keeper.rollout.rolling
+        if routing.checkpoint is not None:
+            asked = rollout_parts.Route(
+                routing.arm, routing.checkpoint, routing.share, routing.step
+            )
+            probability = keeper.rollout.shadow_probability(asked, share)
             self._shadows.offer(routing, request, result, probability)
+        elif rolling is not None and rolling.id in self._served.alive:
+            policy = self._served.names[rolling.id]
+            probability = min(1.0, share / routing.share)
+            self._shadows.offer_mirrored(rolling.id, policy, request, result, probability)
 
     def _as_route(self, found: rollout_parts.Route) -> Route:
         routing = Routing(found.arm, found.share, found.step, found.checkpoint)

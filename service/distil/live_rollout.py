@@ -177,9 +177,8 @@ class LiveRollout:
         self._changed.set()
 
     def _on_shadow(self, found: Shadowed) -> None:
-        self.keeper.totals.shadowed(found.routing.arm, found.tokens, found.win_rate)
-        if found.routing.checkpoint is not None:
-            self.keeper.observe(found.routing.checkpoint, found.win_rate)
+        self.keeper.totals.shadowed(found.arm, found.tokens)
+        self.keeper.observe(found.checkpoint, found.win_rate)
 
     async def _follow(self) -> None:
         """Serve the checkpoints of the state, again after every change."""

@@ -32,7 +32,7 @@ class RolloutMetrics:
         yield _counters(
             "auto_requests", "Prompts of mode auto answered.", "arm", totals.requests.items()
         )
-        tokens = [*totals.tokens.items(), ("shadow", totals.shadow_tokens)]
+        tokens = [*totals.tokens.items(), ("shadow", totals.compared_tokens)]
         yield _counters("tokens", "Tokens generated for mode auto.", "arm", tokens)
         yield GaugeMetricFamily(
             "vbon_distil_tokens_saved_total",

@@ -1,7 +1,9 @@
-"""Shadows: best-of-N's candidates for prompts that a checkpoint has answered, drawn afterwards.
+"""Shadows: the other side's answers to prompts of mode ``auto``, drawn after the answer to compare both.
 
-The share of the reference policy's candidates that an answer beats is an unbiased estimate of its win rate
-over the reference. A shadow is drawn only while the engines have room, and stops as soon as a request waits.
+The share of the reference policy's candidates that a checkpoint's answer beats is an unbiased estimate of its
+win rate over the reference. For an answer of the checkpoint, N candidates of the reference are drawn. That
+happens only while the engines have room, and stops as soon as a request waits. For an answer of best-of-N,
+whose candidates exist, one sample of the checkpoint is enough, which is as little as a request can ask for.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from service.context.caller import Caller, current_caller
 from service.distil.offered import samples_the_policy
@@ -22,11 +24,12 @@ from service.observability.throttled_log import ThrottledLog
 from service.observability.withheld import without_text
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
-from service.runtime.routing import Routing
+from service.runtime.routing import Arm, Routing
 from service.runtime.runtime import Runtime
 from service.settings import REFERENCE, ServiceSettings
+from service.strategies import Single
 from service.strategies.bon import Bon
-from vbon.errors import OverloadedError, ShuttingDownError, VbonError
+from vbon.errors import NotReadyError, OverloadedError, ShuttingDownError, VbonError
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +50,13 @@ class Shadowed:
     """The outcome of a comparison.
 
     Attributes:
+        arm: the one that had answered.
         win_rate: share of the reference policy's candidates with a lower reward, ties counted half.
         tokens: number of tokens generated for it.
     """
 
-    routing: Routing
+    arm: Arm
+    checkpoint: str
     win_rate: float
     tokens: int
 
@@ -85,21 +90,49 @@ class Shadows:
     def offer(
         self, routing: Routing, request: PromptRequest, result: PromptResult, probability: float
     ) -> None:
-        """Compare an answer with this probability, in the background; never waits and never raises."""
-        if self._random() >= probability:
-            return
+        """Compare a checkpoint's answer with this probability; never waits and never raises."""
+        if self._random() < probability and self._may(result) and self._has_room():
+            self._start(self._compare(routing, request, result, current_caller.get()), yields=True)
+
+    def offer_mirrored(
+        self,
+        checkpoint: str,
+        policy: str,
+        request: PromptRequest,
+        result: PromptResult,
+        probability: float,
+    ) -> None:
+        """Compare an answer of best-of-N with a sample of a checkpoint, as :meth:`offer` does.
+
+        It costs one sequence, so it also happens under load; else nothing would be known of a checkpoint
+        where best-of-N fills the engines.
+
+        Args:
+            policy: the name under which the checkpoint is served.
+        """
+        if self._random() < probability and self._may(result):
+            self._start(self._compare_mirrored(checkpoint, policy, request, result), yields=False)
+
+    def _start(self, work: Coroutine[Any, Any, Shadowed | SkipReason], *, yields: bool) -> None:
+        # An empty context: it is not the caller's request, and its log is not that of the request.
+        task = asyncio.create_task(self._run(work, yields), name="shadow", context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _may(self, result: PromptResult) -> bool:
+        """True if a comparison can tell something, and is not one too many; else counts why not."""
         reason = self._refusal(result)
         if reason is not None:
             self.skipped[reason] += 1
-            return
-        # An empty context: it is not the caller's request, and its log is not that of the request.
-        task = asyncio.create_task(
-            self._run(routing, request, result, current_caller.get()),
-            name="shadow",
-            context=Context(),
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        return reason is None
+
+    def _has_room(self) -> bool:
+        room = self._settings.distil.shadow_load * self._settings.limits.running_sequences
+        fits = self._runtime.admission.running + self._settings.auto_n <= room
+        if self._in_the_way or not fits:
+            self.skipped["busy"] += 1
+            return False
+        return True
 
     def _refusal(self, result: PromptResult) -> SkipReason | None:
         runtime = self._runtime
@@ -109,9 +142,6 @@ class Shadows:
             return "no_reward"
         if len(self._tasks) >= self._settings.distil.shadows:
             return "at_once"
-        room = self._settings.distil.shadow_load * self._settings.limits.running_sequences
-        if self._in_the_way or runtime.admission.running + self._settings.auto_n > room:
-            return "busy"
         return None
 
     @property
@@ -120,19 +150,22 @@ class Shadows:
         return bool(self._runtime.admission.waiting) or self._runtime.in_flight.closing
 
     async def _run(
-        self, routing: Routing, request: PromptRequest, result: PromptResult, caller: Caller
+        self, comparison: Coroutine[Any, Any, Shadowed | SkipReason], yields: bool
     ) -> None:
         """Compare an answer unless it gets in the way."""
-        work = asyncio.create_task(self._compare(routing, request, result, caller))
+        work = asyncio.create_task(comparison)
+        closing = self._runtime.in_flight
         try:
             while not work.done():
                 await asyncio.wait({work}, timeout=POLL_S)
-                if self._in_the_way and not work.done():
+                if (self._in_the_way if yields else closing.closing) and not work.done():
                     self.skipped["stopped"] += 1
                     return
             found = work.result()
         except (OverloadedError, ShuttingDownError):
             self.skipped["busy"] += 1
+        except NotReadyError:  # the checkpoint has just left
+            self.skipped["stopped"] += 1
         except VbonError as error:
             self.skipped["failed"] += 1
             said = error.log_text or str(error)
@@ -153,12 +186,42 @@ class Shadows:
     async def _compare(
         self, routing: Routing, request: PromptRequest, result: PromptResult, caller: Caller
     ) -> Shadowed | SkipReason:
-        runtime = self._runtime
-        by_priority = runtime.policies[REFERENCE].info.by_priority
-        shadow = PromptRequest(
-            Mode(SHADOW, Bon(), REFERENCE),
+        shadow = self._request(Mode(SHADOW, Bon(), REFERENCE), request, result)
+        drawn = await self._runtime.answer(shadow)
+        self._collect(replace(shadow, collected_as=request.collected_as), drawn, caller)
+        scorer = drawn.scorer
+        assert scorer is not None  # Bon needs one
+        answer = await scorer.score(request.prompt, result.outcome.selected.candidate.text)
+        if drawn.reward_revision != scorer.revision:
+            return "reloaded"
+        found = win_rate(answer, [one.reward for one in drawn.outcome.candidates])
+        if found is None:
+            return "unscored"
+        assert routing.checkpoint is not None  # offered for a checkpoint's answers only
+        tokens = drawn.outcome.generated_tokens
+        return Shadowed(routing.arm, routing.checkpoint, found, tokens)
+
+    async def _compare_mirrored(
+        self, checkpoint: str, policy: str, request: PromptRequest, result: PromptResult
+    ) -> Shadowed | SkipReason:
+        shadow = self._request(Mode(SHADOW, Single(), policy), request, result)
+        drawn = await self._runtime.answer(shadow)
+        models = {result.reward_revision, drawn.reward_revision}
+        if drawn.scorer is None or models != {drawn.scorer.revision}:
+            return "reloaded"
+        rewards = [one.reward for one in result.outcome.candidates]
+        found = win_rate(drawn.outcome.selected.reward, rewards)
+        if found is None:
+            return "unscored"
+        return Shadowed("bon", checkpoint, found, drawn.outcome.generated_tokens)
+
+    def _request(self, mode: Mode, request: PromptRequest, result: PromptResult) -> PromptRequest:
+        """The request of a shadow, sampled as the answer was."""
+        by_priority = self._runtime.policies[REFERENCE].info.by_priority
+        return PromptRequest(
+            mode,
             request.prompt,
-            # With the request's seed, its answer and the first candidate would be drawn alike.
+            # With the request's seed, both sides would be drawn alike.
             replace(
                 result.sampling,
                 seed=None,
@@ -168,18 +231,6 @@ class Shadows:
             self._settings.auto_n,
             f"{request.request_id}-shadow",
         )
-        drawn = await runtime.answer(shadow)
-        self._collect(replace(shadow, collected_as=request.collected_as), drawn, caller)
-        scorer = drawn.scorer
-        assert scorer is not None  # Bon needs one
-        answer = await scorer.score(request.prompt, result.outcome.selected.candidate.text)
-        if drawn.reward_revision != scorer.revision:
-            return "reloaded"
-        rewards = [one.reward for one in drawn.outcome.candidates]
-        found = win_rate(answer, rewards)
-        if found is None:
-            return "unscored"
-        return Shadowed(routing, found, drawn.outcome.generated_tokens)
 
     def _collect(self, request: PromptRequest, result: PromptResult, caller: Caller) -> None:
         """Keep the candidates for training if the answer itself might be kept."""

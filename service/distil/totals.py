@@ -22,9 +22,9 @@ class AutoTotals:
     Attributes:
         requests: prompts answered, by arm.
         tokens: tokens generated for them, discarded candidates included.
-        shadows: comparisons with best-of-N, by the arm that had answered.
-        shadow_tokens: tokens generated for these.
-        wins: sum over the comparisons of the share of reference candidates that were beaten.
+        shadows: comparisons of a checkpoint with best-of-N, by the arm that had answered.
+        shadow_tokens: tokens of the reference policy's candidates for the answers of checkpoints.
+        mirrored_tokens: tokens of a checkpoint's samples for the answers of best-of-N.
         saved: tokens that always answering with best-of-N would have taken beyond those of checkpoints. Their
             shadows are subtracted, training is not.
         fallbacks: prompts answered by another arm because the engine of theirs had died.
@@ -33,8 +33,8 @@ class AutoTotals:
     requests: dict[Arm, int] = field(default_factory=_by_arm)
     tokens: dict[Arm, int] = field(default_factory=_by_arm)
     shadows: dict[Arm, int] = field(default_factory=_by_arm)
-    wins: dict[Arm, float] = field(default_factory=lambda: dict.fromkeys(ARMS, 0.0))
     shadow_tokens: int = 0
+    mirrored_tokens: int = 0
     saved: float = 0.0
     fallbacks: int = 0
 
@@ -50,16 +50,23 @@ class AutoTotals:
         if arm != "bon":
             self.saved += self._tokens_of_bon(num_samples * tokens) - tokens
 
-    def shadowed(self, arm: Arm, tokens: int, win_rate: float) -> None:
-        """Count a comparison."""
+    def shadowed(self, arm: Arm, tokens: int) -> None:
+        """Count a comparison, and the tokens generated for it after the answer."""
         self.shadows[arm] += 1
-        self.wins[arm] += win_rate
-        self.shadow_tokens += tokens
         self.saved -= tokens
+        if arm == "bon":
+            self.mirrored_tokens += tokens
+        else:
+            self.shadow_tokens += tokens
+
+    @property
+    def compared_tokens(self) -> int:
+        """Tokens generated for all comparisons."""
+        return self.shadow_tokens + self.mirrored_tokens
 
     def _tokens_of_bon(self, unknown: float) -> float:
-        """The mean number of tokens of a best-of-N answer; shadows draw as many candidates."""
-        drawn = self.requests["bon"] + sum(self.shadows.values())
+        """The mean number of tokens of a best-of-N answer; shadows of checkpoints draw as many."""
+        drawn = self.requests["bon"] + self.shadows["live"] + self.shadows["next"]
         return (self.tokens["bon"] + self.shadow_tokens) / drawn if drawn else unknown
 
 

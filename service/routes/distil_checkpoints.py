@@ -107,7 +107,7 @@ def _rollout(live: LiveRollout) -> RolloutOut:
         ],
         shadows=ShadowsOut(
             done=sum(totals.shadows.values()),
-            tokens=totals.shadow_tokens,
+            tokens=totals.compared_tokens,
             skipped={reason: count for reason, count in live.shadows.skipped.items() if count},
         ),
         fallbacks=totals.fallbacks,

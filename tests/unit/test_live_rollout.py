@@ -16,7 +16,7 @@ from service.distil.shadows import win_rate
 from service.distil.totals import AutoTotals
 from service.store.async_store import AsyncStore
 from tests.unit.collected import kept
-from tests.unit.fakes import ChatEngine, stream
+from tests.unit.fakes import ChatEngine, score_text, stream
 from tests.unit.rolling import (
     ANN_KEY,
     BAD,
@@ -60,10 +60,13 @@ async def test_a_good_checkpoint_takes_over_from_best_of_n(tmp_path: Path) -> No
     assert {arm: one["requests"] for arm, one in by_arm.items()} == {
         "bon": arms["bon"] + 1, "next": arms["next"], "live": 1,
     }  # fmt: skip
-    # Every answer of the checkpoint was compared, and none of best-of-N.
+    # Every answer is compared while the checkpoint is rolled out, those of best-of-N with a sample of it.
     assert {arm: one["shadows"] for arm, one in by_arm.items()} == {
-        "bon": 0, "next": arms["next"], "live": 1,
+        "bon": arms["bon"], "next": arms["next"], "live": 1,
     }  # fmt: skip
+    compared, drawn = state["shadows"]["tokens"], 6 * arms["bon"]
+    assert drawn < compared <= drawn + 24 * (arms["next"] + 1)  # at most 6 tokens each
+    assert state["events"][0]["detail"]["shadows"] == arms["bon"] + arms["next"]
     assert (by_arm["live"]["tokens"], by_arm["live"]["share"]) == (6, 1.0)
     assert state["checkpoints"][0]["evidence"]["shadows"] == 1
     assert metrics['vbon_distil_checkpoint_info{checkpoint="0001",status="live"}'] == 1
@@ -73,7 +76,7 @@ async def test_a_good_checkpoint_takes_over_from_best_of_n(tmp_path: Path) -> No
     assert metrics["vbon_distil_tokens_saved_total"] == pytest.approx(state["saved_tokens"])
     assert metrics["vbon_distil_training_tokens_total"] == 100
     assert metrics['vbon_distil_rollbacks_total{reason="win_rate"}'] == 0
-    assert metrics['vbon:request_success_total{mode="shadow"}'] == arms["next"] + 1
+    assert metrics['vbon:request_success_total{mode="shadow"}'] == sum(arms.values()) + 1
     assert metrics['vbon:request_success_total{mode="auto"}'] == sum(arms.values()) + 2
 
 
@@ -529,10 +532,12 @@ def test_savings_are_those_against_best_of_n() -> None:
     totals.answered("next", 10, 4)  # nothing is known: as if 4 candidates were as long
     assert totals.saved == 4 * 10 - 10
     totals.answered("bon", 60, 4)
-    totals.shadowed("next", 100, 0.75)
+    totals.shadowed("next", 100)
     assert totals.saved == 30 - 100
+    totals.shadowed("bon", 7)  # one sample of the checkpoint: says nothing of best-of-N's tokens
     totals.answered("live", 5, 4)
-    assert totals.saved == 30 - 100 + (60 + 100) / 2 - 5
+    assert totals.saved == 30 - 100 - 7 + (60 + 100) / 2 - 5
+    assert totals.compared_tokens == 107
     assert (totals.requests, totals.tokens) == (
         {"bon": 1, "live": 1, "next": 1}, {"bon": 60, "live": 5, "next": 10},
     )  # fmt: skip
@@ -581,6 +586,37 @@ async def test_a_comparison_makes_room_as_soon_as_a_request_waits(tmp_path: Path
         assert service.live.shadows.skipped["stopped"] == 2
         assert slow.aborted == 8
         assert service.live.keeper.totals.shadows["live"] == 0
+
+
+async def test_best_of_n_s_own_candidates_judge_a_checkpoint_also_under_load(
+    tmp_path: Path,
+) -> None:
+    """One sample of the checkpoint is compared with the candidates of an answer, seeds apart."""
+    asked = []
+
+    class Noting(Speaker):
+        async def generate(self, ids: Any, sampling: Any, *args: Any, **options: Any) -> Any:
+            asked.append((sampling.seed, sampling.max_tokens))
+            async for candidate in super().generate(ids, sampling, *args, **options):
+                yield candidate
+
+    async with rolling(tmp_path, SpeakerBuilder(Noting), shares=[1e-9, 1.0]) as service:
+        await service.submitted("0001")
+        async with service.runtime.admission.enter(500):  # of 512
+            found = await service.ask(seed=5, return_candidates=True, max_tokens=3)
+        assert found["routing"]["arm"] == "bon"
+        assert asked == [(None, 3)]
+        rewards = [one["reward"] for one in found["candidates"]]
+        evidence = (await service.checkpoint("0001"))["evidence"]
+        assert evidence["shadows"] == 1
+        assert evidence["win_rate"] == win_rate(score_text(f" {GOOD}" * 3), rewards)
+        await service.ask(temperature=0)
+        assert (await service.state())["shadows"] == {
+            "done": 1, "tokens": 3, "skipped": {"sampling": 1},
+        }  # fmt: skip
+        assert (await service.state())["arms"][0]["shadows"] == 1
+        await service.client.post("/distil/seal")
+        assert {one.mode for one in kept(service.kept)} <= {"auto"}
 
 
 async def test_shadows_are_kept_for_training_as_their_requests_allow(tmp_path: Path) -> None:
