@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.unit.collected import identity
 from tests.unit.distil_loop import Desk, by_prompt, collect, prompts
 from vbon.config import load_settings
+from vbon.distil.commands import distil_cli
 from vbon.distil.loop.config import DistilRunConfig
 from vbon.distil.loop.run import run_loop
 from vbon.distil.loop.service import ServiceRefusedError
@@ -118,11 +120,12 @@ def test_training_goes_on_from_the_live_checkpoint_if_asked(
     collect(desk.dir, prompts(60))
     desk.while_waiting = lambda: live_at_once(desk)
     desk.run(start="last")
-    assert "initial" not in desk.commands.settings["vbon"]  # there was none
+    assert not {"initial", "steps"} & desk.commands.settings["vbon"].keys()  # there was none
     collect(desk.dir, prompts(60, seed=1), begin_s=2000)
     desk.run(start="last")
     checkpoint = str(desk.dir / "rounds" / "0001" / "checkpoint")
     assert desk.commands.settings["vbon"]["initial"] == checkpoint
+    assert desk.commands.settings["vbon"]["steps"] == 100  # fewer than from the reference
     # Without a service, the one that passed counts as live.
     assert desk.commands.settings["evaluate"]["checkpoints"]["live"] == checkpoint
 
@@ -252,13 +255,16 @@ def test_a_second_loop_on_the_directory_is_refused(
         run_loop(DistilRunConfig(dir=desk.dir))
 
 
-def test_a_failed_training_stops_the_loop_and_the_next_start_trains_again(desk: Desk) -> None:
+@pytest.mark.parametrize("error", [StepFailedError("status 1"), KeyboardInterrupt()])
+def test_a_failed_or_interrupted_training_ends_the_loop_and_the_next_start_trains_again(
+    desk: Desk, error: BaseException
+) -> None:
     def fails(place: str) -> None:
         if place == "vbon ends":
-            raise StepFailedError("`training vbon` ended with status 1")
+            raise error
 
     desk.commands.at = fails
-    with pytest.raises(StepFailedError):
+    with pytest.raises(type(error)):
         desk.run()
     assert desk.state.rounds[0].step == "train"
     desk.commands.at = lambda place: None
@@ -342,6 +348,22 @@ def test_the_margin_against_best_of_n_is_the_service_s(desk: Desk) -> None:
     desk.commands.live = by_prompt(win_rate=0.7)
     desk.run(bon_margin=0.05)
     assert desk.state.rounds[1].verdict == "refuse"
+
+
+@pytest.mark.parametrize(("objective", "trained"), [("vbon", True), ("bon-sft", False)])
+def test_prompts_with_half_of_n_samples_are_enough_for_vbon_and_not_for_imitation(
+    tmp_path: Path, objective: str, trained: bool
+) -> None:
+    desk = Desk(tmp_path)
+    collect(desk.dir, prompts(60), n=4)
+    desk.while_waiting = lambda: live_at_once(desk)
+    if not trained:
+        with pytest.raises(AssertionError, match="waits for ever"):
+            desk.run(n=8, objective=objective)
+        return
+    desk.run(n=8, objective=objective)
+    assert desk.state.rounds[0].prompts > 40
+    assert desk.commands.settings["vbon"]["flags"][-3:] == ("--num-samples", "8", "--replace")
 
 
 # -- poisoned and drifting traffic
@@ -441,6 +463,35 @@ def test_another_reward_model_begins_anew(desk: Desk) -> None:
 
 
 # -- settings
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "give the same command again to go on"),
+        (DataError("no"), 1, "error: no"),
+    ],
+)
+def test_the_command_ends_with_a_sentence(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    status: int,
+    words: str,
+) -> None:
+    def ends(config: DistilRunConfig) -> None:
+        raise error
+
+    monkeypatch.setattr("vbon.distil.loop.run.run_loop", ends)
+    result = CliRunner().invoke(distil_cli, ["run", str(tmp_path), "--once"])
+    assert result.exit_code == status
+    assert words in result.stderr
+
+
+def test_a_directory_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(distil_cli, ["run", str(tmp_path / "none")])
+    assert result.exit_code == 1
+    assert "is not a directory of collected answers (vbon serve --distil.dir)" in result.stderr
 
 
 def test_the_directory_is_the_first_argument_and_the_file_has_the_rest(tmp_path: Path) -> None:

@@ -1,16 +1,30 @@
-"""Training settings of a round, where the user gives none."""
+"""Training settings of a round, where the user gives none (measured in docs/log.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Settings of `vbon train` for caches of many prompts with N samples each.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "vbon": {"steps": 200, "prompts_per_step": 8, "samples_per_prompt": 8},
-}
+# From the last checkpoint, so many steps reach what takes the default of 300 from the reference policy.
+STEPS_FROM_LAST = 100
+# Objectives that imitate a best of N need N samples of every prompt; vBoN learns from half as many.
+_FEWER_SAMPLES = {"vbon"}
 
 
-def training_settings(objective: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe of an objective with the settings that the user gives."""
-    return {**DEFAULTS.get(objective, {}), **given}
+def training_settings(objective: str, given: Mapping[str, Any], *, goes_on: bool) -> dict[str, Any]:
+    """The recipe of an objective with the settings that the user gives.
+
+    Args:
+        goes_on: whether training begins with an earlier checkpoint.
+    """
+    recipe = {"steps": STEPS_FROM_LAST} if objective == "vbon" and goes_on else {}
+    return {**recipe, **given}
+
+
+def least_samples(objective: str, num_samples: int) -> int:
+    """The number of samples that a prompt needs to be trained on.
+
+    Args:
+        num_samples: N of best-of-N.
+    """
+    return max(2, num_samples // 2) if objective in _FEWER_SAMPLES else num_samples

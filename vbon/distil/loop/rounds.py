@@ -20,7 +20,7 @@ from vbon.distil.loop.gate import (
     decide,
     read_by_prompt,
 )
-from vbon.distil.loop.recipe import training_settings
+from vbon.distil.loop.recipe import least_samples, training_settings
 from vbon.distil.loop.service import ServedRollout, Service
 from vbon.distil.loop.state import ROUNDS, LoopState, Round, Step
 from vbon.distil.loop.stream import Stream
@@ -101,8 +101,7 @@ class RoundSteps:
                 identity=current.identity,
                 heldout=self.directory / HELDOUT,
                 heldout_share=config.heldout_share,
-                # Imitation needs N samples of every prompt.
-                min_samples=current.n,
+                min_samples=least_samples(config.objective, current.n),
                 missing_eos_reward=config.training.get("missing_eos_reward"),
                 replace=True,
             )
@@ -151,7 +150,9 @@ class RoundSteps:
             "heldout": None,  # the comparison measures more
             "out": str(self.directory / CHECKPOINT),
             "seed": config.seed + current.number - 1,
-            **training_settings(config.objective, config.training),
+            **training_settings(
+                config.objective, config.training, goes_on=current.initial is not None
+            ),
         }
         if current.initial is not None:
             settings["initial"] = str(self._checkpoint(current.initial))

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vbon.distil.loop.config import DistilRunConfig
 from vbon.distil.loop.drift import FEWEST, LOOKS, MOST, find_drift, looks_due
+from vbon.distil.loop.recipe import least_samples
 from vbon.distil.loop.rounds import RoundSteps
 from vbon.distil.loop.service import FINAL, ServedRollout, Service, open_service
 from vbon.distil.loop.state import ROUNDS, STATE, TITLES, LoopState, Round
@@ -148,7 +149,8 @@ class Loop:
         seen_s = self._seen_s(collected)
         wanted = self.config.min_prompts if seen_s is None else self.config.later
         num_samples = self.config.n or collected.num_samples
-        new = collected.to_train_on(num_samples, seen_s) if num_samples > 1 else []
+        least = least_samples(self.config.objective, num_samples)
+        new = collected.to_train_on(least, seen_s) if num_samples > 1 else []
         if len(new) >= wanted:
             self.say(f"{len(new):,} new prompts of {wanted:,}")
             return True
