@@ -192,7 +192,7 @@ class Shadows:
         scorer = drawn.scorer
         assert scorer is not None  # Bon needs one
         answer = await scorer.score(request.prompt, result.outcome.selected.candidate.text)
-        if drawn.reward_revision != scorer.revision:
+        if drawn.reward_revision != scorer.revision or _mixed(result, drawn):
             return "reloaded"
         found = win_rate(answer, [one.reward for one in drawn.outcome.candidates])
         if found is None:
@@ -207,7 +207,7 @@ class Shadows:
         shadow = self._request(Mode(SHADOW, Single(), policy), request, result)
         drawn = await self._runtime.answer(shadow)
         models = {result.reward_revision, drawn.reward_revision}
-        if drawn.scorer is None or models != {drawn.scorer.revision}:
+        if drawn.scorer is None or models != {drawn.scorer.revision} or _mixed(result, drawn):
             return "reloaded"
         rewards = [one.reward for one in result.outcome.candidates]
         found = win_rate(drawn.outcome.selected.reward, rewards)
@@ -241,6 +241,11 @@ class Shadows:
             self._runtime.collect(request, result)
         finally:
             current_caller.reset(before)
+
+
+def _mixed(*results: PromptResult) -> bool:
+    """True if the weights of a policy changed in place while it answered."""
+    return any(result.earlier_revisions for result in results)
 
 
 def win_rate(answer: float | None, rewards: Sequence[float | None]) -> float | None:

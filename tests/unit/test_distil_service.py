@@ -29,6 +29,7 @@ from vbon.distil.open_shard import OpenShard
 from vbon.engine import Candidate
 from vbon.engine.fake import FakeEngine
 from vbon.errors import ExportError, InvalidInputError
+from vbon.storage.checkpoints import Checkpoint
 
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 6, "max_tokens": 12, "seed": 3}
 SHOWN = {"return_candidates": True, "logprobs": True}
@@ -431,6 +432,26 @@ async def test_metrics_count_answers_candidates_and_shards(tmp_path: Path) -> No
     assert float(values['vbon_distil_dropped_total{reason="disk"}']) == 0
     assert found["bytes"] == sum(p.stat().st_size for p in (tmp_path / "kept").glob("*.jsonl"))
     assert (found["sealed_shards"], found["open_shards"], found["collected"]) == (1, 0, 1)
+
+
+async def test_an_answer_decoded_over_a_change_of_weights_is_not_kept(tmp_path: Path) -> None:
+    """Its candidates may be samples of two policies."""
+
+    class Changed(FakeEngine):
+        async def generate(self, *args: Any, **options: Any) -> AsyncGenerator[Candidate, None]:
+            async for candidate in super().generate(*args, **options):
+                yield candidate
+            if args[0] == [ord(letter) for letter in "change"]:
+                self.info = self.info.changed_to(Checkpoint("ref", "second"))
+
+    engines = {"ref": Changed("ref"), "vbon": FakeEngine("vbon")}
+    async with collecting(tmp_path, engines=engines) as (_, client):
+        for prompt in ("before", "change", "after"):
+            await client.post("/generate", json={**BODY, "prompt": prompt})
+        found = await status(client)
+    assert found["dropped"] == {"reloaded": 1}
+    assert [one["policy_revision"] for one in found["identities"]] == ["second", "fake"]
+    assert sorted(one.prompt for one in kept(tmp_path / "kept")) == ["after", "before"]
 
 
 async def test_an_answer_scored_around_a_restart_of_the_reward_is_not_kept(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,9 @@ from tests.unit.rolling import (
     rolling,
 )
 from tests.unit.test_distil_service import collecting
+from vbon.engine import Candidate
 from vbon.errors import EngineDeadError, StoreError
+from vbon.storage.checkpoints import Checkpoint
 
 
 async def test_a_good_checkpoint_takes_over_from_best_of_n(tmp_path: Path) -> None:
@@ -565,6 +568,24 @@ async def test_comparisons_are_left_out_where_they_are_in_the_way_or_tell_nothin
         state = await service.state()
         assert state["shadows"]["skipped"] == {"sampling": 3, "busy": 1}
         assert state["shadows"]["done"] == 2
+
+
+async def test_a_comparison_over_a_change_of_weights_tells_nothing(tmp_path: Path) -> None:
+    """Its candidates may be samples of two policies, once the first request to the reference is over."""
+
+    class Changed(ChatEngine):
+        async def generate(self, *args: Any, **options: Any) -> AsyncGenerator[Candidate, None]:
+            async for candidate in super().generate(*args, **options):
+                yield candidate
+            if not self.info.replaced:
+                self.info = self.info.changed_to(Checkpoint("ref", "second"))
+
+    async with rolling(tmp_path, shares=[1.0], ref=Changed("ref")) as service:
+        await service.submitted("0001")
+        for _ in range(2):
+            await service.ask()
+        await service.until(lambda: service.live.keeper.totals.shadows["live"] == 1)
+        assert service.live.shadows.skipped["reloaded"] == 1
 
 
 async def test_a_comparison_makes_room_as_soon_as_a_request_waits(tmp_path: Path) -> None:

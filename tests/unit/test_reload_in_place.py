@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from asgi_lifespan import LifespanManager
 
 from service.app import create_app
 from service.auth.keys import new_key, write_keys
+from service.runtime.in_flight import InFlightRequests
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime
 from tests.unit.test_checkpoints import write_model, write_safetensors
 from tests.unit.test_reload import Shelf
 from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
-from vbon.errors import CheckpointError, EngineDeadError
+from vbon.errors import CheckpointError, EngineDeadError, RequestTimeoutError
 from vbon.storage.checkpoints import check_checkpoint, write_checksums
 from vbon.storage.weights_alone import NewWeights
 
@@ -314,3 +316,30 @@ async def test_a_client_that_leaves_while_it_waits_leaves_nothing_behind(tmp_pat
         assert (await reloading).status_code == 200
         assert len(service.runtime.in_flight) == 0
         assert (await service.ask())["policy"]["revision"] == service.revision
+
+
+@clocked
+async def test_a_part_that_a_task_uses_already_is_not_waited_for_within_it() -> None:
+    requests, engine, other = InFlightRequests(), object(), object()
+    order: list[str] = []
+
+    async def change(part: object) -> None:
+        async with requests.quiet(part, 10):
+            order.append("changed")
+
+    async with requests.track(5, "limit", (engine,)):
+        changing = asyncio.create_task(change(engine))
+        await asyncio.sleep(0.1)
+        async with requests.track(5, "limit", (engine, other)):
+            order.append("inner")
+        assert order == ["inner"]
+        with pytest.raises(RequestTimeoutError):  # another task has no such right
+            await asyncio.create_task(_use(requests, engine, 0.5), context=Context())
+    await changing
+    assert order == ["inner", "changed"]
+    await _use(requests, engine, 1)
+
+
+async def _use(requests: InFlightRequests, part: object, limit_s: float) -> None:
+    async with requests.track(limit_s, "limit", (part,)):
+        pass
