@@ -50,7 +50,7 @@ class BenchSettings(ServiceSettings):
     rows: list[str] = Field(
         ROWS,
         description="measurements to make: http, bon, overlap, vbon, abort, memory; and slower ones: "
-        "strategies, client (against `vllm serve` and a plain client), peers (against "
+        "collecting, strategies, client (against `vllm serve` and a plain client), peers (against "
         "optillm and its_hub, see --peers-python)",
     )
     prompts: Path = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import httpx
@@ -13,7 +14,10 @@ from service.bench.client import client
 from service.bench.harness import Bench, Figure, Measure, in_turns, ratios, with_unit
 from service.bench.peers.row import peers
 from service.bench.token_need import token_need
-from vbon.maths.statistics import median_range
+from service.distil.collector import Collector
+from service.runtime.prompt import AnswerSink
+from service.settings import DistilSettings
+from vbon.maths.statistics import bootstrap_mean, median_range
 
 Row = Callable[[Bench], Awaitable[Figure | list[Figure]]]
 
@@ -135,6 +139,35 @@ def resident_mib() -> float:
         return int(handle.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
+async def collecting(bench: Bench) -> Figure:
+    """Tokens a second of ``bon`` while answers are collected for training, over those without."""
+    settings, runtime = bench.settings, bench.runtime
+    width = bench.width(settings.n)
+    before = runtime.collect
+    with TemporaryDirectory(prefix="collected-") as folder:
+        collector = Collector(DistilSettings(dir=folder))
+        collector.start()
+
+        async def measured(sink: AnswerSink | None) -> float:
+            runtime.collect = sink
+            return (await bench.over_http("bon", settings.bon_requests, width)).tokens_per_second
+
+        try:
+            a, b = await in_turns(
+                settings.pairs, lambda: measured(collector.offer), lambda: measured(None)
+            )
+            kept = (await collector.summary()).lines
+        finally:
+            runtime.collect = before
+            await collector.stop()
+    mean = bootstrap_mean([above / below for above, below in zip(a, b, strict=True)])
+    detail = (
+        f"{with_unit(a, 'tokens/s')} against {with_unit(b, 'tokens/s')}; mean ratio {mean.mean:.3f} "
+        f"[{mean.low:.3f}, {mean.high:.3f}]; {kept} answers kept"
+    )
+    return Figure("bon collected / not collected, tokens/s", ratios(a, b), 0.98, True, detail)
+
+
 ROWS: dict[str, Row] = {
     "http": http,
     "bon": bon,
@@ -142,6 +175,7 @@ ROWS: dict[str, Row] = {
     "vbon": vbon,
     "abort": abort,
     "memory": memory,
+    "collecting": collecting,
     "strategies": token_need,
     "client": client,
     "peers": peers,

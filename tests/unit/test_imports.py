@@ -22,6 +22,7 @@ HEAVY = (
 
 # A room is a folder. Modules directly in a package, and those in ENTRIES, are rooms of their own.
 ENTRIES = {
+    "service.bench.reloads",
     "service.bench.rows",
     "service.bench.run",
     "service.loadtest.__main__",
@@ -118,7 +119,9 @@ ROOMS = {
     "service.settings vbon.engine vbon.engine.vllm",
     "service.bench.peers": "service.bench",
     "service.bench.peers.optillm.plugins": "",
-    "service.bench.rows": "service.bench service.bench.peers vbon.engine vbon.engine.vllm",
+    "service.bench.reloads": "service.auth service.bench",
+    "service.bench.rows": "service.bench service.bench.peers service.distil service.runtime "
+    "service.settings vbon.engine vbon.engine.vllm",
     "service.bench.run": "service.bench service.bench.rows service.runtime",
     # training
     "training": "",
