@@ -17,7 +17,7 @@ from tests.interpreter import run_command
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("service", "training", "vbon")
 HEAVY = (
-    "torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "plotly", "opentelemetry",
+    "torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "plotly", "opentelemetry", "optuna",
 )  # fmt: skip
 
 # A room is a folder. Modules directly in a package, and those in ENTRIES, are rooms of their own.
@@ -70,6 +70,8 @@ ROOMS = {
     "vbon.distil.commands": "vbon.cli vbon.distil vbon.distil.checkpoint_commands vbon.distil.loop",
     "vbon.distil.loop": "vbon.distil vbon.study",
     "vbon.study": "vbon.cli",
+    "vbon.tuning": "",
+    "vbon.tuning.bench": "vbon.cli vbon.tuning",
     # service: around a request
     "service": "",
     "service.settings": "vbon.engine vbon.engine.vllm",
@@ -296,6 +298,7 @@ def test_the_parts_around_the_runtime_do_not_import_it(folder: str) -> None:
         "import service.app, service.runtime.build, service.client, service.settings, service.__main__",
         "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.analysis.compare",
         "import service.store",
+        "import vbon.tuning, vbon.tuning.bench.command, vbon.tuning.bench.problem",
         "import training.__main__, training.configs, vbon.prompt_files, training.cache.reward_cache",
     ],
 )
@@ -333,6 +336,7 @@ def test_the_load_test_needs_no_server() -> None:
         (["training", "sweep", "--help"], ["--grid", "--seeds", "resumable"]),
         (["training", "report", "--help"], ["--sweeps", "Pareto"]),
         (["training", "evaluate", "--help"], ["--gold", "--checkpoints"]),
+        (["vbon", "bench", "tune", "--help"], ["--samplers", "--tables", "hyper-bo"]),
     ],
 )
 def test_help_teaches_without_anything_heavy(arguments: list[str], words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""``vbon bench``: the two benches, of serving and of training."""
+"""``vbon bench``: the benches of serving, training and tuning."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ BENCHES = {
         "Measure samples trained per second against TRL's RLOO trainer in the same run.",
         "Benches",
     ),
+    "tune": Lazy(
+        "vbon.tuning.bench.command:app tune",
+        "Compare samplers of settings on the same problems, at equal numbers of evaluations.",
+        "Benches",
+    ),
 }
 
 app = typer.Typer(cls=group_type(BENCHES), add_completion=False, no_args_is_help=True)
@@ -24,4 +29,4 @@ app = typer.Typer(cls=group_type(BENCHES), add_completion=False, no_args_is_help
 
 @app.callback()
 def _bench() -> None:
-    """Benches: each prints both of its sides from one run, as ratios with their spread."""
+    """Benches: each prints all its sides from one run, with their spread."""

@@ -74,7 +74,7 @@ COMMANDS = {
     ),
     "bench": Lazy(
         "vbon.cli.bench:app",
-        "Measure the service against its bare engine, or training against TRL.",
+        "Measure the service against its bare engine, training against TRL, samplers against each other.",
         MEASURE,
     ),
 }

@@ -25,6 +25,7 @@ EXTRAS = {
     "accelerate": "train",
     "gguf": "real-model",
     "matplotlib": "train",
+    "optuna": "tune",
     "peft": "train",
     "psycopg": "postgres",
     "safetensors": "train",

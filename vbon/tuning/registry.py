@@ -1,0 +1,112 @@
+"""The samplers by name, built-in or of plug-ins of the entry-point group ``vbon.samplers``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vbon.errors import InvalidInputError
+from vbon.registry import Registry, built_in_entries
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+SamplerFactory = Callable[..., "BaseSampler"]
+
+DEFAULT_SAMPLER = "gp"
+
+
+def _checked(found: object) -> SamplerFactory:
+    """``found`` itself, if it can be called with a seed.
+
+    Raises:
+        TypeError: it cannot; the message completes "cannot be used:".
+    """
+    if not callable(found):
+        raise TypeError(
+            "it is not a subclass of optuna.samplers.BaseSampler or a function that returns one"
+        )
+    if "seed" not in inspect.signature(found).parameters:
+        raise TypeError("it does not take the argument seed")
+    return found
+
+
+SAMPLERS: Registry[SamplerFactory] = Registry(
+    "vbon.samplers",
+    "sampler",
+    built_in_entries(
+        "vbon.tuning",
+        {
+            "sto-bnts": (
+                "sto_bnts:StoBntsSampler",
+                "Sample-then-optimise batch neural Thompson sampling: a trained network per trial.",
+            ),
+            "sto-bnts-linear": (
+                "sto_bnts_linear:StoBntsLinearSampler",
+                "The same with the network linearised, in closed form.",
+            ),
+            "hp-gp-ts": (
+                "hp_gp_ts:HpGpTsSampler",
+                "Gaussian-process Thompson sampling with a prior drawn for each trial.",
+            ),
+            "gp-ts": (
+                "gp_ts:GpTsSampler",
+                "Gaussian-process Thompson sampling with one fitted prior.",
+            ),
+            "hyper-bo": (
+                "hyper_bo:HyperBoSampler",
+                "Hyper-Bayesian optimisation, a reconstruction: a search for the model beside the search.",
+            ),
+            "gp": (
+                "optuna_samplers:gp",
+                "Optuna's Gaussian process with log expected improvement.",
+            ),
+            "tpe": ("optuna_samplers:tpe", "Optuna's tree-structured Parzen estimator."),
+            "random": ("optuna_samplers:random", "Optuna's independent uniform draws."),
+        },
+    ),
+    _checked,
+    field="sampler",
+)
+
+
+def make_sampler(
+    name: str = DEFAULT_SAMPLER, seed: int | None = None, **options: Any
+) -> BaseSampler:
+    """A sampler for an Optuna study.
+
+    Args:
+        name: one of :data:`SAMPLERS`.
+        seed: the same seed, trials and trial number give the same parameters; None draws one.
+        options: arguments of the sampler's class, such as ``n_startup_trials``.
+
+    Raises:
+        InvalidInputError: the name is not registered, or its plug-in cannot be used.
+        ModuleNotFoundError: Optuna or torch is not installed.
+    """
+    SAMPLERS.entry(name)
+    for package, extra in (("optuna", "tune"), ("torch", "train")):
+        try:
+            __import__(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise
+            raise ModuleNotFoundError(
+                f"the sampler {name!r} needs {package}, which is not installed; install vbon with the extra "
+                f"{extra}: pip install 'vbon[{extra}]'",
+                name=package,
+            ) from error
+    try:
+        return SAMPLERS[name](seed=seed, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        known = [key for key in inspect.signature(SAMPLERS[name]).parameters if key != "seed"]
+        unknown = sorted(options.keys() - set(known))
+        if not unknown:
+            raise
+        raise InvalidInputError(
+            f"the sampler {name!r} has no option {unknown[0]!r}; it has {', '.join(known)}",
+            field="sampler",
+        ) from error
