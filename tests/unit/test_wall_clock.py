@@ -19,6 +19,8 @@ DAY_S = 86_400.0
 # Modules that may read the wall clock, and what for. A duration or a time limit is measured by `monotonic`,
 # `perf_counter` or the loop's clock, or a jump of the wall clock would end it or make it last for ever.
 READERS = {
+    "service/distil/keeper.py": "the date of an event",
+    "service/distil/submitted.py": "the date of a checkpoint",
     "service/generation/openai_response.py": "`created` of OpenAI's answers",
     "service/generation/openai_stream.py": "`created` of OpenAI's answers",
     "service/hosted_loadtests/runs.py": "the date of a load test",
@@ -28,6 +30,7 @@ READERS = {
     "service/observability/otel_spans.py": "the start of a span, whose end is that plus a duration",
     "service/routes/score.py": "`created` of OpenAI's answers",
     "service/runtime/runtime.py": "`created` of OpenAI's models",
+    "service/store/distil.py": "the date of a rollout's state",
     "service/store/preferences.py": "the date of a preference",
     "vbon/distil/directory.py": "the age of answers, which is kept over restarts",
     "vbon/storage/provenance.py": "the date of an output",
