@@ -33,6 +33,7 @@ READERS = {
     "service/store/distil.py": "the date of a rollout's state",
     "service/store/preferences.py": "the date of a preference",
     "vbon/distil/directory.py": "the age of answers, which is kept over restarts",
+    "vbon/distil/loop/run.py": "an estimate of when a round begins, which is only shown",
     "vbon/storage/provenance.py": "the date of an output",
 }
 WALL = {
