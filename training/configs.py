@@ -444,7 +444,11 @@ class EvaluateConfig(Settings):
         description="reward cache of the training; measures captured nats on its samples and on fresh "
         "samples of its prompts too",
     )
-    batch_size: int = Field(512, ge=1, description="sequences generated at once")
+    batch_size: int = Field(
+        512,
+        ge=1,
+        description="sequences generated at once; unless given, fewer from 20 million parameters on",
+    )
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
     seed: int = Field(1, ge=0, description="seed that makes the samples repeatable")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the computation")

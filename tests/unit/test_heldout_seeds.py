@@ -24,9 +24,11 @@ def test_every_training_seed_and_setting_has_held_out_samples_of_its_own(
 ) -> None:
     used: list[int] = []
 
-    def measure_batch(self: Measurer, policy: Any, part: Any, count: int, seeds: list[int]) -> Any:
+    def measure_batch(
+        self: Measurer, policy: Any, part: Any, count: int, seeds: list[int], skip: int
+    ) -> Any:
         used.extend(seeds)
-        return []
+        return [None]
 
     monkeypatch.setattr(Measurer, "_measure_batch", measure_batch)
     monkeypatch.setattr(heldout, "policy_row", lambda *args: None)

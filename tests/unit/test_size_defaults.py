@@ -21,10 +21,11 @@ from transformers import GPT2Config, GPT2LMHeadModel  # noqa: E402
 
 from training.configs import TrainConfig  # noqa: E402
 from training.objectives import objective_type  # noqa: E402
+from training.rollouts import batch_size as sizing  # noqa: E402
+from training.rollouts.batch_size import SMALL, batch_of, machine_memory, measuring_batch  # noqa: E402
 from training.rollouts.load_policy import hub_shape  # noqa: E402
-from training.train import size_defaults as sizing  # noqa: E402
 from training.train.config import objective_of, train_config_type  # noqa: E402
-from training.train.size_defaults import machine_memory, with_size_defaults  # noqa: E402
+from training.train.size_defaults import with_size_defaults  # noqa: E402
 from vbon.errors import CheckpointError  # noqa: E402
 from vbon.storage.model_shape import ModelShape, read_model_shape, shape_of  # noqa: E402
 
@@ -204,3 +205,34 @@ def test_memory_is_that_of_the_container_if_it_is_limited(
     assert machine_memory() == 100_000_000
     (tmp_path / "memory.max").write_text("max\n")
     assert machine_memory() >= installed
+
+
+def test_a_measured_batch_fits_work_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert batch_of(SANDBOX, 4, 40, GB, 512) == 512
+    assert batch_of(ModelShape(SMALL - 1), 4, 1000, GB // 10, 500) == 500
+    # 6 x 134.5 M x 40 operations a sequence: 2.5e12 are 77 of them; with 24 tokens 129.
+    assert batch_of(SMOL, 4, 40, 25 * GB, 512) == 64
+    assert batch_of(SMOL, 4, 24, 25 * GB, 512) == 128
+    assert batch_of(SMOL, 4, 24, 25 * GB, 100) == 64
+    # 2 x 30 x 576 x 4 x 48 bytes of cache and 20 x 49,152 of distributions: 7.6 MB; both models leave
+    # .12 GB of 1.2, and half of it holds 8 sequences.
+    assert batch_of(SMOL, 4, 24, int(1.2 * GB), 512) == 8
+    assert batch_of(SMOL, 4, 24, GB, 512) == 1
+    # On a GPU 5e14 operations: 40 sequences of 256 tokens of an 8 B model; memory would hold 169.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert batch_of(LLAMA, 2, 256, 80 * GB, 512) == 32
+    assert batch_of(SMOL, 4, 40, 80 * GB, 512) == 512
+
+
+def test_a_loaded_model_is_its_own_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,000 x 24 + 32 x 24 weights of embeddings, shared with the output, and those of one layer."""
+    monkeypatch.setattr(sizing, "SMALL", 1000)
+    monkeypatch.setattr(sizing, "machine_memory", lambda: 2_000_000)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=1000, n_embd=24, n_layer=1, n_head=2, n_positions=32)
+    )
+    parameters = model.num_parameters()
+    assert parameters == 1000 * 24 + 32 * 24 + 12 * 24 * 24 + 13 * 24 + 2 * 24
+    # 2 x 24 x 4 x 16 + 20 x 1,000 bytes a sequence, half of what 8 bytes a parameter leave.
+    assert (2_000_000 - 8 * parameters) / 2 / (2 * 24 * 4 * 16 + 20_000) == pytest.approx(38, abs=1)
+    assert measuring_batch(model, 8, 512) == 32

@@ -26,6 +26,7 @@ from training.evaluation.captured import (
 from training.evaluation.measure import Measurer, PromptSamples
 from training.evaluation.rows import evaluation_rows, figures_by_prompt
 from training.outputs.identity import read_json_record
+from training.rollouts.batch_size import measuring_batch
 from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
@@ -176,7 +177,7 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[Me
         gold=inputs.gold,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
-        batch_size=config.batch_size,
+        batch_size=_batch_size(config, reference),
         seed=config.seed,
         extra_stop_ids=find_extra_stop_ids(inputs.policy.path, tokenizer),
         missing_eos_reward=config.missing_eos_reward,
@@ -209,6 +210,13 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[Me
     by_prompt = figures_by_prompt(samples, tuned, config.num_samples) if config.per_prompt else None
     _write_results(config, inputs.fingerprint, rows, len(prompts), by_prompt)
     return rows, len(prompts)
+
+
+def _batch_size(config: EvaluateConfig, reference: Any) -> int:
+    """The number of sequences at once: as given, or smaller for a large model; it changes no result."""
+    if "batch_size" in config.model_fields_set:
+        return config.batch_size
+    return measuring_batch(reference, config.max_new_tokens, config.batch_size)
 
 
 def _training_sets(

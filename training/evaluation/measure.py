@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,15 +85,27 @@ class Measurer:
             title: shown with the progress; measurements with other titles have other samples.
             draw: measurements with other draws have other samples too.
         """
-        per_batch = max(1, self.batch_size // num_samples)
-        results: list[PromptSamples] = []
-        with ProgressBar(title, len(prompts)) as progress:
-            for start in range(0, len(prompts), per_batch):
-                part = prompts[start : start + per_batch]
+        parts: list[list[PromptSamples]] = [[] for _ in prompts]
+        with ProgressBar(title, len(prompts) * num_samples) as progress:
+            for places, first, count in self._batches(len(prompts), num_samples):
+                part = [prompts[place] for place in places]
                 seeds = [seed_of(f"measure:{self.seed}:{title}{draw}:{p.key}") for p, _ in part]
-                results.extend(self._measure_batch(policy, part, num_samples, seeds))
-                progress.advance(len(part))
-        return results
+                found = self._measure_batch(policy, part, count, seeds, first)
+                for place, samples in zip(places, found, strict=True):
+                    parts[place].append(samples)
+                progress.advance(len(part) * count)
+        return [_joined(of_prompt) for of_prompt in parts]
+
+    def _batches(self, num_prompts: int, num_samples: int) -> Iterator[tuple[range, int, int]]:
+        """The places of a batch's prompts, the first sample of each, and the number of samples of each.
+
+        A batch has several prompts with all of their samples, or a part of one prompt's samples.
+        """
+        per_batch = max(1, self.batch_size // num_samples)
+        for start in range(0, num_prompts, per_batch):
+            places = range(start, min(start + per_batch, num_prompts))
+            for first in range(0, num_samples, self.batch_size if per_batch == 1 else num_samples):
+                yield places, first, min(self.batch_size, num_samples - first)
 
     @torch.no_grad()
     def _measure_batch(
@@ -102,6 +114,7 @@ class Measurer:
         prompts: Sequence[tuple[Prompt, list[int]]],
         num_samples: int,
         seeds: Sequence[int],
+        skip: int,
     ) -> list[PromptSamples]:
         rollout = sample_responses(
             policy,
@@ -112,6 +125,7 @@ class Measurer:
             seeds=seeds,
             temperature=self.temperature,
             extra_stop_ids=self.extra_stop_ids,
+            skip=skip,
         )
         terms = terms_of(
             Predictor(policy, self.temperature),
@@ -185,4 +199,22 @@ def _scored_samples(
         cut_off=cut_off[rows][scored].astype(np.float64),
         responses=[ids for ids, kept in zip(responses[rows], scored, strict=True) if kept],
         **{name: values[rows][scored] for name, values in columns.items()},
+    )
+
+
+def _joined(parts: Sequence[PromptSamples]) -> PromptSamples:
+    """All samples of a prompt that was measured in several batches."""
+    if len(parts) == 1:
+        return parts[0]
+    arrays = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("rewards", "ref_logprob", "kl_naive", "kl_rb", "tokens")
+    }
+    gold = [part.gold for part in parts if part.gold is not None]
+    return PromptSamples(
+        gold=np.concatenate(gold) if gold else None,
+        unscored=sum(part.unscored for part in parts),
+        truncated=sum(part.truncated for part in parts),
+        responses=[response for part in parts for response in part.responses],
+        **arrays,
     )

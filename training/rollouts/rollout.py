@@ -74,16 +74,22 @@ class Rollout:
         )
 
 
-def row_uniforms(seeds: Sequence[int], num_samples: int, length: int) -> torch.Tensor:
+def row_uniforms(
+    seeds: Sequence[int], num_samples: int, length: int, skip: int = 0
+) -> torch.Tensor:
     """Uniform random numbers, one for each token to draw.
 
-    They depend only on the prompt's seed. So the samples of a prompt do not change with the batch or the
-    process that they are drawn in.
+    They depend only on the prompt's seed and the sample's place among those of the prompt. So the samples of
+    a prompt do not change with the batch or the process that they are drawn in.
+
+    Args:
+        skip: number of samples of each prompt that come before these.
 
     Returns:
         float64, shape ``(len(seeds) * num_samples, length)``.
     """
-    rows = [np.random.default_rng(seed).random((num_samples, length)) for seed in seeds]
+    count = skip + num_samples
+    rows = [np.random.default_rng(seed).random((count, length))[skip:] for seed in seeds]
     return torch.from_numpy(np.concatenate(rows))
 
 
@@ -98,6 +104,7 @@ def sample_responses(
     seeds: Sequence[int],
     temperature: float = 1.0,
     extra_stop_ids: Sequence[int] = (),
+    skip: int = 0,
 ) -> Rollout:
     """Draw ``num_samples`` responses to each prompt from the policy itself.
 
@@ -111,6 +118,7 @@ def sample_responses(
         prompts: token ids.
         seeds: one per prompt (:func:`row_uniforms`).
         extra_stop_ids: tokens that end a response besides the tokenizer's EOS.
+        skip: number of samples of each prompt that were drawn before these.
 
     Returns:
         The responses; those of a prompt are consecutive rows.
@@ -120,7 +128,8 @@ def sample_responses(
     try:
         ends = [tokenizer.eos_token_id, *extra_stop_ids]
         pad = padding_id(tokenizer)
-        return _sample(model, pad, ends, prompts, num_samples, max_new_tokens, seeds, temperature)
+        uniforms = row_uniforms(seeds, num_samples, max_new_tokens, skip)
+        return _sample(model, pad, ends, prompts, num_samples, uniforms, temperature)
     finally:
         model.train(training)
 
@@ -131,12 +140,11 @@ def _sample(
     ends: Sequence[int],
     prompts: Sequence[list[int]],
     num_samples: int,
-    max_new_tokens: int,
-    seeds: Sequence[int],
+    uniforms: torch.Tensor,
     temperature: float,
 ) -> Rollout:
-    uniforms = row_uniforms(seeds, num_samples, max_new_tokens).to(next(model.parameters()).device)
-    device = next(model.parameters()).device
+    device, max_new_tokens = next(model.parameters()).device, uniforms.shape[1]
+    uniforms = uniforms.to(device)
     end_ids = torch.tensor(ends, device=device)
     prompt_ids, attention = _left_padded(prompts, pad, device)
     output = model(

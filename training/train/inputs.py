@@ -15,6 +15,7 @@ from training.cache.reward_cache import RewardCache
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer, PromptSamples
 from training.outputs.identity import read_json_record
+from training.rollouts.batch_size import measuring_batch
 from training.rollouts.load_policy import hub_shape, load_policy
 from vbon.errors import DataError
 from vbon.prompt_files import PromptFile, encode_prompts, read_prompt_file
@@ -27,6 +28,8 @@ from vbon.storage.model_shape import ModelShape, read_model_shape
 from vbon.storage.stop_tokens import find_extra_stop_ids, stop_identity
 
 logger = logging.getLogger(__name__)
+
+LARGEST_BATCH = 512  # held-out sequences that are sampled at once
 
 
 @dataclass
@@ -271,7 +274,7 @@ class TrainingInputs:
             gold=self.gold,
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
-            batch_size=512,
+            batch_size=measuring_batch(self.reference, self.config.max_new_tokens, LARGEST_BATCH),
             seed=1,
             extra_stop_ids=self.extra_stop_ids,
             missing_eos_reward=self.config.missing_eos_reward,

@@ -18,6 +18,7 @@ from training.configs import TrainConfig
 from training.evaluation.measure import PromptSamples
 from training.outputs.identity import run_identity
 from training.outputs.progress import ProgressBar
+from training.rollouts.batch_size import machine_memory
 from training.train.config import objective_of
 from training.train.divergence import check_step, export_last_good
 from training.train.export import export_checkpoint, run_cost
@@ -34,7 +35,7 @@ from training.train.heldout import (
 from training.train.inputs import TrainingInputs
 from training.train.prepare import ActiveRun, RunSpec, prepare_run
 from training.train.resume import remove_states_of, resume
-from training.train.size_defaults import machine_memory, with_size_defaults
+from training.train.size_defaults import with_size_defaults
 from training.train.step_metrics import StepMetrics
 from vbon.errors import DivergedError
 from vbon.storage.atomic import recover_directory

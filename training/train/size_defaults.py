@@ -10,20 +10,20 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.configs import TrainConfig
 from training.objectives.protocol import Objective
+from training.rollouts.batch_size import SMALL
 from training.rollouts.token_terms import chunk_bytes
 from vbon.storage.model_shape import ModelShape
 from vbon.storage.training_record import IMITATION
 
 logger = logging.getLogger(__name__)
 
-SMALL, LARGE = 20_000_000, 1_000_000_000  # parameters
+LARGE = 1_000_000_000  # parameters
 LORA_RANK = 16
 MAX_KL = 20.0
 # A LoRA takes about ten times the learning rate of full weights.
@@ -44,19 +44,6 @@ class SizedValue:
     reason: str
 
 
-def machine_memory() -> int:
-    """Bytes of memory that training can use: of one GPU, or of this machine or container."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
-    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            return min(installed, int((Path("/sys/fs/cgroup") / limit).read_text()))
-        except (OSError, ValueError):
-            continue
-    return installed
-
-
 def with_size_defaults(
     name: str,
     config: TrainConfig,
@@ -70,7 +57,7 @@ def with_size_defaults(
 
     Args:
         name: the objective's name.
-        memory: in bytes (:func:`machine_memory`).
+        memory: in bytes (:func:`training.rollouts.batch_size.machine_memory`).
         kept: settings that stay as they are although they were not given.
     """
     if shape.parameters < SMALL:
