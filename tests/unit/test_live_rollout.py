@@ -74,6 +74,9 @@ async def test_a_good_checkpoint_takes_over_from_best_of_n(tmp_path: Path) -> No
     assert state["checkpoints"][0]["evidence"]["shadows"] == 1
     assert metrics['vbon_distil_checkpoint_info{checkpoint="0001",status="live"}'] == 1
     assert metrics['vbon_distil_share{arm="live"}'] == 1
+    evidence = state["checkpoints"][0]["evidence"]
+    assert metrics['vbon_distil_evidence{arm="live",side="fall"}'] == evidence["fall"]
+    assert metrics['vbon_distil_shadow_win_rate{arm="live"}'] == evidence["win_rate"]
     assert metrics['vbon_distil_auto_requests_total{arm="next"}'] == arms["next"]
     assert metrics['vbon_distil_shadows_total{arm="next"}'] == arms["next"]
     assert metrics["vbon_distil_tokens_saved_total"] == pytest.approx(state["saved_tokens"])
@@ -197,6 +200,40 @@ async def test_streams_tell_their_arm_and_finish_on_what_they_began_on(tmp_path:
         (answer,) = seen.named("answer")
         assert (answer["routing"]["arm"], answer["sampling"]["n"]) == ("bon", 3)
         assert len(seen.named("candidate")) == 3
+
+
+async def test_a_request_on_the_old_live_checkpoint_outlives_the_new_one_s_promotion(
+    tmp_path: Path,
+) -> None:
+    gate = asyncio.Event()
+
+    class Gated(Speaker):
+        async def _decode_for(self, tokens: int) -> None:
+            if tokens > 50:
+                await gate.wait()
+            await super()._decode_for(tokens)
+
+    builder = SpeakerBuilder(Gated)
+    async with rolling(tmp_path, builder, shadow_share=1e-9) as service:
+
+        async def live(name: str, word: str) -> None:
+            await service.submitted(name, word)
+            await service.post(f"checkpoints/{name}/promote")
+
+        await live("0001", BAD)
+        body = {"model": "auto", "prompt": "p", "max_tokens": 60}
+        begun = asyncio.create_task(service.client.post("/v1/completions", json=body))
+        old = builder.built[0]
+        await service.until(lambda: old.unfinished == 1)
+        await live("0002", GOOD)
+        await service.until(lambda: service.live.served.names == {"0002": "live"})
+        assert (await service.ask("p"))["routing"]["checkpoint"] == "0002"
+        assert old.alive
+        gate.set()
+        answer = (await begun).json()
+        assert answer["vbon"]["routing"]["checkpoint"] == "0001"
+        assert answer["choices"][0]["text"] == f" {BAD}" * 60
+        await service.until(lambda: not old.alive)
 
 
 async def with_key(app: Any, path: str, body: dict[str, Any], scope: dict[str, Any]) -> Any:
