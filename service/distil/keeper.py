@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ from service.store import (
     save_rollout,
 )
 from service.store.async_store import AsyncStore
-from vbon.errors import NotFoundError, StoreError
+from vbon.errors import NotFoundError, StoreError, VbonError
 
 logger = logging.getLogger(__name__)
 
@@ -176,8 +177,12 @@ class RolloutKeeper:
             VbonError: as ``change``.
         """
         self.check_read()
-        async with self._lock:
+        if self._late is None:
             self._happened(change(self.rollout))
+        else:  # the decision that is being stored comes first
+            async with self._lock:
+                self._happened(change(self.rollout))
+        async with self._lock:
             if self._unsaved:
                 try:
                     await self._write(self.rollout)
@@ -234,12 +239,14 @@ class RolloutKeeper:
         found = await self._use(lambda store: read_rollout(store, events=SHOWN_EVENTS))
         if found.state is not None:
             try:
-                self.rollout = Rollout.from_json(json.dumps(found.state["rollout"]))
-                self.totals = TOTALS.validate_python(found.state["totals"])
-                self._number = found.number
+                rollout = Rollout.from_json(json.dumps(found.state["rollout"]))
+                totals = TOTALS.validate_python(found.state["totals"])
             except (LookupError, TypeError, ValidationError) as error:
                 raise StoreError(f"its state is damaged: {type(error).__name__}") from error
-        self.records = {one.id: one for one in found.checkpoints}
+            self.rollout, self.totals, self._number = rollout, totals, found.number
+        # A submission that was given up, since the store took too long, may have left its row.
+        submitted = {one.id for one in self.rollout.checkpoints}
+        self.records = {one.id: one for one in found.checkpoints if one.id in submitted}
         self._events.extend(found.events)
         self._trouble = None
         self._happened(self.rollout.change_plan(self._plan))
@@ -253,7 +260,8 @@ class RolloutKeeper:
     ) -> None:
         """Write a state, the events that wait and further ones; the lock must be held."""
         waiting = len(self._unsaved)
-        self._number += 1
+        # Of the clock, so that it is also later than those of a copy that the store was restored from.
+        self._number = max(self._number + 1, time.time_ns() // 1_000_000)
         change = RolloutChange(
             self._number,
             {
@@ -263,6 +271,7 @@ class RolloutKeeper:
             {one.id: one.status for one in rollout.checkpoints},
             [*self._unsaved, *events],
             checkpoint,
+            list(self.records.values()),
         )
         self._events.extend(await self._use(lambda store: save_rollout(store, change)))
         del self._unsaved[:waiting]
@@ -274,6 +283,10 @@ class RolloutKeeper:
                 return await self._store.use(work)
         except TimeoutError:
             raise StoreError(f"the store did not answer within {LIMIT_S:g} s") from None
+        except VbonError:
+            raise
+        except Exception as error:  # what the store holds may be anything
+            raise StoreError(f"what it holds is damaged: {type(error).__name__}") from error
 
     def _not_stored(self, error: StoreError) -> None:
         self._throttled.warn(

@@ -67,6 +67,8 @@ class RolloutChange:
         number: grows with every change. A change that a slow database comes to after a later one is left out.
         statuses: the status of every checkpoint, by id.
         checkpoint: one that was submitted just now.
+        known: those that were submitted before. A store that was restored from an older copy gets back those
+            that it has lost.
     """
 
     number: int
@@ -74,6 +76,7 @@ class RolloutChange:
     statuses: Mapping[str, str]
     events: Sequence[StoredEvent] = ()
     checkpoint: StoredCheckpoint | None = None
+    known: Sequence[StoredCheckpoint] = ()
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -95,9 +98,12 @@ def save_rollout(store: Store, change: RolloutChange) -> list[StoredEvent]:
         if change.checkpoint is not None:
             session.merge(_row(change.checkpoint, change.statuses[change.checkpoint.id]))
             session.flush()
-        for row in session.scalars(select(DistilCheckpointRow)):
-            if row.id in change.statuses:
-                row.status = change.statuses[row.id]
+        rows = {row.id: row for row in session.scalars(select(DistilCheckpointRow))}
+        for row in rows.values():
+            row.status = change.statuses.get(row.id, row.status)
+        lost = [one for one in change.known if one.id not in rows]
+        session.add_all(_row(one, change.statuses[one.id]) for one in lost)
+        session.flush()
         events = [_event_row(event) for event in change.events]
         session.add_all(events)
         session.flush()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 from collections.abc import AsyncGenerator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 from service.distil import keeper as keeper_module
 from service.distil.shadows import win_rate
 from service.distil.totals import AutoTotals
+from service.store import RolloutChange, save_rollout
 from service.store.async_store import AsyncStore
 from tests.unit.collected import kept
 from tests.unit.fakes import ChatEngine, score_text, stream
@@ -513,6 +516,109 @@ async def test_a_store_that_cannot_be_read_leaves_best_of_n_until_it_can(
         failing = False
         await service.until(lambda: "0001" in service.live.served.alive)
         assert (await service.ask())["routing"]["arm"] == "live"
+
+
+async def test_a_store_restored_from_an_older_copy_gets_back_what_it_lost(tmp_path: Path) -> None:
+    async with rolling(tmp_path) as service:
+        await service.submitted("0001")
+        await service.until(lambda: service.live.stored)
+        with (
+            closing(sqlite3.connect(tmp_path / "older.db")) as older,
+            closing(sqlite3.connect(tmp_path / "runs.db")) as database,
+        ):
+            database.backup(older)
+            await service.post("checkpoints/0001/promote")
+            await service.submitted("0002")
+            await service.until(lambda: service.live.stored)
+            older.backup(database)
+        found = await service.submit("0003", verdict="undecided")
+        assert found.status_code == 200, found.text
+    async with rolling(tmp_path) as service:
+        state = await service.state()
+        assert (state["live"], state["next"]) == ("0001", "0002")
+        assert len(state["checkpoints"]) == 3
+        await service.until(lambda: service.live.served.alive == {"0001", "0002"})
+
+
+async def test_a_store_restored_from_a_later_copy_does_not_swallow_decisions(
+    tmp_path: Path,
+) -> None:
+    async with rolling(tmp_path, approve=True) as service:
+        await service.submit("0001")
+        later = RolloutChange(1_000, {"rollout": {}, "totals": {}}, {"0001": "live"})
+        await service.app.state.store.use(lambda store: save_rollout(store, later))
+        await service.post("checkpoints/0001/promote")
+    async with rolling(tmp_path, approve=True) as service:
+        assert (await service.checkpoint("0001"))["status"] == "rolling"
+
+
+async def test_a_submission_that_was_stored_too_late_can_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has the checkpoint's row, and the rollout has answered that it could not be stored."""
+    whole = AsyncStore.use
+
+    async def late(store: AsyncStore, work: Any) -> Any:
+        await whole(store, work)
+        raise StoreError("the store did not answer within 5 s")
+
+    async with rolling(tmp_path) as service:
+        with monkeypatch.context() as patched:
+            patched.setattr(AsyncStore, "use", late)
+            assert (await service.submit("0001")).status_code == 503
+        await service.ask()  # so that the present state is stored at the end
+    async with rolling(tmp_path) as service:
+        assert (await service.state())["checkpoints"] == []
+        body = {"path": "rounds/0001/checkpoint", "decision": decision()}
+        assert (await service.client.post("/distil/checkpoints", json=body)).status_code == 200
+        await service.until(lambda: "0001" in service.live.served.alive)
+        assert (await service.checkpoint("0001"))["status"] == "rolling"
+
+
+async def test_a_damaged_state_leaves_best_of_n_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "RETRY_S", 0.01)
+    async with rolling(tmp_path) as service:
+        await service.submitted("0001")
+    with closing(sqlite3.connect(tmp_path / "runs.db")) as database, database:
+        (whole,) = database.execute("SELECT state FROM distil_state").fetchone()
+        database.execute("UPDATE distil_state SET state = '{\"rollout'")
+    monkeypatch.setattr("tests.unit.rolling.Rolling.until", once_started(Rolling.until))
+    async with rolling(tmp_path) as service:
+        assert (await service.ask())["routing"]["arm"] == "bon"
+        await service.until(lambda: "cannot be read" in str(service.live.keeper._trouble))
+        refused = await service.client.get("/distil/checkpoints")
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "store_unavailable")
+        with closing(sqlite3.connect(tmp_path / "runs.db")) as database, database:
+            database.execute("UPDATE distil_state SET state = ?", (whole,))
+        await service.until(lambda: "0001" in service.live.served.alive)
+
+
+async def test_a_rollback_takes_effect_while_the_store_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "LIMIT_S", 60.0)
+    async with rolling(tmp_path, shadow_share=1e-9) as service:
+        await service.submitted("0001")
+        keeper, hangs, asked = service.live.keeper, asyncio.Event(), asyncio.Event()
+        whole = AsyncStore.use
+
+        async def hanging(store: AsyncStore, work: Any) -> Any:
+            asked.set()
+            await hangs.wait()
+            return await whole(store, work)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(AsyncStore, "use", hanging)
+            keeper._dirty.set()
+            keeper._urgent.set()
+            await asked.wait()  # counts are being stored
+            back = asyncio.create_task(service.post("rollback", {"to": None}))
+            await service.until(lambda: keeper.rollout.rolling is None)
+            assert (await service.ask())["routing"]["arm"] == "bon"
+            hangs.set()
+            assert (await back).json()["stored"] is True
 
 
 def once_started(until: Any) -> Any:

@@ -19,7 +19,7 @@ DAY_S = 86_400.0
 # Modules that may read the wall clock, and what for. A duration or a time limit is measured by `monotonic`,
 # `perf_counter` or the loop's clock, or a jump of the wall clock would end it or make it last for ever.
 READERS = {
-    "service/distil/keeper.py": "the date of an event",
+    "service/distil/keeper.py": "the date of an event, and of a state that is stored",
     "service/distil/submitted.py": "the date of a checkpoint",
     "service/generation/openai_response.py": "`created` of OpenAI's answers",
     "service/generation/openai_stream.py": "`created` of OpenAI's answers",
