@@ -183,8 +183,8 @@ def reload(
     in_flight: Annotated[
         InFlightChoice,
         typer.Option(
-            help="with --in-place: requests in flight finish with the old weights while new ones wait, or "
-            "are kept and go on with the new ones",
+            help="with --in-place: `finish` lets requests in flight finish with the old weights while new "
+            "ones wait, with `keep` they go on with the new weights",
         ),
     ] = "finish",
 ) -> None:

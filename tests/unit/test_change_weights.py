@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +15,15 @@ import pytest
 
 from tests.unit.test_checkpoints import write_model, write_safetensors
 from tests.unit.test_engine_starts import Guard, Llm
+from vbon.engine import Sampling
+from vbon.engine.fake import FakeEngine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.engine.vllm import host as vllm_host
 from vbon.engine.vllm.engine import VllmEngine
 from vbon.engine.vllm.host import VllmHost
 from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError, EngineDeadError, NotReadyError, ReloadRefusedError
+from vbon.prompts import Prompt
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.weights_alone import NewWeights, new_weights, read_beside_weights
 
@@ -317,3 +322,41 @@ def test_weights_must_have_the_same_names_shapes_and_types(
     file.write_bytes(len(raw).to_bytes(8, "little") + raw + b"\0" * 16)
     with pytest.raises(ReloadRefusedError, match=told):
         compared(model, other)
+
+
+async def drawn(engine: FakeEngine, seed: int | None = 1) -> list[tuple[int, ...]]:
+    sampling = Sampling(max_tokens=8, seed=seed, temperature=0 if seed is None else 1)
+    ids = await engine.encode(Prompt(text="p"))
+    async with aclosing(engine.generate(ids, sampling, 4, "r")) as candidates:
+        found = [(one.index, one.token_ids) async for one in candidates]
+    return [ids for _, ids in sorted(found)]
+
+
+@pytest.mark.parametrize("seed", [None, 1])
+async def test_the_fake_keeps_the_contract(model: Path, seed: int | None) -> None:
+    """What it draws after a change is what another one draws that was started on the same files."""
+    new = next_to(model)
+    changed, fresh = FakeEngine(str(model), seconds_per_token=0.01), FakeEngine(str(new))
+    await changed.start()
+    await fresh.start()
+    before, first = await drawn(changed, seed), changed.info
+    under_way = asyncio.create_task(drawn(changed, seed))
+    while not changed.running:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    changing = asyncio.create_task(changed.change_weights(await changed.check_weights(str(new))))
+    await asyncio.sleep(0)
+    later = asyncio.create_task(drawn(changed, seed))
+    await changing
+    assert (await under_way, await later) == (before, await drawn(fresh, seed))
+    assert before != await drawn(fresh, seed)
+    assert changed.info == replace(fresh.info, replaced=(first.revision,))
+    write_safetensors(new / "model.safetensors", b"\5" * 16)
+    late = await changed.check_weights(str(new))
+    write_safetensors(new / "model.safetensors", b"\6" * 16)
+    with pytest.raises(CheckpointError, match="changed while they were loaded"):
+        await changed.change_weights(late)
+    assert await drawn(changed, seed) == await drawn(fresh, seed)
+    plain = FakeEngine()
+    await plain.start()
+    with pytest.raises(ReloadRefusedError, match="not a directory"):
+        await plain.check_weights(str(new))

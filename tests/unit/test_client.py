@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +16,7 @@ from service.client import (
     ServerError,
     answers_table,
     comparison_table,
+    run_reload,
     wait_until_ready,
 )
 from tests.unit.fakes import FakeReward, make_runtime, serving
@@ -55,3 +58,36 @@ def test_waiting_ends_when_the_server_process_has() -> None:
         pytest.raises(ServerError, match="has ended"),
     ):
         wait_until_ready(client, 60.0, Console(file=io.StringIO()), while_pid=ended.pid)
+
+
+@pytest.mark.parametrize(
+    ("options", "sent", "told"),
+    [
+        ({}, {}, "(loaded in 2.0 s, the old one free after 1.0 s)"),
+        (
+            {"in_place": True, "in_flight": "keep"},
+            {"in_place": True, "in_flight": "keep"},
+            "(checked in 2.0 s, weights changed in 1.0 s)",
+        ),
+    ],
+)
+def test_a_reload_says_what_was_done(
+    options: dict[str, Any],
+    sent: dict[str, Any],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bodies = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(json.loads(request.content))
+        times = {"load_s": 2.0, "drain_s": 1.0, "in_place": bool(options)}
+        return httpx.Response(200, json={"models": ["vbon"], "before": "a", "now": "b", **times})
+
+    client = httpx.Client(base_url="http://test", transport=httpx.MockTransport(answer))
+    monkeypatch.setattr("service.client._client", lambda _: client)
+    run_reload("http://test", "vbon", **options)
+    assert bodies == [{"model": "vbon", **sent}]
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown == f"vbon: b is served in the place of a {told}"
