@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -209,13 +210,15 @@ def seen(
 def test_each_kind_of_change_is_found_and_named() -> None:
     rng = np.random.default_rng(0)
     before = seen(rng, 120)
+    longer = [replace(one, text=f"{one.text} and so on and on") for one in seen(rng, 120)]
     for after, words in (
+        (longer, "prompts had 5."),
         (seen(rng, 120, mean=1.0), "the reference policy's mean reward was"),
         (seen(rng, 120, word=0.9), "the word 'novel' was in"),
     ):
         found = find_drift(before, after, 0.01)
         assert found is not None
-        assert found.found[0].startswith(words)
+        assert any(one.startswith(words) for one in found.found)
         assert found.p_value <= 0.01
 
 

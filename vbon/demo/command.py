@@ -22,9 +22,10 @@ def _settings() -> type[Settings]:
 
 def _run(config: DemoConfig) -> int:
     from vbon.demo.run import run_demo
+    from vbon.demo.story import run_story
 
     try:
-        run_demo(config)
+        (run_story if config.distil else run_demo)(config)
     except KeyboardInterrupt:
         typer.echo("stopped; finished parts are kept for the next start", err=True)
         return INTERRUPTED

@@ -21,13 +21,19 @@ class DemoConfig(Settings):
     Examples:
       vbon demo
       vbon demo --once
+      vbon demo --distil
       vbon demo --corpus liked.txt=1 --corpus disliked.txt=0 --out mine
     """
 
     option_groups: ClassVar[OptionGroups] = {
-        "Demo": ("once", "out", "host", "port", "corpus", "encoding", "seed"),
+        "Demo": ("distil", "once", "out", "host", "port", "corpus", "encoding", "seed"),
     }
 
+    distil: bool = Field(
+        False,
+        description="show another story: generated traffic on best-of-N, whose answers `vbon distil run` "
+        "trains on; requests move to the checkpoint, the prompts change, and it trains again",
+    )
     once: bool = Field(
         False,
         description="stop the service after the comparison; the status is 0 only if all modes answered",

@@ -94,5 +94,5 @@ def _said(name: str, first: object, second: object) -> str:
     if name == "mean reward":
         return f"the reference policy's mean reward was {before:+.2f}, and is {after:+.2f} now"
     if name == "length":
-        return f"prompts had {math.expm1(before):.0f} words, and have {math.expm1(after):.0f} now"
+        return f"prompts had {math.expm1(before):.1f} words, and have {math.expm1(after):.1f} now"
     return f"the word {name!r} was in {before:.0%} of the prompts, and is in {after:.0%} now"

@@ -1,0 +1,339 @@
+"""Runs ``vbon demo --distil``: live best-of-N pays for its own replacement, from nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.markup import escape
+
+from vbon.demo.config import DemoConfig
+from vbon.demo.processes import DemoFailedError, Part, ended, wait
+from vbon.demo.run import MAX_TOKENS, NUM_SAMPLES, Demo
+from vbon.demo.stages import Stage, Stages
+from vbon.demo.traffic import Sent, Traffic
+from vbon.prompt_files import read_prompt_file
+from vbon.storage.atomic import write_json
+
+STAGES = (
+    Stage("make a toy policy, a reward model and a gold reward model, side by side", 130),
+    Stage("start the service; its answers are best-of-16 and are collected", 40),
+    Stage("`vbon distil run` waits for prompts, trains beside the service and compares", 220),
+    Stage("requests move to the checkpoint step by step, on live evidence", 60),
+    Stage("the prompts change; the loop notices, trains and compares again", 240),
+    Stage("requests move to the second checkpoint, if it was promoted", 60),
+)
+_PER_S = 3.0  # requests a second: far below what the service can do with best-of-16 on two cores
+_SHORT = 4  # words; prompts are as short as this before they change, and longer afterwards
+_LIMIT_S = 1200.0
+_SAY_EVERY_S = 20.0
+# A margin that the toy can keep: its vBoN wins 0.82 to 0.87 of comparisons, best-of-16 0.94.
+_MARGIN, _SHARES, _SHADOW_SHARE = 0.15, (0.25, 1.0), 0.25
+_MIN_PROMPTS, _EVERY = 180, 300
+_TRAINING = {"steps": 120, "prompts_per_step": 8, "samples_per_prompt": 4}
+RESULT = "distil-story.json"
+
+
+def run_story(config: DemoConfig) -> None:
+    """Run the story; return when it is told (``--once``) or interrupted.
+
+    Raises:
+        DataError: the port is taken. DemoFailedError: a part failed, or no checkpoint took over.
+    """
+    with ExitStack() as parts:
+        # A directory of its own: it needs more prompts than the plain demo.
+        own = config.model_copy(update={"out": config.out / "distil"})
+        DistilStory(own, parts).run()
+
+
+@dataclass
+class Moments:
+    """Numbers of requests at the turns of the story; ``None`` for what has not happened."""
+
+    takeover: int | None = None
+    change: int | None = None
+    noticed: int | None = None
+    second: int | None = None
+
+
+class DistilStory(Demo):
+    """A run of the story."""
+
+    def __init__(self, config: DemoConfig, parts: ExitStack) -> None:
+        super().__init__(config, parts)
+        self.stages = Stages(STAGES, self.console)
+        self.collected = self.out / "collected"
+        self.key_file = self.out / "admin.key"
+        self.moments = Moments()
+        self._said_s, self._before = time.monotonic(), Sent()
+
+    def run(self) -> None:
+        """Run all stages and tell what came of them."""
+        self._check_port()
+        with self.stages.next():
+            self._start(*self._warm_imports(), niceness=19)
+            models = self._start("models", *self._sandbox(), *self._more_prompts())
+            wait(self.console, [models], lambda: ended(models))
+        short, longer = self._prompts()
+        with self.stages.next():
+            self._forget_earlier_story()
+            self._make_key()
+            service = self._start("service", *self._serve())
+            wait(self.console, [service], self._ready, needs=[service])
+        traffic = Traffic(
+            self.url, short, per_s=_PER_S, max_tokens=int(MAX_TOKENS), headers=self._headers()
+        )
+        self._parts.callback(traffic.stop)
+        traffic.start()
+        loop = self._start("loop", *self._loop())
+        needs = [service, loop]
+        with self.stages.next():
+            self._until(lambda: self._decided(1), traffic, needs)
+            self._show_decision(1)
+        with self.stages.next():
+            self._until(lambda: self._rollout()["live"] is not None, traffic, needs)
+            self.moments.takeover = traffic.snapshot().requests
+            self.console.print(
+                f"      vBoN answers all requests since request {self.moments.takeover}"
+            )
+        with self.stages.next():
+            self.moments.change = traffic.snapshot().requests
+            traffic.change(longer)
+            self._until(lambda: self._noticed(traffic) and self._decided(2), traffic, needs)
+            self._show_decision(2)
+        with self.stages.next():
+            self._until(lambda: self._settled(2), traffic, needs)
+            if self._rollout()["live"] == "0002":
+                self.moments.second = traffic.snapshot().requests
+        traffic.stop()
+        self._tell(traffic.snapshot())
+        if not self.config.once:
+            self._stay(service)
+
+    # -- parts
+
+    def _more_prompts(self) -> list[str]:
+        return ["--train-prompts", "900", "--heldout-prompts", "64"]
+
+    def _prompts(self) -> tuple[list[str], list[str]]:
+        """The prompts before the change, which are short, and those after it, which are longer."""
+        file = read_prompt_file(self.out / "prompts" / "train.jsonl")
+        texts = [prompt.key for prompt in file.distinct()]
+        short = [text for text in texts if len(text.split()) <= _SHORT]
+        return short, [text for text in texts if len(text.split()) > _SHORT]
+
+    def _forget_earlier_story(self) -> None:
+        """Begin from nothing: a story that was told before has collected and trained already."""
+        shutil.rmtree(self.collected, ignore_errors=True)
+        (self.out / "distil.db").unlink(missing_ok=True)
+
+    def _make_key(self) -> None:
+        """Make an admin's key, without which nobody may submit checkpoints."""
+        keys = self.out / "keys.jsonl"
+        keys.unlink(missing_ok=True)
+        words = ["service", "keys", "add", "story", "--role", "admin", "--file", str(keys)]
+        made = subprocess.run(
+            [sys.executable, "-m", *words], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            raise DemoFailedError(f"no key could be made: {made.stderr}")
+        self.key_file.touch(mode=0o600)
+        self.key_file.write_text(made.stdout)
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key_file.read_text().strip()}"}
+
+    def _serve(self) -> list[str]:
+        shares = [word for share in _SHARES for word in ("--distil.shares", str(share))]
+        return [
+            *("service", "serve", "--host", self.config.host, "--port", str(self.config.port)),
+            *("--engine.enforce-eager", "--store", self._path("distil.db")),
+            *("--policies", f"ref={self._path('policy')}", "--reward", self._path("reward")),
+            *("--gold", self._path("gold"), "--default-n", str(NUM_SAMPLES)),
+            *("--default-max-tokens", MAX_TOKENS),
+            *("--auth.keys-file", self._path("keys.jsonl")),
+            *("--distil.dir", str(self.collected), "--distil.policy", "live", *shares),
+            *("--distil.margin", str(_MARGIN), "--distil.shadow-share", str(_SHADOW_SHARE)),
+        ]
+
+    def _loop(self) -> list[str]:
+        return [
+            *("vbon", "distil", "run", str(self.collected), "--url", self.url, "--poll-s", "3"),
+            *("--key-file", str(self.key_file)),
+            *("--gold", self._path("gold"), "--min-prompts", str(_MIN_PROMPTS)),
+            *("--every", str(_EVERY), "--heldout-prompts", "64", "--margin", "0.05"),
+            *("--training", json.dumps(_TRAINING)),
+        ]
+
+    # -- waiting
+
+    def _until(self, done: Callable[[], bool], traffic: Traffic, needs: list[Part]) -> None:
+        """Wait, and show what the requests cost meanwhile."""
+        limit_s = time.monotonic() + _LIMIT_S
+        with self.console.status("") as status:
+            while not done():
+                for part in needs:
+                    if part.process.poll() is not None:
+                        raise part.failure()
+                if time.monotonic() > limit_s:
+                    raise DemoFailedError(
+                        f"nothing came of it in {_LIMIT_S:.0f} s; see {self.out / 'logs' / 'loop.log'}"
+                    )
+                status.update(escape(needs[-1].last_line()[:100]))
+                if time.monotonic() - self._said_s > _SAY_EVERY_S:
+                    self._say_cost(traffic.snapshot())
+                time.sleep(0.5)
+
+    def _say_cost(self, now: Sent) -> None:
+        """Print the rate and the cost of the requests since the last line."""
+        before, seconds = self._before, time.monotonic() - self._said_s
+        count = now.requests - before.requests
+        self._before, self._said_s = now, time.monotonic()
+        if not count:
+            return
+        arms = ", ".join(f"{arm} {n / count:.0%}" for arm, n in (now.arms - before.arms).items())
+        tokens = (now.tokens.total() - before.tokens.total()) / count
+        failed = f"; {now.failed} failed" if now.failed else ""
+        self.console.print(
+            f"      {now.requests} requests; the last {count} ({count / seconds:.1f} a second): "
+            f"{tokens:.0f} tokens each, answered by {arms}{failed}",
+            style="dim",
+            highlight=False,
+        )
+
+    def _rounds(self) -> list[dict[str, Any]]:
+        try:
+            text = (self.collected / "rounds" / "state.json").read_text(encoding="utf-8")
+        except OSError:
+            return []
+        return list(json.loads(text)["rounds"])
+
+    def _decided(self, number: int) -> bool:
+        """True once a round has ended; a first one that was refused ends the story."""
+        rounds = self._rounds()
+        if len(rounds) < number or rounds[number - 1]["step"] != "done":
+            return False
+        one = rounds[number - 1]
+        if number == 1 and one["verdict"] != "promote":
+            why = one["refused"] or one["verdict"]
+            raise DemoFailedError(f"the first checkpoint was not promoted: {why}")
+        return True
+
+    def _noticed(self, traffic: Traffic) -> bool:
+        rounds = self._rounds()
+        if len(rounds) < 2:
+            return False
+        if self.moments.noticed is None and (rounds[1]["why"] or rounds[1]["step"] != "collect"):
+            self.moments.noticed = traffic.snapshot().requests
+            why = rounds[1]["why"] or "the second round has enough prompts"
+            self.console.print(f"      {why}", highlight=False, markup=False)
+        return self.moments.noticed is not None
+
+    def _settled(self, number: int) -> bool:
+        """True once the service has done with a round's checkpoint what it can."""
+        name = f"{number:04d}"
+        found = next((one for one in self._rollout()["checkpoints"] if one["id"] == name), None)
+        return (
+            found is None
+            or (found["status"] != "rolling" and found["approved"] is None)
+            or (found["status"] in ("live", "refused", "rolled_back", "retired"))
+        )
+
+    def _rollout(self) -> dict[str, Any]:
+        url = f"{self.url}/distil/checkpoints"
+        answer = httpx.get(url, headers=self._headers(), timeout=60)
+        return dict(answer.raise_for_status().json())
+
+    # -- what came of it
+
+    def _show_decision(self, number: int) -> None:
+        file = self.collected / "rounds" / f"{number:04d}" / "decision.json"
+        if not file.exists():
+            return
+        decision = json.loads(file.read_text(encoding="utf-8"))
+        figures = decision["figures"]
+        rate, best = figures["candidate"]["win_rate"], figures["bon"]["win_rate"]
+        self.console.print(
+            f"      {decision['verdict']}: win rate {rate['mean']:.3f} "
+            f"[{rate['low']:.3f}, {rate['high']:.3f}] over the reference policy, "
+            f"best-of-{NUM_SAMPLES} {best['mean']:.3f}",
+            highlight=False,
+            markup=False,
+        )
+
+    def _tell(self, sent: Sent) -> None:
+        """Print the figures of the story, and write them to a file."""
+        rollout, rounds, moments = self._rollout(), self._rounds(), self.moments
+        best = sent.tokens["bon"] / max(1, sent.arms["bon"])
+        answered = sent.requests - sent.failed
+        spent = {
+            "answers": sent.tokens.total(),
+            "shadows": rollout["shadows"]["tokens"],
+            "training": rollout["training_tokens"],
+        }
+        total, always = sum(spent.values()), best * answered
+        live = next((arm for arm in rollout["arms"] if arm["arm"] == "live"), None)
+        win_rate = live["win_rate"] if live else None
+        held = win_rate / (NUM_SAMPLES / (NUM_SAMPLES + 1)) if win_rate else None
+        after = sent.tokens["live"] / max(1, sent.arms["live"])
+        # Of each later request: what best-of-N would cost, less its answer and its part of the shadows.
+        saved = best - after - _SHADOW_SHARE * best
+        result = {
+            "requests": sent.requests,
+            "failed": sent.failed,
+            "took_over_after": moments.takeover,
+            "prompts_changed_at": moments.change,
+            "change_noticed_at": moments.noticed,
+            "second_took_over_at": moments.second,
+            "drift": rounds[1]["why"] if len(rounds) > 1 else None,
+            "live": rollout["live"],
+            "live_win_rate": win_rate,
+            "share_of_best_of_n": held,
+            "tokens": {**spent, "total": total, "always_best_of_n": always},
+            "tokens_a_request": {"best-of-n": best, "live": after},
+            "pays_back_after": max(0.0, (total - always) / saved) if saved > 0 else None,
+            "rounds": [
+                {k: one[k] for k in ("number", "verdict", "status", "seconds")} for one in rounds
+            ],
+        }
+        write_json(Path(self.out / RESULT), result)
+        share = "not measured" if held is None else f"{held:.0%} of best-of-{NUM_SAMPLES}'s"
+        noticed = (
+            ""
+            if moments.noticed is None
+            else (f", noticed {moments.noticed - (moments.change or 0)} requests later")
+        )
+        ratio = total / always if always else 0.0
+        lines = [
+            f"requests: {sent.requests}, failed: {sent.failed}",
+            f"vBoN took over after {moments.takeover} requests",
+            f"live win rate over the reference policy: {win_rate or float('nan'):.3f}, {share}",
+            f"the prompts changed at request {moments.change}{noticed}: "
+            f"{result['drift'] or 'no drift was found'}",
+            f"tokens a request: {best:.0f} of best-of-{NUM_SAMPLES}, {after:.0f} of vBoN",
+            f"tokens of the whole story: {total:,.0f} (answers {spent['answers']:,}, comparisons "
+            f"{spent['shadows']:,}, training {spent['training']:,}); always best-of-{NUM_SAMPLES}: "
+            f"{always:,.0f}, so {ratio:.2f} times",
+        ]
+        if saved > 0 and total > always:
+            lines.append(f"it pays back after {(total - always) / saved:,.0f} further requests")
+        self.console.print()
+        for line in lines:
+            self.console.print(f"  {line}", highlight=False, markup=False)
+        self.console.print(
+            f"\nall of it took {self.stages.elapsed_s:.0f} s; figures: {self.out / RESULT}",
+            highlight=False,
+        )
+        for failure in sent.failures:
+            self.console.print(f"  failed: {failure}", markup=False)
+        if sent.failed:
+            raise DemoFailedError(f"{sent.failed} requests failed")
