@@ -262,5 +262,11 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--width", type=int, default=8, help="requests in flight")
     parser.add_argument("--max-tokens", type=int, default=24)
-    parser.add_argument("flags", nargs="*", help="further flags of `vbon serve`, after --")
-    asyncio.run(main(parser.parse_args()))
+    parser.epilog = "Further flags of `vbon serve` may follow after --."
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        at = own.index("--")
+        own, flags = own[:at], own[at + 1 :]
+    chosen = parser.parse_args(own)
+    chosen.flags = flags
+    asyncio.run(main(chosen))
