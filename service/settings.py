@@ -599,6 +599,13 @@ class ServiceSettings(Settings):
             raise ValueError(f"distil.policy is {AUTO!r}, the name of a mode; choose another")
         if self.auto_n > self.limits.max_n:
             raise ValueError(f"distil.n {self.auto_n} is over limits.max_n {self.limits.max_n}")
+        running = self.limits.running_sequences
+        if self.auto_n > distil.shadow_load * running:
+            raise ValueError(
+                f"the {self.auto_n} candidates of a comparison (distil.n) never have room in "
+                f"distil.shadow_load {distil.shadow_load:g} of limits.running_sequences {running}, so no "
+                "live checkpoint would be watched; raise one of these two, or lower distil.n"
+            )
         return self
 
     @property

@@ -98,8 +98,7 @@ class Collector:
         Raises:
             StoreError: a shard cannot be rewritten.
         """
-        ids = {request_id}
-        ids |= {request_id.removeprefix(prefix) for prefix in _ID_PREFIXES}
+        ids = collected_ids(request_id)
         directory = self.writer.directory
         with _disk_errors("not every answer to this request was removed"):
             return Deletion(request_id, await self.writer.ask(lambda: directory.delete(ids)))
@@ -117,6 +116,11 @@ class Collector:
         """Counts of the answers that are kept, by identity."""
         directory = self.writer.directory
         return await self.writer.ask(lambda: summarise(directory.contents()))
+
+
+def collected_ids(request_id: str) -> set[str]:
+    """The ids under which the answers to a request may be kept, by the id that one of them shows."""
+    return {request_id, *(request_id.removeprefix(prefix) for prefix in _ID_PREFIXES)}
 
 
 @contextmanager

@@ -273,6 +273,10 @@ class Rollout:
         """Use other settings; tests whose threshold or steps have changed begin anew."""
         before, self._plan = self._plan, plan
         events: list[Event] = []
+        if plan.approve:  # what has not begun needs a person from now on
+            for waiting in self._having("waiting"):
+                if waiting.approved == "decision":
+                    self._checkpoints[waiting.id] = replace(waiting, approved=None)
         if (before.threshold, before.shares) != (plan.threshold, plan.shares):
             live, rolling = self.live, self.rolling
             if live is not None:

@@ -13,7 +13,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -78,21 +78,32 @@ class Shadows:
         self._runtime, self._done, self._random = runtime, done, random_number
         self._settings: ServiceSettings = runtime.settings
         self.skipped: Counter[SkipReason] = Counter(dict.fromkeys(get_args(SkipReason), 0))
-        self._tasks: set[asyncio.Task[None]] = set()
+        # With the id under which the answer may be collected.
+        self._tasks: dict[asyncio.Task[None], str | None] = {}
         self._throttled = ThrottledLog(logger)
 
     async def stop(self) -> None:
         """Stop all shadows."""
-        for task in self._tasks:
+        await self._end(list(self._tasks))
+
+    async def forget(self, request_ids: Collection[str]) -> None:
+        """Stop the shadows of these requests, whose answers are being deleted."""
+        found = [task for task, name in self._tasks.items() if name in request_ids]
+        self.skipped["stopped"] += len(found)
+        await self._end(found)
+
+    async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def offer(
         self, routing: Routing, request: PromptRequest, result: PromptResult, probability: float
     ) -> None:
         """Compare a checkpoint's answer with this probability; never waits and never raises."""
         if self._random() < probability and self._may(result) and self._has_room():
-            self._start(self._compare(routing, request, result, current_caller.get()), yields=True)
+            work = self._compare(routing, request, result, current_caller.get())
+            self._start(work, request, yields=True)
 
     def offer_mirrored(
         self,
@@ -111,13 +122,25 @@ class Shadows:
             policy: the name under which the checkpoint is served.
         """
         if self._random() < probability and self._may(result):
-            self._start(self._compare_mirrored(checkpoint, policy, request, result), yields=False)
+            work = self._compare_mirrored(checkpoint, policy, request, result)
+            self._start(work, request, yields=False)
 
-    def _start(self, work: Coroutine[Any, Any, Shadowed | SkipReason], *, yields: bool) -> None:
+    def _start(
+        self,
+        work: Coroutine[Any, Any, Shadowed | SkipReason],
+        request: PromptRequest,
+        *,
+        yields: bool,
+    ) -> None:
         # An empty context: it is not the caller's request, and its log is not that of the request.
         task = asyncio.create_task(self._run(work, yields), name="shadow", context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = request.collected_as
+
+        def ended(task: asyncio.Task[None]) -> None:
+            del self._tasks[task]
+            work.close()  # it may have been stopped before it began
+
+        task.add_done_callback(ended)
 
     def _may(self, result: PromptResult) -> bool:
         """True if a comparison can tell something, and is not one too many; else counts why not."""
@@ -194,7 +217,7 @@ class Shadows:
         answer = await scorer.score(request.prompt, result.outcome.selected.candidate.text)
         if drawn.reward_revision != scorer.revision or _mixed(result, drawn):
             return "reloaded"
-        found = win_rate(answer, [one.reward for one in drawn.outcome.candidates])
+        found = _judged(answer, [one.reward for one in drawn.outcome.candidates])
         if found is None:
             return "unscored"
         assert routing.checkpoint is not None  # offered for a checkpoint's answers only
@@ -210,7 +233,7 @@ class Shadows:
         if drawn.scorer is None or models != {drawn.scorer.revision} or _mixed(result, drawn):
             return "reloaded"
         rewards = [one.reward for one in result.outcome.candidates]
-        found = win_rate(drawn.outcome.selected.reward, rewards)
+        found = _judged(drawn.outcome.selected.reward, rewards)
         if found is None:
             return "unscored"
         return Shadowed("bon", checkpoint, found, drawn.outcome.generated_tokens)
@@ -246,6 +269,17 @@ class Shadows:
 def _mixed(*results: PromptResult) -> bool:
     """True if the weights of a policy changed in place while it answered."""
     return any(result.earlier_revisions for result in results)
+
+
+def _judged(answer: float | None, rewards: Sequence[float | None]) -> float | None:
+    """The win rate of an answer; 0 if it has no reward and a candidate has one.
+
+    Best-of-N never returns a candidate without a reward if there is another, and a checkpoint whose answers
+    cannot be scored must not escape the tests.
+    """
+    if not any(reward is not None and math.isfinite(reward) for reward in rewards):
+        return None
+    return win_rate(answer, rewards) or 0.0
 
 
 def win_rate(answer: float | None, rewards: Sequence[float | None]) -> float | None:

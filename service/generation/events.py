@@ -44,6 +44,7 @@ class _Mailbox(Observer):
         self._put(admitted)
 
     def grown(self, partial: Partial) -> None:
+        self.has_tokens = True
         for position in reversed(range(len(self._events))):
             before = self._events[position]
             if isinstance(before, Partial) and before.index == partial.index:

@@ -91,7 +91,7 @@ class Plan:
         try:
             result = await runtime.answer(request)
         except EngineDeadError:
-            if route.mode.strategy.reranks or request.observer.follows_tokens:
+            if route.mode.strategy.reranks or request.observer.has_tokens:
                 raise
             route = router.fall_back(route)
             spent_s = perf_counter() - begun_s

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 
-from service.distil.collector import Collector
+from service.distil.collector import Collector, collected_ids
 from service.routes.dependencies import CollectorDep
 from service.schemas.distil import CollectedIdentity, DeletionAnswer, DistilStatus
 from service.schemas.failure import errors
@@ -32,8 +32,13 @@ async def post_seal(collector: CollectorDep) -> DistilStatus:
 
 
 @router.delete("/requests/{request_id}", responses=_DISK | errors(422))
-async def delete_request(request_id: RequestId, collector: CollectorDep) -> DeletionAnswer:
+async def delete_request(
+    request_id: RequestId, collector: CollectorDep, request: Request
+) -> DeletionAnswer:
     """Remove every answer to a request from the directory; of caches made before, nothing is removed."""
+    if (rollout := request.app.state.rollout) is not None:
+        # A comparison of this answer would collect its prompt once more.
+        await rollout.shadows.forget(collected_ids(request_id))
     return DeletionAnswer(**asdict(await collector.delete(request_id)))
 
 

@@ -142,6 +142,10 @@ async def test_a_dead_checkpoint_takes_no_service_off_its_load_balancer(tmp_path
         ({"distil": {"shares": [0.5, 0.2, 1]}}, "must grow"),
         ({"distil": {"shares": [0.5]}}, "end with 1"),
         ({"distil": {"policy": "p", "dir": "x", "n": 200}}, "over limits.max_n"),
+        (
+            {"distil": {"policy": "p", "dir": "x"}, "limits": {"running_sequences": 20}},
+            "16 candidates of a comparison .* never have room",
+        ),
     ],
 )
 def test_settings_that_cannot_roll_out_are_refused(settings: dict[str, Any], words: str) -> None:

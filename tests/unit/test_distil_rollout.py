@@ -520,3 +520,13 @@ def test_impossible_plans_are_refused(wrong: dict[str, object], field: str) -> N
     with pytest.raises(InvalidInputError) as caught:
         replace(PLAN, **wrong)  # type: ignore[arg-type]
     assert caught.value.field == field
+
+
+def test_what_waits_needs_a_person_once_the_settings_want_one() -> None:
+    rollout = started("a", "b")
+    rollout.change_plan(replace(PLAN, approve=True))
+    assert statuses(rollout) == {"a": "rolling", "b": "waiting"}
+    rollout.refuse("a")
+    assert statuses(rollout) == {"a": "rolled_back", "b": "waiting"}
+    rollout.promote("b")
+    assert statuses(rollout)["b"] == "rolling"

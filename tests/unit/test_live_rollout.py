@@ -6,7 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import closing
+from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -819,3 +819,71 @@ async def test_the_routes_say_if_nothing_is_rolled_out(tmp_path: Path) -> None:
             missing = await client.request(method, path, json=body)
             assert missing.status_code == 404
             assert "--distil.policy" in missing.text
+
+
+async def test_the_comparison_of_a_deleted_request_keeps_nothing_of_it(tmp_path: Path) -> None:
+    slow = ChatEngine("ref", seconds_per_token=0.02)
+    async with rolling(tmp_path, shares=[1.0], ref=slow) as service:
+        await service.submitted("0001")
+        body = {"model": "auto", "prompt": "to forget", "max_tokens": 6}
+        response = await service.client.post("/v1/completions", json=body)
+        assert response.json()["vbon"]["routing"]["arm"] == "live"
+        assert service.live.shadows._tasks
+        deleted = await service.client.delete(f"/distil/requests/{response.json()['id']}")
+        assert deleted.status_code == 200
+        await service.until(lambda: not service.live.shadows._tasks)
+        await service.client.post("/distil/seal")
+        assert list(kept(service.kept)) == []
+        assert service.live.shadows.skipped["stopped"] == 1
+
+
+async def test_answers_that_cannot_be_scored_count_against_a_checkpoint(tmp_path: Path) -> None:
+    async with rolling(tmp_path, shares=[0.5, 1.0]) as service:
+        reward = service.runtime.reward
+        assert reward is not None
+        whole = reward._model.score
+        reward._model.score = lambda items: [  # type: ignore[method-assign]
+            None
+            if item.completion.split()[0] == BAD and len(set(item.completion.split())) == 1
+            else found
+            for item, found in zip(items, whole(items), strict=True)
+        ]
+        await service.submitted("0001", BAD)
+        await service.ask_until(lambda: service.live.keeper.rollout.rolling is None)
+        assert (await service.checkpoint("0001"))["why"] == "win_rate"
+
+
+async def test_a_stream_without_a_token_yet_goes_to_another_arm_if_its_engine_dies(
+    tmp_path: Path,
+) -> None:
+    class Dying(Speaker):
+        dies_after: int | None = None
+
+        async def stream(self, *args: Any, **options: Any) -> Any:
+            seen = 0
+            async with aclosing(super().stream(*args, **options)) as parts:
+                async for part in parts:
+                    if seen == self.dies_after:
+                        raise EngineDeadError("the engine process was killed")
+                    seen += 1
+                    yield part
+
+    builder = SpeakerBuilder(Dying)
+    async with rolling(tmp_path, builder, shadow_share=1e-9) as service:
+        await service.submitted("0001")
+        prompt = await on_arm(service, "next")
+        headers = {"headers": [(b"authorization", bearer(ROOT_KEY)["authorization"].encode())]}
+        body = {"prompt": prompt, "max_tokens": 6, "stream": True}
+        engine = builder.built[0]
+        assert isinstance(engine, Dying)
+        engine.dies_after = 0
+        native = await with_key(service.app, "/generate?mode=auto", body, headers)
+        (answer,) = native.named("answer")
+        assert (answer["routing"]["arm"], native.named("error")) == ("bon", [])
+        openai = await with_key(service.app, "/v1/completions", {**body, "model": "auto"}, headers)
+        chunks = [data for _, data in openai.events if data != "[DONE]"]
+        assert chunks[-1]["vbon"]["routing"]["arm"] == "bon"
+        assert {one["system_fingerprint"] for one in chunks} == {answer["policy"]["revision"]}
+        engine.dies_after = 2
+        native = await with_key(service.app, "/generate?mode=auto", body, headers)
+        assert (len(native.named("error")), native.named("answer")) == (1, [])
