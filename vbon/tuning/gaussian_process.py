@@ -91,7 +91,7 @@ class Process:
     def _drawn_network(self, inputs: int, generator: torch.Generator) -> Sampled:
         start = _NETWORK.initial(inputs, generator)
         extra = without_last_layer(_NETWORK.initial(inputs, generator))
-        scale = math.sqrt(self.variance / _ntk_size(self.scales.new_ones(inputs) / self.scales))
+        scale = math.sqrt(self.variance / _ntk_size(inputs))
 
         def function(rows: Tensor) -> Tensor:
             value, tangent = forward_and_tangent(start, extra, rows / self.scales)
@@ -135,6 +135,12 @@ class Posterior:
         own = self.process.variance * _self_correlation(self.process, rows)
         return mean, (own - (white**2).sum(dim=0)).clamp_min(1e-12)
 
+    def log_evidence(self) -> float:
+        """The log density of the data under the prior, with the mean as it was fitted."""
+        gap = self.y - _line(self.mean, self.x, self.process.trend)
+        log_det = float(self.factor.diagonal().log().sum())
+        return -0.5 * float(gap @ self.weights) - log_det - 0.5 * len(gap) * math.log(2 * math.pi)
+
     def log_density(self, rows: Tensor, values: Tensor) -> float:
         """The mean log predictive density of values with noise at rows."""
         mean, variance = self.moments(rows)
@@ -159,7 +165,7 @@ class Posterior:
 def correlation(kernel: Kernel, x: Tensor, other: Tensor) -> Tensor:
     """The kernel between scaled rows, (..., n, D) and (..., n', D); 1 on the diagonal if stationary."""
     if kernel == "ntk":
-        return ntk(x, other, _NETWORK) / _ntk_size(x.new_ones(x.shape[-1]))
+        return ntk(x, other, _NETWORK) / _ntk_size(x.shape[-1])
     squared = (
         (x**2).sum(dim=-1)[..., :, None] + (other**2).sum(dim=-1)[..., None, :]
         - 2 * x @ other.transpose(-1, -2)
@@ -198,9 +204,9 @@ def _self_correlation(process: Process, rows: Tensor) -> Tensor:
     return correlation("ntk", rows / process.scales, rows / process.scales).diagonal()
 
 
-def _ntk_size(scaled_unit: Tensor) -> float:
-    """The kernel's size at the row of ones divided by the length-scales, which makes its variance about 1."""
-    row = scaled_unit[None]
+def _ntk_size(inputs: int) -> float:
+    """The kernel's size at a row of ones, by which it is divided."""
+    row = torch.ones(1, inputs, dtype=torch.float64, device="cpu")
     return float(ntk(row, row, _NETWORK)[0, 0])
 
 

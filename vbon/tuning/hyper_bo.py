@@ -70,19 +70,33 @@ class ScoredModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Belief:
+    """Probabilities over models.
+
+    Attributes:
+        kernels: the probability of each kernel.
+        trends: the same for a direction, such as ``"+x"``, or ``"none"``; upwards is towards better values.
+        factor: the median factor on the reference's length-scales.
+    """
+
+    kernels: dict[str, float]
+    trends: dict[str, float]
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelReport:
     """The posterior over models after a study: what the search found out about the function.
 
     Attributes:
-        kernels: the probability that the best-scoring model has this kernel.
-        trends: the same for a direction, such as ``"+x"``, or ``"none"``.
-        factor: the median factor of the best-scoring model.
+        by_score: the probabilities that a model has the highest score. A dozen scores say little.
+        by_evidence: the probabilities in proportion to the marginal likelihood of all data, with a slope
+            charged half a log of their number.
     """
 
     scored: list[ScoredModel]
-    kernels: dict[str, float]
-    trends: dict[str, float]
-    factor: float
+    by_score: Belief
+    by_evidence: Belief
 
 
 class HyperBoSampler(ThompsonSampler):
@@ -124,23 +138,16 @@ class HyperBoSampler(ThompsonSampler):
             process = inner_process(Model.of(record), scales, x[known], y[known], space)
             posterior = process.fitted(x[known], y[known])
             density = posterior.log_density(x[block.members], y[block.members])
-            factor, gap = posterior.factor, posterior.y @ posterior.weights
-            evidence = -0.5 * float(gap) - float(factor.diagonal().log().sum())
-            evidence = evidence / len(known) - 0.5 * float(np.log(2 * np.pi))
+            evidence = posterior.log_evidence() / len(known)
             scored.append(ScoredModel(Model.of(record), float(score), density, evidence))
         names = _numbers(space)
         models = all_models(names)
         tried = model_features([s.model for s in scored], names)
         drawn = sampled_scores(tried, scores, model_features(models, names), rng, _DRAWS)
-        best = [models[k] for k in drawn.argmax(axis=1)]
-        signs = {1: "+", -1: "-"}
-        trends = ["none" if m.trend is None else signs[m.trend[1]] + m.trend[0] for m in best]
-        return ModelReport(
-            scored,
-            _shares([m.kernel for m in best]),
-            _shares(trends),
-            float(np.median([m.factor for m in best])),
-        )
+        wins = np.bincount(drawn.argmax(axis=1), minlength=len(models)) / _DRAWS
+        total = np.array([_log_evidence(model, reference, x, y, space) for model in models])
+        share = np.exp(total - total.max())
+        return ModelReport(scored, _belief(models, wins), _belief(models, share / share.sum()))
 
     def _record(self, outcome: Outcome, context: TrialContext) -> dict[str, Any]:
         """This trial's block: the last one if it has room, otherwise a new one."""
@@ -248,7 +255,24 @@ def _numbers(space: Space) -> list[str]:
     return [space.axes[axis].name for axis in space.numbers.values()]
 
 
-def _shares(found: list[str]) -> dict[str, float]:
-    names, counts = np.unique(found, return_counts=True)
-    order = np.argsort(-counts)
-    return {str(names[k]): float(counts[k] / len(found)) for k in order}
+def _log_evidence(
+    model: Model, reference: Process, x: Tensor, y: Tensor, space: Space
+) -> float:  # fmt: skip
+    """The log marginal likelihood of the data under a model, less half a log of their number for a slope."""
+    process = inner_process(model, reference.scales * model.factor, x, y, space)
+    price = 0.0 if model.trend is None else 0.5 * float(np.log(len(y)))
+    return process.fitted(x, y).log_evidence() - price
+
+
+def _belief(models: list[Model], probabilities: NDArray[np.float64]) -> Belief:
+    kernels: dict[str, float] = {}
+    trends: dict[str, float] = {}
+    for model, probability in zip(models, probabilities, strict=True):
+        trend = model.trend
+        name = "none" if trend is None else ("+" if trend[1] > 0 else "-") + trend[0]
+        kernels[model.kernel] = kernels.get(model.kernel, 0.0) + float(probability)
+        trends[name] = trends.get(name, 0.0) + float(probability)
+    factors = np.array([model.factor for model in models])
+    order = np.argsort(factors, kind="stable")
+    middle = int(np.searchsorted(np.cumsum(probabilities[order]), 0.5))
+    return Belief(kernels, trends, float(factors[order][min(middle, len(models) - 1)]))

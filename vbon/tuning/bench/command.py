@@ -27,7 +27,7 @@ def run_bench(config: TuneBenchConfig) -> dict[str, Any]:
     """Run all studies, print the tables, write the files, and return what the JSON file has.
 
     Raises:
-        InvalidInputError: a sampler or problem is unknown, or no trial is left after the start.
+        InvalidInputError: a sampler or problem is unknown, or no problem or no trial after the start is left.
         DataError: a table cannot be used.
         ModuleNotFoundError: Optuna or torch is not installed.
     """
@@ -49,6 +49,10 @@ def run_bench(config: TuneBenchConfig) -> dict[str, Any]:
             raise InvalidInputError(
                 f"unknown problem {name!r}; choose one of {', '.join(known)}", field="problems"
             )
+    if not names and not config.tables:
+        raise InvalidInputError(
+            "no problem is left; name one with --problems or --tables", field="problems"
+        )
     if config.start >= config.trials:
         raise InvalidInputError(
             f"trials is {config.trials} and start {config.start}; samplers need trials after the start",

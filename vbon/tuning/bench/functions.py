@@ -119,12 +119,12 @@ FUNCTIONS = (
         -3.86278, 4.0, 0.1, noise=0.3,
     ),
     Problem("hartmann-6", "6 numbers", lambda t: _ask_unit(t, 6), hartmann, -3.32237, 4.0, 0.1),
-    Problem("levy-10", "10 numbers, many minima", _ask_levy, levy, 0.0, 200.0, 5.0),
+    Problem("levy-10", "10 numbers, many minima", _ask_levy, levy, 0.0, 900.0, 5.0),
     Problem(
-        "constrained", "2 numbers, one constraint", _ask_constrained, constrained, -1.8887514, 3.0, 0.05
+        "constrained", "2 numbers, one constraint", _ask_constrained, constrained, -1.8887514, 4.0, 0.05
     ),
     Problem(
         "conditional", "a category, 2 numbers, 1 of 2 more", _ask_conditional, conditional,
-        0.0, 2.0, 0.05,
+        0.0, 8.0, 0.05,
     ),
 )  # fmt: skip
