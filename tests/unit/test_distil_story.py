@@ -97,10 +97,21 @@ def test_traffic_counts_what_it_sent_and_changes_its_prompts() -> None:
 
 def told(story: DistilStory, monkeypatch: pytest.MonkeyPatch, failed: int = 0) -> dict[str, Any]:
     """The figures of a story of 100 requests of 400 tokens by best-of-N and 300 of 20 by vBoN."""
+    checkpoints = [
+        {"was_live": was, "evidence": {"shadows": shadows, "win_rate": rate}}
+        for was, shadows, rate in (
+            (True, 10, 0.7),
+            (True, 30, 0.9),
+            (False, 99, 0.1),
+            (True, 0, None),
+        )
+    ]
     rollout = {
-        "live": "0001", "shadows": {"tokens": 6_000}, "training_tokens": 50_000, "checkpoints": [],
-        "arms": [{"arm": "live", "win_rate": 0.8}],
-    }  # fmt: skip
+        "live": "0001",
+        "shadows": {"tokens": 6_000},
+        "training_tokens": 50_000,
+        "checkpoints": checkpoints,
+    }
     monkeypatch.setattr(story, "_rollout", lambda: rollout)
     one = {"verdict": "promote", "status": "live", "seconds": {}}
     rounds = [
@@ -129,7 +140,7 @@ def test_the_figures_of_a_story_by_hand(
         "answers": 46_000, "shadows": 6_000, "training": 50_000, "total": 102_000,
         "always_best_of_n": 160_000,
     }  # fmt: skip
-    assert found["share_of_best_of_n"] == pytest.approx(0.8 / (16 / 17))
+    assert found["share_of_best_of_n"] == pytest.approx(0.85 / (16 / 17))
     assert found["pays_back_after"] == 0.0
     said = " ".join(capsys.readouterr().out.split())
     assert "0.64 times" in said

@@ -281,8 +281,7 @@ class DistilStory(Demo):
             "training": rollout["training_tokens"],
         }
         total, always = sum(spent.values()), best * answered
-        live = next((arm for arm in rollout["arms"] if arm["arm"] == "live"), None)
-        win_rate = live["win_rate"] if live else None
+        win_rate = _live_win_rate(rollout["checkpoints"])
         held = win_rate / (NUM_SAMPLES / (NUM_SAMPLES + 1)) if win_rate else None
         after = sent.tokens["live"] / max(1, sent.arms["live"])
         # Of each later request: what best-of-N would cost, less its answer and its part of the shadows.
@@ -337,3 +336,14 @@ class DistilStory(Demo):
             self.console.print(f"  failed: {failure}", markup=False)
         if sent.failed:
             raise DemoFailedError(f"{sent.failed} requests failed")
+
+
+def _live_win_rate(checkpoints: list[dict[str, Any]]) -> float | None:
+    """The mean over all comparisons of checkpoints while they were live; ``None`` without any."""
+    seen = [
+        (one["evidence"]["shadows"], one["evidence"]["win_rate"])
+        for one in checkpoints
+        if one["was_live"] and one["evidence"]["shadows"]
+    ]
+    count = sum(shadows for shadows, _ in seen)
+    return sum(shadows * rate for shadows, rate in seen) / count if count else None
