@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from training.__main__ import STEPS
 from training.gpu_check import measured, runner, stand_in
-from training.gpu_check.__main__ import _device
+from training.gpu_check.__main__ import _check, _device
 from training.gpu_check.config import GpuCheckConfig
 from training.gpu_check.figures import figures_of
 from training.gpu_check.plan import CheckStep, Plan, chosen, command_of
@@ -339,3 +339,37 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         _device(tiny=False)
     assert _device(tiny=True) == "CPU"
+
+
+def test_progress_counts_the_chosen_steps_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps were done by an earlier check; of the four chosen, none is left."""
+    shown: list[int] = []
+
+    class Bar:
+        def __init__(self, title: str, total: int) -> None:
+            self.total = total
+
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            assert sum(shown) == self.total
+
+        def advance(self, count: int, facts: str) -> None:
+            shown.append(count)
+
+    def shell(step: CheckStep, record: Path) -> list[str]:
+        return ["sh", "-c", f"echo {{}} > {record}"]
+
+    monkeypatch.setattr("training.outputs.progress.ProgressBar", Bar)
+    monkeypatch.setattr("training.gpu_check.figures.figures_of", lambda *_: {})
+    monkeypatch.setattr(runner, "command_of", shell)
+    plan = plan_of(tmp_path, tiny=True)
+    for only in ([], ["lora-bf16"]):
+        shown.clear()
+        steps = chosen(plan.steps(), only)
+        results = _check(plan.config, plan, steps)
+        assert {"lora-bf16", "evaluation"} <= results["steps"].keys()
+    assert shown == [4]

@@ -61,12 +61,13 @@ def _check(config: GpuCheckConfig, plan: Plan, steps: list[CheckStep]) -> dict[s
     record = provenance(settings)
     record["machine"]["device"] = _device(tiny=config.tiny)
     with sole_writer(config.out), ProgressBar("gpu-check", len(steps)) as bar:
-        shown = 0
+        shown, names = 0, {step.name for step in steps}
 
         def report(results: dict[str, Any]) -> None:
             nonlocal shown
             write_report(config.out, results)
-            finished = list(results["steps"].values())
+            # An earlier check may have done others too.
+            finished = [step for name, step in results["steps"].items() if name in names]
             if finished and len(finished) > shown:
                 step = finished[-1]
                 bar.advance(len(finished) - shown, f"{step['title']}: {step['status']}")
