@@ -20,7 +20,8 @@ distil_cli = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     help="Train on what a service has collected (vbon serve --distil.dir DIR).\n\n"
-    "In order: serve with --distil.dir, `distil status`, `distil cache`, `vbon train vbon`.\n\n"
+    "In order: serve with --distil.dir, `distil status`, `distil cache`, `vbon train vbon`; or `distil run`, "
+    "which does all of this again and again.\n\n"
     "Examples:\n"
     "vbon distil cache collected --output cache.jsonl\n"
     "vbon train vbon --policy DIR --reward DIR --cache cache.jsonl --heldout cache.heldout.jsonl",

@@ -72,7 +72,7 @@ class DistilRunConfig(Settings):
         description="the service; default: none, so answers must be sealed by it, and a person submits",
     )
     key: str | None = Field(
-        None, repr=False, description="admin's key of the service; default: VBON_REMOTE_API_KEY"
+        None, repr=False, description="key of an admin; default: VBON_REMOTE_API_KEY"
     )
     key_file: Path | None = Field(
         None, description="file with that key, which other users of the machine cannot see then"
