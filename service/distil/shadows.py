@@ -217,7 +217,7 @@ class Shadows:
         answer = await scorer.score(request.prompt, result.outcome.selected.candidate.text)
         if drawn.reward_revision != scorer.revision or _mixed(result, drawn):
             return "reloaded"
-        found = _judged(answer, [one.reward for one in drawn.outcome.candidates])
+        found = judged_win_rate(answer, [one.reward for one in drawn.outcome.candidates])
         if found is None:
             return "unscored"
         assert routing.checkpoint is not None  # offered for a checkpoint's answers only
@@ -233,7 +233,7 @@ class Shadows:
         if drawn.scorer is None or models != {drawn.scorer.revision} or _mixed(result, drawn):
             return "reloaded"
         rewards = [one.reward for one in result.outcome.candidates]
-        found = _judged(drawn.outcome.selected.reward, rewards)
+        found = judged_win_rate(drawn.outcome.selected.reward, rewards)
         if found is None:
             return "unscored"
         return Shadowed("bon", checkpoint, found, drawn.outcome.generated_tokens)
@@ -271,15 +271,29 @@ def _mixed(*results: PromptResult) -> bool:
     return any(result.earlier_revisions for result in results)
 
 
-def _judged(answer: float | None, rewards: Sequence[float | None]) -> float | None:
-    """The win rate of an answer; 0 if it has no reward and a candidate has one.
+def judged_win_rate(answer: float | None, rewards: Sequence[float | None]) -> float | None:
+    """The win rate of an answer for the tests, whose threshold is that of best-of-N without ties.
 
-    Best-of-N never returns a candidate without a reward if there is another, and a checkpoint whose answers
-    cannot be scored must not escape the tests.
+    Where several candidates share the highest reward, best-of-N itself wins less than N/(N+1). What it gives
+    up to such ties is added, so that a checkpoint is not rolled back for what best-of-N cannot do either.
+    An answer without a reward has 0 if a candidate has one: best-of-N would not return it, and a checkpoint
+    whose answers cannot be scored must not escape the tests.
     """
     if not any(reward is not None and math.isfinite(reward) for reward in rewards):
         return None
-    return win_rate(answer, rewards) or 0.0
+    found = win_rate(answer, rewards)
+    return 0.0 if found is None else min(1.0, found + _lost_to_ties(rewards))
+
+
+def _lost_to_ties(rewards: Sequence[float | None]) -> float:
+    """The win rate that best-of-N gives up to ties among these candidates.
+
+    The best of the others against each candidate, ties half, estimates the win rate of the best of N - 1. It
+    is 1 - 1/N without ties, and 1 - k/(2N) if k share the highest reward.
+    """
+    others = [reward for reward in rewards if reward is not None and math.isfinite(reward)]
+    n, best = len(others), others.count(max(others))
+    return 0.0 if best < 2 else (best / 2 - 1) / n + 1 / (n * (n + 1))
 
 
 def win_rate(answer: float | None, rewards: Sequence[float | None]) -> float | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import httpx
 import pytest
 
 from service.distil import keeper as keeper_module
-from service.distil.shadows import win_rate
+from service.distil.shadows import judged_win_rate, win_rate
 from service.distil.totals import AutoTotals
 from service.store import RolloutChange, save_rollout
 from service.store.async_store import AsyncStore
@@ -671,6 +673,39 @@ def test_the_win_rate_of_an_answer_counts_ties_half_and_leaves_out_what_has_no_r
     assert win_rate(1.0, []) is None
     assert win_rate(1.0, [None]) is None
     assert win_rate(float("inf"), [1.0]) is None
+
+
+@pytest.mark.parametrize("rate", [0.15, 0.3, 0.5, 0.7, 0.9, 0.98])
+def test_best_of_n_itself_passes_where_rewards_are_tied(rate: float) -> None:
+    """Enumeration of rewards of 0 and 1 for N = 4, whose threshold is 0.75: 4/5 less a margin of 0.05."""
+    n = 4
+
+    def mean(of_answer: float, judge: Any) -> float:
+        """The mean over all candidates and answers, where 1 is answered with this probability."""
+        total = 0.0
+        for drawn in product((0.0, 1.0), repeat=n):
+            weight = math.prod(rate if one else 1 - rate for one in drawn)
+            for answer, chance in ((1.0, of_answer), (0.0, 1 - of_answer)):
+                total += weight * chance * judge(answer, drawn)
+        return total
+
+    of_best = 1 - (1 - rate) ** n
+    assert mean(of_best, win_rate) < 0.75  # the margin would be broken by best-of-N itself
+    assert mean(of_best, judged_win_rate) >= 0.75
+    if rate >= 0.7:  # then the answer rarely beats all, and what is lost against best-of-N is exact
+        lost = mean(of_best, win_rate) - mean(rate, win_rate)
+        assert mean(rate, judged_win_rate) == pytest.approx(4 / 5 - lost, abs=0.006)
+
+
+def test_without_ties_at_the_top_the_win_rate_is_judged_as_it_is() -> None:
+    for answer in (0.5, 1.0, 2.5, 4.0, 9.0):
+        rewards = [1.0, 1.0, 3.0, 4.0]
+        assert judged_win_rate(answer, rewards) == win_rate(answer, rewards)
+    assert judged_win_rate(1.0, [1.0] * 4) == pytest.approx(4 / 5)
+    assert judged_win_rate(0.0, [1.0] * 4) == pytest.approx(0.3)
+    assert judged_win_rate(2.0, [1.0] * 4) == 1.0
+    assert judged_win_rate(None, [1.0, None]) == 0.0
+    assert judged_win_rate(1.0, [None, float("nan")]) is None
 
 
 def test_savings_are_those_against_best_of_n() -> None:
