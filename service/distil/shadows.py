@@ -169,8 +169,9 @@ class Shadows:
 
     @property
     def _in_the_way(self) -> bool:
-        """True if a request waits, or the service is about to stop."""
-        return bool(self._runtime.admission.waiting) or self._runtime.in_flight.closing
+        """True if a request waits or would be refused, or the service is about to stop."""
+        admission = self._runtime.admission
+        return bool(admission.waiting) or admission.full or self._runtime.in_flight.closing
 
     async def _run(
         self, comparison: Coroutine[Any, Any, Shadowed | SkipReason], yields: bool

@@ -818,6 +818,21 @@ async def test_best_of_n_s_own_candidates_judge_a_checkpoint_also_under_load(
         assert {one.mode for one in kept(service.kept)} <= {"auto"}
 
 
+async def test_a_comparison_makes_room_where_no_request_may_wait(tmp_path: Path) -> None:
+    """Without a queue, requests are refused at once, so none is ever seen to wait."""
+    slow = ChatEngine("ref", seconds_per_token=0.01, endless=True)
+    async with rolling(tmp_path, shares=[1.0], ref=slow) as service:
+        service.runtime.admission._max_waiting = 0  # limits.waiting_sequences
+        await service.submitted("0001")
+        body = {"prompt": "p", "max_tokens": 100}
+        answer = await service.client.post("/generate", params={"mode": "auto"}, json=body)
+        assert answer.is_success
+        await service.until(lambda: slow.running == 4)
+        async with service.runtime.admission.enter(508):  # the rest of 512
+            await service.until(lambda: slow.running == 0)
+        assert service.live.shadows.skipped["stopped"] == 1
+
+
 async def test_shadows_are_kept_for_training_as_their_requests_allow(tmp_path: Path) -> None:
     async with rolling(tmp_path, shares=[1.0], exclude_keys=["ann"]) as service:
         await service.submitted("0001")
