@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from service.context.caller import Caller, current_caller
-from service.distil.offered import samples_the_policy
 from service.observability.throttled_log import ThrottledLog
 from service.observability.withheld import without_text
 from service.runtime.modes import Mode
@@ -159,7 +158,7 @@ class Shadows:
 
     def _refusal(self, result: PromptResult) -> SkipReason | None:
         runtime = self._runtime
-        if not samples_the_policy(result.sampling):
+        if result.sampling.temperature == 0:  # N equal candidates
             return "sampling"
         if runtime.reward is None or not runtime.reward.alive:
             return "no_reward"
