@@ -214,7 +214,7 @@ def test_trained_networks_are_close_to_the_posterior_of_the_tangent_kernel() -> 
     Means within 3.5 standard errors plus 1/sqrt(width) of the prior's deviation; the variance ratio within 4
     of its own plus .15. False alarm 2e-3 for the draws; what the width changes is measured, not derived.
     """
-    width, draws = (512, 200) if nightly() else (64, 24)
+    width, draws = (256, 100) if nightly() else (64, 24)
     shape, noise = Architecture(width=width), 0.5
     x = torch.tensor([[0.1, 0.2], [0.8, 0.3], [0.5, 0.9]], dtype=torch.float64)
     y = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
