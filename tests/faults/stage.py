@@ -57,8 +57,9 @@ class Stage:
         """
         if self._second is None or self._second.process.poll() is not None:
             keys = self.scratch / "keys.jsonl"
-            if not self.served.exists():
-                shutil.copytree(self.sandbox / "vbon", self.served)
+            # A fault may have damaged it, and another have ended the service, which would not start on it.
+            shutil.rmtree(self.served, ignore_errors=True)
+            shutil.copytree(self.sandbox / "vbon", self.served)
             key, token = new_key("root", "admin")
             write_keys(keys, [key])
             flags = (

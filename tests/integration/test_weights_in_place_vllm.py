@@ -33,6 +33,8 @@ WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 # Longer than a block of the KV cache, so that a block that is kept over a change would be used.
 TEXTS = ("the film was good and the plot was bad " * 3, "in this drama")
 LONG = 60  # tokens
+# Changes that may come before or after all of the requests that they are meant for.
+ATTEMPTS = 5
 Drawn = list[tuple[tuple[int, ...], tuple[float, ...] | None]]
 
 
@@ -143,19 +145,30 @@ async def sampled(engine: Engine, ids: list[int], seed: int) -> Candidate:
 
 
 async def test_requests_in_flight_finish_with_the_old_weights(changeable: Changeable) -> None:
+    """What the engine had not begun to decode waits and is answered by the new ones, never by both."""
     engine = changeable.engine
     ids = await engine.encode(Prompt(text="the film was"))
     old = [await sampled(engine, ids, seed) for seed in range(4)]
-    under_way = [asyncio.create_task(sampled(engine, ids, seed)) for seed in range(4)]
-    while engine.unfinished < 4:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    changing = asyncio.create_task(changeable.change(changeable.new))
-    assert [one.token_ids for one in await asyncio.gather(*under_way)] == [
-        one.token_ids for one in old
-    ]
-    await changing
-    assert [await sampled(engine, ids, seed) for seed in range(4)] != old
-    await changeable.change(changeable.old)
+    for _ in range(ATTEMPTS):
+        under_way = [asyncio.create_task(sampled(engine, ids, seed)) for seed in range(4)]
+        while engine.unfinished < 4:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        changing = asyncio.create_task(changeable.change(changeable.new))
+        answered = await asyncio.gather(*under_way)
+        await changing
+        new = [await sampled(engine, ids, seed) for seed in range(4)]
+        await changeable.change(changeable.old)
+        finished = [
+            one.token_ids == before.token_ids for one, before in zip(answered, old, strict=True)
+        ]
+        for one, after, begun in zip(answered, new, finished, strict=True):
+            assert begun or one.token_ids == after.token_ids
+        assert new != old
+        if any(finished):
+            break
+    else:
+        pytest.fail("no request was in flight")
     assert [await sampled(engine, ids, seed) for seed in range(4)] == old
 
 
@@ -165,28 +178,38 @@ async def test_kept_requests_go_on_with_the_new_weights_and_no_old_cache(
     """The first tokens have the old weights' log-probabilities and the others the new ones', exactly."""
     engine = changeable.engine
     ids = await engine.encode(Prompt(text=TEXTS[0]))
-    changeable.put(changeable.new)
-    new = await engine.check_weights(str(changeable.directory))
-    kept = [asyncio.create_task(sampled(engine, ids, seed)) for seed in range(4)]
-    while not engine.unfinished:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.02)
-    await engine.change_weights(new, keep_requests=True)
-    answered = await asyncio.gather(*kept)
-    by_new = [await engine.logprobs(ids, list(one.token_ids), "in-place-new") for one in answered]
-    await changeable.change(changeable.old)
-    by_old = [await engine.logprobs(ids, list(one.token_ids), "in-place-old") for one in answered]
-    for one, earlier, later in zip(answered, by_old, by_new, strict=True):
-        assert one.token_logprobs is not None
-        assert len(one.token_ids) == LONG
-        expected = [[*earlier[:at], *later[at:]] for at in range(LONG + 1)]
-        fits = [
-            at
-            for at in range(LONG + 1)
-            if pytest.approx(expected[at], abs=1e-4) == one.token_logprobs
+    for _ in range(ATTEMPTS):
+        changeable.put(changeable.new)
+        new = await engine.check_weights(str(changeable.directory))
+        kept = [asyncio.create_task(sampled(engine, ids, seed)) for seed in range(4)]
+        while not engine.unfinished:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        await engine.change_weights(new, keep_requests=True)
+        answered = await asyncio.gather(*kept)
+        by_new = [
+            await engine.logprobs(ids, list(one.token_ids), "in-place-new") for one in answered
         ]
-        assert fits
-        assert 0 < fits[0] < LONG
+        await changeable.change(changeable.old)
+        by_old = [
+            await engine.logprobs(ids, list(one.token_ids), "in-place-old") for one in answered
+        ]
+        changed_at = []
+        for one, earlier, later in zip(answered, by_old, by_new, strict=True):
+            assert one.token_logprobs is not None
+            assert len(one.token_ids) == LONG
+            expected = [[*earlier[:at], *later[at:]] for at in range(LONG + 1)]
+            fits = [
+                at
+                for at in range(LONG + 1)
+                if pytest.approx(expected[at], abs=1e-4) == one.token_logprobs
+            ]
+            assert fits
+            changed_at.append(fits[0])
+        # On a busy machine all may have ended, or none begun.
+        if any(0 < at < LONG for at in changed_at):
+            return
+    pytest.fail(f"no request was in flight: the weights changed at tokens {changed_at}")
 
 
 async def test_an_adapter_in_use_is_not_replaced_by_what_its_path_holds_now(

@@ -292,8 +292,8 @@ class VllmHost:
         copy in the host's memory if that was overwritten. The KV cache of the old weights is dropped.
 
         Args:
-            keep_requests: whether requests in flight go on with the new weights; otherwise they finish first,
-                and new ones wait.
+            keep_requests: whether requests in flight go on with the new weights; otherwise those that are
+                being decoded finish first, and the others wait.
             changed: called when the new weights are in place, before anything is decoded with them.
 
         Raises:
