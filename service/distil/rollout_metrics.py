@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -101,19 +102,18 @@ class RolloutMetrics:
         yield evidence
 
 
-def _counters(
-    name: str, text: str, label: str, values: Iterable[tuple[str, float]]
-) -> CounterMetricFamily:
-    family = CounterMetricFamily(f"vbon_distil_{name}", text, labels=[label])
+def _labelled(
+    family: type[CounterMetricFamily] | type[GaugeMetricFamily],
+    name: str,
+    text: str,
+    label: str,
+    values: Iterable[tuple[str, float]],
+) -> Metric:
+    found = family(f"vbon_distil_{name}", text, labels=[label])
     for value, count in values:
-        family.add_metric([value], count)
-    return family
+        found.add_metric([value], count)
+    return found
 
 
-def _gauges(
-    name: str, text: str, label: str, values: Iterable[tuple[str, float]]
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"vbon_distil_{name}", text, labels=[label])
-    for value, count in values:
-        family.add_metric([value], count)
-    return family
+_counters = partial(_labelled, CounterMetricFamily)
+_gauges = partial(_labelled, GaugeMetricFamily)
