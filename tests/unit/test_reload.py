@@ -10,13 +10,12 @@ from typing import Any
 
 import httpx
 import pytest
-from asgi_lifespan import LifespanManager
 
-from service.app import create_app
 from service.auth.keys import new_key, write_keys
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import FakeReward, make_runtime
+from tests.unit.fakes import serving as started
 from tests.unit.virtual_clock import virtually
 from vbon.engine import Engine
 from vbon.engine.fake import FakeEngine
@@ -93,16 +92,9 @@ async def serving(tmp_path: Path) -> AsyncGenerator[Service, None]:
         auth={"keys_file": str(file)},
     )
     shelf = Shelf()
-    app = create_app(runtime, rebuild=shelf)
-    async with LifespanManager(app):
-        while not runtime.ready:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        headers = {"authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://test", headers=headers
-        ) as client:
-            yield Service(runtime, shelf, client)
+    async with started(runtime, rebuild=shelf) as (_, client):
+        client.headers["authorization"] = f"Bearer {token}"
+        yield Service(runtime, shelf, client)
 
 
 @clocked

@@ -12,13 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
-from asgi_lifespan import LifespanManager
 
-from service.app import create_app
 from service.auth.keys import new_key, write_keys
 from service.runtime.in_flight import InFlightRequests
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime
+from tests.unit.fakes import serving as started
 from tests.unit.test_checkpoints import write_model, write_safetensors
 from tests.unit.test_reload import Shelf
 from tests.unit.virtual_clock import virtually
@@ -82,18 +81,11 @@ async def serving(
         auth={"keys_file": str(tmp_path / "keys.jsonl")},
     )
     shelf = Shelf()
-    app = create_app(runtime, rebuild=shelf)
-    async with LifespanManager(app):
-        while not runtime.ready:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        headers = {"authorization": f"Bearer {token}"}
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://test", headers=headers
-        ) as client:
-            service = Service(runtime, client, model)
-            service.shelf = shelf
-            yield service
+    async with started(runtime, rebuild=shelf) as (_, client):
+        client.headers["authorization"] = f"Bearer {token}"
+        service = Service(runtime, client, model)
+        service.shelf = shelf
+        yield service
 
 
 def put_new(model: Path, payload: bytes = NEW) -> str:
