@@ -147,13 +147,7 @@ def _sample(
     uniforms = uniforms.to(device)
     end_ids = torch.tensor(ends, device=device)
     prompt_ids, attention = _left_padded(prompts, pad, device)
-    output = model(
-        input_ids=prompt_ids,
-        attention_mask=attention,
-        position_ids=positions(attention),
-        logits_to_keep=1,
-        use_cache=True,
-    )
+    output = read_prompts(model, prompt_ids, attention)
     cache = growing_cache(output.past_key_values, num_samples)
     logits = output.logits[:, -1].repeat_interleave(num_samples, 0)
     attention = attention.repeat_interleave(num_samples, 0)
@@ -241,6 +235,17 @@ def _left_padded(
         prompt_ids[row, width - len(ids) :] = torch.tensor(ids)
         attention[row, width - len(ids) :] = 1
     return prompt_ids.to(device), attention.to(device)
+
+
+def read_prompts(model: Any, ids_BL: torch.Tensor, attention_BL: torch.Tensor) -> Any:
+    """The model's output for prompts padded on the left: logits of the last token, and the KV cache."""
+    return model(
+        input_ids=ids_BL,
+        attention_mask=attention_BL,
+        position_ids=positions(attention_BL),
+        logits_to_keep=1,
+        use_cache=True,
+    )
 
 
 def positions(attention_BL: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from training.rollouts.rollout import Rollout, positions
+from training.rollouts.rollout import Rollout, positions, read_prompts
 
 # Keys and values of one layer.
 LayerStates = tuple[torch.Tensor, torch.Tensor]
@@ -81,13 +81,7 @@ def prompt_states(model: Any, prompts: SharedPrompts, most: int) -> PromptStates
 
 
 def _run(model: Any, ids: torch.Tensor, attention: torch.Tensor) -> PromptStates:
-    output = model(
-        input_ids=ids,
-        attention_mask=attention,
-        position_ids=positions(attention),
-        logits_to_keep=1,
-        use_cache=True,
-    )
+    output = read_prompts(model, ids, attention)
     return PromptStates(output.logits[:, -1], list(_layers(output.past_key_values)))
 
 
