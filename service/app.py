@@ -224,6 +224,7 @@ def _open_collector(runtime: Runtime) -> Collector | None:
         return None
     collector = Collector(runtime.settings.distil)
     DistilMetrics(collector.writer).register(runtime.metrics.registry)
+    collector.progress.register(runtime.metrics.registry)
     runtime.collect = collector.offer
     return collector
 

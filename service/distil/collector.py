@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.context.caller import current_caller
+from service.distil.loop_progress import ReportedProgress
 from service.distil.offered import OfferedAnswer
 from service.distil.redaction import open_redaction
 from service.distil.writer import Writer
@@ -39,6 +40,9 @@ class Deletion:
 class Collector:
     """Keeps answers of modes that sample the reference policy, with all their candidates.
 
+    Attributes:
+        progress: of the loop that trains on them.
+
     Raises:
         ExportError: the directory cannot be used, or another process uses it.
         InvalidInputError: the redaction cannot be imported.
@@ -50,6 +54,7 @@ class Collector:
         assert settings.dir is not None  # callers make a collector only for a directory
         self._settings, self._random = settings, random_number
         self._throttled = ThrottledLog(logger)
+        self.progress = ReportedProgress()
         self._excluded = frozenset(settings.exclude_keys)
         redaction = None if settings.redact is None else open_redaction(settings.redact)
         self.writer = Writer(open_directory(settings), redaction, most=settings.queue)

@@ -9,8 +9,9 @@ from fastapi import APIRouter, Path, Request
 
 from service.distil.collector import Collector, collected_ids
 from service.routes.dependencies import CollectorDep
-from service.schemas.distil import CollectedIdentity, DeletionAnswer, DistilStatus
-from service.schemas.failure import errors
+from service.schemas.distil import CollectedIdentity, DeletionAnswer, DistilStatus, ProgressOut
+from service.schemas.failure import WITH_BODY, errors
+from vbon.distil.progress import LoopProgress
 
 router = APIRouter(prefix="/distil", tags=["distil"])
 
@@ -31,6 +32,19 @@ async def post_seal(collector: CollectorDep) -> DistilStatus:
     return await _status(collector)
 
 
+@router.get("/progress", responses=errors(404))
+async def get_progress(collector: CollectorDep) -> ProgressOut:
+    """The phase that the loop of `vbon distil run` is in."""
+    return _progress(collector)
+
+
+@router.put("/progress", responses=WITH_BODY | errors(404))
+async def put_progress(body: LoopProgress, collector: CollectorDep) -> ProgressOut:
+    """Report the phase of a loop, in the place of its last report. Nothing is stored."""
+    collector.progress.report(body)
+    return _progress(collector)
+
+
 @router.delete("/requests/{request_id}", responses=_DISK | errors(422))
 async def delete_request(
     request_id: RequestId, collector: CollectorDep, request: Request
@@ -40,6 +54,12 @@ async def delete_request(
         # A comparison of this answer would collect its prompt once more.
         await rollout.shadows.forget(collected_ids(request_id))
     return DeletionAnswer(**asdict(await collector.delete(request_id)))
+
+
+def _progress(collector: Collector) -> ProgressOut:
+    found = collector.progress
+    age_s = None if found.latest is None else found.age_s
+    return ProgressOut(progress=found.latest, age_s=age_s, stale=found.stale)
 
 
 async def _status(collector: Collector) -> DistilStatus:

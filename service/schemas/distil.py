@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from vbon.distil.progress import LoopProgress
+
 
 class CollectedIdentity(BaseModel):
     """Answers of one reference policy, reward model and sampling, of which one reward cache can be made."""
@@ -45,6 +47,18 @@ class DistilStatus(BaseModel):
         None, description="share of the kept answers that belong to one API key; null without keys"
     )
     identities: list[CollectedIdentity] = Field(description="the one with the newest answer first")
+
+
+class ProgressOut(BaseModel):
+    """The phase that the loop of `vbon distil run` is in, as it reported last."""
+
+    progress: LoopProgress | None = Field(
+        description="null if no loop has reported since the server started"
+    )
+    age_s: float | None = Field(description="seconds since that report")
+    stale: bool = Field(
+        description="true if the loop has been silent for longer than it said, so it may have died"
+    )
 
 
 class DeletionAnswer(BaseModel):

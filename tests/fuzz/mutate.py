@@ -66,6 +66,7 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/preferences", {"pair": "x", "winner": "tie"}),
     ("/admin/reload", {"model": "ref"}),
     ("/distil/rollback", {"to": None}),
+    ("/distil/progress", {"round": "0001", "phase": "train", "done": 3, "of": 9, "left_s": 2.5}),
     ("/distil/checkpoints", {"path": "rounds/0001/checkpoint", "decision": {
         "verdict": "undecided", "reasons": ["a"], "spent": {"training_s": 1.5, "tokens": 3},
         "figures": {policy: {
@@ -73,6 +74,8 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
             for figure in ("win_rate", "reward", "kl_nats", "length", "truncated_share")
         } for policy in ("candidate", "bon", "reference")}}}),
 )  # fmt: skip
+
+PUT = {"/distil/progress"}  # all others are POST
 
 TEXTS = (
     "", " ", "\x00", "a\x00b", "\ud800", "\udfff tail", "\ufeff", "\u202e rtl", "e\u0301" * 50,
@@ -93,6 +96,11 @@ class Sent:
     target: str
     content: bytes
     headers: dict[str, str]
+
+    @property
+    def method(self) -> str:
+        """The method of the route that this is for."""
+        return "PUT" if self.target in PUT else "POST"
 
 
 def mutant(chance: random.Random) -> Sent:

@@ -86,6 +86,6 @@ async def _answer(
 ) -> httpx.Response | str:
     headers = [(name, value.encode()) for name, value in (keys | sent.headers).items()]
     try:
-        return await client.post(sent.target, content=sent.content, headers=headers)
+        return await client.request(sent.method, sent.target, content=sent.content, headers=headers)
     except httpx.HTTPError as error:
         return f"no answer: {type(error).__name__}: {error}"

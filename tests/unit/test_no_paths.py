@@ -106,6 +106,7 @@ def put(body: dict[str, Any], place: tuple[str | int, ...], value: str) -> dict[
     return body | {str(place[0]): made}
 
 
+WITH_BODY = {"post", "put", "patch"}
 BASES: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "a", "max_tokens": 2},
     "/v1/completions": {"model": "ref", "prompt": "a", "max_tokens": 2},
@@ -121,6 +122,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/admin/reload": {"model": "ref"},
     "/distil/checkpoints": {"path": "rounds/0001/checkpoint", "decision": decision()},
     "/distil/rollback": {"to": None},
+    "/distil/progress": {"round": "0001", "phase": "train"},
     # Refused, or each would start a load test in a process of its own.
     "/loadtests": {"modes": ["nothing"]},
 }
@@ -135,13 +137,15 @@ async def test_nothing_that_a_request_names_is_opened_or_reached(
     async with serving(runtime) as (app, client):
         document = app.openapi()
         for path, route in document["paths"].items():
-            if "requestBody" in route.get("post", {}):
-                content = route["post"]["requestBody"]["content"]["application/json"]
+            for method in set(route) & WITH_BODY:
+                if "requestBody" not in route[method]:
+                    continue
+                content = route[method]["requestBody"]["content"]["application/json"]
                 for place in set(string_places(content["schema"], document)):
                     tried.add(f"{path} {'.'.join(map(str, place))}")
                     for name in names(tmp_path):
                         body = put(BASES.get(path, {}), place, name)
-                        _is_harmless(await client.post(path, json=body), name)
+                        _is_harmless(await client.request(method, path, json=body), name)
             for method, operation in route.items():
                 for parameter in operation.get("parameters", []):
                     tried.add(f"{path} {parameter['name']}")
@@ -176,7 +180,7 @@ async def _in_parameter(
         params[parameter["name"]] = name
     else:
         path = path.replace(f"{{{parameter['name']}}}", name.replace("/", "%2F"))
-    body = BASES.get(path) if method == "post" else None
+    body = BASES.get(path) if method in WITH_BODY else None
     _is_harmless(await client.request(method.upper(), path, params=params, json=body), name)
 
 
@@ -194,5 +198,9 @@ def test_the_watch_sees_what_is_opened_and_reached(watch: _Watch, tmp_path: Path
 
 def test_every_route_that_takes_a_body_has_a_request_to_start_from() -> None:
     paths = create_app(make_runtime()).openapi()["paths"]
-    with_body = {path for path, route in paths.items() if "requestBody" in route.get("post", {})}
+    with_body = {
+        path
+        for path, route in paths.items()
+        if any("requestBody" in route.get(method, {}) for method in WITH_BODY)
+    }
     assert with_body - BASES.keys() == set(), "add a valid request of the new route to BASES"

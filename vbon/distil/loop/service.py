@@ -12,11 +12,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vbon.distil.decision import Decision
 from vbon.distil.loop.config import DistilRunConfig
+from vbon.distil.progress import LoopProgress
 from vbon.errors import DataError, VbonError
 
 REMOTE_API_KEY = "VBON_REMOTE_API_KEY"
 # Answers of a service, or of what is before it, that is away for a while.
 _AWAY = {429, 500, 502, 503, 504}
+_REPORT_LIMIT_S = 5.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _T = TypeVar("_T", bound=BaseModel)
 FINAL = {"live", "retired", "refused", "rolled_back"}
@@ -83,6 +85,7 @@ class Service:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._client, self._say, self._sleep = client, say, sleep
+        self._reports = True
 
     def seal(self) -> None:
         """Make all collected answers available."""
@@ -103,6 +106,23 @@ class Service:
         response = self._request("POST", "/distil/checkpoints", body)
         assert response is not None
         return _parsed(ServedCheckpoint, response)
+
+    def report(self, progress: LoopProgress) -> bool:
+        """Tell the service where the loop is; False if it did not take it, which the loop need not mind.
+
+        It tries once, gives up after about 5 s, and raises nothing. A thread may call it while another sends
+        requests.
+        """
+        if not self._reports:
+            return False
+        body = progress.model_dump(mode="json", exclude_none=True)
+        try:
+            response = self._client.put("/distil/progress", json=body, timeout=_REPORT_LIMIT_S)
+        except httpx.HTTPError:
+            return False
+        # An older service has no such route.
+        self._reports = response.status_code not in (404, 405)
+        return response.is_success
 
     def _request(
         self, method: str, path: str, body: Any = None, *, missing: bool = False
