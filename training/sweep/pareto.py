@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from vbon.maths.intervals import MedianRange
+from vbon.maths.pareto import Place, dominates
 from vbon.maths.statistics import median_range
 
-Place = tuple[float, float]
 _ROUNDING = 1e-12  # a place on the line between two points of the curve is not dominated by it
 
 
@@ -113,11 +113,6 @@ def over_seeds(values: Mapping[int, Sequence[float]]) -> SeedMean:
     if not means:
         raise ValueError("no seed has a value")
     return SeedMean(float(np.mean(means)), min(means), max(means), len(means))
-
-
-def dominates(one: Place, other: Place) -> bool:
-    """Tell whether ``one`` has no more KL and no less value than ``other``, and differs from it."""
-    return one[0] <= other[0] and one[1] >= other[1] and one != other
 
 
 def frontier_flags(points: Sequence[Point], curve: Sequence[BonCurvePoint] = ()) -> list[bool]:

@@ -1,0 +1,1 @@
+"""Tables of what settings gain and cost, measured on a running service."""
