@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic_settings import SettingsConfigDict
 
 from vbon.config import NoneWord, OptionGroups, Settings
+from vbon.engine.affinity import Placement
 from vbon.engine.protocol import MOST_TEMPERATURE
 from vbon.engine.vllm.engine_args import OWNED_BY_SERVICE, parse_values, refuse_owned
 
@@ -32,7 +33,8 @@ class EngineSettings(BaseModel):
     """Settings of every engine; equal for all policies, so that they compare fairly.
 
     The settings whose names start with ``remote`` are for policies given as URLs. Of the others, those
-    policies use only ``max_model_len``, ``max_num_seqs``, ``scheduling_policy`` and ``encode_timeout_s``.
+    policies use only ``max_model_len``, ``max_num_seqs``, ``scheduling_policy``, ``placement`` and
+    ``encode_timeout_s``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -105,6 +107,12 @@ class EngineSettings(BaseModel):
         False,
         description="keep vLLM's own metrics in each engine and show them at /metrics by policy; "
         "costs a tiny policy on a CPU a tenth of its throughput, a large one less",
+    )
+    placement: Placement = Field(
+        "prefix",
+        description="where a policy has several replicas: prefix keeps the candidates of a request, and the "
+        "turns of a conversation, at a replica that has their prefix in its cache; least-busy sends each "
+        "candidate to the least busy one",
     )
     remote_metrics: bool = Field(
         True, description="show the metrics that the servers of remote policies publish"

@@ -205,6 +205,7 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
         metrics=engine.remote_metrics,
         metrics_timeout_s=engine.remote_metrics_timeout_s,
         encode_timeout_s=engine.encode_timeout_s,
+        placement=engine.placement,
     )
 
 

@@ -28,6 +28,7 @@ from vbon.errors import InvalidInputError
 
 WORDS = ("good", "bad", "dull", "superb", "odd", "warm\u2028cold", "café", "sharp")
 EOS, FIRST_CHARACTER = 9, 100
+CACHE_BLOCK = 16  # of vLLM's prefix cache on a GPU
 
 
 def text_of(token_ids: Sequence[int], *, special: bool = False) -> str:
@@ -109,6 +110,7 @@ class Server:
         faults: what to do wrong; see the handlers.
         ignored: fields of a request that have no effect.
         aborted: requests whose client went away before they were answered.
+        computed: prompt tokens that the prefix cache did not have.
     """
 
     model: str = "org/policy"
@@ -129,6 +131,8 @@ class Server:
     probes: int = 0
     scrapes: int = 0
     metrics_text: str | None = None
+    computed: int = 0
+    cached: set[int] = field(default_factory=set)
     port: int = 0
     uvicorn: Any = None
 
@@ -226,6 +230,7 @@ class Server:
             return error(400, "This model's maximum context length is 256 tokens.")
         if (refusal := unusable(body)) is not None:
             return error(400, refusal)
+        self.prefill(prompt)
         if body.get("stream"):
             return StreamingResponse(self.events(body), media_type="text/event-stream")
         deciding = asyncio.create_task(self.answer(body))
@@ -238,6 +243,16 @@ class Server:
         finally:
             deciding.cancel()
             leaving.cancel()
+
+    def prefill(self, prompt: list[int]) -> None:
+        """Compute a prompt as vLLM does: whole blocks are found again, but never the last token."""
+        ends = range(CACHE_BLOCK, len(prompt) + 1, CACHE_BLOCK)
+        blocks = [hash(tuple(prompt[:end])) for end in ends]
+        hits = 0
+        while hits < len(blocks) and blocks[hits] in self.cached:
+            hits += 1
+        self.computed += len(prompt) - min(hits, (len(prompt) - 1) // CACHE_BLOCK) * CACHE_BLOCK
+        self.cached.update(blocks)
 
     async def answer(self, body: dict[str, Any]) -> Response:
         ids, finish, stop = sampled(body["prompt"], body, self.ignored)

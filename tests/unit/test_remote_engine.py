@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import random
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import fields, replace
@@ -15,6 +16,7 @@ import pytest
 from tests.unit.openai_imitation import EOS, Server, free_port, imitation, text_of
 from tests.unit.virtual_clock import virtually
 from vbon.engine import Candidate, Partial, Sampling
+from vbon.engine.affinity import Placement
 from vbon.engine.protocol import candidate_seed
 from vbon.engine.remote import server as remote_server
 from vbon.engine.remote.engine import RemoteEngine
@@ -843,3 +845,80 @@ async def test_what_a_server_says_reaches_its_caller_alone(
         assert failed.value.log_text
         assert "secret" not in f"{failed.value.log_text}{engine.trouble}"
     assert "secret" not in caplog.text
+
+
+# Prefix caches
+
+
+def text(seed: int, characters: int) -> str:
+    source = random.Random(seed)
+    return "".join(source.choice("abcdefghij ") for _ in range(characters))
+
+
+async def computed(placement: Placement, replicas: int) -> float:
+    """Prompt tokens that servers compute for each of 8 requests with N = 16, four of them at a time."""
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(imitation(max_model_len=4_096)) for _ in range(replicas)
+        ]
+        engine = await stack.enter_async_context(remote(*servers, placement=placement))
+        for server in servers:
+            server.computed = 0
+        gate = asyncio.Semaphore(4)
+
+        async def one(seed: int) -> None:
+            ids = await engine.encode(Prompt(text=text(seed, 1_000)))
+            async with gate:
+                assert len([c async for c in engine.generate(ids, SAMPLING, 16, "test")]) == 16
+
+        await asyncio.gather(*(one(seed) for seed in range(8)))
+        return sum(server.computed for server in servers) / 8
+
+
+async def test_candidates_of_a_long_prompt_compute_it_once_over_all_servers() -> None:
+    alone = await computed("prefix", 1)
+    # By hand: one candidate computes 1,000 tokens, each other one what follows 62 blocks of 16.
+    assert alone == 1_000 + 15 * 8
+    assert await computed("prefix", 4) <= 1.2 * alone
+    assert await computed("least-busy", 4) == 4 * 1_000 + 12 * 8
+
+
+async def test_the_turns_of_a_conversation_compute_what_is_new() -> None:
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(imitation(max_model_len=4_096)) for _ in range(4)
+        ]
+        engine = await stack.enter_async_context(remote(*servers))
+        for server in servers:
+            server.computed = 0
+        for _ in range(
+            2
+        ):  # the first request of each conversation, then the same and 160 more tokens
+            for seed in range(6):
+                ids = await engine.encode(Prompt(text=text(seed, 640 + 160 * _)))
+                async for _partial in engine.stream(ids, SAMPLING, 0, "test"):
+                    pass
+        # By hand: 640 tokens are 40 blocks, all of which the second turn finds.
+        assert sum(server.computed for server in servers) == 6 * (640 + 160)
+
+
+@clocked
+async def test_a_server_that_was_left_out_is_not_expected_to_have_what_it_had() -> None:
+    async with serving(2) as (engine, servers):
+        ids = await engine.encode(Prompt(text=text(1, 200)))
+
+        async def home() -> Server:
+            before = [len(server.bodies) for server in servers]
+            async for _ in engine.generate(ids, SAMPLING, 4, "test"):
+                pass
+            [one] = [s for s, b in zip(servers, before, strict=True) if len(s.bodies) > b]
+            return one
+
+        first = await home()
+        assert await home() is first
+        first.faults.add("500")
+        async for _ in engine.generate(ids, SAMPLING, 4, "test"):
+            pass
+        first.faults.clear()
+        await until(lambda: not engine.trouble)
+        assert await home() is not first

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, TypeVar
 
 from prometheus_client import Metric
 
+from vbon.engine.affinity import PromptGroup
 from vbon.engine.encoder import PromptEncoder
 from vbon.engine.fan_out import as_they_finish
 from vbon.engine.protocol import (
@@ -72,8 +73,9 @@ T = TypeVar("T")
 class RemoteEngine:
     """An :class:`~vbon.engine.protocol.Engine` for a policy on remote servers.
 
-    Each candidate is one HTTP request with its own seed, sent to the least busy server. Remote weights
-    cannot be hashed, so the revision is the model's name at the server.
+    Each candidate is one HTTP request with its own seed. The candidates of a request stay together at a
+    server that has their prefix (see :mod:`vbon.engine.affinity`). Remote weights cannot be hashed, so the
+    revision is the model's name at the server.
     """
 
     recovers: ClassVar[bool] = True
@@ -259,15 +261,22 @@ class RemoteEngine:
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing the generator closes the connections of the rest."""
         self._check(prompt_token_ids, sampling)
+        group = self._replicas.group(prompt_token_ids)
         draws = (
-            self._one(prompt_token_ids, sampling, index)
+            self._one(prompt_token_ids, sampling, index, group)
             for index in range(first_index, first_index + num_samples)
         )
         async with aclosing(as_they_finish(draws)) as candidates:
             async for candidate in candidates:
                 yield candidate
 
-    async def _one(self, prompt_token_ids: list[int], sampling: Sampling, index: int) -> Candidate:
+    async def _one(
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        index: int,
+        group: PromptGroup | None,
+    ) -> Candidate:
         async def work(replica: Replica) -> GrowingCandidate:
             check_extensions(replica.url, replica.owner, sampling)
             body = completion_body(self._model, prompt_token_ids, sampling, index, stream=False)
@@ -280,7 +289,7 @@ class RemoteEngine:
             growing.check_obeyed(replica.url)
             return growing
 
-        return self._finished(await self._replicas.call(work)).candidate()
+        return self._finished(await self._replicas.call(work, group)).candidate()
 
     async def stream(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
@@ -298,7 +307,8 @@ class RemoteEngine:
             return growing
 
         # A task reads ahead, so that a slow reader does not get outdated steps from the socket's buffer.
-        reader = asyncio.create_task(self._replicas.call(work))
+        group = self._replicas.group(prompt_token_ids)
+        reader = asyncio.create_task(self._replicas.call(work, group))
         reader.add_done_callback(lambda _: changed.set())
         seen = 0
         try:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 from typing import TypeVar
 
+from vbon.engine.affinity import Load, PrefixAffinity, PromptGroup, least_busy
 from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, now
 from vbon.engine.remote.wire import ModelCard
 from vbon.errors import (
@@ -42,6 +43,7 @@ class Replicas:
         self.adapter = False
         self._options = options
         self._all: list[Replica] = []
+        self._affinity = PrefixAffinity() if options.placement == "prefix" else None
 
     @property
     def in_flight(self) -> int:
@@ -110,8 +112,17 @@ class Replicas:
         if not self._all:
             raise NotReadyError(f"the engine of {', '.join(self.urls)} has not started")
 
-    async def call(self, work: Callable[[Replica], Awaitable[T]]) -> T:
-        """Run ``work`` at the least busy server, and retry once at another if that is safe.
+    def group(self, prompt_token_ids: Sequence[int]) -> PromptGroup | None:
+        """The sequences of one prompt, which go to the same server; ``None`` where each goes by itself."""
+        return None if self._affinity is None else self._affinity.group(prompt_token_ids)
+
+    async def call(
+        self, work: Callable[[Replica], Awaitable[T]], group: PromptGroup | None = None
+    ) -> T:
+        """Run ``work`` at one server, and retry once at another if that is safe.
+
+        Args:
+            group: chooses the server; without one, the least busy server is chosen.
 
         Raises:
             NotReadyError: the engine has not been started.
@@ -121,7 +132,7 @@ class Replicas:
         """
         self.check_started()
         failed: dict[Replica, ReplicaError] = {}
-        while (replica := self._least_busy(failed)) is not None:
+        while (replica := self._choose(failed, group)) is not None:
             try:
                 async with replica.slot():
                     result = await work(replica)
@@ -139,9 +150,14 @@ class Replicas:
             raise _summary(failed)
         raise EngineDeadError(f"no server takes requests: {self.trouble}")
 
-    def _least_busy(self, tried: dict[Replica, ReplicaError]) -> Replica | None:
-        ready = [r for r in self._all if not r.trouble and r not in tried]
-        return min(ready, key=lambda r: (r.in_flight, r.served), default=None)
+    def _choose(
+        self, tried: dict[Replica, ReplicaError], group: PromptGroup | None
+    ) -> Replica | None:
+        ready = {r.url: r for r in self._all if not r.trouble and r not in tried}
+        capacity = self._options.max_num_seqs
+        loads = [Load(r.url, r.in_flight, capacity, r.served) for r in ready.values()]
+        name = least_busy(loads) if group is None else group.choose(loads)
+        return None if name is None else ready[name]
 
     def _note(self, replica: Replica, error: ReplicaError) -> None:
         # A server that quickly sends unusable answers is always the least busy, and would get all requests.
@@ -155,6 +171,8 @@ class Replicas:
         logger.warning("sending no requests to %s for now: %s", replica.url, why)
         replica.trouble = why
         replica.failures += 1
+        if self._affinity is not None:
+            self._affinity.forget(replica.url)
         # A context of its own, because the task outlives the request that found the failure and its log
         # records must not carry that request's id.
         replica.recovery = asyncio.create_task(self._recover(replica), context=Context())

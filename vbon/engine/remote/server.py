@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from vbon.engine.affinity import Placement
 from vbon.engine.remote.wire import ModelCard, error_text, read_models
 from vbon.errors import CheckpointError, InvalidInputError
 from vbon.http.body import WireError, check_uncompressed, read_body, too_long
@@ -55,6 +56,7 @@ class RemoteOptions:
             do not report it and ignore a priority silently.
         sampled_logprobs: whether the servers send log-probabilities of the distribution sampled (``vllm serve
             --logprobs-mode processed_logprobs``), which they do not report either.
+        placement: the choice of a server for each candidate (see :mod:`vbon.engine.affinity`).
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -72,6 +74,7 @@ class RemoteOptions:
     metrics: bool = True
     metrics_timeout_s: float = 1.0
     encode_timeout_s: float = 5.0
+    placement: Placement = "prefix"
 
 
 def is_remote(policy: str) -> bool:
