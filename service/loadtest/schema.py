@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.storage.training_record import TrainingRecord
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 class ResultPart(BaseModel):
@@ -71,6 +71,7 @@ class ServerDescription(ResultPart):
     waiting_sequences: int | None = Field(
         None, description="candidates that may wait; beyond, requests are refused"
     )
+    hardware: str | None = Field(None, description="its GPUs or CPU; null if it does not tell")
     collects: bool = Field(
         False,
         description="whether the server keeps answers for training; the load test forbids it",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
 
 from service.generation.references import policy_ref, sampling_differences, scorer_ref
@@ -10,6 +12,7 @@ from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
 from service.schemas import DefaultSampling, ModeInfo, ModesResponse, SamplingFields
 from service.settings import AUTO
+from vbon.measured.hardware import describe_hardware
 
 router = APIRouter(tags=["server"])
 
@@ -48,6 +51,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
         gold_model=scorer_ref("gold", runtime.gold),
         limits=settings.limits.model_dump(),
         collects=runtime.collect is not None,
+        hardware=await asyncio.to_thread(describe_hardware),
         records=store.where is not None,
     )
 

@@ -63,4 +63,7 @@ class ModesResponse(BaseModel):
     collects: bool = Field(
         description="true if answers are kept for training unless the request says `store: false`"
     )
+    hardware: str = Field(
+        description="this server's GPUs or CPU, on which figures that are measured here depend"
+    )
     records: bool = Field(description="true if verdicts and load tests are stored (`--store`)")

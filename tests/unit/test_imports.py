@@ -101,7 +101,7 @@ ROOMS = {
     "service.routes": "service.context service.distil service.evaluation service.generation "
     "service.hosted_loadtests service.http service.loadtest service.loadtest.analysis "
     "service.observability service.page service.runtime service.schemas service.settings "
-    "service.store vbon.distil",
+    "service.store vbon.distil vbon.measured",
     # service: programs
     "service.app": "service.admission service.auth service.distil service.evaluation "
     "service.hosted_loadtests service.http service.observability service.page service.routes "

@@ -65,7 +65,7 @@ def test_the_result_survives_json_and_fits_its_schema(result: LoadTestResult) ->
     text = result.model_dump_json()
     assert LoadTestResult.model_validate_json(text) == result
     assert LoadTestResult.model_json_schema()["properties"].keys() == json.loads(text).keys()
-    assert result.schema_version == "1.2"
+    assert result.schema_version == "1.3"
 
 
 def test_the_break_even_is_that_of_the_card(result: LoadTestResult) -> None:

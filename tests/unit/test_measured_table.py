@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import platform
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from vbon.errors import DataError, ExportError
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.pareto import dominates, front
+from vbon.measured import hardware
 from vbon.measured.pareto import pareto
 from vbon.measured.table import (
     MeasuredPrompts,
@@ -179,3 +182,40 @@ def test_rows_without_a_figure_are_not_on_the_front() -> None:
 
     found = pareto([dear, worse, unknown, cheap], gain, lambda one: one.generated_tokens.mean)
     assert found == [cheap, dear]
+
+
+@pytest.mark.parametrize(
+    ("visible", "program", "expected"),
+    [
+        (None, "echo NVIDIA H200; echo NVIDIA H200", "2 x NVIDIA H200, "),
+        ("1", 'test "$3" = --id=1 && echo NVIDIA H200', "1 x NVIDIA H200, "),
+        ("", "echo NVIDIA H200", "CPU"),
+        (None, "exit 9", "CPU"),
+        (None, None, "CPU"),
+    ],
+)
+def test_hardware_is_told_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    program: str | None,
+    expected: str,
+) -> None:
+    if program is not None:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: EPYC 9\nmodel name\t: EPYC 9\n"
+    )
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin" if program else str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    cores = f"{len(os.sched_getaffinity(0))} core"
+    told = hardware.describe_hardware.__wrapped__()
+    if expected == "CPU":
+        assert told.startswith(cores)
+        assert told.endswith(f", {platform.machine()} EPYC 9")
+    else:
+        assert told.startswith(expected + cores)

@@ -68,6 +68,7 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
             else {},
             gold_model=found["gold_model"],
             collects=found.get("collects", False),
+            hardware=found.get("hardware"),
             **_limits(found),
         )
     except (KeyError, TypeError, ValidationError) as error:
