@@ -1,5 +1,9 @@
-"""Store of load tests, preferences and rollouts: SQLite by default, PostgreSQL by URL, with the same code."""
+"""Store of load tests, preferences, rollouts and measured settings.
 
+It is SQLite by default and PostgreSQL by URL, with the same code.
+"""
+
+from service.store.auto import delete_auto_table, read_auto_table, save_auto_table
 from service.store.database import Store, open_store
 from service.store.distil import (
     RolloutChange,
@@ -38,13 +42,16 @@ __all__ = [
     "StoredRollout",
     "add_preference",
     "add_run",
+    "delete_auto_table",
     "find_run",
     "get_run",
     "human_win_rates",
     "list_runs",
     "newest_results",
     "open_store",
+    "read_auto_table",
     "read_rollout",
+    "save_auto_table",
     "save_rollout",
     "tag_run",
 ]

@@ -116,3 +116,14 @@ class DistilStateRow(Base):
     number: Mapped[int] = mapped_column(BigInteger)
     updated: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     state: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class AutoTableRow(Base):
+    """The table of measured settings, in the only row; ``content`` is its JSON form."""
+
+    __tablename__ = "auto_table"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    made_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    updated: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    content: Mapped[dict[str, Any]] = mapped_column(JSON)

@@ -33,12 +33,15 @@ from service.store import (
     StoredRollout,
     add_preference,
     add_run,
+    delete_auto_table,
     find_run,
     get_run,
     human_win_rates,
     list_runs,
     open_store,
+    read_auto_table,
     read_rollout,
+    save_auto_table,
     save_rollout,
     tag_run,
 )
@@ -230,6 +233,21 @@ def test_a_change_of_a_rollout_that_cannot_be_written_leaves_nothing(store: Stor
         save_rollout(store, RolloutChange(2, {"a": 2}, statuses, [unknown], submitted(2)))
     found = read_rollout(store, events=9)
     assert (found.state, found.checkpoints, found.events) == ({"a": 1}, [submitted(1)], [])
+
+
+def test_one_table_of_measured_settings_is_kept_until_it_is_removed(store: Store) -> None:
+    made = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    assert read_auto_table(store) is None
+    assert not delete_auto_table(store)
+    for content in (
+        {"rows": [{"n": 4, "gold": None}]},
+        {"rows": [{"n": 0.5}], "\u00fc": "<script>"},
+    ):
+        save_auto_table(store, content, made)
+        assert read_auto_table(store) == content
+    assert delete_auto_table(store)
+    assert not delete_auto_table(store)
+    assert read_auto_table(store) is None
 
 
 def test_migrations_make_the_tables_of_the_code(store: Store) -> None:
