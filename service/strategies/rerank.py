@@ -39,12 +39,14 @@ class CandidatePool:
         lengths: numbers of tokens, shape ``(N,)``.
         similarity: cosine similarities in [-1, 1], shape ``(N, N)``; ``None`` unless the rule compares
             texts.
+        texts: the candidates' texts, of which some rules read the answer.
     """
 
     rewards: Float
     logprobs: Float
     lengths: Float
     similarity: Float | None = None
+    texts: tuple[str, ...] | None = None
 
 
 class Reranker(Strategy):
@@ -59,6 +61,10 @@ class Reranker(Strategy):
     @abstractmethod
     def distribution(self, pool: CandidatePool) -> Float:
         """The probability of returning each candidate, shape ``(N,)``; sums to 1."""
+
+    def facts(self, pool: CandidatePool, weights: Float) -> dict[str, object]:
+        """Further facts about the choice for ``details`` of the answer; JSON values."""
+        return {}
 
     def independent(self, num_samples: int) -> int | None:
         """All N candidates; unknown for a subclass that draws them in its own way."""
@@ -98,7 +104,7 @@ class Reranker(Strategy):
             )
         weights = self.distribution(pool)
         selected = scored[draw(weights, task.sampling.seed)]
-        details: dict[str, object] = {}
+        details = self.facts(pool, weights)
         if np.count_nonzero(weights) > 1:
             details["probability"] = {
                 str(c.candidate.index): round(float(w), 6)
@@ -186,6 +192,7 @@ def candidate_pool(
         logprobs=np.array([c.candidate.cumulative_logprob for c in scored], dtype=np.float64),
         lengths=np.array([float(len(c.candidate.token_ids)) for c in scored]),
         similarity=similarity,
+        texts=tuple(c.candidate.text for c in scored),
     )
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.optimize import linprog
 from scipy.stats import norm
 from scipy.stats import t as student_t
@@ -21,8 +26,10 @@ from service.strategies.adaptive_bon import (
     expected_gain,
     predict_next,
 )
+from service.strategies.answer_key import answer_key
 from service.strategies.bon import Bon
 from service.strategies.bon_uniform_top import BonUniformTop
+from service.strategies.majority_of_the_bests import MajorityOfTheBests
 from service.strategies.mbr_bon import MbrBon
 from service.strategies.pessimistic_bon import PessimisticBon, normalising_level
 from service.strategies.rbon_kl import RbonKl
@@ -49,6 +56,7 @@ def pools(smallest: int = 1) -> st.SearchStrategy[CandidatePool]:
             logprobs=vector.map(lambda v: -np.abs(v)),
             lengths=lengths.map(lambda v: np.array(v, dtype=float)),
             similarity=rows.map(cosine),
+            texts=st.lists(st.sampled_from("ABC"), min_size=count, max_size=count).map(tuple),
         )
 
     return st.integers(smallest, 9).flatmap(build)
@@ -74,11 +82,13 @@ def test_no_rule_depends_on_the_order(pool: CandidatePool, data: st.DataObject) 
         return
     order = np.array(data.draw(st.permutations(range(len(pool.rewards)))))
     assert pool.similarity is not None
+    assert pool.texts is not None
     moved = CandidatePool(
         pool.rewards[order],
         pool.logprobs[order],
         pool.lengths[order],
         pool.similarity[np.ix_(order, order)],
+        tuple(pool.texts[i] for i in order),
     )
     for rule in RULES:
         first, second = rule.distribution(pool)[order], rule.distribution(moved)
@@ -94,9 +104,7 @@ def rule_is_tied(rule: Reranker, pool: CandidatePool) -> bool:
 
     def chosen(rewards: np.ndarray, logprobs: np.ndarray) -> np.ndarray:
         return rule.distribution(
-            CandidatePool(
-                pool.rewards + rewards, pool.logprobs + logprobs, pool.lengths, pool.similarity
-            )
+            replace(pool, rewards=pool.rewards + rewards, logprobs=pool.logprobs + logprobs)
         )
 
     of_rewards = np.abs(chosen(tiny, still) - chosen(-tiny, still)).max()
@@ -111,11 +119,12 @@ def example() -> CandidatePool:
         logprobs=np.array([-4.0, -5.0, -3.0, -9.0]),
         lengths=np.array([4.0, 5.0, 3.0, 2.0]),
         similarity=cosine(vectors),
+        texts=("So: The Hague.", "it is the  hague", "Rome", "Paris"),
     )
 
 
 # For each mode that reranks a pool: its settings and the probabilities of example(), by hand.
-BY_HAND: dict[str, tuple[dict[str, float | bool], list[float]]] = {
+BY_HAND: dict[str, tuple[dict[str, Any], list[float]]] = {
     "bon": ({}, [0, 0, 0, 1]),
     # exp(2), exp(2.4), exp(1.8), exp(3) over their sum
     "soft-bon": ({"reward_temperature": 0.5}, [0.165870, 0.247449, 0.135802, 0.450879]),
@@ -133,6 +142,11 @@ BY_HAND: dict[str, tuple[dict[str, float | bool], list[float]]] = {
     "srbon-kl": (
         {"reg_strength": 0.5, "likelihood_weight": 0.1, "normalise_rewards": False},
         [0.203939, 0.275289, 0.184532, 0.336239],
+    ),
+    # one of four is best of itself alone: Rome and Paris have 1/4 each, The Hague 2/4; its better text is 1
+    "majority-of-the-bests": (
+        {"subset_size": 1, "answer_pattern": r"(?i)(the\s+hague|rome|paris)"},
+        [0, 1, 0, 0],
     ),
     # 0, 1 and 2 are alike and vote for 1, the best of them; 3 is like no other and votes for itself
     "srbon-wd": ({"reg_strength": 1.0, "normalise_rewards": False}, [0, 0.75, 0, 0.25]),
@@ -282,6 +296,76 @@ def test_srbon_wd_is_the_linear_programs_optimum(pool: CandidatePool, strength: 
     )
     value = weights @ pool.rewards - strength * moved.fun
     assert value == pytest.approx(-solved.fun, rel=1e-6, abs=1e-6)
+
+
+def test_majority_of_the_bests_by_all_subsets() -> None:
+    """Counts the answers of the bests of all C(N, m) subsets; among equal rewards the lower index is best."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        count = int(rng.integers(1, 8))
+        size = int(rng.integers(1, count + 1))
+        rewards = rng.integers(0, 6, count).astype(float)
+        texts = tuple(rng.choice(["A", "b", "C"], count).tolist())
+        order = sorted(range(count), key=lambda i: (-rewards[i], i))
+        bests = [
+            min(subset, key=order.index) for subset in itertools.combinations(range(count), size)
+        ]
+        counts = Counter(texts[i].casefold() for i in bests)
+        rule = MajorityOfTheBests(subset_size=size)
+        pool = CandidatePool(rewards, rewards, rewards, texts=texts)
+        shares = {answer: share for answer, share in rule.shares(pool).items() if share > 1e-12}
+        assert shares == pytest.approx({a: c / len(bests) for a, c in counts.items()})
+        winners = {answer for answer, c in counts.items() if c == max(counts.values())}
+        expected = next(i for i in order if texts[i].casefold() in winners)
+        assert chosen(rule, pool) == expected
+
+
+def test_majority_of_the_bests_between_voting_and_best_of_n() -> None:
+    rewards = np.array([0.1, 0.2, 0.3, 0.9, 0.8])
+    pool = CandidatePool(rewards, rewards, rewards, texts=("x", "x", "x", "y", "z"))
+    assert chosen(MajorityOfTheBests(subset_size=1), pool) == 2
+    assert chosen(MajorityOfTheBests(subset_size=5), pool) == 3
+    assert chosen(MajorityOfTheBests(subset_size=99), pool) == 3
+    # m = 3 by default: y is the best of 6 subsets in 10, z of 3, x of 1
+    facts = MajorityOfTheBests().facts(pool, MajorityOfTheBests().distribution(pool))
+    assert facts == {"answer": "y", "share": 0.6, "answers": 3}
+
+
+def test_candidates_without_an_answer_have_no_vote() -> None:
+    rewards = np.array([0.1, 0.2, 0.9, 0.8])
+    pool = CandidatePool(rewards, rewards, rewards, texts=("#### 7", "####7.", "eight", "eight"))
+    rule = MajorityOfTheBests(answer_pattern=r"####\s*(.+)", subset_size=2)
+    assert chosen(rule, pool) == 1
+    nobody = replace(pool, texts=("a", "b", "c", " . "))
+    assert chosen(rule, nobody) == 2
+    assert rule.facts(nobody, rule.distribution(nobody)) == {
+        "answer": None,
+        "share": None,
+        "answers": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern", "key"),
+    [
+        (" The  ANSWER is\n４２. ", None, "the answer is 42"),
+        ("first 3, then 4", r"\d", "4"),
+        ("x = 3; x = 4;", r"x = (\d)", "4"),
+        ("x = y", r"x = (\d)?", None),  # the group takes no part in the match
+        ("none", r"\d", None),
+        ("...", None, None),
+    ],
+)
+def test_answer_keys(text: str, pattern: str | None, key: str | None) -> None:
+    assert answer_key(text, pattern) == key
+
+
+def test_no_pattern_takes_exponential_time() -> None:
+    """With ``re`` this would take 2^10,000 steps; a pattern that RE2 cannot bound is refused."""
+    assert answer_key("a" * 10_000 + "!", "(a+)+$") is None
+    for pattern in ("(?=a)b", r"(a)\1", "(", "(a{1,1000}){1,1000}", "a" * 501):
+        with pytest.raises(ValidationError, match="answer_pattern"):
+            MajorityOfTheBests(answer_pattern=pattern)
 
 
 @settings(max_examples=25)
