@@ -23,6 +23,8 @@ from vbon.engine.vllm.engine_args import OWNED_BY_SERVICE, parse_values, refuse_
 REFERENCE = "ref"
 # The mode that answers with best-of-N or with a checkpoint that takes its place.
 AUTO = "auto"
+# The mode with the setting that was found by `vbon tune`.
+TUNED = "tuned"
 REMOTE_API_KEY = "VBON_REMOTE_API_KEY"
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:]+\](:\d{1,5})?")
 _HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*|[0-9a-f:]*:[0-9a-f:.]*")
@@ -376,6 +378,38 @@ class DistilSettings(BaseModel):
         return shares
 
 
+class TunedSettings(BaseModel):
+    """The setting that mode ``tuned`` uses; ``vbon tune`` writes it (docs/tuning.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: str = Field(
+        "bon", description="mode that answers: a strategy, or a policy for one sample of it"
+    )
+    policy: Annotated[str | None, NoneWord] = Field(
+        None, description="policy that the strategy draws from; default: ref"
+    )
+    n: int | None = Field(
+        None, ge=1, description="N of requests that name none; default: default_n"
+    )
+    temperature: float | None = Field(
+        None, ge=0, le=MOST_TEMPERATURE, description="temperature of requests that name none"
+    )
+    top_p: float | None = Field(None, gt=0, le=1, description="top_p of requests that name none")
+    top_k: int | None = Field(None, ge=-1, description="top_k of requests that name none")
+    max_tokens: int | None = Field(None, ge=1, description="max_tokens of requests that name none")
+    settings: Annotated[dict[str, Any], BeforeValidator(parse_values)] = Field(
+        default={},
+        description='settings of the strategy, as JSON: {"reward_temperature": 0.5}',
+    )
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The sampling fields that are set, by name."""
+        values = self.model_dump(include={"temperature", "top_p", "top_k", "max_tokens"})
+        return {name: value for name, value in values.items() if value is not None}
+
+
 class OtelSettings(BaseModel):
     """OpenTelemetry traces; OTEL_* variables set what has no setting here."""
 
@@ -538,6 +572,9 @@ class ServiceSettings(Settings):
         "contain prompts and answers; by default only their types are logged",
     )
 
+    tuned: TunedSettings | None = Field(
+        None, description="setting of mode tuned, as `vbon tune` writes it; default: no such mode"
+    )
     otel: OtelSettings = Field(OtelSettings(), description="traces")
     distil: DistilSettings = Field(
         DistilSettings(),
@@ -614,6 +651,25 @@ class ServiceSettings(Settings):
                 f"distil.shadow_load {distil.shadow_load:g} of limits.running_sequences {running}, so no "
                 "live checkpoint would be watched; raise one of these two, or lower distil.n"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tuned_can_be_served(self) -> ServiceSettings:
+        tuned = self.tuned
+        if tuned is None:
+            return self
+        if TUNED in self.policies:
+            raise ValueError(
+                f"the policy name {TUNED!r} is needed for the mode of tuned.*; rename the policy"
+            )
+        if tuned.mode in (TUNED, AUTO):
+            raise ValueError(f"tuned.mode is {tuned.mode!r}; name a strategy or a policy")
+        for name, limit in (("n", self.limits.max_n), ("max_tokens", self.limits.max_tokens)):
+            value = getattr(tuned, name)
+            if value is not None and value > limit:
+                raise ValueError(
+                    f"tuned.{name} {value} is over limits.max_{name.removeprefix('max_')} {limit}"
+                )
         return self
 
     @property

@@ -125,10 +125,13 @@ def make_plan(
             field="n",
         )
     chat = request.messages is not None
-    asked = request.num_samples
+    request = _with_sampling_of(mode, request)
+    asked = request.num_samples if request.num_samples is not None else mode.num_samples
     if asked is None and mode.name == AUTO:
         asked = runtime.settings.auto_n
     sampling, num_samples = resolve_sampling(request, asked, runtime, chat=chat)
+    if request.max_tokens is None and "max_tokens" in mode.sampling:
+        sampling = replace(sampling, max_tokens=mode.sampling["max_tokens"])
     # The engine computes log-probabilities only if the request returns them.
     sampling = replace(sampling, logprobs=request.logprobs or request.return_candidates)
     check_limit("prompts", len(request.prompts or ()), runtime.settings.limits.max_prompts)
@@ -139,6 +142,17 @@ def make_plan(
     )
     _check(plan)
     return plan
+
+
+def _with_sampling_of(mode: Mode, request: GenerateRequest) -> GenerateRequest:
+    """The request with the mode's own sampling, where it does not send any.
+
+    Its ``max_tokens`` stays out, so that it is lowered to the room that a long prompt leaves.
+    """
+    sent = {name for name in request.model_fields_set if getattr(request, name) is not None}
+    own = {name: value for name, value in mode.sampling.items() if name != "max_tokens"}
+    missing = {name: value for name, value in own.items() if name not in sent}
+    return request.model_copy(update=missing) if missing else request
 
 
 def _check(plan: Plan) -> None:

@@ -60,6 +60,8 @@ def _default_n(runtime: Runtime, mode: Mode) -> int:
     if not mode.strategy.reranks:
         return 1
     settings = runtime.settings
+    if mode.num_samples is not None:
+        return mode.num_samples
     return settings.auto_n if mode.name == AUTO else settings.default_n
 
 

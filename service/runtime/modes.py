@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from service.settings import AUTO, REFERENCE
+from service.settings import AUTO, REFERENCE, TUNED, TunedSettings
 from service.strategies import STRATEGIES, Auto, Single, Strategy
 from service.strategies.request_fields import configured
 from vbon.errors import InvalidInputError
@@ -17,11 +17,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A strategy over a policy, under the name that requests use."""
+    """A strategy over a policy, under the name that requests use.
+
+    Attributes:
+        num_samples: N of requests that name none; ``None`` means the server's default.
+        sampling: sampling fields of requests that do not send them, by name.
+    """
 
     name: str
     strategy: Strategy
     policy: str
+    num_samples: int | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     def drawn(self, num_samples: int) -> int:
         """The N an answer reports: ``num_samples``, or 1 for a single-sample mode."""
@@ -29,14 +36,23 @@ class Mode:
 
 
 def configured_modes(
-    policies: Iterable[str], *, has_reward: bool, has_auto: bool = False
+    policies: Iterable[str],
+    *,
+    has_reward: bool,
+    has_auto: bool = False,
+    tuned: TunedSettings | None = None,
+    expected: Iterable[str] = (),
 ) -> dict[str, Mode]:
     """Every mode of a server: one per policy, and one per strategy if a reward model is configured.
 
     Args:
         has_auto: whether checkpoints are rolled out, so that there is a mode ``auto``.
+        tuned: the setting of mode ``tuned``; ``None`` means that there is none. The mode is left out
+            while its policy is not served.
+        expected: names of policies that may be served later.
 
     Raises:
+        InvalidInputError: ``tuned`` names an unknown mode or setting.
         InvalidInputError: a policy has the name of a built-in strategy. If it has the name of a
             plug-in's strategy, the policy wins, with a warning.
     """
@@ -58,7 +74,23 @@ def configured_modes(
             modes[name] = Mode(name, strategy(), REFERENCE)
     if has_auto:
         modes[AUTO] = Mode(AUTO, Auto(), REFERENCE)
+    missing = _missing(tuned, modes) if tuned is not None else set()
+    unknown = sorted(missing - set(expected))
+    if unknown:
+        raise InvalidInputError(
+            f"tuned names {unknown[0]!r}, which is neither a mode nor a policy of this server; it has "
+            f"{', '.join(modes)}",
+            field="tuned",
+        )
+    if tuned is not None and not missing:
+        own = find_mode(modes, policies, tuned.mode, tuned.settings, tuned.policy)
+        modes[TUNED] = replace(own, name=TUNED, num_samples=tuned.n, sampling=tuned.sampling)
     return modes
+
+
+def _missing(tuned: TunedSettings, modes: Mapping[str, Mode]) -> set[str]:
+    """The mode and the policy that a tuned setting needs and that are not served now."""
+    return {tuned.mode, tuned.policy or REFERENCE} - set(modes)
 
 
 def find_mode(
@@ -81,7 +113,7 @@ def find_mode(
     if name in modes:
         mode = modes[name]
         strategy = configured(name, mode.strategy, settings or {})
-        return Mode(name, strategy, _policy_of(mode, policy, policies))
+        return replace(mode, strategy=strategy, policy=_policy_of(mode, policy, policies))
     if name in STRATEGIES:
         STRATEGIES[name]  # raises the reason if it is an unusable plug-in
         raise InvalidInputError(

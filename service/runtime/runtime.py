@@ -272,6 +272,8 @@ class Runtime:
             self.policies,
             has_reward=self.reward is not None,
             has_auto=self.settings.distil.policy is not None,
+            tuned=self.settings.tuned,
+            expected=(*self.settings.expected, *self.settings.distil.policies),
         )
 
     def _supervise(self, policy: str, engine: Engine) -> None:

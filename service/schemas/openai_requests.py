@@ -83,10 +83,10 @@ class OpenAiFields(SamplingFields):
 
     def _native(self, *, logprobs: bool, **source: Any) -> GenerateRequest:
         """This request in the form of the native API."""
-        sampling = {
+        sampling = {  # those that were sent, so that a mode may have other defaults
             name: getattr(self, name)
             for name in SamplingFields.model_fields
-            if name != "max_tokens"
+            if name != "max_tokens" and name in self.model_fields_set
         }
         return GenerateRequest(
             **(sampling | source),

@@ -165,16 +165,15 @@ class AdaptiveBon(Strategy):
         drawn: list[ScoredCandidate] = []
         decode_ms = rerank_ms = gain = 0.0
         rounds = 0
-        while len(drawn) < most:
-            size = min(self.round_size if drawn else self.min_n, most - len(drawn))
+        while size := self.next_round(len(drawn), most):
             collected = await collect(task, resources.engine, scorer, size, first_index=len(drawn))
             drawn.extend(collected.candidates)
             decode_ms += collected.decode_ms
             rerank_ms += collected.rerank_ms
             rounds += 1
             rewards = np.array([c.reward for c in drawn if c.reward is not None], dtype=np.float64)
-            gain = expected_gain(rewards, self.prior)
-            if self._is_enough(rewards) or gain < self._cost(rewards):
+            gain, enough = self.judge(rewards)
+            if enough:
                 break
         return Outcome(
             highest(eligible(drawn, task.sampling)),
@@ -190,6 +189,34 @@ class AdaptiveBon(Strategy):
                 "stopped_early": len(drawn) < most,
             },
         )
+
+    def next_round(self, drawn: int, most: int) -> int:
+        """The number of candidates to draw next if drawing goes on; 0 if there are ``most`` already."""
+        return min(self.round_size if drawn else self.min_n, most - drawn)
+
+    def judge(self, rewards: Float) -> tuple[float, bool]:
+        """The expected gain of another candidate after these rewards, and whether drawing stops."""
+        gain = expected_gain(rewards, self.prior)
+        return gain, self._is_enough(rewards) or gain < self._cost(rewards)
+
+    def replay(self, rewards: Float, num_samples: int) -> list[int]:
+        """The sizes of the rounds that would have drawn candidates of these rewards, in this order.
+
+        Args:
+            rewards: of at least :meth:`most_candidates` candidates; NaN where one could not be scored.
+        """
+        most = self.most_candidates(num_samples)
+        if most > len(rewards):
+            raise ValueError(f"up to {most} candidates may be drawn, and {len(rewards)} are given")
+        sizes: list[int] = []
+        drawn = 0
+        while size := self.next_round(drawn, most):
+            sizes.append(size)
+            drawn += size
+            seen = rewards[:drawn]
+            if self.judge(seen[~np.isnan(seen)])[1]:
+                break
+        return sizes
 
     def _is_enough(self, rewards: Float) -> bool:
         return self.stop_at_reward is not None and bool((rewards >= self.stop_at_reward).any())

@@ -105,7 +105,7 @@ def settings_in(request: BaseModel) -> dict[str, Any]:
 
 
 def configured(mode: str, strategy: Strategy, settings: Mapping[str, Any]) -> Strategy:
-    """The strategy with the settings a request sent.
+    """The strategy with the settings a request sent, and its own settings for the others.
 
     Raises:
         InvalidInputError: the strategy does not have a setting, or a value is out of range.
@@ -119,7 +119,8 @@ def configured(mode: str, strategy: Strategy, settings: Mapping[str, Any]) -> St
                 f"mode {mode!r} does not take {name}; modes that do: {users}", field=name
             )
     try:
-        return type(strategy).model_validate(dict(settings))
+        own = strategy.model_dump(exclude_unset=True)
+        return type(strategy).model_validate({**own, **settings})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "body"

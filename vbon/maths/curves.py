@@ -45,6 +45,20 @@ def selection_weights(rewards: Float, num_samples: int) -> Float:
     return weights
 
 
+def selection_matrix(total: int) -> Float:
+    """The weights of :func:`selection_weights` of every n, shape ``(M, M)``, for rewards in ascending order.
+
+    Row n - 1 has those of best-of-n. One matrix serves all prompts, and all n at once.
+    """
+    weights = np.zeros((total, total))
+    for num_samples in range(1, total + 1):
+        log_total = log_comb(total, num_samples)
+        for position in range(num_samples - 1, total):
+            log_chosen = log_comb(position, num_samples - 1)
+            weights[num_samples - 1, position] = math.exp(log_chosen - log_total)
+    return weights
+
+
 def tilted_weights(rewards: Float, num_samples: int) -> Float:
     """Probability that sample i is the best of n whose other n - 1 are drawn anew, shape ``(M,)``; sums to 1.
 
