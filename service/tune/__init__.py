@@ -1,1 +1,1 @@
-"""``vbon tune``: the cheapest way to a reward, among all modes, policies, N and settings of a running server."""
+"""``vbon tune``: the cheapest way to a reward, among the modes, policies, N and settings of a server."""

@@ -1,4 +1,4 @@
-"""Drawings: candidates of one policy with one sampling, drawn once and kept, from which settings are replayed."""
+"""Drawings: candidates of one policy with one sampling, drawn once, from which settings are replayed."""
 
 from __future__ import annotations
 

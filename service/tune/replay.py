@@ -1,8 +1,8 @@
 """Replays settings from candidates that were drawn once, at the largest N, without the engine.
 
-Best-of-n of every n <= N has a closed form (:mod:`vbon.maths.curves`). Other rules, and rules that stop drawing,
-are applied by the service's own functions to subsets of the candidates. The subsets are chosen without a look at
-the rewards, so the mean over them is unbiased.
+Best-of-n of every n <= N has a closed form (:mod:`vbon.maths.curves`). Other rules, and rules that stop
+drawing, are applied by the service's own functions to subsets of the candidates. The subsets are chosen
+without a look at the rewards, so the mean over them is unbiased.
 """
 
 from __future__ import annotations
@@ -231,10 +231,8 @@ def _subsets(
             return
 
 
-def _values(
-    one: PromptCandidates, place: int, opponents: Opponents | None
-) -> dict[Metric, Float]:
-    """What returning each candidate gains, by metric; NaN where it is not known."""
+def _values(one: PromptCandidates, place: int, opponents: Opponents | None) -> dict[Metric, Float]:
+    """The gain of returning each candidate, by metric; NaN where it is not known."""
     found: dict[Metric, Float] = {"reward": one.rewards, "gold": one.gold}
     if opponents is not None:
         rivals = opponents.rewards[place]

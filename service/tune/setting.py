@@ -1,4 +1,4 @@
-"""Settings that requests may use, and what was measured of each on the prompts."""
+"""Settings that requests may use, and the figures that were measured of each."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ class Setting:
     @property
     def label(self) -> str:
         """The setting in a few words."""
-        words = self.drawing.policy if self.single else f"{self.mode}, N={self.n}, of {self.drawing.policy}"
+        words = (
+            self.drawing.policy
+            if self.single
+            else f"{self.mode}, N={self.n}, of {self.drawing.policy}"
+        )
         drawing = self.drawing
         parts = [words]
         parts += [f"temperature {drawing.temperature:.3g}"] if drawing.temperature != 1 else []
@@ -79,7 +83,7 @@ def setting_of(
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a setting gains and costs on each prompt of a part, shape ``(prompts,)``.
+    """The gains and costs of a setting on each prompt of a part, shape ``(prompts,)``.
 
     Attributes:
         gains: by metric; NaN where a prompt has none.

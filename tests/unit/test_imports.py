@@ -126,6 +126,8 @@ ROOMS = {
     "service.bench.rows": "service.bench service.bench.peers service.distil service.runtime "
     "service.settings vbon.engine vbon.engine.vllm",
     "service.bench.run": "service.bench service.bench.rows service.runtime",
+    "service.tune": "service.client service.loadtest service.loadtest.analysis service.loadtest.load "
+    "service.strategies vbon.embedders vbon.engine vbon.measured vbon.study vbon.tuning",
     # training
     "training": "",
     "training.objectives": "",

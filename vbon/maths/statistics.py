@@ -56,16 +56,16 @@ def bootstrap_mean(values: ArrayLike, *, seed: int = 0) -> MeanInterval:
 
 
 def bootstrap_means(rows: NDArray[np.float64], *, seed: int = 0) -> list[MeanInterval]:
-    """The intervals of :func:`bootstrap_mean` for many rows over the same prompts, shape ``(rows, prompts)``.
+    """The intervals of :func:`bootstrap_mean` for rows over the same prompts, shape ``(rows, prompts)``.
 
-    One product with the resamples' weights takes a fraction of the time that row by row takes. NaN is a prompt
-    that a row lacks; such a row is resampled on its own.
+    One product with the resamples' weights takes a fraction of the time that row by row takes. NaN is a
+    prompt that a row lacks; such a row is resampled on its own.
 
     Raises:
         ValueError: a row has no value.
     """
     count = rows.shape[1]
-    lacking = np.isnan(rows).any(axis=1)
+    lacking: NDArray[np.bool_] = np.asarray(np.isnan(rows).any(axis=1))
     whole = rows[~lacking]
     found: list[MeanInterval] = []
     if len(whole):

@@ -4,8 +4,8 @@
 
     reward | gold | win-rate   >=   NUMBER | best-of-K
 
-``best-of-K`` is what best-of-K of the reference policy reaches, at the server's default sampling and on the same
-prompts.
+``best-of-K`` is what best-of-K of the reference policy reaches, at the server's default sampling and on the
+same prompts.
 """
 
 from __future__ import annotations
