@@ -53,6 +53,7 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
             "mbr-bon": "mbr_bon:MbrBon",
             "srbon-kl": "srbon_kl:SrbonKl",
             "srbon-wd": "srbon_wd:SrbonWd",
+            "best-of-poisson": "best_of_poisson:BestOfPoisson",
             "majority-of-the-bests": "majority_of_the_bests:MajorityOfTheBests",
             "treebon": "treebon:TreeBon",
             "speculative-rejection": "speculative_rejection:SpeculativeRejection",

@@ -42,6 +42,7 @@ class MajorityOfTheBests(Reranker):
 
     description: ClassVar[str] = "N samples, the most frequent answer among the bests of m of them"
     source: ClassVar[str] = "arXiv 2511.18630"
+    needs: ClassVar[frozenset[str]] = frozenset({"texts"})
 
     subset_size: int | None = Field(
         None,

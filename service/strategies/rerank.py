@@ -57,6 +57,8 @@ class Reranker(Strategy):
     """
 
     compares_texts: ClassVar[bool] = False
+    # The optional fields of the pool that the rule reads, beside `similarity`; a replay must fill them.
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def distribution(self, pool: CandidatePool) -> Float:

@@ -27,6 +27,7 @@ from service.strategies.adaptive_bon import (
     predict_next,
 )
 from service.strategies.answer_key import answer_key
+from service.strategies.best_of_poisson import BestOfPoisson, poisson_numbers
 from service.strategies.bon import Bon
 from service.strategies.bon_uniform_top import BonUniformTop
 from service.strategies.majority_of_the_bests import MajorityOfTheBests
@@ -331,6 +332,61 @@ def test_majority_of_the_bests_between_voting_and_best_of_n() -> None:
     assert facts == {"answer": "y", "share": 0.6, "answers": 3}
 
 
+@pytest.mark.parametrize(
+    ("mean", "least", "most"), [(4, 1, 6), (1, 1, 3), (2.5, 3, 4), (900, 1, 5)]
+)
+def test_poisson_numbers_by_their_series(mean: float, least: int, most: int) -> None:
+    mu = mean - 1
+    expected = np.zeros(most)
+    for k in range(2000):
+        log_probability = (
+            (k * math.log(mu) if k else 0.0) - mu - math.lgamma(k + 1) if mu else -math.inf
+        )
+        probability = float(k == 0) if mu == 0 else math.exp(log_probability)
+        expected[min(max(k + 1, least), most) - 1] += probability
+    assert poisson_numbers(mean, least, most) == pytest.approx(expected, abs=1e-9)
+
+
+def test_best_of_poisson_has_the_density_of_its_docstring() -> None:
+    """The answers' distribution over 400 texts of equal probability, from exact best-of-n of each n."""
+    mu, texts = 3.0, 400
+    up_to = np.arange(1, texts + 1) / texts
+    found = sum(
+        p * (up_to**n - (up_to - 1 / texts) ** n)
+        for n, p in enumerate(BestOfPoisson(mean_n=1 + mu).draw_probabilities(60), start=1)
+    )
+    u = up_to - 0.5 / texts
+    density = (1 + mu * u) * np.exp(mu * (u - 1))
+    assert found * texts == pytest.approx(density, abs=1e-4)
+    win_rate = 1 - (mu - 1 + math.exp(-mu)) / mu**2
+    assert float(found @ u) == pytest.approx(win_rate, abs=1e-5)
+    # The KL of the optimum with this win rate, and of best-of-n with it
+    kl = float(np.mean(density * np.log(density)))
+    tilts = np.linspace(1, 8, 70_001)
+    rates = 1 / (1 - np.exp(-tilts)) - 1 / tilts  # E[U] of the density ~ exp(t U)
+    tilt = float(np.interp(win_rate, rates, tilts))
+    least = tilt * win_rate - math.log((math.exp(tilt) - 1) / tilt)
+    n = win_rate / (1 - win_rate)
+    assert kl == pytest.approx(0.4946, abs=2e-4)
+    assert 0 < kl - least < 1e-3
+    assert math.log(n) - (n - 1) / n - least > 0.02
+
+
+def test_the_number_of_candidates_follows_the_seed_and_the_distribution() -> None:
+    """4,000 seeds: each count is within 5 standard deviations; false alarm below 1e-5 in all."""
+    rule = BestOfPoisson(mean_n=3)
+    numbers = [rule.number(6, seed, [1, 2]) for seed in range(4000)]
+    assert numbers == [rule.number(6, seed, [1, 2]) for seed in range(4000)]
+    for found, p in zip(
+        np.bincount(numbers, minlength=7)[1:], rule.draw_probabilities(6), strict=True
+    ):
+        assert abs(found - 4000 * p) <= 5 * math.sqrt(4000 * p * (1 - p))
+    assert len({rule.number(6, 7, [prompt]) for prompt in range(50)}) > 1
+    assert BestOfPoisson().mean(16) == 8.5
+    assert {BestOfPoisson(mean_n=1).number(8, s, []) for s in range(20)} == {1}
+    assert {BestOfPoisson(mean_n=1).with_answers(3).number(8, s, []) for s in range(20)} == {3}
+
+
 def test_candidates_without_an_answer_have_no_vote() -> None:
     rewards = np.array([0.1, 0.2, 0.9, 0.8])
     pool = CandidatePool(rewards, rewards, rewards, texts=("#### 7", "####7.", "eight", "eight"))
@@ -545,6 +601,7 @@ def test_cosine_of_empty_texts_is_zero() -> None:
 
 # For each mode that is more than a rule over a pool: a test of its own against values known otherwise.
 OWN_TESTS: dict[str, Callable[..., None]] = {
+    "best-of-poisson": test_poisson_numbers_by_their_series,
     "treebon": test_implicit_reward_by_hand,
     "speculative-rejection": test_what_is_rejected,
     "adaptive-bon": test_expected_gain_is_the_integral,

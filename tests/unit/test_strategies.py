@@ -13,6 +13,7 @@ import pytest
 
 from service.strategies import STRATEGIES, Resources, Strategy, Task
 from service.strategies.adaptive_bon import AdaptiveBon, expected_gain
+from service.strategies.best_of_poisson import BestOfPoisson
 from service.strategies.bon import Bon
 from service.strategies.regularised import RegularisedReranker
 from service.strategies.request_fields import SETTINGS
@@ -319,6 +320,24 @@ async def test_adaptive_believes_its_prior() -> None:
     high = {"prior_mean": 100.0, **sure}
     outcome, _ = await ask(AdaptiveBon(min_n=1, round_size=1, cost_unit="reward", **high), n=16)
     assert len(outcome.candidates) == 16
+
+
+async def test_best_of_poisson_is_best_of_the_first_of_bons_candidates() -> None:
+    sizes = set()
+    for seed in range(8):
+        found, _ = await ask(BestOfPoisson(mean_n=4), n=12, seed=seed)
+        bon, _ = await ask(Bon(), n=12, seed=seed)
+        drawn = len(found.candidates)
+        sizes.add(drawn)
+        assert found.candidates == bon.candidates[:drawn]
+        assert found.selected.reward == max(c.reward for c in found.candidates)
+        assert found.details["candidates"] == drawn
+        assert found.generated_tokens == sum(len(c.candidate.token_ids) for c in found.candidates)
+    assert len(sizes) > 1
+    async with serving(make_runtime()) as (_, client):
+        body = {**BODY, "n": 4, "best_of": 8, "mean_n": 1, "model": "best-of-poisson"}
+        answer = (await client.post("/v1/completions", json=body)).json()
+    assert len(answer["choices"]) == 4
 
 
 class VerifierThat(InstantScorer):
