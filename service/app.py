@@ -37,6 +37,7 @@ from service.page import page_contents
 from service.routes import (
     admin,
     compare,
+    decision,
     distil,
     distil_checkpoints,
     evaluation,
@@ -78,6 +79,7 @@ _ROUTERS = (
     distil_checkpoints.router,
     loadtests.router,
     frontier.router,
+    decision.router,
     evaluation.router,
     page.router,
 )

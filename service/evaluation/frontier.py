@@ -41,7 +41,7 @@ _NO_EVALUATION = (
     "`--evaluation evaluation/evaluation.json`"
 )
 _NO_RUNS = (
-    "no load test of these models is stored, so live modes have no points; start one under Measure"
+    "no load test of these models is stored, so live modes have no points; start one under Runs"
 )
 
 
@@ -224,12 +224,12 @@ def _live_points(
         except ValidationError:  # stored by an incompatible version
             continue
         for one in result.quality:
-            if (one.mode, one.n) not in found and _same_models(result, one, served):
+            if (one.mode, one.n) not in found and same_models(result, one, served):
                 found[one.mode, one.n] = _live_point(result, one, distances)
     return list(found.values())
 
 
-def _same_models(result: LoadTestResult, one: Quality, served: ServedModels) -> bool:
+def same_models(result: LoadTestResult, one: Quality, served: ServedModels) -> bool:
     """True if the load test used the policies and the reward model served now, for this mode."""
     name, _, over = one.mode.partition("@")
     drawn_from = {m.name: m.policy.name for m in result.server.modes if m.policy is not None}

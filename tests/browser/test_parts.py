@@ -17,7 +17,7 @@ STREAM = (
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
 async def test_events_are_the_same_however_the_stream_is_cut(visitor: Visitor, size: int) -> None:
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         events = await page.evaluate(
             """async ([text, size]) => {
                 const parser = new (await import("/page/api.js")).EventParser();
@@ -43,7 +43,7 @@ async def test_elements_take_no_markup_no_scripts_and_no_foreign_addresses(
         "el('a', {href: 'data:text/html,x'})",
     ]  # fmt: skip
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         for case in cases:
             said = await page.evaluate(
                 f"import('/page/dom.js').then(({{el}}) => {{ try {{ {case}; return 'made'; }}"
@@ -65,7 +65,7 @@ async def test_durations_are_read_at_a_glance(
     visitor: Visitor, milliseconds: str, words: str
 ) -> None:
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         script = f"import('/page/dom.js').then(({{duration}}) => duration({milliseconds}))"
         assert await page.evaluate(script) == words
 
@@ -74,7 +74,7 @@ async def test_plots_are_drawn_under_the_page_s_policy_in_both_themes_and_told_i
     visitor: Visitor,
 ) -> None:
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(f"{url}/#frontier")
+        page = await visitor.open(f"{url}/#explore")
         await page.evaluate(
             """async () => {
                 const {plot, plain} = await import("/page/charts.js");

@@ -54,9 +54,9 @@ async def proxied() -> AsyncGenerator[str, None]:
 
 async def test_the_page_and_its_requests_stay_below_the_path(visitor: Visitor) -> None:
     async with proxied() as url:
-        page = await visitor.open(f"{url}/")
+        page = await visitor.open(f"{url}/#play")
         await expect(page.locator("#readiness")).to_have_text("ready")
-        for view in ("Measure", "Frontier", "Ask"):
+        for view in ("Runs", "Explore", "Play"):
             await page.get_by_role("link", name=view).click()
             await expect(page).to_have_title(f"{view} · vbon")
         # Each in the page's own words: a chart's library, a stream, and a POST that other sites may not send.

@@ -29,25 +29,25 @@ class SlowToLoad(FakeEngine):
 
 async def test_views_are_links_that_a_keyboard_and_an_address_reach(visitor: Visitor) -> None:
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(f"{url}/#measure")
+        page = await visitor.open(f"{url}/#runs")
         await expect(page.locator("#readiness")).to_have_text("ready")
-        await expect(page.get_by_role("link", name="Measure")).to_have_attribute(
+        await expect(page.get_by_role("link", name="Runs")).to_have_attribute(
             "aria-current", "page"
         )
-        await page.get_by_role("link", name="Frontier").focus()
+        await page.get_by_role("link", name="Explore").focus()
         await page.keyboard.press("Enter")
-        await expect(page).to_have_title("Frontier · vbon")
+        await expect(page).to_have_title("Explore · vbon")
         await page.go_back()
-        await expect(page).to_have_title("Measure · vbon")
+        await expect(page).to_have_title("Runs · vbon")
         await page.goto(f"{url}/#nowhere")
-        await expect(page).to_have_title("Ask · vbon")
+        await expect(page).to_have_title("Decide · vbon")
 
 
 async def test_the_theme_is_the_system_s_until_another_is_chosen_and_then_stays(
     visitor: Visitor,
 ) -> None:
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(url, dark=True)
+        page = await visitor.open(f"{url}/#play", dark=True)
         background = "getComputedStyle(document.body).backgroundColor"
         dark = await page.evaluate(background)
         switch = page.get_by_role("button", name="Dark theme")
@@ -64,7 +64,7 @@ async def test_while_models_load_it_says_so_and_goes_on_by_itself(visitor: Visit
     visitor.allow("status of 503")
     engine = SlowToLoad()
     async with hosted(make_runtime(engines={"ref": engine}, store="none"), ready=False) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         await expect(page.locator("#banner")).to_contain_text("models are loading")
         await expect(page.get_by_role("button", name="Ask", exact=True)).to_be_disabled()
         await assert_accessible(page)
@@ -77,7 +77,7 @@ async def test_a_server_that_is_gone_is_missed_and_found_again(visitor: Visitor)
     visitor.allow("ERR_CONNECTION_REFUSED|ERR_EMPTY_RESPONSE|ERR_CONNECTION_RESET")
     port = free_port()
     async with hosted(make_runtime(store="none"), leaves_pages=True, port=port) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         await expect(page.locator("#readiness")).to_have_text("ready")
     await expect(page.locator("#banner")).to_contain_text("does not answer")
     async with hosted(make_runtime(store="none"), port=port):
@@ -93,7 +93,7 @@ async def test_a_key_is_asked_for_only_where_one_is_needed_and_kept_for_the_tab_
     write_keys(tmp_path / "keys.jsonl", [key])
     auth = {"keys_file": str(tmp_path / "keys.jsonl")}
     async with hosted(make_runtime(store="none", auth=auth)) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         dialog = page.get_by_role("dialog", name="API key")
         await expect(dialog).to_contain_text("this server requires an API key")
         await assert_accessible(page)
@@ -112,7 +112,7 @@ async def test_a_key_is_asked_for_only_where_one_is_needed_and_kept_for_the_tab_
         await page.reload()
         await expect(page.locator("#readiness")).to_have_text("ready")
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         await expect(page.locator("#readiness")).to_have_text("ready")
         await expect(page.get_by_role("button", name="API key")).to_be_hidden()
 
@@ -120,7 +120,7 @@ async def test_a_key_is_asked_for_only_where_one_is_needed_and_kept_for_the_tab_
 @pytest.mark.parametrize("dark", [False, True])
 async def test_every_view_is_accessible_and_fits_a_telephone(visitor: Visitor, dark: bool) -> None:
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(url, width=360, height=740, dark=dark)
+        page = await visitor.open(f"{url}/#play", width=360, height=740, dark=dark)
         await expect(page.locator("#readiness")).to_have_text("ready")
         for view in ("ask", "measure", "frontier", "distil"):
             await page.goto(f"{url}/#{view}")
@@ -131,7 +131,7 @@ async def test_every_view_is_accessible_and_fits_a_telephone(visitor: Visitor, d
 async def test_a_visitor_notices_what_the_page_may_not_do(visitor: Visitor) -> None:
     """What all other tests rely on: each kind of trouble is a complaint."""
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(url)
+        page = await visitor.open(f"{url}/#play")
         await expect(page.locator("#readiness")).to_have_text("ready")
         for script in (
             "document.body.setAttribute('style', 'color: red')",

@@ -94,8 +94,8 @@ ROOMS = {
     "service.strategies vbon.distil vbon.engine vbon.rewards",
     "service.generation": "service.http service.runtime service.schemas service.settings "
     "service.strategies vbon.engine",
-    "service.evaluation": "service.generation service.loadtest service.runtime service.schemas "
-    "service.settings service.store vbon.engine",
+    "service.evaluation": "service.generation service.loadtest service.loadtest.analysis "
+    "service.runtime service.schemas service.settings service.store vbon.engine",
     "service.hosted_loadtests": "service.context service.generation service.loadtest "
     "service.loadtest.analysis service.runtime service.schemas service.settings service.store",
     "service.routes": "service.context service.distil service.evaluation service.generation "

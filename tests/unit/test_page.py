@@ -23,7 +23,7 @@ def test_the_page_is_made_of_files_that_an_installed_package_has() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"service.page" = ["static/**/*"]' in text
     names = set(page_files())
-    assert {"index.html", "app.css", "app.js", "views/ask.js", PLOTLY} <= names
+    assert {"index.html", "app.css", "app.js", "views/play.js", PLOTLY} <= names
 
 
 async def test_every_file_is_served_with_its_type_and_packed_where_that_helps() -> None:
@@ -163,7 +163,8 @@ def test_what_a_file_loads_is_there(path: Path) -> None:
     assert (
         names
         or path.suffix in {".css", ".svg"}
-        or path.name in {"api.js", "dom.js", "docs.js", "theme.js"}
+        or path.name
+        in {"api.js", "comparison.js", "dom.js", "docs.js", "styles.js", "theme.js", "verdict.js"}
     )
     for name in names:
         found = os.path.normpath(folder / name)

@@ -1,22 +1,29 @@
 // The shell: which view is shown, the theme, the API key, and whether the server is there.
 
 import { apiEvents, apiKey, setApiKey } from "./api.js";
+import { comparison, viewOf } from "./comparison.js";
+import { decision } from "./decision.js";
 import { el, replace } from "./dom.js";
 import { server } from "./server.js";
-import * as ask from "./views/ask.js";
+import { Strip } from "./strip.js";
+import * as decide from "./views/decide.js";
 import * as distil from "./views/distil.js";
-import * as frontier from "./views/frontier.js";
-import * as measure from "./views/measure.js";
+import * as explore from "./views/explore.js";
+import * as play from "./views/play.js";
+import * as runs from "./views/runs.js";
 
 /**
  * By the part behind `#`. A view is a module with `title`, `mount(root, context)` and, if it has something
  * to stop, `unmount()`: mounted in an empty element each time it is shown. What it wants to keep, it keeps.
  */
-const VIEWS = { ask, measure, frontier, distil };
-const FIRST = "ask";
+const VIEWS = { decide, explore, play, runs, distil };
+const FIRST = "decide";
+// Addresses of earlier versions.
+const FORMER = { ask: "play", measure: "runs", frontier: "explore" };
 
 const $ = (id) => document.getElementById(id);
 const context = { server, announce };
+const strip = new Strip($("strip"));
 let shown = null;
 
 /** Says something to who listens to the page instead of looking at it. */
@@ -25,7 +32,8 @@ function announce(text) {
 }
 
 function route() {
-  const asked = location.hash.slice(1).split("/")[0];
+  const found = viewOf(location.hash);
+  const asked = Object.hasOwn(FORMER, found) ? FORMER[found] : found;
   const name = Object.hasOwn(VIEWS, asked) ? asked : FIRST;
   if (name === shown) return;
   if (shown !== null) VIEWS[shown].unmount?.();
@@ -36,6 +44,7 @@ function route() {
     else link.removeAttribute("aria-current");
   }
   document.title = `${VIEWS[name].title} · vbon`;
+  strip.hide(name === FIRST);
   const root = el("div", { class: "view", data: { view: name } });
   replace($("main"), root);
   VIEWS[name].mount(root, context);
@@ -43,6 +52,11 @@ function route() {
     window.scrollTo(0, 0);
     announce(VIEWS[name].title);
   }
+}
+
+/** Links keep the comparison. */
+function showComparison() {
+  for (const link of document.querySelectorAll("nav [data-view]")) link.setAttribute("href", comparison.link(link.dataset.view));
 }
 
 // ---- theme
@@ -129,8 +143,11 @@ function start() {
   $("key-forget").addEventListener("click", () => useKey(null));
   apiEvents.addEventListener("failed", ({ detail: error }) => error.status === 401 && askForKey(error.message));
   server.addEventListener("change", showServer);
+  comparison.addEventListener("change", showComparison);
   showTheme();
+  showComparison();
   route();
+  decision.start();
   server.start();
 }
 

@@ -90,6 +90,14 @@ export function number(value, digits = 0) {
   return /^-0(\.0+)?$/.test(text) ? text.slice(1) : text;
 }
 
+/** A number with so many digits that count: 1,640 with two is 1,600. */
+export function significant(value, digits = 3) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  const key = `significant ${digits}`;
+  if (!formats.has(key)) formats.set(key, new Intl.NumberFormat("en-US", { maximumSignificantDigits: digits }));
+  return formats.get(key).format(value);
+}
+
 /** Milliseconds as a person reads them: 0.42 ms, 87 ms, 2.35 s, 3 min 20 s. */
 export function duration(ms) {
   if (ms === null || ms === undefined || !Number.isFinite(ms)) return "–";

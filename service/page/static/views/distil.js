@@ -2,7 +2,7 @@
 
 import { ApiError, get, post } from "../api.js";
 import { el, replace } from "../dom.js";
-import { trouble } from "./ask/trouble.js";
+import { trouble } from "./play/trouble.js";
 import { Answering } from "./distil/answering.js";
 import { Checkpoints } from "./distil/checkpoints.js";
 import { Confirmation } from "./distil/confirmation.js";

@@ -1,6 +1,6 @@
 // A load test's result: the decision in words, two plots, two tables.
 
-import { el, number, percent, replace } from "../../dom.js";
+import { el, number, percent, replace, significant } from "../../dom.js";
 import { plot } from "../../charts.js";
 import { reportLink } from "./report.js";
 import { latencyPlot, rewardPlot } from "./plots.js";
@@ -152,14 +152,9 @@ function worthTable(result) {
     { name: "mode", of: (q) => q.variant, always: true },
     { name: "mean reward", of: (q) => interval(q.reward), always: true },
     { name: `win rate against ${result.settings.baseline}`, of: (q) => share(q.win_rate) },
-    { name: `${result.settings.currency} per 1,000 answers`, of: (q) => costs.has(q.variant) ? small(costs.get(q.variant).per_1000) : null },
+    { name: `${result.settings.currency} per 1,000 answers`, of: (q) => costs.has(q.variant) ? significant(costs.get(q.variant).per_1000) : null },
     { name: "scored", of: (q) => number(q.answers), always: true },
     { name: "cut off", of: (q) => cutOff(q) },
     { name: "not scored", of: (q) => (q.unscored ? number(q.unscored) : null) },
   ], result.quality);
-}
-
-/** Three digits that count. */
-export function small(value) {
-  return Number.isFinite(value) ? new Intl.NumberFormat("en-US", { maximumSignificantDigits: 3 }).format(value) : "–";
 }

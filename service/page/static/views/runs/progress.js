@@ -21,7 +21,7 @@ export class Progress {
   constructor({ onStop }) {
     this.#stop = el("button", { type: "button", class: "button slim", on: { click: onStop } }, "Stop and keep what is measured");
     this.node = el(
-      "section", { class: "card stack tight measure-progress", "aria-label": "The load test", hidden: true },
+      "section", { class: "card stack tight runs-progress", "aria-label": "The load test", hidden: true },
       el("div", { class: "row apart" }, el("div", { class: "row" }, this.#badge, this.#name), this.#stop),
       this.#bar, this.#now, this.#message,
     );

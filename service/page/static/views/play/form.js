@@ -138,7 +138,7 @@ export class Form {
     this.#parts = parts;
     const check = (words, input, hint) => el("label", { class: "check", title: hint }, input, words);
     const form = el(
-      "form", { class: "card stack ask-form", "aria-label": "What to ask" },
+      "form", { class: "card stack play-form", "aria-label": "What to ask" },
       el("div", { class: "stack tight" }, field("Prompt", parts.prompt), this.#examples()),
       el("div", { class: "stack tight" }, parts.modes, parts.others),
       el(

@@ -1,19 +1,20 @@
-// Frontier: how far each policy has moved from the reference, and what that bought.
+// Explore: how far each policy has moved from the reference, and what that bought.
 
 import { ApiError, get } from "../api.js";
 import { plot } from "../charts.js";
+import { comparison } from "../comparison.js";
 import { el, replace } from "../dom.js";
-import { trouble } from "./ask/trouble.js";
-import { cards, marked, table } from "./frontier/cards.js";
-import { frontierPlot } from "./frontier/plots.js";
+import { trouble } from "./play/trouble.js";
+import { cards, marked, table } from "./explore/cards.js";
+import { frontierPlot } from "./explore/plots.js";
 
-export const title = "Frontier";
+export const title = "Explore";
 
 let view = null;
 
 /** Made once; what it shows is asked for anew each time it is opened. */
 export function mount(root, context) {
-  view ??= new Frontier(context);
+  view ??= new Explore(context);
   root.append(...view.parts);
   view.shown();
 }
@@ -22,7 +23,7 @@ export function unmount() {
   view.left();
 }
 
-class Frontier {
+class Explore {
   #server;
   #here = false;
   #found = null;
@@ -33,7 +34,11 @@ class Frontier {
 
   constructor({ server }) {
     this.#server = server;
-    this.#gold.addEventListener("change", () => this.#draw());
+    this.#gold.checked = comparison.values.judge === "gold";
+    this.#gold.addEventListener("change", () => {
+      comparison.set({ judge: this.#gold.checked ? "gold" : "reward" });
+      this.#draw();
+    });
     this.parts = [el("h1", { class: "unseen" }, title), this.#body];
     replace(this.#body, el("div", { class: "empty" }, el("p", {}, "Waiting for the server.")));
     server.addEventListener("change", () => this.#load());
@@ -41,6 +46,7 @@ class Frontier {
 
   shown() {
     this.#here = true;
+    this.#gold.checked = comparison.values.judge === "gold";
     this.#load();
   }
 

@@ -56,7 +56,7 @@ export function table({ policies, best_of_n: curve, live }) {
     el(
       "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": name },
       el(
-        "table", { class: "table figures frontier-figures" },
+        "table", { class: "table figures explore-figures" },
         el("caption", {}, `${name}; a dash is what nobody measured.`),
         el("thead", {}, el("tr", {}, head.map((text, i) => el("th", { scope: "col", class: i > 1 ? "num" : null }, text)))),
         el("tbody", {}, body),

@@ -1,11 +1,11 @@
-// Ask: one prompt through several ways to answer it, live and side by side; below, blind preferences.
+// Play: one prompt through several ways to answer it, live and side by side; below, blind preferences.
 
 import { el, number, replace } from "../dom.js";
-import { Column } from "./ask/column.js";
-import { Form } from "./ask/form.js";
-import { Preference } from "./ask/preference.js";
+import { Column } from "./play/column.js";
+import { Form } from "./play/form.js";
+import { Preference } from "./play/preference.js";
 
-export const title = "Ask";
+export const title = "Play";
 
 // A browser opens six connections to a server; one is left for everything else.
 const AT_ONCE = 5;
@@ -14,7 +14,7 @@ let view = null;
 
 /** The view is made once, so answers go on coming while another view is looked at. */
 export function mount(root, context) {
-  view ??= new Ask(context);
+  view ??= new Play(context);
   root.append(...view.parts);
   view.shown();
 }
@@ -23,7 +23,7 @@ export function unmount() {
   view.left();
 }
 
-class Ask {
+class Play {
   #context;
   #form;
   #preference;
@@ -147,7 +147,7 @@ class Range {
     this.node.hidden = this.#low === this.#high;
     this.node.textContent =
       `Bars run from reward ${number(this.#low, 2)} to ${number(this.#high, 2)} in every column. ` +
-      "Modes asked at once share the machine, so their times are not a comparison: that is what Measure is for.";
+      "Modes asked at once share the machine, so their times are not a comparison: that is what Runs is for.";
   }
 }
 

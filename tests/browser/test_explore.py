@@ -1,4 +1,4 @@
-"""The view Frontier in a real browser: the curve, the cards, and what is missing."""
+"""The view Explore in a real browser: the curve, the cards, and what is missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_policies_stand_on_the_curve_and_hovering_shows_the_card(
     visitor: Visitor, tmp_path: Path
 ) -> None:
     async with hosted(measured_runtime(tmp_path)) as url:
-        page = await visitor.open(f"{url}/#frontier")
+        page = await visitor.open(f"{url}/#explore")
         plot = page.get_by_role("figure", name="KL and win rate against the reference")
         await expect(plot).to_have_attribute("aria-label", "KL and win rate against the reference: "
             "best-of-4: 0.64 nats, 0.800; ref: 0.00 nats, 0.500; vbon: 1.90 nats, 0.890",
@@ -58,12 +58,12 @@ async def test_policies_stand_on_the_curve_and_hovering_shows_the_card(
             "aria-label", "KL and mean reward: vbon: 1.90 nats, 3.000"
         )
         await assert_accessible(page)
-        assert await page.title() == "Frontier · vbon"
+        assert await page.title() == "Explore · vbon"
 
 
 async def test_on_a_narrow_dark_screen_all_of_it_fits(visitor: Visitor, tmp_path: Path) -> None:
     async with hosted(measured_runtime(tmp_path)) as url:
-        page = await visitor.open(f"{url}/#frontier", width=360, height=740, dark=True)
+        page = await visitor.open(f"{url}/#explore", width=360, height=740, dark=True)
         await expect(page.get_by_role("figure", name="KL and mean reward")).to_be_visible(
             timeout=LONG_MS
         )
@@ -75,7 +75,7 @@ async def test_on_a_narrow_dark_screen_all_of_it_fits(visitor: Visitor, tmp_path
 
 async def test_where_nobody_measured_it_says_which_command_does(visitor: Visitor) -> None:
     async with hosted(make_runtime(store="none")) as url:
-        page = await visitor.open(f"{url}/#frontier")
+        page = await visitor.open(f"{url}/#explore")
         await expect(page.get_by_text("Nobody has measured these models yet.")).to_be_visible()
         commands = page.locator(".empty code")
         await expect(commands.first).to_contain_text("vbon evaluate --checkpoints vbon=")

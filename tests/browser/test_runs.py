@@ -1,4 +1,4 @@
-"""The view Measure in a real browser: a load test from the form to its report."""
+"""The view Runs in a real browser: a load test from the form to its report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
     visitor: Visitor, tmp_path: Path
 ) -> None:
     async with hosted(slow_runtime(store=str(tmp_path / "s.db"))) as url:
-        page = await visitor.open(f"{url}/#measure")
+        page = await visitor.open(f"{url}/#runs")
         await expect(page.get_by_text("Nothing is measured yet.")).to_be_visible()
         await expect(page.get_by_text("None yet.")).to_be_visible()
         await expect(
@@ -88,7 +88,7 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         await expect(report.get_by_text(MARKUP).first).to_be_visible()
         assert await report.evaluate("window.origin") == "null"
         assert await report.title() != "gone"
-        assert await page.title() == "Measure · vbon"
+        assert await page.title() == "Runs · vbon"
         await page.get_by_role("button", name="Start").click()
         await expect(state(page, "running")).to_be_visible()
         await expect(past).to_have_count(2, timeout=LONG_MS)
@@ -105,13 +105,13 @@ async def test_one_started_elsewhere_is_shown_can_be_stopped_and_keeps_what_it_m
     visitor: Visitor,
 ) -> None:
     async with hosted(slow_runtime()) as url:
-        first = await visitor.open(f"{url}/#measure")
+        first = await visitor.open(f"{url}/#runs")
         await fill(first, rounds=20, seconds=0.5)
         await first.get_by_role("button", name="Start").click()
-        page = await visitor.open(f"{url}/#measure", width=360, height=740, dark=True)
+        page = await visitor.open(f"{url}/#runs", width=360, height=740, dark=True)
         await expect(page.get_by_role("heading", name="So far")).to_be_visible(timeout=LONG_MS)
-        await page.get_by_role("link", name="Ask", exact=True).click()
-        await page.get_by_role("link", name="Measure", exact=True).click()
+        await page.get_by_role("link", name="Play", exact=True).click()
+        await page.get_by_role("link", name="Runs", exact=True).click()
         await page.get_by_role("button", name="Stop and keep what is measured").click()
         await expect(state(page, "stopped early")).to_be_visible(timeout=LONG_MS)
         await expect(page.get_by_role("heading", name="What it says")).to_be_visible()
@@ -126,7 +126,7 @@ async def test_one_started_elsewhere_is_shown_can_be_stopped_and_keeps_what_it_m
 async def test_a_refusal_is_told_at_its_field(visitor: Visitor) -> None:
     visitor.allow("status of 422")
     async with hosted(slow_runtime(limits={"loadtest_max_in_flight": 4})) as url:
-        page = await visitor.open(f"{url}/#measure")
+        page = await visitor.open(f"{url}/#runs")
         await fill(page)
         in_flight = page.get_by_label("Requests in flight")
         await in_flight.fill("2, 8")
@@ -144,7 +144,7 @@ async def test_a_refusal_is_told_at_its_field(visitor: Visitor) -> None:
 async def test_one_that_fails_says_why(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.routes.loadtests.own_url", lambda _: "http://127.0.0.1:9")
     async with hosted(slow_runtime()) as url:
-        page = await visitor.open(f"{url}/#measure")
+        page = await visitor.open(f"{url}/#runs")
         await fill(page)
         await page.get_by_role("button", name="Start").click()
         await expect(page.get_by_role("alert").filter(has_text="not reachable")).to_be_visible(
@@ -156,7 +156,7 @@ async def test_one_that_fails_says_why(visitor: Visitor, monkeypatch: pytest.Mon
 
 async def test_a_server_that_takes_none_says_so(visitor: Visitor) -> None:
     async with hosted(slow_runtime(limits={"loadtest_max_s": 0})) as url:
-        page = await visitor.open(f"{url}/#measure")
+        page = await visitor.open(f"{url}/#runs")
         await expect(page.get_by_text("This server takes no load tests")).to_be_visible()
         await expect(page.get_by_role("button", name="Start")).to_be_disabled()
         await expect(page.get_by_text("This server keeps no runs")).to_be_visible()
@@ -170,7 +170,7 @@ async def test_with_a_key_the_load_and_the_report_have_it_too(
     write_keys(tmp_path / "keys.jsonl", [key])
     runtime = slow_runtime(auth={"keys_file": str(tmp_path / "keys.jsonl")})
     async with hosted(runtime) as url:
-        page = await visitor.open(f"{url}/#measure")
+        page = await visitor.open(f"{url}/#runs")
         await page.get_by_label("Key", exact=True).fill(token)
         await page.get_by_role("button", name="Use it").click()
         await fill(page)
@@ -186,7 +186,7 @@ async def test_with_a_key_the_load_and_the_report_have_it_too(
 
 @pytest.mark.vllm
 async def test_the_real_service_measures_itself(visitor: Visitor, real_url: str) -> None:
-    page = await visitor.open(f"{real_url}/#measure")
+    page = await visitor.open(f"{real_url}/#runs")
     await fill(page, seconds=1)
     await page.get_by_role("button", name="Start").click()
     await expect(state(page, "finished")).to_be_visible(timeout=2 * LONG_MS)
@@ -194,7 +194,7 @@ async def test_the_real_service_measures_itself(visitor: Visitor, real_url: str)
     speed = page.get_by_role("table", name="Speed of each mode at each load")
     await expect(speed.get_by_role("columnheader", name="TTFT p50 / p95, ms")).to_be_visible()
     await expect(speed.get_by_role("columnheader", name="failed")).to_have_count(0)
-    await page.get_by_role("link", name="Frontier").click()
+    await page.get_by_role("link", name="Explore").click()
     await expect(page.get_by_role("region", name="Policy vbon")).to_contain_text("Steps")
     figures = page.get_by_role("table", name="All figures")
     await expect(figures.get_by_role("row", name="bon, N = 4 load test")).to_be_visible()

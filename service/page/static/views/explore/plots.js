@@ -1,11 +1,11 @@
 // The frontier's two plots, as traces.
 
-import { SERIES, colour, plain } from "../../charts.js";
+import { colour, plain } from "../../charts.js";
 import { duration, number } from "../../dom.js";
-import { bars } from "../measure/plots.js";
+import { styleOf } from "../../styles.js";
+import { bars } from "../runs/plots.js";
 
-const CURVE = "--series-6";
-const SYMBOLS = ["diamond", "square", "triangle-up", "star", "cross", "x"];
+const CURVE = styleOf("bon").series;
 const AXES = { win_rate: "win rate against the reference", reward: "mean reward" };
 const GOLD = { win_rate: "gold_win_rate", reward: "gold" };
 
@@ -38,10 +38,7 @@ export function frontierPlot(found, field, gold) {
 }
 
 function look(found, name) {
-  const names = [...found.policies.map((one) => one.name), ...found.live.map((one) => one.mode)];
-  const i = [...new Set(names)].indexOf(name);
-  const labelled = found.policies.some((one) => one.name === name);
-  return { labelled, series: SERIES[i % SERIES.length], symbol: SYMBOLS[i % SYMBOLS.length] };
+  return { labelled: found.policies.some((one) => one.name === name), ...styleOf(name) };
 }
 
 export function named({ mode, n }) {

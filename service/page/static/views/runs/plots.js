@@ -1,15 +1,13 @@
 // A load test's plots, as traces.
 
-import { SERIES, colour, plain } from "../../charts.js";
-import { number } from "../../dom.js";
-import { loadText, small } from "./figures.js";
-
-const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "star", "cross", "x"];
+import { colour, plain } from "../../charts.js";
+import { number, significant } from "../../dom.js";
+import { looksOf } from "../../styles.js";
+import { loadText } from "./figures.js";
 
 /** Colour and symbol of each variant, the same in both plots. */
 function looks(result) {
-  const names = new Set([...result.cells.map((cell) => cell.variant), ...result.quality.map((one) => one.variant)]);
-  return new Map([...names].map((name, i) => [name, { series: SERIES[i % SERIES.length], symbol: SYMBOLS[i % SYMBOLS.length] }]));
+  return looksOf([...result.cells.map((cell) => cell.variant), ...result.quality.map((one) => one.variant)]);
 }
 
 /** A logarithmic axis with ticks at 1, 2 and 5, or wherever they fit where all is close together. */
@@ -41,7 +39,7 @@ export function latencyPlot(result) {
 }
 
 function said(rows) {
-  return rows.map(([mode, load, rate, , p95]) => `${mode} at ${load}: ${small(rate)} requests/s, p95 ${number(p95)} ms`).join("; ");
+  return rows.map(([mode, load, rate, , p95]) => `${mode} at ${load}: ${significant(rate)} requests/s, p95 ${number(p95)} ms`).join("; ");
 }
 
 function cellsOf(result, variant, kind) {
@@ -74,7 +72,7 @@ function p95({ variant, look, kind, cells }) {
 }
 
 function hover(cell) {
-  const lines = [`${plain(cell.variant)}, ${loadText(cell)}`, `${small(cell.requests_per_s.median)} requests/s`];
+  const lines = [`${plain(cell.variant)}, ${loadText(cell)}`, `${significant(cell.requests_per_s.median)} requests/s`];
   for (const [name, found] of [["E2E", cell.e2e_ms], ["TTFT", cell.ttft_ms], ["TPOT", cell.tpot_ms]]) {
     if (found) lines.push(`${name} p50 ${number(found.p50, 1)}, p95 ${number(found.p95, 1)} ms`);
   }
@@ -105,7 +103,7 @@ export function rewardPlot(result) {
   });
   const table = { columns: ["mode", `${result.settings.currency} per 1,000`, "mean reward", "low", "high"], rows };
   const label = points.length
-    ? `Reward against cost: ${rows.map(([mode, cost, reward]) => `${mode}: ${small(cost)} per 1,000, reward ${number(reward, 2)}`).join("; ")}`
+    ? `Reward against cost: ${rows.map(([mode, cost, reward]) => `${mode}: ${significant(cost)} per 1,000, reward ${number(reward, 2)}`).join("; ")}`
     : `Reward against cost: ${wait}`;
   return [traces, layout, { label, table }];
 }
@@ -118,7 +116,7 @@ function point(one, cost, look, currency) {
     error_x: bars([cost.per_1000, cost.low, cost.high], look),
     error_y: bars([mean, low, high], look),
     hovertext: [
-      `${plain(one.variant)}<br>${small(cost.per_1000)} ${currency} per 1,000 answers` +
+      `${plain(one.variant)}<br>${significant(cost.per_1000)} ${currency} per 1,000 answers` +
         `<br>reward ${number(mean, 2)} [${number(low, 2)}, ${number(high, 2)}]` +
         (one.win_rate ? `<br>win rate ${number(one.win_rate.mean, 3)}` : ""),
     ],

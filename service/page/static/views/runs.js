@@ -1,14 +1,15 @@
-// Measure: a bounded load test of this server, its curves as they grow, and the runs that are kept.
+// Runs: a bounded load test of this server, its curves as they grow, and the runs that are kept.
 
 import { ApiError, get, post, request } from "../api.js";
+import { decision } from "../decision.js";
 import { el, replace } from "../dom.js";
-import { trouble } from "./ask/trouble.js";
-import { Figures } from "./measure/figures.js";
-import { Form } from "./measure/form.js";
-import { Kept } from "./measure/kept.js";
-import { Progress } from "./measure/progress.js";
+import { trouble } from "./play/trouble.js";
+import { Figures } from "./runs/figures.js";
+import { Form } from "./runs/form.js";
+import { Kept } from "./runs/kept.js";
+import { Progress } from "./runs/progress.js";
 
-export const title = "Measure";
+export const title = "Runs";
 
 const LOOK_MS = 1000;
 const ACTIVE = ["running", "stopping"];
@@ -17,7 +18,7 @@ let view = null;
 
 /** The view is made once; while it is away nothing is asked for, and the load test goes on. */
 export function mount(root, context) {
-  view ??= new Measure(context);
+  view ??= new Runs(context);
   root.append(...view.parts);
   view.shown();
 }
@@ -26,13 +27,13 @@ export function unmount() {
   view.left();
 }
 
-class Measure {
+class Runs {
   #context;
   #form;
   #progress;
   #figures;
   #kept;
-  #trouble = el("div", { class: "measure-trouble" });
+  #trouble = el("div", { class: "runs-trouble" });
   #here = false;
   #timer = null;
   #status = null; // of the run that is followed
@@ -147,6 +148,7 @@ class Measure {
     this.#form.setBusy(ACTIVE.includes(status.state));
     if (ended) {
       this.#context.announce(`The load test is ${status.state}.`);
+      decision.refresh();
       this.#arrive();
     }
   }

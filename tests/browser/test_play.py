@@ -1,4 +1,4 @@
-"""The view Ask, in a real browser over the real application."""
+"""The view Play, in a real browser over the real application."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def column(page: Page, mode: str) -> Locator:
 
 
 async def open_ready(visitor: Visitor, url: str, **options: Any) -> Page:
-    page = await visitor.open(url, **options)
+    page = await visitor.open(f"{url}/#play", **options)
     await expect(page.locator("#readiness")).to_have_text("ready")
     return page
 
@@ -124,7 +124,7 @@ async def test_empty_fields_are_the_cards_and_other_sampling_is_told(
         await done(page)
         assert await page.locator(".differences").count() == 1
         await assert_accessible(page)
-        await page.goto(f"{url}/#measure")
+        await page.goto(f"{url}/#runs")
         await expect(page.get_by_label("Max tokens")).to_have_attribute("placeholder", "5")
 
 
@@ -207,9 +207,9 @@ async def test_answers_go_on_while_another_view_is_looked_at(visitor: Visitor) -
         page = await open_ready(visitor, url)
         await ask(page, **{"Max tokens": "30"})
         await until(lambda: engines["ref"].running == 17)
-        await page.get_by_role("link", name="Frontier").click()
+        await page.get_by_role("link", name="Explore").click()
         await expect(page.locator(".column")).to_have_count(0)
-        await page.get_by_role("link", name="Ask").click()
+        await page.get_by_role("link", name="Play").click()
         await done(page)
         assert await page.get_by_role("textbox", name="Prompt").input_value() == PROMPT
 

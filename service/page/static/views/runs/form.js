@@ -1,7 +1,7 @@
 // What to measure, and how long that takes.
 
 import { counted, duration, el, freshId, number, replace } from "../../dom.js";
-import { reranks } from "../ask/form.js";
+import { reranks } from "../play/form.js";
 
 const USUAL = ["ref", "bon", "vbon"];
 const NUMBERS = "[0-9]+([ ,]+[0-9]+)*[ ,]*";
@@ -187,7 +187,7 @@ export class Form {
       ),
     );
     const form = el(
-      "form", { class: "card stack measure-form", "aria-label": "What to measure" },
+      "form", { class: "card stack runs-form", "aria-label": "What to measure" },
       p.modes,
       el(
         "div", { class: "fields" },

@@ -1,7 +1,6 @@
 // Two runs against each other.
 
-import { el, number } from "../../dom.js";
-import { small } from "./figures.js";
+import { el, number, significant } from "../../dom.js";
 
 const KINDS = { better: "good", worse: "bad" };
 
@@ -33,12 +32,12 @@ function changed(one, shown) {
 }
 
 function row(one) {
-  const shown = (value) => (one.relative ? `${small(value)}x` : number(value, 3));
+  const shown = (value) => (one.relative ? `${significant(value)}x` : number(value, 3));
   return el(
     "tr", {},
     el("th", { scope: "row" }, one.what),
     el("td", {}, one.measure),
-    [small(one.a), small(one.b), changed(one, shown), one.p_adjusted === null ? "–" : number(one.p_adjusted, 4)].map(
+    [significant(one.a), significant(one.b), changed(one, shown), one.p_adjusted === null ? "–" : number(one.p_adjusted, 4)].map(
       (text) => el("td", { class: "num" }, text),
     ),
     el("td", { class: "num" }, el("span", { class: `badge ${KINDS[one.verdict] ?? ""}` }, one.verdict)),

@@ -1,0 +1,32 @@
+// The figures on which is decided, asked for once the server answers and again after each load test.
+
+import { ApiError, get } from "./api.js";
+import { server } from "./server.js";
+
+/** Fires `change`. `found`: the answer of GET /decision, null before it came; `error`: the ApiError of the last try. */
+class DecisionFigures extends EventTarget {
+  found = null;
+  error = null;
+  #asking = false;
+
+  start() {
+    server.addEventListener("change", () => server.state === "ready" && this.refresh());
+  }
+
+  async refresh() {
+    if (this.#asking) return;
+    this.#asking = true;
+    try {
+      this.found = await get("/decision");
+      this.error = null;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      this.error = error;
+    } finally {
+      this.#asking = false;
+    }
+    this.dispatchEvent(new Event("change"));
+  }
+}
+
+export const decision = new DecisionFigures();

@@ -1,0 +1,35 @@
+"""``GET /decision``: the figures on which "N times inference or one fine-tune?" is decided."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from fastapi import APIRouter
+
+from service.evaluation.decision import decision_of
+from service.evaluation.frontier import served_models
+from service.routes.dependencies import RuntimeDep, StoreDep
+from service.schemas import errors
+from service.schemas.decision import Decision
+
+router = APIRouter(tags=["server"])
+
+_NEWEST_RUNS = 10
+
+
+@router.get("/decision", responses=errors(503))
+async def get_decision(runtime: RuntimeDep, store: StoreDep) -> Decision:
+    """The newest load test of the models served that compares a tuned checkpoint with best-of-N.
+
+    It comes with its throughput round by round, so that other prices, training times, volumes and latency
+    limits can be put in. Without one, `missing` says what to do.
+    """
+    served = served_models(runtime)
+    if store.where is None:
+        return decision_of(served, [], [], kept=False)
+    from service.store import human_win_rates, newest_results  # imports SQLAlchemy
+
+    runs = await store.use(lambda opened: newest_results(opened, _NEWEST_RUNS))
+    people = await store.use(human_win_rates)
+    return await asyncio.to_thread(partial(decision_of, served, runs, people, kept=True))

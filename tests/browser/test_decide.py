@@ -1,0 +1,148 @@
+"""The view Decide in a real browser: the verdict, what-ifs, and the strip on other views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, expect
+
+from service.loadtest.schema import LoadTestResult
+from service.runtime.runtime import Runtime
+from service.store import add_run, open_store
+from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
+from tests.unit.decided_runs import HOURS, SAMPLED_RATES, TUNED_RATES, decided_run
+from tests.unit.fakes import make_runtime
+
+
+def runtime_with(directory: Path, *runs: dict[str, object]) -> Runtime:
+    file = str(directory / "s.db")
+    store = open_store(file)
+    for run in runs:
+        add_run(store, run)
+    store.close()
+    return make_runtime(store=file)
+
+
+async def verdict(page: Page) -> str:
+    return await page.get_by_role("region", name="Verdict", exact=True).inner_text()
+
+
+COMPUTED = """async (values) => {
+    const { verdictOf } = await import(new URL("page/verdict.js", location.href));
+    const { decision } = await import(new URL("page/decision.js", location.href));
+    const names = ["tuned", "mode", "judge", "n", "volume", "price", "hours", "p95"];
+    const nothing = Object.fromEntries(names.map((name) => [name, null]));
+    const found = verdictOf(decision.found, { ...nothing, ...values });
+    return { paysAfter: found.paysAfter, ratio: found.ratio, choice: found.choice, total: found.tuned.total,
+        level: found.sampled.level?.load ?? null };
+}"""
+
+
+async def test_the_verdict_is_the_report_s_and_follows_what_is_put_in(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    run = decided_run()
+    (pair,) = LoadTestResult.model_validate(run).break_even
+    async with hosted(runtime_with(tmp_path, run)) as url:
+        page = await visitor.open(url)
+        await expect(page).to_have_title("Decide · vbon")
+        await expect(page.locator(".headline")).to_contain_text("Fine-tuning (vbon) pays after")
+        found = await page.evaluate(COMPUTED, {})
+        # The same numbers as the server's analysis, from the same rounds.
+        assert found["paysAfter"]["point"] == pytest.approx(pair.requests)
+        assert found["paysAfter"]["low"] == pytest.approx(pair.requests_low)
+        assert found["paysAfter"]["high"] == pytest.approx(pair.requests_high)
+        assert found["ratio"]["low"] == pytest.approx(pair.cost_ratio.low)
+        assert found["ratio"]["high"] == pytest.approx(pair.cost_ratio.high)
+        assert found["choice"] == "tuned"
+        assert found["total"] == pytest.approx(2 * HOURS + 1e6 * 2 / 3600 / 300)
+        # Twice the training, twice the answers; a price changes nothing, as training and serving share it.
+        for hours, price, factor in ((2 * HOURS, 2, 2), (HOURS, 7, 1)):
+            other = await page.evaluate(COMPUTED, {"hours": hours, "price": price})
+            assert other["paysAfter"]["point"] == pytest.approx(factor * (pair.requests or 0))
+        # Below 420 ms best-of-16 has only its smaller load; below 90 ms none at all.
+        assert (await page.evaluate(COMPUTED, {"p95": 400}))["level"] == "2 in flight"
+        assert await page.evaluate(COMPUTED, {"p95": 80}) | {"total": 0} == {
+            "paysAfter": {"point": None, "low": None, "high": None}, "ratio": None, "choice": "tuned",
+            "total": 0, "level": None,
+        }  # fmt: skip
+        few = await page.evaluate(COMPUTED, {"volume": 100})
+        assert few["choice"] == "sampled"
+        await assert_accessible(page)
+
+
+async def test_a_slider_changes_the_words_and_the_address_and_a_reset_undoes_it(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(runtime_with(tmp_path, decided_run())) as url:
+        page = await visitor.open(f"{url}/#decide?volume=100&judge=gold")
+        box = page.get_by_role("region", name="Verdict", exact=True)
+        await expect(box).to_contain_text("Keep bon (N=16) for 100 answers")
+        await expect(box).to_contain_text("You give up 0.10 of gold reward")
+        await page.get_by_label("Answers to serve, exactly").fill("5000000")
+        await page.keyboard.press("Tab")
+        await expect(box).to_contain_text("Fine-tune for 5,000,000 answers")
+        assert "volume=5000000" in page.url
+        await page.get_by_label("Judged by").select_option("reward")
+        await expect(box).to_contain_text("You give up 0.20 of reward")
+        limit = page.get_by_label("Latency limit, p95", exact=True)
+        await limit.focus()
+        await page.keyboard.press("Home")
+        await expect(box).to_contain_text("Neither keeps this latency limit")
+        await page.get_by_role("button", name="As measured").click()
+        await expect(box).to_contain_text("Fine-tuning (vbon) pays after")
+        assert "volume" not in page.url
+        # The comparison goes along to the other views and back.
+        await page.get_by_role("link", name="Explore").click()
+        strip = page.get_by_role("region", name="Verdict so far")
+        await expect(strip).to_contain_text("Fine-tuning (vbon) pays after")
+        assert "judge=reward" in page.url
+        await strip.get_by_role("link", name="Why").click()
+        await expect(page).to_have_title("Decide · vbon")
+
+
+async def test_a_preliminary_run_says_what_it_lacks_and_measures_it(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(runtime_with(tmp_path, decided_run(rounds=2))) as url:
+        page = await visitor.open(url)
+        box = page.get_by_role("region", name="Verdict", exact=True)
+        await expect(box).to_contain_text("Preliminary: fine-tuning (vbon) would pay after")
+        await expect(box).to_contain_text("2 of at least 5 rounds compare the two")
+        await assert_accessible(page)
+        sent: list[str] = []
+        page.on(
+            "request",
+            lambda one: sent.append(one.post_data or "") if one.method == "POST" else None,
+        )
+        await page.get_by_role("button", name="Measure properly").click()
+        await expect(page).to_have_title("Runs · vbon")
+        await expect(page.get_by_role("button", name="Stop")).to_be_visible()
+        await page.get_by_role("button", name="Stop").click()
+        assert '"modes":["ref","bon","vbon"]' in sent[0]
+        assert '"n":[16]' in sent[0]
+
+
+async def test_without_a_load_test_the_first_thing_to_do_is_offered(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(runtime_with(tmp_path)) as url:
+        page = await visitor.open(url, width=360, height=740, dark=True)
+        box = page.get_by_role("region", name="Verdict", exact=True)
+        await expect(box).to_contain_text("Nobody has measured it here yet")
+        await expect(page.get_by_role("button", name="Measure properly")).to_be_enabled()
+        await assert_fits(page)
+        await assert_accessible(page)
+
+
+async def test_it_fits_a_phone_in_the_dark(visitor: Visitor, tmp_path: Path) -> None:
+    async with hosted(runtime_with(tmp_path, decided_run(hours=None))) as url:
+        page = await visitor.open(url, width=360, height=740, dark=True)
+        await expect(page.locator(".headline")).to_contain_text("How long did its training take?")
+        await page.get_by_label("Device hours of training, exactly").fill("0.1")
+        await page.keyboard.press("Tab")
+        await expect(page.locator(".headline")).to_contain_text("Fine-tuning (vbon) pays after")
+        await assert_fits(page)
+        await assert_accessible(page)
+        assert len(TUNED_RATES) == len(SAMPLED_RATES) == 5
