@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from math import isfinite
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 from service.runtime.prompt import PromptRequest, PromptResult
 from vbon.distil.answer import CollectedAnswer, Identity
 from vbon.distil.directory import Refusal
-from vbon.engine import Sampling
+from vbon.engine import UNKNOWN_TOKEN, Sampling
 from vbon.prompts import Prompt
 from vbon.storage.stop_tokens import stop_identity
 
@@ -34,6 +35,8 @@ DropReason = (
 )
 # The revision of a model of the hub, whose files are not in a directory.
 _HUB = "hub"
+_PARTS = attrgetter("candidate", "reward")
+_MOST_IDENTITIES = 256  # that are remembered; clients choose max_tokens and temperature
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +64,25 @@ def collected_answer(offered: OfferedAnswer, key_hash: str) -> CollectedAnswer |
     if not _is_plain(request.prompt):
         return "prompt_form"
     scored = [
-        (one.candidate, one.reward)
-        for one in offered.result.outcome.candidates
-        if one.reward is not None and math.isfinite(one.reward) and one.candidate.token_ids
+        (one.text, one.token_ids, reward, one.finish_reason, one.index)
+        for one, reward in map(_PARTS, offered.result.outcome.candidates)
+        if reward is not None and isfinite(reward) and one.token_ids
     ]
     if not scored:
         return "no_rewards"
-    if any(min(candidate.token_ids) < 0 for candidate, _ in scored):
+    # Columns at once: this runs for every candidate of every answer, beside the event loop.
+    responses, response_ids, rewards, finish_reasons, indices = zip(*scored, strict=True)
+    if any(UNKNOWN_TOKEN in ids for ids in response_ids):
         return "token_ids"  # a server told only how many there are
     assert request.collected_as is not None
     return CollectedAnswer(
         prompt=request.prompt.key,
         messages=request.prompt.messages or None,
-        responses=tuple(candidate.text for candidate, _ in scored),
-        response_ids=tuple(candidate.token_ids for candidate, _ in scored),
-        rewards=tuple(reward for _, reward in scored),
-        finish_reasons=tuple(candidate.finish_reason for candidate, _ in scored),
-        indices=tuple(candidate.index for candidate, _ in scored),
+        responses=responses,
+        response_ids=response_ids,
+        rewards=rewards,
+        finish_reasons=finish_reasons,
+        indices=indices,
         independent=offered.independent,
         request_id=request.collected_as,
         key=key_hash,
@@ -106,29 +111,40 @@ class Identities:
 
     def __init__(self) -> None:
         self._stops: dict[tuple[str, str], tuple[int, ...] | None] = {}
-        self._last: Identity | None = None
+        self._known: dict[tuple[object, ...], Identity] = {}
 
     def of(self, result: PromptResult) -> Identity:
-        """The identity of an answer's samples.
+        """The identity of an answer's samples; the same object for equal ones, as it has its digest already.
 
         Raises:
             CheckpointError: a file of the policy does not name its stop tokens as ids.
         """
-        assert result.scorer is not None
+        scorer, policy, sampling = result.scorer, result.policy, result.sampling
+        assert scorer is not None
         assert result.reward_revision is not None
-        policy = result.policy
-        found = Identity(
-            policy=policy.path,
-            policy_revision=policy.revision,
-            reward=result.scorer.name,
-            reward_revision=result.reward_revision,
-            max_new_tokens=result.sampling.max_tokens,
-            temperature=result.sampling.temperature,
-            eos_token_ids=self._stop_ids(policy.path, policy.revision),
+        parts = (
+            policy.path,
+            policy.revision,
+            scorer.name,
+            result.reward_revision,
+            sampling.max_tokens,
+            sampling.temperature,
         )
-        if found != self._last:  # the same object again has its digest already
-            self._last = found
-        return self._last
+        found = self._known.get(parts)
+        if found is None:
+            found = Identity(
+                policy=policy.path,
+                policy_revision=policy.revision,
+                reward=scorer.name,
+                reward_revision=result.reward_revision,
+                max_new_tokens=sampling.max_tokens,
+                temperature=sampling.temperature,
+                eos_token_ids=self._stop_ids(policy.path, policy.revision),
+            )
+            if len(self._known) >= _MOST_IDENTITIES:
+                self._known.clear()
+            self._known[parts] = found
+        return found
 
     def _stop_ids(self, path: str, revision: str) -> tuple[int, ...] | None:
         place = path, revision

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import monotonic
@@ -16,7 +16,7 @@ from service.distil.offered import DropReason, Identities, OfferedAnswer, collec
 from service.distil.redaction import Redaction, redacted
 from service.observability.throttled_log import ThrottledLog
 from service.observability.withheld import without_text
-from vbon.distil.answer import CollectedAnswer
+from vbon.distil.answer import CollectedAnswer, Identity
 from vbon.distil.directory import CollectedDirectory
 from vbon.errors import DataError, ShuttingDownError
 
@@ -29,7 +29,17 @@ TICK_S = 1.0  # between two looks at age and disk
 LOG_EVERY_S = 60.0
 # Tokens that may wait, since a queue of few long answers would hold much memory too.
 MOST_TOKENS = 8_000_000
+BATCH = 64  # answers that are prepared before they are written
 _CLOSE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """An answer in the form of a shard, and how many of its candidates were left out."""
+
+    identity: Identity
+    answer: CollectedAnswer
+    left_out: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +154,32 @@ class Writer:
         self._refuse_questions()
 
     def _write_waiting(self) -> None:
-        for _ in range(len(self._queue)):
-            offered = self._queue.popleft()
-            self._tokens_taken += offered.result.outcome.generated_tokens
-            try:
-                reason = self._write(offered)
-            except OSError as error:
-                reason = "disk"
-                self._throttled.warn(_disk_trouble(self.directory, error))
-            except Exception as error:  # the thread must outlive whatever one answer does to it
-                reason = "failed"
-                self._throttled.unexpected("an answer was not collected", without_text(error))
-            if reason is not None:
-                self.dropped[reason] += 1
+        """Write what waits now, many answers at once.
 
-    def _write(self, offered: OfferedAnswer) -> DropReason | None:
-        """Keep an answer, or tell why it is not kept."""
+        Each write lets go of Python's lock, so that many of them would stop the event loop again and again.
+        """
+        left = len(self._queue)
+        while left:
+            batch = min(left, BATCH)
+            left -= batch
+            ready: dict[str, list[_Ready]] = {}  # by the digest of the identity
+            for _ in range(batch):
+                offered = self._queue.popleft()
+                self._tokens_taken += offered.result.outcome.generated_tokens
+                try:
+                    found = self._ready(offered)
+                except Exception as error:  # the thread must outlive whatever one answer does to it
+                    self._fail(error)
+                    continue
+                if isinstance(found, _Ready):
+                    ready.setdefault(found.identity.digest, []).append(found)
+                else:
+                    self.dropped[found] += 1
+            for same in ready.values():
+                self._append(same)
+
+    def _ready(self, offered: OfferedAnswer) -> _Ready | DropReason:
+        """An answer as a shard has it, or the reason why it is not kept."""
         answer = collected_answer(offered, self.directory.key_hash(offered.key))
         if not isinstance(answer, CollectedAnswer):
             return answer
@@ -177,12 +197,30 @@ class Writer:
             if changed is None:
                 return "redacted"
             answer = changed
-        reason = self.directory.append(self._identities.of(offered.result), answer)
-        if reason is None:
-            self.lines += 1
-            self.candidates += len(answer.rewards)
-            self.left_out += len(offered.result.outcome.candidates) - len(answer.rewards)
-        return reason
+        left_out = len(offered.result.outcome.candidates) - len(answer.rewards)
+        return _Ready(self._identities.of(offered.result), answer, left_out)
+
+    def _append(self, ready: Sequence[_Ready]) -> None:
+        """Keep answers of one identity."""
+        try:
+            outcomes = self.directory.append_all(ready[0].identity, [one.answer for one in ready])
+        except Exception as error:  # see above
+            self._fail(error, len(ready))
+            return
+        for one, outcome in zip(ready, outcomes, strict=True):
+            if isinstance(outcome, OSError):
+                self.dropped["disk"] += 1
+                self._throttled.warn(_disk_trouble(self.directory, outcome))
+            elif outcome is not None:
+                self.dropped[outcome] += 1
+            else:
+                self.lines += 1
+                self.candidates += len(one.answer.rewards)
+                self.left_out += one.left_out
+
+    def _fail(self, error: Exception, answers: int = 1) -> None:
+        self.dropped["failed"] += answers
+        self._throttled.unexpected("an answer was not collected", without_text(error))
 
     def _answer(self, question: Callable[[], Any], future: Future[Any]) -> None:
         if not future.set_running_or_notify_cancel():

@@ -392,6 +392,71 @@ def test_a_full_disk_costs_only_the_lines_that_do_not_fit(
     assert [one.request_id for one in kept(tmp_path)] == ["before", "after"]
 
 
+def test_many_answers_at_once_are_kept_as_one_after_another(tmp_path: Path) -> None:
+    """Shards, refusals and shares of keys are the same, whatever the batches are."""
+    bounds = Bounds(max_bytes=2**20, max_key_share=0.5)
+    answers = [
+        answer(
+            f"r-{i:03}",
+            key="greedy" if i % 4 else f"k{i}",
+            prompt="half \ud800" if i == 7 else "x" * (2**17 if i == 11 else 400 * (i % 9)),
+            time=1000.0 + i,
+        )
+        for i in range(300)
+    ]
+    found = []
+    for size in (1, 7, 300):
+        folder, clock = tmp_path / str(size), Clock()
+        directory = CollectedDirectory(folder, bounds, clock=clock)
+        outcomes = []
+        for start in range(0, 300, size):
+            outcomes += directory.append_all(identity(), answers[start : start + size])
+        left = dict(directory.keys)
+        directory.close()
+        shards = sorted(map(SealedShard.read, folder.glob("*.jsonl")), key=SealedShard.age)
+        ids = [[one.request_id for one in shard.checked_answers()] for shard in shards]
+        found.append((outcomes, left, ids))
+    assert {"unwritable", "too_large", "key_share", None} == set(found[0][0])
+    assert len(found[0][2]) > 1  # more than one shard
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
+def test_of_many_answers_at_once_a_full_disk_costs_only_those_that_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = CollectedDirectory(tmp_path)
+    directory.append(identity(), answer("before"))
+    answers = [answer(f"r-{i}", key="ann") for i in range(5)]
+    real, room = os.write, 2 * len(to_line(answers[0]))
+
+    def write(descriptor: int, content: bytes) -> int:
+        nonlocal room
+        written = content[:room]
+        if not written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        room -= len(written)
+        return real(descriptor, written)
+
+    truncate = os.ftruncate
+
+    def ftruncate(descriptor: int, size: int) -> None:
+        nonlocal room
+        room += os.fstat(descriptor).st_size - size
+        truncate(descriptor, size)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", write)
+        patched.setattr(os, "ftruncate", ftruncate)
+        outcomes = directory.append_all(identity(), answers)
+    assert outcomes[:2] == [None, None]
+    assert [isinstance(one, OSError) for one in outcomes] == [False, False, True, True, True]
+    assert directory.keys == {"": 1, "ann": 2}
+    assert directory.append_all(identity(), answers[2:]) == [None, None, None]
+    directory.close()
+    assert [one.request_id for one in kept(tmp_path)] == ["before", *(f"r-{i}" for i in range(5))]
+
+
 def test_a_second_writer_and_unusable_places_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

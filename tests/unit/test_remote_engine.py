@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.openai_imitation import EOS, Server, free_port, imitation, text_of
 from tests.unit.virtual_clock import virtually
-from vbon.engine import Candidate, Partial, Sampling
+from vbon.engine import UNKNOWN_TOKEN, Candidate, Partial, Sampling
 from vbon.engine.affinity import Placement
 from vbon.engine.protocol import candidate_seed
 from vbon.engine.remote import server as remote_server
@@ -26,7 +26,7 @@ from vbon.engine.remote.server import (
     ReplicaError,
     parse_address,
 )
-from vbon.engine.remote.wire import UNKNOWN_TOKEN, completion_body
+from vbon.engine.remote.wire import completion_body
 from vbon.errors import (
     CheckpointError,
     EngineDeadError,

@@ -10,7 +10,7 @@ import secrets
 import time
 from bisect import insort
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Literal
 
 from vbon.distil.answer import CollectedAnswer, Identity, to_line
 from vbon.distil.open_shard import OpenShard, remove_answers
-from vbon.distil.shard import OPEN, PARTIAL, SEALED, SealedShard, shard_files
+from vbon.distil.shard import OPEN, PARTIAL, SEALED, SealedShard, header_line, shard_files
 from vbon.distil.summary import ShardContent, shard_paths
 from vbon.errors import DataError, ExportError
 from vbon.storage.atomic import write_errors
@@ -41,6 +41,7 @@ MAX_SHARD_BYTES = 64 * 2**20
 FREE_LINES = 100
 
 Refusal = Literal["key_share", "too_large", "unwritable"]
+Outcome = Refusal | OSError | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class CollectedDirectory:
         self.keys: Counter[str] = Counter()
         self._sealed_bytes = self._sealed_lines = 0
         self._unreadable: set[Path] = set()
+        self._hashes: dict[str, str] = {}
         self._exit = ExitStack()
         if path.exists() and not path.is_dir():
             raise ExportError(
@@ -138,7 +140,10 @@ class CollectedDirectory:
         """The name of an API key as shards have it, which differs between directories; empty for none."""
         if not name:
             return ""
-        return hmac.new(self._salt, name.encode(), hashlib.sha256).hexdigest()[:16]
+        if name not in self._hashes:
+            digest = hmac.new(self._salt, name.encode(), hashlib.sha256)
+            self._hashes[name] = digest.hexdigest()[:16]
+        return self._hashes[name]
 
     def append(self, identity: Identity, answer: CollectedAnswer) -> Refusal | None:
         """Keep an answer, or tell why it is not kept.
@@ -146,21 +151,73 @@ class CollectedDirectory:
         Raises:
             OSError: the disk is full, or a shard cannot be written; everything kept before is intact.
         """
-        limits = self.bounds
+        (outcome,) = self.append_all(identity, [answer])
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    def append_all(self, identity: Identity, answers: Sequence[CollectedAnswer]) -> list[Outcome]:
+        """Keep answers with few writes, and tell of each why it is not kept; of those that are, ``None``."""
+        outcomes: list[Outcome] = [None] * len(answers)
+        lines: dict[int, bytes] = {}  # by the answer's place; what the next write takes
+        size, room = 0, self._room(identity)
+        for place, answer in enumerate(answers):
+            line = self._line(answer)
+            if not isinstance(line, bytes):
+                outcomes[place] = line
+                continue
+            self.keys[answer.key] += 1
+            lines[place] = line
+            size += len(line)
+            if size >= room:
+                self._append_lines(identity, answers, lines, outcomes)
+                size, room = 0, self._room(identity)
+                lines.clear()
+        self._append_lines(identity, answers, lines, outcomes)
+        return outcomes
+
+    def _line(self, answer: CollectedAnswer) -> bytes | Refusal:
+        """The line of an answer, or why it is not kept."""
         if not self._has_share(answer.key):
             return "key_share"
         try:
             line = to_line(answer)
         except ValueError:
             return "unwritable"
-        if len(line) > limits.max_bytes // LINE_SHARE:
-            return "too_large"
-        shard = self._shard(identity, len(line))
-        shard.append(line, answer)
-        self.keys[answer.key] += 1
-        if shard.content.size >= limits.shard_bytes:
-            self._seal(shard)
-        return None
+        return "too_large" if len(line) > self.bounds.max_bytes // LINE_SHARE else line
+
+    def _room(self, identity: Identity) -> int:
+        """The bytes after which the shard of an identity is sealed; one write takes a line more at most."""
+        found = self.open.get(identity.digest)
+        size = found.content.size if found else len(header_line(identity))
+        return self.bounds.shard_bytes - size
+
+    def _append_lines(
+        self,
+        identity: Identity,
+        answers: Sequence[CollectedAnswer],
+        lines: dict[int, bytes],
+        outcomes: list[Outcome],
+    ) -> None:
+        """Write the lines of some answers; the outcome of those that cannot be written is the error."""
+        if not lines:
+            return
+        written = b"".join(lines.values())
+        try:
+            shard = self._shard(identity, len(written))
+            shard.append(written, *(answers[place] for place in lines))
+        except OSError as error:
+            if len(lines) > 1:  # on a disk that is nearly full, some of them may fit
+                for place, line in lines.items():
+                    self._append_lines(identity, answers, {place: line}, outcomes)
+                return
+            (place,) = lines
+            self.keys[answers[place].key] -= 1
+            outcomes[place] = error
+            return
+        if shard.content.size >= self.bounds.shard_bytes:
+            with suppress(OSError):  # the shard stays open, and the next answer has it tried again
+                self._seal(shard)
 
     def _has_share(self, key: str) -> bool:
         limit = self.bounds.max_key_share

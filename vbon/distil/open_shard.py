@@ -84,21 +84,21 @@ class OpenShard:
         sealed = rest.startswith(SEAL_START) and rest.endswith(b"}\n")
         return cls(path, identity, content, created_s), 0 if sealed else len(rest)
 
-    def append(self, line: bytes, answer: CollectedAnswer) -> None:
-        """Append a line; a failure leaves the shard without it.
+    def append(self, lines: bytes, *answers: CollectedAnswer) -> None:
+        """Append the lines of some answers in one write; a failure leaves the shard without any of them.
 
         Raises:
             OSError: the disk is full, or the file cannot be written.
         """
-        self._extend(line)
-        self.content.add(line, answer)
+        self._extend(lines)
+        self.content.add(lines, *answers)
         self._dirty = True
 
-    def _extend(self, line: bytes, *, flush: bool = False) -> None:
-        """Write a line at the end of the file, and flush it to the disk if asked to; all of it or nothing."""
+    def _extend(self, lines: bytes, *, flush: bool = False) -> None:
+        """Write lines at the end of the file, and flush them to the disk if asked to; all or nothing."""
         self._mend()
         try:
-            _write(self._file, line)
+            _write(self._file, lines)
             if flush:
                 os.fsync(self._file)
         except OSError:

@@ -77,14 +77,15 @@ class Content:
         self.size += len(line)
         self.digest.update(line)
 
-    def add(self, line: bytes, answer: CollectedAnswer) -> None:
-        """Count the line of an answer."""
-        self.add_header(line)
-        self.lines += 1
-        self.candidates += len(answer.rewards)
-        self.first_s = min(self.first_s, answer.time)
-        self.last_s = max(self.last_s, answer.time)
-        self.keys[answer.key] += 1
+    def add(self, lines: bytes, *answers: CollectedAnswer) -> None:
+        """Count the lines of some answers, one after another."""
+        self.add_header(lines)
+        self.lines += len(answers)
+        for answer in answers:
+            self.candidates += len(answer.rewards)
+            self.first_s = min(self.first_s, answer.time)
+            self.last_s = max(self.last_s, answer.time)
+            self.keys[answer.key] += 1
 
     @property
     def most_bytes(self) -> int:

@@ -1,6 +1,7 @@
 """Generation engines behind one protocol: vLLM in a process of ours, remote servers, and a fake for tests."""
 
 from vbon.engine.protocol import (
+    UNKNOWN_TOKEN,
     Candidate,
     Engine,
     FinishReason,
@@ -14,6 +15,7 @@ from vbon.engine.protocol import (
 )
 
 __all__ = [
+    "UNKNOWN_TOKEN",
     "Candidate",
     "Engine",
     "FinishReason",

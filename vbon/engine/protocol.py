@@ -16,6 +16,9 @@ from vbon.storage.weights_alone import NewWeights
 
 FinishReason = Literal["stop", "length", "rejected"]
 
+# The id of tokens whose ids a server does not send; no vocabulary contains it.
+UNKNOWN_TOKEN = -1
+
 # Bounds of vLLM's own validator (tests/integration/test_service_vllm.py compares them). vLLM decodes
 # positive temperatures below the least one at the least one, and rejects those above the highest.
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 2.0

@@ -33,6 +33,7 @@ from vbon.engine.affinity import PromptGroup
 from vbon.engine.encoder import PromptEncoder
 from vbon.engine.fan_out import as_they_finish
 from vbon.engine.protocol import (
+    UNKNOWN_TOKEN,
     Candidate,
     FoundCalls,
     ModelInfo,
@@ -44,7 +45,6 @@ from vbon.engine.remote.metrics import RemoteMetrics
 from vbon.engine.remote.replicas import Replicas
 from vbon.engine.remote.server import RemoteOptions, Replica, ReplicaError, parse_address
 from vbon.engine.remote.wire import (
-    UNKNOWN_TOKEN,
     GrowingCandidate,
     ServerSaidError,
     check_extensions,

@@ -12,13 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vbon.engine.protocol import Candidate, FinishReason, Partial, Sampling, candidate_seed
+from vbon.engine.protocol import (
+    UNKNOWN_TOKEN,
+    Candidate,
+    FinishReason,
+    Partial,
+    Sampling,
+    candidate_seed,
+)
 from vbon.errors import InvalidInputError
 from vbon.http.body import WireError
 from vbon.prompts import REPLACEMENT
 
-# The id of tokens whose ids the server does not send; no vocabulary contains it.
-UNKNOWN_TOKEN = -1
 _FINISHED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 _TOKEN_ID = "token_id:"
 # `vllm serve` takes parameters that a request leaves out from the model's generation_config.json. With a
