@@ -7,9 +7,10 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.openapi.utils import get_openapi
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import BaseRoute
@@ -85,6 +86,21 @@ _ROUTERS = (
 )
 
 
+_ABOUT: dict[str, Any] = {
+    "title": "vbon",
+    "version": __version__,
+    "summary": "Live best-of-N and its distilled one-sample twin, measured side by side.",
+}
+
+
+class _Application(FastAPI):
+    """A FastAPI application that shares its OpenAPI document with all others, as it does its routes."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document; the caller must not change it."""
+        return _openapi_document()
+
+
 def create_app(
     runtime: Runtime,
     *,
@@ -120,10 +136,8 @@ def create_app(
         default_mode=runtime.settings.default_mode,
         on_shed=lambda mode: runtime.count_error(mode, "overloaded"),
     )
-    app = FastAPI(
-        title="vbon",
-        version=__version__,
-        summary="Live best-of-N and its distilled one-sample twin, measured side by side.",
+    app = _Application(
+        **_ABOUT,
         lifespan=_lifespan(
             runtime,
             store,
@@ -173,6 +187,12 @@ def _routes() -> list[BaseRoute]:
     for part in _ROUTERS:
         router.include_router(part)
     return router.routes
+
+
+@cache
+def _openapi_document() -> dict[str, Any]:
+    """The description of all routes. Making it takes 0.3 s, so it is done once."""
+    return get_openapi(**_ABOUT, routes=_routes())
 
 
 def _lifespan(
