@@ -126,6 +126,13 @@ async def on_a_port(
         yield f"http://127.0.0.1:{port}/v1"
 
 
+@asynccontextmanager
+async def served(runtime: Runtime) -> AsyncGenerator[str, None]:
+    """The address of a real server in this process, which is ready."""
+    async with on_a_port(runtime, timeout_graceful_shutdown=5) as url:
+        yield url.removesuffix("/v1")
+
+
 class ChatEngine(FakeEngine):
     """A fake engine with a chat template."""
 

@@ -13,12 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service.bench.harness import listening
+from tests.unit.listening import listening
 from vbon.prompts import Prompt
 
 MODEL = "org/reward-model"
@@ -322,6 +323,9 @@ class InfinityServer(RewardServer):
 @asynccontextmanager
 async def serving(server: RewardServer) -> AsyncGenerator[RewardServer, None]:
     """The server on a free port of this machine."""
-    async with listening(server.app, lifespan=False) as url:
-        server.url = url
+    config = uvicorn.Config(
+        server.app, port=0, lifespan="off", log_config=None, access_log=False, log_level="warning"
+    )
+    async with listening(config) as (_, port):
+        server.url = f"http://127.0.0.1:{port}"
         yield server

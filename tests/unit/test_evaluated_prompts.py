@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from service.bench.harness import served
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.load.prompts import keep_prompts, load_prompts, served_prompts
 from service.loadtest.load.server_description import evaluated_prompts
-from tests.unit.fakes import make_runtime, serving
+from tests.unit.fakes import make_runtime, served, serving
 from vbon.prompts import Prompt
 
 CHAT = [{"role": "user", "content": "and this?"}]

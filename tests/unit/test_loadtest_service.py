@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from service.bench.harness import served
 from service.client import ServerError
 from service.loadtest.analysis.result import _is_adapter, build_result
 from service.loadtest.config import LoadTestSettings
@@ -18,7 +17,7 @@ from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.server_description import choose_variants, describe_server
 from service.loadtest.plan import Variant
 from service.loadtest.schema import LoadTestResult
-from tests.unit.fakes import ChatEngine, make_runtime
+from tests.unit.fakes import ChatEngine, make_runtime, served
 from tests.unit.test_loadtest import Quiet
 from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine

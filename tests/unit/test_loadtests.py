@@ -22,7 +22,6 @@ import psutil
 import pytest
 
 from service.auth.keys import new_key, write_keys
-from service.bench.harness import served
 from service.context.caller import ANYBODY
 from service.hosted_loadtests import runs as loadtest_runs
 from service.hosted_loadtests.files import delete_oldest, write_inputs
@@ -37,7 +36,7 @@ from service.schemas.loadtests import LoadTestRequest
 from service.schemas.prompts import ChatPrompt, to_prompt
 from service.store import add_run, open_store
 from service.store.async_store import AsyncStore
-from tests.unit.fakes import make_runtime, serving
+from tests.unit.fakes import make_runtime, served, serving
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import Quiet
 from vbon.config import load_settings

@@ -12,13 +12,13 @@ import pytest
 from service.bench import token_need
 from service.bench.config import ROWS as DEFAULT_ROWS
 from service.bench.config import BenchSettings
-from service.bench.harness import Figure, in_turns, ratios, served
+from service.bench.harness import Figure, in_turns, ratios
 from service.bench.load import LoadJob, LoadResult, load_in_child, run_load
 from service.bench.rows import ROWS
 from service.bench.run import _prompts, run_bench, table_of
 from service.bench.token_need import Spent, relative_need, tokens_needed
 from service.bench.wire import SideError
-from tests.unit.fakes import ChatEngine, make_runtime
+from tests.unit.fakes import ChatEngine, make_runtime, served
 from tests.unit.test_bench_contests import bench_of
 from vbon.errors import DataError, InvalidInputError
 from vbon.maths.intervals import MedianRange

@@ -72,16 +72,28 @@ class _VirtualLoop(asyncio.SelectorEventLoop):
         return working
 
 
-@contextmanager
-def _replaced_clocks(now: Callable[[], float], packages: tuple[str, ...]) -> Iterator[None]:
-    """Replace the `perf_counter` and the `monotonic` that modules of these packages have imported."""
-    replaced = [
-        (module, clock, getattr(module, clock))
+@functools.lru_cache(maxsize=64)
+def _readers(packages: tuple[str, ...], _: int) -> list[tuple[str, str]]:
+    """The names of modules of these packages that have imported a clock, each with the clock's name.
+
+    Args:
+        _: the number of imported modules, since an import may add a reader.
+    """
+    return [
+        (name, clock)
         for name, module in list(sys.modules.items())
         if name.startswith(packages)
         for clock in ("perf_counter", "monotonic")
         if hasattr(module, clock)
     ]
+
+
+@contextmanager
+def _replaced_clocks(now: Callable[[], float], packages: tuple[str, ...]) -> Iterator[None]:
+    """Replace the `perf_counter` and the `monotonic` that modules of these packages have imported."""
+    readers = _readers(packages, len(sys.modules)) if packages else []
+    modules = [(sys.modules[name], clock) for name, clock in readers if name in sys.modules]
+    replaced = [(module, clock, getattr(module, clock)) for module, clock in modules]
     for module, clock, _ in replaced:
         setattr(module, clock, now)
     try:
