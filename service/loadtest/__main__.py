@@ -138,6 +138,7 @@ def show(
     ],
     store: StoreOption = STORE,
     html: Annotated[Path | None, typer.Option(help="file for the HTML report")] = None,
+    full: Annotated[bool, typer.Option(help="print every table instead of the verdict")] = False,
 ) -> None:
     """Print a kept run; --html FILE writes its report."""
     from service.loadtest.report.terminal import print_result
@@ -147,7 +148,7 @@ def show(
 
     with errors_as_lines():
         result = _load(run, store)
-        print_result(table_console(), result)
+        print_result(table_console(), result, full=full)
         if html is not None:
             write_text(html, html_page(result))
 

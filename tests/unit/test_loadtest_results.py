@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy import stats
 
 from service.loadtest.analysis.compare import compare_runs
-from service.loadtest.analysis.text import signed
+from service.loadtest.analysis.text import number, signed
 from service.loadtest.analysis.warnings import cell_warnings
+from service.loadtest.report.terminal import print_result
 from service.loadtest.report.write import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, RoundResult
 from tests.interpreter import run_command
@@ -148,6 +150,27 @@ def test_csv_has_a_line_a_cell(result: LoadTestResult) -> None:
     assert [row["variant"] for row in rows] == [cell.variant for cell in result.cells]
     assert result.cells[0].e2e_ms is not None
     assert float(rows[0]["e2e_ms.p95"]) == result.cells[0].e2e_ms.p95
+
+
+def test_the_terminal_has_the_verdict_first_and_one_table(result: LoadTestResult) -> None:
+    warned = result.model_copy(update={"warnings": [f"warning {i}" for i in range(5)]})
+
+    def printed(*, full: bool) -> str:
+        console = Console(file=io.StringIO(), width=5000)
+        print_result(console, warned, full=full)
+        return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+    short, full = printed(full=False), printed(full=True)
+    assert short.splitlines()[:3] == result.decision[:3]
+    assert short.count("Each mode in a line") == 1
+    assert "Throughput" not in short
+    assert [f"warning {i}" in short for i in range(5)] == [True] * 3 + [False] * 2
+    assert "2 more warnings in the report" in short
+    for cost in result.costs:  # every variant has its line, with the price of the other tables
+        (line,) = [row for row in short.splitlines() if row.startswith(f"│ {cost.variant} ")]
+        assert f"{number(cost.per_1000)} " in line
+    for words in [*result.decision, "Throughput", "Latency", "warning 4"]:
+        assert words in full
 
 
 def faster(result: LoadTestResult, factor: float, rounds: int, gain: float = 0.0) -> LoadTestResult:
@@ -446,7 +469,7 @@ async def test_the_command_measures_keeps_tags_shows_and_compares(tmp_path: Path
                 "--tag", f"run-{out}", *FAST, cwd=tmp_path,
             )  # fmt: skip
             assert status == 0, said
-    assert "Reward given up" in said
+    assert "Each mode in a line" in said
     assert {file.name for file in (tmp_path / "a").iterdir()} == {
         "plan.json", "journal.jsonl", "result.json", "cells.csv", "report.html"
     }  # fmt: skip
@@ -456,8 +479,9 @@ async def test_the_command_measures_keeps_tags_shows_and_compares(tmp_path: Path
     assert "run-b" in said
     status, said = await command("tag", "run-a", "baseline", cwd=tmp_path)
     assert (status, said.split(": ")[1].strip()) == (0, "baseline, run-a")
-    status, said = await command("show", "baseline", "--html", "again.html", cwd=tmp_path)
+    status, said = await command("show", "baseline", "--full", "--html", "again.html", cwd=tmp_path)
     assert status == 0
+    assert "Reward given up" in said
     assert (tmp_path / "again.html").read_text().startswith("<!doctype html>")
     for names in (("a", "b"), ("run-a", "run-b"), ("a/result.json", "run-b")):
         status, said = await command("compare", *names, "--json", "c.json", cwd=tmp_path)

@@ -111,6 +111,41 @@ def latency_table(result: LoadTestResult) -> ReportTable:
     return _cells("cells latency", "Latency", caption, result, _LATENCY)
 
 
+def summary_table(result: LoadTestResult) -> ReportTable:
+    """One row per variant: the rewards, the price, and the speed at the load with most answers a second."""
+    costs = {cost.variant: cost for cost in result.costs}
+    quality = {one.variant: one for one in result.quality}
+    golden = any(one.gold is not None for one in result.quality)
+    rows = []
+    for variant in dict.fromkeys([*quality, *costs, *(cell.variant for cell in result.cells)]):
+        one, cost = quality.get(variant), costs.get(variant)
+        cells = [cell for cell in result.cells if cell.variant == variant]
+        best = max(cells, key=lambda cell: cell.requests_per_s.median, default=None)
+        most = "at most " if cost is not None and cost.rising else ""
+        rows.append(
+            (
+                variant,
+                interval_text(None if one is None else one.reward),
+                *((interval_text(None if one is None else one.gold),) if golden else ()),
+                interval_text(None if one is None else one.win_rate),
+                "-" if cost is None else f"{most}{number(cost.per_1000)}",
+                "-" if best is None else number(best.requests_per_s.median),
+                "-" if best is None else _ms(best.e2e_ms, "p95"),
+            )
+        )
+    columns = (
+        "mode",
+        "reward",
+        *(("gold reward",) if golden else ()),
+        f"win rate against {result.settings['baseline']}",
+        f"{result.settings['currency']} per 1,000",
+        "requests/s",
+        "p95, ms",
+    )
+    caption = "Means [95% interval over prompts]; speed at the load with the most answers a second."
+    return ReportTable("summary", "Each mode in a line", caption, columns, tuple(rows), None)
+
+
 def quality_table(result: LoadTestResult) -> ReportTable:
     """The table of rewards, win rates and the price of 1,000 answers by variant."""
     costs = {cost.variant: cost for cost in result.costs}

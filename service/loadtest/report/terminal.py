@@ -16,31 +16,49 @@ from service.loadtest.report.tables import (
     latency_table,
     quality_table,
     saturation_table,
+    summary_table,
     throughput_table,
 )
 from service.loadtest.schema import LoadTestResult
 from vbon.report_html import ReportTable
 
+VERDICT_LINES = 3
+WARNINGS = 3
+
 if TYPE_CHECKING:
     from service.store import RunSummary
 
 
-def print_result(console: Console, result: LoadTestResult) -> None:
-    """Print the tables, the warnings and, last, the decision."""
-    for table in (
-        throughput_table(result),
-        latency_table(result),
-        quality_table(result),
-        break_even_table(result),
-        saturation_table(result),
-    ):
+def print_result(console: Console, result: LoadTestResult, *, full: bool = False) -> None:
+    """Print the verdict in three sentences, one table and the first warnings; all of it if ``full``."""
+    lines = result.decision if full else result.decision[:VERDICT_LINES]
+    for i, text in enumerate(lines):
+        console.print(escape(text), style="bold" if i == 0 else "", highlight=False)
+    console.print()
+    tables = [summary_table(result)]
+    if full:
+        tables = [
+            quality_table(result),
+            break_even_table(result),
+            saturation_table(result),
+            throughput_table(result),
+            latency_table(result),
+        ]
+    for table in tables:
         if table.rows:
             console.print(_rich_table(table))
-    for text in result.warnings:
+    shown = result.warnings if full else result.warnings[:WARNINGS]
+    for text in shown:
         console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False)
-    console.print()
-    for i, text in enumerate(result.decision):
-        console.print(escape(text), style="bold" if i == 0 else "", highlight=False)
+    left = len(result.warnings) - len(shown)
+    if left:
+        console.print(
+            f"{left} more warning{'s' if left > 1 else ''} in the report", highlight=False
+        )
+    if not full:
+        console.print(
+            f"every figure: vbon loadtest show {result.id} --full", style="dim", highlight=False
+        )
 
 
 def print_comparison(console: Console, found: Comparison) -> None:
