@@ -112,7 +112,7 @@ def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateO
 
 def _unscored(result: PromptResult) -> int | None:
     """The number of candidates without a reward; ``None`` if no candidate was scored."""
-    rewards = [candidate.reward for candidate in result.outcome.candidates]
+    rewards = [candidate.reward for candidate in result.outcome.judged]
     if result.scorer is None or all(reward is None for reward in rewards):
         return None
     return rewards.count(None)

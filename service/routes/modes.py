@@ -35,6 +35,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
                 reward_model=scorer_ref("reward", runtime.reward)
                 if mode.strategy.reranks
                 else None,
+                reranks=mode.strategy.reranks,
                 default_n=_default_n(runtime, mode),
                 adapter=runtime.policies[mode.policy].info.adapter,
                 training=records[mode.policy],

@@ -43,7 +43,7 @@ def configured_modes(
     tuned: TunedSettings | None = None,
     expected: Iterable[str] = (),
 ) -> dict[str, Mode]:
-    """Every mode of a server: one per policy, and one per strategy if a reward model is configured.
+    """Every mode of a server: one per policy, and one per strategy that has the reward model it needs.
 
     Args:
         has_auto: whether checkpoints are rolled out, so that there is a mode ``auto``.
@@ -70,7 +70,7 @@ def configured_modes(
             raise InvalidInputError(
                 f"policy name {name!r} is taken by a strategy; rename the policy", field="policies"
             )
-        if has_reward:
+        if has_reward or not strategy.needs_reward:
             modes[name] = Mode(name, strategy(), REFERENCE)
     if has_auto:
         modes[AUTO] = Mode(AUTO, Auto(), REFERENCE)

@@ -58,14 +58,16 @@ class PromptRequest:
     @property
     def wants_rewards(self) -> bool:
         """True if candidates are to be scored, given a reward model."""
-        return self.score or self.mode.strategy.reranks
+        return self.score or self.mode.strategy.needs_reward
 
     def fitted(self) -> PromptRequest:
         """This request with the strategy settings and log-probabilities that its strategy will use."""
         strategy = self.mode.strategy.with_answers(self.answers)
         strategy = strategy.fitted(self.num_samples, self.sampling.max_tokens)
         sampling = self.sampling
-        if strategy.uses_logprobs and not sampling.logprobs:
+        if strategy.top_logprobs:
+            sampling = replace(sampling, logprobs=True, top_logprobs=strategy.top_logprobs)
+        elif strategy.uses_logprobs and not sampling.logprobs:
             sampling = replace(sampling, logprobs=True)
         return replace(self, mode=replace(self.mode, strategy=strategy), sampling=sampling)
 

@@ -388,7 +388,7 @@ class Runtime:
             )
         if reward is None or reward.alive:
             return engine, reward
-        if mode.strategy.reranks:
+        if mode.strategy.needs_reward:
             raise RewardDeadError(f"mode {mode.name!r} needs the reward model: {self.status()}")
         return engine, None
 
@@ -479,8 +479,8 @@ class Runtime:
             queue_ms=result.queue_ms,
             total_ms=result.total_ms,
         )
-        if request.mode.strategy.reranks or (request.score and self.reward is not None):
-            unscored = sum(scored.reward is None for scored in result.outcome.candidates)
+        if request.mode.strategy.needs_reward or (request.score and self.reward is not None):
+            unscored = sum(scored.reward is None for scored in result.outcome.judged)
             self.metrics.unscored.labels(mode).inc(unscored)
 
     def count_error(self, mode: str, kind: str) -> None:

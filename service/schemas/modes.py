@@ -21,6 +21,7 @@ class ModeInfo(BaseModel):
     )
     policy: ModelRef
     reward_model: ModelRef | None
+    reranks: bool = Field(description="whether the answer is chosen among n candidates")
     default_n: int
     adapter: bool = Field(
         False,

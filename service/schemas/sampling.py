@@ -24,8 +24,9 @@ from service.schemas.wire import JsonObject, Wire, form_of
 from vbon.engine import Sampling
 from vbon.engine.protocol import HOTTER, LEAST_TEMPERATURE, MOST_TEMPERATURE
 
-# `logprobs` is left out: each route has its own field for them.
-SAMPLING_NAMES = tuple(one.name for one in fields(Sampling) if one.name != "logprobs")
+# Left out: each route has its own field for `logprobs`, and strategies set `top_logprobs` themselves.
+_INTERNAL = frozenset({"logprobs", "top_logprobs"})
+SAMPLING_NAMES = tuple(one.name for one in fields(Sampling) if one.name not in _INTERNAL)
 
 
 def _within_the_engines_reach(temperature: float) -> float:

@@ -54,6 +54,7 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
             "srbon-kl": "srbon_kl:SrbonKl",
             "srbon-wd": "srbon_wd:SrbonWd",
             "best-of-poisson": "best_of_poisson:BestOfPoisson",
+            "self-certainty": "self_certainty:SelfCertainty",
             "majority-of-the-bests": "majority_of_the_bests:MajorityOfTheBests",
             "treebon": "treebon:TreeBon",
             "speculative-rejection": "speculative_rejection:SpeculativeRejection",

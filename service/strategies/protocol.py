@@ -96,6 +96,7 @@ class Outcome:
         details: further facts to report; JSON values.
         step_times_s: ``perf_counter`` time of each step of a streamed sample.
         returned: the answers, the selected one first; by default only that.
+        judged: the candidates that were to be scored; by default all.
     """
 
     selected: ScoredCandidate
@@ -106,9 +107,12 @@ class Outcome:
     details: Mapping[str, Any] = field(default_factory=dict)
     step_times_s: tuple[float, ...] = ()
     returned: tuple[ScoredCandidate, ...] = ()
+    judged: tuple[ScoredCandidate, ...] = ()
 
     def __post_init__(self) -> None:
-        """Return the selected candidate unless several are returned."""
+        """Return the selected candidate unless several are returned, and count all as judged."""
+        if not self.judged:
+            object.__setattr__(self, "judged", self.candidates)
         if not self.returned:
             object.__setattr__(self, "returned", (self.selected,))
 
@@ -128,7 +132,8 @@ class Strategy(BaseModel, ABC):
 
     Attributes:
         description: one line for ``GET /modes``.
-        reranks: True if it draws several candidates and needs a reward model.
+        reranks: True if it draws several candidates and chooses one.
+        needs_reward: True if it needs a reward model; others score answers only to report rewards.
         uses_logprobs: True if it needs log-probabilities; the engine then computes them.
         uses_policies: True if it uses other policies than the one it draws from.
         continues: True if it lets the engine continue partial answers, which parameters that look back at an
@@ -140,6 +145,7 @@ class Strategy(BaseModel, ABC):
 
     description: ClassVar[str]
     reranks: ClassVar[bool] = True
+    needs_reward: ClassVar[bool] = True
     uses_logprobs: ClassVar[bool] = False
     uses_policies: ClassVar[bool] = False
     continues: ClassVar[bool] = False
@@ -152,6 +158,11 @@ class Strategy(BaseModel, ABC):
         Raises:
             EngineError, RewardError, InvalidInputError: decoding or scoring failed.
         """
+
+    @property
+    def top_logprobs(self) -> int:
+        """The number of likeliest tokens at each position whose log-probabilities it reads."""
+        return 0
 
     def fitted(self, num_samples: int, max_tokens: int) -> Strategy:
         """This strategy with the settings that it will actually use; answers report them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from service.strategies.protocol import (
 )
 from vbon.engine import Engine, Sampling
 from vbon.errors import InvalidInputError, RewardError
+from vbon.maths.certainty import mean_certainty
 from vbon.maths.seeds import seed_of
 
 POLICY_WORDS = "the policy's own, at temperature 1 and before top_p and top_k"
@@ -40,6 +42,9 @@ class CandidatePool:
         similarity: cosine similarities in [-1, 1], shape ``(N, N)``; ``None`` unless the rule compares
             texts.
         texts: the candidates' texts, of which some rules read the answer.
+        certainties: the policy's certainty about each candidate (:mod:`vbon.maths.certainty`), shape
+            ``(N,)``; ``None`` unless the strategy asks for ``top_logprobs``.
+        certainty_tokens: the number of likeliest tokens that certainties are computed from.
     """
 
     rewards: Float
@@ -47,6 +52,8 @@ class CandidatePool:
     lengths: Float
     similarity: Float | None = None
     texts: tuple[str, ...] | None = None
+    certainties: Float | None = None
+    certainty_tokens: int = 0
 
 
 class Reranker(Strategy):
@@ -69,8 +76,8 @@ class Reranker(Strategy):
         return {}
 
     def independent(self, num_samples: int) -> int | None:
-        """All N candidates; unknown for a subclass that draws them in its own way."""
-        return num_samples if type(self).run is Reranker.run else None
+        """All N candidates; unknown for a subclass that draws them in its own way or scores few of them."""
+        return num_samples if type(self).run is Reranker.run and self.needs_reward else None
 
     def check(self, sampling: Sampling, engine: Engine) -> None:
         """Check that the rule can be applied to candidates of this sampling and engine.
@@ -91,10 +98,13 @@ class Reranker(Strategy):
 
     async def run(self, task: Task, resources: Resources) -> Outcome:
         """Draw and score N candidates, and choose one."""
-        scorer = required_scorer(resources.scorer, self.description)
+        needed = required_scorer(resources.scorer, self.description) if self.needs_reward else None
         self.check(task.sampling, resources.engine)
-        collected = await collect(task, resources.engine, scorer, task.num_samples)
-        scored = eligible(collected.candidates, task.sampling)
+        collected = await collect(task, resources.engine, needed, task.num_samples)
+        if self.needs_reward:
+            scored = eligible(collected.candidates, task.sampling)
+        else:
+            scored = whole(collected.candidates, task.sampling)
         similarity = None
         if self.compares_texts:
             texts = [scored_candidate.candidate.text for scored_candidate in scored]
@@ -116,7 +126,7 @@ class Reranker(Strategy):
             details["log_p"] = self.log_p_words(resources.engine)
         if similarity is not None:
             details["embedder"] = resources.embedder.name
-        return Outcome(
+        outcome = Outcome(
             selected,
             collected.candidates,
             collected.decode_ms,
@@ -124,6 +134,9 @@ class Reranker(Strategy):
             tokens_of(collected.candidates),
             details,
         )
+        if self.needs_reward or resources.scorer is None or not task.score:
+            return outcome
+        return await with_reward(outcome, task, resources.scorer)
 
 
 def reshaped(sampling: Sampling) -> bool:
@@ -166,6 +179,24 @@ def scored_only(candidates: Sequence[ScoredCandidate]) -> list[ScoredCandidate]:
     return scored
 
 
+async def with_reward(outcome: Outcome, task: Task, scorer: Scorer) -> Outcome:
+    """The outcome with the reward of its selected candidate, which was chosen without one."""
+    begun = perf_counter()
+    chosen = outcome.selected.candidate
+    scored = ScoredCandidate(chosen, await scorer.score(task.prompt, chosen.text))
+    task.observer.scored(scored)
+    return replace(
+        outcome,
+        selected=scored,
+        candidates=tuple(
+            scored if one.candidate.index == chosen.index else one for one in outcome.candidates
+        ),
+        rerank_ms=outcome.rerank_ms + (perf_counter() - begun) * 1e3,
+        returned=(scored,),
+        judged=(scored,),
+    )
+
+
 def eligible(candidates: Sequence[ScoredCandidate], sampling: Sampling) -> list[ScoredCandidate]:
     """The candidates that may be chosen: those with a reward, and of JSON texts those that are whole.
 
@@ -174,10 +205,15 @@ def eligible(candidates: Sequence[ScoredCandidate], sampling: Sampling) -> list[
     Raises:
         RewardError: no candidate has a reward.
     """
-    scored = scored_only(candidates)
+    return whole(scored_only(candidates), sampling)
+
+
+def whole(candidates: Sequence[ScoredCandidate], sampling: Sampling) -> list[ScoredCandidate]:
+    """The candidates, and of JSON texts those that are whole; if all are cut, all of them."""
     if sampling.json_schema is None:
-        return scored
-    return [one for one in scored if one.candidate.finish_reason == "stop"] or scored
+        return list(candidates)
+    finished = [one for one in candidates if one.candidate.finish_reason == "stop"]
+    return finished or list(candidates)
 
 
 def highest(scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
@@ -188,13 +224,21 @@ def highest(scored: Sequence[ScoredCandidate]) -> ScoredCandidate:
 def candidate_pool(
     scored: Sequence[ScoredCandidate], similarity: Float | None = None
 ) -> CandidatePool:
-    """The arrays of scored candidates, which must all have a reward."""
+    """The arrays of candidates; rewards that a candidate does not have are NaN."""
+    tops = [c.candidate.top_logprobs for c in scored]
+    # Servers may tell fewer than asked for; candidates are compared by equally many.
+    count = min((len(top) for told in tops for top in told or ()), default=0)
+    certainties = None
+    if count and None not in tops:
+        certainties = np.array([mean_certainty(told or (), count) for told in tops])
     return CandidatePool(
         rewards=np.array([c.reward for c in scored], dtype=np.float64),
         logprobs=np.array([c.candidate.cumulative_logprob for c in scored], dtype=np.float64),
         lengths=np.array([float(len(c.candidate.token_ids)) for c in scored]),
         similarity=similarity,
         texts=tuple(c.candidate.text for c in scored),
+        certainties=certainties,
+        certainty_tokens=count,
     )
 
 

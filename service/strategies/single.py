@@ -34,6 +34,7 @@ class Single(Strategy):
 
     description: ClassVar[str] = "one sample of the policy"
     reranks: ClassVar[bool] = False
+    needs_reward: ClassVar[bool] = False
 
     def independent(self, num_samples: int) -> int:
         """All samples."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -199,6 +200,28 @@ async def test_token_logprobs_add_up(engine: Engine) -> None:
         assert len(candidate.token_logprobs) == len(candidate.token_ids)
         assert sum(candidate.token_logprobs) == pytest.approx(candidate.cumulative_logprob)
         assert all(logprob <= 0 for logprob in candidate.token_logprobs)
+
+
+async def test_the_likeliest_tokens_of_each_position(
+    engine: Engine, request: pytest.FixtureRequest
+) -> None:
+    made_up = request.node.callspec.params["engine"] in {"fake_engine", "remote_engine"}
+    without = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-top-a")}
+    for candidate in await draw(engine, replace(SAMPLING, top_logprobs=5), 3, "contract-top-b"):
+        assert candidate.token_ids == without[candidate.index].token_ids
+        assert candidate.token_logprobs == pytest.approx(
+            without[candidate.index].token_logprobs, abs=1e-4
+        )
+        assert len(candidate.top_logprobs) == len(candidate.token_ids)
+        for top, own in zip(candidate.top_logprobs, candidate.token_logprobs, strict=True):
+            assert len(top) == 5
+            assert list(top) == sorted(top, reverse=True)
+            assert sum(map(math.exp, top)) <= 1 + 1e-4
+            assert own <= top[0] + 1e-4
+            if not made_up:
+                assert own <= top[-1] + 1e-4 or min(abs(own - one) for one in top) < 1e-4
+    assert without[0].top_logprobs is None
+    assert len(await draw(engine, replace(SAMPLING, top_logprobs=20), 1, "contract-top-c")) == 1
 
 
 async def test_a_stream_grows_into_the_candidate(engine: Engine) -> None:

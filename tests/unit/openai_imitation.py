@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.unit.listening import listening
+from vbon.engine.fake import fake_top_logprobs
 from vbon.engine.fake_json import random_instance
 from vbon.errors import InvalidInputError
 
@@ -337,10 +338,17 @@ class Server:
         before: Sequence[int] = (),
     ) -> dict[str, Any]:
         prefix = [*body["prompt"], *before]
-        logprobs = {
+        logprobs: dict[str, Any] = {
             "token_logprobs": [logprob(prefix + ids[:i], t) for i, t in enumerate(ids)],
             "tokens": [f"token_id:{t}" if self.with_token_ids else "w" for t in ids],
         }
+        if body.get("logprobs", 0) > 1:
+            tops = [
+                fake_top_logprobs(f"{prefix}{ids[:i]}", body["logprobs"]) for i in range(len(ids))
+            ]
+            logprobs["top_logprobs"] = [
+                {f"token_id:{place}": value for place, value in enumerate(top)} for top in tops
+            ]
         found: dict[str, Any] = {"index": 0, "text": text, "logprobs": logprobs}
         if body.get("return_token_ids") and self.with_token_ids:
             found["token_ids"] = ids

@@ -156,6 +156,7 @@ async def test_every_sampling_field_reaches_the_server() -> None:
         max_tokens=5, temperature=0.5, top_p=0.5, top_k=3, seed=1, stop=("x",), ignore_eos=True,
         priority=2, min_p=0.1, min_tokens=3, stop_token_ids=(7,), frequency_penalty=1,
         presence_penalty=-1, repetition_penalty=1.5, logit_bias={3: 2.0}, response_format=MOOD,
+        top_logprobs=4,
     )  # fmt: skip
     plain = Sampling(max_tokens=8)
     body = completion_body("m", [1], plain, 0, stream=False)

@@ -18,7 +18,9 @@ from training.configs import SampleConfig
 from vbon.engine import ModelInfo, Sampling, check_fits
 from vbon.errors import InvalidInputError
 
-ENGINE = {one.name: one for one in fields(Sampling) if one.name != "logprobs"}
+# Routes have a field of their own for logprobs, and strategies ask for top_logprobs.
+INTERNAL = {"logprobs", "top_logprobs"}
+ENGINE = {one.name: one for one in fields(Sampling) if one.name not in INTERNAL}
 
 
 def test_the_api_has_the_engines_parameters_with_the_same_defaults() -> None:

@@ -33,15 +33,20 @@ from service.strategies.bon_uniform_top import BonUniformTop
 from service.strategies.majority_of_the_bests import MajorityOfTheBests
 from service.strategies.mbr_bon import MbrBon
 from service.strategies.pessimistic_bon import PessimisticBon, normalising_level
+from service.strategies.protocol import ScoredCandidate
 from service.strategies.rbon_kl import RbonKl
 from service.strategies.rbon_length import RbonLength
-from service.strategies.rerank import CandidatePool, Reranker, draw, standardised
+from service.strategies.rerank import CandidatePool, Reranker, candidate_pool, draw, standardised
+from service.strategies.self_certainty import SelfCertainty
 from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.srbon_kl import SrbonKl
 from service.strategies.srbon_wd import SrbonWd
 from service.strategies.treebon import implicit_reward, shared_out
 from vbon.embedders.cosine import cosine
+from vbon.engine import Candidate
+from vbon.errors import EngineError
+from vbon.maths.certainty import mean_certainty
 
 finite = st.floats(-20, 20, allow_subnormal=False)
 
@@ -57,6 +62,7 @@ def pools(smallest: int = 1) -> st.SearchStrategy[CandidatePool]:
             logprobs=vector.map(lambda v: -np.abs(v)),
             lengths=lengths.map(lambda v: np.array(v, dtype=float)),
             similarity=rows.map(cosine),
+            certainties=vector.map(np.abs),
             texts=st.lists(st.sampled_from("ABC"), min_size=count, max_size=count).map(tuple),
         )
 
@@ -84,12 +90,14 @@ def test_no_rule_depends_on_the_order(pool: CandidatePool, data: st.DataObject) 
     order = np.array(data.draw(st.permutations(range(len(pool.rewards)))))
     assert pool.similarity is not None
     assert pool.texts is not None
+    assert pool.certainties is not None
     moved = CandidatePool(
         pool.rewards[order],
         pool.logprobs[order],
         pool.lengths[order],
         pool.similarity[np.ix_(order, order)],
         tuple(pool.texts[i] for i in order),
+        pool.certainties[order],
     )
     for rule in RULES:
         first, second = rule.distribution(pool)[order], rule.distribution(moved)
@@ -104,8 +112,14 @@ def rule_is_tied(rule: Reranker, pool: CandidatePool) -> bool:
     still = 0.0 * tiny
 
     def chosen(rewards: np.ndarray, logprobs: np.ndarray) -> np.ndarray:
+        assert pool.certainties is not None
         return rule.distribution(
-            replace(pool, rewards=pool.rewards + rewards, logprobs=pool.logprobs + logprobs)
+            replace(
+                pool,
+                rewards=pool.rewards + rewards,
+                logprobs=pool.logprobs + logprobs,
+                certainties=pool.certainties + logprobs,
+            )
         )
 
     of_rewards = np.abs(chosen(tiny, still) - chosen(-tiny, still)).max()
@@ -120,6 +134,7 @@ def example() -> CandidatePool:
         logprobs=np.array([-4.0, -5.0, -3.0, -9.0]),
         lengths=np.array([4.0, 5.0, 3.0, 2.0]),
         similarity=cosine(vectors),
+        certainties=np.array([0.4, 0.5, 0.7, 0.6]),
         texts=("So: The Hague.", "it is the  hague", "Rome", "Paris"),
     )
 
@@ -144,6 +159,7 @@ BY_HAND: dict[str, tuple[dict[str, Any], list[float]]] = {
         {"reg_strength": 0.5, "likelihood_weight": 0.1, "normalise_rewards": False},
         [0.203939, 0.275289, 0.184532, 0.336239],
     ),
+    "self-certainty": ({}, [0, 0, 1, 0]),
     # one of four is best of itself alone: Rome and Paris have 1/4 each, The Hague 2/4; its better text is 1
     "majority-of-the-bests": (
         {"subset_size": 1, "answer_pattern": r"(?i)(the\s+hague|rome|paris)"},
@@ -385,6 +401,37 @@ def test_the_number_of_candidates_follows_the_seed_and_the_distribution() -> Non
     assert BestOfPoisson().mean(16) == 8.5
     assert {BestOfPoisson(mean_n=1).number(8, s, []) for s in range(20)} == {1}
     assert {BestOfPoisson(mean_n=1).with_answers(3).number(8, s, []) for s in range(20)} == {3}
+
+
+def test_certainty_is_the_kl_from_the_uniform_distribution() -> None:
+    """With the whole vocabulary of four tokens it is the paper's KL(U || p), by its definition."""
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(4), size=3)
+    kl = [sum(0.25 * math.log(0.25 / one) for one in row) for row in p]
+    tops = [sorted(np.log(row), reverse=True) for row in p]
+    assert mean_certainty(tops, 4) == pytest.approx(sum(kl) / 3)
+    assert mean_certainty([[math.log(0.25)] * 4], 4) == pytest.approx(0)
+    # Of the likeliest two alone: U = (1/2, 1/2) against their two probabilities
+    two = [sum(0.5 * math.log(0.5 / math.exp(x)) for x in top[:2]) for top in tops]
+    assert mean_certainty(tops, 2) == pytest.approx(sum(two) / 3)
+    assert mean_certainty([], 4) == 0
+
+
+def test_candidates_are_compared_by_equally_many_likeliest_tokens() -> None:
+    def scored(index: int, tops: tuple[tuple[float, ...], ...] | None) -> ScoredCandidate:
+        ids = tuple(range(len(tops or ())))
+        return ScoredCandidate(Candidate(index, "x", ids, "stop", top_logprobs=tops), None)
+
+    full, short = scored(0, ((-0.1, -3.0, -4.0),)), scored(1, ((-0.2, -2.0),))
+    pool = candidate_pool([full, short])
+    assert pool.certainties == pytest.approx([1.55 - math.log(2), 1.1 - math.log(2)])
+    assert pool.certainty_tokens == 2
+    empty = candidate_pool([full, scored(1, ())])
+    assert empty.certainties == pytest.approx([7.1 / 3 - math.log(3), 0])
+    none = candidate_pool([full, scored(1, None)])
+    assert none.certainties is None
+    with pytest.raises(EngineError, match="no log-probabilities"):
+        SelfCertainty().distribution(none)
 
 
 def test_candidates_without_an_answer_have_no_vote() -> None:

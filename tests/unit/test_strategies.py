@@ -17,6 +17,7 @@ from service.strategies.best_of_poisson import BestOfPoisson
 from service.strategies.bon import Bon
 from service.strategies.regularised import RegularisedReranker
 from service.strategies.request_fields import SETTINGS
+from service.strategies.self_certainty import SelfCertainty
 from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.treebon import TreeBon
@@ -28,6 +29,8 @@ from vbon.engine.fake import FakeEngine, words
 from vbon.errors import CheckpointError, InvalidInputError, RewardError
 from vbon.prompts import Prompt
 
+REWARDED = [mode for mode, strategy in STRATEGIES.items() if strategy.needs_reward]
+REWARD_FREE = [mode for mode in STRATEGIES if mode not in REWARDED]
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 8, "max_tokens": 16, "seed": 3}
 
 
@@ -58,6 +61,7 @@ async def ask(
     guide: FakeEngine | None = None,
     scorer: Any = None,
     stop: tuple[str, ...] = (),
+    sampling: Sampling | None = None,
 ) -> tuple[Any, FakeEngine]:
     """One outcome, and the engine that produced it."""
     engine, guide = engine or FakeEngine("fake-ref"), guide or FakeEngine("fake-vbon")
@@ -70,7 +74,7 @@ async def ask(
     task = Task(
         prompt,
         await engine.encode(prompt),
-        Sampling(max_tokens=max_tokens, seed=seed, stop=stop),
+        sampling or Sampling(max_tokens=max_tokens, seed=seed, stop=stop),
         n,
         "t",
     )
@@ -108,12 +112,66 @@ async def test_every_mode_works_over_a_tuned_policy(mode: str) -> None:
     assert response.json()["policy"]["name"] == "vbon"
 
 
-@pytest.mark.parametrize("mode", STRATEGIES)
+@pytest.mark.parametrize("mode", REWARDED)
 async def test_every_mode_needs_a_reward_model(mode: str) -> None:
     async with serving(make_runtime(without_reward=True)) as (_, client):
         response = await post(client, mode)
     assert response.status_code == 422
     assert "needs a reward model" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("mode", REWARD_FREE)
+async def test_a_mode_without_rewards_answers_without_a_reward_model(mode: str) -> None:
+    async with serving(make_runtime(without_reward=True)) as (_, client):
+        answer = (await post(client, mode, return_candidates=True)).json()
+        modes = {one["name"]: one for one in (await client.get("/modes")).json()["modes"]}
+    assert (answer["reward"], answer["unscored_candidates"]) == (None, None)
+    assert len(answer["candidates"]) == 8
+    assert mode in modes
+    assert (modes[mode]["reranks"], modes[mode]["reward_model"]) == (True, None)
+    assert not modes.keys() & set(REWARDED)
+
+
+@pytest.mark.parametrize("mode", REWARD_FREE)
+async def test_a_mode_without_rewards_scores_only_the_answer_and_only_if_asked(mode: str) -> None:
+    reward = FakeReward()
+    async with serving(make_runtime(reward=reward)) as (_, client):
+        scored = (await post(client, mode, return_candidates=True)).json()
+        plain = (await post(client, mode, score=False)).json()
+        metrics = (await client.get("/metrics")).text
+    assert reward.batches == [1]
+    assert scored["reward"] == pytest.approx(score_text(scored["text"]))
+    assert sum(one["reward"] is not None for one in scored["candidates"]) == 1
+    assert scored["unscored_candidates"] == 0
+    assert (plain["text"], plain["reward"]) == (scored["text"], None)
+    assert f'vbon:unscored_candidates_total{{mode="{mode}"}} 0.0' in metrics
+
+
+async def test_self_certainty_is_the_mean_kl_of_the_likeliest_tokens() -> None:
+    sampling = Sampling(max_tokens=24, seed=3, top_logprobs=6)
+    outcome, _ = await ask(SelfCertainty(certainty_tokens=6), sampling=sampling)
+    by_hand = [
+        sum(-sum(top) / 6 - math.log(6) for top in c.candidate.top_logprobs)
+        / len(c.candidate.token_ids)
+        for c in outcome.candidates
+    ]
+    assert outcome.selected.candidate.index == by_hand.index(max(by_hand))
+    assert outcome.details == {
+        "certainty": pytest.approx(max(by_hand), abs=1e-6),
+        "mean_certainty": pytest.approx(sum(by_hand) / 8, abs=1e-6),
+        "certainty_tokens": 6,
+    }
+    assert SelfCertainty().independent(8) is None
+
+
+async def test_self_certainty_is_that_of_the_policy_itself() -> None:
+    engines = {"ref": FakeEngine("ref", sampled_logprobs=True)}
+    async with serving(make_runtime(engines=engines)) as (_, client):
+        plain = await post(client, "self-certainty")
+        hot = (await post(client, "self-certainty", temperature=0.7)).json()["error"]
+    assert plain.status_code == 200
+    assert hot["param"] == "temperature"
+    assert "--engine.logprobs policy" in hot["message"]
 
 
 @pytest.mark.parametrize("mode", STRATEGIES)
@@ -141,7 +199,7 @@ async def test_every_mode_stops_when_cancelled(mode: str) -> None:
     assert engine.running == 0
 
 
-@pytest.mark.parametrize("mode", STRATEGIES)
+@pytest.mark.parametrize("mode", REWARDED)
 async def test_candidates_without_a_score_are_passed_over(mode: str) -> None:
     class Picky(FakeReward):
         def score(self, items: Any) -> list[float | None]:

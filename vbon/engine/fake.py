@@ -55,6 +55,15 @@ def words(token_ids: Sequence[int]) -> str:
     )
 
 
+def fake_top_logprobs(key: str, count: int) -> tuple[float, ...]:
+    """Log-probabilities of the ``count`` likeliest tokens: those of a geometric series, fixed by a key.
+
+    The highest is above every log-probability that the fake gives a sampled token.
+    """
+    ratio = 0.1 + 0.7 * random.Random(key).random()
+    return tuple(math.log(1 - ratio) + place * math.log(ratio) for place in range(count))
+
+
 class FakeEngine:
     """An engine that generates random words: a prompt token is a character, a new token is a word.
 
@@ -304,6 +313,12 @@ class FakeEngine:
             tuple(ids),
             "stop" if ended else "length",
             logprobs if sampling.logprobs else None,
+            tuple(
+                fake_top_logprobs(f"{prompt_ids}{ids[:k]}", sampling.top_logprobs)
+                for k in range(len(ids))
+            )
+            if sampling.top_logprobs
+            else None,
         )
 
     def _words(self, source: random.Random, sampling: Sampling) -> tuple[list[int], bool]:

@@ -22,6 +22,8 @@ UNKNOWN_TOKEN = -1
 # Bounds of vLLM's own validator (tests/integration/test_service_vllm.py compares them). vLLM decodes
 # positive temperatures below the least one at the least one, and rejects those above the highest.
 LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.01, 2.0
+# Most of the likeliest tokens whose log-probabilities can be asked for: vLLM's default limit.
+MOST_TOP_LOGPROBS = 20
 HOTTER = (
     "for candidates that differ more, raise n; to sample above it, serve a copy of the policy whose logits "
     "are divided by k: temperature t there is k times t here"
@@ -44,6 +46,8 @@ class Sampling:
         seed: ``None`` samples without a seed; otherwise candidate ``i`` uses ``candidate_seed(seed, i)``.
         stop: strings that end a candidate; they are left out of its text.
         logprobs: whether candidates carry log-probabilities; they cost the engine a few percent.
+        top_logprobs: number of the likeliest tokens whose log-probabilities candidates carry at each
+            position, at most :data:`MOST_TOP_LOGPROBS`; streamed samples carry none.
         ignore_eos: whether to decode up to ``max_tokens`` in any case, for load tests.
         priority: order in which waiting sequences are decoded; lower values come first. It does not
             change any candidate, and must be 0 if the engine does not schedule by priority.
@@ -77,6 +81,7 @@ class Sampling:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] | None = None
     response_format: Mapping[str, Any] | None = None
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         """Replace what vLLM would replace, so that answers echo what was used."""
@@ -129,6 +134,9 @@ class Candidate:
         token_logprobs: log-probability of each token in nats, under the policy at temperature 1 and
             before top-k and top-p, or under the distribution it was drawn from if
             ``ModelInfo.sampled_logprobs``; ``None`` unless ``Sampling.logprobs`` was set.
+        top_logprobs: log-probabilities of the likeliest tokens at each position, nats, highest first, under
+            the same distribution; fewer than asked for if the vocabulary or the server has no more, and
+            ``None`` unless ``Sampling.top_logprobs`` asks for them.
     """
 
     index: int
@@ -136,6 +144,7 @@ class Candidate:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     token_logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[float, ...], ...] | None = None
 
     @property
     def cumulative_logprob(self) -> float | None:

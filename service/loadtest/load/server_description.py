@@ -46,7 +46,8 @@ def _native(client: httpx.Client, settings: LoadTestSettings) -> ServerDescripti
         modes = [
             ServedMode(
                 name=mode["name"],
-                reranks=mode["reward_model"] is not None,
+                # Servers of earlier versions do not say it, and chose by rewards alone.
+                reranks=mode.get("reranks", mode["reward_model"] is not None),
                 policy=mode["policy"],
                 reward_model=mode["reward_model"],
                 settings=mode["settings"],

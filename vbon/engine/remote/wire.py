@@ -60,7 +60,7 @@ def completion_body(
         "stream": stream,
         # Always requested, because the parts of an answer are checked against each other. 0 would be enough
         # for the sampled token's log-probability, but some servers take 0 for "none".
-        "logprobs": 1,
+        "logprobs": max(1, sampling.top_logprobs),
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,
     }
@@ -136,6 +136,7 @@ class GrowingCandidate:
         self.text = ""
         self.token_ids: tuple[int, ...] = ()
         self.token_logprobs: tuple[float, ...] = ()
+        self.top_logprobs: tuple[tuple[float, ...], ...] = ()
         self.finish_reason: FinishReason | None = None
         self.ending: int | None = None
 
@@ -176,6 +177,10 @@ class GrowingCandidate:
         self.text += text
         self.token_ids += ids
         self.token_logprobs += logprobs
+        if self._sampling.top_logprobs:
+            self.top_logprobs += _top_logprobs(
+                choice.get("logprobs"), len(logprobs), self._sampling.top_logprobs
+            )
         if reason is not None:
             self.finish_reason = _FINISHED[reason]
         # A `stop_reason` that is not a stop string means that a token ended the candidate.
@@ -263,6 +268,7 @@ class GrowingCandidate:
             self.token_ids,
             self.finish_reason,
             self.token_logprobs if self._sampling.logprobs else None,
+            self.top_logprobs if self._sampling.top_logprobs else None,
         )
 
     def partial(self) -> Partial:
@@ -285,6 +291,18 @@ def _token_logprobs(logprobs: Any, text: str) -> tuple[float, ...]:
     if not isinstance(found, list):
         raise WireError("sent no `logprobs.token_logprobs`, which every candidate needs")
     return tuple(_logprob(value) for value in found)
+
+
+def _top_logprobs(logprobs: Any, positions: int, count: int) -> tuple[tuple[float, ...], ...]:
+    """The highest log-probabilities of each position, highest first; the sampled token may come on top."""
+    found = (logprobs or {}).get("top_logprobs") if positions else []
+    if not isinstance(found, list) or len(found) != positions:
+        raise WireError("sent no `logprobs.top_logprobs` of each token, which this mode needs")
+    if not all(isinstance(position, dict) and position for position in found):
+        raise WireError("sent `logprobs.top_logprobs` that are not objects of log-probabilities")
+    return tuple(
+        tuple(sorted(map(_logprob, position.values()), reverse=True)[:count]) for position in found
+    )
 
 
 def _token_ids(choice: dict[str, Any], count: int) -> tuple[int, ...]:

@@ -226,6 +226,10 @@ class VllmEngine:
     ) -> AsyncGenerator[Candidate, None]:
         """Yield candidates as they finish; closing the generator aborts the rest in the engine."""
         check_fits(self.info, prompt_token_ids, sampling)
+        if sampling.top_logprobs:
+            # vLLM's process would end if it were asked for more than the vocabulary has.
+            known = min(sampling.top_logprobs, len(self.host.tokenizer))
+            sampling = replace(sampling, top_logprobs=known)
         shared = sampling_params(sampling) if sampling.seed is None else None
         decode = completion_decoder(self.host.tokenizer, prompt_token_ids)
         draws = (
@@ -269,6 +273,9 @@ class VllmEngine:
             token_logprobs=None
             if params.logprobs is None
             else _token_logprobs(output.logprobs, ids),
+            top_logprobs=_top_logprobs(output.logprobs, params.logprobs)
+            if params.logprobs
+            else None,
         )
 
     async def stream(
@@ -402,4 +409,12 @@ def _token_logprobs(positions: Any, token_ids: Sequence[int]) -> tuple[float, ..
     """Log-probabilities of tokens from vLLM's dictionary per position, which always contains the token."""
     return tuple(
         position[token].logprob for position, token in zip(positions, token_ids, strict=True)
+    )
+
+
+def _top_logprobs(positions: Any, count: int) -> tuple[tuple[float, ...], ...]:
+    """The highest log-probabilities of each position, which also has the sampled token's, highest first."""
+    return tuple(
+        tuple(sorted((one.logprob for one in position.values()), reverse=True)[:count])
+        for position in positions
     )

@@ -67,7 +67,7 @@ def sampling_params(
             repetition_penalty=sampling.repetition_penalty,
             logit_bias=None if sampling.logit_bias is None else dict(sampling.logit_bias),
             structured_outputs=_structured(sampling),
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=sampling.top_logprobs if sampling.logprobs or sampling.top_logprobs else None,
             # vLLM detokenizes each token at once only to find stop strings or to stream. Otherwise
             # detokenizing the whole candidate at the end gives the same text at lower cost.
             detokenize=streamed or bool(sampling.stop),

@@ -8,7 +8,7 @@ const FEW = 6;
 
 /** Whether a mode draws several candidates and chooses. */
 export function reranks(mode) {
-  return mode.reward_model !== null;
+  return mode.reranks;
 }
 
 export class Form {
