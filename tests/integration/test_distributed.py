@@ -32,7 +32,15 @@ from training.train.run import train  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "training"]
+TORCHRUN = [
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "-m",
+    "training",
+]
 COMPARED = ("loss", "reward", "log_cdf", "kl_nats", "response_tokens", "grad_norm", "learning_rate")
 COUNTED = ("step", "phase", "samples_drawn", "tokens_drawn", "sequences_trained")
 # Of float32 in another order of summation; a share of prompts gone wrong is off by per cents.
@@ -52,14 +60,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def command(
-    sandbox: Path, out: Path, objective: str, processes: int = 1, **changes: Any
+    sandbox: Path,
+    out: Path,
+    objective: str,
+    processes: int = 1,
+    launcher: list[str] | None = None,
+    **changes: Any,
 ) -> list[str]:
     values = {
         "heldout": None,
         "steps": 3,
         "seed": 5,
         "learning_rate": 1e-3,
-        **CASES[objective],
+        **CASES.get(objective, {}),
         **changes,
     }
     config = train_config(sandbox, out, objective, **values)
@@ -67,12 +80,12 @@ def command(
     for name, value in config.model_dump(mode="json").items():
         if value is not None and not isinstance(value, bool):
             flags += [f"--{name.replace('_', '-')}", str(value)]
-    launcher = TORCHRUN if processes == 2 else ["training"]
-    return [sys.executable, "-m", *launcher, objective, *flags]
+    launcher = launcher or (TORCHRUN if processes == 2 else ["-m", "training"])
+    return [sys.executable, *launcher, objective, *flags]
 
 
 def run(sandbox: Path, out: Path, objective: str, processes: int = 1, **changes: Any) -> str:
-    """Train; what was logged."""
+    """Train, through a launcher of one's own if given; what was logged."""
     done = subprocess.run(
         command(sandbox, out, objective, processes, **changes),
         capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, timeout=300,

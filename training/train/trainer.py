@@ -133,9 +133,15 @@ class Trainer:
     def gathered_weights(self) -> dict[str, torch.Tensor] | None:
         """The complete weights of a sharded policy, or ``None`` if it is not sharded.
 
-        Gathering is collective: every process must call this.
+        Only the main process gets them. Gathering is collective, though: every process must call this.
         """
-        return self.accelerator.get_state_dict(self.policy) if self.sharded else None
+        if not self.sharded:
+            return None
+        gathered = self.accelerator.get_state_dict(self.policy)
+        # Gathered one by one, a weight with two names (a tied output layer) would be saved twice.
+        kept = {name for name, _ in self.policy.named_parameters()}
+        named = {name for name, _ in self.policy.named_parameters(remove_duplicate=False)}
+        return {name: value for name, value in gathered.items() if name not in named - kept}
 
     @property
     def unwrapped(self) -> Any:
