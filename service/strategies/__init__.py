@@ -53,6 +53,7 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
             "mbr-bon": "mbr_bon:MbrBon",
             "srbon-kl": "srbon_kl:SrbonKl",
             "srbon-wd": "srbon_wd:SrbonWd",
+            "corrected-bon": "corrected_bon:CorrectedBon",
             "best-of-poisson": "best_of_poisson:BestOfPoisson",
             "self-certainty": "self_certainty:SelfCertainty",
             "majority-of-the-bests": "majority_of_the_bests:MajorityOfTheBests",

@@ -45,6 +45,8 @@ class CandidatePool:
         certainties: the policy's certainty about each candidate (:mod:`vbon.maths.certainty`), shape
             ``(N,)``; ``None`` unless the strategy asks for ``top_logprobs``.
         certainty_tokens: the number of likeliest tokens that certainties are computed from.
+        log_ratios: log-probability of each completion under a target policy, less that under the
+            distribution it was drawn from, nats, shape ``(N,)``; ``None`` if all are alike.
     """
 
     rewards: Float
@@ -54,6 +56,7 @@ class CandidatePool:
     texts: tuple[str, ...] | None = None
     certainties: Float | None = None
     certainty_tokens: int = 0
+    log_ratios: Float | None = None
 
 
 class Reranker(Strategy):

@@ -30,6 +30,7 @@ from service.strategies.answer_key import answer_key
 from service.strategies.best_of_poisson import BestOfPoisson, poisson_numbers
 from service.strategies.bon import Bon
 from service.strategies.bon_uniform_top import BonUniformTop
+from service.strategies.corrected_bon import CorrectedBon, effective_number
 from service.strategies.majority_of_the_bests import MajorityOfTheBests
 from service.strategies.mbr_bon import MbrBon
 from service.strategies.pessimistic_bon import PessimisticBon, normalising_level
@@ -63,6 +64,7 @@ def pools(smallest: int = 1) -> st.SearchStrategy[CandidatePool]:
             lengths=lengths.map(lambda v: np.array(v, dtype=float)),
             similarity=rows.map(cosine),
             certainties=vector.map(np.abs),
+            log_ratios=vector,
             texts=st.lists(st.sampled_from("ABC"), min_size=count, max_size=count).map(tuple),
         )
 
@@ -91,6 +93,7 @@ def test_no_rule_depends_on_the_order(pool: CandidatePool, data: st.DataObject) 
     assert pool.similarity is not None
     assert pool.texts is not None
     assert pool.certainties is not None
+    assert pool.log_ratios is not None
     moved = CandidatePool(
         pool.rewards[order],
         pool.logprobs[order],
@@ -98,6 +101,7 @@ def test_no_rule_depends_on_the_order(pool: CandidatePool, data: st.DataObject) 
         pool.similarity[np.ix_(order, order)],
         tuple(pool.texts[i] for i in order),
         pool.certainties[order],
+        log_ratios=pool.log_ratios[order],
     )
     for rule in RULES:
         first, second = rule.distribution(pool)[order], rule.distribution(moved)
@@ -135,6 +139,7 @@ def example() -> CandidatePool:
         lengths=np.array([4.0, 5.0, 3.0, 2.0]),
         similarity=cosine(vectors),
         certainties=np.array([0.4, 0.5, 0.7, 0.6]),
+        log_ratios=np.array([-1.0, 0.0, -0.5, -2.0]),
         texts=("So: The Hague.", "it is the  hague", "Rome", "Paris"),
     )
 
@@ -159,6 +164,8 @@ BY_HAND: dict[str, tuple[dict[str, Any], list[float]]] = {
         {"reg_strength": 0.5, "likelihood_weight": 0.1, "normalise_rewards": False},
         [0.203939, 0.275289, 0.184532, 0.336239],
     ),
+    # exp(1 - 1), exp(1.2), exp(.9 - .5), exp(1.5 - 2) over their sum
+    "corrected-bon": ({}, [0.155800, 0.517275, 0.232427, 0.094498]),
     "self-certainty": ({}, [0, 0, 1, 0]),
     # one of four is best of itself alone: Rome and Paris have 1/4 each, The Hague 2/4; its better text is 1
     "majority-of-the-bests": (
@@ -432,6 +439,26 @@ def test_candidates_are_compared_by_equally_many_likeliest_tokens() -> None:
     assert none.certainties is None
     with pytest.raises(EngineError, match="no log-probabilities"):
         SelfCertainty().distribution(none)
+
+
+def test_corrected_weights_are_the_target_s_tilted_policy() -> None:
+    """Eight candidates, each text as often as s draws it: weights by text are p exp(r / t) / Z exactly."""
+    s, p = np.array([0.5, 0.25, 0.125, 0.125]), np.array([0.1, 0.2, 0.3, 0.4])
+    rewards = np.array([2.0, 1.0, 0.0, -1.0])
+    text = np.repeat(np.arange(4), (8 * s).astype(int))
+    ratios = np.log(p / s)[text]
+    pool = CandidatePool(rewards[text], ratios, ratios, log_ratios=ratios)
+    weights = CorrectedBon(reward_temperature=0.7).distribution(pool)
+    tilted = p * np.exp(rewards / 0.7)
+    assert np.bincount(text, weights) == pytest.approx(tilted / tilted.sum())
+    alike = CorrectedBon(reward_temperature=0.7).distribution(replace(pool, log_ratios=None))
+    assert alike == pytest.approx(SoftBon(reward_temperature=0.7).distribution(pool))
+
+
+def test_effective_number_by_hand() -> None:
+    assert effective_number(np.full(8, 1 / 8)) == pytest.approx(8)
+    assert effective_number(np.array([1.0, 0.0, 0.0])) == pytest.approx(1)
+    assert effective_number(np.array([0.5, 0.25, 0.25])) == pytest.approx(1 / 0.375)
 
 
 def test_candidates_without_an_answer_have_no_vote() -> None:

@@ -15,6 +15,7 @@ from service.strategies import STRATEGIES, Resources, Strategy, Task
 from service.strategies.adaptive_bon import AdaptiveBon, expected_gain
 from service.strategies.best_of_poisson import BestOfPoisson
 from service.strategies.bon import Bon
+from service.strategies.corrected_bon import CorrectedBon
 from service.strategies.regularised import RegularisedReranker
 from service.strategies.request_fields import SETTINGS
 from service.strategies.self_certainty import SelfCertainty
@@ -231,6 +232,16 @@ async def test_candidates_without_a_score_are_passed_over(mode: str) -> None:
         ("adaptive-bon", {"max_n": 500}, "max_n", "at most 128"),
         ("treebon", {"guide": "nobody"}, "guide", "available: vbon"),
         ("treebon", {"guide": "ref"}, "guide", "other than the one that draws"),
+        ("corrected-bon", {"target": "nobody"}, "target", "available: ref, vbon"),
+        ("corrected-bon", {"temperature": 0.7}, "temperature", "--engine.logprobs sampled"),
+        (
+            "corrected-bon",
+            {"response_format": {"type": "json_object"}},
+            "response_format",
+            "takes no",
+        ),
+        ("corrected-bon", {"n": 100}, "max_n", "at most 128"),
+        ("majority-of-the-bests", {"answer_pattern": "(a"}, "answer_pattern", "missing )"),
         ("speculative-rejection", {"reject_fraction": 1}, "reject_fraction", "less than 1"),
     ],
 )
@@ -396,6 +407,58 @@ async def test_best_of_poisson_is_best_of_the_first_of_bons_candidates() -> None
         body = {**BODY, "n": 4, "best_of": 8, "mean_n": 1, "model": "best-of-poisson"}
         answer = (await client.post("/v1/completions", json=body)).json()
     assert len(answer["choices"]) == 4
+
+
+async def corrected(strategy: CorrectedBon, seed: int = 3) -> Any:
+    """An outcome over the policy ``vbon``, corrected to ``ref``."""
+    proposal, target = FakeEngine("fake-vbon"), FakeEngine("fake-ref")
+    await target.start()
+    return (await ask(strategy, engine=proposal, guide=target, max_tokens=6, seed=seed))[0]
+
+
+async def test_corrected_bon_weighs_by_both_policies() -> None:
+    strategy = CorrectedBon(target="vbon", reward_temperature=2, min_effective_share=0)
+    outcome = await corrected(strategy)
+    target = FakeEngine("fake-ref")
+    await target.start()
+    weights = []
+    for one in outcome.candidates:
+        told = await target.logprobs([1], list(one.candidate.token_ids), "t")
+        weights.append(math.exp(one.reward / 2 + sum(told) - one.candidate.cumulative_logprob))
+    expected = [weight / sum(weights) for weight in weights]
+    assert list(outcome.details["probability"].values()) == pytest.approx(expected, abs=1e-6)
+    effective = 1 / sum(weight**2 for weight in expected)
+    assert outcome.details["effective_candidates"] == pytest.approx(effective, abs=1e-4)
+    assert (outcome.details["fallback"], len(outcome.candidates)) == (None, 8)
+    assert outcome.details["target_tokens"] == outcome.generated_tokens
+
+
+async def test_uneven_weights_fall_back() -> None:
+    uneven = {"target": "vbon", "min_effective_share": 1}
+    redrawn = await corrected(CorrectedBon(**uneven))
+    soft, _ = await ask(SoftBon(), engine=FakeEngine("fake-ref"), n=16, max_tokens=6)
+    assert redrawn.details["fallback"] == "redraw"
+    assert [c.candidate.index for c in redrawn.candidates] == list(range(16))
+    # The target's candidates are its own 9th to 16th, weighed by their rewards alone.
+    assert redrawn.candidates[8:] == soft.candidates[8:]
+    assert redrawn.selected.candidate.index >= 8
+    raised = [math.exp(c.reward) for c in soft.candidates[8:]]
+    expected = [one / sum(raised) for one in raised]
+    assert list(redrawn.details["probability"].values()) == pytest.approx(expected, abs=1e-6)
+    assert CorrectedBon().most_candidates(8) == 16
+    best = await corrected(CorrectedBon(**uneven, fallback="best"))
+    assert len(best.candidates) == 8
+    assert best.selected.reward == max(c.reward for c in best.candidates)
+    assert best.details["fallback"] == "best"
+    assert CorrectedBon(fallback="best").most_candidates(8) == 8
+
+
+async def test_corrected_bon_over_its_target_is_soft_bon() -> None:
+    found, _ = await ask(CorrectedBon(min_effective_share=1), n=8)
+    soft, _ = await ask(SoftBon(), n=8)
+    assert found.selected == soft.selected
+    assert found.details["probability"] == soft.details["probability"]
+    assert (found.details["target_tokens"], found.details["fallback"]) == (0, None)
 
 
 class VerifierThat(InstantScorer):
