@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.faults.tools.scorers import INDISCREET
+from tests.unit.obedient_reward import Chatty, Dying, Obedient
 from vbon.child_output import ensure_standard_files
 from vbon.concurrency import ended_process
 from vbon.errors import CheckpointError, RewardDeadError, RewardError
@@ -25,39 +24,6 @@ from vbon.rewards.registry import open_reward_model
 from vbon.rewards.worker import RewardWorker
 
 PROMPT = Prompt(text="p")
-
-
-@dataclass
-class Obedient:
-    """Acts as the completion says; loading waits until the file ``gate`` exists."""
-
-    name: str = "obedient"
-    revision: str = "1"
-    loads: bool = True
-    gate: str = ""
-
-    def load(self) -> None:
-        while self.gate and not os.path.exists(self.gate):
-            time.sleep(0.01)
-        if not self.loads:
-            raise CheckpointError("no weights here")
-
-    def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        said = items[0].completion
-        if said == "die":
-            os._exit(9)
-        if said == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if said == "hang":
-            time.sleep(3600)
-        if said == "fail":
-            raise RewardError("no score today")
-        if said == "crash":
-            raise ZeroDivisionError("oops")
-        return [None if item.completion == "none" else float(os.getpid()) for item in items]
-
-    def close(self) -> None:
-        pass
 
 
 @contextmanager
@@ -222,18 +188,6 @@ def test_a_model_that_cannot_be_loaded_says_why() -> None:
     assert not worker.alive
 
 
-@dataclass
-class Dying(Obedient):
-    """Ends its process while it loads: by that signal, or with exit status 3."""
-
-    by: int = 0
-
-    def load(self) -> None:
-        if self.by:
-            os.kill(os.getpid(), self.by)
-        os._exit(3)
-
-
 @pytest.mark.parametrize(
     ("by", "why"),
     [
@@ -284,16 +238,6 @@ def test_a_restart_serves_what_the_path_holds_then_under_its_revision(tmp_path: 
         seen.append((worker.score([Scorable(PROMPT, "x")]), worker.revision == fresh))
     worker.close()
     assert seen == [([1.0], True), ([2.0], True)]
-
-
-@dataclass
-class Chatty(Obedient):
-    """Prints while it loads, as libraries with progress bars do."""
-
-    def load(self) -> None:
-        for stream in (sys.stdout, sys.stderr):
-            stream.write("loading\n" * 1000)
-            stream.flush()
 
 
 @pytest.mark.parametrize("place", ["/dev/full", None])

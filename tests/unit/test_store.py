@@ -320,22 +320,25 @@ def test_what_a_url_asks_for_is_not_told() -> None:
 
 
 def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
-    code = (
-        "import sys; from service.store import list_runs, open_store; print(flush=True); "
-        f"sys.stdin.readline(); list_runs(open_store({str(tmp_path / 'runs.db')!r}))"
-    )
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(4)
-    ]
-    for process in started:
-        assert process.stdout is not None
-        process.stdout.readline()  # the process has finished its imports
-    with ThreadPoolExecutor(4) as together:
-        list(together.map(lambda process: process.communicate("go\n", timeout=60), started))
-    assert [process.returncode for process in started] == [0] * 4
+    code = f"""
+import os, sys
+from service.store import list_runs, open_store
+
+reading, writing = os.pipe()
+children = []
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)  # until the parent lets all go
+        list_runs(open_store({str(tmp_path / "runs.db")!r}))
+        os._exit(0)
+    children.append(child)
+os.close(writing)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_threads_may_open_stores_at_once(tmp_path: Path) -> None:
