@@ -40,6 +40,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from service.distil.rollout_parts import (
+    MOST_JUDGED,
     Approval,
     Checkpoint,
     Event,
@@ -51,7 +52,7 @@ from service.distil.rollout_parts import (
 )
 from vbon.distil.decision import Verdict
 from vbon.errors import InvalidInputError, NotFoundError, StoreError
-from vbon.maths.sequential import FallDetector, MeanEvidence
+from vbon.maths.sequential import FallDetector, MeanEvidence, Side
 
 VERSION = 1
 
@@ -161,10 +162,11 @@ class Rollout:
 
         Args:
             checkpoint: the one that answered. If it does not answer any more, the observation is left out.
-            win_rate: share of the reference candidates with a lower reward, ties counted half.
+            win_rate: share of the reference candidates with a lower reward, ties counted half, and what
+                best-of-N gives up to ties among them; :data:`MOST_JUDGED` at most.
 
         Raises:
-            ValueError: the win rate is outside [0, 1].
+            ValueError: the win rate is outside this range.
         """
         found = self.checkpoint(checkpoint)
         if found.status not in ("rolling", "live"):
@@ -277,10 +279,13 @@ class Rollout:
             for waiting in self._having("waiting"):
                 if waiting.approved == "decision":
                     self._checkpoints[waiting.id] = replace(waiting, approved=None)
-        if (before.threshold, before.shares) != (plan.threshold, plan.shares):
-            live, rolling = self.live, self.rolling
+        live, rolling = self.live, self.rolling
+        kept = [one.fall or one.bad for one in (live, rolling) if one is not None]
+        # An earlier release took no observation above 1.
+        other_range = any(one is not None and one.most != MOST_JUDGED for one in kept)
+        if other_range or (before.threshold, before.shares) != (plan.threshold, plan.shares):
             if live is not None:
-                fresh = replace(live, fall=FallDetector(plan.threshold), shadows=0, wins=0.0)
+                fresh = replace(live, fall=_fall_detector(plan), shadows=0, wins=0.0)
                 self._checkpoints[live.id] = fresh
                 events.append(Event("restarted", live.id))
             if rolling is not None:
@@ -357,7 +362,7 @@ class Rollout:
             shadows=0,
             wins=0.0,
             why=None,
-            bad=MeanEvidence(self._plan.threshold, "below"),
+            bad=_evidence(self._plan, "below"),
         )
         return self._enter(fresh, 0, None)
 
@@ -371,7 +376,7 @@ class Rollout:
             found,
             status="rolling",
             step=step,
-            good=MeanEvidence(plan.threshold, "above"),
+            good=_evidence(plan, "above"),
         )
         detail = {"step": step, "share": plan.shares[step], "reason": reason}
         yield Event("advanced", found.id, {**detail, **self._measured(found)})
@@ -386,7 +391,7 @@ class Rollout:
             shadows=0,
             wins=0.0,
             why=None,
-            fall=FallDetector(self._plan.threshold),
+            fall=_fall_detector(self._plan),
         )
         yield Event("live", found.id, {"reason": reason, **self._measured(found)})
 
@@ -406,6 +411,14 @@ class Rollout:
     def _measured(self, found: Checkpoint) -> dict[str, float | None]:
         mean = found.wins / found.shadows if found.shadows else None
         return {"shadows": found.shadows, "win_rate": mean, "threshold": self._plan.threshold}
+
+
+def _evidence(plan: RolloutPlan, side: Side) -> MeanEvidence:
+    return MeanEvidence(plan.threshold, side, most=MOST_JUDGED)
+
+
+def _fall_detector(plan: RolloutPlan) -> FallDetector:
+    return FallDetector(plan.threshold, most=MOST_JUDGED)
 
 
 def _idle(found: Checkpoint) -> Checkpoint:

@@ -18,6 +18,10 @@ EventKind = Literal[
 # Why a checkpoint was rolled back: its evidence while it rolled, a later fall, a person, a failure to load.
 RollbackReason = Literal["win_rate", "fall", "person", "failed"]
 
+# The largest value of an observation: an answer that beats N tied candidates wins 1, and best-of-N gives up
+# less than 1/2 to their ties.
+MOST_JUDGED = 1.5
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutPlan:
@@ -64,7 +68,8 @@ class Evidence:
     """State of a checkpoint's tests, in natural logarithms of e-values.
 
     Attributes:
-        shadows, win_rate: number and mean of the observations since it rolls, or since it is live.
+        shadows, win_rate: number and mean of the observations since it rolls, or since it is live; with what
+            best-of-N gives up to ties, so where high rewards are rare, the mean may exceed 1.
         good, bad: evidence on the present step, and on all steps; ``None`` if it does not roll.
         needed: what ``good`` or ``bad`` must reach.
         fall: evidence of a fall since it is live, and ``fall_needed``; ``None`` if it is not live.

@@ -50,7 +50,7 @@ class Shadowed:
 
     Attributes:
         arm: the one that had answered.
-        win_rate: share of the reference policy's candidates with a lower reward, ties counted half.
+        win_rate: as :func:`judged_win_rate`.
         tokens: number of tokens generated for it.
     """
 
@@ -275,14 +275,16 @@ def judged_win_rate(answer: float | None, rewards: Sequence[float | None]) -> fl
     """The win rate of an answer for the tests, whose threshold is that of best-of-N without ties.
 
     Where several candidates share the highest reward, best-of-N itself wins less than N/(N+1). What it gives
-    up to such ties is added, so that a checkpoint is not rolled back for what best-of-N cannot do either.
+    up to such ties is added, so that a checkpoint is not rolled back for what best-of-N cannot do either. The
+    sum is between 0 and 1.5: it may exceed 1 for an answer that beats tied candidates. Cut off at 1, the mean
+    would be too low where high rewards are rare, and best-of-N itself would be rolled back.
     An answer without a reward has 0 if a candidate has one: best-of-N would not return it, and a checkpoint
     whose answers cannot be scored must not escape the tests.
     """
     if not any(reward is not None and math.isfinite(reward) for reward in rewards):
         return None
     found = win_rate(answer, rewards)
-    return 0.0 if found is None else min(1.0, found + _lost_to_ties(rewards))
+    return 0.0 if found is None else found + _lost_to_ties(rewards)
 
 
 def _lost_to_ties(rewards: Sequence[float | None]) -> float:

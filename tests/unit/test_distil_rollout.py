@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.distil.rollout import Rollout
-from service.distil.rollout_parts import Event, EventKind, RolloutPlan, Status
+from service.distil.rollout_parts import MOST_JUDGED, Event, EventKind, RolloutPlan, Status
+from service.distil.shadows import judged_win_rate
 from vbon.errors import InvalidInputError, NotFoundError, StoreError
 from vbon.maths.sequential import FallDetector
 
@@ -249,6 +250,43 @@ def test_good_checkpoints_reach_all_traffic_and_bad_ones_go(mean: float, status:
         assert outcome_of(rollout, "new", of_16(mean, random.Random(seed)), 700) == status
 
 
+@pytest.mark.parametrize("success", [0.02, 0.05, 0.1])
+def test_a_checkpoint_as_good_as_best_of_n_passes_where_rewards_of_1_are_rare(
+    success: float,
+) -> None:
+    """Answers with the success of best-of-16, each judged by 16 candidates; the reference itself fails."""
+    best = 1 - (1 - success) ** 16
+    for seed, (answered, status) in enumerate([(best, "live")] * 3 + [(success, "rolled_back")]):
+        rng, rollout = random.Random(seed), started("new")
+
+        def draw(rng: random.Random = rng, answered: float = answered) -> float:
+            rewards = [float(rng.random() < success) for _ in range(16)]
+            judged = judged_win_rate(float(rng.random() < answered), rewards)
+            assert judged is not None
+            return judged
+
+        assert outcome_of(rollout, "new", draw, 1500) == status
+
+
+def test_tests_of_an_earlier_release_begin_anew_with_the_wider_range() -> None:
+    """Its observations were at most 1, so the tests could not take in what ties add."""
+    rollout = with_live("old")
+    rollout.submit("new", "promote")
+    for name in ("old", "new"):
+        rollout.observe(name, 0.9)
+    state = json.loads(rollout.to_json())
+    for one in state["checkpoints"]:
+        for test in ("good", "bad", "fall"):
+            if one[test] is not None:
+                del one[test]["most"]
+    found = Rollout.from_json(json.dumps(state))
+    assert {one.kind for one in found.change_plan(PLAN)} >= {"restarted"}
+    for name in ("old", "new"):
+        assert found.evidence(name).shadows == 0
+        found.observe(name, 1.4)
+    assert Rollout.from_json(found.to_json()).change_plan(PLAN) == []
+
+
 def test_a_checkpoint_that_is_worse_live_than_held_out_is_rolled_back_to_the_live_one() -> None:
     rollout, draw = with_live("old"), of_16(0.5, random.Random(2))
     rollout.submit("new", "promote")
@@ -331,7 +369,7 @@ def test_a_fall_of_the_live_checkpoint_sends_traffic_to_best_of_n() -> None:
 
 
 def test_a_fall_is_acted_on_at_the_promised_run_length() -> None:
-    rollout, detector = with_live("old"), FallDetector(PLAN.threshold)
+    rollout, detector = with_live("old"), FallDetector(PLAN.threshold, most=MOST_JUDGED)
     while rollout.live is not None:
         assert not detector.alarms(PLAN.run_length)
         detector = detector.observe(0.7)

@@ -98,6 +98,29 @@ def test_the_detector_is_the_sum_of_tests_that_begin_at_each_time() -> None:
         assert math.exp(detector.log_e) == pytest.approx(sum(map(math.exp, begun)))
 
 
+def test_a_larger_range_makes_the_bets_on_a_low_mean_smaller() -> None:
+    """In [0, 1.5] at m = 0.9, below: 0 gains f * 0.9 / 0.6, 1.5 loses f; above: as in [0, 1]."""
+    share = sum(FRACTIONS) / len(FRACTIONS)
+    below, above = MeanEvidence(0.9, "below", most=1.5), MeanEvidence(0.9, "above", most=1.5)
+    assert math.exp(below.observe(0.0).log_e) == pytest.approx(1 + share * 1.5)
+    assert math.exp(below.observe(1.5).log_e) == pytest.approx(1 - share)
+    assert math.exp(above.observe(1.5).log_e) == pytest.approx(1 + share * 0.6 / 0.9)
+    assert above.observe(0.4).log_e == MeanEvidence(0.9, "above").observe(0.4).log_e
+    fall = FallDetector(0.9, most=1.5).observe(0.0)
+    assert fall.log_e == pytest.approx(below.observe(0.0).log_e)
+
+
+@given(st.lists(UNITS, min_size=1, max_size=12), INSIDE, st.floats(0.5, 4))
+def test_the_unit_of_the_observations_does_not_matter(
+    values: list[float], threshold: float, unit: float
+) -> None:
+    for side in SIDES:
+        one = taken(MeanEvidence(threshold, side), values)
+        other = MeanEvidence(threshold * unit, side, most=unit)
+        other = taken(other, [min(value * unit, unit) for value in values])
+        assert one.log_e == pytest.approx(other.log_e, abs=1e-6)
+
+
 # -- invariants
 
 
@@ -164,12 +187,18 @@ def test_other_values_are_refused(value: float) -> None:
         MeanEvidence(0.5, "above").observe(value)
     with pytest.raises(ValueError, match="between 0 and 1"):
         FallDetector(0.5).observe(value)
+    with pytest.raises(ValueError, match=r"between 0 and 1\.5"):
+        MeanEvidence(0.5, "above", most=1.5).observe(value + 0.5 if value > 0 else value)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, math.nan])
 def test_a_threshold_lies_inside(threshold: float) -> None:
-    with pytest.raises(ValueError, match="threshold"):
-        MeanEvidence(threshold, "above")
+    for kind in (MeanEvidence, FallDetector):
+        given = {"side": "above"} if kind is MeanEvidence else {}
+        with pytest.raises(ValueError, match="threshold"):
+            kind(threshold, **given)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"between 0 and 1\.5"):
+            kind(1.5 * threshold, most=1.5, **given)  # type: ignore[arg-type]
 
 
 # -- errors, exactly
@@ -226,11 +255,40 @@ def of_16(mean: float) -> Draw:
     return draw
 
 
+def rare_successes(success: float, answered: float) -> Draw:
+    """Win rates of answers with rewards of 0 and 1 over 16 candidates, with what best-of-16 gives up to ties.
+
+    Args:
+        success: of a candidate, and ``answered``: of the answer.
+    """
+
+    def draw(rng: random.Random) -> float:
+        ones = sum(rng.random() < success for _ in range(16))
+        won = ((16 - ones) + ones / 2) / 16 if rng.random() < answered else (16 - ones) / 32
+        tied = ones or 16
+        return won + (0.0 if tied < 2 else (tied / 2 - 1) / 16 + 1 / (16 * 17))
+
+    return draw
+
+
+def mean_of_rare_successes(success: float, answered: float) -> float:
+    """Mean of :func:`rare_successes`, by enumeration of the number of candidates with 1."""
+    total = 0.0
+    for ones in range(17):
+        weight = math.comb(16, ones) * success**ones * (1 - success) ** (16 - ones)
+        tied = ones or 16
+        lost = 0.0 if tied < 2 else (tied / 2 - 1) / 16 + 1 / (16 * 17)
+        total += weight * ((16 - ones) / 32 + answered / 2 + lost)
+    return total
+
+
+MOST = 1.5  # of win rates with what ties cost
 NULLS: dict[str, tuple[float, Draw]] = {
     "two-point": (0.9, lambda rng: float(rng.random() < 0.9)),
     "uniform": (0.5, random.Random.random),
     "heavy mass at 1": (0.95, lambda rng: 1.0 if rng.random() < 0.9 else rng.random()),
     "of 16 candidates": (0.9, of_16(0.9)),
+    "rare successes": (mean_of_rare_successes(0.05, 0.44), rare_successes(0.05, 0.44)),
 }
 
 
@@ -244,7 +302,8 @@ def test_false_alarms_are_as_rare_as_promised(name: str, side: Side) -> None:
     mean, draw = NULLS[name]
     rng = random.Random(5)
     alarms = sum(
-        first_alarm(MeanEvidence(mean, side), lambda: draw(rng), 5, 100) <= 100 for _ in range(120)
+        first_alarm(MeanEvidence(mean, side, most=MOST), lambda: draw(rng), 5, 100) <= 100
+        for _ in range(120)
     )
     assert alarms <= 40
 
@@ -274,7 +333,8 @@ def test_false_alarms_of_the_detector_are_far_apart(name: str) -> None:
     """
     mean, draw = NULLS[name]
     rng = random.Random(7)
-    runs = [first_alarm(FallDetector(mean), lambda: draw(rng), 60, 300) for _ in range(40)]
+    detector = FallDetector(mean, most=MOST)
+    runs = [first_alarm(detector, lambda: draw(rng), 60, 300) for _ in range(40)]
     assert sum(runs) / len(runs) >= 60
 
 

@@ -1,4 +1,6 @@
-r"""Sequential tests of the mean of variables in [0, 1] that may be looked at after every observation.
+r"""Sequential tests of the mean of bounded variables that may be looked at after every observation.
+
+The variables are in [0, b], where b is 1 unless said otherwise.
 
 Both are games of bets (Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
 2023, arXiv 2010.09686). Against the hypothesis that the mean is at most m, a gambler's wealth is
@@ -7,7 +9,8 @@ Both are games of bets (Waudby-Smith and Ramdas, "Estimating means of bounded ra
 
 As long as E[X_i | X_1..X_{i-1}] <= m, wealth cannot grow on average, so K is an *e-process*: by Ville's
 inequality, P(K_t >= 1/alpha for any t) <= alpha. Variables may depend on each other and change over time;
-only their conditional means count. Against a mean of at least m, 1 - X plays the same game against 1 - m.
+only their conditional means count. Against a mean of at least m, b - X plays the same game against b - m. So
+a larger b makes the bets on a low mean smaller, and changes nothing for those on a high one.
 
 The best lambda is unknown, so the wealth is divided equally among several fixed ones (the paper's diversified
 Kelly betting); an average of e-processes is an e-process too. We chose this over the paper's adaptive bets
@@ -33,13 +36,14 @@ _NOTHING = (0.0,) * len(FRACTIONS)
 
 @dataclass(frozen=True, slots=True)
 class MeanEvidence:
-    """Evidence that the mean of [0, 1] variables is on one side of a threshold; an e-process.
+    """Evidence that the mean of [0, most] variables is on one side of a threshold; an e-process.
 
     It is immutable, and its fields are plain numbers, so that it can be kept as JSON.
 
     Attributes:
-        threshold: m, between 0 and 1, both excluded.
+        threshold: m, between 0 and ``most``, both excluded.
         side: ``above``: evidence against a mean of at most m; ``below``: against a mean of at least m.
+        most: the largest value that an observation can have.
         count: number of observations.
         log_wealths: logarithm of the wealth of each of :data:`FRACTIONS`.
         log_peak: logarithm of the largest e-value so far, at least 0.
@@ -50,17 +54,18 @@ class MeanEvidence:
     count: int = 0
     log_wealths: tuple[float, ...] = _NOTHING
     log_peak: float = 0.0
+    most: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.threshold, self.log_wealths)
+        _check(self.threshold, self.most, self.log_wealths)
 
     def observe(self, value: float) -> MeanEvidence:
         """The evidence with one more observation.
 
         Raises:
-            ValueError: the value is outside [0, 1].
+            ValueError: the value is outside [0, most].
         """
-        gains = _log_gains(value, self.threshold, self.side)
+        gains = _log_gains(value, self.threshold, self.most, self.side)
         wealths = tuple(w + gain for w, gain in zip(self.log_wealths, gains, strict=True))
         return replace(
             self,
@@ -84,7 +89,7 @@ class MeanEvidence:
 
 @dataclass(frozen=True, slots=True)
 class FallDetector:
-    r"""Detector of a fall of the mean of [0, 1] variables below a threshold, at an unknown time.
+    r"""Detector of a fall of the mean of [0, most] variables below a threshold, at an unknown time.
 
     The sum over all j <= t of e-processes that begin at time j (the paper's Shiryaev-Roberts e-detector):
 
@@ -95,25 +100,27 @@ class FallDetector:
     After a long good time M is still of the order of 1, so a fall is noticed as quickly as at the beginning.
 
     Attributes:
-        threshold: m, between 0 and 1, both excluded.
+        threshold: m, between 0 and ``most``, both excluded.
         count: number of observations.
         log_sums: ``log(M + 1)`` of each of :data:`FRACTIONS`.
+        most: the largest value that an observation can have.
     """
 
     threshold: float
     count: int = 0
     log_sums: tuple[float, ...] = _NOTHING
+    most: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.threshold, self.log_sums)
+        _check(self.threshold, self.most, self.log_sums)
 
     def observe(self, value: float) -> FallDetector:
         """The detector after one more observation.
 
         Raises:
-            ValueError: the value is outside [0, 1].
+            ValueError: the value is outside [0, most].
         """
-        gains = _log_gains(value, self.threshold, "below")
+        gains = _log_gains(value, self.threshold, self.most, "below")
         sums = tuple(_log_plus_one(s + gain) for s, gain in zip(self.log_sums, gains, strict=True))
         return replace(self, count=self.count + 1, log_sums=sums)
 
@@ -128,19 +135,21 @@ class FallDetector:
         return self.log_e >= math.log(run_length)
 
 
-def _check(threshold: float, values: tuple[float, ...]) -> None:
-    if not 0 < threshold < 1:
-        raise ValueError(f"the threshold must be between 0 and 1, both excluded; got {threshold}")
+def _check(threshold: float, most: float, values: tuple[float, ...]) -> None:
+    if not 0 < threshold < most:
+        raise ValueError(
+            f"the threshold must be between 0 and {most:g}, both excluded; got {threshold}"
+        )
     if len(values) != len(FRACTIONS):
         raise ValueError(f"there are {len(FRACTIONS)} bets; got the state of {len(values)}")
 
 
-def _log_gains(value: float, threshold: float, side: Side) -> list[float]:
+def _log_gains(value: float, threshold: float, most: float, side: Side) -> list[float]:
     """Logarithms of the factors by which one observation multiplies the wealth of each bet."""
-    if not 0 <= value <= 1:  # also refuses NaN
-        raise ValueError(f"observations must be between 0 and 1; got {value}")
+    if not 0 <= value <= most:  # also refuses NaN
+        raise ValueError(f"observations must be between 0 and {most:g}; got {value}")
     if side == "below":
-        value, threshold = 1 - value, 1 - threshold
+        value, threshold = most - value, most - threshold
     return [math.log1p(fraction * (value / threshold - 1)) for fraction in FRACTIONS]
 
 
