@@ -19,9 +19,10 @@ from training.train.config import train_config_type
 from vbon.config import load_settings
 from vbon.demo.config import DemoConfig
 from vbon.demo.processes import DemoFailedError
-from vbon.demo.story import DistilStory
+from vbon.demo.story import DistilStory, halves
 from vbon.demo.traffic import Sent, Traffic
 from vbon.distil.loop.config import DistilRunConfig
+from vbon.errors import DataError
 
 
 @pytest.fixture
@@ -40,6 +41,14 @@ def test_every_command_of_the_story_takes_its_flags(story: DistilStory) -> None:
         found = load_settings(kind, words[skip:], program="vbon demo")
     assert isinstance(found, DistilRunConfig)
     train_config_type(found.objective)(**found.training)
+
+
+def test_prompts_change_from_those_of_few_words_to_those_of_more() -> None:
+    texts = ["a b c", "a", "b", "a b", "c d"]
+    assert halves(texts) == (["a", "b"], ["a b c", "a b", "c d"])
+    assert halves(["a", "b", "c", "a b"]) == (["a", "b", "c"], ["a b"])
+    with pytest.raises(DataError, match="equally many words"):
+        halves(["a", "b"])
 
 
 def test_its_key_is_an_admin_s_and_only_the_user_can_read_it(story: DistilStory) -> None:
@@ -72,9 +81,13 @@ class Answering(BaseHTTPRequestHandler):
         pass
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # all threads may connect at once
+
+
 def test_traffic_counts_what_it_sent_and_changes_its_prompts() -> None:
     Answering.seen.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+    with Server(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         traffic = Traffic(url, ["old"], per_s=500, max_tokens=5, headers={"authorization": "k"})
@@ -93,6 +106,25 @@ def test_traffic_counts_what_it_sent_and_changes_its_prompts() -> None:
     assert sent.tokens["bon"] == 7 * sent.arms["bon"]
     assert "500" in sent.failures[0]
     assert Answering.seen[0] == {"prompt": "old", "max_tokens": 5, "key": "k"}
+
+
+def test_the_rate_of_requests_can_change_at_any_time() -> None:
+    """No request is sent at a rate of 0; full speed and an end take effect at once."""
+    Answering.seen.clear()
+    with Server(("127.0.0.1", 0), Answering) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        traffic = Traffic(url, ["old"], per_s=0, max_tokens=5, headers={"authorization": "k"})
+        traffic.start()
+        traffic.pace(1e-3)  # the first one would be due in 17 minutes
+        assert traffic.snapshot().requests == 0
+        traffic.pace(None)
+        while traffic.snapshot().requests < 40:
+            pass
+        traffic.pace(0)
+        traffic.stop()  # joins threads that would otherwise wait for ever
+        server.shutdown()
+    assert traffic.snapshot().requests == len(Answering.seen) >= 40
 
 
 def told(story: DistilStory, monkeypatch: pytest.MonkeyPatch, failed: int = 0) -> dict[str, Any]:
@@ -119,6 +151,7 @@ def told(story: DistilStory, monkeypatch: pytest.MonkeyPatch, failed: int = 0) -
         {"number": 2, "why": "the prompts have changed", **one},
     ]
     monkeypatch.setattr(story, "_rounds", lambda: rounds)
+    story.per_s = {"bon": 25.0, "vbon": 200.0}
     story.moments.takeover, story.moments.change, story.moments.noticed = 100, 200, 230
     story.out.mkdir(exist_ok=True)
     sent = Sent(
@@ -143,6 +176,8 @@ def test_the_figures_of_a_story_by_hand(
     assert found["share_of_best_of_n"] == pytest.approx(0.85 / (16 / 17))
     assert found["pays_back_after"] == 0.0
     said = " ".join(capsys.readouterr().out.split())
+    assert found["requests_per_s_at_full_speed"] == {"bon": 25.0, "vbon": 200.0}
+    assert "25 requests a second at full speed before, 200 afterwards" in said
     assert "0.64 times" in said
     assert "noticed 30 requests later: the prompts have changed" in said
 

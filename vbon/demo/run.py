@@ -31,6 +31,7 @@ STAGES = (
     Stage("evaluate on held-out prompts", 60),
 )
 _BEHIND = 10  # niceness of what runs beside the service
+_KEY_VARIABLE = "VBON_REMOTE_API_KEY"  # from which `vbon compare` takes its key
 
 
 def run_demo(config: DemoConfig) -> None:
@@ -146,6 +147,14 @@ class Demo:
             *("--evaluation", self._path("evaluation/evaluation.json")),
         ]
 
+    def _headers(self) -> dict[str, str]:
+        """The headers of requests to the service."""
+        return {}
+
+    def _curl_key(self) -> str:
+        """The words with which curl sends a key."""
+        return ""
+
     def _compare(self, service: Part) -> list[str]:
         return [
             *("service", "compare", "--url", self.url, "--while-pid", str(service.process.pid)),
@@ -158,7 +167,7 @@ class Demo:
 
     def _get(self, path: str) -> httpx.Response | None:
         try:
-            return httpx.get(self.url + path, timeout=10)
+            return httpx.get(self.url + path, timeout=10, headers=self._headers())
         except httpx.TransportError:
             return None
 
@@ -187,6 +196,7 @@ class Demo:
                 f"{self.url}/generate",
                 params={"mode": "bon"},
                 json={**body, "return_candidates": True},
+                headers=self._headers(),
                 timeout=120,
             )
             answer: dict[str, Any] = response.raise_for_status().json()
@@ -199,14 +209,17 @@ class Demo:
             f"\n      Best of {NUM_SAMPLES} for {prompt!r}, reward {answer['reward']:+.2f} "
             f"(mean of the candidates {mean:+.2f}):"
             f"\n        {prompt}{answer['text']}\n      Try it, or open the page in a browser:"
-            f"\n        curl -X POST '{self.url}/generate?mode=bon' -d '{json.dumps(body)}'\n",
+            f"\n        curl{self._curl_key()} -X POST '{self.url}/generate?mode=bon' "
+            f"-d '{json.dumps(body)}'\n",
             highlight=False,
             markup=False,
         )
 
     def _shown(self, name: str, *words: str) -> None:
         """Run a command whose output is part of the demo."""
-        status = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+        key = self._headers().get("Authorization", "").removeprefix("Bearer ")
+        env = {**os.environ, **({_KEY_VARIABLE: key} if key else {})}
+        status = subprocess.run([sys.executable, "-m", *words], check=False, env=env).returncode
         if status != 0:
             raise DemoFailedError(f"{name} ended with status {status}")
 
@@ -219,8 +232,10 @@ class Demo:
     def _stay(self, service: Part) -> None:
         self.console.print(
             f"\nThe service goes on at {self.url} (API: {self.url}/docs). In another terminal:\n\n"
-            f'  curl -X POST \'{self.url}/generate?mode=bon\' -d \'{{"prompt": "the film was", "n": 16}}\'\n'
-            f"  curl -X POST '{self.url}/generate?mode=vbon' -d '{{\"prompt\": \"the film was\"}}'\n\n"
+            f"  curl{self._curl_key()} -X POST '{self.url}/generate?mode=bon' "
+            '-d \'{"prompt": "the film was", "n": 16}\'\n'
+            f"  curl{self._curl_key()} -X POST '{self.url}/generate?mode=vbon' "
+            '-d \'{"prompt": "the film was"}\'\n\n'
             "Ctrl-C stops it.",
             highlight=False,
             markup=False,

@@ -21,25 +21,33 @@ from vbon.demo.processes import DemoFailedError, Part, ended, wait
 from vbon.demo.run import MAX_TOKENS, NUM_SAMPLES, Demo
 from vbon.demo.stages import Stage, Stages
 from vbon.demo.traffic import Sent, Traffic
+from vbon.errors import DataError
 from vbon.prompt_files import read_prompt_file
 from vbon.storage.atomic import write_json
 
 STAGES = (
-    Stage("make a toy policy, a reward model and a gold reward model, side by side", 130),
-    Stage("start the service; its answers are best-of-16 and are collected", 40),
-    Stage("`vbon distil run` waits for prompts, trains beside the service and compares", 220),
-    Stage("requests move to the checkpoint step by step, on live evidence", 60),
-    Stage("the prompts change; the loop notices, trains and compares again", 240),
-    Stage("requests move to the second checkpoint, if it was promoted", 60),
+    Stage("make a toy policy, a reward model and a gold reward model, side by side", 100),
+    Stage("start the service: best-of-16 answers all requests, and its answers are collected", 45),
+    Stage("send requests as fast as best-of-16 answers, until there are enough prompts", 25),
+    Stage("`vbon distil run` trains beside the service, and compares on held-out prompts", 90),
+    Stage("requests move to the checkpoint step by step, on live evidence", 50),
+    Stage("send the same prompts through ref, bon and vbon, then as many as vBoN answers", 30),
+    Stage("the prompts change; the loop notices, trains and compares again", 130),
+    Stage("requests move to the second checkpoint, if it was promoted", 50),
 )
-_PER_S = 3.0  # requests a second: far below what the service can do with best-of-16 on two cores
-_SHORT = 4  # words; prompts are as short as this before they change, and longer afterwards
+# Requests a second: the steady rate leaves most of two cores to training; the brisk one brings evidence
+# sooner while nothing is trained.
+_STEADY_PER_S, _BRISK_PER_S = 3.0, 8.0
+_SETTLE_S, _FULL_SPEED_S = 2.0, 8.0  # at full speed: left out of the figure, and measured
 _LIMIT_S = 1200.0
 _SAY_EVERY_S = 20.0
 # A margin that the toy can keep: its vBoN wins 0.82 to 0.87 of comparisons, best-of-16 0.94.
 _MARGIN, _SHARES, _SHADOW_SHARE = 0.15, (0.25, 1.0), 0.25
+# The second round would wait for more than the short prompts that are left, so only their change starts it.
 _MIN_PROMPTS, _EVERY = 180, 300
-_TRAINING = {"steps": 120, "prompts_per_step": 8, "samples_per_prompt": 4}
+_MOST_OF_SHORT = 0.6  # of the short prompts, a fifth never trains
+_TRAINING = {"steps": 100, "prompts_per_step": 8, "samples_per_prompt": 4}
+_POLICY = "vbon"  # the name of the live checkpoint, which `vbon compare` knows
 RESULT = "distil-story.json"
 
 
@@ -74,6 +82,8 @@ class DistilStory(Demo):
         self.collected = self.out / "collected"
         self.key_file = self.out / "admin.key"
         self.moments = Moments()
+        self.min_prompts = _MIN_PROMPTS
+        self.per_s: dict[str, float] = {}  # requests a second at full speed, by who answered
         self._said_s, self._before = time.monotonic(), Sent()
 
     def run(self) -> None:
@@ -84,33 +94,45 @@ class DistilStory(Demo):
             models = self._start("models", *self._sandbox(), *self._more_prompts())
             wait(self.console, [models], lambda: ended(models))
         short, longer = self._prompts()
+        self.min_prompts = min(_MIN_PROMPTS, int(_MOST_OF_SHORT * len(short)))
         with self.stages.next():
             self._forget_earlier_story()
             self._make_key()
             service = self._start("service", *self._serve())
             wait(self.console, [service], self._ready, needs=[service])
-        traffic = Traffic(
-            self.url, short, per_s=_PER_S, max_tokens=int(MAX_TOKENS), headers=self._headers()
-        )
+            self._show_first_answer()
+        traffic = self._traffic(short)
         self._parts.callback(traffic.stop)
-        traffic.start()
         loop = self._start("loop", *self._loop())
         needs = [service, loop]
         with self.stages.next():
+            traffic.start()
+            self._collect_at_full_speed(traffic, needs)
+        with self.stages.next():
+            traffic.pace(_STEADY_PER_S)
             self._until(lambda: self._decided(1), traffic, needs)
             self._show_decision(1)
         with self.stages.next():
+            traffic.pace(_BRISK_PER_S)
             self._until(lambda: self._rollout()["live"] is not None, traffic, needs)
             self.moments.takeover = traffic.snapshot().requests
             self.console.print(
                 f"      vBoN answers all requests since request {self.moments.takeover}"
             )
         with self.stages.next():
+            traffic.pace(0)
+            self._shown("the comparison", *self._compare(service))
+            self._answer_at_full_speed(short, traffic)
+        with self.stages.next():
             self.moments.change = traffic.snapshot().requests
             traffic.change(longer)
-            self._until(lambda: self._noticed(traffic) and self._decided(2), traffic, needs)
+            traffic.pace(_BRISK_PER_S)
+            self._until(lambda: self._noticed(traffic), traffic, needs)
+            traffic.pace(_STEADY_PER_S)
+            self._until(lambda: self._decided(2), traffic, needs)
             self._show_decision(2)
         with self.stages.next():
+            traffic.pace(_BRISK_PER_S)
             self._until(lambda: self._settled(2), traffic, needs)
             if self._rollout()["live"] == "0002":
                 self.moments.second = traffic.snapshot().requests
@@ -128,8 +150,7 @@ class DistilStory(Demo):
         """The prompts before the change, which are short, and those after it, which are longer."""
         file = read_prompt_file(self.out / "prompts" / "train.jsonl")
         texts = [prompt.key for prompt in file.distinct()]
-        short = [text for text in texts if len(text.split()) <= _SHORT]
-        return short, [text for text in texts if len(text.split()) > _SHORT]
+        return halves(texts)
 
     def _forget_earlier_story(self) -> None:
         """Begin from nothing: a story that was told before has collected and trained already."""
@@ -149,6 +170,9 @@ class DistilStory(Demo):
         self.key_file.touch(mode=0o600)
         self.key_file.write_text(made.stdout)
 
+    def _curl_key(self) -> str:
+        return f' -H "Authorization: Bearer $(cat {self.key_file})"'
+
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key_file.read_text().strip()}"}
 
@@ -161,18 +185,59 @@ class DistilStory(Demo):
             *("--gold", self._path("gold"), "--default-n", str(NUM_SAMPLES)),
             *("--default-max-tokens", MAX_TOKENS),
             *("--auth.keys-file", self._path("keys.jsonl")),
-            *("--distil.dir", str(self.collected), "--distil.policy", "live", *shares),
+            *("--distil.dir", str(self.collected), "--distil.policy", _POLICY, *shares),
             *("--distil.margin", str(_MARGIN), "--distil.shadow-share", str(_SHADOW_SHARE)),
         ]
 
     def _loop(self) -> list[str]:
         return [
-            *("vbon", "distil", "run", str(self.collected), "--url", self.url, "--poll-s", "3"),
+            *("vbon", "distil", "run", str(self.collected), "--url", self.url, "--poll-s", "1"),
             *("--key-file", str(self.key_file)),
-            *("--gold", self._path("gold"), "--min-prompts", str(_MIN_PROMPTS)),
+            *("--gold", self._path("gold"), "--min-prompts", str(self.min_prompts)),
             *("--every", str(_EVERY), "--heldout-prompts", "64", "--margin", "0.05"),
             *("--training", json.dumps(_TRAINING)),
         ]
+
+    # -- requests
+
+    def _traffic(self, prompts: list[str]) -> Traffic:
+        return Traffic(
+            self.url, prompts, per_s=None, max_tokens=int(MAX_TOKENS), headers=self._headers()
+        )
+
+    def _collect_at_full_speed(self, traffic: Traffic, needs: list[Part]) -> None:
+        """Let best-of-N answer as fast as it can until the loop has enough prompts, and show how fast."""
+        time.sleep(_SETTLE_S)
+        before, begun_s = traffic.snapshot(), time.monotonic()
+        self._until(lambda: self._has_collected(1), traffic, needs)
+        count = traffic.snapshot().requests - before.requests
+        self.per_s["bon"] = count / (time.monotonic() - begun_s)
+        self.console.print(
+            f"      best-of-{NUM_SAMPLES} answers {self.per_s['bon']:.0f} requests a second at full speed",
+            highlight=False,
+        )
+
+    def _answer_at_full_speed(self, prompts: list[str], traffic: Traffic) -> None:
+        """Show how many requests vBoN answers now; they are not counted in the costs of the story."""
+        burst = self._traffic(prompts)
+        self._parts.callback(burst.stop)
+        burst.start()
+        time.sleep(_SETTLE_S)
+        before, begun_s = burst.snapshot(), time.monotonic()
+        time.sleep(_FULL_SPEED_S)
+        count = burst.snapshot().requests - before.requests
+        self.per_s["vbon"] = count / (time.monotonic() - begun_s)
+        burst.stop()
+        sent = burst.snapshot()
+        if sent.failed:
+            raise DemoFailedError(f"{sent.failed} requests failed: {sent.failures[0]}")
+        before_s, now_s = self.per_s["bon"], self.per_s["vbon"]
+        self.console.print(
+            f"      vBoN answers {now_s:.0f} requests a second at full speed; before, best-of-{NUM_SAMPLES} "
+            f"answered {before_s:.0f}: {now_s / before_s:.1f} times as many",
+            style="bold",
+            highlight=False,
+        )
 
     # -- waiting
 
@@ -216,6 +281,11 @@ class DistilStory(Demo):
         except OSError:
             return []
         return list(json.loads(text)["rounds"])
+
+    def _has_collected(self, number: int) -> bool:
+        """True once a round has enough prompts."""
+        rounds = self._rounds()
+        return len(rounds) >= number and rounds[number - 1]["step"] != "collect"
 
     def _decided(self, number: int) -> bool:
         """True once a round has ended; a first one that was refused ends the story."""
@@ -270,6 +340,11 @@ class DistilStory(Demo):
             markup=False,
         )
 
+    def _speed(self) -> str:
+        each = " requests a second at full speed"
+        before, now = self.per_s.get("bon"), self.per_s.get("vbon")
+        return f"{before or 0:.0f}{each} before, {now or 0:.0f} afterwards"
+
     def _tell(self, sent: Sent) -> None:
         """Print the figures of the story, and write them to a file."""
         rollout, rounds, moments = self._rollout(), self._rounds(), self.moments
@@ -289,6 +364,7 @@ class DistilStory(Demo):
         result = {
             "requests": sent.requests,
             "failed": sent.failed,
+            "requests_per_s_at_full_speed": self.per_s,
             "took_over_after": moments.takeover,
             "prompts_changed_at": moments.change,
             "change_noticed_at": moments.noticed,
@@ -315,6 +391,7 @@ class DistilStory(Demo):
         lines = [
             f"requests: {sent.requests}, failed: {sent.failed}",
             f"vBoN took over after {moments.takeover} requests",
+            self._speed(),
             f"live win rate over the reference policy: {win_rate or float('nan'):.3f}, {share}",
             f"the prompts changed at request {moments.change}{noticed}: "
             f"{result['drift'] or 'no drift was found'}",
@@ -336,6 +413,23 @@ class DistilStory(Demo):
             self.console.print(f"  failed: {failure}", markup=False)
         if sent.failed:
             raise DemoFailedError(f"{sent.failed} requests failed")
+
+
+def halves(texts: list[str]) -> tuple[list[str], list[str]]:
+    """Texts of few words and those of more, as equally many as word counts allow.
+
+    Raises:
+        DataError: all have equally many words.
+    """
+    counts = [len(text.split()) for text in texts]
+    limits = sorted(set(counts))[:-1]
+    if not limits:
+        raise DataError(
+            "all prompts have equally many words, so they cannot change; give another --corpus"
+        )
+    limit = min(limits, key=lambda most: abs(sum(n <= most for n in counts) - len(counts) / 2))
+    short = [text for text, n in zip(texts, counts, strict=True) if n <= limit]
+    return short, [text for text, n in zip(texts, counts, strict=True) if n > limit]
 
 
 def _live_win_rate(checkpoints: list[dict[str, Any]]) -> float | None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
-_WORKERS = 6
+# At full speed as many sequences as a service decodes at once: 32 requests of best-of-16.
+_WORKERS = 32
 _TIMEOUT_S = 120.0
 
 
@@ -33,9 +34,12 @@ class Sent:
 
 
 class Traffic:
-    """Requests of ``mode=auto`` at a steady rate, in threads, until :meth:`stop`.
+    """Requests of ``mode=auto`` in threads, at a steady rate or as fast as they are answered.
 
     If the service is slower than the rate, as many requests as there are threads wait for it.
+
+    Args:
+        per_s: requests a second; ``None``: as fast as they are answered; 0: none for now.
     """
 
     def __init__(
@@ -43,16 +47,24 @@ class Traffic:
         url: str,
         prompts: Sequence[str],
         *,
-        per_s: float,
+        per_s: float | None,
         max_tokens: int,
         headers: Mapping[str, str],
     ) -> None:
         self.sent = Sent()
-        self._url, self._prompts, self._every_s = url, list(prompts), 1 / per_s
-        self._max_tokens, self._headers = max_tokens, dict(headers)
+        self._prompts, self._per_s, self._max_tokens = list(prompts), per_s, max_tokens
+        # One for all threads: each would read the certificates of all authorities again.
+        self._client = httpx.Client(
+            base_url=url,
+            headers=headers,
+            timeout=_TIMEOUT_S,
+            limits=httpx.Limits(max_connections=_WORKERS, max_keepalive_connections=_WORKERS),
+        )
         self._random = random.Random(0)
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._next_s = time.monotonic()
+        # Held by the thread whose request is the next one; woken when the rate changes.
+        self._turn, self._woken = threading.Lock(), threading.Condition(self._lock)
+        self._last_s = time.monotonic()
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(_WORKERS)]
 
     def start(self) -> None:
@@ -63,14 +75,23 @@ class Traffic:
     def stop(self) -> None:
         """Send no more requests, and wait for the answers to those that were sent."""
         self._stopped.set()
+        with self._lock:
+            self._woken.notify_all()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(_TIMEOUT_S)
+        self._client.close()
 
     def change(self, prompts: Sequence[str]) -> None:
         """Ask other prompts from now on."""
         with self._lock:
             self._prompts = list(prompts)
+
+    def pace(self, per_s: float | None) -> None:
+        """Send at another rate from now on; ``None``: as fast as requests are answered; 0: none."""
+        with self._lock:
+            self._per_s = per_s
+            self._woken.notify_all()
 
     def snapshot(self) -> Sent:
         """The sums so far."""
@@ -85,21 +106,32 @@ class Traffic:
             )
 
     def _work(self) -> None:
-        with httpx.Client(base_url=self._url, headers=self._headers, timeout=_TIMEOUT_S) as client:
-            while not self._stopped.is_set():
-                with self._lock:
-                    now_s = time.monotonic()
-                    begin_s = max(self._next_s, now_s - self._every_s)
-                    self._next_s = begin_s + self._every_s
-                    prompt = self._random.choice(self._prompts)
-                if self._stopped.wait(max(0.0, begin_s - now_s)):
-                    return
-                self._ask(client, prompt)
+        while (prompt := self._next_prompt()) is not None:
+            self._ask(prompt)
 
-    def _ask(self, client: httpx.Client, prompt: str) -> None:
+    def _next_prompt(self) -> str | None:
+        """The prompt of the next request, once it is due; ``None`` after :meth:`stop`."""
+        with self._turn, self._lock:
+            while not self._stopped.is_set():
+                now_s = time.monotonic()
+                wait_s = self._wait_s(now_s)
+                if wait_s <= 0:
+                    self._last_s = now_s
+                    return self._random.choice(self._prompts)
+                self._woken.wait(wait_s)
+        return None
+
+    def _wait_s(self, now_s: float) -> float:
+        if self._per_s is None:
+            return 0.0
+        if not self._per_s:
+            return threading.TIMEOUT_MAX
+        return self._last_s + 1 / self._per_s - now_s
+
+    def _ask(self, prompt: str) -> None:
         body = {"prompt": prompt, "max_tokens": self._max_tokens}
         try:
-            response = client.post("/generate", params={"mode": "auto"}, json=body)
+            response = self._client.post("/generate", params={"mode": "auto"}, json=body)
             response.raise_for_status()
             answer = response.json()
             arm, tokens = answer["routing"]["arm"], int(answer["usage"]["generated_tokens"])
