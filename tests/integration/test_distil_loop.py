@@ -366,7 +366,43 @@ def test_prompts_with_half_of_n_samples_are_enough_for_vbon_and_not_for_imitatio
     assert desk.commands.settings["vbon"]["flags"][-3:] == ("--num-samples", "8", "--replace")
 
 
+# -- reports to the service
+
+
+def test_the_service_is_told_each_step_and_the_end(desk: Desk) -> None:
+    desk.while_waiting = lambda: live_at_once(desk)
+    desk.run()
+    phases = [one["phase"] for one in desk.service.reported]
+    assert list(dict.fromkeys(phases)) == [
+        "seal", "cache", "train", "compare", "decide", "submit", "stopped",
+    ]  # fmt: skip
+    assert {one["round"] for one in desk.service.reported} == {"0001"}
+
+
+def test_a_failed_loop_has_stopped_and_a_waiting_one_tells_how_long(desk: Desk) -> None:
+    desk.while_waiting = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        desk.run(min_prompts=100)
+    waits, stopped = desk.service.reported
+    assert (waits["phase"], waits["of"], stopped["phase"]) == ("collect", 100.0, "stopped")
+    assert 0 < waits["done"] < 60
+    # Of prompts that came since second 1,000, at second 5,000.
+    assert waits["left_s"] == pytest.approx((100 - waits["done"]) * 4000 / waits["done"])
+
+
 # -- poisoned and drifting traffic
+
+
+def test_prompts_with_the_same_text_start_no_round_and_the_loop_says_why(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    collect(desk.dir, ["are you there"] * 300)
+    desk.while_waiting = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        desk.run()
+    said = desk.output.getvalue().replace("\n", " ")
+    assert "warning: one prompt makes up 100% of the 300 answers, and counts once" in said
+    assert desk.commands.ran == []
+    assert [one.step for one in desk.state.rounds] == ["collect"]
 
 
 def poisoned(desk: Desk, kind: str) -> None:

@@ -119,6 +119,7 @@ class FakeCommands:
     ran: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     at: Callable[[str], None] = lambda place: None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, program: str, name: str, *words: str, niceness: int = 0) -> None:
         assert program == "training"
@@ -138,6 +139,10 @@ class FakeCommands:
             columns.mkdir(exist_ok=True)
             (columns / "rewards.npy").write_text("")
             out.mkdir(parents=True, exist_ok=True)
+            if isinstance(rank := settings.get("lora_rank"), int) and "initial" not in settings:
+                (out / "adapter").mkdir(exist_ok=True)
+                config = {"r": rank, "rank_pattern": self.rank_pattern}
+                (out / "adapter" / "adapter_config.json").write_text(json.dumps(config))
             cost = {"training_seconds": 1.0, "tokens_drawn": 1000}
             (out / "training.json").write_text(json.dumps({"cost": cost}))
         self.at(f"{name} ends")
@@ -149,21 +154,26 @@ class FakeService:
 
     Attributes:
         file: ``None``: the service serves no checkpoints.
+        lora_rank: ``None``: it serves whole models.
+        reported: bodies of reports of progress, which are always taken.
         away: requests that fail from now on, with this status or 0 for no connection.
     """
 
     file: Path | None
     margin: float = 0.05
     approve: bool = False
+    lora_rank: int | None = None
+    reported: list[dict[str, Any]] = field(default_factory=list)
     away: list[int] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     at: Callable[[str], None] = lambda place: None
 
     def state(self) -> dict[str, Any]:
         assert self.file is not None
+        state = {"policy": "live", "n": 4, "margin": self.margin, "live": None, "checkpoints": []}
         if self.file.exists():
-            return dict(json.loads(self.file.read_text()))
-        return {"policy": "live", "n": 4, "margin": self.margin, "live": None, "checkpoints": []}
+            state = dict(json.loads(self.file.read_text()))
+        return {**state, "lora_rank": self.lora_rank}
 
     def change(self, name: str, **fields: Any) -> None:
         """Change a checkpoint, and which one is live."""
@@ -171,6 +181,10 @@ class FakeService:
         for one in state["checkpoints"]:
             if one["id"] == name:
                 one.update(fields)
+            elif fields.get("status") == "live" == one["status"]:
+                one.update(status="retired", share=0.0)
+            if one["status"] == "live":
+                one["was_live"] = True
         live = [one["id"] for one in state["checkpoints"] if one["status"] == "live"]
         state["live"] = live[0] if live else None
         assert self.file is not None
@@ -178,6 +192,9 @@ class FakeService:
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         place = f"{request.method} {request.url.path}"
+        if place == "PUT /distil/progress":
+            self.reported.append(json.loads(request.content))
+            return httpx.Response(200, json={})
         self.asked.append(place)
         if self.away:
             status = self.away.pop(0)
@@ -199,7 +216,7 @@ class FakeService:
             return httpx.Response(200, json=state)
         assert place == "POST /distil/checkpoints"
         body = json.loads(request.content)
-        _, name, _ = body["path"].split("/")
+        _, name, *_ = body["path"].split("/")
         found = next((one for one in state["checkpoints"] if one["id"] == name), None)
         if found is None:
             verdict = body["decision"]["verdict"]
@@ -214,6 +231,7 @@ class FakeService:
                 "approved": "decision" if by_itself else None,
                 "share": 0.05 if by_itself else 0.0,
                 "decision": body["decision"],
+                "path": body["path"],
             }
             state["checkpoints"].insert(0, found)
             self.file.write_text(json.dumps(state))

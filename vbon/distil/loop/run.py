@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from vbon.distil.cache import MOST_OF_ONE_PROMPT
 from vbon.distil.loop.config import DistilRunConfig
 from vbon.distil.loop.drift import FEWEST, LOOKS, MOST, find_drift, looks_due
 from vbon.distil.loop.recipe import least_samples
+from vbon.distil.loop.reporting import Reporter
 from vbon.distil.loop.rounds import RoundSteps
 from vbon.distil.loop.service import FINAL, ServedRollout, Service, open_service
 from vbon.distil.loop.state import ROUNDS, STATE, TITLES, LoopState, Round
@@ -67,11 +69,19 @@ class Loop:
         self.directory = config.dir / ROUNDS
         self.state = LoopState.read(self.directory)
         self.stream = Stream(config.dir, config.heldout_share, sealed_only=service is None)
+        self.reporter = Reporter(service)
         self._said_s = -_SAY_EVERY_S
         self._fell = False  # the live checkpoint's quality fell, and no round has begun since
 
     def run(self) -> None:
         """Run rounds."""
+        try:
+            self._run_rounds()
+        finally:
+            if self.state.rounds:
+                self.reporter.stopped(self.state.rounds[-1].id)
+
+    def _run_rounds(self) -> None:
         while True:
             current = self.state.current or self._begin()
             steps = RoundSteps(
@@ -118,7 +128,11 @@ class Loop:
         self.console.rule(title, align="left", style="dim")
         begun_s = time.perf_counter()
         try:
-            going_on = self._collect(current) if step == "collect" else steps.run(step)
+            if step == "collect":
+                going_on = self._collect(current)
+            else:
+                with self.reporter.during(current.id, step, expected):
+                    going_on = steps.run(step)
         finally:
             spent = current.seconds.get(step, 0.0) + time.perf_counter() - begun_s
             current.seconds[step] = round(spent, 1)
@@ -167,7 +181,9 @@ class Loop:
         if current.why is not None:
             self.say(f"{current.why}; the round begins with {len(new):,} of {wanted:,} new prompts")
             return True
-        self._say_waiting(collected, len(new), wanted, seen_s)
+        left_s = self._left_s(collected, len(new), wanted, seen_s)
+        self.reporter.waits(current.id, len(new), wanted, left_s, self.config.poll_s)
+        self._say_waiting(collected, len(new), wanted, left_s)
         return False
 
     def _seen_s(self, collected: Collected) -> float | None:
@@ -183,24 +199,35 @@ class Loop:
         times = [one.newest_s for one in rounds if one.identity == digest and one.newest_s]
         return max(times, default=None)
 
-    def _say_waiting(
+    def _left_s(
         self, collected: Collected, new_prompts: int, wanted: int, since_s: float | None
+    ) -> float | None:
+        """Seconds until there are enough new prompts, if they go on coming as they did."""
+        now_s = self.tools.clock()
+        begun_s = since_s or min((one.time_s for one in collected.prompts.values()), default=now_s)
+        if not new_prompts or now_s <= begun_s:
+            return None
+        return (wanted - new_prompts) * (now_s - begun_s) / new_prompts
+
+    def _say_waiting(
+        self, collected: Collected, new_prompts: int, wanted: int, left_s: float | None
     ) -> None:
         now_s = self.tools.clock()
         if now_s - self._said_s < _SAY_EVERY_S:
             return
         self._said_s = now_s
-        times = sorted(one.time_s for one in collected.prompts.values())
-        begun_s = since_s or (times[0] if times else now_s)
-        left = ""
-        if new_prompts and now_s > begun_s:
-            left = (
-                f", about {duration((wanted - new_prompts) * (now_s - begun_s) / new_prompts)} left"
-            )
+        left = "" if left_s is None else f", about {duration(left_s)} left"
         self.say(
             f"{new_prompts:,} of {wanted:,} new prompts to train on, from {len(collected.asked):,} "
             f"answers in all{left}"
         )
+        answers, share = len(collected.asked), collected.largest_share
+        if answers >= FEWEST and share > MOST_OF_ONE_PROMPT:
+            # Such prompts are one, so without a word the loop would seem to wait for nothing.
+            self.say(
+                f"warning: one prompt makes up {share:.0%} of the {answers:,} answers, and counts once; if "
+                "it is a health check, send it with store: false"
+            )
 
     # -- what the service does
 

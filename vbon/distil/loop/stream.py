@@ -102,6 +102,12 @@ class Collected:
         return first, second
 
     @property
+    def largest_share(self) -> float:
+        """The share of the answers to the prompt that was asked most often."""
+        counts = Counter(digest for _, digest in self.asked)
+        return max(counts.values(), default=0) / max(1, len(self.asked))
+
+    @property
     def num_samples(self) -> int:
         """The number of independent candidates of most answers; 0 if none has two."""
         several = Counter({count: n for count, n in self.counts.items() if count > 1})
