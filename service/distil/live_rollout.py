@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from service.distil.auto_router import AutoRouter
@@ -17,6 +17,7 @@ from service.distil.submitted import submitted
 from service.runtime.reload import ModelBuilder
 from service.runtime.routing import Routing
 from service.runtime.runtime import Runtime
+from service.settings import REFERENCE
 from service.store.async_store import AsyncStore
 from vbon.distil.decision import Decision, Spent
 from vbon.errors import InvalidInputError
@@ -25,6 +26,7 @@ from vbon.threads import in_own_thread
 logger = logging.getLogger(__name__)
 
 PAUSE_S = 5.0  # after an error that nobody foresaw
+LOOK_S = 2.0  # for the directories of checkpoints, which may be on another machine
 
 
 class LiveRollout:
@@ -34,6 +36,7 @@ class LiveRollout:
 
     Attributes:
         rollbacks: checkpoints that were rolled back since the start, by reason.
+        lora_rank: highest rank of adapters that the reference policy's engine has room for, if it has any.
     """
 
     def __init__(self, runtime: Runtime, builder: ModelBuilder, store: AsyncStore) -> None:
@@ -49,6 +52,9 @@ class LiveRollout:
             run_length=settings.run_length,
             approve=settings.approve,
         )
+        # A reference policy on another server takes no adapters.
+        remote = runtime.settings.policies[REFERENCE].startswith(("http://", "https://"))
+        self.lora_rank = None if remote else settings.lora_rank
         self._directory = Path(settings.dir).expanduser()
         self.keeper = RolloutKeeper(store, self.plan, self._on_events)
         live, following = settings.policies
@@ -100,9 +106,10 @@ class LiveRollout:
 
         Raises:
             NotFoundError: there is none of this id.
+            InvalidInputError: its directory was removed.
             StoreError: it cannot be stored now.
         """
-        self.keeper.record(name)
+        await self._check_there(name, "id")
         await self.keeper.decide(lambda rollout: rollout.promote(name))
 
     async def refuse(self, name: str) -> None:
@@ -121,12 +128,37 @@ class LiveRollout:
 
         Raises:
             NotFoundError: there is none of this id.
-            InvalidInputError: it has never been live.
+            InvalidInputError: it has never been live, or its directory was removed.
             StoreError: the state of the rollout is not known.
         """
         if to is not None:
-            self.keeper.record(to)
+            await self._check_there(to, "to")
         await self.keeper.decide_at_once(lambda rollout: rollout.roll_back(to))
+
+    async def removed(self, *names: str) -> Collection[str]:
+        """The ids of the checkpoints, all or these, whose directories do not exist any more.
+
+        None is counted as removed while the file system does not answer.
+        """
+        keeper = self.keeper
+        paths = {name: keeper.record(name).path for name in names or keeper.records}
+
+        def look() -> set[str]:
+            return {name for name, path in paths.items() if not Path(path).is_dir()}
+
+        try:
+            async with asyncio.timeout(LOOK_S):
+                return await in_own_thread("look-for-checkpoints", look)
+        except TimeoutError:
+            return set()
+
+    async def _check_there(self, name: str, field: str) -> None:
+        if await self.removed(name):
+            raise InvalidInputError(
+                f"the directory of checkpoint {name} was removed (vbon distil run --keep-rounds); put it "
+                f"back at {self.keeper.record(name).path}, or name another checkpoint",
+                field=field,
+            )
 
     @property
     def stored(self) -> bool:

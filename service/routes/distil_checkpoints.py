@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Annotated
 
@@ -31,7 +32,7 @@ CheckpointId = Annotated[str, Path(min_length=1, max_length=64)]
 @router.get("/checkpoints", responses=errors(404, 503))
 async def get_checkpoints(rollout: RolloutDep) -> RolloutOut:
     """All checkpoints with their decisions and evidence, the shares of the arms, and what was saved."""
-    return _rollout(rollout)
+    return await _rollout(rollout)
 
 
 @router.post("/checkpoints", responses=WITH_BODY | _STORE)
@@ -41,27 +42,27 @@ async def post_checkpoint(body: SubmitRequest, rollout: RolloutDep) -> Checkpoin
     One whose verdict is `promote` is rolled out by itself, unless the server wants approval. Its engine is
     loaded after the answer. If that fails, it is rolled back with the reason.
     """
-    return _checkpoint(rollout, await rollout.submit(body.path, body.decision))
+    return await _checkpoint(rollout, await rollout.submit(body.path, body.decision))
 
 
 @router.get("/checkpoints/{checkpoint}", responses=_STORE)
 async def get_checkpoint(checkpoint: CheckpointId, rollout: RolloutDep) -> CheckpointOut:
     """One checkpoint."""
-    return _checkpoint(rollout, checkpoint)
+    return await _checkpoint(rollout, checkpoint)
 
 
 @router.post("/checkpoints/{checkpoint}/promote", responses=_STORE)
 async def post_promote(checkpoint: CheckpointId, rollout: RolloutDep) -> CheckpointOut:
     """Start the rollout of a checkpoint whatever its decision, or move it to its next step."""
     await rollout.promote(checkpoint)
-    return _checkpoint(rollout, checkpoint)
+    return await _checkpoint(rollout, checkpoint)
 
 
 @router.post("/checkpoints/{checkpoint}/refuse", responses=_STORE)
 async def post_refuse(checkpoint: CheckpointId, rollout: RolloutDep) -> CheckpointOut:
     """Refuse a checkpoint that waits, or roll back one that is being rolled out."""
     await rollout.refuse(checkpoint)
-    return _checkpoint(rollout, checkpoint)
+    return await _checkpoint(rollout, checkpoint)
 
 
 @router.post("/rollback", responses=WITH_BODY | _STORE)
@@ -71,10 +72,11 @@ async def post_rollback(body: RollbackRequest, rollout: RolloutDep) -> RolloutOu
     It takes effect even if the store cannot be written now; then `stored` is false.
     """
     await rollout.roll_back(body.to)
-    return _rollout(rollout)
+    return await _rollout(rollout)
 
 
-def _rollout(live: LiveRollout) -> RolloutOut:
+async def _rollout(live: LiveRollout) -> RolloutOut:
+    removed = await live.removed()
     keeper, plan, settings = live.keeper, live.plan, live.settings
     keeper.check_read()
     assert settings.policy is not None
@@ -88,6 +90,7 @@ def _rollout(live: LiveRollout) -> RolloutOut:
         shares=list(plan.shares),
         approve=plan.approve,
         shadow_share=settings.shadow_share,
+        lora_rank=live.lora_rank,
         live=None if rollout.live is None else rollout.live.id,
         next=None if rollout.rolling is None else rollout.rolling.id,
         stored=live.stored,
@@ -114,12 +117,16 @@ def _rollout(live: LiveRollout) -> RolloutOut:
         saved_tokens=totals.saved,
         training_tokens=spent.tokens,
         training_s=spent.training_s,
-        checkpoints=[_checkpoint(live, name) for name in reversed(keeper.records)],
+        checkpoints=[_checkpoint_out(live, name, removed) for name in reversed(keeper.records)],
         events=[EventOut(**asdict(event)) for event in reversed(keeper.events)],
     )
 
 
-def _checkpoint(live: LiveRollout, name: str) -> CheckpointOut:
+async def _checkpoint(live: LiveRollout, name: str) -> CheckpointOut:
+    return _checkpoint_out(live, name, await live.removed(name))
+
+
+def _checkpoint_out(live: LiveRollout, name: str, removed: Collection[str]) -> CheckpointOut:
     record, rollout = live.keeper.record(name), live.keeper.rollout
     found = rollout.checkpoint(name)
     shares = {one.checkpoint: one.share for one in live.arms() if one.checkpoint is not None}
@@ -136,6 +143,7 @@ def _checkpoint(live: LiveRollout, name: str) -> CheckpointOut:
         why=found.why,
         approved=found.approved,
         was_live=found.was_live,
+        available=name not in removed,
         decision=Decision.model_validate(record.decision),
         evidence=EvidenceOut(**asdict(rollout.evidence(name))),
     )

@@ -65,7 +65,10 @@ class CheckpointOut(BaseModel):
         description="reason of its last rollback"
     )
     approved: Literal["decision", "person"] | None
-    was_live: bool = Field(description="true if a rollback can go to it")
+    was_live: bool = Field(description="true if it was live, so a rollback can go to it")
+    available: bool = Field(
+        description="false if its directory was removed, so that nothing can go to it"
+    )
     decision: Decision
     evidence: EvidenceOut
 
@@ -113,6 +116,9 @@ class RolloutOut(BaseModel):
     shares: list[float]
     approve: bool
     shadow_share: float
+    lora_rank: int | None = Field(
+        description="highest rank of LoRA adapters that can be submitted; null: only whole models can"
+    )
     live: str | None = Field(description="id of the live checkpoint")
     next: str | None = Field(description="id of the checkpoint that is being rolled out")
     stored: bool = Field(description="false: the store does not have every decision yet")

@@ -366,6 +366,80 @@ def test_prompts_with_half_of_n_samples_are_enough_for_vbon_and_not_for_imitatio
     assert desk.commands.settings["vbon"]["flags"][-3:] == ("--num-samples", "8", "--replace")
 
 
+# -- adapters
+
+
+@pytest.mark.parametrize(
+    ("served_rank", "settings", "pattern", "path", "words"),
+    [
+        (None, {"lora_rank": 8}, {}, "checkpoint", ""),
+        (8, {}, {}, "checkpoint/adapter", ""),
+        (32, {}, {}, "checkpoint/adapter", ""),
+        (
+            8,
+            {"lora_rank": 16},
+            {},
+            "checkpoint",
+            "the adapter has rank 16 and the service serves 8",
+        ),
+        (8, {}, {"q_proj": 9}, "checkpoint", "the adapter has rank 9 and the service serves 8"),
+        (8, {"lora_rank": "none"}, {}, "checkpoint", "the training made no adapter"),
+    ],
+)
+def test_a_service_with_room_for_adapters_gets_the_adapter(
+    desk: Desk,
+    served_rank: int | None,
+    settings: dict[str, Any],
+    pattern: dict[str, int],
+    path: str,
+    words: str,
+) -> None:
+    desk.service.lora_rank, desk.commands.rank_pattern = served_rank, pattern
+    desk.while_waiting = lambda: live_at_once(desk)
+    said = desk.run(training=settings).replace("\n", " ")
+    (served,) = desk.service.state()["checkpoints"]
+    assert served["path"] == f"rounds/0001/{path}"
+    assert words in said
+    trained = desk.commands.settings["vbon"].get("lora_rank")
+    default = None if served_rank is None else min(16, served_rank)
+    assert trained == settings.get("lora_rank", default)
+    # Comparisons take whole weights, which are the same policy.
+    compared = desk.commands.settings["evaluate"]["checkpoints"]["candidate"]
+    assert compared == str(desk.dir / "rounds" / "0001" / "checkpoint")
+
+
+def test_training_that_goes_on_from_a_checkpoint_makes_no_adapter(desk: Desk) -> None:
+    desk.service.lora_rank = 8
+    desk.while_waiting = lambda: live_at_once(desk)
+    desk.run(start="last")
+    collect(desk.dir, prompts(60, seed=1), begin_s=2000)
+    desk.run(start="last")
+    assert "lora_rank" not in desk.commands.settings["vbon"]
+    paths = [one["path"] for one in desk.service.state()["checkpoints"]]
+    assert paths == ["rounds/0002/checkpoint", "rounds/0001/checkpoint/adapter"]
+
+
+# -- old checkpoints
+
+
+def test_old_checkpoints_are_removed_and_the_loop_says_which(desk: Desk) -> None:
+    """Each of four takes over from the one before; the third is live while the fourth is rolled out."""
+    desk.while_waiting = lambda: live_at_once(desk)
+    for number in (1, 2, 3, 4):
+        collect(desk.dir, prompts(60, seed=number), begin_s=10_000.0 * number)
+        said = desk.run(keep_rounds=1, drift_alpha=1e-9).replace("\n", " ")
+    assert desk.service.state()["live"] == "0004"
+    left = sorted(path.parent.name for path in (desk.dir / ROUNDS).glob("*/checkpoint"))
+    assert left == ["0002", "0003", "0004"]  # 0002 was what a rollback of 0003 would have gone to
+    assert said.count("removed old checkpoints") == 1
+    assert "removed old checkpoints (0001; 0.0 MB); the newest 1 stay (--keep-rounds)" in said
+    assert desk.read("0001/decision.json")["verdict"] == "promote"
+    desk.while_waiting = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):  # a later start looks again
+        desk.run(keep_rounds=1)
+    assert not (desk.dir / ROUNDS / "0002" / "checkpoint").exists()
+
+
 # -- reports to the service
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import shutil
 import sqlite3
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from dataclasses import replace
@@ -710,6 +711,42 @@ def test_without_ties_at_the_top_the_win_rate_is_judged_as_it_is() -> None:
     assert judged_win_rate(2.0, [1.0] * 4) == pytest.approx(1.3)  # 1, and 0.3 for the ties
     assert judged_win_rate(None, [1.0, None]) == 0.0
     assert judged_win_rate(1.0, [None, float("nan")]) is None
+
+
+async def test_a_checkpoint_whose_directory_was_removed_is_not_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop removes old ones; what is gone cannot be promoted or gone back to, and nothing changes."""
+    async with rolling(tmp_path, shares=[1.0]) as service:
+        for name in ("0001", "0002"):
+            await service.submitted(name)
+        shutil.rmtree(service.kept / "rounds" / "0001" / "checkpoint")
+        state = await service.state()
+        assert state["lora_rank"] is None
+        found = {one["id"]: (one["status"], one["available"]) for one in state["checkpoints"]}
+        assert found == {"0001": ("retired", False), "0002": ("live", True)}
+        for action, body, field in (
+            ("rollback", {"to": "0001"}, "to"),
+            ("checkpoints/0001/promote", None, "id"),
+        ):
+            refused = await service.post(action, body)
+            assert refused.status_code == 422
+            assert refused.json()["error"]["param"] == field
+            assert "was removed (vbon distil run --keep-rounds)" in refused.text
+        assert (await service.state())["live"] == "0002"
+        assert (await service.post("rollback", {"to": None})).status_code == 200
+        assert (await service.post("rollback", {"to": "0002"})).json()["live"] == "0002"
+        # A file system that does not answer removes nothing and holds nothing up.
+        monkeypatch.setattr("service.distil.live_rollout.LOOK_S", 0.01)
+        hangs = threading.Event()
+        monkeypatch.setattr(Path, "is_dir", lambda _: hangs.wait(20))
+        assert await service.live.removed() == set()
+        hangs.set()
+
+
+async def test_a_service_tells_up_to_which_rank_it_serves_adapters(tmp_path: Path) -> None:
+    async with rolling(tmp_path, lora_rank=8) as service:
+        assert (await service.state())["lora_rank"] == 8
 
 
 def test_savings_are_those_against_best_of_n() -> None:

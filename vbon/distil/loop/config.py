@@ -34,7 +34,15 @@ class DistilRunConfig(Settings):
     option_groups: ClassVar[OptionGroups] = {
         "Models": ("policy", "reward", "gold", "trust_remote_code"),
         "Service": ("url", "key", "key_file", "poll_s"),
-        "Rounds": ("once", "min_prompts", "every", "drift_alpha", "accept", "keep_caches"),
+        "Rounds": (
+            "once",
+            "min_prompts",
+            "every",
+            "drift_alpha",
+            "accept",
+            "keep_caches",
+            "keep_rounds",
+        ),
         "Training": ("objective", "n", "start", "training", "nice", "seed"),
         "Comparison": (
             "heldout_share",
@@ -98,6 +106,13 @@ class DistilRunConfig(Settings):
     )
     keep_caches: bool = Field(
         False, description="keep the reward caches of finished rounds, which contain prompts"
+    )
+
+    keep_rounds: Annotated[int | None, NoneWord] = Field(
+        3,
+        ge=1,
+        description="newest rounds whose checkpoints are kept, beside those that answer, wait or are gone "
+        "back to; `none` keeps all",
     )
 
     objective: str = Field("vbon", description="objective of `vbon train`")

@@ -20,6 +20,7 @@ from vbon.distil.loop.gate import (
     decide,
     read_by_prompt,
 )
+from vbon.distil.loop.prune import CHECKPOINT
 from vbon.distil.loop.recipe import least_samples, training_settings
 from vbon.distil.loop.service import ServedRollout, Service
 from vbon.distil.loop.state import ROUNDS, LoopState, Round, Step
@@ -34,7 +35,8 @@ from vbon.storage.training_record import read_training_record
 from vbon.study.steps import takes_n, write_settings
 
 CACHE, HELDOUT, COMPARED = "cache.jsonl", "cache.heldout.jsonl", "compared.jsonl"
-CHECKPOINT, DECISION = "checkpoint", "decision.json"
+DECISION = "decision.json"
+ADAPTER = "adapter"  # in a checkpoint that was trained as a LoRA of the reference policy
 _BON_MARGIN = 0.05  # without a service, whose default it is
 _KL_BOUNDS = 2.0  # a checkpoint that memorises its cache spends more than this (docs/comparison.md)
 
@@ -144,6 +146,7 @@ class RoundSteps:
 
     def _train(self) -> bool:
         config, current, models = self.config, self.round, self._models()
+        rollout = self._rollout()
         settings = {
             **models,
             "cache": str(self.directory / CACHE),
@@ -151,7 +154,10 @@ class RoundSteps:
             "out": str(self.directory / CHECKPOINT),
             "seed": config.seed + current.number - 1,
             **training_settings(
-                config.objective, config.training, goes_on=current.initial is not None
+                config.objective,
+                config.training,
+                goes_on=current.initial is not None,
+                lora_rank=None if rollout is None else rollout.lora_rank,
             ),
         }
         if current.initial is not None:
@@ -230,14 +236,35 @@ class RoundSteps:
 
     def _submit(self) -> bool:
         current, file = self.round, self.directory / DECISION
-        if self._rollout() is None or self.service is None:
+        rollout = self._rollout()
+        if rollout is None or self.service is None:
             self.say(f"{file}: kept here, since no service was named that serves checkpoints")
             return True
-        decision = Decision.model_validate(_read(file))
-        found = self.service.submit(f"{ROUNDS}/{current.id}/{CHECKPOINT}", decision)
+        found = rollout.checkpoint(current.id)  # there already if an earlier start was killed here
+        if found is None:
+            decision = Decision.model_validate(_read(file))
+            path = self._submitted_path(rollout.lora_rank)
+            found = self.service.submit(f"{ROUNDS}/{current.id}/{path}", decision)
+            self.say(f"{path} of round {current.id} is served")
         current.status = str(found)
         self.say(f"checkpoint {current.id} was submitted: {found}")
         return True
+
+    def _submitted_path(self, served_rank: int | None) -> str:
+        """The path below the round to submit: the adapter if the service can serve it, or whole weights."""
+        adapter = self.directory / CHECKPOINT / ADAPTER
+        if served_rank is None or not (adapter / "adapter_config.json").is_file():
+            if served_rank is not None:
+                self.say("whole weights are submitted, since the training made no adapter")
+            return CHECKPOINT
+        rank = adapter_rank(_read(adapter / "adapter_config.json"))
+        if rank > served_rank:
+            self.say(
+                f"whole weights are submitted, since the adapter has rank {rank} and the service serves "
+                f"{served_rank} at most (--distil.lora-rank)"
+            )
+            return CHECKPOINT
+        return f"{CHECKPOINT}/{ADAPTER}"
 
     # -- what the steps share
 
@@ -286,6 +313,12 @@ class RoundSteps:
         write_settings(file, settings)
         words = ("training", program, "--config", str(file), *flags)
         self.command(*words, niceness=self.config.nice)
+
+
+def adapter_rank(settings: dict[str, Any]) -> int:
+    """The highest rank in an adapter's configuration: layers may have ranks of their own."""
+    ranks = [settings.get("r", 0), *(settings.get("rank_pattern") or {}).values()]
+    return max(int(rank) for rank in ranks)
 
 
 def directory_of(config: DistilRunConfig, name: str) -> Path:

@@ -11,6 +11,7 @@ from rich.console import Console
 from vbon.distil.cache import MOST_OF_ONE_PROMPT
 from vbon.distil.loop.config import DistilRunConfig
 from vbon.distil.loop.drift import FEWEST, LOOKS, MOST, find_drift, looks_due
+from vbon.distil.loop.prune import prune
 from vbon.distil.loop.recipe import least_samples
 from vbon.distil.loop.reporting import Reporter
 from vbon.distil.loop.rounds import RoundSteps
@@ -75,6 +76,7 @@ class Loop:
 
     def run(self) -> None:
         """Run rounds."""
+        self._prune()
         try:
             self._run_rounds()
         finally:
@@ -95,6 +97,7 @@ class Loop:
             while current.step != "done":
                 self._do(steps, current)
             self._show(current)
+            self._prune()
             if self.config.once:
                 self._follow(current)
                 return
@@ -106,6 +109,18 @@ class Loop:
     def save(self) -> None:
         """Write the state."""
         self.state.write(self.directory)
+
+    def _prune(self) -> None:
+        """Remove old checkpoints, and say which."""
+        if all(one.step != "done" for one in self.state.rounds):
+            return
+        removed, freed = prune(self.directory, self.state, self.rollout(), self.config.keep_rounds)
+        if removed:
+            self.say(
+                f"removed old checkpoints ({', '.join(removed)}; {freed / 1e6:,.1f} MB); the newest "
+                f"{self.config.keep_rounds} stay (--keep-rounds), and those that answer, wait or are gone "
+                "back to"
+            )
 
     def _begin(self) -> Round:
         """A new round, whose id neither this directory nor the service has used."""

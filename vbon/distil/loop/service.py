@@ -41,6 +41,7 @@ class ServedCheckpoint(_Answer):
     step: int | None = None
     why: str | None = None
     approved: str | None = None
+    was_live: bool = False
 
     def __str__(self) -> str:
         reason = {
@@ -55,7 +56,11 @@ class ServedCheckpoint(_Answer):
 
 
 class ServedRollout(_Answer):
-    """The rollout as the service has it."""
+    """The rollout as the service has it.
+
+    Attributes:
+        lora_rank: highest rank of the adapters that it serves; ``None``: it serves whole models.
+    """
 
     policy: str
     n: int
@@ -63,6 +68,7 @@ class ServedRollout(_Answer):
     approve: bool = False
     live: str | None = None
     next: str | None = None
+    lora_rank: int | None = None
     checkpoints: list[ServedCheckpoint] = []
 
     def checkpoint(self, name: str) -> ServedCheckpoint | None:

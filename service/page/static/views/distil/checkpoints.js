@@ -82,7 +82,7 @@ class Card {
     this.#badge.className = `badge ${kind}`;
     this.#now.textContent = standing(one, rollout);
     replace(this.#evidence, evidence(one, rollout));
-    const status = `${one.status} ${one.step} ${one.approved}`;
+    const status = `${one.status} ${one.step} ${one.approved} ${one.available}`;
     if (status === this.#status) return;
     this.#status = status;
     replace(this.#buttons, choices(one, rollout).map(([words, path, body]) => this.#button(words, path, body)));
@@ -95,7 +95,7 @@ class Card {
 }
 
 /** `[words, path, body]` of each decision that is possible now. */
-function choices({ id, status, approved, was_live: wasLive }, { shares, n }) {
+function choices({ id, status, approved, was_live: wasLive, available }, { shares, n }) {
   const first = percent(shares[0]);
   const promote = [
     { id, action: "Promote", question: `Promote checkpoint ${id}? It begins with ${first} of the requests of mode auto.`, done: `Checkpoint ${id} is promoted.` },
@@ -117,6 +117,7 @@ function choices({ id, status, approved, was_live: wasLive }, { shares, n }) {
     { id, action: "Go back to it", question: `Give all requests of mode auto to checkpoint ${id}? Those that answer now are rolled back.`, done: `Checkpoint ${id} is live.` },
     "/distil/rollback", { to: id },
   ];
+  if (available === false && status !== "rolling" && status !== "live") return status === "waiting" ? [refuse] : [];
   if (status === "waiting") return approved === "person" ? [refuse] : [promote, refuse];
   if (status === "rolling") return [next, withdraw];
   if (status === "live") return [];
