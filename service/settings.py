@@ -330,6 +330,19 @@ class DistilSettings(BaseModel):
         description="share of limits.running_sequences up to which comparisons may fill the engines; above, "
         "or where a request waits, they are left out or stopped, and counted",
     )
+    evidence_per_conversation: float = Field(
+        0.05,
+        gt=0,
+        le=1,
+        description="share of the comparisons of a checkpoint's test that one conversation may have, so "
+        "that a prompt that is asked again and again decides nothing; it is one conversation",
+    )
+    evidence_per_key: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="the same for one API key, once a second one has sent; 1: keys have no bound",
+    )
     margin: float = Field(
         0.05,
         ge=0,

@@ -176,7 +176,13 @@ class BusyError(VbonError):
 
 
 class RequestTimeoutError(VbonError):
-    """A request exceeded its time limit."""
+    """A request exceeded its time limit.
+
+    Attributes:
+        decoding: whether an engine was decoding then, rather than the request waiting or being scored.
+    """
+
+    decoding = False
 
 
 class DivergedError(VbonError):

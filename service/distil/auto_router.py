@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from service.distil import rollout_parts
 from service.distil.keeper import RolloutKeeper
 from service.distil.served import ServedCheckpoints
-from service.distil.shadows import Shadows
+from service.distil.shadows import Compared, Shadows, is_its_failure
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
-from service.runtime.routing import Route, Routing
+from service.runtime.routing import AnswerFailure, Route, Routing
 from service.settings import AUTO, REFERENCE, DistilSettings
 from service.strategies import Auto, Single
 from vbon.distil.split import opening_of
@@ -31,7 +34,7 @@ class AutoRouter:
 
     def route(self, prompt: Prompt) -> Route:
         """The arm of a prompt: that of its conversation, which changes with the rollout only."""
-        conversation = opening_of(prompt.text or "", prompt.messages or None)
+        conversation = _conversation(prompt)
         chosen, alive = self._keeper.rollout, self._served.alive
         found = chosen.route(conversation, self._served.names)
         if found.checkpoint is not None and found.checkpoint not in alive:
@@ -40,9 +43,10 @@ class AutoRouter:
         return self._as_route(found)
 
     def fall_back(self, route: Route) -> Route:
-        """Best-of-N in the place of an arm whose engine died while it answered."""
+        """Best-of-N in the place of an arm whose engine died or failed while it answered."""
         self._keeper.totals.fallbacks += 1
-        return self._as_route(rollout_parts.Route("bon", None, route.routing.share, None))
+        found = self._as_route(rollout_parts.Route("bon", None, route.routing.share, None))
+        return replace(found, fell_back=True)
 
     def answered(self, route: Route, request: PromptRequest, result: PromptResult) -> None:
         """Count an answer, and perhaps compare it with best-of-N afterwards."""
@@ -57,14 +61,38 @@ class AutoRouter:
                 routing.arm, routing.checkpoint, routing.share, routing.step
             )
             probability = keeper.rollout.shadow_probability(asked, share)
-            self._shadows.offer(routing, request, result, probability)
-        elif rolling is not None and rolling.id in self._served.alive:
+            compared = self._compared(routing.checkpoint, request.prompt)
+            self._shadows.offer(compared, routing.arm, request, result, probability)
+        elif not route.fell_back and rolling is not None and rolling.id in self._served.alive:
             policy = self._served.names[rolling.id]
+            compared = self._compared(rolling.id, request.prompt)
             probability = min(1.0, share / routing.share)
-            self._shadows.offer_mirrored(rolling.id, policy, request, result, probability)
+            self._shadows.offer_mirrored(compared, policy, request, result, probability)
+
+    def _failed(
+        self, found: rollout_parts.Route, request: PromptRequest, error: AnswerFailure
+    ) -> None:
+        """Count an answer that a checkpoint owes, against it unless it could not help it."""
+        assert found.checkpoint is not None  # given to checkpoints' routes only
+        self._keeper.totals.failures[found.arm] += 1
+        self._keeper.touch()
+        if is_its_failure(error):
+            compared = self._compared(found.checkpoint, request.prompt)
+            share = self._settings.shadow_share
+            probability = self._keeper.rollout.shadow_probability(found, share)
+            self._shadows.offer_failed(compared, found.arm, probability)
+
+    def _compared(self, checkpoint: str, prompt: Prompt) -> Compared:
+        found = self._keeper.rollout.checkpoint(checkpoint)
+        return Compared(checkpoint, (found.status, found.step), _conversation(prompt))
 
     def _as_route(self, found: rollout_parts.Route) -> Route:
         routing = Routing(found.arm, found.share, found.step, found.checkpoint)
         if found.checkpoint is None:
             return Route(Mode(AUTO, Auto(), REFERENCE), routing)
-        return Route(Mode(AUTO, Single(), self._served.names[found.checkpoint]), routing)
+        mode = Mode(AUTO, Single(), self._served.names[found.checkpoint])
+        return Route(mode, routing, on_failure=partial(self._failed, found))
+
+
+def _conversation(prompt: Prompt) -> str:
+    return opening_of(prompt.text or "", prompt.messages or None)

@@ -209,7 +209,10 @@ class LiveRollout:
         self._changed.set()
 
     def _on_shadow(self, found: Shadowed) -> None:
-        self.keeper.totals.shadowed(found.arm, found.tokens)
+        if not found.failed:
+            self.keeper.totals.shadowed(found.arm, found.tokens)
+        elif found.arm == "bon":  # the checkpoint that is rolled out failed a comparison
+            self.keeper.totals.failures["next"] += 1
         self.keeper.observe(found.checkpoint, found.win_rate)
 
     async def _follow(self) -> None:

@@ -60,8 +60,12 @@ class RolloutMetrics:
         )
         yield CounterMetricFamily(
             "vbon_distil_fallbacks",
-            "Prompts answered by another arm because the engine of theirs had died.",
+            "Prompts answered by another arm because the engine of theirs had died or failed.",
             totals.fallbacks,
+        )
+        failed = {arm: count for arm, count in totals.failures.items() if arm != "bon"}
+        yield _counters(
+            "failures", "Answers that a checkpoint's engine failed to give.", "arm", failed.items()
         )
         yield GaugeMetricFamily(
             "vbon_distil_stored", "1 if every decision is in the store.", self._rollout.stored

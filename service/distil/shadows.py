@@ -13,22 +13,31 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Hashable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from service.context.caller import Caller, current_caller
+from service.distil.evidence_shares import EvidenceShares, Excess
 from service.observability.throttled_log import ThrottledLog
 from service.observability.withheld import without_text
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
-from service.runtime.routing import Arm, Routing
+from service.runtime.routing import Arm
 from service.runtime.runtime import Runtime
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import Single
 from service.strategies.bon import Bon
-from vbon.errors import NotReadyError, OverloadedError, ShuttingDownError, VbonError
+from vbon.errors import (
+    EngineDeadError,
+    EngineError,
+    NotReadyError,
+    OverloadedError,
+    RequestTimeoutError,
+    ShuttingDownError,
+    VbonError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +48,15 @@ POLL_S = 0.05  # how long a request may wait before a shadow makes room for it
 _PRIORITY = 1_000_000
 
 # Why an answer was not compared, with the words of docs/distil.md.
-SkipReason = Literal[
-    "busy", "at_once", "sampling", "no_reward", "stopped", "unscored", "reloaded", "failed"
-]
+SkipReason = (
+    Literal["busy", "at_once", "sampling", "no_reward", "stopped", "unscored", "reloaded", "failed"]
+    | Excess
+)
+
+
+def skip_reasons() -> list[SkipReason]:
+    """All reasons for which answers are not compared."""
+    return [reason for part in get_args(SkipReason) for reason in get_args(part)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +67,27 @@ class Shadowed:
         arm: the one that had answered.
         win_rate: as :func:`judged_win_rate`.
         tokens: number of tokens generated for it.
+        failed: whether the checkpoint gave no answer, for which it gets a win rate of 0.
     """
 
     arm: Arm
     checkpoint: str
     win_rate: float
     tokens: int
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The checkpoint of a comparison, its test in progress, and whose prompt it is.
+
+    Attributes:
+        conversation: a text that all requests of the conversation share.
+    """
+
+    checkpoint: str
+    test: Hashable
+    conversation: str
 
 
 class Shadows:
@@ -76,9 +106,11 @@ class Shadows:
     ) -> None:
         self._runtime, self._done, self._random = runtime, done, random_number
         self._settings: ServiceSettings = runtime.settings
-        self.skipped: Counter[SkipReason] = Counter(dict.fromkeys(get_args(SkipReason), 0))
+        self.skipped: Counter[SkipReason] = Counter(dict.fromkeys(skip_reasons(), 0))
         # With the id under which the answer may be collected.
-        self._tasks: dict[asyncio.Task[None], str | None] = {}
+        self._tasks: dict[asyncio.Task[bool], str | None] = {}
+        distil = self._settings.distil
+        self._shares = EvidenceShares(distil.evidence_per_conversation, distil.evidence_per_key)
         self._throttled = ThrottledLog(logger)
 
     async def stop(self) -> None:
@@ -91,22 +123,27 @@ class Shadows:
         self.skipped["stopped"] += len(found)
         await self._end(found)
 
-    async def _end(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+    async def _end(self, tasks: Sequence[asyncio.Task[bool]]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def offer(
-        self, routing: Routing, request: PromptRequest, result: PromptResult, probability: float
+        self,
+        compared: Compared,
+        arm: Arm,
+        request: PromptRequest,
+        result: PromptResult,
+        probability: float,
     ) -> None:
         """Compare a checkpoint's answer with this probability; never waits and never raises."""
         if self._random() < probability and self._may(result) and self._has_room():
-            work = self._compare(routing, request, result, current_caller.get())
-            self._start(work, request, yields=True)
+            work = self._compare(compared.checkpoint, arm, request, result, current_caller.get())
+            self._start(compared, work, request, yields=True)
 
     def offer_mirrored(
         self,
-        checkpoint: str,
+        compared: Compared,
         policy: str,
         request: PromptRequest,
         result: PromptResult,
@@ -121,23 +158,49 @@ class Shadows:
             policy: the name under which the checkpoint is served.
         """
         if self._random() < probability and self._may(result):
-            work = self._compare_mirrored(checkpoint, policy, request, result)
-            self._start(work, request, yields=False)
+            work = self._compare_mirrored(compared.checkpoint, policy, request, result)
+            self._start(compared, work, request, yields=False)
+
+    def offer_failed(self, compared: Compared, arm: Arm, probability: float) -> None:
+        """Count a checkpoint's failure to answer as a win rate of 0, as often as answers are compared.
+
+        It draws nothing. But under load no answers are compared, so failures are not counted either, or a
+        checkpoint would have too large a share of them.
+        """
+        if self._random() < probability and self._has_room() and self._has_share(compared):
+            self._done(Shadowed(arm, compared.checkpoint, 0.0, 0, failed=True))
+
+    def _has_share(self, compared: Compared) -> bool:
+        """True if the comparison leaves its conversation and key in their bounds; else counts it."""
+        key = current_caller.get().name
+        excess = self._shares.take(compared.checkpoint, compared.test, compared.conversation, key)
+        if excess is not None:
+            self.skipped[excess] += 1
+        return excess is None
 
     def _start(
         self,
+        compared: Compared,
         work: Coroutine[Any, Any, Shadowed | SkipReason],
         request: PromptRequest,
         *,
         yields: bool,
     ) -> None:
+        if not self._has_share(compared):
+            work.close()
+            return
+        key = current_caller.get().name
         # An empty context: it is not the caller's request, and its log is not that of the request.
         task = asyncio.create_task(self._run(work, yields), name="shadow", context=Context())
         self._tasks[task] = request.collected_as
 
-        def ended(task: asyncio.Task[None]) -> None:
+        def ended(task: asyncio.Task[bool]) -> None:
             del self._tasks[task]
             work.close()  # it may have been stopped before it began
+            if task.cancelled() or not task.result():
+                self._shares.give_back(
+                    compared.checkpoint, compared.test, compared.conversation, key
+                )
 
         task.add_done_callback(ended)
 
@@ -174,8 +237,8 @@ class Shadows:
 
     async def _run(
         self, comparison: Coroutine[Any, Any, Shadowed | SkipReason], yields: bool
-    ) -> None:
-        """Compare an answer unless it gets in the way."""
+    ) -> bool:
+        """Compare an answer unless it gets in the way; True if that has told something."""
         work = asyncio.create_task(comparison)
         closing = self._runtime.in_flight
         try:
@@ -183,7 +246,7 @@ class Shadows:
                 await asyncio.wait({work}, timeout=POLL_S)
                 if (self._in_the_way if yields else closing.closing) and not work.done():
                     self.skipped["stopped"] += 1
-                    return
+                    return False
             found = work.result()
         except (OverloadedError, ShuttingDownError):
             self.skipped["busy"] += 1
@@ -200,14 +263,20 @@ class Shadows:
         else:
             if isinstance(found, Shadowed):
                 self._done(found)
-            else:
-                self.skipped[found] += 1
+                return True
+            self.skipped[found] += 1
         finally:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
+        return False
 
     async def _compare(
-        self, routing: Routing, request: PromptRequest, result: PromptResult, caller: Caller
+        self,
+        checkpoint: str,
+        arm: Arm,
+        request: PromptRequest,
+        result: PromptResult,
+        caller: Caller,
     ) -> Shadowed | SkipReason:
         shadow = self._request(Mode(SHADOW, Bon(), REFERENCE), request, result)
         drawn = await self._runtime.answer(shadow)
@@ -220,15 +289,18 @@ class Shadows:
         found = judged_win_rate(answer, [one.reward for one in drawn.outcome.candidates])
         if found is None:
             return "unscored"
-        assert routing.checkpoint is not None  # offered for a checkpoint's answers only
-        tokens = drawn.outcome.generated_tokens
-        return Shadowed(routing.arm, routing.checkpoint, found, tokens)
+        return Shadowed(arm, checkpoint, found, drawn.outcome.generated_tokens)
 
     async def _compare_mirrored(
         self, checkpoint: str, policy: str, request: PromptRequest, result: PromptResult
     ) -> Shadowed | SkipReason:
         shadow = self._request(Mode(SHADOW, Single(), policy), request, result)
-        drawn = await self._runtime.answer(shadow)
+        try:
+            drawn = await self._runtime.answer(shadow)
+        except (EngineError, RequestTimeoutError) as error:
+            if not is_its_failure(error):
+                raise
+            return Shadowed("bon", checkpoint, 0.0, 0, failed=True)
         models = {result.reward_revision, drawn.reward_revision}
         if drawn.scorer is None or models != {drawn.scorer.revision} or _mixed(result, drawn):
             return "reloaded"
@@ -264,6 +336,17 @@ class Shadows:
             self._runtime.collect(request, result)
         finally:
             current_caller.reset(before)
+
+
+def is_its_failure(error: EngineError | RequestTimeoutError) -> bool:
+    """True if an error counts against the checkpoint that was to answer.
+
+    A time limit counts if its engine was decoding then, rather than the request waiting or being scored. The
+    death of its engine does not: it ends all requests at once, and may have any reason.
+    """
+    if isinstance(error, RequestTimeoutError):
+        return error.decoding
+    return not isinstance(error, EngineDeadError)
 
 
 def _mixed(*results: PromptResult) -> bool:

@@ -27,7 +27,8 @@ class AutoTotals:
         mirrored_tokens: tokens of a checkpoint's samples for the answers of best-of-N.
         saved: tokens that always answering with best-of-N would have taken beyond those of checkpoints. Their
             shadows are subtracted, training is not.
-        fallbacks: prompts answered by another arm because the engine of theirs had died.
+        fallbacks: prompts answered by another arm because the engine of theirs had died or failed.
+        failures: answers that a checkpoint's engine failed to give, and time limits that it exceeded, by arm.
     """
 
     requests: dict[Arm, int] = field(default_factory=_by_arm)
@@ -37,6 +38,7 @@ class AutoTotals:
     mirrored_tokens: int = 0
     saved: float = 0.0
     fallbacks: int = 0
+    failures: dict[Arm, int] = field(default_factory=_by_arm)
 
     def answered(self, arm: Arm, tokens: int, num_samples: int) -> None:
         """Count an answer.

@@ -16,7 +16,7 @@ from service.strategies import UNOBSERVED, Observer
 from service.strategies.bon import Bon
 from service.strategies.request_fields import settings_in
 from vbon.engine import Sampling
-from vbon.errors import EngineDeadError, InvalidInputError
+from vbon.errors import EngineError, InvalidInputError, RequestTimeoutError
 from vbon.prompts import Prompt
 
 # Parameters with which a token depends on the tokens of the answer before it.
@@ -84,14 +84,20 @@ class Plan:
         return await self._answer_routed(request, route)
 
     async def _answer_routed(self, request: PromptRequest, route: Route) -> PromptResult:
-        """Answer in mode ``auto``: by best-of-N if the checkpoint's engine dies before a token is sent."""
+        """Answer in mode ``auto``: by best-of-N if the checkpoint's engine fails before a token is sent.
+
+        Best-of-N has what is left of the time limit, which is nothing if that was the failure.
+        """
         runtime, begun_s = self.runtime, perf_counter()
         router = runtime.router
         assert router is not None  # it has chosen the route
         try:
             result = await runtime.answer(request)
-        except EngineDeadError:
-            if route.mode.strategy.reranks or request.observer.has_tokens:
+        except (EngineError, RequestTimeoutError) as error:
+            if route.on_failure is not None:
+                route.on_failure(request, error)
+            is_over = isinstance(error, RequestTimeoutError) or request.observer.has_tokens
+            if route.mode.strategy.reranks or is_over:
                 raise
             route = router.fall_back(route)
             spent_s = perf_counter() - begun_s

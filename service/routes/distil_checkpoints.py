@@ -102,6 +102,7 @@ async def _rollout(live: LiveRollout) -> RolloutOut:
                 requests=totals.requests[one.arm],
                 tokens=totals.tokens[one.arm],
                 shadows=totals.shadows[one.arm],
+                failures=totals.failures[one.arm],
                 win_rate=None
                 if one.checkpoint is None
                 else rollout.evidence(one.checkpoint).win_rate,

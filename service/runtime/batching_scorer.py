@@ -39,11 +39,13 @@ class MeteredScorer:
 
     Attributes:
         busy_s: seconds in which at least one score was awaited, batching and queueing included.
+        used: whether a score was asked for.
     """
 
     def __init__(self, scorer: BatchingScorer) -> None:
         self.name, self.revision = scorer.name, scorer.revision
         self.busy_s = 0.0
+        self.used = False
         self._scorer = scorer
         self._pending = 0
         self._since = 0.0
@@ -52,6 +54,7 @@ class MeteredScorer:
         """The raw reward; as :meth:`BatchingScorer.score`."""
         if self._pending == 0:
             self._since = perf_counter()
+        self.used = True
         self._pending += 1
         try:
             return await self._scorer.score(prompt, completion)

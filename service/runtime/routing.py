@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from service.runtime.modes import Mode
+from vbon.errors import EngineError, RequestTimeoutError
 from vbon.prompts import Prompt
 
 if TYPE_CHECKING:
     from service.runtime.prompt import PromptRequest, PromptResult
 
+# Failures of an engine to answer one request.
+AnswerFailure = EngineError | RequestTimeoutError
 # Best-of-N of the reference policy, the live checkpoint, and the one that is being rolled out.
 Arm = Literal["bon", "live", "next"]
 
@@ -33,10 +37,17 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The mode, of name ``auto``, that answers a prompt, and why."""
+    """The mode, of name ``auto``, that answers a prompt, and why.
+
+    Attributes:
+        fell_back: whether it takes the place of an arm that failed, so that it tells nothing of that arm.
+        on_failure: told of the error if this arm fails to answer; it returns at once and never raises.
+    """
 
     mode: Mode
     routing: Routing
+    fell_back: bool = False
+    on_failure: Callable[[PromptRequest, AnswerFailure], object] | None = None
 
 
 class Router(Protocol):
@@ -46,7 +57,7 @@ class Router(Protocol):
         """The arm of a prompt now. The policy of its mode is served as long as nothing is awaited."""
 
     def fall_back(self, route: Route) -> Route:
-        """Best-of-N in the place of an arm whose engine has died."""
+        """Best-of-N in the place of an arm whose engine has died, or has failed to answer."""
 
     def answered(self, route: Route, request: PromptRequest, result: PromptResult) -> None:
         """Take note of an answer, which may be compared with best-of-N afterwards."""

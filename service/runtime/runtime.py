@@ -41,6 +41,7 @@ from vbon.errors import (
     InvalidInputError,
     NotReadyError,
     PromptTooLongError,
+    RequestTimeoutError,
     RewardDeadError,
 )
 from vbon.storage.training_record import TrainingRecord, read_training_record
@@ -330,11 +331,16 @@ class Runtime:
         limit_s, limit_name = self.settings.limits.time_limit(request.timeout_s)
         progress = begin_progress(request, scored=scorer is not None and request.wants_rewards)
         models = (engine, reward, *self._other_engines(request.mode))
-        async with self.in_flight.track(limit_s, limit_name, models, request.spent_s):
-            changes = len(engine.info.replaced)
-            request, task = await self._encode(request, engine, progress)
-            outcome = await self._admit_and_decode(request, task, resources, progress)
-            policy = engine.info
+        try:
+            async with self.in_flight.track(limit_s, limit_name, models, request.spent_s):
+                changes = len(engine.info.replaced)
+                request, task = await self._encode(request, engine, progress)
+                outcome = await self._admit_and_decode(request, task, resources, progress)
+                policy = engine.info
+        except RequestTimeoutError as error:
+            scoring = scorer is not None and scorer.used
+            error.decoding = progress.admitted_s is not None and not scoring
+            raise
         total_ms = (perf_counter() - progress.arrived_s) * 1e3
         note_outcome(progress, outcome)
         assert progress.admitted_s is not None  # set by _admit_and_decode

@@ -92,6 +92,7 @@ class ArmOut(BaseModel):
     requests: int = Field(description="prompts answered, over the whole rollout")
     tokens: int = Field(description="tokens generated for them")
     shadows: int = Field(description="of these answers, compared with best-of-N")
+    failures: int = Field(description="answers that its checkpoint's engine failed to give")
     win_rate: float | None = Field(description="of its present checkpoint, by its comparisons")
 
 
@@ -125,7 +126,7 @@ class RolloutOut(BaseModel):
     arms: list[ArmOut]
     shadows: ShadowsOut
     fallbacks: int = Field(
-        description="prompts answered by another arm because the engine of theirs had died"
+        description="prompts answered by another arm because the engine of theirs had died or failed"
     )
     saved_tokens: float = Field(
         description="against always best-of-N; tokens of comparisons are subtracted, of training not"

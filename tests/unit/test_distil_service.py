@@ -93,7 +93,8 @@ async def test_every_candidate_of_the_reference_is_kept_as_it_was(
     assert list(one.finish_reasons) == [c["finish_reason"] for c in candidates]
     assert list(one.indices) == [c["index"] for c in candidates]
     assert (one.mode, one.seed, one.request_id) == (mode, 3, answer["request_id"])
-    fixed = {"ref": 1, "adaptive-bon": 2, "speculative-rejection": 0}.get(mode, 6)
+    few = {"ref": 1, "adaptive-bon": 2, "speculative-rejection": 0, "best-of-poisson": 1}
+    fixed = few.get(mode, 6)
     assert one.independent == fixed
     assert len(one.rewards) == (1 if mode == "ref" else len(answer["candidates"]))
     (identity,) = found["identities"]

@@ -821,8 +821,8 @@ async def test_a_comparison_makes_room_as_soon_as_a_request_waits(tmp_path: Path
             response = await service.client.post("/generate", params={"mode": mode}, json=body)
             return response.is_success
 
-        for _ in range(3):
-            assert await ask()
+        for number in range(3):
+            assert await ask(prompt=f"p{number}")
         assert service.live.shadows.skipped["at_once"] == 1  # two at once
         await service.until(lambda: slow.running == 8)
         async with service.runtime.admission.enter(504):  # all of 512
