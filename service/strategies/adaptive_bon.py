@@ -23,6 +23,10 @@ as k0 candidates and ``prior_sd`` as nu0 degrees of freedom, and
 k0 is the variance of rewards within prompts over the variance of prompts' means. One number for both would
 have to be large for the spread, which prompts share, and small for the means, which they do not.
 ``vbon.maths.reward_prior`` estimates all four numbers.
+
+With ``stop_at_reward``, no cost and rounds of one candidate this is rejection at a threshold (arXiv
+2507.12399): the first candidate that reaches it is returned, and the best of n if none does.
+``vbon.maths.rejection`` calibrates the threshold for a mean number of candidates.
 """
 
 from __future__ import annotations
@@ -117,7 +121,7 @@ class AdaptiveBon(Strategy):
         le=MOST_SCALE,
         allow_inf_nan=False,
         description="reward that is good enough: drawing stops once a candidate has it (1 for a verifier "
-        "that answers 0 or 1)",
+        "that answers 0 or 1; `vbon sample` tells others)",
     )
 
     @model_validator(mode="after")

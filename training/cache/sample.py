@@ -31,6 +31,7 @@ from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
 from training.outputs.progress import ProgressBar
 from vbon.errors import DataError, ExportError, RewardError
+from vbon.maths.rejection import calibrated_rejection
 from vbon.maths.reward_prior import estimate_reward_prior
 from vbon.prompt_files import read_prompts
 from vbon.prompts import Prompt
@@ -131,6 +132,7 @@ def _summarise(path: Path, config: SampleConfig) -> dict[str, int]:
         else f"their reward is {config.missing_eos_reward:g}",
     )
     _log_prior(rewards)
+    log_rejection(rewards)
     return {"scored": scored, "truncated": cut_off}
 
 
@@ -143,6 +145,27 @@ def _log_prior(rewards: list[NDArray[np.float64]]) -> None:
         return
     words = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
     logger.info("prior for adaptive-bon with cost_unit reward: %s", words)
+
+
+def log_rejection(rewards: list[NDArray[np.float64]]) -> None:
+    """Log thresholds at which ``adaptive-bon`` can stop, for several mean numbers of candidates.
+
+    An answer has at most four times the mean. Means for which the cache has too few samples are left out.
+    """
+    for mean_draws in (2, 4, 8):
+        most = 4 * mean_draws
+        if max(map(len, rewards)) < most:
+            return
+        found = calibrated_rejection(rewards, mean_draws, most)
+        logger.info(
+            "rejection by adaptive-bon (candidate_cost 0, min_n 1, round_size 1, max_n %d): stop_at_reward "
+            "%.4g draws %.2f candidates on average for a reward of %.4g; best-of-n with as many: %.4g",
+            most,
+            found.threshold,
+            found.draws,
+            found.reward,
+            found.best_of_n,
+        )
 
 
 def _cost(seconds: float, sampled: int, total: int) -> dict[str, float]:
