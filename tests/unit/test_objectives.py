@@ -263,6 +263,16 @@ case("vbon-cached-exact",
      Vbon(num_samples=3, bound="exact", cached_weight=0.3, floor_nats=None, kl_estimator="exact"),
      exact_cached_vbon(3, "exact", 0.3, None))  # fmt: skip
 case("kl-rl", KlRl(beta=0.3), regularised(REWARD, 0.3))
+for transform, transformed in (
+    ("quantile", STRICT.clamp(min=SMALLEST)),
+    ("log", LOG_CDF),
+    ("exp", (3 * (STRICT.clamp(min=SMALLEST) - 1)).exp()),
+):
+    case(
+        f"kl-rl-{transform}",
+        KlRl(beta=0.3, transform=transform, tilt=3),
+        regularised(transformed, 0.3),
+    )
 case("dpo", Dpo(num_samples=3, beta=0.5),
      pairwise(3, lambda m: -torch.nn.functional.logsigmoid(0.5 * m)))  # fmt: skip
 case("bon-sft", BonSft(num_samples=3), lambda x: -(bon(P, 3) * log_probability(x)).sum())
@@ -414,6 +424,38 @@ def test_the_bound_l1_has_no_optimum_to_regress_cached_samples_onto() -> None:
 def test_kl_rl_reaches_the_tilted_reference(beta: float) -> None:
     wanted = torch.softmax(LOG_P + REWARD / beta, 0)
     np.testing.assert_allclose(descend(exact_of(KlRl(beta=beta))), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("transform", ["quantile", "log", "exp"])
+def test_kl_rl_reaches_the_reference_tilted_by_the_transform(transform: str) -> None:
+    """The transforms' definitions, on the quantiles of all texts of the toy by enumeration."""
+    below = torch.stack([P[r > REWARD].sum() for r in REWARD]).clamp(min=SMALLEST)
+    reward = {"quantile": below, "log": below.log(), "exp": (4 * below).exp() / math.exp(4)}
+    wanted = torch.softmax(LOG_P + reward[transform] / 0.5, 0)
+    reached = descend(exact_of(KlRl(beta=0.5, transform=transform, tilt=4)))
+    np.testing.assert_allclose(reached, wanted, atol=1e-4)
+
+
+def test_the_log_transform_is_vbon() -> None:
+    """Every single loss and gradient is that of the lower bound with N = 1 + 1 / beta."""
+    for seed in range(3):
+        found = []
+        for objective in (KlRl(beta=0.5, transform="log"), Vbon(**PLAIN)):
+            point = REFERENCE.clone().requires_grad_()
+            toy = Toy(torch.Generator().manual_seed(seed), 3, 4)
+            loss = objective.loss(batch_for(objective, point, toy, ANCHOR, None))
+            found.append((loss.detach(), torch.autograd.grad(loss, point)[0]))
+        torch.testing.assert_close(found[0][0], found[1][0])
+        torch.testing.assert_close(found[0][1], found[1][1])
+
+
+def test_without_a_transform_the_reward_is_raw() -> None:
+    everything = samples_of_texts(REFERENCE, torch.arange(len(TEXTS)), 1, REFERENCE, own=True)
+    assert KlRl().sequence_reward(everything) is everything.reward_B
+    assert (KlRl().uses_cache, KlRl(transform="exp").uses_cache) == (False, True)
+    assert KlRl().label == "beta=1.0"
+    with pytest.raises(ValidationError):
+        KlRl(transform="exp", tilt=0)
 
 
 def wander(

@@ -203,6 +203,7 @@ def test_updates_are_counted_and_not_steps() -> None:
 
 @pytest.mark.parametrize(("grid", "reads"), [
     ("kl-rl: beta=1", False), ("bon-aware-rl: beta=1", False), ("dpo: beta=1", True),
+    ("kl-rl: beta=1; transform=log", True),  # ranks among cached rewards
     ("vbon: num_samples=4; warm_start_steps=0", True),
     ("kl-rl: beta=1; warm_start_steps=5", True),  # its first steps imitate cached samples
 ])  # fmt: skip

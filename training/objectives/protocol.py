@@ -129,7 +129,7 @@ class Objective(BaseModel):
         source: the paper it comes from.
         learning_rate: default peak learning rate of the main steps.
         strict_order: True if it assumes that no two samples of a prompt have the same reward.
-        reads_cache: False if it uses neither cached samples nor ranks among their rewards.
+        reads_cache: False if by default it uses neither cached samples nor ranks among their rewards.
         defaults: values of shared settings (``TrainConfig``) that suit it better than the shared defaults.
     """
 
@@ -141,6 +141,11 @@ class Objective(BaseModel):
     strict_order: ClassVar[bool] = False
     reads_cache: ClassVar[bool] = True
     defaults: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def uses_cache(self) -> bool:
+        """True if it uses cached samples or ranks among their rewards, given the settings."""
+        return self.reads_cache
 
     @property
     def samples_needed(self) -> SamplesNeeded:

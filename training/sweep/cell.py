@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.configs import SweepConfig
-from training.objectives import objective_type
 from training.outputs.identity import read_json_record, run_identity
 from training.sweep.grid import GridCell
 from training.sweep.shared_inputs import SharedInputs
+from training.train.config import objective_of
 from vbon.errors import DivergedError, VbonError
 from vbon.storage.atomic import write_json
 from vbon.storage.provenance import provenance
@@ -134,7 +134,7 @@ def _cell_record(
 
 def reads_cache(cell: GridCell) -> bool:
     """True if the cell trains on cached samples or their rewards; otherwise it only takes the prompts."""
-    return objective_type(cell.objective).reads_cache or cell.config.warm_start_steps > 0
+    return objective_of(cell.objective, cell.config).uses_cache or cell.config.warm_start_steps > 0
 
 
 def _identity(cell: GridCell, shared: SharedInputs) -> dict[str, Any]:
