@@ -43,7 +43,7 @@ class LiveRollout:
         settings = runtime.settings.distil
         assert settings.policy is not None  # callers make a rollout only for a policy
         assert settings.dir is not None  # checked with the settings
-        self.settings = settings
+        self.settings, self._runtime = settings, runtime
         self.plan = RolloutPlan(
             n=runtime.settings.auto_n,
             margin=settings.margin,
@@ -90,7 +90,10 @@ class LiveRollout:
             StoreError: it cannot be stored now.
         """
         self.keeper.check_read()
-        found = await in_own_thread("check-model", submitted, self._directory, path, decision)
+        reference = self._runtime.policies[REFERENCE].info.path
+        found = await in_own_thread(
+            "check-model", submitted, self._directory, path, decision, reference
+        )
         known = self.keeper.records.get(found.id)
         if known is not None and known.revision != found.revision:
             raise InvalidInputError(

@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from service.distil.alike import check_context
 from service.runtime.reload import ModelBuilder, why_not_loaded
 from service.runtime.runtime import Runtime
+from service.settings import REFERENCE
 from vbon.engine import Engine
 from vbon.errors import CheckpointError, VbonError
 from vbon.threads import in_own_thread
@@ -137,6 +139,7 @@ class ServedCheckpoints:
             _check_revision(engine, wanted)
             await engine.start()
             _check_revision(engine, wanted)
+            check_context(engine.info, self._runtime.policies[REFERENCE].info)
         except BaseException as error:
             self._builder.place(name, None)
             if engine is not None:

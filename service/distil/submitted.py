@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.distil.alike import check_reads_alike
 from service.store import StoredCheckpoint
 from vbon.distil.decision import Decision
 from vbon.errors import CheckpointError, InvalidInputError
@@ -16,15 +17,17 @@ ROUNDS = "rounds"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def submitted(directory: Path, path: str, decision: Decision) -> StoredCheckpoint:
+def submitted(directory: Path, path: str, decision: Decision, reference: str) -> StoredCheckpoint:
     """The checkpoint of a path, whose files are read and compared with their checksums.
 
     Args:
         directory: that of ``distil.dir``.
         path: relative to it, or absolute: ``rounds/ID/...``.
+        reference: path of the reference policy.
 
     Raises:
-        InvalidInputError: the path is elsewhere, or its files are not those of a whole checkpoint.
+        InvalidInputError: the path is elsewhere, or its files are not those of a whole checkpoint that reads
+            prompts as the reference policy does.
     """
     try:
         rounds = (directory / ROUNDS).resolve()
@@ -51,11 +54,23 @@ def submitted(directory: Path, path: str, decision: Decision) -> StoredCheckpoin
     kind = "adapter" if (found / "adapter_config.json").is_file() else "causal-lm"
     try:
         revision = check_checkpoint(str(found), kind).revision  # type: ignore[arg-type]
+        _check_alike(found, reference)
     except CheckpointError as error:
         raise _refused(str(error)) from error
     return StoredCheckpoint(
         name, datetime.now(UTC), str(found), revision, decision.model_dump(mode="json")
     )
+
+
+def _check_alike(found: Path, reference: str) -> None:
+    try:
+        check_reads_alike(found, reference)
+    except CheckpointError:
+        raise
+    except Exception as error:  # anybody may have written these files, with values of any type
+        raise CheckpointError(
+            f"the tokenizers of {found} and {reference} cannot be compared: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _refused(message: str) -> InvalidInputError:

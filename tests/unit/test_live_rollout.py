@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import shutil
 import sqlite3
@@ -36,10 +37,11 @@ from tests.unit.rolling import (
     decision,
     rolling,
 )
+from tests.unit.test_checkpoints import write_model
 from tests.unit.test_distil_service import collecting
 from vbon.engine import Candidate
 from vbon.errors import EngineDeadError, StoreError
-from vbon.storage.checkpoints import Checkpoint
+from vbon.storage.checkpoints import Checkpoint, write_checksums
 
 
 async def test_a_good_checkpoint_takes_over_from_best_of_n(tmp_path: Path) -> None:
@@ -982,3 +984,64 @@ async def test_a_stream_without_a_token_yet_goes_to_another_arm_if_its_engine_di
         engine.dies_after = 2
         native = await with_key(service.app, "/generate?mode=auto", body, headers)
         assert (len(native.named("error")), native.named("answer")) == (1, [])
+
+
+def write_tokenizer(directory: Path, vocab: Any, template: str | None, added: str = "<s>") -> None:
+    """Write a tokenizer as far as it is compared; transformers has two places for a template."""
+    tokens = len(vocab)
+    found = {"model": {"vocab": vocab}, "added_tokens": [{"content": added, "id": tokens}]}
+    (directory / "tokenizer.json").write_text(json.dumps({**found, "word": GOOD}))
+    config = {"chat_template": template} if template else {}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+VOCAB = {"a": 0, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("vocab", "template", "added", "words"),
+    [
+        (VOCAB, "{{ x }}", "<s>", None),
+        ([["a", -1.5], ["b", -2.0]], "{{ x }}", "<s>", None),  # the same tokens in another form
+        ({"a": 0, "b": 1, "c": 2}, "{{ x }}", "<s>", "first at token 2"),
+        ({"a": 1, "b": 0}, "{{ x }}", "<s>", "another vocabulary"),
+        (VOCAB, "{{ x }}", "</s>", "first at token 2, '</s>'"),
+        (VOCAB, "{{ y }}", "<s>", "another chat template"),
+        (VOCAB, None, "<s>", "another chat template"),
+        ("nonsense", "{{ x }}", "<s>", "cannot be compared"),
+    ],
+)
+async def test_a_checkpoint_that_reads_prompts_in_another_way_is_refused(
+    tmp_path: Path, vocab: Any, template: str | None, added: str, words: str | None
+) -> None:
+    reference = tmp_path / "reference"
+    reference.mkdir()
+    write_model(reference)
+    write_tokenizer(reference, VOCAB, None)
+    (reference / "chat_template.jinja").write_text("{{ x }}")
+    write_checksums(reference, "causal-lm")
+    async with rolling(tmp_path, ref=ChatEngine(str(reference))) as service:
+        path = service.write("0001", GOOD)
+        write_tokenizer(service.kept / path, vocab, template, added)
+        write_checksums(service.kept / path, "causal-lm")
+        answer = await service.post("checkpoints", {"path": path, "decision": decision()})
+        if words is None:
+            assert answer.status_code == 200, answer.text
+            return
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "path")
+        assert words in answer.json()["error"]["message"]
+        assert (await service.state())["checkpoints"] == []
+
+
+async def test_a_checkpoint_with_a_shorter_context_answers_nothing(tmp_path: Path) -> None:
+    """Prompts that best-of-N accepts must not be refused because a checkpoint was to answer them."""
+    builder = SpeakerBuilder(lambda path: Speaker(path, max_model_len=255))
+    async with rolling(tmp_path, builder, shares=[1.0]) as service:
+        await service.submit("0001")
+        await service.until(lambda: service.live.keeper.rollout.live is None)
+        found = await service.checkpoint("0001")
+        assert (found["status"], found["why"]) == ("rolled_back", "failed")
+        event = (await service.state())["events"][0]
+        assert "takes 255 tokens and the reference policy 256" in event["detail"]["message"]
+        answer = await service.ask("a" * 250, max_tokens=6)
+        assert answer["routing"]["arm"] == "bon"
