@@ -92,8 +92,9 @@ def grid_cells(sweep: SweepConfig) -> list[GridCell]:
             have the same name.
     """
     entries = [_parse_entry(text) for text in sweep.grid]
+    kinds = {entry.objective: train_config_type(entry.objective) for entry in entries}
     cells = [
-        _cell(sweep, entry, settings, seed)
+        _cell(sweep, entry, kinds[entry.objective], settings, seed)
         for seed in sweep.seeds
         for entry in entries
         for settings in entry.combinations()
@@ -141,8 +142,13 @@ def _split(values: str) -> list[str]:
     return values.replace(",", " ").split()
 
 
-def _cell(sweep: SweepConfig, entry: _Entry, settings: dict[str, str], seed: int) -> GridCell:
-    config_type = train_config_type(entry.objective)
+def _cell(
+    sweep: SweepConfig,
+    entry: _Entry,
+    config_type: type[TrainConfig],
+    settings: dict[str, str],
+    seed: int,
+) -> GridCell:
     unknown = sorted(settings.keys() - config_type.model_fields.keys())
     if unknown:
         raise InvalidInputError(
