@@ -119,6 +119,10 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def cells() -> list[dict[str, Any]]:
+    return some_cells()
+
+
+def some_cells() -> list[dict[str, Any]]:
     return [
         cell("vbon", 4, 0, 0.8, 0.78), cell("vbon", 4, 1, 0.9, 0.80),
         cell("vbon", 16, 0, 2.0, 0.90), cell("kl-rl", 0.1, 0, 1.0, 0.77, parameter="beta"),
@@ -136,13 +140,20 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 undrawn = pytest.mark.usefixtures("no_pictures")
 
 
-def test_report_is_one_whole_file_that_loads_nothing(tmp_path: Path, cells: list[Any]) -> None:
-    sweep = write_sweep(tmp_path / "sweep", cells)
-    write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a ``sweep`` and its report in ``out``."""
+    folder = tmp_path_factory.mktemp("whole")
+    sweep = write_sweep(folder / "sweep", some_cells())
+    write_report(ReportConfig(sweeps=[sweep], out=folder / "out"))
+    return folder
+
+
+def test_report_is_one_whole_file_that_loads_nothing(whole: Path) -> None:
     names = {"frontier.png", "frontier.svg", "report.html", "report.json", "report.md",
              "records.json", "tables"}  # fmt: skip
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
-    page = Page((tmp_path / "out" / "report.html").read_text())
+    assert {path.name for path in (whole / "out").iterdir()} == names
+    page = Page((whole / "out" / "report.html").read_text())
     assert [address for address in page.addresses if not address.startswith("#")] == []
     assert not {"link", "iframe", "img", "object", "embed", "base"} & set(page.tags)
     assert page.tags.count("figure") == 4
@@ -284,14 +295,12 @@ def test_cells_without_a_record_are_counted(tmp_path: Path, cells: list[Any]) ->
     assert "1 failed, 1 without a record yet" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_same_records_give_the_same_files(tmp_path: Path, cells: list[Any]) -> None:
-    sweep = write_sweep(tmp_path / "sweep", cells)
-    for name in ("one", "two"):
-        write_report(ReportConfig(sweeps=[sweep], out=tmp_path / name))
-    files = [path for path in (tmp_path / "one").rglob("*") if path.is_file()]
+def test_same_records_give_the_same_files(tmp_path: Path, whole: Path) -> None:
+    write_report(ReportConfig(sweeps=[whole / "sweep"], out=tmp_path / "again"))
+    files = [path for path in (whole / "out").rglob("*") if path.is_file()]
     assert len(files) > 10
     for path in files:
-        same = tmp_path / "two" / path.relative_to(tmp_path / "one")
+        same = tmp_path / "again" / path.relative_to(whole / "out")
         assert path.read_bytes() == same.read_bytes(), path.name
 
 
