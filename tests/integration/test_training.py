@@ -413,6 +413,9 @@ def test_evaluate_writes_table_json_and_plots(
     assert "<svg" in (out / "frontier.svg").read_text()
     table = capsys.readouterr().out
     assert "best-of-4" in table
+    peak = result["gold_peak"]
+    assert 1 <= peak["low"] <= peak["n"] <= peak["high"] <= peak["largest"] == 31
+    assert "Gold reward of best-of-n" in table
     monkeypatch.setattr("training.evaluation.evaluate._measure", None)  # kept, and shown again
     evaluate_checkpoints(config)
     assert capsys.readouterr().out == table

@@ -370,17 +370,17 @@ def test_an_evaluation_is_written_whole_or_not_at_all(
     monkeypatch.setattr("training.evaluation.plot.draw_frontier", draw)
     monkeypatch.setattr(evaluate, "write_json", write)
     config = EvaluateConfig(out=tmp_path / "evaluation")
-    rows = evaluation_rows(samples(40, 0.0), {}, 16)
+    rows = evaluate.Evaluation(evaluation_rows(samples(40, 0.0), {}, 16), 3, None)
     failing = ""
-    evaluate._write_results(config, {"config": {}, "of": "old"}, rows, 3, None)
+    evaluate._write_results(config, {"config": {}, "of": "old"}, rows, None)
     before = {path.name: path.read_text() for path in config.out.iterdir()}
     assert before.keys() == {"evaluation.json", "frontier.png", "frontier.svg"}
     failing = at
     with pytest.raises((ExportError, OSError), match="No space left"):
-        evaluate._write_results(config, {"config": {}, "of": "new"}, rows, 3, None)
+        evaluate._write_results(config, {"config": {}, "of": "new"}, rows, None)
     assert {path.name: path.read_text() for path in config.out.iterdir()} == before
     failing = ""
-    evaluate._write_results(config, {"config": {}, "of": "new"}, rows, 3, None)
+    evaluate._write_results(config, {"config": {}, "of": "new"}, rows, None)
     assert {path.name for path in config.out.iterdir()} == before.keys()
     assert "'of': 'new'" in (config.out / "evaluation.json").read_text()
 

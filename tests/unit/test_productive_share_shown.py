@@ -67,7 +67,29 @@ def test_an_evaluation_without_the_share_is_measured_again(tmp_path: Path) -> No
             rows = [{k: v for k, v in row.items() if k != "productive_share"} for row in rows]
         record = {**fingerprint, "prompts": 3, "rows": rows}
         (tmp_path / evaluate.RECORD).write_text(json.dumps(record))
-        assert (evaluate._kept_rows(config, fingerprint) is None) is missing
+        assert (evaluate._kept(config, fingerprint) is None) is missing
+
+
+def test_an_evaluation_with_gold_and_without_its_peak_is_measured_again(tmp_path: Path) -> None:
+    rows = [row.model_dump() for row in evaluation_rows(REFERENCE, {"tuned": TUNED}, 4)]
+    fingerprint = {"config": {}, "revisions": {"reference": "sha256:1"}}
+    for name in evaluate.PLOTS:
+        (tmp_path / name).write_text("drawn")
+    record = {**fingerprint, "prompts": 3}
+    half = {"mean": 0.5, "low": 0.4, "high": 0.6, "count": 3}
+    peak = {"n": 3, "low": 2, "high": 5, "gold": half, "gold_at_largest": half, "largest": 7}
+    config = EvaluateConfig(out=tmp_path)
+    for has_gold, extra, kept in (
+        (False, {}, True),
+        (True, {}, False),
+        (True, {"gold_peak": peak}, True),
+    ):
+        own = [{**row, "gold": half} for row in rows] if has_gold else rows
+        (tmp_path / evaluate.RECORD).write_text(json.dumps({**record, "rows": own, **extra}))
+        found = evaluate._kept(config, fingerprint)
+        assert (found is not None) is kept
+        if found is not None and extra:
+            assert "peaks at n = 3 [2, 5]" in str(found.gold_peak)
 
 
 def test_gold_lets_n_reach_all_but_one_sample() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.table import Table
 
 from training.cache.metadata import check_made_with
@@ -24,11 +25,12 @@ from training.evaluation.captured import (
     samples_of_measurement,
 )
 from training.evaluation.measure import Measurer, PromptSamples
-from training.evaluation.rows import evaluation_rows, figures_by_prompt
+from training.evaluation.rows import evaluation_rows, figures_by_prompt, gold_peak_of
 from training.outputs.identity import read_json_record
 from training.rollouts.batch_size import measuring_batch
 from training.rollouts.load_policy import load_policy
 from vbon.errors import DataError
+from vbon.maths.gold_peak import GoldPeak
 from vbon.maths.intervals import MeanInterval
 from vbon.prompt_files import encode_prompts, read_prompt_file
 from vbon.rewards import RewardModel
@@ -58,9 +60,12 @@ def evaluate_checkpoints(config: EvaluateConfig) -> None:
     """
     with sole_writer(config.out):
         inputs = _EvaluationInputs(config)
-        rows, num_prompts = _kept_rows(config, inputs.fingerprint) or _measure(config, inputs)
+        found = _kept(config, inputs.fingerprint) or _measure(config, inputs)
+    rows, num_prompts = found.rows, found.num_prompts
     console = table_console()
     console.print(evaluation_table(rows, config.num_samples, num_prompts, config.temperature))
+    if found.gold_peak is not None:
+        console.print(str(found.gold_peak), highlight=False, markup=False)
     if config.captured_nats:
         console.print(captured_table(rows, config.num_samples))
     for difference in _differences(config):
@@ -142,10 +147,17 @@ def _open_reward(spec: str, config: EvaluateConfig) -> RewardModel:
     )
 
 
-def _kept_rows(
-    config: EvaluateConfig, fingerprint: dict[str, Any]
-) -> tuple[list[MethodRow], int] | None:
-    """The rows and number of prompts of an earlier run with the same inputs, or ``None``.
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The results of an evaluation; the peak is ``None`` without a gold reward model."""
+
+    rows: list[MethodRow]
+    num_prompts: int
+    gold_peak: GoldPeak | None
+
+
+def _kept(config: EvaluateConfig, fingerprint: dict[str, Any]) -> Evaluation | None:
+    """The results of an earlier run with the same inputs, or ``None``.
 
     Inputs are compared by content, not by modification time.
     """
@@ -159,11 +171,14 @@ def _kept_rows(
     rows = [MethodRow.model_validate(row) for row in record["rows"]]
     if any(row.kl_kind == "Rao-Blackwellised" and row.productive_share is None for row in rows):
         return None  # measured before there was a productive share
+    if rows[0].gold is not None and "gold_peak" not in record:
+        return None  # measured before the peak of the gold reward was
     logger.info("%s: kept, made from the same files", config.out)
-    return rows, int(record["prompts"])
+    peak = TypeAdapter(GoldPeak | None).validate_python(record.get("gold_peak"))
+    return Evaluation(rows, int(record["prompts"]), peak)
 
 
-def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[MethodRow], int]:
+def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> Evaluation:
     """Sample and score the reference and every checkpoint, and write the results."""
     reference, tokenizer = _load(config.policy, inputs.policy, config)
     for model in (inputs.reward, inputs.gold):
@@ -208,8 +223,9 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> tuple[list[Me
         for row in evaluation_rows(samples, tuned, config.num_samples)
     ]
     by_prompt = figures_by_prompt(samples, tuned, config.num_samples) if config.per_prompt else None
-    _write_results(config, inputs.fingerprint, rows, len(prompts), by_prompt)
-    return rows, len(prompts)
+    found = Evaluation(rows, len(prompts), gold_peak_of(samples))
+    _write_results(config, inputs.fingerprint, found, by_prompt)
+    return found
 
 
 def _batch_size(config: EvaluateConfig, reference: Any) -> int:
@@ -284,8 +300,7 @@ def _beside_record(config: EvaluateConfig) -> tuple[str, ...]:
 def _write_results(
     config: EvaluateConfig,
     fingerprint: dict[str, Any],
-    rows: list[MethodRow],
-    num_prompts: int,
+    found: Evaluation,
     by_prompt: dict[str, dict[str, list[float]]] | None,
 ) -> None:
     """Write the record and what is beside it; earlier files stay until all new ones are on disk.
@@ -298,13 +313,14 @@ def _write_results(
     record = {
         **provenance(fingerprint["config"]),
         **fingerprint,
-        "prompts": num_prompts,
+        "prompts": found.num_prompts,
         "warnings": _differences(config),
-        "rows": [row.model_dump() for row in rows],
+        "rows": [row.model_dump() for row in found.rows],
+        "gold_peak": None if found.gold_peak is None else asdict(found.gold_peak),
     }
     staging = config.out / STAGING
     with replacing_directory(staging) as directory:
-        draw_frontier(rows, config.num_samples, directory)
+        draw_frontier(found.rows, config.num_samples, directory)
         if by_prompt is not None:
             write_json(directory / PER_PROMPT, by_prompt)
         write_json(directory / RECORD, record)

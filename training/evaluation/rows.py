@@ -18,6 +18,7 @@ from vbon.maths.curves import (
     win_rate_of_best,
 )
 from vbon.maths.distribution import kl_estimate, kl_upper_bound
+from vbon.maths.gold_peak import GoldPeak, gold_peak
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.productive_share import equivalent_n_interval, productive_share_interval
 from vbon.maths.statistics import bootstrap_mean
@@ -227,6 +228,14 @@ def best_of_tuned_policy(
         bootstrap_mean([win_rate(ours, theirs) for ours, theirs in pairs]),
         _over_prompts(policy, lambda s: expected_best(s.rewards, n)),
     )
+
+
+def gold_peak_of(reference: Sequence[PromptSamples]) -> GoldPeak | None:
+    """The peak of best-of-n's gold reward over every n of the curve; ``None`` without gold rewards."""
+    largest = min(len(sample.rewards) for sample in reference) - 1
+    if reference[0].gold is None or largest < 1:
+        return None
+    return gold_peak([s.rewards for s in reference], [_gold(s) for s in reference], largest)
 
 
 def evaluation_rows(

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vbon.errors import DataError
+from vbon.maths.gold_peak import GoldPeak
 from vbon.maths.intervals import MeanInterval
 from vbon.storage.json_files import read_json_file
 from vbon.storage.validation import first_problem
@@ -88,6 +89,8 @@ class EvaluationRecord(BaseModel):
     Attributes:
         config: the settings that tell the prompts, and ``prompts_sha256`` the checksum of their file.
         revisions: revisions of ``reference``, ``reward``, ``gold``, and of each checkpoint by its name.
+        gold_peak: where the gold reward of best-of-n peaks; ``None`` without a gold reward model, and in
+            records of earlier versions.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -98,6 +101,7 @@ class EvaluationRecord(BaseModel):
     prompts: int
     revisions: dict[str, str]
     rows: list[MethodRow]
+    gold_peak: GoldPeak | None = None
 
 
 def read_evaluation(file: str) -> EvaluationRecord:
