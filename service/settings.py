@@ -396,8 +396,10 @@ class TunedSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mode: str = Field(
-        "bon", description="mode that answers: a strategy, or a policy for one sample of it"
+    mode: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="mode that answers: a strategy, or a policy for one sample of it; default: there is no "
+        "mode tuned",
     )
     policy: Annotated[str | None, NoneWord] = Field(
         None, description="policy that the strategy draws from; default: ref"
@@ -585,8 +587,8 @@ class ServiceSettings(Settings):
         "contain prompts and answers; by default only their types are logged",
     )
 
-    tuned: TunedSettings | None = Field(
-        None, description="setting of mode tuned, as `vbon tune` writes it; default: no such mode"
+    tuned: TunedSettings = Field(
+        TunedSettings(), description="setting of the mode tuned, as `vbon tune` writes it"
     )
     otel: OtelSettings = Field(OtelSettings(), description="traces")
     distil: DistilSettings = Field(
@@ -669,7 +671,11 @@ class ServiceSettings(Settings):
     @model_validator(mode="after")
     def _tuned_can_be_served(self) -> ServiceSettings:
         tuned = self.tuned
-        if tuned is None:
+        if tuned.mode is None:
+            if tuned != TunedSettings():
+                raise ValueError(
+                    "tuned has settings but no mode; set tuned.mode, or leave tuned out"
+                )
             return self
         if TUNED in self.policies:
             raise ValueError(

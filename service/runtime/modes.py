@@ -47,7 +47,7 @@ def configured_modes(
 
     Args:
         has_auto: whether checkpoints are rolled out, so that there is a mode ``auto``.
-        tuned: the setting of mode ``tuned``; ``None`` means that there is none. The mode is left out
+        tuned: the setting of mode ``tuned``; without a mode in it there is none. The mode is left out
             while its policy is not served.
         expected: names of policies that may be served later.
 
@@ -74,7 +74,9 @@ def configured_modes(
             modes[name] = Mode(name, strategy(), REFERENCE)
     if has_auto:
         modes[AUTO] = Mode(AUTO, Auto(), REFERENCE)
-    missing = _missing(tuned, modes) if tuned is not None else set()
+    if tuned is None or tuned.mode is None:
+        return modes
+    missing = {tuned.mode, tuned.policy or REFERENCE} - set(modes)
     unknown = sorted(missing - set(expected))
     if unknown:
         raise InvalidInputError(
@@ -82,15 +84,10 @@ def configured_modes(
             f"{', '.join(modes)}",
             field="tuned",
         )
-    if tuned is not None and not missing:
+    if not missing:
         own = find_mode(modes, policies, tuned.mode, tuned.settings, tuned.policy)
         modes[TUNED] = replace(own, name=TUNED, num_samples=tuned.n, sampling=tuned.sampling)
     return modes
-
-
-def _missing(tuned: TunedSettings, modes: Mapping[str, Mode]) -> set[str]:
-    """The mode and the policy that a tuned setting needs and that are not served now."""
-    return {tuned.mode, tuned.policy or REFERENCE} - set(modes)
 
 
 def find_mode(

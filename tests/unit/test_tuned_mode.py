@@ -90,8 +90,8 @@ def test_a_policy_can_be_tuned_and_one_that_is_not_served_is_waited_for() -> Non
     ("tuned", "words"),
     [
         ({"mode": "best"}, "names 'best'"),
-        ({"policy": "other"}, "names 'other'"),
-        ({"settings": {"reg_strength": 1}}, "does not take reg_strength"),
+        ({"mode": "bon", "policy": "other"}, "names 'other'"),
+        ({"mode": "bon", "settings": {"reg_strength": 1}}, "does not take reg_strength"),
     ],
 )
 def test_a_tuned_setting_that_cannot_be_served_stops_the_start(
@@ -104,10 +104,11 @@ def test_a_tuned_setting_that_cannot_be_served_stops_the_start(
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tuned": {"n": 999}}, "limits.max_n 128"),
-        ({"tuned": {"max_tokens": 9999}}, "limits.max_tokens 4096"),
+        ({"tuned": {"n": 3}}, "no mode"),
+        ({"tuned": {"mode": "bon", "n": 999}}, "limits.max_n 128"),
+        ({"tuned": {"mode": "bon", "max_tokens": 9999}}, "limits.max_tokens 4096"),
         ({"tuned": {"mode": "auto"}}, "name a strategy or a policy"),
-        ({"tuned": {}, "policies": {"ref": "a", "tuned": "b"}}, "rename the policy"),
+        ({"tuned": {"mode": "bon"}, "policies": {"ref": "a", "tuned": "b"}}, "rename the policy"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
