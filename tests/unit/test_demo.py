@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import time
 from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from service.settings import ServiceSettings
 from training.configs import EvaluateConfig, SampleConfig, SandboxConfig
 from training.train.config import train_config_type
 from vbon.config import load_settings
 from vbon.demo import stages as stages_module
+from vbon.demo.command import app
 from vbon.demo.config import DemoConfig
 from vbon.demo.processes import DemoFailedError, ended, start, wait
 from vbon.demo.run import Demo, run_demo
@@ -82,6 +87,37 @@ def test_what_was_started_is_stopped(tmp_path: Path) -> None:
     sleeper = start("sleeper", tmp_path, "http.server", "0", "--bind", "127.0.0.1")
     sleeper.stop()
     assert sleeper.process.poll() is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_demo_that_is_told_to_end_stops_what_it_has_started(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = []
+
+    def ends(config: DemoConfig) -> None:
+        with ExitStack() as stack:
+            demo = Demo(config, stack)
+            parts.append(demo._start("sleeper", "http.server", "0", "--bind", "127.0.0.1"))
+            os.kill(os.getpid(), number)
+            time.sleep(20)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("vbon.demo.run.run_demo", ends)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path)])
+    assert result.exit_code == 130
+    assert "finished parts are kept" in result.stderr
+    assert parts[0].process.poll() is not None
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_part_gets_as_many_threads_as_it_is_given(tmp_path: Path) -> None:
+    says = "import os; print(os.environ.get('OMP_NUM_THREADS'))"
+    before = os.environ.get("OMP_NUM_THREADS")
+    for threads, told in ((3, "3"), (None, str(before))):
+        part = start("told", tmp_path, "timeit", "-n1", "-r1", says, threads=threads)
+        part.process.wait(20)
+        assert part.log.read_text().splitlines()[0] == told
 
 
 def test_every_command_of_the_demo_takes_its_flags(tmp_path: Path) -> None:

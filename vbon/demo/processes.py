@@ -66,11 +66,18 @@ class Part:
             return handle.read().decode("utf-8", "replace")
 
 
-def start(name: str, directory: Path, *words: str, niceness: int = 0) -> Part:
+def start(
+    name: str, directory: Path, *words: str, niceness: int = 0, threads: int | None = None
+) -> Part:
     """Start ``python -m WORDS``, with its output in ``directory/NAME.log``.
 
     The process has a session of its own: Ctrl-C reaches the demo alone, which stops its parts in order.
+
+    Args:
+        threads: of mathematical libraries; ``None``: one for each core. Those of a process that shares the
+            cores with a busy one wait for each other most of the time.
     """
+    env = None if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     directory.mkdir(parents=True, exist_ok=True)
     log = directory / f"{name}.log"
     with log.open("wb") as handle:
@@ -79,6 +86,7 @@ def start(name: str, directory: Path, *words: str, niceness: int = 0) -> Part:
             stdout=handle,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env=env,
             preexec_fn=(lambda: os.nice(niceness)) if niceness else None,
         )
     return Part(name, process, log)

@@ -91,8 +91,8 @@ class Demo:
                     f"port {self.config.port} is taken; stop what listens there, or choose another --port"
                 )
 
-    def _start(self, name: str, *words: str, niceness: int = 0) -> Part:
-        part = start(name, self.out / "logs", *words, niceness=niceness)
+    def _start(self, name: str, *words: str, niceness: int = 0, threads: int | None = None) -> Part:
+        part = start(name, self.out / "logs", *words, niceness=niceness, threads=threads)
         self._parts.callback(part.stop)
         return part
 
