@@ -128,9 +128,9 @@ class RolloutKeeper:
         """Have the counts stored some time soon."""
         self._dirty.set()
 
-    def observe(self, checkpoint: str, win_rate: float) -> None:
+    def observe(self, checkpoint: str, win_rate: float, *, flat: bool = False) -> None:
         """Take in a shadowed answer, and act on the evidence."""
-        self._apply(lambda rollout: rollout.observe(checkpoint, win_rate))
+        self._apply(lambda rollout: rollout.observe(checkpoint, win_rate, flat=flat))
         self._dirty.set()
 
     def fail(self, checkpoint: str, why: str) -> None:

@@ -216,7 +216,7 @@ class LiveRollout:
             self.keeper.totals.shadowed(found.arm, found.tokens)
         elif found.arm == "bon":  # the checkpoint that is rolled out failed a comparison
             self.keeper.totals.failures["next"] += 1
-        self.keeper.observe(found.checkpoint, found.win_rate)
+        self.keeper.observe(found.checkpoint, found.win_rate, flat=found.flat)
 
     async def _follow(self) -> None:
         """Serve the checkpoints of the state, again after every change."""

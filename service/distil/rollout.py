@@ -157,13 +157,15 @@ class Rollout:
         """
         return 0.0 if route.checkpoint is None else min(1.0, shadow_share / route.share)
 
-    def observe(self, checkpoint: str, win_rate: float) -> list[Event]:
+    def observe(self, checkpoint: str, win_rate: float, *, flat: bool = False) -> list[Event]:
         """Take in a shadowed answer; events are an advance or a rollback, or nothing.
 
         Args:
             checkpoint: the one that answered. If it does not answer any more, the observation is left out.
             win_rate: share of the reference candidates with a lower reward, ties counted half, and what
                 best-of-N gives up to ties among them; :data:`MOST_JUDGED` at most.
+            flat: all rewards were equal, so nothing was compared. This counts nothing for the checkpoint, or
+                a reward model that returns a constant would promote anything.
 
         Raises:
             ValueError: the win rate is outside this range.
@@ -171,11 +173,12 @@ class Rollout:
         found = self.checkpoint(checkpoint)
         if found.status not in ("rolling", "live"):
             return []
+        proven = min(win_rate, self._plan.threshold) if flat else win_rate
         found = replace(
             found,
             shadows=found.shadows + 1,
             wins=found.wins + win_rate,
-            good=found.good and found.good.observe(win_rate),
+            good=found.good and found.good.observe(proven),
             bad=found.bad and found.bad.observe(win_rate),
             fall=found.fall and found.fall.observe(win_rate),
         )

@@ -51,6 +51,11 @@ class RolloutMetrics:
         yield _counters(
             "shadows_skipped", "Answers not compared, by reason.", "reason", shadows.skipped.items()
         )
+        yield CounterMetricFamily(
+            "vbon_distil_shadows_flat",
+            "Comparisons in which all rewards were equal; if most are, check the reward model.",
+            shadows.flat,
+        )
         yield from self._evidence()
         yield _counters(
             "rollbacks",

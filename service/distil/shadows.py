@@ -68,6 +68,7 @@ class Shadowed:
         win_rate: as :func:`judged_win_rate`.
         tokens: number of tokens generated for it.
         failed: whether the checkpoint gave no answer, for which it gets a win rate of 0.
+        flat: all rewards were equal, the answer's too.
     """
 
     arm: Arm
@@ -75,6 +76,7 @@ class Shadowed:
     win_rate: float
     tokens: int
     failed: bool = False
+    flat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Shadows:
 
     Attributes:
         skipped: answers chosen for a comparison that were not compared, by reason.
+        flat: number of comparisons in which all rewards were equal.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Shadows:
         self._runtime, self._done, self._random = runtime, done, random_number
         self._settings: ServiceSettings = runtime.settings
         self.skipped: Counter[SkipReason] = Counter(dict.fromkeys(skip_reasons(), 0))
+        self.flat = 0
         # With the id under which the answer may be collected.
         self._tasks: dict[asyncio.Task[bool], str | None] = {}
         distil = self._settings.distil
@@ -262,6 +266,7 @@ class Shadows:
             self._throttled.unexpected(told, without_text(error))
         else:
             if isinstance(found, Shadowed):
+                self.flat += found.flat
                 self._done(found)
                 return True
             self.skipped[found] += 1
@@ -286,10 +291,12 @@ class Shadows:
         answer = await scorer.score(request.prompt, result.outcome.selected.candidate.text)
         if drawn.reward_revision != scorer.revision or _mixed(result, drawn):
             return "reloaded"
-        found = judged_win_rate(answer, [one.reward for one in drawn.outcome.candidates])
+        rewards = [one.reward for one in drawn.outcome.candidates]
+        found = judged_win_rate(answer, rewards)
         if found is None:
             return "unscored"
-        return Shadowed(arm, checkpoint, found, drawn.outcome.generated_tokens)
+        tokens = drawn.outcome.generated_tokens
+        return Shadowed(arm, checkpoint, found, tokens, flat=_flat(answer, rewards))
 
     async def _compare_mirrored(
         self, checkpoint: str, policy: str, request: PromptRequest, result: PromptResult
@@ -305,10 +312,12 @@ class Shadows:
         if drawn.scorer is None or models != {drawn.scorer.revision} or _mixed(result, drawn):
             return "reloaded"
         rewards = [one.reward for one in result.outcome.candidates]
-        found = judged_win_rate(drawn.outcome.selected.reward, rewards)
+        answer = drawn.outcome.selected.reward
+        found = judged_win_rate(answer, rewards)
         if found is None:
             return "unscored"
-        return Shadowed("bon", checkpoint, found, drawn.outcome.generated_tokens)
+        tokens = drawn.outcome.generated_tokens
+        return Shadowed("bon", checkpoint, found, tokens, flat=_flat(answer, rewards))
 
     def _request(self, mode: Mode, request: PromptRequest, result: PromptResult) -> PromptRequest:
         """The request of a shadow, sampled as the answer was."""
@@ -368,6 +377,11 @@ def judged_win_rate(answer: float | None, rewards: Sequence[float | None]) -> fl
         return None
     found = win_rate(answer, rewards)
     return 0.0 if found is None else found + _lost_to_ties(rewards)
+
+
+def _flat(answer: float | None, rewards: Sequence[float | None]) -> bool:
+    """True if all rewards are equal, so that nothing was compared."""
+    return len({answer, *rewards}) == 1
 
 
 def _lost_to_ties(rewards: Sequence[float | None]) -> float:

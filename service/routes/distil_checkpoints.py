@@ -111,6 +111,7 @@ async def _rollout(live: LiveRollout) -> RolloutOut:
         ],
         shadows=ShadowsOut(
             done=sum(totals.shadows.values()),
+            flat=live.shadows.flat,
             tokens=totals.compared_tokens,
             skipped={reason: count for reason, count in live.shadows.skipped.items() if count},
         ),

@@ -100,6 +100,10 @@ class ShadowsOut(BaseModel):
     """Comparisons with best-of-N."""
 
     done: int
+    flat: int = Field(
+        description="those in which all rewards were equal, since the server started; if most are, check the "
+        "reward model"
+    )
     tokens: int
     skipped: dict[str, int] = Field(
         description="answers that were to be compared and were not, by reason, since the server started"

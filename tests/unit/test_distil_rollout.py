@@ -258,14 +258,36 @@ def test_a_checkpoint_as_good_as_best_of_n_passes_where_rewards_of_1_are_rare(
     best = 1 - (1 - success) ** 16
     for seed, (answered, status) in enumerate([(best, "live")] * 3 + [(success, "rolled_back")]):
         rng, rollout = random.Random(seed), started("new")
-
-        def draw(rng: random.Random = rng, answered: float = answered) -> float:
+        for _ in range(4000):
             rewards = [float(rng.random() < success) for _ in range(16)]
-            judged = judged_win_rate(float(rng.random() < answered), rewards)
+            answer = float(rng.random() < answered)
+            judged = judged_win_rate(answer, rewards)
             assert judged is not None
-            return judged
+            rollout.observe("new", judged, flat={answer} == set(rewards))
+            if rollout.rolling is None:
+                break
+        assert rollout.checkpoint("new").status == status
 
-        assert outcome_of(rollout, "new", draw, 1500) == status
+
+def test_equal_rewards_promote_nothing_and_take_nothing_away() -> None:
+    """A constant reward gives u = 0.94 after every answer of any checkpoint, and tells nothing."""
+    constant = judged_win_rate(0.25, [0.25] * 16)
+    assert constant == pytest.approx(16 / 17)
+    rollout = started("new")
+    for _ in range(1000):
+        assert rollout.observe("new", constant, flat=True) == []
+    found = rollout.evidence("new")
+    assert (found.shadows, found.good) == (1000, pytest.approx(0.0))
+    assert rollout.checkpoint("new").step == 0
+    # What is known without them counts as before, also against it.
+    draw = of_16(0.4, random.Random(0))
+    while rollout.rolling is not None:
+        rollout.observe("new", draw())
+    assert rollout.checkpoint("new").status == "rolled_back"
+    live = with_live("old")
+    for _ in range(1000):
+        assert live.observe("old", constant, flat=True) == []
+    assert live.live is not None
 
 
 def test_tests_of_an_earlier_release_begin_anew_with_the_wider_range() -> None:

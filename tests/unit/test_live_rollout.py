@@ -746,6 +746,21 @@ async def test_a_checkpoint_whose_directory_was_removed_is_not_offered(
         hangs.set()
 
 
+async def test_a_constant_reward_model_promotes_nothing_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.unit.fakes.score_text", lambda text: 0.25)
+    async with rolling(tmp_path) as service:
+        await service.submitted("0001")
+        for _ in range(120):
+            await service.ask()
+        state = await service.state()
+        (found,) = state["checkpoints"]
+    assert (found["status"], found["step"]) == ("rolling", 0)
+    assert found["evidence"]["good"] == pytest.approx(0.0)
+    assert state["shadows"]["flat"] == state["shadows"]["done"] == found["evidence"]["shadows"] > 60
+
+
 async def test_a_service_tells_up_to_which_rank_it_serves_adapters(tmp_path: Path) -> None:
     async with rolling(tmp_path, lora_rank=8) as service:
         assert (await service.state())["lora_rank"] == 8
@@ -858,7 +873,7 @@ async def test_best_of_n_s_own_candidates_judge_a_checkpoint_also_under_load(
         assert evidence["win_rate"] == win_rate(score_text(f" {GOOD}" * 3), rewards)
         await service.ask(temperature=0)
         assert (await service.state())["shadows"] == {
-            "done": 1, "tokens": 3, "skipped": {"sampling": 1},
+            "done": 1, "flat": 0, "tokens": 3, "skipped": {"sampling": 1},
         }  # fmt: skip
         assert (await service.state())["arms"][0]["shadows"] == 1
         await service.client.post("/distil/seal")
