@@ -27,6 +27,7 @@ FILES = {
     "tests/integration/test_reward_server_vllm.py": "engines",
     "tests/integration/test_rollout_vllm.py": "engines",
     "tests/integration/test_service_vllm.py": "engines",
+    "tests/integration/test_tune_vllm.py": "engines",
     "tests/integration/test_vllm_server.py": "engines",
     "tests/integration/test_weights_in_place_vllm.py": "engines",
     "tests/integration/test_vllm_generation.py": "generator",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,11 @@ from service.loadtest.load.server_description import (
     describe_server,
     evaluated_prompts,
 )
-from service.loadtest.load.supervised import Reporting, interrupted_at_end_of
+from service.loadtest.load.supervised import (
+    Reporting,
+    interrupted_at_end_of,
+    sigterm_as_ctrl_c,
+)
 from service.loadtest.plan import Variant
 from service.loadtest.report.write import write_report
 from service.loadtest.schema import LoadTestResult, ServerDescription
@@ -73,7 +76,7 @@ def execute(
     interrupted = False
     try:
         with (
-            _sigterm_as_ctrl_c(),
+            sigterm_as_ctrl_c(),
             until_stdin_ends,
             asyncio.Runner(loop_factory=_loop_factory()) as runner,
         ):
@@ -128,19 +131,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
         return factory
     return None
-
-
-@contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    def interrupt(number: int, frame: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread, so the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -29,8 +29,8 @@ from vbon.measured.target import Metric
 
 _ORDERS = 4  # random orders of the candidates, each cut into blocks of n
 _STOPPING_ORDERS = 16  # of a rule that stops drawing, which takes one answer from each order
-# The fields of a pool that a replay can fill.
-_POOL = {"rewards", "logprobs", "lengths", "similarity"}
+# The optional fields of a pool that a replay can fill.
+_FILLED = frozenset({"texts"})
 
 _selection_matrix = lru_cache(maxsize=4)(selection_matrix)
 
@@ -68,7 +68,7 @@ def can_replay(mode: str, *, embedder: str = "ngrams") -> bool:
         return True
     if not issubclass(found, Reranker) or found.run is not Reranker.run:
         return False
-    if set(CandidatePool.__dataclass_fields__) != _POOL and getattr(found, "needs", None):
+    if not found.needs_reward or not found.needs <= _FILLED:
         return False
     return embedder == "ngrams" or not found.compares_texts
 
@@ -189,6 +189,7 @@ def choice_weights(
         logprobs=one.logprobs[kept],
         lengths=one.lengths[kept],
         similarity=None if similarity is None else similarity[np.ix_(kept, kept)],
+        texts=tuple(one.texts[place] for place in kept),
     )
     weights = np.zeros(len(subset))
     weights[scored] = strategy.distribution(pool)

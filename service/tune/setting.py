@@ -69,7 +69,12 @@ class Setting:
         parts += [f"temperature {drawing.temperature:.3g}"] if drawing.temperature != 1 else []
         parts += [f"top_p {drawing.top_p:.3g}"] if drawing.top_p != 1 else []
         parts += [f"top_k {drawing.top_k}"] if drawing.top_k else []
-        for name, value in self.settings.items():
+        settings = self.settings
+        if any(name.startswith("prior_") for name in settings):
+            parts.append("the prompts' prior")
+        for name, value in settings.items():
+            if name.startswith("prior_"):  # four numbers that say little to people
+                continue
             parts.append(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}")
         return ", ".join(parts)
 

@@ -15,6 +15,7 @@ from service.bench.config import BenchSettings
 from service.loadtest.__main__ import cli as loadtest_cli
 from service.loadtest.config import LoadTestSettings
 from service.settings import ServiceSettings
+from service.tune.config import TuneSettings
 from training import configs
 from training.__main__ import cli as training_cli
 from training.objectives import OBJECTIVES
@@ -43,6 +44,7 @@ SETTINGS = [
     ServiceSettings,
     BenchSettings,
     LoadTestSettings,
+    TuneSettings,
     configs.SandboxConfig,
     configs.SampleConfig,
     configs.EvaluateConfig,

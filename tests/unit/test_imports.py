@@ -127,7 +127,7 @@ ROOMS = {
     "service.settings vbon.engine vbon.engine.vllm",
     "service.bench.run": "service.bench service.bench.rows service.runtime",
     "service.tune": "service.client service.loadtest service.loadtest.analysis service.loadtest.load "
-    "service.strategies vbon.embedders vbon.engine vbon.measured vbon.study vbon.tuning",
+    "service.strategies vbon.cli vbon.embedders vbon.engine vbon.measured vbon.study vbon.tuning",
     # training
     "training": "",
     "training.objectives": "",

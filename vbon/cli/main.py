@@ -72,6 +72,11 @@ COMMANDS = {
         "Load a running server with several modes in turns; keep and compare runs.",
         MEASURE,
     ),
+    "tune": Lazy(
+        "vbon.cli.tune:app",
+        "Find the cheapest setting of a running server, or of training, that reaches a target.",
+        MEASURE,
+    ),
     "bench": Lazy(
         "vbon.cli.bench:app",
         "Measure the service against its bare engine, training against TRL, samplers against each other.",

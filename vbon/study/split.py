@@ -55,7 +55,18 @@ def split_prompts(
         file = read_prompt_file(path, column=column, encoding=encoding)
         say(file.describe(keeps_duplicates=False))
         read += file.prompts
-    unique = list({prompt.key: prompt for prompt in read}.values())
+    return split_of(read, validation_share, test_share, seed)
+
+
+def split_of(
+    prompts: Sequence[Prompt], validation_share: float, test_share: float, seed: int
+) -> Split:
+    """Split prompts as :func:`split_prompts` does those of files.
+
+    Raises:
+        DataError: there are too few prompts for three parts.
+    """
+    unique = list({prompt.key: prompt for prompt in prompts}.values())
     unique.sort(key=lambda prompt: hashlib.sha256(f"{seed}:{prompt.key}".encode()).digest())
     sizes = {
         "test": max(_FEWEST, round(len(unique) * test_share)),
@@ -69,7 +80,7 @@ def split_prompts(
     test, rest = unique[: sizes["test"]], unique[sizes["test"] :]
     validation, train = rest[: sizes["validation"]], rest[sizes["validation"] :]
     parts = {"train": train, "validation": validation, "test": test}
-    return Split(parts, len(read) - len(unique))
+    return Split(parts, len(prompts) - len(unique))
 
 
 def write_split(split: Split, directory: Path) -> None:
