@@ -9,9 +9,9 @@ from fastapi import APIRouter
 
 from service.evaluation.decision import decision_of
 from service.evaluation.frontier import served_models
+from service.loadtest.analysis.decision_data import Decision
 from service.routes.dependencies import RuntimeDep, StoreDep
 from service.schemas import errors
-from service.schemas.decision import Decision
 
 router = APIRouter(tags=["server"])
 

@@ -113,7 +113,7 @@ ROOMS = {
     "service.loadtest": "vbon.engine",
     "service.loadtest.analysis": "service.loadtest",
     "service.loadtest.load": "service.client service.loadtest service.loadtest.analysis",
-    "service.loadtest.report": "service.loadtest service.loadtest.analysis service.store",
+    "service.loadtest.report": "service.loadtest service.loadtest.analysis service.page service.store",
     "service.loadtest.execute": "service.loadtest service.loadtest.analysis service.loadtest.load "
     "service.loadtest.report service.store",
     "service.loadtest.__main__": "service.loadtest service.loadtest.analysis service.loadtest.execute "

@@ -21,6 +21,7 @@ from scipy import stats
 from service.loadtest.analysis.compare import compare_runs
 from service.loadtest.analysis.text import number, signed
 from service.loadtest.analysis.warnings import cell_warnings
+from service.loadtest.report.charts import grouped_warnings
 from service.loadtest.report.terminal import print_result
 from service.loadtest.report.write import cells_csv, html_page
 from service.loadtest.schema import LoadTestResult, RoundResult
@@ -113,17 +114,25 @@ def test_a_block_too_short_for_an_answer_is_told(result: LoadTestResult) -> None
     assert "affects its figures" in told
 
 
+def charts_in(page: str) -> list[str]:
+    (data,) = re.findall(r'id="chart-data">(.*?)</script>', page)
+    return [chart["title"] for chart in json.loads(data)["charts"]]
+
+
 def test_the_page_has_every_figure_and_the_decision_first(result: LoadTestResult) -> None:
-    # Two rounds decide nothing, so there is no plot of the break-even.
-    assert {pair.state for pair in result.break_even} == {"preliminary"}
-    assert html_page(result).count('class="plotly-graph-div"') == 5
-    decided = [pair.model_copy(update={"state": "decided"}) for pair in result.break_even]
-    page = html_page(result.model_copy(update={"break_even": decided}))
-    assert page.count('class="plotly-graph-div"') == 6
-    main = page[page.index("<main>") :]
-    assert main.index('class="decision"') < main.index("<section>")
-    assert "sha256:vbon" in main
+    page = html_page(result)
+    assert charts_in(page) == [
+        "Reward and cost", "Throughput and latency", "Reward of best-of-n", "KL and win rate",
+        "Rewards of single answers",
+    ]  # fmt: skip
+    (data,) = re.findall(r'id="decision-data">(.*?)</script>', page)
+    assert len(json.loads(data)["pairs"]) == len(result.break_even)
+    main = page[page.index("<main") :]
+    assert main.index('id="decide"') < main.index('class="card stack tight decision"')
+    assert main.index('class="card stack tight decision"') < main.index('id="charts"')
+    assert "sha256:vbon" in page
     assert "--burstiness" in main
+    assert len(page) < 1_000_000
 
 
 def test_a_page_of_little_has_no_empty_parts(result: LoadTestResult) -> None:
@@ -131,8 +140,20 @@ def test_a_page_of_little_has_no_empty_parts(result: LoadTestResult) -> None:
         update={"quality": [], "curve": [], "break_even": [], "examples": [], "costs": []}
     )
     page = html_page(bare)
-    assert page.count('class="plotly-graph-div"') == 1
+    assert charts_in(page) == ["Throughput and latency"]
     assert "Break-even</h3>" not in page
+
+
+def test_warnings_come_under_three_headings_and_none_is_lost() -> None:
+    warnings = [
+        "The run was interrupted: 1 of 3 blocks were measured.",
+        "Rewards were measured on only 3 prompts.",
+        "The client was busy.",
+    ]
+    groups = grouped_warnings([*warnings, *warnings])
+    assert len(groups) == 3
+    assert sorted(text for _, texts in groups for text in texts) == sorted([*warnings, *warnings])
+    assert grouped_warnings([]) == []
 
 
 async def test_no_password_of_the_store_is_sent_around(tmp_path: Path) -> None:
@@ -441,7 +462,7 @@ def test_rewards_are_compared_on_the_same_prompts_only(result: LoadTestResult) -
 # Imports take longer than most of what the commands do.
 LOADED = (
     "service.loadtest.execute",
-    "service.loadtest.report.plots",
+    "service.loadtest.report.charts",
     "service.loadtest.report.terminal",
     "service.store",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from service.auth.keys import new_key, write_keys
 from service.page import PAGE_POLICY, PLOTLY, STATIC, page_files
+from service.page.bundle import bundle, json_for_script
 from tests.unit.fakes import make_runtime, serving
 from vbon import __file__ as package_file
 
@@ -179,3 +181,35 @@ def test_libraries_are_served_from_their_packages(name: str) -> None:
     assert STATIC not in path.parents
     assert not any(STATIC.rglob(name))
     assert "docs.js" in page_files()
+
+
+def test_a_bundle_has_each_module_once_before_what_imports_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = {
+        "a.js": 'import { b, c as d } from "./b.js";\nimport { e } from "./x/e.js";\nd(b, e);\n',
+        "b.js": 'import { e } from "./x/e.js";\nexport const b = e;\nexport function c() {}\n',
+        "x/e.js": "export class E {}\nexport const e = 1;\n",
+        "star.js": 'import * as b from "./b.js";\n',
+        "one.js": 'import { f } from "./other.js";\n',
+        "other.js": 'import { g } from "./one.js";\nexport const f = g;\n',
+    }
+    contents = {name: text.encode() for name, text in files.items()}
+    monkeypatch.setattr("service.page.bundle.page_contents", lambda: contents)
+    found = bundle("a.js")
+    order = [found.index(f"const module_{name}_js = ") for name in ("x_e", "b", "a")]
+    assert order == sorted(order)
+    assert found.count("class E {}") == 1
+    assert "const { b, c: d } = module_b_js;" in found
+    assert "return { E, e };" in found
+    assert "export" not in found
+    with pytest.raises(ValueError, match=r"star\.js: .import \* as b"):
+        bundle("star.js")
+    with pytest.raises(ValueError, match=r"one\.js imports other\.js imports one\.js"):
+        bundle("one.js")
+
+
+def test_json_in_a_script_ends_no_element() -> None:
+    text = json_for_script({"a": "</script><!--&"})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"a": "</script><!--&"}

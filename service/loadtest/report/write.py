@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from service.loadtest.analysis.decision_data import decision_data
+from service.loadtest.report.charts import charts_of, grouped_warnings, variants_of
 from service.loadtest.report.tables import (
     break_even_table,
     examples_table,
@@ -19,10 +22,13 @@ from service.loadtest.report.tables import (
     throughput_table,
 )
 from service.loadtest.schema import LoadTestResult
-from vbon.report_html import plot_html, render_page
+from service.page import page_contents
+from service.page.bundle import bundle, json_for_script
+from vbon.report_html import render_page
 from vbon.storage.atomic import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "loadtest.html"
+_STYLES = ("app.css", "views/decide.css")
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"
 TERMS = (
@@ -80,72 +86,44 @@ def html_page(result: LoadTestResult) -> str:
         *([examples] if examples else []),
         settings_table(result),
     ]
+    charts = {
+        "variants": variants_of(result),
+        "charts": [asdict(chart) | {"label": chart.label} for chart in charts_of(result)],
+    }
     return render_page(
         TEMPLATE,
         {
             "title": TITLE,
             "terms": TERMS,
+            "facts": _facts(result),
             "decision": result.decision or ["Nothing was measured."],
-            "warnings": result.warnings,
-            "legend": _legend(result),
-            "plots": _plots(result),
+            "warnings": grouped_warnings(result.warnings),
             "tables": [table for table in tables if table.rows],
+            "style": Markup("\n".join(page_contents()[name].decode() for name in _STYLES)),
+            "script": Markup(bundle("report.js")),
+            "decision_json": Markup(json_for_script(decision_data(result).model_dump(mode="json"))),
+            "chart_json": Markup(json_for_script(charts)),
         },
     )
 
 
-def _legend(result: LoadTestResult) -> list[tuple[str, str, str]]:
-    from service.loadtest.report.plots import CURVE_COLOUR, CURVE_NAME, variant_styles
-
-    entries = [(name, colour) for name, (colour, _) in variant_styles(result).items()]
-    return [
-        (name, colour, "\N{BLACK SQUARE}")
-        for name, colour in [*entries, (CURVE_NAME, CURVE_COLOUR)]
-    ]
-
-
-def _plots(result: LoadTestResult) -> list[tuple[Markup, str]]:
-    """Every plot that the result has figures for, with its caption."""
-    from service.loadtest.report import plots
-
-    styles = plots.variant_styles(result)
-    scored = any(one.reward is not None for one in result.quality)
-    compared = any(one.win_rate is not None for one in result.quality)
-    priced = bool(plots.decided_pairs(result))
-    wanted = [
-        (
-            plots.break_even_figure,
-            priced,
-            "Total cost including training. Where two lines cross, the fine-tune has paid for itself.",
-        ),
-        (
-            plots.reward_cost_figure,
-            scored and bool(result.costs),
-            "Reward against cost. Bars: 95% interval over prompts, and range over rounds. Up and left is "
-            "better.",
-        ),
-        (
-            plots.latency_figure,
-            bool(result.cells),
-            "Throughput against p95 latency, with one line per mode through its load levels: requests in "
-            "flight, or requests per second where marked so and dotted. Right and down is better.",
-        ),
-        (
-            plots.curve_figure,
-            bool(result.curve),
-            "Reward of best-of-n over n (unbiased, from one batch of candidates) and of the tuned policy. "
-            "Where they meet, both have the same reward.",
-        ),
-        (
-            plots.frontier_figure,
-            compared,
-            "KL and win rate. Grey: best-of-n in theory, at its KL upper bound. The KL of tuned policies is "
-            "from their training records; win rates were measured here.",
-        ),
-        (plots.reward_figure, scored, "Rewards of single answers; the line is the mean."),
-    ]
-    shown = [(draw, caption) for draw, measured, caption in wanted if measured]
-    return [
-        (plot_html(draw(result, styles), f"plot-{number}", first=number == 0), caption)
-        for number, (draw, caption) in enumerate(shown)
-    ]
+def _facts(result: LoadTestResult) -> list[tuple[str, str]]:
+    """Models, machine, date and price: what a reader needs to know before any figure."""
+    machine = result.provenance.get("machine") or {}
+    models = [(policy.name, policy) for policy in result.server.policies]
+    rewards = {
+        mode.reward_model.path: mode.reward_model
+        for mode in result.server.modes
+        if mode.reward_model
+    }
+    models += [("reward model", model) for model in rewards.values()]
+    if result.server.gold_model is not None:
+        models.append(("gold reward model", result.server.gold_model))
+    facts = [(name, f"{model.path} ({model.revision})") for name, model in models]
+    facts.append(("measured", result.created))
+    if machine:
+        facts.append(("machine", ", ".join(str(value) for value in machine.values())))
+    settings = result.settings
+    facts.append(("price", f"{settings['price_per_hour']:g} {settings['currency']} per hour"))
+    facts.append(("prompts", str(result.prompts)))
+    return facts

@@ -29,7 +29,11 @@ class Comparison extends EventTarget {
     const before = this.#query();
     Object.assign(this.#values, changes);
     if (this.#query() === before) return;
-    history.replaceState(null, "", this.link(viewOf(location.hash) || "decide"));
+    try {
+      history.replaceState(null, "", this.link(viewOf(location.hash) || "decide"));
+    } catch {
+      // A report that is opened as a file may not change its address.
+    }
     this.#tell();
   }
 

@@ -85,7 +85,7 @@ class Decide {
     }
     this.#say(found, verdict);
     this.#controls.show(found, verdict);
-    replace(this.#tiles, tiles(verdict));
+    replace(this.#tiles, tiles(verdict, { asks: true }));
     this.#note(found, verdict);
     const parts = [this.#verdict, this.#trouble, this.#controls.node, this.#chartCard, this.#tiles, this.#notes];
     if (this.#body.firstChild !== this.#verdict) replace(this.#body, parts);

@@ -3,8 +3,8 @@
 import { duration, el, number, percent, significant } from "../../dom.js";
 import { styleOf } from "../../styles.js";
 
-/** One tile a figure; figures that nobody measured have none. */
-export function tiles(verdict) {
+/** One tile a figure; figures that nobody measured have none. `asks`: whether to ask for verdicts of people. */
+export function tiles(verdict, { asks = false } = {}) {
   const { pair, tuned, sampled, currency, volume } = verdict;
   const sides = [tuned, sampled];
   const found = [
@@ -16,7 +16,7 @@ export function tiles(verdict) {
     tile("Gold reward", "by a model that neither selects nor trains", sides, ({ side }) => interval(side.rewards.gold)),
     tile("Win rate", "against one sample of the reference", sides, ({ side }) => share(side.win_rates.reward)),
     tile("Gold win rate", "the same by the gold reward model", sides, ({ side }) => share(side.win_rates.gold)),
-    people(pair),
+    (asks || pair.people) && people(pair),
   ];
   return el("div", { class: "tiles" }, found.filter(Boolean));
 }

@@ -1,0 +1,70 @@
+"""Puts modules of the page into one script, for reports that are a single file.
+
+The modules keep to plain forms: ``import { a, b as c } from "./file.js";`` on one line, and ``export``
+before a function, a class or a constant. They import each other in no circle.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+
+from service.page import page_contents
+
+_IMPORT = re.compile(r'^import \{ ([^}]+) \} from "([^"]+)";$', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(?:async )?function\*? |class |const )", re.MULTILINE)
+_NAME = re.compile(r"^export (?:async )?(?:function\*?|class|const) (\w+)", re.MULTILINE)
+
+
+def bundle(entry: str) -> str:
+    """One script that runs a module of the page with all that it imports, each module once.
+
+    Args:
+        entry: the module's name below ``static/``, such as ``report.js``.
+
+    Raises:
+        ValueError: a module imports or exports in a form that this function does not know, or modules
+            import each other in a circle.
+    """
+    parts: dict[str, str] = {}
+    _add(entry, parts, ())
+    return "(() => {\n" + "\n".join(parts.values()) + "\n})();\n"
+
+
+def _add(name: str, parts: dict[str, str], importers: tuple[str, ...]) -> None:
+    if name in parts:
+        return
+    if name in importers:
+        raise ValueError(
+            f"{' imports '.join([*importers, name])}: modules in a circle cannot be bundled"
+        )
+    text = page_contents()[name].decode("utf-8")
+    for _, target in _IMPORT.findall(text):
+        _add(_resolved(name, target), parts, (*importers, name))
+    exported = _NAME.findall(text)
+    body = _EXPORT.sub("", _IMPORT.sub(lambda found: _import(name, *found.groups()), text))
+    left = re.search(r"^(?:import|export)\b.*", body, re.MULTILINE)
+    if left is not None:
+        raise ValueError(f"{name}: {left.group()!r} cannot be bundled")
+    result = f"return {{ {', '.join(exported)} }};"
+    parts[name] = f"const {_variable(name)} = (() => {{\n{body}\n{result}\n}})();"
+
+
+def _import(name: str, names: str, target: str) -> str:
+    taken = ", ".join(one.strip().replace(" as ", ": ") for one in names.split(","))
+    return f"const {{ {taken} }} = {_variable(_resolved(name, target))};"
+
+
+def _resolved(name: str, target: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(name), target))
+
+
+def _variable(name: str) -> str:
+    return "module_" + re.sub(r"\W", "_", name)
+
+
+def json_for_script(value: object) -> str:
+    """JSON that may stand inside a ``<script>`` element, whatever its texts contain."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

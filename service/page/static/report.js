@@ -1,0 +1,86 @@
+// The script of a load test's report: the Decide view over the figures in the file, and its charts.
+
+import { comparison } from "./comparison.js";
+import { el, replace } from "./dom.js";
+import { looksOf } from "./styles.js";
+import { verdictOf } from "./verdict.js";
+import { Controls } from "./views/decide/controls.js";
+import { costChart } from "./views/decide/cost_chart.js";
+import { tiles } from "./views/decide/tiles.js";
+import { atVolume, confidence, headline, paybackTime, quality } from "./views/decide/words.js";
+import { xyChart, xyTable } from "./xy_chart.js";
+
+const GREY = "var(--series-6)";
+
+function data(id) {
+  return JSON.parse(document.getElementById(id).textContent);
+}
+
+/** The verdict, what-ifs and costs, computed anew when something is put in. */
+function decide(found) {
+  const place = document.getElementById("decide");
+  if (found.pairs.length === 0) return;
+  const words = el("section", { class: "card stack tight decide-verdict", "aria-label": "Verdict" });
+  const controls = new Controls(comparison);
+  const costs = el("div", {});
+  const figures = el("div", {});
+  const card = el("section", { class: "card stack tight", "aria-label": "Cost" }, el("h2", {}, "What so many answers cost"), costs);
+  replace(place, words, figures, controls.node, card);
+
+  const draw = () => {
+    const verdict = verdictOf(found, comparison.values);
+    const [state, kind, why] = confidence(verdict, found);
+    const time = paybackTime(verdict);
+    const volume = atVolume(verdict);
+    replace(
+      words,
+      el("h2", { class: "unseen" }, "Verdict"),
+      el("div", { class: "row" }, el("span", { class: `badge ${kind}` }, state), why && el("span", { class: "muted small" }, why)),
+      el("p", { class: "headline" }, headline(verdict), time && el("span", { class: "muted" }, ` That is ${time}.`)),
+      el("p", {}, quality(verdict)),
+      volume && el("p", {}, volume),
+      verdict.pair.state !== "decided" && el("ul", { class: "notes" }, verdict.pair.reasons.map((reason) => el("li", {}, reason))),
+    );
+    controls.show(found, verdict);
+    replace(figures, tiles(verdict));
+    costChart(costs, verdict);
+  };
+  comparison.addEventListener("change", draw);
+  new ResizeObserver(draw).observe(place);
+  draw();
+}
+
+/** The charts below, with boxes that show and hide a variant in all of them. */
+function charts(found) {
+  const place = document.getElementById("charts");
+  const looks = looksOf(found.variants);
+  const colourOf = (name) => (looks.has(name) ? `var(${looks.get(name).series})` : GREY);
+  const hidden = new Set();
+  const cards = found.charts.map((chart) => {
+    const series = chart.series.map((one) => ({ ...one, colour: colourOf(one.name), symbol: one.marked ? (looks.get(one.name)?.symbol ?? "circle") : null }));
+    const drawn = { ...chart, series };
+    const node = el("div", {});
+    place.append(el("figure", { class: "card stack tight", "aria-label": chart.title }, el("h3", {}, chart.title), node, el("figcaption", { class: "muted small" }, chart.caption), xyTable(drawn)));
+    return () => xyChart(node, { ...drawn, series: series.filter((one) => !hidden.has(one.name)) });
+  });
+  const all = () => cards.forEach((draw) => draw());
+  const names = [...new Set([...found.variants, ...found.charts.flatMap((chart) => chart.series.map((one) => one.name))])];
+  replace(
+    document.getElementById("legend"),
+    el("legend", { class: "unseen" }, "Shown in the charts"),
+    names.map((name) => {
+      const box = el("input", { type: "checkbox", checked: true, on: { change: () => toggle(name, box.checked) } });
+      return el("label", { class: "check" }, box, el("span", { class: "swatch", vars: { "--own": colourOf(name) }, "aria-hidden": "true" }), name);
+    }),
+  );
+  const toggle = (name, shown) => {
+    if (shown) hidden.delete(name);
+    else hidden.add(name);
+    all();
+  };
+  new ResizeObserver(all).observe(place);
+  all();
+}
+
+decide(data("decision-data"));
+charts(data("chart-data"));
