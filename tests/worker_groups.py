@@ -23,6 +23,7 @@ FILES = {
     "tests/integration/test_bench_client.py": "engines",
     "tests/integration/test_clients_vllm.py": "engines",
     "tests/integration/test_dashboard_vllm.py": "engines",
+    "tests/integration/test_distributed.py": "distributed",  # its tests share what it trains
     "tests/integration/test_engine_contract.py": "engines",
     "tests/integration/test_reward_server_vllm.py": "engines",
     "tests/integration/test_rollout_vllm.py": "engines",
