@@ -49,6 +49,23 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """One order of the candidates, and the sizes of the rounds that a rule would draw in it."""
+
+    order: np.ndarray[Any, Any]
+    sizes: tuple[int, ...]
+
+    def up_to(self, most: int) -> tuple[np.ndarray[Any, Any], int]:
+        """The candidates drawn if at most ``most`` may be, and the number of rounds.
+
+        A lower limit cuts the rounds short and changes nothing before, because a rule looks at rewards alone.
+        """
+        drawn = min(sum(self.sizes), most)
+        begun = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        return self.order[:drawn], int((begun < drawn).sum())
+
+
+@dataclass(frozen=True, slots=True)
 class Opponents:
     """Samples of the reference policy, against which win rates are measured: rewards by prompt."""
 
@@ -130,8 +147,8 @@ def replay_rule(
     rule: Rule, drawn: Drawn, counts: Sequence[int], opponents: Opponents | None = None
 ) -> list[Measured]:
     """A rule at each of these n, which must be at most the number of candidates drawn."""
-    similarities = _similarities(rule, drawn)
-    return [_replayed(rule, drawn, n, similarities, opponents) for n in counts]
+    similarities, runs = _similarities(rule, drawn), _runs(rule, drawn)
+    return [_replayed(rule, drawn, n, similarities, runs, opponents) for n in counts]
 
 
 def _replayed(
@@ -139,6 +156,7 @@ def _replayed(
     drawn: Drawn,
     n: int,
     similarities: dict[int, Float],
+    runs: dict[int, list[Run]],
     opponents: Opponents | None,
 ) -> Measured:
     prompts = len(drawn.prompts)
@@ -150,9 +168,9 @@ def _replayed(
         values = _values(one, place, opponents)
         sums = {name: [0.0, 0.0] for name in values}
         spent = []
-        for subset, sizes in _subsets(rule, one, n, drawn.drawing.key):
+        for subset, round_count in _subsets(rule, one, n, drawn.drawing.key, runs.get(place)):
             spent.append(one.lengths[subset].sum())
-            rounds.append(sizes)
+            rounds.append(round_count)
             weights = choice_weights(rule, one, subset, similarities.get(place))
             if weights is None:
                 continue
@@ -215,17 +233,17 @@ def replayed_answer(rule: Rule, one: PromptCandidates, n: int) -> tuple[int, flo
 
 
 def _subsets(
-    rule: Rule, one: PromptCandidates, n: int, key: str
+    rule: Rule, one: PromptCandidates, n: int, key: str, runs: list[Run] | None
 ) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
     """The subsets to apply a rule to, and the number of rounds in which each would be drawn."""
+    if isinstance(rule.strategy, AdaptiveBon):
+        most = rule.strategy.most_candidates(n)
+        for run in runs or []:
+            yield run.up_to(most)
+        return
     rng = np.random.default_rng(seed_of(f"{key}/{one.seed}/{n}"))
-    stopping = isinstance(rule.strategy, AdaptiveBon)
-    for _ in range(_STOPPING_ORDERS if stopping else _ORDERS):
+    for _ in range(_ORDERS):
         order = rng.permutation(one.count)
-        if isinstance(rule.strategy, AdaptiveBon):
-            sizes = rule.strategy.replay(one.rewards[order], n)
-            yield order[: sum(sizes)], len(sizes)
-            continue
         for start in range(0, one.count - n + 1, n):
             yield order[start : start + n], 1
         if n == one.count:  # every order has the same subset
@@ -242,6 +260,21 @@ def _values(one: PromptCandidates, place: int, opponents: Opponents | None) -> d
             up_to = np.searchsorted(rivals, one.rewards, side="right")
             shares = (below + up_to) / (2 * len(rivals))
             found["win-rate"] = np.where(np.isnan(one.rewards), np.nan, shares)
+    return found
+
+
+def _runs(rule: Rule, drawn: Drawn) -> dict[int, list[Run]]:
+    """Random orders of each prompt's candidates, with the rounds of a rule that stops drawing."""
+    if not isinstance(rule.strategy, AdaptiveBon):
+        return {}
+    found: dict[int, list[Run]] = {}
+    for place, one in drawn.known:
+        rng = np.random.default_rng(seed_of(f"{drawn.drawing.key}/{one.seed}"))
+        orders = [rng.permutation(one.count) for _ in range(_STOPPING_ORDERS)]
+        found[place] = [
+            Run(order, tuple(rule.strategy.replay(one.rewards[order], one.count)))
+            for order in orders
+        ]
     return found
 
 

@@ -40,6 +40,7 @@ from vbon.maths.intervals import MeanInterval
 from vbon.prompts import Prompt
 
 DEFAULT_TRIALS = 20
+_REPLAY_S = 4e-4  # of one setting on one prompt, on a core of a usual machine
 _PROBED = 4  # prompts that are answered before, to tell how long all will take
 _MOST_FAILED_UNDER_LOAD = 0.01
 
@@ -164,7 +165,8 @@ class Search:
             raise DrawingFailedError(
                 f"{self.baseline.label}: the server did not answer the first prompt: {error}"
             ) from error
-        self._drawing_s = (perf_counter() - begun) / probed * len(part.prompts)
+        replay_s = _REPLAY_S * self._space.replayed
+        self._drawing_s = ((perf_counter() - begun) / probed + replay_s) * len(part.prompts)
         self._say(self._space.describe())
         self._say(
             f"Prompts: {', '.join(f'{len(p.prompts)} to {name}' for name, p in self._parts.items())}."

@@ -19,6 +19,7 @@ from service.tune.drawing import (
     write_drawn,
 )
 from service.tune.replay import (
+    Run,
     can_replay,
     choice_weights,
     opponents_of,
@@ -102,22 +103,22 @@ def test_the_win_rate_is_the_share_of_opponents_beaten() -> None:
 
 @pytest.mark.parametrize("mode", REPLAYED)
 def test_rules_are_replayed_without_bias(mode: str) -> None:
-    """The mean over 300 seeds lies within 5 standard errors of that of all subsets: false alarm 1e-5."""
+    """The mean over 120 seeds lies within 5 standard errors of that of all subsets: false alarm 1e-5."""
     rule = rule_of(mode, {}, reshaped=False, tells="policy")
     rewards, n = [0.2, 1.0, 0.9, math.nan, 2.0, -0.5], 4
     one = candidates(rewards)
     rng = np.random.default_rng(0)
     seen = [
         replay_rule(rule, drawn(candidates(rewards, seed=seed)), [n])[0].gains["reward"][0]
-        for seed in range(300)
+        for seed in range(120)
     ]
     if mode == "adaptive-bon":
         expected = []
-        for _ in range(4000):
+        for _ in range(1000):
             order = rng.permutation(6)
             size = sum(rule.strategy.replay(one.rewards[order], n))  # type: ignore[union-attr]
             expected.append(np.nanmax(one.rewards[order[:size]]))
-        spread = np.std(expected) / math.sqrt(4000)
+        spread = np.std(expected) / math.sqrt(1000)
     else:
         from service.tune.replay import _similarity
 
@@ -127,7 +128,7 @@ def test_rules_are_replayed_without_bias(mode: str) -> None:
         pairs = zip(weighed, subsets, strict=True)
         expected = [float(np.nansum(w * one.rewards[s])) for w, s in pairs if w is not None]
         spread = 0.0
-    error = math.hypot(np.std(seen) / math.sqrt(300), spread)
+    error = math.hypot(np.std(seen) / math.sqrt(120), spread)
     assert abs(np.mean(seen) - np.mean(expected)) <= 5 * error + 1e-9
 
 
@@ -181,6 +182,21 @@ async def test_a_rule_that_stops_drawing_stops_where_the_service_does() -> None:
             counts.add(live["details"]["candidates"])
     assert min(counts) < 12
     assert len(counts) > 1
+
+
+@pytest.mark.parametrize("min_n", [1, 3])
+def test_one_run_of_a_stopping_rule_serves_every_n(min_n: int) -> None:
+    """The candidates and rounds at each n are those of a run with that limit."""
+    settings = {"candidate_cost": 0.1, "min_n": min_n, "round_size": 2}
+    rule = rule_of("adaptive-bon", settings, reshaped=False, tells="policy")
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        rewards = rng.normal(size=9)
+        whole = Run(np.arange(9), tuple(rule.strategy.replay(rewards, 9)))  # type: ignore[union-attr]
+        for n in range(1, 10):
+            alone = rule.strategy.replay(rewards, n)  # type: ignore[union-attr]
+            subset, rounds = whole.up_to(n)
+            assert (len(subset), rounds) == (sum(alone), len(alone))
 
 
 async def test_gold_rewards_and_unscored_candidates_are_kept(tmp_path: object) -> None:
