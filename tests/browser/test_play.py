@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +104,34 @@ async def test_modes_answer_side_by_side_while_they_are_made(visitor: Visitor) -
                 for mode in ("ref", "vbon")
             ]
     assert [text.strip() for text in texts] == [one.json()["text"].strip() for one in asked]
+
+
+async def test_the_form_as_code_asks_the_same(visitor: Visitor) -> None:
+    prompt = 'it\'s "a" $film `of` \\ many'
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url)
+        await page.get_by_text("The same as code").click()
+        await ask(page, prompt, **{"Max tokens": "12", "Seed": "7"})
+        await done(page)
+        texts = {
+            mode: (await column(page, mode).locator(".text").inner_text()).strip()
+            for mode in ("ref", "bon", "vbon")
+        }
+        shell = await page.get_by_label("curl", exact=True).inner_text()
+        program = await page.get_by_label("Python", exact=True).inner_text()
+        ran = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+        )
+        printed = (await ran.communicate())[0].decode()
+        lines = [" ".join(line.split()) for line in printed.splitlines()]
+        assert sorted(lines) == sorted(f"{mode} {text}" for mode, text in texts.items())
+        async with httpx.AsyncClient() as client:
+            for line in shell.splitlines():
+                _, _, _, address, _, header, _, body = shlex.split(line)
+                name, value = header.split(": ")
+                answer = await client.post(address, headers={name: value}, content=body)
+                assert answer.json()["text"].strip() == texts[address.partition("mode=")[2]]
+        await assert_accessible(page)
 
 
 async def test_empty_fields_are_the_cards_and_other_sampling_is_told(

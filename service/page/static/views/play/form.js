@@ -1,6 +1,7 @@
 // What to ask: the prompt, the modes, and how to draw.
 
 import { el, field, replace } from "../../dom.js";
+import { code } from "./code.js";
 
 const EXAMPLES = ["the film was", "i watched this movie", "the acting is", "another recent documentary"];
 const USUAL = ["ref", "bon", "vbon"];
@@ -108,10 +109,14 @@ export class Form {
       this.#say("Choose at least one way to answer.");
       return;
     }
-    const { prompt, chat, ...sampling } = this.values();
-    const asked = chat ? { messages: [{ role: "user", content: prompt }] } : { prompt };
-    const body = { ...asked, ...sampling, stream: true, return_candidates: true };
+    const body = { ...this.#asked(), stream: true, return_candidates: true };
     this.#onAsk({ body, modes, oneAtATime: this.#parts.oneAtATime.checked });
+  }
+
+  /** The request without what only this page wants of it. */
+  #asked() {
+    const { prompt, chat, ...sampling } = this.values();
+    return { ...(chat ? { messages: [{ role: "user", content: prompt }] } : { prompt }), ...sampling };
   }
 
   #build() {
@@ -137,6 +142,7 @@ export class Form {
     );
     this.#parts = parts;
     const check = (words, input, hint) => el("label", { class: "check", title: hint }, input, words);
+    const asCode = code(() => ({ body: this.#asked(), modes: this.#chosen().map((mode) => mode.name) }));
     const form = el(
       "form", { class: "card stack play-form", "aria-label": "What to ask" },
       el("div", { class: "stack tight" }, field("Prompt", parts.prompt), this.#examples()),
@@ -158,8 +164,10 @@ export class Form {
         ),
         el("div", { class: "row" }, parts.stop, parts.ask),
       ),
+      asCode.node,
     );
     form.addEventListener("submit", (event) => this.#submitted(event));
+    form.addEventListener("input", asCode.draw);
     return form;
   }
 
