@@ -18,6 +18,8 @@ from starlette.routing import BaseRoute
 from service.admission.load_shedding import EarlyRefusal, LoadSheddingMiddleware, Shedding
 from service.auth.middleware import ApiKeyMiddleware, caller_finder, open_keyring
 from service.auth.watch import follow_keys
+from service.auto.exposition import AutoMetrics
+from service.auto.live import LiveAuto
 from service.distil.collector import Collector
 from service.distil.exposition import DistilMetrics
 from service.distil.live_rollout import LiveRollout
@@ -37,6 +39,7 @@ from service.observability.tracing import open_tracing
 from service.page import page_contents
 from service.routes import (
     admin,
+    auto,
     compare,
     decision,
     distil,
@@ -76,6 +79,7 @@ _ROUTERS = (
     health.router,
     preferences.router,
     admin.router,
+    auto.router,
     distil.router,
     distil_checkpoints.router,
     loadtests.router,
@@ -119,7 +123,7 @@ def create_app(
         tracing: exports spans; by default as the settings say.
 
     Raises:
-        DataError: the file of API keys cannot be used.
+        DataError: the file of API keys, or that of measured settings, cannot be used.
         InvalidInputError: tracing is configured and OpenTelemetry is not installed, or the redaction of
             collected answers cannot be imported.
         ExportError: answers are to be collected in a directory that cannot be used.
@@ -130,6 +134,8 @@ def create_app(
     load_test_runs = LoadTestRuns(store)
     collector = _open_collector(runtime)
     rollout = _open_rollout(runtime, rebuild, store)
+    by_price = LiveAuto(runtime, store)
+    AutoMetrics(by_price).register(runtime.metrics.registry)
     known = KnownHosts(runtime.settings.own_names)
     shedding = Shedding(
         runtime.admission,
@@ -144,6 +150,7 @@ def create_app(
             load_test_runs,
             collector,
             rollout,
+            by_price,
             keyring,
             tracing,
             rebuild,
@@ -167,6 +174,7 @@ def create_app(
     app.state.report_links = ReportLinks()
     app.state.collector = collector
     app.state.rollout = rollout
+    app.state.auto = by_price
     # service/server.py gives it to the protocol. Traced requests get spans, which the middleware makes.
     app.state.early_refusal = None
     if tracing is None:
@@ -201,6 +209,7 @@ def _lifespan(
     load_test_runs: LoadTestRuns,
     collector: Collector | None,
     rollout: LiveRollout | None,
+    by_price: LiveAuto,
     keyring: Keyring | None,
     tracing: Tracing | None,
     builder: ModelBuilder | None,
@@ -214,13 +223,15 @@ def _lifespan(
         await asyncio.to_thread(page_contents)
         beside = [
             asyncio.create_task(
-                _load(runtime, builder, rollout, on_ready, on_failure), name="load-models"
+                _load(runtime, builder, rollout, by_price, on_ready, on_failure),
+                name="load-models",
             )
         ]
         if keyring is not None:
             beside.append(asyncio.create_task(follow_keys(keyring), name="follow-keys"))
         if collector is not None:
             collector.start()
+        by_price.table.start()
         try:
             yield
         finally:
@@ -228,6 +239,7 @@ def _lifespan(
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await load_test_runs.close()
+            await by_price.table.stop()
             if rollout is not None:
                 await rollout.stop()
             await runtime.stop()
@@ -266,11 +278,15 @@ async def _load(
     runtime: Runtime,
     builder: ModelBuilder | None,
     rollout: LiveRollout | None,
+    by_price: LiveAuto,
     on_ready: Callable[[], object] | None,
     on_failure: Callable[[], object] | None,
 ) -> None:
     try:
         await runtime.start()
+        if rollout is not None:
+            rollout.start()
+        await by_price.table.until_read()
         if on_ready is not None:
             on_ready()
     except Exception as error:  # any failure to load a model must end the process, whatever it is
@@ -278,8 +294,6 @@ async def _load(
         if on_failure is not None:
             on_failure()
         return
-    if rollout is not None:
-        rollout.start()
     if builder is not None:
         await serve_expected(runtime, builder)
 

@@ -425,6 +425,39 @@ class TunedSettings(BaseModel):
         return {name: value for name, value in values.items() if value is not None}
 
 
+class AutoSettings(BaseModel):
+    """Mode ``auto`` by price: the best of measured settings (docs/auto.md)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    table: Annotated[str | None, NoneWord] = Field(
+        None,
+        description="table of measured settings, which `vbon tune` or `vbon loadtest table` wrote; it adds "
+        "the mode auto, as PUT /auto/table does; the newer one of this and the store's is used",
+    )
+    gain: Literal["reward", "gold"] = Field(
+        "reward",
+        description="reward that is weighed: that of the serving or of the gold reward model",
+    )
+    token_price: float = Field(
+        0.0, ge=0, description="price of a generated token, in units of that reward"
+    )
+    latency_price: float = Field(
+        0.0, ge=0, description="price of a second of latency, in units of that reward"
+    )
+    p95_ms: Annotated[float | None, NoneWord] = Field(
+        None,
+        gt=0,
+        description="highest 95th percentile of latency of a setting, by the upper end of its interval, ms",
+    )
+    price_per_hour: Annotated[float | None, NoneWord] = Field(
+        None, gt=0, description="money for an hour of this server, for budgets in money"
+    )
+    price_per_million_tokens: Annotated[float | None, NoneWord] = Field(
+        None, gt=0, description="money for a million generated tokens, for budgets in money"
+    )
+
+
 class OtelSettings(BaseModel):
     """OpenTelemetry traces; OTEL_* variables set what has no setting here."""
 
@@ -596,6 +629,10 @@ class ServiceSettings(Settings):
         description="collection of answers for training, and rollout of checkpoints",
     )
 
+    auto: AutoSettings = Field(
+        AutoSettings(), description="mode auto, which chooses among measured settings by price"
+    )
+
     @property
     def logs_access(self) -> bool:
         """``access_log``, or its default."""
@@ -689,6 +726,15 @@ class ServiceSettings(Settings):
                 raise ValueError(
                     f"tuned.{name} {value} is over limits.max_{name.removeprefix('max_')} {limit}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _can_choose_by_price(self) -> ServiceSettings:
+        if self.auto.table is not None and AUTO in self.policies:
+            raise ValueError(
+                f"the name {AUTO!r} of policies is needed for the mode that auto.table adds; rename that "
+                "policy"
+            )
         return self
 
     @property

@@ -11,7 +11,7 @@ from service.distil.served import ServedCheckpoints
 from service.distil.shadows import Compared, Shadows, is_its_failure
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
-from service.runtime.routing import AnswerFailure, Route, Routing
+from service.runtime.routing import AnswerFailure, Route, Routing, Wish
 from service.settings import AUTO, REFERENCE, DistilSettings
 from service.strategies import Auto, Single
 from vbon.distil.split import opening_of
@@ -32,9 +32,9 @@ class AutoRouter:
         self._settings, self._keeper, self._served = settings, keeper, served
         self._shadows, self._num_samples = shadows, num_samples
 
-    def route(self, prompt: Prompt) -> Route:
+    def route(self, wish: Wish) -> Route:
         """The arm of a prompt: that of its conversation, which changes with the rollout only."""
-        conversation = _conversation(prompt)
+        conversation = _conversation(wish.prompt)
         chosen, alive = self._keeper.rollout, self._served.alive
         found = chosen.route(conversation, self._served.names)
         if found.checkpoint is not None and found.checkpoint not in alive:
@@ -42,8 +42,9 @@ class AutoRouter:
             found = chosen.route(conversation, alive)
         return self._as_route(found)
 
-    def fall_back(self, route: Route) -> Route:
+    def fall_back(self, route: Route, _: Wish) -> Route:
         """Best-of-N in the place of an arm whose engine died or failed while it answered."""
+        assert isinstance(route.routing, Routing)  # a route of this router
         self._keeper.totals.fallbacks += 1
         found = self._as_route(rollout_parts.Route("bon", None, route.routing.share, None))
         return replace(found, fell_back=True)
@@ -51,6 +52,7 @@ class AutoRouter:
     def answered(self, route: Route, request: PromptRequest, result: PromptResult) -> None:
         """Count an answer, and perhaps compare it with best-of-N afterwards."""
         keeper, routing = self._keeper, route.routing
+        assert isinstance(routing, Routing)  # a route of this router
         keeper.totals.answered(
             routing.arm, result.outcome.generated_tokens, max(self._num_samples, result.num_samples)
         )
@@ -89,9 +91,9 @@ class AutoRouter:
     def _as_route(self, found: rollout_parts.Route) -> Route:
         routing = Routing(found.arm, found.share, found.step, found.checkpoint)
         if found.checkpoint is None:
-            return Route(Mode(AUTO, Auto(), REFERENCE), routing)
+            return Route(Mode(AUTO, Auto(), REFERENCE), routing, self)
         mode = Mode(AUTO, Single(), self._served.names[found.checkpoint])
-        return Route(mode, routing, on_failure=partial(self._failed, found))
+        return Route(mode, routing, self, on_failure=partial(self._failed, found))
 
 
 def _conversation(prompt: Prompt) -> str:

@@ -123,7 +123,10 @@ class CandidateProgress:
     best_index: int | None = None
 
     def update(self, event: Event) -> bool:
-        """Count an event; returns whether it changed anything."""
+        """Count an event; returns whether it changed a count."""
+        if isinstance(event, Admitted):
+            self.total = event.most_candidates  # mode auto has chosen it only now
+            return False
         if isinstance(event, Candidate):
             self.finished += 1
             return True

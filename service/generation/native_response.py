@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,13 @@ from service.generation.gold import with_gold
 from service.generation.plan import Plan
 from service.generation.references import model_ref, sampling_differences, scorer_ref
 from service.runtime.prompt import PromptResult
+from service.runtime.routing import Expected, PriceRouting, Routing
 from service.schemas import (
     BatchAnswer,
     CandidateOut,
+    ExpectedOut,
     GenerateAnswer,
+    PriceRoutingOut,
     RewardCurvePoint,
     RoutingOut,
     Timings,
@@ -80,13 +84,36 @@ def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
         timings_ms=_timings(result),
         policy=model_ref(result.mode.policy, result.policy, result.earlier_revisions),
         reward_model=scorer_ref("reward", result.scorer),
-        routing=None if result.routing is None else RoutingOut(**asdict(result.routing)),
+        routing=_routing(result.routing),
     )
+
+
+def _routing(found: Routing | PriceRouting | None) -> RoutingOut | PriceRoutingOut | None:
+    if isinstance(found, Routing):
+        return RoutingOut(**asdict(found))
+    if found is None:
+        return None
+    return PriceRoutingOut(
+        mode=found.mode,
+        policy=found.policy,
+        n=found.n,
+        settings=dict(found.settings),
+        why=found.why,
+        expected=None if found.expected is None else ExpectedOut(**_figures(found.expected)),
+        met=found.met,
+        differs=list(found.differs),
+    )
+
+
+def _figures(expected: Expected) -> dict[str, Any]:
+    return {one.name: getattr(expected, one.name) for one in fields(expected)}
 
 
 def _clipped(plan: Plan, result: PromptResult) -> dict[str, str]:
     """The note on a default ``max_tokens`` that was lowered to fit into the context; empty if it fitted."""
     default, used = plan.sampling.max_tokens, result.sampling.max_tokens
+    if isinstance(result.routing, PriceRouting) and result.routing.max_tokens is not None:
+        default = result.routing.max_tokens
     if used == default:
         return {}
     return {

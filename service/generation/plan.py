@@ -8,7 +8,7 @@ from time import perf_counter
 from service.generation.references import check_limit
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
-from service.runtime.routing import Route
+from service.runtime.routing import Budget, Route, Router, Wish
 from service.runtime.runtime import Runtime
 from service.schemas import GenerateRequest, SamplingFields
 from service.settings import AUTO
@@ -19,6 +19,10 @@ from vbon.engine import Sampling
 from vbon.errors import EngineError, InvalidInputError, RequestTimeoutError
 from vbon.prompts import Prompt
 
+# The header of its_hub with the number of generations.
+GENERATIONS = "X-ITS-Budget"
+# Sampling parameters that measured settings have too; the request's own values win.
+_OWN = frozenset({"max_tokens", "temperature", "top_p", "top_k"})
 # Parameters with which a token depends on the tokens of the answer before it.
 _LOOKING_BACK = ("response_format", "frequency_penalty", "presence_penalty")
 
@@ -29,6 +33,7 @@ class Plan:
 
     Attributes:
         answers: how many candidates are returned for each prompt.
+        generations: the most candidates that each answer may have, of a header.
     """
 
     runtime: Runtime
@@ -39,19 +44,45 @@ class Plan:
     num_samples: int
     prompts: list[Prompt]
     answers: int = 1
+    generations: int | None = None
 
     @property
     def most_candidates(self) -> int:
         """The most candidates that may be drawn for one prompt."""
         return self.mode.strategy.most_candidates(self.num_samples)
 
+    @property
+    def router(self) -> Router | None:
+        """The router of mode ``auto``: the rollout's, unless the request has a budget; ``None`` elsewhere."""
+        if self.mode.name != AUTO:
+            return None
+        rollout, priced = self.runtime.router, self.runtime.priced
+        has_budget = self.request.budget is not None or self.generations is not None
+        return priced if rollout is None or (has_budget and priced is not None) else rollout
+
     def route(self, index: int) -> Route | None:
-        """The arm that answers a prompt of mode ``auto``; ``None`` in other modes.
+        """The route of a prompt of mode ``auto``; ``None`` in other modes.
 
         Its policy is served now and may have left later, so nothing may be awaited before it is used.
+
+        Raises:
+            InvalidInputError, NotReadyError: as :meth:`Router.route`.
         """
-        router = self.runtime.router
-        return router.route(self.prompts[index]) if router and self.mode.name == AUTO else None
+        router = self.router
+        return None if router is None else router.route(self._wish(index))
+
+    def _wish(self, index: int) -> Wish:
+        request = self.request
+        limits = [one for one in (request.num_samples, self.generations) if one is not None]
+        return Wish(
+            self.prompts[index],
+            self.sampling,
+            frozenset(request.model_fields_set & _OWN),
+            self.num_samples,
+            min(limits, default=None),
+            self.answers,
+            _budget_of(request),
+        )
 
     async def answer_prompt(
         self, index: int, observer: Observer = UNOBSERVED, route: Route | None = None
@@ -59,7 +90,7 @@ class Plan:
         """Answer the prompt at ``index``.
 
         Args:
-            route: the arm of mode ``auto``, if the caller has chosen it.
+            route: the route of mode ``auto``, if the caller has it already.
 
         Raises:
             VbonError: as :meth:`Runtime.answer`.
@@ -68,8 +99,8 @@ class Plan:
         request = PromptRequest(
             self.mode if route is None else route.mode,
             self.prompts[index],
-            self.sampling,
-            self.num_samples,
+            self.sampling if route is None else route.sampling or self.sampling,
+            self.num_samples if route is None else route.num_samples or self.num_samples,
             f"{self.request_id}-{index}",
             score=self.request.score,
             timeout_s=self.request.timeout_s,
@@ -81,16 +112,16 @@ class Plan:
         )
         if route is None:
             return await self.runtime.answer(request)
-        return await self._answer_routed(request, route)
+        return await self._answer_routed(request, route, index)
 
-    async def _answer_routed(self, request: PromptRequest, route: Route) -> PromptResult:
-        """Answer in mode ``auto``: by best-of-N if the checkpoint's engine fails before a token is sent.
+    async def _answer_routed(
+        self, request: PromptRequest, route: Route, index: int
+    ) -> PromptResult:
+        """Answer in mode ``auto``: by another route if the engine of a sample fails before a token is sent.
 
-        Best-of-N has what is left of the time limit, which is nothing if that was the failure.
+        That route has what is left of the time limit, which is nothing if that was the failure.
         """
-        runtime, begun_s = self.runtime, perf_counter()
-        router = runtime.router
-        assert router is not None  # it has chosen the route
+        runtime, router, begun_s = self.runtime, route.router, perf_counter()
         try:
             result = await runtime.answer(request)
         except (EngineError, RequestTimeoutError) as error:
@@ -99,9 +130,15 @@ class Plan:
             is_over = isinstance(error, RequestTimeoutError) or request.observer.has_tokens
             if route.mode.strategy.reranks or is_over:
                 raise
-            route = router.fall_back(route)
-            spent_s = perf_counter() - begun_s
-            request = replace(request, mode=route.mode, routing=route.routing, spent_s=spent_s)
+            route = router.fall_back(route, self._wish(index))
+            request = replace(
+                request,
+                mode=route.mode,
+                routing=route.routing,
+                sampling=route.sampling or self.sampling,
+                num_samples=route.num_samples or self.num_samples,
+                spent_s=perf_counter() - begun_s,
+            )
             result = await runtime.answer(request)
         router.answered(route, request, result)
         return result
@@ -114,11 +151,13 @@ def make_plan(
     request_id: str,
     policy: str | None = None,
     answers: int = 1,
+    generations: int | None = None,
 ) -> Plan:
     """Settle the mode, sampling and prompts of a request.
 
     Args:
         answers: how many candidates to return for each prompt. A default N that is lower is raised to it.
+        generations: the most candidates that each answer may have; N is lowered to it.
 
     Raises:
         InvalidInputError: the mode is unknown, a setting does not belong to it, or a limit is exceeded.
@@ -141,10 +180,20 @@ def make_plan(
     # The engine computes log-probabilities only if the request returns them.
     sampling = replace(sampling, logprobs=request.logprobs or request.return_candidates)
     check_limit("prompts", len(request.prompts or ()), runtime.settings.limits.max_prompts)
+    if generations is not None and not isinstance(request.n, list):
+        num_samples = min(num_samples, generations)
     if request.num_samples is None:
         num_samples = max(num_samples, answers)
     plan = Plan(
-        runtime, request, request_id, mode, sampling, num_samples, request.to_prompts(), answers
+        runtime,
+        request,
+        request_id,
+        mode,
+        sampling,
+        num_samples,
+        request.to_prompts(),
+        answers,
+        generations,
     )
     _check(plan)
     return plan
@@ -182,6 +231,49 @@ def _check(plan: Plan) -> None:
             "stream takes one prompt; send `prompt` or `messages`, not `prompts`", field="prompts"
         )
     check_steering(plan.mode, plan.sampling)
+    _check_budget(plan)
+
+
+def _check_budget(plan: Plan) -> None:
+    """Check that a budget is for a mode that plans it, and that the mode keeps to the number of candidates.
+
+    Raises:
+        InvalidInputError: it is not, or does not.
+    """
+    strategy, most = plan.mode.strategy, plan.generations
+    drawn = plan.most_candidates if strategy.reranks else plan.answers
+    if most is not None and max(drawn, plan.answers) > most:
+        raise InvalidInputError(
+            f"mode {plan.mode.name!r} draws up to {max(drawn, plan.answers)} candidates, over the {most} "
+            f"of {GENERATIONS}; lower n, and max_n of modes that have it",
+            field=GENERATIONS,
+        )
+    if plan.request.budget is None:
+        return
+    if plan.mode.name != AUTO:
+        raise InvalidInputError(
+            f"mode {plan.mode.name!r} has a fixed cost, so it takes no budget; ask for mode {AUTO!r}, or "
+            "leave budget out",
+            field="budget",
+        )
+    if plan.runtime.priced is None:
+        raise InvalidInputError(
+            "this server has no table of measured settings, so it cannot plan a budget; leave budget out, or "
+            "give it a table (--auto.table FILE, or PUT /auto/table)",
+            field="budget",
+        )
+
+
+def _budget_of(request: GenerateRequest) -> Budget | None:
+    found = request.budget
+    if found is None:
+        return None
+    if found.tokens is not None:
+        return Budget("tokens", found.tokens)
+    if found.money is not None:
+        return Budget("money", found.money)
+    assert found.reward is not None  # the schema wants exactly one
+    return Budget("reward", found.reward)
 
 
 def check_fixed(mode: Mode, field: str) -> None:
@@ -192,8 +284,8 @@ def check_fixed(mode: Mode, field: str) -> None:
     """
     if mode.name == AUTO:
         raise InvalidInputError(
-            f"mode {AUTO!r} answers each prompt with best-of-N or a checkpoint, so it cannot be compared; "
-            "compare 'bon' and the checkpoint's policy",
+            f"mode {AUTO!r} answers each prompt with best-of-N, a checkpoint or another measured setting, so "
+            "it cannot be compared; compare 'bon' and the checkpoint's policy",
             field=field,
         )
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
+from service.auto.live import LiveAuto
+from service.context.caller import current_caller
 from service.distil.collector import Collector
 from service.distil.live_rollout import LiveRollout
 from service.evaluation.preference_pairs import PendingPairs
@@ -16,8 +18,9 @@ from service.http.same_origin import require_same_origin
 from service.routes.request_state import get_runtime
 from service.runtime.reload import Reloader
 from service.runtime.runtime import Runtime
+from service.schemas.budget import GENERATIONS
 from service.store.async_store import AsyncStore
-from vbon.errors import NotFoundError
+from vbon.errors import ForbiddenError, NotFoundError
 
 
 # FastAPI runs plain functions in a thread, so these are coroutines. Because it also resolves every
@@ -75,9 +78,28 @@ async def _rollout(request: Request) -> LiveRollout:
     return cast(LiveRollout, rollout)
 
 
+async def _auto(request: Request) -> LiveAuto:
+    return cast(LiveAuto, request.app.state.auto)
+
+
+async def _require_admin(request: Request) -> None:
+    """Reject a key without the admin role, on a server that has keys.
+
+    Raises:
+        ForbiddenError: the key does not have it.
+    """
+    caller = current_caller.get()
+    if get_runtime(request).settings.auth.keys_file is not None and not caller.is_admin:
+        raise ForbiddenError(
+            f"key {caller.name!r} does not have the admin role; create one with `vbon keys add NAME --role "
+            "admin`"
+        )
+
+
 RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 StoreDep = Annotated[AsyncStore, Depends(_store)]
 RolloutDep = Annotated[LiveRollout, Depends(_rollout)]
+AutoDep = Annotated[LiveAuto, Depends(_auto)]
 CollectorDep = Annotated[Collector, Depends(_collector)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]
@@ -87,3 +109,8 @@ ReportLinksDep = Annotated[ReportLinks, Depends(_report_links)]
 
 # Rejects requests that a page of another site sends.
 SAME_ORIGIN_ONLY = [Depends(require_same_origin)]
+# Rejects keys without the admin role, on servers that have keys.
+ADMINS_ONLY = [Depends(_require_admin)]
+
+# A header that any route which generates takes.
+Generations = Annotated[int | None, Header(alias="X-ITS-Budget"), GENERATIONS]

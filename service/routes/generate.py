@@ -13,6 +13,7 @@ from service.generation.plan import make_plan
 from service.http.disconnect import run_while_connected
 from service.http.responses import json_of
 from service.http.sse import event, open_stream
+from service.routes.dependencies import Generations
 from service.routes.errors import stream_error
 from service.routes.request_state import get_request_id, get_runtime
 from service.schemas import AT_WORK, EVENT_STREAM, BatchAnswer, GenerateAnswer, GenerateRequest
@@ -38,7 +39,11 @@ PolicyName = Annotated[
     "/generate", responses=AT_WORK | EVENT_STREAM, response_model=GenerateAnswer | BatchAnswer
 )
 async def post_generate(
-    body: GenerateRequest, request: Request, mode: ModeName = None, policy: PolicyName = None
+    body: GenerateRequest,
+    request: Request,
+    mode: ModeName = None,
+    policy: PolicyName = None,
+    generations: Generations = None,
 ) -> Response:
     """Answer a prompt, several prompts, or a chat.
 
@@ -52,7 +57,9 @@ async def post_generate(
     the JSON that a request without `stream` gets.
     """
     _reject_unknown_parameters(request)
-    plan = make_plan(get_runtime(request), mode, body, get_request_id(request), policy)
+    plan = make_plan(
+        get_runtime(request), mode, body, get_request_id(request), policy, generations=generations
+    )
     check_gold(plan)
     if body.stream:
         return await open_stream(

@@ -17,7 +17,7 @@ from service.generation.tool_calls import check_tools
 from service.http.disconnect import run_while_connected
 from service.http.responses import json_of
 from service.http.sse import event, open_stream
-from service.routes.dependencies import RuntimeDep
+from service.routes.dependencies import Generations, RuntimeDep
 from service.routes.errors import stream_error
 from service.routes.request_state import get_request_id, get_runtime, remember_model
 from service.runtime.prompt import PromptResult
@@ -34,15 +34,19 @@ A = TypeVar("A", Completion, ChatCompletion)
 
 
 @router.post("/completions", responses=_ANSWERS, response_model=Completion)
-async def post_completions(body: CompletionRequest, request: Request) -> Response:
+async def post_completions(
+    body: CompletionRequest, request: Request, generations: Generations = None
+) -> Response:
     """Continue one text or several. `model` names a mode; `best_of` is its N."""
-    return await _respond(body, request, completion)
+    return await _respond(body, request, generations, completion)
 
 
 @router.post("/chat/completions", responses=_ANSWERS, response_model=ChatCompletion)
-async def post_chat_completions(body: ChatRequest, request: Request) -> Response:
+async def post_chat_completions(
+    body: ChatRequest, request: Request, generations: Generations = None
+) -> Response:
     """Continue a chat. `model` names a mode; `best_of` is its N."""
-    return await _respond(body, request, chat_completion)
+    return await _respond(body, request, generations, chat_completion)
 
 
 @router.get("/models")
@@ -57,14 +61,22 @@ async def get_model(model: str, runtime: RuntimeDep) -> OpenAiModel:
     return find_model(runtime, model)
 
 
-def _plan(body: CompletionRequest | ChatRequest, request: Request) -> TokenPlan:
+def _plan(
+    body: CompletionRequest | ChatRequest, request: Request, generations: int | None
+) -> TokenPlan:
     runtime = get_runtime(request)
     remember_model(request, body.model)
     name, policy = parse_model(runtime, body.model)
     if body.best_of is not None:
         check_limit("best_of", body.best_of, runtime.settings.limits.max_n)
     plan = make_plan(
-        runtime, name, body.to_native(), get_request_id(request), policy, answers=body.n or 1
+        runtime,
+        name,
+        body.to_native(),
+        get_request_id(request),
+        policy,
+        answers=body.n or 1,
+        generations=generations,
     )
     if isinstance(body, ChatRequest):
         check_tools(plan, body.tool_use)
@@ -74,10 +86,11 @@ def _plan(body: CompletionRequest | ChatRequest, request: Request) -> TokenPlan:
 async def _respond(
     body: B,
     request: Request,
+    generations: int | None,
     to_openai: Callable[[TokenPlan, B, Sequence[PromptResult]], Awaitable[A]],
 ) -> Response:
     """Answer as a stream, or as one response that ``to_openai`` composes."""
-    plan = _plan(body, request)
+    plan = _plan(body, request, generations)
     if body.stream:
         return await open_stream(
             request, chunks(plan, body), lambda error: event(None, stream_error(request, error))

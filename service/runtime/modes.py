@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from service.settings import AUTO, REFERENCE, TUNED, TunedSettings
-from service.strategies import STRATEGIES, Auto, Single, Strategy
+from service.strategies import STRATEGIES, Auto, AutoByPrice, Single, Strategy
 from service.strategies.request_fields import configured
 from vbon.errors import InvalidInputError
 
@@ -39,14 +39,16 @@ def configured_modes(
     policies: Iterable[str],
     *,
     has_reward: bool,
-    has_auto: bool = False,
+    rolls_out: bool = False,
+    has_table: bool = False,
     tuned: TunedSettings | None = None,
     expected: Iterable[str] = (),
 ) -> dict[str, Mode]:
     """Every mode of a server: one per policy, and one per strategy that has the reward model it needs.
 
     Args:
-        has_auto: whether checkpoints are rolled out, so that there is a mode ``auto``.
+        rolls_out: whether checkpoints are rolled out, so that there is a mode ``auto``.
+        has_table: whether there is a table of measured settings, so that there is a mode ``auto``.
         tuned: the setting of mode ``tuned``; without a mode in it there is none. The mode is left out
             while its policy is not served.
         expected: names of policies that may be served later.
@@ -72,8 +74,8 @@ def configured_modes(
             )
         if has_reward or not strategy.needs_reward:
             modes[name] = Mode(name, strategy(), REFERENCE)
-    if has_auto:
-        modes[AUTO] = Mode(AUTO, Auto(), REFERENCE)
+    if rolls_out or has_table:
+        modes[AUTO] = Mode(AUTO, Auto() if rolls_out else AutoByPrice(), REFERENCE)
     if tuned is None or tuned.mode is None:
         return modes
     missing = {tuned.mode, tuned.policy or REFERENCE} - set(modes)
@@ -119,8 +121,8 @@ def find_mode(
         )
     if name == AUTO:
         raise InvalidInputError(
-            f"mode {AUTO!r} is not configured; it needs a server that rolls out checkpoints, with "
-            "--distil.dir and --distil.policy",
+            f"mode {AUTO!r} is not configured; it needs a table of measured settings (--auto.table FILE, or "
+            "PUT /auto/table), or a server that rolls out checkpoints, with --distil.dir and --distil.policy",
             field="mode",
         )
     raise InvalidInputError(

@@ -9,7 +9,7 @@ from time import perf_counter
 from service.context.request_context import PromptProgress, record_prompt
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
-from service.runtime.routing import Routing
+from service.runtime.routing import PriceRouting, Routing
 from service.strategies import UNOBSERVED, Observer, Outcome
 from vbon.engine import ModelInfo, Sampling
 from vbon.prompts import Prompt
@@ -27,7 +27,7 @@ class PromptRequest:
         clip: whether ``max_tokens`` is a default, which is lowered to the room left in the context.
         observer: receives the events of this request as they happen.
         collected_as: the id under which the answer may be collected for training; ``None`` forbids it.
-        routing: the arm of mode ``auto`` that answers; ``None`` in other modes.
+        routing: how mode ``auto`` answers; ``None`` in other modes.
         spent_s: the part of the time limit that an earlier attempt has taken.
     """
 
@@ -42,7 +42,7 @@ class PromptRequest:
     answers: int = 1
     observer: Observer = UNOBSERVED
     collected_as: str | None = None
-    routing: Routing | None = None
+    routing: Routing | PriceRouting | None = None
     spent_s: float = 0.0
 
     @property
@@ -97,7 +97,7 @@ class PromptResult:
     scoring_ms: float
     total_ms: float
     reward_revision: str | None = None
-    routing: Routing | None = None
+    routing: Routing | PriceRouting | None = None
     earlier_revisions: tuple[str, ...] = ()
 
 

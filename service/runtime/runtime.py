@@ -65,7 +65,8 @@ class Runtime:
         expected: paths of policies that are not served yet, by name.
         failure: the error that stopped start-up; ``None`` if there was none.
         collect: receives answers for training; ``None`` if none are collected.
-        router: chooses the policy of requests of mode ``auto``; ``None`` means best-of-N.
+        router: the rollout's, which answers requests of mode ``auto``; ``None`` if none is rolled out.
+        priced: the router by price; ``None`` while there is no table of measured settings.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class Runtime:
         self.policies = policies
         self.reward, self.gold = reward, gold
         self.embedder = embedder or open_embedder(settings.embedder)
+        self.router: Router | None = None
+        self.priced: Router | None = None
         self.modes = self._configured_modes()
         self.metrics = Metrics()
         limits = settings.limits
@@ -102,7 +105,6 @@ class Runtime:
         self._records: tuple[object, dict[str, TrainingRecord | None]] = (None, {})
         self.failure: Exception | None = None
         self.collect: AnswerSink | None = None
-        self.router: Router | None = None
         self._loaded = False
         self._connect_gauges()
 
@@ -170,6 +172,11 @@ class Runtime:
         rolled_out = self.settings.distil.policies
         records = {n: one for n, one in self.training_records.items() if n not in rolled_out}
         return default_sampling(self.settings, records)
+
+    @property
+    def loaded(self) -> bool:
+        """True from the end of start-up to the beginning of :meth:`stop`."""
+        return self._loaded
 
     @property
     def ready(self) -> bool:
@@ -272,10 +279,16 @@ class Runtime:
         return configured_modes(
             self.policies,
             has_reward=self.reward is not None,
-            has_auto=self.settings.distil.policy is not None,
+            rolls_out=self.settings.distil.policy is not None,
+            has_table=self.priced is not None,
             tuned=self.settings.tuned,
             expected=(*self.settings.expected, *self.settings.distil.policies),
         )
+
+    def serve_by_price(self, router: Router | None) -> None:
+        """Answer requests of mode ``auto`` by this router from now on; ``None``: by none."""
+        self.priced = router
+        self.modes = self._configured_modes()
 
     def _supervise(self, policy: str, engine: Engine) -> None:
         if not engine.recovers:
@@ -469,7 +482,12 @@ class Runtime:
         ) as entry:
             progress.admitted_s = perf_counter()
             request.observer.admitted(
-                Admitted(progress.prompt_tokens, resources.engine.info, strategy.reranks)
+                Admitted(
+                    progress.prompt_tokens,
+                    resources.engine.info,
+                    strategy.reranks,
+                    strategy.most_candidates(request.drawn),
+                )
             )
             outcome = await strategy.run(task, resources)
             entry.spent(outcome.generated_tokens)

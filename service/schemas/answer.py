@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from service.schemas.sampling import SamplingUsed
 from service.schemas.wire import ModelRef
 from vbon.engine import FinishReason
+from vbon.maths.intervals import MeanInterval
 
 
 class Usage(BaseModel):
@@ -67,6 +68,37 @@ class RoutingOut(BaseModel):
     checkpoint: str | None = Field(description="the checkpoint's id; null for best-of-N")
 
 
+class ExpectedOut(BaseModel):
+    """Measured means per answer of a setting, with their 95% intervals over prompts."""
+
+    reward: MeanInterval | None
+    gold: MeanInterval | None
+    win_rate: MeanInterval | None = Field(description="against one sample of the reference policy")
+    generated_tokens: MeanInterval
+    latency_mean_s: MeanInterval | None
+    latency_p95_s: MeanInterval | None = Field(description="the 95th percentile, in `mean`")
+    money: float | None = Field(description="at the server's prices; null if it has none")
+
+
+class PriceRoutingOut(BaseModel):
+    """The measured setting that answered a request of mode `auto`; what it cost is in the usage."""
+
+    mode: str
+    policy: str
+    n: int
+    settings: dict[str, Any]
+    why: str
+    expected: ExpectedOut | None = Field(
+        description="null if no measured setting could be used, so the server's default answered"
+    )
+    met: bool | None = Field(
+        description="whether the budget is expected to be met; null without a budget"
+    )
+    differs: list[str] = Field(
+        description="sampling parameters of the request that differ from those of the measurement"
+    )
+
+
 class GenerateAnswer(BaseModel):
     """The answer to one prompt."""
 
@@ -102,7 +134,9 @@ class GenerateAnswer(BaseModel):
     timings_ms: Timings
     policy: ModelRef
     reward_model: ModelRef | None
-    routing: RoutingOut | None = Field(None, description="only in mode auto")
+    routing: RoutingOut | PriceRoutingOut | None = Field(
+        None, description="only in mode auto: the arm of a rollout, or the measured setting"
+    )
 
 
 class BatchAnswer(BaseModel):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
+from service.schemas.budget import MayBudget
 from service.schemas.messages import MESSAGES, ChatMessage
 from service.schemas.sampling import SamplingFields
 from service.schemas.wire import JsonObject, Text, form_of
@@ -69,6 +70,7 @@ class GenerateFields(SamplingFields):
         description="answer with server-sent events: token, candidate, progress, then answer or error",
     )
     store: MayStore = None
+    budget: MayBudget = None
     timeout_s: float | None = Field(
         None,
         gt=0,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from service.schemas.budget import MayBudget
 from service.schemas.generate import GenerateRequest, MayStore, TemplateVariables
 from service.schemas.messages import MESSAGES, ChatMessage
 from service.schemas.neutral_fields import (
@@ -56,6 +57,7 @@ class OpenAiFields(SamplingFields):
         "clients written for other servers do not use it)",
     )
     store: MayStore = None
+    budget: MayBudget = None
     timeout_s: float | None = Field(
         None,
         gt=0,
@@ -98,6 +100,7 @@ class OpenAiFields(SamplingFields):
             score=self.score,
             add_special_tokens=self.add_special_tokens,
             store=self.store,
+            budget=self.budget,
             timeout_s=self.timeout_s,
             stream=self.stream,
         )

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from service.schemas.answer import CandidateOut, RoutingOut, Timings
+from service.schemas.answer import CandidateOut, PriceRoutingOut, RoutingOut, Timings
 from service.schemas.sampling import SamplingUsed
 from service.schemas.wire import ModelRef
 
@@ -50,7 +50,9 @@ class VbonReport(BaseModel):
     )
     timings_ms: Timings
     reward_model: ModelRef | None
-    routing: RoutingOut | None = Field(None, description="only for the model auto")
+    routing: RoutingOut | PriceRoutingOut | None = Field(
+        None, description="only for the model auto: the arm of a rollout, or the measured setting"
+    )
 
 
 class CompletionChoice(BaseModel):

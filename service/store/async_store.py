@@ -48,6 +48,14 @@ class AsyncStore:
         self._threads = Threads("store", _THREADS)
         self._free = asyncio.Semaphore(_THREADS)
 
+    @property
+    def exists(self) -> bool:
+        """True unless there is no store, or it is a SQLite file that is still to be made."""
+        if self.where is None:
+            return False
+        name = _sqlite_file(self.where)
+        return name is None or Path(name).exists()
+
     async def use(self, work: Callable[[Store], T]) -> T:
         """Run ``work`` with the open store in a thread and return its result.
 
@@ -132,10 +140,8 @@ def check_place(where: str | None) -> None:
     Raises:
         StoreError: its directory does not exist, or it is a directory.
     """
-    if where is None or ("://" in where and not where.startswith(_SQLITE)):
-        return
-    name = where.removeprefix(_SQLITE).partition("?")[0]
-    if not name or name.startswith((":memory:", "file:")):
+    name = None if where is None else _sqlite_file(where)
+    if name is None:
         return
     path = Path(name)
     if not path.parent.is_dir():
@@ -149,6 +155,14 @@ def check_place(where: str | None) -> None:
         logger.warning(
             "the store %s cannot be written, so load tests and verdicts are not kept", name
         )
+
+
+def _sqlite_file(where: str) -> str | None:
+    """The file of a SQLite store; ``None`` for other databases, and for one in memory."""
+    if "://" in where and not where.startswith(_SQLITE):
+        return None
+    name = where.removeprefix(_SQLITE).partition("?")[0]
+    return None if not name or name.startswith((":memory:", "file:")) else name
 
 
 def _open(where: str) -> Store:

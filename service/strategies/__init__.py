@@ -5,7 +5,7 @@ registered strategy is a mode over the reference policy, or over the policy that
 packages add strategies through the entry-point group ``vbon.strategies`` (docs/plugins.md).
 """
 
-from service.strategies.auto import Auto
+from service.strategies.auto import Auto, AutoByPrice
 from service.strategies.observer import UNOBSERVED, Admitted, Observer
 from service.strategies.protocol import (
     Outcome,
@@ -71,6 +71,7 @@ __all__ = [
     "UNOBSERVED",
     "Admitted",
     "Auto",
+    "AutoByPrice",
     "Observer",
     "Outcome",
     "Resources",

@@ -1,4 +1,4 @@
-"""Mode ``auto``: best-of-N until a checkpoint takes over; the rollout decides which one answers."""
+"""Mode ``auto`` where its router has nothing else: best-of-N, beside a rollout or measured settings."""
 
 from __future__ import annotations
 
@@ -12,4 +12,12 @@ class Auto(Bon):
 
     description: ClassVar[str] = (
         "best-of-N, or one sample of the checkpoint that takes its place, in a growing share of requests"
+    )
+
+
+class AutoByPrice(Bon):
+    """Best-of-N of the reference policy, which ``auto`` uses where no measured setting can answer."""
+
+    description: ClassVar[str] = (
+        "the measured setting with the highest reward less the prices of tokens and time"
     )

@@ -16,11 +16,13 @@ class Admitted:
     Attributes:
         policy: the model that decodes.
         reranks: whether the answer is chosen among several candidates.
+        most_candidates: the most that may be drawn.
     """
 
     prompt_tokens: int
     policy: ModelInfo
     reranks: bool
+    most_candidates: int = 1
 
 
 class Observer:

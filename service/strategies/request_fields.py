@@ -17,7 +17,7 @@ from service.strategies import STRATEGIES, Strategy
 from vbon.errors import InvalidInputError
 
 _REQUEST_FIELDS = """
-    add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of cache_salt
+    add_generation_prompt add_special_tokens allowed_token_ids audio bad_words best_of budget cache_salt
     chat_template chat_template_kwargs continue_final_message documents early_stopping echo
     frequency_penalty function_call functions gold guided_choice guided_grammar guided_json guided_regex
     ignore_eos include_reasoning include_stop_str_in_output kv_transfer_params length_penalty logit_bias

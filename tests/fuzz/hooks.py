@@ -9,7 +9,7 @@ from typing import Any
 
 import schemathesis
 
-MODES = ("ref", "bon", "vbon", "soft-bon", "bon@vbon")
+MODES = ("ref", "bon", "vbon", "soft-bon", "bon@vbon", "auto")
 
 
 @schemathesis.hook

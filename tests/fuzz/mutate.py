@@ -8,6 +8,15 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from tests.unit.measured import around, as_json, row, table
+
+# In a server of ``tests.fuzz.server``, all of its settings can be used.
+TABLE = table(
+    row("ref", 1, max_tokens=3), row("bon", 4, max_tokens=3, gold=around(0.5)),
+    row("soft-bon", 2, policy="vbon", settings={"reward_temperature": 0.5}, top_p=0.9, top_k=5),
+    row("adaptive-bon", 4, settings={"min_n": 2, "max_n": 4}, temperature=0.5, win_rate=around(0.7)),
+)  # fmt: skip
+
 VALID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/generate?mode=bon", {"prompt": "the film was", "n": 4, "max_tokens": 6, "seed": 7}),
     ("/generate?mode=bon", {"prompt": "a", "n": [1, 2], "max_tokens": 3, "return_candidates": True}),
@@ -65,6 +74,10 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
                             "max_tokens": 3}),
     ("/preferences", {"pair": "x", "winner": "tie"}),
     ("/admin/reload", {"model": "ref"}),
+    ("/generate?mode=auto", {"prompt": "a", "max_tokens": 3, "budget": {"tokens": 40}}),
+    ("/v1/completions", {"model": "auto", "prompt": ["a", "b"], "max_tokens": 3, "n": 2,
+                         "budget": {"reward": -0.5}}),
+    ("/auto/table", as_json(TABLE)),
     ("/distil/rollback", {"to": None}),
     ("/distil/progress", {"round": "0001", "phase": "train", "done": 3, "of": 9, "left_s": 2.5}),
     ("/distil/checkpoints", {"path": "rounds/0001/checkpoint", "decision": {
@@ -75,7 +88,7 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
         } for policy in ("candidate", "bon", "reference")}}}),
 )  # fmt: skip
 
-PUT = {"/distil/progress"}  # all others are POST
+PUT = {"/auto/table", "/distil/progress"}  # all others are POST
 
 TEXTS = (
     "", " ", "\x00", "a\x00b", "\ud800", "\udfff tail", "\ufeff", "\u202e rtl", "e\u0301" * 50,

@@ -89,7 +89,9 @@ ROOMS = {
     "service.strategies": "vbon.embedders vbon.engine",
     "service.runtime": "service.admission service.context service.observability service.settings "
     "service.strategies vbon.embedders vbon.engine vbon.engine.remote vbon.engine.vllm vbon.rewards",
-    "service.schemas": "service.strategies vbon.distil vbon.engine",
+    "service.schemas": "service.strategies vbon.distil vbon.engine vbon.measured",
+    "service.auto": "service.runtime service.settings service.store service.strategies vbon.engine "
+    "vbon.measured",
     "service.distil": "service.context service.observability service.runtime service.settings service.store "
     "service.strategies vbon.distil vbon.engine vbon.rewards",
     "service.generation": "service.http service.runtime service.schemas service.settings "
@@ -98,12 +100,12 @@ ROOMS = {
     "service.runtime service.schemas service.settings service.store vbon.engine",
     "service.hosted_loadtests": "service.context service.generation service.loadtest "
     "service.loadtest.analysis service.runtime service.schemas service.settings service.store",
-    "service.routes": "service.context service.distil service.evaluation service.generation "
+    "service.routes": "service.auto service.context service.distil service.evaluation service.generation "
     "service.hosted_loadtests service.http service.loadtest service.loadtest.analysis "
     "service.observability service.page service.runtime service.schemas service.settings "
     "service.store vbon.distil vbon.measured",
     # service: programs
-    "service.app": "service.admission service.auth service.distil service.evaluation "
+    "service.app": "service.admission service.auth service.auto service.distil service.evaluation "
     "service.hosted_loadtests service.http service.observability service.page service.routes "
     "service.runtime service.schemas service.store",
     "service.server": "service.app service.auth service.http service.runtime service.settings",

@@ -6,47 +6,21 @@ import itertools
 import json
 import os
 import platform
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.measured import around, row, table
 from vbon.errors import DataError, ExportError
-from vbon.maths.intervals import MeanInterval
 from vbon.maths.pareto import dominates, front
 from vbon.measured import hardware
 from vbon.measured.pareto import pareto
 from vbon.measured.table import (
-    MeasuredPrompts,
     MeasuredSetting,
-    MeasuredTable,
     read_table,
     write_table,
 )
-
-
-def around(mean: float, half: float = 0.1) -> MeanInterval:
-    return MeanInterval(mean, mean - half, mean + half, 100)
-
-
-def row(mode: str = "bon", n: int = 4, **changes: Any) -> MeasuredSetting:
-    known: dict[str, Any] = {
-        "mode": mode, "policy": "ref", "n": n, "temperature": 1.0, "max_tokens": 48,
-        "reward": around(1.0), "generated_tokens": around(40.0 * n),
-        "latency_mean_s": around(0.5), "latency_p95_s": around(0.9),
-    }  # fmt: skip
-    return MeasuredSetting.model_validate(known | changes)
-
-
-def table(*rows: MeasuredSetting, **changes: Any) -> MeasuredTable:
-    known: dict[str, Any] = {
-        "made_at": datetime(2026, 11, 1, tzinfo=UTC), "made_by": "vbon tune",
-        "prompts": MeasuredPrompts(count=100, sha256="ab" * 32), "hardware": "2 cores",
-        "policies": {"ref": "r1", "vbon": "v1"}, "reward_revision": "w1", "gold_revision": "g1",
-        "concurrency": 8, "rows": list(rows or (row(),)),
-    }  # fmt: skip
-    return MeasuredTable.model_validate(known | changes)
 
 
 def test_a_written_table_is_read_as_it_was(tmp_path: Path) -> None:
@@ -76,7 +50,7 @@ def broken(change: str) -> Any:
         case "nan":
             first["latency_mean_s"]["mean"] = float("nan")
         case "policy":
-            data["policies"] = {"vbon": "v1"}
+            data["policies"] = {"vbon": "fake"}
         case "twice":
             data["rows"] *= 2
         case "concurrency":
@@ -126,7 +100,7 @@ def test_files_that_are_not_tables_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_is_stale_where_anything_it_depends_on_has_changed() -> None:
-    one = table()
+    one = table(hardware="2 cores", policies={"ref": "r1", "vbon": "v1"}, reward_revision="w1")
     served = {"ref": "r1", "vbon": "v1", "other": "o1"}
     assert one.stale_reasons(served, "w1", "2 cores") == []
     assert one.stale_reasons(served, "w2", "2 cores") == [

@@ -14,6 +14,7 @@ import pytest
 
 from service.app import create_app
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, serving
+from tests.unit.measured import as_json, table
 from tests.unit.rolling import decision
 
 WATCHED = {
@@ -120,6 +121,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/preferences/pairs": {"prompt": "a", "sides": [{"mode": "ref"}, {"mode": "vbon"}]},
     "/preferences": {"pair": "x", "winner": "tie"},
     "/admin/reload": {"model": "ref"},
+    "/auto/table": as_json(table()),
     "/distil/checkpoints": {"path": "rounds/0001/checkpoint", "decision": decision()},
     "/distil/rollback": {"to": None},
     "/distil/progress": {"round": "0001", "phase": "train"},
