@@ -133,7 +133,8 @@ class Strategy(BaseModel, ABC):
     Attributes:
         description: one line for ``GET /modes``.
         reranks: True if it draws several candidates and chooses one.
-        needs_reward: True if it needs a reward model; others score answers only to report rewards.
+        needs_reward: True if it needs a reward model, as those that rerank do unless they say otherwise;
+            others score answers only to report rewards.
         uses_logprobs: True if it needs log-probabilities; the engine then computes them.
         uses_policies: True if it uses other policies than the one it draws from.
         continues: True if it lets the engine continue partial answers, which parameters that look back at an
@@ -150,6 +151,12 @@ class Strategy(BaseModel, ABC):
     uses_policies: ClassVar[bool] = False
     continues: ClassVar[bool] = False
     source: ClassVar[str] = ""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Let strategies that do not choose among candidates need no reward model."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.needs_reward = cls.needs_reward and cls.reranks
 
     @abstractmethod
     async def run(self, task: Task, resources: Resources) -> Outcome:

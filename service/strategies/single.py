@@ -34,7 +34,6 @@ class Single(Strategy):
 
     description: ClassVar[str] = "one sample of the policy"
     reranks: ClassVar[bool] = False
-    needs_reward: ClassVar[bool] = False
 
     def independent(self, num_samples: int) -> int:
         """All samples."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import numpy as np
 import pytest
 
-from service.strategies import STRATEGIES, Resources, Strategy, Task
+from service.strategies import STRATEGIES, Resources, Single, Strategy, Task
 from service.strategies.adaptive_bon import AdaptiveBon, expected_gain
 from service.strategies.best_of_poisson import BestOfPoisson
 from service.strategies.bon import Bon
@@ -119,6 +119,14 @@ async def test_every_mode_needs_a_reward_model(mode: str) -> None:
         response = await post(client, mode)
     assert response.status_code == 422
     assert "needs a reward model" in response.json()["error"]["message"]
+
+
+def test_only_strategies_that_rerank_need_a_reward_model() -> None:
+    class Plain(Bon):
+        reranks: ClassVar[bool] = False
+
+    found = (Bon.needs_reward, SelfCertainty.needs_reward, Single.needs_reward, Plain.needs_reward)
+    assert found == (True, False, False, False)
 
 
 @pytest.mark.parametrize("mode", REWARD_FREE)
