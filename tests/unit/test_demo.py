@@ -133,6 +133,16 @@ def test_every_command_of_the_demo_takes_its_flags(tmp_path: Path) -> None:
         load_settings(kind, words[2:], program="vbon demo")
 
 
+def test_the_other_story_is_offered_by_a_command_that_exists(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ExitStack() as parts:
+        Demo(DemoConfig(out=tmp_path), parts)._offer_the_story()
+    said = capsys.readouterr().out
+    assert "scripts/demo --distil" in said
+    assert load_settings(DemoConfig, ["--distil"], program="vbon demo").distil
+
+
 def test_a_taken_port_is_told_before_anything_is_made(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

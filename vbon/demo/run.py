@@ -81,6 +81,7 @@ class Demo:
             evaluation = self._start("evaluation", *self._evaluate(), niceness=_BEHIND)
             wait(self.console, [evaluation], lambda: ended(evaluation), needs=[service])
         self._show_evaluation(evaluation)
+        self._offer_the_story()
         if not self.config.once:
             self._stay(service)
 
@@ -228,6 +229,15 @@ class Demo:
         start_of_table = text.find("\u250f")
         self.console.print(text[start_of_table:] if start_of_table >= 0 else text, markup=False)
         self.console.print(f"all of it took {self.stages.elapsed_s:.0f} s", highlight=False)
+
+    def _offer_the_story(self) -> None:
+        self.console.print(
+            "\nHere vBoN was trained on prompts that were chosen before. Another story begins without any:\n"
+            "live best-of-N is collected, trains its own replacement, and requests move to it as you watch:"
+            "\n\n  scripts/demo --distil      (or vbon demo --distil)\n",
+            highlight=False,
+            markup=False,
+        )
 
     def _stay(self, service: Part) -> None:
         self.console.print(
