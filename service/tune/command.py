@@ -61,7 +61,7 @@ def _run(settings: TuneSettings) -> int:
     if settings.apply and table is not None and found.status != "interrupted":
         apply_table(settings, table)
         console.print("the server has the table for mode auto", highlight=False)
-    return {"recommended": 0, "unmet": UNMET, "interrupted": INTERRUPTED}[found.status]
+    return {"recommended": 0, "unmet": UNMET}.get(found.status, INTERRUPTED)
 
 
 add_settings_command(

@@ -45,7 +45,7 @@ def verdict(question: Question, found: Findings, currency: str = "USD") -> list[
         first = f"Recommended: {row.setting.label}"
         second = _held(question, row)
         return [first, second, _price_line(question, found, row, currency)]
-    if found.status == "interrupted":
+    if found.status in ("running", "interrupted"):
         so_far = best(question, found.rows) or closest(question, found.rows)
         words = "nothing was measured" if so_far is None else f"best so far {so_far.setting.label}"
         third = "" if so_far is None else f"On the tuning prompts, {_gain(question, so_far)}."

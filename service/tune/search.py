@@ -44,7 +44,7 @@ _REPLAY_S = 4e-4  # of one setting on one prompt, on a core of a usual machine
 _PROBED = 4  # prompts that are answered before, to tell how long all will take
 _MOST_FAILED_UNDER_LOAD = 0.01
 
-Status = Literal["recommended", "unmet", "interrupted"]
+Status = Literal["running", "recommended", "unmet", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Findings:
         notes: sentences for the report.
     """
 
-    status: Status = "interrupted"
+    status: Status = "running"
     rows: list[Priced] = field(default_factory=list)
     validated: list[Priced] = field(default_factory=list)
     tested: list[Priced] = field(default_factory=list)

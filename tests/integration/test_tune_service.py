@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import signal
 import sqlite3
 import sys
 import tomllib
@@ -237,21 +238,24 @@ async def test_questions_and_spaces_that_do_not_fit_the_server_are_refused(tmp_p
         await asyncio.to_thread(execute, settings_of(tmp_path, address), Console(quiet=True))
 
 
+async def started(settings: TuneSettings) -> asyncio.subprocess.Process:
+    """The command with these settings as a process of its own."""
+    arguments = [
+        sys.executable, "-m", "vbon", "tune", "--url", settings.url, "--prompts", str(settings.prompts),
+        "--space", str(settings.space), "--out", str(settings.out), "--target", str(settings.target),
+        "--block-s", "0.15", "--stress-s", "0.2", "--concurrency", "4", "--sampler", "random",
+    ]  # fmt: skip
+    return await asyncio.create_subprocess_exec(
+        *arguments, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+
+
 async def test_a_killed_run_goes_on_and_another_question_is_refused(
     tmp_path: Path, url: str
 ) -> None:
     """Killed after two of four trials, it makes only the others, and answers as an uninterrupted run does."""
     settings = settings_of(tmp_path, url)
-    arguments = [
-        sys.executable, "-m", "vbon", "tune", "--url", url, "--prompts", str(settings.prompts),
-        "--space", str(settings.space), "--out", str(settings.out), "--target", "reward >= best-of-8",
-        "--block-s", "0.15", "--stress-s", "0.2", "--concurrency", "4", "--sampler", "random",
-    ]  # fmt: skip
-    process = await asyncio.create_subprocess_exec(
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
+    process = await started(settings)
     assert process.stdout is not None
     async for line in process.stdout:
         if line.startswith(b"trial 2"):
@@ -279,6 +283,25 @@ async def test_a_killed_run_goes_on_and_another_question_is_refused(
         connection.execute("update alembic_version set version_num = 'v99.0.0'")
     with pytest.raises(DataError, match="cannot be used"):
         await tuned(settings)
+
+
+async def test_ctrl_c_reports_what_was_found(tmp_path: Path, url: str) -> None:
+    settings = settings_of(tmp_path, url)
+    process = await started(settings)
+    assert process.stdout is not None
+    text = b""
+    async for line in process.stdout:
+        text += line
+        if line.startswith(b"trial 1"):
+            process.send_signal(signal.SIGINT)
+    assert await process.wait() == 130
+    assert b"Interrupted after" in text
+    assert b"best so far" in text
+    record = json.loads((settings.out / "tune.json").read_text())
+    assert record["status"] == "interrupted"
+    assert record["front"]
+    assert read_table(settings.out / "table.json").rows
+    assert not (settings.out / "serve.toml").exists()
 
 
 def test_an_interrupted_run_says_that_nothing_was_checked() -> None:
