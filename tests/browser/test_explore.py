@@ -8,7 +8,9 @@ from pathlib import Path
 from playwright.async_api import expect
 
 from service.runtime.runtime import Runtime
+from tests.browser.test_decide import runtime_with
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
+from tests.unit.decided_runs import TUNED_RATES, cell, decided_run, quality
 from tests.unit.fakes import make_runtime
 from tests.unit.test_frontier import EVALUATION, HELDOUT, RECORD
 from vbon.engine.fake import FakeEngine
@@ -59,6 +61,33 @@ async def test_policies_stand_on_the_curve_and_hovering_shows_the_card(
         )
         await assert_accessible(page)
         assert await page.title() == "Explore · vbon"
+
+
+async def test_modes_are_sorted_by_the_reward_that_tokens_buy(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    run = decided_run()
+    reference = quality("ref", "ref", 1, 1.0, 1.0, 0.5)
+    run["quality"].append(reference.model_dump(mode="json"))
+    run["cells"].append(cell("ref", "ref", 1, 32, TUNED_RATES, 40).model_dump(mode="json"))
+    model = {"name": "ref", "path": "x", "revision": "fake"}
+    run["server"]["modes"].append({"name": "ref", "reranks": False, "policy": model})
+    async with hosted(runtime_with(tmp_path, run)) as url:
+        page = await visitor.open(f"{url}/#explore")
+        table = page.get_by_role("table", name="All figures")
+        live = table.get_by_role("row", name="load test")
+        await expect(live).to_have_count(3)
+        # (3.0 - 1.0) / 10 tokens and (3.2 - 1.0) / 160 tokens, per 1,000.
+        await expect(live.filter(has_text="vbon").locator("td").last).to_have_text("200.00")
+        await expect(live.filter(has_text="bon, N = 16").locator("td").last).to_have_text("13.75")
+        await expect(live.filter(has_text="ref").locator("td").last).to_have_text("–")
+        head = table.get_by_role("columnheader", name="reward gained per 1,000 tokens")
+        for order, first in (("descending", "vbon"), ("ascending", "bon, N = 16")):
+            await head.get_by_role("button").click()
+            await expect(head).to_have_attribute("aria-sort", order)
+            rows = await table.locator("tbody th").all_inner_texts()
+            assert rows[0] == first
+        await assert_accessible(page)
 
 
 async def test_on_a_narrow_dark_screen_all_of_it_fits(visitor: Visitor, tmp_path: Path) -> None:

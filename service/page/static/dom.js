@@ -75,6 +75,33 @@ export function field(label, input, props = {}) {
   return el("div", { class: "field", ...props }, el("label", { for: input.id }, label), input);
 }
 
+/**
+ * A table whose heads sort its rows, by the `data-value` of their cells: numbers by size, the largest first, other
+ * texts by the alphabet. Cells without a value come last either way.
+ */
+export function sortable(table) {
+  for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
+    const text = head.textContent;
+    replace(head, el("button", { type: "button", class: "sorts", on: { click: () => sort(table, column, head) } }, text));
+  }
+  return table;
+}
+
+function sort(table, column, head) {
+  const rows = [...table.tBodies[0].rows];
+  const valueOf = (row) => row.cells[column].dataset.value;
+  const known = rows.filter((row) => valueOf(row) !== "");
+  const numeric = known.every((row) => Number.isFinite(Number(valueOf(row))));
+  const first = numeric ? "descending" : "ascending";
+  const other = numeric ? "ascending" : "descending";
+  const order = head.getAttribute("aria-sort") === first ? other : first;
+  const compare = (a, b) => (numeric ? valueOf(a) - valueOf(b) : valueOf(a).localeCompare(valueOf(b)));
+  known.sort((a, b) => (order === "ascending" ? compare(a, b) : compare(b, a)));
+  for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", order);
+  table.tBodies[0].append(...known, ...rows.filter((row) => !known.includes(row)));
+}
+
 // ---- numbers
 
 const formats = new Map();

@@ -3,6 +3,7 @@
 import { ApiError, get } from "../api.js";
 import { plot } from "../charts.js";
 import { comparison } from "../comparison.js";
+import { decision } from "../decision.js";
 import { el, replace } from "../dom.js";
 import { trouble } from "./play/trouble.js";
 import { cards, marked, table } from "./explore/cards.js";
@@ -42,6 +43,7 @@ class Explore {
     this.parts = [el("h1", { class: "unseen" }, title), this.#body];
     replace(this.#body, el("div", { class: "empty" }, el("p", {}, "Waiting for the server.")));
     server.addEventListener("change", () => this.#load());
+    decision.addEventListener("change", () => this.#found && this.#show(this.#found));
   }
 
   shown() {
@@ -91,7 +93,7 @@ class Explore {
         card("KL and reward", "Bars are 95% intervals over prompts. What is not measured has no point.", this.#reward),
       ),
       cards(found.policies),
-      table(found),
+      table(found, decision.found?.sides),
       found.notes.length > 0 && el("section", { class: "card stack tight", "aria-label": "What is missing" }, el("h2", {}, "What is missing"), notes),
     );
     this.#draw();
