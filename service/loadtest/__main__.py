@@ -114,6 +114,28 @@ def compare(
         raise typer.Exit(WORSE)
 
 
+@cli.command(cls=HelpCommand)
+def table(
+    run: Annotated[str, typer.Argument(help="result.json, its directory, or a run in the store")],
+    out: Annotated[Path, typer.Option(help="file for the table")],
+    store: StoreOption = STORE,
+    in_flight: Annotated[
+        float | None,
+        typer.Option(
+            help="level whose latencies are taken; default: the lowest above 1 that all variants have"
+        ),
+    ] = None,
+) -> None:
+    """Write a table of measured settings, for `vbon serve --auto.table` or PUT /auto/table."""
+    from service.loadtest.analysis.table import measured_table
+    from vbon.measured.table import write_table
+
+    with errors_as_lines():
+        found = measured_table(_load(run, store), in_flight)
+        write_table(out, found)
+        typer.echo(f"{out}: {len(found.rows)} settings at {found.concurrency} in flight")
+
+
 @cli.command("list", cls=HelpCommand)
 def list_(
     store: StoreOption = STORE,

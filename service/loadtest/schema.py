@@ -136,6 +136,13 @@ class CellResult(ResultPart):
         None, description="length of its shortest block; null in results of earlier versions"
     )
     rounds: list[RoundResult]
+    generated_tokens: MeanInterval | None = Field(
+        None, description="tokens of an answer, discarded candidates included, over prompts"
+    )
+    latency_mean_s: MeanInterval | None = Field(None, description="E2E in seconds, over prompts")
+    latency_p95_s: MeanInterval | None = Field(
+        None, description="95th percentile of E2E in seconds, in `mean`, with its interval"
+    )
 
 
 class Quality(ResultPart):

@@ -113,13 +113,13 @@ ROOMS = {
     "service.__main__": "service.auth service.bench.run service.bench service.client "
     "service.observability service.server service.settings vbon.cli",
     "service.loadtest": "vbon.engine",
-    "service.loadtest.analysis": "service.loadtest",
+    "service.loadtest.analysis": "service.loadtest vbon.measured",
     "service.loadtest.load": "service.client service.loadtest service.loadtest.analysis",
     "service.loadtest.report": "service.loadtest service.loadtest.analysis service.page service.store",
     "service.loadtest.execute": "service.loadtest service.loadtest.analysis service.loadtest.load "
     "service.loadtest.report service.store",
     "service.loadtest.__main__": "service.loadtest service.loadtest.analysis service.loadtest.execute "
-    "service.loadtest.load service.loadtest.report service.store vbon.cli",
+    "service.loadtest.load service.loadtest.report service.store vbon.cli vbon.measured",
     "service.bench": "service.app service.client service.loadtest.load service.runtime service.server "
     "service.settings vbon.engine vbon.engine.vllm",
     "service.bench.peers": "service.bench",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from statistics import mean
 
-from service.loadtest.analysis.intervals import quantiles
+from service.loadtest.analysis.intervals import interval, percentile_interval, quantiles
 from service.loadtest.observation import BlockRecord, Observation
 from service.loadtest.plan import LoadCell
 from service.loadtest.schema import CellResult, Quantiles, RoundResult
-from vbon.maths.intervals import MedianRange
+from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.maths.statistics import median_range
 
 
@@ -59,7 +60,23 @@ def cell_result(
         client_cpu=max(block.client_cpu for block in blocks),
         block_s=min(block.seconds for block in blocks),
         rounds=[_round(block, slos) for block in blocks],
+        generated_tokens=_over_prompts(answered, lambda one: one.generated_tokens),
+        latency_mean_s=_over_prompts(answered, lambda one: one.e2e_ms / 1e3),
+        latency_p95_s=percentile_interval([one.e2e_ms / 1e3 for one in answered], 0.95),
     )
+
+
+def _over_prompts(
+    answered: Sequence[Observation], value: Callable[[Observation], float | None]
+) -> MeanInterval | None:
+    """The mean over prompts of their mean values; ``None`` if an answer does not tell the value."""
+    by_prompt: dict[int, list[float]] = defaultdict(list)
+    for one in answered:
+        found = value(one)
+        if found is None:
+            return None
+        by_prompt[one.prompt].append(found)
+    return interval([mean(values) for values in by_prompt.values()])
 
 
 def throughput(block: BlockRecord, weight: Callable[[Observation], float]) -> float:

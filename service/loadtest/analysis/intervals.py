@@ -40,6 +40,22 @@ def interval(values: Sequence[float]) -> MeanInterval | None:
     return bootstrap_mean(values)
 
 
+def percentile_interval(values: Sequence[float], share: float) -> MeanInterval | None:
+    """A percentile with its 95% interval between two order statistics; ``None`` without values.
+
+    The number of values below the true percentile is binomial, so its normal approximation gives their ranks.
+    The percentile stands in the field ``mean``.
+    """
+    data = np.sort(np.asarray(values, dtype=np.float64))
+    if data.size == 0:
+        return None
+    half = 1.96 * np.sqrt(data.size * share * (1 - share))
+    ranks = (int(np.floor(data.size * share - half)), int(np.ceil(data.size * share + half)))
+    low, high = (float(data[min(max(rank, 0), data.size - 1)]) for rank in ranks)
+    found = float(np.quantile(data, share))
+    return MeanInterval(found, min(low, found), max(high, found), int(data.size))
+
+
 def resampled_means(rows: Float, resamples: int) -> Float:
     """Column means of bootstrap resamples of whole rows, so that paired columns stay paired.
 
