@@ -20,6 +20,7 @@ from training import configs
 from training.__main__ import cli as training_cli
 from training.objectives import OBJECTIVES
 from training.train.config import train_config_type
+from training.tune.config import TuneTrainingConfig
 from vbon.cli.main import COMMANDS, app
 from vbon.cli.settings_command import add_settings_command
 from vbon.cli.typer_help import HelpCommand, HelpGroup
@@ -45,6 +46,7 @@ SETTINGS = [
     BenchSettings,
     LoadTestSettings,
     TuneSettings,
+    TuneTrainingConfig,
     configs.SandboxConfig,
     configs.SampleConfig,
     configs.EvaluateConfig,

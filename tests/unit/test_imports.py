@@ -147,6 +147,8 @@ ROOMS = {
     "training.outputs training.rollouts vbon.rewards",
     "training.sweep": "training.configs training.evaluation training.objectives training.outputs "
     "training.train training.worker_pool vbon.rewards",
+    "training.tune": "training.configs training.objectives training.sweep training.train vbon.cli "
+    "vbon.measured vbon.tuning",
     "training.report": "training.configs training.sweep",
     "training.bench": "training.configs training.rollouts training.train vbon.rewards",
     "training.__main__": "training.configs training.objectives training.train vbon.cli",
@@ -304,6 +306,8 @@ def test_the_parts_around_the_runtime_do_not_import_it(folder: str) -> None:
         "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.analysis.compare",
         "import service.store, vbon.measured.table, vbon.measured.pareto",
         "import vbon.tuning, vbon.tuning.bench.command, vbon.tuning.bench.problem",
+        "import vbon.cli.tune, service.tune.command, service.tune.execute, service.tune.report",
+        "import training.tune.command, training.tune.config",
         "import training.__main__, training.configs, vbon.prompt_files, training.cache.reward_cache",
     ],
 )

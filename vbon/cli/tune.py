@@ -16,6 +16,11 @@ TUNES = {
         "Find the cheapest setting of a running server that reaches a reward (the default command).",
         "Commands",
     ),
+    "training": Lazy(
+        "training.tune.command:app training",
+        "Find the objective and the settings of training that reach the most, or a target.",
+        "Commands",
+    ),
     "against-plain": Lazy(
         "service.tune.command:app against-plain",
         "Compare the recommended setting with a client that samples n times and scores.",
