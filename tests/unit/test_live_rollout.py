@@ -20,6 +20,7 @@ import pytest
 
 from service.distil import keeper as keeper_module
 from service.distil.shadows import judged_win_rate, win_rate
+from service.distil.submitted import submitted
 from service.distil.totals import AutoTotals
 from service.store import RolloutChange, save_rollout
 from service.store.async_store import AsyncStore
@@ -36,11 +37,13 @@ from tests.unit.rolling import (
     bearer,
     decision,
     rolling,
+    write_spoken,
 )
-from tests.unit.test_checkpoints import write_model
+from tests.unit.test_checkpoints import write_model, write_safetensors
 from tests.unit.test_distil_service import collecting
+from vbon.distil.decision import Decision
 from vbon.engine import Candidate
-from vbon.errors import EngineDeadError, StoreError
+from vbon.errors import EngineDeadError, InvalidInputError, StoreError
 from vbon.storage.checkpoints import Checkpoint, write_checksums
 
 
@@ -744,6 +747,23 @@ async def test_a_checkpoint_whose_directory_was_removed_is_not_offered(
         monkeypatch.setattr(Path, "is_dir", lambda _: hangs.wait(20))
         assert await service.live.removed() == set()
         hangs.set()
+
+
+def test_the_adapter_within_a_checkpoint_is_submitted_as_its_round_s(tmp_path: Path) -> None:
+    """Its files are checked as those of an adapter, and whole weights of the round are another revision."""
+    path = write_spoken(tmp_path, "0001", GOOD)
+    adapter = tmp_path / path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"r": 8}')
+    write_safetensors(adapter / "adapter_model.safetensors")
+    write_checksums(adapter, "adapter")
+    decided = Decision.model_validate(decision())
+    whole, found = (submitted(tmp_path, one, decided, "none") for one in (path, f"{path}/adapter"))
+    assert (found.id, found.path) == ("0001", str(adapter.resolve()))
+    assert found.revision != whole.revision
+    write_safetensors(adapter / "adapter_model.safetensors", b"\1" * 16)
+    with pytest.raises(InvalidInputError, match="adapter_model"):
+        submitted(tmp_path, f"{path}/adapter", decided, "none")
 
 
 async def test_a_constant_reward_model_promotes_nothing_and_is_counted(
