@@ -27,10 +27,9 @@ class AutoRouter:
         keeper: RolloutKeeper,
         served: ServedCheckpoints,
         shadows: Shadows,
-        num_samples: int,
     ) -> None:
         self._settings, self._keeper, self._served = settings, keeper, served
-        self._shadows, self._num_samples = shadows, num_samples
+        self._shadows = shadows
 
     def route(self, wish: Wish) -> Route:
         """The arm of a prompt: that of its conversation, which changes with the rollout only."""
@@ -53,9 +52,8 @@ class AutoRouter:
         """Count an answer, and perhaps compare it with best-of-N afterwards."""
         keeper, routing = self._keeper, route.routing
         assert isinstance(routing, Routing)  # a route of this router
-        keeper.totals.answered(
-            routing.arm, result.outcome.generated_tokens, max(self._num_samples, result.num_samples)
-        )
+        # The result of a checkpoint does not tell the N that best-of-N would have had.
+        keeper.totals.answered(routing.arm, result.outcome.generated_tokens, request.num_samples)
         keeper.touch()
         share, rolling = self._settings.shadow_share, keeper.rollout.rolling
         if routing.checkpoint is not None:

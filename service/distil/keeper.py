@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from service.distil.rollout import Rollout
-from service.distil.rollout_parts import Event, RolloutPlan
+from service.distil.rollout_parts import Event, Models, RolloutPlan
 from service.distil.totals import TOTALS, AutoTotals
 from service.observability.throttled_log import ThrottledLog
 from service.store import (
@@ -131,6 +131,11 @@ class RolloutKeeper:
     def observe(self, checkpoint: str, win_rate: float, *, flat: bool = False) -> None:
         """Take in a shadowed answer, and act on the evidence."""
         self._apply(lambda rollout: rollout.observe(checkpoint, win_rate, flat=flat))
+        self._dirty.set()
+
+    def see_models(self, models: Models) -> None:
+        """Take note of the models in use, with which tests begin anew if they have changed."""
+        self._apply(lambda rollout: rollout.see_models(models))
         self._dirty.set()
 
     def fail(self, checkpoint: str, why: str) -> None:

@@ -6,11 +6,14 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from service.distil.auto_router import AutoRouter
 from service.distil.keeper import RolloutKeeper
-from service.distil.rollout_parts import Event, RolloutPlan
+from service.distil.rollout import Rollout
+from service.distil.rollout_parts import Event, Models, RolloutPlan, Status
 from service.distil.served import NotLoadedError, ServedCheckpoints, Wanted
 from service.distil.shadows import Shadowed, Shadows
 from service.distil.submitted import submitted
@@ -25,8 +28,17 @@ from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
 
+MODELS_S = 0.5  # between two looks at the models in use
 PAUSE_S = 5.0  # after an error that nobody foresaw
 LOOK_S = 2.0  # for the directories of checkpoints, which may be on another machine
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The status of a checkpoint, and the step of its rollout, as a caller has seen them."""
+
+    status: Status
+    step: int | None = None
 
 
 class LiveRollout:
@@ -60,10 +72,11 @@ class LiveRollout:
         live, following = settings.policies
         self.served = ServedCheckpoints(runtime, builder, (live, following), self._wanted)
         self.shadows = Shadows(runtime, self._on_shadow)
-        self.router = AutoRouter(settings, self.keeper, self.served, self.shadows, self.plan.n)
+        self.router = AutoRouter(settings, self.keeper, self.served, self.shadows)
         self.rollbacks: Counter[str] = Counter(
             dict.fromkeys(("win_rate", "fall", "person", "failed"), 0)
         )
+        self._models: Models | None = None  # that the state knows of
         self._changed = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
         runtime.router = self.router
@@ -104,8 +117,13 @@ class LiveRollout:
         await self.keeper.decide(lambda rollout: rollout.submit(found.id, decision.verdict), found)
         return found.id
 
-    async def promote(self, name: str) -> None:
+    async def promote(self, name: str, seen: Seen | None = None) -> None:
         """Start the rollout of a checkpoint, or move one that is rolled out to its next step.
+
+        The same request again changes nothing, since the checkpoint is not as it was seen any more.
+
+        Args:
+            seen: status and step that the caller knows of. Without it, a rollout is started and never moved.
 
         Raises:
             NotFoundError: there is none of this id.
@@ -113,7 +131,7 @@ class LiveRollout:
             StoreError: it cannot be stored now.
         """
         await self._check_there(name, "id")
-        await self.keeper.decide(lambda rollout: rollout.promote(name))
+        await self.keeper.decide(lambda rollout: _promoted(rollout, name, seen))
 
     async def refuse(self, name: str) -> None:
         """Refuse a waiting checkpoint, or roll back one that is rolled out.
@@ -213,15 +231,31 @@ class LiveRollout:
 
     def _on_shadow(self, found: Shadowed) -> None:
         if not found.failed:
-            self.keeper.totals.shadowed(found.arm, found.tokens)
+            self.keeper.totals.shadowed(found.arm, found.tokens, self.plan.n)
         elif found.arm == "bon":  # the checkpoint that is rolled out failed a comparison
             self.keeper.totals.failures["next"] += 1
+        self._see_models()
         self.keeper.observe(found.checkpoint, found.win_rate, flat=found.flat)
+
+    def _see_models(self) -> None:
+        """Have the tests begin anew if the reference policy or the reward model is another one now."""
+        runtime = self._runtime
+        if runtime.reward is not None:
+            reference = runtime.policies[REFERENCE].info.revision
+            models = Models(reference, runtime.reward.revision)
+            if self.keeper.read and models != self._models:
+                self._models = models
+                self.keeper.see_models(models)
 
     async def _follow(self) -> None:
         """Serve the checkpoints of the state, again after every change."""
         while True:
-            await self._changed.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(MODELS_S):
+                    await self._changed.wait()
+            self._see_models()
+            if not self._changed.is_set():
+                continue
             self._changed.clear()
             try:
                 await self.served.follow()
@@ -233,3 +267,11 @@ class LiveRollout:
                 logger.exception("could not serve the checkpoints of the rollout")
                 self._changed.set()
                 await asyncio.sleep(PAUSE_S)
+
+
+def _promoted(rollout: Rollout, name: str, seen: Seen | None) -> list[Event]:
+    """Promote a checkpoint that is still as the caller has seen it."""
+    found = rollout.checkpoint(name)
+    if seen is None:
+        return [] if found.status == "rolling" else rollout.promote(name)
+    return rollout.promote(name) if Seen(found.status, found.step) == seen else []

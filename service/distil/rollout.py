@@ -8,6 +8,7 @@ It does no I/O and knows no engine and no clock. The service uses it as follows:
   traffic, and a checkpoint that becomes live is answered by the engine that it has.
 - For each shadowed answer, ``observe(checkpoint, win_rate)`` with the share of reference candidates that it
   beats.
+- At a start and after each reload, ``see_models(models)``, since evidence holds for these models alone.
 - For persons and the trainer, ``submit``, ``promote``, ``refuse`` and ``roll_back``; for a checkpoint that
   cannot be loaded, ``fail``.
 - All of these return events. If there are any, the service stores them and ``to_json()`` in one transaction,
@@ -45,6 +46,7 @@ from service.distil.rollout_parts import (
     Checkpoint,
     Event,
     Evidence,
+    Models,
     RollbackReason,
     RolloutPlan,
     Route,
@@ -70,6 +72,7 @@ class _State(_Version):
 
     plan: RolloutPlan
     checkpoints: list[Checkpoint]
+    models: Models | None = None
 
 
 _VERSION, _STATE = TypeAdapter(_Version), TypeAdapter(_State)
@@ -81,6 +84,7 @@ class Rollout:
     def __init__(self, plan: RolloutPlan) -> None:
         self._plan = plan
         self._checkpoints: dict[str, Checkpoint] = {}  # in the order of submission
+        self._models: Models | None = None
 
     # -- what there is
 
@@ -125,7 +129,15 @@ class Rollout:
             return Evidence(found.shadows, mean, found.good.log_e, found.bad.log_e, needed)
         if found.fall is not None:
             fall = found.fall.log_e if found.fall.count else None
-            return Evidence(found.shadows, mean, fall=fall, fall_needed=math.log(plan.run_length))
+            return Evidence(
+                found.shadows,
+                mean,
+                good=found.good and found.good.log_e,
+                needed=-math.log(plan.alpha) if found.good else None,
+                fall=fall,
+                fall_needed=math.log(plan.run_length),
+                verified=found.good is None,
+            )
         return Evidence(found.shadows, mean)
 
     # -- each request
@@ -215,13 +227,13 @@ class Rollout:
         return [Event("approved", name), *self._fill()]
 
     def refuse(self, name: str) -> list[Event]:
-        """Refuse a checkpoint as a person; one that rolls is rolled back.
+        """Refuse a checkpoint as a person; one that rolls is rolled back. A second time changes nothing.
 
         Raises:
             InvalidInputError: it is live, or was.
         """
         found = self.checkpoint(name)
-        if found.status == "refused":
+        if found.status in ("refused", "rolled_back"):
             return []
         if found.status == "rolling":
             return [*self._withdraw(found, "person"), *self._fill()]
@@ -287,18 +299,38 @@ class Rollout:
         # An earlier release took no observation above 1.
         other_range = any(one is not None and one.most != MOST_JUDGED for one in kept)
         if other_range or (before.threshold, before.shares) != (plan.threshold, plan.shares):
-            if live is not None:
-                fresh = replace(live, fall=_fall_detector(plan), shadows=0, wins=0.0)
-                self._checkpoints[live.id] = fresh
-                events.append(Event("restarted", live.id))
-            if rolling is not None:
-                events.append(Event("restarted", rolling.id))
-                events += self._start(rolling)
+            events += self._restart("the settings")
         return [*events, *self._fill()]
+
+    def see_models(self, models: Models) -> list[Event]:
+        """Take note of the models in use. If they have changed, what is known of checkpoints holds no longer.
+
+        The rolling checkpoint begins at the first share, with new evidence. The live one goes on, is watched
+        anew, and counts as not verified until its evidence would let a rolling one advance.
+        """
+        before, self._models = self._models, models
+        changed = "" if before is None else before.changed_to(models)
+        if not changed:
+            return []
+        if (live := self.live) is not None:
+            self._checkpoints[live.id] = replace(live, good=_evidence(self._plan, "above"))
+        return list(self._restart(changed))
+
+    def _restart(self, changed: str) -> Iterator[Event]:
+        """Begin all tests anew, because of what has changed."""
+        plan, live, rolling = self._plan, self.live, self.rolling
+        if live is not None:
+            good = None if live.good is None else _evidence(plan, "above")
+            fresh = replace(live, fall=_fall_detector(plan), good=good, shadows=0, wins=0.0)
+            self._checkpoints[live.id] = fresh
+            yield Event("restarted", live.id, {"reason": changed, **self._measured(live)})
+        if rolling is not None:
+            yield Event("restarted", rolling.id, {"reason": changed, **self._measured(rolling)})
+            yield from self._start(rolling)
 
     def to_json(self) -> str:
         """The whole state."""
-        state = _State(VERSION, self._plan, list(self.checkpoints))
+        state = _State(VERSION, self._plan, list(self.checkpoints), self._models)
         return _STATE.dump_json(state).decode()
 
     @classmethod
@@ -320,6 +352,7 @@ class Rollout:
             raise StoreError(f"the rollout in the store cannot be read: {error}") from error
         rollout = cls(state.plan)
         rollout._checkpoints = {found.id: found for found in state.checkpoints}
+        rollout._models = state.models
         if any(len(rollout._having(status)) > 1 for status in ("live", "rolling")):
             raise StoreError("the rollout in the store has two live or two rolling checkpoints")
         return rollout
@@ -340,10 +373,13 @@ class Rollout:
         if found.bad is not None and found.bad.rejects(plan.alpha):
             yield from self._withdraw(found, "win_rate")
             yield from self._fill()
-        elif found.good is not None and found.good.rejects(plan.alpha):
+        elif found.status == "rolling" and found.good and found.good.rejects(plan.alpha):
             yield from self.advance("evidence")
         elif found.fall is not None and found.fall.alarms(plan.run_length):
             yield from self._withdraw(found, "fall")
+        elif found.good is not None and found.good.rejects(plan.alpha):  # it is live
+            self._checkpoints[found.id] = replace(found, good=None)
+            yield Event("verified", found.id, self._measured(found))
 
     def _fill(self) -> list[Event]:
         """Start an approved checkpoint if none rolls; older ones that wait are retired.

@@ -109,6 +109,12 @@ class RolloutMetrics:
                     evidence.add_metric([arm, side], value)
         yield win_rates
         yield evidence
+        if rollout.live is not None:
+            yield GaugeMetricFamily(
+                "vbon_distil_verified",
+                "0 if the live checkpoint has not been tested enough since the models have changed.",
+                float(rollout.evidence(rollout.live.id).verified or 0),
+            )
 
 
 def _labelled(

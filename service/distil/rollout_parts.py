@@ -13,7 +13,8 @@ Status = Literal["waiting", "rolling", "live", "retired", "refused", "rolled_bac
 Arm = Literal["bon", "live", "next"]
 Approval = Literal["decision", "person"]
 EventKind = Literal[
-    "submitted", "approved", "started", "advanced", "live", "retired", "refused", "rolled_back", "restarted"
+    "submitted", "approved", "started", "advanced", "live", "retired", "refused", "rolled_back", "restarted",
+    "verified",
 ]  # fmt: skip
 # Why a checkpoint was rolled back: its evidence while it rolled, a later fall, a person, a failure to load.
 RollbackReason = Literal["win_rate", "fall", "person", "failed"]
@@ -21,6 +22,22 @@ RollbackReason = Literal["win_rate", "fall", "person", "failed"]
 # The largest value of an observation: an answer that beats N tied candidates wins 1, and best-of-N gives up
 # less than 1/2 to their ties.
 MOST_JUDGED = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Revisions of the models that all evidence depends on."""
+
+    reference: str
+    reward: str
+
+    def changed_to(self, now: Models) -> str:
+        """Name the models that have changed; empty if none has."""
+        changed = {
+            "the reference policy": self.reference != now.reference,
+            "the reward model": self.reward != now.reward,
+        }
+        return " and ".join(name for name, differs in changed.items() if differs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +90,7 @@ class Evidence:
         good, bad: evidence on the present step, and on all steps; ``None`` if it does not roll.
         needed: what ``good`` or ``bad`` must reach.
         fall: evidence of a fall since it is live, and ``fall_needed``; ``None`` if it is not live.
+        verified: whether its tests have passed with the present models; ``None`` if it is not live.
     """
 
     shadows: int
@@ -82,6 +100,7 @@ class Evidence:
     needed: float | None = None
     fall: float | None = None
     fall_needed: float | None = None
+    verified: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +111,8 @@ class Checkpoint:
         approved: who approved it; it starts as soon as no other checkpoint rolls, those of persons first.
         step: index of its share while it rolls.
         was_live: it has answered all traffic once, so a person may go back to it in one step.
-        good, bad: evidence while it rolls; ``good`` begins anew at each step.
+        good, bad: evidence while it rolls; ``good`` begins anew at each step. A live checkpoint
+            has ``good`` as long as it is not verified with models that have changed.
         fall: the watch while it is live.
         shadows, wins: number and sum of the observations since it rolls, or since it is live.
         why: reason of the last rollback.

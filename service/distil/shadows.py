@@ -161,7 +161,9 @@ class Shadows:
         Args:
             policy: the name under which the checkpoint is served.
         """
-        if self._random() < probability and self._may(result):
+        if result.policy.revision != self._runtime.policies[REFERENCE].info.revision:
+            self.skipped["reloaded"] += 1
+        elif self._random() < probability and self._may(result):
             work = self._compare_mirrored(compared.checkpoint, policy, request, result)
             self._start(compared, work, request, yields=False)
 
@@ -234,6 +236,13 @@ class Shadows:
         return None
 
     @property
+    def _models(self) -> tuple[str, str | None]:
+        """Revisions of the reference policy and the reward model in use."""
+        reward = self._runtime.reward
+        revision = self._runtime.policies[REFERENCE].info.revision
+        return revision, None if reward is None else reward.revision
+
+    @property
     def _in_the_way(self) -> bool:
         """True if a request waits or would be refused, or the service is about to stop."""
         admission = self._runtime.admission
@@ -243,6 +252,7 @@ class Shadows:
         self, comparison: Coroutine[Any, Any, Shadowed | SkipReason], yields: bool
     ) -> bool:
         """Compare an answer unless it gets in the way; True if that has told something."""
+        models = self._models
         work = asyncio.create_task(comparison)
         closing = self._runtime.in_flight
         try:
@@ -265,6 +275,8 @@ class Shadows:
             told = "an answer of mode auto was not compared"
             self._throttled.unexpected(told, without_text(error))
         else:
+            if isinstance(found, Shadowed) and models != self._models:
+                found = "reloaded"  # the tests are those of other models now
             if isinstance(found, Shadowed):
                 self.flat += found.flat
                 self._done(found)

@@ -8,13 +8,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path
 
-from service.distil.live_rollout import LiveRollout
+from service.distil.live_rollout import LiveRollout, Seen
 from service.routes.dependencies import RolloutDep
 from service.schemas.distil_checkpoints import (
     ArmOut,
     CheckpointOut,
     EventOut,
     EvidenceOut,
+    PromoteRequest,
     RollbackRequest,
     RolloutOut,
     ShadowsOut,
@@ -51,10 +52,17 @@ async def get_checkpoint(checkpoint: CheckpointId, rollout: RolloutDep) -> Check
     return await _checkpoint(rollout, checkpoint)
 
 
-@router.post("/checkpoints/{checkpoint}/promote", responses=_STORE)
-async def post_promote(checkpoint: CheckpointId, rollout: RolloutDep) -> CheckpointOut:
-    """Start the rollout of a checkpoint whatever its decision, or move it to its next step."""
-    await rollout.promote(checkpoint)
+@router.post("/checkpoints/{checkpoint}/promote", responses=WITH_BODY | _STORE)
+async def post_promote(
+    checkpoint: CheckpointId, rollout: RolloutDep, body: PromoteRequest | None = None
+) -> CheckpointOut:
+    """Start the rollout of a checkpoint whatever its decision, or move it to its next step.
+
+    With the status and step that you have seen, it changes nothing if they are not that any more. So the same
+    request may be sent again. Without them, it starts a rollout, and never moves one to its next step.
+    """
+    seen = None if body is None else Seen(body.status, body.step)
+    await rollout.promote(checkpoint, seen)
     return await _checkpoint(rollout, checkpoint)
 
 

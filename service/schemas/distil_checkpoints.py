@@ -25,6 +25,15 @@ class SubmitRequest(BaseModel):
     decision: Decision
 
 
+class PromoteRequest(BaseModel):
+    """The checkpoint's state on which the decision to promote it is based."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status = Field(description="its status as you have seen it")
+    step: int | None = Field(None, ge=0, description="its step as you have seen it, if it had one")
+
+
 class RollbackRequest(BaseModel):
     """The checkpoint that is to answer again."""
 
@@ -47,6 +56,10 @@ class EvidenceOut(BaseModel):
     needed: float | None = Field(description="what good or bad must reach")
     fall: float | None = Field(description="evidence that it has become worse since it is live")
     fall_needed: float | None
+    verified: bool | None = Field(
+        description="false: live, and not tested enough since the reward model or the reference policy has "
+        "changed; null: not live"
+    )
 
 
 class CheckpointOut(BaseModel):

@@ -79,6 +79,7 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
                          "budget": {"reward": -0.5}}),
     ("/auto/table", as_json(TABLE)),
     ("/distil/rollback", {"to": None}),
+    ("/distil/checkpoints/0001/promote", {"status": "rolling", "step": 0}),
     ("/distil/progress", {"round": "0001", "phase": "train", "done": 3, "of": 9, "left_s": 2.5}),
     ("/distil/checkpoints", {"path": "rounds/0001/checkpoint", "decision": {
         "verdict": "undecided", "reasons": ["a"], "spent": {"training_s": 1.5, "tokens": 3},

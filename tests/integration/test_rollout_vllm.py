@@ -76,8 +76,9 @@ async def submit(client: httpx.AsyncClient, kept: Path, name: str, source: Path)
             if found["served"]:
                 break
             await asyncio.sleep(0.05)
-    for _ in range(2):
-        found = (await client.post(f"/distil/checkpoints/{name}/promote")).json()
+    while found["status"] == "rolling":
+        seen = {"status": "rolling", "step": found["step"]}
+        found = (await client.post(f"/distil/checkpoints/{name}/promote", json=seen)).json()
     assert found["status"] == "live"
     return str(found["revision"])
 

@@ -133,6 +133,12 @@ class Rolling:
     async def post(self, action: str, body: Any = None) -> httpx.Response:
         return await self.client.post(f"/distil/{action}", json=body)
 
+    async def promote(self, name: str) -> httpx.Response:
+        """Promote a checkpoint as somebody who has just looked at it."""
+        seen = (await self.client.get(f"/distil/checkpoints/{name}")).json()
+        body = {"status": seen["status"], "step": seen["step"]}
+        return await self.post(f"checkpoints/{name}/promote", body)
+
     async def state(self) -> dict[str, Any]:
         response = await self.client.get("/distil/checkpoints")
         assert response.status_code == 200, response.text

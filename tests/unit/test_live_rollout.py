@@ -22,10 +22,11 @@ from service.distil import keeper as keeper_module
 from service.distil.shadows import judged_win_rate, win_rate
 from service.distil.submitted import submitted
 from service.distil.totals import AutoTotals
+from service.runtime.runtime import Runtime
 from service.store import RolloutChange, save_rollout
 from service.store.async_store import AsyncStore
 from tests.unit.collected import kept
-from tests.unit.fakes import ChatEngine, score_text, stream
+from tests.unit.fakes import ChatEngine, score_text, serving, stream
 from tests.unit.rolling import (
     ANN_KEY,
     BAD,
@@ -37,6 +38,7 @@ from tests.unit.rolling import (
     bearer,
     decision,
     rolling,
+    rolling_runtime,
     write_spoken,
 )
 from tests.unit.test_checkpoints import write_model, write_safetensors
@@ -124,7 +126,7 @@ async def test_a_checkpoint_that_is_worse_is_rolled_back_and_no_request_fails(
 async def test_a_live_checkpoint_that_falls_is_rolled_back(tmp_path: Path) -> None:
     async with rolling(tmp_path, run_length=1000.0) as service:
         await service.submitted("0001")
-        await service.post("checkpoints/0001/promote")
+        await service.promote("0001")
         assert (await service.checkpoint("0001"))["status"] == "live"
         await service.until(lambda: "live" in service.runtime.policies)
         engine = service.runtime.policies["live"]
@@ -229,7 +231,7 @@ async def test_a_request_on_the_old_live_checkpoint_outlives_the_new_one_s_promo
 
         async def live(name: str, word: str) -> None:
             await service.submitted(name, word)
-            await service.post(f"checkpoints/{name}/promote")
+            await service.promote(name)
 
         await live("0001", BAD)
         body = {"model": "auto", "prompt": "p", "max_tokens": 60}
@@ -264,9 +266,9 @@ async def test_a_person_approves_refuses_and_rolls_back(tmp_path: Path) -> None:
         refused = await service.post("checkpoints/0003/refuse")
         assert refused.json()["status"] == "refused"
         for name in ("0001", "0002"):
-            assert (await service.post(f"checkpoints/{name}/promote")).json()["status"] == "rolling"
+            assert (await service.promote(name)).json()["status"] == "rolling"
             await service.until(lambda name=name: name in service.live.served.alive)  # type: ignore[misc]
-            assert (await service.post(f"checkpoints/{name}/promote")).json()["status"] == "live"
+            assert (await service.promote(name)).json()["status"] == "live"
         assert (await service.ask())["routing"]["checkpoint"] == "0002"
         assert (await service.post("checkpoints/0002/refuse")).status_code == 422
         back = (await service.post("rollback", {"to": "0001"})).json()
@@ -285,6 +287,42 @@ async def test_a_person_approves_refuses_and_rolls_back(tmp_path: Path) -> None:
         assert (await service.client.get("/distil/checkpoints/none")).status_code == 404
         found = (await service.client.get("/distil/checkpoints/0003")).json()
         assert found["decision"]["reasons"] == ["It wins."]
+
+
+async def test_the_same_decision_sent_again_changes_nothing(tmp_path: Path) -> None:
+    """A client that got no answer sends its request again, and two people may press the same button."""
+    async with rolling(tmp_path, shares=[0.1, 0.2, 0.5, 1.0], approve=True) as service:
+        await service.submit("0001")
+
+        async def sent(body: Any, times: int = 2) -> dict[str, Any]:
+            answers = await asyncio.gather(
+                *(service.post("checkpoints/0001/promote", body) for _ in range(times))
+            )
+            assert {one.status_code for one in answers} == {200}
+            return await service.checkpoint("0001")
+
+        for body in (None, {"status": "waiting", "step": None}, {"status": "waiting"}):
+            found = await sent(body)
+            assert (found["status"], found["step"]) == ("rolling", 0)
+        for step, now in ((0, 1), (1, 2), (0, 2), (1, 2)):
+            found = await sent({"status": "rolling", "step": step}, 3)
+            assert (found["status"], found["step"]) == ("rolling", now)
+        assert (await sent(None))["step"] == 2
+        for _ in range(2):
+            assert (await sent({"status": "rolling", "step": 2}))["status"] == "live"
+        kinds = [one["kind"] for one in (await service.state())["events"]]
+        assert kinds == ["live", *["advanced"] * 3, "started", "approved", "submitted"]
+        wrong = await service.post("checkpoints/0001/promote", {"status": "new"})
+        assert wrong.status_code == 422
+        await service.submit("0002")
+        await service.promote("0002")
+        for _ in range(2):  # rolled back, then again
+            answer = await service.post("checkpoints/0002/refuse")
+            assert answer.json()["status"] == "rolled_back"
+        for _ in range(2):
+            assert (await service.post("rollback", {"to": None})).status_code == 200
+        kinds = [one["kind"] for one in (await service.state())["events"]]
+        assert kinds.count("rolled_back") == 2
 
 
 async def test_a_checkpoint_that_cannot_be_used_is_a_clear_error_and_changes_nothing(
@@ -349,8 +387,8 @@ async def test_a_checkpoint_that_does_not_load_gets_no_request(tmp_path: Path) -
 async def test_a_restart_goes_on_where_it_was(tmp_path: Path) -> None:
     async with rolling(tmp_path, shares=[0.3, 0.6, 1.0]) as service:
         await service.submitted("0001")
-        await service.post("checkpoints/0001/promote")
-        await service.post("checkpoints/0001/promote")
+        await service.promote("0001")
+        await service.promote("0001")
         await service.submitted("0002")
         await service.ask_until(lambda: service.live.keeper.totals.shadows["next"] >= 3)
         before = await service.state()
@@ -378,9 +416,9 @@ async def test_a_kill_after_any_answer_loses_no_decision(tmp_path: Path) -> None
 
     async with rolling(tmp_path, shadow_share=1e-9) as service:
         await note(service, await service.submit("0001"))
-        await note(service, await service.post("checkpoints/0001/promote"))
+        await note(service, await service.promote("0001"))
         await note(service, await service.submit("0002", verdict="undecided"))
-        await note(service, await service.post("checkpoints/0002/promote"))
+        await note(service, await service.promote("0002"))
         await note(service, await service.post("rollback", {"to": "0001"}))
         await note(service, await service.submit("0003", verdict="refuse"))
         await note(service, await service.post("rollback", {"to": None}))
@@ -399,7 +437,7 @@ async def test_a_checkpoint_whose_directory_has_gone_leaves_best_of_n(
 ) -> None:
     async with rolling(tmp_path) as service:
         await service.submitted("0001")
-        await service.post("checkpoints/0001/promote")
+        await service.promote("0001")
     (tmp_path / "kept" / "rounds").rename(tmp_path / "elsewhere")
     async with rolling(tmp_path) as service:
         await service.until(lambda: service.live.keeper.rollout.live is None)
@@ -437,8 +475,9 @@ async def test_without_its_store_nothing_changes_but_a_rollback(
 
         with monkeypatch.context() as patched:
             patched.setattr(AsyncStore, "use", lost)
-            for path in ("checkpoints/0001/promote", "checkpoints/0001/refuse"):
-                refused = await service.post(path)
+            seen = {"status": "rolling", "step": 0}
+            for path, body in (("promote", seen), ("refuse", None)):
+                refused = await service.post(f"checkpoints/0001/{path}", body)
                 assert (refused.status_code, refused.json()["error"]["type"]) == (
                     503, "store_unavailable",
                 )  # fmt: skip
@@ -467,7 +506,7 @@ async def test_what_happens_while_a_decision_is_stored_is_not_forgotten(
     async with rolling(tmp_path, shadow_share=1e-9, approve=True) as service:
         for name in ("0001", "0002"):
             await service.submit(name)
-        await service.post("checkpoints/0001/promote")
+        await service.promote("0001")
         await service.until(lambda: "0001" in service.live.served.alive)
         keeper = service.live.keeper
 
@@ -479,7 +518,7 @@ async def test_what_happens_while_a_decision_is_stored_is_not_forgotten(
 
         with monkeypatch.context() as patched:
             patched.setattr(AsyncStore, "use", slow)
-            assert (await service.post("checkpoints/0002/promote")).json()["status"] == "rolling"
+            assert (await service.promote("0002")).json()["status"] == "rolling"
         state = {one["id"]: one for one in (await service.state())["checkpoints"]}
         assert (state["0001"]["status"], state["0001"]["why"]) == ("rolled_back", "failed")
         assert state["0001"]["evidence"]["shadows"] == 1
@@ -504,7 +543,7 @@ async def test_a_store_that_cannot_be_read_leaves_best_of_n_until_it_can(
     monkeypatch.setattr(keeper_module, "RETRY_S", 0.01)
     async with rolling(tmp_path) as service:
         await service.submitted("0001")
-        await service.post("checkpoints/0001/promote")
+        await service.promote("0001")
     whole = AsyncStore.use
     failing = True
 
@@ -535,7 +574,7 @@ async def test_a_store_restored_from_an_older_copy_gets_back_what_it_lost(tmp_pa
             closing(sqlite3.connect(tmp_path / "runs.db")) as database,
         ):
             database.backup(older)
-            await service.post("checkpoints/0001/promote")
+            await service.promote("0001")
             await service.submitted("0002")
             await service.until(lambda: service.live.stored)
             older.backup(database)
@@ -555,7 +594,7 @@ async def test_a_store_restored_from_a_later_copy_does_not_swallow_decisions(
         await service.submit("0001")
         later = RolloutChange(1_000, {"rollout": {}, "totals": {}}, {"0001": "live"})
         await service.app.state.store.use(lambda store: save_rollout(store, later))
-        await service.post("checkpoints/0001/promote")
+        await service.promote("0001")
     async with rolling(tmp_path, approve=True) as service:
         assert (await service.checkpoint("0001"))["status"] == "rolling"
 
@@ -791,14 +830,17 @@ def test_savings_are_those_against_best_of_n() -> None:
     totals.answered("next", 10, 4)  # nothing is known: as if 4 candidates were as long
     assert totals.saved == 4 * 10 - 10
     totals.answered("bon", 60, 4)
-    totals.shadowed("next", 100)
+    totals.shadowed("next", 100, 4)
     assert totals.saved == 30 - 100
-    totals.shadowed("bon", 7)  # one sample of the checkpoint: says nothing of best-of-N's tokens
+    totals.shadowed("bon", 7, 4)  # one sample of the checkpoint: says nothing of best-of-N's tokens
     totals.answered("live", 5, 4)
     assert totals.saved == 30 - 100 - 7 + (60 + 100) / 2 - 5
     assert totals.compared_tokens == 107
+    before = totals.saved
+    totals.answered("live", 5, 2)  # best-of-2 would have answered this one
+    assert totals.saved - before == 2 * (60 + 100) / 8 - 5
     assert (totals.requests, totals.tokens) == (
-        {"bon": 1, "live": 1, "next": 1}, {"bon": 60, "live": 5, "next": 10},
+        {"bon": 1, "live": 2, "next": 1}, {"bon": 60, "live": 10, "next": 10},
     )  # fmt: skip
 
 
@@ -1080,3 +1122,102 @@ async def test_a_checkpoint_with_a_shorter_context_answers_nothing(tmp_path: Pat
         assert "takes 255 tokens and the reference policy 256" in event["detail"]["message"]
         answer = await service.ask("a" * 250, max_tokens=6)
         assert answer["routing"]["arm"] == "bon"
+
+
+@pytest.mark.parametrize(("asked", "n"), [({"n": 2}, 2), ({}, 4), ({"n": 6}, 6)])
+async def test_savings_are_those_of_the_n_that_the_request_would_have_had(
+    tmp_path: Path, asked: dict[str, int], n: int
+) -> None:
+    async with rolling(tmp_path, shares=[1.0], shadow_share=1e-9) as service:
+        await service.submitted("0001")
+        await service.ask(**asked)  # nothing is known of best-of-N: n samples as long as this one
+        assert (await service.state())["saved_tokens"] == (n - 1) * 6
+        asked_v1 = {"model": "auto", "prompt": "p", "max_tokens": 6, "best_of": n}
+        await service.client.post("/v1/completions", json=asked_v1)
+        assert (await service.state())["saved_tokens"] == 2 * (n - 1) * 6
+
+
+@pytest.mark.parametrize("what", ["the reward model", "the reference policy"])
+@pytest.mark.parametrize("over", ["a reload", "a restart"])
+async def test_evidence_ends_with_the_models_that_it_is_of(
+    tmp_path: Path, what: str, over: str
+) -> None:
+    def change(runtime: Runtime) -> None:
+        if what == "the reward model":
+            assert runtime.reward is not None
+            runtime.reward._model.revision = "second"
+        else:
+            engine = runtime.policies["ref"]
+            engine.info = replace(engine.info, revision="second")  # type: ignore[misc]
+
+    async def look(service: Rolling) -> None:
+        state = await service.state()
+        live = await service.checkpoint("0001")
+        rolling_out = await service.checkpoint("0002")
+        assert (live["status"], live["evidence"]["shadows"]) == ("live", 0)
+        assert live["evidence"]["verified"] is False
+        assert (rolling_out["status"], rolling_out["step"]) == ("rolling", 0)
+        assert rolling_out["evidence"]["shadows"] == 0
+        changed = [one for one in state["events"] if one["kind"] == "restarted"]
+        assert [(one["checkpoint"], one["detail"]["reason"]) for one in changed] == [
+            ("0002", what), ("0001", what),
+        ]  # fmt: skip
+        assert changed[1]["detail"]["shadows"] > 0  # what was known until then
+        assert (await service.metrics())["vbon_distil_verified"] == 0
+
+    settings: dict[str, Any] = {"shares": [0.3, 0.6, 1.0], "alpha": 1e-6}
+    async with rolling(tmp_path, **settings) as service:
+        await service.submitted("0001")
+        for _ in range(2):
+            await service.promote("0001")
+        await service.submitted("0002")
+        await service.promote("0002")
+        for _ in range(12):
+            await service.ask()
+        assert (await service.checkpoint("0001"))["evidence"]["verified"] is True
+        assert (await service.checkpoint("0002"))["step"] == 1
+        if over == "a reload":
+            change(service.runtime)
+            await service.until(lambda: service.live.keeper.rollout.checkpoint("0002").step == 0)
+            await look(service)
+            return
+    runtime = rolling_runtime(tmp_path, **settings)
+    change(runtime)
+    async with serving(runtime, rebuild=SpeakerBuilder()) as (app, client):
+        client.headers.update(bearer(ROOT_KEY))
+        service = Rolling(app, client, runtime, tmp_path / "kept")
+        await service.until(lambda: service.live.keeper.read)
+        await service.until(lambda: service.live.keeper.rollout.checkpoint("0002").step == 0)
+        await look(service)
+
+
+async def test_a_live_checkpoint_is_verified_again_by_its_answers(tmp_path: Path) -> None:
+    async with rolling(tmp_path, shares=[1.0]) as service:
+        await service.submitted("0001")
+        assert service.runtime.reward is not None
+        service.runtime.reward._model.revision = "second"
+        keeper = service.live.keeper
+
+        def verified() -> bool | None:
+            return keeper.rollout.evidence("0001").verified
+
+        await service.until(lambda: verified() is False)
+        await service.ask_until(lambda: verified() is True)
+        kinds = [one["kind"] for one in (await service.state())["events"]]
+        assert kinds[:2] == ["verified", "restarted"]
+        assert (await service.checkpoint("0001"))["status"] == "live"
+
+
+async def test_comparisons_that_began_with_other_models_tell_nothing(tmp_path: Path) -> None:
+    slow = ChatEngine("ref", seconds_per_token=0.01, endless=True)
+    async with rolling(tmp_path, shares=[1.0], ref=slow) as service:
+        await service.submitted("0001")
+        body = {"prompt": "p", "max_tokens": 6}
+        answer = await service.client.post("/generate", params={"mode": "auto"}, json=body)
+        assert answer.is_success
+        await service.until(lambda: slow.running == 4)
+        assert service.runtime.reward is not None
+        service.runtime.reward._model.revision = "second"
+        await service.until(lambda: not service.live.shadows._tasks)
+        assert service.live.shadows.skipped["reloaded"] == 1
+        assert service.live.keeper.totals.shadows["live"] == 0

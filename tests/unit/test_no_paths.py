@@ -124,6 +124,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/auto/table": as_json(table()),
     "/distil/checkpoints": {"path": "rounds/0001/checkpoint", "decision": decision()},
     "/distil/rollback": {"to": None},
+    "/distil/checkpoints/{checkpoint}/promote": {"status": "waiting"},
     "/distil/progress": {"round": "0001", "phase": "train"},
     # Refused, or each would start a load test in a process of its own.
     "/loadtests": {"modes": ["nothing"]},

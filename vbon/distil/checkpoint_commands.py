@@ -51,7 +51,9 @@ def promote(checkpoint: Id, url: Url = LOCAL, key: Key = "") -> None:
     VBON_REMOTE_API_KEY=$ADMIN vbon distil promote 0003
     """
     with errors_as_lines():
-        found = ask(url, key, "POST", f"checkpoints/{checkpoint}/promote")
+        seen = ask(url, key, "GET", f"checkpoints/{checkpoint}")
+        body = {"status": seen["status"], "step": seen["step"]}
+        found = ask(url, key, "POST", f"checkpoints/{checkpoint}/promote", body)
     typer.echo(_line(found))
 
 

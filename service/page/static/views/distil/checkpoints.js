@@ -95,11 +95,11 @@ class Card {
 }
 
 /** `[words, path, body]` of each decision that is possible now. */
-function choices({ id, status, approved, was_live: wasLive, available }, { shares, n }) {
+function choices({ id, status, step, approved, was_live: wasLive, available }, { shares, n }) {
   const first = percent(shares[0]);
   const promote = [
     { id, action: "Promote", question: `Promote checkpoint ${id}? It begins with ${first} of the requests of mode auto.`, done: `Checkpoint ${id} is promoted.` },
-    `/distil/checkpoints/${id}/promote`,
+    `/distil/checkpoints/${id}/promote`, { status, step },
   ];
   const refuse = [
     { id, action: "Refuse", question: `Refuse checkpoint ${id}?`, done: `Checkpoint ${id} is refused.` },
@@ -107,7 +107,7 @@ function choices({ id, status, approved, was_live: wasLive, available }, { share
   ];
   const next = [
     { id, action: "Next step", question: `Move checkpoint ${id} to its next share of the requests, whatever its evidence says?`, done: `Checkpoint ${id} is at its next step.` },
-    `/distil/checkpoints/${id}/promote`,
+    `/distil/checkpoints/${id}/promote`, { status, step },
   ];
   const withdraw = [
     { id, action: "Roll back", question: `Roll back checkpoint ${id}? Its requests go to the live checkpoint, or to best-of-${n}, at once.`, done: `Checkpoint ${id} is rolled back.` },
@@ -143,7 +143,7 @@ function evidence({ status, evidence: found }, { threshold }) {
   const words = `${counted(found.shadows, "answer")} compared${mean}; at least ${number(threshold, 3)} is required.`;
   const bars = status === "rolling"
     ? [bar("Good enough for the next step", found.good, found.needed), bar("Worse than required", found.bad, found.needed)]
-    : [bar("Has become worse", found.fall, found.fall_needed)];
+    : [bar("Has become worse", found.fall, found.fall_needed), ...(found.verified === false ? [bar("Good enough with the changed models", found.good, found.needed)] : [])];
   return [el("p", { class: "small" }, words), el("div", { class: "evidence" }, bars)];
 }
 

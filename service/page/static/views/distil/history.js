@@ -12,7 +12,8 @@ const WORDS = {
   retired: ({ reason }) => `was put aside: ${reason}`,
   refused: ({ reason }) => `was refused by ${reason === "person" ? "a person" : "its decision"}`,
   rolled_back: ({ reason, message }) => `was rolled back: ${REASONS[reason] ?? reason}${message ? ` (${message})` : ""}`,
-  restarted: () => "is tested anew: the settings have changed",
+  restarted: ({ reason }) => `is tested anew: ${reason ?? "the settings"} changed`,
+  verified: () => "is good enough with the changed models, too",
 };
 const REASONS = { win_rate: "its win rate is below what is required", fall: "it has become worse", person: "a person decided so", failed: "it could not be loaded" };
 
