@@ -269,6 +269,12 @@ def _open_rollout(
     """The rollout of checkpoints that the settings ask for, connected to the runtime."""
     if runtime.settings.distil.policy is None or builder is None:
         return None
+    if runtime.settings.auth.keys_file is None:
+        logger.warning(
+            "distil.policy is set and auth.keys_file is not: nobody can submit, promote or roll back "
+            "checkpoints, because /distil requires an admin's key; create one with "
+            "`vbon keys add root --role admin --file keys.jsonl`, and start with --auth.keys-file keys.jsonl"
+        )
     rollout = LiveRollout(runtime, builder, store)
     RolloutMetrics(rollout).register(runtime.metrics.registry)
     return rollout

@@ -73,7 +73,13 @@ class ApiKeyMiddleware:
 
     def _why_not(self, caller: Caller) -> str:
         if self._keyring is None:
-            return "admin routes require an admin's key; start the server with --auth.keys-file"
+            return (
+                "/admin and /distil require an admin's key, and this server has no keys, also on a loopback "
+                "address, where every program of the machine could use them: create one with "
+                "`vbon keys add root --role admin --file keys.jsonl`, start the server with "
+                "--auth.keys-file keys.jsonl, and send the key (VBON_REMOTE_API_KEY, or --key-file of "
+                "`vbon distil run`)"
+            )
         return (
             f"key {caller.name!r} does not have the admin role; "
             "create one with `vbon keys add NAME --role admin`"

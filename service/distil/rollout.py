@@ -132,7 +132,7 @@ class Rollout:
             return Evidence(
                 found.shadows,
                 mean,
-                good=found.good and found.good.log_e,
+                good=None if found.good is None else found.good.log_e,
                 needed=-math.log(plan.alpha) if found.good else None,
                 fall=fall,
                 fall_needed=math.log(plan.run_length),

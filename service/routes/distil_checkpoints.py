@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict
-from typing import Annotated
+from hashlib import sha256
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Header, Path, Response
 
 from service.distil.live_rollout import LiveRollout, Seen
 from service.routes.dependencies import RolloutDep
 from service.schemas.distil_checkpoints import (
     ArmOut,
     CheckpointOut,
+    CheckpointSummary,
+    DecisionSummary,
     EventOut,
     EvidenceOut,
     PromoteRequest,
@@ -27,13 +30,25 @@ from vbon.distil.decision import Decision
 router = APIRouter(prefix="/distil", tags=["distil"])
 
 _STORE = errors(404, 422, 503)
+# Figures of a decision that the list of checkpoints has.
+_COMPARED = ("win_rate", "reward", "kl_nats")
 CheckpointId = Annotated[str, Path(min_length=1, max_length=64)]
 
 
-@router.get("/checkpoints", responses=errors(404, 503))
-async def get_checkpoints(rollout: RolloutDep) -> RolloutOut:
-    """All checkpoints with their decisions and evidence, the shares of the arms, and what was saved."""
-    return await _rollout(rollout)
+@router.get("/checkpoints", responses=errors(404, 503), response_model=RolloutOut)
+async def get_checkpoints(
+    rollout: RolloutDep,
+    if_none_match: Annotated[str | None, Header(description="ETag of what you have")] = None,
+) -> Response:
+    """All checkpoints with their evidence, the shares of the arms, and what was saved.
+
+    With the ETag of an earlier answer as If-None-Match, it answers 304 without a body if nothing has changed.
+    """
+    content = (await _rollout(rollout)).model_dump_json().encode()
+    headers = {"etag": f'"{sha256(content).hexdigest()[:32]}"'}
+    if if_none_match == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="application/json", headers=headers)
 
 
 @router.post("/checkpoints", responses=WITH_BODY | _STORE)
@@ -127,7 +142,7 @@ async def _rollout(live: LiveRollout) -> RolloutOut:
         saved_tokens=totals.saved,
         training_tokens=spent.tokens,
         training_s=spent.training_s,
-        checkpoints=[_checkpoint_out(live, name, removed) for name in reversed(keeper.records)],
+        checkpoints=[_checkpoint_summary(live, name, removed) for name in reversed(keeper.records)],
         events=[EventOut(**asdict(event)) for event in reversed(keeper.events)],
     )
 
@@ -137,23 +152,40 @@ async def _checkpoint(live: LiveRollout, name: str) -> CheckpointOut:
 
 
 def _checkpoint_out(live: LiveRollout, name: str, removed: Collection[str]) -> CheckpointOut:
+    decision = Decision.model_validate(live.keeper.record(name).decision)
+    return CheckpointOut(**_known(live, name, removed), decision=decision)
+
+
+def _checkpoint_summary(
+    live: LiveRollout, name: str, removed: Collection[str]
+) -> CheckpointSummary:
+    decision = live.keeper.record(name).decision
+    figures = {
+        policy: {figure: decision["figures"][policy][figure] for figure in _COMPARED}
+        for policy in ("candidate", "bon")
+    }
+    summary = DecisionSummary(verdict=decision["verdict"], figures=figures)
+    return CheckpointSummary(**_known(live, name, removed), decision=summary)
+
+
+def _known(live: LiveRollout, name: str, removed: Collection[str]) -> dict[str, Any]:
+    """The fields of a checkpoint without its decision."""
     record, rollout = live.keeper.record(name), live.keeper.rollout
     found = rollout.checkpoint(name)
     shares = {one.checkpoint: one.share for one in live.arms() if one.checkpoint is not None}
-    return CheckpointOut(
-        id=name,
-        created=record.created,
-        path=record.path,
-        revision=record.revision,
-        status=found.status,
-        served=name in live.served.alive,
-        policy=live.served.names.get(name),
-        step=found.step,
-        share=shares.get(name, 0.0),
-        why=found.why,
-        approved=found.approved,
-        was_live=found.was_live,
-        available=name not in removed,
-        decision=Decision.model_validate(record.decision),
-        evidence=EvidenceOut(**asdict(rollout.evidence(name))),
-    )
+    return {
+        "id": name,
+        "created": record.created,
+        "path": record.path,
+        "revision": record.revision,
+        "status": found.status,
+        "served": name in live.served.alive,
+        "policy": live.served.names.get(name),
+        "step": found.step,
+        "share": shares.get(name, 0.0),
+        "why": found.why,
+        "approved": found.approved,
+        "was_live": found.was_live,
+        "available": name not in removed,
+        "evidence": EvidenceOut(**asdict(rollout.evidence(name))),
+    }

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from vbon.distil.decision import Decision
+from vbon.distil.decision import Decision, Estimate, Verdict
 
 Status = Literal["waiting", "rolling", "live", "retired", "refused", "rolled_back"]
 
@@ -62,8 +62,17 @@ class EvidenceOut(BaseModel):
     )
 
 
-class CheckpointOut(BaseModel):
-    """A submitted checkpoint."""
+class DecisionSummary(BaseModel):
+    """The part of a decision that is compared from checkpoint to checkpoint."""
+
+    verdict: Verdict
+    figures: dict[str, dict[str, Estimate]] = Field(
+        description="win rate, reward and KL of the candidate and of best-of-N (`bon`) on held-out prompts"
+    )
+
+
+class CheckpointSummary(BaseModel):
+    """A submitted checkpoint, without the reasons and figures of its decision."""
 
     id: str
     created: datetime
@@ -82,8 +91,14 @@ class CheckpointOut(BaseModel):
     available: bool = Field(
         description="false if its directory was removed, so that nothing can go to it"
     )
-    decision: Decision
+    decision: DecisionSummary
     evidence: EvidenceOut
+
+
+class CheckpointOut(CheckpointSummary):
+    """A submitted checkpoint."""
+
+    decision: Decision  # type: ignore[assignment]
 
 
 class EventOut(BaseModel):
@@ -150,5 +165,7 @@ class RolloutOut(BaseModel):
     )
     training_tokens: int
     training_s: float
-    checkpoints: list[CheckpointOut] = Field(description="the newest first")
+    checkpoints: list[CheckpointSummary] = Field(
+        description="the newest first; GET /distil/checkpoints/ID has the whole decision"
+    )
     events: list[EventOut] = Field(description="the newest first, at most 200")

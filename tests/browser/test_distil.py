@@ -67,6 +67,21 @@ async def test_an_admin_follows_promotes_and_rolls_back_a_checkpoint(
 ) -> None:
     async with rolled_out(tmp_path) as (url, client):
         page = await open_with_key(visitor, url, ROOT_KEY)
+        loop = page.get_by_role("region", name="Training loop")
+        await expect(loop).to_be_hidden()
+        report = {"round": "0001", "phase": "train", "done": 75, "of": 300, "left_s": 95}
+        (await client.put("/distil/progress", json=report)).raise_for_status()
+        await expect(loop).to_contain_text("Round 0001 trains.")
+        await expect(loop).to_contain_text("75 of 300 (25%), about")
+        bar = loop.get_by_role("progressbar", name="Progress of this step")
+        await expect(bar).to_have_attribute("value", "0.25")
+        silent = {**report, "next_within_s": 0.001}
+        (await client.put("/distil/progress", json=silent)).raise_for_status()
+        await expect(loop).to_contain_text("The loop has not reported for")
+        await expect(loop.locator(".badge")).to_have_text("silent")
+        stopped = {"round": "0001", "phase": "stopped"}
+        (await client.put("/distil/progress", json=stopped)).raise_for_status()
+        await expect(loop).to_contain_text("The loop has ended after round 0001.")
         shares = page.locator(".shares")
         await expect(shares).to_have_attribute("aria-label", "best-of-4 100%")
         await expect(page.get_by_text("None yet.")).to_be_visible()

@@ -18,6 +18,7 @@ from service.auth.keys import new_key, read_keys, write_keys
 from service.auth.middleware import warn_if_open
 from service.settings import AuthSettings
 from tests.unit.fakes import make_runtime, serving
+from tests.unit.rolling import SpeakerBuilder
 from vbon.errors import DataError
 
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 2, "max_tokens": 4}
@@ -151,6 +152,22 @@ async def test_without_keys_all_is_open_but_admin() -> None:
         refused = await client.post("/admin/echo")
     assert refused.status_code == 403
     assert "--auth.keys-file" in refused.json()["error"]["message"]
+    assert "vbon keys add root --role admin" in refused.json()["error"]["message"]
+
+
+async def test_a_rollout_that_nobody_can_use_is_told_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without keys, /distil is closed as /admin is, also to programs of the same machine."""
+    distil: Any = {"dir": str(tmp_path / "kept"), "policy": "live"}
+    runtime = make_runtime(store=str(tmp_path / "runs.db"), distil=distil)
+    async with serving(runtime, rebuild=SpeakerBuilder()) as (_, client):
+        for path in ("/distil", "/distil/checkpoints", "/distil/progress"):
+            refused = await client.get(path)
+            assert refused.status_code == 403
+            assert "this server has no keys" in refused.json()["error"]["message"]
+    (told,) = [one.message for one in caplog.records if "distil.policy is set" in one.message]
+    assert "vbon keys add root --role admin" in told
 
 
 async def test_metrics_may_be_open_where_the_rest_is_not(

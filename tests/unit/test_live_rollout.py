@@ -1221,3 +1221,36 @@ async def test_comparisons_that_began_with_other_models_tell_nothing(tmp_path: P
         await service.until(lambda: not service.live.shadows._tasks)
         assert service.live.shadows.skipped["reloaded"] == 1
         assert service.live.keeper.totals.shadows["live"] == 0
+
+
+async def test_the_list_has_summaries_and_is_sent_only_if_it_has_changed(tmp_path: Path) -> None:
+    """The page looks every 3 s; a decision may be long and never changes."""
+    async with rolling(tmp_path, shares=[1.0], shadow_share=1e-9) as service:
+        reasons = ["because " * 1000]
+        for name in ("0001", "0002"):
+            body = {"path": service.write(name, GOOD), "decision": decision()}
+            body["decision"]["reasons"] = reasons
+            assert (await service.post("checkpoints", body)).status_code == 200
+        await service.until(lambda: service.live.served.names == {"0002": "live"})
+        whole = await service.client.get("/distil/checkpoints")
+        assert len(whole.content) < 8000
+        found = (await service.client.get("/distil/checkpoints/0001")).json()
+        assert found["decision"]["reasons"] == reasons
+        assert found["decision"]["figures"]["reference"]["length"]["mean"] == 0.5
+        (_, one) = whole.json()["checkpoints"]
+        figures = {name: found["decision"]["figures"][name] for name in ("candidate", "bon")}
+        assert one["decision"] == {
+            "verdict": "promote",
+            "figures": {
+                policy: {name: all_of[name] for name in ("win_rate", "reward", "kl_nats")}
+                for policy, all_of in figures.items()
+            },
+        }
+        assert {**one, "decision": None} == {**found, "decision": None}
+        headers = {"if-none-match": whole.headers["etag"]}
+        same = await service.client.get("/distil/checkpoints", headers=headers)
+        assert (same.status_code, same.content) == (304, b"")
+        await service.ask()
+        changed = await service.client.get("/distil/checkpoints", headers=headers)
+        assert changed.status_code == 200
+        assert changed.headers["etag"] != whole.headers["etag"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,43 @@ async def test_every_metric_of_the_dashboard_is_exported() -> None:
         exported = {name for name, _ in parsed((await client.get("/metrics")).text)}
     assert len(queried("vbon")) > 10
     assert queried("vbon") <= exported
+
+
+def rules() -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml")
+    found = yaml.safe_load((FOLDER / "alerts.yml").read_text(encoding="utf-8"))
+    (group,) = found["groups"]
+    return list(group["rules"])
+
+
+async def test_every_metric_and_reason_of_an_alert_is_exported(tmp_path: Path) -> None:
+    async with rolling(tmp_path, shares=[1.0]) as service:
+        await service.submitted("0001")
+        await service.ask()
+        report = {"round": "0001", "phase": "train"}
+        (await service.client.put("/distil/progress", json=report)).raise_for_status()
+        text = (await service.client.get("/metrics")).text
+    exported = {name for name, _ in parsed(text)}
+    for rule in rules():
+        named = set(re.findall(r"\bvbon\w+", rule["expr"]))
+        assert named, rule
+        assert named <= exported, rule
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        assert rule["annotations"]["summary"]
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        for metric, reasons in re.findall(r'(\w+)\{reason=~"([^"]+)"\}', rule["expr"]):
+            for reason in reasons.split("|"):
+                assert f'{metric}{{reason="{reason}"}}' in text, rule
+
+
+def test_the_alerts_are_read_and_each_has_its_own_name() -> None:
+    yaml = pytest.importorskip("yaml")
+    configured = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
+    assert configured["rule_files"] == ["alerts.yml"]
+    mounts = (ROOT / "compose.yaml").read_text(encoding="utf-8")
+    assert "./docker/observability/alerts.yml:/etc/prometheus/alerts.yml:ro" in mounts
+    names = [rule["alert"] for rule in rules()]
+    assert len(set(names)) == len(names) >= 4
 
 
 async def test_every_metric_of_the_row_distil_is_exported(tmp_path: Path) -> None:

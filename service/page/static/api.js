@@ -41,6 +41,14 @@ export function get(path, { signal } = {}) {
   return asJson(path, { signal });
 }
 
+/** GET what changes now and then: `{etag, body}`, where `known` is returned if it has not changed since. */
+export async function getChanged(path, known) {
+  const headers = known ? { "if-none-match": known.etag } : {};
+  const response = await send(path, { headers, cache: "no-store" });
+  if (response.status === 304) return known;
+  return { etag: response.headers.get("etag"), body: await response.json() };
+}
+
 /** POST a JSON body, the JSON of the answer. */
 export function post(path, body, { signal } = {}) {
   return asJson(path, { ...sending("POST", body), signal });
@@ -125,7 +133,7 @@ async function send(path, options) {
   } catch (error) {
     throw failed(error, "network", "the server does not answer");
   }
-  if (response.ok) return response;
+  if (response.ok || response.status === 304) return response;
   throw told(await response.json().catch(() => null), response);
 }
 

@@ -1,6 +1,6 @@
 // Distil: what is collected, which checkpoints it made, what they have saved, and who answers now.
 
-import { ApiError, get, post } from "../api.js";
+import { ApiError, get, getChanged, post } from "../api.js";
 import { el, replace } from "../dom.js";
 import { trouble } from "./play/trouble.js";
 import { Answering } from "./distil/answering.js";
@@ -8,6 +8,7 @@ import { Checkpoints } from "./distil/checkpoints.js";
 import { Confirmation } from "./distil/confirmation.js";
 import { Course } from "./distil/course.js";
 import { History } from "./distil/history.js";
+import { Progress } from "./distil/progress.js";
 import { tiles } from "./distil/tiles.js";
 
 export const title = "Distil";
@@ -36,9 +37,11 @@ class Distil {
   #looks = 0;
   #latest = 0; // number of the newest look; older ones that are still on their way are left out
   #collected = null;
+  #rollout = null; // with its ETag
   #told = ""; // the rollout that is on the page, as text
   #trouble = el("div", { class: "distil-trouble" });
   #tiles = el("div", {});
+  #progress = new Progress();
   #body = el("div", { class: "stack" });
   #confirmation = new Confirmation();
   #answering = new Answering({ onBestOfN: (rollout) => this.#decide(wordsOfBestOfN(rollout), "/distil/rollback", { to: null }) });
@@ -48,7 +51,7 @@ class Distil {
 
   constructor(context) {
     this.#context = context;
-    this.parts = [el("h1", { class: "unseen" }, title), this.#trouble, this.#tiles, this.#body, this.#confirmation.node];
+    this.parts = [el("h1", { class: "unseen" }, title), this.#trouble, this.#tiles, this.#progress.node, this.#body, this.#confirmation.node];
     replace(this.#body, empty("Waiting for the server."));
     context.server.addEventListener("change", () => this.#here && this.#look());
   }
@@ -79,13 +82,16 @@ class Distil {
     }
     try {
       const rolls = server.modes.modes.some((mode) => mode.name === AUTO);
-      const [collected, rollout] = await Promise.all([
+      const [collected, rollout, progress] = await Promise.all([
         this.#looks % COUNT_EVERY === 0 ? get("/distil") : this.#collected,
-        rolls ? get("/distil/checkpoints") : null,
+        rolls ? getChanged("/distil/checkpoints", this.#rollout) : null,
+        get("/distil/progress"),
       ]);
       if (mine !== this.#latest) return;
       this.#collected = collected;
-      this.#show(rollout);
+      this.#rollout = rollout;
+      this.#progress.show(progress);
+      this.#show(rollout && rollout.body);
       this.#looks += 1;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;

@@ -1,5 +1,6 @@
 // The checkpoints: each with its decision, its evidence, and what can be decided now.
 
+import { ApiError, get } from "../../api.js";
 import { counted, duration, el, number, percent, replace } from "../../dom.js";
 
 const STATUSES = {
@@ -50,11 +51,15 @@ class Card {
   #now = el("p", { class: "small" });
   #evidence = el("div", { class: "stack tight" });
   #buttons = el("div", { class: "row" });
+  #reasons = el("ul", { class: "notes small" });
+  #figures = el("div", { class: "stack tight" });
   #status = null;
+  #asked = false; // for the decision, which the list does not have
 
   constructor(one, rollout, onDecide) {
     this.#onDecide = onDecide;
-    const { decision } = one;
+    const load = () => details.open && this.#load(one, rollout);
+    const details = el("details", { open: OPEN.has(one.status), on: { toggle: load } }, el("summary", {}, "Held-out figures"), this.#figures);
     const when = new Date(one.created).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
     const title = `checkpoint-${one.id}`;
     this.node = el(
@@ -66,14 +71,25 @@ class Card {
       ),
       this.#now,
       this.#evidence,
-      el("ul", { class: "notes small" }, decision.reasons.map((reason) => el("li", {}, reason))),
-      el(
-        "details", { open: OPEN.has(one.status) },
-        el("summary", {}, "Held-out figures"),
-        figures(one, rollout),
-        el("p", { class: "muted small" }, `${cost(decision.spent)} Revision ${one.revision}.`),
-      ),
+      this.#reasons,
+      details,
     );
+    load();
+  }
+
+  /** Asks for the decision, once; where the server is busy, the visitor asks again by opening the figures. */
+  async #load({ id, revision }, rollout) {
+    if (this.#asked) return;
+    this.#asked = true;
+    try {
+      const { decision } = await get(`/distil/checkpoints/${id}`);
+      replace(this.#reasons, decision.reasons.map((reason) => el("li", {}, reason)));
+      replace(this.#figures, figures({ id, decision }, rollout), el("p", { class: "muted small" }, `${cost(decision.spent)} Revision ${revision}.`));
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      this.#asked = false;
+      replace(this.#figures, el("p", { class: "error small" }, `${error.message}. Close and open this to try again.`));
+    }
   }
 
   show(one, rollout) {
