@@ -28,6 +28,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 # OpenAI's code of a prompt that is too long.
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 
@@ -40,6 +42,17 @@ class VbonError(Exception):
     """
 
     log_text: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The parts to rebuild the error from in another process, without calling its constructor."""
+        return _rebuilt, (type(self), self.args, self.__dict__)
+
+
+def _rebuilt(kind: type[VbonError], args: tuple[Any, ...], state: dict[str, Any]) -> VbonError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidInputError(VbonError):

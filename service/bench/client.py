@@ -10,7 +10,7 @@ from service.bench.contest import Contender, contest, service_contender
 from service.bench.harness import Bench, Figure
 from service.bench.scorer_endpoint import scorer_endpoint
 from service.bench.vllm_serve import MODEL, vllm_serve
-from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.served_scorer import ServedScorer
 from vbon.errors import InvalidInputError
 
 GOAL = 1.2
@@ -46,7 +46,7 @@ async def against_plain_client(bench: Bench, server: str) -> Figure:
         )
 
 
-def selecting_scorer(bench: Bench) -> BatchingScorer:
+def selecting_scorer(bench: Bench) -> ServedScorer:
     """The service's scorer of candidates.
 
     Raises:

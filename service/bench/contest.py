@@ -17,7 +17,7 @@ import numpy as np
 
 from service.bench.answers import Answers
 from service.bench.harness import Bench, Figure, in_turns, ratios, with_unit
-from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.served_scorer import ServedScorer
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import bootstrap_mean
 from vbon.prompts import Prompt
@@ -120,7 +120,7 @@ async def compare_quality(
 
 
 async def mean_rewards(
-    scorer: BatchingScorer, prompts: Sequence[str], repeats: Sequence[Sequence[str]]
+    scorer: ServedScorer, prompts: Sequence[str], repeats: Sequence[Sequence[str]]
 ) -> dict[str, float]:
     """Mean reward of each prompt over the answers of all repeats that could be scored.
 

@@ -14,11 +14,11 @@ from contextlib import asynccontextmanager
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.bench.harness import listening
-from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.served_scorer import ServedScorer
 from vbon.prompts import Prompt
 
 
-def scorer_app(scorer: BatchingScorer) -> ASGIApp:
+def scorer_app(scorer: ServedScorer) -> ASGIApp:
     """A bare ASGI application, so callers are not charged the time of a web framework."""
 
     async def app(_: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +44,7 @@ def scorer_app(scorer: BatchingScorer) -> ASGIApp:
 
 
 @asynccontextmanager
-async def scorer_endpoint(scorer: BatchingScorer) -> AsyncGenerator[str, None]:
+async def scorer_endpoint(scorer: ServedScorer) -> AsyncGenerator[str, None]:
     """Serve the scorer on a free port of this machine, in this event loop; yield its address."""
     async with listening(scorer_app(scorer), lifespan=False) as url:
         yield f"{url}/score"

@@ -22,9 +22,9 @@ from service.evaluation.compare_report import (
 )
 from service.generation.plan import check_fixed, check_steering, resolve_sampling
 from service.generation.references import check_limit, scorer_ref
-from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.prompt import PromptRequest, PromptResult
 from service.runtime.runtime import Runtime
+from service.runtime.served_scorer import ServedScorer
 from service.schemas import CompareRequest, CompareResponse
 from service.schemas.prompts import to_prompt
 from service.schemas.sampling import sampling_used
@@ -149,7 +149,7 @@ async def _score_all(runtime: Runtime, comparison: _Comparison) -> None:
 
 
 async def _score(
-    scorer: BatchingScorer | None, run: ModeRuns, prompts: list[Prompt], *, reuse: bool
+    scorer: ServedScorer | None, run: ModeRuns, prompts: list[Prompt], *, reuse: bool
 ) -> Rewards:
     """The rewards of a mode's answers; ``reuse`` takes those that the mode computed to choose."""
 

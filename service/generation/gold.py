@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from service.generation.plan import Plan
-from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.served_scorer import ServedScorer
 from service.schemas import CandidateOut, GenerateAnswer
 from vbon.concurrency import all_or_first_error
 from vbon.errors import InvalidInputError, OverloadedError
@@ -65,5 +65,5 @@ async def with_gold(plan: Plan, answer: GenerateAnswer, prompt: Prompt) -> Gener
     return answer.model_copy(update={"gold_reward": own, "candidates": candidates})
 
 
-async def _scored(scorer: BatchingScorer, one: CandidateOut, prompt: Prompt) -> CandidateOut:
+async def _scored(scorer: ServedScorer, one: CandidateOut, prompt: Prompt) -> CandidateOut:
     return one.model_copy(update={"gold_reward": await scorer.score(prompt, one.text)})

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
 from service.runtime.runtime import Runtime
+from service.runtime.served_scorer import ServedScorer
 from service.schemas import ModelRef
 from vbon.engine import ModelInfo, Sampling
 from vbon.errors import InvalidInputError
@@ -60,7 +60,7 @@ def model_ref(name: str, info: ModelInfo, earlier: Sequence[str] = ()) -> ModelR
     )
 
 
-def scorer_ref(name: str, scorer: BatchingScorer | None) -> ModelRef | None:
+def scorer_ref(name: str, scorer: ServedScorer | None) -> ModelRef | None:
     """A reward model's identity."""
     if scorer is None:
         return None

@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from service.observability.throttled_log import ThrottledLog
 from service.observability.withheld import without_text
+from service.runtime.served_scorer import ServedScorer
 from vbon.errors import RewardDeadError, RewardError
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable
@@ -42,7 +43,7 @@ class MeteredScorer:
         used: whether a score was asked for.
     """
 
-    def __init__(self, scorer: BatchingScorer) -> None:
+    def __init__(self, scorer: ServedScorer) -> None:
         self.name, self.revision = scorer.name, scorer.revision
         self.busy_s = 0.0
         self.used = False
@@ -51,7 +52,7 @@ class MeteredScorer:
         self._since = 0.0
 
     async def score(self, prompt: Prompt, completion: str) -> float | None:
-        """The raw reward; as :meth:`BatchingScorer.score`."""
+        """The raw reward; as :meth:`ServedScorer.score`."""
         if self._pending == 0:
             self._since = perf_counter()
         self.used = True

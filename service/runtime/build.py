@@ -52,7 +52,7 @@ class RuntimeBuilder:
         self._settings = settings
         paths = settings.policies
         self._remote = {name: path for name, path in paths.items() if is_remote(path)}
-        self._adapters = {name: path for name, path in paths.items() if _is_adapter(path)}
+        self._adapters = {name: path for name, path in paths.items() if is_adapter(path)}
         self._full = {
             name: path
             for name, path in paths.items()
@@ -68,7 +68,7 @@ class RuntimeBuilder:
         for paths in (self._adapters, self._full):
             paths.pop(policy, None)
         if path is not None:
-            (self._adapters if _is_adapter(path) else self._full)[policy] = path
+            (self._adapters if is_adapter(path) else self._full)[policy] = path
 
     def scorer(self, name: str) -> BatchingScorer:
         """A new scorer for the ``reward`` or the ``gold`` model, not started.
@@ -184,7 +184,8 @@ def _is_expected_too(settings: ServiceSettings) -> bool:
     return bool(settings.expected) and not Path(settings.evaluation).expanduser().exists()
 
 
-def _is_adapter(path: str) -> bool:
+def is_adapter(path: str) -> bool:
+    """True if a directory holds a LoRA adapter instead of a whole model."""
     return (Path(path).expanduser() / "adapter_config.json").is_file()
 
 

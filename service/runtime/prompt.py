@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 
 from service.context.request_context import PromptProgress, record_prompt
-from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.modes import Mode
 from service.runtime.routing import PriceRouting, Routing
+from service.runtime.served_scorer import ServedScorer
 from service.strategies import UNOBSERVED, Observer, Outcome
 from vbon.engine import ModelInfo, Sampling
 from vbon.prompts import Prompt
@@ -89,7 +89,7 @@ class PromptResult:
     mode: Mode
     sampling: Sampling
     policy: ModelInfo
-    scorer: BatchingScorer | None
+    scorer: ServedScorer | None
     prompt_tokens: int
     num_samples: int
     outcome: Outcome

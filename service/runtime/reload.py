@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal, Protocol
 
-from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
+from service.runtime.served_scorer import ServedScorer
 from vbon.concurrency import all_or_first_error
 from vbon.engine import Engine
 from vbon.errors import (
@@ -27,7 +27,7 @@ from vbon.threads import in_own_thread
 
 logger = logging.getLogger(__name__)
 
-_Replaced = Engine | BatchingScorer
+_Replaced = Engine | ServedScorer
 
 # What becomes of the requests in flight while weights are changed in place.
 InFlight = Literal["finish", "keep"]
@@ -46,7 +46,7 @@ class ModelBuilder(Protocol):
             CheckpointError: the policy's path does not hold a model that can be served.
         """
 
-    def scorer(self, name: str) -> BatchingScorer:
+    def scorer(self, name: str) -> ServedScorer:
         """A new ``reward`` or ``gold`` scorer, not started.
 
         Raises:

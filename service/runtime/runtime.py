@@ -13,7 +13,7 @@ from typing import Any
 
 from service.admission.admission import Admission
 from service.context.request_context import PromptProgress
-from service.runtime.batching_scorer import BatchingScorer, MeteredScorer
+from service.runtime.batching_scorer import MeteredScorer
 from service.runtime.default_sampling import (
     DefaultSampling,
     default_sampling,
@@ -30,6 +30,7 @@ from service.runtime.prompt import (
     note_outcome,
 )
 from service.runtime.routing import Router
+from service.runtime.served_scorer import ServedScorer
 from service.runtime.supervisor import RestartablePart, Supervisor
 from service.settings import AUTO, ServiceSettings
 from service.strategies import Admitted, Outcome, Resources, Task, ranked
@@ -73,8 +74,8 @@ class Runtime:
         self,
         settings: ServiceSettings,
         policies: dict[str, Engine],
-        reward: BatchingScorer | None,
-        gold: BatchingScorer | None,
+        reward: ServedScorer | None,
+        gold: ServedScorer | None,
         embedder: Embedder | None = None,
     ) -> None:
         self.created = int(time.time())
@@ -143,7 +144,7 @@ class Runtime:
         return float(self.policies[policy].unfinished)
 
     @property
-    def scorers(self) -> dict[str, BatchingScorer]:
+    def scorers(self) -> dict[str, ServedScorer]:
         """The configured scorers under the names ``reward`` and ``gold``."""
         found = {"reward": self.reward, "gold": self.gold}
         return {name: scorer for name, scorer in found.items() if scorer is not None}
@@ -302,7 +303,7 @@ class Runtime:
             if name in self.supervisor.supervised:
                 await self.supervisor.replace(name, engine)
 
-    async def adopt_scorer(self, name: str, scorer: BatchingScorer) -> None:
+    async def adopt_scorer(self, name: str, scorer: ServedScorer) -> None:
         """Score new candidates with this warm scorer instead of the present ``reward`` or ``gold``."""
         if name == "reward":
             self.reward = scorer
@@ -386,7 +387,7 @@ class Runtime:
         if not self._loaded:
             raise NotReadyError(self.status())
 
-    def check_available(self, mode: Mode) -> tuple[Engine, BatchingScorer | None]:
+    def check_available(self, mode: Mode) -> tuple[Engine, ServedScorer | None]:
         """The engine and scorer that a mode uses now. Failures of models it does not need are ignored.
 
         Returns:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
-from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
+from service.runtime.served_scorer import ServedScorer
 from vbon.concurrency import all_or_first_error
 from vbon.errors import InvalidInputError, RewardDeadError
 from vbon.prompts import Prompt
@@ -28,7 +28,7 @@ class ScoredTexts:
         rewards: in the order of the texts; ``None`` for those that the model cannot score.
     """
 
-    scorer: BatchingScorer
+    scorer: ServedScorer
     rewards: list[float | None]
     queue_ms: float
     total_ms: float
@@ -73,7 +73,7 @@ async def score_texts(
     return ScoredTexts(scorer, rewards, (admitted_s - arrived_s) * 1e3, total_s * 1e3)
 
 
-def _available(runtime: Runtime, which: Which) -> BatchingScorer:
+def _available(runtime: Runtime, which: Which) -> ServedScorer:
     runtime.check_loaded()
     scorer = runtime.scorers.get(which)
     if scorer is None:

@@ -1,4 +1,5 @@
-"""One contract, whatever the engine: the fake, and HTTP to an imitation, must behave as real vLLM does.
+"""One contract, whatever the engine: the fake, HTTP to an imitation, and a fleet of fakes on Ray must behave
+as real vLLM does.
 
 Real vLLM is started once a session on the tiny sandbox policy, in our care and as a server that is
 reached over HTTP (see conftest).
@@ -52,6 +53,7 @@ async def remote_engine() -> AsyncGenerator[Engine, None]:
     params=[
         "fake_engine",
         "remote_engine",
+        pytest.param("ray_engine", marks=pytest.mark.ray),
         pytest.param("vllm_ref", marks=pytest.mark.vllm),
         pytest.param("vllm_over_http", marks=pytest.mark.vllm),
     ]
@@ -205,7 +207,8 @@ async def test_token_logprobs_add_up(engine: Engine) -> None:
 async def test_the_likeliest_tokens_of_each_position(
     engine: Engine, request: pytest.FixtureRequest
 ) -> None:
-    made_up = request.node.callspec.params["engine"] in {"fake_engine", "remote_engine"}
+    fakes = {"fake_engine", "remote_engine", "ray_engine"}
+    made_up = request.node.callspec.params["engine"] in fakes
     without = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-top-a")}
     for candidate in await draw(engine, replace(SAMPLING, top_logprobs=5), 3, "contract-top-b"):
         assert candidate.token_ids == without[candidate.index].token_ids
@@ -270,12 +273,13 @@ async def test_leaving_a_stream_aborts_it(engine: Engine) -> None:
     assert len(await draw(engine, SAMPLING, 2, "contract-after-leaving")) == 2
 
 
-async def test_logprobs_of_a_completion(engine: Engine) -> None:
+async def test_logprobs_of_a_completion(engine: Engine, request: pytest.FixtureRequest) -> None:
     candidate = (await draw(engine, SAMPLING, 1, "contract-scored"))[0]
     ids = await engine.encode(PROMPT)
     scored = await engine.logprobs(ids, list(candidate.token_ids), "contract-scoring")
     assert len(scored) == len(candidate.token_ids)
-    if not isinstance(engine, FakeEngine):  # whose numbers are made up
+    fakes = request.node.callspec.params["engine"] in {"fake_engine", "ray_engine"}
+    if not fakes:  # whose numbers are made up
         assert scored == pytest.approx(candidate.token_logprobs, abs=2e-3)
     assert await engine.logprobs(ids, [], "contract-scoring-nothing") == []
 
@@ -401,7 +405,7 @@ async def test_penalties_make_tokens_differ(engine: Engine, field: str) -> None:
 async def test_the_least_probability_of_1_is_greedy(
     engine: Engine, request: pytest.FixtureRequest
 ) -> None:
-    if request.node.callspec.params["engine"] in {"fake_engine", "remote_engine"}:
+    if request.node.callspec.params["engine"] in {"fake_engine", "remote_engine", "ray_engine"}:
         pytest.skip("all words of the fake and of the imitation have the same probability")
     greedy = await draw(engine, Sampling(max_tokens=6, temperature=0.0), 1, "contract-min-p-a")
     sampled = await draw(engine, Sampling(max_tokens=6, seed=2, min_p=1.0), 3, "contract-min-p-b")

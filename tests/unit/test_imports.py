@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("service", "training", "vbon")
 HEAVY = (
     "torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "plotly", "opentelemetry", "optuna",
+    "ray",
 )  # fmt: skip
 
 # A room is a folder. Modules directly in a package, and those in ENTRIES, are rooms of their own.
@@ -110,6 +111,9 @@ ROOMS = {
     "service.runtime service.schemas service.store",
     "service.server": "service.app service.auth service.http service.runtime service.settings",
     "service.client": "service.settings",
+    # service: a fleet on Ray Serve
+    "service.fleet": "service.app service.observability service.runtime service.settings vbon.cli "
+    "vbon.engine vbon.engine.remote",
     "service.__main__": "service.auth service.bench.run service.bench service.client "
     "service.observability service.server service.settings vbon.cli",
     "service.loadtest": "vbon.engine",
@@ -281,6 +285,11 @@ def test_only_five_modules_import_vllm() -> None:
     assert users == [
         "engine.py", "host.py", "requests.py", "worker_weights.py", "vllm_generator.py"
     ]  # fmt: skip
+
+
+def test_only_the_fleet_imports_ray() -> None:
+    users = {m.parent.name for p in PACKAGES for m in modules(p) if "ray" in imported(m)}
+    assert users == {"fleet"}
 
 
 def test_strategies_and_routes_know_no_engine_implementation() -> None:

@@ -51,6 +51,11 @@ COMMANDS = {
     "serve": Lazy(
         "service.__main__:cli serve", "Serve policies and a reward model over HTTP.", SERVE
     ),
+    "fleet": Lazy(
+        "service.fleet.commands:fleet_cli",
+        "Serve with front ends, policies and reward models as separate parts on Ray.",
+        SERVE,
+    ),
     "reload": Lazy(
         "service.__main__:cli reload",
         "Make a running server read one of its models again.",

@@ -57,10 +57,9 @@ class Load:
     capacity: int
     served: int = 0
 
-    @property
-    def has_room(self) -> bool:
-        """True if one more sequence would not wait."""
-        return self.in_flight < self.capacity
+    def has_room(self, sequences: int) -> bool:
+        """True if so many more sequences would not wait, or if it is idle."""
+        return self.in_flight == 0 or self.in_flight + sequences <= self.capacity
 
 
 def least_busy(loads: Iterable[Load]) -> str | None:
@@ -164,15 +163,16 @@ class PromptGroup:
         self._affinity, self._prompt, self._prompt_tokens = affinity, prompt, prompt_tokens
         self._used: list[str] = []
 
-    def choose(self, loads: Sequence[Load]) -> str | None:
+    def choose(self, loads: Sequence[Load], sequences: int = 1) -> str | None:
         """The replica of the next sequence; ``None`` if there are none.
 
         Args:
             loads: the replicas that may take it, as they are now.
+            sequences: how many sequences are sent at once.
         """
         if not loads or not self._prompt:
             return least_busy(loads)
-        with_room = {load.name: load for load in loads if load.has_room}
+        with_room = {load.name: load for load in loads if load.has_room(sequences)}
         if not with_room:  # it has to wait in any case
             return least_busy(loads)
         for name in self._used:

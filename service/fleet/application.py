@@ -1,0 +1,198 @@
+"""The Serve application of a fleet: its deployments, and the front end in one of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application, Deployment
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
+from ray.serve.handle import DeploymentHandle
+
+from service.app import create_app
+from service.fleet.engine import RayEngine
+from service.fleet.replicas import PolicyReplica, RewardReplica, open_builder
+from service.fleet.router import PolicyRouter
+from service.fleet.scaling import by_load
+from service.fleet.scorer import RayScorer
+from service.fleet.settings import FleetSettings, Scale
+from service.observability.logs import set_up_logs
+from service.runtime.build import is_adapter
+from service.runtime.runtime import Runtime
+from service.runtime.served_scorer import ServedScorer
+from service.settings import REFERENCE, ServiceSettings
+from vbon.engine import Engine
+from vbon.engine.remote.server import is_remote
+from vbon.errors import CheckpointError
+
+# Calls that a replica takes at once: no limit, since front ends admit requests.
+_ONGOING = 100_000
+
+Handles = dict[str, DeploymentHandle[Any]]
+
+
+class FrontEnd:
+    """The service's application, whose engines and scorers are the other deployments."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: FleetSettings, policies: Handles, scorers: Handles
+    ) -> None:
+        self._settings, self._policies, self._scorers = settings, policies, scorers
+        self._runtime: Runtime | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Build the application in the replica's own process."""
+        service = self._settings.service_settings
+        set_up_logs(service)
+        self._runtime = Runtime(
+            service,
+            {name: self._engine(service, name) for name in service.policies},
+            self._scorer("reward", service.reward),
+            self._scorer("gold", service.gold),
+        )
+        return create_app(self._runtime)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The sequences of this front end that decode or wait."""
+        runtime = self._runtime
+        admission = None if runtime is None else runtime.admission
+        return {"load": 0.0 if admission is None else admission.running + admission.waiting}
+
+    def _engine(self, service: ServiceSettings, policy: str) -> Engine:
+        path = service.policies[policy]
+        handle = self._policies.get(policy)
+        if handle is None:
+            builder = open_builder(self._settings.builder, service)
+            return builder.engines(policy, {})[policy]
+        return RayEngine(handle, policy, path, self._settings.start_timeout_s)
+
+    def _scorer(self, which: str, spec: str | None) -> ServedScorer | None:
+        if spec is None:
+            return None
+        if which not in self._scorers:
+            service = self._settings.service_settings
+            return open_builder(self._settings.builder, service).scorer(which)
+        return RayScorer(self._scorers[which], spec, self._settings.start_timeout_s)
+
+
+def parts(settings: FleetSettings) -> dict[str, Scale]:
+    """The deployments of these settings, each with its scale.
+
+    Raises:
+        CheckpointError: as :func:`build`.
+    """
+    service = settings.service_settings
+    found = {"FrontEnd": settings.front_ends}
+    for policy in dict.fromkeys(_homes(service).values()):
+        found[f"Policy-{policy}"] = settings.policies.get(policy, Scale())
+    if service.reward is not None and not is_remote(service.reward):
+        found["Reward"] = settings.reward
+    if service.gold is not None and not is_remote(service.gold):
+        found["Gold"] = settings.gold
+    return found
+
+
+def build(settings: FleetSettings) -> Application:
+    """The application of these settings, for ``serve.run``.
+
+    Raises:
+        CheckpointError: the reference policy is an adapter, or an adapter's reference policy is remote.
+    """
+    service = settings.service_settings
+    homes = _homes(service)
+    hosted = {
+        policy: _policy_deployment(settings, service, policy).bind(
+            service, policy, settings.builder
+        )
+        for policy in dict.fromkeys(homes.values())
+    }
+    scorers = {
+        which: _reward_deployment(settings, which).bind(service, which, settings.builder)
+        for which, spec in (("reward", service.reward), ("gold", service.gold))
+        if spec is not None and not is_remote(spec)
+    }
+    policies = {policy: hosted[home] for policy, home in homes.items()}
+    front_end = serve.deployment(
+        serve.ingress()(FrontEnd),
+        name="FrontEnd",
+        **_options(settings, settings.front_ends),
+        # A request in flight may take as long as it may at all, and then its answer has to be sent.
+        graceful_shutdown_timeout_s=service.limits.drain_s + 5,
+    )
+    return front_end.bind(settings, policies, scorers)
+
+
+def _homes(service: ServiceSettings) -> dict[str, str]:
+    """The policy whose replicas serve each policy; those at URLs are left out."""
+    homes = {}
+    for policy, path in service.policies.items():
+        if is_remote(path):
+            continue
+        homes[policy] = REFERENCE if is_adapter(path) else policy
+    if homes.get(REFERENCE) is not None and is_adapter(service.policies[REFERENCE]):
+        raise CheckpointError(
+            f"{service.policies[REFERENCE]} is a LoRA adapter; the reference policy must be a full model"
+        )
+    if REFERENCE in homes.values() and REFERENCE not in homes:
+        raise CheckpointError(
+            "a policy is a LoRA adapter, and the reference policy that would serve it is remote; serve the "
+            "adapter on that server too and set its URL#name"
+        )
+    return homes
+
+
+def _policy_deployment(
+    settings: FleetSettings, service: ServiceSettings, policy: str
+) -> Deployment:
+    scale = settings.policies.get(policy, Scale())
+    return _replicas(
+        PolicyReplica,
+        settings,
+        scale,
+        name=f"Policy-{policy}",
+        router={"capacity": service.engine.max_num_seqs, "placement": service.engine.placement},
+    )
+
+
+def _reward_deployment(settings: FleetSettings, which: str) -> Deployment:
+    scale = settings.reward if which == "reward" else settings.gold
+    return _replicas(
+        RewardReplica,
+        settings,
+        scale,
+        name=which.capitalize(),
+        router={"capacity": _ONGOING, "placement": "least-busy"},
+    )
+
+
+def _replicas(
+    kind: type, settings: FleetSettings, scale: Scale, *, name: str, router: dict[str, Any]
+) -> Deployment:
+    return serve.deployment(
+        kind,
+        name=name,
+        request_router_config=RequestRouterConfig(
+            request_router_class=f"{PolicyRouter.__module__}.{PolicyRouter.__name__}",
+            request_router_kwargs=router,
+        ),
+        **_options(settings, scale),
+    )
+
+
+def _options(settings: FleetSettings, scale: Scale) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "max_ongoing_requests": _ONGOING,
+        "health_check_period_s": settings.health_check_s,
+        "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+    }
+    if scale.max_replicas is None:
+        return options | {"num_replicas": scale.replicas}
+    autoscaling = AutoscalingConfig(
+        min_replicas=scale.min_replicas,
+        initial_replicas=scale.replicas,
+        max_replicas=scale.max_replicas,
+        target_ongoing_requests=scale.target,
+        policy=AutoscalingPolicy(policy_function=by_load),
+    )
+    return options | {"autoscaling_config": autoscaling}

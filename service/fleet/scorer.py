@@ -1,0 +1,157 @@
+"""The scorer of a reward model whose replicas run in a Ray cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from contextvars import Context
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from service.fleet.calls import Failure, Trace, reward_failures, unwrapped
+from service.fleet.registry import running_replicas
+from vbon.errors import CheckpointError, RewardDeadError, RewardError
+from vbon.prompts import Prompt
+from vbon.trace_context import trace_headers
+
+ATTEMPTS = 2
+_POLL_S = 0.05
+# Texts of one call, as many as a replica scores at once.
+_MOST_AT_ONCE = 256
+
+_Waiting = tuple[Prompt, str, "asyncio.Future[float | None]", Trace]
+
+
+class RayScorer:
+    """Scores completions at the replicas of a reward model, a deployment of Ray Serve.
+
+    Completions that arrive in one turn of the event loop are one call. The replica makes its batches of the
+    calls of all front ends; a call whose replica dies is sent once more, to another one.
+    """
+
+    def __init__(
+        self, handle: DeploymentHandle[Any], name: str, start_timeout_s: float = 600.0
+    ) -> None:
+        self.name, self.revision = name, "unknown"
+        self._handle, self._start_timeout_s = handle, start_timeout_s
+        self._started = False
+        self._new: list[_Waiting] = []
+        self._calls: set[asyncio.Task[None]] = set()
+        self.waiting = 0
+
+    @property
+    def alive(self) -> bool:
+        """True if at least one replica takes requests."""
+        return self._started and self._replicas > 0
+
+    @property
+    def _replicas(self) -> int:
+        return running_replicas(self._handle.app_name, self._handle.deployment_name)
+
+    async def start(self) -> None:
+        """Wait for the first replica and ask it for its model.
+
+        Raises:
+            CheckpointError: no replica was ready in time.
+        """
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                with reward_failures(self._owner):
+                    self.name, self.revision = await unwrapped(self._handle.describe.remote())
+                while not self._replicas:  # noqa: ASYNC110  (Serve's router has no event for it)
+                    await asyncio.sleep(_POLL_S)
+        except TimeoutError as error:
+            raise CheckpointError(
+                f"no replica of {self._owner} was ready within {self._start_timeout_s:g} s; `serve status` "
+                "tells why"
+            ) from error
+        self._started = True
+
+    async def check(self) -> None:
+        """Do nothing: Serve checks the replicas and replaces those that are dead."""
+
+    async def stop(self) -> None:
+        """Fail the completions that wait; the replicas are Serve's."""
+        self._started = False
+        for call in list(self._calls):
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
+
+    async def warm_up(self) -> None:
+        """Score one text; errors are ignored, since the replicas have warmed up already."""
+        with contextlib.suppress(RewardError):
+            await self.score(Prompt(text="warm"), " up")
+
+    async def score(self, prompt: Prompt, completion: str) -> float | None:
+        """The raw reward, or ``None`` if the model cannot score this text.
+
+        Raises:
+            RewardDeadError: no replica runs, or those that were asked died.
+            RewardError: scoring failed.
+        """
+        if not self.alive:
+            raise RewardDeadError(f"no replica of {self._owner} runs; Serve starts new ones")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[float | None] = loop.create_future()
+        if not self._new:
+            loop.call_soon(self._send, context=Context())
+        self._new.append((prompt, completion, future, trace_headers.get()))
+        self.waiting += 1
+        try:
+            return await future
+        finally:
+            self.waiting -= 1
+
+    def _send(self) -> None:
+        """Send the completions of this turn whose requests have not been cancelled."""
+        new, self._new = [one for one in self._new if not one[2].done()], []
+        for first in range(0, len(new), _MOST_AT_ONCE):
+            call = asyncio.create_task(self._call(new[first : first + _MOST_AT_ONCE]))
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        try:
+            scores = await self._scores(batch)
+        except asyncio.CancelledError:
+            _fail(batch, RewardError("the service is shutting down"))
+            raise
+        except Exception as error:  # whatever it is, its requests must not wait for ever
+            known = isinstance(error, RewardError)
+            failed = error if known else RewardError(f"scoring failed: {type(error).__name__}")
+            _fail(batch, failed)
+            return
+        for (_, _, future, _), score in zip(batch, scores, strict=True):
+            if future.done():
+                continue
+            if isinstance(score, Failure):
+                future.set_exception(score.error)
+            else:
+                future.set_result(score)
+
+    async def _scores(self, batch: list[_Waiting]) -> list[float | Failure | None]:
+        texts = [(prompt, completion) for prompt, completion, _, _ in batch]
+        traces = {id(trace): trace for _, _, _, trace in batch}
+        trace = dict(next(iter(traces.values()))) if len(traces) == 1 else {}
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with reward_failures(self._owner):
+                    scores: list[float | Failure | None] = await unwrapped(
+                        self._handle.score.remote(texts, trace, sequences=len(texts))
+                    )
+                    return scores
+            except RewardDeadError:
+                if attempt == ATTEMPTS or not self.alive:
+                    raise
+        raise AssertionError("unreachable")
+
+    @property
+    def _owner(self) -> str:
+        return f"the reward model {self.name}"
+
+
+def _fail(batch: list[_Waiting], error: Exception) -> None:
+    for _, _, future, _ in batch:
+        if not future.done():
+            future.set_exception(error)

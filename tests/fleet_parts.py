@@ -1,0 +1,132 @@
+"""A fleet without weights on a local Ray cluster: fake engines and rewards in real replicas."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.fleet.settings import FleetSettings
+from service.runtime.batching_scorer import BatchingScorer
+from service.settings import ServiceSettings
+from tests.unit.fakes import FakeReward
+from vbon.engine import Engine
+from vbon.engine.fake import FakeEngine
+
+
+class FragileEngine(FakeEngine):
+    """A fake engine that a prompt of :data:`DEADLY` can kill, as if its process had died."""
+
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        if token_ids == DEADLY:
+            await self.stop()
+        return await super().decode(prompt_token_ids, token_ids)
+
+
+DEADLY = [666]
+
+
+class FakeBuilder:
+    """Builds fake engines; a policy's path says how many milliseconds a token takes: ``fake:2``."""
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self._settings = settings
+
+    def place(self, policy: str, path: str | None) -> None:
+        raise NotImplementedError
+
+    def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
+        path = self._settings.policies[policy]
+        seconds = float(path.partition(":")[2] or 0) / 1000
+        return {policy: FragileEngine(path, max_model_len=4_096, seconds_per_token=seconds)}
+
+    def scorer(self, name: str) -> BatchingScorer:
+        return BatchingScorer(FakeReward())
+
+
+# Small shares of a core, so that all replicas fit on any machine.
+SMALL = {"cpus": 0.1}
+APPLICATION = "vbon-test"
+
+
+@dataclass
+class Fleet:
+    """A running fleet of two front ends, two replicas of ``ref``, one of ``vbon`` and two of the reward."""
+
+    url: str
+    settings: FleetSettings
+
+    @classmethod
+    @contextmanager
+    def started(cls, directory: Path) -> Iterator[Fleet]:
+        """Start a cluster and a fleet; end both with all of their processes."""
+        import ray
+        from ray import serve
+
+        from service.fleet import app
+        from tests.unit.openai_imitation import free_port
+
+        settings = FleetSettings(
+            service={
+                "policies": {"ref": "fake:2", "vbon": "fake:2"},
+                "reward": "fake",
+                "store": f"sqlite:///{directory}/store.db",
+            },
+            builder="tests.fleet_parts:FakeBuilder",
+            front_ends={"replicas": 2, **SMALL},  # type: ignore[arg-type]
+            policies={"ref": {"replicas": 2, **SMALL}, "vbon": SMALL},  # type: ignore[dict-item]
+            reward={"replicas": 2, **SMALL},  # type: ignore[arg-type]
+            health_check_s=1.0,
+        )
+        os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
+        port = free_port()
+        # The sockets' paths have 107 bytes at most, so Ray's directory is not below pytest's.
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=100 * 2**20,
+        )
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.run(app(settings), name=APPLICATION, route_prefix="/")
+            yield cls(f"http://127.0.0.1:{port}", settings)
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+    def engine(self, policy: str) -> Any:
+        """An engine of this process over a policy's replicas."""
+        from ray import serve
+
+        from service.fleet.engine import RayEngine
+
+        handle = serve.get_deployment_handle(f"Policy-{policy}", APPLICATION)
+        return RayEngine(handle, policy, self.settings.service_settings.policies[policy], 60)
+
+    def scorer(self) -> Any:
+        """A scorer of this process over the reward model's replicas."""
+        from ray import serve
+
+        from service.fleet.scorer import RayScorer
+
+        return RayScorer(serve.get_deployment_handle("Reward", APPLICATION), "fake", 60)
+
+    def kill(self, deployment: str, count: int = 1) -> int:
+        """Kill processes of a deployment with SIGKILL; return how many were killed."""
+        import psutil
+
+        title = f"ray::ServeReplica:{APPLICATION}:{deployment}"
+        found = [
+            one.pid
+            for one in psutil.process_iter(["cmdline"])
+            if " ".join(one.info["cmdline"] or []).startswith(title)
+        ]
+        for pid in found[:count]:
+            os.kill(pid, signal.SIGKILL)
+        return len(found[:count])

@@ -1,0 +1,300 @@
+"""The service as a fleet on Ray: its API, its scorer, and what becomes of requests when parts are killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+pytest.importorskip("ray", reason="a fleet needs the extra fleet")
+
+from tests.unit.fakes import score_text
+from vbon.engine import Sampling
+from vbon.errors import EngineDeadError
+from vbon.prompts import Prompt
+
+if TYPE_CHECKING:
+    from tests.fleet_parts import Fleet
+
+pytestmark = pytest.mark.ray
+
+BODY = {"prompt": "the film was " + "long " * 20, "n": 8, "max_tokens": 24, "seed": 3}
+LONG = {"prompt": "p" * 200, "n": 8, "max_tokens": 400, "ignore_eos": True}
+# Statuses with which a request may end when a part that it used was killed.
+CLEAR = {200, 500, 502, 503, 504}
+
+
+@pytest.fixture
+async def client(fleet: Fleet) -> AsyncGenerator[httpx.AsyncClient, None]:
+    async with httpx.AsyncClient(base_url=fleet.url, timeout=60) as found:
+        await ready(found)
+        yield found
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110  (other processes' states)
+            await asyncio.sleep(0.05)
+
+
+async def ready(client: httpx.AsyncClient) -> None:
+    """Wait until both front ends, which the proxy asks in turns, are ready."""
+
+    async def well() -> bool:
+        answers = [await client.get("/readyz") for _ in range(6)]
+        return all(answer.status_code == 200 for answer in answers)
+
+    await eventually(well)
+
+
+async def post(client: httpx.AsyncClient, body: dict[str, Any], mode: str = "bon") -> Any:
+    answer = await client.post(f"/generate?mode={mode}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+async def loads(fleet: Fleet, policy: str = "ref") -> list[float]:
+    """The sequences that each replica of a policy decodes; none while one that died is still listed."""
+    from ray import serve
+    from ray.exceptions import RayActorError
+
+    from tests.fleet_parts import APPLICATION
+
+    handle = serve.get_deployment_handle(f"Policy-{policy}", APPLICATION)
+    try:
+        found = await handle.broadcast("record_autoscaling_stats").results_async()
+    except RayActorError:
+        return []
+    return [stats["load"] for stats in found]
+
+
+async def test_answers_are_those_of_the_service_without_ray(client: httpx.AsyncClient) -> None:
+    from tests.unit.fakes import make_runtime, serving
+    from vbon.engine.fake import FakeEngine
+
+    through_ray = await post(client, BODY)
+    engines = {name: FakeEngine("fake:2", max_model_len=4_096) for name in ("ref", "vbon")}
+    async with serving(make_runtime(engines=engines)) as (_, alone):
+        expected = await post(alone, BODY)
+    for field in ("text", "reward", "usage", "sampling", "finish_reason"):
+        assert through_ray.get(field) == expected.get(field), field
+
+
+async def test_errors_are_those_of_the_service(client: httpx.AsyncClient) -> None:
+    too_long = await client.post("/generate?mode=bon", json={**BODY, "prompt": "x" * 5_000})
+    assert too_long.status_code == 422
+    assert "context_length_exceeded" in too_long.text
+    unknown = await client.post("/generate?mode=bon", json={**BODY, "promt": "x"})
+    assert unknown.json()["error"]["param"] == "promt"
+    assert (await client.get("/")).status_code == 200
+
+
+async def test_a_stream_arrives_while_it_is_decoded(client: httpx.AsyncClient) -> None:
+    body = {"prompt": "p" * 40, "max_tokens": 200, "ignore_eos": True, "stream": True}
+    pieces = []
+    async with client.stream("POST", "/generate?mode=ref", json=body) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("data:"):
+                pieces.append(json.loads(line.removeprefix("data:")))
+    assert len(pieces) > 10
+    assert "error" not in pieces[-1]
+
+
+async def test_a_client_that_leaves_aborts_its_sequences(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    for streamed in (False, True):
+        body = {**LONG, "max_tokens": 3_000, "stream": streamed}
+        leaving = asyncio.create_task(client.post("/generate?mode=bon", json=body))
+
+        async def decoding() -> bool:
+            return sum(await loads(fleet)) == 8
+
+        await eventually(decoding)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+
+        async def idle() -> bool:
+            return sum(await loads(fleet)) == 0
+
+        # Decoding would take 6 s more.
+        await eventually(idle, 4)
+
+
+async def test_candidates_stay_at_one_replica(fleet: Fleet) -> None:
+    engine = fleet.engine("ref")
+    await engine.start()
+    sampling = Sampling(max_tokens=1_000, seed=1, ignore_eos=True)
+    for letter in "abc":
+        ids = await engine.encode(Prompt(text=letter * 300))
+        async with aclosing(engine.generate(ids, sampling, 16, f"stay-{letter}")) as candidates:
+            task = asyncio.ensure_future(anext(candidates))
+
+            async def decoding() -> bool:
+                return sum(await loads(fleet)) == 16
+
+            await eventually(decoding)
+            assert sorted(await loads(fleet)) == [0, 16]
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        async def idle() -> bool:
+            return sum(await loads(fleet)) == 0
+
+        await eventually(idle)
+    await engine.stop()
+
+
+async def test_texts_of_concurrent_requests_are_scored_each_for_itself(fleet: Fleet) -> None:
+    scorer = fleet.scorer()
+    await scorer.start()
+    assert (scorer.name, scorer.revision) == ("fake-reward", "fake")
+    texts = [f" good{' dull' * i}" for i in range(300)]
+    scores = await asyncio.gather(*(scorer.score(Prompt(text="p"), text) for text in texts))
+    assert scores == [score_text(text) for text in texts]
+    gone = [asyncio.create_task(scorer.score(Prompt(text="p"), "x")) for _ in range(5)]
+    await asyncio.sleep(0)
+    for task in gone:
+        task.cancel()
+    await asyncio.gather(*gone, return_exceptions=True)
+    assert scorer.waiting == 0
+    await scorer.stop()
+
+
+# Faults
+
+
+async def all_answered(
+    client: httpx.AsyncClient, kill: Callable[[], int], seeds: range
+) -> dict[int, httpx.Response]:
+    """Send requests, kill something while they run, and return every answer by its seed."""
+    sent = {
+        seed: asyncio.create_task(
+            client.post("/generate?mode=bon", json={**LONG, "seed": seed, "timeout_s": 30})
+        )
+        for seed in seeds
+    }
+    await asyncio.sleep(0.4)
+    assert kill() == 1
+    async with asyncio.timeout(60):  # nobody waits for ever
+        answers = await asyncio.gather(*sent.values())
+    return dict(zip(sent, answers, strict=True))
+
+
+def told(answers: dict[int, httpx.Response]) -> Counter[int]:
+    for answer in answers.values():
+        assert answer.status_code in CLEAR, answer.text
+        assert answer.text
+    return Counter(answer.status_code for answer in answers.values())
+
+
+async def test_candidates_of_a_killed_policy_replica_are_drawn_again(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    seeds = range(12)
+    expected = {seed: await post(client, {**LONG, "seed": seed}) for seed in seeds[:2]}
+    answers = await all_answered(client, lambda: fleet.kill("Policy-ref"), seeds)
+    assert told(answers) == {200: 12}
+    for seed, one in expected.items():
+        assert answers[seed].json()["text"] == one["text"]
+
+    async def replaced() -> bool:
+        return len(await loads(fleet)) == 2
+
+    await eventually(replaced)
+    await ready(client)
+
+
+async def test_a_dead_engine_in_a_live_replica_costs_no_answer_and_is_replaced(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    from tests.fleet_parts import DEADLY
+
+    engine = fleet.engine("ref")
+    await engine.start()
+    ids = await engine.encode(Prompt(text="q" * 100))
+    sampling = Sampling(max_tokens=400, seed=5, ignore_eos=True)
+
+    async def draw() -> dict[int, str]:
+        async with aclosing(engine.generate(ids, sampling, 8, "dead")) as candidates:
+            return {candidate.index: candidate.text async for candidate in candidates}
+
+    expected = await draw()
+    drawing = [asyncio.create_task(draw()) for _ in range(4)]
+    await asyncio.sleep(0.2)
+    await engine.decode([], DEADLY)  # one of the two engines
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*drawing) == [expected] * 4
+    # The dead engine's replica has the prefix, and takes calls until Serve has looked.
+    assert await draw() == expected
+    await engine.stop()
+
+    async def replaced() -> bool:
+        return len(await loads(fleet)) == 2
+
+    await eventually(replaced)
+    await ready(client)
+
+
+async def test_without_a_policy_replica_requests_fail_at_once_and_then_work_again(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    assert fleet.kill("Policy-vbon") == 1
+    seen = set()
+
+    async def failed() -> bool:
+        async with asyncio.timeout(20):
+            answer = await client.post("/generate?mode=vbon", json={**BODY, "n": 1})
+        seen.add(answer.status_code)
+        return answer.status_code == 200
+
+    await eventually(failed)
+    assert seen <= {200, 503}
+    await ready(client)
+
+
+async def test_a_killed_reward_replica_costs_no_answer(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    answers = await all_answered(client, lambda: fleet.kill("Reward"), range(20, 32))
+    assert told(answers) == {200: 12}
+    await ready(client)
+
+
+async def test_a_killed_front_end_fails_its_own_requests_only(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    answers = await all_answered(client, lambda: fleet.kill("FrontEnd"), range(40, 52))
+    counts = told(answers)
+    assert counts[200] >= 1
+    await ready(client)
+    assert (await post(client, BODY))["text"]
+
+    async def idle() -> bool:
+        return await loads(fleet) == [0, 0]
+
+    # Sequences of the front end that died are not decoded to their end for nobody.
+    await eventually(idle)
+
+
+async def test_a_stream_whose_replica_dies_ends_with_an_error(fleet: Fleet) -> None:
+    engine = fleet.engine("vbon")
+    await engine.start()
+    ids = await engine.encode(Prompt(text="p" * 100))
+    sampling = Sampling(max_tokens=2_000, seed=1, ignore_eos=True)
+
+    async def watch() -> None:
+        async with asyncio.timeout(20), aclosing(engine.stream(ids, sampling, 0, "x")) as partials:
+            async for partial in partials:
+                if len(partial.token_ids) > 20:
+                    fleet.kill("Policy-vbon")
+
+    with pytest.raises(EngineDeadError, match="has died"):
+        await watch()
+    await engine.stop()

@@ -1,0 +1,127 @@
+"""The settings of a fleet, its scaling, and the errors that cross between its processes."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+import vbon.errors
+from service import fleet
+from service.fleet.settings import FleetSettings, Scale
+from vbon.errors import (
+    CandidateCountError,
+    InvalidInputError,
+    OverloadedError,
+    PromptTooLongError,
+    StoreError,
+    VbonError,
+)
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def test_the_shipped_configuration_is_a_fleet() -> None:
+    pytest.importorskip("yaml")
+    from service.fleet.config_file import read_fleets
+
+    [(name, settings)] = read_fleets(DOCS / "fleet.yaml").items()
+    assert name == "vbon"
+    assert settings.policies["ref"].max_replicas == 4
+    assert settings.service_settings.policies == {"ref": "sandbox/policy", "vbon": "sandbox/vbon"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("applications: 3", "not a configuration of Ray Serve"),
+        ("[", "not a configuration of Ray Serve"),
+        ("applications: [{import_path: other:app}]", "no application with import_path"),
+        (
+            "applications: [{import_path: 'service.fleet:app', args: {replica: 3}}]",
+            "Extra inputs are not permitted",
+        ),
+        (
+            "applications: [{import_path: 'service.fleet:app', args: {service: {prot: 3}}}]",
+            "prot",
+        ),
+    ],
+)
+def test_a_wrong_configuration_says_what_is_wrong(tmp_path: Path, content: str, words: str) -> None:
+    pytest.importorskip("yaml")
+    from service.fleet.config_file import read_fleets
+
+    file = tmp_path / "fleet.yaml"
+    file.write_text(content)
+    with pytest.raises(InvalidInputError, match=words):
+        read_fleets(file)
+
+
+def test_policies_that_the_service_does_not_have_are_refused() -> None:
+    with pytest.raises(ValidationError, match="policies names other"):
+        FleetSettings(service={"policies": {"ref": "x"}}, policies={"other": Scale()})
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        {"expected": ["vbon"]},
+        {"distil": {"policy": "live", "dir": "answers"}, "store": "sqlite:///x.db"},
+    ],
+)
+def test_what_a_fleet_cannot_do_is_refused(service: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="which a fleet cannot"):
+        FleetSettings(service=service)
+
+
+def test_replicas_lie_between_their_limits() -> None:
+    with pytest.raises(ValidationError, match="outside of min_replicas 2"):
+        Scale(replicas=1, min_replicas=2, max_replicas=4)
+    assert Scale(replicas=3).max_replicas is None
+
+
+def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "find_spec", lambda _: None)
+    with pytest.raises(InvalidInputError, match=r"pip install -e '\.\[fleet\]'"):
+        fleet.app(FleetSettings())
+
+
+@pytest.mark.parametrize(
+    ("load", "replicas"), [(0, 1), (1, 1), (64, 1), (65, 2), (128, 2), (640, 10)]
+)
+def test_replicas_follow_the_load(load: float, replicas: int) -> None:
+    from service.fleet.scaling import wanted_replicas
+
+    assert wanted_replicas(load, 64.0) == replicas
+
+
+# Errors are pickled between processes.
+
+EXAMPLES = [
+    InvalidInputError("wrong", field="prompt"),
+    PromptTooLongError(prompt_tokens=9, max_tokens=8, limit=10),
+    PromptTooLongError.unread(size=10**6, most=100, limit=10),
+    CandidateCountError(expected=3, received=2),
+    OverloadedError("full", retry_after_s=2.5),
+    StoreError("told", log_text="logged"),
+]
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_errors_cross_processes_whole(error: VbonError) -> None:
+    error.log_text = error.log_text or "for the log"
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
+
+
+def test_every_error_can_cross() -> None:
+    for _, kind in inspect.getmembers(vbon.errors, inspect.isclass):
+        if issubclass(kind, VbonError):
+            bare = kind.__new__(kind)
+            bare.args = ("text",)
+            assert str(pickle.loads(pickle.dumps(bare))) == "text"
