@@ -97,6 +97,10 @@ class CorrectedBon(Reranker):
         """Twice n if the target may have to draw as well."""
         return num_samples * (2 if self.fallback == "redraw" else 1)
 
+    def independent(self, num_samples: int) -> int | None:
+        """The n of the proposal, if a fallback can add no candidates of another policy."""
+        return num_samples if self.target == "ref" or self.fallback == "best" else None
+
     def check(self, sampling: Sampling, engine: Engine) -> None:
         """Refuse sampling whose log-probabilities the engine does not tell."""
         if "response_format" in sampling.steering:

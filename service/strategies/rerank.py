@@ -137,9 +137,13 @@ class Reranker(Strategy):
             tokens_of(collected.candidates),
             details,
         )
-        if self.needs_reward or resources.scorer is None or not task.score:
+        if self.needs_reward:
             return outcome
-        return await with_reward(outcome, task, resources.scorer)
+        scorer = resources.scorer if task.score else None
+        for one in collected.candidates:
+            if scorer is None or one is not selected:
+                task.observer.scored(one)  # without a score, which this rule does not need
+        return outcome if scorer is None else await with_reward(outcome, task, scorer)
 
 
 def reshaped(sampling: Sampling) -> bool:

@@ -56,8 +56,10 @@ def check_order(model: str, answer: dict[str, Any], one: dict[str, Any]) -> None
     whole = [c for c in answer["vbon"]["candidates"] if c["finish_reason"] != "rejected"]
     selected = answer["vbon"]["selected_index"]
     others = sorted(
-        (c for c in whole if c["index"] != selected), key=lambda c: (-c["reward"], c["index"])
+        (c for c in whole if c["index"] != selected),
+        key=lambda c: (-(c["reward"] or 0), c["index"]),  # self-certainty scores only its choice
     )
+    assert model == "self-certainty" or None not in [c["reward"] for c in whole]
     wanted = [next(c for c in whole if c["index"] == selected), *others][:N]
     assert [text_of(choice) for choice in answer["choices"]] == [c["text"] for c in wanted]
     told = [(one["selected_index"], one["reward"]) for one in answer["vbon"]["answers"]]

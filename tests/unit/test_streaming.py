@@ -106,8 +106,12 @@ async def test_candidates_and_progress_of_every_mode(mode: str) -> None:
     steps = seen.named("progress")
     assert [s["scored"] for s in steps] == sorted(s["scored"] for s in steps)
     count = len(candidates)
-    assert (steps[-1]["finished"], steps[-1]["scored"], steps[-1]["total"]) == (count, count, 8)
+    most = 16 if mode == "corrected-bon" else 8  # which may draw as many again
+    assert (steps[-1]["finished"], steps[-1]["scored"], steps[-1]["total"]) == (count, count, most)
     kept = [c for c in candidates if c["finish_reason"] != "rejected"]
+    if mode == "self-certainty":  # which scores its choice alone
+        kept = [c for c in kept if c["reward"] is not None]
+        assert [c["index"] for c in kept] == [answer["selected_index"]]
     best = max(kept, key=lambda c: (c["reward"], -c["index"]))
     assert (steps[-1]["best_reward"], steps[-1]["best_index"]) == (best["reward"], best["index"])
     assert not seen.named("token")

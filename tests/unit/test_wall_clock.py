@@ -30,10 +30,13 @@ READERS = {
     "service/observability/otel_spans.py": "the start of a span, whose end is that plus a duration",
     "service/routes/score.py": "`created` of OpenAI's answers",
     "service/runtime/runtime.py": "`created` of OpenAI's models",
+    "service/store/auto.py": "the date of a table",
     "service/store/distil.py": "the date of a rollout's state",
     "service/store/preferences.py": "the date of a preference",
+    "service/tune/config.py": "the name of a directory",
     "vbon/distil/directory.py": "the age of answers, which is kept over restarts",
     "vbon/distil/loop/run.py": "an estimate of when a round begins, which is only shown",
+    "vbon/measured/table.py": "the date of a table",
     "vbon/storage/provenance.py": "the date of an output",
 }
 WALL = {
