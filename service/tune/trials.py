@@ -120,7 +120,7 @@ class Trials:
         if name == DRAWINGS:
             return Proposal(study, trial, drawing=self._drawing(trial))
         mode = name
-        drawing = self._drawing(trial)
+        drawing = self._drawing(trial, _guide(self.space.live[mode]))
         n_axis = Range(low=2, high=self.space.n_max, integer=True) if self.space.n_max > 2 else None
         n = suggest(trial, "n", n_axis) if n_axis is not None else self.space.n_max
         axes = self.space.live[mode]
@@ -129,10 +129,15 @@ class Trials:
             study, trial, setting=setting_of(mode, drawing, int(n), settings, live=True)
         )
 
-    def _drawing(self, trial: optuna.Trial) -> Drawing:
+    def _drawing(self, trial: optuna.Trial, guide: str = "") -> Drawing:
+        """The drawing that a trial proposes, of another policy than the guide if there is one."""
         axes = self.space.drawing
+        policy = axes["policy"]
+        if isinstance(policy, Values):
+            others = tuple(one for one in policy.values if one != guide)
+            policy = Values(values=others) if others else policy
         return Drawing(
-            str(suggest(trial, "policy", axes["policy"])),
+            str(suggest(trial, "policy", policy)),
             float(suggest(trial, "temperature", axes["temperature"])),
             float(suggest(trial, "top_p", axes["top_p"])),
             self.space.max_tokens,
@@ -164,6 +169,12 @@ class Trials:
 
         proposal.trial.set_user_attr("error", reason)
         proposal.study.tell(proposal.trial, state=optuna.trial.TrialState.FAIL)
+
+
+def _guide(axes: Mapping[str, Range | Values]) -> str:
+    """The policy that guides a mode's search if it is fixed: the mode cannot draw from it."""
+    axis = axes.get("guide")
+    return str(axis.values[0]) if isinstance(axis, Values) and is_fixed(axis) else ""
 
 
 def _all_values(axis: Range | Values) -> list[Any]:

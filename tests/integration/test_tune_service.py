@@ -198,6 +198,16 @@ async def test_a_live_mode_is_measured_and_one_that_the_server_refuses_is_a_fail
     assert all("guide" in one["error"] for one in found.failed)
 
 
+async def test_a_guided_mode_draws_from_another_policy_than_its_guide(
+    tmp_path: Path, url: str
+) -> None:
+    space = 'n_max = 3\nmax_tokens = 4\ntemperature = 1.0\ntop_p = 1.0\nmodes = ["bon", "treebon"]'
+    found, _ = await tuned(settings_of(tmp_path, url, space=space, target="reward >= 1", trials=4))
+    live = [row.setting for row in found.rows if row.setting.live]
+    assert {setting.drawing.policy for setting in live} == {"ref"}
+    assert not found.failed
+
+
 async def test_figures_of_other_models_are_not_mixed(tmp_path: Path) -> None:
     """The server's policy has another revision after the second trial."""
     runtime = make_runtime(engines=planted())
