@@ -76,24 +76,34 @@ def check_groups(items: list[pytest.Item]) -> None:
 
 # Unit tests that take longest; they begin first, so that no process ends with them alone.
 SLOW_FILES = (
-    "test_loadtests.py",
-    "test_loadtest_results.py",
     "test_objectives.py",
-    "test_report.py",
-    "test_encoder.py",
-    "test_reward_worker.py",
-    "test_selection_rules.py",
-    "test_store.py",
     "test_imports.py",
-    "test_finished_runs.py",
-    "test_one_connection_each.py",
-    "test_cache.py",
+    "test_report.py",
+    "test_live_rollout.py",
+    "test_encoder.py",
+    "test_study.py",
     "test_engine_starts.py",
+    "test_selection_rules.py",
+    "test_loadtest_results.py",
+    "test_finished_runs.py",
+    "test_store.py",
+    "test_loadtest.py",
+    "test_real_model.py",
+    "test_strategies.py",
+    "test_cache.py",
+    "test_one_connection_each.py",
+    "test_reward_worker.py",
+    "test_behind_nginx.py",
+    "test_loadtest_coverage.py",
+    "test_loadtest_service.py",
     "test_overload_latency.py",
-    "test_loadtest_verdict.py",
+    "test_remote_engine.py",
     "test_service_bench.py",
     "test_engine_args.py",
 )
+
+# Files of unit tests that go to one process with another, whose preloaded interpreter they use too.
+WITH = {"tests/unit/test_commands_read_files.py": "tests/unit/test_imports.py"}
 
 
 def place_in_order(nodeid: str) -> tuple[int, int]:
@@ -118,4 +128,5 @@ class GroupScheduling(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         # Tests of one file share fixtures, which each process would make again.
-        return group_of(nodeid) or (file if file.startswith("tests/unit/") else nodeid)
+        own = WITH.get(file, file) if file.startswith("tests/unit/") else nodeid
+        return group_of(nodeid) or own
