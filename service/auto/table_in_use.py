@@ -16,6 +16,7 @@ from service.runtime.runtime import Runtime
 from service.settings import AUTO
 from service.store import Store, delete_auto_table, read_auto_table, save_auto_table
 from service.store.async_store import AsyncStore
+from vbon.concurrency import forget_failure
 from vbon.errors import InvalidInputError, NotFoundError, StoreError
 from vbon.measured.hardware import describe_hardware
 from vbon.measured.table import MeasuredTable, read_table
@@ -149,7 +150,9 @@ class TableInUse:
                 then()
                 self.stored = self._store.where is not None and self.table is not None
 
-        await asyncio.shield(asyncio.ensure_future(both()))
+        changing = asyncio.create_task(both(), name="change-auto-table")
+        changing.add_done_callback(forget_failure)
+        await asyncio.shield(changing)
 
     def _adopt(self, table: MeasuredTable | None, source: Source = "request") -> None:
         self.table, self.source, self._known = table, source, None
