@@ -20,14 +20,19 @@ _POLL_S = 0.05
 # Texts of one call, as many as a replica scores at once.
 _MOST_AT_ONCE = 256
 
+# Calls in flight for each replica: one that is being scored, and the one after it. A call takes 2 ms of a
+# core, so that one for each completion would cost more than the rest of a request.
+_CALLS_PER_REPLICA = 2
+
 _Waiting = tuple[Prompt, str, "asyncio.Future[float | None]", Trace]
 
 
 class RayScorer:
     """Scores completions at the replicas of a reward model, a deployment of Ray Serve.
 
-    Completions that arrive in one turn of the event loop are one call. The replica makes its batches of the
-    calls of all front ends; a call whose replica dies is sent once more, to another one.
+    Completions that arrive while :data:`_CALLS_PER_REPLICA` calls are in flight form the next one. The
+    replica makes its batches of the calls of all front ends; a call whose replica dies is sent once more,
+    to another one.
     """
 
     def __init__(
@@ -74,6 +79,8 @@ class RayScorer:
     async def stop(self) -> None:
         """Fail the completions that wait; the replicas are Serve's."""
         self._started = False
+        waiting, self._new = self._new, []
+        _fail(waiting, RewardError("the service is shutting down"))
         for call in list(self._calls):
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
@@ -104,12 +111,18 @@ class RayScorer:
             self.waiting -= 1
 
     def _send(self) -> None:
-        """Send the completions of this turn whose requests have not been cancelled."""
-        new, self._new = [one for one in self._new if not one[2].done()], []
-        for first in range(0, len(new), _MOST_AT_ONCE):
-            call = asyncio.create_task(self._call(new[first : first + _MOST_AT_ONCE]))
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+        """Send the completions whose requests have not been cancelled, as far as calls may be made."""
+        while self._new and len(self._calls) < _CALLS_PER_REPLICA * max(1, self._replicas):
+            waiting = [one for one in self._new if not one[2].done()]
+            batch, self._new = waiting[:_MOST_AT_ONCE], waiting[_MOST_AT_ONCE:]
+            if batch:
+                call = asyncio.create_task(self._call(batch), context=Context())
+                self._calls.add(call)
+                call.add_done_callback(self._ended)
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        self._send()
 
     async def _call(self, batch: list[_Waiting]) -> None:
         try:

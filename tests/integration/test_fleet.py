@@ -16,7 +16,7 @@ pytest.importorskip("ray", reason="a fleet needs the extra fleet")
 
 from tests.unit.fakes import score_text
 from vbon.engine import Sampling
-from vbon.errors import EngineDeadError
+from vbon.errors import EngineDeadError, RewardError
 from vbon.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -165,6 +165,17 @@ async def test_texts_of_concurrent_requests_are_scored_each_for_itself(fleet: Fl
     await asyncio.gather(*gone, return_exceptions=True)
     assert scorer.waiting == 0
     await scorer.stop()
+
+
+async def test_stopping_fails_what_still_waits_for_its_score(fleet: Fleet) -> None:
+    scorer = fleet.scorer()
+    await scorer.start()
+    waiting = [asyncio.create_task(scorer.score(Prompt(text="p"), f" {i}")) for i in range(2_000)]
+    await asyncio.sleep(0)
+    await scorer.stop()
+    async with asyncio.timeout(20):
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(one) for one in ended if not isinstance(one, float)} == {RewardError}
 
 
 # Faults
