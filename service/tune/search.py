@@ -346,8 +346,9 @@ class Search:
                 "best_price": None if overall is None else overall.price,
             }
         )
+        tried = f"{proposal.label}: " if proposal.setting is None else ""
         self._say(
-            f"trial {self._trials.done}: {proposal.label}: {winner.setting.label} has "
+            f"trial {self._trials.done}: {tried}{winner.setting.label} has "
             f"{self._question.metric} {gain.mean:.4g} at {price_text(self._question, winner.price)}{state}; "
             f"best so far: {so_far}"
         )
@@ -415,7 +416,9 @@ class Search:
             return
         for row in survivors:
             if await self._bears_load(row):
-                found.status, found.recommended = "recommended", row
+                measured = self._as_measured_under_load(row)
+                found.tested = [measured if one is row else one for one in found.tested]
+                found.status, found.recommended = "recommended", measured
                 return
         found.status, found.nearest = "unmet", survivors[0]
         found.notes.append("No setting that reaches the target bore the stated load.")
@@ -474,6 +477,11 @@ class Search:
         if reason:
             self.found.notes.append(f"{row.setting.label} did not bear the load: {reason}.")
         return not reason
+
+    def _as_measured_under_load(self, row: Priced) -> Priced:
+        """The row with its own latency in the place of one that was interpolated."""
+        level = self._levels["test"]
+        return priced(self._question, [row.measured], level, self._latency)[0]
 
     def _stress_failure(self, timing: Timing | None) -> str:
         if timing is None:

@@ -119,6 +119,8 @@ async def test_the_planted_best_setting_is_found_and_served(tmp_path: Path, url:
     record = json.loads((out / "tune.json").read_text())
     assert record["recommendation"]["policy"] == "vbon"
     assert record["stress"][-1]["failure"] is None
+    under_load = record["stress"][-1]["timing"]["p95_s"]
+    assert record["recommendation"]["latency_p95_s"] == under_load
     table = read_table(out / "table.json")
     assert {row.policy for row in table.rows} == {"ref", "vbon"}
     assert all(row.latency_p95_s is not None for row in table.rows if row.mode == "bon")
