@@ -94,7 +94,8 @@ class Fleet:
         )
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(app(settings), name=APPLICATION, route_prefix="/")
+            # As from a file.
+            serve.run(app(settings.model_dump()), name=APPLICATION, route_prefix="/")
             yield cls(f"http://127.0.0.1:{port}", settings)
         finally:
             serve.shutdown()

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 
-def app(args: FleetSettings) -> Application:
-    """The Serve application of these arguments.
+def app(args: FleetSettings | dict[str, Any]) -> Application:
+    """The Serve application of these arguments, which Serve reads from its file as a dictionary.
 
     Raises:
         InvalidInputError: Ray Serve is not installed.
@@ -24,7 +24,7 @@ def app(args: FleetSettings) -> Application:
     check_ray()
     from service.fleet.application import build
 
-    return build(args)
+    return build(args if isinstance(args, FleetSettings) else FleetSettings(**args))
 
 
 def check_ray() -> None:
