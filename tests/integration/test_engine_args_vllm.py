@@ -28,15 +28,15 @@ async def test_arguments_reach_the_engine_and_it_tells_the_likelihood_of_what_it
     sandbox: Path,
 ) -> None:
     """The likelihoods are compared with transformers' logits, shaped by hand."""
-    args = {"enable_prefix_caching": False, "max_num_batched_tokens": 777}
-    engine = engine_with(sandbox, args, sampled_logprobs=True)
+    args = {"enable_prefix_caching": False, "max_num_batched_tokens": 40}
+    engine = engine_with(sandbox, args, sampled_logprobs=True, max_num_seqs=16)
     assert engine.info.sampled_logprobs
     policy, _, _ = load_policy(str(sandbox / "policy"))
     prompt, shaped = [5, 6, 7], Sampling(max_tokens=6, temperature=0.5, top_k=3, seed=1)
     try:
         await engine.start()
         config = engine.host.llm.vllm_config
-        assert config.scheduler_config.max_num_batched_tokens == 777
+        assert config.scheduler_config.max_num_batched_tokens == 40
         assert config.cache_config.enable_prefix_caching is False
         for sampling in (shaped, replace(shaped, temperature=1.0, top_k=0)):
             drawn = [
@@ -57,8 +57,25 @@ async def test_arguments_reach_the_engine_and_it_tells_the_likelihood_of_what_it
                 plain = policy(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             wanted = plain.gather(-1, ids[0, len(prompt) :, None])[:, 0]
             assert own == pytest.approx(wanted.tolist(), abs=1e-3)
+        await check_prompts_read_in_parts(engine)
     finally:
         await engine.stop()
+
+
+async def check_prompts_read_in_parts(engine: VllmEngine) -> None:
+    """A step of this engine has room for 40 tokens, so of eight prompts at once most are read in parts.
+
+    Their seeded samples are those of prompts that come one by one.
+    """
+    prompt, sampling = [5 + i % 50 for i in range(30)], Sampling(max_tokens=6, seed=4)
+    together = [one async for one in engine.generate(prompt, sampling, 8, "together")]
+    alone = [
+        [one async for one in engine.generate(prompt, sampling, 1, f"alone{i}", i)]
+        for i in range(8)
+    ]
+    found = [list(one.token_ids) for one in sorted(together, key=lambda one: one.index)]
+    assert found == [list(one.token_ids) for (one,) in alone]
+    assert len({tuple(ids) for ids in found}) > 1
 
 
 @pytest.mark.parametrize(

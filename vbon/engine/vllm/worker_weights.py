@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+import vbon.engine.vllm.worker_generators  # noqa: F401  (it mends the sampling of every worker on a CPU)
+
 
 class WorkerWeights:
     """The methods; vLLM makes this class a base of its worker's (``worker_extension_cls``)."""
