@@ -72,6 +72,22 @@ async def test_the_verdict_is_the_report_s_and_follows_what_is_put_in(
         await assert_accessible(page)
 
 
+async def test_training_has_the_price_that_the_load_test_gave_it(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    run = decided_run(training_price=8.0)
+    (pair,) = LoadTestResult.model_validate(run).break_even
+    async with hosted(runtime_with(tmp_path, run)) as url:
+        page = await visitor.open(url)
+        await expect(page.locator(".headline")).to_contain_text("Fine-tuning (vbon) pays after")
+        found = await page.evaluate(COMPUTED, {})
+        assert found["paysAfter"]["point"] == pytest.approx(pair.requests)
+        assert found["total"] == pytest.approx(8 * HOURS + 1e6 * 2 / 3600 / 300)
+        # Another price of serving leaves that of training as it is.
+        other = await page.evaluate(COMPUTED, {"price": 4})
+        assert other["paysAfter"]["point"] == pytest.approx((pair.requests or 0) / 2)
+
+
 async def test_a_slider_changes_the_words_and_the_address_and_a_reset_undoes_it(
     visitor: Visitor, tmp_path: Path
 ) -> None:

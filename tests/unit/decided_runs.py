@@ -83,6 +83,7 @@ def decided_run(
     *,
     rounds: int = 5,
     hours: float | None = HOURS,
+    training_price: float | None = None,
     revision: str = "fake",
 ) -> dict[str, Any]:
     """``vbon`` against best-of-16: it costs a tenth and gives up .2 of reward, .1 of gold reward."""
@@ -106,7 +107,7 @@ def decided_run(
         capacity = capacity_of(name, cells[name], [], None)
         assert capacity is not None
         sides[name] = MeasuredVariant(name, capacity, worth[name], n)
-    cost = None if hours is None else hours * 2.0
+    cost = None if hours is None else hours * (training_price or 2.0)
     pair = break_even(
         sides["vbon"],
         sides["bon (N=16)"],
@@ -128,7 +129,11 @@ def decided_run(
         "complete": True,
         "blocks_done": 20,
         "blocks_planned": 20,
-        "settings": {"currency": "EUR", "price_per_hour": 2.0},
+        "settings": {
+            "currency": "EUR",
+            "price_per_hour": 2.0,
+            "training_price_per_hour": training_price,
+        },
         "provenance": {"machine": {"system": "Linux-6", "processor": "x86_64"}},
         "prompts": PROMPTS,
         "cells": [one.model_dump(mode="json") for own in cells.values() for one in own],

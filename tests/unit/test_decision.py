@@ -36,6 +36,7 @@ def stored(where: Path, *runs: dict[str, Any], verdicts: tuple[str, ...] = ()) -
 
 async def test_a_comparison_comes_round_by_round(tmp_path: Path) -> None:
     found = await ask(stored(tmp_path, decided_run(), verdicts=("a", "a", "b", "tie")))
+    assert found["training_price_per_hour"] is None
     (pair,) = found["pairs"]
     sides = {side["variant"]: side for side in found["sides"]}
     assert (found["currency"], found["price_per_hour"], found["missing"]) == ("EUR", 2.0, [])

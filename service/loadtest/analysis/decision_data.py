@@ -94,6 +94,9 @@ class Decision(BaseModel):
     measured: str | None = Field(description="when the load test ended, ISO 8601")
     currency: str
     price_per_hour: float
+    training_price_per_hour: float | None = Field(
+        None, description="price of a device hour of training; null: `price_per_hour`"
+    )
     machine: str | None = Field(description="the machine that ran the load test")
     prompts: int
     pairs: list[DecisionPair] = Field(description="largest N first")
@@ -121,6 +124,7 @@ def decision_data(result: LoadTestResult, people: People = lambda tuned, sampled
         measured=result.created,
         currency=str(result.settings.get("currency", "USD")),
         price_per_hour=float(result.settings.get("price_per_hour", 1.0)),
+        training_price_per_hour=result.settings.get("training_price_per_hour"),
         machine=str(machine["system"]) if "system" in machine else None,
         prompts=result.prompts,
         pairs=[

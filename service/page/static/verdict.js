@@ -36,7 +36,7 @@ export function verdictOf(found, values) {
   const hours = values.hours ?? pair.training_hours;
   const volume = values.volume ?? DEFAULT_VOLUME;
   const judge = values.judge ?? pair.judged_by;
-  const training = hours === null ? null : hours * price;
+  const training = hours === null ? null : hours * (found.training_price_per_hour ?? price);
   const levels = [pair.tuned, pair.sampled].map((name) => levelWithin(sides.get(name), values.p95));
   const [ours, theirs] = pricesOf(levels, price);
   const tuned = costs(sides.get(pair.tuned), levels[0], ours, volume, training ?? 0);
