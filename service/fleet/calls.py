@@ -68,7 +68,11 @@ def _translated(owner: str, dead: type[VbonError], failed: type[VbonError]) -> A
         raise
     except RayActorError as error:
         raise dead(f"the replica of {owner} that did this has died") from error
-    except TaskCancelledError as error:
+    except (TaskCancelledError, asyncio.CancelledError) as error:
+        # Ray lets a cancellation of the replica's own task look like one of the caller's.
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+            raise
         raise dead(f"the replica of {owner} that did this is being stopped") from error
     except (RayError, RayServeException) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error

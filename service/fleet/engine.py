@@ -186,6 +186,8 @@ class RayEngine:
                             self._unfinished -= 1
                             yield candidate
                 except EngineDeadError:
+                    if not missing:  # it died after its last candidate
+                        break
                     if attempt == ATTEMPTS or not self.alive:
                         raise
                     continue
@@ -262,7 +264,7 @@ class RayEngine:
         """The growth of one sample, which begins again at another replica only if none has been seen."""
         call = uuid4().hex
         for attempt in range(1, ATTEMPTS + 1):
-            begun = False
+            begun = finished = False
             try:
                 with engine_failures(self._owner):
                     response = self._streaming.stream.remote(
@@ -279,9 +281,12 @@ class RayEngine:
                     async with aclosing(unwrapped_all(response)) as growths:
                         async for growth in growths:
                             begun = True
+                            finished = growth.finish_reason is not None
                             yield growth
                 return
             except EngineDeadError:
+                if finished:
+                    return
                 if begun or attempt == ATTEMPTS or not self.alive:
                     raise
 
