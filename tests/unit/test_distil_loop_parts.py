@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.unit.collected import identity
-from tests.unit.distil_loop import FakeService
+from tests.unit.distil_loop import Desk, FakeService, collect, prompts
 from vbon.distil.loop import reporting
 from vbon.distil.loop.prune import CHECKPOINT, REMOVED, needed_checkpoints, prune
 from vbon.distil.loop.recipe import training_settings
@@ -21,7 +21,7 @@ from vbon.distil.loop.rounds import adapter_rank
 from vbon.distil.loop.service import ServedCheckpoint, ServedRollout, Service
 from vbon.distil.loop.state import LoopState, Round
 from vbon.distil.loop.stream import Collected, SeenPrompt
-from vbon.errors import ExportError
+from vbon.errors import DataError, ExportError
 
 # -- removal of old checkpoints
 
@@ -220,6 +220,42 @@ def test_a_long_step_is_told_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> N
     assert (told[0]["left_s"], told[-1]["left_s"]) == (100.0, 0.0)
     tells.stopped("0002")
     assert [one["phase"] for one in told[count:]] == ["stopped"]
+
+
+@pytest.mark.parametrize("error", [DataError("no memory"), KeyboardInterrupt(), None])
+def test_only_a_loop_that_ends_as_it_was_told_to_says_that_it_has_stopped(
+    tmp_path: Path, error: BaseException | None
+) -> None:
+    """A loop that dies of an error must become stale, or nobody would be told."""
+    desk = Desk(tmp_path)
+    collect(desk.dir, prompts(40))
+
+    def fail(place: str) -> None:
+        if error is not None and place == "vbon begins":
+            raise error
+
+    desk.commands.at = fail
+    desk.while_waiting = lambda: desk.service.change("0001", status="live")
+    if error is None:
+        desk.run()
+    else:
+        with pytest.raises(type(error)):
+            desk.run()
+    phases = [one["phase"] for one in desk.service.reported]
+    assert ("stopped" in phases) is not isinstance(error, DataError)
+    # Also while it only follows its checkpoint, the loop is not silent.
+    assert ("done" in phases) is (error is None)
+
+
+def test_a_loop_that_waits_for_the_first_answer_says_so(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.dir.mkdir()
+    desk.while_waiting = lambda: collect(desk.dir, prompts(40))
+    loop = desk.loop()
+    assert loop._collect(Round(number=1))
+    assert desk.service.reported == [
+        {"round": "0001", "phase": "collect", "done": 0.0, "of": 20.0, "next_within_s": 120.0}
+    ]
 
 
 def test_without_a_service_nothing_is_told() -> None:

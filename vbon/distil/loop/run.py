@@ -79,9 +79,15 @@ class Loop:
         self._prune()
         try:
             self._run_rounds()
-        finally:
-            if self.state.rounds:
-                self.reporter.stopped(self.state.rounds[-1].id)
+        except KeyboardInterrupt:
+            self._stopped()
+            raise
+        # After an error nothing is told, so that the last report becomes stale, which somebody notices.
+        self._stopped()
+
+    def _stopped(self) -> None:
+        if self.state.rounds:
+            self.reporter.stopped(self.state.rounds[-1].id)
 
     def _run_rounds(self) -> None:
         while True:
@@ -99,7 +105,8 @@ class Loop:
             self._show(current)
             self._prune()
             if self.config.once:
-                self._follow(current)
+                with self.reporter.during(current.id, "done", None):
+                    self._follow(current)
                 return
 
     def say(self, text: str) -> None:
@@ -170,6 +177,10 @@ class Loop:
                 current.n = self.config.n or collected.num_samples
                 self._fell = False
                 return True
+            if collected is None:
+                self.reporter.waits(
+                    current.id, 0, self.config.min_prompts, None, self.config.poll_s
+                )
             # Reading a large open shard again and again must not take a core.
             self.tools.sleep(max(self.config.poll_s, 20 * took_s))
 
