@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextvars import Context
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from ray.serve.handle import DeploymentHandle
 
@@ -31,8 +33,8 @@ class RayScorer:
     """Scores completions at the replicas of a reward model, a deployment of Ray Serve.
 
     Completions that arrive while :data:`_CALLS_PER_REPLICA` calls are in flight form the next one. The
-    replica makes its batches of the calls of all front ends; a call whose replica dies is sent once more,
-    to another one.
+    replica makes its batches of the calls of all front ends; texts whose replica, or the reward model in it,
+    has died are sent once more, to another one.
     """
 
     def __init__(
@@ -118,18 +120,17 @@ class RayScorer:
             if batch:
                 call = asyncio.create_task(self._call(batch), context=Context())
                 self._calls.add(call)
-                call.add_done_callback(self._ended)
+                call.add_done_callback(partial(self._ended, batch))
 
-    def _ended(self, call: asyncio.Task[None]) -> None:
+    def _ended(self, batch: list[_Waiting], call: asyncio.Task[None]) -> None:
+        # A call that is cancelled before its first step does not fail its texts itself.
+        _fail(batch, RewardError("the service is shutting down"))
         self._calls.discard(call)
         self._send()
 
     async def _call(self, batch: list[_Waiting]) -> None:
         try:
             scores = await self._scores(batch)
-        except asyncio.CancelledError:
-            _fail(batch, RewardError("the service is shutting down"))
-            raise
         except Exception as error:  # whatever it is, its requests must not wait for ever
             known = isinstance(error, RewardError)
             failed = error if known else RewardError(f"scoring failed: {type(error).__name__}")
@@ -147,21 +148,37 @@ class RayScorer:
         texts = [(prompt, completion) for prompt, completion, _, _ in batch]
         traces = {id(trace): trace for _, _, _, trace in batch}
         trace = dict(next(iter(traces.values()))) if len(traces) == 1 else {}
-        for attempt in range(1, ATTEMPTS + 1):
+        call = uuid4().hex
+        scores: list[float | Failure | None] = [None] * len(texts)
+        left = list(range(len(texts)))
+        for _ in range(ATTEMPTS):
+            found: list[float | Failure | None]
             try:
                 with reward_failures(self._owner):
-                    scores: list[float | Failure | None] = await unwrapped(
-                        self._handle.score.remote(texts, trace, sequences=len(texts))
+                    found = await unwrapped(
+                        self._handle.score.remote(
+                            [texts[place] for place in left],
+                            trace,
+                            sequences=len(left),
+                            retry_of=call,
+                        )
                     )
-                    return scores
-            except RewardDeadError:
-                if attempt == ATTEMPTS or not self.alive:
-                    raise
-        raise AssertionError("unreachable")
+            except RewardDeadError as error:
+                found = [Failure(error)] * len(left)
+            for place, score in zip(left, found, strict=True):
+                scores[place] = score
+            left = [place for place in left if _has_died(scores[place])]
+            if not left or not self.alive:
+                break
+        return scores
 
     @property
     def _owner(self) -> str:
         return f"the reward model {self.name}"
+
+
+def _has_died(score: float | Failure | None) -> bool:
+    return isinstance(score, Failure) and isinstance(score.error, RewardDeadError)
 
 
 def _fail(batch: list[_Waiting], error: Exception) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +17,10 @@ from ray.exceptions import RayActorError
 from service.fleet import registry
 from service.fleet.calls import Failure, Growth, PolicyDescription
 from service.fleet.engine import RayEngine
+from service.fleet.scorer import RayScorer
 from vbon.engine.protocol import Candidate, ModelInfo, Sampling
-from vbon.errors import EngineDeadError
+from vbon.errors import EngineDeadError, RewardDeadError, RewardError
+from vbon.prompts import Prompt
 
 SAMPLING = Sampling(max_tokens=4)
 Answer = Callable[..., Any]
@@ -166,3 +168,69 @@ async def test_a_stream_that_has_ended_stays_ended_when_its_replica_dies(finishe
             await watch()
     assert len(handle.calls) == 1
     assert engine.unfinished == 0
+
+
+async def started_scorer(**methods: Answer) -> tuple[RayScorer, Handle]:
+    async def describe() -> tuple[str, str]:
+        return "fake", "r"
+
+    handle = Handle(describe=describe, **methods)
+    scorer = RayScorer(handle, "fake", 1)  # type: ignore[arg-type]
+    await scorer.start()
+    handle.calls.clear()
+    return scorer, handle
+
+
+async def scored_lengths(texts: Sequence[tuple[Prompt, str]], *_: Any) -> list[float]:
+    return [float(len(text)) for _, text in texts]
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_stopping_a_scorer_at_any_moment_leaves_nobody_waiting(steps: int) -> None:
+    scorer, _ = await started_scorer(score=scored_lengths)
+    waiting = [asyncio.create_task(scorer.score(Prompt(text="p"), "x" * i)) for i in range(600)]
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    await scorer.stop()
+    async with asyncio.timeout(5):
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+    for i, one in enumerate(ended):
+        assert one == float(i) or isinstance(one, RewardError)
+    assert scorer.waiting == 0
+
+
+async def test_texts_that_a_dead_reward_process_did_not_score_go_to_another_replica() -> None:
+    """The replica lives, and tells for each text that its reward model's process has died."""
+
+    async def score(texts: Sequence[tuple[Prompt, str]], *_: Any) -> list[float | Failure]:
+        if len(handle.calls) > 1:
+            return await scored_lengths(texts)
+        dead, wrong = Failure(RewardDeadError("died")), Failure(RewardError("wrong"))
+        return [1.0, dead, wrong, dead]
+
+    scorer, handle = await started_scorer(score=score)
+    scores = await asyncio.gather(
+        *(scorer.score(Prompt(text="p"), "x" * i) for i in range(1, 5)), return_exceptions=True
+    )
+    assert [one for one in scores if isinstance(one, float)] == [1.0, 2.0, 4.0]
+    assert type(scores[2]) is RewardError
+    [first, second] = handle.calls
+    assert [text for _, text in second[1][0]] == ["xx", "xxxx"]
+    assert first[2]["retry_of"] == second[2]["retry_of"]
+    await scorer.stop()
+
+
+async def test_texts_fail_once_if_two_reward_replicas_are_dead() -> None:
+    async def score(texts: Sequence[tuple[Prompt, str]], *_: Any) -> list[float | Failure]:
+        if len(handle.calls) > 1:
+            raise RayActorError
+        return [1.0, Failure(RewardDeadError("died"))]
+
+    scorer, handle = await started_scorer(score=score)
+    first, second = await asyncio.gather(
+        *(scorer.score(Prompt(text="p"), text) for text in ("a", "b")), return_exceptions=True
+    )
+    assert first == 1.0
+    assert isinstance(second, RewardDeadError)
+    assert len(handle.calls) == 2
+    await scorer.stop()
