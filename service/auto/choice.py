@@ -212,6 +212,21 @@ def _cheapest(options: Sequence[Option], prices: Prices, budget: Budget) -> Choi
 
 def _best_within(options: Sequence[Option], prices: Prices, budget: Budget) -> Choice:
     """The highest value among the settings whose upper bound the budget covers."""
+    within = _within(options, budget)
+    best = max(within, key=_by_value)
+    why = (
+        f"{_highest(best, prices)} of {_settings(len(within))} that need at most {budget.amount:.4g} "
+        f"{_unit(budget)} an answer by the upper end of their interval."
+    )
+    return Choice(best, why, met=True)
+
+
+def _within(options: Sequence[Option], budget: Budget) -> list[Option]:
+    """The settings whose upper bound a budget of tokens or money covers.
+
+    Raises:
+        InvalidInputError: there is none, or money has no price here.
+    """
     costs = {id(one): _cost(one, budget) for one in options}
     known = {name: cost for name, cost in costs.items() if cost is not None}
     if not known:
@@ -227,18 +242,14 @@ def _best_within(options: Sequence[Option], prices: Prices, budget: Budget) -> C
             f"budget is {budget.amount:.4g}; raise the budget, lower max_tokens, or leave the budget out",
             field=f"budget.{budget.kind}",
         )
-    within = [one for one in options if known.get(id(one), float("inf")) <= budget.amount]
-    best = max(within, key=_by_value)
-    why = (
-        f"{_highest(best, prices)} of {_settings(len(within))} that need at most {budget.amount:.4g} "
-        f"{_unit(budget)} an answer by the upper end of their interval."
-    )
-    return Choice(best, why, met=True)
+    return [one for one in options if known.get(id(one), float("inf")) <= budget.amount]
 
 
 def _fastest(options: Sequence[Option], prices: Prices, budget: Budget | None) -> Choice:
-    """The setting with the lowest 95th percentile, where none is within the limit."""
+    """The setting with the lowest 95th percentile, where none is within the limit, that the budget covers."""
     assert prices.p95_s is not None  # otherwise every setting is in time
+    if budget is not None and budget.kind != "reward":
+        options = _within(options, budget)
     fastest = min(
         options, key=lambda one: (one.p95_s is None, one.p95_s or 0.0, -one.value, one.tokens)
     )
@@ -247,14 +258,9 @@ def _fastest(options: Sequence[Option], prices: Prices, budget: Budget | None) -
         f"No setting answers 95% within {prices.p95_s:.4g} s; this is the fastest, whose 95th percentile is "
         f"{known}."
     )
-    return Choice(fastest, why, met=None if budget is None else _is_met(fastest, budget))
-
-
-def _is_met(one: Option, budget: Budget) -> bool:
-    if budget.kind == "reward":
-        return one.gain.low >= budget.amount
-    cost = _cost(one, budget)
-    return cost is not None and cost <= budget.amount
+    if budget is None:
+        return Choice(fastest, why)
+    return Choice(fastest, why, met=budget.kind != "reward" or fastest.gain.low >= budget.amount)
 
 
 def _cost(one: Option, budget: Budget) -> float | None:

@@ -16,7 +16,7 @@ from service.strategies import UNOBSERVED, Observer
 from service.strategies.bon import Bon
 from service.strategies.request_fields import settings_in
 from vbon.engine import Sampling
-from vbon.errors import EngineError, InvalidInputError, RequestTimeoutError
+from vbon.errors import EngineError, InvalidInputError, RequestTimeoutError, VbonError
 from vbon.prompts import Prompt
 
 # The header of its_hub with the number of generations.
@@ -130,7 +130,12 @@ class Plan:
             is_over = isinstance(error, RequestTimeoutError) or request.observer.has_tokens
             if route.mode.strategy.reranks or is_over:
                 raise
-            route = router.fall_back(route, self._wish(index))
+            try:
+                route = router.fall_back(route, self._wish(index))
+            except (
+                VbonError
+            ):  # no other setting may answer, and the failure is what the client must know
+                raise error from None
             request = replace(
                 request,
                 mode=route.mode,

@@ -141,6 +141,17 @@ def test_where_no_setting_is_fast_enough_the_fastest_answers_and_says_so() -> No
     assert "No setting answers 95% within 0.1 s" in found.why
     assert chosen(prices, Budget("reward", 0.5)).met is False
     assert chosen(prices, Budget("tokens", 50)).met is True
+    # A budget of tokens or money is kept all the same: here the fastest costs more than it.
+    dear = row(n=2, generated_tokens=around(900, 4), latency_p95_s=around(0.2, 0))
+    slow = row(n=4, generated_tokens=around(100, 4), latency_p95_s=around(0.9, 0))
+    both = [option_of(one, prices, concurrency=8) for one in (dear, slow)]
+    assert choose(both, prices).option.row is dear
+    found = choose(both, prices, Budget("tokens", 200))
+    assert (found.option.row, found.met) == (slow, True)
+    with pytest.raises(InvalidInputError, match="needs up to 104 tokens"):
+        choose(both, prices, Budget("tokens", 50))
+    with pytest.raises(InvalidInputError, match="no prices of money"):
+        choose(both, prices, Budget("money", 1.0))
     unknown = [
         option_of(one.model_copy(update={"latency_p95_s": None}), prices, concurrency=8)
         for one in rows()
