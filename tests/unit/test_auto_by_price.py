@@ -498,17 +498,29 @@ async def test_gold_rewards_are_weighed_if_asked_for_and_bound_to_their_model(
 
 
 async def test_broken_tables_are_refused(shared: Service) -> None:
-    good = as_json(exact_table())
+    good, headers = as_json(exact_table()), {"content-type": "application/json"}
+    whole = await shared.client.put("/auto/table", content=json.dumps(good), headers=headers)
+    assert whole.status_code == 200, whole.text
     for change in (
         {"version": 9}, {"rows": []}, {"rows": good["rows"] * 2}, {"extra": 1}, {"made_by": "me"},
         {"policies": {}}, {"hardware": "\ud800"}, {"concurrency": 0}, {"made_at": "yesterday"},
     ):  # fmt: skip
-        response = await shared.client.put("/auto/table", content=json.dumps(good | change))
+        content = json.dumps(good | change)
+        response = await shared.client.put("/auto/table", content=content, headers=headers)
         assert response.status_code == 422, change
     assert (
         "this program reads version 1"
         in (await shared.client.put("/auto/table", json=good | {"version": 9})).text
     )
+
+
+@pytest.mark.parametrize("made_at", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
+async def test_a_time_that_no_calendar_has_in_utc_is_refused(tmp_path: Path, made_at: str) -> None:
+    async with started(store=str(tmp_path / "runs.db")) as service:
+        changed = as_json(exact_table()) | {"made_at": made_at}
+        response = await service.client.put("/auto/table", json=changed)
+        assert response.status_code == 422, response.text
+        assert "made_at" in response.text
 
 
 # -- engines that die
@@ -552,6 +564,13 @@ async def test_an_engine_that_fails_to_answer_leaves_the_request_to_another(dies
         assert service.auto.router.fallbacks == 1
         metrics = (await service.client.get("/metrics")).text
         assert "vbon_auto_fallbacks_total 1.0" in metrics
+        # No other setting is within this budget, and the failure of the engine is not the client's fault.
+        tuned: Any = service.runtime.policies["vbon"]
+        await tuned.start()
+        await service.put(table(row("vbon", 1, policy="vbon"), row(n=4)))
+        response = await service.post({"budget": {"tokens": 50}})
+        assert "it failed to answer" in response.text
+        assert response.status_code >= 500
 
 
 # -- where tables come from and go

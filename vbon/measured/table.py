@@ -51,6 +51,13 @@ def _not_negative(found: MeanInterval) -> MeanInterval:
     return found
 
 
+def _in_utc(found: datetime) -> datetime:
+    try:
+        return found.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("in UTC, the time lies outside the years 1 to 9999") from error
+
+
 Estimate = Annotated[MeanInterval, AfterValidator(_encloses)]
 Amount = Annotated[Estimate, AfterValidator(_not_negative)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -141,7 +148,9 @@ class MeasuredTable(_Part):
     """
 
     version: int = VERSION
-    made_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
+    made_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] = Field(
+        default_factory=lambda: datetime.now(UTC)
+    )
     made_by: Maker
     prompts: MeasuredPrompts
     hardware: str = Field(min_length=1, max_length=512)
