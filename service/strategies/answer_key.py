@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import unicodedata
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 MOST_PATTERN = 500
+MOST_MATCHES = 1000
 # Memory of a compiled pattern and its automaton, bytes; RE2 refuses a pattern that needs more.
 _MOST_MEMORY = 1 << 20
 
 
 @lru_cache(maxsize=64)
 def compiled(pattern: str) -> Any:
-    """The pattern as RE2 compiles it, which matches in time linear in the text, whatever the pattern.
+    """The pattern as RE2 compiles it, which finds one match in time linear in the text, whatever the pattern.
 
     Clients send these patterns. Python's own ``re`` can take exponential time, during which no other request
     would be answered.
@@ -42,13 +44,15 @@ def answer_key(text: str, pattern: str | None) -> str | None:
 
     Without a pattern the whole text is the answer. With one it is the last match, or the first group of the
     last match if the pattern has groups. Normalised means: Unicode's compatibility form, without case, with
-    single spaces, and without punctuation at its ends.
+    single spaces, and without punctuation at its ends. A text with more than :data:`MOST_MATCHES` matches
+    gives none: each match may read the text to its end, so their number has to be limited.
     """
     found: str | None = text
     if pattern is not None:
         found = None
-        for match in compiled(pattern).finditer(text):
-            found = match.group(1 if match.re.groups else 0)
+        matches = list(islice(compiled(pattern).finditer(text), MOST_MATCHES + 1))
+        if 0 < len(matches) <= MOST_MATCHES:
+            found = matches[-1].group(1 if matches[-1].re.groups else 0)
     if found is None:
         return None
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from service.strategies import STRATEGIES
+from service.strategies import answer_key as answer_keys
 from service.strategies.adaptive_bon import (
     AdaptiveBon,
     Prior,
@@ -26,7 +27,7 @@ from service.strategies.adaptive_bon import (
     expected_gain,
     predict_next,
 )
-from service.strategies.answer_key import answer_key
+from service.strategies.answer_key import answer_key, compiled
 from service.strategies.best_of_poisson import BestOfPoisson, poisson_numbers
 from service.strategies.bon import Bon
 from service.strategies.bon_uniform_top import BonUniformTop
@@ -496,6 +497,29 @@ def test_no_pattern_takes_exponential_time() -> None:
     for pattern in ("(?=a)b", r"(a)\1", "(", "(a{1,1000}){1,1000}", "a" * 501):
         with pytest.raises(ValidationError, match="answer_pattern"):
             MajorityOfTheBests(answer_pattern=pattern)
+
+
+@pytest.mark.parametrize("pattern", ["a", "a.*b|", "a.*b|a"])
+def test_a_pattern_that_matches_everywhere_does_not_read_the_text_once_a_character(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches = 0
+
+    class Counted:
+        def finditer(self, text: str) -> Iterator[Any]:
+            nonlocal searches
+            for match in compiled(pattern).finditer(text):
+                searches += 1
+                yield match
+
+    monkeypatch.setattr(answer_keys, "compiled", lambda pattern: Counted())
+    assert answer_key("a" * 5000, pattern) is None
+    assert searches <= 1001
+
+
+def test_a_thousand_matches_are_read_to_the_last() -> None:
+    assert answer_key("1 " * 999 + "2", r"\d") == "2"
+    assert answer_key("1 " * 1000 + "2", r"\d") is None
 
 
 @settings(max_examples=25)
