@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from time import monotonic
 
@@ -55,12 +56,14 @@ class ReportedProgress:
         )
         info.add_metric([found.round, found.phase], 1)
         yield info
+        # A loop that has ended leaves NaN, so that after a restart of the service no alert waits for it.
+        stale = math.nan if found.phase == STOPPED else float(self.stale)
         for name, text, value in (
             ("done", "How much of the phase is done, such as steps.", found.done),
             ("of", "How much there is to do in the phase.", found.of),
             ("left_seconds", "Seconds until the phase ends, as the loop estimated.", found.left_s),
             ("report_age_seconds", "Seconds since the last report of the loop.", self.age_s),
-            ("stale", "1 if the loop has been silent for longer than it said.", float(self.stale)),
+            ("stale", "1 if the loop is silent for too long; NaN if it has ended.", stale),
         ):
             if value is not None:
                 yield GaugeMetricFamily(f"vbon_distil_round_{name}", text, value)

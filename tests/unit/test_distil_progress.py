@@ -88,6 +88,8 @@ def test_a_loop_that_is_silent_for_longer_than_it_said_is_stale_unless_it_has_en
     reported.report(LoopProgress(round="0003", phase="stopped"))
     now_s[0] += 1e6
     assert not reported.stale
+    # The alert of a loop that is silent after a restart of the service takes the last value that is >= 0.
+    assert "vbon_distil_round_stale NaN" in generate_latest(registry).decode()
 
 
 @pytest.mark.parametrize("answer", [500, 401, 404, None])

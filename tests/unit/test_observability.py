@@ -62,6 +62,14 @@ async def test_every_metric_and_reason_of_an_alert_is_exported(tmp_path: Path) -
                 assert f'{metric}{{reason="{reason}"}}' in text, rule
 
 
+def test_no_alert_waits_for_a_loop_that_has_ended() -> None:
+    """Its last value is NaN, which the alert must leave out after a restart of the service."""
+    (found,) = [rule["expr"] for rule in rules() if rule["alert"] == "VbonLoopStale"]
+    assert (
+        "last_over_time(vbon_distil_round_stale[1d]) >= 0 unless vbon_distil_round_stale" in found
+    )
+
+
 def test_the_alerts_are_read_and_each_has_its_own_name() -> None:
     yaml = pytest.importorskip("yaml")
     configured = yaml.safe_load((FOLDER / "prometheus.yml").read_text(encoding="utf-8"))
