@@ -80,7 +80,7 @@ class AutoRouter:
             compared = self._compared(found.checkpoint, request.prompt)
             share = self._settings.shadow_share
             probability = self._keeper.rollout.shadow_probability(found, share)
-            self._shadows.offer_failed(compared, found.arm, probability)
+            self._shadows.offer_failed(compared, found.arm, request, probability)
 
     def _compared(self, checkpoint: str, prompt: Prompt) -> Compared:
         found = self._keeper.rollout.checkpoint(checkpoint)

@@ -29,6 +29,7 @@ from service.runtime.runtime import Runtime
 from service.settings import REFERENCE, ServiceSettings
 from service.strategies import Single
 from service.strategies.bon import Bon
+from vbon.engine import Sampling
 from vbon.errors import (
     EngineDeadError,
     EngineError,
@@ -141,7 +142,7 @@ class Shadows:
         probability: float,
     ) -> None:
         """Compare a checkpoint's answer with this probability; never waits and never raises."""
-        if self._random() < probability and self._may(result) and self._has_room():
+        if self._random() < probability and self._may(result.sampling) and self._has_room():
             work = self._compare(compared.checkpoint, arm, request, result, current_caller.get())
             self._start(compared, work, request, yields=True)
 
@@ -161,19 +162,24 @@ class Shadows:
         Args:
             policy: the name under which the checkpoint is served.
         """
+        if self._random() >= probability:
+            return
         if result.policy.revision != self._runtime.policies[REFERENCE].info.revision:
             self.skipped["reloaded"] += 1
-        elif self._random() < probability and self._may(result):
+        elif self._may(result.sampling):
             work = self._compare_mirrored(compared.checkpoint, policy, request, result)
             self._start(compared, work, request, yields=False)
 
-    def offer_failed(self, compared: Compared, arm: Arm, probability: float) -> None:
+    def offer_failed(
+        self, compared: Compared, arm: Arm, request: PromptRequest, probability: float
+    ) -> None:
         """Count a checkpoint's failure to answer as a win rate of 0, as often as answers are compared.
 
-        It draws nothing. But under load no answers are compared, so failures are not counted either, or a
-        checkpoint would have too large a share of them.
+        It draws nothing. But where an answer would not be compared, such as under load or without a reward
+        model, failures are not counted either, or a checkpoint would have too large a share of them.
         """
-        if self._random() < probability and self._has_room() and self._has_share(compared):
+        chosen = self._random() < probability and self._may(request.sampling)
+        if chosen and self._has_room() and self._has_share(compared):
             self._done(Shadowed(arm, compared.checkpoint, 0.0, 0, failed=True))
 
     def _has_share(self, compared: Compared) -> bool:
@@ -210,9 +216,9 @@ class Shadows:
 
         task.add_done_callback(ended)
 
-    def _may(self, result: PromptResult) -> bool:
+    def _may(self, sampling: Sampling) -> bool:
         """True if a comparison can tell something, and is not one too many; else counts why not."""
-        reason = self._refusal(result)
+        reason = self._refusal(sampling)
         if reason is not None:
             self.skipped[reason] += 1
         return reason is None
@@ -225,9 +231,9 @@ class Shadows:
             return False
         return True
 
-    def _refusal(self, result: PromptResult) -> SkipReason | None:
+    def _refusal(self, sampling: Sampling) -> SkipReason | None:
         runtime = self._runtime
-        if result.sampling.temperature == 0:  # N equal candidates
+        if sampling.temperature == 0:  # N equal candidates
             return "sampling"
         if runtime.reward is None or not runtime.reward.alive:
             return "no_reward"

@@ -209,3 +209,28 @@ async def test_failures_count_as_often_as_answers_are_compared(tmp_path: Path) -
             await service.ask()
         assert service.live.shadows.skipped["busy"] == 1
         assert (await service.checkpoint("0001"))["evidence"]["shadows"] == 0
+
+
+@pytest.mark.parametrize("why", ["no_reward", "sampling", "at_once"])
+async def test_failures_do_not_count_where_answers_would_not_be_compared(
+    tmp_path: Path, why: str
+) -> None:
+    """Else a reward model that is down would leave failures as the only evidence."""
+    async with rolling(tmp_path, SpeakerBuilder(Failing), shares=[0.999, 1.0]) as service:
+        await service.submitted("0001")
+        service.runtime.policies["live-next"].how = "fails"  # type: ignore[attr-defined]
+        body: dict[str, Any] = {"prompt": "p", "max_tokens": 6}
+        others = [asyncio.create_task(asyncio.sleep(60)) for _ in range(2)]
+        if why == "no_reward":
+            service.runtime.reward = None
+        elif why == "sampling":
+            body["temperature"] = 0
+        else:
+            service.live.shadows._tasks.update(dict.fromkeys(others))  # type: ignore[arg-type]
+        await service.client.post("/generate?mode=auto", json=body)
+        for other in others:
+            service.live.shadows._tasks.pop(other, None)  # type: ignore[call-overload]
+            other.cancel()
+        assert service.live.keeper.totals.failures["next"] == 1
+        assert service.live.shadows.skipped[why] >= 1  # type: ignore[index]
+        assert service.live.keeper.rollout.checkpoint("0001").shadows == 0
