@@ -425,6 +425,16 @@ def test_certainty_is_the_kl_from_the_uniform_distribution() -> None:
     assert mean_certainty([], 4) == 0
 
 
+@pytest.mark.parametrize("forbidden", [-math.inf, -9999.0])
+def test_certainty_is_that_among_the_tokens_that_a_format_allows(forbidden: float) -> None:
+    """Engines give forbidden tokens a log-probability of -inf, and vLLM's own server of -9,999."""
+    free = [math.log(p) for p in (0.4, 0.3, 0.2, 0.1)]
+    two = [math.log(0.8), math.log(0.2), forbidden, forbidden]
+    one = [0.0, forbidden, forbidden, forbidden]
+    kl = -sum(free) / 4 - math.log(4), -(math.log(0.8) + math.log(0.2)) / 2 - math.log(2), 0.0
+    assert mean_certainty([free, two, one], 4) == pytest.approx(sum(kl) / 3)
+
+
 def test_candidates_are_compared_by_equally_many_likeliest_tokens() -> None:
     def scored(index: int, tops: tuple[tuple[float, ...], ...] | None) -> ScoredCandidate:
         ids = tuple(range(len(tops or ())))
