@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,15 @@ def _translated(owner: str, dead: type[VbonError], failed: type[VbonError]) -> A
     except (RayError, RayServeException) as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         raise failed(f"{owner} failed: {type(cause).__name__}") from without_text(error)
+
+
+def called(method: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a method of a handle as a call of its own, and return Serve's response.
+
+    Serve gives all calls that an HTTP request and its tasks make the identity of that request, but its router
+    places only one call with the same identity at a time, and the others wait for ever.
+    """
+    return Context().run(method.remote, *args, **kwargs)
 
 
 async def unwrapped(response: Any) -> Any:

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from service.fleet.calls import (
     Growth,
     PolicyDescription,
+    called,
     engine_failures,
     unwrapped,
     unwrapped_all,
@@ -74,7 +75,7 @@ class RayEngine:
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 with engine_failures(self._owner):
-                    described = await unwrapped(self._handle.describe.remote())
+                    described = await unwrapped(called(self._handle.describe))
                 while not self._replicas:  # noqa: ASYNC110  (Serve's router has no event for it)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
@@ -128,7 +129,7 @@ class RayEngine:
         try:
             async with asyncio.timeout(_METRICS_TIMEOUT_S):
                 with engine_failures(self._owner):
-                    found = await unwrapped(self._handle.metrics.remote())
+                    found = await unwrapped(called(self._handle.metrics))
         except (TimeoutError, EngineError):
             return []
         metrics: list[Metric] = found[self._policy]
@@ -206,7 +207,8 @@ class RayEngine:
         call: str,
     ) -> AsyncGenerator[Candidate, None]:
         with engine_failures(self._owner):
-            response = self._streaming.generate.remote(
+            response = called(
+                self._streaming.generate,
                 prompt_token_ids,
                 self._policy,
                 sampling,
@@ -267,7 +269,8 @@ class RayEngine:
             begun = finished = False
             try:
                 with engine_failures(self._owner):
-                    response = self._streaming.stream.remote(
+                    response = called(
+                        self._streaming.stream,
                         prompt_token_ids,
                         self._policy,
                         sampling,
@@ -312,7 +315,7 @@ class RayEngine:
             try:
                 with engine_failures(self._owner):
                     return await unwrapped(
-                        self._handle.ask.remote(self._policy, method, *args, retry_of=call)
+                        called(self._handle.ask, self._policy, method, *args, retry_of=call)
                     )
             except EngineDeadError:
                 if attempt == ATTEMPTS or not self.alive:

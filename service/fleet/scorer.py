@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from ray.serve.handle import DeploymentHandle
 
-from service.fleet.calls import Failure, Trace, reward_failures, unwrapped
+from service.fleet.calls import Failure, Trace, called, reward_failures, unwrapped
 from service.fleet.registry import running_replicas
 from vbon.errors import CheckpointError, RewardDeadError, RewardError
 from vbon.prompts import Prompt
@@ -65,7 +65,7 @@ class RayScorer:
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 with reward_failures(self._owner):
-                    self.name, self.revision = await unwrapped(self._handle.describe.remote())
+                    self.name, self.revision = await unwrapped(called(self._handle.describe))
                 while not self._replicas:  # noqa: ASYNC110  (Serve's router has no event for it)
                     await asyncio.sleep(_POLL_S)
         except TimeoutError as error:
@@ -156,7 +156,8 @@ class RayScorer:
             try:
                 with reward_failures(self._owner):
                     found = await unwrapped(
-                        self._handle.score.remote(
+                        called(
+                            self._handle.score,
                             [texts[place] for place in left],
                             trace,
                             sequences=len(left),

@@ -13,6 +13,11 @@ import pytest
 pytest.importorskip("ray", reason="a fleet needs the extra fleet")
 
 from ray.exceptions import RayActorError
+from ray.serve.context import (
+    _get_serve_request_context,
+    _RequestContext,
+    _serve_request_context,
+)
 
 from service.fleet import registry
 from service.fleet.calls import Failure, Growth, PolicyDescription
@@ -51,12 +56,15 @@ class Handle:
     def __init__(self, **methods: Answer) -> None:
         self._methods = methods
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        # The identities that Serve would give to the calls; empty for one of its own.
+        self.identities: list[str] = []
 
     def options(self, **_: Any) -> Handle:
         return self
 
     def __getattr__(self, name: str) -> Any:
         def remote(*args: Any, **kwargs: Any) -> Response:
+            self.identities.append(_get_serve_request_context()._internal_request_id)
             self.calls.append((name, args, kwargs))
             return Response(self._methods[name](*args))
 
@@ -168,6 +176,39 @@ async def test_a_stream_that_has_ended_stays_ended_when_its_replica_dies(finishe
             await watch()
     assert len(handle.calls) == 1
     assert engine.unfinished == 0
+
+
+async def test_calls_of_one_http_request_have_identities_of_their_own() -> None:
+    """Serve's router forgets all but one of the calls with one identity that it places at a time."""
+
+    async def ask(*_: Any) -> list[int]:
+        return [1]
+
+    async def stream(*_: Any) -> AsyncGenerator[Growth, None]:
+        yield Growth("a", (1,), (0.0,), "stop")
+
+    async def metrics() -> dict[str, list[Any]]:
+        return {"ref": []}
+
+    before = _serve_request_context.set(_RequestContext(_internal_request_id="the HTTP request"))
+    try:
+        engine, handle = await started_engine(
+            ask=ask, stream=stream, metrics=metrics, generate=dying(9, RayActorError)
+        )
+        await engine.encode(Prompt(text="p"))
+        await engine.metrics()
+        for drawn in (
+            engine.generate([1], SAMPLING, 2, "x"),
+            engine.stream([1], SAMPLING, 0, "x"),
+        ):
+            async for _ in drawn:
+                pass
+        scorer, scoring = await started_scorer(score=scored_lengths)
+        await scorer.score(Prompt(text="p"), "x")
+    finally:
+        _serve_request_context.reset(before)
+    assert handle.identities == [""] * 5
+    assert scoring.identities == [""] * 2
 
 
 async def started_scorer(**methods: Answer) -> tuple[RayScorer, Handle]:
