@@ -398,8 +398,8 @@ def judged_win_rate(answer: float | None, rewards: Sequence[float | None]) -> fl
 
 
 def _flat(answer: float | None, rewards: Sequence[float | None]) -> bool:
-    """True if all rewards are equal, so that nothing was compared."""
-    return len({answer, *rewards}) == 1
+    """True if all rewards are equal, so that nothing was compared; missing ones are left out."""
+    return {answer} == {one for one in rewards if one is not None and math.isfinite(one)}
 
 
 def _lost_to_ties(rewards: Sequence[float | None]) -> float:

@@ -820,6 +820,27 @@ async def test_a_constant_reward_model_promotes_nothing_and_is_counted(
     assert state["shadows"]["flat"] == state["shadows"]["done"] == found["evidence"]["shadows"] > 60
 
 
+async def test_a_constant_reward_model_that_fails_now_and_then_is_counted_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 candidates with one that has no reward, u is 15/16: evidence for any checkpoint."""
+    missing = iter(range(10**6))
+
+    def score(text: str) -> float:
+        checkpoint = set(text.split()[-6:]) == {GOOD}
+        return 0.25 if checkpoint or next(missing) % 16 else math.nan
+
+    monkeypatch.setattr("tests.unit.fakes.score_text", score)
+    async with rolling(tmp_path, n=16, shares=[0.999, 1.0]) as service:
+        await service.submitted("0001")
+        for _ in range(12):
+            await service.ask()
+        state = await service.state()
+        (found,) = state["checkpoints"]
+    assert state["shadows"]["flat"] == state["shadows"]["done"] > 6
+    assert found["evidence"]["good"] == pytest.approx(0.0)
+
+
 async def test_a_service_tells_up_to_which_rank_it_serves_adapters(tmp_path: Path) -> None:
     async with rolling(tmp_path, lora_rank=8) as service:
         assert (await service.state())["lora_rank"] == 8
