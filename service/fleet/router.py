@@ -48,6 +48,7 @@ class PolicyRouter(RequestRouter):
         if pending_request is not None:
             # Serve tries these ranks again after a pause, instead of at once.
             pending_request.routing_context.should_backoff = True
+            self._discount(pending_request.metadata.internal_request_id)
         by_name = {one.replica_id.unique_id: one for one in candidate_replicas}
         loads = [
             Load(name, self._in_flight.get(name, 0), self._capacity, self._served.get(name, 0))
@@ -59,6 +60,9 @@ class PolicyRouter(RequestRouter):
         )
         if name is None:
             return []
+        # From now on, because Serve tells of a call only once its replica has answered that it takes it.
+        if pending_request is not None and not pending_request.future.done():
+            self._count(pending_request, name)
         others = [one for other, one in by_name.items() if other != name]
         return [[by_name[name]], others]
 
@@ -68,22 +72,43 @@ class PolicyRouter(RequestRouter):
         group = self._affinity.group(request.args[0])
         return group.choose(loads, _sequences(request))
 
+    async def _choose_replica_for_request(
+        self, pending_request: PendingRequest, **options: Any
+    ) -> RunningReplica:
+        """Serve's own choice; a caller that leaves while it waits for it leaves no load."""
+        try:
+            return await super()._choose_replica_for_request(pending_request, **options)
+        except BaseException:
+            self._discount(pending_request.metadata.internal_request_id)
+            raise
+
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
-        """Count the sequences of a call that a replica has taken."""
-        name, count = replica_id.unique_id, _sequences(pending_request)
-        self._sent[pending_request.metadata.internal_request_id] = name, count
+        """Remember which replica has taken a call, which may be another one than was chosen first."""
+        name = replica_id.unique_id
         if call := _retry_of(pending_request):
             self._tried.setdefault(call, set()).add(name)
         while len(self._tried) > _MOST_TRIED:
             self._tried.popitem(last=False)
-        self._in_flight[name] = self._in_flight.get(name, 0) + count
-        self._served[name] = self._served.get(name, 0) + count
+        self._served[name] = self._served.get(name, 0) + _sequences(pending_request)
+        # A short call may have ended already.
+        if pending_request.metadata.internal_request_id in self._sent:
+            self._count(pending_request, name)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """Discount the sequences of a call that has ended in any way."""
-        name, count = self._sent.pop(internal_request_id, ("", 0))
+        self._discount(internal_request_id)
+
+    def _count(self, request: PendingRequest, name: str) -> None:
+        """Count the sequences of a call at one replica, and no longer at one that was chosen before."""
+        identity, count = request.metadata.internal_request_id, _sequences(request)
+        self._discount(identity)
+        self._sent[identity] = name, count
+        self._in_flight[name] = self._in_flight.get(name, 0) + count
+
+    def _discount(self, identity: str) -> None:
+        name, count = self._sent.pop(identity, ("", 0))
         if name in self._in_flight:
             self._in_flight[name] -= count
 
@@ -100,6 +125,7 @@ class PolicyRouter(RequestRouter):
         self._forget(replica_id.unique_id)
 
     def _forget(self, name: str) -> None:
+        self._sent = {call: sent for call, sent in self._sent.items() if sent[0] != name}
         self._in_flight.pop(name, None)
         self._served.pop(name, None)
         if self._affinity is not None:
