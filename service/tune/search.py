@@ -185,11 +185,11 @@ class Search:
         """The number of trials; ``None`` if only the budget ends them."""
         if self._space.one_drawing and not self._space.live:
             return 1
+        asked = self._effort.trials or DEFAULT_TRIALS
+        if not self._space.live and self._space.drawings <= asked:
+            return int(self._space.drawings)
         if self._effort.trials is None and self._effort.budget_s is not None:
             return None
-        asked = self._effort.trials or DEFAULT_TRIALS
-        if not self._space.live and self._space.drawings < asked:
-            return int(self._space.drawings)
         return asked
 
     @property

@@ -80,6 +80,8 @@ class Trials:
         found = []
         for name, study in self.studies.items():
             for trial in study.get_trials(states=(optuna.trial.TrialState.FAIL,)):
+                if trial.user_attrs.get("interrupted"):
+                    continue  # it was cut, and is tried again
                 error = trial.user_attrs.get("error", "unknown")
                 found.append({"study": name, "parameters": trial.params, "error": error})
         return found
@@ -97,6 +99,9 @@ class Trials:
             }.items()
             if _varies(axes[name]) and _holds(axes[name], value)
         }
+        partly = len(params) < sum(map(_varies, axes.values()))
+        if partly and self.space.drawings < float("inf"):
+            return  # the rest would be drawn at random, and a drawing be tried twice in the place of another
         if params and not self.studies[DRAWINGS].trials:
             self.studies[DRAWINGS].enqueue_trial(params, skip_if_exists=True)
 

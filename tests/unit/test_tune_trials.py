@@ -1,0 +1,77 @@
+"""The trials of `vbon tune`: the drawings that are tried, and how often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("optuna")
+
+from service.tune.drawing import Drawing
+from service.tune.question import Question
+from service.tune.search import Effort, Search
+from service.tune.space import Space
+from service.tune.trials import Trials
+from vbon.tuning.axes import Range, Values
+
+
+def space(**axes: Any) -> Space:
+    """A space without live modes; what ``axes`` leaves out is fixed."""
+    drawing = {
+        "policy": Values(values=("ref", "vbon")), "temperature": Values(values=(1.0,)),
+        "top_p": Values(values=(1.0,)), "top_k": Values(values=(0,)),
+    }  # fmt: skip
+    return Space(4, 8, drawing | axes, [], {})
+
+
+def trials_of(tmp_path: Path, found: Space) -> Trials:
+    return Trials(found, f"sqlite:///{tmp_path / 'study.db'}", "random", 0, 1, {"asked": 1})
+
+
+@pytest.mark.parametrize("server", [0.5, 1.0])
+def test_a_finite_space_is_tried_whole_and_nothing_twice(tmp_path: Path, server: float) -> None:
+    """Also where the server's own temperature, at which the search begins, is not in the space."""
+    found = space(temperature=Values(values=(0.5, 0.7)))
+    trials = trials_of(tmp_path, found)
+    trials.begin_with(Drawing("ref", server, 1.0, 8))
+    trials.try_all()
+    tried = []
+    for number in range(int(found.drawings)):
+        proposal = trials.ask(number)
+        tried.append(proposal.drawing)
+        trials.tell(proposal, 1.0, {}, {})
+    assert set(tried) == {Drawing(p, t, 1.0, 8) for p in ("ref", "vbon") for t in (0.5, 0.7)}
+
+
+def search(found: Space, trials: int | None, budget_s: float | None) -> Search:
+    unused: Any = None
+    return Search(
+        Question(None, "reward", "tokens"), found, unused, {}, unused, unused,
+        Effort(trials, budget_s, 1, 5, 1.0, 1.0), describe_again=unused, say=unused,
+    )  # fmt: skip
+
+
+def test_a_small_finite_space_ends_the_search_before_its_budget() -> None:
+    """Or the same few drawings would be replayed until the time is over."""
+    few = space()
+    many = space(top_k=Range(low=0, high=1000, integer=True))
+    real = space(temperature=Range(low=0.5, high=1.5))
+    assert search(few, None, 1800.0)._planned_trials == 2
+    assert search(few, None, None)._planned_trials == 2
+    assert search(few, 1, 1800.0)._planned_trials == 1
+    for found in (many, real):
+        assert search(found, None, 1800.0)._planned_trials is None
+        assert search(found, 7, 1800.0)._planned_trials == 7
+
+
+def test_a_trial_that_was_cut_is_tried_again_and_is_no_failure(tmp_path: Path) -> None:
+    found = space(temperature=Range(low=0.5, high=1.5))
+    trials = trials_of(tmp_path, found)
+    cut = trials.ask(0)
+    trials.tell_failure(trials.ask(1), "no candidate could be scored")
+    again = trials_of(tmp_path, found)
+    assert (again.interrupted, again.done) == (1, 1)
+    assert [one["error"] for one in again.failed()] == ["no candidate could be scored"]
+    assert again.ask(1).drawing == cut.drawing
