@@ -84,7 +84,8 @@ class AutoRouter:
 
     def _compared(self, checkpoint: str, prompt: Prompt) -> Compared:
         found = self._keeper.rollout.checkpoint(checkpoint)
-        return Compared(checkpoint, (found.status, found.step), _conversation(prompt))
+        test = found.status, found.step, self._shadows.begun[checkpoint]
+        return Compared(checkpoint, test, _conversation(prompt))
 
     def _as_route(self, found: rollout_parts.Route) -> Route:
         routing = Routing(found.arm, found.share, found.step, found.checkpoint)

@@ -222,6 +222,8 @@ class LiveRollout:
 
     def _on_events(self, events: Sequence[Event]) -> None:
         for event in events:
+            if event.kind in ("started", "restarted", "live"):
+                self.shadows.begun[event.checkpoint] += 1
             if event.kind == "rolled_back":
                 self.rollbacks[str(event.detail["reason"])] += 1
                 logger.warning(

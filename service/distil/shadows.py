@@ -99,6 +99,7 @@ class Shadows:
     Attributes:
         skipped: answers chosen for a comparison that were not compared, by reason.
         flat: number of comparisons in which all rewards were equal.
+        begun: number of times that the tests of a checkpoint have begun.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Shadows:
         self._settings: ServiceSettings = runtime.settings
         self.skipped: Counter[SkipReason] = Counter(dict.fromkeys(skip_reasons(), 0))
         self.flat = 0
+        self.begun: Counter[str] = Counter()
         # With the id under which the answer may be collected.
         self._tasks: dict[asyncio.Task[bool], str | None] = {}
         distil = self._settings.distil

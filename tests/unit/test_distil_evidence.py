@@ -104,6 +104,28 @@ def test_shares_are_kept_at_every_moment_whatever_comes() -> None:
     assert fair.take("0001", 1, "new", "k") == "conversation_share"
 
 
+@pytest.mark.parametrize("how", ["other models", "another promotion"])
+async def test_tests_that_begin_anew_count_shares_anew(tmp_path: Path, how: str) -> None:
+    """Else the many comparisons before would let one prompt decide the few of the new test."""
+    async with rolling(tmp_path, shares=[0.999, 1.0], alpha=1e-9) as service:
+        await service.submitted("0001")
+        keeper = service.live.keeper
+        for _ in range(60):
+            await service.ask()
+        assert keeper.rollout.checkpoint("0001").shadows > 50
+        if how == "other models":
+            assert service.runtime.reward is not None
+            service.runtime.reward._model.revision = "second"
+        else:
+            await service.post("checkpoints/0001/refuse")
+            await service.promote("0001")
+            await service.until(lambda: "0001" in service.live.served.alive)
+        await service.until(lambda: keeper.rollout.checkpoint("0001").shadows == 0)
+        for _ in range(8):
+            await service.ask("the same")
+        assert keeper.rollout.checkpoint("0001").shadows == 1
+
+
 class Failing(Speaker):
     """An engine of a checkpoint that fails or hangs instead of answering, once it is told to."""
 
