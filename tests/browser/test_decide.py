@@ -88,6 +88,54 @@ async def test_training_has_the_price_that_the_load_test_gave_it(
         assert other["paysAfter"]["point"] == pytest.approx((pair.requests or 0) / 2)
 
 
+async def test_the_n_of_equal_reward_is_told_with_its_judge_and_its_open_ends(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    run = decided_run()
+    run["break_even"][0] |= {
+        "judged_by": "gold",
+        "equal_n": 9.0,
+        "equal_n_low": 1.0,
+        "equal_n_high": 16.0,
+        "equal_n_low_open": True,
+        "equal_n_high_open": True,
+    }
+    async with hosted(runtime_with(tmp_path, run)) as url:
+        page = await visitor.open(f"{url}/#decide?judge=nobody")
+        box = page.get_by_role("region", name="Verdict", exact=True)
+        await expect(box).to_contain_text("You give up 0.10 of gold reward")
+        await expect(box).to_contain_text("as good as best-of-9.0 (below 1 to above 16.0)")
+        # By the serving reward model it would be another n, which the load test does not tell.
+        await page.get_by_label("Judged by").select_option("reward")
+        await expect(box).to_contain_text("You give up 0.20 of reward")
+        await expect(box).not_to_contain_text("best-of-9.0")
+
+
+async def test_nothing_breaks_at_zero(visitor: Visitor, tmp_path: Path) -> None:
+    run = decided_run()
+    # No answer of best-of-16 is within the SLOs at its larger load.
+    for cell in run["cells"]:
+        for one in cell["rounds"]:
+            late = cell["n"] == 16 and cell["load"] == 4
+            one["goodput_per_s"] = 0.0 if late else one["requests_per_s"]
+    async with hosted(runtime_with(tmp_path, run)) as url:
+        page = await visitor.open(f"{url}/#decide?price=0&volume=0&hours=0")
+        box = page.get_by_role("region", name="Verdict", exact=True)
+        await expect(box).to_contain_text("Fine-tune for 1,000,000 answers")
+        assert (await page.evaluate(COMPUTED, {}))["level"] == "2 in flight"
+        volume = page.get_by_label("Answers to serve", exact=True)
+        await volume.focus()
+        await page.keyboard.press("Home")
+        await page.keyboard.press("ArrowRight")
+        await expect(page.get_by_label("Answers to serve, exactly")).not_to_have_value("")
+        await expect(box).not_to_contain_text("NaN")
+        price = page.get_by_label("Price of the machine an hour, exactly")
+        await price.fill("0")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_text("is a number above 0")).to_be_visible()
+        assert "NaN" not in await page.locator("main").inner_html()
+
+
 async def test_a_slider_changes_the_words_and_the_address_and_a_reset_undoes_it(
     visitor: Visitor, tmp_path: Path
 ) -> None:

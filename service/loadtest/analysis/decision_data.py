@@ -84,6 +84,12 @@ class DecisionPair(BaseModel):
     equal_n_low: float | None
     equal_n_high: float | None
     equal_n_beyond: bool = Field(description="true: outside the values of N that were measured")
+    equal_n_low_open: bool = Field(
+        description="true: the interval reaches below one sample, so equal_n_low is only a bound"
+    )
+    equal_n_high_open: bool = Field(
+        description="true: the interval reaches above equal_n_high, which is only a bound"
+    )
     people: PeopleVerdict | None = Field(description="null: nobody has judged such a pair")
 
 
@@ -220,6 +226,8 @@ def _pair(
         equal_n_low=pair.equal_n_low,
         equal_n_high=pair.equal_n_high,
         equal_n_beyond=pair.equal_n_beyond,
+        equal_n_low_open=pair.equal_n_low_open,
+        equal_n_high_open=pair.equal_n_high_open,
         people=people(tuned, sampled),
     )
 

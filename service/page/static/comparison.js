@@ -1,6 +1,7 @@
 // What is compared: kept in the page's address, so that a link shows the same comparison in every view.
 
 const NUMBERS = ["n", "volume", "price", "hours", "p95"];
+const ABOVE_ZERO = ["n", "volume", "price"];
 const WORDS = ["tuned", "mode", "judge"];
 
 /**
@@ -61,7 +62,8 @@ class Comparison extends EventTarget {
     for (const name of WORDS) this.#values[name] = given.get(name);
     for (const name of NUMBERS) {
       const value = Number(given.get(name));
-      this.#values[name] = given.get(name) && Number.isFinite(value) && value >= 0 ? value : null;
+      const allowed = Number.isFinite(value) && (ABOVE_ZERO.includes(name) ? value > 0 : value >= 0);
+      this.#values[name] = given.get(name) && allowed ? value : null;
     }
     return this.#query() !== before;
   }

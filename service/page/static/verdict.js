@@ -3,6 +3,7 @@
 
 const SECONDS_PER_HOUR = 3600;
 const OUTSIDE = 2 * 0.5 ** 5; // probability that the smallest and the largest of five miss the median
+const JUDGES = ["reward", "gold"];
 export const DEFAULT_VOLUME = 1e6;
 
 /** The pair that is asked for, or the one of the largest N. */
@@ -35,7 +36,7 @@ export function verdictOf(found, values) {
   const price = values.price ?? found.price_per_hour;
   const hours = values.hours ?? pair.training_hours;
   const volume = values.volume ?? DEFAULT_VOLUME;
-  const judge = values.judge ?? pair.judged_by;
+  const judge = JUDGES.includes(values.judge) ? values.judge : pair.judged_by;
   const training = hours === null ? null : hours * (found.training_price_per_hour ?? price);
   const levels = [pair.tuned, pair.sampled].map((name) => levelWithin(sides.get(name), values.p95));
   const [ours, theirs] = pricesOf(levels, price);
@@ -62,7 +63,8 @@ function choiceOf({ tuned, sampled, paysAfter, ratio, training, volume }) {
 
 /** The level with the most answers a second among those whose p95 keeps the limit; null if none does. */
 function levelWithin(side, limitMs) {
-  const kept = side.levels.filter((level) => limitMs === null || (level.p95_ms !== null && level.p95_ms <= limitMs));
+  const answered = side.levels.filter((level) => rateOf(level) > 0); // an SLO may have let no answer count
+  const kept = answered.filter((level) => limitMs === null || (level.p95_ms !== null && level.p95_ms <= limitMs));
   if (kept.length === 0) return null;
   return kept.reduce((best, level) => (rateOf(level) > rateOf(best) ? level : best));
 }

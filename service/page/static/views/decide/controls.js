@@ -17,8 +17,8 @@ export class Controls {
     this.#sliders = {
       volume: new Slider("Answers to serve", "", (value) => comparison.set({ volume: value })),
       price: new Slider("Price of the machine an hour", "", (value) => comparison.set({ price: value })),
-      hours: new Slider("Device hours of training", "h", (value) => comparison.set({ hours: value })),
-      p95: new Slider("Latency limit, p95", "ms", (value) => comparison.set({ p95: value }), "no limit"),
+      hours: new Slider("Device hours of training", "h", (value) => comparison.set({ hours: value }), { zero: true }),
+      p95: new Slider("Latency limit, p95", "ms", (value) => comparison.set({ p95: value }), { none: "no limit", zero: true }),
     };
     this.#reset = el(
       "button",
@@ -51,7 +51,7 @@ export class Controls {
       judges.length > 1 && select("Judged by", judges, verdict.judge, (judge) => this.#comparison.set({ judge }), { reward: "the serving reward model", gold: "the gold reward model" }),
     );
     const pays = verdict.paysAfter.point ?? DEFAULT_VOLUME;
-    this.#sliders.volume.show(values.volume ?? DEFAULT_VOLUME, Math.min(100, pays / 100), Math.max(1e9, pays * 1000));
+    this.#sliders.volume.show(values.volume ?? DEFAULT_VOLUME, Math.max(1, Math.min(100, pays / 100)), Math.max(1e9, pays * 1000));
     this.#sliders.price.unit = found.currency;
     this.#sliders.price.show(verdict.price, Math.min(0.01, found.price_per_hour / 10), Math.max(100, found.price_per_hour * 10));
     const hours = verdict.hours;
@@ -71,22 +71,24 @@ function select(label, names, chosen, onChoose, words = {}) {
   return el("div", { class: "field" }, el("label", { for: id }, label), input);
 }
 
-/** A slider on a logarithmic scale, with a field for an exact value; with `none`, its right end means no value. */
+/** A slider on a logarithmic scale, with a field for an exact value; with `none`, its right end means no value; `zero` allows 0. */
 class Slider {
   #name;
   #onInput;
   #none;
+  #zero;
   #low = 1;
   #high = 10;
   #range;
   #exact;
   #shown;
 
-  constructor(name, unit, onInput, none = null) {
+  constructor(name, unit, onInput, { none = null, zero = false } = {}) {
     this.#name = name;
     this.unit = unit;
     this.#onInput = onInput;
     this.#none = none;
+    this.#zero = zero;
     const id = freshId("slider");
     this.#range = el("input", { type: "range", id, min: 0, max: STEPS, step: 1, on: { input: () => this.#moved() } });
     this.#exact = el("input", {
@@ -121,7 +123,7 @@ class Slider {
   #typed() {
     const value = this.#exact.valueAsNumber;
     if (this.#exact.value === "") this.#onInput(null);
-    else if (Number.isFinite(value) && value >= 0) this.#onInput(value);
-    else this.#shown.textContent = `${this.#name} is a number of at least ${number(0)}.`;
+    else if (Number.isFinite(value) && (this.#zero ? value >= 0 : value > 0)) this.#onInput(value);
+    else this.#shown.textContent = `${this.#name} is a number ${this.#zero ? "of at least" : "above"} ${number(0)}.`;
   }
 }

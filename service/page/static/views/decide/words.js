@@ -38,7 +38,7 @@ export function quality({ pair, judge }) {
     given.low > 0 ? `You give up ${size}.`
     : given.high < 0 ? `You gain ${size}.`
     : `Their ${kind} is too close to call: between ${number(Math.max(0, given.high), 2)} worse and ${number(Math.max(0, -given.low), 2)} better.`;
-  const equal = equalN(pair);
+  const equal = judge === pair.judged_by ? equalN(pair) : null; // by the other judge it is another n
   return equal ? `${first} ${pair.tuned} is ${equal}.` : first;
 }
 
@@ -46,7 +46,9 @@ export function quality({ pair, judge }) {
 export function equalN(pair) {
   if (pair.equal_n === null) return null;
   if (pair.equal_n_beyond) return pair.equal_n <= 1 ? "worse than one sample of the reference" : `better than best-of-${number(pair.equal_n)}`;
-  return `as good as best-of-${number(pair.equal_n, 1)} (${number(pair.equal_n_low, 1)} to ${number(pair.equal_n_high, 1)})`;
+  const low = pair.equal_n_low_open ? "below 1" : number(pair.equal_n_low, 1);
+  const high = `${pair.equal_n_high_open ? "above " : ""}${number(pair.equal_n_high, 1)}`;
+  return `as good as best-of-${number(pair.equal_n, 1)} (${low} to ${high})`;
 }
 
 /** What to do at the volume chosen. */
