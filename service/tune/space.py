@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from service.strategies import STRATEGIES
 from service.tune.replay import Rule, can_replay, rule_of
 from service.tune.server import Served
 from service.tune.setting import BON
+from vbon.engine.protocol import MOST_TEMPERATURE
 from vbon.errors import DataError, InvalidInputError
 from vbon.storage.atomic import read_errors
 from vbon.storage.validation import first_problem
@@ -24,6 +25,18 @@ from vbon.tuning.axes import Axis, Range, Values, count_of, is_fixed
 _OWN_CHOICES = {"auto", "tuned"}
 # The defaults of settings whose values are strengths: quarter, one and four times the mode's own default.
 _STRENGTHS = {"reg_strength", "reward_temperature", "candidate_cost"}
+# The values with which engines sample, in words and as a test.
+_SAMPLING: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "temperature": (
+        f"a number from 0 to {MOST_TEMPERATURE:g}",
+        lambda value: 0 <= value <= MOST_TEMPERATURE,
+    ),
+    "top_p": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "top_k": (
+        "a whole number from -1 to 1,000,000",
+        lambda value: value.is_integer() and -1 <= value <= 1_000_000,
+    ),
+}
 _COUNTS: dict[str, list[int]] = {"effective_n": [2, 4, 8], "children": [2, 4]}
 
 
@@ -176,15 +189,17 @@ def resolve_space(file: SpaceFile, served: Served, best_of: int = 1) -> Space:
             rules += [(mode, values) for values in _products(mode, axes)]
         elif _can_be_asked(mode, axes, served):
             live[mode] = axes
+    sampling: dict[str, Range | Values] = {
+        "temperature": file.temperature or _around(served.temperature),
+        "top_p": file.top_p or Range(low=0.8, high=1.0),
+        "top_k": file.top_k or Values(values=(0,)),
+    }
+    for name, axis in sampling.items():
+        _check_sampling(name, axis)
     return Space(
         n_max,
         file.max_tokens or served.max_tokens,
-        {
-            "policy": Values(values=tuple(policies)),
-            "temperature": file.temperature or _around(served.temperature),
-            "top_p": file.top_p or Range(low=0.8, high=1.0),
-            "top_k": file.top_k or Values(values=(0,)),
-        },
+        {"policy": Values(values=tuple(policies)), **sampling},
         rules,
         live,
     )
@@ -194,7 +209,21 @@ def _around(temperature: float) -> Range | Values:
     """Temperatures from half of the server's to one and a half times; a greedy server's is kept."""
     if temperature <= 0:
         return Values(values=(temperature,))
-    return Range(low=round(temperature / 2, 4), high=round(temperature * 1.5, 4))
+    high = min(temperature * 1.5, MOST_TEMPERATURE)
+    return Range(low=round(temperature / 2, 4), high=round(high, 4))
+
+
+def _check_sampling(name: str, axis: Range | Values) -> None:
+    """Refuse values with which no engine samples; every request with them would fail.
+
+    Raises:
+        InvalidInputError: a value, or an end of a range, is such a one.
+    """
+    words, is_allowed = _SAMPLING[name]
+    for value in _values(axis):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not is_allowed(float(value)):
+            raise InvalidInputError(f"{name} is {value!r}, and it must be {words}", field=name)
 
 
 def _default_axes(mode: str, served: Served, given: Mapping[str, Any]) -> dict[str, Range | Values]:

@@ -50,6 +50,12 @@ def test_the_default_space_has_all_policies_and_modes_of_the_server() -> None:
     assert resolve_space(SpaceFile(), SERVED, best_of=32).n_max == 32
 
 
+def test_the_temperatures_of_a_hot_server_end_where_engines_do() -> None:
+    for temperature, high in ((1.2, 1.8), (1.5, 2.0), (2.0, 2.0)):
+        hot = resolve_space(SpaceFile(), replace(SERVED, temperature=temperature))
+        assert hot.drawing["temperature"] == Range(low=temperature / 2, high=high)
+
+
 def test_rules_that_compare_texts_are_live_with_another_embedder() -> None:
     space = resolve_space(SpaceFile(), replace(SERVED, embedder="sentences:model"))
     assert "mbr-bon" in space.live
@@ -90,6 +96,9 @@ def test_axes_are_values_lists_and_ranges() -> None:
         ("temperature = { low = 1, high = 1 }", "must be below high"),
         ("temperature = { low = 0, high = 1, log = true }", "must begin above 0"),
         ("temperature = []", "at least 1 item"),
+        ("temperature = [[1]]", "temperature: .*not other lists"),
+        ("temperature = { values = [1], low = 2 }", "low"),
+        ("top_k = { low = 0.5, high = 9, integer = true }", "whole"),
         ("tempreature = 1", "tempreature"),
         ("temperature = ", "not valid TOML"),
     ],
@@ -107,6 +116,15 @@ def test_a_space_file_with_a_mistake_is_refused(tmp_path: Path, text: str, words
         ({"policies": ["other"]}, "names policy 'other'"),
         ({"modes": ["auto"]}, "names mode 'auto'"),
         ({"n_max": 65}, "limits.max_n 64"),
+        ({"temperature": "hot"}, "temperature is 'hot', and it must be a number from 0 to 2"),
+        ({"temperature": True}, "temperature is True"),
+        ({"temperature": [1, -1]}, "temperature is -1"),
+        ({"temperature": {"low": 1, "high": 2.1}}, "temperature is 2.1"),
+        ({"top_p": 0}, "top_p is 0, and it must be a number above 0 and at most 1"),
+        ({"top_p": [0.9, 1.5]}, "top_p is 1.5"),
+        ({"top_k": -2}, "top_k is -2, and it must be a whole number from -1"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
+        ({"top_k": {"low": 0, "high": 0.5}}, "top_k is 0.5"),
         ({"settings": {"soft-bon": {"reg_strength": 1}}}, "does not take reg_strength"),
         ({"settings": {"soft-bon": {"reward_temperature": -1}}}, "reward_temperature"),
         ({"settings": {"soft-bon": {"reward_temperature": {"low": 1, "high": 2}}}}, "is a range"),

@@ -33,6 +33,10 @@ class Range(BaseModel):
             raise ValueError(
                 f"low {self.low:g} must be below high {self.high:g}; write one number for a fixed value"
             )
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(
+                f"a range of whole numbers must have whole ends, and it is {self.low:g} to {self.high:g}"
+            )
         if self.log and self.low <= 0:
             raise ValueError(f"a logarithmic range must begin above 0, and low is {self.low:g}")
         return self
@@ -58,8 +62,12 @@ def _parsed(data: Any) -> Any:
         return data
     if isinstance(data, dict) and "values" not in data:
         return Range.model_validate(data)
+    if isinstance(data, dict) and len(data) > 1:
+        raise ValueError("is a list of values or a range with low and high, not both")
     values = data["values"] if isinstance(data, dict) else data
     listed = values if isinstance(values, list | tuple) else [values]
+    if any(isinstance(one, list | tuple | dict) for one in listed):
+        raise ValueError("takes a list of numbers or texts, not other lists or tables in it")
     return Values(values=tuple(dict.fromkeys(listed)))
 
 
