@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,7 @@ class LiveRollout:
         self._models: Models | None = None  # that the state knows of
         self._changed = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[set[str]] | None = None
         runtime.router = self.router
 
     def start(self) -> None:
@@ -159,19 +160,19 @@ class LiveRollout:
     async def removed(self, *names: str) -> Collection[str]:
         """The ids of the checkpoints, all or these, whose directories do not exist any more.
 
-        None is counted as removed while the file system does not answer.
+        None is counted as removed while the file system does not answer, or answers with an error.
         """
         keeper = self.keeper
         paths = {name: keeper.record(name).path for name in names or keeper.records}
-
-        def look() -> set[str]:
-            return {name for name, path in paths.items() if not Path(path).is_dir()}
-
-        try:
-            async with asyncio.timeout(LOOK_S):
-                return await in_own_thread("look-for-checkpoints", look)
-        except TimeoutError:
-            return set()
+        if (before := self._looking) is not None and not before.done():
+            # A thread that hangs in the file system cannot be ended, so no further one joins it.
+            await asyncio.wait({before}, timeout=LOOK_S)
+            if not before.done():
+                return set()
+        look = in_own_thread("look-for-checkpoints", _removed, paths)
+        self._looking = looking = asyncio.create_task(look, name="look-for-checkpoints")
+        await asyncio.wait({looking}, timeout=LOOK_S)
+        return looking.result() if looking.done() else set()
 
     async def _check_there(self, name: str, field: str) -> None:
         if await self.removed(name):
@@ -269,6 +270,16 @@ class LiveRollout:
                 logger.exception("could not serve the checkpoints of the rollout")
                 self._changed.set()
                 await asyncio.sleep(PAUSE_S)
+
+
+def _removed(paths: Mapping[str, str]) -> set[str]:
+    """The names whose directories do not exist, where the file system can tell."""
+    found = set()
+    for name, path in paths.items():
+        with suppress(OSError):  # no permission, or a mount that has gone stale
+            if not Path(path).is_dir():
+                found.add(name)
+    return found
 
 
 def _promoted(rollout: Rollout, name: str, seen: Seen | None) -> list[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 import shutil
@@ -784,8 +785,21 @@ async def test_a_checkpoint_whose_directory_was_removed_is_not_offered(
         monkeypatch.setattr("service.distil.live_rollout.LOOK_S", 0.01)
         hangs = threading.Event()
         monkeypatch.setattr(Path, "is_dir", lambda _: hangs.wait(20))
-        assert await service.live.removed() == set()
+        for _ in range(3):
+            assert await service.live.removed() == set()
+        names = [thread.name for thread in threading.enumerate()]
+        assert (
+            names.count("look-for-checkpoints") == 1
+        )  # or a page that is open would add one with each look
         hangs.set()
+        await service.until(lambda: service.live._looking is None or service.live._looking.done())
+
+        def fail(_: Path) -> bool:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+        monkeypatch.setattr("service.distil.live_rollout.LOOK_S", 5.0)
+        monkeypatch.setattr(Path, "is_dir", fail)
+        assert await service.live.removed() == set()
 
 
 def test_the_adapter_within_a_checkpoint_is_submitted_as_its_round_s(tmp_path: Path) -> None:
