@@ -510,7 +510,9 @@ class ServiceSettings(Settings):
         "Logs": ("log_level", "log_format", "access_log", "log_user_errors"),
     }
 
-    model_config = SettingsConfigDict(env_prefix="VBON_", title="vbon service")
+    model_config = SettingsConfigDict(
+        env_prefix="VBON_", title="vbon service", hide_input_in_errors=True
+    )
     other_variables = frozenset({REMOTE_API_KEY})
 
     host: str = Field("127.0.0.1", description="address to listen on")

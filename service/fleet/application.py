@@ -37,14 +37,21 @@ class FrontEnd:
     """The service's application, whose engines and scorers are the other deployments."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, settings: FleetSettings, policies: Handles, scorers: Handles
+        self,
+        settings: FleetSettings,
+        service: ServiceSettings,
+        policies: Handles,
+        scorers: Handles,
     ) -> None:
-        self._settings, self._policies, self._scorers = settings, policies, scorers
+        # The service's settings are those of the deployment, as in the other parts: this machine may have
+        # other environment variables.
+        self._settings, self._service = settings, service
+        self._policies, self._scorers = policies, scorers
         self._runtime: Runtime | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Build the application in the replica's own process."""
-        service = self._settings.service_settings
+        service = self._service
         set_up_logs(service)
         self._runtime = Runtime(
             service,
@@ -72,8 +79,7 @@ class FrontEnd:
         if spec is None:
             return None
         if which not in self._scorers:
-            service = self._settings.service_settings
-            return open_builder(self._settings.builder, service).scorer(which)
+            return open_builder(self._settings.builder, self._service).scorer(which)
         return RayScorer(self._scorers[which], spec, self._settings.start_timeout_s)
 
 
@@ -121,7 +127,7 @@ def build(settings: FleetSettings) -> Application:
         # A request in flight may take as long as it may at all, and then its answer has to be sent.
         graceful_shutdown_timeout_s=service.limits.drain_s + 5,
     )
-    return front_end.bind(settings, policies, scorers)
+    return front_end.bind(settings, service, policies, scorers)
 
 
 def _homes(service: ServiceSettings) -> dict[str, str]:

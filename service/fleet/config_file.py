@@ -27,7 +27,14 @@ def read_fleets(path: Path) -> dict[str, FleetSettings]:
             for one in applications
             if one["import_path"] == IMPORT_PATH
         }
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        UnicodeDecodeError,
+        yaml.YAMLError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise InvalidInputError(
             f"{path} is not a configuration of Ray Serve with `applications`: {error!r}",
             field="config",

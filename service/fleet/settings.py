@@ -30,6 +30,11 @@ class Scale(BaseModel):
 
     @model_validator(mode="after")
     def _ordered(self) -> Scale:
+        if self.max_replicas is None and self.min_replicas > self.replicas:
+            raise ValueError(
+                f"min_replicas is {self.min_replicas}, but without max_replicas there are always "
+                f"{self.replicas} (replicas); raise replicas, or set max_replicas"
+            )
         if self.max_replicas is not None and not (
             self.min_replicas <= self.replicas <= self.max_replicas
         ):
@@ -43,7 +48,8 @@ class Scale(BaseModel):
 class FleetSettings(BaseModel):
     """The arguments of the Serve application ``service.fleet:app``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Serve logs errors, and the service's settings may contain the password of the store.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     service: dict[str, Any] = Field(
         default={}, description="settings of `vbon serve`, as in its configuration file"

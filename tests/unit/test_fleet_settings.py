@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -60,6 +62,34 @@ def test_a_wrong_configuration_says_what_is_wrong(tmp_path: Path, content: str, 
         read_fleets(file)
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("yaml")
+    from service.fleet.config_file import read_fleets
+
+    file = tmp_path / "fleet.yaml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InvalidInputError, match="not a configuration of Ray Serve"):
+        read_fleets(file)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"policies": {"other": {}}, "service": {}},
+        {"service": {"host": "h", "expected": ["vbon"]}},
+        {"service": {"tuned": {"n": 3}}},
+        {"service": {"policies": {"vbon": "x"}}},
+    ],
+)
+def test_errors_do_not_repeat_the_password_of_the_store(wrong: dict[str, Any]) -> None:
+    """Serve logs such an error, and `vbon fleet check` prints it."""
+    # Pydantic quotes the beginning and the end of what it refuses.
+    service = wrong.get("service", {}) | {"store": "postgresql://u:s3cret@h/db"}
+    with pytest.raises(ValidationError) as caught:
+        FleetSettings(**(wrong | {"service": service}))
+    assert "s3cret" not in str(caught.value)
+
+
 def test_policies_that_the_service_does_not_have_are_refused() -> None:
     with pytest.raises(ValidationError, match="policies names other"):
         FleetSettings(service={"policies": {"ref": "x"}}, policies={"other": Scale()})
@@ -81,12 +111,30 @@ def test_replicas_lie_between_their_limits() -> None:
     with pytest.raises(ValidationError, match="outside of min_replicas 2"):
         Scale(replicas=1, min_replicas=2, max_replicas=4)
     assert Scale(replicas=3).max_replicas is None
+    with pytest.raises(ValidationError, match="min_replicas is 2, but without max_replicas"):
+        Scale(min_replicas=2)
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "find_spec", lambda _: None)
     with pytest.raises(InvalidInputError, match=r"pip install -e '\.\[fleet\]'"):
         fleet.app(FleetSettings())
+
+
+def test_front_ends_have_the_environment_of_the_deployment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Their machines may have other variables, and the policies' replicas have these."""
+    pytest.importorskip("ray")
+    from service.fleet.application import FrontEnd, build
+
+    monkeypatch.setenv("VBON_STORE", "sqlite:///deployed.db")
+    bound = build(FleetSettings(service={"reward": None}))._bound_deployment
+    monkeypatch.setenv("VBON_STORE", "sqlite:///machine.db")
+    front_end = FrontEnd.__new__(FrontEnd)
+    with contextlib.suppress(StopIteration):
+        front_end.__init__(*bound.init_args).send(None)  # type: ignore[misc]  # Serve awaits it
+    assert front_end._service.store == "sqlite:///deployed.db"
 
 
 @pytest.mark.parametrize(
