@@ -111,6 +111,44 @@ async def test_the_n_of_equal_reward_is_told_with_its_judge_and_its_open_ends(
         await expect(box).not_to_contain_text("best-of-9.0")
 
 
+TOLD = """async ({ factors, better, hours }) => {
+    const { verdictOf } = await import(new URL("page/verdict.js", location.href));
+    const { atVolume, headline } = await import(new URL("page/views/decide/words.js", location.href));
+    const { decision } = await import(new URL("page/decision.js", location.href));
+    const { comparison } = await import(new URL("page/comparison.js", location.href));
+    const found = structuredClone(decision.found);
+    const own = found.sides.find((side) => side.variant === "vbon");
+    for (const level of own.levels) {
+        for (const [i, round] of level.rounds.entries()) round.answers_per_s = 30 * factors[i];
+    }
+    found.pairs[0].training_hours = hours;
+    if (better) found.pairs[0].given_up.reward = { mean: -0.2, low: -0.3, high: -0.1, count: 12 };
+    const verdict = verdictOf(found, comparison.values);
+    return [headline(verdict), atVolume(verdict)];
+}"""
+
+
+async def test_a_dearer_answer_that_is_better_is_a_trade_and_a_close_price_needs_no_training_time(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    half, around = [0.5] * 5, [0.8, 0.9, 1, 1.1, 1.3]
+    async with hosted(runtime_with(tmp_path, decided_run())) as url:
+        page = await visitor.open(url)
+        await expect(page.locator(".headline")).to_contain_text("Fine-tuning (vbon) pays after")
+        for hours in (0.1, None):
+            worse = await page.evaluate(TOLD, {"factors": half, "better": False, "hours": hours})
+            assert worse[0] == "Keep bon (N=16): an answer of vbon costs no less."
+            assert worse[1].startswith("Keep bon (N=16) for 1,000,000 answers")
+            trade = await page.evaluate(TOLD, {"factors": half, "better": True, "hours": hours})
+            assert trade[0] == (
+                "A trade: an answer of vbon costs no less than one of bon (N=16), and is better."
+            )
+            assert trade[1].startswith("A trade for 1,000,000 answers")
+            close = await page.evaluate(TOLD, {"factors": around, "better": False, "hours": hours})
+            assert close[0].endswith("is too close to call.")
+            assert close[1].startswith("Too close to call for 1,000,000 answers")
+
+
 async def test_nothing_breaks_at_zero(visitor: Visitor, tmp_path: Path) -> None:
     run = decided_run()
     # No answer of best-of-16 is within the SLOs at its larger load.

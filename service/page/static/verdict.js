@@ -27,7 +27,7 @@ export function sidesOf(found) {
  * with the most answers a second whose p95 keeps the limit, or null; `cost` of one answer, `total` of all.
  * `training`: the cost of training, null if unknown. `paysAfter`: `{point, low, high}` in answers; `point` null
  * if it never pays or the training's cost is unknown, an end null if it never pays there.
- * `choice`: `tuned`, `sampled`, `close` or `unknown`, at the volume.
+ * `choice`: `tuned`, `sampled`, `close`, `trade` (the fine-tune costs no less and is better) or `unknown`, at the volume.
  */
 export function verdictOf(found, values) {
   const pair = chosenPair(found, values);
@@ -49,14 +49,15 @@ export function verdictOf(found, values) {
   return { ...verdict, choice: choiceOf(verdict) };
 }
 
-function choiceOf({ tuned, sampled, paysAfter, ratio, training, volume }) {
+function choiceOf({ pair, judge, tuned, sampled, paysAfter, ratio, training, volume }) {
   if (tuned.level === null || sampled.level === null) {
     if (tuned.level === sampled.level) return "unknown";
     return tuned.level === null ? "sampled" : "tuned";
   }
-  if (ratio.high <= 1) return "sampled";
+  if (ratio.high <= 1) return pair.given_up[judge]?.high < 0 ? "trade" : "sampled";
+  if (ratio.low <= 1) return "close";
   if (training === null) return "unknown";
-  if (ratio.low <= 1 || paysAfter.point === null) return "close";
+  if (paysAfter.point === null) return "close";
   if (paysAfter.high !== null && volume > paysAfter.high) return "tuned";
   return volume < paysAfter.low ? "sampled" : "close";
 }

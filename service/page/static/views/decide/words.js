@@ -6,15 +6,18 @@ const JUDGES = { reward: "reward", gold: "gold reward" };
 
 /** The first sentence: when the fine-tune pays, or why there is no such number. */
 export function headline(verdict) {
-  const { pair, paysAfter, ratio, training, tuned, sampled } = verdict;
+  const { pair, paysAfter, ratio, training, tuned, sampled, choice } = verdict;
   const [one, many] = [pair.tuned, pair.sampled];
+  const close = `Whether an answer of ${one} costs less than one of ${many} is too close to call.`;
   if (pair.state === "not measured") return `Not measured: whether ${one} can replace ${many}.`;
   if (tuned.level === null && sampled.level === null) return "Neither keeps this latency limit at any load that was measured.";
   if (sampled.level === null) return `Only ${one} keeps this latency limit at a load that was measured.`;
   if (tuned.level === null) return `Only ${many} keeps this latency limit at a load that was measured.`;
+  if (choice === "trade") return `A trade: an answer of ${one} costs no less than one of ${many}, and is better.`;
   if (ratio.high <= 1) return `Keep ${many}: an answer of ${one} costs no less.`;
+  if (ratio.low <= 1) return close;
   if (training === null) return `${one} costs ${times(ratio)} less an answer. How long did its training take?`;
-  if (paysAfter.point === null || ratio.low <= 1) return `Whether an answer of ${one} costs less than one of ${many} is too close to call.`;
+  if (paysAfter.point === null) return close;
   if (pair.state === "preliminary") return `Preliminary: fine-tuning (${one}) would pay after ${range(paysAfter)} answers.`;
   return `Fine-tuning (${one}) pays after ${range(paysAfter)} answers.`;
 }
@@ -58,7 +61,7 @@ export function atVolume({ choice, volume, tuned, sampled, pair, currency, train
   const without = training === null ? " before training" : "";
   const money = `${significant(tuned.total)} ${currency} with ${pair.tuned}${without}, ${significant(sampled.total)} ${currency} with ${pair.sampled}`;
   const advice = {
-    tuned: "Fine-tune", sampled: `Keep ${pair.sampled}`, close: "Too close to call", unknown: "Not decided",
+    tuned: "Fine-tune", sampled: `Keep ${pair.sampled}`, close: "Too close to call", trade: "A trade", unknown: "Not decided",
   }[choice];
   return `${advice} for ${answers}: ${money}.`;
 }
