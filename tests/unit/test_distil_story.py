@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -125,6 +127,25 @@ def test_the_rate_of_requests_can_change_at_any_time() -> None:
         traffic.stop()  # joins threads that would otherwise wait for ever
         server.shutdown()
     assert traffic.snapshot().requests == len(Answering.seen) >= 40
+
+
+def test_a_machine_that_collects_enough_at_once_has_a_rate_too(
+    story: DistilStory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rate before was 0, and the story ended in a division by it."""
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(story, "_has_collected", lambda _: True)
+    counts = iter([40, 40, 41, 44, 44, 44])
+    traffic = SimpleNamespace(snapshot=lambda: Sent(requests=next(counts)))
+    story._collect_at_full_speed(
+        traffic,
+        [
+            SimpleNamespace(  # type: ignore[arg-type, list-item]
+                process=SimpleNamespace(poll=lambda: None), last_line=lambda: ""
+            )
+        ],
+    )
+    assert story.per_s["bon"] > 0
 
 
 def told(story: DistilStory, monkeypatch: pytest.MonkeyPatch, failed: int = 0) -> dict[str, Any]:

@@ -211,7 +211,12 @@ class DistilStory(Demo):
         """Let best-of-N answer as fast as it can until the loop has enough prompts, and show how fast."""
         time.sleep(_SETTLE_S)
         before, begun_s = traffic.snapshot(), time.monotonic()
-        self._until(lambda: self._has_collected(1), traffic, needs)
+        # A fast machine may have enough by now, and the rate is of one request at least.
+        self._until(
+            lambda: self._has_collected(1) and traffic.snapshot().requests > before.requests,
+            traffic,
+            needs,
+        )
         count = traffic.snapshot().requests - before.requests
         self.per_s["bon"] = count / (time.monotonic() - begun_s)
         self.console.print(
