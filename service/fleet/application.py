@@ -115,7 +115,7 @@ def build(settings: FleetSettings) -> Application:
         for policy in dict.fromkeys(homes.values())
     }
     scorers = {
-        which: _reward_deployment(settings, which).bind(service, which, settings.builder)
+        which: _reward_deployment(settings, service, which).bind(service, which, settings.builder)
         for which, spec in (("reward", service.reward), ("gold", service.gold))
         if spec is not None and not is_remote(spec)
     }
@@ -123,9 +123,7 @@ def build(settings: FleetSettings) -> Application:
     front_end = serve.deployment(
         serve.ingress()(FrontEnd),
         name="FrontEnd",
-        **_options(settings, settings.front_ends),
-        # A request in flight may take as long as it may at all, and then its answer has to be sent.
-        graceful_shutdown_timeout_s=service.limits.drain_s + 5,
+        **_options(settings, service, settings.front_ends),
     )
     return front_end.bind(settings, service, policies, scorers)
 
@@ -156,17 +154,19 @@ def _policy_deployment(
     return _replicas(
         PolicyReplica,
         settings,
+        service,
         scale,
         name=f"Policy-{policy}",
         router={"capacity": service.engine.max_num_seqs, "placement": service.engine.placement},
     )
 
 
-def _reward_deployment(settings: FleetSettings, which: str) -> Deployment:
+def _reward_deployment(settings: FleetSettings, service: ServiceSettings, which: str) -> Deployment:
     scale = settings.reward if which == "reward" else settings.gold
     return _replicas(
         RewardReplica,
         settings,
+        service,
         scale,
         name=which.capitalize(),
         router={"capacity": _ONGOING, "placement": "least-busy"},
@@ -174,7 +174,13 @@ def _reward_deployment(settings: FleetSettings, which: str) -> Deployment:
 
 
 def _replicas(
-    kind: type, settings: FleetSettings, scale: Scale, *, name: str, router: dict[str, Any]
+    kind: type,
+    settings: FleetSettings,
+    service: ServiceSettings,
+    scale: Scale,
+    *,
+    name: str,
+    router: dict[str, Any],
 ) -> Deployment:
     return serve.deployment(
         kind,
@@ -183,13 +189,15 @@ def _replicas(
             request_router_class=f"{PolicyRouter.__module__}.{PolicyRouter.__name__}",
             request_router_kwargs=router,
         ),
-        **_options(settings, scale),
+        **_options(settings, service, scale),
     )
 
 
-def _options(settings: FleetSettings, scale: Scale) -> dict[str, Any]:
+def _options(settings: FleetSettings, service: ServiceSettings, scale: Scale) -> dict[str, Any]:
     options: dict[str, Any] = {
         "max_ongoing_requests": _ONGOING,
+        # Requests in flight may go on for so long, and then their answers have to be sent.
+        "graceful_shutdown_timeout_s": service.limits.drain_s + 5,
         "health_check_period_s": settings.health_check_s,
         # A line for each call costs a tenth of a replica's time; the service has an access log of its own.
         "logging_config": LoggingConfig(enable_access_log=False),

@@ -137,6 +137,21 @@ def test_front_ends_have_the_environment_of_the_deployment(
     assert front_end._service.store == "sqlite:///deployed.db"
 
 
+def test_every_part_lets_requests_end_before_it_is_taken_down() -> None:
+    """Serve ends a replica that is no longer needed after 20 s by default, in the midst of its answers."""
+    pytest.importorskip("ray")
+    from service.fleet.application import build
+
+    service = {"reward": "x", "gold": "y", "limits": {"drain_s": 70}}
+    front_end = build(FleetSettings(service=service))._bound_deployment
+    deployed = [
+        one._bound_deployment for handles in front_end.init_args[2:] for one in handles.values()
+    ]
+    assert len({one.name for one in deployed}) == 4
+    for one in (front_end, *deployed):
+        assert one._deployment_config.graceful_shutdown_timeout_s == 75, one.name
+
+
 @pytest.mark.parametrize(
     ("load", "replicas"), [(0, 1), (1, 1), (64, 1), (65, 2), (128, 2), (640, 10)]
 )
