@@ -13,6 +13,7 @@ from service.tune.question import Question
 from vbon.config import PROMPT_FILE, FileEncoding, NoneWord, OptionGroups, PromptColumn, Settings
 from vbon.errors import InvalidInputError
 from vbon.measured.target import Metric, Target, parse_target
+from vbon.storage.database_urls import without_password
 from vbon.tuning.durations import Duration
 from vbon.tuning.registry import DEFAULT_SAMPLER, SAMPLERS
 
@@ -254,6 +255,14 @@ class TuneSettings(Settings):
             self.max_tokens_per_answer,
             self.price_per_hour,
         )
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings as the results keep them, which get passed on: a storage without its password."""
+        found = self.model_dump(mode="json")
+        if self.storage is not None:
+            found["storage"] = without_password(self.storage)
+        return found
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -244,9 +244,8 @@ def _write(
     concurrency: int | None,
     found: Findings,
 ) -> MeasuredTable | None:
-    asked = settings.model_dump(mode="json")
     return write_outputs(
-        settings.out, settings.question, found, served, prompts, asked, concurrency
+        settings.out, settings.question, found, served, prompts, settings.recorded, concurrency
     )
 
 

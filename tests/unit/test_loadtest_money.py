@@ -15,7 +15,7 @@ from service.loadtest.analysis.break_even import (
 )
 from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.decision import decide
-from service.loadtest.analysis.result import _fine_tuned, _masked
+from service.loadtest.analysis.result import _fine_tuned
 from service.loadtest.analysis.verdict import Side, assess
 from service.loadtest.analysis.warnings import rising_warning, search_warnings
 from service.loadtest.observation import BlockRecord, Observation
@@ -30,6 +30,7 @@ from service.loadtest.schema import (
 )
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import median_range
+from vbon.storage.database_urls import without_password
 
 NO_CURVE: tuple[list[int], np.ndarray] = ([], np.zeros((0, 1)))
 
@@ -244,4 +245,4 @@ def test_a_streamed_answer_is_in_service_from_its_first_text_where_no_wait_is_to
     ],
 )
 def test_results_hold_no_password_of_the_store(url: str, shown: str) -> None:
-    assert _masked(url) == shown
+    assert without_password(url) == shown

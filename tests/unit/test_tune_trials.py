@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import pytest
 
 pytest.importorskip("optuna")
 
+from service.tune.config import TuneSettings
 from service.tune.drawing import Drawing
 from service.tune.question import Question
 from service.tune.search import Effort, Search
 from service.tune.space import Space
 from service.tune.trials import Trials
+from training.tune.config import TuneTrainingConfig
+from vbon.errors import DataError
 from vbon.tuning.axes import Range, Values
 
 
@@ -75,3 +79,22 @@ def test_a_trial_that_was_cut_is_tried_again_and_is_no_failure(tmp_path: Path) -
     assert (again.interrupted, again.done) == (1, 1)
     assert [one["error"] for one in again.failed()] == ["no candidate could be scored"]
     assert again.ask(1).drawing == cut.drawing
+
+
+SECRET = "postgresql+unknown://tuner:secret@localhost/studies?password=secret"
+
+
+def test_a_password_of_the_storage_is_in_no_file_and_no_message(tmp_path: Path) -> None:
+    """Records and messages get passed on."""
+    for settings in (
+        TuneSettings(target="reward >= 1", storage=SECRET),
+        TuneTrainingConfig(storage=SECRET, heldout=tmp_path / "heldout.jsonl"),
+    ):
+        assert settings.storage == SECRET
+        kept = json.dumps(settings.recorded)
+        assert "tuner:***@localhost/studies" in kept
+        assert "secret" not in kept
+    with pytest.raises(DataError, match="cannot be used") as told:
+        Trials(space(), SECRET, "random", 0, 1, {})
+    assert "tuner:***@localhost/studies" in str(told.value)
+    assert "secret" not in str(told.value)

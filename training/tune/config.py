@@ -12,6 +12,7 @@ from vbon.config import NoneWord, OptionGroups
 from vbon.errors import InvalidInputError
 from vbon.maths.distribution import kl_upper_bound
 from vbon.measured.target import Target, parse_target
+from vbon.storage.database_urls import without_password
 from vbon.tuning.durations import Duration
 from vbon.tuning.registry import SAMPLERS
 
@@ -141,6 +142,14 @@ class TuneTrainingConfig(TrainConfig):
         if self.kl_of_best_of is not None:
             return kl_upper_bound(self.kl_of_best_of)
         return None if self.target is not None else kl_upper_bound(16)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings as the results keep them, which get passed on: a storage without its password."""
+        found = self.model_dump(mode="json")
+        if self.storage is not None:
+            found["storage"] = without_password(self.storage)
+        return found
 
     @property
     def asked(self) -> dict[str, Any]:

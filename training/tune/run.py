@@ -353,7 +353,7 @@ def _record(
 ) -> dict[str, Any]:
     return {
         "version": VERSION,
-        **provenance(config.model_dump(mode="json")),
+        **provenance(config.recorded),
         "space": space.model_dump(mode="json"),
         "status": found.status,
         "level": found.level,

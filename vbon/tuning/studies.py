@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vbon.errors import DataError
+from vbon.storage.database_urls import without_password
 from vbon.tuning.registry import make_sampler
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def opened_study(
     """
     import optuna
 
+    shown = without_password(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     options = {} if sampler == "random" else {"n_startup_trials": startup}
     try:
@@ -38,9 +40,10 @@ def opened_study(
         )
         mark = study.user_attrs.get(_MARK)
     except Exception as error:
+        reason = _first_line(error).replace(storage, shown)
         raise DataError(
-            f"the storage {storage} cannot be used: {_first_line(error)}; if another version of Optuna made "
-            "it, use another --storage"
+            f"the storage {shown} cannot be used: {reason}; if another version of Optuna made it, use "
+            "another --storage"
         ) from error
     wanted = {"version": VERSION, "asked": dict(asked)}
     if mark is None and not study.trials:
@@ -48,17 +51,17 @@ def opened_study(
         return study
     if mark is None:
         raise DataError(
-            f"the study {name!r} in {storage} was not made by this command; {_OTHER_QUESTION}"
+            f"the study {name!r} in {shown} was not made by this command; {_OTHER_QUESTION}"
         )
     if mark.get("version") != VERSION:
         raise DataError(
-            f"the trials in {storage} are of version {mark.get('version')}, and this program goes on with "
+            f"the trials in {shown} are of version {mark.get('version')}, and this program goes on with "
             f"version {VERSION}; use another --out or --storage"
         )
     differing = differences(mark["asked"], wanted["asked"])  # type: ignore[arg-type]
     if differing:
         raise DataError(
-            f"the trials in {storage} answer another question: {'; '.join(differing[:3])}; {_OTHER_QUESTION}"
+            f"the trials in {shown} answer another question: {'; '.join(differing[:3])}; {_OTHER_QUESTION}"
         )
     return study
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -55,6 +54,7 @@ from service.loadtest.schema import (
     VariantCost,
 )
 from vbon.prompts import Prompt
+from vbon.storage.database_urls import without_password
 from vbon.storage.provenance import provenance
 
 _EXAMPLES = 4
@@ -98,7 +98,7 @@ def build_result(
         pairs = [pair.model_copy(update={"judged_by": "gold"}) for pair in pairs]
     dumped = settings.model_dump(mode="json")
     if settings.store is not None:  # reports get passed on, and a database URL may hold a password
-        dumped["store"] = _masked(settings.store)
+        dumped["store"] = without_password(settings.store)
     return LoadTestResult(
         id=journal.id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -126,11 +126,6 @@ def build_result(
         + ([] if extension is None else [extension_words(extension)]),
         examples=_examples(prompts, rows),
     )
-
-
-def _masked(url: str) -> str:
-    """A database URL without its password, even one with ``@`` in it, and without its query."""
-    return re.sub(r"\?.*", "?***", re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url))
 
 
 def _cells(
