@@ -128,6 +128,7 @@ class CorrectedBon(Reranker):
         scorer = required_scorer(resources.scorer, self.description)
         self.check(task.sampling, resources.engine)
         target = self._target(resources)
+        self._check_room(task, resources.engine, target)
         first = await collect(task, resources.engine, scorer, task.num_samples)
         begun = perf_counter()
         scored = eligible(first.candidates, task.sampling)
@@ -174,6 +175,23 @@ class CorrectedBon(Reranker):
             )
         return found
 
+    def _check_room(self, task: Task, proposal: Engine, target: Engine) -> None:
+        """Refuse candidates that could be too long for the target to read: it decodes one token more."""
+        room = target.info.max_model_len - 1 - len(task.prompt_token_ids)
+        if _alike(task, proposal, target) or task.sampling.max_tokens <= room:
+            return
+        remedy = "shorten the prompt" if room < 1 else f"with this prompt it may be at most {room}"
+        raise InvalidInputError(
+            f"max_tokens is {task.sampling.max_tokens}, and target {self.target!r} has to read prompt and "
+            f"answer with a token to spare in its context of {target.info.max_model_len}; {remedy}",
+            field="max_tokens",
+        )
+
+
+def _alike(task: Task, proposal: Engine, target: Engine) -> bool:
+    """True if log-ratios are all alike: the target draws itself, or greedy decoding gives one answer."""
+    return target is proposal or task.sampling.temperature == 0
+
 
 async def log_ratios(
     scored: Sequence[ScoredCandidate], task: Task, proposal: Engine, target: Engine
@@ -182,7 +200,7 @@ async def log_ratios(
 
     They are alike if the target drew the candidates itself, or if greedy decoding made them all the same.
     """
-    if target is proposal or task.sampling.temperature == 0:
+    if _alike(task, proposal, target):
         return None
     found = await all_or_first_error(
         target.logprobs(

@@ -461,6 +461,27 @@ async def test_uneven_weights_fall_back() -> None:
     assert CorrectedBon(fallback="best").most_candidates(8) == 8
 
 
+async def test_corrected_bon_leaves_the_target_room_to_read_the_longest_candidate() -> None:
+    """An engine reads a candidate as a prompt and decodes one token more, so all must be a token shorter."""
+    length = len(await FakeEngine("fake-ref").encode(Prompt(text="the film was")))
+    proposal = FakeEngine("fake-vbon", max_model_len=length + 6)
+    other = CorrectedBon(target="vbon")  # the name under which `ask` has the second engine
+    for context, fits in ((length + 6, False), (length + 7, True)):
+        target = FakeEngine("fake-ref", max_model_len=context)
+        asked = ask(other, engine=proposal, guide=target, max_tokens=6)
+        if fits:
+            assert (await asked)[0].details["target_tokens"] > 0
+            continue
+        with pytest.raises(InvalidInputError, match=r"max_tokens is 6.*at most 5") as error:
+            await asked
+        assert error.value.field == "max_tokens"
+    # The target's own candidates are not read again, and greedy ones are all alike.
+    assert (await ask(CorrectedBon(), engine=proposal, max_tokens=6))[0].selected
+    greedy = Sampling(max_tokens=6, temperature=0)
+    target = FakeEngine("fake-ref", max_model_len=length + 6)
+    assert (await ask(other, engine=proposal, guide=target, sampling=greedy))[0].selected
+
+
 async def test_corrected_bon_over_its_target_is_soft_bon() -> None:
     found, _ = await ask(CorrectedBon(min_effective_share=1), n=8)
     soft, _ = await ask(SoftBon(), n=8)
