@@ -34,6 +34,7 @@ from vbon.prompt_files import prompt_record, read_prompts
 from vbon.prompts import Prompt
 from vbon.storage.atomic import write_json
 from vbon.storage.provenance import provenance
+from vbon.study.split import split_of
 
 
 class AgainstPlainSettings(Settings):
@@ -53,12 +54,17 @@ class AgainstPlainSettings(Settings):
     run: Path = Field(Path("runs/tune"), description="directory of the results of `vbon tune`")
     n: int = Field(16, ge=2, description="samples of the plain client")
     prompts: Path | None = Field(
-        None, description=f"file of prompts: {PROMPT_FILE}; default: those of the run"
+        None,
+        description=f"file of prompts: {PROMPT_FILE}; default: the run's test prompts, on which nothing "
+        "was tuned",
     )
     concurrency: int = Field(8, ge=1, description="requests in flight of each side")
     rounds: int = Field(5, ge=2, description="timed rounds of each side, in turns")
     round_s: float = Field(
-        5.0, gt=0, description="seconds of a round, whose last answers are waited for"
+        5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds of a round, whose last answers are waited for",
     )
     json_file: Path | None = Field(None, description="file for the figures")
 
@@ -111,8 +117,7 @@ def compare(settings: AgainstPlainSettings, console: Console) -> Comparison:
         ServerError: the server cannot be reached, or serves other models.
     """
     setting, record = recommended_setting(settings.run)
-    file = settings.prompts or settings.run / "prompts.jsonl"
-    prompts = [prompt for prompt in read_prompts(file) if prompt.text is not None]
+    prompts = [one for one in judging_prompts(settings, record) if one.text is not None]
     if not prompts:
         raise InvalidInputError(
             "the plain client takes texts, and no prompt is one", field="prompts"
@@ -126,6 +131,26 @@ def compare(settings: AgainstPlainSettings, console: Console) -> Comparison:
         content = {**provenance(settings.model_dump(mode="json")), **asdict(found)}
         write_json(settings.json_file, content)
     return found
+
+
+def judging_prompts(settings: AgainstPlainSettings, record: dict[str, Any]) -> list[Prompt]:
+    """The prompts that both sides answer: those that are given, or the test prompts of the run.
+
+    The others of the run chose the setting, which would look better on them than it is.
+
+    Raises:
+        DataError: a file cannot be read, or the record does not say how the prompts were split.
+    """
+    if settings.prompts is not None:
+        return list(read_prompts(settings.prompts))
+    try:
+        config = record["config"]
+        shares = config["validation_share"], config["test_share"], config["seed"]
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{settings.run / 'tune.json'} does not say which prompts were tuned on; give --prompts"
+        ) from error
+    return split_of(read_prompts(settings.run / "prompts.jsonl"), *shares).parts["test"]
 
 
 def recommended_setting(run: Path) -> tuple[Setting, dict[str, Any]]:
@@ -276,9 +301,10 @@ def _tuned_answer(pool: ConnectionPool, setting: Setting, served: Served) -> Ans
 def _plain_answer(pool: ConnectionPool, n: int, served: Served) -> Answer:
     """A client of OpenAI's API: n samples in one request, their rewards in another."""
     sampling = {"max_tokens": served.max_tokens, "temperature": served.temperature, "n": n}
+    kept = {"store": False} if served.collects else {}
 
     async def answer(prompt: Prompt) -> Answered:
-        asked = {"model": served.reference, "prompt": prompt.text, **sampling}
+        asked = {"model": served.reference, "prompt": prompt.text, **sampling, **kept}
         found = await _post(pool, "/v1/completions", asked)
         completions = [choice["text"] for choice in found["choices"]]
         scored = await _post(pool, "/v1/score", {"prompt": prompt.text, "completions": completions})
