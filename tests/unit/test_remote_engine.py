@@ -26,7 +26,7 @@ from vbon.engine.remote.server import (
     ReplicaError,
     parse_address,
 )
-from vbon.engine.remote.wire import completion_body
+from vbon.engine.remote.wire import completion_body, read_tokens
 from vbon.errors import (
     CheckpointError,
     EngineDeadError,
@@ -35,6 +35,7 @@ from vbon.errors import (
     NotReadyError,
     OverloadedError,
 )
+from vbon.http.body import WireError
 from vbon.prompts import Prompt
 
 OPTIONS = RemoteOptions(
@@ -923,3 +924,11 @@ async def test_a_server_that_was_left_out_is_not_expected_to_have_what_it_had() 
         first.faults.clear()
         await until(lambda: not engine.trouble)
         assert await home() is not first
+
+
+def test_numbers_that_are_no_token_ids_are_an_unusable_answer() -> None:
+    """Such a number would not fit into the arrays that prefixes are hashed from."""
+    for wrong in (2**63, 10**30, -1, True, 1.5):
+        with pytest.raises(WireError, match="without a list `tokens`"):
+            read_tokens({"tokens": [1, wrong]})
+    assert read_tokens({"tokens": [0, 2**63 - 1]}) == [0, 2**63 - 1]
