@@ -31,6 +31,12 @@ _NO_PAIR = (
     "The load tests of these models compare no tuned checkpoint with a mode that samples several "
     "candidates."
 )
+# The same where older load tests were not looked at.
+_NO_NEW_RUN = "None of the newest {} load tests is of the models that are served now."
+_NO_NEW_PAIR = (
+    "The newest {} load tests compare no tuned checkpoint of these models with a mode that samples "
+    "several candidates."
+)
 _NO_TUNED = (
     "Only the reference policy is served. Train a checkpoint with `vbon train vbon` and serve it with "
     "`--policies.vbon DIR`."
@@ -43,6 +49,7 @@ def decision_of(
     people: Sequence[HumanWinRate],
     *,
     kept: bool,
+    most: int = 0,
 ) -> Decision:
     """The newest comparison that the stored load tests hold of the models served.
 
@@ -50,6 +57,7 @@ def decision_of(
         runs: results of stored load tests, newest first.
         people: the verdicts on blind pairs.
         kept: whether this server has a store.
+        most: the number of runs that were asked for; 0 for all.
     """
     own = []
     for run in runs:
@@ -63,7 +71,12 @@ def decision_of(
     if compared is not None:
         return decision_data(compared, partial(_people, people))
     missing = [_NO_TUNED] if len(served.policies) == 1 else []
-    missing.append(_NO_STORE if not kept else _NO_PAIR if own else _NO_RUN)
+    if not kept:
+        missing.append(_NO_STORE)
+    elif 0 < most <= len(runs):
+        missing.append((_NO_NEW_PAIR if own else _NO_NEW_RUN).format(most))
+    else:
+        missing.append(_NO_PAIR if own else _NO_RUN)
     return Decision(
         run=None,
         measured=None,

@@ -22,8 +22,8 @@ _NEWEST_RUNS = 10
 async def get_decision(runtime: RuntimeDep, store: StoreDep) -> Decision:
     """The newest load test of the models served that compares a tuned checkpoint with best-of-N.
 
-    It comes with its throughput round by round, so that other prices, training times, volumes and latency
-    limits can be put in. Without one, `missing` says what to do.
+    The newest ten load tests are read. It comes with its throughput round by round, so that other prices,
+    training times, volumes and latency limits can be put in. Without one, `missing` says what to do.
     """
     served = served_models(runtime)
     if store.where is None:
@@ -32,4 +32,6 @@ async def get_decision(runtime: RuntimeDep, store: StoreDep) -> Decision:
 
     runs = await store.use(lambda opened: newest_results(opened, _NEWEST_RUNS))
     people = await store.use(human_win_rates)
-    return await asyncio.to_thread(partial(decision_of, served, runs, people, kept=True))
+    return await asyncio.to_thread(
+        partial(decision_of, served, runs, people, kept=True, most=_NEWEST_RUNS)
+    )

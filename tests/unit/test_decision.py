@@ -80,6 +80,21 @@ async def test_what_is_missing_is_told(
     assert all(text.startswith(start) for text, start in zip(missing, words, strict=True))
 
 
+async def test_load_tests_that_were_not_looked_at_are_not_denied(tmp_path: Path) -> None:
+    """The newest ten are read; older ones may hold what the page looks for."""
+    compared = decided_run("0000000000ff") | {"created": "2026-01-01T10:00:00+00:00"}
+    newer = [decided_run(f"{i:012x}", revision="sha256:old") for i in range(10)]
+    assert (await ask(stored(tmp_path, compared, *newer)))["missing"] == [
+        "None of the newest 10 load tests is of the models that are served now."
+    ]
+    (tmp_path / "alone").mkdir()
+    alone = [decided_run(f"{i:012x}") | {"break_even": []} for i in range(10)]
+    assert (await ask(stored(tmp_path / "alone", compared, *alone)))["missing"] == [
+        "The newest 10 load tests compare no tuned checkpoint of these models with a mode that samples "
+        "several candidates."
+    ]
+
+
 async def test_a_server_without_a_store_says_how_to_have_one() -> None:
     missing = (await ask("none"))["missing"]
     assert missing == ["This server keeps no load tests; start it with --store FILE."]
