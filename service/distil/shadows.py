@@ -50,7 +50,17 @@ _PRIORITY = 1_000_000
 
 # Why an answer was not compared, with the words of docs/distil.md.
 SkipReason = (
-    Literal["busy", "at_once", "sampling", "no_reward", "stopped", "unscored", "reloaded", "failed"]
+    Literal[
+        "busy",
+        "at_once",
+        "sampling",
+        "no_reward",
+        "stopped",
+        "unscored",
+        "reloaded",
+        "failed",
+        "fewer_samples",
+    ]
     | Excess
 )
 
@@ -168,6 +178,8 @@ class Shadows:
             return
         if result.policy.revision != self._runtime.policies[REFERENCE].info.revision:
             self.skipped["reloaded"] += 1
+        elif len(result.outcome.candidates) < self._settings.auto_n:
+            self.skipped["fewer_samples"] += 1  # they do not tell what best-of-N gives up to ties
         elif self._may(result.sampling):
             work = self._compare_mirrored(compared.checkpoint, policy, request, result)
             self._start(compared, work, request, yields=False)
@@ -331,7 +343,8 @@ class Shadows:
         models = {result.reward_revision, drawn.reward_revision}
         if drawn.scorer is None or models != {drawn.scorer.revision} or _mixed(result, drawn):
             return "reloaded"
-        rewards = [one.reward for one in result.outcome.candidates]
+        # A request may ask for more candidates, but ties among N of them are what the tests allow for.
+        rewards = [one.reward for one in result.outcome.candidates[: self._settings.auto_n]]
         answer = drawn.outcome.selected.reward
         found = judged_win_rate(answer, rewards)
         if found is None:

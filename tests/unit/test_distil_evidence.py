@@ -256,3 +256,28 @@ async def test_failures_do_not_count_where_answers_would_not_be_compared(
         assert service.live.keeper.totals.failures["next"] == 1
         assert service.live.shadows.skipped[why] >= 1  # type: ignore[index]
         assert service.live.keeper.rollout.checkpoint("0001").shadows == 0
+
+
+async def test_best_of_n_s_candidates_count_up_to_the_n_of_the_tests(tmp_path: Path) -> None:
+    """All tied, best-of-N gives up 4/5 - 1/2 for N = 4: that is what is added, whatever n a request has.
+
+    With the ties of other numbers of candidates, an answer as good as best-of-N would be judged 2/3 with 2
+    and 10/11 with 10, where 3/4 is needed.
+    """
+    async with rolling(tmp_path, shares=[1e-9, 1.0]) as service:
+        assert service.runtime.reward is not None
+        await service.submitted("0001")
+        keeper = service.live.keeper
+
+        def seen() -> tuple[int, float]:
+            found = keeper.rollout.checkpoint("0001")
+            return found.shadows, found.wins
+
+        constant = service.runtime.reward._model
+        constant.score = lambda items: [0.25 for _ in items]  # type: ignore[method-assign]
+        await service.ask(n=2)
+        assert seen() == (0, 0.0)
+        assert service.live.shadows.skipped["fewer_samples"] == 1
+        for count, n in enumerate((4, 10), 1):
+            await service.ask(n=n)
+            assert seen() == (count, pytest.approx(count * 4 / 5))
