@@ -341,7 +341,7 @@ class DistilSettings(BaseModel):
         0.5,
         gt=0,
         le=1,
-        description="the same for one API key, once a second one has sent; 1: keys have no bound",
+        description="the same for one API key, as long as others send, too; 1: keys have no bound",
     )
     margin: float = Field(
         0.05,

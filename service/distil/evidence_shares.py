@@ -12,6 +12,9 @@ from typing import Literal
 
 # Comparisons that are looked at, so that a long good time gives nobody a long turn.
 WINDOW = 1000
+# Requests of one key in a row, of those to compare, after which no other is expected. A key with nine tenths
+# of the requests has so many once in 40,000.
+ALONE = 100
 _MOST_CHECKPOINTS = 4
 
 Excess = Literal["conversation_share", "key_share"]
@@ -21,7 +24,8 @@ class EvidenceShares:
     """Counts the comparisons of each checkpoint's present test by conversation and by key.
 
     One conversation may have one comparison, and more once these are at most its share. Keys are counted from
-    the moment on at which a second one has sent: a key that is alone has no bound.
+    the moment on at which a second one has sent: a key that is alone has no bound. One that sends
+    :data:`ALONE` in a row is alone again, or a single request of another would end the watch of a checkpoint.
 
     Args:
         conversation: share of the comparisons that one conversation may have.
@@ -76,14 +80,17 @@ class _Test:
         self.window: deque[tuple[int, str | None]] = deque()
         self.conversations: Counter[int] = Counter()
         self.keys: Counter[str] = Counter()
-        self._first: str | None = None
+        self._last: str | None = None
+        self._in_a_row = 0
         self._several = False
 
     def several(self, key: str) -> bool:
-        """True if other keys than this one have sent, too."""
-        if self._first is None:
-            self._first = key
-        self._several |= key != self._first
+        """True if other keys than this one, which sends now, have sent lately."""
+        if key != self._last:
+            self._several = self._last is not None
+            self._last, self._in_a_row = key, 0
+        self._in_a_row += 1
+        self._several &= self._in_a_row <= ALONE
         return self._several
 
     def add(self, place: int, key: str) -> None:

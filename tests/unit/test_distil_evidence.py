@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.distil.evidence_shares import WINDOW, EvidenceShares
+from service.distil.evidence_shares import ALONE, WINDOW, EvidenceShares
 from tests.unit.rolling import (
     ANN_KEY,
     Speaker,
@@ -102,6 +102,26 @@ def test_shares_are_kept_at_every_moment_whatever_comes() -> None:
         fair.give_back("0001", 1, "new", "k")
     assert fair.take("0001", 1, "new", "k") is None
     assert fair.take("0001", 1, "new", "k") == "conversation_share"
+
+
+def test_one_request_of_another_key_does_not_end_the_watch() -> None:
+    """A key that has nearly all requests would be refused for ever, and a fall would never be noticed."""
+    shares = EvidenceShares(0.05, 0.5)
+    number = 0
+
+    def asked(key: str, count: int) -> int:
+        """The number of requests of new conversations that are compared."""
+        nonlocal number
+        number += count
+        found = (shares.take("0001", 0, f"c{number - i}", key) for i in range(count))
+        return sum(excess is None for excess in found)
+
+    assert asked("a", 50) == 50
+    assert asked("b", 1) == 1
+    assert asked("a", ALONE) == 2  # as many as the other and one more
+    assert asked("a", 300) == 300
+    assert asked("b", 1) == 1
+    assert asked("a", 10) == 1  # the bound holds as soon as there are two again
 
 
 @pytest.mark.parametrize("how", ["other models", "another promotion"])
