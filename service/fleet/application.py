@@ -25,7 +25,7 @@ from service.runtime.served_scorer import ServedScorer
 from service.settings import REFERENCE, ServiceSettings
 from vbon.engine import Engine
 from vbon.engine.remote.server import is_remote
-from vbon.errors import CheckpointError
+from vbon.errors import CheckpointError, InvalidInputError
 
 # Calls that a replica takes at once: no limit, since front ends admit requests.
 _ONGOING = 100_000
@@ -87,11 +87,11 @@ def parts(settings: FleetSettings) -> dict[str, Scale]:
     """The deployments of these settings, each with its scale.
 
     Raises:
-        CheckpointError: as :func:`build`.
+        CheckpointError, InvalidInputError: as :func:`build`.
     """
     service = settings.service_settings
     found = {"FrontEnd": settings.front_ends}
-    for policy in dict.fromkeys(_homes(service).values()):
+    for policy in dict.fromkeys(_homes(settings, service).values()):
         found[f"Policy-{policy}"] = settings.policies.get(policy, Scale())
     if service.reward is not None and not is_remote(service.reward):
         found["Reward"] = settings.reward
@@ -105,9 +105,10 @@ def build(settings: FleetSettings) -> Application:
 
     Raises:
         CheckpointError: the reference policy is an adapter, or an adapter's reference policy is remote.
+        InvalidInputError: there is a scale for a policy that has no replicas of its own.
     """
     service = settings.service_settings
-    homes = _homes(service)
+    homes = _homes(settings, service)
     hosted = {
         policy: _policy_deployment(settings, service, policy).bind(
             service, policy, settings.builder
@@ -128,7 +129,7 @@ def build(settings: FleetSettings) -> Application:
     return front_end.bind(settings, service, policies, scorers)
 
 
-def _homes(service: ServiceSettings) -> dict[str, str]:
+def _homes(settings: FleetSettings, service: ServiceSettings) -> dict[str, str]:
     """The policy whose replicas serve each policy; those at URLs are left out."""
     homes = {}
     for policy, path in service.policies.items():
@@ -143,6 +144,16 @@ def _homes(service: ServiceSettings) -> dict[str, str]:
         raise CheckpointError(
             "a policy is a LoRA adapter, and the reference policy that would serve it is remote; serve the "
             "adapter on that server too and set its URL#name"
+        )
+    for policy in settings.policies:
+        if homes.get(policy) == policy:
+            continue
+        where = (
+            f"runs on the replicas of {homes[policy]}" if policy in homes else "is served at a URL"
+        )
+        raise InvalidInputError(
+            f"policies has a scale for {policy}, which {where} and has none of its own; leave it out",
+            field="policies",
         )
     return homes
 

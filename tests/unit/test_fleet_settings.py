@@ -121,6 +121,23 @@ def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
         fleet.app(FleetSettings())
 
 
+def test_a_scale_for_a_policy_without_replicas_of_its_own_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from service.fleet.application import build, parts
+
+    (tmp_path / "adapter_config.json").write_text("{}")
+    policies = {"ref": "x", "lora": str(tmp_path), "far": "http://host:8000/v1"}
+    service = {"policies": policies, "reward": None}
+    for name, words in (("lora", "runs on the replicas of ref"), ("far", "is served at a URL")):
+        settings = FleetSettings(service=service, policies={name: Scale(replicas=3)})
+        for use in (parts, build):
+            with pytest.raises(
+                InvalidInputError, match=f"policies has a scale for {name}.*{words}"
+            ):
+                use(settings)
+    assert list(parts(FleetSettings(service=service))) == ["FrontEnd", "Policy-ref"]
+
+
 def test_front_ends_have_the_environment_of_the_deployment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
