@@ -94,7 +94,7 @@ class TableInUse:
         """Wait until the store has been asked once, and the hardware is known."""
         await self._first_read.wait()
         if self.table is not None:
-            await asyncio.to_thread(describe_hardware)
+            await asyncio.to_thread(describe_hardware)  # of the file's table
 
     async def stop(self) -> None:
         """Stop reading."""
@@ -171,6 +171,8 @@ class TableInUse:
                     logger.warning("the table of mode auto was not read yet: %s", error)
                     self._first_read.set()
                     await asyncio.sleep(RETRY_S)
+            if content is not None:  # known before a request asks, because it may take seconds
+                await asyncio.to_thread(describe_hardware)
             self._take(content)
         finally:
             self._first_read.set()

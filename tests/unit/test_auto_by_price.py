@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ from service.auto.choice import Prices
 from service.auto.live import LiveAuto
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
-from service.store import open_store, save_auto_table
+from service.store import open_store, read_auto_table, save_auto_table
 from service.strategies import STRATEGIES
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, score_text, serving, stream
 from tests.unit.measured import around, as_json, row, table
@@ -614,6 +616,37 @@ async def test_the_newer_of_file_and_store_is_used(tmp_path: Path, day: int, sou
     async with started(store=str(tmp_path / "runs.db"), auto={"table": str(file)}) as service:
         assert (await service.client.get("/auto/table")).json()["source"] == source
         assert await service.chosen() == ("vbon", 1)
+
+
+async def test_a_table_from_a_store_that_was_away_asks_for_the_hardware_outside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first question may start a program that takes seconds, in which no request would be answered."""
+    kept = exact_table()
+    opened = open_store(str(tmp_path / "runs.db"))
+    save_auto_table(opened, as_json(kept), kept.made_at)
+    opened.close()
+    away = [StoreError("no connection")]
+    asked: list[threading.Thread] = []
+
+    def read(store: Any) -> Any:
+        if away:
+            raise away.pop()
+        return read_auto_table(store)
+
+    def describe() -> str:
+        asked.append(threading.current_thread())
+        return kept.hardware
+
+    monkeypatch.setattr("service.auto.table_in_use.RETRY_S", 0.01)
+    monkeypatch.setattr("service.auto.table_in_use.read_auto_table", read)
+    monkeypatch.setattr("service.auto.table_in_use.describe_hardware", describe)
+    async with started(store=str(tmp_path / "runs.db")) as service:
+        reading = service.auto.table._reading
+        assert reading is not None
+        await asyncio.wait_for(reading, 20)
+        assert await service.chosen() == ("vbon", 1)
+    assert asked[0] is not threading.main_thread()
 
 
 async def test_a_stored_table_that_cannot_be_used_is_logged_and_left(
