@@ -281,17 +281,21 @@ class Search:
 
     async def _take_up_earlier(self) -> None:
         """Measure the trials of an earlier run again from the candidates that it kept."""
-        for study in self._trials.studies.values():
-            for trial in study.get_trials(deepcopy=False):
-                kept = trial.user_attrs.get("kept")
-                if kept is None or trial.values is None:
-                    continue
-                if "drawing" in kept:
-                    self._add(await self._rows_of_drawing("tune", Drawing(**kept["drawing"])))
-                else:
-                    self._take_up_live(kept)
+        for number, trial in enumerate(self._trials.ended(), start=1):
+            kept = trial.user_attrs.get("kept")
+            if kept is None or trial.values is None:
+                continue
+            if "drawing" in kept:
+                drawing = Drawing(**kept["drawing"])
+                rows, label = self._add(await self._rows_of_drawing("tune", drawing)), drawing.label
+            else:
+                rows = self._take_up_live(kept)
+                label = rows[0].setting.label if rows else ""
+            winner = best(self._question, rows) or closest(self._question, rows)
+            if winner is not None and np.isfinite(winner.price):
+                self._remember(number, label, winner)
 
-    def _take_up_live(self, kept: Mapping[str, Any]) -> None:
+    def _take_up_live(self, kept: Mapping[str, Any]) -> list[Priced]:
         record = dict(kept["live"])
         setting = Setting(
             record["mode"], Drawing(**record["drawing"]), record["n"], record["own"], live=True
@@ -304,7 +308,7 @@ class Search:
         measured = Measured(setting, arrays, tokens)
         if record["timing"] is not None:
             self._latency.add(setting, _timing(record["timing"]))
-        self._add([measured])
+        return self._add([measured])
 
     async def _evaluate(self, proposal: Proposal) -> None:
         """Measure one trial and report it; a failure is reported as one."""
@@ -329,23 +333,28 @@ class Search:
         self._trials.tell(proposal, value, constraints, facts)
         self._report_trial(proposal, winner)
 
-    def _report_trial(self, proposal: Proposal, winner: Priced) -> None:
+    def _remember(self, number: int, tried: str, winner: Priced) -> Priced | None:
+        """Add a trial to the history; returns the best setting so far."""
         overall = best(self._question, self.found.rows)
-        so_far = "none reaches the target yet" if overall is None else overall.setting.label
-        gain = winner.gains[self._question.metric]
-        state = "" if winner.feasible else ", not enough"
         self.found.history.append(
             {
-                "trial": self._trials.done,
-                "tried": proposal.label,
+                "trial": number,
+                "tried": tried,
                 "best": winner.setting.label,
                 "price": winner.price,
-                "gain": gain.mean,
+                "gain": winner.gains[self._question.metric].mean,
                 "feasible": winner.feasible,
                 "best_so_far": None if overall is None else overall.setting.label,
                 "best_price": None if overall is None else overall.price,
             }
         )
+        return overall
+
+    def _report_trial(self, proposal: Proposal, winner: Priced) -> None:
+        overall = self._remember(self._trials.done, proposal.label, winner)
+        so_far = "none reaches the target yet" if overall is None else overall.setting.label
+        gain = winner.gains[self._question.metric]
+        state = "" if winner.feasible else ", not enough"
         tried = f"{proposal.label}: " if proposal.setting is None else ""
         self._say(
             f"trial {self._trials.done}: {tried}{winner.setting.label} has "
@@ -397,7 +406,15 @@ class Search:
         question, found = self._question, self.found
         chosen = finalists(question, found.rows, self._effort.finalists)
         if not chosen:
-            raise DataError("no setting could be measured, so there is nothing to choose from")
+            failed = self._trials.failed()
+            reason = (
+                f"the first trial failed: {failed[0]['error']}"
+                if failed
+                else "the time was over before the first trial; raise --budget"
+            )
+            raise DataError(
+                f"no setting could be measured, so there is nothing to choose from; {reason}"
+            )
         self._say(
             f"Measuring {len(chosen)} finalists again on the validation prompts, with fresh seeds."
         )

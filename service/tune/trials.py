@@ -73,6 +73,11 @@ class Trials:
         """The number of trials that have ended, those that failed included."""
         return sum(len(ended_trials(study)) for study in self.studies.values())
 
+    def ended(self) -> list[optuna.trial.FrozenTrial]:
+        """The trials that have ended, those that failed included, in the order in which they did."""
+        found = [trial for study in self.studies.values() for trial in ended_trials(study)]
+        return sorted(found, key=lambda trial: trial.datetime_complete)
+
     def failed(self) -> list[dict[str, Any]]:
         """The failed trials, with their parameters and reasons."""
         import optuna

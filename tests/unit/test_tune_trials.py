@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("optuna")
 
 from service.tune.config import TuneSettings
 from service.tune.drawing import Drawing
+from service.tune.draws import DrawingFailedError
 from service.tune.question import Question
 from service.tune.search import Effort, Search
+from service.tune.setting import Measured
 from service.tune.space import Space
 from service.tune.trials import Trials
+from tests.unit.test_tune_choice import measured
 from training.tune.config import TuneTrainingConfig
 from vbon.errors import DataError
 from vbon.tuning.axes import Range, Values
@@ -98,3 +102,37 @@ def test_a_password_of_the_storage_is_in_no_file_and_no_message(tmp_path: Path) 
         Trials(space(), SECRET, "random", 0, 1, {})
     assert "tuner:***@localhost/studies" in str(told.value)
     assert "secret" not in str(told.value)
+
+
+async def test_a_run_without_any_setting_says_why(tmp_path: Path) -> None:
+    found = search(space(), None, 1.0)
+    found._trials = trials = trials_of(tmp_path, found._space)
+    with pytest.raises(DataError, match="the time was over before the first trial; raise --budget"):
+        await found._choose()
+    trials.tell_failure(trials.ask(0), "ref: 64 of 64 requests failed (64 x HTTP 422: too hot)")
+    with pytest.raises(DataError, match=r"the first trial failed: ref: .*HTTP 422: too hot"):
+        await found._choose()
+
+
+async def test_the_trials_of_an_earlier_run_stay_in_the_record(tmp_path: Path) -> None:
+    def begun() -> Search:
+        one = search(space(temperature=Range(low=0.5, high=1.5)), None, None)
+        one._trials = trials_of(tmp_path, one._space)
+        one._levels["tune"], one._say = None, lambda _: None
+
+        async def rows(_: str, drawing: Drawing) -> list[Measured]:
+            if drawing.temperature > 1.2:
+                raise DrawingFailedError("too hot")
+            return [measured(n, np.array([n, drawing.temperature]), drawing) for n in (1, 2)]
+
+        one._rows_of_drawing = rows  # type: ignore[method-assign]
+        return one
+
+    first = begun()
+    for number in range(6):
+        await first._evaluate(first._trials.ask(number))
+    assert first._trials.failed()
+    assert len(first.found.history) == 6 - len(first._trials.failed())
+    again = begun()
+    await again._take_up_earlier()
+    assert again.found.history == first.found.history
