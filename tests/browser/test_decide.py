@@ -149,6 +149,22 @@ async def test_a_dearer_answer_that_is_better_is_a_trade_and_a_close_price_needs
             assert close[1].startswith("Too close to call for 1,000,000 answers")
 
 
+async def test_the_time_to_break_even_is_at_the_median_rate(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(runtime_with(tmp_path, decided_run())) as url:
+        page = await visitor.open(url)
+        told = await page.evaluate(
+            """async () => {
+                const { paybackTime } = await import(new URL("page/views/decide/words.js", location.href));
+                const rounds = [100, 40, 20, 10].map((rate, round) => ({ round, answers_per_s: rate }));
+                const pair = { sampled: "bon (N=16)" };
+                return paybackTime({ paysAfter: { point: 5400 }, sampled: { level: { rounds } }, pair });
+            }"""
+        )
+    assert told == "3 minutes of bon (N=16) at full load"  # 30 answers a second
+
+
 async def test_nothing_breaks_at_zero(visitor: Visitor, tmp_path: Path) -> None:
     run = decided_run()
     # No answer of best-of-16 is within the SLOs at its larger load.

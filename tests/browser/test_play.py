@@ -134,6 +134,16 @@ async def test_the_form_as_code_asks_the_same(visitor: Visitor) -> None:
         await assert_accessible(page)
 
 
+async def test_an_example_is_in_the_code_too(visitor: Visitor) -> None:
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url)
+        await page.get_by_text("The same as code").click()
+        example = page.get_by_role("group", name="Example prompts").get_by_role("button").first
+        await example.click()
+        words = await example.inner_text()
+        await expect(page.get_by_label("Python", exact=True)).to_contain_text(f'"{words}"')
+
+
 async def test_empty_fields_are_the_cards_and_other_sampling_is_told(
     visitor: Visitor, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 // The verdict in sentences.
 
 import { duration, number, significant } from "../../dom.js";
+import { median } from "../../verdict.js";
 
 const JUDGES = { reward: "reward", gold: "gold reward" };
 
@@ -25,8 +26,7 @@ export function headline(verdict) {
 /** How long the answers to break-even take; null where there are none. */
 export function paybackTime({ paysAfter, sampled, pair }) {
   if (paysAfter.point === null || sampled.level === null) return null;
-  const rates = sampled.level.rounds.map((round) => round.answers_per_s).sort((a, b) => a - b);
-  const rate = rates[Math.floor(rates.length / 2)];
+  const rate = median(sampled.level.rounds.map((round) => round.answers_per_s));
   if (!(rate > 0)) return null;
   return `${lasting(paysAfter.point / rate)} of ${pair.sampled} at full load`;
 }

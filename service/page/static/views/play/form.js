@@ -174,6 +174,7 @@ export class Form {
   #examples() {
     const take = (text) => {
       this.#parts.prompt.value = text;
+      this.#parts.prompt.dispatchEvent(new Event("input", { bubbles: true })); // as if it had been typed
       this.#parts.prompt.focus();
     };
     const buttons = EXAMPLES.map((text) =>
