@@ -61,6 +61,15 @@ class FrontEnd:
         )
         return create_app(self._runtime)
 
+    async def check_health(self) -> None:
+        """Fail if the models were not there at the start, so that Serve replaces this front end.
+
+        Raises:
+            RuntimeError: start-up failed; tells why.
+        """
+        if self._runtime is not None and self._runtime.failure is not None:
+            raise RuntimeError(f"start-up failed: {self._runtime.failure}")
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """The sequences of this front end that decode or wait."""
         runtime = self._runtime

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from service import fleet
 from service.fleet.settings import FleetSettings, Scale
 from vbon.errors import (
     CandidateCountError,
+    CheckpointError,
     InvalidInputError,
     OverloadedError,
     PromptTooLongError,
@@ -152,6 +154,23 @@ def test_front_ends_have_the_environment_of_the_deployment(
     with contextlib.suppress(StopIteration):
         front_end.__init__(*bound.init_args).send(None)  # type: ignore[misc]  # Serve awaits it
     assert front_end._service.store == "sqlite:///deployed.db"
+
+
+async def test_a_front_end_whose_start_has_failed_is_replaced() -> None:
+    """Otherwise it would answer 503 for ever, though the models may be ready later."""
+    pytest.importorskip("ray")
+    from ray import serve
+
+    from service.fleet.application import FrontEnd
+
+    kind = serve.ingress()(FrontEnd)
+    front_end = kind.__new__(kind)
+    for runtime in (None, SimpleNamespace(failure=None)):
+        front_end._runtime = runtime
+        await front_end.check_health()
+    front_end._runtime = SimpleNamespace(failure=CheckpointError("no replica of policy 'ref'"))
+    with pytest.raises(RuntimeError, match="no replica of policy 'ref'"):
+        await front_end.check_health()
 
 
 def test_every_part_lets_requests_end_before_it_is_taken_down() -> None:
