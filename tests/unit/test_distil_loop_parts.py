@@ -258,6 +258,16 @@ def test_a_loop_that_waits_for_the_first_answer_says_so(tmp_path: Path) -> None:
     ]
 
 
+def test_a_checkpoint_that_waits_for_a_person_is_not_said_to_be_served(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    desk.service.approve = True
+    collect(desk.dir, prompts(40))
+    said = desk.run()
+    assert "checkpoint 0001 waits for a person" in said
+    assert "is served" not in said
+    assert "sent rounds/0001/checkpoint to the service" in said
+
+
 def test_without_a_service_nothing_is_told() -> None:
     tells = Reporter(None)
     tells.waits("0001", 5, 20, None, 1.0)

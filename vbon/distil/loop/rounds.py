@@ -243,9 +243,9 @@ class RoundSteps:
         found = rollout.checkpoint(current.id)  # there already if an earlier start was killed here
         if found is None:
             decision = Decision.model_validate(_read(file))
-            path = self._submitted_path(rollout.lora_rank)
-            found = self.service.submit(f"{ROUNDS}/{current.id}/{path}", decision)
-            self.say(f"{path} of round {current.id} is served")
+            path = f"{ROUNDS}/{current.id}/{self._submitted_path(rollout.lora_rank)}"
+            found = self.service.submit(path, decision)
+            self.say(f"sent {path} to the service")
         current.status = str(found)
         self.say(f"checkpoint {current.id} was submitted: {found}")
         return True
