@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from service.tune.question import Priced, Question
 from service.tune.search import Findings
 from service.tune.server import Served
 from service.tune.setting import BON, Setting
+from service.tune.space import toml_value
 from vbon.maths.intervals import MeanInterval
 from vbon.measured.table import (
     MOST_ROWS,
@@ -167,17 +167,17 @@ def serve_text(setting: Setting, served: Served, why: str) -> str:
         'default_mode = "tuned"',
     ]
     models = [name for name in ("reward", "gold") if name in served.paths]
-    lines += [f"{name} = {json.dumps(served.paths[name])}" for name in models]
+    lines += [f"{name} = {toml_value(served.paths[name])}" for name in models]
     lines += [] if "reward" in models else ['reward = "none"']
     lines += ["", "[policies]"]
-    lines += [f"{json.dumps(name)} = {json.dumps(served.paths[name])}" for name in served.policies]
-    lines += ["", "[tuned]", f"mode = {json.dumps(setting.mode)}"]
+    lines += [f"{toml_value(name)} = {toml_value(served.paths[name])}" for name in served.policies]
+    lines += ["", "[tuned]", f"mode = {toml_value(setting.mode)}"]
     if not setting.single:
-        lines += [f"policy = {json.dumps(drawing.policy)}", f"n = {setting.n}"]
-    lines += [f"{name} = {json.dumps(value)}" for name, value in drawing.sampling.items()]
+        lines += [f"policy = {toml_value(drawing.policy)}", f"n = {setting.n}"]
+    lines += [f"{name} = {toml_value(value)}" for name, value in drawing.sampling.items()]
     if setting.settings:
         lines += ["", "[tuned.settings]"]
-        lines += [f"{name} = {json.dumps(value)}" for name, value in setting.settings.items()]
+        lines += [f"{name} = {toml_value(value)}" for name, value in setting.settings.items()]
     return "\n".join(lines) + "\n"
 
 

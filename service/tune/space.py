@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,14 +286,14 @@ def space_text(space: Space) -> str:
     lines = [
         "# The space of `vbon tune --space FILE`. A value is fixed, a list is tried value by value, and",
         "# { low = ..., high = ... } is a range. Every n up to n_max is replayed from one drawing.",
-        f"policies = {_toml(list(_values(space.drawing['policy'])))}",
+        f"policies = {toml_value(list(_values(space.drawing['policy'])))}",
         f"n_max = {space.n_max}",
         f"max_tokens = {space.max_tokens}",
         *(
             f"{name} = {_axis_text(space.drawing[name])}"
             for name in ("temperature", "top_p", "top_k")
         ),
-        f"modes = {_toml(list(dict.fromkeys([BON, *(mode for mode, _ in space.rules), *space.live])))}",
+        f"modes = {toml_value(list(dict.fromkeys([BON, *(mode for mode, _ in space.rules), *space.live])))}",
     ]
     by_mode: dict[str, dict[str, Range | Values]] = {}
     for mode, settings in space.rules:
@@ -314,13 +315,14 @@ def _values(axis: Range | Values) -> tuple[Any, ...]:
 
 def _axis_text(axis: Range | Values) -> str:
     if isinstance(axis, Values):
-        return _toml(axis.values[0] if is_fixed(axis) else list(axis.values))
+        return toml_value(axis.values[0] if is_fixed(axis) else list(axis.values))
     extra = (", log = true" if axis.log else "") + (", integer = true" if axis.integer else "")
     return f"{{ low = {axis.low:g}, high = {axis.high:g}{extra} }}"
 
 
-def _toml(value: Any) -> str:
-    """A value in TOML, whose scalars and lists of them are written as in JSON."""
-    import json
+def toml_value(value: Any) -> str:
+    """A value in TOML, whose scalars and lists of them are written as in JSON.
 
-    return json.dumps(value)
+    Only the escapes of JSON for what lies beyond the first 65,536 characters are not TOML.
+    """
+    return json.dumps(value, ensure_ascii=False)

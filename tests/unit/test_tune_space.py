@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,14 @@ def test_serve_toml_quotes_what_it_is_given(tmp_path: Path) -> None:
     assert loaded.tuned.sampling == setting.drawing.sampling
     assert (loaded.tuned.mode, loaded.tuned.policy, loaded.tuned.n) == ("soft-bon", "vbon", 3)
     assert loaded.tuned.settings == {"reward_temperature": 0.5}
+
+
+@pytest.mark.parametrize("name", ["caf\u00e9", "\U0001f600", 'a"b\\c'])
+def test_every_path_and_name_can_be_read_again(name: str) -> None:
+    served = replace(SERVED, policies={name: "a"}, paths={name: f"models/{name}"}, reward=None)
+    drawing = Drawing(name, 1.0, 1.0, 8)
+    made = tomllib.loads(serve_text(setting_of("bon", drawing, 2, {}), served, "why"))
+    assert made["policies"] == {name: f"models/{name}"}
+    assert made["tuned"]["policy"] == name
+    space = resolve_space(SpaceFile(), served)
+    assert tomllib.loads(space_text(space))["policies"] == [name]
