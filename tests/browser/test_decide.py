@@ -165,6 +165,29 @@ async def test_the_time_to_break_even_is_at_the_median_rate(
     assert told == "3 minutes of bon (N=16) at full load"  # 30 answers a second
 
 
+async def test_figures_asked_for_while_older_ones_are_on_their_way_are_asked_for_again(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    """A load test may end while its predecessor's figures are being read."""
+    async with hosted(runtime_with(tmp_path, decided_run())) as url:
+        page = await visitor.open(url)
+        await expect(page.locator(".headline")).to_contain_text("Fine-tuning (vbon) pays after")
+        asked = await page.evaluate(
+            """async () => {
+                const { decision } = await import(new URL("page/decision.js", location.href));
+                const ask = window.fetch;
+                let count = 0;
+                window.fetch = (...what) => {
+                    count += String(what[0]).endsWith("/decision");
+                    return ask(...what);
+                };
+                await Promise.all([decision.refresh(), decision.refresh(), decision.refresh()]);
+                return count;
+            }"""
+        )
+    assert asked == 2
+
+
 async def test_nothing_breaks_at_zero(visitor: Visitor, tmp_path: Path) -> None:
     run = decided_run()
     # No answer of best-of-16 is within the SLOs at its larger load.

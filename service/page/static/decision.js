@@ -8,14 +8,19 @@ class DecisionFigures extends EventTarget {
   found = null;
   error = null;
   #asking = false;
+  #again = false; // somebody wants newer figures than those on their way
 
   start() {
     server.addEventListener("change", () => server.state === "ready" && this.refresh());
   }
 
   async refresh() {
-    if (this.#asking) return;
+    if (this.#asking) {
+      this.#again = true;
+      return;
+    }
     this.#asking = true;
+    this.#again = false;
     try {
       this.found = await get("/decision");
       this.error = null;
@@ -26,6 +31,7 @@ class DecisionFigures extends EventTarget {
       this.#asking = false;
     }
     this.dispatchEvent(new Event("change"));
+    if (this.#again) await this.refresh();
   }
 }
 
