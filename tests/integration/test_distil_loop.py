@@ -448,12 +448,12 @@ def test_the_service_is_told_each_step_and_the_end(desk: Desk) -> None:
     desk.run()
     phases = [one["phase"] for one in desk.service.reported]
     assert list(dict.fromkeys(phases)) == [
-        "seal", "cache", "train", "compare", "decide", "submit", "stopped",
+        "seal", "cache", "train", "compare", "decide", "submit", "done", "stopped",
     ]  # fmt: skip
     assert {one["round"] for one in desk.service.reported} == {"0001"}
 
 
-def test_a_failed_loop_has_stopped_and_a_waiting_one_tells_how_long(desk: Desk) -> None:
+def test_an_interrupted_loop_has_stopped_and_a_waiting_one_tells_how_long(desk: Desk) -> None:
     desk.while_waiting = lambda: (_ for _ in ()).throw(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         desk.run(min_prompts=100)
