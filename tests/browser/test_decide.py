@@ -188,6 +188,22 @@ async def test_figures_asked_for_while_older_ones_are_on_their_way_are_asked_for
     assert asked == 2
 
 
+async def test_a_load_test_that_ended_elsewhere_is_there_when_the_view_is_shown_again(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with hosted(runtime_with(tmp_path)) as url:
+        page = await visitor.open(url)
+        box = page.get_by_role("region", name="Verdict", exact=True)
+        await expect(box).to_contain_text("Nobody has measured it here yet")
+        store = open_store(str(tmp_path / "s.db"))
+        add_run(store, decided_run())
+        store.close()
+        await page.get_by_role("link", name="Play").click()
+        await expect(page).to_have_title("Play · vbon")
+        await page.get_by_role("link", name="Decide").click()
+        await expect(box).to_contain_text("Fine-tuning (vbon) pays after")
+
+
 async def test_nothing_breaks_at_zero(visitor: Visitor, tmp_path: Path) -> None:
     run = decided_run()
     # No answer of best-of-16 is within the SLOs at its larger load.

@@ -1,4 +1,4 @@
-// The figures on which is decided, asked for once the server answers and again after each load test.
+// The figures on which is decided, asked for once the server answers again after each load test, and when Decide is shown again.
 
 import { ApiError, get } from "./api.js";
 import { server } from "./server.js";

@@ -54,6 +54,7 @@ class Decide {
     this.#here = true;
     this.#limit();
     this.#draw();
+    if (decision.found !== null) decision.refresh(); // a load test may have ended while nobody looked
   }
 
   left() {
