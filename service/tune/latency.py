@@ -224,10 +224,11 @@ class LatencyModel:
         """A rule that stops drawing: its rounds after each other, and the machine time of its candidates."""
         setting = measured.setting
         settings: Mapping[str, Any] = setting.settings
-        first = min(int(settings.get("min_n", 4)), setting.n)
-        later = min(int(settings.get("round_size", 2)), setting.n)
+        most = int(settings.get("max_n") or setting.n)
+        first = min(int(settings.get("min_n", 4)), most)
+        later = min(int(settings.get("round_size", 2)), most)
         mean_rounds, most_rounds = measured.rounds
-        mean_drawn = min(first + (mean_rounds - 1) * later, setting.n)
+        mean_drawn = min(first + (mean_rounds - 1) * later, most)
         begin, further, work = (
             self._plain(setting.drawing.policy, n) for n in (first, later, mean_drawn)
         )

@@ -187,7 +187,7 @@ def resolve_space(file: SpaceFile, served: Served, best_of: int = 1) -> Space:
         given = file.settings.get(mode, {})
         axes = {**_default_axes(mode, served, given), **given}
         if can_replay(mode, embedder=served.embedder):
-            rules += [(mode, values) for values in _products(mode, axes)]
+            rules += [(mode, values) for values in _products(mode, axes, n_max)]
         elif _can_be_asked(mode, axes, served):
             live[mode] = axes
     sampling: dict[str, Range | Values] = {
@@ -259,11 +259,11 @@ def _can_be_asked(mode: str, axes: Mapping[str, Any], served: Served) -> bool:
     return not (isinstance(guide, Values) and guide.values == ("",))
 
 
-def _products(mode: str, axes: Mapping[str, Range | Values]) -> list[Mapping[str, Any]]:
+def _products(mode: str, axes: Mapping[str, Range | Values], n_max: int) -> list[Mapping[str, Any]]:
     """All combinations of the values of a mode that is replayed, checked by the mode itself.
 
     Raises:
-        InvalidInputError: an axis is a range, or the mode does not take a value.
+        InvalidInputError: an axis is a range, the mode does not take a value, or it draws more than n_max.
     """
     for name, axis in axes.items():
         if isinstance(axis, Range):
@@ -276,7 +276,14 @@ def _products(mode: str, axes: Mapping[str, Range | Values]) -> list[Mapping[str
     found: list[Mapping[str, Any]] = []
     for chosen in itertools.product(*lists.values()):
         values = dict(zip(lists, chosen, strict=True))
-        rule_of(mode, values, reshaped=False, tells="policy")
+        rule = rule_of(mode, values, reshaped=False, tells="policy")
+        most = rule.strategy.most_candidates(n_max)
+        if most > n_max:
+            raise InvalidInputError(
+                f"{mode} would draw up to {most} candidates, and it is replayed from n_max, which is "
+                f"{n_max}; raise n_max, or lower max_n of the mode",
+                field="settings",
+            )
         found.append(values)
     return found
 

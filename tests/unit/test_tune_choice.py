@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -158,6 +160,9 @@ def test_a_rule_that_stops_drawing_takes_the_time_of_its_rounds() -> None:
     assert found.mean_s.mean == pytest.approx(0.2 + 2 * 0.1)
     assert found.p95_s.mean == pytest.approx(0.4 + 4 * 0.2)
     assert found.seconds_per_answer == pytest.approx((1 / 50 + 1 / 10) / 2)
+    for n in (1, 2, 16):  # max_n takes the place of n, whichever is larger
+        other = setting_of("adaptive-bon", REF, n, {"min_n": 2, "round_size": 1, "max_n": 6})
+        assert latency().expected(replace(row, setting=other)) == found
 
 
 def test_prices_are_tokens_money_or_seconds_and_p95_is_a_limit() -> None:

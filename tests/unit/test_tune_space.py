@@ -127,6 +127,7 @@ def test_a_space_file_with_a_mistake_is_refused(tmp_path: Path, text: str, words
         ({"top_k": 1.5}, "top_k is 1.5"),
         ({"top_k": {"low": 0, "high": 0.5}}, "top_k is 0.5"),
         ({"settings": {"soft-bon": {"reg_strength": 1}}}, "does not take reg_strength"),
+        ({"settings": {"adaptive-bon": {"max_n": [8, 17]}}}, "up to 17 .*n_max, which is 16"),
         ({"settings": {"soft-bon": {"reward_temperature": -1}}}, "reward_temperature"),
         ({"settings": {"soft-bon": {"reward_temperature": {"low": 1, "high": 2}}}}, "is a range"),
     ],
