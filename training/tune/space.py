@@ -53,6 +53,9 @@ class TrainingSpace(BaseModel):
         for name in self.objectives:
             fields = train_config_type(name).model_fields
             own = self.objective.get(name, {})
+            for axes in (self.shared, own):
+                if WARM_START_SHARE in axes:
+                    _check_share(axes[WARM_START_SHARE])
             for setting in [*self.shared, *own]:
                 if setting != WARM_START_SHARE and setting not in fields:
                     raise InvalidInputError(
@@ -78,6 +81,21 @@ class TrainingSpace(BaseModel):
             if name in self.objectives
         )
         return f"Space: {', '.join(self.objectives)}; {shared}; {own}."
+
+
+def _check_share(axis: Range | Values) -> None:
+    """Refuse what is no share of the steps.
+
+    Raises:
+        InvalidInputError: a value, or an end of a range, is no number from 0 to 1.
+    """
+    for value in axis.values if isinstance(axis, Values) else (axis.low, axis.high):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 <= float(value) <= 1:
+            raise InvalidInputError(
+                f"{WARM_START_SHARE} is {value!r}, and it must be a number from 0 to 1, a share of the steps",
+                field="space",
+            )
 
 
 def default_space() -> TrainingSpace:

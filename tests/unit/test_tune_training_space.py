@@ -1,0 +1,32 @@
+"""The search space of `vbon tune training`, before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from training.tune.space import default_space, read_training_space
+from vbon.errors import InvalidInputError
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'warm_start_share = "half"', "warm_start_share = -0.1", "warm_start_share = [0, 1.2]",
+        "warm_start_share = true", "warm_start_share = { low = 0, high = 2 }",
+        "[objective.vbon]\nwarm_start_share = 3",
+    ],
+)  # fmt: skip
+def test_a_share_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "space.toml"
+    path.write_text(f"objectives = ['vbon']\n{text}\n")
+    with pytest.raises(InvalidInputError, match=r"warm_start_share is .* from 0 to 1"):
+        read_training_space(path)
+
+
+def test_shares_from_none_to_all_are_taken(tmp_path: Path) -> None:
+    path = tmp_path / "space.toml"
+    path.write_text("objectives = ['vbon']\nwarm_start_share = [0, 0.5, 1]\n")
+    assert "warm_start_share 0, 0.5, 1" in read_training_space(path).describe()
+    assert "warm_start_share 0 to 0.6" in default_space().describe()
