@@ -84,10 +84,10 @@ class TrainingSpace(BaseModel):
 
 
 def _check_share(axis: Range | Values) -> None:
-    """Refuse what is no share of the steps.
+    """Refuse values that are not shares of the steps, from 0 to 1.
 
     Raises:
-        InvalidInputError: a value, or an end of a range, is no number from 0 to 1.
+        InvalidInputError: a value, or an end of a range, is not a number from 0 to 1.
     """
     for value in axis.values if isinstance(axis, Values) else (axis.low, axis.high):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
