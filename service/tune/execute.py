@@ -230,7 +230,7 @@ def _prompts(settings: TuneSettings, served: Served, say: Callable[[str], None])
         say(f"{len(shown)} prompts of the evaluation that the server shows")
         distinct = list({prompt.key: prompt for prompt in shown}.values())
         return distinct[: settings.prompt_count]
-    return built_in_prompts().distinct()
+    return built_in_prompts().distinct()[: settings.prompt_count]
 
 
 def _headers(settings: TuneSettings) -> dict[str, str]:

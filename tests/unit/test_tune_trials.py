@@ -14,6 +14,7 @@ pytest.importorskip("optuna")
 from service.tune.config import TuneSettings
 from service.tune.drawing import Drawing
 from service.tune.draws import DrawingFailedError
+from service.tune.execute import _prompts
 from service.tune.question import Question
 from service.tune.search import Effort, Search
 from service.tune.setting import Measured
@@ -22,6 +23,7 @@ from service.tune.trials import Trials
 from tests.unit.test_tune_choice import measured
 from training.tune.config import TuneTrainingConfig
 from vbon.errors import DataError
+from vbon.prompts import Prompt
 from vbon.tuning.axes import Range, Values
 
 
@@ -136,3 +138,15 @@ async def test_the_trials_of_an_earlier_run_stay_in_the_record(tmp_path: Path) -
     again = begun()
     await again._take_up_earlier()
     assert again.found.history == first.found.history
+
+
+def test_no_more_prompts_are_used_than_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Prompt] | None = [Prompt(text=f"prompt {number}") for number in range(9)]
+    monkeypatch.setattr("service.tune.execute.evaluated_prompts", lambda _: shown)
+    settings = TuneSettings(target="reward >= 1", prompt_count=7, out=tmp_path / "run")
+    served: Any = None
+    assert _prompts(settings, served, lambda _: None) == shown[:7]
+    shown = None  # then those that are built in
+    assert len(_prompts(settings, served, lambda _: None)) == 7
