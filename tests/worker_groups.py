@@ -18,9 +18,9 @@ GROUPS = {
     "vllm_server": "engines",
     "generator": "generator",
     "stage": "service",
-    "fleet": "engines",
-    "ray_engine": "engines",
-    "ray_scorer": "engines",
+    "fleet": "fleet",
+    "ray_engine": "fleet",
+    "ray_scorer": "fleet",
 }
 FILES = {
     "tests/integration/test_bench_client.py": "engines",
@@ -28,7 +28,7 @@ FILES = {
     "tests/integration/test_dashboard_vllm.py": "engines",
     "tests/integration/test_distributed.py": "distributed",  # its tests share what it trains
     "tests/integration/test_engine_contract.py": "engines",
-    "tests/integration/test_fleet.py": "engines",
+    "tests/integration/test_fleet.py": "fleet",
     "tests/integration/test_reward_server_vllm.py": "engines",
     "tests/integration/test_rollout_vllm.py": "engines",
     "tests/integration/test_service_vllm.py": "engines",

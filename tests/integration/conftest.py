@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,9 +17,6 @@ from tests.tiny import train_config
 from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.engine.remote.server import RemoteOptions
-
-if TYPE_CHECKING:
-    from tests.fleet_parts import Fleet
 
 
 @pytest.fixture(scope="session")
@@ -105,21 +101,3 @@ async def vllm_over_http(vllm_server: str) -> AsyncGenerator[Engine, None]:
         yield engine
     finally:
         await engine.stop()
-
-
-@pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A fleet of fake engines on a local Ray cluster: the only one of a session."""
-    pytest.importorskip("ray", reason="a fleet needs the extra fleet")
-    from tests.fleet_parts import Fleet
-
-    with Fleet.started(tmp_path_factory.mktemp("fleet")) as running:
-        yield running
-
-
-@pytest.fixture
-async def ray_engine(fleet: Fleet) -> AsyncGenerator[Engine, None]:
-    engine = fleet.engine("ref")
-    await engine.start()
-    yield engine
-    await engine.stop()

@@ -1,5 +1,5 @@
-"""One contract, whatever the engine: the fake, HTTP to an imitation, and a fleet of fakes on Ray must behave
-as real vLLM does.
+"""One contract, whatever the engine: the fake and HTTP to an imitation must behave as real vLLM does, and so
+must a fleet of fakes on Ray, which test_fleet.py holds to the same tests.
 
 Real vLLM is started once a session on the tiny sandbox policy, in our care and as a server that is
 reached over HTTP (see conftest).
@@ -53,7 +53,6 @@ async def remote_engine() -> AsyncGenerator[Engine, None]:
     params=[
         "fake_engine",
         "remote_engine",
-        pytest.param("ray_engine", marks=pytest.mark.ray),
         pytest.param("vllm_ref", marks=pytest.mark.vllm),
         pytest.param("vllm_over_http", marks=pytest.mark.vllm),
     ]

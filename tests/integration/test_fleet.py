@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,9 @@ import pytest
 
 pytest.importorskip("ray", reason="a fleet needs the extra fleet")
 
+from tests.integration import test_engine_contract as contract
 from tests.unit.fakes import score_text
-from vbon.engine import Sampling
+from vbon.engine import Engine, Sampling
 from vbon.errors import EngineDeadError, RewardError
 from vbon.prompts import Prompt
 
@@ -28,6 +29,33 @@ BODY = {"prompt": "the film was " + "long " * 20, "n": 8, "max_tokens": 24, "see
 LONG = {"prompt": "p" * 200, "n": 8, "max_tokens": 400, "ignore_eos": True}
 # Statuses with which a request may end when a part that it used was killed.
 CLEAR = {200, 500, 502, 503, 504}
+
+
+# Ray's own processes take a fifth of a core even when nothing is asked, so they end with this module.
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A fleet of fake engines on a local Ray cluster."""
+    from tests.fleet_parts import Fleet
+
+    with Fleet.started(tmp_path_factory.mktemp("fleet")) as running:
+        yield running
+
+
+@pytest.fixture
+async def ray_engine(fleet: Fleet) -> AsyncGenerator[Engine, None]:
+    engine = fleet.engine("ref")
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture(params=["ray_engine"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """The engine of the contract's tests."""
+    return request.getfixturevalue(request.param)
+
+
+globals().update({name: one for name, one in vars(contract).items() if name.startswith("test_")})
 
 
 @pytest.fixture
