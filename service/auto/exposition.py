@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
+from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from service.auto.live import LiveAuto
 
 L = TypeVar("L", bound=tuple[str, ...])
+# Several applications may have one runtime, one after the other or at once; the last one is shown.
+_shown: WeakKeyDictionary[CollectorRegistry, Collector] = WeakKeyDictionary()
 _SETTING = ("mode", "policy")
 
 
@@ -21,8 +25,12 @@ class AutoMetrics:
         self._auto = auto
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Show them with the metrics of a registry."""
+        """Show them with the metrics of a registry, in the place of those of an earlier application."""
+        before = _shown.pop(registry, None)
+        if before is not None:
+            registry.unregister(before)
         registry.register(self)
+        _shown[registry] = self
 
     def collect(self) -> Iterable[Metric]:
         """The present values."""

@@ -288,8 +288,10 @@ class Runtime:
 
     def serve_by_price(self, router: Router | None) -> None:
         """Answer requests of mode ``auto`` by this router from now on; ``None``: by none."""
+        changed = (router is None) != (self.priced is None)
         self.priced = router
-        self.modes = self._configured_modes()
+        if changed:
+            self.modes = self._configured_modes()
 
     def _supervise(self, policy: str, engine: Engine) -> None:
         if not engine.recovers:
