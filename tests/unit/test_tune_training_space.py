@@ -18,7 +18,7 @@ from vbon.errors import InvalidInputError
         "[objective.vbon]\nwarm_start_share = 3",
     ],
 )  # fmt: skip
-def test_a_share_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+def test_values_that_are_not_shares_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "space.toml"
     path.write_text(f"objectives = ['vbon']\n{text}\n")
     with pytest.raises(InvalidInputError, match=r"warm_start_share is .* from 0 to 1"):
