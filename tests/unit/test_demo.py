@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import time
 from contextlib import ExitStack
 from io import StringIO
@@ -25,6 +26,8 @@ from vbon.demo.processes import DemoFailedError, ended, start, wait
 from vbon.demo.run import Demo, run_demo
 from vbon.demo.stages import Stage, Stages, duration
 from vbon.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -151,3 +154,32 @@ def test_a_taken_port_is_told_before_anything_is_made(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"port {port} is taken.*another --port"):
             run_demo(DemoConfig(out=tmp_path / "sandbox", port=port))
     assert not (tmp_path / "sandbox").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        ([], ["--distil"]),
+        (["--once", "--port", "8001"], ["--distil", "--once", "--port", "8001"]),
+        (["--no-distil", "--once"], ["--no-distil", "--once"]),
+        (["--distil"], ["--distil"]),
+    ],
+)
+def test_the_script_tells_the_story_of_distilling_unless_told_otherwise(
+    tmp_path: Path, given: list[str], passed: list[str]
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    for file, text in (
+        ("scripts/demo", (ROOT / "scripts" / "demo").read_text()),
+        ("scripts/setup", "#!/bin/sh\n"),
+        ("venv/bin/vbon", '#!/bin/sh\nprintf "%s\\n" "$@"\n'),
+    ):
+        (tmp_path / file).write_text(text)
+        (tmp_path / file).chmod(0o755)
+    environment = {**os.environ, "SETUP_VENV": str(tmp_path / "venv")}
+    ran = subprocess.run(
+        [str(tmp_path / "scripts" / "demo"), *given],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    assert ran.stdout.split() == ["demo", *passed]
