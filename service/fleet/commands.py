@@ -62,10 +62,11 @@ def check(
     vbon fleet check fleet.yaml
     """
     from service.fleet import check_ray
-    from service.fleet.config_file import read_fleets
 
     with errors_as_lines():
         check_ray()
+        from service.fleet.config_file import read_fleets  # imports a reader of YAML, as Ray does
+
         for name, settings in read_fleets(config).items():
             from service.fleet.application import parts
 
