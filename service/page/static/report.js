@@ -6,8 +6,8 @@ import { looksOf } from "./styles.js";
 import { verdictOf } from "./verdict.js";
 import { Controls } from "./views/decide/controls.js";
 import { costChart } from "./views/decide/cost_chart.js";
+import { statement } from "./views/decide/statement.js";
 import { tiles } from "./views/decide/tiles.js";
-import { atVolume, confidence, headline, paybackTime, quality } from "./views/decide/words.js";
 import { xyChart, xyTable } from "./xy_chart.js";
 
 const GREY = "var(--series-6)";
@@ -29,16 +29,10 @@ function decide(found) {
 
   const draw = () => {
     const verdict = verdictOf(found, comparison.values);
-    const [state, kind, why] = confidence(verdict, found);
-    const time = paybackTime(verdict);
-    const volume = atVolume(verdict);
     replace(
       words,
       el("h2", { class: "unseen" }, "Verdict"),
-      el("div", { class: "row" }, el("span", { class: `badge ${kind}` }, state), why && el("span", { class: "muted small" }, why)),
-      el("p", { class: "headline" }, headline(verdict), time && el("span", { class: "muted" }, ` That is ${time}.`)),
-      el("p", {}, quality(verdict)),
-      volume && el("p", {}, volume),
+      statement(found, verdict),
       verdict.pair.state !== "decided" && el("ul", { class: "notes" }, verdict.pair.reasons.map((reason) => el("li", {}, reason))),
     );
     controls.show(found, verdict);

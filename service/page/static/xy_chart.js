@@ -126,7 +126,8 @@ function axes(x, y, chart, width) {
   );
 }
 
-function path(points) {
+/** The outline through points in pixels, for the `d` of a path. */
+export function path(points) {
   return points.map(([left, top], i) => `${i ? "L" : "M"}${left.toFixed(1)} ${top.toFixed(1)}`).join("");
 }
 

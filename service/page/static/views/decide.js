@@ -8,8 +8,8 @@ import { verdictOf } from "../verdict.js";
 import { trouble } from "./play/trouble.js";
 import { Controls } from "./decide/controls.js";
 import { costChart } from "./decide/cost_chart.js";
+import { statement } from "./decide/statement.js";
 import { tiles } from "./decide/tiles.js";
-import { atVolume, confidence, headline, paybackTime, quality } from "./decide/words.js";
 
 export const title = "Decide";
 
@@ -100,15 +100,9 @@ class Decide {
   }
 
   #say(found, verdict) {
-    const [state, kind, why] = confidence(verdict, found);
-    const time = paybackTime(verdict);
-    const volume = atVolume(verdict);
     replace(
       this.#verdict,
-      el("div", { class: "row" }, el("span", { class: `badge ${kind}` }, state), why && el("span", { class: "muted small" }, why)),
-      el("p", { class: "headline" }, headline(verdict), time && el("span", { class: "muted" }, ` That is ${time}.`)),
-      el("p", {}, quality(verdict)),
-      volume && el("p", {}, volume),
+      statement(found, verdict),
       verdict.hours === null && el("p", { class: "notice small" }, `The cost of training is unknown: ${verdict.pair.training_source}. Set it below.`),
       verdict.pair.state !== "decided" && this.#mend(verdict.pair.reasons, verdict),
     );

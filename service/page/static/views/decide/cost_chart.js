@@ -2,6 +2,7 @@
 
 import { el, replace, significant, svg } from "../../dom.js";
 import { styleOf } from "../../styles.js";
+import { path } from "../../xy_chart.js";
 
 const HEIGHT = 320;
 const [NARROWEST, WIDEST] = [280, 1100];
@@ -109,10 +110,6 @@ function decades([from, to]) {
 
 function brief(value) {
   return new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 3 }).format(value);
-}
-
-function path(points) {
-  return points.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
 }
 
 function area(line, counts, x, y) {
