@@ -10,19 +10,18 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from service.tune.question import Question
-from vbon.config import PROMPT_FILE, FileEncoding, NoneWord, OptionGroups, PromptColumn, Settings
-from vbon.errors import InvalidInputError
-from vbon.measured.target import Metric, Target, parse_target
-from vbon.storage.database_urls import without_password
+from vbon.config import PROMPT_FILE, FileEncoding, NoneWord, OptionGroups, PromptColumn
+from vbon.measured.target import Metric
 from vbon.tuning.durations import Duration
 from vbon.tuning.registry import DEFAULT_SAMPLER, SAMPLERS
+from vbon.tuning.search_fields import SamplerName, Searching, TargetText
 
 
 def _fresh_directory() -> Path:
     return Path("runs") / f"tune-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-class TuneSettings(Settings):
+class TuneSettings(Searching):
     """Find the cheapest setting of a running server that reaches a reward.
 
     A setting is a mode, a policy, N, the sampling and the mode's own settings. Candidates are drawn once for
@@ -84,7 +83,7 @@ class TuneSettings(Settings):
         16, ge=1, description="requests in flight while candidates are drawn, outside the load"
     )
 
-    target: Annotated[str | None, NoneWord] = Field(
+    target: TargetText = Field(
         None,
         description="gain to reach: reward, gold or win-rate, then >= and a number or best-of-K, which is "
         "that of the reference policy on the same prompts: 'reward >= best-of-8'",
@@ -144,7 +143,7 @@ class TuneSettings(Settings):
         None,
         description="time of the whole run, such as 30m; trials end in time for the final checks",
     )
-    sampler: str = Field(
+    sampler: SamplerName = Field(
         DEFAULT_SAMPLER, description=f"optimiser of the trials: {', '.join(SAMPLERS.built_in)}"
     )
     workers: int = Field(1, ge=1, le=64, description="trials at once")
@@ -193,25 +192,6 @@ class TuneSettings(Settings):
             raise ValueError("must begin with http:// or https://")
         return url.rstrip("/").removesuffix("/v1")
 
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, name: str) -> str:
-        try:
-            SAMPLERS.entry(name)
-        except InvalidInputError as error:
-            raise ValueError(str(error)) from error
-        return name
-
-    @field_validator("target")
-    @classmethod
-    def _readable(cls, text: str | None) -> str | None:
-        if text is not None:
-            try:
-                parse_target(text)
-            except InvalidInputError as error:
-                raise ValueError(str(error)) from error
-        return text
-
     @model_validator(mode="after")
     def _one_question(self) -> TuneSettings:
         if (self.target is None) == (self.maximise is None):
@@ -238,11 +218,6 @@ class TuneSettings(Settings):
         return self
 
     @property
-    def goal(self) -> Target | None:
-        """The target; ``None`` if a gain is maximised."""
-        return None if self.target is None else parse_target(self.target)
-
-    @property
     def question(self) -> Question:
         """The question that these settings ask."""
         target = self.goal
@@ -255,14 +230,6 @@ class TuneSettings(Settings):
             self.max_tokens_per_answer,
             self.price_per_hour,
         )
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """The settings as the results keep them, which get passed on: a storage without its password."""
-        found = self.model_dump(mode="json")
-        if self.storage is not None:
-            found["storage"] = without_password(self.storage)
-        return found
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -72,7 +72,7 @@ ROOMS = {
     "vbon.distil.commands": "vbon.cli vbon.distil vbon.distil.checkpoint_commands vbon.distil.loop",
     "vbon.distil.loop": "vbon.distil vbon.study",
     "vbon.study": "vbon.cli",
-    "vbon.tuning": "",
+    "vbon.tuning": "vbon.measured",
     "vbon.tuning.bench": "vbon.cli vbon.tuning",
     # service: around a request
     "service": "",

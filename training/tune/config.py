@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from training.configs import TrainConfig
 from vbon.config import NoneWord, OptionGroups
-from vbon.errors import InvalidInputError
 from vbon.maths.distribution import kl_upper_bound
-from vbon.measured.target import Target, parse_target
-from vbon.storage.database_urls import without_password
 from vbon.tuning.durations import Duration
 from vbon.tuning.registry import SAMPLERS
+from vbon.tuning.search_fields import SamplerName, Searching, TargetText
 
 Price = Literal["kl", "seconds", "samples"]
 
 
-class TuneTrainingConfig(TrainConfig):
+class TuneTrainingConfig(Searching, TrainConfig):
     """Find the objective and the settings of training that reach the most, or a target at the lowest price.
 
     Every trial trains one cell, as `vbon sweep` does, and measures it on the validation prompts. The best are
@@ -50,7 +48,7 @@ class TuneTrainingConfig(TrainConfig):
     }
 
     out: Path = Field(Path("runs/tune-training"), description="directory of the search")
-    target: Annotated[str | None, NoneWord] = Field(
+    target: TargetText = Field(
         None,
         description="gain to reach: 'win-rate >= 0.8', or reward or gold >= a number or best-of-K",
     )
@@ -83,7 +81,7 @@ class TuneTrainingConfig(TrainConfig):
     budget: Duration | None = Field(
         None, description="time of the search, such as 1h; trials end in time for the final checks"
     )
-    sampler: str = Field(
+    sampler: SamplerName = Field(
         "gp-ts",
         description="optimiser of the trials; the default models conditional settings, which differ between "
         f"objectives: {', '.join(SAMPLERS.built_in)}",
@@ -99,25 +97,6 @@ class TuneTrainingConfig(TrainConfig):
     reference_samples: int = Field(128, ge=8, description="reference samples per prompt")
     policy_samples: int = Field(32, ge=4, description="samples of each cell per prompt")
 
-    @field_validator("target")
-    @classmethod
-    def _readable(cls, text: str | None) -> str | None:
-        if text is not None:
-            try:
-                parse_target(text)
-            except InvalidInputError as error:
-                raise ValueError(str(error)) from error
-        return text
-
-    @field_validator("sampler")
-    @classmethod
-    def _known_sampler(cls, name: str) -> str:
-        try:
-            SAMPLERS.entry(name)
-        except InvalidInputError as error:
-            raise ValueError(str(error)) from error
-        return name
-
     @model_validator(mode="after")
     def _one_question(self) -> TuneTrainingConfig:
         if self.kl_nats is not None and self.kl_of_best_of is not None:
@@ -130,11 +109,6 @@ class TuneTrainingConfig(TrainConfig):
         return self
 
     @property
-    def goal(self) -> Target | None:
-        """The target; ``None`` if a gain is maximised."""
-        return None if self.target is None else parse_target(self.target)
-
-    @property
     def kl_limit(self) -> float | None:
         """The KL limit in nats; ``None`` with a target and no limit."""
         if self.kl_nats is not None:
@@ -142,14 +116,6 @@ class TuneTrainingConfig(TrainConfig):
         if self.kl_of_best_of is not None:
             return kl_upper_bound(self.kl_of_best_of)
         return None if self.target is not None else kl_upper_bound(16)
-
-    @property
-    def recorded(self) -> dict[str, Any]:
-        """The settings as the results keep them, which get passed on: a storage without its password."""
-        found = self.model_dump(mode="json")
-        if self.storage is not None:
-            found["storage"] = without_password(self.storage)
-        return found
 
     @property
     def asked(self) -> dict[str, Any]:
