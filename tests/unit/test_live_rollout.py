@@ -371,12 +371,16 @@ async def test_a_checkpoint_that_cannot_be_used_is_a_clear_error_and_changes_not
 
 
 async def test_a_checkpoint_that_does_not_load_gets_no_request(tmp_path: Path) -> None:
+    submitted = asyncio.Event()
+
     class Broken(Speaker):
         async def start(self) -> None:
+            await submitted.wait()  # else it may fail before the submission is answered
             raise EngineDeadError("out of memory")
 
     async with rolling(tmp_path, SpeakerBuilder(Broken)) as service:
         assert (await service.submit("0001")).json()["status"] == "rolling"
+        submitted.set()
         await service.until(lambda: service.live.keeper.rollout.rolling is None)
         found, state = await service.checkpoint("0001"), await service.state()
         assert (found["status"], found["why"]) == ("rolled_back", "failed")
