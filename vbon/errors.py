@@ -193,9 +193,11 @@ class RequestTimeoutError(VbonError):
 
     Attributes:
         decoding: whether an engine was decoding then, rather than the request waiting or being scored.
+        own_limit: whether the request itself had set the limit, below that of the server.
     """
 
     decoding = False
+    own_limit = False
 
 
 class DivergedError(VbonError):

@@ -15,6 +15,7 @@ from service.runtime.routing import AnswerFailure, Route, Routing, Wish
 from service.settings import AUTO, REFERENCE, DistilSettings
 from service.strategies import Auto, Single
 from vbon.distil.split import opening_of
+from vbon.errors import RequestTimeoutError
 from vbon.prompts import Prompt
 
 
@@ -81,6 +82,8 @@ class AutoRouter:
             share = self._settings.shadow_share
             probability = self._keeper.rollout.shadow_probability(found, share)
             self._shadows.offer_failed(compared, found.arm, request, probability)
+        elif isinstance(error, RequestTimeoutError) and error.own_limit and error.decoding:
+            self._shadows.skipped["own_limit"] += 1
 
     def _compared(self, checkpoint: str, prompt: Prompt) -> Compared:
         found = self._keeper.rollout.checkpoint(checkpoint)

@@ -60,6 +60,7 @@ SkipReason = (
         "reloaded",
         "failed",
         "fewer_samples",
+        "own_limit",
     ]
     | Excess
 )
@@ -383,11 +384,12 @@ class Shadows:
 def is_its_failure(error: EngineError | RequestTimeoutError) -> bool:
     """True if an error counts against the checkpoint that was to answer.
 
-    A time limit counts if its engine was decoding then, rather than the request waiting or being scored. The
+    The server's time limit counts if its engine was decoding then, rather than the request waiting or being
+    scored. A limit of the request's own does not: any client could set one that no checkpoint meets. The
     death of its engine does not: it ends all requests at once, and may have any reason.
     """
     if isinstance(error, RequestTimeoutError):
-        return error.decoding
+        return error.decoding and not error.own_limit
     return not isinstance(error, EngineDeadError)
 
 

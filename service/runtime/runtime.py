@@ -356,6 +356,7 @@ class Runtime:
         except RequestTimeoutError as error:
             scoring = scorer is not None and scorer.used
             error.decoding = progress.admitted_s is not None and not scoring
+            error.own_limit = limit_name == "timeout_s"
             raise
         total_ms = (perf_counter() - progress.arrived_s) * 1e3
         note_outcome(progress, outcome)

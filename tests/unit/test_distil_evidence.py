@@ -203,8 +203,12 @@ async def test_a_time_limit_counts_only_if_the_checkpoint_s_engine_took_it(tmp_p
     async with rolling(tmp_path, builder, shares=[0.999, 1.0]) as service:
         await service.submitted("0001")
 
-        async def timed_out(prompt: str) -> None:
-            body = {"prompt": prompt, "max_tokens": 3, "timeout_s": 0.05}
+        settings = service.runtime.settings
+        limits = settings.limits.model_copy(update={"timeout_s": 0.05})
+        service.runtime.settings = settings.model_copy(update={"limits": limits})
+
+        async def timed_out(prompt: str, **limit: float) -> None:
+            body = {"prompt": prompt, "max_tokens": 3, **limit}
             answer = await service.client.post("/generate?mode=auto", json=body)
             assert answer.status_code == 504
 
@@ -227,8 +231,11 @@ async def test_a_time_limit_counts_only_if_the_checkpoint_s_engine_took_it(tmp_p
         assert failures() == (2, 0)
         reward.score = whole  # type: ignore[method-assign]
         builder.built[0].how = "hangs"  # type: ignore[attr-defined]
+        await timed_out("its client waits too short a time", timeout_s=0.04)
+        assert failures() == (3, 0)
+        assert service.live.shadows.skipped["own_limit"] == 1
         await timed_out("waits for the engine")
-        assert failures() == (3, 1)
+        assert failures() == (4, 1)
         assert (await service.checkpoint("0001"))["evidence"]["win_rate"] == 0.0
 
 
