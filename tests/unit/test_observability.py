@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,15 @@ async def test_every_metric_and_reason_of_an_alert_is_exported(tmp_path: Path) -
         for metric, reasons in re.findall(r'(\w+)\{reason=~"([^"]+)"\}', rule["expr"]):
             for reason in reasons.split("|"):
                 assert f'{metric}{{reason="{reason}"}}' in text, rule
+
+
+def test_the_alerts_fire_as_their_cases_say() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian's package prometheus has it)")
+    for command in (("check", "rules", "alerts.yml"), ("test", "rules", "alerts.test.yml")):
+        found = subprocess.run([promtool, *command], cwd=FOLDER, capture_output=True, text=True)
+        assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_no_alert_waits_for_a_loop_that_has_ended() -> None:
