@@ -129,10 +129,13 @@ def compare(
     json_file: Annotated[
         str | None, typer.Option("--json", help="file for the full result")
     ] = None,
+    full: Annotated[
+        bool, typer.Option(help="print the table of each concurrency and the first answers")
+    ] = False,
 ) -> None:
     """Send the same prompts through several modes of a running server.
 
-    Prints reward, win rate, latency and throughput of each mode, idle and loaded.
+    Prints a verdict, and reward, win rate, latency and throughput of each mode.
 
     Examples:
     vbon compare --prompts heldout.jsonl --n 16
@@ -165,6 +168,7 @@ def compare(
             json_file=json_file,
             prompt_column=prompt_column,
             encoding=encoding,
+            full=full,
         )
 
 

@@ -1,18 +1,17 @@
-"""The clients of ``vbon compare`` and ``vbon reload``: they wait for a server, ask it, and print tables."""
+"""The clients of ``vbon compare`` and ``vbon reload``: they wait for a server, ask it, and print."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from service.comparison import print_comparison
 from service.settings import REMOTE_API_KEY
 from vbon.errors import VbonError
 from vbon.prompt_files import built_in_prompts, prompt_record, read_prompt_file
@@ -100,8 +99,12 @@ def run_comparison(
     json_file: str | None,
     prompt_column: str | None = None,
     encoding: str | None = None,
+    full: bool = False,
 ) -> None:
-    """Request one ``/compare`` per concurrency level; print tables and write JSON if asked.
+    """Request one ``/compare`` per concurrency level; print the verdict and write JSON if asked.
+
+    Args:
+        full: True to print the table of each level and the first answers instead of one table.
 
     Raises:
         ServerError: the server cannot be reached, is not ready in time, or refused.
@@ -122,11 +125,7 @@ def run_comparison(
             with console.status(f"comparing at concurrency {level} ..."):
                 result = _post(client, body | {"prompts": prompts, "concurrency": level})
             results.append(result)
-            console.print(comparison_table(result))
-    console.print(answers_table(results[0]))
-    for mode in results[0]["modes"]:
-        for difference in mode.get("sampling_differences", []):
-            console.print(f"warning: {mode['mode']}: {difference}", style="yellow", markup=False)
+    print_comparison(console, results, full=full)
     _check_all_answered(results[0])
     if json_file is not None:
         write_json(Path(json_file), {"comparisons": results})
@@ -159,76 +158,3 @@ def _post(client: httpx.Client, body: dict[str, Any], path: str = "/compare") ->
         said = payload.get("error", {}).get("message", payload)
         raise ServerError(f"the server refused (HTTP {response.status_code}): {said}")
     return dict(payload)
-
-
-def _interval(value: dict[str, float] | None, digits: int = 2) -> str:
-    if value is None:
-        return "-"
-    low, high = value["low"], value["high"]
-    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _ratio(value: dict[str, float]) -> str:
-    return f"{value['median']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]"
-
-
-def comparison_table(result: dict[str, Any]) -> Table:
-    """One comparison as a table with one column per mode."""
-    sampling = result["sampling"]
-    load = "idle engine" if result["concurrency"] == 1 else "loaded engine"
-    table = Table(
-        title=f"{len(result['prompts'])} prompts x {result['repeats']} repeats, concurrency "
-        f"{result['concurrency']} ({load}), temperature {sampling['temperature']:g}, "
-        f"max_tokens {sampling['max_tokens']}",
-        caption=escape("means [95% interval over prompts], medians [range over repeats]; ")
-        + f"win rate and ratios against {result['baseline']}; gold reward never selects",
-    )
-    table.add_column("")
-    for mode in result["modes"]:
-        label = f"{mode['mode']} (N={mode['n']})" if mode["n"] > 1 else mode["mode"]
-        table.add_column(label, justify="right")
-    rows: tuple[tuple[str, Callable[[dict[str, Any]], str]], ...] = (
-        ("mean reward", lambda m: _interval(m["reward"])),
-        ("win rate", lambda m: _interval(m["win_rate"])),
-        ("mean gold reward", lambda m: _interval(m["gold_reward"])),
-        ("gold win rate", lambda m: _interval(m["gold_win_rate"])),
-        (
-            "E2E latency p50 / p95, ms",
-            lambda m: f"{m['e2e_ms']['p50']:.0f} / {m['e2e_ms']['p95']:.0f}",
-        ),
-        ("E2E latency ratio", lambda m: _ratio(m["ratio_e2e"])),
-        ("requests/s", lambda m: f"{m['requests_per_s']['median']:.2f}"),
-        ("requests/s ratio", lambda m: _ratio(m["ratio_requests_per_s"])),
-        ("generated tokens/s", lambda m: f"{m['generated_tokens_per_s']['median']:.0f}"),
-        ("returned tokens/s", lambda m: f"{m['returned_tokens_per_s']['median']:.0f}"),
-        (
-            "tokens generated / returned",
-            lambda m: f"{m['generated_tokens']} / {m['returned_tokens']}",
-        ),
-    )
-    for name, cell in rows:
-        table.add_row(name, *(cell(mode) for mode in result["modes"]))
-    for pair in result["head_to_head"]:
-        if {pair["mode"], pair["against"]} == {"bon", "vbon"}:
-            table.add_row(
-                f"{pair['mode']} against {pair['against']}",
-                f"{pair['wins']} won, {pair['losses']} lost, {pair['ties']} tied",
-            )
-    return table
-
-
-def answers_table(result: dict[str, Any], rows: int = 4) -> Table:
-    """The first prompts with the answer of each mode."""
-    table = Table(title="the same prompts, answered live", show_lines=True)
-    table.add_column("prompt", ratio=1)
-    names = [mode["mode"] for mode in result["modes"]]
-    for name in names:
-        table.add_column(name, ratio=2)
-    for row in result["prompts"][:rows]:
-        cells = []
-        for name in names:
-            answer = row["answers"][name]
-            reward = "-" if answer["reward"] is None else f"{answer['reward']:+.2f}"
-            cells.append(escape(f"[{reward}]{answer['text']}"))
-        table.add_row(escape(row["prompt"]), *cells)
-    return table

@@ -92,7 +92,13 @@ def head_to_head(first: ModeRuns, second: ModeRuns) -> HeadToHead:
         losses += int((difference < 0).sum())
         ties += int((difference == 0).sum())
     return HeadToHead(
-        mode=first.mode.name, against=second.mode.name, wins=wins, losses=losses, ties=ties
+        mode=first.mode.name,
+        against=second.mode.name,
+        wins=wins,
+        losses=losses,
+        ties=ties,
+        reward_difference=_difference(first.rewards, second.rewards),
+        gold_difference=_difference(first.gold, second.gold),
     )
 
 
@@ -129,6 +135,11 @@ def _mean_reward(rewards: Rewards) -> MeanInterval | None:
 def _win_rate(challengers: Rewards, references: Rewards) -> MeanInterval | None:
     pairs = zip(_by_prompt(challengers), _by_prompt(references), strict=True)
     return _interval([pairwise_win_rate(np.array(a), np.array(b)) for a, b in pairs if a and b])
+
+
+def _difference(ours: Rewards, theirs: Rewards) -> MeanInterval | None:
+    pairs = zip(_by_prompt(ours), _by_prompt(theirs), strict=True)
+    return _interval([float(np.mean(a) - np.mean(b)) for a, b in pairs if a and b])
 
 
 def _ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:

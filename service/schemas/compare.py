@@ -99,6 +99,13 @@ class HeadToHead(BaseModel):
     wins: int
     losses: int
     ties: int
+    reward_difference: MeanInterval | None = Field(
+        None,
+        description="reward of `mode` minus that of `against`, paired by prompt; null if none was scored",
+    )
+    gold_difference: MeanInterval | None = Field(
+        None, description="the same by the gold reward model"
+    )
 
 
 class ComparedAnswer(BaseModel):

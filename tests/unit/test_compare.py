@@ -75,6 +75,19 @@ async def test_head_to_head_counts_every_pair_of_answers() -> None:
     assert result["baseline"] == "bon"
 
 
+async def test_the_difference_of_two_modes_is_paired_by_prompt() -> None:
+    """Each mode answers every prompt once, so a prompt's difference is that of its two rewards."""
+    async with serving(make_runtime(gold=FakeReward())) as (_, client):
+        result = (await compare(client, modes=["bon", "vbon"], repeats=1)).json()
+    (pair,) = result["head_to_head"]
+    for name, key in (("reward_difference", "reward"), ("gold_difference", "gold_reward")):
+        rows = [row["answers"] for row in result["prompts"]]
+        gained = [row["bon"][key] - row["vbon"][key] for row in rows]
+        assert pair[name]["mean"] == pytest.approx(sum(gained) / len(gained))
+        assert min(gained) <= pair[name]["low"] <= pair[name]["mean"] <= pair[name]["high"]
+        assert pair[name]["count"] == len(rows)
+
+
 async def test_baseline_is_not_one_of_bons_candidates() -> None:
     """Every request has a seed of its own.
 

@@ -110,7 +110,8 @@ ROOMS = {
     "service.hosted_loadtests service.http service.observability service.page service.routes "
     "service.runtime service.schemas service.store",
     "service.server": "service.app service.auth service.http service.runtime service.settings",
-    "service.client": "service.settings",
+    "service.client": "service.comparison service.settings",
+    "service.comparison": "service.loadtest.analysis",
     # service: a fleet on Ray Serve
     "service.fleet": "service.app service.observability service.runtime service.settings vbon.cli "
     "vbon.engine vbon.engine.remote",

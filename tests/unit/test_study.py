@@ -21,7 +21,9 @@ from training.train.config import train_config_type
 from vbon.config import load_settings
 from vbon.errors import DataError
 from vbon.prompt_files import read_prompts
+from vbon.report_html import ReportTable
 from vbon.study.config import StudyConfig
+from vbon.study.report import Findings, show_verdict
 from vbon.study.run import Study, run_study
 from vbon.study.split import PARTS, split_prompts, write_split
 from vbon.study.steps import STATE, Progress, Step, StepFailedError, without_null
@@ -273,3 +275,30 @@ def test_an_unknown_objective_is_named_before_anything_starts(tmp_path: Path) ->
     with pytest.raises(StepFailedError, match=r"no objective 'vbonn'. Did you mean 'vbon'"):
         run_study(config)
     assert not (config.out / "prompts").exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_end_of_a_study_is_its_verdict_and_one_table(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three sentences, one table and three warnings; --full prints the others too."""
+    tables = [ReportTable(name, name, "", ("mode",), (("ref",),), None) for name in "QS"]
+    found = Findings(
+        verdict=[f"Sentence {i} [bold]." for i in range(5)],
+        warnings=[f"Warning {i}." for i in range(4)],
+        facts={},
+        quality=tables[0],
+        speed=tables[1],
+        serve="vbon serve",
+    )
+    monkeypatch.setattr("vbon.study.report.read_findings", lambda directory: found)
+    console = Console(file=StringIO(), width=130)
+    show_verdict(tmp_path, console, full=full)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said.count("Sentence") == (5 if full else 3)
+    assert said.count("[bold]") == (5 if full else 3)
+    assert said.count("\u2521") == (2 if full else 1)  # the line below a table's head
+    assert said.count("Warning") == (4 if full else 3)
+    assert ("1 more warning in the report" in said) == ("--full" in said) == (not full)
+    assert said.index("Sentence 0") < said.index("\u2521") < said.index("Warning 0")
+    assert str(tmp_path / "report.html") in said.replace("\n", "")

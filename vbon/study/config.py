@@ -56,7 +56,7 @@ class StudyConfig(Settings):
             "service",
             "loadtest",
         ),
-        "Run": ("out", "seed", "replace"),
+        "Run": ("out", "seed", "replace", "full"),
     }
 
     policy: str | None = Field(
@@ -138,6 +138,9 @@ class StudyConfig(Settings):
     replace: bool = Field(
         False,
         description="start again if the directory holds a study with other settings, instead of refusing",
+    )
+    full: bool = Field(
+        False, description="print every sentence of the verdict and both tables at the end"
     )
 
     @model_validator(mode="after")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
@@ -17,6 +16,7 @@ from vbon.report_html import ReportTable, render_page
 from vbon.storage.atomic import write_json, write_text
 from vbon.storage.evaluation_record import MethodRow, read_evaluation
 from vbon.storage.training_record import read_training_record
+from vbon.terminal import print_tables, print_verdict, print_warnings
 
 _TEMPLATE = Path(__file__).parent / "templates" / "study.html"
 TERMS = (
@@ -81,20 +81,15 @@ def write_report(directory: Path) -> None:
     )
 
 
-def show_verdict(directory: Path, console: Console) -> None:
-    """Print the verdict, one table, and where the rest is."""
+def show_verdict(directory: Path, console: Console, *, full: bool = False) -> None:
+    """Print the verdict in three sentences, one table, and where the rest is; all of it if ``full``."""
     found = read_findings(directory)
     console.print()
-    for number, line in enumerate(found.verdict):
-        console.print(line, style="bold" if number == 0 else "", highlight=False, markup=False)
-    for warning in found.warnings:
-        console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
-    table = Table(title=found.quality.title, title_justify="left")
-    for number, column in enumerate(found.quality.columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    for row in found.quality.rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console.print(table)
+    print_verdict(console, found.verdict, full=full)
+    print_tables(console, [found.quality, found.speed] if full else [found.quality])
+    print_warnings(console, found.warnings, full=full)
+    if not full:
+        console.print("every sentence and figure: the same command with --full", style="dim")
     console.print(f"report: {directory / 'report.html'}", highlight=False)
     console.print(f"serve the result: {found.serve}", highlight=False)
 

@@ -70,12 +70,12 @@ class Study:
 
     def run(self) -> None:
         """Run every step that is not done, then print the verdict."""
-        settings = self.config.model_dump(mode="json", exclude={"out", "replace"})
+        settings = self.config.model_dump(mode="json", exclude={"out", "replace", "full"})
         progress = Progress(self.out, self.console, self._state(settings))
         steps = self.steps()
         write_json(self.out / STATE, progress.state)
         progress.run(steps)
-        show_verdict(self.out, self.console)
+        show_verdict(self.out, self.console, full=self.config.full)
 
     def steps(self) -> list[Step]:
         """All steps in order."""

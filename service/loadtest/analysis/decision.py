@@ -97,7 +97,7 @@ def _decided(pair: BreakEven, costs: dict[str, VariantCost], currency: str) -> l
         f"1,000 answers cost {number(tuned)} {currency} with {pair.tuned} and {number(sampled)} {currency} "
         f"with {pair.sampled}"
     )
-    ratio, side = pair.cost_ratio, reward_side(pair)
+    ratio, side = pair.cost_ratio, reward_side(pair.reward_given_up)
     per_unit = _per_unit(tuned, sampled, pair, currency)
     if ratio.high <= 1:
         if side == "better":

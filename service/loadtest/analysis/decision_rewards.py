@@ -14,9 +14,8 @@ from vbon.maths.intervals import MeanInterval
 RewardSide = Literal["better", "worse", "unclear"]
 
 
-def reward_side(pair: BreakEven) -> RewardSide:
-    """The side of the tuned variant in reward against the sampled one; unclear if the interval holds 0."""
-    given_up = pair.reward_given_up
+def reward_side(given_up: MeanInterval | None) -> RewardSide:
+    """The side on which giving up this much reward leaves one; unclear if the interval holds 0."""
     if given_up is None or given_up.low <= 0 <= given_up.high:
         return "unclear"
     return "worse" if given_up.low > 0 else "better"
@@ -29,26 +28,28 @@ def reward_words(pair: BreakEven) -> str:
         return "Reward was not measured, so nothing is known about quality."
     kind = "Gold reward" if pair.judged_by == "gold" else "Reward"
     return (
-        f"{kind} of {pair.tuned}: {_difference(pair, given_up)}{_win_rates(pair)}.{_equal_n(pair)}"
+        f"{kind} of {pair.tuned}: {difference_words(pair.sampled, given_up)}{_win_rates(pair)}."
+        f"{_equal_n(pair)}"
     )
 
 
-def _difference(pair: BreakEven, given_up: MeanInterval) -> str:
-    side, prompts = reward_side(pair), given_up.count
+def difference_words(other: str, given_up: MeanInterval) -> str:
+    """The words for reward given up against another variant, with its interval."""
+    side, prompts = reward_side(given_up), given_up.count
     if prompts == 1:
         size = f"{'less' if given_up.mean > 0 else 'more'} by {abs(given_up.mean):.2f}"
         found = size if given_up.mean else "equal"
         return f"{found} on the one prompt that was scored, which decides nothing"
     if given_up.low == given_up.high == 0:
-        return f"equal to that of {pair.sampled} on all {prompts} prompts"
+        return f"equal to that of {other} on all {prompts} prompts"
     if side == "unclear":
         return (
             f"between {max(0.0, given_up.high):.2f} worse and {max(0.0, -given_up.low):.2f} better than "
-            f"{pair.sampled} ({prompts} prompts): too close to call"
+            f"{other} ({prompts} prompts): too close to call"
         )
     low, high = sorted((abs(given_up.low), abs(given_up.high)))
     return (
-        f"{side} by {abs(given_up.mean):.2f} [{low:.2f}, {high:.2f}] than {pair.sampled} (95% interval, "
+        f"{side} by {abs(given_up.mean):.2f} [{low:.2f}, {high:.2f}] than {other} (95% interval, "
         f"{prompts} prompts)"
     )
 
@@ -58,7 +59,9 @@ def _win_rates(pair: BreakEven) -> str:
     if tuned is None or sampled is None or tuned.count == 1 or sampled.count == 1:
         return ""
     text = f"; win rate {interval_text(tuned)} instead of {interval_text(sampled)}"
-    if reward_side(pair) == "unclear" and (tuned.high < sampled.low or sampled.high < tuned.low):
+    if reward_side(pair.reward_given_up) == "unclear" and (
+        tuned.high < sampled.low or sampled.high < tuned.low
+    ):
         text += f", by which {pair.tuned} is {'worse' if tuned.mean < sampled.mean else 'better'}"
     return text
 

@@ -20,10 +20,7 @@ from service.loadtest.report.tables import (
     throughput_table,
 )
 from service.loadtest.schema import LoadTestResult
-from vbon.report_html import ReportTable
-
-VERDICT_LINES = 3
-WARNINGS = 3
+from vbon.terminal import print_tables, print_verdict, print_warnings
 
 if TYPE_CHECKING:
     from service.store import RunSummary
@@ -31,10 +28,7 @@ if TYPE_CHECKING:
 
 def print_result(console: Console, result: LoadTestResult, *, full: bool = False) -> None:
     """Print the verdict in three sentences, one table and the first warnings; all of it if ``full``."""
-    lines = result.decision if full else result.decision[:VERDICT_LINES]
-    for i, text in enumerate(lines):
-        console.print(escape(text), style="bold" if i == 0 else "", highlight=False)
-    console.print()
+    print_verdict(console, result.decision, full=full)
     tables = [summary_table(result)]
     if full:
         tables = [
@@ -44,17 +38,8 @@ def print_result(console: Console, result: LoadTestResult, *, full: bool = False
             throughput_table(result),
             latency_table(result),
         ]
-    for table in tables:
-        if table.rows:
-            console.print(_rich_table(table))
-    shown = result.warnings if full else result.warnings[:WARNINGS]
-    for text in shown:
-        console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False)
-    left = len(result.warnings) - len(shown)
-    if left:
-        console.print(
-            f"{left} more warning{'s' if left > 1 else ''} in the report", highlight=False
-        )
+    print_tables(console, tables)
+    print_warnings(console, result.warnings, full=full)
     if not full:
         console.print(
             f"every figure: vbon loadtest show {result.id} --full", style="dim", highlight=False
@@ -106,16 +91,3 @@ def print_runs(console: Console, runs: Sequence[RunSummary]) -> None:
             run.id, when, escape(run.url), escape(", ".join(run.tags)), escape(run.headline)
         )
     console.print(table)
-
-
-def _rich_table(report_table: ReportTable) -> Table:
-    table = Table(
-        title=escape(report_table.title),
-        caption=escape(report_table.caption),
-        caption_justify="left",
-    )
-    for i, column in enumerate(report_table.columns):
-        table.add_column(escape(column), justify="right" if i > 1 else "left")
-    for row in report_table.rows:
-        table.add_row(*(escape(text) for text in row))
-    return table
