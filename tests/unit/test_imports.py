@@ -112,6 +112,8 @@ ROOMS = {
     "service.server": "service.app service.auth service.http service.runtime service.settings",
     "service.client": "service.comparison service.settings",
     "service.comparison": "service.loadtest.analysis",
+    # service: parts in other processes
+    "service.wire": "service.observability",
     # service: a fleet on Ray Serve
     "service.fleet": "service.app service.observability service.runtime service.settings vbon.cli "
     "vbon.engine vbon.engine.remote",
