@@ -20,6 +20,7 @@ from service.auth.middleware import ApiKeyMiddleware, caller_finder, open_keyrin
 from service.auth.watch import follow_keys
 from service.auto.exposition import AutoMetrics
 from service.auto.live import LiveAuto
+from service.auto.tune_runs import TuneRuns
 from service.distil.collector import Collector
 from service.distil.exposition import DistilMetrics
 from service.distil.live_rollout import LiveRollout
@@ -54,6 +55,7 @@ from service.routes import (
     page,
     preferences,
     score,
+    tune,
 )
 from service.routes.errors import UnhandledErrorMiddleware, add_error_handlers
 from service.runtime.expected import serve_expected
@@ -80,6 +82,7 @@ _ROUTERS = (
     preferences.router,
     admin.router,
     auto.router,
+    tune.router,
     distil.router,
     distil_checkpoints.router,
     loadtests.router,
@@ -175,6 +178,7 @@ def create_app(
     app.state.collector = collector
     app.state.rollout = rollout
     app.state.auto = by_price
+    app.state.tune_runs = TuneRuns(store, by_price.table)
     # service/server.py gives it to the protocol. Traced requests get spans, which the middleware makes.
     app.state.early_refusal = None
     if tracing is None:

@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Request
 
 from service.auto.live import LiveAuto
+from service.auto.tune_runs import TuneRuns
 from service.context.caller import current_caller
 from service.distil.collector import Collector
 from service.distil.live_rollout import LiveRollout
@@ -82,6 +83,10 @@ async def _auto(request: Request) -> LiveAuto:
     return cast(LiveAuto, request.app.state.auto)
 
 
+async def _tune_runs(request: Request) -> TuneRuns:
+    return cast(TuneRuns, request.app.state.tune_runs)
+
+
 async def _require_admin(request: Request) -> None:
     """Reject a key without the admin role, on a server that has keys.
 
@@ -100,6 +105,7 @@ RuntimeDep = Annotated[Runtime, Depends(_runtime)]
 StoreDep = Annotated[AsyncStore, Depends(_store)]
 RolloutDep = Annotated[LiveRollout, Depends(_rollout)]
 AutoDep = Annotated[LiveAuto, Depends(_auto)]
+TuneRunsDep = Annotated[TuneRuns, Depends(_tune_runs)]
 CollectorDep = Annotated[Collector, Depends(_collector)]
 ReloaderDep = Annotated[Reloader, Depends(_reloader)]
 PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]

@@ -1,4 +1,4 @@
-"""Store of load tests, preferences, rollouts and measured settings.
+"""Store of load tests, preferences, rollouts, measured settings and tuning runs.
 
 It is SQLite by default and PostgreSQL by URL, with the same code.
 """
@@ -29,6 +29,15 @@ from service.store.runs import (
     newest_results,
     tag_run,
 )
+from service.store.tune import (
+    StoredTuneRun,
+    TuneRunSummary,
+    delete_tune_run,
+    list_tune_runs,
+    read_tune_run,
+    save_tune_run,
+    save_tune_table,
+)
 
 __all__ = [
     "HumanWinRate",
@@ -40,18 +49,25 @@ __all__ = [
     "StoredCheckpoint",
     "StoredEvent",
     "StoredRollout",
+    "StoredTuneRun",
+    "TuneRunSummary",
     "add_preference",
     "add_run",
     "delete_auto_table",
+    "delete_tune_run",
     "find_run",
     "get_run",
     "human_win_rates",
     "list_runs",
+    "list_tune_runs",
     "newest_results",
     "open_store",
     "read_auto_table",
     "read_rollout",
+    "read_tune_run",
     "save_auto_table",
     "save_rollout",
+    "save_tune_run",
+    "save_tune_table",
     "tag_run",
 ]

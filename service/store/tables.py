@@ -127,3 +127,19 @@ class AutoTableRow(Base):
     made_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     updated: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     content: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class TuneRunRow(Base):
+    """A run of ``vbon tune``: its latest report, and the table of all settings that it measured."""
+
+    __tablename__ = "tune_run"
+
+    id: Mapped[str] = mapped_column(String(12), primary_key=True)
+    started: Mapped[datetime] = mapped_column(DateTime(timezone=True), index=True)
+    updated: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    next_within_s: Mapped[float] = mapped_column(Float)
+    status: Mapped[str] = mapped_column(String(16))
+    question: Mapped[str] = mapped_column(Text)
+    trials: Mapped[int] = mapped_column(Integer)
+    report: Mapped[dict[str, Any]] = mapped_column(JSON)
+    measured: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

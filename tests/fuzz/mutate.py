@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.unit.measured import around, as_json, row, table
+from tests.unit.tuned_runs import RUN, recommending
 
 # In a server of ``tests.fuzz.server``, all of its settings can be used.
 TABLE = table(
@@ -78,6 +79,9 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/v1/completions", {"model": "auto", "prompt": ["a", "b"], "max_tokens": 3, "n": 2,
                          "budget": {"reward": -0.5}}),
     ("/auto/table", as_json(TABLE)),
+    (f"/tune/runs/{RUN}", recommending()),
+    (f"/tune/runs/{RUN}/table", as_json(TABLE)),
+    (f"/tune/runs/{RUN}/apply", {"settings": "recommended"}),
     ("/distil/rollback", {"to": None}),
     ("/distil/checkpoints/0001/promote", {"status": "rolling", "step": 0}),
     ("/distil/progress", {"round": "0001", "phase": "train", "done": 3, "of": 9, "left_s": 2.5}),
@@ -89,7 +93,12 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
         } for policy in ("candidate", "bon", "reference")}}}),
 )  # fmt: skip
 
-PUT = {"/auto/table", "/distil/progress"}  # all others are POST
+PUT = {
+    "/auto/table",
+    "/distil/progress",
+    f"/tune/runs/{RUN}",
+    f"/tune/runs/{RUN}/table",
+}  # all others are POST
 
 TEXTS = (
     "", " ", "\x00", "a\x00b", "\ud800", "\udfff tail", "\ufeff", "\u202e rtl", "e\u0301" * 50,

@@ -16,6 +16,7 @@ from service.app import create_app
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, serving
 from tests.unit.measured import as_json, table
 from tests.unit.rolling import decision
+from tests.unit.tuned_runs import report
 
 WATCHED = {
     "open",
@@ -122,6 +123,9 @@ BASES: dict[str, dict[str, Any]] = {
     "/preferences": {"pair": "x", "winner": "tie"},
     "/admin/reload": {"model": "ref"},
     "/auto/table": as_json(table()),
+    "/tune/runs/{run_id}": report(),
+    "/tune/runs/{run_id}/table": as_json(table()),
+    "/tune/runs/{run_id}/apply": {"settings": "measured"},
     "/distil/checkpoints": {"path": "rounds/0001/checkpoint", "decision": decision()},
     "/distil/rollback": {"to": None},
     "/distil/checkpoints/{checkpoint}/promote": {"status": "waiting"},

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,25 @@ from service.store import (
     add_preference,
     add_run,
     delete_auto_table,
+    delete_tune_run,
     find_run,
     get_run,
     human_win_rates,
     list_runs,
+    list_tune_runs,
     open_store,
     read_auto_table,
     read_rollout,
+    read_tune_run,
     save_auto_table,
     save_rollout,
+    save_tune_run,
+    save_tune_table,
     tag_run,
 )
 from service.store.database import migrate, migration_config
 from service.store.tables import Base, DistilCheckpointRow
+from service.store.tune import MOST_RUNS
 from vbon.errors import StoreError
 
 
@@ -248,6 +254,39 @@ def test_one_table_of_measured_settings_is_kept_until_it_is_removed(store: Store
     assert delete_auto_table(store)
     assert not delete_auto_table(store)
     assert read_auto_table(store) is None
+
+
+def test_tuning_runs_are_replaced_by_their_next_report_and_the_oldest_make_room(
+    store: Store,
+) -> None:
+    begun = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+    def report(text: str = "which\0one", trials: int = 1) -> dict[str, Any]:
+        question = {"text": text}
+        return {
+            "status": "running",
+            "question": question,
+            "trials_done": trials,
+            "next_within_s": 9,
+        }
+
+    ids = [f"{number:012x}" for number in range(MOST_RUNS)]
+    for place, run_id in enumerate(ids):
+        save_tune_run(store, run_id, report(), begun + timedelta(minutes=place))
+    assert [one.id for one in list_tune_runs(store)] == ids[::-1]
+    assert save_tune_table(store, ids[0], {"rows": [1]})
+    assert not save_tune_table(store, "nobody", {})
+    save_tune_run(store, ids[0], report("again", 2), begun + timedelta(hours=5))
+    found = read_tune_run(store, ids[0])
+    assert found is not None
+    assert (found.report, found.table) == (report("again", 2), {"rows": [1]})
+    assert (found.summary.started, found.summary.trials) == (begun, 2)
+    save_tune_run(store, "f" * 12, report(), begun + timedelta(hours=6))
+    kept = {one.id for one in list_tune_runs(store)}
+    assert kept == {*ids, "f" * 12} - {ids[1]}  # without news for longest
+    assert delete_tune_run(store, ids[0])
+    assert not delete_tune_run(store, ids[0])
+    assert read_tune_run(store, ids[0]) is None
 
 
 def test_migrations_make_the_tables_of_the_code(store: Store) -> None:
