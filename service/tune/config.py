@@ -67,7 +67,7 @@ class TuneSettings(Searching):
             "validation_share",
             "test_share",
         ),
-        "Results": ("out", "pareto", "apply"),
+        "Results": ("out", "pareto", "apply", "report"),
     }
 
     url: str = Field("http://127.0.0.1:8000", description="address of the server, without /v1")
@@ -183,6 +183,11 @@ class TuneSettings(Searching):
     apply: bool = Field(
         False,
         description="give the server the table afterwards, for mode auto; needs an admin's key",
+    )
+    report: bool = Field(
+        True,
+        description="show the run on the server's page, in its view Tune; needs an admin's key where the "
+        "server has keys",
     )
 
     @field_validator("url")

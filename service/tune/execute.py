@@ -20,6 +20,7 @@ from service.tune.config import TuneSettings
 from service.tune.draws import PromptPart, digest_of_prompts
 from service.tune.latency import LoadedServer
 from service.tune.outputs import SPACE, write_outputs
+from service.tune.reporting import RunFacts, reporting
 from service.tune.search import DEFAULT_TRIALS, Effort, Findings, Search
 from service.tune.server import Asker, RequestFailedError, Served, describe
 from service.tune.space import Space, SpaceFile, read_space_file, resolve_space, space_text
@@ -35,6 +36,7 @@ from vbon.tuning.studies import storage_url
 
 DEFAULT_CONCURRENCY = 8
 _PROMPTS = "prompts.jsonl"
+_ROLES = {"tune": "train", "validate": "validation", "test": "test"}  # parts of the prompts
 _STARTUP = 6  # trials before the optimiser's model is used; there are few in all
 
 
@@ -85,8 +87,13 @@ def execute(settings: TuneSettings, console: Console) -> tuple[Findings, Measure
         write_prompts(directory / _PROMPTS, prompts)
         concurrency = None if settings.rate else settings.concurrency or DEFAULT_CONCURRENCY
         write = partial(_write, settings, served, prompts, concurrency)
-        found = _search(settings, served, space, parts, trials, say, write)
-        return found, write(found)
+        counts = {name: len(parts[part]) for name, part in _ROLES.items()}
+        facts = RunFacts(settings, served, space_text(space), counts, _load(settings).label)
+        with reporting(facts, trials.run_id, say) as reporter:
+            found = _search(settings, served, space, parts, trials, say, write, reporter.tell)
+            table = write(found)
+            reporter.ended(found, table)
+        return found, table
 
 
 def _search(
@@ -97,13 +104,14 @@ def _search(
     trials: Trials,
     say: Callable[[str], None],
     write: Callable[[Findings], Any],
+    news: Callable[[Findings], None],
 ) -> Findings:
     """Run the search in an event loop of its own, until it ends or is interrupted."""
     search: list[Search] = []
 
     async def run() -> Findings:
         asker = Asker(served, settings.in_flight, settings.timeout_s)
-        made = _made(settings, served, space, parts, trials, asker, say, write)
+        made = _made(settings, served, space, parts, trials, asker, say, write, news)
         search.append(made)
         try:
             return await made.run()
@@ -129,18 +137,14 @@ def _made(
     asker: Asker,
     say: Callable[[str], None],
     write: Callable[[Findings], Any],
+    news: Callable[[Findings], None],
 ) -> Search:
-    roles = {"tune": "train", "validate": "validation", "test": "test"}
     draws = settings.out / "draws"
     own = {
         name: PromptPart(name, parts[part], asker, draws, settings.seed)
-        for name, part in roles.items()
+        for name, part in _ROLES.items()
     }
-    load = (
-        Load("open", settings.rate)
-        if settings.rate is not None
-        else Load("closed", settings.concurrency or DEFAULT_CONCURRENCY)
-    )
+    load = _load(settings)
     loaded = LoadedServer(
         served, parts["train"], load, settings.block_s, settings.timeout_s, settings.seed
     )
@@ -164,7 +168,15 @@ def _made(
         describe_again=partial(describe, settings.url, _headers(settings)),
         say=say,
         on_progress=write,
+        on_news=news,
     )
+
+
+def _load(settings: TuneSettings) -> Load:
+    """The stated load."""
+    if settings.rate is not None:
+        return Load("open", settings.rate)
+    return Load("closed", settings.concurrency or DEFAULT_CONCURRENCY)
 
 
 async def _with_facts(settings: TuneSettings, served: Served) -> Served:

@@ -51,7 +51,7 @@ def measured_table(
     if not rows:
         return None
     kept = _most_useful(question, list(rows.values()), MOST_ROWS)
-    settings = [_measured_setting(row, concurrency is not None) for row in kept]
+    settings = [measured_setting(row, concurrency is not None) for row in kept]
     used = {row.policy for row in settings}
     by_key = {row.key: row for row in settings}
     return MeasuredTable(
@@ -78,7 +78,8 @@ def _most_useful(question: Question, rows: Sequence[Priced], most: int) -> list[
     return sorted(rows, key=place)[:most]
 
 
-def _measured_setting(row: Priced, with_latency: bool) -> MeasuredSetting:
+def measured_setting(row: Priced, with_latency: bool) -> MeasuredSetting:
+    """The row of a table for a setting; ``with_latency`` only where the stated load was closed."""
     setting, expected = row.setting, row.expected
     timed = expected if with_latency else None
     return MeasuredSetting(
@@ -203,10 +204,15 @@ def write_outputs(
     if found.recommended is None:
         serve.unlink(missing_ok=True)
     else:
-        gain = found.recommended.gains[question.metric]
-        why = f"{question.metric} {gain} on {gain.count} test prompts, for {question}."
-        write_text(serve, serve_text(found.recommended.setting, served, why))
+        write_text(serve, recommended_config(question, found.recommended, served))
     return table
+
+
+def recommended_config(question: Question, row: Priced, served: Served) -> str:
+    """The configuration of ``vbon serve`` for the recommended setting."""
+    gain = row.gains[question.metric]
+    why = f"{question.metric} {gain} on {gain.count} test prompts, for {question}."
+    return serve_text(row.setting, served, why)
 
 
 def interval_words(value: MeanInterval) -> str:

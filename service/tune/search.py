@@ -37,6 +37,7 @@ from service.tune.space import Space
 from service.tune.trials import Proposal, Trials
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
+from vbon.measured.tuning_run import Phase
 from vbon.prompts import Prompt
 
 DEFAULT_TRIALS = 20
@@ -45,6 +46,26 @@ _PROBED = 4  # prompts that are answered before, to tell how long all will take
 _MOST_FAILED_UNDER_LOAD = 0.01
 
 Status = Literal["running", "recommended", "unmet", "interrupted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A trial that has ended.
+
+    Attributes:
+        number: its place among those that have ended, from 1.
+        tried: in words; ``what`` is the same, if it is known.
+        settings: how many settings it measured.
+        winner: the best of these; ``None`` if the trial failed.
+        error: why it failed.
+    """
+
+    number: int
+    tried: str
+    what: Drawing | Setting | None = None
+    settings: int = 0
+    winner: Priced | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +92,11 @@ class Findings:
         rows: measured settings on the tuning prompts.
         validated: settings of the finalists' families, on the validation prompts.
         tested: the settings of the test, in its order, on the test prompts.
+        finalists: the settings that are measured again.
+        planned: trials to make in all; ``None`` if only the budget ends them.
+        outcomes: the trials that have ended, those of an earlier run and failed ones included.
         order: labels of the test's settings as it was fixed before.
+        finalists: the settings that are measured again.
         stress: the timing of each setting that was put under load, with the reason if it failed.
         notes: sentences for the report.
     """
@@ -89,6 +114,10 @@ class Findings:
     seconds: float = 0.0
     level: float | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    phase: Phase = "latency"
+    planned: int | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+    finalists: list[Setting] = field(default_factory=list)
 
 
 class Search:
@@ -111,11 +140,13 @@ class Search:
         describe_again: Callable[[], Served],
         say: Callable[[str], None],
         on_progress: Callable[[Findings], None] = lambda _: None,
+        on_news: Callable[[Findings], None] = lambda _: None,
     ) -> None:
         self.found = Findings()
         self._question, self._space, self._asker = question, space, asker
         self._parts, self._trials, self._loaded, self._effort = parts, trials, loaded, effort
         self._describe_again, self._say, self._on_progress = describe_again, say, on_progress
+        self._on_news = on_news
         self._latency = LatencyModel()
         self._levels: dict[str, Float | float | None] = {}
         self._opponents: dict[str, Opponents | None] = {}
@@ -135,16 +166,23 @@ class Search:
             DrawingFailedError: the reference policy could not be measured at all.
             ServerError: the server's models have changed.
         """
+        self.found.planned = self._planned_trials
+        self._enter("latency")
         await self._tell_time()
         await self._measure_level("tune")
         await self._measure_latency()
         self._trials.begin_with(self.baseline)
         if self._space.drawings <= (self._planned_trials or 0) and not self._space.live:
             self._trials.try_all()
+        self._enter("trials")
         await self._run_trials()
         await self._choose()
-        self.found.seconds = perf_counter() - self._begun
+        self.found.phase, self.found.seconds = "ended", perf_counter() - self._begun
         return self.found
+
+    def _enter(self, phase: Phase) -> None:
+        self.found.phase = phase
+        self._on_news(self.found)
 
     async def _tell_time(self) -> None:
         """Say how large the space is and how long the run takes, from a few answers."""
@@ -284,16 +322,23 @@ class Search:
         for number, trial in enumerate(self._trials.ended(), start=1):
             kept = trial.user_attrs.get("kept")
             if kept is None or trial.values is None:
+                tried = ", ".join(f"{name} {value}" for name, value in trial.params.items())
+                error = str(trial.user_attrs.get("error", "unknown"))
+                self.found.outcomes.append(Outcome(number, tried or "no parameters", error=error))
                 continue
+            what: Drawing | Setting
             if "drawing" in kept:
-                drawing = Drawing(**kept["drawing"])
-                rows, label = self._add(await self._rows_of_drawing("tune", drawing)), drawing.label
+                what = Drawing(**kept["drawing"])
+                rows = self._add(await self._rows_of_drawing("tune", what))
             else:
                 rows = self._take_up_live(kept)
-                label = rows[0].setting.label if rows else ""
+                if not rows:
+                    continue
+                what = rows[0].setting
             winner = best(self._question, rows) or closest(self._question, rows)
             if winner is not None and np.isfinite(winner.price):
-                self._remember(number, label, winner)
+                self._remember(number, what, winner, len(rows))
+        self._on_news(self.found)
 
     def _take_up_live(self, kept: Mapping[str, Any]) -> list[Priced]:
         record = dict(kept["live"])
@@ -320,26 +365,37 @@ class Search:
                 assert proposal.setting is not None
                 measured, kept = await self._measure_live(proposal.setting)
         except DrawingFailedError as error:
-            self._trials.tell_failure(proposal, str(error))
+            self._fail(proposal, str(error))
             self._say(f"trial {self._trials.done}: failed: {error}")
             return
         rows = self._add(measured)
         winner = best(self._question, rows) or closest(self._question, rows)
         if winner is None or not np.isfinite(winner.price):
-            self._trials.tell_failure(proposal, f"{proposal.label}: nothing could be measured")
+            self._fail(proposal, f"{proposal.label}: nothing could be measured")
             return
         value, constraints = _objective(self._question, winner)
         facts = {"best": winner.setting.label, "kept": kept, "settings": len(rows)}
         self._trials.tell(proposal, value, constraints, facts)
-        self._report_trial(proposal, winner)
+        self._report_trial(proposal, winner, len(rows))
+        self._on_news(self.found)
 
-    def _remember(self, number: int, tried: str, winner: Priced) -> Priced | None:
+    def _fail(self, proposal: Proposal, reason: str) -> None:
+        self._trials.tell_failure(proposal, reason)
+        what = proposal.drawing or proposal.setting
+        outcome = Outcome(self._trials.done, proposal.label, what, error=reason)
+        self.found.outcomes.append(outcome)
+        self._on_news(self.found)
+
+    def _remember(
+        self, number: int, what: Drawing | Setting, winner: Priced, settings: int
+    ) -> Priced | None:
         """Add a trial to the history; returns the best setting so far."""
         overall = best(self._question, self.found.rows)
+        self.found.outcomes.append(Outcome(number, what.label, what, settings, winner))
         self.found.history.append(
             {
                 "trial": number,
-                "tried": tried,
+                "tried": what.label,
                 "best": winner.setting.label,
                 "price": winner.price,
                 "gain": winner.gains[self._question.metric].mean,
@@ -350,8 +406,10 @@ class Search:
         )
         return overall
 
-    def _report_trial(self, proposal: Proposal, winner: Priced) -> None:
-        overall = self._remember(self._trials.done, proposal.label, winner)
+    def _report_trial(self, proposal: Proposal, winner: Priced, settings: int) -> None:
+        what = proposal.drawing or proposal.setting
+        assert what is not None
+        overall = self._remember(self._trials.done, what, winner, settings)
         so_far = "none reaches the target yet" if overall is None else overall.setting.label
         gain = winner.gains[self._question.metric]
         state = "" if winner.feasible else ", not enough"
@@ -418,12 +476,15 @@ class Search:
         self._say(
             f"Measuring {len(chosen)} finalists again on the validation prompts, with fresh seeds."
         )
-        found.validated = await self._measure_again("validate", [row.setting for row in chosen])
+        found.finalists = [row.setting for row in chosen]
+        self._enter("validation")
+        found.validated = await self._measure_again("validate", found.finalists)
         order = test_order(question, found.validated)
         if not order:
             self._unmet(found.validated, "on the validation prompts")
             return
         self._say(f"Testing {len(order)} settings once on the test prompts, the safest first.")
+        self._enter("test")
         again = await self._measure_again("test", [row.setting for row in order])
         by_setting = {row.setting: row for row in again}
         found.tested = [by_setting[row.setting] for row in order if row.setting in by_setting]
@@ -432,6 +493,7 @@ class Search:
             self._unmet(found.tested, "on the test prompts")
             return
         for row in survivors:
+            self._enter("load")
             if await self._bears_load(row):
                 measured = self._as_measured_under_load(row)
                 found.tested = [measured if one is row else one for one in found.tested]

@@ -7,6 +7,7 @@ conditional parameters, which the default sampler would draw at random.
 from __future__ import annotations
 
 import itertools
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import optuna
 
 DRAWINGS = "drawings"
+_RUN_ID = "vbon_run_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,9 @@ class Proposal:
 
 class Trials:
     """The studies of a run in one storage.
+
+    Attributes:
+        run_id: 12 hexadecimal digits that stay those of the run when it goes on.
 
     Args:
         asked: all that decides the figures; a storage that holds other trials is refused.
@@ -67,6 +72,7 @@ class Trials:
             for place, name in enumerate([DRAWINGS, *space.live])
         }
         self.interrupted = sum(restart_interrupted(study) for study in self.studies.values())
+        self.run_id = _run_id(self.studies[DRAWINGS])
 
     @property
     def done(self) -> int:
@@ -179,6 +185,14 @@ class Trials:
 
         proposal.trial.set_user_attr("error", reason)
         proposal.study.tell(proposal.trial, state=optuna.trial.TrialState.FAIL)
+
+
+def _run_id(study: optuna.Study) -> str:
+    known = study.user_attrs.get(_RUN_ID)
+    if known is None:
+        known = uuid.uuid4().hex[:12]
+        study.set_user_attr(_RUN_ID, known)
+    return str(known)
 
 
 def _guide(axes: Mapping[str, Range | Values]) -> str:

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
 
@@ -73,8 +74,9 @@ modes = ["bon", "soft-bon"]
 
 
 @pytest.fixture
-async def url() -> AsyncGenerator[str, None]:
-    async with served(make_runtime(engines=planted(), gold=FakeReward())) as address:
+async def url(tmp_path: Path) -> AsyncGenerator[str, None]:
+    store = str(tmp_path / "runs.db")
+    async with served(make_runtime(engines=planted(), gold=FakeReward(), store=store)) as address:
         yield address
 
 
@@ -131,14 +133,44 @@ async def test_the_planted_best_setting_is_found_and_served(tmp_path: Path, url:
     assert "Recommended: vbon, temperature 0.5" in text
     again = tomllib.loads((out / "space.toml").read_text())
     assert again["n_max"] == 8
+    await the_server_shows_the_run_and_can_apply_it(url, record)
     await the_recommendation_is_what_the_server_then_gives(loaded)
 
 
-async def the_recommendation_is_what_the_server_then_gives(settings: ServiceSettings) -> None:
-    import httpx
+async def the_server_shows_the_run_and_can_apply_it(url: str, record: dict[str, Any]) -> None:
+    """What the page has is what tune.json has, and mode auto then answers with the recommendation."""
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        (run,) = (await client.get("/tune/runs")).json()["runs"]
+        shown = (await client.get(f"/tune/runs/{run['id']}")).json()
+        told = shown["report"]
+        assert (run["status"], run["trials"], told["phase"]) == ("recommended", 4, "ended")
+        assert told["search"]["trials"] == 4
+        assert [one["best"]["label"] for one in told["trials"]] == [
+            one["best"] for one in record["history"]
+        ]
+        assert [one["label"] for one in told["front"]] == [one["label"] for one in record["front"]]
+        recommended = record["recommendation"]
+        assert told["recommended"]["label"] == recommended["label"]
+        assert told["recommended"]["margin"] == recommended["margin"]
+        assert told["recommended"]["price"] == recommended["tokens"]
+        assert told["question"]["level"] == record["level"]
+        assert {one["stage"] for one in told["checks"]} == {"validation", "test"}
+        tried = {one["number"]: one["tried"] for one in told["trials"]}
+        of_winner = [
+            one for one in told["checks"] if one["setting"]["label"] == recommended["label"]
+        ]
+        assert {tried[one["trial"]] for one in of_winner} == {"vbon at temperature 0.5"}
+        assert told["stress"][-1]["failure"] is None
+        applied = await client.post(f"/tune/runs/{run['id']}/apply", json={})
+        assert applied.status_code == 200, applied.text
+        answer = (await client.post("/generate?mode=auto", json={"prompt": "the film was"})).json()
+    assert (answer["policy"]["name"], answer["sampling"]["temperature"]) == ("vbon", 0.5)
+    assert answer["routing"]["mode"] == "vbon"
 
+
+async def the_recommendation_is_what_the_server_then_gives(settings: ServiceSettings) -> None:
     runtime = make_runtime(
-        engines=planted(), default_mode="tuned", tuned=settings.tuned.model_dump()
+        engines=planted(), default_mode="tuned", tuned=settings.tuned.model_dump(), store="none"
     )
     async with served(runtime) as address, httpx.AsyncClient(base_url=address) as client:
         answer = (await client.post("/generate", json={"prompt": "the film was"})).json()
@@ -198,6 +230,13 @@ async def test_a_live_mode_is_measured_and_one_that_the_server_refuses_is_a_fail
     assert all(row.expected is not None for row in live)
     assert found.failed
     assert all("guide" in one["error"] for one in found.failed)
+    async with httpx.AsyncClient(base_url=url) as client:
+        (run,) = (await client.get("/tune/runs")).json()["runs"]
+        told = (await client.get(f"/tune/runs/{run['id']}")).json()["report"]
+    assert len(told["trials"]) == told["trials_done"] == 5
+    failed = [one for one in told["trials"] if one["best"] is None]
+    assert len(failed) == len(found.failed)
+    assert all("guide" in one["error"] for one in failed)
 
 
 async def test_a_guided_mode_draws_from_another_policy_than_its_guide(
@@ -212,7 +251,7 @@ async def test_a_guided_mode_draws_from_another_policy_than_its_guide(
 
 async def test_figures_of_other_models_are_not_mixed(tmp_path: Path) -> None:
     """The server's policy has another revision after the second trial."""
-    runtime = make_runtime(engines=planted())
+    runtime = make_runtime(engines=planted(), store=str(tmp_path / "runs.db"))
     async with served(runtime) as address:
         settings = settings_of(tmp_path, address)
 
@@ -228,12 +267,17 @@ async def test_figures_of_other_models_are_not_mixed(tmp_path: Path) -> None:
             ServerError, match="models changed: policy 'vbon' was fake and is other"
         ):
             await asyncio.to_thread(execute, settings, Replacing(quiet=True))
+        async with httpx.AsyncClient(base_url=address) as client:
+            (run,) = (await client.get("/tune/runs")).json()["runs"]
+            told = (await client.get(f"/tune/runs/{run['id']}")).json()["report"]
+        assert (told["status"], told["trials_done"]) == ("failed", 2)
+        assert "models changed" in told["error"]
         with pytest.raises(DataError, match="answer another question"):
             await asyncio.to_thread(execute, settings, Console(quiet=True))
 
 
 async def test_questions_and_spaces_that_do_not_fit_the_server_are_refused(tmp_path: Path) -> None:
-    async with served(make_runtime(engines=planted())) as address:
+    async with served(make_runtime(engines=planted(), store="none")) as address:
         for changes, words_ in [
             ({"target": "gold >= 1"}, "no gold reward model"),
             ({"target": "reward >= best-of-999", "space": ""}, "limits.max_n 128"),
@@ -280,7 +324,13 @@ async def test_a_killed_run_goes_on_and_another_question_is_refused(
             "select trial_id from trials where state = 'COMPLETE'"
         ).fetchall()
     assert len(trial) >= 2
-    found, text = await tuned(settings)
+    async with httpx.AsyncClient(base_url=url) as client:
+        (before,) = (await client.get("/tune/runs")).json()["runs"]
+        found, text = await tuned(settings)
+        (after,) = (await client.get("/tune/runs")).json()["runs"]
+    assert (before["status"], before["stale"]) == ("running", False)
+    assert (after["id"], after["status"]) == (before["id"], "recommended")
+    assert (after["started"], after["trials"]) == (before["started"], 4)
     assert "Going on after" in text
     assert found.trials == 4
     assert found.recommended is not None
@@ -311,9 +361,36 @@ async def test_ctrl_c_reports_what_was_found(tmp_path: Path, url: str) -> None:
     assert b"best so far" in text
     record = json.loads((settings.out / "tune.json").read_text())
     assert record["status"] == "interrupted"
+    async with httpx.AsyncClient(base_url=url) as client:
+        (run,) = (await client.get("/tune/runs")).json()["runs"]
+    assert (run["status"], run["stale"]) == ("interrupted", False)
     assert record["front"]
     assert read_table(settings.out / "table.json").rows
     assert not (settings.out / "serve.toml").exists()
+
+
+async def test_a_run_that_is_not_shown_says_why_once_or_is_told_not_to_report(
+    tmp_path: Path,
+) -> None:
+    async with served(make_runtime(engines=planted(), store="none")) as address:
+        space = 'policies = ["vbon"]\nn_max = 1\nmax_tokens = 4\ntemperature = 0.5\ntop_p = 1.0'
+        settings = settings_of(tmp_path, address, space=space, target="reward >= 1")
+        found, text = await tuned(settings)
+        assert found.status == "recommended"
+        said = text.replace("\n", " ")
+        assert (
+            said.count("the server's page does not show this run: this service has no store") == 1
+        )
+        quiet = settings_of(
+            tmp_path,
+            address,
+            space=space,
+            target="reward >= 1",
+            report=False,
+            out=tmp_path / "quiet",
+        )
+        _, text = await tuned(quiet)
+        assert "page" not in text
 
 
 def test_an_interrupted_run_says_that_nothing_was_checked() -> None:
