@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from time import monotonic
 
+from service.admission.asks import Admits, Ask, Lease, check_allowed
 from service.admission.fair_queue import FairQueue, Place
 from service.admission.token_bucket import TokenBucket
 from service.context.caller import Caller, current_caller
-from vbon.errors import InvalidInputError, OverloadedError
+from vbon.errors import OverloadedError
 
 # Bounds of the suggested time to retry, and its value before any request has finished.
 LEAST_RETRY_S, MOST_RETRY_S, UNMEASURED_RETRY_S = 1.0, 60.0, 5.0
 NO_LIMIT = 2**62  # tokens
 
 
-class Entry:
-    """An admitted request, which reports how many tokens it decoded."""
-
-    def __init__(self) -> None:
-        self.decoded: int | None = None
-
-    def spent(self, tokens: int) -> None:
-        """Report the tokens decoded in all. Without a report, the largest possible number is charged."""
-        self.decoded = tokens
-
-
-class Admission:
+class Admission(Admits):
     """Admits up to ``running`` sequences and ``running_tokens`` tokens; up to ``waiting`` sequences wait.
 
     A request counts as its sequences, and as its sequences times ``max_tokens`` tokens. Against the tokens a
@@ -57,9 +45,10 @@ class Admission:
         self._counted, self._limit_name = counted, limit_name
         self._queue = FairQueue(sequences=running, tokens=running_tokens)
         self._capacity, self._max_waiting, self._max_queue_s = running, waiting, max_queue_s
-        self._futures: dict[Place, asyncio.Future[None]] = {}
+        self._waiting: dict[Place, Lease] = {}
         self._buckets: dict[str, TokenBucket] = {}
         self._hold_s: float | None = None
+        self._closed = False
 
     @property
     def running(self) -> int:
@@ -77,76 +66,110 @@ class Admission:
         return self._queue.waiting
 
     @property
+    def own_running(self) -> int:
+        """Sequences admitted."""
+        return self.running
+
+    @property
+    def own_waiting(self) -> int:
+        """Sequences waiting."""
+        return self.waiting
+
+    @property
+    def shared(self) -> bool:
+        """True: there is no other front end."""
+        return True
+
+    @property
     def full(self) -> bool:
         """True if any request would be rejected: all places and all waiting places are taken."""
         return self.running >= self._capacity and self.waiting >= self._max_waiting
 
-    @asynccontextmanager
-    async def enter(
-        self,
-        sequences: int,
-        priority: int = 0,
-        *,
-        max_tokens: int = 1,
-        candidates: int | None = None,
-        unit: str = "candidates",
-        field: str = "n",
-    ) -> AsyncGenerator[Entry, None]:
-        """Wait for ``sequences`` places and hold them for the length of the block.
+    async def start(self) -> None:
+        """Do nothing: there is nobody to connect to."""
 
-        Args:
-            priority: order among the caller's own requests; lower is earlier.
-            candidates: all candidates that may be drawn, if more than ``sequences``.
-            unit: the name of what is counted, for errors.
-            field: the request's field that gives their number.
+    async def stop(self) -> None:
+        """Do nothing, as :meth:`start`."""
+
+    def close(self) -> None:
+        """Let requests join the queue, and admit none until :meth:`open`."""
+        self._closed = True
+
+    def open(self) -> None:
+        """Admit requests again."""
+        self._closed = False
+        self._admit()
+
+    async def admit(self, ask: Ask) -> Lease:
+        """Wait for the places of a request; the caller must release the lease.
 
         Raises:
-            OverloadedError: at once, if the queue is too full or the caller's tokens a minute are used up.
+            OverloadedError, InvalidInputError: as :meth:`enter`.
+        """
+        lease = self.request(ask)
+        try:
+            await lease.decided()
+        except asyncio.CancelledError:
+            # It may have been admitted in the same moment.
+            self.release(lease, 0, used=False)
+            raise
+        return lease
+
+    def request(self, ask: Ask) -> Lease:
+        """Put a request into the queue, from which it may have been admitted on return.
+
+        Raises:
+            OverloadedError: the queue is too full, or the caller's tokens a minute are used up.
             InvalidInputError: the request is larger than the caller's key ever allows.
         """
-        caller = current_caller.get()
-        # A request that fails or is cancelled reports no decoded tokens, so the largest number is charged.
-        candidates = max(sequences, candidates or 0)
-        most = candidates * max_tokens
         if self._charges:
-            self._check(caller, sequences, candidates, max_tokens, unit, field)
-            self._take(caller, most)
-        entry = Entry()
-        entry.decoded = 0
-        try:
-            place = await self._acquire(caller, sequences, sequences * max_tokens, priority)
-            entry.decoded = None
-            begun_s = monotonic()
-            try:
-                yield entry
-            finally:
-                self._measure(place, monotonic() - begun_s)
-                self._leave(place)
-        finally:
-            if entry.decoded is not None and caller.name in self._buckets:
-                self._buckets[caller.name].give_back(most - entry.decoded, monotonic())
+            check_allowed(ask)
+            self._take(ask.caller, ask.most_tokens)
+        tokens = ask.sequences * ask.max_tokens
+        place = self._queue.join(ask.caller, ask.sequences, tokens, ask.priority)
+        lease = self._waiting[place] = Lease(ask, place)
+        self._admit()
+        if not lease.runs and (refusal := self._refusal(place)):
+            error = OverloadedError(refusal, retry_after_s=self.retry_after_s())
+            # Nobody can be admitted instead: before it came, nobody could be either.
+            del self._waiting[place]
+            self._queue.leave(place)
+            self._give_back(ask, 0)
+            raise error
+        return lease
 
-    def _check(
-        self,
-        caller: Caller,
-        sequences: int,
-        candidates: int,
-        max_tokens: int,
-        unit: str,
-        field: str,
-    ) -> None:
-        most, a_minute = caller.max_sequences, caller.tokens_per_minute
-        if most is not None and sequences > most:
-            raise InvalidInputError(
-                f"asked for {sequences} {unit} at once; key {caller.name!r} allows at most {most}",
-                field=field,
-            )
-        if a_minute is not None and (tokens := candidates * max_tokens) > a_minute:
-            raise InvalidInputError(
-                f"{candidates} {unit} of up to {max_tokens} tokens are {tokens} tokens; "
-                f"key {caller.name!r} allows {a_minute} tokens a minute",
-                field="max_tokens" if field == "n" else field,
-            )
+    def adopt(self, ask: Ask) -> Lease:
+        """Count a request that runs already, admitted elsewhere, even if there is no room for it."""
+        bucket = self._bucket_of(ask.caller) if self._charges else None
+        if bucket is not None:
+            bucket.give_back(-ask.most_tokens, monotonic())
+        tokens = ask.sequences * ask.max_tokens
+        place = self._queue.start(ask.caller, ask.sequences, tokens, ask.priority)
+        lease = Lease(ask, place)
+        lease.admit(monotonic())
+        return lease
+
+    def release(self, lease: Lease, decoded: int | None, *, used: bool = True) -> None:
+        """Give back the places of a request that has ended, or no longer waits; once, and then no more.
+
+        Args:
+            decoded: the tokens decoded in all; ``None`` charges the largest possible number.
+            used: whether the request ran, so that the time it held its places counts.
+        """
+        if lease.place.state == "left":
+            return
+        if used and lease.admitted_s is not None:
+            self._measure(lease.place, monotonic() - lease.admitted_s)
+        self._waiting.pop(lease.place, None)
+        self._queue.leave(lease.place)
+        lease.end()
+        self._admit()
+        if decoded is not None:
+            self._give_back(lease.ask, decoded)
+
+    def _give_back(self, ask: Ask, decoded: int) -> None:
+        if ask.caller.name in self._buckets:
+            self._buckets[ask.caller.name].give_back(ask.most_tokens - decoded, monotonic())
 
     def _take(self, caller: Caller, tokens: int) -> None:
         bucket, now_s = self._bucket_of(caller), monotonic()
@@ -166,39 +189,27 @@ class Admission:
 
     def charge(self, tokens: int) -> None:
         """Charge the current caller for work that led to no answer, up to all it has left this minute."""
-        bucket = self._bucket_of(current_caller.get())
+        self.charge_to(current_caller.get(), tokens)
+
+    def charge_to(self, caller: Caller, tokens: int) -> None:
+        """Charge a caller, as :meth:`charge`."""
+        bucket = self._bucket_of(caller)
         if bucket is not None:
             bucket.lose(tokens, monotonic())
 
-    def check_not_used_up(self) -> None:
+    async def check_not_used_up(self) -> None:
         """Check that the current caller may have any token at all, before work is done for it.
 
         Raises:
             OverloadedError: its tokens a minute are used up.
         """
-        caller = current_caller.get()
+        self.check_left(current_caller.get())
+
+    def check_left(self, caller: Caller) -> None:
+        """Check that a caller may have any token at all, as :meth:`check_not_used_up`."""
         bucket = self._bucket_of(caller)
         if bucket is not None and (wait_s := bucket.empty_for_s(monotonic())):
             raise _used_up(caller, wait_s)
-
-    async def _acquire(self, caller: Caller, sequences: int, tokens: int, priority: int) -> Place:
-        place = self._queue.join(caller, sequences, tokens, priority)
-        self._admit()
-        if place.state == "runs":
-            return place
-        if refusal := self._refusal(place):
-            retry_after_s = self.retry_after_s()
-            self._queue.leave(place)
-            raise OverloadedError(refusal, retry_after_s=retry_after_s)
-        admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._futures[place] = admitted
-        try:
-            await admitted
-        except asyncio.CancelledError:
-            self._futures.pop(place, None)
-            self._leave(place)  # it may have been admitted in the same moment
-            raise
-        return place
 
     def _refusal(self, place: Place) -> str | None:
         """The reason to reject a request that was just put into the queue, or ``None``."""
@@ -242,15 +253,12 @@ class Admission:
         before = hold_s if self._hold_s is None else self._hold_s
         self._hold_s = before + weight * (hold_s - before)
 
-    def _leave(self, place: Place) -> None:
-        self._queue.leave(place)
-        self._admit()
-
     def _admit(self) -> None:
+        if self._closed:
+            return
+        now_s = monotonic()
         for place in self._queue.admit():
-            admitted = self._futures.pop(place, None)
-            if admitted is not None and not admitted.done():
-                admitted.set_result(None)
+            self._waiting.pop(place).admit(now_s)
 
 
 def _used_up(caller: Caller, wait_s: float) -> OverloadedError:

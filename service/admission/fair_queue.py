@@ -115,6 +115,20 @@ class FairQueue:
         self.waiting += place.sequences
         return place
 
+    def start(self, caller: Caller, sequences: int, tokens: int, priority: int = 0) -> Place:
+        """Add a request that runs already, whether or not there is room for it."""
+        place = Place(
+            caller,
+            min(sequences, self._sequences),
+            min(tokens, self._tokens),
+            priority,
+            next(self._numbers),
+            "runs",
+        )
+        self._shares.setdefault(caller.name, _Share())
+        self._count(place, running=1)
+        return place
+
     def admit(self) -> list[Place]:
         """The requests that may run now, in order. Call it after each :meth:`join` and :meth:`leave`."""
         admitted = []

@@ -16,7 +16,7 @@ from functools import lru_cache
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.admission.admission import Admission
+from service.admission.asks import Admits
 from service.context.caller import Caller
 from service.context.request_context import RequestContext, current_request
 from service.http.middleware import request_id_of
@@ -39,7 +39,7 @@ class Shedding:
     """
 
     def __init__(
-        self, admission: Admission, *, default_mode: str, on_shed: Callable[[str], None]
+        self, admission: Admits, *, default_mode: str, on_shed: Callable[[str], None]
     ) -> None:
         self._admission, self._default_mode, self._on_shed = admission, default_mode, on_shed
 

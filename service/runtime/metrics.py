@@ -74,6 +74,10 @@ class Metrics:
         )
         self.running = self._gauge("num_sequences_running", "Candidates admitted.")
         self.waiting = self._gauge("num_sequences_waiting", "Candidates waiting for admission.")
+        self.shares_limits = self._gauge(
+            "limits_shared",
+            "1 if the limits hold over all front ends, 0 while this one has a share.",
+        )
         self.scores_waiting = self._gauge(
             "num_scores_waiting", "Candidates waiting for their reward."
         )

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from service.admission.admission import Admission
+from service.admission.asks import Admits
 from service.context.request_context import PromptProgress
 from service.runtime.batching_scorer import MeteredScorer
 from service.runtime.default_sampling import (
@@ -20,6 +21,7 @@ from service.runtime.default_sampling import (
     log_default_sampling,
 )
 from service.runtime.in_flight import InFlightRequests
+from service.runtime.limits import open_admission
 from service.runtime.metrics import Metrics
 from service.runtime.modes import Mode, configured_modes, find_mode
 from service.runtime.prompt import (
@@ -77,6 +79,7 @@ class Runtime:
         reward: ServedScorer | None,
         gold: ServedScorer | None,
         embedder: Embedder | None = None,
+        admission: Admits | None = None,
     ) -> None:
         self.created = int(time.time())
         self.settings = settings
@@ -87,13 +90,7 @@ class Runtime:
         self.priced: Router | None = None
         self.modes = self._configured_modes()
         self.metrics = Metrics()
-        limits = settings.limits
-        self.admission = Admission(
-            running=limits.running_sequences,
-            waiting=limits.waiting_sequences,
-            running_tokens=limits.running_tokens,
-            max_queue_s=limits.max_queue_s,
-        )
+        self.admission: Admits = admission or open_admission(settings.limits)
         self._encoding: dict[str, Admission] = {}
         self.in_flight = InFlightRequests()
         self.supervisor = Supervisor(
@@ -118,8 +115,9 @@ class Runtime:
     def _connect_gauges(self) -> None:
         """Make each gauge read its value from this runtime at every scrape."""
         metrics = self.metrics
-        metrics.running.set_function(lambda: self.admission.running)
-        metrics.waiting.set_function(lambda: self.admission.waiting)
+        metrics.running.set_function(lambda: self.admission.own_running)
+        metrics.waiting.set_function(lambda: self.admission.own_waiting)
+        metrics.shares_limits.set_function(lambda: float(self.admission.shared))
         metrics.scores_waiting.set_function(lambda: self.reward.waiting if self.reward else 0)
         metrics.tasks.set_function(_tasks)
         metrics.ready.set_function(lambda: float(self.ready))
@@ -216,6 +214,7 @@ class Runtime:
         begun_s = perf_counter()
         try:
             await asyncio.gather(
+                self.admission.start(),
                 *(scorer.start() for scorer in self.scorers.values()),
                 *(engine.start() for engine in self.policies.values()),
             )
@@ -230,12 +229,13 @@ class Runtime:
             raise
 
     async def stop(self) -> None:
-        """Stop supervision, then the engines, then the scorers."""
+        """Stop supervision, then the engines, then the scorers and the admission."""
         self._loaded = False
         await self.supervisor.stop()
         await asyncio.gather(*(engine.stop() for engine in self.policies.values()))
         for scorer in self.scorers.values():
             await scorer.stop()
+        await self.admission.stop()
 
     def join(self, policy: str, engine: Engine) -> None:
         """Serve a policy that was not served before from a warm engine, as a mode of its name."""
@@ -427,7 +427,7 @@ class Runtime:
         that turns out to be unusable is charged to the key, so that nobody can send them without end.
         """
         prompt, cost = request.prompt, 0.0
-        self.admission.check_not_used_up()
+        await self.admission.check_not_used_up()
         try:
             if engine.is_quick(prompt):
                 token_ids = await engine.encode(prompt)

@@ -113,10 +113,10 @@ ROOMS = {
     "service.client": "service.comparison service.settings",
     "service.comparison": "service.loadtest.analysis",
     # service: parts in other processes
-    "service.wire": "service.observability",
+    "service.wire": "service.admission service.context service.observability",
     # service: a fleet on Ray Serve
-    "service.fleet": "service.app service.observability service.runtime service.settings vbon.cli "
-    "vbon.engine vbon.engine.remote",
+    "service.fleet": "service.admission service.app service.observability service.runtime service.settings "
+    "service.wire vbon.cli vbon.engine vbon.engine.remote",
     "service.__main__": "service.auth service.bench.run service.bench service.client "
     "service.observability service.server service.settings vbon.cli",
     "service.loadtest": "vbon.engine",

@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from service.admission.admission import Admission, Entry
+from service.admission.admission import Admission
+from service.admission.asks import Entry
 from service.context.caller import Caller, current_caller
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime, on_a_port, serving
