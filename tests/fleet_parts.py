@@ -105,18 +105,23 @@ class Fleet:
         """An engine of this process over a policy's replicas."""
         from ray import serve
 
-        from service.fleet.engine import RayEngine
+        from service.fleet.application import policy_replicas
+        from service.wire.engine import WireEngine
 
+        service = self.settings.service_settings
         handle = serve.get_deployment_handle(f"Policy-{policy}", APPLICATION)
-        return RayEngine(handle, policy, self.settings.service_settings.policies[policy], 60)
+        replicas = policy_replicas(handle, service)
+        return WireEngine(replicas, policy, service.policies[policy], 60)
 
     def scorer(self) -> Any:
         """A scorer of this process over the reward model's replicas."""
         from ray import serve
 
-        from service.fleet.scorer import RayScorer
+        from service.fleet.application import reward_replicas
+        from service.wire.scorer import WireScorer
 
-        return RayScorer(serve.get_deployment_handle("Reward", APPLICATION), "fake", 60)
+        handle = serve.get_deployment_handle("Reward", APPLICATION)
+        return WireScorer(reward_replicas(handle), "fake", 60)
 
     def kill(self, deployment: str, count: int = 1) -> int:
         """Kill processes of a deployment with SIGKILL; return how many were killed."""

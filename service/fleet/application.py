@@ -12,23 +12,26 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from service.app import create_app
-from service.fleet.engine import RayEngine
+from service.fleet.found import FoundReplicas
 from service.fleet.replicas import PolicyReplica, RewardReplica, open_builder
-from service.fleet.router import PolicyRouter
+from service.fleet.router import TellingRouter
 from service.fleet.scaling import by_load
-from service.fleet.scorer import RayScorer
 from service.fleet.settings import FleetSettings, Scale
 from service.observability.logs import set_up_logs
 from service.runtime.build import is_adapter
 from service.runtime.runtime import Runtime
 from service.runtime.served_scorer import ServedScorer
 from service.settings import REFERENCE, ServiceSettings
+from service.wire.engine import EngineStates, WireEngine
+from service.wire.hosted import ENGINES, SCORER, ScorerState
+from service.wire.scorer import WireScorer
 from vbon.engine import Engine
 from vbon.engine.remote.server import is_remote
 from vbon.errors import CheckpointError, InvalidInputError
 
 # Calls that a replica takes at once: no limit, since front ends admit requests.
 _ONGOING = 100_000
+_REMEDY = "`serve status` tells why"
 
 Handles = dict[str, DeploymentHandle[Any]]
 
@@ -47,6 +50,7 @@ class FrontEnd:
         # other environment variables.
         self._settings, self._service = settings, service
         self._policies, self._scorers = policies, scorers
+        self._found: dict[str, FoundReplicas[EngineStates]] = {}
         self._runtime: Runtime | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -82,14 +86,38 @@ class FrontEnd:
         if handle is None:
             builder = open_builder(self._settings.builder, service)
             return builder.engines(policy, {})[policy]
-        return RayEngine(handle, policy, path, self._settings.start_timeout_s)
+        # Adapters share the connections of their reference policy.
+        replicas = self._found.get(handle.deployment_name)
+        if replicas is None:
+            replicas = policy_replicas(handle, service)
+            self._found[handle.deployment_name] = replicas
+        return WireEngine(replicas, policy, path, self._settings.start_timeout_s, _REMEDY)
 
     def _scorer(self, which: str, spec: str | None) -> ServedScorer | None:
         if spec is None:
             return None
         if which not in self._scorers:
             return open_builder(self._settings.builder, self._service).scorer(which)
-        return RayScorer(self._scorers[which], spec, self._settings.start_timeout_s)
+        replicas = reward_replicas(self._scorers[which])
+        return WireScorer(replicas, spec, self._settings.start_timeout_s, _REMEDY)
+
+
+def policy_replicas(
+    handle: DeploymentHandle[Any], service: ServiceSettings
+) -> FoundReplicas[EngineStates]:
+    """The replicas of a policy's deployment."""
+    return FoundReplicas(
+        handle,
+        handle.deployment_name,
+        ENGINES,
+        capacity=service.engine.max_num_seqs,
+        placement=service.engine.placement,
+    )
+
+
+def reward_replicas(handle: DeploymentHandle[Any]) -> FoundReplicas[ScorerState]:
+    """The replicas of a reward model's deployment."""
+    return FoundReplicas(handle, handle.deployment_name, SCORER)
 
 
 def parts(settings: FleetSettings) -> dict[str, Scale]:
@@ -171,43 +199,22 @@ def _policy_deployment(
     settings: FleetSettings, service: ServiceSettings, policy: str
 ) -> Deployment:
     scale = settings.policies.get(policy, Scale())
-    return _replicas(
-        PolicyReplica,
-        settings,
-        service,
-        scale,
-        name=f"Policy-{policy}",
-        router={"capacity": service.engine.max_num_seqs, "placement": service.engine.placement},
-    )
+    return _replicas(PolicyReplica, settings, service, scale, name=f"Policy-{policy}")
 
 
 def _reward_deployment(settings: FleetSettings, service: ServiceSettings, which: str) -> Deployment:
     scale = settings.reward if which == "reward" else settings.gold
-    return _replicas(
-        RewardReplica,
-        settings,
-        service,
-        scale,
-        name=which.capitalize(),
-        router={"capacity": _ONGOING, "placement": "least-busy"},
-    )
+    return _replicas(RewardReplica, settings, service, scale, name=which.capitalize())
 
 
 def _replicas(
-    kind: type,
-    settings: FleetSettings,
-    service: ServiceSettings,
-    scale: Scale,
-    *,
-    name: str,
-    router: dict[str, Any],
+    kind: type, settings: FleetSettings, service: ServiceSettings, scale: Scale, *, name: str
 ) -> Deployment:
     return serve.deployment(
         kind,
         name=name,
         request_router_config=RequestRouterConfig(
-            request_router_class=f"{PolicyRouter.__module__}.{PolicyRouter.__name__}",
-            request_router_kwargs=router,
+            request_router_class=f"{TellingRouter.__module__}.{TellingRouter.__name__}"
         ),
         **_options(settings, service, scale),
     )

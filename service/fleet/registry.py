@@ -1,22 +1,21 @@
-"""The routers of this process, which Serve makes out of sight, by application and deployment."""
+"""The replicas that Serve runs, as its routers in this process know them, by application and deployment.
+
+Serve makes the routers out of sight, in threads of their own.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import defaultdict
+from collections.abc import Callable
+
+Deployment = tuple[str, str]
+
+RUNNING: dict[Deployment, frozenset[str]] = {}
+LISTENERS: defaultdict[Deployment, list[Callable[[], None]]] = defaultdict(list)
 
 
-class Router(Protocol):
-    """The facts about a deployment that its router knows."""
-
-    @property
-    def replicas(self) -> int:
-        """The number of replicas that take calls."""
-
-
-ROUTERS: dict[tuple[str, str], Router] = {}
-
-
-def running_replicas(application: str, deployment: str) -> int:
-    """The number of a deployment's replicas that take calls; 0 before this process has asked for one."""
-    router = ROUTERS.get((application, deployment))
-    return 0 if router is None else router.replicas
+def tell_running(deployment: Deployment, names: frozenset[str]) -> None:
+    """Take the names of the replicas that run now; called in the router's thread."""
+    RUNNING[deployment] = names
+    for listener in list(LISTENERS[deployment]):
+        listener()

@@ -10,6 +10,10 @@ import zmq
 
 # Messages that are received before other work of the loop has its turn.
 _AT_ONCE = 128
+_NEVER_MS = 3_600_000
+# Seconds in which messages that arrived before the end of a connection can be read: ZeroMQ hands them out
+# just after it tells of the end.
+_LAST_MESSAGES_S = 0.002
 
 
 class LoopSocket:
@@ -37,8 +41,9 @@ class LoopSocket:
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
-        # A connection that has ended is made again by its user, who has to greet the server again.
-        self._socket.setsockopt(zmq.RECONNECT_IVL, -1)
+        # A connection that has ended is made again by its user, who has to greet the server again. Without
+        # any later attempt of its own, ZeroMQ would drop messages that have arrived and are not read yet.
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _NEVER_MS)
         if kind == zmq.ROUTER:
             # A send to a client that is gone fails instead of being dropped.
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -115,8 +120,11 @@ class LoopSocket:
             self._monitor.recv_multipart(zmq.NOBLOCK)
             lost = True
         if lost and not self.closed:
-            # Messages that arrived before the end are read first.
-            self._receive()
+            self._loop.call_later(_LAST_MESSAGES_S, self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        self._receive()
+        if not self.closed:
             self._on_lost()
 
     @staticmethod

@@ -1,5 +1,5 @@
-"""One contract, whatever the engine: the fake and HTTP to an imitation must behave as real vLLM does, and so
-must a fleet of fakes on Ray, which test_fleet.py holds to the same tests.
+"""One contract, whatever the engine: the fake, also over the wire, and HTTP to an imitation must behave as
+real vLLM does, and so must a fleet of fakes on Ray, which test_fleet.py holds to the same tests.
 
 Real vLLM is started once a session on the tiny sandbox policy, in our care and as a server that is
 reached over HTTP (see conftest).
@@ -15,10 +15,15 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import jsonschema
 import pytest
 
+from service.wire import WireServer
+from service.wire.engine import WireEngine
+from service.wire.hosted import ENGINES, HostedEngines
+from service.wire.replicas import Address, FixedReplicas
 from tests.unit.openai_imitation import imitation
 from vbon.engine import Candidate, Engine, Partial, Sampling
 from vbon.engine.fake import FakeEngine
@@ -48,10 +53,25 @@ async def remote_engine() -> AsyncGenerator[Engine, None]:
             await remote.stop()
 
 
+@pytest.fixture
+async def wire_engine(fake_engine: Engine, tmp_path: Path) -> AsyncGenerator[Engine, None]:
+    server = WireServer(f"ipc://{tmp_path}/s", HostedEngines({"ref": fake_engine}), ENGINES)
+    await server.start()
+    addresses = {"only": Address(server.address, server.secret)}
+    engine = WireEngine(FixedReplicas("ref", ENGINES, addresses), "ref", "fake", 20)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+        await server.stop()
+
+
 # Not async: the real engine's fixtures run commands that have an event loop of their own.
 @pytest.fixture(
     params=[
         "fake_engine",
+        "wire_engine",
         "remote_engine",
         pytest.param("vllm_ref", marks=pytest.mark.vllm),
         pytest.param("vllm_over_http", marks=pytest.mark.vllm),
@@ -206,7 +226,7 @@ async def test_token_logprobs_add_up(engine: Engine) -> None:
 async def test_the_likeliest_tokens_of_each_position(
     engine: Engine, request: pytest.FixtureRequest
 ) -> None:
-    fakes = {"fake_engine", "remote_engine", "ray_engine"}
+    fakes = {"fake_engine", "wire_engine", "remote_engine", "ray_engine"}
     made_up = request.node.callspec.params["engine"] in fakes
     without = {c.index: c for c in await draw(engine, SAMPLING, 3, "contract-top-a")}
     for candidate in await draw(engine, replace(SAMPLING, top_logprobs=5), 3, "contract-top-b"):
@@ -277,7 +297,7 @@ async def test_logprobs_of_a_completion(engine: Engine, request: pytest.FixtureR
     ids = await engine.encode(PROMPT)
     scored = await engine.logprobs(ids, list(candidate.token_ids), "contract-scoring")
     assert len(scored) == len(candidate.token_ids)
-    fakes = request.node.callspec.params["engine"] in {"fake_engine", "ray_engine"}
+    fakes = request.node.callspec.params["engine"] in {"fake_engine", "wire_engine", "ray_engine"}
     if not fakes:  # whose numbers are made up
         assert scored == pytest.approx(candidate.token_logprobs, abs=2e-3)
     assert await engine.logprobs(ids, [], "contract-scoring-nothing") == []
@@ -404,7 +424,8 @@ async def test_penalties_make_tokens_differ(engine: Engine, field: str) -> None:
 async def test_the_least_probability_of_1_is_greedy(
     engine: Engine, request: pytest.FixtureRequest
 ) -> None:
-    if request.node.callspec.params["engine"] in {"fake_engine", "remote_engine", "ray_engine"}:
+    fakes = {"fake_engine", "wire_engine", "remote_engine", "ray_engine"}
+    if request.node.callspec.params["engine"] in fakes:
         pytest.skip("all words of the fake and of the imitation have the same probability")
     greedy = await draw(engine, Sampling(max_tokens=6, temperature=0.0), 1, "contract-min-p-a")
     sampled = await draw(engine, Sampling(max_tokens=6, seed=2, min_p=1.0), 3, "contract-min-p-b")

@@ -113,7 +113,7 @@ ROOMS = {
     "service.client": "service.comparison service.settings",
     "service.comparison": "service.loadtest.analysis",
     # service: parts in other processes
-    "service.wire": "service.admission service.context service.observability",
+    "service.wire": "service.admission service.context service.observability vbon.engine",
     # service: a fleet on Ray Serve
     "service.fleet": "service.admission service.app service.observability service.runtime service.settings "
     "service.wire vbon.cli vbon.engine vbon.engine.remote",

@@ -1,0 +1,408 @@
+"""The engine of a policy whose replicas run in other processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, ClassVar
+
+from prometheus_client import Metric
+
+from service.wire.errors import ConnectionLostError, LeavingError, WireError
+from service.wire.hosted import EngineState, Growth
+from service.wire.replicas import Replica, Replicas
+from vbon.engine.protocol import (
+    Candidate,
+    FoundCalls,
+    ModelInfo,
+    Partial,
+    Sampling,
+    check_fits,
+)
+from vbon.errors import (
+    CandidateCountError,
+    CheckpointError,
+    EngineDeadError,
+    EngineError,
+    NotReadyError,
+    ReloadRefusedError,
+)
+from vbon.prompts import Prompt
+from vbon.storage.weights_alone import NewWeights
+
+# Replicas at which a call is tried, if the first one dies before its result has been seen.
+ATTEMPTS = 2
+_METRICS_TIMEOUT_S = 1.0
+
+EngineStates = dict[str, EngineState]
+
+
+class WireEngine:
+    """An :class:`~vbon.engine.protocol.Engine` for a policy whose replicas are reached over the wire.
+
+    The candidates of a request are one call to one replica (:mod:`service.wire.replicas`). If that dies, the
+    candidates that are missing are drawn once more at another one: with a seed they are the same ones. Who
+    started the replicas also replaces those that are dead.
+
+    Args:
+        replicas: the connections, which engines of the same process may share: each replica serves the
+            engines of all policies of its group.
+        policy: the policy's name at the replicas.
+        path: its path, as long as no replica has told it.
+        start_timeout_s: seconds in which :meth:`start` waits for the first replica.
+        remedy: the end of the error if there was none.
+    """
+
+    recovers: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        replicas: Replicas[EngineStates],
+        policy: str,
+        path: str,
+        start_timeout_s: float = 600.0,
+        remedy: str = "see the log of its process",
+    ) -> None:
+        self.info = ModelInfo(path, "unknown", 0)
+        self._finds_calls = False
+        self._replicas, self._policy = replicas, policy
+        self._start_timeout_s, self._remedy = start_timeout_s, remedy
+        self._started = self._in_use = False
+        self._unfinished = 0
+
+    async def start(self) -> None:
+        """Wait until a replica serves the policy.
+
+        Raises:
+            CheckpointError: no replica was ready in time.
+        """
+        if not self._in_use:
+            self._in_use = True
+            await self._replicas.use()
+            self._replicas.listeners.append(self._learn)
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await self._replicas.until(lambda: self._ready)
+        except TimeoutError as error:
+            raise CheckpointError(
+                f"no replica of {self._owner} was ready within {self._start_timeout_s:g} s; {self._remedy}"
+            ) from error
+        self._learn()
+        self._started = True
+
+    async def stop(self) -> None:
+        """Take no more requests; the replicas belong to who started them."""
+        self._started = False
+        if self._in_use:
+            self._in_use = False
+            self._replicas.listeners.remove(self._learn)
+            await self._replicas.release()
+
+    async def check(self) -> None:
+        """Do nothing: who started the replicas checks them and replaces those that are dead."""
+
+    async def check_weights(self, path: str) -> NewWeights:
+        """Refuse: each replica would have to change at the same moment."""
+        raise ReloadRefusedError(
+            f"{self._owner} runs in other processes, whose weights are not changed in place; deploy it again "
+            "with the new path, which replaces one replica after another"
+        )
+
+    async def change_weights(self, new: NewWeights, *, keep_requests: bool = False) -> None:
+        """Refuse, as :meth:`check_weights`."""
+        await self.check_weights(new.checkpoint.path)
+
+    @property
+    def alive(self) -> bool:
+        """True if at least one replica takes requests."""
+        return self._started and bool(self._ready)
+
+    @property
+    def trouble(self) -> str:
+        """A text if no replica takes requests."""
+        if not self._started:
+            return "not started, or stopped"
+        if self._ready:
+            return ""
+        states = [state[self._policy] for state in self._states]
+        told = next((state.trouble for state in states if state.trouble), "")
+        return told or "no replica runs; new ones are being started"
+
+    @property
+    def unfinished(self) -> int:
+        """The number of sequences that this front end waits for."""
+        return self._unfinished
+
+    async def metrics(self) -> list[Metric]:
+        """The metrics of one replica's engine; empty if it does not answer in time."""
+        replica = self._replicas.choose(self._serves)
+        if replica is None:
+            return []
+        try:
+            async with asyncio.timeout(_METRICS_TIMEOUT_S):
+                found = await replica.client.call("metrics", self._policy)
+        except (TimeoutError, WireError):
+            return []
+        return [parts.metric for parts in found]
+
+    def is_quick(self, prompt: Prompt) -> bool:
+        """True: replicas encode prompts, in processes of their own where those are long."""
+        return True
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, from a replica."""
+        ids: list[int] = await self._ask("encode", prompt)
+        return ids
+
+    @property
+    def finds_calls(self) -> bool:
+        """True if the replicas have a parser of tool calls."""
+        return self._finds_calls
+
+    async def find_calls(
+        self, candidate: Candidate, tools: Sequence[Mapping[str, Any]]
+    ) -> FoundCalls | None:
+        """The calls of tools that a candidate contains, found by a replica."""
+        if not self.finds_calls:
+            return None
+        found: FoundCalls | None = await self._ask("find_calls", candidate, list(tools))
+        return found
+
+    async def decode(self, prompt_token_ids: list[int], token_ids: list[int]) -> str:
+        """The text of generated token ids, from a replica."""
+        text: str = await self._ask("decode", prompt_token_ids, token_ids)
+        return text
+
+    async def generate(
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        num_samples: int,
+        request_id: str,
+        first_index: int = 0,
+    ) -> AsyncGenerator[Candidate, None]:
+        """Yield candidates as they finish; closing the generator aborts the rest at the replica."""
+        self._check(prompt_token_ids, sampling)
+        missing = set(range(first_index, first_index + num_samples))
+        self._unfinished += num_samples
+        attempts = _Attempts(self)
+        try:
+            while missing:
+                replica = attempts.next(len(missing), prompt_token_ids)
+                try:
+                    with self._failures(), replica.load(len(missing)):
+                        async with aclosing(
+                            replica.client.stream(
+                                "generate",
+                                self._policy,
+                                prompt_token_ids,
+                                sampling,
+                                sorted(missing),
+                                request_id,
+                            )
+                        ) as candidates:
+                            async for candidate in candidates:
+                                missing.discard(candidate.index)
+                                self._unfinished -= 1
+                                yield candidate
+                except (EngineDeadError, LeavingError) as error:
+                    if missing:  # otherwise it died after its last candidate
+                        attempts.failed(replica, error)
+                    continue
+                if missing:
+                    received = num_samples - len(missing)
+                    raise CandidateCountError(expected=num_samples, received=received)
+        finally:
+            self._unfinished -= len(missing)
+
+    async def stream(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+    ) -> AsyncGenerator[Partial, None]:
+        """Yield a sample while it grows; steps that a slow reader missed are merged into one."""
+        self._check(prompt_token_ids, sampling)
+        logprobs = () if sampling.logprobs else None
+        current = [Partial(index, "", (), None, logprobs)]
+        changed = asyncio.Event()
+
+        async def read() -> None:
+            async with aclosing(
+                self._grown(prompt_token_ids, sampling, index, request_id)
+            ) as growths:
+                async for growth in growths:
+                    current[0] = _grown(current[0], growth)
+                    changed.set()
+
+        self._unfinished += 1
+        # A task reads ahead, so that a slow reader gets the latest state and not a queue of outdated ones.
+        reader = asyncio.create_task(read())
+        reader.add_done_callback(lambda _: changed.set())
+        seen = current[0]
+        try:
+            while not (reader.done() and seen is current[0]):
+                await changed.wait()
+                changed.clear()
+                if seen is not current[0]:
+                    seen = current[0]
+                    yield seen
+            reader.result()
+            if seen.finish_reason is None:
+                raise EngineError(f"{self._owner} ended a sample without finishing it")
+        finally:
+            self._unfinished -= 1
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _grown(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
+    ) -> AsyncGenerator[Growth, None]:
+        """The growth of one sample, which begins again at another replica only if none has been seen."""
+        attempts = _Attempts(self)
+        while True:
+            replica = attempts.next(1, prompt_token_ids)
+            begun = finished = False
+            try:
+                with self._failures(), replica.load(1):
+                    async with aclosing(
+                        replica.client.stream(
+                            "stream", self._policy, prompt_token_ids, sampling, index, request_id
+                        )
+                    ) as growths:
+                        async for growth in growths:
+                            begun = True
+                            finished = growth.finish_reason is not None
+                            yield growth
+                return
+            except (EngineDeadError, LeavingError) as error:
+                if finished:
+                    return
+                if begun:
+                    raise
+                attempts.failed(replica, error)
+
+    async def logprobs(
+        self,
+        prompt_token_ids: list[int],
+        completion_token_ids: list[int],
+        request_id: str,
+        priority: int = 0,
+    ) -> list[float]:
+        """Log-probabilities of a completion, from a replica."""
+        self._check(prompt_token_ids, Sampling(max_tokens=1, priority=priority))
+        found: list[float] = await self._ask(
+            "logprobs", prompt_token_ids, completion_token_ids, request_id, priority
+        )
+        return found
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        """Call a method of a replica's engine; try once more if the replica dies."""
+        self._check_started()
+        attempts = _Attempts(self)
+        while True:
+            replica = attempts.next()
+            try:
+                with self._failures():
+                    return await replica.client.call(method, self._policy, *args)
+            except (EngineDeadError, LeavingError) as error:
+                attempts.failed(replica, error)
+
+    @contextmanager
+    def _failures(self) -> Any:
+        """Translate the failures of a call.
+
+        Raises:
+            EngineDeadError: the replica has died.
+            LeavingError: the replica has taken no part of the call, because it is about to end.
+            EngineError: the call failed otherwise.
+        """
+        try:
+            yield
+        except LeavingError:
+            raise
+        except ConnectionLostError as error:
+            raise EngineDeadError(
+                f"the replica of {self._owner} that did this has died: {error}"
+            ) from error
+        except WireError as error:
+            raise EngineError(f"{self._owner} failed: {error}") from error
+
+    @property
+    def _owner(self) -> str:
+        return f"policy {self._policy!r}"
+
+    @property
+    def _ready(self) -> list[Replica[EngineStates]]:
+        return self._replicas.ready(self._serves)
+
+    @property
+    def _states(self) -> list[EngineStates]:
+        return [one.state for one in self._replicas.ready(self._has) if one.state is not None]
+
+    def _has(self, states: EngineStates) -> bool:
+        return self._policy in states
+
+    def _serves(self, states: EngineStates) -> bool:
+        state = states.get(self._policy)
+        return state is not None and state.alive
+
+    def _learn(self) -> None:
+        """Take over what a replica tells of its engine."""
+        for states in self._states:
+            state = states[self._policy]
+            if state.alive:
+                self.info, self._finds_calls = state.info, state.finds_calls
+                return
+
+    def _check(self, token_ids: list[int], sampling: Sampling) -> None:
+        self._check_started()
+        check_fits(self.info, token_ids, sampling)
+
+    def _check_started(self) -> None:
+        if not self._started:
+            raise NotReadyError(f"the engine of {self._owner} has not started")
+
+
+class _Attempts:
+    """The replicas at which one call has been tried."""
+
+    def __init__(self, engine: WireEngine) -> None:
+        self._engine = engine
+        self._tried: set[str] = set()
+        self._deaths = 0
+
+    def next(self, sequences: int = 1, token_ids: list[int] | None = None) -> Replica[EngineStates]:
+        """The replica for the next attempt.
+
+        Raises:
+            EngineDeadError: no replica takes calls.
+        """
+        found = self._engine._replicas.choose(
+            self._engine._serves, sequences=sequences, token_ids=token_ids, tried=self._tried
+        )
+        if found is None:
+            raise EngineDeadError(f"{self._engine._owner}: {self._engine.trouble}")
+        return found
+
+    def failed(self, replica: Replica[EngineStates], error: EngineError | WireError) -> None:
+        """Note a replica that has died, or takes no calls.
+
+        Raises:
+            EngineDeadError: too many have died, or there are no others.
+        """
+        self._tried.add(replica.name)
+        if isinstance(error, LeavingError):
+            return
+        self._deaths += 1
+        if self._deaths == ATTEMPTS or not self._engine._ready:
+            raise error
+
+
+def _grown(before: Partial, growth: Growth) -> Partial:
+    logprobs = growth.token_logprobs
+    return Partial(
+        before.index,
+        before.text + growth.text,
+        before.token_ids + growth.token_ids,
+        growth.finish_reason,
+        None if logprobs is None else (before.token_logprobs or ()) + logprobs,
+    )

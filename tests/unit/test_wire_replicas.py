@@ -1,0 +1,539 @@
+"""Engines and scorers over the wire: the choice among replicas, and what becomes of calls when some die."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import Metric
+
+from service.wire import Timing, WireServer
+from service.wire.engine import EngineStates, WireEngine
+from service.wire.hosted import ENGINES, SCORER, HostedEngines, HostedScorer, ScorerState
+from service.wire.replicas import Address, FixedReplicas, Replicas
+from service.wire.scorer import WireScorer
+from vbon.engine import Engine, Sampling
+from vbon.engine.fake import FakeEngine
+from vbon.engine.protocol import Candidate, Partial
+from vbon.errors import (
+    CandidateCountError,
+    CheckpointError,
+    EngineDeadError,
+    EngineError,
+    RewardDeadError,
+    RewardError,
+)
+from vbon.prompts import Prompt
+from vbon.trace_context import trace_headers
+
+SAMPLING = Sampling(max_tokens=4)
+TIMING = Timing(beat_s=0.05, silence_s=20)
+
+
+async def eventually(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  (another side's state)
+            await asyncio.sleep(0.002)
+
+
+class Host:
+    """A process that serves the wire, as far as its clients can tell."""
+
+    def __init__(self, path: Path, name: str, target: object, interface: Any) -> None:
+        self.name = name
+        self.server = WireServer(f"ipc://{path}/{name}", target, interface, timing=TIMING)
+
+    @property
+    def address(self) -> Address:
+        return Address(self.server.address, self.server.secret)
+
+    def die(self) -> None:
+        """End as a process that is killed, once what it has sent has left it."""
+        assert self.server._socket is not None
+        self.server._socket.close(2.0)
+
+
+@asynccontextmanager
+async def hosts(path: Path, interface: Any, *targets: object) -> AsyncGenerator[list[Host], None]:
+    async with AsyncExitStack() as stack:
+        found = []
+        for name, target in zip("xyzuvw", targets, strict=False):
+            host = Host(path, name, target, interface)
+            await host.server.start()
+            stack.push_async_callback(host.server.stop)
+            found.append(host)
+        yield found
+
+
+def fixed(found: Sequence[Host], interface: Any, **options: Any) -> FixedReplicas[Any]:
+    addresses = {host.name: host.address for host in found}
+    return FixedReplicas("part", interface, addresses, timing=TIMING, **options)
+
+
+@asynccontextmanager
+async def engine_over(
+    path: Path, *engines: Engine, **options: Any
+) -> AsyncGenerator[tuple[WireEngine, list[Host]], None]:
+    """An engine over hosts of one engine each, all of which it is connected to."""
+    for one in engines:
+        await one.start()
+    async with hosts(path, ENGINES, *(HostedEngines({"ref": one}) for one in engines)) as found:
+        replicas: Replicas[EngineStates] = fixed(
+            found, ENGINES, capacity=8, placement="prefix", **options
+        )
+        engine = WireEngine(replicas, "ref", "p", 20)
+        await engine.start()
+        await eventually(lambda: len(replicas.ready()) == len(engines))
+        try:
+            yield engine, found
+        finally:
+            await engine.stop()
+
+
+async def drawn(engine: Engine, count: int = 3, first_index: int = 2) -> list[int]:
+    async with aclosing(
+        engine.generate([1] * 16, SAMPLING, count, "x", first_index=first_index)
+    ) as found:
+        return [one.index async for one in found]
+
+
+def candidate(index: int) -> Candidate:
+    return Candidate(index, f"{index}", (index,), "stop", (0.0,))
+
+
+class Dying(FakeEngine):
+    """An engine whose process dies after so many candidates, or steps of a stream, of the first call."""
+
+    def __init__(self, calls: list[list[int]], after: int) -> None:
+        super().__init__()
+        self.calls, self.after = calls, after
+        self.die: Callable[[], None] = lambda: None
+
+    async def generate(  # type: ignore[override]
+        self, ids: list[int], sampling: Sampling, count: int, name: str, first_index: int = 0
+    ) -> AsyncGenerator[Candidate, None]:
+        indices = list(range(first_index, first_index + count))
+        self.calls.append(indices)
+        first = len(self.calls) == 1
+        for sent, index in enumerate(indices):
+            if first and sent == self.after:
+                await self._death()
+            yield candidate(index)
+        if first and self.after == len(indices):
+            await self._death()
+
+    async def stream(
+        self, ids: list[int], sampling: Sampling, index: int, name: str
+    ) -> AsyncGenerator[Partial, None]:
+        self.calls.append([index])
+        texts = ["", "a", "ab"]
+        for length in (1, 2):
+            if length > self.after:
+                await self._death()
+            finish: Any = "stop" if length == 2 else None
+            yield Partial(index, texts[length], (7,) * length, finish, (0.0,) * length)
+        await self._death()
+
+    async def _death(self) -> None:
+        await asyncio.sleep(0)  # what was sent in this turn is on its way
+        await asyncio.sleep(0)
+        self.die()
+        await asyncio.sleep(60)
+
+
+@asynccontextmanager
+async def dying(path: Path, after: int) -> AsyncGenerator[tuple[WireEngine, list[list[int]]], None]:
+    calls: list[list[int]] = []
+    engines = [Dying(calls, after) for _ in range(2)]
+    async with engine_over(path, *engines) as (engine, found):
+        for one, host in zip(engines, found, strict=True):
+            one.die = host.die
+        yield engine, calls
+
+
+@pytest.mark.parametrize("after", range(4))
+async def test_each_candidate_comes_once_whenever_the_replica_dies(
+    tmp_path: Path, after: int
+) -> None:
+    async with dying(tmp_path, after) as (engine, calls):
+        assert sorted(await drawn(engine)) == [2, 3, 4]
+        assert engine.unfinished == 0
+        assert calls == [[2, 3, 4]] + ([[2, 3, 4][after:]] if after < 3 else [])
+
+
+@pytest.mark.parametrize("after", [1, 2])
+async def test_a_stream_that_has_ended_stays_ended_when_its_replica_dies(
+    tmp_path: Path, after: int
+) -> None:
+    async with dying(tmp_path, after) as (engine, calls):
+        text = ""
+
+        async def watch() -> None:
+            nonlocal text
+            async with aclosing(engine.stream([1] * 16, SAMPLING, 0, "x")) as partials:
+                async for partial in partials:
+                    text = partial.text
+
+        if after == 2:
+            await watch()
+            assert text == "ab"
+        else:
+            with pytest.raises(EngineDeadError, match="has died"):
+                await watch()
+            assert text == "a"
+        assert len(calls) == 1
+        assert engine.unfinished == 0
+
+
+async def test_a_stream_without_a_first_token_begins_again_elsewhere(tmp_path: Path) -> None:
+    async with dying(tmp_path, 0) as (engine, calls):
+        async with aclosing(engine.stream([1] * 16, SAMPLING, 0, "x")) as partials:
+            with pytest.raises(EngineDeadError):  # the other one dies too
+                await anext(partials)
+        assert len(calls) == 2
+
+
+async def test_a_caller_that_is_cancelled_is_not_served_again(tmp_path: Path) -> None:
+    slow = [FakeEngine(seconds_per_token=10), FakeEngine(seconds_per_token=10)]
+    async with engine_over(tmp_path, *slow) as (engine, _):
+        task = asyncio.create_task(drawn(engine))
+        await eventually(lambda: sum(one.running for one in slow) == 3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await eventually(lambda: sum(one.running for one in slow) == 0)
+        assert sum(one.aborted for one in slow) == 3
+        assert engine.unfinished == 0
+
+
+class Miscounting(FakeEngine):
+    async def generate(  # type: ignore[override]
+        self, ids: list[int], sampling: Sampling, count: int, name: str, first_index: int = 0
+    ) -> AsyncGenerator[Candidate, None]:
+        yield candidate(first_index)
+
+    async def encode(self, prompt: Prompt) -> list[int]:
+        raise ZeroDivisionError("private")
+
+    async def metrics(self) -> list[Metric]:
+        metric = Metric("vllm:running", "Sequences", "gauge")
+        metric.add_sample("vllm:running", {"engine": "0"}, 2.0)
+        return [metric]
+
+
+async def test_what_a_replica_does_wrong_is_the_error_of_its_call(tmp_path: Path) -> None:
+    async with engine_over(tmp_path, Miscounting()) as (engine, _):
+        with pytest.raises(CandidateCountError, match="returned 1 candidates; 3"):
+            await drawn(engine)
+        with pytest.raises(EngineError, match="ZeroDivisionError") as failed:
+            await engine.encode(Prompt(text="x"))
+        assert "private" not in str(failed.value)
+        [metric] = await engine.metrics()
+        expected = (await Miscounting().metrics())[0]
+        assert metric == expected
+
+
+async def test_what_an_engine_says_of_itself_is_known(tmp_path: Path) -> None:
+    engine_there = FakeEngine("there", max_model_len=99)
+    async with engine_over(tmp_path, engine_there) as (engine, [host]):
+        assert engine.alive
+        assert (engine.info, engine.trouble) == (engine_there.info, "")
+        await engine_there.stop()
+        await eventually(lambda: not engine.alive)
+        assert engine.trouble == engine_there.trouble
+        with pytest.raises(EngineDeadError, match="not started, or stopped"):
+            await drawn(engine)
+        assert await engine.metrics() == []
+        await engine_there.start()
+        await eventually(lambda: engine.alive)
+        host.die()
+        await eventually(lambda: not engine.alive)
+        with pytest.raises(EngineDeadError, match="no replica runs"):
+            await drawn(engine)
+
+
+async def test_a_start_without_replicas_tells_the_remedy(tmp_path: Path) -> None:
+    nobody = {"x": Address(f"ipc://{tmp_path}/none", "")}
+    engine = WireEngine(FixedReplicas("p", ENGINES, nobody), "ref", "p", 0.01, "look there")
+    scorer = WireScorer(FixedReplicas("r", SCORER, nobody), "r", 0.01, "look there")
+    for one in (engine, scorer):
+        with pytest.raises(CheckpointError, match=r"within 0.01 s; look there"):
+            await one.start()
+        await one.stop()
+
+
+async def test_a_replica_that_leaves_finishes_its_calls_and_gets_no_others(tmp_path: Path) -> None:
+    engines = [FakeEngine(seconds_per_token=0.05, endless=True) for _ in range(2)]
+    async with engine_over(tmp_path, *engines) as (engine, found):
+        first = asyncio.create_task(drawn(engine))
+        await eventually(lambda: sum(one.running for one in engines) == 3)
+        leaving = 0 if engines[0].running else 1
+        draining = asyncio.create_task(found[leaving].server.drain(20))
+        # At once: the client does not know yet.
+        assert sorted(await drawn(engine)) == [2, 3, 4]
+        assert sorted(await first) == [2, 3, 4]
+        assert await draining == 0
+        assert engines[leaving].decoded_tokens == engines[1 - leaving].decoded_tokens == 12
+
+
+async def test_replicas_that_are_taken_out_finish_their_calls(tmp_path: Path) -> None:
+    engines = [FakeEngine(seconds_per_token=0.05, endless=True) for _ in range(2)]
+    async with engine_over(tmp_path, *engines) as (engine, found):
+        replicas = engine._replicas
+        task = asyncio.create_task(drawn(engine))
+        await eventually(lambda: sum(one.running for one in engines) == 3)
+        used = 0 if engines[0].running else 1
+        replicas.set({found[1 - used].name: found[1 - used].address})
+        assert sorted(await drawn(engine)) == [2, 3, 4]
+        assert engines[1 - used].decoded_tokens == 12
+        assert sorted(await task) == [2, 3, 4]
+        await eventually(lambda: found[used].server.clients == 0)
+
+
+async def test_a_lost_connection_is_made_again(tmp_path: Path) -> None:
+    engine_there = FakeEngine()
+    async with engine_over(tmp_path, engine_there) as (engine, [host]):
+        await host.server.stop()
+        await eventually(lambda: not engine.alive)
+        again = WireServer(
+            host.server.address,
+            HostedEngines({"ref": engine_there}),
+            ENGINES,
+            secret=host.server.secret,
+        )
+        await again.start()
+        await eventually(lambda: engine.alive)
+        assert sorted(await drawn(engine)) == [2, 3, 4]
+        await engine.stop()
+        await again.stop()
+
+
+# The choice
+
+
+class Told:
+    """A target that takes part in a choice and does nothing else."""
+
+    async def watch(self) -> AsyncGenerator[EngineStates, None]:
+        yield {}
+        await asyncio.sleep(60)
+
+
+@asynccontextmanager
+async def choice(path: Path, **options: Any) -> AsyncGenerator[Replicas[Any], None]:
+    async with hosts(path, ENGINES, Told(), Told(), Told()) as found:
+        replicas = fixed(found, ENGINES, **options)
+        await replicas.use()
+        await eventually(lambda: len(replicas.ready()) == 3)
+        try:
+            yield replicas
+        finally:
+            await replicas.release()
+
+
+async def test_calls_fill_no_replica_beyond_its_capacity(tmp_path: Path) -> None:
+    async with choice(tmp_path, capacity=8, placement="prefix") as replicas:
+        names = []
+        loads = []
+        for _ in range(6):
+            one = replicas.choose(sequences=4, token_ids=[7] * 64)
+            assert one is not None
+            loads.append(one.load(4))
+            loads[-1].__enter__()
+            names.append(one.name)
+        assert {name: names.count(name) for name in "xyz"} == dict.fromkeys("xyz", 2)
+        for load in loads:
+            load.__exit__(None, None, None)
+        assert [one.in_flight for one in replicas.ready()] == [0, 0, 0]
+
+
+async def test_calls_of_one_prompt_go_where_its_prefix_is(tmp_path: Path) -> None:
+    async with choice(tmp_path, capacity=8, placement="prefix") as replicas:
+        for letter in range(5):
+            chosen = {
+                replicas.choose(sequences=4, token_ids=[letter] * 64).name  # type: ignore[union-attr]
+                for _ in range(4)
+            }
+            assert len(chosen) == 1
+
+
+async def test_a_call_made_again_goes_to_another_replica_while_there_is_one(tmp_path: Path) -> None:
+    async with choice(tmp_path, capacity=8, placement="prefix") as replicas:
+        tried: set[str] = set()
+        for _ in range(3):
+            one = replicas.choose(token_ids=[7] * 64, tried=tried)
+            assert one is not None
+            assert one.name not in tried
+            tried.add(one.name)
+        assert replicas.choose(token_ids=[7] * 64, tried=tried) is not None
+        assert replicas.choose(lambda _: False) is None
+
+
+# Scorers
+
+
+class ListScorer:
+    """A scorer of functions of texts."""
+
+    name, revision = "fake", "r"
+
+    def __init__(self, score: Callable[[str], Any], alive: bool = True) -> None:
+        self._score, self.alive = score, alive
+        self.texts: list[str] = []
+        self.traces: list[dict[str, str]] = []
+
+    async def score(self, prompt: Prompt, completion: str) -> float | None:
+        self.texts.append(completion)
+        self.traces.append(dict(trace_headers.get()))
+        found = self._score(completion)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+@asynccontextmanager
+async def scorer_over(
+    path: Path, *scorers: ListScorer
+) -> AsyncGenerator[tuple[WireScorer, list[Host]], None]:
+    targets = [HostedScorer(lambda one=one: one) for one in scorers]  # type: ignore[misc]
+    async with hosts(path, SCORER, *targets) as found:
+        replicas: Replicas[ScorerState] = fixed(found, SCORER)
+        scorer = WireScorer(replicas, "p", 20)
+        await scorer.start()
+        await eventually(lambda: len(replicas.ready()) == len(scorers))
+        try:
+            yield scorer, found
+        finally:
+            await scorer.stop()
+
+
+def score_of(text: str) -> float:
+    return float(len(text))
+
+
+async def all_scores(scorer: WireScorer, texts: Sequence[str]) -> list[Any]:
+    return await asyncio.gather(
+        *(scorer.score(Prompt(text="p"), text) for text in texts), return_exceptions=True
+    )
+
+
+async def test_texts_of_concurrent_requests_are_scored_each_for_itself(tmp_path: Path) -> None:
+    scorers = [ListScorer(score_of), ListScorer(score_of)]
+    async with scorer_over(tmp_path, *scorers) as (scorer, _):
+        assert (scorer.name, scorer.revision, scorer.alive) == ("fake", "r", True)
+        texts = ["x" * i for i in range(700)]
+        assert await all_scores(scorer, texts) == [score_of(text) for text in texts]
+        assert sorted(scorers[0].texts + scorers[1].texts) == texts
+        assert scorer.waiting == 0
+
+
+async def test_traces_of_one_request_reach_the_replica_and_mixed_ones_do_not(
+    tmp_path: Path,
+) -> None:
+    there = ListScorer(score_of)
+    async with scorer_over(tmp_path, there) as (scorer, _):
+
+        async def one(trace: dict[str, str]) -> None:
+            trace_headers.set(trace)
+            await scorer.score(Prompt(text="p"), "x")
+
+        await one({"traceparent": "a"})
+        await asyncio.gather(*(asyncio.create_task(one({"traceparent": t})) for t in "ab"))
+        assert there.traces == [{"traceparent": "a"}, {}, {}]
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_stopping_a_scorer_at_any_moment_leaves_nobody_waiting(
+    tmp_path: Path, steps: int
+) -> None:
+    async with scorer_over(tmp_path, ListScorer(score_of)) as (scorer, _):
+        texts = ["x" * i for i in range(600)]
+        waiting = asyncio.ensure_future(all_scores(scorer, texts))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await scorer.stop()
+        async with asyncio.timeout(20):
+            for text, one in zip(texts, await waiting, strict=True):
+                assert one == score_of(text) or isinstance(one, RewardError)
+        assert scorer.waiting == 0
+
+
+async def test_texts_that_a_dead_reward_process_did_not_score_go_to_another_replica(
+    tmp_path: Path,
+) -> None:
+    """The replica lives, and tells for each text that its reward model's process has died."""
+    asked: list[str] = []
+
+    def score(text: str) -> Any:
+        asked.append(text)
+        if len(asked) > 4:
+            return score_of(text)
+        return {"x": 1.0, "xxx": RewardError("wrong")}.get(text, RewardDeadError("died"))
+
+    async with scorer_over(tmp_path, ListScorer(score), ListScorer(score)) as (scorer, _):
+        scores = await all_scores(scorer, ["x", "xx", "xxx", "xxxx"])
+        assert [one for one in scores if isinstance(one, float)] == [1.0, 2.0, 4.0]
+        assert type(scores[2]) is RewardError
+        assert asked == ["x", "xx", "xxx", "xxxx", "xx", "xxxx"]
+
+
+async def test_texts_of_a_replica_that_dies_are_scored_by_another(tmp_path: Path) -> None:
+    found: list[Host] = []
+
+    async def never(prompt: Prompt, completion: str) -> float:
+        next(host for host, one in zip(found, scorers, strict=True) if one.texts).die()
+        await asyncio.sleep(60)
+        return 0.0
+
+    class Deadly(ListScorer):
+        async def score(self, prompt: Prompt, completion: str) -> float | None:
+            self.texts.append(completion)
+            if all(one.texts for one in scorers):
+                return score_of(completion)
+            return await never(prompt, completion)
+
+    scorers = [Deadly(score_of), Deadly(score_of)]
+    async with scorer_over(tmp_path, *scorers) as (scorer, started):
+        found += started
+        assert await all_scores(scorer, ["a", "bb"]) == [1.0, 2.0]
+
+
+async def test_texts_fail_once_if_two_reward_replicas_are_dead(tmp_path: Path) -> None:
+    def score(text: str) -> Any:
+        return 1.0 if text == "a" else RewardDeadError("died")
+
+    scorers = [ListScorer(score), ListScorer(score), ListScorer(score)]
+    async with scorer_over(tmp_path, *scorers) as (scorer, _):
+        first, second = await all_scores(scorer, ["a", "b"])
+        assert first == 1.0
+        assert isinstance(second, RewardDeadError)
+        assert sum(one.texts.count("b") for one in scorers) == 2
+
+
+async def test_without_a_living_reward_model_scoring_fails_at_once(tmp_path: Path) -> None:
+    there = ListScorer(score_of)
+    async with scorer_over(tmp_path, there) as (scorer, _):
+        there.alive = False
+        await eventually(lambda: not scorer.alive)
+        [failed] = await all_scores(scorer, ["a"])
+        assert isinstance(failed, RewardDeadError)
+
+
+async def test_a_call_for_scores_has_a_limited_size(tmp_path: Path) -> None:
+    there = ListScorer(score_of)
+    async with scorer_over(tmp_path, there) as (scorer, _):
+        sizes = []
+        call = scorer._scores
+
+        async def counted(batch: Any) -> Any:
+            sizes.append(sum(len(text) for _, text, _, _ in batch))
+            return await call(batch)
+
+        scorer._scores = counted  # type: ignore[method-assign]
+        texts = ["x" * 2**22] * 3
+        assert await all_scores(scorer, texts) == [float(2**22)] * 3
+        assert max(sizes) <= 2**23
