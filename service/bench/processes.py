@@ -74,3 +74,49 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and its children, and theirs (Linux)."""
+    found, new = [pid], [pid]
+    while new:
+        children = []
+        for one in new:
+            for file in Path("/proc", str(one), "task").glob("*/children"):
+                try:
+                    children += [int(child) for child in file.read_text().split()]
+                except OSError:  # it has ended meanwhile
+                    continue
+        found += children
+        new = children
+    return found
+
+
+def status_kib(pid: int) -> dict[str, int]:
+    """The memory figures of a process in KiB, by their names in ``/proc``; none once it has ended."""
+    try:
+        lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    except OSError:  # it has ended meanwhile
+        return {}
+    fields = (line.split() for line in lines)
+    return {one[0].rstrip(":"): int(one[1]) for one in fields if one[-1] == "kB"}
+
+
+def peak_mib(pids: Sequence[int]) -> float | None:
+    """The sum of each process's largest resident memory, MiB; ``None`` if none is left (Linux)."""
+    peaks = [found for pid in pids if (found := status_kib(pid).get("VmHWM")) is not None]
+    return sum(peaks) / 1024 if peaks else None
+
+
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """CPU time of the processes so far, of all their threads, seconds (Linux)."""
+    ticks = 0
+    for pid in pids:
+        try:
+            content = Path("/proc", str(pid), "stat").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        # The name, in brackets, may contain anything; user and system time are the 14th and 15th field.
+        fields = content.rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -26,7 +26,13 @@ import httpx
 from rich.table import Table
 
 from service.auth.keys import new_key, write_keys
-from service.bench.processes import free_port, running, wait_until_healthy
+from service.bench.processes import (
+    descendants,
+    free_port,
+    running,
+    status_kib,
+    wait_until_healthy,
+)
 from vbon.maths.statistics import median_range
 from vbon.terminal import table_console
 
@@ -153,37 +159,12 @@ async def _ask(
 async def _weigh(pid: int, watch: Watch, stop: asyncio.Event) -> None:
     while not stop.is_set():
         resident, own = 0.0, 0.0
-        for one in _descendants(pid):
-            kib = _status(one)
+        for one in descendants(pid):
+            kib = status_kib(one)
             resident += kib.get("VmRSS", 0) / 1024
             own += (kib.get("RssAnon", 0) + kib.get("RssShmem", 0)) / 1024
         watch.memory.append((perf_counter(), resident, own))
         await asyncio.sleep(SAMPLE_S)
-
-
-def _descendants(pid: int) -> list[int]:
-    """A process and its children, and theirs (Linux)."""
-    found, new = [pid], [pid]
-    while new:
-        children = []
-        for one in new:
-            for file in Path("/proc", str(one), "task").glob("*/children"):
-                try:
-                    children += [int(child) for child in file.read_text().split()]
-                except OSError:  # it has ended meanwhile
-                    continue
-        found += children
-        new = children
-    return found
-
-
-def _status(pid: int) -> dict[str, int]:
-    try:
-        lines = Path("/proc", str(pid), "status").read_text().splitlines()
-    except OSError:  # it has ended meanwhile
-        return {}
-    fields = (line.split() for line in lines)
-    return {one[0].rstrip(":"): int(one[1]) for one in fields if one[-1] == "kB"}
 
 
 def _put_other(folder: Path, *, overwritten: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 from service.bench.processes import free_port, running, wait_until_healthy  # noqa: E402
+from service.bench.rewards.config import RewardBenchSettings  # noqa: E402
+from service.bench.rewards.run import run_reward_bench  # noqa: E402
 from service.bench.vllm_serve import SERVE  # noqa: E402
 from vbon.engine import Engine  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
@@ -53,3 +56,26 @@ async def test_the_routes_of_vllm_give_the_local_rewards(
     said = [words for words in caplog.messages if "is a reward server (vLLM" in words]
     assert len(said) == 3
     assert all("one output, raw scores" in words for words in said)
+
+
+async def test_the_bench_measures_our_worker_beside_vllm_with_equal_scores(
+    sandbox: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "bench.json"
+    settings = RewardBenchSettings(
+        reward=str(sandbox / "reward"), sides=["worker", "vllm"], batches=[3], lengths=[24, 4096],
+        max_call_tokens=20_000, pairs=2, seconds=0.01, threads=1, json_file=out,
+        engine_args={"enforce_eager": True},
+    )  # fmt: skip
+    result = await run_reward_bench(settings)
+    assert json.loads(out.read_text()) == result
+    assert result["excluded"] == {}
+    measured, too_long = result["cells"]
+    assert 20 <= measured["mean_tokens"] <= 24
+    assert too_long["left_out"] is not None
+    assert list(measured["ratios"]) == ["worker / vllm"]
+    (found,) = result["agreement"]
+    assert found["texts"] >= 3 * 3
+    assert 0 < found["largest"] < 1e-4
+    assert found["agree"]
+    assert min(result["peak_mib"].values()) > 50

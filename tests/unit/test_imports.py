@@ -132,6 +132,7 @@ ROOMS = {
     "service.bench.peers": "service.bench",
     "service.bench.peers.optillm.plugins": "",
     "service.bench.reloads": "service.auth service.bench",
+    "service.bench.rewards": "service.bench vbon.cli vbon.engine.vllm vbon.rewards",
     "service.bench.rows": "service.bench service.bench.peers service.distil service.runtime "
     "service.settings vbon.engine vbon.engine.vllm",
     "service.bench.run": "service.bench service.bench.rows service.runtime",
@@ -282,12 +283,12 @@ def test_rollouts_and_the_cache_know_no_objective() -> None:
         assert "training.objectives" not in module.read_text(encoding="utf-8"), module
 
 
-def test_only_six_modules_import_vllm() -> None:
+def test_only_seven_modules_import_vllm() -> None:
     users = [m.name for p in ("vbon", "service", "training") for m in modules(p)
              if "vllm" in imported(m)]  # fmt: skip
     assert users == [
         "engine.py", "host.py", "requests.py", "worker_generators.py", "worker_weights.py",
-        "vllm_generator.py",
+        "pooling.py", "vllm_generator.py",
     ]  # fmt: skip
 
 
@@ -318,7 +319,7 @@ def test_the_parts_around_the_runtime_do_not_import_it(folder: str) -> None:
         "import service.app, service.runtime.build, service.client, service.settings, service.__main__",
         "import service.loadtest.__main__, service.loadtest.execute, service.loadtest.analysis.compare",
         "import service.store, vbon.measured.table, vbon.measured.pareto",
-        "import vbon.tuning, vbon.tuning.bench.command, vbon.tuning.bench.problem",
+        "import vbon.tuning, vbon.tuning.bench.command, vbon.tuning.bench.problem, service.bench.rewards.run",
         "import vbon.cli.tune, service.tune.command, service.tune.execute, service.tune.report",
         "import training.tune.command, training.tune.config",
         "import training.__main__, training.configs, vbon.prompt_files, training.cache.reward_cache",
@@ -358,6 +359,7 @@ def test_the_load_test_needs_no_server() -> None:
         (["training", "sweep", "--help"], ["--grid", "--seeds", "resumable"]),
         (["training", "report", "--help"], ["--sweeps", "Pareto"]),
         (["training", "evaluate", "--help"], ["--gold", "--checkpoints"]),
+        (["vbon", "bench", "reward", "--help"], ["--batches", "vllm-serve", "--tolerance"]),
         (["vbon", "bench", "tune", "--help"], ["--samplers", "--tables", "hyper-bo"]),
     ],
 )

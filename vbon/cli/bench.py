@@ -1,4 +1,4 @@
-"""``vbon bench``: the benches of serving, training and tuning."""
+"""``vbon bench``: the benches of serving, reward models, training and tuning."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ BENCHES = {
     "serve": Lazy(
         "service.__main__:cli bench",
         "Measure the service against the bare engine under it, and modes against each other.",
+        "Benches",
+    ),
+    "reward": Lazy(
+        "service.bench.rewards.command:app reward",
+        "Measure reward texts scored per second: our worker against vLLM's pooling runner.",
         "Benches",
     ),
     "train": Lazy(

@@ -61,14 +61,13 @@ class ClassifierReward:
             CheckpointError: loading failed, or the model has more than one output label.
         """
         import torch
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+        from transformers import AutoModelForSequenceClassification
 
         if has_changed(self._checkpoint):  # a restart loads what is there now
             self._check()
+        self.load_tokenizer()
+        tokenizer = self._tokenizer
         try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                self._path, trust_remote_code=self._trust, padding_side="right"
-            )
             model = AutoModelForSequenceClassification.from_pretrained(
                 self._path, trust_remote_code=self._trust, use_safetensors=True, dtype="auto"
             )
@@ -79,23 +78,38 @@ class ClassifierReward:
                 f"{self._path} has {model.config.num_labels} output labels; a reward model needs exactly "
                 "one (num_labels = 1)"
             )
-        if self._append_eos and tokenizer.eos_token_id is None:
-            raise CheckpointError(
-                f"the tokenizer of {self._path} has no EOS to append; set eos_token in its config, or write "
-                "without-eos: before its path"
-            )
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         if self._threads is not None and device == "cpu":
             torch.set_num_threads(self._threads)
         model = model.to(device).eval()
         refuse_changed(self._checkpoint)
         self._model = model
-        self._tokenizer = tokenizer
         self._max_length = max_tokens_of(model)
         pad = tokenizer.pad_token_id
         self._pads = pad is not None and pad != tokenizer.eos_token_id
         if self._pads:
             self._model.config.pad_token_id = pad
+
+    def load_tokenizer(self) -> None:
+        """Load the tokenizer alone, which is all that :meth:`encode` needs.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or lacks the EOS that texts are to end with.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                self._path, trust_remote_code=self._trust, padding_side="right"
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise CheckpointError(f"cannot load reward model {self._path}: {error}") from error
+        if self._append_eos and tokenizer.eos_token_id is None:
+            raise CheckpointError(
+                f"the tokenizer of {self._path} has no EOS to append; set eos_token in its config, or write "
+                "without-eos: before its path"
+            )
+        self._tokenizer = tokenizer
 
     def _check(self) -> None:
         """Check the files, and determine the revision and whether EOS is appended."""
@@ -121,7 +135,7 @@ class ClassifierReward:
 
         scores: list[float | None] = [None] * len(items)
         try:
-            encoded = self._encode(items)
+            encoded = self.encode(items)
             with torch.inference_mode():
                 for batch in self._batches(encoded):
                     for index, logit in zip(batch, self._logits(encoded, batch), strict=True):
@@ -134,7 +148,8 @@ class ClassifierReward:
         """Release the weights."""
         self._model = None
 
-    def _encode(self, items: Sequence[Scorable]) -> list[list[int]]:
+    def encode(self, items: Sequence[Scorable]) -> list[list[int]]:
+        """The token ids that the model reads for each item; none where its chat template rejects it."""
         rendered = [self._render(item) for item in items]
         encoded: list[list[int]] = [[] for _ in items]
         for add_special in (True, False):
