@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -14,6 +15,9 @@ from service.loadtest.schema import LoadTestResult
 from service.schemas.loadtests import KeptRun, LoadTestStatus
 from service.store.async_store import AsyncStore
 from vbon.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from service.store import RunSummary
 
 
 class LoadTestResults:
@@ -52,16 +56,40 @@ class LoadTestResults:
         from service.store import list_runs  # imports SQLAlchemy
 
         found = await self._store.use(lambda opened: list_runs(opened, tag=tag, limit=limit))
-        return [
-            KeptRun(
-                id=run.id,
-                created=run.created,
-                url=run.url,
-                headline=run.headline,
-                tags=list(run.tags),
+        return [_kept(run) for run in found]
+
+    async def label(self, run_id: str, name: str | None, tags: list[str] | None) -> KeptRun:
+        """Give a stored load test a name and tags.
+
+        Raises:
+            NotFoundError: the store does not have it.
+        """
+        if self._store.where is not None:
+            from service.store import label_run  # imports SQLAlchemy
+
+            found = await self._store.use(
+                lambda opened: label_run(opened, run_id, name=name, tags=tags)
             )
-            for run in found
-        ]
+            if found is not None:
+                return _kept(found)
+        raise not_here(run_id)
+
+    async def delete(self, run_id: str) -> None:
+        """Delete a load test, its files and what the store has of it.
+
+        Raises:
+            NotFoundError: neither this process nor the store has it.
+            BusyError: it is still running.
+        """
+        known = self._runs.find(run_id) is not None
+        self._runs.forget(run_id)
+        stored = False
+        if self._store.where is not None:
+            from service.store import delete_run  # imports SQLAlchemy
+
+            stored = await self._store.use(lambda opened: delete_run(opened, run_id))
+        if not known and not stored:
+            raise not_here(run_id)
 
     async def result_text(self, run_id: str) -> str:
         """The result as JSON text, so far if the load test is still running.
@@ -113,6 +141,18 @@ class LoadTestResults:
         return await self._runs.report(run_id, text)
 
 
+def _kept(run: RunSummary) -> KeptRun:
+    return KeptRun(
+        id=run.id,
+        created=run.created,
+        url=run.url,
+        headline=run.headline,
+        tags=list(run.tags),
+        name=run.name,
+        models=run.models,
+    )
+
+
 async def run_status(run: Run) -> LoadTestStatus:
     """The state of a load test of this process."""
     progress = await asyncio.to_thread(run.progress)
@@ -128,6 +168,7 @@ async def run_status(run: Run) -> LoadTestStatus:
         now=progress.get("now") if run.state == "running" else None,
         now_s=progress.get("now_s") if run.state == "running" else None,
         left_s=progress.get("left_s") if run.state == "running" else None,
+        block=progress.get("block") if run.state == "running" else None,
         result=await asyncio.to_thread((run.directory / "result.json").is_file),
     )
 

@@ -37,6 +37,7 @@ from service.settings import REMOTE_API_KEY
 from service.store.async_store import AsyncStore
 from vbon.concurrency import ended_process
 from vbon.errors import (
+    BusyError,
     ExportError,
     ForbiddenError,
     NotFoundError,
@@ -173,6 +174,23 @@ class LoadTestRuns:
                 f"load test {run.id} was started with another key; only that key or an admin's can stop it"
             )
         _ask_to_end(run)
+
+    def forget(self, run_id: str) -> None:
+        """Delete the files of a load test that has ended; does nothing if this process did not run it.
+
+        Raises:
+            BusyError: it is still running.
+        """
+        run = self._runs.get(run_id)
+        if run is None:
+            return
+        if run.active:
+            raise BusyError(
+                f"load test {run_id} is running, so it cannot be deleted; stop it first with DELETE "
+                f"/loadtests/{run_id}"
+            )
+        del self._runs[run_id]
+        shutil.rmtree(run.directory, ignore_errors=True)
 
     async def close(self) -> None:
         """End all load tests, give them some seconds to report, and delete all files."""

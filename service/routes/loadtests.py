@@ -11,10 +11,12 @@ from service.hosted_loadtests.report_links import VALID_S
 from service.hosted_loadtests.requests import own_url, planned_seconds, settings_of, token_of
 from service.hosted_loadtests.results import run_status
 from service.hosted_loadtests.runs import ROOM_S, not_here
+from service.hosted_loadtests.server_state import server_state
 from service.http.security_headers import REPORT_POLICY
 from service.loadtest.analysis.comparison import Comparison
 from service.loadtest.schema import LoadTestResult
 from service.routes.dependencies import (
+    ADMINS_ONLY,
     SAME_ORIGIN_ONLY,
     LoadTestResultsDep,
     LoadTestRunsDep,
@@ -23,7 +25,14 @@ from service.routes.dependencies import (
     StoreDep,
 )
 from service.schemas.failure import WITH_BODY, errors
-from service.schemas.loadtests import LoadTestRequest, LoadTests, LoadTestStatus, ReportLink
+from service.schemas.loadtests import (
+    KeptRun,
+    LoadTestRequest,
+    LoadTests,
+    LoadTestStatus,
+    ReportLink,
+    RunLabels,
+)
 from service.schemas.prompts import to_prompt
 
 router = APIRouter(tags=["load tests"])
@@ -80,9 +89,35 @@ async def get_load_tests(
 
 
 @router.get("/loadtests/{run_id}", responses=_ABSENT)
-async def get_load_test(run_id: RunId, results: LoadTestResultsDep) -> LoadTestStatus:
-    """The state and progress of one load test."""
-    return await results.status(run_id)
+async def get_load_test(
+    run_id: RunId, runtime: RuntimeDep, results: LoadTestResultsDep
+) -> LoadTestStatus:
+    """The state and progress of one load test; while it runs, also the server's queue and engines."""
+    status = await results.status(run_id)
+    if status.state == "running":
+        status.server = server_state(runtime)
+    return status
+
+
+@router.patch(
+    "/loadtests/{run_id}",
+    responses=WITH_BODY | _ABSENT | errors(403),
+    dependencies=SAME_ORIGIN_ONLY + ADMINS_ONLY,
+)
+async def patch_load_test(run_id: RunId, body: RunLabels, results: LoadTestResultsDep) -> KeptRun:
+    """Give a stored load test a name and tags. Needs an admin's key where the server has keys."""
+    return await results.label(run_id, body.name, body.tags)
+
+
+@router.delete(
+    "/loadtests/{run_id}/result",
+    responses=_ABSENT | errors(403, 409),
+    dependencies=SAME_ORIGIN_ONLY + ADMINS_ONLY,
+    status_code=204,
+)
+async def delete_result(run_id: RunId, results: LoadTestResultsDep) -> None:
+    """Delete a load test that has ended. Needs an admin's key where the server has keys."""
+    await results.delete(run_id)
 
 
 @router.get("/loadtests/{run_id}/result", responses=_ABSENT, response_model=LoadTestResult)

@@ -9,13 +9,14 @@ from pydantic import BaseModel, Field, model_validator
 
 from service.schemas.prompts import PromptItem
 from service.schemas.sampling import Seed, Temperature
-from service.schemas.wire import Wire
+from service.schemas.wire import AnyText, Wire
 
 ModeName = Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}(@[a-z0-9._-]{1,64})?$")]
 Level = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
-Tag = Annotated[str, Field(min_length=1, max_length=64)]
+Tag = Annotated[AnyText, Field(min_length=1, max_length=64)]
+RunName = Annotated[AnyText, Field(max_length=80)]
 
 State = Literal["running", "stopping", "finished", "stopped", "failed"]
 
@@ -114,6 +115,32 @@ class LoadTestRequest(Wire):
         return self
 
 
+class EngineState(BaseModel):
+    """An engine of the server while a load test runs."""
+
+    policy: str
+    alive: bool
+    sequences: int = Field(description="unfinished sequences in the engine")
+    restarts: int = Field(description="since the server was started")
+
+
+class ServerState(BaseModel):
+    """The server while a load test runs."""
+
+    running: int = Field(description="candidates admitted")
+    waiting: int = Field(description="candidates waiting for admission")
+    scores_waiting: int = Field(description="candidates waiting for their reward")
+    engines: list[EngineState]
+
+
+class BlockState(BaseModel):
+    """The block that is being measured, over the last seconds."""
+
+    answers_per_s: float
+    p95_ms: float | None = Field(description="p95 of E2E; null if nothing was answered")
+    failed: int = Field(description="requests of the block that failed so far")
+
+
 class LoadTestStatus(BaseModel):
     """A load test's state and progress."""
 
@@ -133,6 +160,8 @@ class LoadTestStatus(BaseModel):
     blocks_done: int
     now: str | None = Field(description="what is being measured now")
     now_s: float | None = Field(description="seconds that this takes")
+    block: BlockState | None = Field(None, description="null between blocks")
+    server: ServerState | None = Field(None, description="null if it has ended")
     result: bool = Field(description="true if /loadtests/ID/result is available")
 
 
@@ -144,6 +173,19 @@ class KeptRun(BaseModel):
     url: str
     headline: str
     tags: list[str]
+    name: str | None = Field(description="given with PATCH; null if nobody has")
+    models: dict[str, str] = Field(
+        description="revision of each policy and reward model that was used, by its name"
+    )
+
+
+class RunLabels(Wire):
+    """The name and tags of a stored load test; what is left out stays as it is."""
+
+    name: RunName | None = Field(None, description="an empty one removes the name")
+    tags: Annotated[list[Tag], Field(max_length=8)] | None = Field(
+        None, description="in the place of those that the load test has"
+    )
 
 
 class LoadTests(BaseModel):

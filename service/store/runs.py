@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, defer
 
+from service.loadtest.measured_models import measured_models
 from service.store.database import Store
 from service.store.tables import RunRow, TagRow
 from vbon.errors import StoreError
 
 MAX_TAG = 64
+MAX_NAME = 80
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """A run without its result; ``headline`` is the first sentence of its decision."""
+    """A run without its result.
+
+    Attributes:
+        headline: the first sentence of its decision.
+        name: given by a person; ``None`` if nobody has.
+        models: the revision of each model measured, by its name.
+    """
 
     id: str
     created: datetime
     url: str
     headline: str
     tags: tuple[str, ...]
+    name: str | None = None
+    models: dict[str, str] = field(default_factory=dict)
 
 
 def add_run(store: Store, result: dict[str, Any], tags: Sequence[str] = ()) -> None:
     """Store a result, in the JSON form of :class:`service.loadtest.schema.LoadTestResult`.
 
-    A stored run of the same id, which was continued, is replaced and keeps its tags.
+    A stored run of the same id, which was continued, is replaced and keeps its name and tags.
 
     Raises:
         StoreError: the database reported an error.
@@ -45,6 +55,7 @@ def add_run(store: Store, result: dict[str, Any], tags: Sequence[str] = ()) -> N
         row.url = result["server"]["url"]
         row.schema_version = result["schema_version"]
         row.headline = result["decision"][0] if result["decision"] else ""
+        row.models = measured_models(result)
         row.result = result
         _add_tags(row, tags)
 
@@ -108,6 +119,45 @@ def tag_run(store: Store, run: str, tags: Sequence[str], *, remove: bool = False
         return _summary(row)
 
 
+def label_run(
+    store: Store, run_id: str, *, name: str | None, tags: Sequence[str] | None
+) -> RunSummary | None:
+    """Give the run with exactly this id a name and tags; return ``None`` if the store does not have it.
+
+    Args:
+        name: ``None`` leaves the name as it is, an empty one removes it.
+        tags: in the place of those that the run has; ``None`` leaves them.
+
+    Raises:
+        StoreError: a tag or the name is too long.
+    """
+    if name is not None and len(name) > MAX_NAME:
+        raise StoreError(f"the name {name!r} must have at most {MAX_NAME} characters")
+    with store.session() as session:
+        row = session.get(RunRow, run_id)
+        if row is None:
+            return None
+        if name is not None:
+            row.name = name or None
+        if tags is not None:
+            row.tags = [one for one in row.tags if one.tag in tags]
+            _add_tags(row, tags)
+        return _summary(row)
+
+
+def delete_run(store: Store, run_id: str) -> bool:
+    """Delete the run with exactly this id; return whether the store had it.
+
+    Raises:
+        StoreError: the database reported an error.
+    """
+    with store.session() as session:
+        row = session.get(RunRow, run_id)
+        if row is not None:
+            session.delete(row)
+        return row is not None
+
+
 def _find(session: Session, run: str) -> RunRow:
     begin = select(RunRow).where(RunRow.id.startswith(run, autoescape=True)).limit(2)
     found = list(session.scalars(begin)) if run else []
@@ -134,4 +184,4 @@ def _summary(row: RunRow) -> RunSummary:
     # SQLite stores no time zone. All times are written in UTC.
     created = row.created if row.created.tzinfo else row.created.replace(tzinfo=UTC)
     tags = tuple(sorted(one.tag for one in row.tags))
-    return RunSummary(row.id, created, row.url, row.headline, tags)
+    return RunSummary(row.id, created, row.url, row.headline, tags, row.name, row.models or {})

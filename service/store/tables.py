@@ -35,7 +35,12 @@ class Base(DeclarativeBase):
 
 
 class RunRow(Base):
-    """One load test; ``result`` is its whole ``result.json``."""
+    """One load test; ``result`` is its whole ``result.json``.
+
+    Attributes:
+        name: given by a person.
+        models: revision of each model measured, by its name.
+    """
 
     __tablename__ = "run"
 
@@ -44,6 +49,8 @@ class RunRow(Base):
     url: Mapped[str] = mapped_column(Text)
     schema_version: Mapped[str] = mapped_column(String(16))
     headline: Mapped[str] = mapped_column(Text)
+    name: Mapped[str | None] = mapped_column(String(80))
+    models: Mapped[dict[str, str] | None] = mapped_column(JSON)
     result: Mapped[dict[str, Any]] = mapped_column(JSON)
     tags: Mapped[list[TagRow]] = relationship(
         cascade="all, delete-orphan", lazy="selectin", order_by="TagRow.tag"

@@ -74,6 +74,7 @@ VALID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/preferences/pairs", {"prompt": "a", "sides": [{"mode": "ref"}, {"mode": "bon", "n": 2}],
                             "max_tokens": 3}),
     ("/preferences", {"pair": "x", "winner": "tie"}),
+    ("/loadtests/0123456789ab", {"name": "a", "tags": ["b"]}),
     ("/admin/reload", {"model": "ref"}),
     ("/generate?mode=auto", {"prompt": "a", "max_tokens": 3, "budget": {"tokens": 40}}),
     ("/v1/completions", {"model": "auto", "prompt": ["a", "b"], "max_tokens": 3, "n": 2,
@@ -109,6 +110,7 @@ NUMBERS = (
     0, -1, 1, 2**31, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64, 10**40, 0.1, -0.0, 1e-320,
     1e308, float("nan"), float("inf"), float("-inf"),
 )  # fmt: skip
+PATCH = {"/loadtests/0123456789ab"}
 OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], {"": ""}, [None], {"prompt": "a"})
 
 
@@ -123,6 +125,8 @@ class Sent:
     @property
     def method(self) -> str:
         """The method of the route that this is for."""
+        if self.target in PATCH:
+            return "PATCH"
         return "PUT" if self.target in PUT else "POST"
 
 

@@ -82,8 +82,8 @@ ROOMS = {
     "service.auth": "service.context service.http service.settings vbon.cli",
     "service.admission": "service.context service.http",
     "service.observability": "service.context service.settings",
-    "service.store": "",
-    "service.store.migrations": "service.store",
+    "service.store": "service.loadtest",
+    "service.store.migrations": "service.loadtest service.store",
     "service.store.migrations.versions": "",
     "service.page": "",
     # service: a request

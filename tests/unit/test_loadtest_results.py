@@ -228,6 +228,19 @@ def test_compare_says_different_same_and_too_few(result: LoadTestResult) -> None
     assert not better.worse
 
 
+def test_a_comparison_names_the_models_that_differ(result: LoadTestResult) -> None:
+    assert compare_runs(result, result).models_changed == {}
+    server = result.server.model_dump(mode="json")
+    for mode in server["modes"]:
+        if mode["name"] == "vbon":
+            mode["policy"]["revision"] = "sha256:other"
+    other = LoadTestResult.model_validate({**result.model_dump(mode="json"), "server": server})
+    (before,) = {m.policy.revision for m in result.server.modes if m.policy and m.name == "vbon"}
+    assert compare_runs(result, other).models_changed == {"vbon": (before, "sha256:other")}
+    alone = result.model_copy(update={"cells": [c for c in result.cells if c.mode != "vbon"]})
+    assert compare_runs(alone, result).models_changed["vbon"] == (None, before)
+
+
 def test_what_cannot_reach_its_level_is_not_tested_and_leaves_the_level_to_the_rest(
     result: LoadTestResult,
 ) -> None:

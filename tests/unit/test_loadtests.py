@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from service.auth.keys import new_key, write_keys
 from service.context.caller import ANYBODY
 from service.hosted_loadtests import runs as loadtest_runs
 from service.hosted_loadtests.files import delete_oldest, write_inputs
@@ -23,8 +24,10 @@ from service.hosted_loadtests.requests import planned_seconds, settings_of
 from service.hosted_loadtests.runs import LoadTestRuns, Run
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.journal import Journal
+from service.loadtest.load import supervised
 from service.loadtest.load.prompts import load_prompts
-from service.loadtest.load.supervised import Reporting
+from service.loadtest.load.supervised import Reporting, RunningBlock
+from service.loadtest.observation import Observation
 from service.schemas.loadtests import LoadTestRequest
 from service.schemas.prompts import ChatPrompt, to_prompt
 from service.store import add_run, open_store
@@ -144,6 +147,127 @@ async def test_a_run_of_another_version_in_the_store_is_404_that_says_so(tmp_pat
     assert all("another version" in answer.json()["error"]["message"] for answer in answers)
     assert result.json() == old
     assert [one["id"] for one in listed] == [run]
+
+
+STORED = "0123456789ab"
+
+
+def stored_run() -> dict[str, Any]:
+    return {
+        "id": STORED,
+        "created": "2026-01-01T10:00:00+00:00",
+        "schema_version": "1.0",
+        "decision": ["yes"],
+        "server": {"url": "http://host"},
+    }
+
+
+def put_into(store: str) -> None:
+    opened = open_store(store)
+    add_run(opened, stored_run(), ["old"])
+    opened.close()
+
+
+async def test_a_stored_run_is_named_tagged_and_deleted(tmp_path: Path) -> None:
+    put_into(str(tmp_path / "s.db"))
+    path = f"/loadtests/{STORED}"
+    async with serving(make_runtime(store=str(tmp_path / "s.db"))) as (_, client):
+        named = await client.patch(path, json={"name": MARKUP})
+        tagged = await client.patch(path, json={"tags": ["new"]})
+        (listed,) = (await client.get("/loadtests")).json()["runs"]
+        long = await client.patch(path, json={"name": "x" * 81})
+        elsewhere = {"sec-fetch-site": "cross-site"}
+        refused = [
+            await client.patch(path, json={"name": "x"}, headers=elsewhere),
+            await client.delete(f"{path}/result", headers=elsewhere),
+        ]
+        deleted = await client.delete(f"{path}/result")
+        gone = [
+            await client.delete(f"{path}/result"),
+            await client.patch(path, json={"name": "x"}),
+            await client.get(path),
+        ]
+        left = (await client.get("/loadtests")).json()["runs"]
+    assert (named.json()["name"], named.json()["tags"]) == (MARKUP, ["old"])
+    assert (tagged.json()["name"], tagged.json()["tags"]) == (MARKUP, ["new"])
+    assert listed == tagged.json()
+    assert (long.status_code, long.json()["error"]["param"]) == (422, "name")
+    assert [answer.status_code for answer in refused] == [403, 403]
+    assert deleted.status_code == 204
+    assert [answer.status_code for answer in gone] == [404] * 3
+    assert left == []
+
+
+async def test_only_an_admin_names_and_deletes(tmp_path: Path) -> None:
+    put_into(str(tmp_path / "s.db"))
+    user, admin = new_key("ann"), new_key("root", role="admin")
+    write_keys(tmp_path / "keys.jsonl", [user[0], admin[0]])
+    runtime = make_runtime(
+        store=str(tmp_path / "s.db"), auth={"keys_file": str(tmp_path / "keys.jsonl")}
+    )
+    statuses = []
+    async with serving(runtime) as (_, client):
+        for _, token in (user, admin):
+            headers = {"Authorization": f"Bearer {token}"}
+            path = f"/loadtests/{STORED}"
+            statuses.append((await client.patch(path, json={}, headers=headers)).status_code)
+            statuses.append((await client.delete(f"{path}/result", headers=headers)).status_code)
+    assert statuses == [403, 403, 200, 204]
+
+
+async def test_a_run_that_runs_is_not_deleted_and_shows_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = "import sys; sys.stdin.read()"
+    monkeypatch.setattr(loadtest_runs, "_COMMAND", (sys.executable, "-c", waits))
+    async with serving(make_runtime(store="none")) as (app, client):
+        runs: LoadTestRuns = app.state.load_test_runs
+        run = await start_one(runs)
+        running = (await client.get(f"/loadtests/{run.id}")).json()
+        refused = await client.delete(f"/loadtests/{run.id}/result")
+        runs.stop(run, ANYBODY)
+        assert run.watching is not None
+        await asyncio.wait_for(run.watching, 20)
+        ended = (await client.get("/loadtests")).json()["current"]
+        deleted = await client.delete(f"/loadtests/{run.id}/result")
+        current = (await client.get("/loadtests")).json()["current"]
+    assert (refused.status_code, refused.json()["error"]["type"]) == (409, "busy")
+    assert "stop it first" in refused.json()["error"]["message"]
+    engine = {"alive": True, "sequences": 0, "restarts": 0}
+    assert running["server"] == {
+        "running": 0,
+        "waiting": 0,
+        "scores_waiting": 0,
+        "engines": [{"policy": "ref", **engine}, {"policy": "vbon", **engine}],
+    }
+    assert ended["server"] is None
+    assert deleted.status_code == 204
+    assert current is None
+    assert not run.directory.exists()
+
+
+def test_a_running_block_tells_its_last_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten answers of 1 to 10 ms, one each second: the last five are 6 to 10 ms."""
+    clock = [100.0]
+    monkeypatch.setattr(supervised, "perf_counter", lambda: clock[0])
+    block = RunningBlock()
+    assert block.state() is None
+    told = []
+    for number in range(1, 11):
+        clock[0] = 100.0 + number
+        seen = Observation(prompt=0, due_s=0.0, sent_s=0.0, measured=True)
+        seen.done_s = number / 1000
+        told.append(block.add(seen))
+    assert told == [True] * 10
+    failed = Observation(prompt=0, due_s=0.0, sent_s=0.0, measured=True, error="timeout")
+    assert not block.add(failed)  # no second later
+    found = block.state()
+    assert found is not None
+    assert found["failed"] == 1
+    assert found["answers_per_s"] == pytest.approx(6 / 5)  # the one exactly 5 s ago counts
+    assert found["p95_ms"] == pytest.approx(9.75)
+    clock[0] += 60
+    assert block.state() == {"answers_per_s": 0.0, "p95_ms": None, "failed": 1}
 
 
 async def start_one(runs: LoadTestRuns) -> Run:

@@ -132,6 +132,7 @@ BASES: dict[str, dict[str, Any]] = {
     "/distil/progress": {"round": "0001", "phase": "train"},
     # Refused, or each would start a load test in a process of its own.
     "/loadtests": {"modes": ["nothing"]},
+    "/loadtests/{run_id}": {"name": "a", "tags": ["b"]},
 }
 
 

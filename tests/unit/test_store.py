@@ -34,10 +34,12 @@ from service.store import (
     add_preference,
     add_run,
     delete_auto_table,
+    delete_run,
     delete_tune_run,
     find_run,
     get_run,
     human_win_rates,
+    label_run,
     list_runs,
     list_tune_runs,
     open_store,
@@ -152,10 +154,77 @@ def test_tags_find_the_newest_and_can_be_taken_off(store: Store) -> None:
         tag_run(store, "0001", [""])
 
 
-def test_a_continued_run_replaces_itself_and_keeps_its_tags(store: Store) -> None:
+def test_a_continued_run_replaces_itself_and_keeps_its_name_and_tags(store: Store) -> None:
     add_run(store, run(1), ["mine"])
+    label_run(store, "0001abcd", name="<b>first</b>", tags=None)
     add_run(store, run(1, decision=["better"]), ["also"])
-    assert [(one.headline, one.tags) for one in list_runs(store)] == [("better", ("also", "mine"))]
+    (kept,) = list_runs(store)
+    assert (kept.headline, kept.tags) == ("better", ("also", "mine"))
+    assert kept.name == "<b>first</b>"
+
+
+def test_a_label_changes_what_it_gives_and_leaves_the_rest(store: Store) -> None:
+    add_run(store, run(1), ["old", "both"])
+    found = label_run(store, "0001abcd", name="first", tags=["both", "new"])
+    assert found is not None
+    assert (found.name, found.tags) == ("first", ("both", "new"))
+    found = label_run(store, "0001abcd", name=None, tags=[])
+    assert found is not None
+    assert (found.name, found.tags) == ("first", ())
+    found = label_run(store, "0001abcd", name="", tags=None)
+    assert found is not None
+    assert found.name is None
+    assert label_run(store, "0001", name="x", tags=None) is None
+    for name, tags in (("x" * 81, None), (None, ["x" * 65])):
+        with pytest.raises(StoreError, match=r"80|64"):
+            label_run(store, "0001abcd", name=name, tags=tags)
+
+
+def test_a_deleted_run_leaves_no_tags_and_no_others_go(store: Store) -> None:
+    for number in (1, 2):
+        add_run(store, run(number), ["same"])
+    assert not delete_run(store, "0001")
+    assert delete_run(store, "0001abcd")
+    assert not delete_run(store, "0001abcd")
+    assert [one.id for one in list_runs(store, tag="same")] == ["0002abcd"]
+    add_run(store, run(1))  # its tags would come back if they had stayed
+    assert find_run(store, "0001")[0].tags == ()
+
+
+SERVER = {
+    "url": "http://host",
+    "modes": [
+        {"name": "ref", "policy": {"name": "ref", "revision": "sha256:aa"}},
+        {
+            "name": "bon",
+            "policy": {"name": "ref", "revision": "sha256:aa"},
+            "reward_model": {"name": "r", "revision": "sha256:rr"},
+        },
+        {"name": "vbon", "policy": {"name": "vbon", "revision": "sha256:bb"}},
+    ],
+    "policies": [{"name": "vbon", "revision": "sha256:bb"}, {"name": "x", "revision": "sha256:cc"}],
+    "gold_model": {"name": "g", "revision": "sha256:gg"},
+}
+
+
+def test_a_run_is_listed_with_the_models_that_it_measured(store: Store) -> None:
+    """Also runs that were stored before the column for them existed."""
+    cells = [{"mode": "bon", "variant": "bon@vbon (N=2)"}, {"mode": "ref", "variant": "ref"}]
+    add_run(store, run(1, server=SERVER, cells=cells[1:]))
+    add_run(store, run(2, server=SERVER, cells=cells))
+    add_run(store, run(3))
+    expected = [
+        {},
+        {"ref": "sha256:aa", "reward": "sha256:rr", "vbon": "sha256:bb", "gold": "sha256:gg"},
+        {"ref": "sha256:aa", "gold": "sha256:gg"},
+    ]
+    assert [one.models for one in list_runs(store)] == expected
+    with store._engine.begin() as connection:
+        config = migration_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+    migrate(store._engine)
+    assert [one.models for one in list_runs(store)] == expected
 
 
 def test_names_that_fit_none_or_several_are_told(store: Store) -> None:

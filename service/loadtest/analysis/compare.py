@@ -22,6 +22,7 @@ from service.loadtest.analysis.intervals import (
     least_permutation_p,
     sign_flip_p,
 )
+from service.loadtest.measured_models import measured_models
 from service.loadtest.schema import CellResult, LoadTestResult, Quality, RoundResult
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import holm, joint_permutation, welch_interval
@@ -128,9 +129,26 @@ def compare_runs(a: LoadTestResult, b: LoadTestResult) -> Comparison:
         b=b.id,
         statement=f"{comparison_statement(found)} {levels_statement(a.cells, b.cells)}".rstrip(),
         settings_changed=changed,
+        models_changed=_models_changed(a, b),
         only_in_one=sorted(cells_a.keys() ^ cells_b.keys()),
         differences=found,
     )
+
+
+def _models_changed(
+    a: LoadTestResult, b: LoadTestResult
+) -> dict[str, tuple[str | None, str | None]]:
+    before, after = (_models(one) for one in (a, b))
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    }
+
+
+def _models(result: LoadTestResult) -> dict[str, str]:
+    cells = [{"mode": cell.mode, "variant": cell.variant} for cell in result.cells]
+    return measured_models({"server": result.server.model_dump(mode="json"), "cells": cells})
 
 
 def _cells(result: LoadTestResult) -> dict[str, CellResult]:

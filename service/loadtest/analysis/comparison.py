@@ -53,6 +53,9 @@ class Comparison(BaseModel):
     b: str
     statement: str
     settings_changed: dict[str, tuple[object, object]]
+    models_changed: dict[str, tuple[str | None, str | None]] = Field(
+        {}, description="revisions of models that both runs have, or that one lacks, by name"
+    )
     only_in_one: list[str]
     differences: list[Difference]
 

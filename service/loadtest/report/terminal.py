@@ -71,6 +71,9 @@ def print_comparison(console: Console, found: Comparison) -> None:
     console.print(table)
     for name, (before, after) in found.settings_changed.items():
         console.print(escape(f"setting {name}: {before} in A, {after} in B"), highlight=False)
+    for name, (older, newer) in found.models_changed.items():
+        text = f"model {name}: {older or 'absent'} in A, {newer or 'absent'} in B"
+        console.print(escape(text), highlight=False)
     if found.only_in_one:
         console.print(escape(f"in one run only: {'; '.join(found.only_in_one)}"), highlight=False)
     console.print(found.statement, style="bold", highlight=False)

@@ -46,7 +46,13 @@ class Runs {
     this.#form = new Form({ onStart: (body) => this.#start(body) });
     this.#progress = new Progress({ onStop: () => this.#stop() });
     this.#figures = new Figures();
-    this.#kept = new Kept({ onShow: (id) => this.#show(id), onCompare: (id) => this.#compare(id) });
+    this.#kept = new Kept({
+      show: (id) => this.#show(id),
+      again: (id) => this.#again(id),
+      compare: (b, a) => this.#compare(b, a),
+      label: (id, labels) => this.#changed(() => request("PATCH", `/loadtests/${id}`, labels), "The run has a new name."),
+      remove: (id) => this.#remove(id),
+    });
     this.parts = [
       el("h1", { class: "unseen" }, title),
       this.#form.node,
@@ -164,11 +170,40 @@ class Runs {
     this.#context.announce(`Run ${id} is shown.`);
   }
 
-  async #compare(id) {
-    const found = await this.#told(() => get(`/loadtests/${this.#shown}/comparison?against=${id}`));
+  async #compare(b, a) {
+    const found = await this.#told(() => get(`/loadtests/${b}/comparison?against=${a}`));
     if (!found) return;
     this.#kept.compared(found);
     this.#context.announce(found.statement);
+  }
+
+  /** A run's settings in the form, from which it can be started again. */
+  async #again(id) {
+    const result = await this.#told(() => get(`/loadtests/${id}/result`));
+    if (!result) return;
+    this.#form.fill(id, result.settings);
+    this.#form.node.scrollIntoView({ block: "start" });
+    this.#context.announce(`The form has the settings of run ${id}.`);
+  }
+
+  async #remove(id) {
+    const done = await this.#changed(() => request("DELETE", `/loadtests/${id}/result`), "The run is deleted.");
+    if (done && this.#shown === id) {
+      this.#shown = null;
+      this.#figures.nothing();
+    }
+    if (done) decision.refresh();
+    return done;
+  }
+
+  /** Whether a change of the kept runs worked; the list shows it then. */
+  async #changed(ask, words) {
+    const answer = await this.#told(async () => (await ask()) ?? true);
+    if (!answer) return false;
+    const runs = await this.#told(() => get("/loadtests"));
+    if (runs) this.#kept.show(runs);
+    this.#context.announce(words);
+    return true;
   }
 
   /** The answer, or nothing once the error is on the page. */

@@ -4,15 +4,18 @@ import { el, number, significant } from "../../dom.js";
 
 const KINDS = { better: "good", worse: "bad" };
 
-/** What the server says of run B against run A: the statement, and each figure that both have. */
-export function comparison(found) {
+/** What the server says of run B against run A: the statement, what differs, and each figure that both have. */
+export function comparison(found, called) {
   const settings = Object.entries(found.settings_changed);
-  const caption = `Run ${found.b} (B) against run ${found.a} (A)`;
+  const models = Object.entries(found.models_changed);
+  const caption = `${capital(called(found.b))} (B) against ${called(found.a)} (A)`;
   const head = ["what", "figure", "A", "B", "change, 95% interval", "adjusted p", "B is"];
   return el(
     "section", { class: "stack tight", "aria-label": caption },
     el("h3", {}, caption),
     el("p", {}, found.statement),
+    models.map(([name, [a, b]]) => el("p", { class: "small" }, `The model ${name} differs: `, el("span", { class: "mono" }, shortened(a)), " in A, ", el("span", { class: "mono" }, shortened(b)), " in B")),
+    models.length === 0 && el("p", { class: "muted small" }, "Both measured the same models."),
     found.differences.length > 0 &&
       el(
         "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${caption}, in figures` },
@@ -25,6 +28,10 @@ export function comparison(found) {
     settings.map(([name, [a, b]]) => el("p", { class: "muted small" }, `${name}: ${JSON.stringify(a)} in A, ${JSON.stringify(b)} in B`)),
     found.only_in_one.length > 0 && el("p", { class: "muted small" }, `In one run only: ${found.only_in_one.join("; ")}`),
   );
+}
+
+function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function changed(one, shown) {
@@ -42,4 +49,9 @@ function row(one) {
     ),
     el("td", { class: "num" }, el("span", { class: `badge ${KINDS[one.verdict] ?? ""}` }, one.verdict)),
   );
+}
+
+/** The beginning of a revision. */
+export function shortened(revision) {
+  return revision === null ? "absent" : revision.replace(/^sha256:/, "").slice(0, 8);
 }

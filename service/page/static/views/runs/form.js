@@ -15,6 +15,7 @@ export class Form {
   #ready = false;
   #busy = false;
   #maxS = null;
+  #extra = {}; // settings of an earlier run for which there is no field
 
   constructor({ onStart }) {
     this.#onStart = onStart;
@@ -47,6 +48,40 @@ export class Form {
     this.#maxS = maxS;
     this.#parts.concurrency.title = `At most ${number(most)} on this server`;
     this.#update();
+  }
+
+  /** The settings of an earlier run, to start it again; what the form has no field for is sent along. */
+  fill(id, settings) {
+    const p = this.#parts;
+    for (const [name, { box }] of this.#modes) box.firstChild.checked = settings.modes.includes(name);
+    const list = (values) => values.join(", ");
+    const limit = settings.slo.find((slo) => slo.startsWith("e2e:"));
+    const values = {
+      n: list(settings.n), concurrency: list(settings.concurrency), rate: list(settings.rate), rounds: settings.rounds,
+      seconds: settings.requests ? null : settings.duration_s, maxTokens: settings.max_tokens, price: settings.price_per_hour,
+      e2e: limit?.slice("e2e:".length), hours: settings.training_hours, scored: settings.quality_prompts,
+    };
+    for (const [name, value] of Object.entries(values)) p[name].value = value ?? "";
+    p.stream.checked = settings.stream === true;
+    const { baseline, temperature, seed, quality_samples, currency, requests } = settings;
+    this.#extra = { baseline, temperature, seed, quality_samples, currency, ...(requests && { requests }) };
+    const absent = settings.modes.filter((name) => !this.#modes.has(name));
+    replace(
+      p.as,
+      `As run ${id}: temperature ${number(temperature, 2)}, seed ${seed}, ${counted(quality_samples, "scored answer")} a prompt. `,
+      settings.prompts ? "Its prompts came from a file or from this form and are not kept: put them in again. " : "",
+      absent.length ? `This server does not have ${absent.join(", ")}. ` : "",
+      el("button", { type: "button", class: "button quiet slim", on: { click: () => this.#forget() } }, "Usual settings"),
+    );
+    p.as.hidden = false;
+    this.#estimate();
+  }
+
+  /** Only what the fields say from now on. */
+  #forget() {
+    this.#extra = {};
+    this.#parts.as.hidden = true;
+    this.#parts.start.focus();
   }
 
   setReady(ready) {
@@ -91,6 +126,7 @@ export class Form {
     const p = this.#parts;
     const lines = p.prompts.value.split("\n").filter((line) => line.trim() !== "");
     const body = {
+      ...this.#extra,
       modes: this.#chosen().map((mode) => mode.name),
       n: numbers(p.n.value),
       concurrency: numbers(p.concurrency.value),
@@ -101,7 +137,10 @@ export class Form {
       tags: p.tags.value.split(",").map((tag) => tag.trim()).filter(Boolean),
     };
     if (body.n.length === 0) delete body.n;
-    if (p.seconds.value) body.duration_s = p.seconds.valueAsNumber;
+    if (p.seconds.value) {
+      body.duration_s = p.seconds.valueAsNumber;
+      delete body.requests;
+    }
     if (p.stream.checked) body.stream = true;
     if (p.maxTokens.value) body.max_tokens = p.maxTokens.valueAsNumber;
     if (lines.length) body.prompts = lines;
@@ -163,6 +202,7 @@ export class Form {
       prompts: el("textarea", { rows: 3, placeholder: "One a line; left empty: those of the evaluation, or a few that are built in", spellcheck: "false" }),
       stream: el("input", { type: "checkbox" }),
       estimate: el("p", { class: "muted small", id: estimateId, "aria-live": "polite" }),
+      as: el("p", { class: "notice small", hidden: true }),
       off: el("p", { class: "notice", hidden: true }, "This server takes no load tests: limits.loadtest_max_s is 0."),
       start: el("button", { type: "submit", class: "button primary", disabled: true, "aria-describedby": estimateId }, "Start"),
     };
@@ -199,7 +239,7 @@ export class Form {
         field("Price per hour", p.price),
       ),
       p.more,
-      p.off,
+      p.as, p.off,
       el("div", { class: "row apart" }, p.estimate, p.start),
     );
     form.addEventListener("submit", (event) => this.#submitted(event));

@@ -1,6 +1,7 @@
 // Where a load test stands.
 
 import { counted, duration, el, number } from "../../dom.js";
+import { Live } from "./live.js";
 
 const STATES = {
   running: ["running", "accent"],
@@ -16,6 +17,7 @@ export class Progress {
   #bar = el("progress", { class: "progress", "aria-label": "Blocks measured" });
   #now = el("p", { class: "muted small" });
   #message = el("p", { class: "error", role: "alert" });
+  #live = new Live();
   #stop;
 
   constructor({ onStop }) {
@@ -23,7 +25,7 @@ export class Progress {
     this.node = el(
       "section", { class: "card stack tight runs-progress", "aria-label": "The load test", hidden: true },
       el("div", { class: "row apart" }, el("div", { class: "row" }, this.#badge, this.#name), this.#stop),
-      this.#bar, this.#now, this.#message,
+      this.#bar, this.#now, this.#live.node, this.#message,
     );
   }
 
@@ -48,6 +50,7 @@ export class Progress {
       this.#bar.removeAttribute("value");
     }
     this.#now.textContent = said(status);
+    this.#live.show(status);
     this.#message.textContent = status.message ?? "";
     this.#message.hidden = !status.message;
     this.#message.className = status.state === "failed" ? "error" : "notice";
