@@ -102,8 +102,12 @@ SLOW_FILES = (
     "test_engine_args.py",
 )
 
-# Files of unit tests that go to one process with another, whose preloaded interpreter they use too.
-WITH = {"tests/unit/test_commands_read_files.py": "tests/unit/test_imports.py"}
+# Files of unit tests that go to one process with another, whose preloaded interpreter they use too, or which
+# imports vLLM too.
+WITH = {
+    "tests/unit/test_commands_read_files.py": "tests/unit/test_imports.py",
+    "tests/unit/test_engine_args.py": "tests/unit/test_engine_starts.py",
+}
 
 
 def place_in_order(nodeid: str) -> tuple[int, int]:

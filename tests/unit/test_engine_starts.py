@@ -6,7 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import AsyncGenerator
 from functools import cache, lru_cache
 from pathlib import Path
@@ -66,15 +66,18 @@ class Guard:
 
 
 class Host(VllmHost):
-    """Builds stubs, a fifth of a second each; the first ``failures`` fail."""
+    """Builds stubs once they may be built; the first ``failures`` fail."""
 
     def __init__(self, path: str, failures: int = 0) -> None:
         super().__init__(path, VllmOptions())
         self.failures, self.built, self.attempts, self.killed = failures, list[Llm](), 0, 0
+        self.begun, self.let_go = threading.Event(), threading.Event()
+        self.let_go.set()
 
     def _build(self) -> Any:
         self.attempts += 1
-        time.sleep(0.2)
+        self.begun.set()
+        self.let_go.wait(60)
         if self.attempts <= self.failures:
             raise CheckpointError("no memory right now")
         self.built.append(Llm())
@@ -98,10 +101,12 @@ def path(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> str:
 
 async def test_nobody_who_waited_for_a_build_that_failed_builds_again(path: str) -> None:
     host = Host(path, failures=1)
+    host.let_go.clear()
+    asyncio.get_running_loop().call_later(0.05, host.let_go.set)
     with pytest.raises(CheckpointError, match="no memory"):
         await all_or_first_error(host.start() for _ in range(3))
     await host.stop()
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.2)
     assert (host.attempts, host.built) == (1, [])
     await host.start()
     assert (host.attempts, host.alive) == (2, True)
@@ -109,12 +114,14 @@ async def test_nobody_who_waited_for_a_build_that_failed_builds_again(path: str)
 
 async def test_one_that_is_stopped_while_it_is_built_is_shut_down(path: str) -> None:
     host = Host(path)
+    host.let_go.clear()
     starting = asyncio.create_task(host.start())
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(host.begun.wait, 60)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
     await host.stop()
+    host.let_go.set()
     async with asyncio.timeout(60):
         while not host.built or host.built[0].up:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

@@ -76,11 +76,12 @@ class SlowGold(FakeReward):
 
     def __init__(self) -> None:
         super().__init__()
-        self.released = threading.Event()
+        self.begun, self.released = threading.Event(), threading.Event()
         self.blocked = False
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
         if self.blocked:
+            self.begun.set()
             self.released.wait(60)
         return super().score(items)
 
@@ -98,7 +99,7 @@ async def test_a_gold_model_slower_than_the_answers_is_waited_for_by_few_and_del
                 asking.append(asyncio.create_task(post(client, "ref", gold=True, seed=number)))
                 while runtime.gold is None or runtime.gold.waiting < number:  # noqa: ASYNC110
                     await asyncio.sleep(0.001)
-                await asyncio.sleep(0.05 if number == 0 else 0)
+                await asyncio.to_thread(gold.begun.wait, 60)
             refused = await post(client, "ref", gold=True)
             assert refused.status_code == 429
             assert refused.json()["error"]["type"] == "overloaded"

@@ -18,6 +18,19 @@ from vbon.rewards.remote import RemoteReward
 PROMPT = Prompt(text="p")
 
 
+class HeldReward(FakeReward):
+    """A reward model that tells when it has begun to score, and scores once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.let_go = threading.Event(), threading.Event()
+
+    def score(self, items):  # type: ignore[no-untyped-def, override]
+        self.begun.set()
+        self.let_go.wait(60)
+        return super().score(items)
+
+
 async def test_each_caller_gets_its_own_score_from_shared_batches() -> None:
     reward = FakeReward(seconds=0.02)
     scorer = BatchingScorer(reward, max_batch=8)
@@ -32,37 +45,33 @@ async def test_each_caller_gets_its_own_score_from_shared_batches() -> None:
 
 
 async def test_what_nobody_waits_for_is_not_scored() -> None:
-    reward = FakeReward(seconds=0.05)
+    reward = HeldReward()
     scorer = BatchingScorer(reward)
     await scorer.start()
     first = asyncio.create_task(scorer.score(PROMPT, "a"))
-    await asyncio.sleep(0.02)  # its batch is being scored; what comes now waits for the next
+    await asyncio.to_thread(reward.begun.wait, 60)  # what comes now waits for the next batch
     gone = [asyncio.create_task(scorer.score(PROMPT, "b")) for _ in range(5)]
     kept = asyncio.create_task(scorer.score(PROMPT, "c"))
     await asyncio.sleep(0)
     for task in gone:
         task.cancel()
+    reward.let_go.set()
     await asyncio.gather(first, kept)
     await scorer.stop()
     assert reward.batches == [1, 1]
 
 
 async def test_stopping_fails_what_still_waits() -> None:
-    begun, let_go = threading.Event(), threading.Event()
-
-    class Held(FakeReward):
-        def score(self, items):  # type: ignore[no-untyped-def, override]
-            begun.set()
-            let_go.wait(60)
-            return super().score(items)
-
-    scorer = BatchingScorer(Held())
+    reward = HeldReward()
+    scorer = BatchingScorer(reward)
     await scorer.start()
     running = asyncio.create_task(scorer.score(PROMPT, "a"))
-    await asyncio.to_thread(begun.wait, 60)
+    await asyncio.to_thread(reward.begun.wait, 60)
     waiting = asyncio.create_task(scorer.score(PROMPT, "b"))
     await asyncio.sleep(0)
-    asyncio.get_running_loop().call_later(0.01, let_go.set)  # once the scorer is being stopped
+    asyncio.get_running_loop().call_later(
+        0.01, reward.let_go.set
+    )  # once the scorer is being stopped
     await scorer.stop()
     for task in (running, waiting):
         with pytest.raises(RewardError, match="shutting down"):
@@ -98,23 +107,16 @@ async def test_stopping_does_not_wait_for_ever_for_a_model_that_hangs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(scoring, "_CLOSE_S", 0.1, raising=False)
-    let_go = threading.Event()
-
-    class Hanging(FakeReward):
-        def score(self, items):  # type: ignore[no-untyped-def, override]
-            let_go.wait(60)
-            return super().score(items)
-
-    reward = Hanging()
+    reward = HeldReward()
     scorer = BatchingScorer(reward)
     await scorer.start()
     running = asyncio.create_task(scorer.score(PROMPT, "a"))
-    await asyncio.sleep(0.05)
+    await asyncio.to_thread(reward.begun.wait, 60)
     await asyncio.wait_for(scorer.stop(), 30)
     assert "fake-reward did not end its running call" in caplog.text
     with pytest.raises(RewardError, match="shutting down"):
         await running
-    let_go.set()
+    reward.let_go.set()
     async with asyncio.timeout(30):
         while not reward.closed:  # noqa: ASYNC110  (it is closed once it can be)
             await asyncio.sleep(0.01)

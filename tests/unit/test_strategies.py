@@ -23,12 +23,15 @@ from service.strategies.soft_bon import SoftBon
 from service.strategies.speculative_rejection import SpeculativeRejection
 from service.strategies.treebon import TreeBon
 from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+from tests.unit.virtual_clock import virtually
 from vbon.embedders import open_embedder
 from vbon.embedders.ngrams import NgramEmbedder
 from vbon.engine import Sampling
 from vbon.engine.fake import FakeEngine, words
 from vbon.errors import CheckpointError, InvalidInputError, RewardError
 from vbon.prompts import Prompt
+
+clocked = virtually("service", "vbon", "tests.unit")
 
 REWARDED = [mode for mode, strategy in STRATEGIES.items() if strategy.needs_reward]
 REWARD_FREE = [mode for mode in STRATEGIES if mode not in REWARDED]
@@ -197,6 +200,7 @@ async def test_every_mode_leaves_nothing_running_when_scoring_fails(mode: str) -
 
 
 @pytest.mark.parametrize("mode", STRATEGIES)
+@clocked
 async def test_every_mode_stops_when_cancelled(mode: str) -> None:
     engine = FakeEngine(seconds_per_token=0.05)
     task = asyncio.create_task(ask(STRATEGIES[mode](), engine=engine))
@@ -616,6 +620,7 @@ async def test_what_a_leader_decoded_meanwhile_is_not_looked_at() -> None:
         assert rejected.reward == at_check[index]
 
 
+@clocked
 async def test_a_dead_engine_ends_the_race() -> None:
     engine = FakeEngine(seconds_per_token=0.01)
     task = asyncio.create_task(ask(SpeculativeRejection(), engine=engine))
