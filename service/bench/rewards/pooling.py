@@ -65,6 +65,8 @@ class PoolingReward:
         scores: list[float | None] = [None] * len(items)
         encoded = self._classifier.encode(items)
         places = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= longest]
+        if not places:  # vLLM refuses an empty batch
+            return scores
         try:
             answers = self._llm.encode(
                 [TokensPrompt(prompt_token_ids=encoded[i]) for i in places],
