@@ -53,6 +53,26 @@ SMALL = {"cpus": 0.1}
 APPLICATION = "vbon-test"
 
 
+@contextmanager
+def started_cluster() -> Iterator[None]:
+    """Start Ray on this machine; end it with all of its processes."""
+    import ray
+
+    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
+    # The sockets' paths have 107 bytes at most, so Ray's directory is not below pytest's.
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=100 * 2**20,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 @dataclass
 class Fleet:
     """A running fleet of two front ends, two replicas of ``ref``, one of ``vbon`` and two of the reward."""
@@ -63,8 +83,7 @@ class Fleet:
     @classmethod
     @contextmanager
     def started(cls, directory: Path) -> Iterator[Fleet]:
-        """Start a cluster and a fleet; end both with all of their processes."""
-        import ray
+        """Start a fleet on a cluster that runs; end it with all of its processes."""
         from ray import serve
 
         from service.fleet import app
@@ -82,16 +101,7 @@ class Fleet:
             reward={"replicas": 2, **SMALL},  # type: ignore[arg-type]
             health_check_s=1.0,
         )
-        os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
         port = free_port()
-        # The sockets' paths have 107 bytes at most, so Ray's directory is not below pytest's.
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            object_store_memory=100 * 2**20,
-        )
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             # As from a file.
@@ -99,7 +109,6 @@ class Fleet:
             yield cls(f"http://127.0.0.1:{port}", settings)
         finally:
             serve.shutdown()
-            ray.shutdown()
 
     def engine(self, policy: str) -> Any:
         """An engine of this process over a policy's replicas."""

@@ -83,6 +83,20 @@ def _check_vllm_temperature(temperature: float, flag: str) -> None:
         )
 
 
+WORKER_CPUS = Field(
+    1.0, ge=0, description="CPUs that a Ray worker takes; its models use as many threads"
+)
+WORKER_GPUS = Field(0.0, ge=0, description="GPUs that a Ray worker takes")
+_RAY_SETTINGS = ("worker_backend", "workers", "worker_cpus", "worker_gpus", "shard_prompts")
+
+
+def _check_ray_settings(config: Settings, uses_ray: bool) -> None:
+    """Reject settings of Ray's workers where there are none."""
+    given = [name for name in _RAY_SETTINGS if name in config.model_fields_set]
+    if given and not uses_ray:
+        raise ValueError(f"{given[0]} is for Ray's workers; add --backend ray or leave it out")
+
+
 class SandboxConfig(Settings):
     """Make a policy, a reward model and a held-out gold reward model from nothing, in minutes.
 
@@ -149,8 +163,13 @@ class SampleConfig(Settings):
 
     The cache is a file of JSON lines. A run that was killed goes on when the same command is given again.
 
+    With --backend ray, the workers of a Ray cluster draw and score: the one at RAY_ADDRESS, or one of this
+    machine alone. Each takes shards of prompts; one that dies costs its shard, which is drawn again. Models
+    must be at the same paths on all machines; the cache is written here.
+
     Examples:
       vbon sample --policy DIR --reward DIR --prompts prompts.jsonl --out cache.jsonl
+      RAY_ADDRESS=head:6379 vbon sample --backend ray --worker-gpus 1 --policy DIR --reward DIR
     """
 
     option_groups: ClassVar[OptionGroups] = {
@@ -172,6 +191,7 @@ class SampleConfig(Settings):
             "engine_args",
             "trust_remote_code",
         ),
+        "Ray": ("worker_backend", "workers", "worker_cpus", "worker_gpus", "shard_prompts"),
     }
 
     policy: str = POLICY
@@ -189,8 +209,10 @@ class SampleConfig(Settings):
     )
     missing_eos_reward: MissingEosReward = None
     seed: int = Field(0, ge=0, description="seed that makes the samples repeatable")
-    backend: Literal["vllm", "transformers"] = Field(
-        "vllm", description="engine that samples; transformers where vLLM is not installed"
+    backend: Literal["vllm", "transformers", "ray"] = Field(
+        "vllm",
+        description="engine that samples; transformers where vLLM is not installed; ray: the workers of a "
+        "Ray cluster",
     )
     concurrency: int = Field(4, ge=1, description="prompts in the engine at once (vllm)")
     reward_batch_size: int = Field(64, ge=1, description="texts scored in one forward pass")
@@ -198,12 +220,30 @@ class SampleConfig(Settings):
     engine_args: EngineArgs = None
     replace: bool = REPLACE
     trust_remote_code: bool = TRUST
+    worker_backend: Literal["vllm", "transformers"] = Field(
+        "vllm", description="engine that samples in each worker"
+    )
+    workers: int | None = Field(
+        None, ge=1, description="workers; default: as many as the cluster has room for"
+    )
+    worker_cpus: float = WORKER_CPUS
+    worker_gpus: float = WORKER_GPUS
+    shard_prompts: int = Field(
+        8, ge=1, description="prompts of a shard; a worker that dies costs the work on one"
+    )
+
+    @property
+    def sampler(self) -> Literal["vllm", "transformers"]:
+        """The engine that draws the samples, here or in Ray's workers."""
+        return self.worker_backend if self.backend == "ray" else self.backend
 
     @model_validator(mode="after")
     def _engine_args_that_count(self) -> SampleConfig:
-        _check_engine_args(self.engine_args, OWNED_BY_SAMPLE, self.backend == "vllm", "--backend")
-        if self.backend == "vllm":
-            _check_vllm_temperature(self.temperature, "--backend")
+        flag = "--worker-backend" if self.backend == "ray" else "--backend"
+        _check_engine_args(self.engine_args, OWNED_BY_SAMPLE, self.sampler == "vllm", flag)
+        if self.sampler == "vllm":
+            _check_vllm_temperature(self.temperature, flag)
+        _check_ray_settings(self, self.backend == "ray")
         return self
 
 

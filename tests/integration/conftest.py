@@ -18,6 +18,8 @@ from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.engine.remote.server import RemoteOptions
 
+pytest.register_assert_rewrite("tests.integration.ray_jobs")
+
 
 @pytest.fixture(scope="session")
 def chat_checkpoint(vbon_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,7 @@ import pytest
 
 pytest.importorskip("ray", reason="a fleet needs the extra fleet")
 
+from tests.integration import ray_jobs
 from tests.integration import test_engine_contract as contract
 from tests.unit.fakes import score_text
 from vbon.engine import Engine, Sampling
@@ -33,8 +34,17 @@ CLEAR = {200, 500, 502, 503, 504}
 
 # Ray's own processes take a fifth of a core even when nothing is asked, so they end with this module.
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """A fleet of fake engines on a local Ray cluster."""
+def cluster() -> Iterator[None]:
+    """A local Ray cluster."""
+    from tests.fleet_parts import started_cluster
+
+    with started_cluster():
+        yield
+
+
+@pytest.fixture(scope="module")
+def fleet(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A fleet of fake engines on that cluster."""
     from tests.fleet_parts import Fleet
 
     with Fleet.started(tmp_path_factory.mktemp("fleet")) as running:
@@ -55,6 +65,9 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     return request.getfixturevalue(request.param)
 
 
+# Jobs come before the fleet, so that its processes do not take the cores from them.
+fake_config = ray_jobs.fake_config
+globals().update({name: one for name, one in vars(ray_jobs).items() if name.startswith("test_")})
 globals().update({name: one for name, one in vars(contract).items() if name.startswith("test_")})
 
 

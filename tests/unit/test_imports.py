@@ -144,8 +144,9 @@ ROOMS = {
     "training.configs": "training.objectives vbon.engine vbon.engine.vllm",
     "training.outputs": "training.configs",
     "training.rollouts": "training.configs vbon.engine vbon.engine.vllm",
-    "training.cache": "training.configs training.outputs training.rollouts vbon.engine vbon.engine.vllm "
-    "vbon.rewards",
+    "training.cache": "training.cluster training.configs training.outputs training.rollouts vbon.engine "
+    "vbon.engine.vllm vbon.rewards",
+    "training.cluster": "",
     "training.worker_pool": "",
     "training.sandbox": "training.configs training.outputs training.worker_pool",
     "training.real_model": "training.configs training.outputs training.sandbox vbon.cli",
@@ -292,9 +293,13 @@ def test_only_seven_modules_import_vllm() -> None:
     ]  # fmt: skip
 
 
-def test_only_the_fleet_imports_ray() -> None:
-    users = {m.parent.name for p in PACKAGES for m in modules(p) if "ray" in imported(m)}
-    assert users == {"fleet"}
+def test_only_the_fleet_and_jobs_on_a_cluster_import_ray() -> None:
+    users = {m.relative_to(ROOT) for p in PACKAGES for m in modules(p) if "ray" in imported(m)}
+    fleet = Path("service/fleet")
+    assert {str(user) for user in users if user.parent != fleet} == {
+        "training/cache/ray_shards.py", "training/cluster/session.py",
+    }  # fmt: skip
+    assert any(user.parent == fleet for user in users)
 
 
 def test_strategies_and_routes_know_no_engine_implementation() -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, closing, contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cache.sample_backends import Response, sample_with_transformers, sample_with_vllm
+from training.cache.sample_backends import sample_with_transformers, sample_with_vllm
 from training.cache.sample_file import (
     LinePlaces,
     append_line,
@@ -27,17 +28,18 @@ from training.cache.sample_file import (
     find_finished_lines,
     finish_cache,
 )
+from training.cache.scored_lines import ScoredLine, scored_line
+from training.cluster.session import check_ray
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
 from training.outputs.progress import ProgressBar
-from vbon.errors import DataError, ExportError, RewardError
+from vbon.errors import DataError, ExportError
 from vbon.maths.rejection import calibrated_rejection
 from vbon.maths.reward_prior import estimate_reward_prior
 from vbon.prompt_files import read_prompts
 from vbon.prompts import Prompt
-from vbon.rewards import RewardModel, Scorable
+from vbon.rewards import RewardModel
 from vbon.rewards.deaths import open_unsupervised
-from vbon.rewards.truncation import with_missing_eos_reward
 from vbon.storage.atomic import read_errors, write_errors, write_json
 from vbon.storage.cache_metadata import metadata_path
 from vbon.storage.checkpoints import check_checkpoint
@@ -57,6 +59,11 @@ _INCIDENTAL = {
     "prompts",
     "prompt_column",
     "encoding",
+    "worker_backend",
+    "workers",
+    "worker_cpus",
+    "worker_gpus",
+    "shard_prompts",
 }
 
 
@@ -73,6 +80,8 @@ def build_cache(config: SampleConfig) -> None:
 
 
 def _build(config: SampleConfig) -> None:
+    if config.backend == "ray":
+        check_ray()
     prompts = read_prompts(config.prompts, column=config.prompt_column, encoding=config.encoding)
     policy = check_checkpoint(config.policy, "causal-lm")
     reward = open_unsupervised(
@@ -81,6 +90,7 @@ def _build(config: SampleConfig) -> None:
         batch_size=config.reward_batch_size,
     )
     identity = config.model_dump(mode="json", exclude=_INCIDENTAL) | {
+        "backend": config.sampler,
         "policy_revision": policy.revision,
         "reward_revision": reward.revision,
         **stop_identity(policy.path),
@@ -96,17 +106,27 @@ def _build(config: SampleConfig) -> None:
         return
     with write_errors(config.out):
         if pending:
-            reward.load()
-            begin_partial(config.out, partial, metadata, extends_finished=bool(lines))
-            begun = perf_counter()
-            try:
-                asyncio.run(_fill(config, reward, partial, pending, lines))
-            finally:
-                reward.close()
+            with _loaded_here(config, reward):
+                begin_partial(config.out, partial, metadata, extends_finished=bool(lines))
+                begun = perf_counter()
+                _fill(config, reward, partial, pending, lines)
             metadata["cost"] = _cost(perf_counter() - begun, len(pending), len(lines))
         metadata["samples"] = _summarise(partial, config)
         finish_cache(config.out, partial, metadata, prompts, lines)
     logger.info("%s: %d prompts x %d samples", config.out, len(prompts), config.num_samples)
+
+
+@contextmanager
+def _loaded_here(config: SampleConfig, reward: RewardModel) -> Iterator[None]:
+    """Load the reward model, unless Ray's workers have their own."""
+    if config.backend == "ray":
+        yield
+        return
+    reward.load()
+    try:
+        yield
+    finally:
+        reward.close()
 
 
 def _summarise(path: Path, config: SampleConfig) -> dict[str, int]:
@@ -183,7 +203,7 @@ def _record_complete(out: Path, partial: Path, metadata: dict[str, Any]) -> None
     metadata_path(partial).unlink(missing_ok=True)
 
 
-async def _fill(
+def _fill(
     config: SampleConfig,
     reward: RewardModel,
     partial: Path,
@@ -191,43 +211,38 @@ async def _fill(
     lines: LinePlaces,
 ) -> None:
     """Sample and score prompts, and add their lines to the file and to ``lines``."""
-    sample = sample_with_vllm if config.backend == "vllm" else sample_with_transformers
     unscored = 0
     with (
         # Unbuffered, because a buffer would try to write again on closing what a full disk refused.
         partial.open("ab", buffering=0) as handle,
         ProgressBar("sampling prompts", len(lines) + len(prompts), done=len(lines)) as progress,
     ):
-        async with aclosing(sample(config, prompts)) as stream:
-            async for prompt, responses in stream:
-                items = [Scorable(prompt, response.text) for response in responses]
-                rewards = await asyncio.to_thread(reward.score, items)
-                cut_off = [response.finish_reason == "length" for response in responses]
-                rewards = with_missing_eos_reward(rewards, cut_off, config.missing_eos_reward)
-                line, missing = _line(prompt, responses, rewards)
-                unscored += missing
-                lines[prompt.key] = append_line(handle, partial, line.encode())
-                progress.advance(1, f"{unscored} unscored" if unscored else "")
+
+        def keep(found: ScoredLine) -> None:
+            nonlocal unscored
+            unscored += found.unscored
+            lines[found.key] = append_line(handle, partial, found.line)
+            progress.advance(1, f"{unscored} unscored" if unscored else "")
+
+        if config.backend == "ray":
+            from training.cache.ray_shards import ray_lines
+
+            with closing(ray_lines(config, prompts)) as found:
+                for line in found:
+                    keep(line)
+        else:
+            asyncio.run(_fill_here(config, reward, prompts, keep))
     if unscored:
         logger.warning("%d samples had no finite reward and are left out of the cache", unscored)
 
 
-def _line(
-    prompt: Prompt, responses: list[Response], rewards: list[float | None]
-) -> tuple[str, int]:
-    """The cache's line for a prompt, and the number of samples left out for lack of a reward."""
-    kept = [(text, r) for text, r in zip(responses, rewards, strict=True) if r is not None]
-    if not kept:
-        raise RewardError(
-            f"no response to {prompt.key[:80]!r} has a finite reward; check the reward model"
-        )
-    record: dict[str, Any] = {
-        "prompt": prompt.key,
-        "responses": [response.text for response, _ in kept],
-        "response_ids": [response.token_ids for response, _ in kept],
-        "rewards": [value for _, value in kept],
-        "finish_reasons": [response.finish_reason for response, _ in kept],
-    }
-    if prompt.messages:
-        record["messages"] = list(prompt.messages)
-    return json.dumps(record, ensure_ascii=False) + "\n", len(responses) - len(kept)
+async def _fill_here(
+    config: SampleConfig,
+    reward: RewardModel,
+    prompts: list[Prompt],
+    keep: Callable[[ScoredLine], None],
+) -> None:
+    sample = sample_with_vllm if config.backend == "vllm" else sample_with_transformers
+    async with aclosing(sample(config, prompts)) as stream:
+        async for prompt, responses in stream:
+            keep(await scored_line(config, reward, prompt, responses))

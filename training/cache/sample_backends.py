@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 
 from training.configs import SampleConfig
@@ -32,10 +32,15 @@ def _prompt_seed(seed: int, prompt: Prompt) -> int:
     return seed_of(f"{seed}:{prompt.key}")
 
 
-async def sample_with_vllm(
-    config: SampleConfig, prompts: list[Prompt]
-) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
-    """Sample several prompts at once with vLLM; yields each when all its responses are finished."""
+Draw = Callable[[list[Prompt]], AsyncGenerator[tuple[Prompt, list[Response]], None]]
+
+
+@asynccontextmanager
+async def vllm_sampler(config: SampleConfig) -> AsyncGenerator[Draw, None]:
+    """Start vLLM; yield the function that samples several prompts at once.
+
+    It yields each prompt when all its responses are finished.
+    """
     from vbon.engine.vllm.engine import VllmEngine
     from vbon.engine.vllm.host import VllmHost
     from vbon.engine.vllm.options import VllmOptions
@@ -68,23 +73,28 @@ async def sample_with_vllm(
                     )
             return prompt, [responses[index] for index in range(config.num_samples)]
 
-    tasks: list[asyncio.Task[tuple[Prompt, list[Response]]]] = []
+    async def draw(
+        prompts: list[Prompt],
+    ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
+        tasks = [asyncio.create_task(sample(prompt)) for prompt in prompts]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                yield await finished
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     try:
         await engine.start()
-        tasks = [asyncio.create_task(sample(prompt)) for prompt in prompts]
-        for finished in asyncio.as_completed(tasks):
-            yield await finished
+        yield draw
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await engine.stop()
 
 
-async def sample_with_transformers(
-    config: SampleConfig, prompts: list[Prompt]
-) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
-    """Sample one prompt after the other with the sampler that training uses."""
+@asynccontextmanager
+async def transformers_sampler(config: SampleConfig) -> AsyncGenerator[Draw, None]:
+    """Load the policy; yield the function that samples one prompt after the other, as training does."""
     from training.rollouts.load_policy import load_policy
     from training.rollouts.rollout import sample_responses
     from vbon.storage.stop_tokens import find_extra_stop_ids
@@ -93,22 +103,49 @@ async def sample_with_transformers(
         config.policy, dtype=config.dtype, trust_remote_code=config.trust_remote_code
     )
     extra_stop_ids = find_extra_stop_ids(checkpoint.path, tokenizer)
-    for prompt, prompt_ids in encode_prompts(tokenizer, prompts):
-        rollout = await asyncio.to_thread(
-            sample_responses,
-            model,
-            tokenizer,
-            [prompt_ids],
-            num_samples=config.num_samples,
-            max_new_tokens=config.max_new_tokens,
-            seeds=[_prompt_seed(config.seed, prompt)],
-            temperature=config.temperature,
-            extra_stop_ids=extra_stop_ids,
-        )
-        rows = zip(rollout.response_BT.cpu(), rollout.mask_BT.cpu(), strict=True)
-        columns = (
-            rollout.texts(tokenizer, extra_stop_ids),
-            (ids[mask].tolist() for ids, mask in rows),
-            rollout.finish_reasons(tokenizer, extra_stop_ids),
-        )
-        yield prompt, [Response(*row) for row in zip(*columns, strict=True)]
+
+    async def draw(
+        prompts: list[Prompt],
+    ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
+        for prompt, prompt_ids in encode_prompts(tokenizer, prompts):
+            rollout = await asyncio.to_thread(
+                sample_responses,
+                model,
+                tokenizer,
+                [prompt_ids],
+                num_samples=config.num_samples,
+                max_new_tokens=config.max_new_tokens,
+                seeds=[_prompt_seed(config.seed, prompt)],
+                temperature=config.temperature,
+                extra_stop_ids=extra_stop_ids,
+            )
+            rows = zip(rollout.response_BT.cpu(), rollout.mask_BT.cpu(), strict=True)
+            columns = (
+                rollout.texts(tokenizer, extra_stop_ids),
+                (ids[mask].tolist() for ids, mask in rows),
+                rollout.finish_reasons(tokenizer, extra_stop_ids),
+            )
+            yield prompt, [Response(*row) for row in zip(*columns, strict=True)]
+
+    yield draw
+
+
+SAMPLERS = {"vllm": vllm_sampler, "transformers": transformers_sampler}
+
+
+async def sample_with_vllm(
+    config: SampleConfig, prompts: list[Prompt]
+) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
+    """Sample prompts with an engine that ends with the last of them."""
+    async with vllm_sampler(config) as draw, aclosing(draw(prompts)) as stream:
+        async for found in stream:
+            yield found
+
+
+async def sample_with_transformers(
+    config: SampleConfig, prompts: list[Prompt]
+) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
+    """Sample prompts with a model that is loaded for them."""
+    async with transformers_sampler(config) as draw, aclosing(draw(prompts)) as stream:
+        async for found in stream:
+            yield found

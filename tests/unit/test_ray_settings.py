@@ -1,0 +1,82 @@
+"""Jobs over a Ray cluster as far as they need no cluster: settings, and the error without Ray."""
+
+from __future__ import annotations
+
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from training.cache.sample import build_cache
+from training.cluster import session
+from training.configs import SampleConfig
+from vbon.errors import InvalidInputError
+
+
+@pytest.fixture(params=["ray", "pyarrow"])
+def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a package that cannot be found."""
+    name: str = request.param
+
+    def find_spec(asked: str) -> Any:
+        return None if asked == name else util.find_spec(asked)
+
+    monkeypatch.setattr(session, "find_spec", find_spec)
+    return name
+
+
+def test_without_ray_a_command_names_the_extra_and_touches_nothing(
+    missing: str, tmp_path: Path
+) -> None:
+    config = SampleConfig(backend="ray", out=tmp_path / "cache.jsonl", policy="nowhere")
+    with pytest.raises(InvalidInputError, match=rf"needs {missing}, .* extra ray \(pip install"):
+        build_cache(config)
+    assert not list(tmp_path.glob("*cache*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("given", "sampler"),
+    [
+        ({}, "vllm"),
+        ({"backend": "transformers"}, "transformers"),
+        ({"backend": "ray"}, "vllm"),
+        ({"backend": "ray", "worker_backend": "transformers"}, "transformers"),
+    ],
+)
+def test_a_cache_is_that_of_the_engine_that_draws_it(given: dict[str, Any], sampler: str) -> None:
+    assert SampleConfig(**given).sampler == sampler
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"workers": 2}, "workers is for Ray's workers; add --backend ray"),
+        ({"backend": "transformers", "worker_gpus": 1}, "worker_gpus is for Ray's workers"),
+        (
+            {"backend": "ray", "worker_backend": "transformers", "engine_args": {"a": 1}},
+            "add --worker-backend vllm",
+        ),
+        ({"backend": "ray", "temperature": 9.0}, "use --worker-backend transformers"),
+        ({"backend": "ray", "workers": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_settings_of_workers_that_change_nothing_are_refused(
+    given: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        SampleConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "tasks", "workers"),
+    [(1, 0, 100, 8), (1, 0, 3, 3), (0.5, 0, 100, 16), (3, 0, 9, 2), (1, 1, 9, 2), (0, 0.5, 9, 4),
+     (16, 0, 9, 1), (0, 0, 5, 5)],
+)  # fmt: skip
+def test_as_many_workers_as_the_cluster_has_room_for(
+    cpus: float, gpus: float, tasks: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    assert session.workers_that_fit(cpus, gpus, tasks) == workers

@@ -1,0 +1,1 @@
+"""A Ray cluster as the place where commands of training do their work."""

@@ -1,0 +1,77 @@
+"""The connection of one command to a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from vbon.errors import InvalidInputError
+
+# Ray Data brings the last two.
+_NEEDED = ("ray", "pandas", "pyarrow")
+
+
+def check_ray() -> None:
+    """Check that Ray is installed, with what Ray Data needs.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise InvalidInputError(
+            f"--backend ray needs {', '.join(missing)}, which is not installed; install vbon with the extra "
+            "ray (pip install -e '.[ray]'), on every machine of the cluster",
+            field="backend",
+        )
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Use the cluster at ``RAY_ADDRESS``, or one of this machine alone, which is ended at the end.
+
+    All work of this command ends with the block, however it ends. In a process that is already connected,
+    that connection is used and stays.
+
+    Raises:
+        InvalidInputError: Ray is not installed, or there is no cluster at the address.
+    """
+    check_ray()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray's new way, which it announces in a warning: workers without GPUs see those of the machine as before.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    options = {} if address else {"include_dashboard": False}
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "a Ray cluster"
+        raise InvalidInputError(
+            f"cannot connect to {where}: {error}; start it, or unset RAY_ADDRESS to use this machine alone",
+            field="backend",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def workers_that_fit(cpus: float, gpus: float, tasks: int) -> int:
+    """The number of workers that the cluster has room for, at most one for each task and at least one."""
+    import ray
+
+    room = ray.cluster_resources()
+    fitting = [tasks]
+    if cpus:
+        fitting.append(int(room.get("CPU", 0) / cpus + 1e-9))
+    if gpus:
+        fitting.append(int(room.get("GPU", 0) / gpus + 1e-9))
+    return max(1, min(fitting))
