@@ -83,8 +83,8 @@ ROOMS = {
     "service.admission": "service.context service.http",
     "service.observability": "service.context service.settings",
     "service.store": "service.loadtest",
-    "service.store.migrations": "service.loadtest service.store",
-    "service.store.migrations.versions": "",
+    "service.store.migrations": "service.store",
+    "service.store.migrations.versions": "service.loadtest",
     "service.page": "",
     # service: a request
     "service.strategies": "vbon.embedders vbon.engine",
