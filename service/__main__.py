@@ -58,9 +58,15 @@ def _bench_settings() -> type[Settings]:
 def _serve(settings: ServiceSettings) -> int:
     from service.observability.logs import set_up_logs
     from service.server import serve_until_stopped
+    from service.workers import check_wire
 
     ensure_standard_files()
     set_up_logs(settings)
+    if settings.workers > 1:
+        check_wire()
+        from service.workers.serve import serve_with_workers
+
+        return serve_with_workers(settings)
     return serve_until_stopped(settings)
 
 

@@ -34,6 +34,7 @@ from service.http.middleware import (
     JsonByDefaultMiddleware,
     RequestIdMiddleware,
 )
+from service.http.one_process import OneProcessMiddleware
 from service.http.security_headers import SecurityHeadersMiddleware
 from service.observability.access_log import AccessLogMiddleware, log_request
 from service.observability.tracing import open_tracing
@@ -321,7 +322,7 @@ def _middleware(
     CORS headers are set outside of the error handling for the same reason.
     """
     settings = runtime.settings
-    auth, limits = settings.auth, settings.limits
+    auth, limits, workers = settings.auth, settings.limits, settings.workers
     stack = [Middleware(RequestIdMiddleware)]
     if settings.logs_access:
         stack.append(Middleware(AccessLogMiddleware))
@@ -345,6 +346,7 @@ def _middleware(
         Middleware(UnhandledErrorMiddleware),
         *([] if keyring else [Middleware(KnownHostsMiddleware, known=known)]),
         Middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics),
+        *([Middleware(OneProcessMiddleware, workers=workers)] if workers > 1 else []),
         Middleware(
             BodyLimitMiddleware,
             max_bytes=limits.max_body_bytes,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.auth.middleware import warn_if_open
@@ -120,7 +121,19 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
     app = create_app(
         runtime, on_ready=keep_for_good, on_failure=stop_server, rebuild=RuntimeBuilder(settings)
     )
-    config = uvicorn.Config(
+    config = server_config(settings, app, open_files)
+    server = DrainingServer(config, runtime)
+    logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)
+    warn_if_open(settings.host, settings.auth)
+    server.run()
+    return 1 if runtime.failure is not None or not server.started else 0
+
+
+def server_config(
+    settings: ServiceSettings, app: FastAPI, open_files: int | None
+) -> uvicorn.Config:
+    """The configuration of uvicorn for this application."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -133,8 +146,3 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         server_header=False,
         **http_options(settings.limits, open_files, app.state.early_refusal),
     )
-    server = DrainingServer(config, runtime)
-    logger.info("listening on http://%s:%d; models are loading", settings.host, settings.port)
-    warn_if_open(settings.host, settings.auth)
-    server.run()
-    return 1 if runtime.failure is not None or not server.started else 0

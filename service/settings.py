@@ -493,7 +493,7 @@ class ServiceSettings(Settings):
             "evaluation",
             "trust_remote_code",
         ),
-        "Server": ("host", "port", "hosts", "cors_origins", "store"),
+        "Server": ("host", "port", "workers", "hosts", "cors_origins", "store"),
         "Defaults of requests": (
             "default_mode",
             "default_n",
@@ -517,6 +517,13 @@ class ServiceSettings(Settings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="front-end processes, which share the engines and the limits; more than one only pays "
+        "where the HTTP API takes a whole core",
+    )
     policies: dict[str, str] = Field(
         default={REFERENCE: "sandbox/policy", "vbon": "sandbox/vbon"},
         description="NAME=DIR (or hub id) of each policy, which becomes a mode of that name; `ref` is "
@@ -664,6 +671,21 @@ class ServiceSettings(Settings):
                 raise ValueError(
                     f"expected policy {name!r} is a URL; a server that is not reachable yet is waited for "
                     "without this setting"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_share(self) -> ServiceSettings:
+        if self.workers == 1:
+            return self
+        for setting, is_set in (
+            ("expected", bool(self.expected)),
+            ("distil.dir", self.distil.dir is not None),
+            ("distil.policy", self.distil.policy is not None),
+        ):
+            if is_set:
+                raise ValueError(
+                    f"{setting} needs a server of one process; leave it out, or set workers to 1"
                 )
         return self
 

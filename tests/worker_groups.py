@@ -34,6 +34,7 @@ FILES = {
     "tests/integration/test_service_vllm.py": "engines",
     "tests/integration/test_tune_vllm.py": "engines",
     "tests/integration/test_vllm_server.py": "engines",
+    "tests/integration/test_workers.py": "workers",  # its tests share one service
     "tests/integration/test_weights_in_place_vllm.py": "engines",
     "tests/integration/test_vllm_generation.py": "generator",
     "tests/faults/test_faults.py": "service",

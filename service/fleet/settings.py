@@ -88,6 +88,11 @@ class FleetSettings(BaseModel):
                 "service.expected and service.distil.policy start engines while the service runs, which a "
                 "fleet cannot; leave them out and deploy the fleet again with the new checkpoint"
             )
+        if service.workers > 1:
+            raise ValueError(
+                f"service.workers is {service.workers}, but the front ends of a fleet are its replicas; set "
+                "front_ends.replicas instead"
+            )
         unknown = sorted(set(self.policies) - set(service.policies))
         if unknown:
             raise ValueError(

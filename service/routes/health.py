@@ -45,5 +45,5 @@ for _path, _endpoint in (
 @router.get("/metrics", response_class=PlainTextResponse)
 async def get_metrics(runtime: RuntimeDep) -> Response:
     """Prometheus metrics: the service's own (`vbon:`), and each engine's (`vllm:`) labelled by policy."""
-    text = await expose(runtime.metrics, runtime.policies)
+    text = await expose(runtime.metrics, runtime.policies, runtime.all_metrics)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import TypeVar
@@ -160,11 +160,23 @@ def _series(metric: M, *labels: str) -> M:
     return metric.labels(*labels)
 
 
-async def expose(metrics: Metrics, policies: Mapping[str, Engine]) -> bytes:
-    """The service's and the engines' metrics in text format; an engine that fails is left out."""
+# Reads the metrics of several processes; ``None`` if they cannot be had.
+AllMetrics = Callable[[], Awaitable[Iterable[Metric] | None]]
+
+
+async def expose(
+    metrics: Metrics, policies: Mapping[str, Engine], of_all: AllMetrics | None = None
+) -> bytes:
+    """The service's and the engines' metrics in text format; an engine that fails is left out.
+
+    Args:
+        of_all: the service's metrics, if it has several processes.
+    """
     found = await asyncio.gather(*(_engine_metrics(*item) for item in policies.items()))
     engines = merged(family for families in found for family in families)
-    return metrics.render() + generate_latest(_Collected(engines))
+    service = None if of_all is None else await of_all()
+    own = metrics.render() if service is None else generate_latest(_Collected(service))
+    return own + generate_latest(_Collected(engines))
 
 
 async def _engine_metrics(policy: str, engine: Engine) -> list[Metric]:

@@ -22,7 +22,7 @@ from service.runtime.default_sampling import (
 )
 from service.runtime.in_flight import InFlightRequests
 from service.runtime.limits import open_admission
-from service.runtime.metrics import Metrics
+from service.runtime.metrics import AllMetrics, Metrics
 from service.runtime.modes import Mode, configured_modes, find_mode
 from service.runtime.prompt import (
     AnswerSink,
@@ -69,6 +69,7 @@ class Runtime:
         failure: the error that stopped start-up; ``None`` if there was none.
         collect: receives answers for training; ``None`` if none are collected.
         router: the rollout's, which answers requests of mode ``auto``; ``None`` if none is rolled out.
+        all_metrics: reads the metrics of all processes of the service; ``None`` if this is the only one.
         priced: the router by price; ``None`` while there is no table of measured settings.
     """
 
@@ -103,6 +104,7 @@ class Runtime:
         self._records: tuple[object, dict[str, TrainingRecord | None]] = (None, {})
         self.failure: Exception | None = None
         self.collect: AnswerSink | None = None
+        self.all_metrics: AllMetrics | None = None
         self._loaded = False
         self._connect_gauges()
 

@@ -114,11 +114,14 @@ ROOMS = {
     "service.comparison": "service.loadtest.analysis",
     # service: parts in other processes
     "service.wire": "service.admission service.context service.observability vbon.engine",
+    # service: several front ends on one machine
+    "service.workers": "service.admission service.app service.auth service.http service.observability "
+    "service.runtime service.server service.settings service.wire vbon.engine vbon.engine.remote",
     # service: a fleet on Ray Serve
     "service.fleet": "service.admission service.app service.observability service.runtime service.settings "
     "service.wire vbon.cli vbon.engine vbon.engine.remote",
     "service.__main__": "service.auth service.bench.run service.bench service.client "
-    "service.observability service.server service.settings vbon.cli",
+    "service.observability service.server service.settings service.workers vbon.cli",
     "service.loadtest": "vbon.engine",
     "service.loadtest.analysis": "service.loadtest vbon.measured",
     "service.loadtest.load": "service.client service.loadtest service.loadtest.analysis",
