@@ -47,11 +47,13 @@ def report(**changes: Any) -> dict[str, Any]:
 def recommending(**changes: Any) -> dict[str, Any]:
     """A run that has ended with best-of-4 as its recommendation."""
     found = tuned_setting()
-    return report(
-        status="recommended", phase="ended", trials=[trial(4)], best=found, recommended=found,
-        recommended_setting=row().model_dump(mode="json"), serve='default_mode = "tuned"\n',
-        checks=[{"stage": "test", "trial": 1, "setting": found}],
-    ) | changes  # fmt: skip
+    known: dict[str, Any] = {
+        "status": "recommended", "phase": "ended", "trials": [trial(4)], "best": found,
+        "recommended": found, "recommended_setting": row().model_dump(mode="json"),
+        "serve": 'default_mode = "tuned"\n',
+        "checks": [{"stage": "test", "trial": 1, "setting": found}],
+    }  # fmt: skip
+    return report(**known | changes)
 
 
 def measured_table() -> dict[str, Any]:

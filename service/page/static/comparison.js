@@ -31,7 +31,7 @@ class Comparison extends EventTarget {
     Object.assign(this.#values, changes);
     if (this.#query() === before) return;
     try {
-      history.replaceState(null, "", this.link(viewOf(location.hash) || "decide"));
+      history.replaceState(null, "", this.link(placeOf(location.hash) || "decide"));
     } catch {
       // A report that is opened as a file may not change its address.
     }
@@ -71,7 +71,12 @@ class Comparison extends EventTarget {
 
 /** The view that an address names. */
 export function viewOf(hash) {
-  return hash.slice(1).split(/[/?]/)[0];
+  return placeOf(hash).split("/")[0];
+}
+
+/** The view with what it shows, such as `tune/0123456789ab`. */
+function placeOf(hash) {
+  return hash.slice(1).split("?")[0];
 }
 
 export const comparison = new Comparison();

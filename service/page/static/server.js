@@ -50,6 +50,12 @@ class Server extends EventTarget {
     }
   }
 
+  /** Asks for the modes anew, where something on this page has changed them. */
+  async renew() {
+    this.modes = await get("/modes");
+    this.dispatchEvent(new Event("change"));
+  }
+
   /** Whether at least some modes can be asked. */
   get answers() {
     return this.state === "ready" || this.state === "degraded";

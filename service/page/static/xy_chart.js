@@ -5,7 +5,7 @@ import { el, replace, significant, svg } from "./dom.js";
 const BOX = { left: 60, right: 20, top: 18, bottom: 46 };
 const HEIGHT = 340;
 const NARROWEST = 280;
-const SHAPES = {
+export const SHAPES = {
   circle: "M5 0A5 5 0 1 1-5 0A5 5 0 1 1 5 0",
   square: "M-4.5-4.5h9v9h-9z",
   diamond: "M0-6L6 0L0 6L-6 0z",
@@ -21,8 +21,8 @@ const SHAPES = {
  *
  * `chart`: `{label, x, y, series}`; an axis is `{label, log}`; a series is `{name, colour, symbol, line, area,
  * points}` with `line` `solid`, `dashed` or null, `area` true for a band between `low` and `high` of `y`. A point
- * is `{x, y, x_low, x_high, y_low, y_high, text, about}`; ends that are missing have no bar, `text` stands beside
- * it, and `about` appears where the pointer rests on it.
+ * is `{x, y, x_low, x_high, y_low, y_high, text, about, kind}`; ends that are missing have no bar, `text` stands
+ * beside it, `about` appears where the pointer rests on it, and `kind` is a class of its mark and bars.
  */
 export function xyChart(node, chart) {
   const width = Math.max(NARROWEST, node.clientWidth);
@@ -47,7 +47,7 @@ function group(series, x, y) {
     !series.area && points.map((one) => bars(one, x, y)),
     series.symbol && points.map((one) => {
       const [left, top] = at(one);
-      return svg("path", { class: "point", d: SHAPES[series.symbol] ?? SHAPES.circle, transform: `translate(${left.toFixed(1)} ${top.toFixed(1)})` }, one.about && svg("title", {}, one.about));
+      return svg("path", { class: `point ${one.kind ?? ""}`, d: SHAPES[series.symbol] ?? SHAPES.circle, transform: `translate(${left.toFixed(1)} ${top.toFixed(1)})` }, one.about && svg("title", {}, one.about));
     }),
     points.map((one) => one.text && label(one, x, y)),
   );
@@ -61,9 +61,10 @@ function label(one, x, y) {
 
 function bars(one, x, y) {
   const [left, top] = [x(one.x), y(one.y)];
+  const name = `bar ${one.kind ?? ""}`;
   return [
-    present(one.x_low) && present(one.x_high) && svg("line", { class: "bar", x1: x(one.x_low), x2: x(one.x_high), y1: top, y2: top }),
-    present(one.y_low) && present(one.y_high) && svg("line", { class: "bar", x1: left, x2: left, y1: y(one.y_low), y2: y(one.y_high) }),
+    present(one.x_low) && present(one.x_high) && svg("line", { class: name, x1: x(one.x_low), x2: x(one.x_high), y1: top, y2: top }),
+    present(one.y_low) && present(one.y_high) && svg("line", { class: name, x1: left, x2: left, y1: y(one.y_low), y2: y(one.y_high) }),
   ];
 }
 

@@ -3,20 +3,22 @@
 import { apiKey, located } from "../../api.js";
 import { el, replace } from "../../dom.js";
 
-/** A part that stays closed until somebody wants it; `read()` gives `{body, modes}` as the form has them. */
+/** A part that stays closed until somebody wants it; `read()` gives `{body, budget, modes}` as the form has them. */
 export function code(read) {
   const shown = el("div", { class: "stack tight" });
   const details = el("details", { class: "as-code" }, el("summary", {}, "The same as code"), shown);
   const draw = () => {
     if (!details.open) return;
-    const { body, modes } = read();
-    replace(shown, block("curl", modes.map((mode) => curl(mode, body)).join("\n")), block("Python", python(modes, body)));
+    const { body, budget, modes } = read();
+    const of = (mode) => (mode === "auto" && budget ? { ...body, budget } : body);
+    replace(shown, block("curl", modes.map((mode) => curl(mode, of(mode))).join("\n")), block("Python", python(modes, body, modes.includes("auto") ? budget : null)));
   };
   details.addEventListener("toggle", draw);
   return { node: details, draw };
 }
 
-function block(name, text) {
+/** A text to copy, under its name. */
+export function block(name, text) {
   const said = el("span", { class: "muted small", role: "status" });
   const copy = el("button", { type: "button", class: "button quiet slim", on: { click: () => copied(text, said) } }, `Copy ${name}`);
   return el("div", {}, el("div", { class: "row" }, el("span", { class: "field-label" }, name), copy, said), el("pre", { class: "scroll small", tabindex: "0", "aria-label": name }, el("code", {}, text)));
@@ -38,7 +40,7 @@ function curl(mode, body) {
   return `curl -X POST '${located(`/generate?mode=${encodeURIComponent(mode)}`)}'${key} -H 'content-type: application/json' -d '${json}'`;
 }
 
-function python(modes, body) {
+function python(modes, body, budget) {
   const key = apiKey() ? ', headers={"authorization": f"Bearer {os.environ[\'VBON_API_KEY\']}"}' : "";
   return [
     ...(apiKey() ? ["import os", ""] : []),
@@ -46,7 +48,8 @@ function python(modes, body) {
     "",
     `body = ${literal(body)}`,
     `for mode in ${literal(modes)}:`,
-    `    answer = httpx.post("${located("/generate")}", params={"mode": mode}, json=body, timeout=600${key})`,
+    ...(budget ? [`    own = {"budget": ${literal(budget)}} if mode == "auto" else {}`] : []),
+    `    answer = httpx.post("${located("/generate")}", params={"mode": mode}, json=${budget ? "body | own" : "body"}, timeout=600${key})`,
     "    print(mode, answer.raise_for_status().json()[\"text\"])",
   ].join("\n");
 }

@@ -19,6 +19,14 @@ const REMEDIES = {
 // The same question would be refused again.
 const FOR_GOOD = new Set(["forbidden", "invalid_input", "prompt_too_long", "unauthorized"]);
 
+// A budget that no measured setting can be chosen by.
+const OF_BUDGETS = { not_ready: "The view Tune says how to measure them again." };
+
+/** The server's words with the names of this page's fields in the place of the API's. */
+function inPageWords(message) {
+  return message.replace(/\bleave (the )?budget out\b/g, "choose no budget").replace(/\bmax_tokens\b/g, "Max tokens");
+}
+
 /**
  * A block that tells an ApiError: the server's words, and a remedy where they hold none.
  *
@@ -26,13 +34,15 @@ const FOR_GOOD = new Set(["forbidden", "invalid_input", "prompt_too_long", "unau
  */
 export function trouble(error, { retry = null } = {}) {
   const again = retry !== null && !FOR_GOOD.has(error.type);
-  const remedy = REMEDIES[error.type];
+  const words = inPageWords(error.message);
+  // Of a key without the admin role, the server's words say what to do.
+  const remedy = /admin role/.test(error.message) ? null : /^the budget/.test(error.message) ? OF_BUDGETS[error.type] : REMEDIES[error.type];
   const when = el("p", { class: "small" });
   const button = el("button", { type: "button", class: "button slim" }, "Try again");
   button.addEventListener("click", () => retry());
   const block = el(
     "div", { class: "error", role: "group", "aria-label": "What went wrong" },
-    el("p", {}, error.message),
+    el("p", {}, words),
     remedy && el("p", { class: "small" }, remedy),
     error.retryAfter !== null && when,
     again && el("p", {}, button),
