@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from service.generation.references import policy_ref, sampling_differences, scorer_ref
 from service.routes.dependencies import RuntimeDep, StoreDep
 from service.runtime.modes import Mode
+from service.runtime.routing import BudgetKind
 from service.runtime.runtime import Runtime
 from service.schemas import DefaultSampling, ModeInfo, ModesResponse, SamplingFields
 from service.settings import AUTO
@@ -52,6 +53,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
         gold_model=scorer_ref("gold", runtime.gold),
         limits=settings.limits.model_dump(),
         collects=runtime.collect is not None,
+        budgets=_budgets(runtime),
         hardware=await asyncio.to_thread(describe_hardware),
         records=store.where is not None,
     )
@@ -64,6 +66,14 @@ def _default_n(runtime: Runtime, mode: Mode) -> int:
     if mode.num_samples is not None:
         return mode.num_samples
     return settings.auto_n if mode.name == AUTO else settings.default_n
+
+
+def _budgets(runtime: Runtime) -> list[BudgetKind]:
+    if runtime.priced is None:
+        return []
+    prices = runtime.settings.auto
+    priced = prices.price_per_hour is not None or prices.price_per_million_tokens is not None
+    return ["tokens", "money", "reward"] if priced else ["tokens", "reward"]
 
 
 def _differences(runtime: Runtime, policy: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -63,6 +63,10 @@ class ModesResponse(BaseModel):
     limits: dict[str, Any]
     collects: bool = Field(
         description="true if answers are kept for training unless the request says `store: false`"
+    )
+    budgets: list[Literal["tokens", "money", "reward"]] = Field(
+        description="kinds of budget that requests of mode auto may have; empty without a table of measured "
+        "settings, and without money where the server has no prices"
     )
     hardware: str = Field(
         description="this server's GPUs or CPU, on which figures that are measured here depend"

@@ -154,6 +154,18 @@ GRID = [
 ]
 
 
+async def test_modes_say_which_budgets_requests_may_have(service: Service) -> None:
+    modes = (await service.client.get("/modes")).json()
+    assert modes["budgets"] == ["tokens", "reward"]
+    assert (await service.client.delete("/auto/table")).status_code == 204
+    assert (await service.client.get("/modes")).json()["budgets"] == []
+    for price in ("price_per_hour", "price_per_million_tokens"):
+        async with started(auto={price: 2.0}) as priced:
+            await priced.put(exact_table())
+            found = (await priced.client.get("/modes")).json()["budgets"]
+            assert found == ["tokens", "money", "reward"]
+
+
 async def test_at_every_price_the_best_setting_answers(service: Service) -> None:
     """The choice is the enumerated argmax, and the answer is made with its N and policy."""
     seen = set()

@@ -78,7 +78,7 @@ class Play {
     }
   }
 
-  async #ask({ body, modes, oneAtATime }) {
+  async #ask({ body, budget, modes, oneAtATime }) {
     this.#stop();
     this.#stopping = new AbortController();
     const { signal } = this.#stopping;
@@ -86,7 +86,7 @@ class Play {
     const range = new Range(this.#results);
     const { announce } = this.#context;
     const again = (column) => this.#again(column);
-    this.#columns = modes.map((mode) => new Column({ mode, body, range, announce, again }));
+    this.#columns = modes.map((mode) => new Column({ mode, body: mode.name === "auto" && budget ? { ...body, budget } : body, range, announce, again }));
     const nodes = this.#columns.map((column) => column.node);
     const summary = el("p", { class: "summary", hidden: true });
     this.#summarise = () => sum(summary, this.#columns);

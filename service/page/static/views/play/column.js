@@ -3,6 +3,7 @@
 import { ApiError, stream } from "../../api.js";
 import { duration, el, freshId, number, replace } from "../../dom.js";
 import { Candidates } from "./candidates.js";
+import { chosen } from "./chosen.js";
 import { reranks } from "./form.js";
 import { trouble } from "./trouble.js";
 
@@ -89,12 +90,12 @@ export class Column {
     parts.text.textContent = answer.text;
     parts.progress.hidden = true;
     if (answer.text === "") replace(parts.text, el("em", { class: "muted" }, " ended at once, without a word"));
-    if (this.#candidates) {
+    if (this.#candidates && answer.candidates.length > 1) {
       parts.label.textContent = `chosen: candidate ${answer.selected_index + 1} of ${answer.candidates.length}`;
       this.#showCandidates();
       this.#candidates.finish(answer.candidates, answer.selected_index);
     }
-    replace(parts.facts, facts(answer));
+    replace(parts.facts, chosen(answer, this.#body.budget), facts(answer));
     this.#state("done", "good");
     const reward = answer.reward === null ? "no reward" : `reward ${number(answer.reward, 2)}`;
     this.#announce(`${this.#mode.name}: answered, ${reward}, ${duration(answer.timings_ms.total)}`);
@@ -156,7 +157,7 @@ export class Column {
       "p", { class: "answer" }, el("span", { class: "muted" }, messages ? "" : shown), parts.text,
     );
     this.#parts = parts;
-    const how = reranks(this.#mode) ? `N = ${number(this.#count)}` : "one sample";
+    const how = this.#mode.name === "auto" ? "chosen for each prompt" : reranks(this.#mode) ? `N = ${number(this.#count)}` : "one sample";
     return el(
       "article", { class: "card column", "aria-labelledby": id, data: { mode: this.#mode.name } },
       el(

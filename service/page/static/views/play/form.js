@@ -1,11 +1,13 @@
 // What to ask: the prompt, the modes, and how to draw.
 
 import { el, field, replace } from "../../dom.js";
+import { Budget } from "./budget.js";
 import { code } from "./code.js";
 
 const EXAMPLES = ["the film was", "i watched this movie", "the acting is", "another recent documentary"];
 const USUAL = ["ref", "bon", "vbon"];
 const FEW = 6;
+const ALWAYS = ["bon", "auto"]; // shown even where many modes draw candidates
 
 /** Whether a mode draws several candidates and chooses. */
 export function reranks(mode) {
@@ -19,6 +21,7 @@ export class Form {
   #offered = "";
   #parts = {};
   #ready = false;
+  #budget = new Budget({ onChoose: () => this.#choose("auto") });
 
   constructor({ onAsk, onStop }) {
     this.#onAsk = onAsk;
@@ -29,13 +32,14 @@ export class Form {
   /** Shows the server's modes; what was chosen before stays chosen. */
   offer(answer) {
     const names = answer.modes.map((mode) => mode.name);
+    this.#budget.offer(names.includes("auto") ? answer.budgets : []);
     if (this.#offered === names.join()) return;
     const before = this.#offered ? this.#chosen().map((mode) => mode.name) : null;
     this.#offered = names.join();
     const usual = USUAL.filter((name) => names.includes(name));
     const chosen = new Set(before ?? (usual.length ? usual : [answer.default_mode]));
     this.#modes = new Map(answer.modes.map((mode) => [mode.name, { mode, box: choice(mode, chosen) }]));
-    const plain = answer.modes.filter((mode) => !reranks(mode) || mode.name === "bon");
+    const plain = answer.modes.filter((mode) => !reranks(mode) || ALWAYS.includes(mode.name));
     const others = answer.modes.filter((mode) => !plain.includes(mode));
     const shown = answer.modes.length <= FEW ? answer.modes : plain;
     const boxes = (modes) => modes.map((mode) => this.#modes.get(mode.name).box);
@@ -97,6 +101,11 @@ export class Form {
     return text !== "";
   }
 
+  #choose(name) {
+    const box = this.#modes.get(name)?.box;
+    if (box) box.firstChild.checked = true;
+  }
+
   #chosen() {
     return [...this.#modes.values()].filter(({ box }) => box.firstChild.checked).map(({ mode }) => mode);
   }
@@ -109,8 +118,10 @@ export class Form {
       this.#say("Choose at least one way to answer.");
       return;
     }
+    const wrong = this.#budget.trouble(modes.map((mode) => mode.name));
+    if (this.#say(wrong)) return;
     const body = { ...this.#asked(), stream: true, return_candidates: true };
-    this.#onAsk({ body, modes, oneAtATime: this.#parts.oneAtATime.checked });
+    this.#onAsk({ body, budget: this.#budget.value, modes, oneAtATime: this.#parts.oneAtATime.checked });
   }
 
   /** The request without what only this page wants of it. */
@@ -142,7 +153,7 @@ export class Form {
     );
     this.#parts = parts;
     const check = (words, input, hint) => el("label", { class: "check", title: hint }, input, words);
-    const asCode = code(() => ({ body: this.#asked(), modes: this.#chosen().map((mode) => mode.name) }));
+    const asCode = code(() => ({ body: this.#asked(), budget: this.#budget.value, modes: this.#chosen().map((mode) => mode.name) }));
     const form = el(
       "form", { class: "card stack play-form", "aria-label": "What to ask" },
       el("div", { class: "stack tight" }, field("Prompt", parts.prompt), this.#examples()),
@@ -153,7 +164,9 @@ export class Form {
         field("Max tokens", parts.maxTokens),
         field("Temperature", parts.temperature),
         field("Seed", parts.seed),
+        this.#budget.fields,
       ),
+      this.#budget.hint,
       parts.trouble,
       el(
         "div", { class: "row apart" },
