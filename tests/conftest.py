@@ -108,8 +108,9 @@ async def stage(
     """The stage of the faults; the browser tests use its real service too, started once a session."""
     pytest.importorskip("vllm")
     from tests.faults.stage import Stage
+    from tests.forks import ForkedService
 
-    found = Stage(sandbox, tmp_path_factory.mktemp("faults"), SIZE_IN_CI)
+    found = Stage(sandbox, tmp_path_factory.mktemp("faults"), SIZE_IN_CI, ForkedService)
     try:
         yield found
     finally:

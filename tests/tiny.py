@@ -7,6 +7,9 @@ from pathlib import Path
 from training.configs import SampleConfig, SandboxConfig, TrainConfig
 from training.train.config import train_config_type
 
+# Arguments of vLLM: bytes for the KV cache of an engine, which would fill a gibibyte with zeros by default.
+SMALL_CACHE = {"kv_cache_memory_bytes": 2**26}
+
 
 def sample_config(sandbox: Path, out: Path, **changes: object) -> SampleConfig:
     values: dict[str, object] = {

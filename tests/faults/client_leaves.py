@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import httpx
 
-from tests.faults.service import BODY, Service, serving
+from tests.faults.service import BODY, ENGINE_FLAGS, Service
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 from tests.faults.tools.wire import Wire, post, wire
@@ -23,9 +23,7 @@ async def inject(stage: Stage) -> Tally:
     """Leave the shared service at every stage, and one with a slow scorer while it reranks."""
     tally = Tally()
     await _leave_often(await stage.service(), stage.count(5000), tally)
-    slow = serving(
-        stage.sandbox, stage.scratch, "--engine.enforce-eager",
-        "--policies", f"ref={stage.sandbox / 'policy'}",
+    slow = stage.serving(*ENGINE_FLAGS, "--policies", f"ref={stage.sandbox / 'policy'}",
         "--reward", "python:tests.faults.tools.scorers:slow", models=False,
     )  # fmt: skip
     async with slow as service:

@@ -10,7 +10,7 @@ from time import perf_counter
 
 import httpx
 
-from tests.faults.service import Service, serving
+from tests.faults.service import ENGINE_FLAGS, Service
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 from vbon.distil.answer import parse_line
@@ -37,10 +37,10 @@ async def inject(stage: Stage) -> Tally:
     torn = False
     for turn in range(stage.count(6, least=2) + 1):
         flags = (
-            *("--engine.enforce-eager", "--policies", f"ref={stage.sandbox / 'policy'}"),
+            *(*ENGINE_FLAGS, "--policies", f"ref={stage.sandbox / 'policy'}"),
             *("--reward", str(stage.sandbox / "reward"), "--distil.dir", str(kept)),
         )
-        async with serving(stage.sandbox, stage.scratch, *flags, models=False) as service:
+        async with stage.serving(*flags, models=False) as service:
             _compare(before, _lines(kept), tally)
             cut = await service.metric("vbon_distil_cut_bytes_total")
             said = "incomplete line" in service.log.read_text(errors="replace")

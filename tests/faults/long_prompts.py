@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 
 from service.auth.keys import new_key, write_keys
-from tests.faults.service import Service, serving
+from tests.faults.service import ENGINE_FLAGS, Service
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 from tests.faults.tools.wire import post, wire
@@ -46,13 +46,11 @@ async def inject(stage: Stage) -> Tally:
     write_keys(keys, [key for key, _ in pairs.values()])
     tokens = {name: token for name, (_, token) in pairs.items()}
     flags = (
-        *("--engine.enforce-eager", "--policies", f"ref={chatty}"),
+        *(*ENGINE_FLAGS, "--policies", f"ref={chatty}"),
         *("--reward", str(stage.sandbox / "reward")),
         *("--auth.keys-file", str(keys), "--engine.encode-timeout-s", "1"),
     )
-    async with serving(
-        stage.sandbox, stage.scratch, *flags, models=False, token=tokens["other"]
-    ) as service:
+    async with stage.serving(*flags, models=False, token=tokens["other"]) as service:
         await service.ask("ref")
         count = stage.count(1000, least=40)
         idle = await _health_ms(service, count, tally)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
-from tests.faults.service import BODY, ROOT, Service, serving
+from tests.faults.service import BODY, ROOT, Service
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 from tests.faults.tools import offered_load
@@ -62,12 +62,12 @@ async def inject(stage: Stage) -> Tally:
     tally = Tally()
     count = stage.count(250, least=20)
     async with _responder() as responder:
-        async with serving(stage.sandbox, stage.scratch) as service:
+        async with stage.serving() as service:
             running = await _width(_Measured(service, responder, tally), count)
         waiting = running // 4
         flags = ("--limits.running-sequences", str(running))
         flags += ("--limits.waiting-sequences", str(waiting))
-        async with serving(stage.sandbox, stage.scratch, *flags) as service:
+        async with stage.serving(*flags) as service:
             await service.ask()
             before = await service.held()
             measured = _Measured(service, responder, tally)

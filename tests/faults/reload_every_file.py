@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from tests.faults.service import Service, serving
+from tests.faults.service import ENGINE_FLAGS, Service
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 
@@ -104,10 +104,10 @@ async def _restart_newest_engine(service: Service, tally: Tally) -> None:
 
 async def _fresh(stage: Stage, model: Path, tally: Tally) -> Answers:
     flags = (
-        *("--engine.enforce-eager", "--policies", f"ref={model}"),
+        *(*ENGINE_FLAGS, "--policies", f"ref={model}"),
         *("--reward", str(stage.sandbox / "reward")),
     )
-    async with serving(stage.sandbox, stage.scratch, *flags, models=False) as service:
+    async with stage.serving(*flags, models=False) as service:
         return await _answers(service, "ref", tally)
 
 

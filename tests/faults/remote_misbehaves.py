@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.faults.service import Service, serving
+from tests.faults.service import Service
 from tests.faults.stage import Stage
 from tests.faults.steady_load import must_answer
 from tests.faults.tally import Tally
@@ -37,7 +37,7 @@ async def inject(stage: Stage) -> Tally:
             "--engine.remote-timeout-s", "1.5", "--reward-timeout-s", "1.5",
             "--engine.remote-max-backoff-s", "0.5",
         )  # fmt: skip
-        async with serving(stage.sandbox, stage.scratch, *flags, models=False) as service:
+        async with stage.serving(*flags, models=False) as service:
             await _connect(service, tally, "before any fault")
             before = await service.held()
             for fault in ENGINE_FAULTS:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S, STOP_S = 600.0, 40.0
+# A cache of 64 MiB holds all that faults decode at once; each engine would fill a gibibyte with zeros.
+ENGINE_FLAGS = ("--engine.enforce-eager", "--engine.args", f"kv_cache_memory_bytes={2**26}")
 BODY: dict[str, Any] = {"prompt": "the film was", "n": 4, "max_tokens": 12}
 
 
@@ -113,6 +115,16 @@ class Service:
             await asyncio.sleep(0.2)
 
 
+Start = Callable[[list[str], Path], psutil.Popen]
+
+
+def start_command(arguments: list[str], log: Path) -> psutil.Popen:
+    """Start ``python -m service`` with these arguments; what it prints is written to a file."""
+    command = [sys.executable, "-m", "service", *arguments]
+    with log.open("wb") as out:
+        return psutil.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+
+
 @asynccontextmanager
 async def serving(
     sandbox: Path,
@@ -121,18 +133,19 @@ async def serving(
     models: bool = True,
     token: str | None = None,
     log: Path | None = None,
+    start: Start = start_command,
 ) -> AsyncGenerator[Service, None]:
     """Start it on the sandbox's models, or on what the flags name; ready. All of it is gone afterwards."""
     from service.bench.processes import free_port
 
     port = free_port()
     log = log or scratch / f"service-{port}.log"
-    command = [
-        sys.executable, "-m", "service", "serve", "--port", str(port),
-        "--store", str(scratch / f"store-{port}.db"), *(_models(sandbox) if models else ()), *flags,
-    ]  # fmt: skip
-    with log.open("wb") as out:
-        process = psutil.Popen(command, cwd=ROOT, stdout=out, stderr=out, start_new_session=True)
+    arguments = [
+        *("serve", "--port", str(port), "--store", str(scratch / f"store-{port}.db")),
+        *(_models(sandbox) if models else ()),
+        *flags,
+    ]
+    process = start(arguments, log)
     # A connection for each request: with hundreds of idle ones httpx's pool takes ten times as long as the
     # server, and one that has been idle too long may be closed under the request it was given.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -156,7 +169,6 @@ async def serving(
 
 def _models(sandbox: Path) -> tuple[str, ...]:
     return (
-        "--engine.enforce-eager",
-        "--policies", f"ref={sandbox / 'policy'}", "--policies", f"vbon={sandbox / 'vbon'}",
+        *ENGINE_FLAGS, "--policies", f"ref={sandbox / 'policy'}", "--policies", f"vbon={sandbox / 'vbon'}",
         "--reward", str(sandbox / "reward"),
     )  # fmt: skip

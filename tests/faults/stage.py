@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from service.auth.keys import new_key, write_keys
-from tests.faults.service import Service, serving
+from tests.faults.service import Service, Start, serving, start_command
 
 RECEIVE_TIMEOUT_S = 5.0
 DRAIN_S = 4.0
@@ -27,10 +28,16 @@ class Stage:
         scratch: a folder for files of its own.
         served: the checkpoint that the second service serves as ``vbon``, to be changed.
         size: 1 in full, less in CI.
+
+    Args:
+        start: starts the process of a service.
     """
 
-    def __init__(self, sandbox: Path, scratch: Path, size: float) -> None:
+    def __init__(
+        self, sandbox: Path, scratch: Path, size: float, start: Start = start_command
+    ) -> None:
         self.sandbox, self.scratch, self.size = sandbox, scratch, size
+        self._start = start
         self.served = scratch / "served-vbon"
         self._shared: Service | None = None
         self._second: Service | None = None
@@ -40,12 +47,14 @@ class Stage:
         """A number of requests or the like at this size."""
         return max(least, round(in_full * self.size))
 
+    def serving(self, *flags: str, **options: Any) -> AbstractAsyncContextManager[Service]:
+        """Another service, of a fault's own; see :func:`tests.faults.service.serving`."""
+        return serving(self.sandbox, self.scratch, *flags, start=self._start, **options)
+
     async def service(self) -> Service:
         """The shared service, ready. It is started anew where a fault has ended it."""
         if self._shared is None or self._shared.process.poll() is not None:
-            self._shared = await self._stack.enter_async_context(
-                serving(self.sandbox, self.scratch, *SHARED_FLAGS)
-            )
+            self._shared = await self._stack.enter_async_context(self.serving(*SHARED_FLAGS))
         await self._shared.until_ready()
         return self._shared
 
@@ -68,9 +77,7 @@ class Stage:
                 *("--limits.drain-s", f"{DRAIN_S:g}"),
                 *("--limits.running-sequences", "16"),
             )
-            self._second = await self._stack.enter_async_context(
-                serving(self.sandbox, self.scratch, *flags, token=token)
-            )
+            self._second = await self._stack.enter_async_context(self.serving(*flags, token=token))
         await self._second.until_ready()
         return self._second
 

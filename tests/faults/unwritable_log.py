@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-from tests.faults.service import Service, serving
+from tests.faults.service import ENGINE_FLAGS, Service
 from tests.faults.stage import Stage
 from tests.faults.steady_load import must_answer
 from tests.faults.tally import Tally
@@ -17,12 +17,10 @@ async def inject(stage: Stage) -> Tally:
     """Start with /dev/full as standard output and error; kill the engine and the reward worker."""
     tally = Tally()
     flags = (
-        *("--engine.enforce-eager", "--policies", f"ref={stage.sandbox / 'policy'}"),
+        *(*ENGINE_FLAGS, "--policies", f"ref={stage.sandbox / 'policy'}"),
         *("--reward", str(stage.sandbox / "reward")),
     )
-    async with serving(
-        stage.sandbox, stage.scratch, *flags, models=False, log=Path("/dev/full")
-    ) as service:
+    async with stage.serving(*flags, models=False, log=Path("/dev/full")) as service:
         await must_answer(service, "bon", tally, "after the start")
         for part in ("EngineCore", "multiprocessing.spawn"):
             await _kill(service, part, tally)
