@@ -11,8 +11,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouter
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from service.admission.asks import Admits
 from service.app import create_app
 from service.fleet.found import FoundReplicas
+from service.fleet.limits import LimitsReplica, shared_admission
 from service.fleet.replicas import PolicyReplica, RewardReplica, open_builder
 from service.fleet.router import TellingRouter
 from service.fleet.scaling import by_load
@@ -33,6 +35,9 @@ from vbon.errors import CheckpointError, InvalidInputError
 _ONGOING = 100_000
 _REMEDY = "`serve status` tells why"
 
+# The host of the limits needs a few hundredths of a core.
+_LIMITS = Scale(cpus=0)
+
 Handles = dict[str, DeploymentHandle[Any]]
 
 
@@ -45,11 +50,12 @@ class FrontEnd:
         service: ServiceSettings,
         policies: Handles,
         scorers: Handles,
+        limits: DeploymentHandle[Any] | None = None,
     ) -> None:
         # The service's settings are those of the deployment, as in the other parts: this machine may have
         # other environment variables.
         self._settings, self._service = settings, service
-        self._policies, self._scorers = policies, scorers
+        self._policies, self._scorers, self._limits = policies, scorers, limits
         self._found: dict[str, FoundReplicas[EngineStates]] = {}
         self._runtime: Runtime | None = None
 
@@ -62,6 +68,7 @@ class FrontEnd:
             {name: self._engine(service, name) for name in service.policies},
             self._scorer("reward", service.reward),
             self._scorer("gold", service.gold),
+            admission=self._admission(service),
         )
         return create_app(self._runtime)
 
@@ -78,7 +85,12 @@ class FrontEnd:
         """The sequences of this front end that decode or wait."""
         runtime = self._runtime
         admission = None if runtime is None else runtime.admission
-        return {"load": 0.0 if admission is None else admission.running + admission.waiting}
+        return {"load": 0.0 if admission is None else admission.own_running + admission.own_waiting}
+
+    def _admission(self, service: ServiceSettings) -> Admits | None:
+        if self._limits is None:
+            return None
+        return shared_admission(self._limits, service, self._settings.front_ends.replicas)
 
     def _engine(self, service: ServiceSettings, policy: str) -> Engine:
         path = service.policies[policy]
@@ -134,6 +146,8 @@ def parts(settings: FleetSettings) -> dict[str, Scale]:
         found["Reward"] = settings.reward
     if service.gold is not None and not is_remote(service.gold):
         found["Gold"] = settings.gold
+    if _shares_limits(settings):
+        found["Limits"] = _LIMITS
     return found
 
 
@@ -163,7 +177,20 @@ def build(settings: FleetSettings) -> Application:
         name="FrontEnd",
         **_options(settings, service, settings.front_ends),
     )
-    return front_end.bind(settings, service, policies, scorers)
+    limits = _limits_deployment(settings, service) if _shares_limits(settings) else None
+    return front_end.bind(settings, service, policies, scorers, limits)
+
+
+def _shares_limits(settings: FleetSettings) -> bool:
+    """True if there may be several front ends, whose limits one replica then holds."""
+    return settings.front_ends.replicas > 1 or settings.front_ends.max_replicas is not None
+
+
+def _limits_deployment(settings: FleetSettings, service: ServiceSettings) -> Application:
+    deployment = serve.deployment(
+        LimitsReplica, name="Limits", **_options(settings, service, _LIMITS)
+    ).options(graceful_shutdown_timeout_s=5)
+    return deployment.bind(service, settings.front_ends.replicas)
 
 
 def _homes(settings: FleetSettings, service: ServiceSettings) -> dict[str, str]:

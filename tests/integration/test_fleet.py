@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,6 +22,7 @@ from vbon.errors import EngineDeadError, RewardError
 from vbon.prompts import Prompt
 
 if TYPE_CHECKING:
+    from service.admission.host import SharedState
     from tests.fleet_parts import Fleet
 
 pytestmark = pytest.mark.ray
@@ -333,6 +334,79 @@ async def test_a_killed_front_end_fails_its_own_requests_only(
 
     # Sequences of the front end that died are not decoded to their end for nobody.
     await eventually(idle)
+
+
+@asynccontextmanager
+async def limits_seen() -> AsyncGenerator[Callable[[], SharedState], None]:
+    """The state of the limits, as one more front end sees it."""
+    from ray import serve
+
+    from service.wire.limits import limits_connector
+    from tests.fleet_parts import APPLICATION
+
+    handle = serve.get_deployment_handle("Limits", APPLICATION)
+
+    async def place() -> Any:
+        return await handle.place.remote()
+
+    client = await limits_connector(place)()
+    async with aclosing(client.stream("join", "observer")) as states:
+        seen = [await anext(states)]
+
+        async def watch() -> None:
+            async for state in states:
+                seen.append(state)
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield lambda: seen[-1]
+        finally:
+            client.close()
+            await asyncio.gather(watching, return_exceptions=True)
+
+
+async def shares(client: httpx.AsyncClient) -> set[float]:
+    """Whether each of the front ends, which the proxy asks in turns, has the limits of all."""
+    pages = [(await client.get("/metrics")).text for _ in range(6)]
+    return {float(page.split("\nvbon:limits_shared ")[1].split()[0]) for page in pages}
+
+
+async def test_limits_count_the_requests_of_all_front_ends(client: httpx.AsyncClient) -> None:
+    async with limits_seen() as state:
+        sent = [
+            asyncio.create_task(client.post("/generate?mode=bon", json={**LONG, "seed": seed}))
+            for seed in range(6)
+        ]
+
+        async def counted() -> bool:
+            return state().running == 48
+
+        await eventually(counted)
+        assert state().front_ends == 3
+        assert {(await one).status_code for one in sent} == {200}
+
+        async def idle() -> bool:
+            return state().running == 0
+
+        await eventually(idle)
+
+
+async def test_a_killed_host_of_the_limits_costs_no_answer_and_is_replaced(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    answers = await all_answered(client, lambda: fleet.kill("Limits"), range(60, 72))
+    assert told(answers) == {200: 12}
+
+    async def back() -> bool:
+        return await shares(client) == {1.0}
+
+    await eventually(back)
+    async with limits_seen() as state:
+
+        async def joined() -> bool:
+            return state().front_ends == 3 and state().running == 0
+
+        await eventually(joined)
 
 
 async def test_a_stream_whose_replica_dies_ends_with_an_error(fleet: Fleet) -> None:

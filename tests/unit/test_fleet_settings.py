@@ -138,6 +138,10 @@ def test_a_scale_for_a_policy_without_replicas_of_its_own_is_refused(tmp_path: P
             ):
                 use(settings)
     assert list(parts(FleetSettings(service=service))) == ["FrontEnd", "Policy-ref"]
+    # Several front ends have their limits in common.
+    for scale in ({"replicas": 2}, {"max_replicas": 2}):
+        several = FleetSettings(service=service, front_ends=scale)  # type: ignore[arg-type]
+        assert list(parts(several)) == ["FrontEnd", "Policy-ref", "Limits"]
 
 
 def test_front_ends_have_the_environment_of_the_deployment(
@@ -181,7 +185,7 @@ def test_every_part_lets_requests_end_before_it_is_taken_down() -> None:
     service = {"reward": "x", "gold": "y", "limits": {"drain_s": 70}}
     front_end = build(FleetSettings(service=service))._bound_deployment
     deployed = [
-        one._bound_deployment for handles in front_end.init_args[2:] for one in handles.values()
+        one._bound_deployment for handles in front_end.init_args[2:4] for one in handles.values()
     ]
     assert len({one.name for one in deployed}) == 4
     for one in (front_end, *deployed):
