@@ -132,6 +132,7 @@ ROOMS = {
     "service.loadtest.load service.loadtest.report service.store vbon.cli vbon.measured",
     "service.bench": "service.app service.client service.loadtest.load service.runtime service.server "
     "service.settings vbon.engine vbon.engine.vllm",
+    "service.bench.fleet": "service.admission service.context vbon.cli vbon.engine",
     "service.bench.peers": "service.bench",
     "service.bench.peers.optillm.plugins": "",
     "service.bench.reloads": "service.auth service.bench",

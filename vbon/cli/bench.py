@@ -1,4 +1,4 @@
-"""``vbon bench``: the benches of serving, reward models, training and tuning."""
+"""``vbon bench``: the benches of serving, reward models, fleets, training and tuning."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ BENCHES = {
     "tune": Lazy(
         "vbon.tuning.bench.command:app tune",
         "Compare samplers of settings on the same problems, at equal numbers of evaluations.",
+        "Benches",
+    ),
+    "fleet": Lazy(
+        "service.bench.fleet.command:app fleet",
+        "Simulate fleets of 1 to 64 replicas: p99, goodput, and the cost of limits that front ends share.",
         "Benches",
     ),
 }
