@@ -78,6 +78,7 @@ class Fleet:
     """A running fleet of two front ends, two replicas of ``ref``, one of ``vbon`` and two of the reward."""
 
     url: str
+    direct_url: str
     settings: FleetSettings
 
     @classmethod
@@ -89,7 +90,9 @@ class Fleet:
         from service.fleet import app
         from tests.unit.openai_imitation import free_port
 
+        port, direct = free_port(), free_port()
         settings = FleetSettings(
+            direct_port=direct,
             service={
                 "policies": {"ref": "fake:2", "vbon": "fake:2"},
                 "reward": "fake",
@@ -101,12 +104,11 @@ class Fleet:
             reward={"replicas": 2, **SMALL},  # type: ignore[arg-type]
             health_check_s=1.0,
         )
-        port = free_port()
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             # As from a file.
             serve.run(app(settings.model_dump()), name=APPLICATION, route_prefix="/")
-            yield cls(f"http://127.0.0.1:{port}", settings)
+            yield cls(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{direct}", settings)
         finally:
             serve.shutdown()
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from service.bench.answers import Answers
 from service.bench.candidates_client import CandidatesJob, client_in_child
 from service.bench.contest import Contender, contest, service_contender
-from service.bench.harness import Bench, Figure
+from service.bench.figures import Figure
+from service.bench.harness import Bench
 from service.bench.scorer_endpoint import scorer_endpoint
 from service.bench.vllm_serve import MODEL, vllm_serve
 from service.runtime.served_scorer import ServedScorer

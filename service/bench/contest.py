@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from service.bench.answers import Answers
-from service.bench.harness import Bench, Figure, in_turns, ratios, with_unit
+from service.bench.figures import Figure, in_turns, ratios, with_unit
+from service.bench.harness import Bench
 from service.runtime.served_scorer import ServedScorer
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import bootstrap_mean

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import cycle, islice
 from time import perf_counter
 from typing import Any
@@ -21,50 +21,8 @@ from service.server import keep_for_good
 from vbon.engine import Sampling
 from vbon.engine.vllm.engine import VllmEngine, generate_bare
 from vbon.errors import VbonError
-from vbon.maths.intervals import MedianRange
-from vbon.maths.statistics import median_range
 from vbon.prompt_files import prompt_record
 from vbon.prompts import Prompt
-
-Measure = Callable[[], Awaitable[float]]  # one measurement of one side
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One row of the table.
-
-    Attributes:
-        value: the value that the goal applies to; a ratio in most rows.
-        goal: the value aimed for, at least or at most, as ``at_least`` says.
-        detail: the values of both sides, with their unit.
-        quality: rewards of the sides by reward model, in rows that compare answers.
-    """
-
-    name: str
-    value: MedianRange
-    goal: float | None
-    at_least: bool
-    detail: str
-    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    @property
-    def reached(self) -> bool | None:
-        """True if the median reaches the goal; ``None`` without a goal."""
-        if self.goal is None:
-            return None
-        return self.value.median >= self.goal if self.at_least else self.value.median <= self.goal
-
-    def as_dict(self) -> dict[str, Any]:
-        """The figure as JSON."""
-        return {
-            "name": self.name,
-            **asdict(self.value),
-            "goal": self.goal,
-            "at_least": self.at_least,
-            "reached": self.reached,
-            "detail": self.detail,
-            **({"quality": self.quality} if self.quality else {}),
-        }
 
 
 @dataclass
@@ -130,31 +88,6 @@ class Bench:
     def cycled(self, count: int) -> Iterator[Prompt]:
         """The prompts of ``count`` requests: all in order, then again from the start."""
         return islice(cycle(self.prompts), count)
-
-
-async def in_turns(pairs: int, first: Measure, second: Measure) -> tuple[list[float], list[float]]:
-    """Measure both sides ``pairs`` times; which side begins alternates.
-
-    One measurement of each before that is thrown away.
-    """
-    await first()
-    await second()
-    found: tuple[list[float], list[float]] = ([], [])
-    for pair in range(pairs):
-        for side in (0, 1) if pair % 2 == 0 else (1, 0):
-            found[side].append(await (first, second)[side]())
-    return found
-
-
-def with_unit(values: list[float], unit: str) -> str:
-    """Median, smallest and largest value of one side, as text."""
-    found = median_range(values)
-    return f"{found.median:.4g} [{found.low:.4g}, {found.high:.4g}] {unit}"
-
-
-def ratios(above: Sequence[float], below: Sequence[float]) -> MedianRange:
-    """Ratios of measurements that were taken one after the other."""
-    return median_range([a / b for a, b in zip(above, below, strict=True)])
 
 
 @asynccontextmanager

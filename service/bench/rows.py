@@ -12,7 +12,8 @@ from time import perf_counter, process_time
 import httpx
 
 from service.bench.client import client
-from service.bench.harness import Bench, Figure, Measure, in_turns, ratios, with_unit
+from service.bench.figures import Figure, Measure, in_turns, ratios, with_unit
+from service.bench.harness import Bench
 from service.bench.peers.row import peers
 from service.bench.token_need import token_need
 from service.distil.collector import Collector

@@ -7,10 +7,10 @@ import logging
 from typing import Any
 
 import uvicorn
-from rich.table import Table
 
 from service.bench.config import BenchSettings
-from service.bench.harness import Bench, Figure, served
+from service.bench.figures import Figure, table_of
+from service.bench.harness import Bench, served
 from service.bench.rows import ROWS
 from service.runtime.build import build_runtime
 from vbon.errors import DataError, InvalidInputError
@@ -88,23 +88,5 @@ async def _measure(settings: BenchSettings) -> list[Figure]:
                 figures.append(figure)
                 logger.info("%s: %s", figure.name, figure.detail)
     console = table_console()
-    console.print(table_of(settings, figures))
+    console.print(table_of(settings.pairs, figures))
     return figures
-
-
-def table_of(settings: BenchSettings, figures: list[Figure]) -> Table:
-    """Median, smallest and largest value of each figure, beside its goal."""
-    table = Table(title=f"median \\[smallest, largest] of {settings.pairs} pairs")
-    for column in ("measure", "value", "goal", "reached", "sides"):
-        table.add_column(column)
-    for figure in figures:
-        value, reached = figure.value, figure.reached
-        goal = "" if figure.goal is None else f"{'>=' if figure.at_least else '<='} {figure.goal:g}"
-        table.add_row(
-            figure.name,
-            f"{value.median:.3g} \\[{value.low:.3g}, {value.high:.3g}]",
-            goal,
-            "" if reached is None else ("yes" if reached else "no"),
-            figure.detail,
-        )
-    return table

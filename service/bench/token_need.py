@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.bench.harness import Bench, Figure
+from service.bench.figures import Figure
+from service.bench.harness import Bench
 from vbon.maths.intervals import MedianRange
 from vbon.maths.reward_prior import RewardPrior, estimate_reward_prior
 

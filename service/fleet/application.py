@@ -13,6 +13,7 @@ from ray.serve.schema import LoggingConfig
 
 from service.admission.asks import Admits
 from service.app import create_app
+from service.fleet.direct import DirectApp
 from service.fleet.found import FoundReplicas
 from service.fleet.limits import LimitsReplica, shared_admission
 from service.fleet.replicas import PolicyReplica, RewardReplica, open_builder
@@ -23,6 +24,7 @@ from service.observability.logs import set_up_logs
 from service.runtime.build import is_adapter
 from service.runtime.runtime import Runtime
 from service.runtime.served_scorer import ServedScorer
+from service.server import keep_for_good
 from service.settings import REFERENCE, ServiceSettings
 from service.wire.engine import EngineStates, WireEngine
 from service.wire.hosted import ENGINES, SCORER, ScorerState
@@ -59,7 +61,7 @@ class FrontEnd:
         self._found: dict[str, FoundReplicas[EngineStates]] = {}
         self._runtime: Runtime | None = None
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> FastAPI | DirectApp:
         """Build the application in the replica's own process."""
         service = self._service
         set_up_logs(service)
@@ -70,7 +72,9 @@ class FrontEnd:
             self._scorer("gold", service.gold),
             admission=self._admission(service),
         )
-        return create_app(self._runtime)
+        app = create_app(self._runtime, on_ready=keep_for_good)
+        port = self._settings.direct_port
+        return app if port is None else DirectApp(app, self._runtime, port)
 
     async def check_health(self) -> None:
         """Fail if the models were not there at the start, so that Serve replaces this front end.

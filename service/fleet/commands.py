@@ -76,3 +76,47 @@ def check(
                     f"{name}: {part}: {scale.replicas}{most} replicas of {scale.cpus:g} cores and "
                     f"{scale.gpus:g} GPUs"
                 )
+
+
+@fleet_cli.command(cls=HelpCommand)
+def bench(
+    pairs: Annotated[int, typer.Option(min=1, help="times that each side is measured")] = 5,
+    requests: Annotated[
+        int, typer.Option(min=1, help="requests of one measurement, one at a time")
+    ] = 200,
+    token_ms: Annotated[
+        float, typer.Option(min=0, help="milliseconds of a token of the fake engines")
+    ] = 2.0,
+    tokens: Annotated[int, typer.Option(min=1, help="tokens of a sample")] = 16,
+    n: Annotated[int, typer.Option(min=2, help="N of best-of-N")] = 16,
+    proxy: Annotated[bool, typer.Option("--proxy", help="measure through Serve's proxy")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="file for every figure, with provenance")
+    ] = None,
+) -> None:
+    """Measure what a fleet adds to a request on this machine, over engines that do no work.
+
+    Both sides run at once and are measured in turns: a fleet of one front end and one replica of each
+    model, and the same service in one process.
+
+    Examples:
+    vbon fleet bench
+    vbon fleet bench --proxy --pairs 3 --json fleet.json
+    """
+    from service.fleet import check_ray
+
+    with errors_as_lines():
+        check_ray()
+        from service.fleet.bench.run import FleetBenchSettings, run_fleet_bench
+
+        run_fleet_bench(
+            FleetBenchSettings(
+                pairs=pairs,
+                requests=requests,
+                token_ms=token_ms,
+                tokens=tokens,
+                n=n,
+                proxy=proxy,
+                json_file=json_file,
+            )
+        )

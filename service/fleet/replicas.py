@@ -10,6 +10,7 @@ from ray.util import get_node_ip_address
 
 from service.observability.logs import set_up_logs
 from service.runtime.reload import ModelBuilder
+from service.server import keep_for_good
 from service.settings import ServiceSettings
 from service.wire import Interface, WireServer
 from service.wire.hosted import ENGINES, SCORER, HostedEngines, HostedScorer
@@ -40,6 +41,7 @@ class _Replica:
         self._drain_s = drain_s
         self._wire = WireServer(f"tcp://{host}:*", target, interface)
         await self._wire.start()
+        keep_for_good()
 
     async def wire(self) -> WireAddress:
         """The address at which this replica can be reached."""

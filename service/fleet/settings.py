@@ -60,6 +60,13 @@ class FleetSettings(BaseModel):
     )
     reward: Scale = Field(Scale(), description="replicas of the reward model")
     gold: Scale = Field(Scale(), description="replicas of the held-out reward model")
+    direct_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="port at service.host at which each front end also listens itself, which costs less than "
+        "Serve's proxy; front ends of one machine share it; default: only Serve's proxy listens",
+    )
     start_timeout_s: float = Field(
         600.0,
         gt=0,

@@ -128,6 +128,18 @@ async def test_answers_are_those_of_the_service_without_ray(client: httpx.AsyncC
         assert through_ray.get(field) == expected.get(field), field
 
 
+async def test_front_ends_also_answer_past_the_proxy(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    """Each connection is that of one front end, so that some of several go to either."""
+    answers = []
+    for _ in range(8):
+        async with httpx.AsyncClient(base_url=fleet.direct_url, timeout=60) as direct:
+            answers.append(await post(direct, BODY))
+    through_proxy = await post(client, BODY)
+    assert {answer["text"] for answer in answers} == {through_proxy["text"]}
+
+
 async def test_errors_are_those_of_the_service(client: httpx.AsyncClient) -> None:
     too_long = await client.post("/generate?mode=bon", json={**BODY, "prompt": "x" * 5_000})
     assert too_long.status_code == 422

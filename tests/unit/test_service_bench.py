@@ -12,10 +12,10 @@ import pytest
 from service.bench import token_need
 from service.bench.config import ROWS as DEFAULT_ROWS
 from service.bench.config import BenchSettings
-from service.bench.harness import Figure, in_turns, ratios
+from service.bench.figures import Figure, in_turns, ratios, table_of
 from service.bench.load import LoadJob, LoadResult, load_in_child, run_load
 from service.bench.rows import ROWS
-from service.bench.run import _prompts, run_bench, table_of
+from service.bench.run import _prompts, run_bench
 from service.bench.token_need import Spent, relative_need, tokens_needed
 from service.bench.wire import SideError
 from tests.unit.fakes import ChatEngine, make_runtime, served
@@ -122,7 +122,7 @@ def test_every_default_row_exists() -> None:
 
 def test_table_shows_goal_and_verdict() -> None:
     figure = Figure("a ratio", MedianRange(0.9, 0.8, 1.0, 5), 0.95, True, "1 against 2")
-    table = table_of(BenchSettings(), [figure])
+    table = table_of(5, [figure])
     cells = [list(column.cells) for column in table.columns]
     assert cells[1] == ["0.9 \\[0.8, 1]"]
     assert (cells[2], cells[3]) == ([">= 0.95"], ["no"])

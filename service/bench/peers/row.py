@@ -11,7 +11,8 @@ from pathlib import Path
 from service.bench.answers import Answers
 from service.bench.client import selecting_scorer
 from service.bench.contest import Contender, contest, service_contender
-from service.bench.harness import Bench, Figure
+from service.bench.figures import Figure
+from service.bench.harness import Bench
 from service.bench.peers.optillm_server import (
     BUILT_IN,
     PLUGIN,

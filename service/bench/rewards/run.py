@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from service.bench.harness import ratios
+from service.bench.figures import ratios
 from service.bench.rewards.cells import Cell, Contest
 from service.bench.rewards.config import RewardBenchSettings, SideName
 from service.bench.rewards.sides import classifier_of, started, threads_of

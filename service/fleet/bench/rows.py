@@ -1,0 +1,110 @@
+"""The rows of the bench: what a fleet adds to a request, beside the same service in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from service.bench.figures import Figure, in_turns, ratios, with_unit
+from service.fleet.bench.cpu import spent
+from service.fleet.bench.load import Answered, Job, job_in_child
+from vbon.maths.statistics import median_range
+
+# At most so many more milliseconds, and at least this share of the requests a second.
+MOST_MORE_MS, LEAST_SHARE = 5.0, 0.97
+IN_FLIGHT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One kind of load.
+
+    Attributes:
+        value: milliseconds, whose difference is told, or requests a second, whose ratio is told.
+        in_flight: requests at a time; with more than one, ``many`` times as many requests are sent.
+    """
+
+    name: str
+    mode: str
+    body: dict[str, Any]
+    value: Callable[[Answered], float]
+    in_flight: int = 1
+    unit: str = "ms"
+
+
+def rows(tokens: int, n: int) -> list[Row]:
+    """The rows for answers of so many tokens, and best of n."""
+    one = {"prompt": "the film was " + "long " * 20, "max_tokens": tokens, "ignore_eos": True}
+    best = {**one, "n": n}
+    streamed = {**one, "stream": True}
+    return [
+        Row("TTFT, one at a time", "ref", streamed, lambda found: found.first_ms),
+        Row(
+            f"TTFT, {IN_FLIGHT} in flight",
+            "ref",
+            streamed,
+            lambda found: found.first_ms,
+            IN_FLIGHT,
+        ),
+        Row("one sample, one at a time", "ref", one, lambda found: found.whole_ms),
+        Row(
+            f"one sample, {IN_FLIGHT} in flight",
+            "ref",
+            one,
+            lambda found: found.per_second,
+            IN_FLIGHT,
+            "requests/s",
+        ),
+        Row(f"bon, n={n}, one at a time", "bon", best, lambda found: found.whole_ms),
+        Row(
+            f"bon, n={n}, {IN_FLIGHT} in flight",
+            "bon",
+            best,
+            lambda found: found.per_second,
+            IN_FLIGHT,
+            "requests/s",
+        ),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side: its address, and the CPU time of each of its processes so far."""
+
+    url: str
+    cpu: Callable[[], dict[int, float]]
+
+
+async def measured(row: Row, pairs: int, requests: int, fleet: Side, alone: Side) -> list[Figure]:
+    """Measure a row at the two sides in turns: times or throughput, and CPU time if there is enough of it.
+
+    Args:
+        requests: of one measurement with one request at a time; twice as many are sent with more.
+    """
+    count = requests if row.in_flight == 1 else max(2 * requests, 2 * row.in_flight)
+    cpu_ms: dict[str, list[float]] = {fleet.url: [], alone.url: []}
+
+    async def at(side: Side) -> float:
+        job = Job(f"{side.url}/generate?mode={row.mode}", row.body, count, row.in_flight)
+        before = side.cpu()
+        found = await job_in_child(job)
+        cpu_ms[side.url].append(1000 * spent(before, side.cpu()) / count)
+        return row.value(found)
+
+    ours, plain = await in_turns(pairs, lambda: at(fleet), lambda: at(alone))
+    detail = f"{with_unit(ours, row.unit)} against {with_unit(plain, row.unit)} in one process"
+    if row.unit == "ms":
+        more = median_range([a - b for a, b in zip(ours, plain, strict=True)])
+        found = [Figure(f"{row.name}: ms more", more, MOST_MORE_MS, False, detail)]
+    else:
+        share = ratios(ours, plain)
+        found = [Figure(f"{row.name}: share", share, LEAST_SHARE, True, detail)]
+    if row.in_flight > 1:
+        # The first of each is the warm-up's.
+        sides = [cpu_ms[side.url][1:] for side in (fleet, alone)]
+        detail = (
+            f"{with_unit(sides[0], 'ms')} against {with_unit(sides[1], 'ms')}, of all processes"
+        )
+        found.append(Figure(f"{row.name}: CPU a request", ratios(*sides), None, False, detail))
+    return found
