@@ -10,12 +10,11 @@ from contextvars import Context
 from typing import Any
 
 import msgspec
-import zmq
 
 from service.wire import messages
+from service.wire.connection import Connection, connect
 from service.wire.errors import ConnectionLostError, WireError, rebuilt_error
 from service.wire.interface import Interface, Method, read_value
-from service.wire.loop_socket import LoopSocket
 from service.wire.messages import MAX_BYTES, WINDOW
 from service.wire.timing import Timing
 from vbon.errors import VbonError
@@ -53,7 +52,7 @@ class WireClient:
         self.leaving = False
         self._interface, self._secret = interface, secret
         self._timing, self._max_bytes = timing or Timing(), max_bytes
-        self._socket: LoopSocket | None = None
+        self._connection: Connection | None = None
         self._welcome: asyncio.Future[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         self._calls: dict[int, _Call] = {}
@@ -78,23 +77,20 @@ class WireClient:
         self._lost.clear()
         self.leaving = False
         self._missed = 0
-        self._socket = LoopSocket(
-            zmq.DEALER,
-            self._received,
-            lambda: self._end("the other process has ended, or nobody listens"),
-            max_bytes=2 * self._max_bytes + 1024,
-        )
         self._welcome = asyncio.get_running_loop().create_future()
         try:
-            self._socket.connect(self.address)
-            self._socket.send([messages.encoded(messages.Hello(messages.VERSION, self._secret))])
             async with asyncio.timeout(timeout_s):
+                self._connection = await connect(self.address, self._made)
+                hello = messages.Hello(messages.VERSION, self._secret)
+                self._connection.send([messages.encoded(hello)])
+                if not self._connection.open:
+                    self._gone(self._connection)
                 await asyncio.shield(self._welcome)
-        except (TimeoutError, zmq.ZMQError) as error:
-            told = (
-                f"no answer in {timeout_s:g} s" if isinstance(error, TimeoutError) else str(error)
-            )
-            self._end(told)
+        except TimeoutError as error:
+            self._end(f"no answer in {timeout_s:g} s")
+            raise self._error() from error
+        except OSError as error:
+            self._end(f"nobody listens ({error})")
             raise self._error() from error
         except BaseException:
             self._end("connecting was given up")
@@ -184,10 +180,25 @@ class WireClient:
 
     def _flush(self) -> None:
         frames, self._frames = self._frames, []
-        if self._socket is not None and frames:
-            self._socket.send(frames)
+        if self._connection is not None and frames:
+            self._connection.send(frames)
 
-    def _received(self, frames: list[bytes]) -> None:
+    def _made(self) -> Connection:
+        return Connection(
+            self._received, self._oversized, self._gone, max_bytes=self._max_bytes + 1024
+        )
+
+    def _oversized(self, connection: Connection, length: int) -> None:
+        if connection is self._connection:
+            self._end(f"the server sent a message of {length:,} bytes")
+
+    def _gone(self, connection: Connection) -> None:
+        if connection is self._connection:
+            self._end("the other process has ended")
+
+    def _received(self, connection: Connection, frames: list[bytes]) -> None:
+        if connection is not self._connection:
+            return
         self._missed = 0
         for frame in frames:
             try:
@@ -196,6 +207,8 @@ class WireClient:
                 self._end("the server sent a malformed message")
                 return
             self._take(message)
+            if self._connection is None:  # the server has refused it
+                return
 
     def _take(self, message: Any) -> None:
         match message:
@@ -222,6 +235,9 @@ class WireClient:
             self._put(messages.Beat())
 
     def _end(self, why: str) -> None:
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
         if self._lost.is_set():
             return
         self._why = why
@@ -229,9 +245,6 @@ class WireClient:
         if self._beating is not None:
             self._beating.cancel()
             self._beating = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
         self._frames.clear()
         if self._welcome is not None and not self._welcome.done():
             self._welcome.set_exception(self._error())

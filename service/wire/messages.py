@@ -1,4 +1,4 @@
-"""The messages of the wire, each a frame of msgpack; several frames travel as one message of ZeroMQ.
+"""The messages of the wire, each a frame of msgpack; those of one turn of the loop travel together.
 
 Arguments and results are encoded by the types of the interface (:mod:`service.wire.interface`). Nothing is
 unpickled, so that a message can only ever become data.

@@ -13,13 +13,12 @@ from contextvars import Context, ContextVar
 from typing import Any
 
 import msgspec
-import zmq
 
 from service.observability.withheld import without_text
 from service.wire import messages
+from service.wire.connection import Connection, Listener
 from service.wire.errors import LeavingError, WireError, error_parts
 from service.wire.interface import Interface, Method, read_value
-from service.wire.loop_socket import LoopSocket
 from service.wire.messages import MAX_BYTES, WINDOW
 from service.wire.timing import Timing
 from vbon.errors import VbonError
@@ -29,11 +28,6 @@ logger = logging.getLogger(__name__)
 
 # The client whose call a method of the target runs for; clients that connect again are new ones.
 current_client: ContextVar[str] = ContextVar("current_client", default="")
-
-# Seconds after the end of a connection in which ZeroMQ takes the client off its list; it needs about 0.1 ms.
-_TAKEN_OFF_S = 0.05
-# Seconds in which the last answers may still leave.
-_LINGER_S = 2.0
 
 
 class WireServer:
@@ -69,8 +63,8 @@ class WireServer:
         self._address, self._target, self._interface = address, target, interface
         self._timing = timing or Timing()
         self._on_left, self._max_bytes = on_left, max_bytes
-        self._clients: dict[bytes, _Client] = {}
-        self._socket: LoopSocket | None = None
+        self._clients: dict[Connection, _Client] = {}
+        self._listener: Listener | None = None
         self._beating: asyncio.Task[None] | None = None
         self._leaving = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,8 +77,8 @@ class WireServer:
 
     @property
     def clients(self) -> int:
-        """The number of connected clients."""
-        return len(self._clients)
+        """The number of clients that have greeted the server and are connected."""
+        return sum(client.greeted for client in self._clients.values())
 
     @property
     def calls(self) -> int:
@@ -97,27 +91,22 @@ class WireServer:
         Raises:
             WireError: the address cannot be used.
         """
-        # A frame is a little longer than the value in it. ZeroMQ itself ends the connection of a client that
-        # sends more than twice as much.
-        socket = LoopSocket(
-            zmq.ROUTER, self._received, self._find_lost, max_bytes=2 * self._max_bytes + 1024
-        )
         try:
-            self._address = socket.bind(self._address)
-        except zmq.ZMQError as error:
-            socket.close()
+            self._listener = await Listener.open(self._address, self._made)
+        except OSError as error:
             raise WireError(
                 f"cannot listen at {self._address}: {error}; choose another address"
             ) from error
-        self._socket = socket
+        self._address = self._listener.address
         self._beating = asyncio.create_task(self._beat(), context=Context())
 
     async def drain(self, limit_s: float) -> int:
         """Take no new calls, wait until those under way have ended, and return how many have not in time."""
         self._leaving = True
         for client in list(self._clients.values()):
-            client.put(messages.Leaving())
-            client.end_lasting()
+            if client.greeted:
+                client.put(messages.Leaving())
+                client.end_lasting()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while self.calls:
@@ -130,11 +119,10 @@ class WireServer:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
         for client in list(self._clients.values()):
-            self._refuse(client.identity, "the server has ended")
-            self._drop(client)
-        if self._socket is not None:
-            self._socket.close(_LINGER_S)
+            self._refuse(client, "the server has ended")
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def run(self, work: Coroutine[Any, Any, None], context: Context) -> asyncio.Task[None]:
@@ -150,65 +138,62 @@ class WireServer:
 
     # Clients
 
-    def _received(self, frames: list[bytes]) -> None:
-        identity, client = frames[0], self._clients.get(frames[0])
-        for frame in frames[1:]:
-            try:
-                if len(frame) > self._max_bytes + 1024:
-                    raise WireError(
-                        f"a message has {len(frame):,} bytes; at most {self._max_bytes:,} are taken"
-                    )
-                message = messages.from_client.decode(frame)
-            except (msgspec.DecodeError, ValueError, RecursionError, WireError) as error:
-                reason = str(error) if isinstance(error, WireError) else "a message is malformed"
-                self._refuse(identity, reason)
-                if client is not None:
-                    self._drop(client)
+    def _made(self) -> Connection:
+        return Connection(
+            self._received,
+            self._oversized,
+            self._lost,
+            # A frame is a little longer than the value in it.
+            max_bytes=self._max_bytes + 1024,
+            on_made=self._connected,
+        )
+
+    def _connected(self, connection: Connection) -> None:
+        self._clients[connection] = _Client(self, connection)
+
+    def _received(self, connection: Connection, frames: list[bytes]) -> None:
+        client = self._clients.get(connection)
+        for frame in frames:
+            if client is None or connection not in self._clients:  # refused
                 return
-            if isinstance(message, messages.Hello):
-                if client is None:
-                    client = self._greeted(identity, message)
-            elif client is None:
-                self._refuse(
-                    identity, "the client has not greeted the server, or was silent for too long"
-                )
-            else:
+            try:
+                message = messages.from_client.decode(frame)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                self._refuse(client, "a message is malformed")
+                return
+            if client.greeted:
                 client.missed = 0
                 client.take(message)
-            if client is None:
-                return
+            else:
+                self._greet(client, message)
 
-    def _greeted(self, identity: bytes, hello: messages.Hello) -> _Client | None:
-        if not hmac.compare_digest(hello.secret.encode(), self.secret.encode()):
-            self._refuse(identity, "the secret is wrong; use that of this fleet")
-            return None
-        if hello.version != messages.VERSION:
+    def _oversized(self, connection: Connection, length: int) -> None:
+        if (client := self._clients.get(connection)) is not None:
+            reason = f"a message has {length:,} bytes; at most {self._max_bytes:,} are taken"
+            self._refuse(client, reason)
+
+    def _greet(self, client: _Client, hello: Any) -> None:
+        if not isinstance(hello, messages.Hello):
+            self._refuse(client, "the client has not greeted the server")
+        elif not hmac.compare_digest(hello.secret.encode(), self.secret.encode()):
+            self._refuse(client, "the secret is wrong; use that of this fleet")
+        elif hello.version != messages.VERSION:
             self._refuse(
-                identity,
+                client,
                 f"the client has version {hello.version} of the protocol, the server {messages.VERSION}; "
                 "install the same version of vbon in both",
             )
-            return None
-        client = _Client(self, identity)
-        self._clients[identity] = client
-        client.put(messages.Welcome(messages.VERSION))
-        if self._leaving:
-            client.put(messages.Leaving())
-        return client
+        else:
+            client.greeted, client.missed = True, 0
+            client.put(messages.Welcome(messages.VERSION))
+            if self._leaving:
+                client.put(messages.Leaving())
 
-    def _refuse(self, identity: bytes, reason: str) -> None:
-        self._send(identity, [messages.encoded(messages.Refused(reason))])
-
-    def _send(self, identity: bytes, frames: list[bytes]) -> bool:
-        return self._socket is not None and self._socket.send([identity, *frames])
-
-    def _find_lost(self) -> None:
-        asyncio.get_running_loop().call_later(_TAKEN_OFF_S, self._send_beats, context=Context())
-
-    def _send_beats(self) -> None:
-        for client in list(self._clients.values()):
-            if not self._send(client.identity, [messages.BEAT]):
-                self._drop(client)
+    def _refuse(self, client: _Client, reason: str) -> None:
+        """End a connection with a reason."""
+        client.connection.send([messages.encoded(messages.Refused(reason))])
+        client.connection.close()
+        self._drop(client)
 
     async def _beat(self) -> None:
         while True:
@@ -219,26 +204,33 @@ class WireServer:
                     logger.warning(
                         "a client of %s is silent; its calls are cancelled", self._address
                     )
-                    self._drop(client)
-            self._send_beats()
+                    self._refuse(client, "the client was silent for too long")
+                elif client.greeted:
+                    client.connection.send([messages.BEAT])
+
+    def _lost(self, connection: Connection) -> None:
+        if (client := self._clients.get(connection)) is not None:
+            self._drop(client)
 
     def _drop(self, client: _Client) -> None:
-        if self._clients.pop(client.identity, None) is None:
+        if self._clients.pop(client.connection, None) is None:
             return
         client.end()
-        if self._on_left is not None:
+        if self._on_left is not None and client.greeted:
             self._on_left(client.name)
 
 
 class _Client:
-    """A client that has greeted the server, with its calls.
+    """A client with its calls.
 
     Attributes:
+        greeted: whether it knows the secret; until then it can do nothing.
         missed: the server's heartbeats since its last message.
     """
 
-    def __init__(self, server: WireServer, identity: bytes) -> None:
-        self.identity, self.name = identity, identity.hex()
+    def __init__(self, server: WireServer, connection: Connection) -> None:
+        self.connection, self.name = connection, secrets.token_hex(8)
+        self.greeted = False
         self.missed = 0
         self._server = server
         self._calls: dict[int, _Call] = {}
@@ -293,8 +285,7 @@ class _Client:
 
     def _flush(self) -> None:
         frames, self._frames = self._frames, []
-        if not self._server._send(self.identity, frames):
-            self._server._drop(self)
+        self.connection.send(frames)
 
     def _start(self, message: messages.Start) -> None:
         try:

@@ -12,14 +12,14 @@ from vbon.errors import InvalidInputError
 
 
 def check_wire() -> None:
-    """Check that the libraries are installed with which processes talk to each other.
+    """Check that the library is installed with which processes talk to each other.
 
     Raises:
-        InvalidInputError: they are not.
+        InvalidInputError: it is not.
     """
-    if find_spec("zmq") is None or find_spec("msgspec") is None:
+    if find_spec("msgspec") is None:
         raise InvalidInputError(
-            "several workers need pyzmq and msgspec, which are not installed; install vbon with the extra "
+            "several workers need msgspec, which is not installed; install vbon with the extra "
             "workers (pip install -e '.[workers]'), or set workers to 1",
             field="workers",
         )

@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import zmq
-import zmq.asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +29,7 @@ from service.wire import (
     interface_of,
 )
 from service.wire import messages as wire_messages
+from service.wire.connection import Connection
 from service.wire.errors import error_parts, rebuilt_error
 from service.wire.interface import read_value
 from service.wire.messages import WINDOW, encoded, value_of
@@ -232,24 +231,29 @@ async def test_what_does_not_fit_is_refused_and_the_connection_goes_on(tmp_path:
         assert await client.call("add", 1, 1) == 2
 
 
+def framed(*frames: bytes) -> bytes:
+    return b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames)
+
+
 async def raw_answers(server: WireServer, *sent: bytes) -> list[Any]:
-    """The messages with which a server answers these frames, until it refuses the connection."""
-    context = zmq.asyncio.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.linger = 0
-    socket.connect(server.address)
+    """The messages with which a server answers these bytes, until it ends the connection."""
+    path = server.address.removeprefix("ipc://")
+    reader, writer = await asyncio.open_unix_connection(path)
     try:
-        answers: list[Any] = []
-        for frame in sent:
-            await socket.send(frame)
-        async with asyncio.timeout(10):
-            while not answers or not isinstance(answers[-1], wire_messages.Refused):
-                frames = await socket.recv_multipart()
-                answers += [wire_messages.from_server.decode(frame) for frame in frames]
+        for data in sent:
+            writer.write(data)
+        async with asyncio.timeout(20):
+            data = await reader.read()
+        answers = []
+        while data:
+            length = int.from_bytes(data[:4], "big")
+            answers.append(wire_messages.from_server.decode(data[4 : 4 + length]))
+            data = data[4 + length :]
+        assert isinstance(answers[-1], wire_messages.Refused)
         return answers
     finally:
-        socket.close()
-        context.term()
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_malformed_messages_end_their_own_connection_only(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ async def test_malformed_messages_end_their_own_connection_only(tmp_path: Path) 
             (b"\x91" * 1_500, "malformed"),
             (b"x" * 2_100, "2,100 bytes; at most 1,000"),
         ):
-            *_, refused = await raw_answers(server, hello, frame)
+            *_, refused = await raw_answers(server, framed(hello, frame))
             assert words in refused.reason
         greetings = (
             (encoded(wire_messages.Beat()), "has not greeted"),
@@ -271,10 +275,37 @@ async def test_malformed_messages_end_their_own_connection_only(tmp_path: Path) 
             (encoded(wire_messages.Hello(0, server.secret)), "version 0"),
         )
         for frame, words in greetings:
-            [refused] = await raw_answers(server, frame)
+            [refused] = await raw_answers(server, framed(frame))
             assert words in refused.reason
+        # A length without its bytes, as of a peer that speaks something else.
+        [refused] = await raw_answers(server, b"GET / HTTP/1.1")
+        assert "1,195,725,856 bytes; at most 1,000" in refused.reason
         assert await client.call("add", 1, 1) == 2
         assert server.clients == 1
+
+
+@given(st.lists(st.binary(max_size=20), max_size=6), st.lists(st.integers(1, 40), max_size=8))
+def test_frames_arrive_whole_however_the_bytes_are_cut(
+    frames: list[bytes], cuts: list[int]
+) -> None:
+    found: list[bytes] = []
+    connection = Connection(
+        lambda _, new: found.extend(new), lambda *_: None, lambda _: None, max_bytes=20
+    )
+    data = framed(*frames)
+    for cut in cuts:
+        if data:
+            connection.data_received(data[:cut])
+            data = data[cut:]
+    if data:
+        connection.data_received(data)
+    assert found == frames
+
+
+async def test_a_client_that_does_not_greet_is_dropped(tmp_path: Path) -> None:
+    async with connection(tmp_path, timing=QUICK) as (_, server, _):
+        [refused] = await raw_answers(server)
+        assert "silent for too long" in refused.reason
 
 
 async def test_a_wrong_secret_is_refused(parts: Parts) -> None:
@@ -290,7 +321,7 @@ async def test_a_wrong_secret_is_refused(parts: Parts) -> None:
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
-    for address in (f"ipc://{tmp_path}/none", "tcp://127.0.0.1:9"):
+    for address in (f"ipc://{tmp_path}/none", "tcp://127.0.0.1:9", "tcp://[::1]:9", "udp://x:1"):
         client = WireClient(address, INTERFACE)
         with pytest.raises(ConnectionLostError, match="nobody listens"):
             await client.connect(20)
@@ -299,9 +330,20 @@ async def test_nobody_listens(tmp_path: Path) -> None:
 
 
 async def test_an_address_that_cannot_be_used_is_told(tmp_path: Path) -> None:
-    server = WireServer(f"ipc://{tmp_path}/no/such/directory", Target(), INTERFACE)
-    with pytest.raises(WireError, match="cannot listen"):
-        await server.start()
+    for address in (f"ipc://{tmp_path}/no/such/directory", "tcp://127.0.0.1:x", "tcp://"):
+        server = WireServer(address, Target(), INTERFACE)
+        with pytest.raises(WireError, match="cannot listen"):
+            await server.start()
+
+
+async def test_any_free_port_will_do() -> None:
+    server = WireServer("tcp://127.0.0.1:*", Target(), INTERFACE)
+    await server.start()
+    client = WireClient(server.address, INTERFACE, secret=server.secret)
+    await client.connect()
+    assert await client.call("add", 1, 1) == 2
+    client.close()
+    await server.stop()
 
 
 async def test_a_server_that_ends_fails_every_call_and_can_be_found_again(tmp_path: Path) -> None:
@@ -436,16 +478,19 @@ async def test_draining_has_a_limit(parts: Parts) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_what_ends_in_one_turn_travels_in_one_message(parts: Parts) -> None:
+async def test_what_ends_in_one_turn_travels_in_one_message(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, server, client = parts
     sent: list[int] = []
-    send = server._send
+    send = Connection.send
 
-    def counted(identity: bytes, frames: list[bytes]) -> bool:
-        sent.append(len(frames))
-        return send(identity, frames)
+    def counted(connection: Connection, frames: Sequence[bytes]) -> None:
+        if connection in server._clients:
+            sent.append(len(frames))
+        send(connection, frames)
 
-    server._send = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(Connection, "send", counted)
     async with aclosing(client.stream("numbers", 10)) as items:
         assert len([item async for item in items]) == 10
     assert sent == [11]  # and the end

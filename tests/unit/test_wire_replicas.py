@@ -53,8 +53,10 @@ class Host:
 
     def die(self) -> None:
         """End as a process that is killed, once what it has sent has left it."""
-        assert self.server._socket is not None
-        self.server._socket.close(2.0)
+        assert self.server._listener is not None
+        self.server._listener.close()
+        for connection in list(self.server._clients):
+            connection.close()
 
 
 @asynccontextmanager
