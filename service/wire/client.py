@@ -148,6 +148,31 @@ class WireClient:
             self._forget(call)
         call.result()
 
+    async def batches(self, method: str, *args: Any) -> AsyncGenerator[list[Any], None]:
+        """The items of a method that yields some, those that have arrived together; as :meth:`stream`."""
+        call = self._open(method, args)
+        taken = 0
+        try:
+            while True:
+                if call.items:
+                    items = [
+                        read_value(call.method.result, item, f"an item of {method}")
+                        for item in call.items
+                    ]
+                    call.items.clear()
+                    taken += len(items)
+                    if taken >= WINDOW // 2 and not call.ended:
+                        self._put(messages.More(call.number, taken))
+                        taken = 0
+                    yield items
+                elif call.ended:
+                    break
+                else:
+                    await call.wait()
+        finally:
+            self._forget(call)
+        call.result()
+
     def tell(self, method: str, *args: Any) -> None:
         """Call a method without waiting for an answer; nothing happens if there is no connection.
 

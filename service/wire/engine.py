@@ -221,41 +221,23 @@ class WireEngine:
     ) -> AsyncGenerator[Partial, None]:
         """Yield a sample while it grows; steps that a slow reader missed are merged into one."""
         self._check(prompt_token_ids, sampling)
-        logprobs = () if sampling.logprobs else None
-        current = [Partial(index, "", (), None, logprobs)]
-        changed = asyncio.Event()
-
-        async def read() -> None:
+        current = Partial(index, "", (), None, () if sampling.logprobs else None)
+        self._unfinished += 1
+        try:
             async with aclosing(
                 self._grown(prompt_token_ids, sampling, index, request_id)
-            ) as growths:
-                async for growth in growths:
-                    current[0] = _grown(current[0], growth)
-                    changed.set()
-
-        self._unfinished += 1
-        # A task reads ahead, so that a slow reader gets the latest state and not a queue of outdated ones.
-        reader = asyncio.create_task(read())
-        reader.add_done_callback(lambda _: changed.set())
-        seen = current[0]
-        try:
-            while not (reader.done() and seen is current[0]):
-                await changed.wait()
-                changed.clear()
-                if seen is not current[0]:
-                    seen = current[0]
-                    yield seen
-            reader.result()
-            if seen.finish_reason is None:
+            ) as batches:
+                async for growths in batches:
+                    current = _grown(current, growths)
+                    yield current
+            if current.finish_reason is None:
                 raise EngineError(f"{self._owner} ended a sample without finishing it")
         finally:
             self._unfinished -= 1
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
 
     async def _grown(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
-    ) -> AsyncGenerator[Growth, None]:
+    ) -> AsyncGenerator[list[Growth], None]:
         """The growth of one sample, which begins again at another replica only if none has been seen."""
         attempts = _Attempts(self)
         while True:
@@ -264,14 +246,14 @@ class WireEngine:
             try:
                 with self._failures(), replica.load(1):
                     async with aclosing(
-                        replica.client.stream(
+                        replica.client.batches(
                             "stream", self._policy, prompt_token_ids, sampling, index, request_id
                         )
-                    ) as growths:
-                        async for growth in growths:
+                    ) as batches:
+                        async for growths in batches:
                             begun = True
-                            finished = growth.finish_reason is not None
-                            yield growth
+                            finished = growths[-1].finish_reason is not None
+                            yield growths
                 return
             except (EngineDeadError, LeavingError) as error:
                 if finished:
@@ -397,12 +379,15 @@ class _Attempts:
             raise error
 
 
-def _grown(before: Partial, growth: Growth) -> Partial:
-    logprobs = growth.token_logprobs
+def _grown(before: Partial, growths: Sequence[Growth]) -> Partial:
+    token_ids, logprobs = list(before.token_ids), list(before.token_logprobs or ())
+    for growth in growths:
+        token_ids += growth.token_ids
+        logprobs += growth.token_logprobs or ()
     return Partial(
         before.index,
-        before.text + growth.text,
-        before.token_ids + growth.token_ids,
-        growth.finish_reason,
-        None if logprobs is None else (before.token_logprobs or ()) + logprobs,
+        before.text + "".join(growth.text for growth in growths),
+        tuple(token_ids),
+        growths[-1].finish_reason,
+        None if before.token_logprobs is None else tuple(logprobs),
     )

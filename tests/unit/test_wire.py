@@ -199,6 +199,24 @@ async def test_a_slow_client_holds_the_stream_up(parts: Parts) -> None:
         assert [item async for item in items] == list(range(1, 1_000))
 
 
+async def test_items_that_arrived_together_can_be_taken_together(parts: Parts) -> None:
+    target, _, client = parts
+    async with aclosing(client.batches("numbers", 1_000)) as batches:
+        sizes, found = [], []
+        async for batch in batches:
+            for _ in range(10):
+                assert await client.call("add", 1, 1) == 2
+            assert target.sent <= len(found) + 2 * WINDOW + 1
+            sizes.append(len(batch))
+            found += batch
+    assert found == list(range(1_000))
+    assert 1 < max(sizes) <= WINDOW
+    broken = client.batches("break_off")
+    assert await anext(broken) == [1]
+    with pytest.raises(InvalidInputError, match="enough"):
+        await anext(broken)
+
+
 async def test_messages_without_an_answer_arrive_in_order_with_their_client(parts: Parts) -> None:
     target, _, client = parts
     for number in range(3):
