@@ -82,8 +82,12 @@ def check(
 def bench(
     pairs: Annotated[int, typer.Option(min=1, help="times that each side is measured")] = 5,
     requests: Annotated[
-        int, typer.Option(min=1, help="requests of one measurement, one at a time")
-    ] = 200,
+        int,
+        typer.Option(
+            min=1,
+            help="requests of one measurement, one at a time; ten times as many with more in flight",
+        ),
+    ] = 100,
     token_ms: Annotated[
         float, typer.Option(min=0, help="milliseconds of a token of the fake engines")
     ] = 2.0,

@@ -45,10 +45,12 @@ class FoundReplicas(Replicas[State]):
         self._deployment = (handle.app_name, handle.deployment_name)
         self._looking: asyncio.Task[None] | None = None
         self._told = asyncio.Event()
+        self._closed = False
 
     async def begin(self) -> None:
         """Begin to look for replicas."""
         loop = asyncio.get_running_loop()
+        self._closed = False
 
         def told() -> None:
             loop.call_soon_threadsafe(self._told.set)
@@ -62,15 +64,19 @@ class FoundReplicas(Replicas[State]):
         """Stop looking, and close all connections."""
         if self._looking is not None:
             registry.LISTENERS[self._deployment].remove(self._listener)
+            # Ray turns a cancellation that meets one of its calls into an error of its own.
+            self._closed = True
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
             self._looking = None
         await super().close()
 
     async def _look(self) -> None:
-        while True:
+        while not self._closed:
             self._told.clear()
             missing = await self._ask()
+            if self._closed:
+                return
             try:
                 async with asyncio.timeout(_MISSING_S if missing else _LOOK_S):
                     await self._told.wait()
@@ -96,6 +102,6 @@ class FoundReplicas(Replicas[State]):
         # One that did not answer is of use as long as its connection is.
         kept = {name: self.address_of(name) for name in self.names if name in running}
         wanted = {name: address for name, address in (kept | found).items() if name in running}
-        if wanted != {name: self.address_of(name) for name in self.names}:
+        if not self._closed and wanted != {name: self.address_of(name) for name in self.names}:
             self.set(wanted)
         return not running or running != wanted.keys()

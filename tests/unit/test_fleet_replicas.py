@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ray", reason="a fleet needs the extra fleet")
 
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
 
 from service.fleet import found, registry, replicas
 from service.fleet.found import FoundReplicas
@@ -120,6 +120,7 @@ class Handle:
     def __init__(self) -> None:
         self.answers: list[Any] = []
         self.asked = 0
+        self.hangs = False
 
     def broadcast(self, method: str) -> Any:
         assert method == "wire"
@@ -127,6 +128,11 @@ class Handle:
         async def results_async(**options: Any) -> list[Any]:
             assert options["return_exceptions"]
             self.asked += 1
+            if self.hangs:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError:
+                    raise RequestCancelledError from None  # as Ray does
             if not self.answers:
                 raise DeploymentUnavailableError(DEPLOYMENT)  # type: ignore[arg-type]
             return self.answers
@@ -201,3 +207,15 @@ async def test_a_replica_that_serve_no_longer_lists_is_not_used(
     handle.answers = [address("a"), address("b")]
     await told("a")
     await eventually(lambda: set(replicas.names) == {"a"})
+
+
+async def test_looking_ends_in_the_midst_of_a_question(
+    looking: tuple[Handle, FoundReplicas[Any]],
+) -> None:
+    handle, replicas = looking
+    handle.hangs = True
+    asked = handle.asked
+    await eventually(lambda: handle.asked > asked)
+    async with asyncio.timeout(20):
+        await replicas.close()
+    await replicas.begin()

@@ -22,7 +22,7 @@ class Row:
 
     Attributes:
         value: milliseconds, whose difference is told, or requests a second, whose ratio is told.
-        in_flight: requests at a time; with more than one, ``many`` times as many requests are sent.
+        in_flight: requests at a time.
     """
 
     name: str
@@ -80,9 +80,9 @@ async def measured(row: Row, pairs: int, requests: int, fleet: Side, alone: Side
     """Measure a row at the two sides in turns: times or throughput, and CPU time if there is enough of it.
 
     Args:
-        requests: of one measurement with one request at a time; twice as many are sent with more.
+        requests: of one measurement with one request at a time; ten times as many are sent with more.
     """
-    count = requests if row.in_flight == 1 else max(2 * requests, 2 * row.in_flight)
+    count = requests if row.in_flight == 1 else 10 * requests
     cpu_ms: dict[str, list[float]] = {fleet.url: [], alone.url: []}
 
     async def at(side: Side) -> float:

@@ -29,6 +29,7 @@ from vbon.terminal import table_console
 
 _START_S = 180.0
 _APPLICATION = "vbon-bench"
+_REQUESTS = "requests of one measurement, one at a time; ten times as many with more in flight"
 
 
 class FleetBenchSettings(BaseModel):
@@ -37,7 +38,7 @@ class FleetBenchSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pairs: int = Field(5, ge=1, description="times that each side is measured")
-    requests: int = Field(200, ge=1, description="requests of one measurement, one at a time")
+    requests: int = Field(100, ge=1, description=_REQUESTS)
     token_ms: float = Field(2.0, ge=0, description="milliseconds of a token of the fake engines")
     tokens: int = Field(16, ge=1, description="tokens of a sample")
     n: int = Field(16, ge=2, description="N of best-of-N")
