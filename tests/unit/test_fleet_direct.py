@@ -16,9 +16,9 @@ from asgi_lifespan import LifespanManager
 from service.app import create_app
 from service.bench.wire import SideError
 from service.fleet import direct
-from service.fleet.bench.cpu import cpu_of_tree, spent
-from service.fleet.bench.load import Job, run_job
-from service.fleet.bench.rows import rows
+from service.fleet.bench.cpu import cpu_of_tree, spent, titled
+from service.fleet.bench.load import Answered, Job, run_job
+from service.fleet.bench.rows import Side, measured, rows
 from service.fleet.direct import DirectApp
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import make_runtime
@@ -117,7 +117,43 @@ def test_the_cpu_time_of_a_tree_has_its_processes_and_no_others() -> None:
         assert process.pid in before
         assert len(after) == 2
         assert sum(after.values()) >= 0.1
+        assert titled(after, sys.executable) == after
+        assert titled(after, "ray::") == {}
         assert spent({1: 0.5, 2: 9.0}, {1: 0.75, 3: 1.0}) == 0.25
         assert not cpu_of_tree(process.pid, frozenset({process.pid}))
         assert process.pid not in cpu_of_tree(os.getpid(), frozenset({process.pid}))
         process.stdin.close()
+
+
+async def test_figures_are_of_the_fleet_over_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fleet takes 4 ms more, answers 3/4 as much, and 1.5 times the CPU time, 1.25 times in front."""
+    jobs: list[Job] = []
+
+    async def answered(job: Job) -> Answered:
+        jobs.append(job)
+        fleet = job.url.startswith("http://fleet")
+        front = 0.0050 if fleet else 0.0040
+        used["front"] += front * job.requests
+        used["rest"] += (0.0060 - front if fleet else 0.0) * job.requests
+        seconds = job.requests / (75 if fleet else 100)
+        latency = 0.014 if fleet else 0.010
+        return Answered(seconds, [latency] * 3, [0.1] * job.requests)
+
+    used = {"front": 0.0, "rest": 0.0}
+    monkeypatch.setattr("service.fleet.bench.rows.job_in_child", answered)
+
+    def cpu() -> dict[int, float]:
+        return {1: used["front"], 2: used["rest"]}
+
+    fleet = Side("http://fleet", cpu, lambda all_of_them: {1: all_of_them[1]})
+    alone = Side("http://alone", cpu)
+    first, _, _, throughput, *_ = rows(tokens=3, n=2)
+    [more] = await measured(first, 2, 10, fleet, alone)
+    assert (more.value.median, more.goal, more.reached) == (pytest.approx(4.0), 5.0, True)
+    assert {job.requests for job in jobs} == {10}
+    share, front, whole = await measured(throughput, 2, 10, fleet, alone)
+    assert {job.requests for job in jobs[-6:]} == {100}
+    assert (share.value.median, share.reached) == (pytest.approx(0.75), False)
+    assert (front.value.median, front.reached) == (pytest.approx(1.25), False)
+    assert (whole.value.median, whole.reached) == (pytest.approx(1.5), None)
+    assert "5 [5, 5] ms against 4 [4, 4] ms" in front.detail

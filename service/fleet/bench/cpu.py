@@ -37,6 +37,19 @@ def cpu_of_tree(root: int, without: frozenset[int] = frozenset()) -> dict[int, f
     return found
 
 
+def titled(used: Mapping[int, float], title: str) -> dict[int, float]:
+    """Those of some processes whose command begins so; Ray names its processes by what they run."""
+    found = {}
+    for pid, seconds in used.items():
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        if command.startswith(title.encode()):
+            found[pid] = seconds
+    return found
+
+
 def spent(before: Mapping[int, float], after: Mapping[int, float]) -> float:
     """The seconds used between two looks, by processes that were there at both."""
     return sum(after[pid] - before[pid] for pid in before.keys() & after.keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from vbon.maths.statistics import median_range
 
 # At most so many more milliseconds, and at least this share of the requests a second.
 MOST_MORE_MS, LEAST_SHARE = 5.0, 0.97
+# Of the CPU time of a front end, which bounds what it answers where each part has cores of its own.
+MOST_CPU = 1.03
 IN_FLIGHT = 32
 
 
@@ -70,10 +73,16 @@ def rows(tokens: int, n: int) -> list[Row]:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side: its address, and the CPU time of each of its processes so far."""
+    """One side.
+
+    Attributes:
+        cpu: the CPU time of each of its processes so far.
+        front_end: of them, that of the front end, which in one process is all of it.
+    """
 
     url: str
     cpu: Callable[[], dict[int, float]]
+    front_end: Callable[[dict[int, float]], dict[int, float]] = dict
 
 
 async def measured(row: Row, pairs: int, requests: int, fleet: Side, alone: Side) -> list[Figure]:
@@ -83,13 +92,15 @@ async def measured(row: Row, pairs: int, requests: int, fleet: Side, alone: Side
         requests: of one measurement with one request at a time; ten times as many are sent with more.
     """
     count = requests if row.in_flight == 1 else 10 * requests
-    cpu_ms: dict[str, list[float]] = {fleet.url: [], alone.url: []}
+    cpu_ms: dict[tuple[str, bool], list[float]] = defaultdict(list)
 
     async def at(side: Side) -> float:
         job = Job(f"{side.url}/generate?mode={row.mode}", row.body, count, row.in_flight)
         before = side.cpu()
         found = await job_in_child(job)
-        cpu_ms[side.url].append(1000 * spent(before, side.cpu()) / count)
+        after = side.cpu()
+        for alike, front in ((before, False), (side.front_end(before), True)):
+            cpu_ms[side.url, front].append(1000 * spent(alike, after) / count)
         return row.value(found)
 
     ours, plain = await in_turns(pairs, lambda: at(fleet), lambda: at(alone))
@@ -101,10 +112,10 @@ async def measured(row: Row, pairs: int, requests: int, fleet: Side, alone: Side
         share = ratios(ours, plain)
         found = [Figure(f"{row.name}: share", share, LEAST_SHARE, True, detail)]
     if row.in_flight > 1:
-        # The first of each is the warm-up's.
-        sides = [cpu_ms[side.url][1:] for side in (fleet, alone)]
-        detail = (
-            f"{with_unit(sides[0], 'ms')} against {with_unit(sides[1], 'ms')}, of all processes"
-        )
-        found.append(Figure(f"{row.name}: CPU a request", ratios(*sides), None, False, detail))
+        for front, words, most in ((True, "of the front end", MOST_CPU), (False, "in all", None)):
+            # The first of each is the warm-up's.
+            sides = [cpu_ms[side.url, front][1:] for side in (fleet, alone)]
+            detail = f"{with_unit(sides[0], 'ms')} against {with_unit(sides[1], 'ms')}"
+            name = f"{row.name}: CPU a request {words}"
+            found.append(Figure(name, ratios(*sides), most, False, detail))
     return found

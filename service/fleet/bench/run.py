@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service.bench.figures import Figure, table_of
 from service.bench.processes import free_port
 from service.bench.wire import SideError
-from service.fleet.bench.cpu import cpu_of_tree
+from service.fleet.bench.cpu import cpu_of_tree, titled
 from service.fleet.bench.models import BUILDER
 from service.fleet.bench.rows import Side, measured, rows
 from service.fleet.settings import FleetSettings, Scale
@@ -150,7 +150,12 @@ async def _fleet(
         await asyncio.to_thread(start)
         url = f"http://127.0.0.1:{port if settings.proxy else direct}"
         await _ready(url)
-        yield Side(url, lambda: cpu_of_tree(os.getpid(), frozenset({other})))
+        title = f"ray::ServeReplica:{_APPLICATION}:FrontEnd"
+        yield Side(
+            url,
+            lambda: cpu_of_tree(os.getpid(), frozenset({other})),
+            lambda used: titled(used, title),
+        )
     finally:
         await asyncio.to_thread(stop)
 
