@@ -38,7 +38,7 @@ def cpu_of_tree(root: int, without: frozenset[int] = frozenset()) -> dict[int, f
 
 
 def titled(used: Mapping[int, float], title: str) -> dict[int, float]:
-    """Those of some processes whose command begins so; Ray names its processes by what they run."""
+    """The processes among these whose command begins so; Ray names its own by what they run."""
     found = {}
     for pid, seconds in used.items():
         try:
