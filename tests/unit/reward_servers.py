@@ -149,10 +149,16 @@ class VllmServer(RewardServer):
         template: whether its tokenizer has a chat template.
         activates: "asked", "always" or "never".
         by_token: whether /pooling answers a number for every token.
+        special: what its tokenizer writes around a text: nothing, or something before and after it.
+        begins: whether its chat template writes the first of them.
+        shows_tokens: whether it has the route /tokenize.
     """
 
     paths: tuple[str, ...] = ("classify", "pooling", "score", "rerank")
     template: bool = False
+    special: tuple[str, str] = ("", "")
+    begins: bool = False
+    shows_tokens: bool = True
     activates: str = "asked"
     by_token: bool = False
 
@@ -161,7 +167,20 @@ class VllmServer(RewardServer):
             "classify": self._classify, "pooling": self._pooling, "score": self._score,
             "rerank": self._rerank,
         }  # fmt: skip
-        return {f"/{path}": known[path] for path in self.paths}
+        found = {f"/{path}": known[path] for path in self.paths}
+        return found | ({"/tokenize": self._tokenize} if self.shows_tokens else {})
+
+    def _chat(self, body: dict[str, Any]) -> str:
+        text = "".join(f"<{turn['role']}>{turn['content']}" for turn in body["messages"])
+        first, last = self.special
+        text = first + text if self.begins else text
+        return f"{first}{text}{last}" if body.get("add_special_tokens") else text
+
+    def _tokenize(self, body: dict[str, Any]) -> Any:
+        if not self.template:
+            raise self._bad(400, "default chat template is no longer allowed")
+        tokens = [ord(letter) for letter in self._chat(body)]
+        return {"count": len(tokens), "max_model_len": LONGEST, "tokens": tokens}
 
     def documents(self) -> dict[str, Any]:
         return {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]}}
@@ -186,7 +205,7 @@ class VllmServer(RewardServer):
             raise self._bad(400, "Field required: input or messages")
         if not self.template:
             raise self._bad(400, "default chat template is no longer allowed")
-        return ["".join(f"<{turn['role']}>{turn['content']}" for turn in body["messages"])]
+        return [self._chat(body)]
 
     def _listed(self, elements: list[dict[str, Any]]) -> dict[str, Any]:
         data = [{"index": index, **element} for index, element in enumerate(elements)]

@@ -92,6 +92,30 @@ async def test_a_chat_template_of_the_server_is_used_for_chats_and_texts(path: s
     assert found == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("path", ["classify", "pooling"])
+@pytest.mark.parametrize(
+    ("special", "begins", "shown", "around"),
+    [
+        (("", ""), False, True, ("", "")),  # a tokenizer without special tokens
+        (("^", "$"), False, True, ("^", "$")),  # [CLS] and [SEP], which the template leaves out
+        (("^", ""), False, True, ("^", "")),  # BOS, which the template leaves out
+        (("^", ""), True, True, ("^", "")),  # BOS, which the template writes
+        (("^", "$"), False, False, ("", "")),  # nobody knows
+    ],
+)
+async def test_special_tokens_around_a_chat_are_those_that_a_classifier_here_adds(
+    path: str, special: tuple[str, str], begins: bool, shown: bool, around: tuple[str, str]
+) -> None:
+    kind = VllmServer(
+        paths=(path,), template=True, special=special, begins=begins, shows_tokens=shown
+    )
+    async with serving(kind) as server:
+        found = await scored(server.url)
+    first, last = around
+    texts = [first + rendered(item.prompt, item.completion) + last for item in ITEMS]
+    assert found == pytest.approx([raw_score(text) for text in texts], abs=1e-9)
+
+
 @pytest.mark.parametrize(
     "server",
     [

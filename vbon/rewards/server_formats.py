@@ -44,11 +44,14 @@ class FormatOptions:
     Attributes:
         model: the model's name at the server; ``None`` leaves it out.
         chats: whether the server renders chats with the reward model's own template.
+        special_tokens: whether the tokenizer's special tokens are asked for around a rendered chat, because
+            the template does not write them; a classifier here adds them then.
         raw: whether raw scores are asked for; ``False`` only to see whether the server makes a difference.
     """
 
     model: str | None = None
     chats: bool = False
+    special_tokens: bool = False
     raw: bool = True
 
 
@@ -132,6 +135,8 @@ class Classify(ServerFormat):
         plain = _scaled(options)
         if not options.chats:
             return [_whole({"input": _texts(items), **plain}, items)]
+        if options.special_tokens:
+            plain["add_special_tokens"] = True
         return [
             ScoringCall(
                 {"messages": finished_conversation(item.prompt, item.completion), **plain},

@@ -134,7 +134,8 @@ def _described(
     """The kind with its chat template, its scale and a sentence on it."""
     options, scale, warning = kind.options, "scores as the server computes them", ""
     if kind.format.renders_chats and _renders_chats(client, kind, limit_s):
-        options = replace(options, chats=True)
+        special = _lacks_special_tokens(client, kind, limit_s)
+        options = replace(options, chats=True, special_tokens=special)
         scores = _scores(client, kind.url, kind.format, options, limit_s)
     if kind.format.rescales:
         scaled = _scores(client, kind.url, kind.format, replace(options, raw=False), limit_s)
@@ -161,6 +162,27 @@ def _renders_chats(client: ScorerClient, kind: ServerKind, limit_s: float) -> bo
         [answer] = client.ask(kind.url, [model | CHAT_PROBE], limit_s)
         return len(kind.format.read(answer, 1)) == 1
     except (StatusError, UnreadableError, WireError, HeadError):
+        return False
+
+
+def _lacks_special_tokens(client: ScorerClient, kind: ServerKind, limit_s: float) -> bool:
+    """True if the server's tokenizer has special tokens that its chat template does not write.
+
+    A classifier here adds them in that case (:func:`~vbon.prompts.render_for_reward`), such as [CLS] and
+    [SEP]; vLLM does not unless it is asked. A server that does not show its tokens is not asked.
+    """
+    model = {} if kind.options.model is None else {"model": kind.options.model}
+    body = model | CHAT_PROBE | {"add_generation_prompt": False}
+    bodies = [body | {"add_special_tokens": added} for added in (False, True)]
+    try:
+        address = str(httpx.URL(kind.url).join("tokenize"))
+        without, with_them = client.ask(address, bodies, limit_s)
+        plain, added = without["tokens"], with_them["tokens"]
+        # Doubled where the template writes the first of them itself.
+        return bool(added != plain and added[:1] != added[1:2])
+    except CancelledCallError:
+        raise
+    except (RewardError, KeyError, TypeError):
         return False
 
 
