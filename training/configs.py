@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AliasChoices,
@@ -521,7 +521,24 @@ class EvaluateConfig(Settings):
         return self
 
 
-class SweepConfig(TrainConfig):
+class CellWorkers(Settings):
+    """Settings of commands that train cells: here, or in the workers of a Ray cluster."""
+
+    backend: Literal["local", "ray"] = Field(
+        "local",
+        description="where cells are trained: on this machine, or by the workers of a Ray cluster, the one "
+        "at RAY_ADDRESS or one of this machine alone",
+    )
+    worker_cpus: float = WORKER_CPUS
+    worker_gpus: float = WORKER_GPUS
+
+    @model_validator(mode="after")
+    def _ray_settings_that_count(self) -> Self:
+        _check_ray_settings(self, self.backend == "ray")
+        return self
+
+
+class SweepConfig(CellWorkers, TrainConfig):
     """Train objectives x N (or beta) x seeds under one budget.
 
     All cells share policy, reward model, prompts and budget. Each finished cell leaves a record, so a run
@@ -554,6 +571,7 @@ class SweepConfig(TrainConfig):
             "policy_samples",
             "keep_checkpoints",
         ),
+        "Ray": tuple(CellWorkers.model_fields),
         **TrainConfig.option_groups,
     }
 
@@ -562,7 +580,12 @@ class SweepConfig(TrainConfig):
     steps: int = Field(70, ge=1, description="optimizer steps of each cell, warm start included")
     grid: list[str] = Field(DEFAULT_GRID, description="objectives and values to train")
     seeds: list[int] = Field([0, 1, 2], description="training seeds of each cell")
-    jobs: int = Field(1, ge=1, description="cells trained at once, each in its own process")
+    jobs: int = Field(
+        1,
+        ge=1,
+        description="cells trained at once, each in its own process; with --backend ray, as many as the "
+        "cluster has room for by default",
+    )
     heldout_prompts: int = Field(64, ge=2, description="held-out prompts to measure on, at most")
     reference_samples: int = Field(128, ge=8, description="reference samples per held-out prompt")
     policy_samples: int = Field(32, ge=4, description="samples of each cell per held-out prompt")

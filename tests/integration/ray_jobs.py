@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,12 @@ from training.cache import ray_shards, sample
 from training.cache.ray_shards import ShardSampler
 from training.cache.sample import build_cache
 from training.cache.sample_backends import Response
-from training.configs import SampleConfig
+from training.configs import SampleConfig, SweepConfig
+from training.sweep import ray_cells
+from training.sweep.ray_cells import Job, ray_results
+from training.sweep.run import run_sweep
+from training.tune.cells import Candidate, CellTrainer
+from training.tune.config import TuneTrainingConfig
 from vbon.errors import DataError, RewardError
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
@@ -198,3 +204,109 @@ def test_a_shard_that_always_ends_its_worker_ends_the_command(
         build_cache(fake_config(shard_prompts=6))
     assert len(killed) == 3
     assert not (tmp_path / "cache.jsonl").exists()
+
+
+# Cells
+
+
+CELL_WORKERS = {"backend": "ray", "worker_cpus": 0.2}
+
+
+def sweep_config(sandbox: Path, out: Path, **changes: Any) -> SweepConfig:
+    values: dict[str, Any] = {
+        "policy": str(sandbox / "policy"), "reward": str(sandbox / "reward"), "gold": None,
+        "cache": sandbox / "cache.jsonl", "heldout": sandbox / "prompts" / "heldout.jsonl",
+        "out": out, "max_new_tokens": 12, "steps": 2, "prompts_per_step": 2,
+        "samples_per_prompt": 2, "seeds": [0], "reference_samples": 16, "policy_samples": 4,
+        "grid": ["vbon: num_samples=2; warm_start_steps=1", "dpo: beta=0.3"],
+        "keep_checkpoints": False,
+    }  # fmt: skip
+    return SweepConfig(**values | changes)
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    """The records of the cells and of the baseline, without times and places."""
+    found = {}
+    for path in [*sorted((out / "cells").glob("*/record.json")), out / "baseline.json"]:
+        record = json.loads(path.read_text())
+        for name in ("created", "config", "cost"):
+            record.pop(name, None)
+        found[path.relative_to(out).as_posix()] = record
+    return found
+
+
+def test_cells_from_ray_have_the_records_of_local_ones(
+    cluster: None, sandbox: Path, tmp_path: Path
+) -> None:
+    run_sweep(sweep_config(sandbox, tmp_path / "local"))
+    run_sweep(sweep_config(sandbox, tmp_path / "ray", jobs=1, **CELL_WORKERS))
+    local, ray = records(tmp_path / "local"), records(tmp_path / "ray")
+    assert len(local) == 3
+    assert ray == local
+    # So what one has finished, the other need not do again.
+    before = [path.stat().st_mtime_ns for path in (tmp_path / "ray").rglob("record.json")]
+    run_sweep(sweep_config(sandbox, tmp_path / "ray"))
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "ray").rglob("record.json")] == before
+    # A search trains its cells in the same way.
+    settings = {
+        name: getattr(sweep_config(sandbox, tmp_path), name)
+        for name in ("policy", "reward", "gold", "cache", "heldout", "max_new_tokens", "steps",
+                     "prompts_per_step", "samples_per_prompt", "reference_samples", "policy_samples")
+    }  # fmt: skip
+    candidate = Candidate("dpo", (("beta", 0.5),))
+    gains = []
+    for place in ({}, CELL_WORKERS):
+        config = TuneTrainingConfig(**settings, **place, validation=settings["heldout"])
+        trainer = CellTrainer(
+            config, settings["heldout"], tmp_path / f"tune-{len(place)}", keep=False
+        )
+        trainer.train_side_by_side([(candidate, 7)])
+        trained = trainer.train(candidate, 7, "win-rate")
+        gains.append((trained.gain, trained.kl, trained.samples))
+    assert gains[0] == gains[1]
+
+
+def deadly(config: SweepConfig, name: str | None, generation: str) -> str:
+    """A cell's work that ends its process: that of `dpo` always, the others the first time."""
+    log = config.out / "attempts"
+    tried = log.read_text().splitlines() if log.exists() else []
+    with log.open("a") as handle:
+        handle.write(f"{name}\n")
+    if name is not None and (name.startswith("dpo") or name not in tried):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "ok"
+
+
+def test_a_cell_whose_worker_dies_is_tried_once_more_and_then_kept_as_failed(
+    cluster: None,
+    sandbox: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(ray_cells, "do_in_worker", deadly)
+    config = sweep_config(sandbox, tmp_path / "sweep", jobs=1, **CELL_WORKERS)
+    config.out.mkdir()
+    with pytest.raises(DataError, match=r"1 of 2 cells failed: dpo-beta=0\.3-seed=0"):
+        run_sweep(config)
+    tried = (config.out / "attempts").read_text().splitlines()
+    vbon, dpo = "vbon-num_samples=2-seed=0", "dpo-beta=0.3-seed=0"
+    assert Counter(tried) == {"None": 1, vbon: 2, dpo: 2}
+    (path,) = config.out.glob("cells/*/record.json")
+    record = json.loads(path.read_text())
+    assert record["status"] == "failed"
+    assert record["message"].startswith("its Ray worker died 2 times")
+    assert f"the Ray worker of {vbon} died; it is tried once more" in caplog.text
+
+
+def broken(config: SweepConfig, name: str | None, generation: str) -> Exception:
+    return DataError("the cache is damaged")
+
+
+def test_an_error_of_all_cells_ends_the_sweep(
+    cluster: None, sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_cells, "do_in_worker", broken)
+    config = sweep_config(sandbox, tmp_path / "sweep", **CELL_WORKERS)
+    with pytest.raises(DataError, match="the cache is damaged"):
+        list(ray_results(config, [Job(config, None)]))

@@ -162,10 +162,10 @@ ROOMS = {
     "training.evaluation": "training.cache training.configs training.outputs training.rollouts vbon.rewards",
     "training.train": "training.cache training.configs training.evaluation training.objectives "
     "training.outputs training.rollouts vbon.rewards",
-    "training.sweep": "training.configs training.evaluation training.objectives training.outputs "
-    "training.train training.worker_pool vbon.rewards",
-    "training.tune": "training.configs training.objectives training.sweep training.train vbon.cli "
-    "vbon.measured vbon.tuning",
+    "training.sweep": "training.cluster training.configs training.evaluation training.objectives "
+    "training.outputs training.train training.worker_pool vbon.rewards",
+    "training.tune": "training.cluster training.configs training.objectives training.sweep training.train "
+    "vbon.cli vbon.measured vbon.tuning",
     "training.report": "training.configs training.sweep",
     "training.bench": "training.configs training.rollouts training.train vbon.rewards",
     "training.__main__": "training.configs training.objectives training.train vbon.cli",
@@ -305,7 +305,7 @@ def test_only_the_fleet_and_jobs_on_a_cluster_import_ray() -> None:
     users = {m.relative_to(ROOT) for p in PACKAGES for m in modules(p) if "ray" in imported(m)}
     fleet = {Path("service/fleet"), Path("service/fleet/bench")}
     assert {str(user) for user in users if user.parent not in fleet} == {
-        "training/cache/ray_shards.py", "training/cluster/session.py",
+        "training/cache/ray_shards.py", "training/cluster/session.py", "training/sweep/ray_cells.py",
     }  # fmt: skip
     assert {user.parent for user in users} > fleet
 

@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from training.cache.sample import build_cache
 from training.cluster import session
-from training.configs import SampleConfig
+from training.configs import SampleConfig, SweepConfig
+from training.sweep.run import run_sweep
+from training.sweep.shared_inputs import forget_shared_inputs, inputs_generation
 from vbon.errors import InvalidInputError
 
 
@@ -33,7 +35,9 @@ def test_without_ray_a_command_names_the_extra_and_touches_nothing(
     config = SampleConfig(backend="ray", out=tmp_path / "cache.jsonl", policy="nowhere")
     with pytest.raises(InvalidInputError, match=rf"needs {missing}, .* extra ray \(pip install"):
         build_cache(config)
-    assert not list(tmp_path.glob("*cache*.jsonl"))
+    with pytest.raises(InvalidInputError, match=rf"needs {missing}, "):
+        run_sweep(SweepConfig(backend="ray", out=tmp_path / "sweep", policy="nowhere"))
+    assert not [path for path in tmp_path.rglob("*") if path.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(
@@ -80,3 +84,18 @@ def test_as_many_workers_as_the_cluster_has_room_for(
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
     assert session.workers_that_fit(cpus, gpus, tasks) == workers
+
+
+@pytest.mark.parametrize("name", ["worker_cpus", "worker_gpus"])
+def test_settings_of_cells_without_ray_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is for Ray's workers"):
+        SweepConfig(**{name: 2})  # type: ignore[arg-type]
+    assert getattr(SweepConfig(backend="ray", **{name: 2}), name) == 2  # type: ignore[arg-type]
+
+
+def test_inputs_that_were_dropped_are_of_another_generation() -> None:
+    first = inputs_generation()
+    forget_shared_inputs()
+    assert inputs_generation() != first
+    forget_shared_inputs(first)
+    assert inputs_generation() == first

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from training.configs import SweepConfig
-from training.sweep import run
+from training.sweep import run, tasks
 from training.sweep.cell import CELL_RECORD, CellStatus, reads_cache
 from training.sweep.grid import GridCell, grid_cells
 from training.sweep.run import run_sweep
@@ -80,11 +80,12 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
-    monkeypatch.setattr(run, "train_cell", made.train)
+    monkeypatch.setattr(tasks, "train_cell", made.train)
     monkeypatch.setattr(run, "cell_is_current", lambda *args: False)
     monkeypatch.setattr(run, "baseline_is_current", lambda *args: True)
     shared = SimpleNamespace(training=SimpleNamespace(cache=made.cache))
-    monkeypatch.setattr(run, "shared_inputs", lambda config: shared)
+    for module in (run, tasks):
+        monkeypatch.setattr(module, "shared_inputs", lambda config: shared)
     return made
 
 

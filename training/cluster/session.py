@@ -48,6 +48,8 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray's new way, which it announces in a warning: workers without GPUs see those of the machine as before.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # The driver's own process would print of Ray's inside what this command says in its errors.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     address = os.environ.get("RAY_ADDRESS")
     options = {} if address else {"include_dashboard": False}
     try:

@@ -71,6 +71,12 @@ def train_cell(config: SweepConfig, cell: GridCell, shared: SharedInputs) -> Cel
     return outcome.status
 
 
+def record_failure(config: SweepConfig, cell: GridCell, shared: SharedInputs, message: str) -> None:
+    """Write the record of a cell whose process could not write one itself."""
+    outcome = _Outcome("failed", message)
+    write_json(cell.directory / CELL_RECORD, _cell_record(config, cell, shared, outcome))
+
+
 def _train(cell: GridCell, inputs: TrainingInputs) -> _Outcome:
     from training.train.run import train
 

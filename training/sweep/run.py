@@ -5,24 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
+from contextlib import closing
 
+from training.cluster.session import check_ray
 from training.configs import SweepConfig
 from training.outputs.progress import ProgressBar
-from training.sweep.baseline import baseline_is_current, measure_baseline
-from training.sweep.cell import cell_is_current, train_cell
+from training.sweep.baseline import baseline_is_current
+from training.sweep.cell import cell_is_current
 from training.sweep.choices import CHOICES, Choices, read_choices
 from training.sweep.grid import GridCell, grid_cells
 from training.sweep.search import check_search, choose_settings, chosen_cells, search_config
 from training.sweep.shared_inputs import forget_shared_inputs, shared_inputs
+from training.sweep.tasks import Task, run_named_task, run_task
 from training.worker_pool import worker_pool
 from vbon.errors import DataError, InvalidInputError
 from vbon.storage.atomic import write_json
 from vbon.storage.locks import sole_writer
 
 logger = logging.getLogger(__name__)
-
-# A task is a cell to train, or None for measuring the baseline.
-Task = GridCell | None
 
 
 def run_sweep(config: SweepConfig) -> None:
@@ -37,6 +37,8 @@ def run_sweep(config: SweepConfig) -> None:
     """
     if config.heldout is None:
         raise InvalidInputError("a sweep needs held-out prompts; pass --heldout", field="heldout")
+    if config.backend == "ray":
+        check_ray()
     with sole_writer(config.out):
         if config.validation is not None:
             _train_cells(config, chosen_cells(config, _search(config)))
@@ -85,31 +87,22 @@ def _train_cells(config: SweepConfig, cells: Sequence[GridCell], title: str = "s
 
 
 def _results(config: SweepConfig, tasks: Sequence[Task]) -> Iterator[tuple[Task, str]]:
-    """Run the tasks, here or in ``config.jobs`` processes, and yield each with its status."""
+    """Run the tasks, here, in ``config.jobs`` processes or on Ray, and yield each with its status."""
+    if config.backend == "ray":
+        from training.sweep.ray_cells import Job, ray_results
+
+        at_once = config.jobs if "jobs" in config.model_fields_set else None
+        with closing(ray_results(config, [Job(config, task) for task in tasks], at_once)) as found:
+            yield from found
+        return
     if config.jobs == 1:
         for task in tasks:
-            yield task, _run_task(config, task)
+            yield task, run_task(config, task)
         return
     with worker_pool(config.jobs) as pool:
-        # Cells are passed by name: the classes of their configurations are created at run time and
-        # cannot be pickled.
         futures: dict[Future[str], Task] = {
-            pool.submit(_run_named_task, config, None if task is None else task.name): task
+            pool.submit(run_named_task, config, None if task is None else task.name): task
             for task in tasks
         }
         for future in as_completed(futures):
             yield futures[future], future.result()
-
-
-def _run_named_task(config: SweepConfig, name: str | None) -> str:
-    if name is None:
-        return _run_task(config, None)
-    return _run_task(config, next(cell for cell in grid_cells(config) if cell.name == name))
-
-
-def _run_task(config: SweepConfig, task: Task) -> str:
-    shared = shared_inputs(config)
-    if task is None:
-        measure_baseline(config, shared)
-        return "ok"
-    return train_cell(config, task, shared)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
-from training.configs import SweepConfig
+from training.configs import CellWorkers, SweepConfig
 from vbon.rewards import open_reward_model
 
 if TYPE_CHECKING:
@@ -30,9 +31,23 @@ class SharedInputs:
 _BY_CONFIG: dict[str, SharedInputs] = {}
 
 
-def forget_shared_inputs() -> None:
-    """Drop the inputs kept in this process, since files at the same paths may have changed."""
+_generation = uuid4().hex
+
+
+def forget_shared_inputs(generation: str | None = None) -> None:
+    """Drop the inputs kept in this process, since files at the same paths may have changed.
+
+    Args:
+        generation: of the inputs that are opened next; a new one by default.
+    """
+    global _generation
     _BY_CONFIG.clear()
+    _generation = generation or uuid4().hex
+
+
+def inputs_generation() -> str:
+    """The word that changes when the inputs are dropped, by which other processes know theirs as stale."""
+    return _generation
 
 
 def shared_inputs(config: SweepConfig) -> SharedInputs:
@@ -41,7 +56,7 @@ def shared_inputs(config: SweepConfig) -> SharedInputs:
     Raises:
         CheckpointError, DataError, RewardError: an input is missing or damaged.
     """
-    key = config.model_dump_json(exclude={"grid", "seeds", "jobs"})
+    key = config.model_dump_json(exclude={"grid", "seeds", "jobs", *CellWorkers.model_fields})
     if key not in _BY_CONFIG:
         _BY_CONFIG[key] = _open(config)
     return _BY_CONFIG[key]

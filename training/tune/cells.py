@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training.configs import SweepConfig, TrainConfig
-from training.sweep.baseline import baseline_is_current, measure_baseline
-from training.sweep.cell import CELL_RECORD, cell_is_current, train_cell
+from training.configs import CellWorkers, SweepConfig, TrainConfig
+from training.sweep.baseline import baseline_is_current
+from training.sweep.cell import CELL_RECORD, cell_is_current
 from training.sweep.grid import GridCell, grid_cells
 from training.sweep.records import BaselineRecord, CellRecord
 from training.sweep.shared_inputs import SharedInputs, forget_shared_inputs, shared_inputs
+from training.sweep.tasks import Task, run_task
 from training.train.config import train_config_type
 from training.tune.config import TuneTrainingConfig
 from training.tune.space import WARM_START_SHARE, strength_of
@@ -75,6 +76,7 @@ class CellTrainer:
         self, config: TuneTrainingConfig, prompts: Path, directory: Path, *, keep: bool
     ) -> None:
         self._config, self._prompts, self._directory, self._keep = config, prompts, directory, keep
+        self._tried: set[str] = set()
         forget_shared_inputs()
 
     def baseline(self) -> BaselineRecord:
@@ -82,7 +84,7 @@ class CellTrainer:
         sweep = self._sweep([], self._config.seed, {})
         shared = shared_inputs(sweep)
         if not baseline_is_current(sweep, shared):
-            measure_baseline(sweep, shared)
+            self._do([(sweep, None)])
         path = self._directory / "baseline.json"
         return BaselineRecord.model_validate_json(path.read_bytes())
 
@@ -94,8 +96,9 @@ class CellTrainer:
             InvalidInputError: the objective refuses the settings.
         """
         cell, shared, sweep = self._cell(candidate, seed)
-        if not cell_is_current(cell, shared):
-            train_cell(sweep, cell, shared)
+        # A cell that failed beside others is not tried again.
+        if cell.name not in self._tried and not cell_is_current(cell, shared):
+            self._do([(sweep, cell)])
         record = CellRecord.model_validate_json((cell.directory / CELL_RECORD).read_bytes())
         if record.status != "ok" or record.row is None:
             raise DataError(f"{candidate.label}: {record.status}: {record.message}")
@@ -111,6 +114,30 @@ class CellTrainer:
             0 if cost is None else cost.scored_texts,
             cell.directory,
         )
+
+    def train_side_by_side(self, wanted: Sequence[tuple[Candidate, int]]) -> None:
+        """Train candidates with seeds at once, for later calls of :meth:`train`, if there are several places.
+
+        Raises:
+            InvalidInputError: an objective refuses the settings.
+        """
+        if self._config.backend != "ray":
+            return
+        cells = [self._cell(candidate, seed) for candidate, seed in wanted]
+        todo = [(sweep, cell) for cell, shared, sweep in cells if not cell_is_current(cell, shared)]
+        self._do(todo)
+        self._tried |= {cell.name for _, cell in todo}
+
+    def _do(self, tasks: Sequence[tuple[SweepConfig, Task]]) -> None:
+        """Train cells or measure a baseline, here or on Ray; they write their records."""
+        if self._config.backend == "ray":
+            from training.sweep.ray_cells import Job, ray_results
+
+            for _ in ray_results(self._config, [Job(sweep, task) for sweep, task in tasks]):
+                pass
+            return
+        for sweep, task in tasks:
+            run_task(sweep, task)
 
     def _cell(self, candidate: Candidate, seed: int) -> tuple[GridCell, SharedInputs, SweepConfig]:
         settings = self._with_steps(candidate)
@@ -144,6 +171,11 @@ class CellTrainer:
             for name in TrainConfig.model_fields
             if name in config.model_fields_set or name in {"gold", "steps"}
         }
+        ray = (
+            {name: getattr(config, name) for name in CellWorkers.model_fields}
+            if config.backend == "ray"
+            else {}
+        )
         return SweepConfig(
             **{
                 **given,
@@ -156,6 +188,7 @@ class CellTrainer:
                 "heldout_prompts": config.heldout_prompts,
                 "reference_samples": config.reference_samples,
                 "policy_samples": config.policy_samples,
+                **ray,
             }
         )
 

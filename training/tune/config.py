@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from training.configs import TrainConfig
+from training.configs import CellWorkers, TrainConfig
 from vbon.config import NoneWord, OptionGroups
 from vbon.maths.distribution import kl_upper_bound
 from vbon.tuning.durations import Duration
@@ -17,12 +17,13 @@ from vbon.tuning.search_fields import SamplerName, Searching, TargetText
 Price = Literal["kl", "seconds", "samples"]
 
 
-class TuneTrainingConfig(Searching, TrainConfig):
+class TuneTrainingConfig(Searching, CellWorkers, TrainConfig):
     """Find the objective and the settings of training that reach the most, or a target at the lowest price.
 
     Every trial trains one cell, as `vbon sweep` does, and measures it on the validation prompts. The best are
     trained again with other seeds, and the one that holds is measured once on the held-out prompts. The same
-    --out continues a search that was interrupted.
+    --out continues a search that was interrupted. With --backend ray, the workers of a Ray cluster train the
+    cells, one trial after the other and the finalists side by side, with the same results.
 
     Examples:
       vbon tune training --validation sandbox/prompts/validation.jsonl --kl-of-best-of 16 --trials 20
@@ -44,6 +45,7 @@ class TuneTrainingConfig(Searching, TrainConfig):
             "reference_samples",
             "policy_samples",
         ),
+        "Ray": tuple(CellWorkers.model_fields),
         **TrainConfig.option_groups,
     }
 
@@ -122,6 +124,6 @@ class TuneTrainingConfig(Searching, TrainConfig):
         """The settings that decide the figures; a search with others is another search."""
         left_out = {
             "out", "trials", "budget", "storage", "finalists", "repeats", "space", "replace",
-            "checkpoint_every",
+            "checkpoint_every", *CellWorkers.model_fields,
         }  # fmt: skip
         return self.model_dump(mode="json", exclude=left_out)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from training.cluster.session import check_ray, ray_session
 from training.tune.cells import Candidate, CellTrainer, Trained, level_of
 from training.tune.config import TuneTrainingConfig
 from training.tune.space import TrainingSpace, default_space, read_training_space
@@ -73,7 +75,9 @@ def tune_training(config: TuneTrainingConfig, say: Callable[[str], None]) -> Tra
     """
     space = default_space() if config.space is None else read_training_space(config.space)
     _check_prompts(config)
-    with sole_writer(config.out):
+    if config.backend == "ray":
+        check_ray()
+    with sole_writer(config.out), ray_session() if config.backend == "ray" else nullcontext():
         config.out.mkdir(parents=True, exist_ok=True)
         search = _Search(config, space, say)
         try:
@@ -240,6 +244,10 @@ class _Search:
             )
         chosen = list({row.candidate: row for row in self._ranked()}.values())[: config.finalists]
         self.say(f"Training {len(chosen)} finalists again with {config.repeats} fresh seeds each.")
+        seeds = [_FIRST_REPEAT + config.seed + number for number in range(config.repeats)]
+        self._validation.train_side_by_side(
+            [(row.candidate, seed) for row in chosen for seed in seeds]
+        )
         found.repeated = [one for row in chosen if (one := self._repeat(row.candidate)) is not None]
         holding = [one for one in found.repeated if self._within(one.kl, one.gain, lower=True)]
         if found.level is None:
