@@ -26,13 +26,14 @@ class CandidatesJob:
 
     Attributes:
         completions_url: address of ``/completions`` of an OpenAI-compatible server.
-        scorer_url: address that takes prompts and completions and answers with rewards.
+        scorer_url: address that takes prompts and completions and answers with rewards; ``None`` takes the
+            first candidate.
         concurrency: prompts in flight.
     """
 
     completions_url: str
     model: str
-    scorer_url: str
+    scorer_url: str | None
     prompts: Sequence[str]
     n: int
     max_tokens: int
@@ -46,7 +47,8 @@ async def run_client(job: CandidatesJob) -> Answers:
 
     @asynccontextmanager
     async def worker() -> AsyncGenerator[Work[tuple[int, str]], None]:
-        async with connected(job.completions_url, job.scorer_url) as (engine, scorer):
+        urls = [job.completions_url] + ([] if job.scorer_url is None else [job.scorer_url])
+        async with connected(*urls) as (engine, *scorers):
 
             async def choose(entry: tuple[int, str]) -> None:
                 index, prompt = entry
@@ -54,8 +56,11 @@ async def run_client(job: CandidatesJob) -> Answers:
                 candidates = [choice["text"] for choice in drawn["choices"]]
                 if len(candidates) != job.n:
                     raise SideError(f"asked for {job.n} candidates, got {len(candidates)}")
+                texts[index] = candidates[0]
+                if not scorers:
+                    return
                 body = {"prompts": [prompt] * job.n, "completions": candidates}
-                rewards = (await scorer.ask(body))["rewards"]
+                rewards = (await scorers[0].ask(body))["rewards"]
                 known = [-float("inf") if reward is None else reward for reward in rewards]
                 texts[index] = candidates[known.index(max(known))]
 

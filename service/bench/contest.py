@@ -77,9 +77,13 @@ async def contest(bench: Bench, first: Contender, second: Contender, goal: float
     return Figure(name, ratios(a, b), goal, True, detail, quality)
 
 
-def prompts_of(bench: Bench) -> list[str]:
-    """The prompts of one measurement, the same that :meth:`Bench.over_http` sends."""
-    return [prompt.key for prompt in bench.cycled(bench.settings.bon_requests)]
+def prompts_of(bench: Bench, requests: int | None = None) -> list[str]:
+    """The prompts of one measurement, the same that :meth:`Bench.over_http` sends.
+
+    Args:
+        requests: how many; those of best-of-N by default.
+    """
+    return [prompt.key for prompt in bench.cycled(requests or bench.settings.bon_requests)]
 
 
 async def find_width(bench: Bench, contender: Contender) -> None:

@@ -15,6 +15,7 @@ from service.bench.client import client
 from service.bench.figures import Figure, Measure, in_turns, ratios, with_unit
 from service.bench.harness import Bench
 from service.bench.peers.row import peers
+from service.bench.single import single
 from service.bench.token_need import token_need
 from service.distil.collector import Collector
 from service.runtime.prompt import AnswerSink
@@ -190,5 +191,6 @@ ROWS: dict[str, Row] = {
     "collecting": collecting,
     "strategies": token_need,
     "client": client,
+    "single": single,
     "peers": peers,
 }

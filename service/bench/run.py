@@ -23,7 +23,7 @@ from vbon.terminal import table_console
 logger = logging.getLogger(__name__)
 
 MAX_PROMPTS = 1000
-CONTESTS = ("client", "peers")  # rows that send the same texts to other programs
+CONTESTS = ("client", "peers", "single")  # rows that send the same texts to other programs
 
 
 def run_bench(settings: BenchSettings) -> dict[str, Any]:

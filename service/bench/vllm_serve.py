@@ -43,7 +43,11 @@ def serve_flags(arguments: Mapping[str, Any]) -> list[str]:
 
 @asynccontextmanager
 async def vllm_serve(
-    engine: VllmEngine, *, chats: bool = True, changes: Mapping[str, Any] | None = None
+    engine: VllmEngine,
+    *,
+    chats: bool = True,
+    changes: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> AsyncGenerator[str, None]:
     """Start ``vllm serve`` like ``engine`` and yield the address of its ``/v1``, with model :data:`MODEL`.
 
@@ -55,6 +59,7 @@ async def vllm_serve(
     Args:
         chats: ``False`` keeps the policy's own chat template, if it has one.
         changes: arguments that differ from the engine's.
+        environment: all environment variables; this process's by default.
 
     Raises:
         SideError: it did not start, or a chat has other tokens than its text.
@@ -71,7 +76,7 @@ async def vllm_serve(
             *["--host", "127.0.0.1", "--port", str(port), "--served-model-name", MODEL],
             *["--generation-config", "vllm", "--disable-uvicorn-access-log"],
         ]
-        async with running(command) as (process, log):
+        async with running(command, env=environment) as (process, log):
             url = f"http://127.0.0.1:{port}"
             await wait_until_healthy(process, log, f"{url}/health", "vllm serve")
             if chats:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from service.bench import single
 from service.bench.answers import Answers
 from service.bench.candidates_client import CandidatesJob, client_in_child, run_client
 from service.bench.config import BenchSettings
 from service.bench.contest import Contender, contest, find_width, mean_rewards, service_contender
 from service.bench.harness import Bench, listening, served
 from service.bench.scorer_endpoint import scorer_endpoint
+from service.bench.single import beside_vllm_serve
 from service.bench.vllm_serve import serve_flags
 from service.bench.wire import SideError, connected, run_in_child
 from tests.unit.chat_imitation import WORDS, Engine, started_scorer
@@ -41,6 +45,47 @@ async def test_plain_client_asks_once_each_and_takes_the_best() -> None:
         (4, 7, 1.0)
     }
     assert sum(reward.batches) == 6 * 4
+
+
+async def test_without_a_scorer_the_client_takes_the_only_sample() -> None:
+    engine = Engine()
+    async with listening(engine.app, lifespan=False) as url:
+        job = CandidatesJob(f"{url}/v1/completions", "ref", None, ["a", "b"], 1, 7, 2)
+        found = await client_in_child(job)
+    assert sorted(found.texts) == WORDS[:2]
+    assert [body["n"] for body in engine.asked] == [1, 1]
+
+
+@pytest.mark.parametrize("rust", [True, False])
+async def test_the_row_single_says_which_front_end_it_measures(rust: bool) -> None:
+    engine, runtime = Engine(), make_runtime()
+    settings = BenchSettings(requests=4, pairs=2, max_tokens=3)
+    async with listening(engine.app, lifespan=False) as server, served(runtime) as url:
+        bench = Bench(settings, runtime, [Prompt(text="a")], url)
+        figure = await beside_vllm_serve(bench, f"{server}/v1", rust=rust)
+    assert ("Rust front end" in figure.name) == rust
+    assert ("no front end in Rust" in figure.detail) == (not rust)
+    assert figure.value.count == 2
+    assert len(engine.asked) == 4 * 3  # a warm-up and two pairs
+
+
+def test_the_rust_front_end_is_a_program_beside_vllm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(single, "find_spec", lambda _: spec)
+    monkeypatch.delenv("VLLM_RUST_FRONTEND_PATH", raising=False)
+    assert single.rust_front_end() is None
+    program = tmp_path / "vllm-rs"
+    program.touch(mode=0o644)
+    assert single.rust_front_end() is None
+    program.chmod(0o755)
+    assert single.rust_front_end() == program
+    monkeypatch.setenv("VLLM_RUST_FRONTEND_PATH", "/elsewhere/vllm-rs")
+    assert single.rust_front_end() == Path("/elsewhere/vllm-rs")
+    monkeypatch.delenv("VLLM_RUST_FRONTEND_PATH")
+    monkeypatch.setattr(single, "find_spec", lambda _: None)
+    assert single.rust_front_end() is None
 
 
 async def test_scorer_endpoint_speaks_what_remote_rewards_ask() -> None:
