@@ -157,7 +157,7 @@ async def test_a_template_that_hangs_is_ended_and_delays_nobody(tokenizer: Any) 
         asking = asyncio.create_task(found.encode(hang))
         turns = 0
         while not asking.done():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.001)
             turns += 1
         with pytest.raises(InvalidInputError, match=r"more than 0.3 s .*engine.encode_timeout_s"):
             await asking

@@ -7,7 +7,10 @@ import asyncio
 import pytest
 
 from service.runtime.in_flight import InFlightRequests
+from tests.unit.virtual_clock import virtually
 from vbon.errors import RequestTimeoutError, ShuttingDownError
+
+clocked = virtually("service")
 
 
 async def request(
@@ -46,6 +49,7 @@ async def test_at_the_limit_the_remaining_requests_end_with_a_clear_error() -> N
     assert len(in_flight) == 0
 
 
+@clocked
 async def test_waiting_ends_when_no_request_uses_the_part() -> None:
     in_flight, old, new = InFlightRequests(), object(), object()
     using = asyncio.create_task(request(in_flight, 0.05, old))
