@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
-from tests.tiny import train_config
+from tests.forks import fork_engines
+from tests.tiny import SMALL_CACHE, train_config
 from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine
 from vbon.engine.remote.server import RemoteOptions
@@ -48,8 +49,15 @@ def lora_checkpoint(sandbox: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def forked_engines() -> None:
+    """Spare each of this process's engines the seconds of its imports."""
+    pytest.importorskip("vllm")
+    fork_engines()
+
+
+@pytest.fixture(scope="session")
 async def runtime(
-    sandbox: Path, chat_checkpoint: Path, lora_checkpoint: Path
+    sandbox: Path, chat_checkpoint: Path, lora_checkpoint: Path, forked_engines: None
 ) -> AsyncGenerator[Runtime, None]:
     """The service's own runtime over real vLLM: the only start of it in a session."""
     pytest.importorskip("vllm")
@@ -64,6 +72,7 @@ async def runtime(
         reward=str(sandbox / "reward"),
         gold=str(sandbox / "gold"),
         default_max_tokens=24,
+        engine={"args": SMALL_CACHE},  # type: ignore[arg-type]
     )
     built = build_runtime(settings)
     # One engine with vLLM's own metrics and one without, as by default: both ways are tested.

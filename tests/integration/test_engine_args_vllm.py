@@ -16,7 +16,7 @@ from vbon.engine.vllm.host import VllmHost
 from vbon.engine.vllm.options import VllmOptions
 from vbon.errors import CheckpointError, InvalidInputError, VbonError
 
-pytestmark = [pytest.mark.vllm, pytest.mark.train]
+pytestmark = [pytest.mark.vllm, pytest.mark.train, pytest.mark.usefixtures("forked_engines")]
 
 
 def engine_with(sandbox: Path, args: dict[str, Any], **more: Any) -> VllmEngine:

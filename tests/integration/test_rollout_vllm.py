@@ -20,11 +20,12 @@ from service.app import create_app
 from service.auth.keys import write_keys
 from service.runtime.build import RuntimeBuilder, build_runtime
 from service.settings import ServiceSettings
+from tests.tiny import SMALL_CACHE
 from tests.unit.rolling import ROOT_KEY, bearer, decision
 from vbon.errors import CheckpointError
 from vbon.storage.checkpoints import write_checksums
 
-pytestmark = [pytest.mark.vllm, pytest.mark.train]
+pytestmark = [pytest.mark.vllm, pytest.mark.train, pytest.mark.usefixtures("forked_engines")]
 
 GREEDY: dict[str, Any] = {"prompt": "the film was", "max_tokens": 12, "temperature": 0}
 
@@ -40,7 +41,7 @@ async def client(sandbox: Path, tmp_path: Path) -> AsyncGenerator[httpx.AsyncCli
         store=str(tmp_path / "runs.db"),
         auth={"keys_file": str(tmp_path / "keys.jsonl")},  # type: ignore[arg-type]
         distil={**distil, "shadow_share": 1e-9},
-        engine={"enforce_eager": True},  # type: ignore[arg-type]
+        engine={"enforce_eager": True, "args": SMALL_CACHE},  # type: ignore[arg-type]
     )
     runtime = build_runtime(settings)
     app = create_app(runtime, rebuild=RuntimeBuilder(settings))

@@ -18,6 +18,7 @@ pytest.importorskip("vllm")
 from safetensors.torch import load_file, save_file
 
 from service.runtime.runtime import Runtime
+from tests.tiny import SMALL_CACHE
 from vbon.engine import Candidate, Engine, Sampling
 from vbon.engine.vllm.engine import VllmEngine
 from vbon.engine.vllm.host import VllmHost
@@ -27,7 +28,7 @@ from vbon.prompts import Prompt
 from vbon.storage.checkpoints import check_checkpoint
 from vbon.storage.weights_alone import NewWeights, read_beside_weights
 
-pytestmark = [pytest.mark.vllm, pytest.mark.train]
+pytestmark = [pytest.mark.vllm, pytest.mark.train, pytest.mark.usefixtures("forked_engines")]
 
 WEIGHTS, ADAPTER = "model.safetensors", "adapter_model.safetensors"
 # Longer than a block of the KV cache, so that a block that is kept over a change would be used.
@@ -69,7 +70,7 @@ async def changeable(
     shutil.copytree(chat_checkpoint, directory)
     (directory / "checksums.json").unlink(missing_ok=True)
     shutil.copyfile(sandbox / "policy" / WEIGHTS, directory / WEIGHTS)
-    engine = VllmEngine(VllmHost(str(directory), VllmOptions(executor="uni")))
+    engine = VllmEngine(VllmHost(str(directory), VllmOptions(executor="uni", args=SMALL_CACHE)))
     await engine.start()
     try:
         yield Changeable(engine, directory, sandbox / "policy" / WEIGHTS, chat_checkpoint / WEIGHTS)
@@ -219,9 +220,8 @@ async def test_an_adapter_in_use_is_not_replaced_by_what_its_path_holds_now(
     path = tmp_path / "adapter"
     shutil.copytree(lora_checkpoint / "adapter", path)
     (path / "checksums.json").unlink(missing_ok=True)
-    host = VllmHost(
-        str(sandbox / "policy"), VllmOptions(executor="uni", enforce_eager=True), (str(path),)
-    )
+    options = VllmOptions(executor="uni", enforce_eager=True, args=SMALL_CACHE)
+    host = VllmHost(str(sandbox / "policy"), options, (str(path),))
     engine = VllmEngine(host, host.adapters[str(path)])
     await engine.start()
     try:
