@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,9 @@ import vbon.errors
 from service.wire import (
     ConnectionLostError,
     LeavingError,
-    Timing,
     WireClient,
     WireError,
     WireServer,
-    current_client,
     interface_of,
 )
 from service.wire import messages as wire_messages
@@ -33,80 +31,11 @@ from service.wire.connection import Connection
 from service.wire.errors import error_parts, rebuilt_error
 from service.wire.interface import read_value
 from service.wire.messages import WINDOW, encoded, value_of
+from tests.unit.wire_target import INTERFACE, QUICK, Target
 from vbon.engine import Candidate, Sampling
 from vbon.errors import InvalidInputError, PromptTooLongError, VbonError
 from vbon.prompts import Prompt
 from vbon.trace_context import trace_headers
-
-QUICK = Timing(beat_s=0.02, silence_s=0.2)
-
-
-class Target:
-    """An object with a method of each kind."""
-
-    def __init__(self) -> None:
-        self.sent = 0
-        self.ended: list[str] = []
-        self.told: list[tuple[str, int]] = []
-
-    async def add(self, a: int, b: int) -> int:
-        return a + b
-
-    async def size(self, text: str) -> int:
-        return len(text)
-
-    async def long(self, length: int) -> str:
-        return "x" * length
-
-    async def echo(self, prompt: Prompt, sampling: Sampling) -> tuple[Prompt, Sampling]:
-        return prompt, sampling
-
-    async def who(self) -> str:
-        return current_client.get()
-
-    async def trace(self) -> Mapping[str, str]:
-        return dict(trace_headers.get())
-
-    async def wait(self) -> None:
-        await self._until_cancelled("wait")
-
-    async def last(self) -> AsyncGenerator[int, None]:
-        yield 0
-        await self._until_cancelled("last")
-
-    async def fail(self, kind: str) -> None:
-        if kind == "typed":
-            raise PromptTooLongError(prompt_tokens=3, max_tokens=2, limit=4)
-        raise ZeroDivisionError("private text")
-
-    async def numbers(self, count: int) -> AsyncGenerator[int, None]:
-        for number in range(count):
-            self.sent += 1
-            yield number
-
-    async def drip(self) -> AsyncGenerator[int, None]:
-        yield 1
-        await self._until_cancelled("drip")
-
-    async def break_off(self) -> AsyncGenerator[int, None]:
-        yield 1
-        raise InvalidInputError("enough", field="n")
-
-    async def note(self, number: int) -> None:
-        self.told.append((current_client.get(), number))
-
-    async def _until_cancelled(self, name: str) -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            self.ended.append(name)
-
-
-INTERFACE = interface_of(
-    Target,
-    *(name for name in vars(Target) if not name.startswith("_")),
-    lasting=("last",),
-)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -389,7 +318,7 @@ async def test_a_server_that_ends_fails_every_call_and_can_be_found_again(tmp_pa
 SERVE = """
 import asyncio, sys, time
 from service.wire import WireServer
-from tests.unit.test_wire import INTERFACE, QUICK, Target
+from tests.unit.wire_target import INTERFACE, QUICK, Target
 
 async def main():
     server = WireServer(sys.argv[1], Target(), INTERFACE, secret="s", timing=QUICK)
