@@ -363,7 +363,7 @@ def test_progress_counts_the_chosen_steps_only(
     def shell(step: CheckStep, record: Path) -> list[str]:
         return ["sh", "-c", f"echo {{}} > {record}"]
 
-    monkeypatch.setattr("training.outputs.progress.ProgressBar", Bar)
+    monkeypatch.setattr("vbon.progress_bar.ProgressBar", Bar)
     monkeypatch.setattr("training.gpu_check.figures.figures_of", lambda *_: {})
     monkeypatch.setattr(runner, "command_of", shell)
     plan = plan_of(tmp_path, tiny=True)

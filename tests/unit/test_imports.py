@@ -44,6 +44,7 @@ BASE = {
     "vbon.maths": "",
     "vbon.prompt_files": "",
     "vbon.prompts": "",
+    "vbon.progress_bar": "",
     "vbon.record_files": "",
     "vbon.registry": "",
     "vbon.report_html": "",

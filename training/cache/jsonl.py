@@ -85,7 +85,7 @@ def compile_progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
     if total < PROGRESS_FROM:
         yield lambda megabytes: None
         return
-    from training.outputs.progress import ProgressBar  # imports transformers
+    from vbon.progress_bar import ProgressBar  # imports transformers
 
     with ProgressBar(f"compiling {name} (MB)", total >> 20) as bar:
         yield bar.advance

@@ -32,10 +32,10 @@ from training.cache.scored_lines import ScoredLine, scored_line
 from training.cluster.session import check_ray
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
-from training.outputs.progress import ProgressBar
 from vbon.errors import DataError, ExportError
 from vbon.maths.rejection import calibrated_rejection
 from vbon.maths.reward_prior import estimate_reward_prior
+from vbon.progress_bar import ProgressBar
 from vbon.prompt_files import read_prompts
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel

@@ -10,12 +10,12 @@ import numpy as np
 
 from training.cache.reward_cache import RewardCache
 from training.evaluation.measure import Float, PromptSamples
-from training.outputs.progress import ProgressBar
 from training.rollouts.sequence_logprobs import sequence_logprobs
 from vbon.errors import DataError
 from vbon.maths.captured_nats import captured_interval, captured_nats
 from vbon.maths.curves import selection_weights
 from vbon.maths.distribution import kl_upper_bound
+from vbon.progress_bar import ProgressBar
 from vbon.prompts import Prompt
 from vbon.storage.evaluation_record import CapturedNats
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.outputs.progress import ProgressBar
 from training.rollouts.predictor import Predictor, terms_of
 from training.rollouts.rollout import Rollout, sample_responses
 from vbon.maths.seeds import seed_of
+from vbon.progress_bar import ProgressBar
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable
 from vbon.rewards.truncation import with_missing_eos_reward

@@ -53,7 +53,7 @@ def _check(config: GpuCheckConfig, plan: Plan, steps: list[CheckStep]) -> dict[s
     from training.gpu_check.figures import figures_of
     from training.gpu_check.report import REPORT, write_report
     from training.gpu_check.runner import CheckRunner
-    from training.outputs.progress import ProgressBar
+    from vbon.progress_bar import ProgressBar
     from vbon.storage.locks import sole_writer
     from vbon.storage.provenance import provenance
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from training.outputs.progress import ProgressBar
+from vbon.progress_bar import ProgressBar
 
 
 class TrainerProgress:

@@ -9,7 +9,6 @@ from contextlib import closing
 
 from training.cluster.session import check_ray
 from training.configs import SweepConfig
-from training.outputs.progress import ProgressBar
 from training.sweep.baseline import baseline_is_current
 from training.sweep.cell import cell_is_current
 from training.sweep.choices import CHOICES, Choices, read_choices
@@ -19,6 +18,7 @@ from training.sweep.shared_inputs import forget_shared_inputs, shared_inputs
 from training.sweep.tasks import Task, run_named_task, run_task
 from training.worker_pool import worker_pool
 from vbon.errors import DataError, InvalidInputError
+from vbon.progress_bar import ProgressBar
 from vbon.storage.atomic import write_json
 from vbon.storage.locks import sole_writer
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.cache.reward_cache import RewardCache
-from training.outputs.progress import ProgressBar
 from training.rollouts.sequence_logprobs import sequence_logprobs
+from vbon.progress_bar import ProgressBar
 
 
 def ensure_reference_logprobs(

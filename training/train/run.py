@@ -17,7 +17,6 @@ from accelerate import PartialState
 from training.configs import TrainConfig
 from training.evaluation.measure import PromptSamples
 from training.outputs.identity import run_identity
-from training.outputs.progress import ProgressBar
 from training.rollouts.batch_size import machine_memory
 from training.train.config import objective_of
 from training.train.divergence import check_step, export_last_good
@@ -38,6 +37,7 @@ from training.train.resume import remove_states_of, resume
 from training.train.size_defaults import with_size_defaults
 from training.train.step_metrics import StepMetrics
 from vbon.errors import DivergedError
+from vbon.progress_bar import ProgressBar
 from vbon.storage.atomic import recover_directory
 from vbon.storage.evaluation_record import CapturedNats, MethodRow
 from vbon.storage.locks import sole_writer
