@@ -24,6 +24,7 @@ from vbon.storage.validation import first_problem
 
 logger = logging.getLogger(__name__)
 
+_NONE = "this server has no table of measured settings"
 RETRY_S = 5.0  # between attempts to read a store that cannot be used
 Source = Literal["file", "store", "request"]
 T = TypeVar("T")
@@ -132,13 +133,22 @@ class TableInUse:
     async def delete(self) -> None:
         """Use no table from now on, and remove it from the store.
 
+        A store that was not read yet may have one that would be used later, so it is asked.
+
         Raises:
             NotFoundError: there is none.
             StoreError: it could not be removed, and stays in use.
         """
-        if self.table is None:
-            raise NotFoundError("this server has no table of measured settings")
-        await self._change(lambda store: bool(delete_auto_table(store)), lambda: self._adopt(None))
+        unread = self._reading is not None and not self._reading.done()
+        had_one = self.table is not None
+        if not had_one and not unread:
+            raise NotFoundError(_NONE)
+        removed: list[bool] = []
+        await self._change(
+            lambda store: removed.append(bool(delete_auto_table(store))), lambda: self._adopt(None)
+        )
+        if not had_one and not any(removed):
+            raise NotFoundError(_NONE)
 
     async def _change(self, work: Callable[[Store], object], then: Callable[[], None]) -> None:
         """Change the store and then the table in use, in one piece: a client that leaves stops neither."""

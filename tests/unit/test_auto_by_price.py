@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import json
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from service.auto.choice import Prices
 from service.auto.live import LiveAuto
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
-from service.store import open_store, read_auto_table, save_auto_table
+from service.store import delete_auto_table, open_store, read_auto_table, save_auto_table
 from service.strategies import STRATEGIES
 from tests.unit.fakes import ChatEngine, FakeReward, make_runtime, score_text, serving, stream
 from tests.unit.measured import around, as_json, row, table
@@ -689,6 +689,42 @@ async def test_a_store_that_fails_leaves_the_table_before(
         assert "retry-after" in response.headers
         assert (await service.client.delete("/auto/table")).status_code == 503
         assert await service.chosen() == ("bon", 2)
+
+
+async def test_a_table_of_a_store_that_was_not_read_yet_can_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 404 would say that there is none, and the table would be used once the store is back."""
+    kept = exact_table()
+    opened = open_store(str(tmp_path / "runs.db"))
+    save_auto_table(opened, as_json(kept), kept.made_at)
+    opened.close()
+    away = True
+
+    def while_away(work: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*arguments: Any) -> Any:
+            if away:
+                raise StoreError("no connection")
+            return work(*arguments)
+
+        return done
+
+    monkeypatch.setattr("service.auto.table_in_use.RETRY_S", 0.01)
+    monkeypatch.setattr("service.auto.table_in_use.read_auto_table", while_away(read_auto_table))
+    monkeypatch.setattr(
+        "service.auto.table_in_use.delete_auto_table", while_away(delete_auto_table)
+    )
+    async with started(store=str(tmp_path / "runs.db")) as service:
+        assert (await service.client.delete("/auto/table")).status_code == 503
+        monkeypatch.setattr("service.auto.table_in_use.RETRY_S", 60.0)
+        await asyncio.sleep(0.05)  # the reader waits for its last short time
+        away = False
+        assert (await service.client.delete("/auto/table")).status_code == 204
+        assert (await service.client.delete("/auto/table")).status_code == 404
+        assert (await service.client.get("/auto/table")).status_code == 404
+    again = open_store(str(tmp_path / "runs.db"))
+    assert read_auto_table(again) is None
+    again.close()
 
 
 def test_a_file_that_is_no_table_stops_the_start(tmp_path: Path) -> None:
