@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from training.tune.cells import Candidate, CellTrainer
+from training.tune.config import TuneTrainingConfig
 from training.tune.space import default_space, read_training_space
 from vbon.errors import InvalidInputError
 
@@ -30,3 +32,13 @@ def test_shares_from_none_to_all_are_taken(tmp_path: Path) -> None:
     path.write_text("objectives = ['vbon']\nwarm_start_share = [0, 0.5, 1]\n")
     assert "warm_start_share 0, 0.5, 1" in read_training_space(path).describe()
     assert "warm_start_share 0 to 0.6" in default_space().describe()
+
+
+def test_a_value_that_no_sweep_takes_is_named_on_one_line(tmp_path: Path) -> None:
+    """A number in the place of a cache's path passes the space file, which knows no types."""
+    config = TuneTrainingConfig(heldout=tmp_path / "heldout.jsonl")
+    trainer = CellTrainer(config, tmp_path / "p.jsonl", tmp_path / "cells", keep=False)
+    candidate = Candidate("vbon", (("cache", 3), ("num_samples", 2)))
+    with pytest.raises(InvalidInputError, match=r"^cache: [^\n]*path[^\n]*$") as told:
+        trainer.train(candidate, 0, "reward")
+    assert told.value.field == "cache"

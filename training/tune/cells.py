@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from training.configs import CellWorkers, SweepConfig, TrainConfig
 from training.sweep.baseline import baseline_is_current
 from training.sweep.cell import CELL_RECORD, cell_is_current
@@ -22,6 +24,7 @@ from vbon.errors import DataError, InvalidInputError
 from vbon.maths.intervals import MeanInterval
 from vbon.measured.target import Metric, Target
 from vbon.storage.evaluation_record import MethodRow
+from vbon.storage.validation import first_problem
 
 _FIELDS: dict[Metric, str] = {"reward": "reward", "gold": "gold", "win-rate": "win_rate"}
 
@@ -165,6 +168,11 @@ class CellTrainer:
         return settings
 
     def _sweep(self, grid: list[str], seed: int, inputs: Mapping[str, Any]) -> SweepConfig:
+        """The settings of the sweep that trains a candidate.
+
+        Raises:
+            InvalidInputError: a sweep does not take one of them.
+        """
         config = self._config
         given = {
             name: getattr(config, name)
@@ -176,21 +184,26 @@ class CellTrainer:
             if config.backend == "ray"
             else {}
         )
-        return SweepConfig(
-            **{
-                **given,
-                **inputs,
-                "out": self._directory,
-                "heldout": self._prompts,
-                "grid": grid or ["vbon: num_samples=2"],
-                "seeds": [seed],
-                "keep_checkpoints": self._keep,
-                "heldout_prompts": config.heldout_prompts,
-                "reference_samples": config.reference_samples,
-                "policy_samples": config.policy_samples,
-                **ray,
-            }
-        )
+        values = {
+            **given,
+            **inputs,
+            "out": self._directory,
+            "heldout": self._prompts,
+            "grid": grid or ["vbon: num_samples=2"],
+            "seeds": [seed],
+            "keep_checkpoints": self._keep,
+            "heldout_prompts": config.heldout_prompts,
+            "reference_samples": config.reference_samples,
+            "policy_samples": config.policy_samples,
+            **ray,
+        }
+        try:
+            return SweepConfig(**values)
+        except ValidationError as error:
+            place = error.errors()[0]["loc"]
+            raise InvalidInputError(
+                first_problem(error), field=str(place[0]) if place else "settings"
+            ) from error
 
 
 def gain_of(row: MethodRow, metric: Metric) -> MeanInterval | None:
