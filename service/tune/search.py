@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -421,7 +421,11 @@ class Search:
         )
 
     def _add(self, measured: Sequence[Measured]) -> list[Priced]:
-        rows = priced(self._question, measured, self._levels["tune"], self._latency)
+        """Price settings and keep them: hundreds per trial, of which only the figures are needed again."""
+        rows = [
+            replace(row, measured=row.measured.without_prompts())
+            for row in priced(self._question, measured, self._levels["tune"], self._latency)
+        ]
         self.found.rows += rows
         return rows
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from service.tune.drawing import Drawing, Float
 from vbon.measured.target import Metric
@@ -104,3 +106,7 @@ class Measured:
     rounds: tuple[float, float] = (1.0, 1.0)
     failed: int = 0
     unscored: int = 0
+
+    def without_prompts(self) -> Measured:
+        """The same without the figures of single prompts, for what is kept after means were taken of them."""
+        return replace(self, gains={}, tokens=np.empty(0))

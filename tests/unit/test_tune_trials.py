@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,20 @@ async def test_the_trials_of_an_earlier_run_stay_in_the_record(tmp_path: Path) -
     again = begun()
     await again._take_up_earlier()
     assert again.found.history == first.found.history
+
+
+def test_settings_are_kept_without_the_figures_of_single_prompts() -> None:
+    """Hundreds of settings a trial would keep megabytes otherwise; what the report needs stays."""
+    one = search(space(), None, None)
+    one._levels["tune"] = None
+    rows = one._add([replace(measured(n, np.arange(500.0)), failed=2, unscored=3) for n in (1, 2)])
+    assert one.found.rows == rows
+    assert [row.gains["reward"].mean for row in rows] == [249.5, 249.5]
+    assert [row.tokens.mean for row in rows] == [10, 20]
+    for row in rows:
+        assert (row.measured.failed, row.measured.unscored) == (2, 3)
+        assert not row.measured.gains
+        assert row.measured.tokens.nbytes == 0
 
 
 def test_no_more_prompts_are_used_than_were_asked_for(
