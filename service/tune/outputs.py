@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +31,12 @@ from vbon.storage.provenance import provenance
 
 VERSION = 1
 TABLE, RECORD, SERVE, SPACE = "table.json", "tune.json", "serve.toml", "space.toml"
+SETTINGS = "settings.csv"
+_ENDED = ("recommended", "unmet")  # the states of a run that came to its end
+_COLUMNS = (
+    "mode", "policy", "n", "temperature", "top_p", "top_k", "settings", "reward", "gold", "win_rate",
+    "tokens", "latency_mean_ms", "latency_p95_ms", "feasible",
+)  # fmt: skip
 
 
 def measured_table(
@@ -97,6 +106,35 @@ def measured_setting(row: Priced, with_latency: bool) -> MeasuredSetting:
         failed=row.measured.failed,
         unscored=row.measured.unscored,
     )
+
+
+def settings_text(rows: Sequence[Priced]) -> str:
+    """All measured settings as CSV, with the means on the tuning prompts; no row is left out."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in {one.setting: one for one in rows}.values():
+        setting, expected, gains = row.setting, row.expected, row.gains
+        sampling = setting.drawing.sampling
+        own = ", ".join(f"{name}={value}" for name, value in sorted(setting.settings.items()))
+        latencies = () if expected is None else (expected.mean_s.mean, expected.p95_s.mean)
+        figures = [
+            *(
+                gains[name].mean if name in gains else None
+                for name in ("reward", "gold", "win-rate")
+            ),
+            row.tokens.mean,
+            *((1e3 * value for value in latencies) if latencies else (None, None)),
+        ]
+        writer.writerow(
+            [
+                setting.mode, setting.drawing.policy, setting.n,
+                *(f"{sampling[name]:g}" for name in ("temperature", "top_p", "top_k")), own,
+                *("" if value is None else f"{value:.6g}" for value in figures),
+                str(row.feasible).lower(),
+            ]
+        )  # fmt: skip
+    return text.getvalue()
 
 
 def record_of(
@@ -193,19 +231,35 @@ def write_outputs(
 ) -> MeasuredTable | None:
     """Write all files of a run; ``serve.toml`` only with a recommendation.
 
+    Before a run ends, the files of an earlier one in the directory that ended stay as they are, unless there
+    are more trials by now; its ``serve.toml`` stays in any case.
+
     Raises:
         ExportError: a file could not be written.
     """
     table = measured_table(question, found, served, prompts, concurrency)
+    ended = found.status in _ENDED
+    if not ended and found.trials <= _trials_of_ended(directory):
+        return table
     if table is not None:
         write_table(directory / TABLE, table)
     write_json(directory / RECORD, record_of(question, found, served, asked))
+    write_text(directory / SETTINGS, settings_text(found.rows))
     serve = directory / SERVE
-    if found.recommended is None:
-        serve.unlink(missing_ok=True)
-    else:
+    if found.recommended is not None:
         write_text(serve, recommended_config(question, found.recommended, served))
+    elif ended:
+        serve.unlink(missing_ok=True)
     return table
+
+
+def _trials_of_ended(directory: Path) -> int:
+    """The trials of the run whose record lies in a directory; -1 if there is none, or it did not end."""
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        return int(record["trials"]) if record["status"] in _ENDED else -1
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
 
 
 def recommended_config(question: Question, row: Priced, served: Served) -> str:
