@@ -257,6 +257,46 @@ def test_a_flat_objective_scores_0_and_the_report_is_complete() -> None:
     json.dumps(study.trials[-1].system_attrs)  # as storages keep it
 
 
+def test_scores_do_not_depend_on_the_scale_of_the_outcome() -> None:
+    """The third oracle of hyper-bo: y -> 8 y + 3 leaves every score and both controls as they are."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def scored(scale: float, shift: float) -> list[float]:
+        study = optuna.create_study(sampler=light_hyper_bo(0))
+        study.optimize(
+            lambda t: scale * (t.suggest_float("x", 0, 1) - 0.3) ** 2 + shift, n_trials=12
+        )
+        report = study.sampler.report(study)
+        return [v for s in report.scored for v in (s.score, s.log_density, s.log_evidence)]
+
+    found = scored(1.0, 0.0)
+    assert len(found) == 6
+    assert max(found[::3]) > 0
+    assert scored(8.0, 3.0) == pytest.approx(found, abs=1e-3)
+
+
+def test_hyper_bo_is_not_worse_than_the_fitted_process_at_equal_budget() -> None:
+    """The fifth oracle: regrets of hyper-bo less those of gp-ts after equal trials, paired by function.
+
+    Functions of 41 points from a process with length-scale .1. The mean difference of the logarithms must
+    not be above 0 by 3 of its standard errors: false alarm 1.3e-3 if the two are equally good.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    truth = Process("matern-5/2", torch.tensor([0.1]).double(), 1.0, 1e-6)
+    count = 40 if nightly() else 8
+    logs = np.empty((count, 2))
+    for seed in range(count):
+        values = truth.drawn(1, generator_of(500 + seed))(GRID[::2]).numpy()
+        for k, name in enumerate(("hyper-bo", "gp-ts")):
+            sampler = make_sampler(name, seed, n_startup_trials=4, search=SearchSize(60, 1))
+            study = optuna.create_study(sampler=sampler)
+            study.optimize(lambda t, v=values: float(v[t.suggest_int("place", 0, 40)]), n_trials=12)
+            logs[seed, k] = math.log(study.best_value - values.min() + OFFSET)
+    difference = logs[:, 0] - logs[:, 1]
+    spread = difference.std(ddof=1) / math.sqrt(count)
+    assert difference.mean() <= 3 * max(spread, 1e-9)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_planted_direction_is_found(sign: int) -> None:
     """The sixth oracle: a slope of 3 against waves of 1 has most of the evidence.

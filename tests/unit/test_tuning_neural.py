@@ -85,6 +85,20 @@ def test_the_kernel_of_one_layer_by_hand() -> None:
     assert float(ntk(x, -x, flat)) == pytest.approx(weight / 2 * weight / math.pi, rel=1e-12)
 
 
+def test_the_kernel_is_nearly_homogeneous_with_the_papers_small_bias() -> None:
+    """By hand: Theta^2(x, x) is 3 (2.25 / 2)^2 2.25 mean(x^2), which is 8.54 mean(x^2), without a bias.
+
+    So the variance would vanish at the origin; the appended 1 leaves 8.54 / (d + 1) there.
+    """
+    shape, x = Architecture(bias_sd=0.0), rows(4, 3)
+    mean_square = ((x**2).sum(dim=1) + 1) / 4
+    torch.testing.assert_close(
+        ntk(x, x, shape).diagonal(), 3 * (2.25 / 2) ** 2 * 2.25 * mean_square, rtol=1e-6, atol=0
+    )
+    origin = torch.zeros(1, 3, dtype=torch.float64)
+    assert float(ntk(origin, origin, Architecture())[0, 0]) == pytest.approx(8.54 / 4, rel=0.02)
+
+
 def test_functions_at_the_start_have_the_tangent_kernel_as_covariance() -> None:
     """The first oracle: f(x; theta0) + <grad f(x; theta0), theta'> without the last layer of theta'.
 
