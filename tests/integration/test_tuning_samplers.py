@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 optuna = pytest.importorskip("optuna")
 
 from optuna.distributions import (  # noqa: E402
@@ -28,6 +28,8 @@ from vbon.tuning.encoding import Space, axis_of  # noqa: E402
 from vbon.tuning.maximise import Goal, SearchSize, best_point  # noqa: E402
 from vbon.tuning.network import Architecture  # noqa: E402
 from vbon.tuning.outcomes import outcomes_of, standardised  # noqa: E402
+from vbon.tuning.sto_bnts import problem_of  # noqa: E402
+from vbon.tuning.thompson import TrialContext  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -204,8 +206,6 @@ def test_a_constraint_s_limit_is_where_the_raw_value_is_0() -> None:
 
 
 def test_the_search_finds_the_best_point_of_known_functions() -> None:
-    import torch
-
     spreads = {**SPREADS, "free": FloatDistribution(0, 1)}
     space = Space(spreads, [])
     names = [axis.name for axis in space.axes]
@@ -234,9 +234,11 @@ def test_the_search_finds_the_best_point_of_known_functions() -> None:
     )
 
 
-@pytest.mark.parametrize("name", [*OURS, "gp", "tpe", "random"])
+@pytest.mark.parametrize("name", [*OURS, "qlognei", "gp", "tpe", "random"])
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_study_of_every_kind_of_parameter(name: str) -> None:
+    if name == "qlognei":
+        pytest.importorskip("botorch")
     study = study_of(name, mixed, trials=9)
     states = [trial.state for trial in study.trials]
     assert states.count(TrialState.FAIL) == 2
@@ -257,6 +259,25 @@ def test_the_same_seed_and_trials_give_the_same_batch(name: str) -> None:
     assert batches[0] == batches[1]
     assert batches[0] != batches[2]
     assert len(set(batches[0])) > 1
+
+
+def test_every_trial_and_outcome_has_a_network_of_its_own() -> None:
+    """Part of the sixth oracle: the published code draws the same theta0 and theta' in each round."""
+    study = optuna.create_study(sampler=sampler("sto-bnts"))
+    study.optimize(bowl, n_trials=2)
+    contexts = [
+        TrialContext(study, trial, study.trials, Space({}, []), seed)
+        for seed in (0, 1)
+        for trial in study.trials
+    ]
+    seeds = [context.seed_of(name) for context in contexts for name in ("objective", "limit")]
+    assert len(set(seeds)) == len(seeds) == 8
+    x, y = torch.rand(3, 1).double(), torch.tensor([0.0, 1.0, -1.0]).double()
+    starts = [problem_of(x, y, 0.1, Architecture(width=8), seed) for seed in (*seeds, seeds[0])]
+    first_weights = [float(p.start[0][0][0, 0]) for p, _ in starts]
+    last_extra = [float(extra[0][0][0, 0]) for _, extra in starts]
+    assert len(set(first_weights)) == len(set(last_extra)) == 8
+    assert (first_weights[0], last_extra[0]) == (first_weights[-1], last_extra[-1])
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -348,13 +369,24 @@ def test_bad_arguments_say_what_to_do(options: dict[str, object], message: str) 
         make_sampler(**options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("package", "extra"), [("optuna", "tune"), ("torch", "train")])
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("gp-ts", "optuna", "tune"),
+        ("gp-ts", "torch", "train"),
+        ("qlognei", "optuna", "tune"),
+        ("qlognei", "botorch", "botorch"),
+        ("qlognei", "optuna_integration", "botorch"),
+    ],
+)
 def test_a_missing_package_names_its_extra(
-    package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if package == "optuna_integration":
+        pytest.importorskip("botorch")
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ModuleNotFoundError, match=rf"pip install 'vbon\[{extra}\]'") as caught:
-        make_sampler("gp-ts")
+        make_sampler(name)
     assert caught.value.name == package
 
 

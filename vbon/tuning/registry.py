@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from vbon.errors import InvalidInputError
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 SamplerFactory = Callable[..., "BaseSampler"]
 
 DEFAULT_SAMPLER = "gp"
+# The packages that samplers need, with the extra that installs each.
+_PACKAGES = (("optuna", "tune"), ("torch", "train"))
+_FURTHER = {"qlognei": (("botorch", "botorch"), ("optuna_integration", "botorch"))}
 
 
 def _checked(found: object) -> SamplerFactory:
@@ -58,6 +62,10 @@ SAMPLERS: Registry[SamplerFactory] = Registry(
                 "hyper_bo:HyperBoSampler",
                 "Hyper-Bayesian optimisation, a reconstruction: a search for the model beside the search.",
             ),
+            "qlognei": (
+                "botorch_sampler:QLogNeiSampler",
+                "BoTorch's constrained noisy expected improvement; needs the extra botorch.",
+            ),
             "gp": (
                 "optuna_samplers:gp",
                 "Optuna's Gaussian process with log expected improvement.",
@@ -83,20 +91,17 @@ def make_sampler(
 
     Raises:
         InvalidInputError: the name is not registered, or its plug-in cannot be used.
-        ModuleNotFoundError: Optuna or torch is not installed.
+        ModuleNotFoundError: Optuna, torch or a package that this sampler needs is not installed.
     """
     SAMPLERS.entry(name)
-    for package, extra in (("optuna", "tune"), ("torch", "train")):
-        try:
-            __import__(package)
-        except ModuleNotFoundError as error:
-            if error.name != package:
-                raise
-            raise ModuleNotFoundError(
-                f"the sampler {name!r} needs {package}, which is not installed; install vbon with the extra "
-                f"{extra}: pip install 'vbon[{extra}]'",
-                name=package,
-            ) from error
+    lacking = missing_package(name)
+    if lacking is not None:
+        package, extra = lacking
+        raise ModuleNotFoundError(
+            f"the sampler {name!r} needs {package}, which is not installed; install vbon with the extra "
+            f"{extra}: pip install 'vbon[{extra}]'",
+            name=package,
+        )
     try:
         return SAMPLERS[name](seed=seed, **options)
     except TypeError as error:
@@ -110,3 +115,11 @@ def make_sampler(
             f"the sampler {name!r} has no option {unknown[0]!r}; it has {', '.join(known)}",
             field="sampler",
         ) from error
+
+
+def missing_package(name: str) -> tuple[str, str] | None:
+    """The first package that a sampler needs and that is not installed, with the extra that installs it."""
+    for package, extra in (*_PACKAGES, *_FURTHER.get(name, ())):
+        if find_spec(package) is None:
+            return package, extra
+    return None
