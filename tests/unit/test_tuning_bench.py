@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import math
 from pathlib import Path
@@ -16,13 +17,21 @@ optuna = pytest.importorskip("optuna")
 from optuna.trial import FixedTrial  # noqa: E402
 
 from vbon.errors import DataError, InvalidInputError  # noqa: E402
+from vbon.tuning.bench import command  # noqa: E402
 from vbon.tuning.bench.command import run_bench  # noqa: E402
 from vbon.tuning.bench.config import TuneBenchConfig  # noqa: E402
 from vbon.tuning.bench.functions import FUNCTIONS  # noqa: E402
+from vbon.tuning.bench.journal import Journal  # noqa: E402
+from vbon.tuning.bench.prior_draws import DRAWS, drawn_problem  # noqa: E402
 from vbon.tuning.bench.problem import Measurement, Problem  # noqa: E402
 from vbon.tuning.bench.recorded import recorded_problem  # noqa: E402
-from vbon.tuning.bench.report import figures, sentences  # noqa: E402
-from vbon.tuning.bench.run import regrets  # noqa: E402
+from vbon.tuning.bench.report import choice, figures, marks_of, sentences  # noqa: E402
+from vbon.tuning.bench.run import StudyRecord, run_study  # noqa: E402
+from vbon.tuning.bench.settings_table import (  # noqa: E402
+    is_settings_table,
+    settings_problems,
+    shipped_problems,
+)
 
 pytestmark = pytest.mark.train
 
@@ -89,6 +98,10 @@ def test_an_unusable_table_says_why(tmp_path: Path, text: str, n: int, message: 
         recorded_problem(tmp_path / "none.csv")
 
 
+def regrets(problem: Problem, sampler: str, seed: int, trials: int, start: int) -> np.ndarray:
+    return run_study(problem, sampler, seed, trials, start).regrets
+
+
 def test_studies_of_a_seed_have_the_same_start_and_the_recommended_point_s_exact_regret() -> None:
     seen: list[float] = []
 
@@ -109,6 +122,105 @@ def test_studies_of_a_seed_have_the_same_start_and_the_recommended_point_s_exact
     assert (regrets(never, "random", 3, 6, 5) == 9).all()
 
 
+@pytest.mark.parametrize("kernel", ["matern-5/2", "ntk"])
+def test_a_drawn_function_is_the_seed_s_own_and_nothing_random_lies_below_its_minimum(
+    kernel: str,
+) -> None:
+    problem = drawn_problem("small", kernel, 0.5, 2, points=64)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    points = [dict(zip(("x0", "x1"), row, strict=True)) for row in rng.random((40, 2))]
+    found = {}
+    for seed in (0, 1):
+        instance = problem.instance(seed)
+        found[seed] = [instance.measure(point).value for point in points]
+        assert min(found[seed]) >= instance.best - 1e-9
+        assert problem.instance(seed) is instance
+    assert found[0] != found[1]
+    assert {problem.name for problem in DRAWS} == {"gp-draw", "ntk-draw"}
+
+
+SETTINGS = """mode,policy,n,temperature,top_p,top_k,settings,reward,gold,win_rate,tokens,feasible
+ref,ref,1,1,1,0,,0,,,10,false
+ref,ref,1,0.5,1,0,,1,,,9,false
+bon,ref,2,1,1,0,,2,,,20,false
+bon,ref,4,1,1,0,,3,,,40,false
+bon,ref,4,0.5,1,0,,2.5,,,36,false
+soft-bon,ref,4,1,1,0,reward_temperature=0.25,3.5,,,18,true
+soft-bon,ref,4,1,1,0,reward_temperature=4,1,,,30,false
+soft-bon,ref,4,1,1,0,"prior_mean=1, reward_temperature=4",9,,,1,true
+bon,lone,2,1,1,0,,,,,20,false
+"""
+
+
+def test_a_table_of_settings_is_looked_up_by_hand(tmp_path: Path) -> None:
+    """Best-of-2 at temperature 1, half of 4, gains 2 for 20 tokens; soft best-of-4 gains 3.5 for 18."""
+    file = tmp_path / "settings.csv"
+    file.write_text(SETTINGS)
+    assert is_settings_table(file)
+    assert not is_settings_table(TABLE)
+    (problem,) = settings_problems(file)
+    assert problem.name == "settings-ref"
+    assert problem.best == pytest.approx(math.log(18))
+    assert problem.unmet == pytest.approx(math.log(40 / 18))
+    assert problem.conditional
+    asked = FixedTrial(
+        {"mode": "soft-bon", "n": 4, "temperature": 0.9, "soft-bon.reward_temperature": 0.9}
+    )
+    params = problem.ask(asked)
+    assert params == {
+        "mode": "soft-bon",
+        "n": 4,
+        "temperature": 0.9,
+        "top_p": 1.0,
+        "reward_temperature": 0.9,
+    }
+    # .9 is nearer to .25 than to 4 on a logarithmic scale; the row with a further setting is left out.
+    assert problem.measure(params) == Measurement(math.log(18), {"gain": 2 - 3.5})
+    assert problem.measure({**params, "reward_temperature": 1.1}).constraints == {"gain": 1.0}
+    # N = 3 is nearer to 4 than to 2 by its logarithm, and one sample is one sample in every mode.
+    plain = {"mode": "bon", "n": 3, "temperature": 0.7, "top_p": 1.0}
+    assert problem.measure(plain).value == pytest.approx(math.log(36))
+    assert problem.measure({**plain, "n": 1}).value == pytest.approx(math.log(9))
+    assert problem.measure({**params, "n": 1}).value == pytest.approx(math.log(10))
+    packed = tmp_path / "packed.csv.gz"
+    packed.write_bytes(gzip.compress(SETTINGS.encode()))
+    assert [p.name for p in settings_problems(packed)] == ["packed-ref"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "not a table of settings"),
+        (SETTINGS.splitlines()[0] + "\n", "no setting with a reward"),
+        ("\n".join(SETTINGS.splitlines()[:3]), "no policy of the table has settings of mode bon"),
+        (SETTINGS.replace("20,false", "many,false"), "not a table of settings"),
+    ],
+)
+def test_an_unusable_table_of_settings_says_why(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "settings.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message):
+        settings_problems(file)
+    (tmp_path / "bad.csv.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="cannot be read as compressed text"):
+        settings_problems(tmp_path / "bad.csv.gz")
+
+
+def test_the_shipped_table_has_the_settings_of_two_policies() -> None:
+    """Best-of-8 at temperature 1 is exactly at the level; the tuned policy reaches it for less elsewhere."""
+    problems = {problem.name: problem for problem in shipped_problems()}
+    assert set(problems) == {"decoding-ref", "decoding-vbon"}
+    for problem in problems.values():
+        plain = problem.measure({"mode": "bon", "n": 8, "temperature": 1.0, "top_p": 1.0})
+        assert plain.constraints == {"gain": 0.0}
+        assert problem.best <= plain.value
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+        found = [problem.measure(problem.ask(study.ask())) for _ in range(100)]
+        assert all(m.value >= problem.best for m in found if m.feasible)
+        assert max(m.value for m in found) - problem.best <= problem.unmet + 1e-9
+    assert problems["decoding-vbon"].best < plain.value - 0.5
+
+
 def test_figures_by_hand() -> None:
     problem = Problem("p", "", None, None, 0.0, 9.0, 0.5)  # type: ignore[arg-type]
     curves = {
@@ -118,40 +230,155 @@ def test_figures_by_hand() -> None:
             "sto-bnts": np.array([[3.0, 2.5], [3.0, 2.5], [3.0, 2.5]]),
         }
     }
-    found = figures([problem], curves)
+    seconds = {
+        "p": {"random": np.zeros(3), "gp": np.array([1.0, 2.0, 3.0]), "sto-bnts": np.ones(3)}
+    }
+    found = figures([problem], curves, seconds, start=1)
     rows = found["problems"]["p"]["samplers"]
-    assert rows["gp"]["median_regret"] == pytest.approx(0.2)
+    assert found["marks"] == [2]
+    assert rows["gp"]["median_regrets"] == {"2": pytest.approx(0.2)}
     assert rows["gp"]["evaluations"] == 2
+    assert rows["gp"]["solved"] == pytest.approx(2 / 3)
+    assert rows["gp"]["seconds"] == 2
     assert rows["random"]["evaluations"] is None
-    assert rows["sto-bnts"]["differences"]["random"] == {
+    assert rows["sto-bnts"]["differences"]["random"]["2"] == {
         "mean": 0.5,
         "low": 0.5,
         "high": 0.5,
         "count": 3,
     }
-    assert [found["ranks"][name]["mean"] for name in ("gp", "random", "sto-bnts")] == [1, 2, 3]
-    assert sentences(found) == [
+    assert list(found["groups"]) == ["all", "numbers"]
+    ranks = found["groups"]["all"]["samplers"]
+    assert [ranks[name]["rank"]["mean"] for name in ("gp", "random", "sto-bnts")] == [1, 2, 3]
+    assert ranks["random"]["above_lowest"]["mean"] == 1
+    assert sentences(found)[:3] == [
         "sto-bnts against random: loses on p.",
         "sto-bnts against gp: loses on p.",
-        "Lowest mean rank: gp (1.00).",
+        "On all problems, gp has the lowest mean rank (1.00); not distinguishable from it: none. The fastest "
+        "of these is gp.",
     ]
+
+
+def test_evaluations_are_compared_at_a_third_two_thirds_and_all_after_the_start() -> None:
+    assert marks_of(10, 25) == [15, 20, 25]
+    assert marks_of(10, 30) == [17, 23, 30]
+    assert marks_of(4, 5) == [5]
+
+
+def test_the_default_is_the_fastest_of_those_that_are_not_above_the_lowest_rank() -> None:
+    def row(low: float, seconds: float) -> dict[str, object]:
+        return {
+            "above_lowest": {"mean": low + 0.1, "low": low, "high": low + 1},
+            "seconds": seconds,
+        }
+
+    table = {"slow": row(0.0, 3.0), "level": row(-0.1, 1.0), "worse": row(0.2, 0.1)}
+    assert choice(table) == "level"
+    assert choice({"slow": table["slow"], "worse": table["worse"]}) == "slow"
+
+
+def bench(tmp_path: Path, **changes: object) -> TuneBenchConfig:
+    settings: dict[str, object] = {
+        "samplers": ["random", "tpe"], "problems": ["branin"], "tables": [TABLE], "seeds": 2,
+        "trials": 6, "start": 4, "json": tmp_path / "b.json", "markdown": tmp_path / "b.md",
+    }  # fmt: skip
+    return TuneBenchConfig(**{**settings, **changes})
 
 
 def test_the_command_runs_and_writes_its_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = TuneBenchConfig(
-        samplers=["random", "tpe"], problems=["branin"], tables=[TABLE], seeds=2, trials=6, start=4,
-        json=tmp_path / "b.json", markdown=tmp_path / "b.md",
-    )  # fmt: skip
-    run_bench(config)
+    run_bench(bench(tmp_path))
     written = json.loads((tmp_path / "b.json").read_text())
     assert set(written["regrets"]) == {"branin", "sweep-sandbox-0-search"}
     assert np.array(written["regrets"]["branin"]["tpe"]).shape == (2, 6)
+    assert (written["status"], written["seeds"]) == ("complete", [0, 1])
     text = (tmp_path / "b.md").read_text()
     assert "| tpe |" in text
-    assert "Lowest mean rank: " in text
+    assert "has the lowest mean rank" in text
+    assert "Intervals from so few seeds are too narrow; run 20 or more" in text
     assert text in capsys.readouterr().out
+
+
+def test_a_killed_bench_goes_on_with_the_studies_that_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut after five of eight studies, in the middle of a line; the whole is as if it had run at once."""
+    whole = run_bench(bench(tmp_path, json=tmp_path / "whole.json"))
+    ran: list[tuple[str, str, int]] = []
+
+    def counted(problem: Problem, sampler: str, seed: int, *rest: int) -> StudyRecord:
+        if len(ran) == stop_after:
+            raise KeyboardInterrupt
+        ran.append((problem.name, sampler, seed))
+        return run_study(problem, sampler, seed, *rest)
+
+    monkeypatch.setattr("vbon.tuning.bench.run.run_study", counted)
+    stop_after = 5
+    first = run_bench(bench(tmp_path))
+    assert (first["status"], first["seeds"]) == ("interrupted", [0])
+    journal = tmp_path / "b.studies.jsonl"
+    assert len(journal.read_text().splitlines()) == 6
+    with journal.open("a") as file:
+        file.write('{"problem": "bran')
+    stop_after, before = 99, list(ran)
+    again = run_bench(bench(tmp_path))
+    assert not set(ran[5:]) & set(before)
+    assert len(ran) == 8
+    assert again["status"] == "complete"
+    assert again["regrets"] == {
+        name: {s: pytest.approx(np.array(c), rel=1e-9) for s, c in own.items()}
+        for name, own in whole["regrets"].items()
+    }
+    # More seeds are added to what there is.
+    run_bench(bench(tmp_path, seeds=3))
+    assert len(ran) == 8 + 4
+
+
+def test_an_interrupt_before_a_seed_is_complete_has_nothing_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> StudyRecord:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vbon.tuning.bench.run.run_study", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(bench(tmp_path))
+    assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("", "not a journal of this bench"),
+        ("no json\n", "not a journal of this bench"),
+        ('{"version": 0, "asked": {}}\n', "has version 0, and this program goes on with version 1"),
+        (
+            '{"version": 1, "asked": {"trials": 9}}\n',
+            "studies of another bench: trials was 9 and is 6 now; give --journal another file",
+        ),
+        ('{"version": 1, "asked": {"trials": 6}}\n{"problem": 3}\n', "line 2 of .* is damaged"),
+    ],
+)
+def test_a_journal_of_something_else_is_refused(tmp_path: Path, head: str, message: str) -> None:
+    file = tmp_path / "j.jsonl"
+    file.write_text(head)
+    with pytest.raises(DataError, match=message):
+        Journal(file, {"trials": 6})
+
+
+def test_samplers_whose_package_is_missing_are_left_out_of_the_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "botorch", None)
+    found = command._samplers(TuneBenchConfig())
+    assert "qlognei" not in found
+    assert {"sto-bnts", "sto-bnts-linear", "hyper-bo", "hp-gp-ts", "gp", "tpe", "random"} <= set(
+        found
+    )
+    assert "Leaving out qlognei: it needs botorch (pip install 'vbon[botorch]')." in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,6 @@ FUNCTIONS = (
     ),
     Problem(
         "conditional", "a category, 2 numbers, 1 of 2 more", _ask_conditional, conditional,
-        0.0, 8.0, 0.05,
+        0.0, 8.0, 0.05, conditional=True,
     ),
 )  # fmt: skip

@@ -31,8 +31,21 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class Instance:
+    """The function of one seed.
+
+    Attributes:
+        best: the lowest value that meets the constraints.
+        measure: the exact figures of parameters.
+    """
+
+    measure: Callable[[Params], Measurement]
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
-    """One function to minimise.
+    """One function to minimise, or a family of them with one for each seed.
 
     Attributes:
         ask: asks a trial for its parameters.
@@ -41,6 +54,9 @@ class Problem:
         unmet: the regret of a study in which no point meets them.
         tolerance: the regret from which the problem counts as solved.
         noise: the standard deviation of the noise on the value.
+        conditional: whether some parameters exist only where others have certain values.
+        family: the function of a seed, if each seed has its own; ``measure`` and ``best`` are then those of
+            seed 0.
     """
 
     name: str
@@ -51,3 +67,11 @@ class Problem:
     unmet: float
     tolerance: float
     noise: float = 0.0
+    conditional: bool = False
+    family: Callable[[int], Instance] | None = None
+
+    def instance(self, seed: int) -> Instance:
+        """The function that studies of a seed minimise."""
+        if self.family is None:
+            return Instance(self.measure, self.best)
+        return self.family(seed)
