@@ -1,4 +1,4 @@
-"""Starts services and vLLM's engines as forks of a process in which all that they need is imported.
+"""Starts services, their engines and reward workers as forks of a process in which all is imported.
 
 Each is a process of its own below its starter, and does what the real one does from its ``main`` on: only
 the imports are spared, some six seconds of CPU time for a service and as many for every engine. Services
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -42,6 +43,9 @@ class _Spawned(ForkServerProcess):
         for fd, stream in enumerate(streams, 1):
             os.dup2(stream.detach(), fd)
             os.close(stream.detach())
+        import setproctitle  # comes with vLLM
+
+        setproctitle.setproctitle("multiprocessing.spawn")  # the name by which faults find it
         super().run()
 
 
@@ -86,6 +90,7 @@ class ForkedService(psutil.Process):
 def _serve(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     """Be ``python -m service``."""
     from service.__main__ import main
+    from vbon.rewards import worker
 
     os.setsid()
     os.chdir(ROOT)
@@ -97,6 +102,7 @@ def _serve(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.close(handle)
     _keep_a_process_that_forks()
     fork_engines()
+    worker.multiprocessing = SimpleNamespace(get_context=lambda _: _Context())  # type: ignore[attr-defined]
     sys.argv[1:] = arguments
     try:
         main()
