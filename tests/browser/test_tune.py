@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -11,9 +12,11 @@ from typing import Any
 import httpx
 from playwright.async_api import Locator, Page, expect
 
+from service.auth.keys import write_keys
 from service.tune.config import TuneSettings
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
+from tests.unit.rolling import ANN_KEY, ROOT_KEY, bearer
 from tests.unit.tuned_runs import (
     RUN,
     interval,
@@ -105,3 +108,52 @@ async def test_trials_arrive_by_themselves_and_the_recommendation_is_applied(
         await page.get_by_role("link", name="Ask it in Play").click()
         await expect(page.get_by_role("checkbox", name="auto", exact=True)).to_be_visible()
         assert not await page.evaluate("Boolean(window.Plotly)")
+
+
+async def test_runs_are_chosen_by_address_and_silent_and_other_states_are_told(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    other = "f" * 12
+    async with tuned(tmp_path) as (url, client):
+        await put(client, report(trials=TRIALS, next_within_s=0.001))
+        failed = report(status="failed", phase="ended", error=f"the models changed {MARKUP}")
+        (await client.put(f"/tune/runs/{other}", json=failed)).raise_for_status()
+        page = await visitor.open(f"{url}/#tune/{RUN}?judge=gold", dark=True)
+        status = page.locator("section[aria-labelledby=tune-status]")
+        await expect(status.locator(".badge")).to_have_text("silent")
+        await expect(status).to_contain_text("No news since")
+        await expect(status.locator("time")).to_have_attribute("datetime", re.compile("^20"))
+        await assert_accessible(page)
+        await page.get_by_label("Run", exact=True).select_option(other)
+        await expect(status).to_contain_text(f"the models changed {MARKUP}")
+        await expect(status.locator(".badge")).to_have_text("failed")
+        await expect(page).to_have_url(f"{url}/#tune/{other}?judge=gold")
+        await page.get_by_role("button", name="Remove this run").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Remove", exact=True).click()
+        await expect(status.locator(".badge")).to_have_text("silent")
+        await expect(page).to_have_url(f"{url}/#tune?judge=gold")
+        runs = (await client.get("/tune/runs")).json()["runs"]
+        assert [one["id"] for one in runs] == [RUN]
+
+
+async def test_a_key_that_may_not_apply_is_told_so_and_sees_the_run(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    visitor.allow("status of 40[13]")
+    keys = tmp_path / "keys.jsonl"
+    write_keys(keys, [ANN_KEY[0], ROOT_KEY[0]])
+    runtime = make_runtime(store=str(tmp_path / "runs.db"), auth={"keys_file": str(keys)})
+    async with (
+        hosted(runtime) as url,
+        httpx.AsyncClient(base_url=url, headers=bearer(ROOT_KEY), timeout=30) as client,
+    ):
+        await put(client, recommending())
+        await put(client, measured_table(), "/table")
+        page = await visitor.open(f"{url}/#tune")
+        await page.get_by_label("Key", exact=True).fill(ANN_KEY[1])
+        await page.keyboard.press("Enter")
+        await page.get_by_role("button", name="Let mode auto choose").click()
+        trouble = page.get_by_role("group", name="What went wrong")
+        await expect(trouble).to_contain_text("does not have the admin role")
+        await expect(trouble).not_to_contain_text("Open this page at the address")
+        assert (await client.get("/auto/table")).status_code == 404

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 # What an answer to bad input may be; 500 and 502 never are, since no input may break a model.
-STATED = {200, 401, 403, 404, 405, 408, 413, 422, 429, 431, 503, 504}
+STATED = {200, 204, 401, 403, 404, 405, 408, 413, 422, 429, 431, 503, 504}
 WITHOUT_BODY = {"HEAD"}
 
 
@@ -27,6 +27,8 @@ def wrong_with(
         return f"{status}: {response.text[:200]}"
     if method in WITHOUT_BODY:
         return None
+    if status == 204:
+        return "204 with a body" if response.content else None
     kind = response.headers.get("content-type", "").split(";")[0]
     if status == 200 and kind in {"text/event-stream", "text/plain", "text/html"}:
         return None

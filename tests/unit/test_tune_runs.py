@@ -144,6 +144,11 @@ async def test_a_run_without_a_recommendation_and_one_of_other_models_apply_noth
         ({"recommended_setting": row(policy="x").model_dump(mode="json")}, "missing in policies"),
         ({"next_within_s": 0}, "next_within_s"),
         ({"trials_done": 2**31}, "trials_done"),
+        ({"trials_done": True}, "trials_done"),
+        ({"next_within_s": True}, "next_within_s"),
+        ({"best": tuned_setting(price=interval(1.0) | {"count": False})}, "count"),
+        ({"search": report()["search"] | {"prompts": {"tune": True}}}, "prompts.tune"),
+        ({"recommended_setting": row().model_dump(mode="json") | {"unscored": False}}, "unscored"),
         ({"out": "x" * 601}, "out"),
     ],
 )

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     AwareDatetime,
-    BaseModel,
-    ConfigDict,
+    BeforeValidator,
     Field,
     StringConstraints,
     ValidationError,
@@ -23,6 +22,7 @@ from pydantic import (
 
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
+from vbon.measured.part import Part, written_out
 from vbon.storage.atomic import read_errors, write_json
 from vbon.storage.json_files import read_json_file
 from vbon.storage.validation import first_problem
@@ -58,19 +58,19 @@ def _in_utc(found: datetime) -> datetime:
         raise ValueError("in UTC, the time lies outside the years 1 to 9999") from error
 
 
-Estimate = Annotated[MeanInterval, AfterValidator(_encloses)]
+def _of_numbers(found: Any) -> Any:
+    if not isinstance(found, Mapping):
+        return found
+    return {name: written_out(value) for name, value in found.items()}
+
+
+Estimate = Annotated[MeanInterval, BeforeValidator(_of_numbers), AfterValidator(_encloses)]
 Amount = Annotated[Estimate, AfterValidator(_not_negative)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Revision = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
-class _Part(BaseModel):
-    """Part of a table: frozen, finite, and without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class MeasuredSetting(_Part):
+class MeasuredSetting(Part):
     """One way to answer, with what an answer gains and costs.
 
     Attributes:
@@ -91,7 +91,7 @@ class MeasuredSetting(_Part):
     mode: Name
     policy: Name
     n: int = Field(ge=1, le=2**31 - 1)
-    settings: dict[Name, SettingValue] = {}
+    settings: dict[Name, SettingValue] = Field(default={})
     temperature: float = Field(ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, le=2**31 - 1)
@@ -128,14 +128,14 @@ class MeasuredSetting(_Part):
         return self.reward if by == "reward" else self.win_rate
 
 
-class MeasuredPrompts(_Part):
+class MeasuredPrompts(Part):
     """The prompts that were asked: how many, and a hash of their texts."""
 
     count: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{8,64}$")
 
 
-class MeasuredTable(_Part):
+class MeasuredTable(Part):
     """Measured settings with all that they depend on.
 
     Attributes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
 
+from vbon.measured.part import Part, written_out
 from vbon.measured.table import Amount, Estimate, MeasuredSetting, Name, Revision
 from vbon.measured.target import Metric
 
@@ -22,13 +23,7 @@ Status = Literal["running", "recommended", "unmet", "interrupted", "failed"]
 Phase = Literal["latency", "trials", "validation", "test", "load", "ended"]
 
 
-class _Part(BaseModel):
-    """Part of a report: frozen, finite, and without unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class TunedSetting(_Part):
+class TunedSetting(Part):
     """A measured setting as its question looks at it.
 
     Attributes:
@@ -50,7 +45,7 @@ class TunedSetting(_Part):
     over_limits: list[Text] = Field(default=[], max_length=4)
 
 
-class TuningTrial(_Part):
+class TuningTrial(Part):
     """A trial that has ended: what was tried, and the best setting that it gave, or why it failed.
 
     Attributes:
@@ -71,7 +66,7 @@ class TuningTrial(_Part):
         return self
 
 
-class TuningCheck(_Part):
+class TuningCheck(Part):
     """A setting measured again with fresh seeds, on prompts that chose nothing before.
 
     Attributes:
@@ -83,7 +78,7 @@ class TuningCheck(_Part):
     setting: TunedSetting
 
 
-class TuningStress(_Part):
+class TuningStress(Part):
     """A setting under the stated load."""
 
     label: Label
@@ -94,7 +89,7 @@ class TuningStress(_Part):
     failed: int = Field(0, ge=0)
 
 
-class TuningQuestion(_Part):
+class TuningQuestion(Part):
     """The question of a run, in a sentence and in parts."""
 
     text: Text
@@ -111,7 +106,7 @@ class TuningQuestion(_Part):
     load: Text = Field("", description="the stated load")
 
 
-class TuningSearch(_Part):
+class TuningSearch(Part):
     """The optimiser's settings."""
 
     sampler: Name
@@ -120,13 +115,13 @@ class TuningSearch(_Part):
     finalists: int = Field(ge=1)
     trials: int | None = Field(None, ge=1, description="planned; null if only the budget ends them")
     budget_s: Positive | None = None
-    prompts: dict[Name, Annotated[int, Field(ge=0)]] = Field(
+    prompts: dict[Name, Annotated[int, BeforeValidator(written_out), Field(ge=0)]] = Field(
         default={}, max_length=8, description="number of prompts by their use"
     )
     space: File = Field("", description="the search space, as TOML")
 
 
-class TuningReport(_Part):
+class TuningReport(Part):
     """Everything that a run shows of itself; the next report of a run takes its place.
 
     Attributes:

@@ -16,7 +16,7 @@ export class Checks {
     const metric = gainOf(report, comparison.values.judge);
     const head = (name, kind) => el("th", { scope: "col", class: kind }, name);
     const table = el(
-      "table", { class: "table figures" },
+      "table", { class: "table figures tune-table" },
       el("caption", { class: "unseen" }, "Settings measured again"),
       el("thead", {}, el("tr", {}, head("setting"), head("prompts"), head("trial", "num"), head(GAINS[metric], "num"), head("price", "num"), head("outcome"))),
       el("tbody", {}, checks.map((one) => row(one, metric, question))),

@@ -15,7 +15,7 @@ export class Trials {
   constructor() {
     const head = (name, kind) => el("th", { scope: "col", class: kind }, name);
     const table = el(
-      "table", { class: "table figures" },
+      "table", { class: "table figures tune-table" },
       el("caption", { class: "unseen" }, "Trials, the newest first"),
       el("thead", {}, el("tr", {}, head("trial"), head("tried"), head("best setting"), this.#gain, head("price", "num"), head("outcome"), head("measured again"))),
       this.#rows,
@@ -41,7 +41,7 @@ export class Trials {
 }
 
 function row({ number: place, tried, best, error }, metric, question, again) {
-  const head = el("th", { scope: "row" }, number(place));
+  const head = el("th", { scope: "row", class: "place" }, number(place));
   if (error !== null) {
     return el("tr", {}, head, el("td", {}, tried), el("td", { colspan: 3, class: "why" }, error), el("td", {}, badge("failed", "bad")), el("td", {}));
   }
