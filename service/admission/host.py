@@ -72,6 +72,7 @@ class AdmissionHost:
         leases = self._joined[session] = Leases(self._admission)
         changed = asyncio.Event()
         self._watchers.add(changed)
+        self._notice()
         if self._settling is None:
             loop = asyncio.get_running_loop()
             self._settling = loop.call_later(self._settle_s, self._open)

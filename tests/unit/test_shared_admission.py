@@ -209,6 +209,20 @@ async def test_the_state_of_all_front_ends_is_told_to_each() -> None:
         await eventually(lambda: not third.full)
 
 
+async def test_each_front_end_is_told_how_many_there_are() -> None:
+    async with running() as service:
+        one, other, _ = service.front_ends
+
+        def told() -> int:
+            return other._backend.state.front_ends
+
+        await eventually(lambda: told() == 3)
+        await one.stop()
+        await eventually(lambda: told() == 2)
+        await one.start()
+        await eventually(lambda: told() == 3)
+
+
 async def test_what_a_dead_front_end_held_is_given_back_once() -> None:
     async with running() as service:
         one, other, _ = service.front_ends
