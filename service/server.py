@@ -9,7 +9,7 @@ import math
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -103,7 +103,9 @@ class DrainingServer(uvicorn.Server):
         return ended
 
 
-def serve_until_stopped(settings: ServiceSettings) -> int:
+def serve_until_stopped(
+    settings: ServiceSettings, build: Callable[[ServiceSettings], Runtime] = build_runtime
+) -> int:
     """Serve until stopped; return the exit status: 1 if the models could not be loaded, else 0.
 
     After a signal and a graceful shutdown, uvicorn raises the signal again, so the process ends with the
@@ -113,7 +115,7 @@ def serve_until_stopped(settings: ServiceSettings) -> int:
         CheckpointError: a configured model is missing or of the wrong kind; raised before anything starts.
     """
     open_files = raise_open_files_limit(settings.limits)
-    runtime = build_runtime(settings)
+    runtime = build(settings)
 
     def stop_server() -> None:
         server.should_exit = True

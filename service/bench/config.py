@@ -50,9 +50,9 @@ class BenchSettings(ServiceSettings):
     rows: list[str] = Field(
         ROWS,
         description="measurements to make: http, bon, overlap, vbon, abort, memory; and slower ones: "
-        "collecting, strategies, single (against `vllm serve`, with its front end in Rust where the build "
-        "has it), client (against `vllm serve` and a plain client), peers (against optillm and its_hub, see "
-        "--peers-python)",
+        "collecting, strategies, workers (front ends on an engine without work), single (against `vllm "
+        "serve`, with its front end in Rust where the build has it), client (against `vllm serve` and a "
+        "plain client), peers (against optillm and its_hub, see --peers-python)",
     )
     prompts: Path = Field(
         Path("sandbox/prompts/heldout.jsonl"),

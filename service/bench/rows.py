@@ -17,6 +17,7 @@ from service.bench.harness import Bench
 from service.bench.peers.row import peers
 from service.bench.single import single
 from service.bench.token_need import token_need
+from service.bench.workers import workers
 from service.distil.collector import Collector
 from service.runtime.prompt import AnswerSink
 from service.settings import DistilSettings
@@ -190,6 +191,7 @@ ROWS: dict[str, Row] = {
     "memory": memory,
     "collecting": collecting,
     "strategies": token_need,
+    "workers": workers,
     "client": client,
     "single": single,
     "peers": peers,

@@ -18,6 +18,9 @@ import httpx
 import psutil
 import pytest
 
+from service.bench.config import BenchSettings
+from service.bench.harness import Bench
+from service.bench.rows import ROWS
 from service.http.one_process import ROUTES
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import free_port
@@ -296,3 +299,13 @@ async def test_a_model_that_cannot_be_loaded_ends_everything(tmp_path: Path) -> 
 
         await eventually(gone, 10)
         assert "fake:broken cannot be loaded" in server.log.read_text()
+
+
+async def test_the_bench_compares_workers_with_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.bench.workers.WORKERS", (1, 2))
+    settings = BenchSettings(requests=20, pairs=1, reward=None, policies={"ref": "fake"})
+    bench = Bench(settings, make_runtime(), [], "")
+    several, cost = await ROWS["workers"](bench)  # type: ignore[misc]
+    assert several.value.median > 0
+    assert "2: " in several.detail
+    assert cost.value.median > 0

@@ -23,6 +23,7 @@ HEAVY = (
 
 # A room is a folder. Modules directly in a package, and those in ENTRIES, are rooms of their own.
 ENTRIES = {
+    "service.bench.idle_service",
     "service.bench.reloads",
     "service.bench.rows",
     "service.bench.run",
@@ -138,6 +139,8 @@ ROOMS = {
     "service.bench": "service.app service.client service.loadtest.load service.runtime service.server "
     "service.settings vbon.engine vbon.engine.vllm",
     "service.bench.fleet": "service.admission service.context vbon.cli vbon.engine",
+    "service.bench.idle_service": "service.observability service.runtime service.server service.settings "
+    "service.workers vbon.engine",
     "service.bench.peers": "service.bench",
     "service.bench.peers.optillm.plugins": "",
     "service.bench.reloads": "service.auth service.bench",

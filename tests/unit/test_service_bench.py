@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from service.bench.rows import ROWS
 from service.bench.run import _prompts, run_bench
 from service.bench.token_need import Spent, relative_need, tokens_needed
 from service.bench.wire import SideError
+from service.bench.workers import children, cpu_s
 from tests.unit.fakes import ChatEngine, make_runtime, served
 from tests.unit.test_bench_contests import bench_of
 from vbon.errors import DataError, InvalidInputError
@@ -174,3 +178,15 @@ async def test_strategies_are_measured_with_a_prior_of_the_policys_own(
     assert "adaptive-bon with a prior" in figure.detail
     assert "bon@vbon" in figure.detail
     assert "@" not in figure.name
+
+
+def test_cpu_time_is_that_of_the_named_processes() -> None:
+    tick_s = 2 / os.sysconf("SC_CLK_TCK")
+    before, own = cpu_s([os.getpid()]), process_time()
+    while process_time() < own + 0.05:
+        pass
+    assert cpu_s([os.getpid()]) - before >= 0.05 - tick_s
+    with subprocess.Popen(["sleep", "60"]) as child:
+        assert child.pid in children(os.getpid())
+        assert cpu_s([child.pid]) < cpu_s([os.getpid()])
+        child.kill()
