@@ -75,6 +75,7 @@ def test_a_recorded_search_is_looked_up_by_its_nearest_cell() -> None:
         assert problem.ask(FixedTrial(inside)) == params
     best = max(float(r["win_rate.mean"]) for r in rows if float(r["kl_nats.mean"]) <= limit)
     assert problem.best == -best
+    assert problem.conditional  # beta or a number of samples, by the method
 
 
 @pytest.mark.parametrize(

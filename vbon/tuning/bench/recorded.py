@@ -70,8 +70,10 @@ def recorded_problem(file: Path, n: int = 16) -> Problem:
         return Measurement(-nearest.win_rate, {"kl": nearest.kl_nats - limit})
 
     summary = f"{len(cells)} recorded cells of {len(own)} methods, KL at most {limit:.2f} nats"
+    conditional = len({tuple(settings) for settings in own.values()}) > 1
     return Problem(
-        f"sweep-{file.stem}", summary, ask, measure, -max(feasible), _UNMET, _TOLERANCE
+        f"sweep-{file.stem}", summary, ask, measure, -max(feasible), _UNMET, _TOLERANCE,
+        conditional=conditional,
     )  # fmt: skip
 
 
