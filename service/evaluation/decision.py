@@ -55,7 +55,7 @@ def decision_of(
 
     Args:
         runs: results of stored load tests, newest first.
-        people: the verdicts on blind pairs.
+        people: the verdicts on blind pairs, of the models served.
         kept: whether this server has a store.
         most: the number of runs that were asked for; 0 for all.
     """
@@ -99,12 +99,18 @@ def _people(
         one, against = (line.mode, line.n), (line.against, line.against_n)
         if (one, against) == (own, other):
             return PeopleVerdict(
-                wins=line.wins, losses=line.losses, ties=line.ties, win_rate=line.win_rate
+                wins=line.wins,
+                losses=line.losses,
+                ties=line.ties + line.both_bad,
+                win_rate=line.win_rate,
             )
         if (one, against) == (other, own):
             rate = line.win_rate
             turned = MeanInterval(1 - rate.mean, 1 - rate.high, 1 - rate.low, rate.count)
             return PeopleVerdict(
-                wins=line.losses, losses=line.wins, ties=line.ties, win_rate=turned
+                wins=line.losses,
+                losses=line.wins,
+                ties=line.ties + line.both_bad,
+                win_rate=turned,
             )
     return None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from service.evaluation.answer_revision import answer_revision
 from service.evaluation.compare import run_seed
 from service.generation.plan import Plan, check_fixed, make_plan
 from service.runtime.prompt import PromptResult
@@ -103,7 +104,14 @@ async def make_pair(runtime: Runtime, request: PairRequest, request_id: str) -> 
 
 def _shown(result: PromptResult) -> Shown:
     selected = result.outcome.selected
-    return Shown(result.mode.name, result.num_samples, selected.candidate.text, selected.reward)
+    revision = answer_revision(result.mode, result.policy.revision, result.reward_revision)
+    return Shown(
+        mode=result.mode.name,
+        n=result.num_samples,
+        text=selected.candidate.text,
+        reward=selected.reward,
+        revision=revision,
+    )
 
 
 def _plan(runtime: Runtime, request: PairRequest, side: PairSide, request_id: str) -> Plan:

@@ -7,6 +7,7 @@ from functools import partial
 
 from fastapi import APIRouter
 
+from service.evaluation.answer_revision import is_current
 from service.evaluation.decision import decision_of
 from service.evaluation.frontier import served_models
 from service.loadtest.analysis.decision_data import Decision
@@ -31,7 +32,8 @@ async def get_decision(runtime: RuntimeDep, store: StoreDep) -> Decision:
     from service.store import human_win_rates, newest_results  # imports SQLAlchemy
 
     runs = await store.use(lambda opened: newest_results(opened, _NEWEST_RUNS))
-    people = await store.use(human_win_rates)
+    lines = await store.use(human_win_rates)
+    people = [line for line in lines if is_current(runtime, line)]
     return await asyncio.to_thread(
         partial(decision_of, served, runs, people, kept=True, most=_NEWEST_RUNS)
     )

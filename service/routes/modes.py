@@ -56,6 +56,7 @@ async def get_modes(runtime: RuntimeDep, store: StoreDep) -> ModesResponse:
         budgets=_budgets(runtime),
         hardware=await asyncio.to_thread(describe_hardware),
         records=store.where is not None,
+        evaluates=runtime.settings.evaluation is not None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.context.caller import current_caller
+from service.evaluation.answer_revision import is_current
 from service.evaluation.preference_pairs import make_pair
 from service.http.disconnect import run_while_connected
 from service.routes.dependencies import SAME_ORIGIN_ONLY, PendingPairsDep, RuntimeDep, StoreDep
@@ -30,7 +31,7 @@ from service.store.preferences import Winner
 
 router = APIRouter(prefix="/preferences", tags=["preferences"])
 
-_WINNERS: dict[str, Winner] = {"left": "a", "right": "b", "tie": "tie"}
+_WINNERS: dict[str, Winner] = {"left": "a", "right": "b", "tie": "tie", "bad": "bad"}
 
 
 @router.post("/pairs", responses=AT_WORK | errors(403), dependencies=SAME_ORIGIN_ONLY)
@@ -59,16 +60,21 @@ async def post_verdict(body: Verdict, pairs: PendingPairsDep, store: StoreDep) -
 
 
 @router.get("", responses=errors(503))
-async def get_standings(store: StoreDep) -> Standings:
-    """Win rates by people's verdicts, and by the reward model on the same pairs of answers."""
-    return Standings(standings=[_standing(line) for line in await store.use(human_win_rates)])
+async def get_standings(runtime: RuntimeDep, store: StoreDep) -> Standings:
+    """Win rates by people's verdicts, and by the reward model on the same pairs of answers.
+
+    Verdicts on answers of other models than those served now are counted apart.
+    """
+    lines = await store.use(human_win_rates)
+    found = [_standing(line, current=is_current(runtime, line)) for line in lines]
+    return Standings(standings=sorted(found, key=lambda line: not line.current))
 
 
 def _revealed(shown: Shown) -> Revealed:
     return Revealed(mode=shown.mode, n=shown.n, reward=shown.reward)
 
 
-def _standing(line: HumanWinRate) -> Standing:
+def _standing(line: HumanWinRate, *, current: bool) -> Standing:
     return Standing(
         mode=line.mode,
         n=line.n,
@@ -77,6 +83,8 @@ def _standing(line: HumanWinRate) -> Standing:
         wins=line.wins,
         losses=line.losses,
         ties=line.ties,
+        both_bad=line.both_bad,
+        current=current,
         human_win_rate=line.win_rate,
         reward_win_rate=line.reward_win_rate,
     )

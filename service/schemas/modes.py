@@ -72,3 +72,4 @@ class ModesResponse(BaseModel):
         description="this server's GPUs or CPU, on which figures that are measured here depend"
     )
     records: bool = Field(description="true if verdicts and load tests are stored (`--store`)")
+    evaluates: bool = Field(description="true if /evaluation/prompts has prompts (`--evaluation`)")

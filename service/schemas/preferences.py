@@ -10,6 +10,11 @@ from service.schemas.sampling import Seed, Temperature
 from service.schemas.wire import Text, Wire
 from vbon.maths.intervals import MeanInterval
 
+Winner = Annotated[
+    Literal["left", "right", "tie", "bad"],
+    Field(description="the better answer; tie: both are as good; bad: neither is any good"),
+]
+
 
 class PairSide(Wire):
     """One of the two modes to compare, and its N."""
@@ -42,7 +47,7 @@ class Verdict(Wire):
     """The choice between a pair's answers."""
 
     pair: Annotated[str, Field(min_length=1, max_length=64)]
-    winner: Literal["left", "right", "tie"]
+    winner: Winner
 
 
 class Revealed(BaseModel):
@@ -57,13 +62,13 @@ class VerdictKept(BaseModel):
     """A stored verdict, with the modes behind both answers."""
 
     id: int
-    winner: Literal["left", "right", "tie"]
+    winner: Winner
     left: Revealed
     right: Revealed
 
 
 class Standing(BaseModel):
-    """One mode and N against another, over all verdicts on them."""
+    """One mode and N against another, over all verdicts on them with the same models."""
 
     mode: str
     n: int
@@ -72,8 +77,13 @@ class Standing(BaseModel):
     wins: int
     losses: int
     ties: int
+    both_bad: int = Field(description="verdicts that neither is any good")
+    current: bool = Field(
+        description="true if the models that gave the answers are those served now; false also for verdicts "
+        "of which they are not known"
+    )
     human_win_rate: MeanInterval = Field(
-        description="share of verdicts won, a tie counting 1/2, with its Wilson interval over verdicts"
+        description="share of verdicts won, a tie or both bad counting 1/2, with its Wilson interval"
     )
     reward_win_rate: MeanInterval | None = Field(
         description="the same by the reward model on the same pairs; null if it scored none of them"
@@ -81,6 +91,6 @@ class Standing(BaseModel):
 
 
 class Standings(BaseModel):
-    """Win rates by people and by the reward model; the pair of modes with most verdicts first."""
+    """Win rates by people and by the reward model: those of the models served now first, by verdicts."""
 
     standings: list[Standing]

@@ -83,6 +83,8 @@ class PreferenceRow(Base):
     answer_b: Mapped[str] = mapped_column(Text)
     reward_a: Mapped[float | None] = mapped_column(Float)
     reward_b: Mapped[float | None] = mapped_column(Float)
+    revision_a: Mapped[str | None] = mapped_column(Text)
+    revision_b: Mapped[str | None] = mapped_column(Text)
     winner: Mapped[str] = mapped_column(String(3))
 
 

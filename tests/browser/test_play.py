@@ -355,70 +355,17 @@ async def test_text_of_models_and_users_is_never_markup(visitor: Visitor, tmp_pa
             await expect(
                 column(page, "bon").locator(".candidate-text", has_text=text).first
             ).to_be_visible()
+        await page.get_by_role("link", name="Vote", exact=True).click()
+        await page.get_by_text("in the deck, shuffled").click()
+        await page.get_by_label("Prompts, one a line").fill(prompt)
         await page.get_by_role("button", name="Show me two answers").click()
         await expect(page.locator(".panel").first).to_contain_text("<img src=x")
         await page.keyboard.press("2")
-        await expect(page.get_by_role("button", name="Another pair")).to_be_visible()
+        await expect(page.get_by_text("You find both as good.")).to_be_visible()
+        await expect(page.locator(".panel").first).to_contain_text("<img src=x")
         made = "main img, main script, main svg, main b, main a, main iframe"
         assert await page.locator(made).count() == 0
         assert await page.evaluate("globalThis.taken === undefined")
-
-
-async def test_a_verdict_is_given_blind_by_key_and_then_revealed(
-    visitor: Visitor, tmp_path: Path
-) -> None:
-    async with hosted(make_runtime(store=str(tmp_path / "s.db"))) as url:
-        page = await open_ready(visitor, url)
-        prompt = page.get_by_role("textbox", name="Prompt")
-        await prompt.fill(PROMPT)
-        await page.get_by_label("One mode").select_option("bon")
-        await page.get_by_label("Another", exact=True).select_option("ref")
-        await page.get_by_role("button", name="Show me two answers").click()
-        arena = page.get_by_role("group", name="Which is better?")
-        await expect(arena).to_be_focused()
-        blind = await arena.inner_html()
-        assert not any(word in blind for word in ("bon", "ref", "reward"))
-        await prompt.press("1")  # somebody writing is not judging
-        await expect(arena.get_by_role("button", name="Left is better")).to_be_enabled()
-        await arena.focus()
-        await page.keyboard.press("3")
-        await expect(page.get_by_role("button", name="Another pair")).to_be_focused()
-        right = arena.get_by_role("region", name="Right")
-        await expect(right).to_contain_text("your choice")
-        chosen = await right.locator("strong").inner_text()
-        await expect(page.locator(".standings tbody tr")).to_contain_text("1 verdict")
-        await assert_accessible(page)
-        async with httpx.AsyncClient(base_url=url) as client:
-            (line,) = (await client.get("/preferences")).json()["standings"]
-        assert (line["mode"], line["against"]) == ("bon", "ref")
-        assert line["human_win_rate"]["mean"] == float(chosen == "bon")
-        share = page.locator(".share[data-kind=people]")
-        await expect(share).to_have_text("100%" if chosen == "bon" else "0%")
-        await page.get_by_role("button", name="Another pair").press("Enter")
-        await expect(arena.get_by_role("button", name="Tie")).to_be_visible()
-        await arena.focus()
-        await page.keyboard.press("ArrowUp")
-        await expect(page.locator(".standings tbody tr")).to_contain_text("2 verdicts")
-
-
-async def test_a_pair_that_cannot_be_made_says_why(visitor: Visitor, tmp_path: Path) -> None:
-    visitor.allow("status of 422")
-    async with hosted(make_runtime(store=str(tmp_path / "s.db"))) as url:
-        page = await open_ready(visitor, url)
-        show = page.get_by_role("button", name="Show me two answers")
-        await show.click()
-        await expect(page.get_by_role("alert").first).to_contain_text("Write a prompt")
-        await page.get_by_role("textbox", name="Prompt").fill(PROMPT)
-        await page.get_by_label("Another", exact=True).select_option("bon")
-        await show.click()
-        await expect(page.locator(".blind .error")).to_contain_text("choose two that differ")
-
-
-async def test_a_service_without_a_store_says_so(visitor: Visitor) -> None:
-    async with hosted(make_runtime(store="none")) as url:
-        page = await open_ready(visitor, url)
-        await expect(page.locator(".blind")).to_contain_text("keeps no verdicts")
-        await expect(page.get_by_role("button", name="Show me two answers")).to_be_hidden()
 
 
 async def test_modes_without_rewards_are_asked_all_the_same(visitor: Visitor) -> None:
@@ -481,6 +428,7 @@ async def test_the_real_engine_answers_and_is_judged(visitor: Visitor, real_url:
         tokens = int((await column(page, mode).locator(".stats dd").nth(2).inner_text()).split()[0])
         assert 1 <= tokens <= 12
         await expect(column(page, mode).locator(".text")).not_to_be_empty()
+    await page.get_by_role("link", name="Vote", exact=True).click()
     await page.get_by_role("button", name="Show me two answers").click()
     await expect(page.get_by_role("group", name="Which is better?")).to_be_focused()
     await page.keyboard.press("1")

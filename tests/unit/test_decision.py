@@ -22,13 +22,21 @@ async def ask(store: str, *, policies: tuple[str, ...] = ("ref", "vbon")) -> dic
     return found
 
 
-def stored(where: Path, *runs: dict[str, Any], verdicts: tuple[str, ...] = ()) -> str:
+def stored(
+    where: Path,
+    *runs: dict[str, Any],
+    verdicts: tuple[str, ...] = (),
+    revisions: tuple[str | None, str | None] = ("fake", "fake+fake"),
+) -> str:
     file = str(where / "s.db")
     store = open_store(file)
     for run in runs:
         add_run(store, run)
     for winner in verdicts:
-        sides = (Shown("vbon", 1, "a"), Shown("bon", 16, "b"))
+        sides = (
+            Shown("vbon", 1, "a", revision=revisions[0]),
+            Shown("bon", 16, "b", revision=revisions[1]),
+        )
         add_preference(store, Preference("p", *sides, winner))  # type: ignore[arg-type]
     store.close()
     return file
@@ -53,6 +61,17 @@ async def test_a_comparison_comes_round_by_round(tmp_path: Path) -> None:
     assert (people["wins"], people["losses"], people["ties"]) == (2, 1, 1)
     assert people["win_rate"]["mean"] == pytest.approx(2.5 / 4)
     assert people["win_rate"]["low"] <= people["win_rate"]["mean"] <= people["win_rate"]["high"]
+
+
+@pytest.mark.parametrize(
+    "revisions", [("old", "fake+fake"), ("fake", "fake+old"), ("fake", "old+fake"), (None, None)]
+)
+async def test_verdicts_on_other_models_do_not_count(
+    revisions: tuple[str | None, str | None], tmp_path: Path
+) -> None:
+    """Another checkpoint, reward model or reference, and verdicts from before they were kept."""
+    found = await ask(stored(tmp_path, decided_run(), verdicts=("a",), revisions=revisions))
+    assert found["pairs"][0]["people"] is None
 
 
 async def test_runs_of_other_models_and_runs_without_a_pair_do_not_count(tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from service.evaluation import preference_pairs as blind
+from service.runtime.runtime import Runtime
 from service.store import Shown
 from tests.unit.fakes import make_runtime, serving
+from vbon.engine.fake import FakeEngine
 from vbon.errors import NotFoundError
 
 PAIR = {"prompt": "<b>the film</b>", "sides": [{"mode": "ref"}, {"mode": "bon", "n": 4}]}
@@ -28,6 +32,31 @@ async def test_a_verdict_is_kept_once_and_only_then_says_whose_answers_they_were
     assert again.status_code == 404
     assert (line["mode"], line["n"], line["against"], line["against_n"]) == ("bon", 4, "ref", 1)
     assert line["human_win_rate"]["mean"] == float(kept["left"]["mode"] == "bon")
+    assert line["current"] is True
+
+
+async def test_verdicts_on_an_earlier_checkpoint_are_counted_apart(tmp_path: Path) -> None:
+    pair = {**PAIR, "sides": [{"mode": "vbon"}, {"mode": "bon", "n": 4}]}
+    store = str(tmp_path / "s.db")
+
+    async def judge(runtime: Runtime) -> list[dict[str, Any]]:
+        async with serving(runtime) as (_, client):
+            shown = (await client.post("/preferences/pairs", json=pair)).json()
+            verdict = {"pair": shown["pair"], "winner": "bad"}
+            assert (await client.post("/preferences", json=verdict)).status_code == 200
+            found: list[dict[str, Any]] = (await client.get("/preferences")).json()["standings"]
+            return found
+
+    (first,) = await judge(make_runtime(store=store))
+    engine = FakeEngine("vbon")
+    engine.info = replace(engine.info, revision="newer")
+    current, earlier = await judge(
+        make_runtime(store=store, engines={"ref": FakeEngine("ref"), "vbon": engine})
+    )
+    assert (first["current"], first["both_bad"], first["ties"]) == (True, 1, 0)
+    assert first["human_win_rate"]["mean"] == 0.5
+    assert (current["current"], earlier["current"]) == (True, False)
+    assert earlier == {**first, "current": False}
 
 
 @pytest.mark.parametrize(

@@ -249,8 +249,24 @@ def test_human_win_rates_count_both_sides(store: Store) -> None:
     assert first.reward_win_rate.mean == 1.0
     assert (second.mode, second.against, second.wins) == ("bon", "ref", 1)
     assert second.reward_win_rate is None
+    add_preference(store, Preference("p", bon, Shown("ref", 1, "r"), "bad"))
+    second = human_win_rates(store)[1]
+    assert (second.wins, second.ties, second.both_bad) == (1, 0, 1)
+    assert second.win_rate.mean == pytest.approx(1.5 / 2)
     with pytest.raises(ValueError, match="both answers are of mode bon"):
         add_preference(store, Preference("p", bon, bon, "a"))
+
+
+def test_verdicts_on_another_revision_are_another_pair(store: Store) -> None:
+    old, new = (Shown("vbon", 1, "v", revision=name) for name in ("old", "new"))
+    bon = Shown("bon", 16, "b", revision="r")
+    for a, b, winner in ((bon, old, "a"), (old, bon, "b"), (new, bon, "a")):
+        add_preference(store, Preference("p", a, b, winner))  # type: ignore[arg-type]
+    found = {
+        (line.revision, line.against_revision): (line.wins, line.losses)
+        for line in human_win_rates(store)
+    }
+    assert found == {("r", "old"): (2, 0), ("r", "new"): (0, 1)}
 
 
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:

@@ -12,12 +12,13 @@ import * as explore from "./views/explore.js";
 import * as play from "./views/play.js";
 import * as runs from "./views/runs.js";
 import * as tune from "./views/tune.js";
+import * as vote from "./views/vote.js";
 
 /**
  * By the part behind `#`. A view is a module with `title`, `mount(root, context)` and, if it has something
  * to stop, `unmount()`: mounted in an empty element each time it is shown. What it wants to keep, it keeps.
  */
-const VIEWS = { decide, explore, play, runs, distil, tune };
+const VIEWS = { decide, explore, play, vote, runs, distil, tune };
 const FIRST = "decide";
 // Addresses of earlier versions.
 const FORMER = { ask: "play", measure: "runs", frontier: "explore" };

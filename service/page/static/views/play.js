@@ -1,9 +1,8 @@
-// Play: one prompt through several ways to answer it, live and side by side; below, blind preferences.
+// Play: one prompt through several ways to answer it, live and side by side.
 
 import { el, number, replace } from "../dom.js";
 import { Column } from "./play/column.js";
 import { Form } from "./play/form.js";
-import { Preference } from "./play/preference.js";
 
 export const title = "Play";
 
@@ -26,7 +25,6 @@ export function unmount() {
 class Play {
   #context;
   #form;
-  #preference;
   #results;
   #columns = [];
   #active = 0;
@@ -38,12 +36,10 @@ class Play {
     this.#context = context;
     this.#form = new Form({ onAsk: (wanted) => this.#ask(wanted), onStop: () => this.#stop() });
     this.#results = el("section", { class: "stack", "aria-label": "Answers" });
-    this.#preference = new Preference(context, this.#form);
     this.parts = [
       el("h1", { class: "unseen" }, title),
       this.#form.node,
       this.#results,
-      this.#preference.node,
     ];
     replace(this.#results, nothingYet());
     context.server.addEventListener("change", () => this.#serverChanged());
@@ -63,7 +59,6 @@ class Play {
     this.#form.setReady(answers);
     if (!answers) return;
     this.#form.offer(modes);
-    this.#preference.offer(modes);
   }
 
   #key(event) {
@@ -73,8 +68,6 @@ class Play {
       this.#form.submit();
     } else if (event.key === "Escape" && this.#stopping) {
       this.#stop();
-    } else {
-      this.#preference.key(event);
     }
   }
 
