@@ -361,11 +361,36 @@ async def test_text_of_models_and_users_is_never_markup(visitor: Visitor, tmp_pa
         await page.get_by_role("button", name="Show me two answers").click()
         await expect(page.locator(".panel").first).to_contain_text("<img src=x")
         await page.keyboard.press("2")
-        await expect(page.get_by_text("You find both as good.")).to_be_visible()
+        await expect(page.get_by_text("The last pair. You find both as good.")).to_be_visible()
         await expect(page.locator(".panel").first).to_contain_text("<img src=x")
         made = "main img, main script, main svg, main b, main a, main iframe"
         assert await page.locator(made).count() == 0
         assert await page.evaluate("globalThis.taken === undefined")
+
+
+async def test_sixteen_of_each_are_drawn_on_one_axis(visitor: Visitor) -> None:
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, **{"N (candidates)": "2", "Max tokens": "4", "Seed": "3"})
+        await done(page)
+        await expect(page.get_by_text("cut at the limit of tokens").first).to_be_visible()
+        await page.get_by_role("button", name="Draw 16 of each").click()
+        chart = page.get_by_role("img", name="Rewards on one axis")
+        await expect(chart.locator("g")).to_have_count(3)
+        assert [await row.locator("circle").count() for row in await chart.locator("g").all()] == [
+            16,
+            1,
+            16,
+        ]
+        told = await page.locator(".draws li").all_inner_texts()
+        assert [text.split(":")[0] for text in told] == [
+            "ref, 16 samples",
+            "bon, best of 16",
+            "vbon, 16 samples",
+        ]
+        best = float(told[1].split()[-1])
+        assert best == float(told[0].split()[-1])  # the highest of the reference's sixteen
+        await assert_accessible(page)
 
 
 async def test_modes_without_rewards_are_asked_all_the_same(visitor: Visitor) -> None:

@@ -2,6 +2,7 @@
 
 import { el, number, replace } from "../dom.js";
 import { Column } from "./play/column.js";
+import { Draws } from "./play/draws.js";
 import { Form } from "./play/form.js";
 
 export const title = "Play";
@@ -83,7 +84,8 @@ class Play {
     const nodes = this.#columns.map((column) => column.node);
     const summary = el("p", { class: "summary", hidden: true });
     this.#summarise = () => sum(summary, this.#columns);
-    replace(this.#results, summary, el("div", { class: "grid columns" }, nodes), range.node);
+    const draws = new Draws({ body, modes });
+    replace(this.#results, summary, el("div", { class: "grid columns" }, nodes), range.node, draws.node);
     const run = inTurns(this.#columns, oneAtATime ? 1 : AT_ONCE, (column) => column.run(signal));
     await this.#running(run, signal);
   }

@@ -183,6 +183,7 @@ function facts(answer) {
       stat("Returned", number(usage.returned_tokens), "tokens"),
     ),
     reward !== null && el("span", { class: "bar", "aria-hidden": "true" }, el("span", { vars: { "--reward": String(reward) } })),
+    answer.finish_reason === "length" && el("p", {}, el("span", { class: "badge warn" }, "cut at the limit of tokens")),
     timeline(ms),
     differences.length > 0 &&
       el("p", { class: "notice small differences" }, `Not as it was trained: ${differences.join("; ")}.`),
