@@ -90,8 +90,8 @@ class Decide {
     this.#note(found, verdict);
     const parts = [this.#verdict, this.#trouble, this.#controls.node, this.#chartCard, this.#tiles, this.#notes];
     if (this.#body.firstChild !== this.#verdict) replace(this.#body, parts);
+    this.#drawn = this.#chart.clientWidth; // before: what is drawn may widen its place
     costChart(this.#chart, verdict);
-    this.#drawn = this.#chart.clientWidth;
   }
 
   /** The chart anew where its place has another width than it was drawn for. */
