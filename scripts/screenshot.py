@@ -24,7 +24,7 @@ from service.loadtest.schema import LoadTestResult
 from service.page import INDEX, page_files, read_asset
 
 HOST = "http://vbon.invalid"
-SIZE = {"width": 1280, "height": 800}
+SIZE = {"width": 1280, "height": 940}
 
 
 def main() -> None:
@@ -49,7 +49,7 @@ def answers(result: LoadTestResult) -> dict[str, Any]:
     modes = [{"name": mode.name, "reranks": mode.reranks} for mode in result.server.modes]
     return {
         "/readyz": {"status": "ready"},
-        "/modes": {"modes": modes, "records": True},
+        "/modes": {"modes": modes, "records": True, "evaluates": False},
         "/decision": decision_data(result).model_dump(mode="json"),
         "/loadtests": {
             "current": None,
