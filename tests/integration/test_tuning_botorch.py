@@ -42,6 +42,15 @@ def test_the_proposal_is_the_best_point_that_the_limit_allows() -> None:
     assert abs(candidate(pending=torch.tensor([[free]], dtype=torch.float64)) - free) > 1e-3
 
 
+def test_further_samplers_are_made_once_the_package_is_imported() -> None:
+    """On import, optuna_integration puts a module without a specification in its own place."""
+    from optuna_integration import BoTorchSampler
+
+    assert [isinstance(make_sampler("qlognei", seed), BoTorchSampler) for seed in (0, 1)] == [
+        True
+    ] * 2
+
+
 def test_infinite_outcomes_count_as_the_worst_or_best_finite_one_of_their_column() -> None:
     inf = math.inf
     found = _finite(torch.tensor([[1.0, inf], [-inf, inf], [2.0, inf], [inf, -inf]]))

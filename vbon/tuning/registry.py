@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,12 @@ def make_sampler(
 def missing_package(name: str) -> tuple[str, str] | None:
     """The first package that a sampler needs and that is not installed, with the extra that installs it."""
     for package, extra in (*_PACKAGES, *_FURTHER.get(name, ())):
-        if find_spec(package) is None:
+        if not _is_installed(package):
             return package, extra
     return None
+
+
+def _is_installed(package: str) -> bool:
+    # A package that is imported may have put another module in its place, whose specification is missing.
+    found = sys.modules[package] if package in sys.modules else find_spec(package)
+    return found is not None
