@@ -43,6 +43,11 @@ SECRETS = {
     "keys": {"name": "api-keys", "key": "keys.jsonl"},
     "huggingFace": {"name": "hub", "key": "token"},
 }
+ENGINE_ARGS = {
+    "quantization": "fp8", "revision": "8192", "max_num_batched_tokens": 8192, "async_scheduling": True,
+    "generation_config": None,
+    "speculative_config": {"method": "ngram", "num_speculative_tokens": 5, "thresholds": [1, 0.5]},
+}  # fmt: skip
 SCALED = {
     "policies": {
         "ref": {"replicas": 2, "min_replicas": 1, "max_replicas": 4, "target": 32.5, "gpus": 2}
@@ -57,7 +62,8 @@ PLAIN: dict[str, Json] = {
     "large and broken numbers": {
         "settings": {
             "limits": {"running_tokens": 2**40, "waiting_sequences": 10_000_000, "drain_s": 12.5},
-            "engine": {"gpu_memory_utilization": 0.35, "args": {"quantization": "fp8"}},
+            "engine": {"gpu_memory_utilization": 0.35, "args": ENGINE_ARGS},
+            "tuned": {"mode": "bon", "settings": {"top_k": 40}},
         }
     },
     "existing claims": {"models": {"existingClaim": "weights", "create": {"enabled": True}},
@@ -278,7 +284,9 @@ def test_numbers_arrive_whole(rendered: dict[str, Json]) -> None:
     assert found.limits.running_tokens == 2**40
     assert found.limits.waiting_sequences == 10_000_000
     assert (found.limits.drain_s, found.engine.gpu_memory_utilization) == (12.5, 0.35)
-    assert found.engine.args == {"quantization": "fp8"}
+    # JSON tells 5 from 5.0, as vLLM does where it takes a dictionary, and a text from a number.
+    assert json.dumps(found.engine.args, sort_keys=True) == json.dumps(ENGINE_ARGS, sort_keys=True)
+    assert json.dumps(found.tuned.settings) == json.dumps({"top_k": 40})
 
 
 @pytest.mark.parametrize("name", CASES)

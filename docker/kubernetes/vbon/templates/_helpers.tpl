@@ -62,6 +62,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | quote }}
 {{- mergeOverwrite (deepCopy .Values.settings) (dict "hosts" $hosts) | toJson -}}
 {{- end -}}
 
+{{/* The settings as TOML. Helm writes every number in TOML as a float, and 5.0 is not 5 to vLLM. So each value of a
+setting that takes any names is written as the JSON text that the service reads there. */}}
+{{- define "vbon.settingsToml" -}}
+{{- $settings := include "vbon.settings" . | fromJson -}}
+{{- range $group, $name := dict "engine" "args" "tuned" "settings" -}}
+{{- $found := dig $group $name nil $settings -}}
+{{- if kindIs "map" $found -}}
+{{- range $key, $value := $found -}}
+{{- $_ := set $found $key (toJson $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toToml $settings -}}
+{{- end -}}
+
 {{/* Seconds that requests may go on after SIGTERM: limits.drain_s, whose default is 30. */}}
 {{- define "vbon.graceSeconds" -}}
 {{- $drain := dig "limits" "drain_s" 30 .Values.settings -}}
