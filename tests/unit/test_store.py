@@ -23,6 +23,7 @@ from sqlalchemy import create_engine, inspect, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
+from service.loadtest.measured_models import measured_models
 from service.store import (
     Preference,
     RolloutChange,
@@ -53,7 +54,7 @@ from service.store import (
     tag_run,
 )
 from service.store.database import migrate, migration_config
-from service.store.tables import Base, DistilCheckpointRow
+from service.store.tables import Base, DistilCheckpointRow, RunRow
 from service.store.tune import MOST_RUNS
 from vbon.errors import StoreError
 
@@ -225,6 +226,56 @@ def test_a_run_is_listed_with_the_models_that_it_measured(store: Store) -> None:
         command.downgrade(config, "0004")
     migrate(store._engine)
     assert [one.models for one in list_runs(store)] == expected
+
+
+@pytest.mark.parametrize(
+    ("variants", "policies"),
+    [
+        (["bon@vbon-2 (N=2)"], {"vbon-2"}),  # neither vbon, which its name begins with, nor ref
+        (["bon@vbon (N=2)", "bon (N=2)"], {"vbon", "ref"}),
+        (["bon (N=2)"], {"ref"}),
+    ],
+)
+def test_the_measured_policies_are_those_of_the_variants(
+    variants: list[str], policies: set[str]
+) -> None:
+    served = [{"name": name, "revision": name[::-1]} for name in ("ref", "vbon", "vbon-2")]
+    modes = [{"name": "bon", "policy": served[0], "reward_model": {"revision": "r"}}]
+    cells = [{"mode": "bon", "variant": variant} for variant in variants]
+    found = measured_models({"server": {"modes": modes, "policies": served}, "cells": cells})
+    assert found == {"reward": "r", **{name: name[::-1] for name in policies}}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"server": None},
+        {"server": "http://host"},
+        {"cells": {"bon": 1}},
+        {"cells": ["bon"]},
+        {"modes": [{"name": "bon", "policy": "ref", "reward_model": {"name": "r"}}]},
+        {"modes": ["bon"], "policies": ["ref", {"name": "ref"}], "gold_model": {"name": "g"}},
+    ],
+)
+def test_a_stored_result_without_some_part_still_opens_the_store(
+    tmp_path: Path, part: dict[str, Any]
+) -> None:
+    """Results are kept as they came, so the migration that reads their models meets every version's."""
+    cells = [{"mode": "bon", "variant": "bon@ref"}, {"mode": "bon", "variant": "bon"}]
+    top = {name: value for name, value in part.items() if name in {"server", "cells"}}
+    server = {"url": "x", **{name: part[name] for name in part.keys() - top.keys()}}
+    store = open_store(str(tmp_path / "runs.db"))
+    add_run(store, run(1))
+    with store.session() as session:
+        kept = session.get_one(RunRow, "0001abcd")
+        kept.result = run(1) | {"cells": cells, "server": server} | top
+    with store._engine.begin() as connection:
+        config = migration_config()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0004")
+    migrate(store._engine)
+    assert [one.models for one in list_runs(store)] == [{}]
+    store.close()
 
 
 def test_names_that_fit_none_or_several_are_told(store: Store) -> None:
