@@ -34,7 +34,7 @@ LABEL_VALUE = re.compile(r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")
 DNS_LABEL = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 DNS_SUBDOMAIN = re.compile(r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
 # Longest names, where Kubernetes or KubeRay derives others from them.
-NAME_LENGTHS = {"Service": 63, "RayService": 47}
+NAME_LENGTHS = {"Service": 63, "RayService": 40}
 
 
 def _fields(required: str, optional: str = "", **known: Any) -> dict[str, Any]:

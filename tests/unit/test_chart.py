@@ -375,8 +375,11 @@ def test_the_service_answers_under_the_names_of_its_service(rendered: dict[str, 
     name = only(plain, "Service")["metadata"]["name"]
     assert name in settings_of(plain).hosts
     assert f"{name}.{'n' * 63}.svc.cluster.local" in settings_of(plain).hosts
-    of_ray = only(ray, "RayService")["metadata"]["name"]
-    assert f"{of_ray}-serve-svc" in fleet_of(ray).service_settings.hosts  # as KubeRay names it
+    for one in (ray, rendered["a long name of its own, a fleet"]):
+        of_ray = only(one, "RayService")["metadata"]["name"]
+        # As KubeRay names it; of a name of more than 50 characters it would take the last 50.
+        assert len(f"{of_ray}-serve-svc") <= 50
+        assert f"{of_ray}-serve-svc" in fleet_of(one).service_settings.hosts
     assert settings_of(rendered["IPv6"]).hosts[0] == "fd00::1"
 
 

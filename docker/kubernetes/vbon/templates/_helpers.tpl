@@ -1,6 +1,7 @@
-{{/* The name of every object, short enough for what Kubernetes and KubeRay append to it. */}}
+{{/* The name of every object, short enough for what Kubernetes and KubeRay append to it: KubeRay cuts the front off
+NAME-serve-svc where it has more than 50 characters, and clients would ask for a service that is not there. */}}
 {{- define "vbon.fullname" -}}
-{{- $most := ternary 47 52 .Values.fleet.enabled -}}
+{{- $most := ternary 40 52 .Values.fleet.enabled -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
 {{- $full = default $full .Values.fullnameOverride | replace "." "-" -}}
