@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from training.cache.sample import build_cache
 from training.cluster import session
 from training.configs import SampleConfig, SweepConfig
+from training.sweep.ray_cells import Job, ray_results
 from training.sweep.run import run_sweep
 from training.sweep.shared_inputs import forget_shared_inputs, inputs_generation
 from vbon.errors import InvalidInputError
@@ -84,6 +85,51 @@ def test_as_many_workers_as_the_cluster_has_room_for(
     ray = pytest.importorskip("ray")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
     assert session.workers_that_fit(cpus, gpus, tasks) == workers
+
+
+MACHINES = [
+    {"Alive": True, "Resources": {"CPU": 4.0}},
+    {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+    {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "fits"),
+    [(4, 0, True), (2, 1, True), (0, 0, True), (5, 0, False), (4, 1, False), (1, 2, False)],
+)
+def test_a_worker_that_no_machine_has_room_for_is_refused(
+    cpus: float, gpus: float, fits: bool, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Six CPUs and a GPU in all do not help a worker of five, or of four and the GPU."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if fits:
+        session.check_room(cpus, gpus)
+        return
+    words = rf"no machine .* has the {cpus} CPUs and {gpus} GPUs .*4 CPUs, 0 GPUs; 2 CPUs, 1 GPUs\)"
+    with pytest.raises(InvalidInputError, match=words + "; lower --worker-cpus or --worker-gpus"):
+        session.check_room(cpus, gpus)
+    # A cluster elsewhere may grow.
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    session.check_room(cpus, gpus)
+    assert "the work waits until one joins" in caplog.text
+
+
+def test_cells_that_no_machine_has_room_for_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = SweepConfig(backend="ray", worker_gpus=2)
+    with pytest.raises(
+        InvalidInputError, match="no machine of the Ray cluster has the 1 CPUs and 2"
+    ):
+        list(ray_results(config, [Job(config, None)], at_once=1))
 
 
 @pytest.mark.parametrize("name", ["worker_cpus", "worker_gpus"])

@@ -23,7 +23,7 @@ from training.configs import SampleConfig, TrainConfig
 from training.outputs.identity import read_undamaged_record
 from training.train.inputs import TrainingInputs
 from vbon.engine import FinishReason
-from vbon.errors import DataError, ExportError, RewardError
+from vbon.errors import DataError, ExportError, InvalidInputError, RewardError
 from vbon.prompt_files import encode_prompts, read_prompts
 from vbon.prompts import Prompt
 from vbon.storage.cache_metadata import metadata_path
@@ -374,6 +374,37 @@ def test_a_cache_to_be_replaced_stays_until_another_is_whole(
     build_cache(other)
     check_whole(other, "abc", "0.5")
     assert sampler.drawn == ["c", "b", "a"] * 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "words"),
+    [("away", "cannot connect to"), ("small", "no machine of the Ray cluster")],
+)
+def test_a_cache_stays_where_it_is_if_ray_cannot_do_the_work(
+    sampler: Sampler,
+    configure: Configure,
+    monkeypatch: pytest.MonkeyPatch,
+    problem: str,
+    words: str,
+) -> None:
+    """A finished cache takes its unfinished name when prompts are added, but only once work begins."""
+    ray = pytest.importorskip("ray")
+
+    def away(**_: object) -> None:
+        raise ConnectionError("no answer")
+
+    monkeypatch.setattr(ray, "init", away)
+    monkeypatch.setattr(ray, "is_initialized", lambda: problem == "small")
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    build_cache(configure("abc"))
+    values = configure("abcd").model_dump(exclude_unset=True)
+    more = SampleConfig(
+        **{**values, "backend": "ray", "worker_backend": "transformers", "worker_gpus": 1}
+    )
+    with pytest.raises(InvalidInputError, match=words):
+        build_cache(more)
+    check_whole(configure("abcd"), "abc")
 
 
 def test_an_unfinished_replacement_is_gone_on_with_only_under_its_settings(

@@ -29,7 +29,7 @@ from training.cache.sample_file import (
     finish_cache,
 )
 from training.cache.scored_lines import ScoredLine, scored_line
-from training.cluster.session import check_ray
+from training.cluster.session import check_ray, check_room, ray_session
 from training.configs import SampleConfig
 from training.outputs.identity import read_undamaged_record
 from vbon.errors import DataError, ExportError
@@ -118,9 +118,11 @@ def _build(config: SampleConfig) -> None:
 
 @contextmanager
 def _loaded_here(config: SampleConfig, reward: RewardModel) -> Iterator[None]:
-    """Load the reward model, unless Ray's workers have their own."""
+    """Load the reward model, or connect to Ray, whose workers have their own."""
     if config.backend == "ray":
-        yield
+        with ray_session():
+            check_room(config.worker_cpus, config.worker_gpus)
+            yield
         return
     reward.load()
     try:

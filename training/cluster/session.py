@@ -10,6 +10,8 @@ from importlib.util import find_spec
 
 from vbon.errors import InvalidInputError
 
+logger = logging.getLogger(__name__)
+
 # Ray Data brings the last two.
 _NEEDED = ("ray", "pandas", "pyarrow")
 
@@ -64,6 +66,34 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_room(cpus: float, gpus: float) -> None:
+    """Check that some machine of the cluster is large enough for a worker: Ray waits for one without end.
+
+    A cluster at ``RAY_ADDRESS`` may still grow, so there the work waits, and a warning says for what.
+
+    Raises:
+        InvalidInputError: this machine alone is not large enough.
+    """
+    import ray
+
+    machines = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+    if any(one.get("CPU", 0) >= cpus and one.get("GPU", 0) >= gpus for one in machines):
+        return
+    found = "; ".join(
+        f"{one.get('CPU', 0):g} CPUs, {one.get('GPU', 0):g} GPUs" for one in machines[:5]
+    )
+    lacking = (
+        f"no machine of the Ray cluster has the {cpus:g} CPUs and {gpus:g} GPUs of a worker (machines: "
+        f"{found or 'none'})"
+    )
+    if os.environ.get("RAY_ADDRESS") is None:
+        raise InvalidInputError(
+            f"{lacking}; lower --worker-cpus or --worker-gpus, or name a larger cluster in RAY_ADDRESS",
+            field="worker_gpus" if gpus else "worker_cpus",
+        )
+    logger.warning("%s; the work waits until one joins", lacking)
 
 
 def workers_that_fit(cpus: float, gpus: float, tasks: int) -> int:

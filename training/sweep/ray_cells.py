@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.cluster.session import ray_session, workers_that_fit
+from training.cluster.session import check_room, ray_session, workers_that_fit
 from training.configs import CellWorkers, SweepConfig
 from training.sweep.cell import record_failure
 from training.sweep.shared_inputs import forget_shared_inputs, inputs_generation, shared_inputs
@@ -49,6 +49,7 @@ def ray_results(
 
     Raises:
         VbonError: an input of all cells is missing or damaged, as without Ray.
+        InvalidInputError: no machine is large enough for a worker.
         DataError: the workers that measured a baseline died.
     """
     if not jobs:
@@ -60,6 +61,7 @@ def ray_results(
         work = ray.remote(do_in_worker).options(
             num_cpus=place.worker_cpus, num_gpus=place.worker_gpus, max_retries=0
         )
+        check_room(place.worker_cpus, place.worker_gpus)
         most = at_once or workers_that_fit(place.worker_cpus, place.worker_gpus, len(jobs))
         waiting, running = deque(jobs), dict[Any, Job]()
         try:
