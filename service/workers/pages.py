@@ -15,6 +15,8 @@ from service.workers.summed import counted, summed
 PATIENCE_S = 1.0
 # Reports are asked for this often, so that a worker that dies takes little with it.
 EVERY_S = 5.0
+# Workers without a connection whose counts are kept apart, in case they connect again.
+_MOST_AWAY = 64
 # Only the parent restarts parts.
 _PARENTS = frozenset({"vbon:restarts", "vbon:recovery_seconds"})
 
@@ -31,12 +33,17 @@ class MetricPages:
         self._asked = 0
         self._reported: dict[str, int] = {}
         self._pages: dict[str, list[Metric]] = {}
+        # A worker that was silent for too long connects again, with the same counts.
+        self._connections: dict[str, object] = {}
+        self._away: dict[str, list[Metric]] = {}
         self._ended: list[Metric] = []
         self._changed = asyncio.Condition()
 
     async def wanted(self, worker: str) -> AsyncGenerator[int, None]:
         """Yield a number for each report that is wanted, for as long as the worker lives."""
-        self._reported[worker], self._pages[worker] = 0, []
+        connection = self._connections[worker] = object()
+        self._reported[worker] = 0
+        self._pages[worker] = self._away.pop(worker, []) or self._pages.get(worker, [])
         told = -1
         try:
             while True:
@@ -45,9 +52,10 @@ class MetricPages:
                 told = self._asked
                 yield told
         finally:
-            self._ended = summed([self._ended, counted(self._pages.pop(worker))])
-            del self._reported[worker]
-            await self._notify()
+            if self._connections.get(worker) is connection:  # otherwise a later one has taken over
+                del self._connections[worker], self._reported[worker]
+                self._put_away(worker, counted(self._pages.pop(worker)))
+                await self._notify()
 
     async def report(self, worker: str, number: int, page: list[MetricParts]) -> None:
         """Take the report of a worker, which answers the question of this number."""
@@ -69,8 +77,15 @@ class MetricPages:
         except TimeoutError:
             pass
         parents = [family for family in self._own.collect() if family.name in _PARENTS]
-        pages: Iterable[Iterable[Metric]] = [self._ended, *self._pages.values(), parents]
+        known = [*self._away.values(), *self._pages.values()]
+        pages: Iterable[Iterable[Metric]] = [self._ended, *known, parents]
         return [MetricParts.of(family) for family in summed(pages)]
+
+    def _put_away(self, worker: str, counts: list[Metric]) -> None:
+        self._away[worker] = counts
+        if len(self._away) > _MOST_AWAY:
+            oldest = self._away.pop(next(iter(self._away)))
+            self._ended = summed([self._ended, oldest])
 
     async def _next_question(self) -> None:
         asked = self._asked

@@ -121,6 +121,54 @@ async def test_a_worker_that_ends_keeps_its_counts_and_loses_its_gauges() -> Non
     await asyncio.gather(*working, return_exceptions=True)
 
 
+@pytest.mark.parametrize("noticed_first_by", ["parent", "worker"])
+async def test_a_worker_that_connects_again_is_counted_once(
+    monkeypatch: pytest.MonkeyPatch, noticed_first_by: str
+) -> None:
+    monkeypatch.setattr("service.workers.pages.PATIENCE_S", 0.05)
+    one = Process()
+    one.answers.labels("bon").inc(3)
+    pages = MetricPages(Process().registry)
+
+    async def report(number: int) -> None:
+        await pages.report("one", number, [MetricParts.of(family) for family in one.page])
+
+    async def answers() -> float:
+        asked = asyncio.create_task(pages.sum())
+        await report(await anext(numbers))
+        return values([parts.metric for parts in await asked])["vbon:answers_total", "bon"]
+
+    first = numbers = pages.wanted("one")
+    await report(await anext(first))
+    if noticed_first_by == "parent":
+        await first.aclose()
+        numbers = pages.wanted("one")
+        await anext(numbers)
+    else:
+        numbers = pages.wanted("one")
+        await anext(numbers)
+        await first.aclose()
+    between = values([parts.metric for parts in await pages.sum()])
+    assert between["vbon:answers_total", "bon"] == 3
+    one.answers.labels("bon").inc()
+    assert await answers() == 4
+    await numbers.aclose()
+    ended = values([parts.metric for parts in await pages.sum()])
+    assert ended["vbon:answers_total", "bon"] == 4
+
+
+async def test_many_workers_that_end_are_all_counted() -> None:
+    pages = MetricPages(Process().registry)
+    for number in range(150):
+        process = Process()
+        process.answers.labels("bon").inc()
+        async with aclosing(pages.wanted(f"worker {number}")) as numbers:
+            page = [MetricParts.of(family) for family in process.page]
+            await pages.report(f"worker {number}", await anext(numbers), page)
+    found = values([parts.metric for parts in await pages.sum()])
+    assert found["vbon:answers_total", "bon"] == 150
+
+
 async def test_a_silent_worker_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.workers.pages.PATIENCE_S", 0.01)
     parent = Process()
