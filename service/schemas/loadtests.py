@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from service.schemas.prompts import PromptItem
 from service.schemas.sampling import Seed, Temperature
@@ -15,8 +15,18 @@ ModeName = Annotated[str, Field(pattern=r"^[a-z0-9._-]{1,64}(@[a-z0-9._-]{1,64})
 Level = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
 Milliseconds = Annotated[float, Field(gt=0, le=3_600_000, allow_inf_nan=False)]
-Tag = Annotated[AnyText, Field(min_length=1, max_length=64)]
-RunName = Annotated[AnyText, Field(max_length=80)]
+
+
+def _label(text: str) -> str:
+    """The text without the spaces around it, if every database can keep it."""
+    if "\0" in text:
+        raise ValueError("it has a NUL character, which PostgreSQL cannot keep; leave it out")
+    return text.strip()
+
+
+Label = Annotated[AnyText, AfterValidator(_label)]
+Tag = Annotated[Label, Field(min_length=1, max_length=64)]
+RunName = Annotated[Label, Field(max_length=80)]
 
 State = Literal["running", "stopping", "finished", "stopped", "failed"]
 

@@ -11,7 +11,7 @@ from typing import Literal
 from sqlalchemy import select
 
 from service.store.database import Store
-from service.store.tables import PreferenceRow
+from service.store.tables import PreferenceRow, storable
 from vbon.maths.intervals import MeanInterval
 from vbon.maths.statistics import wilson_interval
 
@@ -85,15 +85,15 @@ def add_preference(store: Store, preference: Preference) -> int:
         )
     row = PreferenceRow(
         created=datetime.now(UTC),
-        prompt=preference.prompt,
+        prompt=storable(preference.prompt),
         mode_a=a.mode,
         n_a=a.n,
-        answer_a=a.text,
+        answer_a=storable(a.text),
         reward_a=a.reward,
         revision_a=a.revision,
         mode_b=b.mode,
         n_b=b.n,
-        answer_b=b.text,
+        answer_b=storable(b.text),
         reward_b=b.reward,
         revision_b=b.revision,
         winner=preference.winner,

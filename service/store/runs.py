@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, defer
 
 from service.loadtest.measured_models import measured_models
 from service.store.database import Store
-from service.store.tables import RunRow, TagRow
+from service.store.tables import RunRow, TagRow, storable
 from vbon.errors import StoreError
 
 MAX_TAG = 64
@@ -66,7 +66,7 @@ def list_runs(
     """The newest runs first; only those with ``tag``, if given."""
     query = select(RunRow).options(defer(RunRow.result)).order_by(RunRow.created.desc(), RunRow.id)
     if tag is not None:
-        query = query.where(RunRow.tags.any(TagRow.tag == tag))
+        query = query.where(RunRow.tags.any(TagRow.tag == storable(tag)))
     with store.session(reads_only=True) as session:
         return [_summary(row) for row in session.scalars(query.limit(limit))]
 

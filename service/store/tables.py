@@ -28,6 +28,11 @@ _NAMES = {
 }
 
 
+def storable(text: str) -> str:
+    """The text with spaces for NUL, which PostgreSQL takes in no text."""
+    return text.replace("\0", " ")
+
+
 class Base(DeclarativeBase):
     """Base class of all tables."""
 

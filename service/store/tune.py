@@ -11,7 +11,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import defer
 
 from service.store.database import Store
-from service.store.tables import TuneRunRow
+from service.store.tables import TuneRunRow, storable
 
 MOST_RUNS = 50  # kept; of more, those without news for longest are removed
 
@@ -60,8 +60,7 @@ def save_tune_run(
             session.add(row)
         row.updated = now
         row.status = report["status"]
-        # PostgreSQL takes no NUL in a text.
-        row.question = report["question"]["text"].replace("\0", " ")
+        row.question = storable(report["question"]["text"])
         row.trials, row.next_within_s = report["trials_done"], report["next_within_s"]
         row.report = dict(report)
         session.flush()

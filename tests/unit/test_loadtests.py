@@ -175,7 +175,11 @@ async def test_a_stored_run_is_named_tagged_and_deleted(tmp_path: Path) -> None:
         named = await client.patch(path, json={"name": MARKUP})
         tagged = await client.patch(path, json={"tags": ["new"]})
         (listed,) = (await client.get("/loadtests")).json()["runs"]
-        long = await client.patch(path, json={"name": "x" * 81})
+        refused_words = [
+            await client.patch(path, json=body)
+            for body in ({"name": "x" * 81}, {"name": "a\0b"}, {"tags": ["  "]}, {"tags": ["a\0b"]})
+        ]
+        blank = await client.patch(path, json={"name": "  ", "tags": [" spaced "]})
         elsewhere = {"sec-fetch-site": "cross-site"}
         refused = [
             await client.patch(path, json={"name": "x"}, headers=elsewhere),
@@ -191,7 +195,11 @@ async def test_a_stored_run_is_named_tagged_and_deleted(tmp_path: Path) -> None:
     assert (named.json()["name"], named.json()["tags"]) == (MARKUP, ["old"])
     assert (tagged.json()["name"], tagged.json()["tags"]) == (MARKUP, ["new"])
     assert listed == tagged.json()
-    assert (long.status_code, long.json()["error"]["param"]) == (422, "name")
+    assert [answer.status_code for answer in refused_words] == [422] * 4
+    assert [answer.json()["error"]["param"].split(".")[0] for answer in refused_words] == [
+        "name", "name", "tags", "tags",
+    ]  # fmt: skip
+    assert (blank.json()["name"], blank.json()["tags"]) == (None, ["spaced"])
     assert [answer.status_code for answer in refused] == [403, 403]
     assert deleted.status_code == 204
     assert [answer.status_code for answer in gone] == [404] * 3

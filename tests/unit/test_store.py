@@ -320,6 +320,14 @@ def test_verdicts_on_another_revision_are_another_pair(store: Store) -> None:
     assert found == {("r", "old"): (2, 0), ("r", "new"): (0, 1)}
 
 
+def test_a_verdict_on_texts_with_a_nul_is_kept(store: Store) -> None:
+    """PostgreSQL takes no NUL in a text, and a model may write one."""
+    sides = (Shown("bon", 2, "one\0", 0.5), Shown("ref", 1, "\0", 0.1))
+    add_preference(store, Preference("a\0b", *sides, "a"))
+    assert [line.wins for line in human_win_rates(store)] == [1]
+    assert list_runs(store, tag="a\0b") == []
+
+
 def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     with pytest.raises(StoreError, match="1 to 64"):
         add_run(store, run(1), ["x" * 65])
