@@ -116,9 +116,9 @@ class Reporter:
     def ended(self, found: Findings, table: MeasuredTable | None) -> None:
         """Report the end of a run, after its table."""
         self._stop()
-        if table is not None and not self._gave_up:
-            self._send(f"{self._path}/table", table.model_dump_json())
         self._found = found
+        if table is not None:
+            self._send_table(table.model_dump_json())
         self._send_last("")
 
     def failed(self, reason: str) -> None:
@@ -145,6 +145,14 @@ class Reporter:
         if self._waiting is not None and not self._gave_up:
             self._send(self._path, self._waiting.model_dump_json())
 
+    def _send_table(self, content: str) -> None:
+        """Send the table; a run that the server has lost, or has not heard of yet, is reported first."""
+        path = f"{self._path}/table"
+        if not self._gave_up and self._send(path, content, unless=404) == 404:
+            self._send_last("")
+            if not self._gave_up:
+                self._send(path, content)
+
     def _stop(self) -> None:
         self._closing = True
         self._news.set()
@@ -163,14 +171,20 @@ class Reporter:
             if not self._news.is_set():
                 self._idle.set()
 
-    def _send(self, path: str, content: str) -> None:
+    def _send(self, path: str, content: str, unless: int | None = None) -> int | None:
+        """Send something once; returns the status of the answer, if one came.
+
+        Args:
+            unless: a status that does not end the reports.
+        """
         headers = {"content-type": "application/json"}
         try:
             response = self._client.put(path, content=content, headers=headers)
         except httpx.HTTPError:
-            return  # the server is away; the next report has all of this one
-        if response.status_code in _FOR_GOOD:
+            return None  # the server is away; the next report has all of this one
+        if response.status_code in _FOR_GOOD and response.status_code != unless:
             self._give_up(_said(response))
+        return response.status_code
 
     def _give_up(self, why: str) -> None:
         self._gave_up = True

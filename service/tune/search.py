@@ -96,7 +96,6 @@ class Findings:
         planned: trials to make in all; ``None`` if only the budget ends them.
         outcomes: the trials that have ended, those of an earlier run and failed ones included.
         order: labels of the test's settings as it was fixed before.
-        finalists: the settings that are measured again.
         stress: the timing of each setting that was put under load, with the reason if it failed.
         notes: sentences for the report.
     """

@@ -177,6 +177,28 @@ def test_a_server_that_is_away_gets_the_next_report_and_the_table_before_the_las
     assert said == []
 
 
+def test_a_run_that_the_server_does_not_have_is_made_known_before_its_table(tmp_path: Path) -> None:
+    """Every report got lost, or the run was removed from the page before it ended."""
+
+    class Keeping(Server):
+        def __call__(self, request: httpx.Request) -> httpx.Response:
+            known = any(not path.endswith("/table") for path, _ in self.seen)
+            if request.url.path.endswith("/table") and not known:
+                self.statuses.insert(0, 404)
+            return super().__call__(request)
+
+    server, said = Keeping(), list[str]()
+    sending = reporter(tmp_path, server, said)
+    found = findings(sending._facts)
+    found.status = "interrupted"
+    sending.ended(found, MeasuredTable.model_construct(rows=[]))
+    sending.close()
+    run = "/tune/runs/0123456789ab"
+    assert [path for path, _ in server.seen][-3:] == [run, f"{run}/table", run]
+    assert server.seen[-1][1]["status"] == "interrupted"
+    assert said == []
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 422])
 def test_a_server_that_refuses_is_asked_no_more_and_it_is_said_once(
     tmp_path: Path, status: int
