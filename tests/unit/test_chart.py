@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from service.fleet.settings import FleetSettings
+from service.fleet.settings import FleetSettings, Scale
 from service.settings import ServiceSettings
 
 yaml = pytest.importorskip("yaml")  # comes with transformers
@@ -34,6 +34,7 @@ LONG = "a-release-with-a-name-of-fifty-three-characters-12345"
 MANY = {f"p{number}.v-{number}_x": f"/models/p {number}" for number in range(40)}
 QUOTED = {
     "yes": "hf://org/name",
+    "at": "http://h/v1#org/m@main,https://[::1]:8001/v1/a@b?",
     "1e3": '/models/with "quotes" and \\',
     "null": "http://h1:8001/v1,http://h2:8001/v1#a b",
     "0x1f": "/models/# no comment: {{ .Values }}",
@@ -125,6 +126,14 @@ NAMED: dict[str, Json] = {
 REFUSED: dict[str, tuple[Json, str]] = {
     "an unknown name": ({"replicas": 2}, "replicas"),
     "a password in a value": ({"settings": {"store": "postgresql://u:p@h/d"}}, "store"),
+    "a password in a policy": (
+        {"settings": {"policies": {"ref": "http://h1:8001/v1,http://u:p@h2/v1#a"}}},
+        "policies",
+    ),
+    "a password of a reward model": ({"settings": {"reward": "https://u:p@h/score"}}, "reward"),
+    "a password of a collector": ({"settings": {"otel": {"endpoint": "http://u:p@h"}}}, "otel"),
+    "a password in a list": ({"settings": {"cors_origins": ["http://u:p@h"]}}, "cors_origins"),
+    "an unknown name in a fleet": ({"fleet": {"args": {"frontends": {"replicas": 2}}}}, "frontends"),
     "a port of its own": ({"settings": {"port": 80}}, "port"),
     "no reference policy": ({"settings": {"policies": {"ref": None}}}, "ref"),
     "a policy's name": ({"settings": {"policies": {"A b": "x"}}}, "A b"),
@@ -229,6 +238,13 @@ def test_values_that_cannot_work_are_refused_by_name(rendered: dict[str, Json], 
     outcome = rendered[name]
     assert outcome["error"] is not None
     assert REFUSED[name][1] in outcome["error"]
+
+
+def test_a_fleet_s_arguments_have_the_names_of_its_settings() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    arguments = schema["properties"]["fleet"]["properties"]["args"]["properties"]
+    assert set(arguments) == set(FleetSettings.model_fields) - {"service"}  # which `settings` are
+    assert set(schema["$defs"]["scale"]["properties"]) == set(Scale.model_fields)
 
 
 @pytest.mark.parametrize("name", WRONG)
