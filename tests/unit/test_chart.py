@@ -117,6 +117,7 @@ FLEETS: dict[str, Json] = {
         ]},
     },
     "a fleet on IPv6 that is not scaled": {"listen": "::", "fleet": {"autoscaling": False}},
+    "a fleet past Serve's proxy": {"listen": "::", "fleet": {"args": {"direct_port": 8001}}},
 }  # fmt: skip
 NAMED: dict[str, Json] = {
     "a long name": {"release": LONG, "namespace": "n" * 63},
@@ -133,7 +134,10 @@ REFUSED: dict[str, tuple[Json, str]] = {
     "a password of a reward model": ({"settings": {"reward": "https://u:p@h/score"}}, "reward"),
     "a password of a collector": ({"settings": {"otel": {"endpoint": "http://u:p@h"}}}, "otel"),
     "a password in a list": ({"settings": {"cors_origins": ["http://u:p@h"]}}, "cors_origins"),
-    "an unknown name in a fleet": ({"fleet": {"args": {"frontends": {"replicas": 2}}}}, "frontends"),
+    "an unknown name in a fleet": (
+        {"fleet": {"args": {"frontends": {"replicas": 2}}}},
+        "frontends",
+    ),
     "a port of its own": ({"settings": {"port": 80}}, "port"),
     "no reference policy": ({"settings": {"policies": {"ref": None}}}, "ref"),
     "a policy's name": ({"settings": {"policies": {"A b": "x"}}}, "A b"),
@@ -367,6 +371,18 @@ def test_the_service_knows_every_variable_it_is_given(
     found = ServiceSettings()
     assert found.auth.keys_file == "/etc/vbon-keys/keys.jsonl"
     assert (found.host, found.port, found.store) == ("0.0.0.0", 8000, "sqlite:///x.db")
+
+
+def test_front_ends_past_serve_s_proxy_can_be_reached(rendered: dict[str, Json]) -> None:
+    outcome = rendered["a fleet past Serve's proxy"]
+    assert fleet_of(outcome).direct_port == 8001
+    clients = only(outcome, "NetworkPolicy")["spec"]["ingress"][0]["ports"]
+    assert [one["port"] for one in clients] == [8000, 8080, 8001]
+    for template in pods(outcome):
+        env = {one["name"]: one.get("value") for one in template["spec"]["containers"][0]["env"]}
+        assert env["VBON_HOST"] == "::"  # where they listen; the image says 0.0.0.0
+    without = only(rendered["a fleet"], "NetworkPolicy")["spec"]["ingress"][0]["ports"]
+    assert [one["port"] for one in without] == [8000, 8080]
 
 
 def test_claims_are_made_or_taken(rendered: dict[str, Json]) -> None:

@@ -101,6 +101,8 @@ capabilities: {drop: [ALL]}
 
 {{/* Environment that the plain service and the pods of a fleet have in common. */}}
 {{- define "vbon.env" -}}
+- name: VBON_HOST
+  value: {{ .Values.listen | quote }}
 - name: VBON_STORE
 {{- if .Values.secrets.store.name }}
   valueFrom:
