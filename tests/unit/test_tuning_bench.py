@@ -36,6 +36,7 @@ from vbon.tuning.bench.settings_table import (  # noqa: E402
 pytestmark = pytest.mark.train
 
 TABLE = Path(__file__).resolve().parents[2] / "docs/comparison/tables/sandbox-0-search.csv"
+SEARCH = "method,setting,status,win_rate.mean,kl_nats.mean\n"
 HARTMANN_6 = [0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573]
 MINIMA = {
     "branin": {"x": math.pi, "y": 2.275},
@@ -88,6 +89,18 @@ def test_a_recorded_search_is_looked_up_by_its_nearest_cell() -> None:
             4,
             "give a larger n",
         ),
+        (
+            SEARCH + "m,beta=1,ok,nan,1\nm,beta=2,ok,.6,1\n",
+            16,
+            "win_rate is nan, and it must be fin",
+        ),
+        (
+            SEARCH + "m,beta=1,ok,.6,nan\nm,beta=2,ok,.6,1\n",
+            16,
+            "kl_nats is nan, and it must be fin",
+        ),
+        (SEARCH + "m,beta=0,ok,.6,1\nm,beta=2,ok,.6,1\n", 16, "beta is 0; .* logarithmic scales"),
+        (SEARCH + "m,beta=-1,ok,.6,1\nm,beta=2,ok,.6,1\n", 16, "beta is -1; .* leave out cells"),
     ],
 )
 def test_an_unusable_table_says_why(tmp_path: Path, text: str, n: int, message: str) -> None:
@@ -195,6 +208,21 @@ def test_a_table_of_settings_is_looked_up_by_hand(tmp_path: Path) -> None:
         (SETTINGS.splitlines()[0] + "\n", "no setting with a reward"),
         ("\n".join(SETTINGS.splitlines()[:3]), "no policy of the table has settings of mode bon"),
         (SETTINGS.replace("20,false", "many,false"), "not a table of settings"),
+        (SETTINGS.replace("20,false", "0,false"), "n is 2 with 0 tokens; .* tokens above 0"),
+        (SETTINGS.replace("20,false", "inf,false"), "tokens is inf, and it must be finite"),
+        (SETTINGS.replace("0,,3,,,40", "0,,nan,,,40"), "gain is nan, and it must be finite"),
+        (
+            SETTINGS.replace("bon,ref,2,", "bon,ref,0,"),
+            "n is 0 with 20 tokens; n must be 1 or more",
+        ),
+        (
+            SETTINGS.replace("bon,ref,2,", "bon,ref,1,").replace("bon,ref,4,", "bon,ref,1,"),
+            "no policy of the table has settings of mode bon with n of 2 or more",
+        ),
+        (
+            SETTINGS.replace("reward_temperature=0.25", "beta=1"),
+            "settings of mode soft-bon have no names in common; leave out",
+        ),
     ],
 )
 def test_an_unusable_table_of_settings_says_why(tmp_path: Path, text: str, message: str) -> None:

@@ -94,6 +94,8 @@ def _read(file: Path) -> list[Cell]:
             for row in rows
             if row["status"] == "ok"
         ]  # fmt: skip
+        for cell in cells:
+            _check(cell)
     except (OSError, KeyError, ValueError) as error:
         raise DataError(
             f"{file}: not a table of a search ({type(error).__name__}: {error}); give the search.csv that "
@@ -102,6 +104,23 @@ def _read(file: Path) -> list[Cell]:
     if not cells:
         raise DataError(f"{file}: the table has no cell with status ok")
     return cells
+
+
+def _check(cell: Cell) -> None:
+    """Refuse figures that have no place in a problem.
+
+    Raises:
+        ValueError: one is not finite, or a setting is not above 0.
+    """
+    for name, value in {"win_rate": cell.win_rate, "kl_nats": cell.kl_nats}.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value:g}, and it must be finite")
+    for name, value in cell.settings.items():
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"{name} is {value:g}; settings are searched on logarithmic scales, so leave out cells with "
+                "0 or less"
+            )
 
 
 def _settings(text: str) -> dict[str, float]:

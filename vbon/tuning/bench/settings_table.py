@@ -88,13 +88,13 @@ def _rows(text: str, name: str) -> list[Row]:
             gain = line["gold"] or line["reward"]
             if not gain:
                 continue
-            found.append(
-                Row(
-                    line["policy"], line["mode"], int(line["n"]),
-                    {key: float(line[key]) for key in _SAMPLING},
-                    _numbers(line["settings"]), float(gain), float(line["tokens"]),
-                )
+            row = Row(
+                line["policy"], line["mode"], int(line["n"]),
+                {key: float(line[key]) for key in _SAMPLING},
+                _numbers(line["settings"]), float(gain), float(line["tokens"]),
             )  # fmt: skip
+            _check(row)
+            found.append(row)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{name}: not a table of settings ({type(error).__name__}: {error}); give the settings.csv that "
@@ -103,6 +103,22 @@ def _rows(text: str, name: str) -> list[Row]:
     if not found:
         raise DataError(f"{name}: the table has no setting with a reward")
     return found
+
+
+def _check(row: Row) -> None:
+    """Refuse figures that have no place in a problem.
+
+    Raises:
+        ValueError: one is not finite, or N or the tokens are not above 0.
+    """
+    figures = {**row.sampling, **row.settings, "gain": row.gain, "tokens": row.tokens}
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name} is {value:g}, and it must be finite")
+    if row.n < 1 or row.tokens <= 0:
+        raise ValueError(
+            f"n is {row.n} with {row.tokens:g} tokens; n must be 1 or more, tokens above 0"
+        )
 
 
 def _numbers(text: str) -> dict[str, float]:
@@ -122,10 +138,12 @@ def _problems(name: str, rows: Sequence[Row]) -> list[Problem]:
     found = []
     for policy in policies:
         own = [row for row in rows if row.policy == policy]
-        if any(row.mode == _BON for row in own) and len(own) > 1:
+        if any(row.mode == _BON and row.n > 1 for row in own) and len(own) > 1:
             found.append(_problem(f"{name}-{policy}", own))
     if not found:
-        raise DataError(f"{name}: no policy of the table has settings of mode {_BON}")
+        raise DataError(
+            f"{name}: no policy of the table has settings of mode {_BON} with n of 2 or more"
+        )
     return found
 
 
@@ -154,6 +172,11 @@ def _problem(name: str, rows: list[Row]) -> Problem:
         ]
         for mode in modes
     }
+    for mode, own in kept.items():
+        if not own:
+            raise DataError(
+                f"{name}: the settings of mode {mode} have no names in common; leave out those that differ"
+            )
     singles = [row for row in rows if row.n == 1]
     parts = {mode: _Part(own + singles, sorted(names[mode])) for mode, own in kept.items()}
     ranges = {key: _spread([row.sampling[key] for row in rows]) for key in _SAMPLING}
