@@ -25,7 +25,7 @@ from vbon.tuning.bench.journal import Journal  # noqa: E402
 from vbon.tuning.bench.prior_draws import DRAWS, drawn_problem  # noqa: E402
 from vbon.tuning.bench.problem import Measurement, Problem  # noqa: E402
 from vbon.tuning.bench.recorded import recorded_problem  # noqa: E402
-from vbon.tuning.bench.report import choice, figures, marks_of, sentences  # noqa: E402
+from vbon.tuning.bench.report import choice, figures, markdown, marks_of, sentences  # noqa: E402
 from vbon.tuning.bench.run import StudyRecord, run_study  # noqa: E402
 from vbon.tuning.bench.settings_table import (  # noqa: E402
     is_settings_table,
@@ -36,6 +36,7 @@ from vbon.tuning.bench.settings_table import (  # noqa: E402
 pytestmark = pytest.mark.train
 
 TABLE = Path(__file__).resolve().parents[2] / "docs/comparison/tables/sandbox-0-search.csv"
+LAST = {"random": 3.0, "gp": 1.0, "sto-bnts": 2.0}
 SEARCH = "method,setting,status,win_rate.mean,kl_nats.mean\n"
 HARTMANN_6 = [0.20169, 0.150011, 0.476874, 0.275332, 0.311652, 0.6573]
 MINIMA = {
@@ -288,6 +289,26 @@ def test_figures_by_hand() -> None:
     ]
 
 
+def test_one_seed_tells_no_samplers_apart() -> None:
+    """The interval of a single difference is that difference, which excludes 0 whatever it is."""
+    problem = Problem("p", "", None, None, 0.0, 9.0, 0.5)  # type: ignore[arg-type]
+    curves = {"p": {name: np.array([[9.0, last]]) for name, last in LAST.items()}}
+    seconds = {"p": {name: np.array([last]) for name, last in LAST.items()}}
+    found = figures([problem], curves, seconds, start=1)
+    assert sentences(found) == [
+        "sto-bnts against random: not distinguishable on p.",
+        "sto-bnts against gp: not distinguishable on p.",
+        *(
+            f"On {group}, gp has the lowest mean rank (1.00); not distinguishable from it: sto-bnts, random. "
+            "The fastest of these is gp."
+            for group in ("all problems", "fixed parameters")
+        ),
+    ]
+    text = markdown(found, 1)
+    assert "wins" not in text
+    assert "loses" not in text
+
+
 def test_evaluations_are_compared_at_a_third_two_thirds_and_all_after_the_start() -> None:
     assert marks_of(10, 25) == [15, 20, 25]
     assert marks_of(10, 30) == [17, 23, 30]
@@ -297,7 +318,7 @@ def test_evaluations_are_compared_at_a_third_two_thirds_and_all_after_the_start(
 def test_the_default_is_the_fastest_of_those_that_are_not_above_the_lowest_rank() -> None:
     def row(low: float, seconds: float) -> dict[str, object]:
         return {
-            "above_lowest": {"mean": low + 0.1, "low": low, "high": low + 1},
+            "above_lowest": {"mean": low + 0.1, "low": low, "high": low + 1, "count": 9},
             "seconds": seconds,
         }
 

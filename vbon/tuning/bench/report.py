@@ -101,8 +101,12 @@ def choice(samplers: Mapping[str, Mapping[str, Any]]) -> str:
 
     Of those whose rank is not above the lowest by a whole 95% interval of the paired difference, the fastest.
     """
-    level = [name for name, row in samplers.items() if row["above_lowest"]["low"] <= 0]
-    return min(level, key=lambda name: samplers[name]["seconds"])
+    return min(_level(samplers), key=lambda name: samplers[name]["seconds"])
+
+
+def _level(samplers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The samplers that are not distinguishable from the one with the lowest rank, which comes first."""
+    return [name for name, row in samplers.items() if verdict(row["above_lowest"]) != "loses"]
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
@@ -121,7 +125,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
     for group, table in found["groups"].items():
         lowest, *_ = table["samplers"]
         rank = table["samplers"][lowest]["rank"]["mean"]
-        level = [n for n, row in table["samplers"].items() if row["above_lowest"]["low"] <= 0]
+        level = _level(table["samplers"])
         lines.append(
             f"On {GROUPS[group]}, {lowest} has the lowest mean rank ({rank:.2f}); not distinguishable "
             f"from it: {', '.join(level[1:]) or 'none'}. The fastest of these is {table['choice']}."
@@ -130,7 +134,9 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(figure: Mapping[str, float]) -> str:
-    """The word for a paired difference of regrets: a win is an interval below 0."""
+    """The word for a paired difference: a win is an interval below 0, of two pairs or more."""
+    if figure["count"] < 2:
+        return "not distinguishable"
     if figure["high"] < 0:
         return "wins"
     return "loses" if figure["low"] > 0 else "not distinguishable"
