@@ -408,11 +408,20 @@ def test_an_interrupt_before_a_seed_is_complete_has_nothing_to_report(
             "studies of another bench: trials was 9 and is 6 now; give --journal another file",
         ),
         ('{"version": 1, "asked": {"trials": 6}}\n{"problem": 3}\n', "line 2 of .* is damaged"),
+        ("\udcff\udcfe\n", "not a journal of this bench"),
+        *(
+            (
+                f'{{"version": 1, "asked": {{"trials": 6}}}}\n{{"problem": "p", "sampler": "gp", "seed": 0, '
+                f'"seconds": 1, "regrets": {regrets}}}\n',
+                "line 2 of .* is damaged .its regrets are not 6 finite numbers.; remove it",
+            )
+            for regrets in ("[1, 2]", "[1, 2, 3, 4, 5, NaN]", "3", "[[1, 2, 3, 4, 5, 6]]")
+        ),
     ],
 )
 def test_a_journal_of_something_else_is_refused(tmp_path: Path, head: str, message: str) -> None:
     file = tmp_path / "j.jsonl"
-    file.write_text(head)
+    file.write_text(head, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(DataError, match=message):
         Journal(file, {"trials": 6})
 

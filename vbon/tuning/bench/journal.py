@@ -30,7 +30,7 @@ class Journal:
     """
 
     def __init__(self, path: Path | None, asked: Mapping[str, Any]) -> None:
-        self._path = path
+        self._path, self._trials = path, asked.get("trials")
         self.records: dict[Key, StudyRecord] = {}
         if path is None:
             return
@@ -39,7 +39,8 @@ class Journal:
             write_text(path, head + "\n")
             return
         with read_errors(path):
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            # What is no text is damaged JSON as well, and named as that.
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         # A process that was killed may have written a part of its last line.
         whole = lines if lines and lines[-1].endswith("\n") else lines[:-1]
         self._check(whole[:1], asked)
@@ -93,6 +94,8 @@ class Journal:
             found = json.loads(line)
             key = (str(found["problem"]), str(found["sampler"]), int(found["seed"]))
             regrets = np.array(found["regrets"], dtype=np.float64)
+            if regrets.shape != (self._trials,) or not np.isfinite(regrets).all():
+                raise ValueError(f"its regrets are not {self._trials} finite numbers")
             self.records[key] = StudyRecord(regrets, float(found["seconds"]))
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
