@@ -81,7 +81,7 @@ class SharedAdmission(Admits):
         self._backend: _Alone | _AtHost = _Alone(own(front_ends), front_ends)
         self._joining: asyncio.Task[None] | None = None
         self._joined = asyncio.Event()
-        self._told_away = False
+        self._told_away = self._stopped = False
 
     @property
     def shared(self) -> bool:
@@ -119,6 +119,7 @@ class SharedAdmission(Admits):
 
     async def start(self) -> None:
         """Join the host; if it does not answer soon, go on without it."""
+        self._stopped = False
         self._joining = asyncio.create_task(
             self._stay_joined(), name="shared-limits", context=Context()
         )
@@ -128,6 +129,8 @@ class SharedAdmission(Admits):
 
     async def stop(self) -> None:
         """Leave the host, which gives back what this front end holds."""
+        # Ray turns a cancellation that meets one of its calls into an error of its own.
+        self._stopped = True
         if self._joining is not None:
             self._joining.cancel()
             await asyncio.gather(self._joining, return_exceptions=True)
@@ -193,6 +196,8 @@ class SharedAdmission(Admits):
                 if link is not None:
                     link.close()
                 self._go_alone()
+            if self._stopped:
+                return
             self._tell_away(why)
             await asyncio.sleep(AGAIN_S)
 

@@ -461,3 +461,24 @@ async def test_a_front_end_starts_without_its_host(monkeypatch: pytest.MonkeyPat
     async with one.enter(4):
         assert one.own_running == one.running == 4
     await one.stop()
+
+
+@pytest.mark.parametrize("turned_into", [RuntimeError, EngineDeadError])
+async def test_a_front_end_ends_although_connecting_swallows_the_cancellation(
+    monkeypatch: pytest.MonkeyPatch, turned_into: type[Exception]
+) -> None:
+    """As calls of Ray do, which end with an error of their own."""
+    monkeypatch.setattr(shared, "FIRST_S", 0.01)
+
+    async def connect() -> MemoryLink:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise turned_into("the call was cancelled") from None
+        raise AssertionError
+
+    one = SharedAdmission(connect, admission, front_ends=3)
+    await one.start()
+    stopping = asyncio.create_task(one.stop())
+    done, _ = await asyncio.wait({stopping}, timeout=2)
+    assert done
