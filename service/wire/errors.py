@@ -56,10 +56,13 @@ _KINDS: Mapping[str, type[VbonError]] = {
 
 
 def error_parts(error: VbonError) -> ErrorParts:
-    """The data of an error; of a class that is not known here, those of the nearest base class."""
+    """The data of an error; of a class that is not known here, those of the nearest base class.
+
+    They can always be sent: a caller whose error is lost would wait for ever.
+    """
     kind = next(kind.__name__ for kind in type(error).__mro__ if _KINDS.get(kind.__name__) is kind)
-    attributes = {name: value for name, value in vars(error).items() if _is_plain(value)}
-    args = [value if _is_plain(value) else str(value) for value in error.args]
+    attributes = {name: _sent(value) for name, value in vars(error).items() if _is_plain(value)}
+    args = [_sent(value if _is_plain(value) else str(value)) for value in error.args]
     return ErrorParts(kind, args, attributes)
 
 
@@ -70,6 +73,13 @@ def rebuilt_error(parts: ErrorParts) -> VbonError:
     error.args = tuple(parts.args)
     error.__dict__.update(parts.attributes)
     return error
+
+
+def _sent(value: Any) -> Any:
+    """A plain value, or what can be sent of a text that is not valid Unicode, or of a number over 64 bits."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        value = str(value)
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _is_plain(value: object) -> bool:

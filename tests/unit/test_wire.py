@@ -103,6 +103,17 @@ async def test_typed_errors_keep_their_type_and_others_their_texts_back(parts: P
         await anext(broken)
 
 
+async def test_an_error_that_cannot_be_sent_whole_still_ends_its_call(parts: Parts) -> None:
+    _, _, client = parts
+    async with asyncio.timeout(10):
+        with pytest.raises(InvalidInputError, match=r"file caf\\udce9 is missing") as named:
+            await client.call("fail", "not text")
+        assert named.value.field == r"caf\udce9"
+        with pytest.raises(InvalidInputError, match="too many"):
+            await client.call("fail", "large number")
+        assert await client.call("add", 1, 1) == 2
+
+
 async def test_cancelling_or_leaving_aborts_the_method(parts: Parts) -> None:
     target, server, client = parts
     task = asyncio.create_task(client.call("wait"))

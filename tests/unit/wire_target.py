@@ -50,6 +50,12 @@ class Target:
     async def fail(self, kind: str) -> None:
         if kind == "typed":
             raise PromptTooLongError(prompt_tokens=3, max_tokens=2, limit=4)
+        if kind == "not text":
+            raise InvalidInputError("file caf\udce9 is missing", field="caf\udce9")
+        if kind == "large number":
+            error = InvalidInputError("too many", field="n")
+            error.log_text = 2**64  # type: ignore[assignment]
+            raise error
         raise ZeroDivisionError("private text")
 
     async def numbers(self, count: int) -> AsyncGenerator[int, None]:
