@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from service.bench.fleet.clock import run_virtually
 from service.bench.fleet.command import run_bench
@@ -224,7 +225,10 @@ def test_the_command_prints_each_fleet_and_writes_what_it_found(
 @pytest.mark.parametrize(
     "text",
     ["", "[]", '{"source": "x", "step_ms": {"1": 1}, "prefill_ms": 0}',
-     '{"source": "x", "step_ms": {"1": 1, "2": -1}, "prefill_ms": 0}'],
+     '{"source": "x", "step_ms": {"1": 1, "2": -1}, "prefill_ms": 0}',
+     '{"source": "x", "step_ms": {"1": NaN, "2": 2}, "prefill_ms": 0}',
+     '{"source": "x", "step_ms": {"1": 1, "2": 1e999}, "prefill_ms": 0}',
+     '{"source": "x", "step_ms": {"1": 1, "2": 2}, "prefill_ms": Infinity}'],
 )  # fmt: skip
 def test_service_times_that_cannot_be_are_refused_with_their_file(
     tmp_path: Path, text: str
@@ -233,6 +237,15 @@ def test_service_times_that_cannot_be_are_refused_with_their_file(
     file.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=r"times\.json"):
         _ = small(service_times=file).times
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["speed", "front_end_ms", "round_trip_ms", "message_us", "load", "mean_tokens", "objective"],
+)
+def test_an_infinite_number_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name}\n.*finite"):
+        small(**{name: math.inf})
 
 
 def test_the_defaults_are_those_that_were_measured() -> None:

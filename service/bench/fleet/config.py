@@ -55,7 +55,7 @@ class FleetBenchConfig(Settings):
         "Figures": ("objective", "seeds", "first_seed", "json_file"),
     }  # fmt: skip
 
-    model_config = SettingsConfigDict(title="vbon bench fleet")
+    model_config = SettingsConfigDict(title="vbon bench fleet", allow_inf_nan=False)
 
     replicas: list[int] = Field(
         [1, 2, 4, 8, 16, 32, 64], description="numbers of replicas of the policy"

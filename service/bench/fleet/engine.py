@@ -25,7 +25,7 @@ class ServiceTimes(BaseModel):
     beyond the last one on the line through the last two.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     source: str = Field(description="engine, model and machine that were measured")
     step_ms: dict[int, float] = Field(
