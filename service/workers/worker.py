@@ -59,12 +59,18 @@ def run_worker(
     set_up_logs(settings)
     open_files = raise_open_files_limit(settings.limits)
     runtime = worker_runtime(settings, places)
-    app = create_app(runtime, on_ready=keep_for_good)
+
+    def stop_server() -> None:
+        server.should_exit = True
+
+    # Only models at URLs can fail here: the parent starts a worker again, which asks their servers again.
+    app = create_app(runtime, on_ready=keep_for_good, on_failure=stop_server)
     reports = Reports(runtime, places)
     runtime.all_metrics = reports.sum
     config = server_config(settings, app, open_files)
     config.backlog = 1
-    _WorkerServer(config, runtime, reports, lifeline).run(sockets=[sock])
+    server = _WorkerServer(config, runtime, reports, lifeline)
+    server.run(sockets=[sock])
 
 
 def worker_runtime(settings: ServiceSettings, places: Places) -> Runtime:

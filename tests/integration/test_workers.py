@@ -301,6 +301,21 @@ async def test_a_model_that_cannot_be_loaded_ends_everything(tmp_path: Path) -> 
         assert "fake:broken cannot be loaded" in server.log.read_text()
 
 
+async def test_workers_whose_models_at_urls_cannot_be_reached_are_started_again(
+    tmp_path: Path,
+) -> None:
+    remote = {"ref": f"http://127.0.0.1:{free_port()}/v1"}
+    with started(tmp_path, policies=remote, engine={"remote_start_timeout_s": 0.1}) as server:
+
+        async def both() -> bool:
+            log = server.log.read_text()
+            server.processes()
+            return all(f"worker-{number} is running again" in log for number in (1, 2))
+
+        await eventually(both, 60)
+        assert server.process.poll() is None
+
+
 async def test_the_bench_compares_workers_with_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.bench.workers.WORKERS", (1, 2))
     settings = BenchSettings(requests=20, pairs=1, reward=None, policies={"ref": "fake"})
