@@ -437,6 +437,11 @@ def test_a_fleet_keeps_its_head_apart_and_scales_by_worker_pods(rendered: dict[s
     assert ray["excludeHeadPodFromServeSvc"] is True
     cluster = ray["rayClusterConfig"]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        # Ray would ask for a third of the memory, find /dev/shm too small, and keep its objects in /tmp.
+        shm = next(one for one in group["template"]["spec"]["volumes"] if one["name"] == "shm")
+        assert shm["emptyDir"]["sizeLimit"] == "2Gi"
+        assert int(group["rayStartParams"]["object-store-memory"]) == 2**30 // 2
     assert cluster["enableInTreeAutoscaling"] is True
     sizes = [
         (one["groupName"], one["minReplicas"], one["replicas"], one["maxReplicas"])
