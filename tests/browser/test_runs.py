@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from service.auth.keys import new_key, write_keys
+from service.loadtest.config import LoadTestSettings
 from service.runtime.runtime import Runtime
+from service.store import add_run, open_store
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import make_runtime
 from vbon.engine.fake import FakeEngine
@@ -123,6 +125,48 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         await expect(past).to_have_count(1)
         await expect(past).to_contain_text(TAG)
         await assert_accessible(page)
+
+
+async def test_again_asks_for_all_that_the_run_had_and_for_nothing_else(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    settings = LoadTestSettings(
+        modes=["ref", "vbon"], concurrency=[2], rounds=7, duration_s=3, warmup_s=0.5, max_tokens=9,
+        slo=["e2e:500", "ttft:90"], stream=False, seed=11, temperature=0.5, quality_samples=2,
+    ).model_dump(mode="json")  # fmt: skip
+    stored = {
+        "id": "0123456789ab", "created": "2026-01-01T10:00:00+00:00", "schema_version": "1.0",
+        "decision": ["yes"], "server": {"url": "http://host"}, "settings": settings,
+    }  # fmt: skip
+    store = open_store(str(tmp_path / "s.db"))
+    add_run(store, stored)
+    store.close()
+    visitor.allow("status of 429")
+    sent: list[dict[str, Any]] = []
+
+    async def refuse(route: Route) -> None:
+        if route.request.method == "POST":
+            sent.append(route.request.post_data_json)
+            error = {"type": "overloaded", "message": "busy"}
+            await route.fulfill(status=429, json={"error": error})
+        else:
+            await route.continue_()
+
+    async with hosted(slow_runtime(store=str(tmp_path / "s.db"))) as url:
+        page = await visitor.open(f"{url}/#runs")
+        await page.route("**/loadtests", refuse)
+        await fill(page)
+        await page.get_by_text("More settings").click()
+        await page.get_by_label("Prompts", exact=True).fill("of an earlier idea")
+        await page.get_by_role("button", name="Again").click()
+        await page.get_by_role("button", name="Start").click()
+        await expect(page.get_by_text("busy")).to_be_visible()
+    assert sent[0] == {
+        "modes": ["ref", "vbon"], "n": [16], "concurrency": [2], "rate": [], "rounds": 7, "duration_s": 3,
+        "warmup_s": 0.5, "max_tokens": 9, "slo_ms": {"e2e": 500, "ttft": 90}, "stream": False,
+        "seed": 11, "temperature": 0.5, "quality_samples": 2, "quality_prompts": 64,
+        "baseline": "ref", "price_per_hour": 1, "currency": "USD", "tags": [],
+    }  # fmt: skip
 
 
 async def test_one_started_elsewhere_is_shown_can_be_stopped_and_keeps_what_it_measured(

@@ -55,16 +55,21 @@ export class Form {
     const p = this.#parts;
     for (const [name, { box }] of this.#modes) box.firstChild.checked = settings.modes.includes(name);
     const list = (values) => values.join(", ");
-    const limit = settings.slo.find((slo) => slo.startsWith("e2e:"));
+    const { e2e, ...limits } = Object.fromEntries(settings.slo.map((slo) => slo.split(":")));
     const values = {
       n: list(settings.n), concurrency: list(settings.concurrency), rate: list(settings.rate), rounds: settings.rounds,
       seconds: settings.requests ? null : settings.duration_s, maxTokens: settings.max_tokens, price: settings.price_per_hour,
-      e2e: limit?.slice("e2e:".length), hours: settings.training_hours, scored: settings.quality_prompts,
+      e2e, hours: settings.training_hours, scored: settings.quality_prompts,
     };
     for (const [name, value] of Object.entries(values)) p[name].value = value ?? "";
+    if (!settings.prompts) p.prompts.value = ""; // they would take the place of those that it had
     p.stream.checked = settings.stream === true;
-    const { baseline, temperature, seed, quality_samples, currency, requests } = settings;
-    this.#extra = { baseline, temperature, seed, quality_samples, currency, ...(requests && { requests }) };
+    const { baseline, temperature, seed, quality_samples, currency, requests, warmup_s, stream } = settings;
+    this.#extra = {
+      baseline, temperature, seed, quality_samples, currency, ...(requests && { requests }),
+      ...(warmup_s !== null && { warmup_s }), ...(stream === false && { stream }),
+      slo_ms: Object.fromEntries(Object.entries(limits).map(([name, limit]) => [name, Number(limit)])),
+    };
     const absent = settings.modes.filter((name) => !this.#modes.has(name));
     replace(
       p.as,
@@ -144,7 +149,7 @@ export class Form {
     if (p.stream.checked) body.stream = true;
     if (p.maxTokens.value) body.max_tokens = p.maxTokens.valueAsNumber;
     if (lines.length) body.prompts = lines;
-    if (p.e2e.value) body.slo_ms = { e2e: p.e2e.valueAsNumber };
+    if (p.e2e.value) body.slo_ms = { ...body.slo_ms, e2e: p.e2e.valueAsNumber };
     if (p.hours.value) body.training_hours = p.hours.valueAsNumber;
     return body;
   }
