@@ -51,9 +51,11 @@ async def test_verdicts_are_given_blind_by_key_and_the_next_pair_comes_by_itself
         share = page.locator(".share[data-kind=people]").first
         await expect(share).to_have_text("100%" if chosen == "bon" else "0%")
         await expect(arena).to_be_focused()  # the next pair
-        await page.keyboard.press("ArrowUp")
+        await page.keyboard.down("ArrowUp")
         await expect(now).to_contain_text("2 verdicts")
         await expect(arena).to_be_focused()
+        await page.keyboard.down("ArrowUp")  # held down, it judges no pair that nobody has read
+        await page.keyboard.up("ArrowUp")
         await page.keyboard.press("0")
         await expect(page.get_by_text("The last pair. You find both bad.")).to_be_visible()
         await expect(now).to_contain_text("3 verdicts 1 both bad")

@@ -38,7 +38,7 @@ export class Arena {
     const busy = event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.(WRITES);
     if (!winner || !this.#pair || busy) return;
     event.preventDefault();
-    this.#judge(winner);
+    if (!event.repeat) this.#judge(winner); // a key held down would judge the next pair before anybody has read it
   }
 
   /** Asks for the next pair and shows it. */
