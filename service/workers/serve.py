@@ -25,13 +25,14 @@ from service.runtime.served_scorer import ServedScorer
 from service.runtime.supervisor import Supervisor
 from service.server import ALSO_STOPPING, keep_for_good
 from service.settings import ServiceSettings
-from service.wire import WireServer
+from service.wire import WireError, WireServer
 from service.wire.hosted import ENGINES, SCORER, HostedEngines, HostedScorer
 from service.wire.limits import limits_server
 from service.workers.models import LocalModels
 from service.workers.pages import PAGES, MetricPages
 from service.workers.places import Places
 from service.workers.process import WorkerProcess
+from vbon.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def serve_with_workers(
         "", settings.host, settings.port, log_config=None, log_level=settings.log_level
     )
     warn_if_open(settings.host, settings.auth)
-    with tempfile.TemporaryDirectory(prefix="vbon-") as directory, config.bind_socket() as sock:
+    with tempfile.TemporaryDirectory(prefix="vbon-") as directory, listening_socket(config) as sock:
         places = Places(directory, secrets.token_hex(16))
         parent = _Parent(settings, runtime, sock, places)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -65,6 +66,14 @@ def serve_with_workers(
         signal.signal(parent.signal, signal.SIG_DFL)
         os.kill(os.getpid(), parent.signal)
     return status
+
+
+def listening_socket(config: uvicorn.Config) -> socket.socket:
+    """The socket that all workers share."""
+    sock = config.bind_socket()
+    # Connections inherit it. asyncio's own loop turns Nagle's algorithm off only where it made the socket.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 class _Parent:
@@ -92,7 +101,15 @@ class _Parent:
         self._listen_to_signals()
         async with AsyncExitStack() as stack:
             for server in self._servers():
-                await server.start()
+                try:
+                    await server.start()
+                except WireError as error:
+                    raise InvalidInputError(
+                        f"the workers' sockets cannot be made in {self._places.directory}: "
+                        f"{error.__cause__}; set TMPDIR to a directory that can be written and whose path "
+                        "has at most 80 bytes",
+                        field="workers",
+                    ) from error
                 stack.push_async_callback(server.stop)
             stack.push_async_callback(self._models.stop)
             stack.push_async_callback(self._end_workers)
