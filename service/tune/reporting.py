@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -147,11 +147,14 @@ class Reporter:
 
     def _send_table(self, content: str) -> None:
         """Send the table; a run that the server has lost, or has not heard of yet, is reported first."""
-        path = f"{self._path}/table"
-        if not self._gave_up and self._send(path, content, unless=404) == 404:
+        path, kept = f"{self._path}/table", {404, 413, 422}
+        response = None if self._gave_up else self._send(path, content, unless=kept)
+        if response is not None and response.status_code == 404:
             self._send_last("")
-            if not self._gave_up:
-                self._send(path, content)
+            response = None if self._gave_up else self._send(path, content, unless=kept - {404})
+        if response is not None and response.status_code in {413, 422}:
+            why = _said(response)
+            self._say(f"note: the server's page cannot apply the measured settings: {why}")
 
     def _stop(self) -> None:
         self._closing = True
@@ -171,20 +174,20 @@ class Reporter:
             if not self._news.is_set():
                 self._idle.set()
 
-    def _send(self, path: str, content: str, unless: int | None = None) -> int | None:
-        """Send something once; returns the status of the answer, if one came.
+    def _send(self, path: str, content: str, unless: Collection[int] = ()) -> httpx.Response | None:
+        """Send something once; returns the answer, if one came.
 
         Args:
-            unless: a status that does not end the reports.
+            unless: statuses that do not end the reports.
         """
         headers = {"content-type": "application/json"}
         try:
             response = self._client.put(path, content=content, headers=headers)
         except httpx.HTTPError:
             return None  # the server is away; the next report has all of this one
-        if response.status_code in _FOR_GOOD and response.status_code != unless:
+        if response.status_code in _FOR_GOOD and response.status_code not in unless:
             self._give_up(_said(response))
-        return response.status_code
+        return response
 
     def _give_up(self, why: str) -> None:
         self._gave_up = True

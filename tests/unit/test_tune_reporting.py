@@ -199,6 +199,23 @@ def test_a_run_that_the_server_does_not_have_is_made_known_before_its_table(tmp_
     assert said == []
 
 
+@pytest.mark.parametrize("status", [413, 422])
+def test_a_table_that_is_refused_does_not_keep_the_end_of_the_run_back(
+    tmp_path: Path, status: int
+) -> None:
+    """Of a table over the limit of a body, the page would show a run that goes on and then is silent."""
+    server, said = Server(204, status), list[str]()
+    sending = reporter(tmp_path, server, said)
+    found = findings(sending._facts)
+    sending.tell(found)
+    assert server.got.acquire(timeout=20)
+    found.status = "interrupted"
+    sending.ended(found, MeasuredTable.model_construct(rows=[]))
+    sending.close()
+    assert server.seen[-1][1].get("status") == "interrupted"
+    assert said == ["note: the server's page cannot apply the measured settings: only admins may"]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 422])
 def test_a_server_that_refuses_is_asked_no_more_and_it_is_said_once(
     tmp_path: Path, status: int
