@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from time import process_time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,12 @@ from service.bench.processes import cpu_seconds, descendants, peak_mib
 from service.bench.rewards import command, run
 from service.bench.rewards.cells import Agreement, Cell, Contest
 from service.bench.rewards.config import RewardBenchSettings
+from service.bench.rewards.pooling import PoolingReward
 from service.bench.rewards.sides import Side, classifier_of
 from service.bench.rewards.texts import texts_of
 from vbon.config import load_settings
 from vbon.errors import CheckpointError, DataError, InvalidInputError, RewardError
+from vbon.prompts import Prompt
 from vbon.rewards import Scorable
 
 LIMIT = 64
@@ -149,6 +154,34 @@ class FakeClassifier:
 
     def encode(self, items: Sequence[Scorable]) -> list[list[int]]:
         return [[0] * count for count in words_of(items)]
+
+
+def test_a_logit_of_vllm_that_is_no_number_is_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    # NaN differs from no number by more than 0, so that the scores would be found to agree.
+    class Logit(SimpleNamespace):
+        def float(self) -> Any:
+            return self
+
+        def flatten(self) -> Any:
+            return self
+
+        def tolist(self) -> list[float]:
+            return [self.value]
+
+    answers = [
+        SimpleNamespace(outputs=SimpleNamespace(data=Logit(value=value)))
+        for value in (1.5, math.nan, math.inf)
+    ]
+    fake = SimpleNamespace(PoolingParams=dict, TokensPrompt=dict)
+    monkeypatch.setitem(sys.modules, "vllm", fake)  # type: ignore[arg-type]
+    classifier: Any = FakeClassifier()
+    classifier.name, classifier.revision = "fake", "1"
+    side = PoolingReward(classifier, {}, 1)
+    side._llm = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=8), encode=lambda *_, **__: answers
+    )
+    items = [Scorable(Prompt(text="a"), f" {word}") for word in "bcd"]
+    assert side.score(items) == [1.5, None, None]
 
 
 @pytest.fixture

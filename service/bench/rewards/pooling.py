@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -58,7 +59,7 @@ class PoolingReward:
             raise CheckpointError(f"vLLM cannot serve {self.name}: {one_line(error)}") from error
 
     def score(self, items: Sequence[Scorable]) -> list[float | None]:
-        """The raw logits; ``None`` for a text that is longer than the model's context."""
+        """The raw logits; ``None`` if a text is longer than the context, or its logit is not finite."""
         from vllm import PoolingParams, TokensPrompt
 
         longest = int(self._llm.model_config.max_model_len)
@@ -77,7 +78,8 @@ class PoolingReward:
         except Exception as error:  # whatever vLLM raises
             raise RewardError(f"{self.name} failed: {one_line(error)}") from error
         for place, answer in zip(places, answers, strict=True):
-            (scores[place],) = answer.outputs.data.float().flatten().tolist()
+            (logit,) = answer.outputs.data.float().flatten().tolist()
+            scores[place] = logit if math.isfinite(logit) else None
         return scores
 
     def close(self) -> None:
