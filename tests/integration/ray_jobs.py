@@ -182,6 +182,19 @@ def test_a_killed_worker_costs_its_shard_and_a_stopped_command_goes_on(
     assert sorted(scored(tmp_path)[before:]) == ["c", "c", "d", "e", "f"]
 
 
+def test_relative_paths_are_those_of_the_command(
+    cluster: None,
+    tmp_path: Path,
+    fake_config: Callable[..., SampleConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Workers start in the directory in which the cluster was started, which is another one."""
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    build_cache(fake_config(policy="models"))
+    assert sorted(scored(tmp_path / "models")) == list("abcdef")
+
+
 def test_errors_of_workers_are_those_of_the_command(
     cluster: None, fake_config: Callable[..., SampleConfig]
 ) -> None:
@@ -266,7 +279,7 @@ def test_cells_from_ray_have_the_records_of_local_ones(
     assert gains[0] == gains[1]
 
 
-def deadly(config: SweepConfig, name: str | None, generation: str) -> str:
+def deadly(config: SweepConfig, name: str | None, *_: str) -> str:
     """A cell's work that ends its process: that of `dpo` always, the others the first time."""
     log = config.out / "attempts"
     tried = log.read_text().splitlines() if log.exists() else []
@@ -299,7 +312,7 @@ def test_a_cell_whose_worker_dies_is_tried_once_more_and_then_kept_as_failed(
     assert f"the Ray worker of {vbon} died; it is tried once more" in caplog.text
 
 
-def broken(config: SweepConfig, name: str | None, generation: str) -> Exception:
+def broken(config: SweepConfig, name: str | None, *_: str) -> Exception:
     return DataError("the cache is damaged")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from pydantic import ValidationError
 from training.cache.sample import build_cache
 from training.cluster import session
 from training.configs import SampleConfig, SweepConfig
-from training.sweep.ray_cells import Job, ray_results
+from training.sweep import ray_cells
+from training.sweep.ray_cells import Job, do_in_worker, ray_results
 from training.sweep.run import run_sweep
 from training.sweep.shared_inputs import forget_shared_inputs, inputs_generation
 from vbon.errors import InvalidInputError
@@ -130,6 +132,30 @@ def test_cells_that_no_machine_has_room_for_are_refused(
         InvalidInputError, match="no machine of the Ray cluster has the 1 CPUs and 2"
     ):
         list(ray_results(config, [Job(config, None)], at_once=1))
+
+
+@pytest.mark.parametrize(
+    ("directory", "out", "found"),
+    [
+        ("here", "sweep", "ok in here"),
+        ("here", "/sweep", "ok in here"),
+        ("nowhere", "/sweep", "ok in ."),
+        ("nowhere", "sweep", "sweep is relative to .*nowhere, which a machine .* an absolute path"),
+    ],
+)
+def test_a_worker_goes_to_the_directory_of_the_command(
+    directory: str, out: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Relative paths, that of the records above all, are those of the command, wherever Ray was started."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        ray_cells, "run_named_task", lambda *_: f"ok in {Path.cwd().relative_to(tmp_path)}"
+    )
+    config = SweepConfig(backend="ray", out=Path(out))
+    done = do_in_worker(config, None, inputs_generation(), str(tmp_path / directory))
+    assert re.search(found, str(done))
+    assert isinstance(done, str) == found.startswith("ok")
 
 
 @pytest.mark.parametrize("name", ["worker_cpus", "worker_gpus"])

@@ -18,7 +18,7 @@ from typing import Any
 
 from training.cache.sample_backends import SAMPLERS
 from training.cache.scored_lines import ScoredLine, scored_line
-from training.cluster.session import ray_session, workers_that_fit
+from training.cluster.session import enter_directory, ray_session, workers_that_fit
 from training.configs import SampleConfig
 from vbon.errors import DataError, VbonError
 from vbon.prompts import Prompt
@@ -50,15 +50,19 @@ class ShardSampler:
     Args:
         attempts: the actor :class:`Attempts`.
         most_starts: of all workers together.
+        directory: that of the command.
     """
 
-    def __init__(self, config: SampleConfig, attempts: Any, most_starts: int) -> None:
+    def __init__(
+        self, config: SampleConfig, attempts: Any, most_starts: int, directory: str
+    ) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
         self._config, self._runner, self._stack = config, asyncio.Runner(), AsyncExitStack()
         self._attempts = attempts
         self._failed: VbonError | None = None
         try:
+            enter_directory(directory)
             self._check("the start of a worker", most_starts)
             self._load()
         except VbonError as error:
@@ -147,6 +151,7 @@ def _rows(config: SampleConfig, prompts: list[Prompt]) -> Generator[dict[str, An
             "config": config,
             "attempts": ray.remote(Attempts).options(num_cpus=0).remote(),
             "most_starts": workers + MOST_RESTARTS,
+            "directory": os.getcwd(),
         },
         batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=workers),

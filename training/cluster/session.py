@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 
-from vbon.errors import InvalidInputError
+from vbon.errors import DataError, InvalidInputError
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,28 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def enter_directory(directory: str, *needed: Path) -> None:
+    """Enter the command's directory in a worker: Ray starts workers in that of the cluster.
+
+    On a machine that lacks the directory, relative paths lead to no file of the command.
+
+    Args:
+        needed: paths that must lead to the same place here as in the command.
+
+    Raises:
+        DataError: the machine lacks the directory, and a needed path is relative to it.
+    """
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        relative = [path for path in needed if not path.is_absolute()]
+        if relative:
+            raise DataError(
+                f"{relative[0]} is relative to {directory}, which a machine of the Ray cluster lacks; give "
+                "an absolute path, the same on all machines"
+            ) from error
 
 
 def check_room(cpus: float, gpus: float) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from training.cluster.session import check_room, ray_session, workers_that_fit
+from training.cluster.session import check_room, enter_directory, ray_session, workers_that_fit
 from training.configs import CellWorkers, SweepConfig
 from training.sweep.cell import record_failure
 from training.sweep.shared_inputs import forget_shared_inputs, inputs_generation, shared_inputs
@@ -69,7 +69,8 @@ def ray_results(
                 while waiting and len(running) < most:
                     job = waiting.popleft()
                     name = None if job.task is None else job.task.name
-                    running[work.remote(job.config, name, inputs_generation())] = job
+                    started = work.remote(job.config, name, inputs_generation(), os.getcwd())
+                    running[started] = job
                 (ended,), _ = ray.wait(list(running), num_returns=1)
                 job = running.pop(ended)
                 try:
@@ -106,11 +107,14 @@ def _after_death(job: Job, death: Exception) -> Job | None:
     return None
 
 
-def do_in_worker(config: SweepConfig, name: str | None, generation: str) -> str | VbonError:
+def do_in_worker(
+    config: SweepConfig, name: str | None, generation: str, directory: str
+) -> str | VbonError:
     """Do a task in a worker; an error of the project is returned, because Ray would wrap it.
 
     Args:
         generation: of the command's shared inputs; those that the worker has of another one may be stale.
+        directory: that of the command, so that relative paths lead to its files.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -120,6 +124,7 @@ def do_in_worker(config: SweepConfig, name: str | None, generation: str) -> str 
     if inputs_generation() != generation:
         forget_shared_inputs(generation)
     try:
+        enter_directory(directory, config.out)
         return run_named_task(config, name)
     except VbonError as error:
         return error
