@@ -17,6 +17,7 @@ from training.sweep import ray_cells
 from training.sweep.ray_cells import Job, do_in_worker, ray_results
 from training.sweep.run import run_sweep
 from training.sweep.shared_inputs import forget_shared_inputs, inputs_generation
+from training.tune.config import TuneTrainingConfig
 from vbon.errors import InvalidInputError
 
 
@@ -132,6 +133,26 @@ def test_cells_that_no_machine_has_room_for_are_refused(
         InvalidInputError, match="no machine of the Ray cluster has the 1 CPUs and 2"
     ):
         list(ray_results(config, [Job(config, None)], at_once=1))
+
+
+def test_a_search_that_no_machine_has_room_for_fails_before_its_trials_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a search that goes on would fail every trial that is left, for good."""
+    ray = pytest.importorskip("ray")
+    tune = pytest.importorskip("training.tune.run")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(tune, "_check_prompts", lambda config: None)
+    begun: list[object] = []
+    monkeypatch.setattr(tune, "_Search", lambda *given: begun.append(given))
+    config = TuneTrainingConfig(
+        backend="ray", worker_gpus=2, out=tmp_path / "tune", validation=tmp_path / "validation"
+    )
+    with pytest.raises(InvalidInputError, match="no machine of the Ray cluster"):
+        tune.tune_training(config, lambda words: None)
+    assert not begun
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from training.cluster.session import check_ray, ray_session
+from training.cluster.session import check_ray, check_room, ray_session
 from training.tune.cells import Candidate, CellTrainer, Trained, level_of
 from training.tune.config import TuneTrainingConfig
 from training.tune.space import TrainingSpace, default_space, read_training_space
@@ -71,13 +71,15 @@ def tune_training(config: TuneTrainingConfig, say: Callable[[str], None]) -> Tra
 
     Raises:
         DataError: prompts, cache, space file or storage cannot be used, or every trial failed.
-        InvalidInputError: the space does not fit the objectives.
+        InvalidInputError: the space does not fit the objectives, or no machine has room for a Ray worker.
     """
     space = default_space() if config.space is None else read_training_space(config.space)
     _check_prompts(config)
     if config.backend == "ray":
         check_ray()
     with sole_writer(config.out), ray_session() if config.backend == "ray" else nullcontext():
+        if config.backend == "ray":
+            check_room(config.worker_cpus, config.worker_gpus)
         config.out.mkdir(parents=True, exist_ok=True)
         search = _Search(config, space, say)
         try:
