@@ -258,8 +258,13 @@ def test_the_check_finds_what_kubernetes_would_refuse(rendered: dict[str, Json],
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_pod_has_rights_it_does_not_need(rendered: dict[str, Json], name: str) -> None:
+    cluster = CASES[name].get("values", {}).get("fleet", {})
     for template in pods(rendered[name]):
         pod = template["spec"]
+        # Ray's autoscaler, beside the head, asks the API for pods; nothing else asks it for anything.
+        head = template["metadata"]["labels"].get("app.kubernetes.io/component") == "head"
+        needs_token = head and cluster.get("autoscaling", True)
+        assert pod.get("automountServiceAccountToken", True) is needs_token
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["runAsUser"] == 10001  # the user of the image
         assert pod["enableServiceLinks"] is False
