@@ -42,7 +42,7 @@ for _path, _endpoint in (
     router.add_api_route(_path, _endpoint, methods=["HEAD"], include_in_schema=False)
 
 
-@router.get("/metrics", response_class=PlainTextResponse)
+@router.get("/metrics", responses=errors(503), response_class=PlainTextResponse)
 async def get_metrics(runtime: RuntimeDep) -> Response:
     """Prometheus metrics: the service's own (`vbon:`), and each engine's (`vllm:`) labelled by policy."""
     text = await expose(runtime.metrics, runtime.policies, runtime.all_metrics)

@@ -160,8 +160,8 @@ def _series(metric: M, *labels: str) -> M:
     return metric.labels(*labels)
 
 
-# Reads the metrics of several processes; ``None`` if they cannot be had.
-AllMetrics = Callable[[], Awaitable[Iterable[Metric] | None]]
+# Reads the metrics of several processes; raises NotReadyError if they cannot be had.
+AllMetrics = Callable[[], Awaitable[Iterable[Metric]]]
 
 
 async def expose(
@@ -171,11 +171,13 @@ async def expose(
 
     Args:
         of_all: the service's metrics, if it has several processes.
+
+    Raises:
+        NotReadyError: those of several processes cannot be had now.
     """
     found = await asyncio.gather(*(_engine_metrics(*item) for item in policies.items()))
     engines = merged(family for families in found for family in families)
-    service = None if of_all is None else await of_all()
-    own = metrics.render() if service is None else generate_latest(_Collected(service))
+    own = metrics.render() if of_all is None else generate_latest(_Collected(await of_all()))
     return own + generate_latest(_Collected(engines))
 
 

@@ -35,6 +35,7 @@ from service.workers.places import Places
 from vbon.child_output import ensure_standard_files
 from vbon.engine import Engine
 from vbon.engine.remote.server import is_remote
+from vbon.errors import NotReadyError
 
 # The parent decides how long models may load, and ends its workers if they cannot be loaded.
 _NO_LIMIT_S = 1e9
@@ -128,13 +129,20 @@ class Reports:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def sum(self) -> list[Metric] | None:
-        """The metrics of all workers; ``None`` if the parent does not answer in time."""
+    async def sum(self) -> list[Metric]:
+        """The metrics of all workers.
+
+        Raises:
+            NotReadyError: the parent does not answer in time.
+        """
         try:
             async with asyncio.timeout(2 * PATIENCE_S):
                 found: list[MetricParts] = await self._client.call("sum")
-        except (TimeoutError, WireError):
-            return None
+        except (TimeoutError, WireError) as error:
+            # This worker's own would look as if all counters had been set back.
+            raise NotReadyError(
+                "the counts of the other workers cannot be had now; ask again in some seconds"
+            ) from error
         return [one.metric for one in found]
 
     async def _report(self) -> None:

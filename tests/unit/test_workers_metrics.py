@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from service.wire.hosted import MetricParts
 from service.workers.pages import MetricPages
+from service.workers.places import Places
 from service.workers.summed import counted, summed
+from service.workers.worker import Reports
+from tests.unit.fakes import make_runtime, serving
 
 
 class Process:
@@ -177,3 +181,14 @@ async def test_a_silent_worker_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) 
         await anext(numbers)
         found = await asyncio.wait_for(pages.sum(), 10)
         assert [(parts.name, parts.samples) for parts in found] == [("vbon:restarts", [])]
+
+
+async def test_without_the_parent_the_metrics_are_refused(tmp_path: Path) -> None:
+    """A page of one worker alone would look as if all counters had been set back."""
+    runtime = make_runtime()
+    runtime.all_metrics = Reports(runtime, Places(str(tmp_path), "word")).sum
+    async with serving(runtime) as (_, client):
+        answer = await client.get("/metrics")
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "not_ready"
+    assert "other workers" in answer.json()["error"]["message"]
