@@ -393,6 +393,19 @@ async def test_sixteen_of_each_are_drawn_on_one_axis(visitor: Visitor) -> None:
         await assert_accessible(page)
 
 
+async def test_a_server_that_takes_few_candidates_draws_as_many(visitor: Visitor) -> None:
+    runtime = make_runtime(store="none", limits={"max_n": 4}, default_n=4)
+    async with hosted(runtime) as url:
+        page = await open_ready(visitor, url)
+        await ask(page, **{"N (candidates)": "2", "Max tokens": "4"})
+        await done(page)
+        await page.get_by_role("button", name="Draw 4 of each").click()
+        told = page.locator(".draws li")
+        await expect(told).to_have_count(3)
+        words = [text.split(":")[0] for text in await told.all_inner_texts()]
+        assert words == ["ref, 4 samples", "bon, best of 4", "vbon, 4 samples"]
+
+
 async def test_modes_without_rewards_are_asked_all_the_same(visitor: Visitor) -> None:
     runtime = make_runtime(without_reward=True, default_mode="ref", store="none")
     async with hosted(runtime) as url:

@@ -84,7 +84,7 @@ class Play {
     const nodes = this.#columns.map((column) => column.node);
     const summary = el("p", { class: "summary", hidden: true });
     this.#summarise = () => sum(summary, this.#columns);
-    const draws = new Draws({ body, modes });
+    const draws = new Draws({ body, modes, most: this.#context.server.modes.limits.max_n });
     replace(this.#results, summary, el("div", { class: "grid columns" }, nodes), range.node, draws.node);
     const run = inTurns(this.#columns, oneAtATime ? 1 : AT_ONCE, (column) => column.run(signal));
     await this.#running(run, signal);

@@ -1,4 +1,4 @@
-// Sixteen answers of each: the rewards of one-sample modes and of the reference's samples, on one axis with best-of-16.
+// Sixteen answers of each, fewer where the server takes fewer: their rewards on one axis with the best of the reference's.
 
 import { ApiError, post } from "../../api.js";
 import { el, number, replace, svg } from "../../dom.js";
@@ -12,17 +12,23 @@ const [WIDTH, ROW, LEFT, RIGHT] = [640, 44, 8, 8];
 export class Draws {
   #body;
   #modes;
+  #count;
   #shown = el("div", { class: "stack tight" });
-  #button = el("button", { type: "button", class: "button", on: { click: () => this.#draw() } }, `Draw ${DRAWS} of each`);
+  #button;
 
-  /** `modes`: those that were asked; the rewards of one sample are drawn for those that draw one. */
-  constructor({ body, modes }) {
+  /**
+   * `modes`: those that were asked; the rewards of one sample are drawn for those that draw one.
+   * `most`: the number of candidates that the server takes.
+   */
+  constructor({ body, modes, most }) {
+    this.#count = Math.min(DRAWS, most);
+    this.#button = el("button", { type: "button", class: "button", on: { click: () => this.#draw() } }, `Draw ${this.#count} of each`);
     const { stream, return_candidates: all, ...rest } = body;
     this.#body = rest;
     this.#modes = modes;
     this.node = el(
-      "section", { class: "card stack tight draws", "aria-label": `${DRAWS} of each` },
-      el("div", { class: "row apart" }, el("p", { class: "muted small" }, `One answer says little: compare ${DRAWS} of each on this prompt.`), this.#button),
+      "section", { class: "card stack tight draws", "aria-label": `${this.#count} of each` },
+      el("div", { class: "row apart" }, el("p", { class: "muted small" }, `One answer says little: compare ${this.#count} of each on this prompt.`), this.#button),
       this.#shown,
     );
     this.node.hidden = this.#singles().length === 0;
@@ -51,16 +57,16 @@ export class Draws {
 
   /** The reference's samples and the best of them, from one request. */
   async #bestOf() {
-    const answer = await post("/generate?mode=bon", { ...this.#body, n: DRAWS, return_candidates: true });
+    const answer = await post("/generate?mode=bon", { ...this.#body, n: this.#count, return_candidates: true });
     const rewards = answer.candidates.map((one) => one.reward).filter((reward) => reward !== null);
-    return [{ name: "ref", of: `${DRAWS} samples`, rewards }, { name: "bon", of: `best of ${DRAWS}`, rewards: [answer.reward].filter((reward) => reward !== null) }];
+    return [{ name: "ref", of: `${this.#count} samples`, rewards }, { name: "bon", of: `best of ${this.#count}`, rewards: [answer.reward].filter((reward) => reward !== null) }];
   }
 
   /** So many answers of a mode, each with a seed of its own. */
   async #samples(mode) {
     const { n, seed, ...body } = this.#body;
     const rewards = [];
-    const left = Array.from({ length: DRAWS }, (_, i) => i);
+    const left = Array.from({ length: this.#count }, (_, i) => i);
     const worker = async () => {
       while (left.length) {
         const i = left.shift();
@@ -69,7 +75,7 @@ export class Draws {
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
-    return { name: mode.name, of: `${DRAWS} samples`, rewards };
+    return { name: mode.name, of: `${this.#count} samples`, rewards };
   }
 }
 
