@@ -42,7 +42,11 @@ class TuneBenchConfig(Settings):
     seeds: int = Field(10, ge=1, description="studies of each sampler on each problem")
     first_seed: int = Field(0, ge=0, description="the first seed; others follow it")
     trials: int = Field(30, ge=2, description="evaluations of a study")
-    start: int = Field(10, ge=1, description="evaluations that all samplers have in common")
+    start: int = Field(
+        10,
+        ge=1,
+        description="evaluations that all samplers have in common; models are used from the eleventh on",
+    )
     journal: Path | None = Field(
         None,
         description="file of finished studies, with which a run goes on; default: beside the JSON file",
