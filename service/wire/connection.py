@@ -27,11 +27,13 @@ class Connection(asyncio.Protocol):
 
     A send never waits: the wire bounds what is on its way itself (:data:`service.wire.messages.WINDOW`).
 
+    Attributes:
+        max_bytes: limit of a frame, which may be changed between two of them.
+
     Args:
         on_frames: called with the frames that have arrived.
         on_oversized: called with the length of a frame over the limit, after which nothing more is read.
         on_lost: called once when the connection has ended, whoever ended it.
-        max_bytes: limit of a frame.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._on_frames, self._on_oversized = on_frames, on_oversized
         self._on_lost, self._on_made = on_lost, on_made
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._transport: asyncio.Transport | None = None
         # The beginning of a frame: its pieces, their length, and the length with which it may be whole.
         self._pieces: list[bytes] = []
@@ -68,7 +70,7 @@ class Connection(asyncio.Protocol):
                 return
             data = b"".join(self._pieces)
         try:
-            frames, rest, self._wanted = _frames(data, self._max_bytes)
+            frames, rest, self._wanted = _frames(data, self.max_bytes)
         except OversizedFrameError as error:
             self._reads = False
             self._on_oversized(self, error.args[0])

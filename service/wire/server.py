@@ -26,6 +26,11 @@ from vbon.trace_context import trace_headers
 
 logger = logging.getLogger(__name__)
 
+# Limit of what a client may send before it has shown that it knows the secret.
+_HELLO_BYTES = 4096
+# A frame is a little longer than the value in it.
+_AROUND_BYTES = 1024
+
 # The client whose call a method of the target runs for; clients that connect again are new ones.
 current_client: ContextVar[str] = ContextVar("current_client", default="")
 
@@ -143,8 +148,7 @@ class WireServer:
             self._received,
             self._oversized,
             self._lost,
-            # A frame is a little longer than the value in it.
-            max_bytes=self._max_bytes + 1024,
+            max_bytes=min(_HELLO_BYTES, self._max_bytes + _AROUND_BYTES),
             on_made=self._connected,
         )
 
@@ -169,7 +173,8 @@ class WireServer:
 
     def _oversized(self, connection: Connection, length: int) -> None:
         if (client := self._clients.get(connection)) is not None:
-            reason = f"a message has {length:,} bytes; at most {self._max_bytes:,} are taken"
+            most = self._max_bytes if client.greeted else min(_HELLO_BYTES, self._max_bytes)
+            reason = f"a message has {length:,} bytes; at most {most:,} are taken"
             self._refuse(client, reason)
 
     def _greet(self, client: _Client, hello: Any) -> None:
@@ -185,6 +190,7 @@ class WireServer:
             )
         else:
             client.greeted, client.missed = True, 0
+            client.connection.max_bytes = self._max_bytes + _AROUND_BYTES
             client.put(messages.Welcome(messages.VERSION))
             if self._leaving:
                 client.put(messages.Leaving())

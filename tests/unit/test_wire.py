@@ -260,6 +260,15 @@ def test_frames_arrive_whole_however_the_bytes_are_cut(
     assert found == frames
 
 
+async def test_who_does_not_know_the_secret_takes_no_memory(tmp_path: Path) -> None:
+    async with connection(tmp_path) as (_, server, client):
+        # The length of a message that would be taken after the greeting, and no more of it.
+        async with asyncio.timeout(5):
+            [refused] = await raw_answers(server, (50_000_000).to_bytes(4, "big"))
+        assert "50,000,000 bytes; at most" in refused.reason
+        assert await client.call("size", "x" * 5_000_000) == 5_000_000
+
+
 async def test_a_client_that_does_not_greet_is_dropped(tmp_path: Path) -> None:
     async with connection(tmp_path, timing=QUICK) as (_, server, _):
         [refused] = await raw_answers(server)
