@@ -222,6 +222,18 @@ def test_the_command_prints_each_fleet_and_writes_what_it_found(
     assert sizes == [(1, "shared"), (1, "split"), (5, "shared"), (5, "split")]
 
 
+def test_a_run_in_which_all_are_refused_has_no_times(tmp_path: Path) -> None:
+    # The four requests that count arrive in a moment, while the first one holds all places.
+    file = tmp_path / "fleet.json"
+    run_bench(
+        small(replicas=[1], sharing=["split"], requests=5, least_requests=5, max_num_seqs=4,
+              running_sequences=4, waiting_sequences=0, load=1e6, json_file=file)
+    )  # fmt: skip
+    ((one,),) = (fleet["runs"] for fleet in json.loads(file.read_text(encoding="utf-8"))["fleets"])
+    assert (one["refused"], one["goodput"]) == (1, 0)
+    assert (one["p50_s"], one["p99_s"]) == (None, None)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", '{"source": "x", "step_ms": {"1": 1}, "prefill_ms": 0}',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 from typing import Any
@@ -57,7 +58,7 @@ def run_bench(config: FleetBenchConfig) -> dict[str, Any]:
         "capacity": capacity,
         "objective_s": config.objective_s,
         "fleets": [
-            {"replicas": replicas, "sharing": sharing, "runs": [asdict(one) for one in found]}
+            {"replicas": replicas, "sharing": sharing, "runs": [_record(one) for one in found]}
             for (replicas, sharing), found in runs.items()
         ],
     }
@@ -94,6 +95,11 @@ def table_of(config: FleetBenchConfig, runs: Runs) -> Table:
             f"{_mean(found, 'host_busy'):.1%}" if sharing == "shared" else "",
         )
     return table
+
+
+def _record(outcome: Outcome) -> dict[str, float | None]:
+    """The figures of a run; those that it does not have, as nobody was answered, are ``None``."""
+    return {name: None if math.isnan(value) else value for name, value in asdict(outcome).items()}
 
 
 def _mean(found: list[Outcome], figure: str) -> float:
