@@ -110,6 +110,24 @@ async def test_trials_arrive_by_themselves_and_the_recommendation_is_applied(
         assert not await page.evaluate("Boolean(window.Plotly)")
 
 
+async def test_what_is_in_use_is_told_when_another_client_has_changed_it(
+    visitor: Visitor, tmp_path: Path
+) -> None:
+    async with tuned(tmp_path) as (url, client):
+        await put(client, recommending())
+        await put(client, measured_table(), "/table")
+        apply = {"settings": "recommended"}
+        (await client.post(f"/tune/runs/{RUN}/apply", json=apply)).raise_for_status()
+        page = await visitor.open(f"{url}/#tune")
+        await page.clock.install()
+        await page.reload()
+        button = page.get_by_role("button", name="Answer mode auto with this setting")
+        await expect(button).to_be_disabled()
+        (await client.delete("/auto/table")).raise_for_status()
+        await page.clock.fast_forward(11_000)
+        await expect(button).to_be_enabled()
+
+
 async def test_runs_are_chosen_by_address_and_silent_and_other_states_are_told(
     visitor: Visitor, tmp_path: Path
 ) -> None:

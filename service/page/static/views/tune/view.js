@@ -26,6 +26,7 @@ export class Tune {
   #latest = 0; // number of the newest look; older ones that are still on their way are left out
   #runs = [];
   #run = null; // the run on the page, as the server told it
+  #readAt = 0; // when all of it was asked for last
   #told = "";
   #body = el("div", { class: "stack" });
   #trouble = el("div", { class: "tune-trouble" });
@@ -74,9 +75,12 @@ export class Tune {
     try {
       const { runs } = await get("/tune/runs");
       const wanted = runs.find((one) => one.id === idOf(location.hash)) ?? runs[0];
-      const known = this.#run !== null && wanted?.id === this.#run.id && wanted.updated === this.#run.updated;
+      const same = this.#run !== null && wanted?.id === this.#run.id && wanted.updated === this.#run.updated;
+      // Which table mode auto has, another client may change without news of the run.
+      const known = same && (wanted.status === "running" || Date.now() - this.#readAt < LOOK_SELDOM_MS);
       const run = !wanted ? null : known ? { ...this.#run, ...wanted } : await get(`/tune/runs/${wanted.id}`);
       if (mine !== this.#latest) return;
+      if (!known) this.#readAt = Date.now();
       this.#tellEnd(run);
       [this.#runs, this.#run] = [runs, run];
       this.#draw();
