@@ -44,6 +44,8 @@ class FakeShardSampler(ShardSampler):
     """
 
     def _load(self) -> None:
+        if self._config.reward == "not installed":
+            raise ModuleNotFoundError("No module named 'vllm'", name="vllm")
         self._folder = Path(self._config.policy)
         self._reward = self
 
@@ -200,6 +202,14 @@ def test_errors_of_workers_are_those_of_the_command(
 ) -> None:
     with pytest.raises(RewardError, match="has a finite reward"):
         build_cache(fake_config(reward="none"))
+
+
+def test_a_worker_that_cannot_start_ends_the_command_with_its_reason(
+    cluster: None, fake_config: Callable[..., SampleConfig]
+) -> None:
+    """Such as one on a machine that lacks a package of the command's machine."""
+    with pytest.raises(DataError, match="No module named 'vllm'"):
+        build_cache(fake_config(reward="not installed"))
 
 
 def test_a_shard_that_always_ends_its_worker_ends_the_command(

@@ -162,9 +162,17 @@ def _rows(config: SampleConfig, prompts: list[Prompt]) -> Generator[dict[str, An
         yield from drawn.iter_rows()
     except RayError as error:
         raise DataError(
-            f"the work on the Ray cluster failed: {str(error).splitlines()[0][:300]}; finished shards are "
-            "kept, and the same command goes on"
+            f"the work on the Ray cluster failed: {_reason(error)[:300]}; finished shards are kept, and the "
+            "same command goes on"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of Ray's error that says most: the last after a worker's traceback, otherwise the first."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if any(line.startswith('File "') for line in lines) else lines[0]
 
 
 @contextmanager
