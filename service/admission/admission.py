@@ -138,9 +138,13 @@ class Admission(Admits):
             raise error
         return lease
 
-    def adopt(self, ask: Ask) -> Lease:
-        """Count a request that runs already, admitted elsewhere, even if there is no room for it."""
-        bucket = self._bucket_of(ask.caller) if self._charges else None
+    def adopt(self, ask: Ask, *, charged: bool = False) -> Lease:
+        """Count a request that runs already, even if there is no room for it.
+
+        Args:
+            charged: whether its tokens were taken from the caller here already.
+        """
+        bucket = self._bucket_of(ask.caller) if self._charges and not charged else None
         if bucket is not None:
             bucket.give_back(-ask.most_tokens, monotonic())
         tokens = ask.sequences * ask.max_tokens

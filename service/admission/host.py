@@ -21,6 +21,8 @@ NOTICE_S = 0.01
 # Without a change, the state is told this often; front ends then tell what they hold.
 REPEAT_S = 5.0
 SETTLE_S = 2.0
+# Front ends without a connection whose requests are remembered, in case they join again.
+_MOST_AWAY = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class AdmissionHost:
     ) -> None:
         self._admission, self._expected, self._settle_s = admission, front_ends, settle_s
         self._joined: dict[str, Leases] = {}
+        self._sessions: dict[str, str] = {}
+        self._charged: dict[str, frozenset[int]] = {}
         self._told: set[str] = set()
         self._watchers: set[asyncio.Event] = set()
         self._settling: asyncio.TimerHandle | None = None
@@ -67,9 +71,16 @@ class AdmissionHost:
             one.running, one.waiting, one.full, one.retry_after_s(), len(self._joined)
         )
 
-    async def join(self, session: str) -> AsyncGenerator[SharedState, None]:
-        """Be a front end until the iterator is left; yields the state now and when it changes."""
-        leases = self._joined[session] = Leases(self._admission)
+    async def join(self, session: str, front_end: str) -> AsyncGenerator[SharedState, None]:
+        """Be a front end until the iterator is left; yields the state now and when it changes.
+
+        Args:
+            front_end: its name, with which it joins again under another session.
+        """
+        if front_end in self._sessions:  # the end of its last connection has not been noticed
+            self._end(front_end)
+        self._sessions[front_end] = session
+        self._joined[session] = Leases(self._admission)
         changed = asyncio.Event()
         self._watchers.add(changed)
         self._notice()
@@ -88,18 +99,25 @@ class AdmissionHost:
                 await asyncio.sleep(NOTICE_S)
         finally:
             self._watchers.discard(changed)
-            self._told.discard(session)
-            del self._joined[session]
-            leases.end()
+            if self._sessions.get(front_end) == session:
+                self._end(front_end)
             self._notice()
 
-    async def adopt(self, session: str, held: list[tuple[int, Ask]]) -> None:
+    def _end(self, front_end: str) -> None:
+        session = self._sessions.pop(front_end)
+        self._told.discard(session)
+        self._charged[front_end] = self._joined.pop(session).end()
+        if len(self._charged) > _MOST_AWAY:
+            del self._charged[next(iter(self._charged))]
+
+    async def adopt(self, session: str, front_end: str, held: list[tuple[int, Ask]]) -> None:
         """Count the requests that a front end runs already; it tells them once, before it asks."""
         leases = self._joined.get(session)
         if leases is None:
             return
+        charged = self._charged.pop(front_end, frozenset())
         for number, ask in held:
-            leases.adopt(number, ask)
+            leases.adopt(number, ask, charged=number in charged)
         self._told.add(session)
         if len(self._told) >= self._expected:
             self._open()

@@ -41,10 +41,10 @@ class Leases:
         if not lease.runs:
             raise GoneError
 
-    def adopt(self, number: int, ask: Ask) -> None:
-        """Count a request that runs already, admitted elsewhere."""
+    def adopt(self, number: int, ask: Ask, *, charged: bool = False) -> None:
+        """Count a request that runs already, as :meth:`Admission.adopt`."""
         if not self._ended:
-            self._leases[number] = self._admission.adopt(ask)
+            self._leases[number] = self._admission.adopt(ask, charged=charged)
 
     def leave(self, number: int, decoded: int | None, *, used: bool = True) -> None:
         """Give back the places of a request, or its place in the queue; one that is not known has none.
@@ -60,10 +60,12 @@ class Leases:
         """Give back the places of all other requests, whose leaving has not been told."""
         self._abandon(self._leases.keys() - set(numbers))
 
-    def end(self) -> None:
-        """Give back everything, for good."""
+    def end(self) -> frozenset[int]:
+        """Give back everything, for good, and return the requests that ran, whose tokens stay charged."""
         self._ended = True
+        ran = frozenset(number for number, lease in self._leases.items() if lease.runs)
         self._abandon(self._leases)
+        return ran
 
     def _abandon(self, numbers: Collection[int]) -> None:
         """Give back places, those in the queue first, so that none of them is admitted now."""

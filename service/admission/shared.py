@@ -75,7 +75,7 @@ class SharedAdmission(Admits):
         front_ends: int,
     ) -> None:
         self._connect, self._own, self._front_ends = connect, own, front_ends
-        self._numbers = count(1)
+        self._name, self._numbers = uuid4().hex, count(1)
         self._held: dict[int, Ask] = {}
         self._asking: dict[int, Ask] = {}
         self._backend: _Alone | _AtHost = _Alone(own(front_ends), front_ends)
@@ -205,7 +205,7 @@ class SharedAdmission(Admits):
         """Let the host decide for as long as the connection lasts."""
         session, told_s = uuid4().hex, monotonic()
         host: _AtHost | None = None
-        async with aclosing(link.stream("join", session)) as states:
+        async with aclosing(link.stream("join", session, self._name)) as states:
             async for state in states:
                 self._front_ends = max(self._front_ends, state.front_ends)
                 if host is None:
@@ -217,7 +217,7 @@ class SharedAdmission(Admits):
                     host.keep_only([*self._held, *self._asking])
 
     def _go_to(self, host: _AtHost) -> None:
-        host.adopt(list(self._held.items()))
+        host.adopt(self._name, list(self._held.items()))
         before, self._backend = self._backend, host
         before.end()
         self._joined.set()
@@ -269,8 +269,8 @@ class _AtHost:
         except VbonError as error:
             raise GoneError from error
 
-    def adopt(self, held: list[tuple[int, Ask]]) -> None:
-        self._link.tell("adopt", self._session, held)
+    def adopt(self, front_end: str, held: list[tuple[int, Ask]]) -> None:
+        self._link.tell("adopt", self._session, front_end, held)
 
     def leave(self, number: int, decoded: int | None, *, used: bool) -> None:
         self._link.tell("leave", self._session, number, decoded, used)

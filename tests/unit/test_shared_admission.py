@@ -453,6 +453,37 @@ async def test_tokens_in_decoding_count_at_the_next_host() -> None:
         assert service.requests.state[2] == "runs"
 
 
+@pytest.mark.parametrize("noticed_by_host", [True, False])
+async def test_a_front_end_that_joins_again_is_charged_and_counted_once(
+    noticed_by_host: bool,
+) -> None:
+    caller = Caller("eve", tokens_per_minute=600)
+    async with running() as service:
+        one, other, _ = service.front_ends
+        for name in (0, 1):
+            service.requests.come(name, one, caller, 2, max_tokens=100)
+        await settled()
+        link = one._backend._link  # type: ignore[union-attr]
+        if noticed_by_host:
+            link.close()
+        else:  # the network hides the end of the connection
+            calls, link._calls = link._calls, {}
+            for answers in calls.values():
+                answers.put_nowait(("error", EngineDeadError("the connection is lost")))
+        await eventually(lambda: not one.shared)
+        service.requests.leave(0, 200)  # while it is alone, so that this part stays charged
+        await eventually(lambda: one.shared)
+        await settled()
+        assert service.admission.running == 2
+        assert one._backend.state.front_ends == FRONT_ENDS
+        service.requests.leave(1, 0)  # gives 200 back
+        await settled()
+        assert service.admission.running == 0
+        service.requests.come(2, other, caller, 1, max_tokens=395)
+        await settled()
+        assert service.requests.state[2] == "runs"
+
+
 async def test_a_front_end_starts_without_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "FIRST_S", 0.01)
     one = SharedAdmission(_never, admission, front_ends=3)
