@@ -16,6 +16,7 @@ from vbon.maths.intervals import MeanInterval
 from vbon.report_html import ReportTable
 from vbon.terminal import print_tables, print_verdict, print_warnings
 
+_REFERENCE = "ref"  # its policy's name on every server
 Result = Mapping[str, Any]  # the response of /compare, or a part of it
 
 
@@ -90,7 +91,10 @@ def _pair(result: Result) -> _Pair | None:
     base = next(mode for mode in modes if mode["mode"] == result["baseline"])
     others = [mode for mode in modes if mode is not base]
     sampled = max(modes, key=lambda mode: int(mode["n"]))
-    tuned = [mode for mode in others if mode["n"] == 1 and mode["policy"] != base["policy"]]
+    # Not the baseline: without ref among the modes, that is the first of them, which may be the checkpoint.
+    policies = [mode["policy"] for mode in modes]
+    reference = next((one for one in policies if one["name"] == _REFERENCE), sampled["policy"])
+    tuned = [mode for mode in modes if mode["n"] == 1 and mode["policy"] != reference]
     if sampled["n"] > 1 and tuned:
         return _Pair(tuned[0], sampled, decides=True)
     return _Pair(others[0], base, decides=False) if others else None
@@ -116,9 +120,9 @@ def _negative(value: MeanInterval) -> MeanInterval:
 def _win_rates(result: Result, pair: _Pair, kind: str) -> str:
     name = "gold_win_rate" if kind == "gold reward" else "win_rate"
     found = [_interval(mode[name]) for mode in (pair.one, pair.other)]
-    told = [interval_text(rate) for rate in found if rate is not None]
-    if not told:
+    if found[0] is None:  # it is the baseline, or was not scored
         return ""
+    told = [interval_text(rate) for rate in found if rate is not None]
     return f"; win rate against {result['baseline']} {' instead of '.join(told)}"
 
 

@@ -119,6 +119,26 @@ def test_the_verdict_is_of_the_checkpoint_against_the_largest_n(
     ]
 
 
+@pytest.mark.parametrize("baseline", ["vbon", "bon", "ref"])
+def test_the_verdict_is_the_same_whichever_mode_is_the_baseline(baseline: str) -> None:
+    """Without ref, the mode that is named first is the baseline: ``vbon compare --modes vbon,bon``."""
+    result = _result(concurrency=8, difference=(0.5, 0.25, 0.75), gold=False)
+    modes = [
+        {**mode, "win_rate": None, "gold_win_rate": None} if mode["mode"] == baseline else mode
+        for mode in result["modes"]
+        if baseline == "ref" or mode["mode"] != "ref"
+    ]
+    said = verdict([{**result, "baseline": baseline, "modes": modes}])
+    assert said[0].startswith("vbon answers 4 times as many requests/s as bon (N=8)")
+    assert said[-1].startswith("`vbon loadtest run --modes vbon,bon,ref --n 8`")
+    rates = {
+        "vbon": "",  # that of bon is not its own
+        "bon": "; win rate against bon 0.80 [0.70, 0.90]",
+        "ref": "; win rate against ref 0.80 [0.70, 0.90] instead of 0.90 [0.80, 1.00]",
+    }
+    assert said[1].removesuffix(".").endswith(f"9 prompts){rates[baseline]}")
+
+
 def test_a_verdict_without_rewards_or_without_a_checkpoint_says_so() -> None:
     unscored = _result(concurrency=8, difference=None, gold=False)
     assert verdict([unscored])[0].endswith("at 8 in flight, and their rewards were not measured.")
