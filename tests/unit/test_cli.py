@@ -193,8 +193,10 @@ def test_a_missing_package_names_its_extra_and_other_missing_modules_stay_errors
         add_settings_command(cli, "x", "Do x.", lambda: configs.ReportConfig, raise_missing)
         return asked(cli, "x")
 
-    refused = run("torch.nn")
-    assert refused.exit_code == 1
-    assert "needs the package torch.nn" in refused.output
-    assert "pip install -e '.[train]'" in refused.output
+    wanted = {"torch.nn": "train", "botorch": "botorch", "optuna_integration": "botorch"}
+    for package, extra in wanted.items():
+        refused = run(package)
+        assert refused.exit_code == 1
+        assert f"needs the package {package}" in refused.output
+        assert f"pip install -e '.[{extra}]'" in refused.output
     assert isinstance(run("service.gone").exception, ModuleNotFoundError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from service.tune.space import Space
 from service.tune.trials import Trials
 from tests.unit.test_tune_choice import measured
 from training.tune.config import TuneTrainingConfig
-from vbon.errors import DataError
+from vbon.errors import DataError, InvalidInputError
 from vbon.prompts import Prompt
 from vbon.tuning.axes import Range, Values
 
@@ -39,6 +40,31 @@ def space(**axes: Any) -> Space:
 
 def trials_of(tmp_path: Path, found: Space) -> Trials:
     return Trials(found, f"sqlite:///{tmp_path / 'study.db'}", "random", 0, 1, {"asked": 1})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "error", "words"),
+    [
+        (
+            "qlognei",
+            ModuleNotFoundError,
+            r"^the sampler 'qlognei' needs botorch, .* 'vbon\[botorch\]'",
+        ),
+        ("none", InvalidInputError, "^unknown sampler 'none'"),
+    ],
+)
+def test_a_sampler_that_cannot_be_made_is_no_fault_of_the_storage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sampler: str,
+    error: type[Exception],
+    words: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "botorch", None)
+    file = tmp_path / "study.db"
+    with pytest.raises(error, match=words):
+        Trials(space(), f"sqlite:///{file}", sampler, 0, 1, {"asked": 1})
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("server", [0.5, 1.0])

@@ -23,9 +23,11 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as a shell reports it
 # Packages that the base install leaves out, and the extra that brings each.
 EXTRAS = {
     "accelerate": "train",
+    "botorch": "botorch",
     "gguf": "real-model",
     "matplotlib": "train",
     "optuna": "tune",
+    "optuna_integration": "botorch",
     "peft": "train",
     "psycopg": "postgres",
     "safetensors": "train",

@@ -25,17 +25,20 @@ def opened_study(
 
     Raises:
         DataError: the storage is of another version or question, or cannot be opened.
+        InvalidInputError: the sampler is unknown.
+        ModuleNotFoundError: Optuna or a package that the sampler needs is not installed.
     """
     import optuna
 
     shown = without_password(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     options = {} if sampler == "random" else {"n_startup_trials": startup}
+    made = make_sampler(sampler, seed=seed, **options)
     try:
         study = optuna.create_study(
             storage=storage,
             study_name=name,
-            sampler=make_sampler(sampler, seed=seed, **options),
+            sampler=made,
             load_if_exists=True,
         )
         mark = study.user_attrs.get(_MARK)
