@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 from contextvars import Context
 from functools import partial
@@ -70,7 +71,7 @@ def run_worker(
     runtime.all_metrics = reports.sum
     config = server_config(settings, app, open_files)
     config.backlog = 1
-    server = _WorkerServer(config, runtime, reports, lifeline)
+    server = _WorkerServer(config, runtime, reports, lifeline, places)
     server.run(sockets=[sock])
 
 
@@ -164,10 +165,15 @@ class _WorkerServer(DrainingServer):
     """The server of one worker."""
 
     def __init__(
-        self, config: uvicorn.Config, runtime: Runtime, reports: Reports, lifeline: Connection
+        self,
+        config: uvicorn.Config,
+        runtime: Runtime,
+        reports: Reports,
+        lifeline: Connection,
+        places: Places,
     ) -> None:
         super().__init__(config, runtime)
-        self._reports, self._lifeline = reports, lifeline
+        self._reports, self._lifeline, self._places = reports, lifeline, places
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to serve, and to watch the parent."""
@@ -183,8 +189,9 @@ class _WorkerServer(DrainingServer):
         await self._reports.stop()
 
     def _be_orphaned(self) -> None:
-        """End at once: the engines have gone with the parent."""
+        """End at once: the engines have gone with the parent, which has left its sockets behind."""
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._lifeline.fileno())
+        shutil.rmtree(self._places.directory, ignore_errors=True)
         self.should_exit = self.force_exit = True
         loop.call_later(_ORPHAN_S, os._exit, 1)

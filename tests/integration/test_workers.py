@@ -278,9 +278,15 @@ async def test_a_signal_lets_requests_finish_and_leaves_no_process(server: Serve
             await client.get("/healthz")
 
 
-async def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+async def test_workers_end_with_a_parent_that_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "t"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with started(tmp_path) as server:
         await server.ready()
+        assert len(list(temporary.glob("vbon-*/*"))) == 4
         assert len(server.workers()) == 2
         os.kill(server.process.pid, signal.SIGKILL)
 
@@ -288,6 +294,7 @@ async def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
             return server.all_gone()
 
         await eventually(gone, 30)
+    assert not list(temporary.glob("vbon-*"))
 
 
 async def test_a_model_that_cannot_be_loaded_ends_everything(tmp_path: Path) -> None:
