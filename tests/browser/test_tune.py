@@ -107,6 +107,10 @@ async def test_trials_arrive_by_themselves_and_the_recommendation_is_applied(
         assert answer.json()["routing"]["n"] == 4
         await page.get_by_role("link", name="Ask it in Play").click()
         await expect(page.get_by_role("checkbox", name="auto", exact=True)).to_be_visible()
+        await page.get_by_role("link", name="Vote").click()
+        sides = page.get_by_label("One mode").locator("option")
+        await expect(sides.first).to_have_text("ref")
+        assert "auto" not in await sides.all_inner_texts()  # the server makes no pairs of it
         assert not await page.evaluate("Boolean(window.Plotly)")
 
 

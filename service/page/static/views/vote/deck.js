@@ -7,6 +7,7 @@ const EXAMPLES = ["the film was", "i watched this movie", "the acting is", "anot
 
 export class Deck {
   #modes = new Map();
+  #offered = "";
   #loaded = false;
   #left = []; // prompts to come, in the order of the shuffle
   #parts = {};
@@ -17,8 +18,9 @@ export class Deck {
 
   /** The modes to choose from; the prompts of the server's evaluation too, once. */
   offer({ modes, evaluates }) {
-    const names = modes.map((mode) => mode.name);
-    if (names.join() !== [...this.#modes.keys()].join()) {
+    const names = modes.map((mode) => mode.name).filter((name) => name !== "auto"); // it is another mode for each prompt
+    if (names.join() !== this.#offered) {
+      this.#offered = names.join();
       this.#modes = new Map(modes.map((mode) => [mode.name, mode]));
       fill(this.#parts.one, names, ["bon", ...names]);
       fill(this.#parts.other, names, ["vbon", ...names.filter((name) => name !== this.#parts.one.value)]);
