@@ -139,7 +139,7 @@ async def test_again_asks_for_all_that_the_run_had_and_for_nothing_else(
         "decision": ["yes"], "server": {"url": "http://host"}, "settings": settings,
     }  # fmt: skip
     store = open_store(str(tmp_path / "s.db"))
-    add_run(store, stored)
+    add_run(store, stored, ["a, b"])
     store.close()
     visitor.allow("status of 429")
     sent: list[dict[str, Any]] = []
@@ -161,6 +161,11 @@ async def test_again_asks_for_all_that_the_run_had_and_for_nothing_else(
         await page.get_by_role("button", name="Again").click()
         await page.get_by_role("button", name="Start").click()
         await expect(page.get_by_text("busy")).to_be_visible()
+        await page.get_by_role("button", name="Rename").click()
+        await page.get_by_label("Name", exact=True).fill("first")
+        await page.get_by_role("button", name="Save").click()
+        await expect(page.locator(".runs strong")).to_have_text("first")
+        await expect(page.locator(".runs .badge")).to_have_text(["a, b"])  # still one tag
     assert sent[0] == {
         "modes": ["ref", "vbon"], "n": [16], "concurrency": [2], "rate": [], "rounds": 7, "duration_s": 3,
         "warmup_s": 0.5, "max_tokens": 9, "slo_ms": {"e2e": 500, "ttft": 90}, "stream": False,

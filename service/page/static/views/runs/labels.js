@@ -19,7 +19,10 @@ export class Labels {
   #naming() {
     const name = el("input", { value: this.#run.name ?? "", maxlength: 80, autocomplete: "off" });
     const tags = el("input", { value: this.#run.tags.join(", "), placeholder: "before, after", autocomplete: "off" });
-    const label = () => this.#on.label(this.#run.id, { name: name.value.trim(), tags: tags.value.split(",").map((tag) => tag.trim()).filter(Boolean) });
+    const before = tags.value;
+    // Tags that nobody has touched stay as they are: one may have a comma, and there may be many.
+    const changed = () => (tags.value === before ? {} : { tags: tags.value.split(",").map((tag) => tag.trim()).filter(Boolean) });
+    const label = () => this.#on.label(this.#run.id, { name: name.value.trim(), ...changed() });
     this.#open("Save", this.rename, label, [field("Name", name), field("Tags", tags)]);
     name.focus();
   }
