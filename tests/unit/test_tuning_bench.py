@@ -16,7 +16,8 @@ optuna = pytest.importorskip("optuna")
 
 from optuna.trial import FixedTrial  # noqa: E402
 
-from vbon.errors import DataError, InvalidInputError  # noqa: E402
+from vbon.errors import DataError, ExportError, InvalidInputError  # noqa: E402
+from vbon.storage.locks import sole_writer  # noqa: E402
 from vbon.tuning.bench import command  # noqa: E402
 from vbon.tuning.bench.command import run_bench  # noqa: E402
 from vbon.tuning.bench.config import TuneBenchConfig  # noqa: E402
@@ -383,6 +384,17 @@ def test_a_killed_bench_goes_on_with_the_studies_that_it_lacks(
     # More seeds are added to what there is.
     run_bench(bench(tmp_path, seeds=3))
     assert len(ran) == 8 + 4
+
+
+def test_a_second_bench_on_the_same_journal_is_told_which_option_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vbon.storage.locks.PATIENCE_S", 0)
+    with (
+        sole_writer(tmp_path / "b.studies.jsonl"),
+        pytest.raises(ExportError, match=r"being written by another process .* another --journal$"),
+    ):
+        run_bench(bench(tmp_path))
 
 
 def test_an_interrupt_before_a_seed_is_complete_has_nothing_to_report(

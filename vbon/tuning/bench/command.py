@@ -62,7 +62,7 @@ def run_bench(config: TuneBenchConfig) -> dict[str, Any]:
     path = config.journal_file
     if path is None:
         return _run(config, problems, samplers, Journal(None, asked))
-    with sole_writer(path):
+    with sole_writer(path, remedy="wait for it to end, or give another --journal"):
         return _run(config, problems, samplers, Journal(path, asked))
 
 
