@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections.abc import AsyncGenerator
 from importlib import util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from training.cache.ray_shards import Attempts, ShardSampler
 from training.cache.sample import build_cache
+from training.cache.sample_backends import Response
+from training.cache.scored_lines import ScoredLine
 from training.cluster import session
 from training.configs import SampleConfig, SweepConfig
 from training.sweep import ray_cells
@@ -18,7 +24,8 @@ from training.sweep.ray_cells import Job, do_in_worker, ray_results
 from training.sweep.run import run_sweep
 from training.sweep.shared_inputs import forget_shared_inputs, inputs_generation
 from training.tune.config import TuneTrainingConfig
-from vbon.errors import InvalidInputError
+from vbon.errors import DataError, InvalidInputError
+from vbon.prompts import Prompt
 
 
 @pytest.fixture(params=["ray", "pyarrow"])
@@ -177,6 +184,42 @@ def test_a_worker_goes_to_the_directory_of_the_command(
     done = do_in_worker(config, None, inputs_generation(), str(tmp_path / directory))
     assert re.search(found, str(done))
     assert isinstance(done, str) == found.startswith("ok")
+
+
+class Worker(ShardSampler):
+    """A worker without models, whose answers are the prompts' keys."""
+
+    def _load(self) -> None:
+        self._reward = SimpleNamespace(score=lambda items: [1.0] * len(items))  # type: ignore[assignment]
+
+    async def _draw(
+        self, prompts: list[Prompt]
+    ) -> AsyncGenerator[tuple[Prompt, list[Response]], None]:
+        for prompt in prompts:
+            yield prompt, [Response(prompt.key, [1], "stop")]
+
+
+def test_shards_that_begin_with_the_same_words_are_counted_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All chats with one system message do; a shard that was begun three times is not begun again."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ray, "get", lambda found: found)
+    attempts = SimpleNamespace(begin=SimpleNamespace(remote=Attempts().begin))
+    worker = Worker(SampleConfig(backend="ray"), attempts, 1, str(tmp_path))
+    prompts = [Prompt(text=f"{'You are helpful. ' * 9}{number}") for number in range(6)]
+
+    def done(prompt: Prompt) -> Any:
+        (row,) = worker({"prompt": [pickle.dumps(prompt)]})["found"]
+        found = pickle.loads(row)
+        return found.key if isinstance(found, ScoredLine) else found
+
+    assert [done(prompt) for prompt in prompts] == [prompt.key for prompt in prompts]
+    for _ in range(2):
+        assert done(prompts[0]) == prompts[0].key
+    assert isinstance(done(prompts[0]), DataError)
+    worker._runner.close()
 
 
 @pytest.mark.parametrize("name", ["worker_cpus", "worker_gpus"])

@@ -83,15 +83,19 @@ class ShardSampler:
         sampler = SAMPLERS[config.sampler](config)
         self._draw = self._runner.run(self._stack.enter_async_context(sampler))
 
-    def _check(self, name: str, most: int) -> None:
+    def _check(self, name: str, most: int, counted: str = "") -> None:
         """Count one more attempt.
+
+        Args:
+            name: for people.
+            counted: what tells things apart whose names are alike; chats often begin with the same words.
 
         Raises:
             DataError: there have been too many, so workers died.
         """
         import ray
 
-        if ray.get(self._attempts.begin.remote(name)) > most:
+        if ray.get(self._attempts.begin.remote(counted or name)) > most:
             raise DataError(
                 f"{name} ended Ray workers {most} times (out of memory?); finished shards are kept, and the "
                 "same command goes on"
@@ -103,7 +107,8 @@ class ShardSampler:
         try:
             if self._failed is not None:
                 raise self._failed
-            self._check(f"the shard that begins with {prompts[0].key[:80]!r}", MOST_ATTEMPTS)
+            first = prompts[0].key
+            self._check(f"the shard that begins with {first[:80]!r}", MOST_ATTEMPTS, first)
             lines = self._runner.run(self._lines(prompts))
         except VbonError as error:
             return {"found": [pickle.dumps(error)]}
