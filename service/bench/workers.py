@@ -41,16 +41,15 @@ class _Side:
 
     async def measure(self, requests: int) -> None:
         """Send requests of one sequence each, and keep what they took."""
-        each = requests // _CLIENTS
+        url = f"{self.url}/generate?mode=ref"
         body = {"prompt": "the film was", "max_tokens": _TOKENS, "score": False}
-        job = LoadJob(f"{self.url}/generate?mode=ref", [body] * each, _IN_FLIGHT)
+        parts = [len(range(first, requests, _CLIENTS)) for first in range(_CLIENTS)]
+        jobs = [LoadJob(url, [body] * part, _IN_FLIGHT) for part in parts if part]
         before = self._cpu_s()
-        found = await asyncio.gather(*(load_in_child(job) for _ in range(_CLIENTS)))
+        found = await asyncio.gather(*(load_in_child(job) for job in jobs))
         after = self._cpu_s()
         self.per_second.append(sum(one.requests_per_second for one in found))
-        spent = [
-            (now - then) * 1e3 / (each * _CLIENTS) for then, now in zip(before, after, strict=True)
-        ]
+        spent = [(now - then) * 1e3 / requests for then, now in zip(before, after, strict=True)]
         self.parent_ms.append(spent[0])
         self.front_ms.append(spent[1])
 
