@@ -682,6 +682,7 @@ class ServiceSettings(Settings):
             ("expected", bool(self.expected)),
             ("distil.dir", self.distil.dir is not None),
             ("distil.policy", self.distil.policy is not None),
+            ("a store in memory", _is_in_memory(self.store)),
         ):
             if is_set:
                 raise ValueError(
@@ -800,3 +801,11 @@ class ServiceSettings(Settings):
                     f"{name} {value} is over limits.max_tokens {self.limits.max_tokens}"
                 )
         return self
+
+
+def _is_in_memory(store: str | None) -> bool:
+    """True if a store is SQLite's in the memory of one process."""
+    if store is None or ("://" in store and not store.startswith("sqlite")):
+        return False
+    name = re.sub(r"^sqlite[^/]*///?", "", store).partition("?")[0]
+    return not name or name.startswith(":memory:") or "mode=memory" in store

@@ -51,12 +51,24 @@ async def test_each_refused_route_exists_and_all_others_are_served() -> None:
         {"expected": ["vbon"]},
         {"distil": {"dir": "x"}},
         {"distil": {"dir": "x", "policy": "live"}},
+        {"store": ":memory:"},
+        {"store": "sqlite://"},
+        {"store": "sqlite:///:memory:"},
+        {"store": "sqlite+pysqlite:///:memory:?cache=shared"},
+        {"store": "sqlite:///file:x?mode=memory&uri=true"},
     ],
 )
 def test_settings_of_one_process_are_refused_at_the_start(settings: dict[str, object]) -> None:
     ServiceSettings(**settings)  # type: ignore[arg-type]
     with pytest.raises(ValidationError, match="needs a server of one process"):
         ServiceSettings(workers=2, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "store", ["x.db", "sqlite:///x.db", "sqlite:////tmp/x.db", "postgresql+psycopg://u@h/d", None]
+)
+def test_workers_may_have_any_store_that_they_share(store: str | None) -> None:
+    assert ServiceSettings(workers=2, store=store).store == store
 
 
 def test_the_front_ends_of_a_fleet_are_its_replicas() -> None:
