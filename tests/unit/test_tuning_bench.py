@@ -102,6 +102,11 @@ def test_a_recorded_search_is_looked_up_by_its_nearest_cell() -> None:
             "kl_nats is nan, and it must be fin",
         ),
         (SEARCH + "m,beta=0,ok,.6,1\nm,beta=2,ok,.6,1\n", 16, "beta is 0; .* logarithmic scales"),
+        (
+            SEARCH + 'm,beta=1,ok,.6,1\nm,"beta=2, rate=3",ok,.6,1\n',
+            16,
+            r"cells of m have different settings .beta, and beta, rate.; leave out",
+        ),
         (SEARCH + "m,beta=-1,ok,.6,1\nm,beta=2,ok,.6,1\n", 16, "beta is -1; .* leave out cells"),
     ],
 )

@@ -52,6 +52,13 @@ def recorded_problem(file: Path, n: int = 16) -> Problem:
         for name in sorted(names)
     }
     own = {cell.method: sorted(cell.settings) for cell in cells}
+    for cell in cells:
+        found, kept = sorted(cell.settings), own[cell.method]
+        if found != kept:
+            raise DataError(
+                f"{file}: cells of {cell.method} have different settings ({', '.join(found)}, and "
+                f"{', '.join(kept)}); leave out those of one kind"
+            )
 
     def ask(trial: optuna.Trial) -> Params:
         method = trial.suggest_categorical("method", list(own))
