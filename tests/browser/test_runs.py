@@ -166,6 +166,10 @@ async def test_again_asks_for_all_that_the_run_had_and_for_nothing_else(
         await page.get_by_role("button", name="Save").click()
         await expect(page.locator(".runs strong")).to_have_text("first")
         await expect(page.locator(".runs .badge")).to_have_text(["a, b"])  # still one tag
+        await expect(page.get_by_role("button", name="Rename first")).to_be_focused()
+        await page.get_by_role("button", name="Delete first").click()
+        await page.get_by_role("button", name="Delete it").click()
+        await expect(page.get_by_role("heading", name="Past runs")).to_be_focused()
     assert sent[0] == {
         "modes": ["ref", "vbon"], "n": [16], "concurrency": [2], "rate": [], "rounds": 7, "duration_s": 3,
         "warmup_s": 0.5, "max_tokens": 9, "slo_ms": {"e2e": 500, "ttft": 90}, "stream": False,

@@ -7,6 +7,7 @@ import { reportLink } from "./report.js";
 
 export class Kept {
   #on;
+  #title = el("h2", { id: "kept-title", tabindex: "-1" }, "Past runs");
   #list = el("div", {});
   #compared = el("div", { class: "compared" });
   #compare;
@@ -17,11 +18,12 @@ export class Kept {
 
   /** `on`: `show(id)`, `again(id)`, `compare(b, a)`, `label(id, {name, tags})`, `remove(id)`; the last two tell whether it worked. */
   constructor(on) {
-    this.#on = on;
+    const label = (id, labels) => this.#refocused(id, on.label(id, labels));
+    this.#on = { ...on, label, remove: (id) => this.#refocused(id, on.remove(id)) };
     this.#compare = el("button", { type: "button", class: "button slim", disabled: true, on: { click: () => this.#compareTicked() } }, "Compare two");
     this.node = el(
       "section", { class: "card stack tight", "aria-labelledby": "kept-title" },
-      el("div", { class: "row apart" }, el("h2", { id: "kept-title" }, "Past runs"), this.#compare),
+      el("div", { class: "row apart" }, this.#title, this.#compare),
       this.#list, this.#compared,
     );
   }
@@ -51,6 +53,14 @@ export class Kept {
   compared(found) {
     replace(this.#compared, comparison(found, (id) => called(this.#runs.find((run) => run.id === id), id)));
     this.#compared.scrollIntoView({ block: "nearest" });
+  }
+
+  /** The list is made anew after a change: the focus goes to the run that was changed, or above the list. */
+  async #refocused(id, changing) {
+    const done = await changing;
+    const line = [...this.#list.querySelectorAll("li")].find((one) => one.dataset.run === id);
+    if (done) (line?.querySelector("button[data-rename]") ?? this.#title).focus();
+    return done;
   }
 
   #lines() {

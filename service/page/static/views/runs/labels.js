@@ -13,6 +13,7 @@ export class Labels {
     const button = (words, open) =>
       el("button", { type: "button", class: "button quiet slim", "aria-label": `${words} ${name}`, on: { click: open } }, words);
     this.rename = button("Rename", () => this.#naming());
+    this.rename.dataset.rename = "";
     this.remove = button("Delete", () => this.#deleting());
   }
 
