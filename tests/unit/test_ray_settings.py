@@ -122,6 +122,9 @@ def test_a_worker_that_no_machine_has_room_for_is_refused(
     words = rf"no machine .* has the {cpus} CPUs and {gpus} GPUs .*4 CPUs, 0 GPUs; 2 CPUs, 1 GPUs\)"
     with pytest.raises(InvalidInputError, match=words + "; lower --worker-cpus or --worker-gpus"):
         session.check_room(cpus, gpus)
+    monkeypatch.setenv("RAY_ADDRESS", "")  # is none
+    with pytest.raises(InvalidInputError, match=words):
+        session.check_room(cpus, gpus)
     # A cluster elsewhere may grow.
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     session.check_room(cpus, gpus)

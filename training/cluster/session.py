@@ -111,7 +111,7 @@ def check_room(cpus: float, gpus: float) -> None:
         f"no machine of the Ray cluster has the {cpus:g} CPUs and {gpus:g} GPUs of a worker (machines: "
         f"{found or 'none'})"
     )
-    if os.environ.get("RAY_ADDRESS") is None:
+    if not os.environ.get("RAY_ADDRESS"):
         raise InvalidInputError(
             f"{lacking}; lower --worker-cpus or --worker-gpus, or name a larger cluster in RAY_ADDRESS",
             field="worker_gpus" if gpus else "worker_cpus",
