@@ -191,10 +191,17 @@ class Replicas(Generic[State]):
     async def _keep(self, replica: Replica[State]) -> None:
         """Stay connected to a replica; when cancelled, let its calls end and close the connection."""
         try:
-            pause_s = _FIRST_PAUSE_S
+            pause_s, told = _FIRST_PAUSE_S, ""
             while True:
                 with contextlib.suppress(ConnectionLostError):
-                    await replica.client.connect()
+                    try:
+                        await replica.client.connect()
+                    except ConnectionLostError as error:
+                        # Otherwise nobody listens, which those who start replicas know.
+                        if error.__cause__ is None and str(error) != told:
+                            told = str(error)
+                            logger.warning("%s: a replica refuses to be used: %s", self.owner, told)
+                        raise
                     pause_s = _FIRST_PAUSE_S
                     await self._follow(replica)
                 await asyncio.sleep(pause_s)

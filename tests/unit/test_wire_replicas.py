@@ -314,6 +314,25 @@ async def test_a_lost_connection_is_made_again(tmp_path: Path) -> None:
         await again.stop()
 
 
+async def test_a_replica_that_refuses_is_told_once_with_its_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.wire.replicas._FIRST_PAUSE_S", 0.01)
+    async with hosts(tmp_path, ENGINES, HostedEngines({"ref": FakeEngine()})) as [host]:
+        addresses = {
+            "strange": Address(host.server.address, "guess"),
+            "absent": Address(f"ipc://{tmp_path}/none", ""),
+        }
+        replicas = FixedReplicas[EngineStates]("policy 'ref'", ENGINES, addresses)
+        await replicas.use()
+        await eventually(lambda: "refuses" in caplog.text)
+        await asyncio.sleep(0.05)  # in which it is asked again
+        await replicas.release()
+    [line] = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert line.startswith("policy 'ref': a replica refuses")
+    assert "the secret is wrong" in line
+
+
 # The choice
 
 
