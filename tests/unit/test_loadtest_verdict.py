@@ -190,7 +190,7 @@ def test_five_rounds_of_whole_saturated_equal_levels_decide() -> None:
 @pytest.mark.parametrize(
     ("tuned", "sampled", "complete", "reason"),
     [
-        ({}, {}, False, "the run was interrupted"),
+        ({}, {}, False, "only part of the run was measured"),
         ({}, {"loads": (1, 8)}, True, "vbon and bon were measured at different load levels"),
         ({"rising": True}, {}, True, "vbon was not fully loaded"),
         ({}, {"rising": True}, True, "bon was not fully loaded"),

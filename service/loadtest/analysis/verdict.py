@@ -72,7 +72,7 @@ def assess(
     """
     if pair.reward_given_up is None:
         return "not measured", ["their rewards were not measured on the same prompts"]
-    reasons = [] if complete else ["the run was interrupted"]
+    reasons = [] if complete else ["only part of the run was measured"]
     reasons += _loads(tuned, sampled)
     reasons += [_unsaturated(side) for side in (tuned, sampled) if not _saturated(side)]
     reasons += _rounds(tuned, sampled)
