@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -37,6 +37,8 @@ from vbon.child_output import ensure_standard_files
 from vbon.engine import Engine
 from vbon.engine.remote.server import is_remote
 from vbon.errors import NotReadyError
+
+logger = logging.getLogger(__name__)
 
 # The parent decides how long models may load, and ends its workers if they cannot be loaded.
 _NO_LIMIT_S = 1e9
@@ -150,12 +152,18 @@ class Reports:
         name = uuid4().hex
         try:
             while True:
-                with contextlib.suppress(WireError):
+                try:
                     await self._client.connect()
                     async for number in self._client.stream("wanted", name):
                         page = self._runtime.metrics.registry.collect()
                         parts = [MetricParts.of(family) for family in page]
                         self._client.tell("report", name, number, parts)
+                except WireError:
+                    pass
+                except (
+                    Exception
+                ):  # the next report may succeed, and without any there are no metrics
+                    logger.exception("this worker's metrics cannot be reported")
                 await asyncio.sleep(_AGAIN_S)
         finally:
             self._client.close()

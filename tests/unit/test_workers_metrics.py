@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
+from service.wire import WireServer
 from service.wire.hosted import MetricParts
-from service.workers.pages import MetricPages
+from service.workers.pages import PAGES, MetricPages
 from service.workers.places import Places
 from service.workers.summed import counted, summed
 from service.workers.worker import Reports
@@ -192,3 +194,36 @@ async def test_without_the_parent_the_metrics_are_refused(tmp_path: Path) -> Non
     assert answer.status_code == 503
     assert answer.json()["error"]["type"] == "not_ready"
     assert "other workers" in answer.json()["error"]["message"]
+
+
+async def test_a_report_that_fails_is_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.workers.worker._AGAIN_S", 0.01)
+    runtime, places = make_runtime(), Places(str(tmp_path), "word")
+    runtime.metrics.scored_texts.labels("reward").inc(3)
+    collect, failures = runtime.metrics.registry.collect, [RuntimeError("changed meanwhile")]
+
+    def failing() -> Iterable[Metric]:
+        if failures:
+            raise failures.pop()
+        return collect()
+
+    monkeypatch.setattr(runtime.metrics.registry, "collect", failing)
+    pages = MetricPages(Process().registry)
+    server = WireServer(places.metrics.url, pages, PAGES, secret=places.secret)
+    await server.start()
+    reports = Reports(runtime, places)
+    reports.start()
+
+    async def counted_there() -> float | None:
+        found = values([parts.metric for parts in await pages.sum()])
+        return found.get(("vbon:scored_texts_total", "reward"))
+
+    try:
+        async with asyncio.timeout(5):
+            while await counted_there() != 3:  # noqa: ASYNC110  (another side's state)
+                await asyncio.sleep(0.01)
+    finally:
+        await reports.stop()
+        await server.stop()
