@@ -150,6 +150,13 @@ async def test_a_run_without_a_recommendation_and_one_of_other_models_apply_noth
         ({"search": report()["search"] | {"prompts": {"tune": True}}}, "prompts.tune"),
         ({"recommended_setting": row().model_dump(mode="json") | {"unscored": False}}, "unscored"),
         ({"out": "x" * 601}, "out"),
+        ({"out": False}, "out"),
+        ({"error": True}, "error"),
+        ({"recommended_setting": row().model_dump(mode="json") | {"mode": False}}, "mode"),
+        ({"policies": True}, "policies"),
+        ({"started": 0}, "started"),
+        ({"started": "2026-01-31T12:00:00"}, "started"),
+        ({"best": tuned_setting() | {"reaches": 0}}, "reaches"),
     ],
 )
 async def test_reports_that_cannot_be_are_refused(

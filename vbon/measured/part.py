@@ -21,13 +21,23 @@ class Part(BaseModel):
             return data
         taking = _taking_booleans(cls)
         return {
-            name: value if name in taking else written_out(value) for name, value in data.items()
+            name: value if name in taking else no_boolean(value) for name, value in data.items()
         }
 
 
-def written_out(value: Any) -> Any:
-    """A boolean as the word it is in JSON, so that it is refused where Python would take it for 0 or 1."""
-    return str(value).lower() if isinstance(value, bool) else value
+class _Misplaced:
+    """A boolean in the place of something else, which no field of another type takes."""
+
+    def __init__(self, value: bool) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        return str(self._value).lower()
+
+
+def no_boolean(value: Any) -> Any:
+    """The value, or in the place of a boolean an object that is refused where Python would take 0 or 1."""
+    return _Misplaced(value) if isinstance(value, bool) else value
 
 
 @cache

@@ -22,7 +22,7 @@ from pydantic import (
 
 from vbon.errors import DataError
 from vbon.maths.intervals import MeanInterval
-from vbon.measured.part import Part, written_out
+from vbon.measured.part import Part, no_boolean
 from vbon.storage.atomic import read_errors, write_json
 from vbon.storage.json_files import read_json_file
 from vbon.storage.validation import first_problem
@@ -51,6 +51,12 @@ def _not_negative(found: MeanInterval) -> MeanInterval:
     return found
 
 
+def _no_number(found: Any) -> Any:
+    if not isinstance(found, str | datetime):
+        raise ValueError("a time must be a text such as 2026-01-31T12:00:00Z")
+    return found
+
+
 def _in_utc(found: datetime) -> datetime:
     try:
         return found.astimezone(UTC)
@@ -61,9 +67,10 @@ def _in_utc(found: datetime) -> datetime:
 def _of_numbers(found: Any) -> Any:
     if not isinstance(found, Mapping):
         return found
-    return {name: written_out(value) for name, value in found.items()}
+    return {name: no_boolean(value) for name, value in found.items()}
 
 
+Time = Annotated[AwareDatetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 Estimate = Annotated[MeanInterval, BeforeValidator(_of_numbers), AfterValidator(_encloses)]
 Amount = Annotated[Estimate, AfterValidator(_not_negative)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -148,9 +155,7 @@ class MeasuredTable(Part):
     """
 
     version: int = VERSION
-    made_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] = Field(
-        default_factory=lambda: datetime.now(UTC)
-    )
+    made_at: Time = Field(default_factory=lambda: datetime.now(UTC))
     made_by: Maker
     prompts: MeasuredPrompts
     hardware: str = Field(min_length=1, max_length=512)

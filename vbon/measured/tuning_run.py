@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StringConstraints, model_validator
 
-from vbon.measured.part import Part, written_out
-from vbon.measured.table import Amount, Estimate, MeasuredSetting, Name, Revision
+from vbon.measured.part import Part, no_boolean
+from vbon.measured.table import Amount, Estimate, MeasuredSetting, Name, Revision, Time
 from vbon.measured.target import Metric
 
 MOST_TRIALS = 500  # of a report; of more, the newest
@@ -41,7 +41,7 @@ class TunedSetting(Part):
     gains: dict[Metric, Estimate] = Field(min_length=1)
     margin: Estimate | None = None
     price: Amount | None = None
-    reaches: bool
+    reaches: StrictBool
     over_limits: list[Text] = Field(default=[], max_length=4)
 
 
@@ -115,7 +115,7 @@ class TuningSearch(Part):
     finalists: int = Field(ge=1)
     trials: int | None = Field(None, ge=1, description="planned; null if only the budget ends them")
     budget_s: Positive | None = None
-    prompts: dict[Name, Annotated[int, BeforeValidator(written_out), Field(ge=0)]] = Field(
+    prompts: dict[Name, Annotated[int, BeforeValidator(no_boolean), Field(ge=0)]] = Field(
         default={}, max_length=8, description="number of prompts by their use"
     )
     space: File = Field("", description="the search space, as TOML")
@@ -137,7 +137,7 @@ class TuningReport(Part):
     version: Literal[1] = 1
     status: Status
     phase: Phase
-    started: AwareDatetime
+    started: Time
     next_within_s: float = Field(
         120.0,
         gt=0,
