@@ -52,6 +52,10 @@ async def client(sandbox: Path, tmp_path: Path) -> AsyncGenerator[httpx.AsyncCli
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             client.headers.update(bearer(ROOT_KEY))
+            # The state of the rollout is read from the store beside the engines' start.
+            async with asyncio.timeout(60):
+                while (await client.get("/distil/checkpoints")).status_code != 200:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
             yield client
 
 
