@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -362,7 +363,7 @@ async def limits_seen() -> AsyncGenerator[Callable[[], SharedState], None]:
         return await handle.place.remote()
 
     client = await limits_connector(place)()
-    async with aclosing(client.stream("join", "observer")) as states:
+    async with aclosing(client.stream("join", uuid4().hex, "observer")) as states:
         seen = [await anext(states)]
 
         async def watch() -> None:
