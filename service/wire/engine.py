@@ -11,7 +11,7 @@ from prometheus_client import Metric
 
 from service.wire.errors import ConnectionLostError, LeavingError, WireError
 from service.wire.hosted import EngineState, Growth
-from service.wire.replicas import Replica, Replicas
+from service.wire.replicas import Replica, Replicas, ReplicasInUse
 from vbon.engine.protocol import (
     Candidate,
     FoundCalls,
@@ -22,7 +22,6 @@ from vbon.engine.protocol import (
 )
 from vbon.errors import (
     CandidateCountError,
-    CheckpointError,
     EngineDeadError,
     EngineError,
     NotReadyError,
@@ -67,8 +66,8 @@ class WireEngine:
         self.info = ModelInfo(path, "unknown", 0)
         self._finds_calls = False
         self._replicas, self._policy = replicas, policy
-        self._start_timeout_s, self._remedy = start_timeout_s, remedy
-        self._started = self._in_use = False
+        self._use = ReplicasInUse(replicas, self._learn, start_timeout_s, remedy)
+        self._started = False
         self._unfinished = 0
 
     async def start(self) -> None:
@@ -77,27 +76,13 @@ class WireEngine:
         Raises:
             CheckpointError: no replica was ready in time.
         """
-        if not self._in_use:
-            self._in_use = True
-            await self._replicas.use()
-            self._replicas.listeners.append(self._learn)
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                await self._replicas.until(lambda: self._ready)
-        except TimeoutError as error:
-            raise CheckpointError(
-                f"no replica of {self._owner} was ready within {self._start_timeout_s:g} s; {self._remedy}"
-            ) from error
-        self._learn()
+        await self._use.start(self._owner, lambda: self._ready)
         self._started = True
 
     async def stop(self) -> None:
         """Take no more requests; the replicas belong to who started them."""
         self._started = False
-        if self._in_use:
-            self._in_use = False
-            self._replicas.listeners.remove(self._learn)
-            await self._replicas.release()
+        await self._use.stop()
 
     async def check(self) -> None:
         """Do nothing: who started the replicas checks them and replaces those that are dead."""

@@ -16,6 +16,7 @@ from service.wire.errors import ConnectionLostError, LeavingError, WireError
 from service.wire.interface import Interface
 from service.wire.timing import Timing
 from vbon.engine.affinity import Load, Placement, PrefixAffinity, least_busy
+from vbon.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -248,6 +249,53 @@ class Replicas(Generic[State]):
         self._changed.set()
         for listener in list(self.listeners):
             listener()
+
+
+class ReplicasInUse(Generic[State]):
+    """The use that an engine or a scorer makes of replicas, from its start to its stop.
+
+    Args:
+        learn: called whenever a replica changes, from the start on.
+        start_timeout_s: seconds in which :meth:`start` waits for the first replica.
+        remedy: the end of the error if there was none.
+    """
+
+    def __init__(
+        self,
+        replicas: Replicas[State],
+        learn: Callable[[], None],
+        start_timeout_s: float,
+        remedy: str,
+    ) -> None:
+        self._replicas, self._learn = replicas, learn
+        self._start_timeout_s, self._remedy = start_timeout_s, remedy
+        self._begun = False
+
+    async def start(self, owner: str, ready: Callable[[], object]) -> None:
+        """Wait until the replicas of ``owner`` are ready; may be called again.
+
+        Raises:
+            CheckpointError: no replica was ready in time.
+        """
+        if not self._begun:
+            self._begun = True
+            await self._replicas.use()
+            self._replicas.listeners.append(self._learn)
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                await self._replicas.until(ready)
+        except TimeoutError as error:
+            raise CheckpointError(
+                f"no replica of {owner} was ready within {self._start_timeout_s:g} s; {self._remedy}"
+            ) from error
+        self._learn()
+
+    async def stop(self) -> None:
+        """End the use, if it has begun."""
+        if self._begun:
+            self._begun = False
+            self._replicas.listeners.remove(self._learn)
+            await self._replicas.release()
 
 
 class FixedReplicas(Replicas[State]):

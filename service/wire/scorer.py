@@ -17,8 +17,8 @@ from service.wire.errors import (
     rebuilt_error,
 )
 from service.wire.hosted import ScorerState
-from service.wire.replicas import Replicas
-from vbon.errors import CheckpointError, RewardDeadError, RewardError
+from service.wire.replicas import Replicas, ReplicasInUse
+from vbon.errors import RewardDeadError, RewardError
 from vbon.prompts import Prompt
 from vbon.trace_context import NO_TRACE, trace_headers
 
@@ -55,8 +55,8 @@ class WireScorer:
     ) -> None:
         self.name, self.revision = name, "unknown"
         self._replicas = replicas
-        self._start_timeout_s, self._remedy = start_timeout_s, remedy
-        self._started = self._in_use = False
+        self._use = ReplicasInUse(replicas, self._learn, start_timeout_s, remedy)
+        self._started = False
         self._new: list[_Waiting] = []
         self._calls: set[asyncio.Task[None]] = set()
         self.waiting = 0
@@ -72,18 +72,7 @@ class WireScorer:
         Raises:
             CheckpointError: no replica was ready in time.
         """
-        if not self._in_use:
-            self._in_use = True
-            await self._replicas.use()
-            self._replicas.listeners.append(self._learn)
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                await self._replicas.until(lambda: self._replicas.ready(_is_alive))
-        except TimeoutError as error:
-            raise CheckpointError(
-                f"no replica of {self._owner} was ready within {self._start_timeout_s:g} s; {self._remedy}"
-            ) from error
-        self._learn()
+        await self._use.start(self._owner, lambda: self._replicas.ready(_is_alive))
         self._started = True
 
     async def check(self) -> None:
@@ -97,10 +86,7 @@ class WireScorer:
         for call in list(self._calls):
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        if self._in_use:
-            self._in_use = False
-            self._replicas.listeners.remove(self._learn)
-            await self._replicas.release()
+        await self._use.stop()
 
     def _learn(self) -> None:
         """Take over what a replica tells of its model."""
