@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.fleet.bench.models import IdleBuilder
 from service.fleet.settings import FleetSettings
 from service.runtime.batching_scorer import BatchingScorer
-from service.settings import ServiceSettings
 from tests.unit.fakes import FakeReward
-from vbon.engine import Engine
 from vbon.engine.fake import FakeEngine
 
 
@@ -30,19 +29,10 @@ class FragileEngine(FakeEngine):
 DEADLY = [666]
 
 
-class FakeBuilder:
-    """Builds fake engines; a policy's path says how many milliseconds a token takes: ``fake:2``."""
+class FakeBuilder(IdleBuilder):
+    """Builds fragile engines and fake rewards."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self._settings = settings
-
-    def place(self, policy: str, path: str | None) -> None:
-        raise NotImplementedError
-
-    def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
-        path = self._settings.policies[policy]
-        seconds = float(path.partition(":")[2] or 0) / 1000
-        return {policy: FragileEngine(path, max_model_len=4_096, seconds_per_token=seconds)}
+    engine = FragileEngine
 
     def scorer(self, name: str) -> BatchingScorer:
         return BatchingScorer(FakeReward())

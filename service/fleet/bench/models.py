@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.served_scorer import ServedScorer
@@ -31,7 +32,13 @@ class LengthReward:
 
 
 class IdleBuilder:
-    """Builds fake engines; a policy's path tells the milliseconds of a token: ``fake:2``."""
+    """Builds fake engines; a policy's path tells the milliseconds of a token: ``fake:2``.
+
+    Attributes:
+        engine: the class of the engines.
+    """
+
+    engine: ClassVar[type[FakeEngine]] = FakeEngine
 
     def __init__(self, settings: ServiceSettings) -> None:
         self._settings = settings
@@ -44,7 +51,7 @@ class IdleBuilder:
         """The engine of a policy."""
         path = self._settings.policies[policy]
         seconds = float(path.partition(":")[2] or 0) / 1000
-        return {policy: FakeEngine(path, max_model_len=4_096, seconds_per_token=seconds)}
+        return {policy: self.engine(path, max_model_len=4_096, seconds_per_token=seconds)}
 
     def scorer(self, name: str) -> ServedScorer:
         """The scorer of texts by their lengths."""
