@@ -24,7 +24,7 @@ from vbon.tuning.bench.config import TuneBenchConfig  # noqa: E402
 from vbon.tuning.bench.functions import FUNCTIONS  # noqa: E402
 from vbon.tuning.bench.journal import Journal  # noqa: E402
 from vbon.tuning.bench.prior_draws import DRAWS, drawn_problem  # noqa: E402
-from vbon.tuning.bench.problem import Measurement, Problem  # noqa: E402
+from vbon.tuning.bench.problem import Measurement, Params, Problem  # noqa: E402
 from vbon.tuning.bench.recorded import recorded_problem  # noqa: E402
 from vbon.tuning.bench.report import choice, figures, markdown, marks_of, sentences  # noqa: E402
 from vbon.tuning.bench.run import StudyRecord, run_study  # noqa: E402
@@ -33,6 +33,8 @@ from vbon.tuning.bench.settings_table import (  # noqa: E402
     settings_problems,
     shipped_problems,
 )
+from vbon.tuning.registry import SAMPLERS, startup_options  # noqa: E402
+from vbon.tuning.studies import opened_study  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -141,6 +143,43 @@ def test_studies_of_a_seed_have_the_same_start_and_the_recommended_point_s_exact
     assert (np.diff(regrets(quiet, "random", 3, 8, 5)) <= 0).all()
     never = Problem("no", "", ask, lambda p: Measurement(p["x"], {"c": 1.0}), 0.0, 9.0, 0.1)
     assert (regrets(never, "random", 3, 6, 5) == 9).all()
+
+
+# Of the others, tests/integration/test_tuning_botorch.py has it: what they import takes seconds.
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS.built_in) - {"qlognei", "sto-bnts"}))
+def test_models_look_at_outcomes_from_the_first_evaluation_after_the_start(sampler: str) -> None:
+    """Two studies differ in their outcomes alone; one point after the start they differ in what they ask."""
+    asked: dict[float, list[float]] = {}
+    for sign in (1.0, -1.0):
+        seen = asked[sign] = []
+
+        def ask(trial: optuna.Trial, seen: list[float] = seen) -> dict[str, float]:
+            seen.append(trial.suggest_float("x", 0, 1))
+            return {"x": seen[-1]}
+
+        def measure(params: Params, sign: float = sign) -> Measurement:
+            return Measurement(sign * params["x"])
+
+        run_study(Problem("line", "", ask, measure, -1.0, 9.0, 0.1), sampler, 0, 5, 4)
+    assert asked[1.0][:4] == asked[-1.0][:4]
+    assert (asked[1.0][4] == asked[-1.0][4]) == (sampler == "random")
+
+
+def test_samplers_that_take_no_number_of_first_trials_are_made_without_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Own(optuna.samplers.RandomSampler):
+        def __init__(self, seed: int | None = None, **_: object) -> None:
+            super().__init__(seed)
+
+    def plain(seed: int | None = None) -> optuna.samplers.BaseSampler:
+        return Own(seed)
+
+    made = {"own": Own, "plain": plain, "random": plain, "gp": SAMPLERS["gp"]}
+    monkeypatch.setattr("vbon.tuning.registry._factory", made.__getitem__)
+    assert [startup_options(name, 4) for name in made] == [{}, {}, {}, {"n_startup_trials": 4}]
+    study = opened_study("s", f"sqlite:///{tmp_path / 's.db'}", "plain", 0, 4, {})
+    assert isinstance(study.sampler, Own)
 
 
 @pytest.mark.parametrize("kernel", ["matern-5/2", "ntk"])
@@ -419,16 +458,20 @@ def test_an_interrupt_before_a_seed_is_complete_has_nothing_to_report(
     [
         ("", "not a journal of this bench"),
         ("no json\n", "not a journal of this bench"),
-        ('{"version": 0, "asked": {}}\n', "has version 0, and this program goes on with version 1"),
         (
-            '{"version": 1, "asked": {"trials": 9}}\n',
+            '{"version": 1, "asked": {"trials": 6}}\n',
+            "has version 1, and this program goes on with version 2; give --journal another file",
+        ),
+        ('{"version": 0, "asked": {}}\n', "has version 0, and this program goes on with version 2"),
+        (
+            '{"version": 2, "asked": {"trials": 9}}\n',
             "studies of another bench: trials was 9 and is 6 now; give --journal another file",
         ),
-        ('{"version": 1, "asked": {"trials": 6}}\n{"problem": 3}\n', "line 2 of .* is damaged"),
+        ('{"version": 2, "asked": {"trials": 6}}\n{"problem": 3}\n', "line 2 of .* is damaged"),
         ("\udcff\udcfe\n", "not a journal of this bench"),
         *(
             (
-                f'{{"version": 1, "asked": {{"trials": 6}}}}\n{{"problem": "p", "sampler": "gp", "seed": 0, '
+                f'{{"version": 2, "asked": {{"trials": 6}}}}\n{{"problem": "p", "sampler": "gp", "seed": 0, '
                 f'"seconds": 1, "regrets": {regrets}}}\n',
                 "line 2 of .* is damaged .its regrets are not 6 finite numbers.; remove it",
             )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SamplerFactory = Callable[..., "BaseSampler"]
 
 DEFAULT_SAMPLER = "gp"
+_STARTUP = "n_startup_trials"
 # The packages that samplers need, with the extra that installs each.
 _PACKAGES = (("optuna", "tune"), ("torch", "train"))
 _FURTHER = {"qlognei": (("botorch", "botorch"), ("optuna_integration", "botorch"))}
@@ -94,6 +95,34 @@ def make_sampler(
         InvalidInputError: the name is not registered, or its plug-in cannot be used.
         ModuleNotFoundError: Optuna, torch or a package that this sampler needs is not installed.
     """
+    factory = _factory(name)
+    try:
+        return factory(seed=seed, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        known = [key for key in inspect.signature(factory).parameters if key != "seed"]
+        unknown = sorted(options.keys() - set(known))
+        if not unknown:
+            raise
+        raise InvalidInputError(
+            f"the sampler {name!r} has no option {unknown[0]!r}; it has {', '.join(known)}",
+            field="sampler",
+        ) from error
+
+
+def startup_options(name: str, trials: int) -> dict[str, int]:
+    """The options with which a sampler uses its model after so many trials; none if it takes no such number.
+
+    Raises:
+        InvalidInputError: the name is not registered, or its plug-in cannot be used.
+        ModuleNotFoundError: a package that this sampler needs is not installed.
+    """
+    return {_STARTUP: trials} if _takes(_factory(name), _STARTUP) else {}
+
+
+def _factory(name: str) -> SamplerFactory:
+    """The class or function of a sampler, if the packages that it needs are installed."""
     SAMPLERS.entry(name)
     lacking = missing_package(name)
     if lacking is not None:
@@ -103,19 +132,21 @@ def make_sampler(
             f"{extra}: pip install 'vbon[{extra}]'",
             name=package,
         )
-    try:
-        return SAMPLERS[name](seed=seed, **options)
-    except TypeError as error:
-        if not options:
-            raise
-        known = [key for key in inspect.signature(SAMPLERS[name]).parameters if key != "seed"]
-        unknown = sorted(options.keys() - set(known))
-        if not unknown:
-            raise
-        raise InvalidInputError(
-            f"the sampler {name!r} has no option {unknown[0]!r}; it has {', '.join(known)}",
-            field="sampler",
-        ) from error
+    return SAMPLERS[name]
+
+
+def _takes(factory: SamplerFactory, argument: str) -> bool:
+    """Whether a class or function has an argument, also one that its class passes on to a base class."""
+    layers: list[Any] = [factory]
+    if isinstance(factory, type):
+        layers = [vars(base)["__init__"] for base in factory.__mro__ if "__init__" in vars(base)]
+    for layer in layers:
+        found = inspect.signature(layer).parameters
+        if argument in found:
+            return True
+        if all(one.kind is not one.VAR_KEYWORD for one in found.values()):
+            return False
+    return False
 
 
 def missing_package(name: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vbon.errors import DataError
 from vbon.storage.database_urls import without_password
-from vbon.tuning.registry import make_sampler
+from vbon.tuning.registry import make_sampler, startup_options
 
 if TYPE_CHECKING:
     import optuna
@@ -32,8 +32,7 @@ def opened_study(
 
     shown = without_password(storage)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    options = {} if sampler == "random" else {"n_startup_trials": startup}
-    made = make_sampler(sampler, seed=seed, **options)
+    made = make_sampler(sampler, seed=seed, **startup_options(sampler, startup))
     try:
         study = optuna.create_study(
             storage=storage,

@@ -45,7 +45,7 @@ class TuneBenchConfig(Settings):
     start: int = Field(
         10,
         ge=1,
-        description="evaluations that all samplers have in common; models are used from the eleventh on",
+        description="evaluations that all samplers have in common; models are used from the next one on",
     )
     journal: Path | None = Field(
         None,

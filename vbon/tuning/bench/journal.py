@@ -14,7 +14,8 @@ from vbon.storage.atomic import read_errors, write_errors, write_text
 from vbon.tuning.bench.run import StudyRecord
 from vbon.tuning.studies import differences
 
-VERSION = 1
+# 2: models are used from the end of the common start on, not from the eleventh evaluation on.
+VERSION = 2
 Key = tuple[str, str, int]  # problem, sampler, seed
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vbon.maths.seeds import seed_of
 from vbon.tuning.bench.problem import Instance, Measurement, Problem
-from vbon.tuning.registry import make_sampler
+from vbon.tuning.registry import make_sampler, startup_options
 
 Float = NDArray[np.float64]
 
@@ -36,8 +36,9 @@ def run_study(problem: Problem, sampler: str, seed: int, trials: int, start: int
     """Minimise the problem's function of a seed.
 
     The first ``start`` points, the function and the noise of each evaluation depend on the problem and the
-    seed only, so that samplers are compared in pairs. The recommended point is the one with the best measured
-    value among those that met the constraints; its regret is that of its exact value.
+    seed only, so that samplers are compared in pairs. From the next point on, each sampler uses its model of
+    the outcomes, whatever number of points it would wait for by itself. The recommended point is the one with
+    the best measured value among those that met the constraints; its regret is that of its exact value.
     """
     hashed = seed_of(f"{problem.name}/{seed}")
     instance = problem.instance(seed)
@@ -49,7 +50,8 @@ def run_study(problem: Problem, sampler: str, seed: int, trials: int, start: int
         study = optuna.create_study(sampler=make_sampler(START, hashed, n_startup_trials=start))
         for number in range(trials):
             if number == start:
-                study.sampler = make_sampler(sampler, hashed)
+                options = startup_options(sampler, start)
+                study.sampler = make_sampler(sampler, hashed, **options)
             begun = time.process_time()
             trial = study.ask()
             params = problem.ask(trial)
