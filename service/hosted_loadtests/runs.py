@@ -210,7 +210,7 @@ class LoadTestRuns:
     async def report(self, run_id: str, result: str) -> bytes:
         """The HTML report: the one that the run wrote, otherwise one rendered by a child process.
 
-        Rendering needs plotly, which would take the server's memory and time.
+        Rendering reads all samples of the run, which would take the server's memory and time.
 
         Raises:
             ExportError: the report cannot be rendered or written.

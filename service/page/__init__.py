@@ -18,23 +18,15 @@ from pathlib import Path
 STATIC = Path(__file__).parent / "static"
 INDEX, DOCS = "index.html", "docs.html"
 DOCUMENTS = frozenset({INDEX, DOCS})
-PLOTLY = "plotly.min.js"
 # Libraries are served from the packages that contain them: (package, folder, file).
 _LIBRARIES = {
-    PLOTLY: ("plotly", "package_data", PLOTLY),
     "swagger-ui-bundle.js": ("fastapi_offline", "static", "swagger-ui-bundle.js"),
     "swagger-ui.css": ("fastapi_offline", "static", "swagger-ui.css"),
 }
 
-# plotly inserts two <style> elements: an empty one, which it fills through the DOM, and one for maps. The two
-# hashes are those of the empty text and of the style for maps in plotly 6.9. With another version the browser
-# rejects the style for maps and reports that in its console, without other effects. Plotly's camera button
-# makes an image as a blob.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; "
-    "style-src 'self' 'sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=' "
-    "'sha256-V2sIX92Uh6ZaGSFTKMHghsB85b9toJtmazgG09AI2uk='; "
-    "img-src 'self' data: blob:; connect-src 'self'; "
+    "style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _TYPES = {".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -76,7 +68,7 @@ def page_contents() -> dict[str, bytes]:
 def read_asset(name: str) -> Asset:
     """One of ``page_files``.
 
-    The first call compresses the file, which takes a second for plotly: call it in a thread.
+    The first call compresses the file, which takes a third of a second for Swagger UI: call it in a thread.
     """
     path, content = page_files()[name], page_contents()[name]
     packed = gzip.compress(content, mtime=0) if len(content) > _MIN_PACKED_BYTES else None

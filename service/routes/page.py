@@ -29,7 +29,7 @@ async def get_docs(request: Request) -> Response:
 
 @router.api_route("/page/{name:path}", methods=_READ)
 async def get_page_file(request: Request, name: str) -> Response:
-    """One of the page's files: a script, the style sheet, an icon or the chart library."""
+    """One of the page's files: a script, the style sheet, an icon or a part of Swagger UI."""
     if name in DOCUMENTS or name not in page_files():
         raise NotFoundError(f"the page has no file {name!r}")
     return await _send(request, name, {})

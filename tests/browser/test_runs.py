@@ -67,9 +67,9 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         await expect(state(page, "finished")).to_be_visible(timeout=LONG_MS)
         await expect(page.get_by_role("heading", name="What it says")).to_be_visible()
         await expect(
-            page.get_by_role("figure", name="Throughput against latency: ref at 2")
+            page.get_by_role("img", name="Throughput against latency: ref at 2")
         ).to_be_visible()
-        await expect(page.get_by_role("figure", name="Reward against cost: ref")).to_be_visible()
+        await expect(page.get_by_role("img", name="Reward against cost: ref")).to_be_visible()
         speed = page.get_by_role("table", name="Speed of each mode at each load")
         await expect(speed.get_by_role("rowheader")).to_have_text(
             ["ref", "vbon", "bon (N=2)", "bon (N=4)"]
@@ -269,7 +269,7 @@ async def test_the_real_service_measures_itself(visitor: Visitor, real_url: str)
     await fill(page, seconds=1)
     await page.get_by_role("button", name="Start").click()
     await expect(state(page, "finished")).to_be_visible(timeout=2 * LONG_MS)
-    await expect(page.get_by_role("figure", name="Reward against cost: ref")).to_be_visible()
+    await expect(page.get_by_role("img", name="Reward against cost: ref")).to_be_visible()
     speed = page.get_by_role("table", name="Speed of each mode at each load")
     await expect(speed.get_by_role("columnheader", name="TTFT p50 / p95, ms")).to_be_visible()
     await expect(speed.get_by_role("columnheader", name="failed")).to_have_count(0)

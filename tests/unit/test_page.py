@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from service.auth.keys import new_key, write_keys
-from service.page import PAGE_POLICY, PLOTLY, STATIC, page_files
+from service.page import PAGE_POLICY, STATIC, page_files
 from service.page.bundle import bundle, json_for_script
 from tests.unit.fakes import make_runtime, serving
 from vbon import __file__ as package_file
 
 SOURCES = sorted(path for path in STATIC.rglob("*") if path.is_file())
 ROOT = Path(package_file).parents[1]
+SWAGGER = "swagger-ui-bundle.js"
 # Names of XML namespaces; nothing is loaded from these addresses.
 NAMESPACES = {"http://www.w3.org/2000/svg"}
 
@@ -25,7 +26,7 @@ def test_the_page_is_made_of_files_that_an_installed_package_has() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"service.page" = ["static/**/*"]' in text
     names = set(page_files())
-    assert {"index.html", "app.css", "app.js", "views/play.js", PLOTLY} <= names
+    assert {"index.html", "app.css", "app.js", "views/play.js", SWAGGER} <= names
 
 
 async def test_every_file_is_served_with_its_type_and_packed_where_that_helps() -> None:
@@ -69,7 +70,7 @@ async def test_a_browser_that_has_a_file_is_not_sent_it_again() -> None:
         for path, caching in (
             ("/", "no-cache"),
             ("/page/app.js", "no-cache"),
-            (f"/page/{PLOTLY}", "public, max-age=86400"),
+            (f"/page/{SWAGGER}", "public, max-age=86400"),
         ):
             first = await client.get(path)
             tag = first.headers["etag"]
@@ -174,7 +175,7 @@ def test_what_a_file_loads_is_there(path: Path) -> None:
         assert found.removeprefix("/page/") in page_files(), name
 
 
-@pytest.mark.parametrize("name", [PLOTLY, "swagger-ui-bundle.js", "swagger-ui.css"])
+@pytest.mark.parametrize("name", [SWAGGER, "swagger-ui.css"])
 def test_libraries_are_served_from_their_packages(name: str) -> None:
     path = page_files()[name]
     assert path.is_file()

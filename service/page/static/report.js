@@ -1,5 +1,6 @@
 // The script of a load test's report: the Decide view over the figures in the file, and its charts.
 
+import { plot } from "./charts.js";
 import { comparison } from "./comparison.js";
 import { el, replace } from "./dom.js";
 import { looksOf } from "./styles.js";
@@ -8,7 +9,6 @@ import { Controls } from "./views/decide/controls.js";
 import { costChart } from "./views/decide/cost_chart.js";
 import { statement } from "./views/decide/statement.js";
 import { tiles } from "./views/decide/tiles.js";
-import { xyChart, xyTable } from "./xy_chart.js";
 
 const GREY = "var(--series-6)";
 
@@ -54,8 +54,8 @@ function charts(found) {
     const series = chart.series.map((one) => ({ ...one, colour: colourOf(one.name), symbol: one.marked ? (looks.get(one.name)?.symbol ?? "circle") : null }));
     const drawn = { ...chart, series };
     const node = el("div", {});
-    place.append(el("figure", { class: "card stack tight", "aria-label": chart.title }, el("h3", {}, chart.title), node, el("figcaption", { class: "muted small" }, chart.caption), xyTable(drawn)));
-    return () => xyChart(node, { ...drawn, series: series.filter((one) => !hidden.has(one.name)) });
+    place.append(el("figure", { class: "card stack tight", "aria-label": chart.title }, el("h3", {}, chart.title), node, el("figcaption", { class: "muted small" }, chart.caption)));
+    return () => plot(node, { ...drawn, series: series.filter((one) => !hidden.has(one.name)) }, { legend: false });
   });
   const all = () => cards.forEach((draw) => draw());
   const names = [...new Set([...found.variants, ...found.charts.flatMap((chart) => chart.series.map((one) => one.name))])];
@@ -72,7 +72,6 @@ function charts(found) {
     else hidden.add(name);
     all();
   };
-  new ResizeObserver(all).observe(place);
   all();
 }
 

@@ -103,7 +103,7 @@ class Explore {
     if (!this.#winRate.isConnected) return;
     const gold = this.#gold.checked;
     for (const [node, field] of [[this.#winRate, "win_rate"], [this.#reward, "reward"]]) {
-      plot(node, ...frontierPlot(this.#found, field, gold)).catch((error) => replace(node, el("p", { class: "error" }, error.message)));
+      plot(node, frontierPlot(this.#found, field, gold));
     }
   }
 }

@@ -1,11 +1,11 @@
 // Win rate, reward and KL from checkpoint to checkpoint.
 
-import { colour, plain, plot } from "../../charts.js";
-import { el, number, replace } from "../../dom.js";
+import { plot } from "../../charts.js";
+import { el, number } from "../../dom.js";
 
-const HELD_OUT = "--series-1";
-const SHADOWED = "--series-2";
-const BEST_OF_N = "--series-6";
+const HELD_OUT = "var(--series-1)";
+const SHADOWED = "var(--series-2)";
+const BEST_OF_N = "var(--series-6)";
 
 export class Course {
   #winRate = el("div", {});
@@ -32,7 +32,7 @@ export class Course {
     this.node.hidden = checkpoints.length === 0;
   }
 
-  /** Draws what has changed; a plot needs a place on the page. */
+  /** Draws what has changed. */
   shown() {
     if (this.node.hidden || !this.node.isConnected) return;
     const drawn = [
@@ -40,12 +40,10 @@ export class Course {
       [this.#reward, heldOut(this.#found, "reward", "Reward", "mean reward", "")],
       [this.#kl, heldOut(this.#found, "kl_nats", "KL", "KL, nats", " nats")],
     ];
-    const told = JSON.stringify(drawn.map(([, [, , { label }]]) => label));
+    const told = JSON.stringify(drawn.map(([, { label }]) => label));
     if (told === this.#told) return;
     this.#told = told;
-    for (const [node, figure] of drawn) {
-      plot(node, ...figure).catch((error) => replace(node, el("p", { class: "error" }, error.message)));
-    }
+    for (const [node, chart] of drawn) plot(node, chart);
   }
 }
 
@@ -54,16 +52,19 @@ function winRates({ checkpoints, threshold, n }) {
   const own = checkpoints.map((one) => one.decision.figures.candidate.win_rate);
   const best = checkpoints.map((one) => one.decision.figures.bon.win_rate.mean);
   const live = checkpoints.map((one) => one.evidence.win_rate);
-  const traces = () => [
-    line(ids, best, `best-of-${n}`, BEST_OF_N, "dot"),
-    line(ids, ids.map(() => threshold), "required", BEST_OF_N, "dash"),
-    points(ids, own, "held-out prompts", HELD_OUT),
-    { x: ids, y: live, mode: "markers", name: "answers compared", cliponaxis: false, marker: { color: colour(SHADOWED), symbol: "diamond-open", size: 11, line: { width: 2 } } },
-  ];
-  const rows = checkpoints.map((one, i) => [one.id, own[i].mean, live[i], best[i], threshold]);
-  const label = `Win rate by checkpoint: ${checkpoints.map((one, i) => `${one.id}: ${number(own[i].mean, 3)}${live[i] === null ? "" : `, compared ${number(live[i], 3)}`}`).join("; ")}`;
-  const table = { columns: ["checkpoint", "held out", "compared", `best-of-${n}`, "required"], rows: dashed(rows) };
-  return [traces, layout("win rate"), { label, table }];
+  const compared = {
+    name: "answers compared", colour: SHADOWED, symbol: "diamond", line: null,
+    points: live.map((y, x) => ({ x, y, kind: "open", about: `${ids[x]}, answers compared\nwin rate ${number(y, 3)}` })).filter(({ y }) => y !== null),
+  };
+  return {
+    label: `Win rate by checkpoint: ${checkpoints.map((one, i) => `${one.id}: ${number(own[i].mean, 3)}${live[i] === null ? "" : `, compared ${number(live[i], 3)}`}`).join("; ")}`,
+    ...axes(ids, "win rate"),
+    series: [
+      level(best, `best-of-${n}`, "dotted"), level(ids.map(() => threshold), "required", "dashed"),
+      measured(ids, own, "held-out prompts", "win rate", 3), compared,
+    ],
+    table: { columns: ["checkpoint", "held out", "compared", `best-of-${n}`, "required"], rows: ids.map((id, i) => [id, own[i].mean, live[i], best[i], threshold]) },
+  };
 }
 
 /** A figure of the checkpoints beside that of best-of-N, all on held-out prompts. */
@@ -71,28 +72,29 @@ function heldOut({ checkpoints, n }, field, name, axis, unit) {
   const ids = checkpoints.map((one) => one.id);
   const own = checkpoints.map((one) => one.decision.figures.candidate[field]);
   const best = checkpoints.map((one) => one.decision.figures.bon[field].mean);
-  const traces = () => [line(ids, best, `best-of-${n}`, BEST_OF_N, "dot"), points(ids, own, "checkpoint", HELD_OUT)];
-  const label = `${name} by checkpoint: ${checkpoints.map((one, i) => `${one.id}: ${number(own[i].mean, 2)}${unit}`).join("; ")}`;
-  const rows = checkpoints.map((one, i) => [one.id, own[i].mean, best[i]]);
-  return [traces, layout(axis), { label, table: { columns: ["checkpoint", axis, `best-of-${n}`], rows } }];
-}
-
-function layout(name) {
-  return { height: 320, autosize: true, xaxis: { type: "category", title: { text: "checkpoint" } }, yaxis: { title: { text: name } } };
-}
-
-function line(x, y, name, series, dash) {
-  return { x, y, mode: x.length > 1 ? "lines" : "lines+markers", name, line: { color: colour(series), width: 1.5, dash }, marker: { color: colour(series), size: 6 } };
-}
-
-function points(x, found, name, series) {
   return {
-    x, y: found.map((one) => one.mean), mode: "lines+markers", name: plain(name), cliponaxis: false,
-    line: { color: colour(series), width: 1 }, marker: { color: colour(series), size: 9 },
-    error_y: { type: "data", color: colour(series), thickness: 1.5, array: found.map((one) => one.high - one.mean), arrayminus: found.map((one) => one.mean - one.low) },
+    label: `${name} by checkpoint: ${checkpoints.map((one, i) => `${one.id}: ${number(own[i].mean, 2)}${unit}`).join("; ")}`,
+    ...axes(ids, axis),
+    series: [level(best, `best-of-${n}`, "dotted"), measured(ids, own, "checkpoint", axis, 2)],
+    table: { columns: ["checkpoint", axis, `best-of-${n}`], rows: ids.map((id, i) => [id, own[i].mean, best[i]]) },
   };
 }
 
-function dashed(rows) {
-  return rows.map((row) => row.map((value) => value ?? "–"));
+function axes(names, label) {
+  return { x: { label: "checkpoint", names }, y: { label } };
+}
+
+/** A figure that each checkpoint is held against; with one checkpoint, as wide as its place. */
+function level(values, name, line) {
+  const points = values.length > 1 ? values.map((y, x) => ({ x, y })) : values.flatMap((y) => [{ x: -0.4, y }, { x: 0.4, y }]);
+  return { name, colour: BEST_OF_N, symbol: null, line, points };
+}
+
+function measured(ids, found, name, axis, digits) {
+  return {
+    name, colour: HELD_OUT, symbol: "circle", line: "solid",
+    points: found.map(({ mean, low, high }, x) => ({
+      x, y: mean, y_low: low, y_high: high, about: `${ids[x]}, ${name}\n${axis} ${number(mean, digits)} [${number(low, digits)}, ${number(high, digits)}]`,
+    })),
+  };
 }

@@ -1,6 +1,5 @@
-// A load test's plots, as traces.
+// A load test's plots.
 
-import { colour, plain } from "../../charts.js";
 import { number, significant } from "../../dom.js";
 import { looksOf } from "../../styles.js";
 import { loadText } from "./figures.js";
@@ -10,32 +9,22 @@ function looks(result) {
   return looksOf([...result.cells.map((cell) => cell.variant), ...result.quality.map((one) => one.variant)]);
 }
 
-/** A logarithmic axis with ticks at 1, 2 and 5, or wherever they fit where all is close together. */
-function logAxis(title, values) {
-  const wide = Math.max(...values) > 4 * Math.min(...values);
-  return { type: "log", title: { text: title }, tickformat: ",.3~r", tickangle: 0, ...(wide ? { dtick: "D2" } : { nticks: 4 }) };
-}
-
-/** Throughput against latency, a line a variant: `[traces, layout, options]` of `plot`. */
+/** Throughput against latency, a line a variant; what `plot` draws. */
 export function latencyPlot(result) {
-  const found = looks(result);
-  const lines = [...found].flatMap(([variant, look]) =>
+  const lines = [...looks(result)].flatMap(([variant, look]) =>
     ["closed", "open"].map((kind) => ({ variant, look, kind, cells: cellsOf(result, variant, kind) })),
   );
   const drawn = lines.filter(({ cells }) => cells.length > 0);
-  const cells = drawn.flatMap((line) => line.cells);
-  const traces = () => drawn.flatMap((line) => [p50(line), p95(line)]);
-  const layout = {
-    height: 380,
-    autosize: true,
-    xaxis: logAxis("requests a second", cells.map((cell) => cell.requests_per_s.median)),
-    yaxis: logAxis("E2E latency, ms", cells.flatMap((cell) => [cell.e2e_ms.p50, cell.e2e_ms.p95])),
-  };
   const rows = drawn.flatMap(({ variant, cells }) =>
     cells.map((cell) => [variant, loadText(cell), cell.requests_per_s.median, cell.e2e_ms.p50, cell.e2e_ms.p95]),
   );
-  const table = { columns: ["mode", "load", "requests/s", "E2E p50, ms", "E2E p95, ms"], rows };
-  return [traces, layout, { label: `Throughput against latency: ${said(rows)}`, table }];
+  return {
+    label: `Throughput against latency: ${said(rows)}`,
+    x: { label: "requests a second", log: true },
+    y: { label: "E2E latency, ms", log: true },
+    series: drawn.flatMap((line) => [p50(line), p95(line)]),
+    table: { columns: ["mode", "load", "requests/s", "E2E p50, ms", "E2E p95, ms"], rows },
+  };
 }
 
 function said(rows) {
@@ -47,87 +36,63 @@ function cellsOf(result, variant, kind) {
   return own.sort((a, b) => a.load - b.load);
 }
 
-function p50({ look, cells }) {
+function name({ variant, kind }) {
+  return kind === "open" ? `${variant}, by rate` : variant;
+}
+
+function p50(line) {
   return {
-    x: cells.map((cell) => cell.requests_per_s.median),
-    y: cells.map((cell) => cell.e2e_ms.p50),
-    mode: "lines", showlegend: false, hoverinfo: "skip",
-    line: { color: colour(look.series), width: 1, dash: "dot" },
+    name: name(line), colour: `var(${line.look.series})`, symbol: null, line: "dotted",
+    points: line.cells.map((cell) => ({ x: cell.requests_per_s.median, y: cell.e2e_ms.p50 })),
   };
 }
 
-function p95({ variant, look, kind, cells }) {
+function p95(line) {
+  const { look, kind, cells } = line;
   return {
-    x: cells.map((cell) => cell.requests_per_s.median),
-    y: cells.map((cell) => cell.e2e_ms.p95),
-    mode: "lines+markers+text",
-    name: plain(kind === "open" ? `${variant}, by rate` : variant),
-    text: cells.map((cell) => (kind === "open" ? `${cell.load}/s` : `${cell.load}`)),
-    textposition: "top center", textfont: { size: 11 }, cliponaxis: false,
-    line: { color: colour(look.series), width: 2, dash: kind === "open" ? "dash" : "solid" },
-    marker: { color: colour(look.series), symbol: look.symbol, size: 9 },
-    hovertext: cells.map((cell) => hover(cell)),
-    hovertemplate: "%{hovertext}<extra></extra>",
+    name: name(line), colour: `var(${look.series})`, symbol: look.symbol, line: kind === "open" ? "dashed" : "solid",
+    points: cells.map((cell) => ({
+      x: cell.requests_per_s.median, y: cell.e2e_ms.p95, text: kind === "open" ? `${cell.load}/s` : `${cell.load}`, about: about(cell),
+    })),
   };
 }
 
-function hover(cell) {
-  const lines = [`${plain(cell.variant)}, ${loadText(cell)}`, `${significant(cell.requests_per_s.median)} requests/s`];
-  for (const [name, found] of [["E2E", cell.e2e_ms], ["TTFT", cell.ttft_ms], ["TPOT", cell.tpot_ms]]) {
-    if (found) lines.push(`${name} p50 ${number(found.p50, 1)}, p95 ${number(found.p95, 1)} ms`);
+function about(cell) {
+  const lines = [`${cell.variant}, ${loadText(cell)}`, `${significant(cell.requests_per_s.median)} requests/s`];
+  for (const [part, found] of [["E2E", cell.e2e_ms], ["TTFT", cell.ttft_ms], ["TPOT", cell.tpot_ms]]) {
+    if (found) lines.push(`${part} p50 ${number(found.p50, 1)}, p95 ${number(found.p95, 1)} ms`);
   }
-  return lines.join("<br>");
+  return lines.join("\n");
 }
 
-/** Mean reward against what an answer costs. */
+/** Mean reward against what an answer costs; what `plot` draws. */
 export function rewardPlot(result) {
   const found = looks(result);
+  const { currency } = result.settings;
   const costs = new Map(result.costs.map((cost) => [cost.variant, cost]));
-  const points = result.quality.filter((one) => one.reward && costs.has(one.variant));
-  const currency = plain(result.settings.currency);
-  const traces = () => points.map((one) => point(one, costs.get(one.variant), found.get(one.variant), currency));
+  const scored = result.quality.filter((one) => one.reward && costs.has(one.variant));
   const wait = result.settings.quality_prompts === 0 ? "this run scores no answers" : "rewards come after the first round";
-  const layout = {
-    height: 380,
-    autosize: true,
-    xaxis: {
-      ...logAxis(`${currency} per 1,000 answers`, points.map((one) => costs.get(one.variant).per_1000)),
-      visible: points.length > 0,
-    },
-    yaxis: { title: { text: "mean reward" }, visible: points.length > 0 },
-    annotations: points.length ? [] : [{ text: wait, showarrow: false, xref: "paper", yref: "paper", x: 0.5, y: 0.5 }],
-  };
-  const rows = points.map((one) => {
-    const cost = costs.get(one.variant);
-    return [one.variant, cost.per_1000, one.reward.mean, one.reward.low, one.reward.high];
+  const rows = scored.map((one) => {
+    const { mean, low, high } = one.reward;
+    return [one.variant, costs.get(one.variant).per_1000, mean, low, high];
   });
-  const table = { columns: ["mode", `${result.settings.currency} per 1,000`, "mean reward", "low", "high"], rows };
-  const label = points.length
-    ? `Reward against cost: ${rows.map(([mode, cost, reward]) => `${mode}: ${significant(cost)} per 1,000, reward ${number(reward, 2)}`).join("; ")}`
-    : `Reward against cost: ${wait}`;
-  return [traces, layout, { label, table }];
+  const told = rows.map(([mode, cost, reward]) => `${mode}: ${significant(cost)} per 1,000, reward ${number(reward, 2)}`).join("; ");
+  return {
+    label: `Reward against cost: ${told || wait}`,
+    x: { label: `${currency} per 1,000 answers`, log: true },
+    y: { label: "mean reward" },
+    empty: wait,
+    series: scored.map((one) => {
+      const look = found.get(one.variant);
+      return { name: one.variant, colour: `var(${look.series})`, symbol: look.symbol, line: null, points: [point(one, costs.get(one.variant), currency)] };
+    }),
+    table: { columns: ["mode", `${currency} per 1,000`, "mean reward", "low", "high"], rows },
+  };
 }
 
-function point(one, cost, look, currency) {
+function point(one, cost, currency) {
   const { mean, low, high } = one.reward;
-  return {
-    x: [cost.per_1000], y: [mean], mode: "markers", name: plain(one.variant),
-    marker: { color: colour(look.series), symbol: look.symbol, size: 11 },
-    error_x: bars([cost.per_1000, cost.low, cost.high], look),
-    error_y: bars([mean, low, high], look),
-    hovertext: [
-      `${plain(one.variant)}<br>${significant(cost.per_1000)} ${currency} per 1,000 answers` +
-        `<br>reward ${number(mean, 2)} [${number(low, 2)}, ${number(high, 2)}]` +
-        (one.win_rate ? `<br>win rate ${number(one.win_rate.mean, 3)}` : ""),
-    ],
-    hovertemplate: "%{hovertext}<extra></extra>",
-  };
-}
-
-/** Error bars from a value and its two ends. */
-export function bars([middle, low, high], look) {
-  return {
-    type: "data", symmetric: false, array: [high - middle], arrayminus: [middle - low],
-    thickness: 1.25, width: 3, color: colour(look.series),
-  };
+  const lines = [one.variant, `${significant(cost.per_1000)} ${currency} per 1,000 answers`, `reward ${number(mean, 2)} [${number(low, 2)}, ${number(high, 2)}]`];
+  if (one.win_rate) lines.push(`win rate ${number(one.win_rate.mean, 3)}`);
+  return { x: cost.per_1000, x_low: cost.low, x_high: cost.high, y: mean, y_low: low, y_high: high, about: lines.join("\n") };
 }

@@ -1,9 +1,10 @@
 // The gain against the price: the best setting of each trial, what was measured again, and the front.
 
+import { plot } from "../../charts.js";
 import { comparison } from "../../comparison.js";
-import { counted, el, replace, svg } from "../../dom.js";
+import { counted, el, replace } from "../../dom.js";
 import { looksOf } from "../../styles.js";
-import { SHAPES, xyChart, xyTable } from "../../xy_chart.js";
+import { mark, xyTable } from "../../xy_chart.js";
 import { GAINS, bound, gainOf, holds, interval, price, priceAxis } from "./words.js";
 
 const KINDS = [
@@ -20,11 +21,9 @@ export class Pareto {
   #heading = el("h2", { id: "tune-pareto" });
   #chart = el("div", {});
   #more = el("div", { class: "stack tight" });
-  #drawn = null;
 
   constructor() {
     this.node.append(this.#heading, this.#chart, this.#more);
-    new ResizeObserver(() => this.#drawn && this.#chart.clientWidth !== this.#drawn.width && this.#draw(this.#drawn.chart)).observe(this.#chart);
   }
 
   show({ report }) {
@@ -32,19 +31,13 @@ export class Pareto {
     this.#heading.textContent = `${GAINS[metric][0].toUpperCase()}${GAINS[metric].slice(1)} against ${priceAxis(report.question).label}`;
     const marks = marksOf(report, metric);
     if (marks.length === 0) {
-      this.#drawn = null;
       replace(this.#chart, el("p", { class: "muted" }, "Nothing is measured yet: the first point comes with the first trial."));
       replace(this.#more, failures(report));
       return;
     }
     const chart = chartOf(report, metric, marks);
-    this.#draw(chart);
+    plot(this.#chart, chart, { legend: false, table: false });
     replace(this.#more, legend(marks, report), failures(report), xyTable(chart));
-  }
-
-  #draw(chart) {
-    this.#drawn = { chart, width: this.#chart.clientWidth };
-    xyChart(this.#chart, chart);
   }
 }
 
@@ -110,14 +103,6 @@ function legend(marks, report) {
 
 function item(drawn, words) {
   return el("li", {}, drawn, words);
-}
-
-/** A symbol of a kind, or where there is no kind, a line by its path. */
-function mark(symbol, kind, colour) {
-  return svg(
-    "svg", { viewBox: "-8 -8 16 16", width: 16, height: 16, class: "xy-chart-mark", "aria-hidden": "true", vars: { "--own": colour } },
-    svg("path", { class: kind === null ? "line" : `point ${kind}`, d: kind === null ? symbol : (SHAPES[symbol] ?? SHAPES.circle) }),
-  );
 }
 
 /** Failed trials have no figures, so they have no point; they are never drawn as 0. */
