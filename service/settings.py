@@ -116,6 +116,13 @@ class EngineSettings(BaseModel):
         "turns of a conversation, at a replica that has their prefix in its cache; least-busy sends each "
         "candidate to the least busy one",
     )
+    continuations: int = Field(
+        1,
+        ge=0,
+        le=16,
+        description="how often a streamed sample may go on at another replica of its policy after the one "
+        "that drew it has died; 0: it ends with an error",
+    )
     remote_metrics: bool = Field(
         True, description="show the metrics that the servers of remote policies publish"
     )

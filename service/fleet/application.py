@@ -107,7 +107,14 @@ class FrontEnd:
         if replicas is None:
             replicas = policy_replicas(handle, service)
             self._found[handle.deployment_name] = replicas
-        return WireEngine(replicas, policy, path, self._settings.start_timeout_s, _REMEDY)
+        return WireEngine(
+            replicas,
+            policy,
+            path,
+            self._settings.start_timeout_s,
+            _REMEDY,
+            continuations=service.engine.continuations,
+        )
 
     def _scorer(self, which: str, spec: str | None) -> ServedScorer | None:
         if spec is None:

@@ -27,6 +27,7 @@ from service.schemas import (
 from service.schemas.sampling import sampling_used
 from service.strategies import ScoredCandidate
 from vbon.concurrency import all_or_first_error
+from vbon.engine.continuation import draws_again
 from vbon.maths.curves import expected_best
 
 
@@ -75,7 +76,7 @@ def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
         token_logprobs=selected.token_logprobs,
         reward_curve=curve,
         strategy=result.mode.strategy.model_dump(mode="json"),
-        details={**outcome.details, **_clipped(plan, result)},
+        details={**outcome.details, **_clipped(plan, result), **_continued(result)},
         sampling=sampling_used(result.sampling, result.num_samples),
         sampling_differences=sampling_differences(
             plan.runtime, result.mode.policy, result.sampling
@@ -120,6 +121,17 @@ def _clipped(plan: Plan, result: PromptResult) -> dict[str, str]:
         "max_tokens": f"{used} instead of the default {default}: the prompt's {result.prompt_tokens} tokens "
         f"leave no more of the context of {result.policy.max_model_len}"
     }
+
+
+def _continued(result: PromptResult) -> dict[str, str]:
+    """The note on samples that more than one engine drew; empty if there are none."""
+    if not result.outcome.continued:
+        return {}
+    how = "their rests were drawn after the tokens that had come"
+    if draws_again(result.sampling):
+        how = "they were drawn again, and the tokens that had come were the same"
+    times = result.outcome.continued
+    return {"continued": f"{times} times a replica died, and samples went on at another one: {how}"}
 
 
 def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateOut:

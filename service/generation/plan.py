@@ -16,6 +16,7 @@ from service.strategies import UNOBSERVED, Observer
 from service.strategies.bon import Bon
 from service.strategies.request_fields import settings_in
 from vbon.engine import Sampling
+from vbon.engine.continuation import LOOKING_BACK
 from vbon.errors import EngineError, InvalidInputError, RequestTimeoutError, VbonError
 from vbon.prompts import Prompt
 
@@ -24,7 +25,6 @@ GENERATIONS = "X-ITS-Budget"
 # Sampling parameters that measured settings have too; the request's own values win.
 _OWN = frozenset({"max_tokens", "temperature", "top_p", "top_k"})
 # Parameters with which a token depends on the tokens of the answer before it.
-_LOOKING_BACK = ("response_format", "frequency_penalty", "presence_penalty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +301,7 @@ def check_steering(mode: Mode, sampling: Sampling) -> None:
     Raises:
         InvalidInputError: it continues partial answers, and a parameter looks back at their beginnings.
     """
-    looking_back = [name for name in _LOOKING_BACK if name in sampling.steering]
+    looking_back = [name for name in LOOKING_BACK if name in sampling.steering]
     if mode.strategy.continues and looking_back:
         raise InvalidInputError(
             f"mode {mode.name!r} takes no {' or '.join(looking_back)}, because it lets the engine "

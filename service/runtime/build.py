@@ -207,6 +207,7 @@ def _remote_options(settings: ServiceSettings) -> RemoteOptions:
         metrics_timeout_s=engine.remote_metrics_timeout_s,
         encode_timeout_s=engine.encode_timeout_s,
         placement=engine.placement,
+        continuations=engine.continuations,
     )
 
 

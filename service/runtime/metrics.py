@@ -40,6 +40,10 @@ class Metrics:
         )
         self.returned_tokens = self._counter("returned_tokens", "Tokens of the answers returned.")
         self.candidates = self._counter("candidates", "Candidates decoded.")
+        self.continued = self._counter(
+            "samples_continued",
+            "Times that a streamed sample went on at another replica, after one had died.",
+        )
         self.unscored = self._counter(
             "unscored_candidates", "Candidates the reward model could not score."
         )
@@ -121,6 +125,7 @@ class Metrics:
         _series(self.generation_tokens, mode).inc(outcome.generated_tokens)
         _series(self.returned_tokens, mode).inc(outcome.returned_tokens)
         _series(self.candidates, mode).inc(len(outcome.candidates))
+        _series(self.continued, mode).inc(outcome.continued)
         _series(self.e2e, mode).observe(total_ms / 1e3)
         _series(self.queue, mode).observe(queue_ms / 1e3)
         _series(self.decode, mode).observe(outcome.decode_ms / 1e3)

@@ -97,6 +97,7 @@ class Outcome:
         step_times_s: ``perf_counter`` time of each step of a streamed sample.
         returned: the answers, the selected one first; by default only that.
         judged: the candidates that were to be scored; by default all.
+        continued: how often streamed samples went on at another replica, after one had died.
     """
 
     selected: ScoredCandidate
@@ -108,6 +109,7 @@ class Outcome:
     step_times_s: tuple[float, ...] = ()
     returned: tuple[ScoredCandidate, ...] = ()
     judged: tuple[ScoredCandidate, ...] = ()
+    continued: int = 0
 
     def __post_init__(self) -> None:
         """Return the selected candidate unless several are returned, and count all as judged."""

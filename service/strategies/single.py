@@ -17,6 +17,7 @@ from service.strategies.protocol import (
     tokens_of,
 )
 from vbon.concurrency import all_or_first_error
+from vbon.engine import Partial
 from vbon.errors import CandidateCountError
 
 
@@ -25,6 +26,7 @@ class _Streamed:
     """One streamed sample, with the ``perf_counter`` times of its steps and of its score."""
 
     scored: ScoredCandidate
+    last: Partial
     times_s: tuple[float, ...]
     scored_s: float
 
@@ -67,9 +69,10 @@ class Single(Strategy):
             candidates,
             (decoded - started) * 1e3,
             (max(one.scored_s for one in streamed) - decoded) * 1e3,
-            tokens_of(candidates),
+            tokens_of(candidates) + sum(one.last.extra_tokens for one in streamed),
             step_times_s=streamed[0].times_s,
             returned=candidates,
+            continued=sum(one.last.continued for one in streamed),
         )
 
 
@@ -88,4 +91,4 @@ async def _stream(task: Task, resources: Resources, index: int) -> _Streamed:
     reward = None
     if task.score and resources.scorer is not None:
         reward = await resources.scorer.score(task.prompt, candidate.text)
-    return _Streamed(ScoredCandidate(candidate, reward), tuple(times), perf_counter())
+    return _Streamed(ScoredCandidate(candidate, reward), partial, tuple(times), perf_counter())

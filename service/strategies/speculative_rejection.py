@@ -93,8 +93,9 @@ class SpeculativeRejection(Strategy):
             candidates,
             (decoded - started) * 1e3,
             (finished - decoded) * 1e3,
-            tokens_of(candidates),
+            tokens_of(candidates) + growing.extra_tokens,
             {"checks": checks, "finished": len(scored_only(whole))},
+            continued=growing.continued,
         )
 
     async def _run_checks(self, growing: _GrowingCandidates, task: Task) -> list[dict[str, int]]:
@@ -224,6 +225,16 @@ class _GrowingCandidates:
             _GrowingCandidate(i, task, engine, scorer) for i in range(task.num_samples)
         ]
         self.remaining = list(self.candidates)
+
+    @property
+    def continued(self) -> int:
+        """The number of times that candidates went on at another replica."""
+        return sum(one.latest.continued for one in self.candidates if one.latest is not None)
+
+    @property
+    def extra_tokens(self) -> int:
+        """The number of tokens that engines decoded beside those of the candidates."""
+        return sum(one.latest.extra_tokens for one in self.candidates if one.latest is not None)
 
     async def reject(self, candidates: Sequence[_GrowingCandidate]) -> None:
         """Abort candidates in the engine."""

@@ -12,6 +12,7 @@ from prometheus_client import Metric
 from service.wire.errors import ConnectionLostError, LeavingError, WireError
 from service.wire.hosted import EngineState, Growth
 from service.wire.replicas import Replica, Replicas, ReplicasInUse
+from vbon.engine.continuation import BrokenOffError, continued
 from vbon.engine.protocol import (
     Candidate,
     FoundCalls,
@@ -41,8 +42,10 @@ class WireEngine:
     """An :class:`~vbon.engine.protocol.Engine` for a policy whose replicas are reached over the wire.
 
     The candidates of a request are one call to one replica (:mod:`service.wire.replicas`). If that dies, the
-    candidates that are missing are drawn once more at another one: with a seed they are the same ones. Who
-    started the replicas also replaces those that are dead.
+    candidates that are missing are drawn once more at another one: with a seed they are the same ones. A
+    streamed sample goes on at another one (:mod:`vbon.engine.continuation`). Candidates of one call, and the
+    parts of a streamed sample, are always of the same revision. Who started the replicas also replaces those
+    that are dead.
 
     Args:
         replicas: the connections, which engines of the same process may share: each replica serves the
@@ -51,6 +54,7 @@ class WireEngine:
         path: its path, as long as no replica has told it.
         start_timeout_s: seconds in which :meth:`start` waits for the first replica.
         remedy: the end of the error if there was none.
+        continuations: how often a streamed sample may go on at another replica after one has died.
     """
 
     recovers: ClassVar[bool] = True
@@ -62,6 +66,8 @@ class WireEngine:
         path: str,
         start_timeout_s: float = 600.0,
         remedy: str = "see the log of its process",
+        *,
+        continuations: int = 1,
     ) -> None:
         self.info = ModelInfo(path, "unknown", 0)
         self._finds_calls = False
@@ -69,6 +75,7 @@ class WireEngine:
         self._use = ReplicasInUse(replicas, self._learn, start_timeout_s, remedy)
         self._started = False
         self._unfinished = 0
+        self._continuations = continuations
 
     async def start(self) -> None:
         """Wait until a replica serves the policy.
@@ -188,6 +195,7 @@ class WireEngine:
                             )
                         ) as candidates:
                             async for candidate in candidates:
+                                attempts.keep_revision()
                                 missing.discard(candidate.index)
                                 self._unfinished -= 1
                                 yield candidate
@@ -206,28 +214,41 @@ class WireEngine:
     ) -> AsyncGenerator[Partial, None]:
         """Yield a sample while it grows; steps that a slow reader missed are merged into one."""
         self._check(prompt_token_ids, sampling)
-        current = Partial(index, "", (), None, () if sampling.logprobs else None)
+        attempts = _Attempts(self, 1 + max(1, self._continuations))
+
+        def draw(token_ids: list[int], part: Sampling) -> AsyncGenerator[Partial, None]:
+            return self._drawn(token_ids, part, index, request_id, attempts)
+
+        async def decode(before: list[int], token_ids: list[int]) -> str:
+            own = _Attempts(self, revision=attempts.revision)
+            text: str = await self._call(own, "decode", before, token_ids)
+            return text
+
         self._unfinished += 1
+        partial = None
         try:
             async with aclosing(
-                self._grown(prompt_token_ids, sampling, index, request_id)
-            ) as batches:
-                async for growths in batches:
-                    current = _grown(current, growths)
-                    yield current
-            if current.finish_reason is None:
+                continued(draw, decode, prompt_token_ids, sampling, index)
+            ) as partials:
+                async for partial in partials:
+                    yield partial
+            if partial is None or partial.finish_reason is None:
                 raise EngineError(f"{self._owner} ended a sample without finishing it")
         finally:
             self._unfinished -= 1
 
-    async def _grown(
-        self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
-    ) -> AsyncGenerator[list[Growth], None]:
-        """The growth of one sample, which begins again at another replica only if none has been seen."""
-        attempts = _Attempts(self)
+    async def _drawn(
+        self,
+        prompt_token_ids: list[int],
+        sampling: Sampling,
+        index: int,
+        request_id: str,
+        attempts: _Attempts,
+    ) -> AsyncGenerator[Partial, None]:
+        """The growing sample of one replica, chosen anew as long as no token has come."""
         while True:
             replica = attempts.next(1, prompt_token_ids)
-            begun = finished = False
+            current = Partial(index, "", (), None, () if sampling.logprobs else None)
             try:
                 with self._failures(), replica.load(1):
                     async with aclosing(
@@ -236,16 +257,18 @@ class WireEngine:
                         )
                     ) as batches:
                         async for growths in batches:
-                            begun = True
-                            finished = growths[-1].finish_reason is not None
-                            yield growths
+                            attempts.keep_revision()
+                            current = _grown(current, growths)
+                            yield current
                 return
             except (EngineDeadError, LeavingError) as error:
-                if finished:
+                if current.finish_reason is not None:
                     return
-                if begun:
-                    raise
                 attempts.failed(replica, error)
+                if current.token_ids and isinstance(error, EngineDeadError):
+                    if not self._continuations:
+                        raise
+                    raise BrokenOffError(error) from error
 
     async def logprobs(
         self,
@@ -264,7 +287,9 @@ class WireEngine:
     async def _ask(self, method: str, *args: Any) -> Any:
         """Call a method of a replica's engine; try once more if the replica dies."""
         self._check_started()
-        attempts = _Attempts(self)
+        return await self._call(_Attempts(self), method, *args)
+
+    async def _call(self, attempts: _Attempts, method: str, *args: Any) -> Any:
         while True:
             replica = attempts.next()
             try:
@@ -330,25 +355,43 @@ class WireEngine:
 
 
 class _Attempts:
-    """The replicas at which one call has been tried."""
+    """The replicas at which one call has been tried.
 
-    def __init__(self, engine: WireEngine) -> None:
+    Args:
+        deaths: the number of replicas that may die of it before it fails.
+        revision: of the replicas; ``None`` for any.
+
+    Attributes:
+        revision: of the replicas from which some of the result has come.
+    """
+
+    def __init__(
+        self, engine: WireEngine, deaths: int = ATTEMPTS, revision: str | None = None
+    ) -> None:
         self._engine = engine
         self._tried: set[str] = set()
-        self._deaths = 0
+        self._deaths_left = deaths
+        self.revision = revision
+        self._chosen: str | None = None
 
     def next(self, sequences: int = 1, token_ids: list[int] | None = None) -> Replica[EngineStates]:
         """The replica for the next attempt.
 
         Raises:
-            EngineDeadError: no replica takes calls.
+            EngineDeadError: no replica takes calls, or none with the revision that the call must have.
         """
         found = self._engine._replicas.choose(
-            self._engine._serves, sequences=sequences, token_ids=token_ids, tried=self._tried
+            self._fits, sequences=sequences, token_ids=token_ids, tried=self._tried
         )
         if found is None:
-            raise EngineDeadError(f"{self._engine._owner}: {self._engine.trouble}")
+            why = self._engine.trouble or f"no other replica serves its revision {self.revision}"
+            raise EngineDeadError(f"{self._engine._owner}: {why}")
+        self._chosen = None if found.state is None else self._revision_of(found.state)
         return found
+
+    def keep_revision(self) -> None:
+        """Let all further attempts be at replicas of the same revision, since some of the result has come."""
+        self.revision = self._chosen
 
     def failed(self, replica: Replica[EngineStates], error: EngineError | WireError) -> None:
         """Note a replica that has died, or takes no calls.
@@ -359,9 +402,18 @@ class _Attempts:
         self._tried.add(replica.name)
         if isinstance(error, LeavingError):
             return
-        self._deaths += 1
-        if self._deaths == ATTEMPTS or not self._engine._ready:
+        if not replica.client.leaving:  # one that was told to end has not died of this call
+            self._deaths_left -= 1
+        if self._deaths_left == 0 or not self._engine._ready:
             raise error
+
+    def _fits(self, states: EngineStates) -> bool:
+        if not self._engine._serves(states):
+            return False
+        return self.revision in (None, self._revision_of(states))
+
+    def _revision_of(self, states: EngineStates) -> str:
+        return states[self._engine._policy].info.revision
 
 
 def _grown(before: Partial, growths: Sequence[Growth]) -> Partial:

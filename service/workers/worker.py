@@ -88,7 +88,8 @@ def worker_runtime(settings: ServiceSettings, places: Places) -> Runtime:
     def engine(policy: str, path: str) -> Engine:
         if is_remote(path):
             return builder.engines(policy, {})[policy]
-        return WireEngine(parent, policy, path, _NO_LIMIT_S)
+        continuations = settings.engine.continuations
+        return WireEngine(parent, policy, path, _NO_LIMIT_S, continuations=continuations)
 
     def scorer(which: str, spec: str | None) -> ServedScorer | None:
         if spec is None or is_remote(spec):

@@ -487,6 +487,7 @@ async def test_a_wrong_answer_is_an_error_that_names_the_server(fault: str, word
 )
 @clocked
 async def test_half_a_stream_is_an_error_that_names_the_server(fault: str, words: str) -> None:
+    goes_on = fault in ("stream-error", "stream-cut")
     async with serving(2) as (engine, servers):
         sampling = await long_one(engine)
         for server in servers:
@@ -494,8 +495,45 @@ async def test_half_a_stream_is_an_error_that_names_the_server(fault: str, words
             server.bodies.clear()
         with pytest.raises(EngineError, match=f"http://127.0.0.1:.* {words}"):
             await watch(engine, sampling)
-        # Tokens had come: it is not begun again elsewhere.
-        assert sum(len(server.bodies) for server in servers) == 1
+        # Tokens had come: only what a server's death has cut goes on elsewhere, once.
+        assert sum(len(server.bodies) for server in servers) == 1 + goes_on
+
+
+@pytest.mark.parametrize("fault", ["stream-error", "stream-cut"])
+@pytest.mark.parametrize("seeded", [True, False])
+@clocked
+async def test_a_stream_goes_on_at_another_server_when_its_own_dies(
+    fault: str, seeded: bool
+) -> None:
+    async with serving(2) as (engine, servers):
+        sampling = await long_one(engine)
+        expected = (await watch(engine, sampling))[-1]
+        prompt = await engine.encode(PROMPT)
+        for server in servers:
+            server.faults.add(fault)
+            server.bodies.clear()
+        if not seeded:
+            sampling = replace(sampling, seed=None, ignore_eos=True)
+        last = None
+        async with aclosing(engine.stream(prompt, sampling, 0, "x")) as partials:
+            async for partial in partials:
+                last = partial
+                for server in servers:
+                    if not server.bodies:  # the one that the sample is not drawn at
+                        server.faults.clear()
+        assert last is not None
+        assert last.continued == 1
+        [first], [second] = [server.bodies for server in servers]
+        if seeded:
+            assert replace(last, continued=0, extra_tokens=0) == expected
+            assert last.extra_tokens == 2
+            assert first == second
+        else:
+            rest = max(first, second, key=lambda body: len(body["prompt"]))
+            assert rest["prompt"] == [*prompt, *last.token_ids[:2]]
+            assert rest["max_tokens"] == sampling.max_tokens - 2
+            assert len(last.token_ids) == len(last.token_logprobs or ()) == sampling.max_tokens
+            assert last.text == await engine.decode(prompt, list(last.token_ids))
 
 
 async def long_one(engine: RemoteEngine, tokens: int = 8) -> Sampling:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +134,7 @@ class Dying(FakeEngine):
         self, ids: list[int], sampling: Sampling, index: int, name: str
     ) -> AsyncGenerator[Partial, None]:
         self.calls.append([index])
-        texts = ["", "a", "ab"]
+        texts = ["", " sharp", " sharp sharp"]
         for length in (1, 2):
             if length > self.after:
                 await self._death()
@@ -182,13 +184,132 @@ async def test_a_stream_that_has_ended_stays_ended_when_its_replica_dies(
 
         if after == 2:
             await watch()
-            assert text == "ab"
-        else:
+            assert len(calls) == 1
+        else:  # the other one dies too
             with pytest.raises(EngineDeadError, match="has died"):
                 await watch()
-            assert text == "a"
-        assert len(calls) == 1
+            assert len(calls) == 2
+        assert text.startswith(" sharp")
         assert engine.unfinished == 0
+
+
+class Greedy(FakeEngine):
+    """An engine whose next token depends on all tokens before it, and which dies after so many of a call."""
+
+    def __init__(self, path: str = "same") -> None:
+        super().__init__(path)
+        self.calls: list[tuple[int, Sampling]] = []
+        self.die: Callable[[], None] = lambda: None
+        self.deaths: list[int] = []
+
+    async def stream(
+        self, ids: list[int], sampling: Sampling, index: int, name: str
+    ) -> AsyncGenerator[Partial, None]:
+        self.calls.append((len(ids), sampling))
+        after = self.deaths.pop() if self.deaths else None
+        tokens: tuple[int, ...] = ()
+        while len(tokens) < sampling.max_tokens:
+            if after == len(tokens):
+                await asyncio.sleep(0)  # what was sent in this turn is on its way
+                await asyncio.sleep(0)
+                self.die()
+                await asyncio.sleep(60)
+            tokens += (random.Random(f"{[*ids, *tokens]}{sampling.seed}").randrange(8),)
+            finish: Any = "length" if len(tokens) == sampling.max_tokens else None
+            text = await self.decode(ids, list(tokens))
+            yield Partial(index, text, tokens, finish, (-0.5,) * len(tokens))
+
+
+async def grown(engine: Engine, sampling: Sampling) -> list[Partial]:
+    async with asyncio.timeout(20), aclosing(engine.stream([1] * 16, sampling, 0, "x")) as partials:
+        return [one async for one in partials]
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("after", range(7))
+async def test_a_stream_whose_replica_dies_is_the_same_from_another_one(
+    tmp_path: Path, after: int, seed: int | None
+) -> None:
+    """At temperature 0 the rest is drawn after what has come; with a seed all is drawn again."""
+    sampling = Sampling(max_tokens=6, temperature=0.0 if seed is None else 1.0, seed=seed)
+    alone = Greedy()
+    await alone.start()
+    expected = (await grown(alone, sampling))[-1]
+    engines = [Greedy(), Greedy()]
+    async with engine_over(tmp_path, *engines) as (engine, found):
+        deaths = [after]
+        for one, host in zip(engines, found, strict=True):
+            one.die, one.deaths = host.die, deaths
+        steps = await grown(engine, sampling)
+        last = steps[-1]
+        assert (last.text, last.token_ids, last.token_logprobs) == (
+            expected.text,
+            expected.token_ids,
+            expected.token_logprobs,
+        )
+        assert [len(one.token_ids) for one in steps] == sorted(
+            {len(one.token_ids) for one in steps}
+        )
+        begun = 0 < after < 6
+        assert (last.continued, last.extra_tokens) == (begun, after if begun and seed else 0)
+        calls = [call for one in engines for call in one.calls]
+        assert len(calls) == (1 if after == 6 else 2)
+        if begun and seed is None:
+            assert max(calls, key=lambda call: call[0])[0] == 16 + after
+            assert min(one.max_tokens for _, one in calls) == 6 - after
+        assert engine.unfinished == 0
+
+
+async def test_a_stream_goes_on_as_often_as_the_setting_says(tmp_path: Path) -> None:
+    sampling = Sampling(max_tokens=9, temperature=0.0)
+    for continuations in (0, 1, 2):
+        engines = [Greedy() for _ in range(4)]
+        path = tmp_path / f"{continuations}"
+        path.mkdir()
+        async with engine_over(path, *engines) as (engine, found):
+            engine._continuations = continuations
+            deaths = [2] * (continuations + 1)
+            for one, host in zip(engines, found, strict=True):
+                one.die, one.deaths = host.die, deaths
+            with pytest.raises(EngineDeadError, match="has died"):
+                await grown(engine, sampling)
+            assert sum(len(one.calls) for one in engines) == continuations + 1
+
+
+async def test_a_stream_that_outlasts_the_end_of_its_replicas_goes_on(tmp_path: Path) -> None:
+    """Replicas that were told to end have not died of the sample, however many of them there are."""
+    engines = [Greedy() for _ in range(4)]
+    async with engine_over(tmp_path, *engines) as (engine, found):
+        deaths = [1, 1, 1]
+        tasks: list[asyncio.Task[None]] = []
+        for one, host in zip(engines, found, strict=True):
+            one.deaths = deaths
+
+            def end(host: Host = host) -> None:
+                async def leave() -> None:
+                    await host.server.drain(0.01)
+                    await host.server.stop()
+
+                tasks.append(asyncio.create_task(leave()))
+
+            one.die = end
+        steps = await grown(engine, Sampling(max_tokens=6, temperature=0.0))
+        assert (len(steps[-1].token_ids), steps[-1].continued) == (6, 3)
+
+
+async def test_what_has_begun_goes_on_with_the_same_weights_only(tmp_path: Path) -> None:
+    class Changed(Greedy):
+        async def start(self) -> None:
+            await super().start()
+            self.info = replace(self.info, revision="new")
+
+    engines = [Greedy(), Changed()]
+    async with engine_over(tmp_path, *engines) as (engine, found):
+        for one, host in zip(engines, found, strict=True):
+            one.die, one.deaths = host.die, [3]
+        with pytest.raises(EngineDeadError, match="no other replica serves its revision"):
+            await grown(engine, Sampling(max_tokens=6, temperature=0.0))
+        assert len(engines[0].calls + engines[1].calls) == 1
 
 
 async def test_a_stream_without_a_first_token_begins_again_elsewhere(tmp_path: Path) -> None:

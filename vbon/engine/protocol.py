@@ -159,6 +159,8 @@ class Partial:
     Attributes:
         text: the text so far; a last character whose bytes are incomplete is left out.
         finish_reason: ``None`` until the sample has ended.
+        continued: how often it went on at another replica, after the one that drew it had died.
+        extra_tokens: number of tokens that engines decoded for it beside these, because it went on.
     """
 
     index: int
@@ -166,6 +168,8 @@ class Partial:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     token_logprobs: tuple[float, ...] | None = None
+    continued: int = 0
+    extra_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

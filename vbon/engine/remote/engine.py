@@ -30,6 +30,7 @@ from typing import Any, ClassVar, TypeVar
 from prometheus_client import Metric
 
 from vbon.engine.affinity import PromptGroup
+from vbon.engine.continuation import BrokenOffError, continued
 from vbon.engine.encoder import PromptEncoder
 from vbon.engine.fan_out import as_they_finish
 from vbon.engine.protocol import (
@@ -294,8 +295,39 @@ class RemoteEngine:
     async def stream(
         self, prompt_token_ids: list[int], sampling: Sampling, index: int, request_id: str
     ) -> AsyncGenerator[Partial, None]:
-        """Yield each step that the server sends; steps that a slow reader missed are merged into one."""
+        """Yield each step that the server sends; steps that a slow reader missed are merged into one.
+
+        If the server dies, the sample goes on at another one (:mod:`vbon.engine.continuation`).
+        """
         self._check(prompt_token_ids, sampling)
+        breaks = 0
+
+        async def draw(token_ids: list[int], part: Sampling) -> AsyncGenerator[Partial, None]:
+            nonlocal breaks
+            try:
+                async with aclosing(self._drawn(token_ids, part, index)) as partials:
+                    async for partial in partials:
+                        yield partial
+            except BrokenOffError as broken:
+                breaks += 1
+                if breaks > self._options.continuations or not self.alive:
+                    raise broken.error from broken
+                raise
+
+        async with aclosing(
+            continued(draw, self.decode, prompt_token_ids, sampling, index)
+        ) as partials:
+            async for partial in partials:
+                yield partial
+
+    async def _drawn(
+        self, prompt_token_ids: list[int], sampling: Sampling, index: int
+    ) -> AsyncGenerator[Partial, None]:
+        """The growing sample of one server.
+
+        Raises:
+            BrokenOffError: the server has died after it had sent tokens.
+        """
         changed = asyncio.Event()
         current = [GrowingCandidate(sampling, index)]
 
@@ -321,10 +353,28 @@ class RemoteEngine:
                 if len(current[0].token_ids) > seen and current[0].finish_reason is None:
                     seen = len(current[0].token_ids)
                     yield current[0].partial()
-            yield self._finished(reader.result()).partial()
+            try:
+                last = reader.result()
+            except EngineError as error:
+                if len(current[0].token_ids) > seen and current[0].finish_reason is None:
+                    yield current[0].partial()
+                if self._broke_off(current[0], error):
+                    raise BrokenOffError(error) from error
+                raise
+            yield self._finished(last).partial()
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
+
+    def _broke_off(self, growing: GrowingCandidate, error: EngineError) -> bool:
+        """True if a server has failed in the middle of a sample that another one can go on with."""
+        cause = error.__cause__
+        died = isinstance(cause, ReplicaError) and (
+            cause.kind == "down" or isinstance(cause.__cause__, ServerSaidError)
+        )
+        ids = growing.token_ids
+        # Some servers tell the end in a message of its own.
+        return died and bool(ids) and growing.finish_reason is None and ids[-1] not in self._endings
 
     async def logprobs(
         self,

@@ -57,6 +57,7 @@ class RemoteOptions:
         sampled_logprobs: whether the servers send log-probabilities of the distribution sampled (``vllm serve
             --logprobs-mode processed_logprobs``), which they do not report either.
         placement: the choice of a server for each candidate (see :mod:`vbon.engine.affinity`).
+        continuations: how often a streamed sample may go on at another server after one has died.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -75,6 +76,7 @@ class RemoteOptions:
     metrics_timeout_s: float = 1.0
     encode_timeout_s: float = 5.0
     placement: Placement = "prefix"
+    continuations: int = 1
 
 
 def is_remote(policy: str) -> bool:
