@@ -23,6 +23,7 @@ from vbon.engine.vllm.engine_args import (
     parse_values,
     refuse_owned,
 )
+from vbon.storage.evaluation_record import POLICY_SAMPLES, REFERENCE_SAMPLES
 
 POLICY = Field("sandbox/policy", description="reference policy: a directory, or hf://org/name")
 REWARD = Field(
@@ -466,8 +467,12 @@ class EvaluateConfig(Settings):
         "compared in pairs",
     )
     num_samples: int = Field(16, ge=2, description="N to point out on the best-of-n curve")
-    reference_samples: int = Field(256, ge=4, description="M, reference samples per prompt")
-    policy_samples: int = Field(64, ge=1, description="samples of each checkpoint per prompt")
+    reference_samples: int = Field(
+        REFERENCE_SAMPLES, ge=4, description="M, reference samples per prompt"
+    )
+    policy_samples: int = Field(
+        POLICY_SAMPLES, ge=1, description="samples of each checkpoint per prompt"
+    )
     max_new_tokens: int = Field(
         40, ge=1, description="new tokens of a completion, at most; as trained"
     )

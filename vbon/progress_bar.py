@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -16,14 +17,29 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vbon.work_report import foresee_work, report_work
+
 LINE_EVERY_S = 15.0
 
 
 class ProgressBar:
-    """A progress bar followed by a short text of facts; in a log file, one line every 15 seconds."""
+    """A progress bar followed by a short text of facts; in a log file, one line every 15 seconds.
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
+    A program that runs this one learns of the progress too (:mod:`vbon.work_report`).
+    """
+
+    def __init__(
+        self, title: str, total: int, done: int = 0, work: str | Mapping[str, int] = ""
+    ) -> None:
+        """Make a bar.
+
+        Args:
+            work: kind of the work in reports, if that is not the title; or kinds that follow each other,
+                with their parts of the total, where a unit does not cost the same throughout.
+        """
         self._title, self._total, self._done = title, total, done
+        self._parts = {work or title: total} if isinstance(work, str) else work
+        self._begun, self._ended = set[str](), set[str]()
         # Of several processes (torchrun), only the first reports.
         self._console = Console(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
         self._bar = Progress(
@@ -41,6 +57,7 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
+        self._report()
         return self
 
     def __exit__(
@@ -54,6 +71,7 @@ class ProgressBar:
     def advance(self, steps: int = 1, facts: str = "") -> None:
         """Advance the bar by ``steps`` and show ``facts`` beside it."""
         self._done += steps
+        self._report()
         self._bar.update(self._task, advance=steps, facts=facts)
         now = time.monotonic()
         if self._bar.disable and (
@@ -63,3 +81,18 @@ class ProgressBar:
             self._console.print(
                 f"{self._title}: {self._done}/{self._total} {facts}", highlight=False
             )
+
+    def _report(self) -> None:
+        before, begins = 0, not self._begun
+        for kind, total in self._parts.items():
+            done, before = self._done - before, before + total
+            if total == 0 or kind in self._ended:
+                continue
+            if done < 0:
+                if begins:
+                    foresee_work(kind, total)
+                continue
+            report_work(kind, min(done, total), total, begins=kind not in self._begun)
+            self._begun.add(kind)
+            if done >= total:
+                self._ended.add(kind)

@@ -53,6 +53,16 @@ def print_warnings(
         console.print(f"{left} more warning{'s' if left > 1 else ''} {rest}", highlight=False)
 
 
+def duration(seconds: float) -> str:
+    """A rough duration for people: seconds below a minute and a half, else minutes, hours or days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    value, unit = (seconds / 3600, "h") if seconds < 2 * 86400 else (seconds / 86400, "days")
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}" if value < 10 else f"{value:.0f} {unit}"
+
+
 def _rich_table(report_table: ReportTable) -> Table:
     table = Table(
         title=escape(report_table.title),

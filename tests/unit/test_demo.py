@@ -24,8 +24,9 @@ from vbon.demo.command import app
 from vbon.demo.config import DemoConfig
 from vbon.demo.processes import DemoFailedError, ended, start, wait
 from vbon.demo.run import Demo, run_demo
-from vbon.demo.stages import Stage, Stages, duration
+from vbon.demo.stages import Stage, Stages
 from vbon.errors import DataError
+from vbon.terminal import duration
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -53,6 +53,7 @@ BASE = {
     "vbon.terminal": "",
     "vbon.threads": "",
     "vbon.trace_context": "",
+    "vbon.work_report": "",
 }
 
 # What else each room may import of the project. A request goes from routes through generation, runtime and

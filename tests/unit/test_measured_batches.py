@@ -17,6 +17,7 @@ from training.configs import EvaluateConfig  # noqa: E402
 from training.evaluation import evaluate, measure  # noqa: E402
 from training.evaluation.measure import Measurer, PromptSamples  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
+from vbon.work_report import MEASURED_ANSWERS  # noqa: E402
 
 EOS, SAMPLES = 1, 5
 PROMPTS = [(Prompt(str(number)), [2 + number, 7]) for number in range(3)]
@@ -84,8 +85,8 @@ def test_progress_counts_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[int] = []
 
     class Bar:
-        def __init__(self, title: str, total: int) -> None:
-            assert (title, total) == ("policy", 15)
+        def __init__(self, title: str, total: int, work: str) -> None:
+            assert (title, total, work) == ("policy", 15, MEASURED_ANSWERS)
 
         def __enter__(self) -> Bar:
             return self

@@ -47,6 +47,7 @@ from vbon.storage.checksums import sha256_of
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
 from vbon.storage.stop_tokens import stop_identity
+from vbon.work_report import PROMPTS_SAMPLED
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +218,9 @@ def _fill(
     with (
         # Unbuffered, because a buffer would try to write again on closing what a full disk refused.
         partial.open("ab", buffering=0) as handle,
-        ProgressBar("sampling prompts", len(lines) + len(prompts), done=len(lines)) as progress,
+        ProgressBar(
+            "sampling prompts", len(lines) + len(prompts), len(lines), work=PROMPTS_SAMPLED
+        ) as progress,
     ):
 
         def keep(found: ScoredLine) -> None:

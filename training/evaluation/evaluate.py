@@ -43,6 +43,7 @@ from vbon.storage.provenance import provenance
 from vbon.storage.stop_tokens import find_extra_stop_ids, stop_identity
 from vbon.storage.training_record import read_training_record
 from vbon.terminal import table_console
+from vbon.work_report import MEASURED_ANSWERS, foresee_work
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +198,8 @@ def _measure(config: EvaluateConfig, inputs: _EvaluationInputs) -> Evaluation:
         extra_stop_ids=find_extra_stop_ids(inputs.policy.path, tokenizer),
         missing_eos_reward=config.missing_eos_reward,
     )
+    each = config.reference_samples + len(config.checkpoints) * config.policy_samples
+    foresee_work(MEASURED_ANSWERS, len(prompts) * each)
     samples = measurer.measure(reference, prompts, config.reference_samples, "reference")
     sets: ReferenceSets = {}
     if config.captured_nats:

@@ -17,6 +17,7 @@ from vbon.progress_bar import ProgressBar
 from vbon.prompts import Prompt
 from vbon.rewards import RewardModel, Scorable
 from vbon.rewards.truncation import with_missing_eos_reward
+from vbon.work_report import MEASURED_ANSWERS
 
 Float = NDArray[np.float64]
 
@@ -86,7 +87,8 @@ class Measurer:
             draw: measurements with other draws have other samples too.
         """
         parts: list[list[PromptSamples]] = [[] for _ in prompts]
-        with ProgressBar(title, len(prompts) * num_samples) as progress:
+        total = len(prompts) * num_samples
+        with ProgressBar(title, total, work=MEASURED_ANSWERS) as progress:
             for places, first, count in self._batches(len(prompts), num_samples):
                 part = [prompts[place] for place in places]
                 seeds = [seed_of(f"measure:{self.seed}:{title}{draw}:{p.key}") for p, _ in part]

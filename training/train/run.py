@@ -42,6 +42,7 @@ from vbon.storage.atomic import recover_directory
 from vbon.storage.evaluation_record import CapturedNats, MethodRow
 from vbon.storage.locks import sole_writer
 from vbon.storage.training_record import OnPolicyChange
+from vbon.work_report import MEASURED_ANSWERS, foresee_work
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ def _reuse(spec: RunSpec, finished: FinishedRun, on_measured: OnMeasured | None)
 
 
 def _train_and_export(spec: RunSpec, on_measured: OnMeasured | None) -> FinishedRun:
+    _foresee_heldout(spec, measures_imitation=on_measured is None)
     run = prepare_run(spec)
     try:
         # A sweep measures each of its many runs once, so it is not told what the on-policy steps changed.
@@ -158,7 +160,7 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
     run.history, run.imitated = list(resumed.get("history", [])), resumed.get("imitated")
     begun, total = time.perf_counter(), trainer.total_steps
     title = f"{objective.title} {objective.label}"
-    with ProgressBar(title, total, done=len(run.history)) as progress:
+    with ProgressBar(title, total, len(run.history), work=_work_of_steps(run)) as progress:
         for step in range(len(run.history), total):
             if step == config.warm_start_steps > 0 and measures_imitation:
                 run.imitated = _imitated(run)
@@ -169,6 +171,26 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
             if (step + 1) % config.checkpoint_every == 0:
                 _save_state(run, step)
     logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
+
+
+def _work_of_steps(run: ActiveRun) -> dict[str, int]:
+    """Steps by kind of work: a step that imitates costs another time than one that samples."""
+    objective, options = run.spec.objective, run.trainer.options
+    title = f"{objective.title} {objective.label}"
+    return {
+        f"warm-start steps of {title}": options.warm_start_steps,
+        f"steps of {title}": options.steps,
+    }
+
+
+def _foresee_heldout(spec: RunSpec, *, measures_imitation: bool) -> None:
+    """Tell how many answers the model card will take, for an estimate of the time left."""
+    inputs = spec.inputs
+    policy_samples = inputs.policy_samples
+    if measures_imitation and spec.config.warm_start_steps and spec.objective.samples_needed.policy:
+        policy_samples *= 2
+    answers = len(inputs.heldout) * (inputs.reference_samples + policy_samples)
+    foresee_work(MEASURED_ANSWERS, answers)
 
 
 def _save_state(run: ActiveRun, step: int) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from vbon.terminal import duration
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -61,8 +63,3 @@ class Stages:
     def elapsed_s(self) -> float:
         """Seconds since the demo began."""
         return time.monotonic() - self.begun_s
-
-
-def duration(seconds: float) -> str:
-    """A rough duration: seconds below a minute and a half, else minutes."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

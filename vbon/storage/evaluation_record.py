@@ -12,6 +12,7 @@ from vbon.maths.intervals import MeanInterval
 from vbon.storage.json_files import read_json_file
 from vbon.storage.validation import first_problem
 
+REFERENCE_SAMPLES, POLICY_SAMPLES = 256, 64  # per prompt, unless `vbon evaluate` is told otherwise
 PER_PROMPT = "per-prompt.json"  # beside evaluation.json: lists of figures by method and figure
 
 

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from vbon.study.steps import (
     takes_n,
     write_settings,
 )
+from vbon.study.time_left import Paces, Work
+from vbon.study.work_to_come import SERVED, WorkToCome
 from vbon.terminal import table_console
 
 _START_S = "900"  # a large model may load for minutes
@@ -56,7 +59,10 @@ class Study:
     def __init__(self, config: StudyConfig) -> None:
         self.config = config
         self.out = config.out
+        self.checkpoints = {name: self.out / "checkpoints" / name for name in config.objectives}
         self.console = table_console()
+        self.paces = Paces()
+        self._work = WorkToCome(config, self.paces, self._modes())
         models = self.out / "models"
         own = bool(config.corpus)
         self.policy = str(models / "policy") if own else str(config.policy)
@@ -66,12 +72,13 @@ class Study:
         self.prompt_files = (
             [made / "train.jsonl", made / "heldout.jsonl"] if own else list(config.prompts)
         )
-        self.checkpoints = {name: self.out / "checkpoints" / name for name in config.objectives}
 
     def run(self) -> None:
         """Run every step that is not done, then print the verdict."""
         settings = self.config.model_dump(mode="json", exclude={"out", "replace", "full"})
-        progress = Progress(self.out, self.console, self._state(settings))
+        state = self._state(settings)
+        progress = Progress(self.out, self.console, state, self.paces)
+        self.paces.known |= state.get("paces", {})
         steps = self.steps()
         write_json(self.out / STATE, progress.state)
         progress.run(steps)
@@ -125,7 +132,9 @@ class Study:
 
         outputs = (target / "policy", target / "reward", target / "gold")
         key = [*config.corpus, *encoding]
-        return Step("models", "make policy and reward models", key, outputs, run)
+        work = (Work("step models", name="making models"),)
+        title = "make policy and reward models"
+        return Step("models", title, key, outputs, run, lambda: work, "")
 
     def _split(self) -> Step:
         config, target = self.config, self.out / "prompts"
@@ -149,7 +158,7 @@ class Study:
         key = [files, stamps, config.validation_share, config.test_share, config.seed]
         key += [value for value in (config.prompt_column, config.encoding) if value is not None]
         outputs = tuple(target / f"{part}.jsonl" for part in PARTS)
-        return Step("split", "split the prompts", key, outputs, run)
+        return Step("split", "split the prompts", key, outputs, run, start="")
 
     def _sample(self) -> Step:
         target = self.out / "cache.jsonl"
@@ -166,7 +175,8 @@ class Study:
             **self.config.sampling,
         }
         title = "sample and score the reward cache"
-        return self._step("sample", title, ["training", "sample"], settings, (target,))
+        work = self._work.of_sampling
+        return self._step("sample", title, ["training", "sample"], settings, (target,), work)
 
     def _train(self, objective: str) -> Step:
         target = self.checkpoints[objective]
@@ -185,7 +195,8 @@ class Study:
         flags = ["--num-samples", str(self.config.n)] if takes_n(objective) else []
         title = f"fine-tune with {objective}"
         program = ["training", objective]
-        return self._step(f"train {objective}", title, program, settings, (target,), flags)
+        work = partial(self._work.of_training, objective)
+        return self._step(f"train {objective}", title, program, settings, (target,), work, flags)
 
     def _training(self, objective: str) -> dict[str, Any]:
         """The further settings of an objective: those of all, and its own instead of them."""
@@ -211,7 +222,8 @@ class Study:
         }
         title = "evaluate on the test prompts"
         outputs = (target / "evaluation.json",)
-        return self._step("evaluate", title, ["training", "evaluate"], settings, outputs)
+        work = self._work.of_evaluation
+        return self._step("evaluate", title, ["training", "evaluate"], settings, outputs, work)
 
     def _measure(self) -> Step:
         comparison, loadtest = self.out / "comparison.json", self.out / "loadtest"
@@ -237,7 +249,8 @@ class Study:
 
         key = [self._service(), load]
         outputs = (comparison, loadtest / "result.json", self.out / "serve.toml")
-        return Step("measure", "serve, compare and load-test", key, outputs, run)
+        title, work = "serve, compare and load-test", self._work.of_measuring
+        return Step("measure", title, key, outputs, run, work, SERVED)
 
     def _report(self) -> Step:
         target = self.out / "report.html"
@@ -250,6 +263,7 @@ class Study:
         program: list[str],
         settings: dict[str, Any],
         outputs: tuple[Path, ...],
+        work: Callable[[], Sequence[Work]],
         flags: list[str] | None = None,
     ) -> Step:
         """A step that runs one command with settings from a file, which stays beside its result."""
@@ -260,7 +274,7 @@ class Study:
             replace = ["--replace"] if "evaluate" not in program else []
             command(*program, "--config", str(file), *more, *replace)
 
-        return Step(name, title, [settings, more], outputs, run)
+        return Step(name, title, [settings, more], outputs, run, work)
 
     def _sampling(self) -> dict[str, Any]:
         return {

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,8 +24,13 @@ from rich.console import Console
 from vbon.cli.settings_command import INTERRUPTED
 from vbon.errors import VbonError
 from vbon.storage.atomic import write_json, write_text
+from vbon.study.time_left import Paces, Span, Work
+from vbon.study.work_to_come import START
+from vbon.work_report import FILE_ENV, ReadingsFile
 
-STATE = "study.json"
+STATE, READINGS = "study.json", "work.jsonl"
+_LOOK_S = 1.0
+_TELL_S = 60.0
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
@@ -42,6 +48,9 @@ class Step:
         key: everything the result depends on; a step with another key is done again.
         outputs: files or directories that exist once the step is done.
         run: does the work.
+        work: what the step will do as far as that is known before it has begun, for the time left; called
+            anew at each look, because earlier steps decide it.
+        start: kind of the work that the step does before it reports any.
     """
 
     name: str
@@ -49,6 +58,79 @@ class Step:
     key: Any
     outputs: tuple[Path, ...]
     run: Callable[[], None]
+    work: Callable[[], Sequence[Work]] = tuple
+    start: str = START
+
+
+class TimeLeft:
+    """Says how long the running step and the study will still take."""
+
+    def __init__(self, paces: Paces, readings: ReadingsFile, console: Console) -> None:
+        self._paces, self._readings, self._console = paces, readings, console
+        self._step: Step | None = None
+        self._rest: Sequence[Step] = ()
+        self._told_s, self._told_narrow = 0.0, False
+
+    @contextmanager
+    def of(self, step: Step, rest: Sequence[Step]) -> Iterator[None]:
+        """Look every second while a step runs, and tell once a minute and when an estimate has got narrow."""
+        self.begin(step, rest, time.monotonic())
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_LOOK_S):
+                self.look(time.monotonic())
+
+        watching = threading.Thread(target=watch, name="time-left", daemon=True)
+        watching.start()
+        before = os.environ.get(FILE_ENV)
+        os.environ[FILE_ENV] = str(self._readings.path)
+        try:
+            yield
+        finally:
+            os.environ.pop(FILE_ENV)
+            if before is not None:
+                os.environ[FILE_ENV] = before
+            ended.set()
+            watching.join()
+            self._read()
+
+    def begin(self, step: Step, rest: Sequence[Step], now_s: float) -> None:
+        """Begin a step, which others follow."""
+        self._step, self._rest = step, rest
+        self._told_s, self._told_narrow = now_s, False
+        self._readings.begin()
+        self._paces.begin(step.start, now_s)
+
+    def look(self, now_s: float) -> None:
+        """Read what the step has reported, and tell the time left if it is time to."""
+        self._read()
+        spans = self.left(now_s)
+        if spans is None:
+            return
+        of_step, of_study = spans
+        narrow = of_step.narrow and of_step.middle_s >= _LOOK_S
+        if now_s - self._told_s >= _TELL_S or (narrow and not self._told_narrow):
+            self._told_s, self._told_narrow = now_s, narrow
+            if self._console.is_terminal:  # a bar of the step stands in this line, and comes again
+                self._console.file.write("\r\x1b[2K")
+            text = f"left: {of_step} for this step, {of_study} for the study"
+            self._console.print(text, style="dim", highlight=False, markup=False)
+
+    def left(self, now_s: float) -> tuple[Span, Span] | None:
+        """The time left for the running step and for it and all others; ``None`` between steps."""
+        if self._step is None:
+            return None
+        of_step = self._paces.left(self._step.work(), now_s)
+        return of_step, sum((self.expected(step) for step in self._rest), of_step)
+
+    def expected(self, step: Step) -> Span:
+        """The time that a step to come will take."""
+        return self._paces.span(step.work())
+
+    def _read(self) -> None:
+        for reading in self._readings.new():
+            self._paces.read(reading)
 
 
 @dataclass(slots=True)
@@ -58,6 +140,7 @@ class Progress:
     directory: Path
     console: Console
     state: dict[str, Any] = field(default_factory=dict)
+    paces: Paces = field(default_factory=Paces)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run all steps that are not done.
@@ -68,6 +151,7 @@ class Progress:
             StepFailedError: a command failed; the steps before it stay done.
         """
         done: dict[str, Any] = self.state.setdefault("steps", {})
+        time_left = TimeLeft(self.paces, ReadingsFile(self.directory / READINGS), self.console)
         earlier = ""
         for number, step in enumerate(steps, start=1):
             digest = _digest([earlier, step.key])
@@ -78,13 +162,16 @@ class Progress:
                 self.console.print(f"{place} {step.title}: done before", highlight=False)
                 continue
             self.console.rule(f"{place} {step.title}", align="left", style="dim")
-            with self._clock(step.name, digest):
+            with self._clock(step.name, digest), time_left.of(step, steps[number:]):
                 step.run()
+            self.paces.learn(f"step {step.name}", 1, self.spent_s(step.name))
             done[step.name] = {"digest": digest}
             write_json(self.directory / STATE, self.state)
+            left = sum((time_left.expected(one) for one in steps[number:]), Span())
             self.console.print(
-                _after(step, self.spent_s(step.name), steps[number:]), highlight=False
+                _after(step, self.spent_s(step.name), steps[number:], left), highlight=False
             )
+        ReadingsFile(self.directory / READINGS).begin()
 
     def spent_s(self, name: str) -> float:
         """Seconds that a step took, over all starts that worked on it."""
@@ -102,6 +189,7 @@ class Progress:
         finally:
             seconds = round(before + time.perf_counter() - begun, 1)
             spent[name] = {"digest": digest, "seconds": seconds}
+            self.state["paces"] = self.paces.known
             write_json(self.directory / STATE, self.state)
 
 
@@ -179,8 +267,8 @@ def takes_n(objective: str) -> bool:
     return "--num-samples " in shown.stdout
 
 
-def _after(step: Step, seconds: float, rest: Sequence[Step]) -> str:
-    following = f"; next: {rest[0].title}" if rest else ""
+def _after(step: Step, seconds: float, rest: Sequence[Step], left: Span) -> str:
+    following = f"; next: {rest[0].title}; the study: {left}" if rest else ""
     return f"{step.title}: {seconds:.0f} s{following}"
 
 

@@ -14,6 +14,7 @@ from service.loadtest.analysis.cell_results import throughput
 from service.loadtest.analysis.intervals import quantiles
 from service.loadtest.analysis.text import duration
 from service.loadtest.observation import BlockRecord, Observation
+from vbon.work_report import LOAD_TEST, report_work
 
 _REFRESH_EVERY = 10  # requests; drawing takes client time, which would show in latencies
 
@@ -37,6 +38,7 @@ class TerminalProgress:
         self._task = self._bar.add_task("blocks", total=None, now="", left="")
         self._what = ""
         self._answered = self._failed = 0
+        self._planned_s: float | None = None
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -55,7 +57,9 @@ class TerminalProgress:
         self._bar.update(self._task, total=blocks, completed=done)
         if done:
             self._console.print(f"continuing: {done} of {blocks} blocks were measured before")
+        self._planned_s = left_s
         if left_s:
+            report_work(LOAD_TEST, 0.0, left_s, begins=True)
             self._console.print(f"{blocks - done} blocks take about {duration(left_s)}")
 
     def begin(self, what: str, seconds: float | None, left_s: float | None = None) -> None:
@@ -63,6 +67,8 @@ class TerminalProgress:
         self._what = what if seconds is None else f"{what} ({seconds:.3g} s)"
         left = "" if left_s is None else f"about {duration(left_s)} left"
         self._bar.update(self._task, left=left)
+        if left_s is not None and self._planned_s:
+            report_work(LOAD_TEST, self._planned_s - left_s, self._planned_s)
         self._answered = self._failed = 0
         self._draw()
 

@@ -22,7 +22,7 @@ from vbon.errors import DataError
 from vbon.storage.atomic import write_errors
 from vbon.storage.locks import sole_writer
 from vbon.study.steps import command
-from vbon.terminal import table_console
+from vbon.terminal import duration, table_console
 
 _SAY_EVERY_S = 60.0  # seconds between two lines about waiting
 _REMEDY = "stop that loop, or wait for it to end"
@@ -304,11 +304,3 @@ class Loop:
             return
         took = sum(s for step, s in current.seconds.items() if step != "collect")
         self.say(f"round {current.id}: {current.verdict}, after {duration(took)}")
-
-
-def duration(seconds: float) -> str:
-    """A rough duration for people."""
-    for unit, name in ((86400.0, "days"), (3600.0, "h"), (90.0, "min")):
-        if seconds >= 2 * unit or (name == "min" and seconds >= unit):
-            return f"{seconds / (60 if name == 'min' else unit):.0f} {name}"
-    return f"{seconds:.0f} s"
