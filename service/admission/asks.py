@@ -137,6 +137,11 @@ class Admits(ABC):
     def full(self) -> bool:
         """True if any request would be rejected: all places and all waiting places are taken."""
 
+    @property
+    def all_per_own(self) -> float:
+        """The sequences that all front ends have admitted for each one of this front end; at least 1."""
+        return max(1.0, self.running / self.own_running) if self.own_running else 1.0
+
     @abstractmethod
     def retry_after_s(self) -> float:
         """Seconds until the requests now waiting are admitted, at the measured pace; 1 to 60."""

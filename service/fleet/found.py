@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -39,8 +40,11 @@ class FoundReplicas(Replicas[State]):
         *,
         capacity: int = 1,
         placement: Placement = "least-busy",
+        all_per_own: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        super().__init__(owner, interface, capacity=capacity, placement=placement)
+        super().__init__(
+            owner, interface, capacity=capacity, placement=placement, all_per_own=all_per_own
+        )
         self._handle = handle
         self._deployment = (handle.app_name, handle.deployment_name)
         self._looking: asyncio.Task[None] | None = None

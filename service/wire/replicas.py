@@ -80,6 +80,7 @@ class Replicas(Generic[State]):
         owner: the part in words, for errors.
         interface: of the servers; it has a method ``watch``, which yields a replica's state.
         capacity: sequences that a replica decodes at once, for the choice by prefix.
+        all_per_own: tells how many sequences all front ends have for each one that this process has sent.
     """
 
     def __init__(
@@ -89,11 +90,12 @@ class Replicas(Generic[State]):
         *,
         capacity: int = 1,
         placement: Placement = "least-busy",
+        all_per_own: Callable[[], float] = lambda: 1.0,
         timing: Timing | None = None,
     ) -> None:
         self.owner = owner
         self._interface, self._capacity = interface, capacity
-        self._timing = timing or Timing()
+        self._timing, self._all_per_own = timing or Timing(), all_per_own
         self._affinity = PrefixAffinity() if placement == "prefix" else None
         self._replicas: dict[str, Replica[State]] = {}
         self._tasks: dict[asyncio.Task[None], Replica[State]] = {}
@@ -173,7 +175,8 @@ class Replicas(Generic[State]):
         elif len(loads) == 1:
             name = loads[0].name
         else:
-            name = self._affinity.group(token_ids).choose(loads, sequences)
+            group = self._affinity.group(token_ids)
+            name = group.choose(loads, sequences, self._all_per_own())
         return None if name is None else self._replicas[name]
 
     async def until(self, condition: Callable[[], object]) -> None:

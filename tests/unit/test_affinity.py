@@ -16,6 +16,7 @@ from vbon.engine.affinity import (
     PrefixAffinity,
     least_busy,
     prefixes,
+    price_of_prefill,
     rendezvous,
 )
 
@@ -139,14 +140,15 @@ def test_a_conversation_returns_to_the_replica_that_has_its_turns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("excess", "returns"), [(0, True), (32, True), (36, True), (37, False), (100, False)]
+    ("excess", "returns"), [(0, True), (32, True), (39, True), (40, False), (100, False)]
 )
 def test_a_conversation_returns_unless_its_replica_is_much_busier(
     excess: int, returns: bool
 ) -> None:
     """By hand: 2,048 tokens to compute elsewhere weigh as much as 2,048 / 64 = 32 sequences.
 
-    A quarter of the mean load comes on top: e <= 32 + e/2/4 holds up to e = 36.6.
+    A quarter of the mean load comes on top, and of the 512 places e are taken, so that the tokens cost
+    1 / (1 - e/512) times as much: e <= 32 / (1 - e/512) + e/2/4 holds up to e = 39.6.
     """
     assert TOKENS_PER_SEQUENCE == 64
     fleet = Fleet("home", "other")
@@ -155,6 +157,63 @@ def test_a_conversation_returns_unless_its_replica_is_much_busier(
     assert fleet.place(history) == ["home"]
     fleet.in_flight.update(home=excess, other=0)
     assert (fleet.place(history) == ["home"]) == returns
+
+
+@pytest.mark.parametrize(
+    ("front_ends", "price"),
+    [
+        (0.0, 1.0),
+        (1.0, 4 / 3),
+        (2.0, 2.0),
+        (3.0, 4.0),
+        (3.5, 8.0),
+        (3.9, 8.0),
+        (4.0, 8.0),
+        (9.0, 8.0),
+    ],
+)
+def test_prompt_tokens_cost_more_the_busier_all_replicas_are(
+    front_ends: float, price: float
+) -> None:
+    """By hand: 25 of 100 places are taken, and so many times as many by all front ends together."""
+    loads = [Load("a", 20, 50), Load("b", 5, 50)]
+    assert price_of_prefill(loads, front_ends) == pytest.approx(price)
+
+
+@pytest.mark.parametrize(
+    ("others", "waits"), [(0, False), (1, False), (2, False), (3, True), (7, True)]
+)
+def test_a_request_waits_at_a_full_replica_if_that_costs_less_than_its_prompt(
+    others: int, waits: bool
+) -> None:
+    """By hand: 8 places each, home has 8 sequences and the three others x each; the prompt has 160 tokens.
+
+    Home costs 8 * 64 = 512, another 160 / (1 - (8 + 3x)/32) + 64x, which is 412 for x = 2 and 533 for 3;
+    costs up to a quarter of the mean load above it, 56 and 68, are alike.
+    """
+    fleet = Fleet(capacity=8)
+    history = prompt(7, 160)
+    [home] = fleet.place(history)
+    fleet.in_flight.update(dict.fromkeys(NAMES, others) | {home: 8})
+    assert waits == (fleet.place(history) == [home])
+
+
+def test_the_sequences_of_a_request_that_waits_stay_together() -> None:
+    fleet = Fleet(capacity=8)
+    history = prompt(7, 1_000)
+    [home] = fleet.place(history)
+    fleet.in_flight.update(dict.fromkeys(NAMES, 6) | {home: 8})
+    assert fleet.place(history, 6) == [home] * 6
+
+
+def test_nobody_waits_behind_more_than_one_replica_full_of_sequences() -> None:
+    for length in (64, 1_000, 30_000):
+        fleet = Fleet(capacity=8)
+        history = prompt(7, length)
+        for _ in range(100):
+            fleet.place(history)
+            least = min(fleet.in_flight.values())
+            assert max(fleet.in_flight.values()) <= least + 8 + 1
 
 
 def test_the_longer_of_two_shared_beginnings_decides() -> None:

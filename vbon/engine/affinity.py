@@ -1,13 +1,17 @@
 """Prefix affinity: the choice of a replica for each sequence, by the prefixes that replicas have cached.
 
 A replica that has decoded a prompt keeps the keys and values of its blocks, so that it computes the next
-sequence of the same prompt, or of one that begins alike, from there on. The rule has three parts:
+sequence of the same prompt, or of one that begins alike, from there on. The rule has four parts:
 
 - **Candidates stay together.** The sequences of one request go to one replica until that is full, and only
   then to a second.
 - **Requests go where their prefix is.** A replica costs a request the prompt tokens that it has to compute,
-  and :data:`TOKENS_PER_SEQUENCE` for each sequence that it decodes already; the cheapest is chosen. A
+  and :data:`TOKENS_PER_SEQUENCE` for each sequence that it has already; the cheapest is chosen. A
   conversation thus returns to its replica unless that is much busier than another.
+- **A full replica is worth a wait.** Tokens that are computed once more also delay all requests after them,
+  while a wait costs nobody else anything. So the busier all replicas are, the more a prompt token costs
+  (:func:`price_of_prefill`), and a request may wait at the replica that has its prefix. That has at most as
+  many sequences more than the least busy one as it decodes at once, so that no request waits for long.
 - **Equals are told apart by the prompt's opening.** Replicas whose loads differ by no more than
   :data:`BALANCE` allows are ordered by rendezvous hashing, so that front ends that do not know of each
   other's requests agree, and a replica that joins or leaves moves its own share of the prompts only.
@@ -37,6 +41,8 @@ OPENING = 64
 TOKENS_PER_SEQUENCE = 64
 # Loads up to this multiple of the mean count as equal, as in consistent hashing with bounded loads.
 BALANCE = 1.25
+# The most that a prompt token costs, as a multiple of its own time.
+MOST_PRICE = 8.0
 # Prefixes that are remembered, about 200 bytes each: those of some thousand long prompts.
 MOST_PREFIXES = 2**16
 
@@ -66,6 +72,21 @@ def least_busy(loads: Iterable[Load]) -> str | None:
     """The replica with the least in flight, and of equals the one that has served least."""
     found = min(loads, key=lambda load: (load.in_flight, load.served), default=None)
     return None if found is None else found.name
+
+
+def price_of_prefill(loads: Sequence[Load], front_ends: float = 1.0) -> float:
+    """The cost of computing one prompt token, as a multiple of its own time.
+
+    Work that is added to a queue delays all that comes until the queue is empty again. At a utilisation of u
+    that is 1 / (1 - u) times the work on average, itself included; the sequences in flight are the estimate
+    of u.
+
+    Args:
+        front_ends: sequences of all front ends for each one in ``loads``.
+    """
+    places = sum(load.capacity for load in loads)
+    free = 1 - front_ends * sum(load.in_flight for load in loads) / places
+    return min(MOST_PRICE, 1 / free) if free > 0 else MOST_PRICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,39 +183,62 @@ class PromptGroup:
     ) -> None:
         self._affinity, self._prompt, self._prompt_tokens = affinity, prompt, prompt_tokens
         self._used: list[str] = []
+        self._waits = False
 
-    def choose(self, loads: Sequence[Load], sequences: int = 1) -> str | None:
+    def choose(
+        self, loads: Sequence[Load], sequences: int = 1, front_ends: float = 1.0
+    ) -> str | None:
         """The replica of the next sequence; ``None`` if there are none.
 
         Args:
             loads: the replicas that may take it, as they are now.
             sequences: how many sequences are sent at once.
+            front_ends: sequences of all front ends for each one in ``loads``.
         """
         if not loads or not self._prompt:
             return least_busy(loads)
         with_room = {load.name: load for load in loads if load.has_room(sequences)}
-        if not with_room:  # it has to wait in any case
-            return least_busy(loads)
         for name in self._used:
             if name in with_room:
                 return name
-        name = self._cheapest(list(with_room.values()))
-        self._used.append(name)
+        spills = bool(self._used) and not self._waits
+        if spills and with_room:
+            candidates = list(with_room.values())
+        else:
+            least = min(load.in_flight for load in loads)
+            candidates = [
+                load
+                for load in loads
+                if load.name in with_room or load.in_flight <= least + load.capacity
+            ]
+        # What a group has spilled is spread evenly where all are full.
+        alike = BALANCE if with_room or not spills else 1.0
+        price = price_of_prefill(loads, front_ends)
+        name = self._cheapest(candidates, price, alike)
+        if not self._used:
+            self._waits = name not in with_room
+        if name not in self._used:
+            self._used.append(name)
         self._affinity.remember(self._prompt, name)
         return name
 
-    def _cheapest(self, loads: Sequence[Load]) -> str:
+    def _cheapest(self, loads: Sequence[Load], price: float, balance: float) -> str:
         """The replica that has least to compute and to decode.
 
         Among those alike it is the one that has most of the prompt, and else the first by its opening.
+
+        Args:
+            price: of a prompt token.
+            balance: loads up to this multiple of the mean are alike.
         """
         held = self._affinity.held(self._prompt, [load.name for load in loads])
         costs = {
-            load.name: self._prompt_tokens - held[load.name] + TOKENS_PER_SEQUENCE * load.in_flight
+            load.name: price * (self._prompt_tokens - held[load.name])
+            + TOKENS_PER_SEQUENCE * load.in_flight
             for load in loads
         }
         mean_load = sum(load.in_flight for load in loads) / len(loads)
-        alike = min(costs.values()) + (BALANCE - 1) * mean_load * TOKENS_PER_SEQUENCE
+        alike = min(costs.values()) + (balance - 1) * mean_load * TOKENS_PER_SEQUENCE
         close = [name for name, cost in costs.items() if cost <= alike]
         most = max(held[name] for name in close)
         return rendezvous(self._opening, [name for name in close if held[name] == most])[0]

@@ -16,6 +16,10 @@ Sharing = Literal["shared", "split", "each"]
 class Limits(Protocol):
     """Admits the requests of one front end."""
 
+    @property
+    def running(self) -> int:
+        """Sequences admitted, as far as the front end knows."""
+
     def enter(self, sequences: int, max_tokens: int) -> AbstractAsyncContextManager[None]:
         """Wait for places and hold them for the length of the block; the answer is complete before its end.
 
@@ -29,6 +33,11 @@ class OwnLimits:
 
     def __init__(self, *, running: int, waiting: int, running_tokens: int) -> None:
         self._admission = Admission(running=running, waiting=waiting, running_tokens=running_tokens)
+
+    @property
+    def running(self) -> int:
+        """Sequences admitted, of this front end."""
+        return self._admission.running
 
     @asynccontextmanager
     async def enter(self, sequences: int, max_tokens: int) -> AsyncGenerator[None, None]:
@@ -65,6 +74,11 @@ class SharedLimits:
         self._way_s, self._message_s = round_trip_s / 2, message_s
         self._free_at_s = 0.0
         self._told_at_s = -notice_s
+
+    @property
+    def running(self) -> int:
+        """Sequences admitted, of all front ends."""
+        return self._admission.running
 
     @asynccontextmanager
     async def enter(self, sequences: int, max_tokens: int) -> AsyncGenerator[None, None]:

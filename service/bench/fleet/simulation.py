@@ -91,7 +91,10 @@ class _FrontEnd:
             Load(str(place), in_flight, self._config.max_num_seqs, self._served[place])
             for place, in_flight in enumerate(self._in_flight)
         ]
-        place = int(self._affinity.group(request.prompt).choose(loads, sequences) or 0)
+        own = sum(self._in_flight) + sequences
+        all_per_own = max(1.0, self._limits.running / own)
+        group = self._affinity.group(request.prompt)
+        place = int(group.choose(loads, sequences, all_per_own) or 0)
         self._in_flight[place] += sequences
         await asyncio.sleep(self._config.round_trip_ms / 1e3)
         await self._engines[place].decode(request.prompt, request.lengths)
