@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
-from service.auto.choice import Choice, Option, Prices, choose, option_of
+from service.auto.choice import Choice, Option, Prices, option_of
+from service.auto.compared import MOST_KINDS, Compared, Recent
 from service.auto.table_in_use import TableInUse
-from service.auto.usable import UsableRow
+from service.auto.usable import Usable, UsableRow
 from service.runtime.modes import Mode
 from service.runtime.prompt import PromptRequest, PromptResult
 from service.runtime.routing import Expected, PriceRouting, Route, Wish
@@ -48,27 +49,55 @@ class PriceRouter:
         self.budgets: Counter[tuple[str, str]] = Counter()
         self.unmeasured: Counter[str] = Counter({"stale": 0, "request": 0})
         self.fallbacks = 0
+        self._usable: Usable | None = None
+        self._recent: Recent[Compared] = Recent(MOST_KINDS)
 
     def route(self, wish: Wish) -> Route:
         """The best measured setting for a prompt; best-of-N if none can be used and there is no budget."""
         return self._route(wish)
 
     def _route(self, wish: Wish, failed: str | None = None) -> Route:
-        """The route of a prompt, by another policy than one that has failed, if there is any."""
+        """The route of a prompt, by another policy than one that has failed, if there is any.
+
+        It is asked for in the event loop, so what it compares is kept while nothing that decides it changes.
+        """
         usable = self._table.usable()
         if not usable.rows:
             return self._unmeasured(wish, "stale", " ".join(usable.reasons[:3]))
-        fitting = [one for one in usable.rows if self._fits(one, wish)]
-        if not fitting:
+        if usable is not self._usable:
+            self._usable = usable
+            self._recent.clear()
+        found = self._recent.get(
+            self._kind(wish, failed), lambda: self._compared(usable, wish, failed)
+        )
+        if not found.rows:
             return self._unmeasured(wish, "request", self._why_none_fits(wish))
+        return self._as_route(*found.chosen(self._prices, wish.budget), wish)
+
+    def _kind(self, wish: Wish, failed: str | None) -> Hashable:
+        """Everything that decides which settings fit a request and what they cost, but for the table."""
+        reward, engines = self._runtime.reward, self._runtime.policies.items()
+        sampling = wish.sampling
+        return (
+            replace(sampling, seed=None, logit_bias=None, response_format=None),
+            repr((sampling.logit_bias, sampling.response_format)),  # mappings have no hash
+            wish.chosen,
+            wish.most_candidates,
+            wish.answers,
+            bool(wish.prompt.tools),
+            failed,
+            reward is not None and reward.alive,
+            tuple((name, one.alive, one.finds_calls, one.info) for name, one in engines),
+        )
+
+    def _compared(self, usable: Usable, wish: Wish, failed: str | None) -> Compared:
+        """The settings that can answer a request, of another policy than one that has failed, if any are."""
+        fitting = [one for one in usable.rows if self._fits(one, wish)]
         # If all engines are dead, the request gets the error of the best setting's own.
         fitting = [one for one in fitting if self._is_alive(one)] or fitting
         fitting = [one for one in fitting if one.row.policy != failed] or fitting
         rows = _sampled_alike(fitting, wish)
-        options = [self._option(one, wish) for one in rows]
-        choice = choose(options, self._prices, wish.budget)
-        chosen = next(one for one in rows if one.row is choice.option.row)
-        return self._as_route(chosen, choice, wish)
+        return Compared(rows, [self._option(one, wish) for one in rows])
 
     def fall_back(self, route: Route, wish: Wish) -> Route:
         """The best setting of the other policies whose engines are alive."""

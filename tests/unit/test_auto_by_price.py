@@ -19,7 +19,9 @@ import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from service.auto import price_router
 from service.auto.choice import Prices
+from service.auto.compared import Recent
 from service.auto.live import LiveAuto
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
@@ -535,6 +537,76 @@ async def test_a_time_that_no_calendar_has_in_utc_is_refused(tmp_path: Path, mad
         response = await service.client.put("/auto/table", json=changed)
         assert response.status_code == 422, response.text
         assert "made_at" in response.text
+
+
+# -- what is kept between requests
+
+
+async def test_settings_are_compared_once_for_requests_of_a_kind_and_again_once_anything_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every answer is that of a router that keeps nothing."""
+    compared = 0
+    original = price_router.option_of
+
+    def counted(*args: Any, **named: Any) -> Any:
+        nonlocal compared
+        compared += 1
+        return original(*args, **named)
+
+    monkeypatch.setattr(price_router, "option_of", counted)
+    async with started() as service:
+        await service.runtime.supervisor.stop()
+        await service.put(exact_table())
+
+        async def told(body: dict[str, Any] | None = None) -> tuple[bool, Any]:
+            """Whether settings were compared for a request, and what its answer says of the choice."""
+            nonlocal compared
+            compared = 0
+            kept = (await service.ask(body))["routing"]
+            looked = compared > 0
+            router = service.auto.router
+            router._recent.clear()
+            assert (await service.ask(body))["routing"] == kept
+            return looked, (kept["mode"], kept["n"])
+
+        assert await told() == (True, ("vbon", 1))
+        bodies: list[dict[str, Any]] = [{}, {"prompt": "other"}, {"seed": 3}]
+        bodies += [{"budget": {kind: amount}} for kind, amount in
+                   (("tokens", 3), ("tokens", 4), ("reward", 0.1), ("reward", 99))]  # fmt: skip
+        for body in bodies:
+            assert (await told(body))[0] is False, body
+        biased = [{"logit_bias": {"1": value}} for value in (1, 2)]
+        for body in ({"temperature": 0.5}, {"n": 2}, {"max_tokens": 2}, *biased):
+            assert (await told(body))[0] is True, body
+        assert (await told(biased[1]))[0] is False
+        tuned: Any = service.runtime.policies["vbon"]
+        await tuned.stop()
+        assert await told() == (True, ("bon", 16))
+        await tuned.start()
+        await service.put(exact_table(rows=[row("bon", 4)]))
+        assert await told() == (True, ("bon", 4))
+
+
+def test_of_results_the_few_that_were_used_last_are_kept_and_no_error_is() -> None:
+    made: list[str] = []
+
+    def make(name: str) -> Callable[[], str]:
+        return lambda: (made.append(name), name)[1]
+
+    recent: Recent[str] = Recent(2)
+    for name in "abacab":
+        assert recent.get(name, make(name)) == name
+    assert made == ["a", "b", "c", "b"]  # c took the place of b, which had been used before a
+
+    def fail() -> str:
+        raise ValueError("no")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            recent.get("d", fail)
+    assert recent.get("d", make("d")) == "d"
+    assert made[4:] == ["d"]
 
 
 # -- engines that die
