@@ -20,7 +20,7 @@ from service.store import (
     save_tune_table,
 )
 from service.store.async_store import AsyncStore
-from vbon.errors import InvalidInputError, NotFoundError
+from vbon.errors import BusyError, InvalidInputError, NotFoundError
 from vbon.measured.table import MeasuredTable
 from vbon.measured.tuning_run import TuningReport
 
@@ -78,11 +78,16 @@ class TuneRuns:
         """Keep a report as the run's latest.
 
         Raises:
+            BusyError: the run has ended since, or was started again, and has reported that.
             NotFoundError: the service has no store.
             StoreError: it could not be kept.
         """
         content = report.model_dump(mode="json")
-        await self._store.use(lambda store: save_tune_run(store, run_id, content))
+        if not await self._store.use(lambda store: save_tune_run(store, run_id, content)):
+            raise BusyError(
+                f"run {run_id} has reported its end or a later start, which stays; if this is that later "
+                "start, the clock of its machine is behind: set it, and start the run again"
+            )
 
     async def keep_table(self, run_id: str, table: MeasuredTable) -> None:
         """Keep all settings that a run measured, so that they can be applied.

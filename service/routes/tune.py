@@ -34,9 +34,17 @@ async def get_run(run_id: RunId, runs: TuneRunsDep, request: Request) -> TuneRun
     return _whole(await runs.get(run_id), request)
 
 
-@router.put("/runs/{run_id}", responses=_REPORTED, status_code=204, dependencies=_CHANGES)
+@router.put(
+    "/runs/{run_id}",
+    responses=_REPORTED | errors(409),
+    status_code=204,
+    dependencies=_CHANGES,
+)
 async def put_run(run_id: RunId, body: TuningReport, runs: TuneRunsDep) -> None:
-    """Report a run, in the place of its last report. Of more than 50 runs, the oldest are removed."""
+    """Report a run, in the place of its last report. Of more than 50 runs, the oldest are removed.
+
+    409 if the run has reported its end since, or a later start.
+    """
     await runs.report(run_id, body)
 
 

@@ -46,18 +46,26 @@ class StoredTuneRun:
 
 def save_tune_run(
     store: Store, run_id: str, report: Mapping[str, Any], now: datetime | None = None
-) -> None:
+) -> bool:
     """Keep a report, in the JSON form of ``vbon.measured.tuning_run.TuningReport``, as the run's latest.
+
+    A report that was under way for long may arrive after later ones. Once a run has ended, only an end of the
+    same start replaces its report, and the report of a later start one of an earlier start.
+
+    Returns:
+        whether it was kept.
 
     Raises:
         StoreError: the database reported an error; nothing was written.
     """
     now = datetime.now(UTC) if now is None else now
     with store.session() as session:
-        row = session.get(TuneRunRow, run_id)
+        row = session.get(TuneRunRow, run_id, with_for_update=True)
         if row is None:
             row = TuneRunRow(id=run_id, started=now)
             session.add(row)
+        elif _is_late(report, row.report):
+            return False
         row.updated = now
         row.status = report["status"]
         row.question = storable(report["question"]["text"])
@@ -68,6 +76,17 @@ def save_tune_run(
         old = list(session.scalars(by_news.offset(MOST_RUNS)))
         if old:
             session.execute(delete(TuneRunRow).where(TuneRunRow.id.in_(old)))
+    return True
+
+
+def _is_late(report: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Tell whether a report was made before the one that is known; one of another version decides nothing."""
+    try:
+        made, before = (datetime.fromisoformat(one["started"]) for one in (report, known))
+        ended = known["status"] != "running"
+        return made < before or (made == before and ended and report["status"] == "running")
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def save_tune_table(store: Store, run_id: str, table: Mapping[str, Any]) -> bool:

@@ -44,7 +44,7 @@ EVERY_S = 30.0  # between two reports where nothing is new
 _PATIENCE = 4  # so many reports may be missed before the last one is stale
 _LIMIT_S, _BEFORE_LOAD_S = 10.0, 2.0
 # Statuses of a server that will not take the next report either.
-_FOR_GOOD = {401, 403, 404, 405, 413, 422}
+_FOR_GOOD = {401, 403, 404, 405, 409, 413, 422}
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,7 +216,7 @@ def test_a_table_that_is_refused_does_not_keep_the_end_of_the_run_back(
     assert said == ["note: the server's page cannot apply the measured settings: only admins may"]
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 405, 422])
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 422])
 def test_a_server_that_refuses_is_asked_no_more_and_it_is_said_once(
     tmp_path: Path, status: int
 ) -> None:

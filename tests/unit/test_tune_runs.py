@@ -74,6 +74,38 @@ async def test_the_newest_report_of_a_run_is_shown_and_a_deleted_run_is_gone(
         assert f"no tuning run {RUN}" in response.text
 
 
+@pytest.mark.parametrize("ended", ["recommended", "interrupted", "failed", "unmet"])
+async def test_a_report_that_arrives_late_replaces_none_that_was_made_after_it(
+    client: httpx.AsyncClient, ended: str
+) -> None:
+    """The network may hold a report of a running trial back until after that of the run's end."""
+
+    def made(status: str, second: int, trials: int) -> dict[str, Any]:
+        known: dict[str, Any] = {
+            "status": status, "started": f"2026-11-01T10:00:{second:02}+00:00",
+            "trials": [trial(number) for number in range(1, trials + 1)],
+        }  # fmt: skip
+        return recommending(**known) if status == "recommended" else report(**known)
+
+    async def shown() -> tuple[str, int]:
+        found = (await client.get(PATH)).json()
+        return found["status"], found["trials"]
+
+    await put(client, made("running", 1, 1))
+    await put(client, made(ended, 1, 3))
+    late = await client.put(PATH, json=made("running", 1, 2))
+    assert (late.status_code, await shown()) == (409, (ended, 3))
+    assert "has reported its end or a later start" in late.text
+    await put(client, made(ended, 1, 4))  # after its table, the end is told again
+    assert await shown() == (ended, 4)
+    # The same run goes on: its start is later, and what its first process sent is late, also its end.
+    await put(client, made("running", 9, 2))
+    assert await shown() == ("running", 2)
+    for status in ("running", ended):
+        assert (await client.put(PATH, json=made(status, 1, 5))).status_code == 409
+    assert await shown() == ("running", 2)
+
+
 async def test_the_recommended_setting_alone_is_applied_or_all_measured_ones(
     client: httpx.AsyncClient,
 ) -> None:
