@@ -32,6 +32,7 @@ from vbon.prompts import Prompt
 from vbon.storage.atomic import write_text
 from vbon.storage.locks import sole_writer
 from vbon.study.split import split_of
+from vbon.tuning.sole_search import sole_search
 from vbon.tuning.studies import storage_url
 
 DEFAULT_CONCURRENCY = 8
@@ -67,7 +68,8 @@ def execute(settings: TuneSettings, console: Console) -> tuple[Findings, Measure
     split = split_of(prompts, settings.validation_share, settings.test_share, settings.seed)
     parts = split.parts
     directory = settings.out
-    with sole_writer(directory):
+    storage = storage_url(settings.storage, directory)
+    with sole_writer(directory), sole_search(storage, "vbon-tune/decoding"):
         directory.mkdir(parents=True, exist_ok=True)
         asked = {
             **settings.asked,
@@ -77,11 +79,12 @@ def execute(settings: TuneSettings, console: Console) -> tuple[Findings, Measure
         }
         trials = Trials(
             space,
-            storage_url(settings.storage, directory),
+            storage,
             settings.sampler,
             settings.seed,
             min(_STARTUP, max(1, (settings.trials or DEFAULT_TRIALS) // 2)),
             asked,
+            directory,
         )
         write_text(directory / SPACE, space_text(space))
         write_prompts(directory / _PROMPTS, prompts)

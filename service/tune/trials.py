@@ -10,6 +10,7 @@ import itertools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from service.tune.drawing import Drawing
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import optuna
 
 DRAWINGS = "drawings"
-_RUN_ID = "vbon_run_id"
+_RUN_ID, _PLACE = "vbon_run_id", "vbon_run_directory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,12 @@ class Trials:
     """The studies of a run in one storage.
 
     Attributes:
-        run_id: 12 hexadecimal digits that stay those of the run when it goes on.
+        run_id: 12 hexadecimal digits that stay those of the run when it goes on. A copy of a run has others,
+            so that the two do not take each other's place on the server's page.
 
     Args:
         asked: all that decides the figures; a storage that holds other trials is refused.
+        directory: that of the results, by which a copy of a run is told from it; None for none.
 
     Raises:
         DataError: the storage is of another version or of another question, or cannot be opened.
@@ -65,6 +68,7 @@ class Trials:
         seed: int,
         startup: int,
         asked: Mapping[str, Any],
+        directory: Path | None = None,
     ) -> None:
         self.space = space
         self.studies = {
@@ -72,7 +76,7 @@ class Trials:
             for place, name in enumerate([DRAWINGS, *space.live])
         }
         self.interrupted = sum(restart_interrupted(study) for study in self.studies.values())
-        self.run_id = _run_id(self.studies[DRAWINGS])
+        self.run_id = _run_id(self.studies[DRAWINGS], directory)
 
     @property
     def done(self) -> int:
@@ -187,11 +191,18 @@ class Trials:
         proposal.study.tell(proposal.trial, state=optuna.trial.TrialState.FAIL)
 
 
-def _run_id(study: optuna.Study) -> str:
-    known = study.user_attrs.get(_RUN_ID)
-    if known is None:
+def _run_id(study: optuna.Study, directory: Path | None) -> str:
+    """The id of the run in a directory; a copy has the inode of another directory, and gets an id of its own.
+
+    A directory that was moved keeps its inode, and one of another machine has hardly ever the same.
+    """
+    known, place = study.user_attrs.get(_RUN_ID), study.user_attrs.get(_PLACE)
+    here = None if directory is None else directory.stat().st_ino
+    if known is None or (here is not None and place is not None and here != place):
         known = uuid.uuid4().hex[:12]
         study.set_user_attr(_RUN_ID, known)
+    if here is not None and here != place:
+        study.set_user_attr(_PLACE, here)
     return str(known)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("optuna")
+
+import optuna
 
 from service.tune.config import TuneSettings
 from service.tune.drawing import Drawing
@@ -24,9 +28,10 @@ from service.tune.space import Space
 from service.tune.trials import Trials
 from tests.unit.test_tune_choice import measured
 from training.tune.config import TuneTrainingConfig
-from vbon.errors import DataError, InvalidInputError
+from vbon.errors import DataError, ExportError, InvalidInputError
 from vbon.prompts import Prompt
 from vbon.tuning.axes import Range, Values
+from vbon.tuning.sole_search import leased, sole_search
 
 
 def space(**axes: Any) -> Space:
@@ -112,6 +117,75 @@ def test_a_trial_that_was_cut_is_tried_again_and_is_no_failure(tmp_path: Path) -
     assert (again.interrupted, again.done) == (1, 1)
     assert [one["error"] for one in again.failed()] == ["no candidate could be scored"]
     assert again.ask(1).drawing == cut.drawing
+
+
+def test_a_copy_of_a_run_has_an_id_of_its_own_and_a_run_that_goes_on_or_was_moved_keeps_it(
+    tmp_path: Path,
+) -> None:
+    def run_id(out: Path) -> str:
+        url = f"sqlite:///{out / 'study.db'}"
+        return Trials(space(), url, "random", 0, 1, {"asked": 1}, out).run_id
+
+    first = tmp_path / "first"
+    first.mkdir()
+    known = run_id(first)
+    assert run_id(first) == known
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    own = run_id(copy)
+    assert own != known
+    assert (run_id(copy), run_id(first)) == (own, known)
+    assert run_id(first.rename(tmp_path / "moved")) == known
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_second_search_on_a_storage_is_refused_whatever_its_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    """It would take the running trials of the first one for cut ones, and try them again."""
+    monkeypatch.setattr("vbon.storage.locks.PATIENCE_S", 0)
+    file = tmp_path / "study.db"
+    other = tmp_path / "link.db" if link else file
+    if link:
+        other.symlink_to(file)
+    with (
+        sole_search(f"sqlite:///{file}", "decoding"),
+        pytest.raises(ExportError, match=r"another process .*; wait .* give another --storage$"),
+        sole_search(f"sqlite+pysqlite:///{other}", "decoding"),
+    ):
+        pass
+    for again in (f"sqlite:///{file}", "sqlite://", "sqlite:///:memory:"):
+        with sole_search(again, "decoding"):
+            pass
+
+
+def test_a_storage_without_a_file_has_a_lease_that_ends_with_its_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vbon.tuning.sole_search._SETTLE_S", 0.0)
+    monkeypatch.setattr("vbon.tuning.sole_search._RENEW_S", 0.01)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with leased(url, "a"):
+        holder = optuna.load_study(study_name="a/lease", storage=url)
+        first = holder.user_attrs["vbon_holder"]
+        words = r"\(pid \d+ of .*--storage; if that .* ends in \d+ s"
+        with pytest.raises(ExportError, match=words), leased(url, "a"):
+            pass
+        with leased(url, "b"):  # another search
+            pass
+        for _ in range(2000):  # it is renewed
+            if holder.user_attrs["vbon_holder"]["until"] > first["until"]:
+                break
+            time.sleep(0.005)
+        assert holder.user_attrs["vbon_holder"]["until"] > first["until"]
+    assert holder.user_attrs["vbon_holder"] is None
+    # One that was killed released nothing, and its hold ends by itself.
+    holder.set_user_attr("vbon_holder", first | {"until": time.time() + 60})
+    with pytest.raises(ExportError, match="another search uses"), leased(url, "a"):
+        pass
+    holder.set_user_attr("vbon_holder", first | {"until": time.time() - 1})
+    with leased(url, "a"):
+        pass
 
 
 SECRET = "postgresql+unknown://tuner:secret@localhost/studies?password=secret"

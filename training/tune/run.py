@@ -22,6 +22,7 @@ from vbon.storage.atomic import write_json
 from vbon.storage.checksums import sha256_of
 from vbon.storage.locks import sole_writer
 from vbon.storage.provenance import provenance
+from vbon.tuning.sole_search import sole_search
 from vbon.tuning.studies import ended_trials, opened_study, restart_interrupted, storage_url
 
 if TYPE_CHECKING:
@@ -77,7 +78,12 @@ def tune_training(config: TuneTrainingConfig, say: Callable[[str], None]) -> Tra
     _check_prompts(config)
     if config.backend == "ray":
         check_ray()
-    with sole_writer(config.out), ray_session() if config.backend == "ray" else nullcontext():
+    storage = storage_url(config.storage, config.out)
+    with (
+        sole_writer(config.out),
+        sole_search(storage, "vbon-tune/training"),
+        ray_session() if config.backend == "ray" else nullcontext(),
+    ):
         if config.backend == "ray":
             check_room(config.worker_cpus, config.worker_gpus)
         config.out.mkdir(parents=True, exist_ok=True)

@@ -28,25 +28,10 @@ def opened_study(
         InvalidInputError: the sampler is unknown.
         ModuleNotFoundError: Optuna or a package that the sampler needs is not installed.
     """
-    import optuna
-
     shown = without_password(storage)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     made = make_sampler(sampler, seed=seed, **startup_options(sampler, startup))
-    try:
-        study = optuna.create_study(
-            storage=storage,
-            study_name=name,
-            sampler=made,
-            load_if_exists=True,
-        )
-        mark = study.user_attrs.get(_MARK)
-    except Exception as error:
-        reason = _first_line(error).replace(storage, shown)
-        raise DataError(
-            f"the storage {shown} cannot be used: {reason}; if another version of Optuna made it, use "
-            "another --storage"
-        ) from error
+    study = opened_storage(name, storage, made)
+    mark = study.user_attrs.get(_MARK)
     wanted = {"version": VERSION, "asked": dict(asked)}
     if mark is None and not study.trials:
         study.set_user_attr(_MARK, wanted)
@@ -65,6 +50,32 @@ def opened_study(
         raise DataError(
             f"the trials in {shown} answer another question: {'; '.join(differing[:3])}; {_OTHER_QUESTION}"
         )
+    return study
+
+
+def opened_storage(
+    name: str, storage: str, sampler: optuna.samplers.BaseSampler | None
+) -> optuna.Study:
+    """The study of a name in a storage, made if there is none.
+
+    Raises:
+        DataError: the storage cannot be opened.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=name, sampler=sampler, load_if_exists=True
+        )
+        _ = study.user_attrs
+    except Exception as error:
+        shown = without_password(storage)
+        reason = _first_line(error).replace(storage, shown)
+        raise DataError(
+            f"the storage {shown} cannot be used: {reason}; if another version of Optuna made it, use "
+            "another --storage"
+        ) from error
     return study
 
 
