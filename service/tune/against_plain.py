@@ -25,7 +25,7 @@ from service.loadtest.load.connection import ConnectionPool, ProtocolError
 from service.loadtest.load.server_description import request_headers
 from service.tune.drawing import Drawing
 from service.tune.server import Served, changed, describe
-from service.tune.setting import Setting, setting_of
+from service.tune.setting import setting_of
 from vbon.config import PROMPT_FILE, Settings
 from vbon.errors import DataError, InvalidInputError
 from vbon.maths.intervals import MeanInterval, MedianRange
@@ -36,6 +36,8 @@ from vbon.storage.atomic import write_json
 from vbon.storage.provenance import provenance
 from vbon.study.split import split_of
 
+_RECORD = "tune.json"
+
 
 class AgainstPlainSettings(Settings):
     """Compare what `vbon tune` recommends with a plain client that samples n times and scores.
@@ -45,6 +47,7 @@ class AgainstPlainSettings(Settings):
 
     Examples:
       vbon tune against-plain --run runs/tune --n 16 --prompts heldout.jsonl
+      vbon tune against-plain --run runs/tune --n 16 --auto
     """
 
     url: str = Field("http://127.0.0.1:8000", description="address of the server, without /v1")
@@ -53,6 +56,11 @@ class AgainstPlainSettings(Settings):
     )
     run: Path = Field(Path("runs/tune"), description="directory of the results of `vbon tune`")
     n: int = Field(16, ge=2, description="samples of the plain client")
+    auto: bool = Field(
+        False,
+        description="compare mode auto instead, asked for the level of the run's target as reward; the "
+        "server needs the run's table (--apply), and for a target of gold --auto.gain gold",
+    )
     prompts: Path | None = Field(
         None,
         description=f"file of prompts: {PROMPT_FILE}; default: the run's test prompts, on which nothing "
@@ -116,7 +124,10 @@ def compare(settings: AgainstPlainSettings, console: Console) -> Comparison:
         DataError: the run has no recommendation.
         ServerError: the server cannot be reached, or serves other models.
     """
-    setting, record = recommended_setting(settings.run)
+    record = _record(settings.run)
+    asked = (
+        auto_asked(settings.run, record) if settings.auto else setting_asked(settings.run, record)
+    )
     prompts = [one for one in judging_prompts(settings, record) if one.text is not None]
     if not prompts:
         raise InvalidInputError(
@@ -125,7 +136,7 @@ def compare(settings: AgainstPlainSettings, console: Console) -> Comparison:
     headers = request_headers(LoadTestSettings(url=settings.url, api_key_env=settings.api_key_env))
     served = describe(settings.url.rstrip("/").removesuffix("/v1"), headers)
     _check_same_models(record, served)
-    found = asyncio.run(_compare(settings, served, setting, prompts))
+    found = asyncio.run(_compare(settings, served, asked, prompts))
     _print(console, found)
     if settings.json_file is not None:
         content = {**provenance(settings.model_dump(mode="json")), **asdict(found)}
@@ -153,15 +164,23 @@ def judging_prompts(settings: AgainstPlainSettings, record: dict[str, Any]) -> l
     return split_of(read_prompts(settings.run / "prompts.jsonl"), *shares).parts["test"]
 
 
-def recommended_setting(run: Path) -> tuple[Setting, dict[str, Any]]:
-    """The setting that a run recommends, and its record.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The requests of the tuned side: their path, and their fields besides the prompt."""
+
+    label: str
+    path: str
+    body: dict[str, Any]
+
+
+def setting_asked(run: Path, record: dict[str, Any]) -> Asked:
+    """Requests for the setting that a run recommends.
 
     Raises:
-        DataError: there is none, or the file is damaged.
+        DataError: there is none, or the record is damaged.
     """
-    path = run / "tune.json"
+    path = run / _RECORD
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         found = record["recommendation"]
         if found is None:
             raise DataError(f"{path} has no recommendation; its status is {record['status']!r}")
@@ -173,9 +192,43 @@ def recommended_setting(run: Path) -> tuple[Setting, dict[str, Any]]:
             sampling["max_tokens"],
             sampling["top_k"],
         )
-        return setting_of(found["mode"], drawing, found["n"], found["settings"]), record
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not the record of `vbon tune`: {error}") from error
+        setting = setting_of(found["mode"], drawing, found["n"], found["settings"])
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    unscored = {"score": False} if setting.single else {}
+    return Asked(setting.label, setting.path, {**setting.body, **unscored})
+
+
+def auto_asked(run: Path, record: dict[str, Any]) -> Asked:
+    """Requests of mode ``auto`` for the reward that the target of a run was on its tuning prompts.
+
+    Raises:
+        DataError: the run had no target, or one of a win rate, or the record is damaged.
+    """
+    path = run / _RECORD
+    try:
+        level, target = record["level"], str(record["config"]["target"] or "")
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+    if not isinstance(level, int | float) or target.startswith("win-rate"):
+        raise DataError(
+            f"{path} has no level of a reward that mode auto could be asked for; tune with --target "
+            "'reward >= ...' or 'gold >= ...', or leave out --auto"
+        )
+    body = {"budget": {"reward": level}, "score": False}
+    return Asked(f"mode auto for a reward of {level:.4g}", "/generate?mode=auto", body)
+
+
+def _record(run: Path) -> dict[str, Any]:
+    path = run / _RECORD
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} is not the record of `vbon tune`: {error}")
 
 
 def _check_same_models(record: dict[str, Any], served: Served) -> None:
@@ -189,11 +242,11 @@ def _check_same_models(record: dict[str, Any], served: Served) -> None:
 
 
 async def _compare(
-    settings: AgainstPlainSettings, served: Served, setting: Setting, prompts: Sequence[Prompt]
+    settings: AgainstPlainSettings, served: Served, asked: Asked, prompts: Sequence[Prompt]
 ) -> Comparison:
     pool = ConnectionPool(served.url, dict(served.headers))
     sides = {
-        "tuned": _tuned_answer(pool, setting, served),
+        "tuned": _tuned_answer(pool, asked, served),
         "plain": _plain_answer(pool, settings.n, served),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
@@ -231,7 +284,7 @@ async def _compare(
         for name in sides
     }
     return Comparison(
-        setting.label,
+        asked.label,
         settings.n,
         made["tuned"],
         made["plain"],
@@ -285,14 +338,11 @@ async def _fill(
     await asyncio.gather(*(one(place) for place in missing))
 
 
-def _tuned_answer(pool: ConnectionPool, setting: Setting, served: Served) -> Answer:
+def _tuned_answer(pool: ConnectionPool, asked: Asked, served: Served) -> Answer:
+    kept = {"store": False} if served.collects else {}
+
     async def answer(prompt: Prompt) -> Answered:
-        body = {**prompt_record(prompt), **setting.body}
-        if setting.single:
-            body["score"] = False
-        if served.collects:
-            body["store"] = False
-        found = await _post(pool, setting.path, body)
+        found = await _post(pool, asked.path, {**prompt_record(prompt), **asked.body, **kept})
         return Answered(found["text"], found["usage"]["generated_tokens"])
 
     return answer

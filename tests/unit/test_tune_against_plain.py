@@ -12,9 +12,12 @@ import pytest
 from pydantic import ValidationError
 
 from service.tune import against_plain
-from service.tune.against_plain import AgainstPlainSettings, judging_prompts
-from service.tune.drawing import Drawing
-from service.tune.setting import setting_of
+from service.tune.against_plain import (
+    AgainstPlainSettings,
+    auto_asked,
+    judging_prompts,
+    setting_asked,
+)
 from tests.unit.test_tune_space import SERVED
 from vbon.errors import DataError
 from vbon.prompt_files import write_prompts
@@ -54,12 +57,58 @@ async def test_a_server_that_collects_answers_keeps_none_of_either_side(
     monkeypatch.setattr(against_plain, "_post", post)
     served = replace(SERVED, collects=collects)
     pool: Any = None
-    setting = setting_of("bon", Drawing("ref", 1.0, 1.0, 8), 4, {})
-    await against_plain._tuned_answer(pool, setting, served)(PROMPTS[0])
+    for asked in (setting_asked(Path(), recommending()), auto_asked(Path(), recommending())):
+        await against_plain._tuned_answer(pool, asked, served)(PROMPTS[0])
     plain = await against_plain._plain_answer(pool, 2, served)(PROMPTS[0])
     assert (plain.text, plain.tokens) == ("b", 6)
-    for path in ("/generate?mode=bon&policy=ref", "/v1/completions"):
+    tuned = ("/generate?mode=bon&policy=ref", "/generate?mode=auto")
+    for path in (*tuned, "/v1/completions"):
         assert sent[path].get("store") is (False if collects else None), path
+
+
+def recommending(**changes: Any) -> dict[str, Any]:
+    """The record of a run with a recommendation."""
+    sampling = {"temperature": 1.0, "top_p": 0.9, "top_k": 0, "max_tokens": 8}
+    found = {"mode": "bon", "policy": "ref", "n": 4, "sampling": sampling, "settings": {}}
+    return {
+        "recommendation": found, "status": "recommended", "level": 1.25,
+        "config": {"target": "gold >= best-of-16"},
+    } | changes  # fmt: skip
+
+
+def test_the_tuned_side_asks_for_the_setting_or_for_the_reward_of_the_target() -> None:
+    asked = setting_asked(Path("run"), recommending())
+    assert asked.path == "/generate?mode=bon&policy=ref"
+    assert (asked.body["n"], asked.body["top_p"], "score" in asked.body) == (4, 0.9, False)
+    single = recommending()["recommendation"] | {"mode": "vbon", "policy": "vbon", "n": 1}
+    asked = setting_asked(Path("run"), recommending(recommendation=single))
+    assert (asked.path, asked.body["score"]) == ("/generate?mode=vbon", False)
+    # Mode auto needs no recommendation.
+    asked = auto_asked(Path("run"), recommending(recommendation=None, status="unmet"))
+    assert asked.path == "/generate?mode=auto"
+    assert asked.body == {"budget": {"reward": 1.25}, "score": False}
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (
+            {"recommendation": None, "status": "unmet"},
+            "has no recommendation; its status is 'unmet'",
+        ),
+        ({"recommendation": {"mode": "bon"}}, "is not the record of `vbon tune`"),
+        (
+            {"level": None, "config": {"target": None}},
+            "no level of a reward .* or leave out --auto",
+        ),
+        ({"config": {"target": "win-rate >= 0.8"}}, "no level of a reward"),
+        ({"config": None}, "is not the record of `vbon tune`"),
+    ],
+)
+def test_a_record_that_cannot_be_asked_for_says_why(record: dict[str, Any], words: str) -> None:
+    ask = setting_asked if "recommendation" in record else auto_asked
+    with pytest.raises(DataError, match=words):
+        ask(Path("run"), recommending(**record))
 
 
 @pytest.mark.parametrize("round_s", [math.inf, math.nan, 0.0])
