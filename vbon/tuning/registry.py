@@ -136,7 +136,7 @@ def _factory(name: str) -> SamplerFactory:
 
 
 def _takes(factory: SamplerFactory, argument: str) -> bool:
-    """Whether a class or function has an argument, also one that its class passes on to a base class."""
+    """Tell whether a class or function has an argument, also one that its class passes on to a base class."""
     layers: list[Any] = [factory]
     if isinstance(factory, type):
         layers = [vars(base)["__init__"] for base in factory.__mro__ if "__init__" in vars(base)]
