@@ -6,7 +6,6 @@ import asyncio
 import re
 from pathlib import Path
 
-import pytest
 from playwright.async_api import expect
 
 from tests.browser.visits import Visitor, assert_accessible, hosted
@@ -18,23 +17,24 @@ STREAM = (
 )
 
 
-@pytest.mark.parametrize("size", [1, 3, 7, 1000])
-async def test_events_are_the_same_however_the_stream_is_cut(visitor: Visitor, size: int) -> None:
+async def test_events_are_the_same_however_the_stream_is_cut(visitor: Visitor) -> None:
     async with hosted(make_runtime(store="none")) as url:
         page = await visitor.open(f"{url}/#play")
-        events = await page.evaluate(
-            """async ([text, size]) => {
-                const parser = new (await import("/page/api.js")).EventParser();
-                const found = [];
-                for (let i = 0; i < text.length; i += size)
-                    found.push(...parser.push(text.slice(i, i + size)));
-                return found.map(({event, data}) => [event, data]);
-            }""",
-            [STREAM, size],
-        )
-    assert events == [
-        ["token", {"text": "é: a"}], ["progress", {"n": 1}], ["message", {"n": 2}], ["answer", {}],
-    ]  # fmt: skip
+        for size in (1, 3, 7, 1000):
+            events = await page.evaluate(
+                """async ([text, size]) => {
+                    const parser = new (await import("/page/api.js")).EventParser();
+                    const found = [];
+                    for (let i = 0; i < text.length; i += size)
+                        found.push(...parser.push(text.slice(i, i + size)));
+                    return found.map(({event, data}) => [event, data]);
+                }""",
+                [STREAM, size],
+            )
+            assert events == [
+                ["token", {"text": "é: a"}], ["progress", {"n": 1}], ["message", {"n": 2}],
+                ["answer", {}],
+            ], size  # fmt: skip
 
 
 async def test_elements_take_no_markup_no_scripts_and_no_foreign_addresses(
@@ -60,18 +60,18 @@ async def test_elements_take_no_markup_no_scripts_and_no_foreign_addresses(
     assert "&lt;b&gt;x&lt;/b&gt;" in text
 
 
-@pytest.mark.parametrize(
-    ("milliseconds", "words"),
-    [("0.041", "0.04 ms"), ("7.26", "7.3 ms"), ("999.4", "999 ms"), ("999.6", "1.00 s"), ("1994", "1.99 s"),
-     ("200000", "3 min 20 s"), ("null", "–")],
-)  # fmt: skip
-async def test_durations_are_read_at_a_glance(
-    visitor: Visitor, milliseconds: str, words: str
-) -> None:
+async def test_durations_are_read_at_a_glance(visitor: Visitor) -> None:
+    words = {
+        "0.041": "0.04 ms", "7.26": "7.3 ms", "999.4": "999 ms", "999.6": "1.00 s", "1994": "1.99 s",
+        "200000": "3 min 20 s", "null": "–",
+    }  # fmt: skip
     async with hosted(make_runtime(store="none")) as url:
         page = await visitor.open(f"{url}/#play")
-        script = f"import('/page/dom.js').then(({{duration}}) => duration({milliseconds}))"
-        assert await page.evaluate(script) == words
+        script = """async (given) => {
+            const {duration} = await import("/page/dom.js");
+            return Object.fromEntries(given.map((one) => [one, duration(JSON.parse(one))]));
+        }"""
+        assert await page.evaluate(script, list(words)) == words
 
 
 CHART = """async () => {

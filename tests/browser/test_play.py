@@ -99,10 +99,12 @@ async def test_modes_answer_side_by_side_while_they_are_made(visitor: Visitor) -
         texts = [await column(page, mode).locator(".text").inner_text() for mode in ("ref", "vbon")]
         async with httpx.AsyncClient(base_url=url) as client:
             body = {"prompt": PROMPT, "max_tokens": 150, "seed": 7}
-            asked = [
-                await client.post("/generate", params={"mode": mode}, json=body)
-                for mode in ("ref", "vbon")
-            ]
+            asked = await asyncio.gather(
+                *(
+                    client.post("/generate", params={"mode": mode}, json=body)
+                    for mode in ("ref", "vbon")
+                )
+            )
     assert [text.strip() for text in texts] == [one.json()["text"].strip() for one in asked]
 
 
