@@ -8,10 +8,12 @@ that are started as users start them are those of ``vbon study`` and of ``python
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import socket
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -60,19 +62,32 @@ def fork_engines() -> None:
     utils.get_mp_context = _Context
 
 
-class ForkedService(psutil.Process):
-    """A running ``python -m service`` that was forked.
+class _Forked(psutil.Process):
+    """A running command that was forked.
 
     Args:
         arguments: those of the command.
         log: what it prints is written there.
+        cwd: its working directory.
+        env: its environment; by default this process's.
     """
 
-    def __init__(self, arguments: Sequence[str], log: Path) -> None:
-        order = (list(arguments), str(log), dict(os.environ))
-        self._process = ForkServerContext().Process(target=_serve, args=order)
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        *,
+        cwd: Path = ROOT,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        order = (list(arguments), str(log), str(cwd), dict(os.environ if env is None else env))
+        self._process = ForkServerContext().Process(target=self._run, args=order)
         self._process.start()
         super().__init__(self._process.pid)
+
+    @staticmethod
+    def _run(arguments: list[str], log: str, cwd: str, environment: dict[str, str]) -> None:
+        raise NotImplementedError
 
     def poll(self) -> int | None:
         """Its exit status once it has ended."""
@@ -87,13 +102,49 @@ class ForkedService(psutil.Process):
         return status
 
 
-def _serve(arguments: list[str], log: str, environment: dict[str, str]) -> None:
-    """Be ``python -m service``."""
-    from service.__main__ import main
-    from vbon.rewards import worker
+class ForkedService(_Forked):
+    """A running ``python -m service`` that was forked."""
 
+    @staticmethod
+    def _run(arguments: list[str], log: str, cwd: str, environment: dict[str, str]) -> None:
+        from service.__main__ import main
+        from vbon.rewards import worker
+
+        _begin(arguments, log, cwd, environment)
+        worker.multiprocessing = SimpleNamespace(get_context=lambda _: _Context())  # type: ignore[attr-defined]
+        try:
+            main()
+        finally:
+            atexit._run_exitfuncs()
+
+
+class ForkedTraining(_Forked):
+    """A running ``python -m training`` that was forked, over vLLM.
+
+    It ends as an interpreter does, which takes its modules apart: what speaks up then is heard.
+    """
+
+    @staticmethod
+    def _run(arguments: list[str], log: str, cwd: str, environment: dict[str, str]) -> None:
+        from training.__main__ import main
+
+        _begin(arguments, log, cwd, environment)
+        sys.path[:0] = [cwd, *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        ctypes.pythonapi.Py_Exit(ctypes.c_int(code))
+
+
+def _begin(arguments: list[str], log: str, cwd: str, environment: dict[str, str]) -> None:
+    """Be a process of its own, as a shell would start it, whose children are forked too."""
     os.setsid()
-    os.chdir(ROOT)
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -102,12 +153,7 @@ def _serve(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     os.close(handle)
     _keep_a_process_that_forks()
     fork_engines()
-    worker.multiprocessing = SimpleNamespace(get_context=lambda _: _Context())  # type: ignore[attr-defined]
     sys.argv[1:] = arguments
-    try:
-        main()
-    finally:
-        atexit._run_exitfuncs()
 
 
 def _keep_a_process_that_forks() -> None:
