@@ -7,24 +7,30 @@ that are started as users start them are those of ``vbon study`` and of ``python
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import ctypes
 import os
+import runpy
+import signal
 import socket
 import sys
+import tempfile
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from multiprocessing import forkserver, reduction, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
 import tests.commands  # noqa: F401  (it would set what is imported without an engine)
 
 ROOT = Path(__file__).resolve().parents[1]
+STOP_S = 60.0
 # Of the process that forks, which is started at the first need of it.
 forkserver.set_forkserver_preload(["tests.commands_preloaded", "tests.engines_preloaded"])  # type: ignore[attr-defined]
 
@@ -139,6 +145,41 @@ class ForkedTraining(_Forked):
             traceback.print_exc()
             code = 1
         ctypes.pythonapi.Py_Exit(ctypes.c_int(code))
+
+
+class _ForkedModule(_Forked):
+    """A running ``python -m MODULE ...`` over vLLM; the module is the first of the arguments."""
+
+    @staticmethod
+    def _run(arguments: list[str], log: str, cwd: str, environment: dict[str, str]) -> None:
+        _begin(arguments[1:], log, cwd, environment)
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status once it has ended."""
+        return self.poll()
+
+
+@asynccontextmanager
+async def running_forked(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None
+) -> AsyncGenerator[tuple[Any, BinaryIO], None]:
+    """Run ``[python, "-m", MODULE, ...]`` as :func:`service.bench.processes.running` does, but forked."""
+    _, flag, *arguments = map(str, command)
+    assert flag == "-m"
+    with tempfile.NamedTemporaryFile() as log:
+        process = _ForkedModule(arguments, Path(log.name), env=env)
+        try:
+            yield process, log.file
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+            with suppress(psutil.TimeoutExpired):
+                await asyncio.to_thread(process.wait, STOP_S)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await asyncio.to_thread(process.wait)
 
 
 def _begin(arguments: list[str], log: str, cwd: str, environment: dict[str, str]) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
-from tests.forks import fork_engines
+from tests.forks import fork_engines, running_forked
 from tests.tiny import SMALL_CACHE, train_config
 from vbon.engine import Engine
 from vbon.engine.remote.engine import RemoteEngine
@@ -96,11 +96,13 @@ async def vllm_server(vllm_ref: Engine) -> AsyncGenerator[str, None]:
 
     It decodes 16 sequences at once and schedules by priority. It has its policy's chat template: none.
     """
-    from service.bench.vllm_serve import vllm_serve
+    from service.bench import vllm_serve as bench
 
     changes = {"max_num_seqs": 16, "scheduling_policy": "priority", "enforce_eager": True}
-    async with vllm_serve(vllm_ref, chats=False, changes=changes) as url:  # type: ignore[arg-type]
-        yield url
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "running", running_forked)
+        async with bench.vllm_serve(vllm_ref, chats=False, changes=changes) as url:  # type: ignore[arg-type]
+            yield url
 
 
 @pytest.fixture(scope="session")

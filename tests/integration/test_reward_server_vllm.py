@@ -12,10 +12,11 @@ import pytest
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
-from service.bench.processes import free_port, running, wait_until_healthy  # noqa: E402
+from service.bench.processes import free_port, wait_until_healthy  # noqa: E402
 from service.bench.rewards.config import RewardBenchSettings  # noqa: E402
 from service.bench.rewards.run import run_reward_bench  # noqa: E402
 from service.bench.vllm_serve import SERVE  # noqa: E402
+from tests.forks import running_forked  # noqa: E402
 from vbon.engine import Engine  # noqa: E402
 from vbon.prompts import Prompt  # noqa: E402
 from vbon.rewards import Scorable, open_reward_model  # noqa: E402
@@ -42,7 +43,7 @@ async def test_the_routes_of_vllm_give_the_local_rewards(
         *["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--dtype", "float32"],
         "--disable-uvicorn-access-log",
     ]
-    async with running(command) as (process, log):
+    async with running_forked(command) as (process, log):
         url = f"http://127.0.0.1:{port}"
         await wait_until_healthy(process, log, f"{url}/health", "vllm serve")
         for address in ("", "/classify", "/pooling"):
