@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import gc
 import logging
 import math
@@ -41,6 +42,8 @@ def keep_for_good() -> None:
     """
     gc.collect()
     gc.freeze()
+    # At the end all is collected after all, or libraries such as triton take what is left for leaks.
+    atexit.register(gc.unfreeze)
     gc.set_threshold(50_000, 20, 100)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -85,6 +86,7 @@ def pytest_collection_finish() -> None:
     The garbage collector works again, on what the tests make and no longer on what was imported.
     """
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or triton takes what is left at the end for leaks
     gc.enable()
     # pytest would add its handlers to some 60 loggers of torch and others that do not propagate, six times
     # a test: a millisecond of each of 4,000 tests. This way they get their records from the root.
