@@ -35,7 +35,7 @@ async def rolled_out(tmp_path: Path) -> AsyncGenerator[tuple[str, httpx.AsyncCli
         hosted(runtime, rebuild=SpeakerBuilder()) as url,
         httpx.AsyncClient(base_url=url, headers=bearer(ROOT_KEY), timeout=30) as client,
     ):
-        async with asyncio.timeout(20):  # the state is read from the store
+        async with asyncio.timeout(60):  # the state is read from the store
             while (await client.get("/distil/checkpoints")).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         yield url, client

@@ -83,7 +83,7 @@ async def done(page: Page, count: int = 3) -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110  (state of the server, polled)
             await asyncio.sleep(0.01)
 

@@ -37,7 +37,7 @@ async def inject(stage: Stage) -> Tally:
     return tally
 
 
-async def _until_guarded(service: Service, limit_s: float = 10.0) -> None:
+async def _until_guarded(service: Service, limit_s: float = 60.0) -> None:
     async with asyncio.timeout(limit_s):
         while len(_guardians(service)) < ENGINES:  # noqa: ASYNC110 -- another process's doing
             await asyncio.sleep(0.1)

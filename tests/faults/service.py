@@ -104,7 +104,7 @@ class Service:
             "threads": self.process.num_threads(),
         }
 
-    async def left_over(self, before: dict[str, float], within_s: float = 10.0) -> dict[str, float]:
+    async def left_over(self, before: dict[str, float], within_s: float = 60.0) -> dict[str, float]:
         """The amounts by which it holds more than before, once it has had time to let go; empty is good."""
         begun = perf_counter()
         while True:

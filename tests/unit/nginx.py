@@ -81,7 +81,7 @@ def _started(program: str, folder: Path) -> subprocess.Popen[bytes]:
 
 
 async def _listening(port: int, process: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", port)

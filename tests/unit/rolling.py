@@ -126,7 +126,7 @@ class Rolling:
         await self.until(lambda: name in self.live.served.alive)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
 

@@ -728,7 +728,7 @@ async def test_a_table_from_a_store_that_was_away_asks_for_the_hardware_outside_
     async with started(store=str(tmp_path / "runs.db")) as service:
         reading = service.auto.table._reading
         assert reading is not None
-        await asyncio.wait_for(reading, 20)
+        await asyncio.wait_for(reading, 60)
         assert await service.chosen() == ("vbon", 1)
     assert asked[0] is not threading.main_thread()
 

@@ -50,7 +50,7 @@ class Behind:
             writer.write(piece)
             await writer.drain()
             await asyncio.sleep(0.02)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             told = (await reader.read()).decode()
         writer.close()
         found = [part[:3] for part in told.split("HTTP/1.1 ")[1:]]
@@ -83,7 +83,7 @@ async def behind_nginx(
 
 
 async def true_of(what: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not what():  # noqa: ASYNC110  (nginx's doing)
             await asyncio.sleep(0.01)
 

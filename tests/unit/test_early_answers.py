@@ -90,7 +90,7 @@ async def say(service: Service, *pieces: bytes, pause_s: float = 0.01) -> list[t
         for piece in pieces:
             writer.write(piece)
             await asyncio.sleep(pause_s)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             rest = (await reader.read()).decode().replace("HTTP/1.1 100 Continue\r\n\r\n", "")
     finally:
         writer.close()

@@ -69,7 +69,7 @@ async def say(port: int, *pieces: bytes, pause_s: float = 0.0) -> tuple[int, str
         if reading.done():
             break
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             answer = (await reading).decode()
     finally:
         writer.close()
@@ -263,7 +263,7 @@ async def heard(port: int, request: bytes) -> tuple[str, str]:
     """Head and body of all that comes back, as it is on the wire."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
     writer.close()
     return head, body
@@ -426,7 +426,7 @@ async def test_a_half_closed_client_gets_its_answers(
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes)
         writer.write_eof()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             told = (await reader.read()).decode()
         writer.close()
         final = told.replace("HTTP/1.1 100 Continue\r\n\r\n", "")
@@ -448,7 +448,7 @@ async def test_a_client_that_closes_altogether_is_still_noticed(
         body = json.dumps({"prompt": "p", "max_tokens": 200, "ignore_eos": True}).encode()
         writer.write(SLOW.partition(b"content-length")[0])
         writer.write(b"content-length: %d\r\n\r\n" % len(body) + body)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not engine.running:  # noqa: ASYNC110  (the fake has no event for it)
                 await asyncio.sleep(0.01)
             if reset:

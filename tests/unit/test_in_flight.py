@@ -59,7 +59,7 @@ async def test_waiting_ends_when_no_request_uses_the_part() -> None:
     await asyncio.sleep(0.01)
     assert not waiting.done()
     await using
-    await asyncio.wait_for(waiting, 10)
+    await asyncio.wait_for(waiting, 60)
     assert not other.done()
     other.cancel()
     await asyncio.gather(other, return_exceptions=True)

@@ -216,7 +216,7 @@ async def test_the_new_one_is_watched_and_the_old_no_longer(tmp_path: Path) -> N
         service.shelf.next = {"vbon": new}
         await service.reload("vbon")
         await new.stop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not service.runtime.ready:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert new.alive

@@ -132,7 +132,7 @@ def test_a_death_leaves_no_descriptor_to_the_garbage_collector() -> None:
 def test_a_death_while_nothing_is_asked_is_seen() -> None:
     with working() as worker:
         os.kill(worker.pid or 0, signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while worker.alive and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not worker.alive
@@ -148,7 +148,7 @@ def test_one_that_hangs_while_nothing_is_asked_is_found_by_a_batch_that_fills_th
             with pytest.raises(
                 RewardDeadError, match=r"accepted no data for 0\.5 s and was killed"
             ):
-                pool.submit(worker.score, say("long" * 1_000_000)).result(timeout=10)
+                pool.submit(worker.score, say("long" * 1_000_000)).result(timeout=60)
             assert not worker.alive
             assert not hung.is_running()
         finally:
@@ -165,7 +165,7 @@ def test_one_that_loads_is_not_alive_the_first_time_nor_again(tmp_path: Path) ->
         try:
             for _ in range(2):
                 loading = pool.submit(worker.load)
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 60
                 while worker.pid in (None, before) and time.monotonic() < deadline:
                     time.sleep(0.01)
                 assert psutil.pid_exists(worker.pid or 0)

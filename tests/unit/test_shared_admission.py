@@ -46,7 +46,7 @@ async def settled() -> None:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (joining has pauses)
             await asyncio.sleep(0.002)
 

@@ -166,7 +166,7 @@ def test_a_server_that_is_away_gets_the_next_report_and_the_table_before_the_las
     found = findings(sending._facts)
     for _ in range(3):
         sending.tell(found)
-        assert server.got.acquire(timeout=20)
+        assert server.got.acquire(timeout=60)
     table = MeasuredTable.model_construct(rows=[])
     found.status = "interrupted"
     sending.ended(found, table)
@@ -208,7 +208,7 @@ def test_a_table_that_is_refused_does_not_keep_the_end_of_the_run_back(
     sending = reporter(tmp_path, server, said)
     found = findings(sending._facts)
     sending.tell(found)
-    assert server.got.acquire(timeout=20)
+    assert server.got.acquire(timeout=60)
     found.status = "interrupted"
     sending.ended(found, MeasuredTable.model_construct(rows=[]))
     sending.close()
@@ -223,8 +223,8 @@ def test_a_server_that_refuses_is_asked_no_more_and_it_is_said_once(
     server, said = Server(status), list[str]()
     sending = reporter(tmp_path, server, said)
     sending.tell(Findings())
-    assert server.got.acquire(timeout=20)
-    sending._thread.join(20)
+    assert server.got.acquire(timeout=60)
+    sending._thread.join(60)
     for _ in range(2):
         sending.tell(Findings())
     sending.ended(Findings(), MeasuredTable.model_construct(rows=[]))

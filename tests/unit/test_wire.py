@@ -31,7 +31,7 @@ from service.wire.connection import Connection
 from service.wire.errors import error_parts, rebuilt_error
 from service.wire.interface import read_value
 from service.wire.messages import WINDOW, encoded, value_of
-from tests.unit.wire_target import INTERFACE, QUICK, Target
+from tests.unit.wire_target import INTERFACE, PATIENT, QUICK, Target
 from vbon.engine import Candidate, Sampling
 from vbon.errors import InvalidInputError, PromptTooLongError, VbonError
 from vbon.prompts import Prompt
@@ -39,7 +39,7 @@ from vbon.trace_context import trace_headers
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (another side's state)
             await asyncio.sleep(0.002)
 
@@ -105,7 +105,7 @@ async def test_typed_errors_keep_their_type_and_others_their_texts_back(parts: P
 
 async def test_an_error_that_cannot_be_sent_whole_still_ends_its_call(parts: Parts) -> None:
     _, _, client = parts
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(InvalidInputError, match=r"file caf\\udce9 is missing") as named:
             await client.call("fail", "not text")
         assert named.value.field == r"caf\udce9"
@@ -200,7 +200,7 @@ async def raw_answers(server: WireServer, *sent: bytes) -> list[Any]:
     try:
         for data in sent:
             writer.write(data)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             data = await reader.read()
         answers = []
         while data:
@@ -263,7 +263,7 @@ def test_frames_arrive_whole_however_the_bytes_are_cut(
 async def test_who_does_not_know_the_secret_takes_no_memory(tmp_path: Path) -> None:
     async with connection(tmp_path) as (_, server, client):
         # The length of a message that would be taken after the greeting, and no more of it.
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             [refused] = await raw_answers(server, (50_000_000).to_bytes(4, "big"))
         assert "50,000,000 bytes; at most" in refused.reason
         assert await client.call("size", "x" * 5_000_000) == 5_000_000
@@ -338,10 +338,10 @@ async def test_a_server_that_ends_fails_every_call_and_can_be_found_again(tmp_pa
 SERVE = """
 import asyncio, sys, time
 from service.wire import WireServer
-from tests.unit.wire_target import INTERFACE, QUICK, Target
+from tests.unit.wire_target import INTERFACE, PATIENT, Target
 
 async def main():
-    server = WireServer(sys.argv[1], Target(), INTERFACE, secret="s", timing=QUICK)
+    server = WireServer(sys.argv[1], Target(), INTERFACE, secret="s", timing=PATIENT)
     await server.start()
     print("ready", flush=True)
     await asyncio.Event().wait()
@@ -370,16 +370,16 @@ async def test_a_server_that_is_killed_or_hangs_fails_every_call(
 ) -> None:
     address, pid = other_process
     ends: tuple[tuple[int, str], ...] = (
-        (signal.SIGSTOP, "no sign of life for 0.2 s"),
+        (signal.SIGSTOP, "no sign of life for 1 s"),
         (signal.SIGKILL, "has ended"),
     )
     for end, words in ends:
-        client = WireClient(address, INTERFACE, secret="s", timing=QUICK)
+        client = WireClient(address, INTERFACE, secret="s", timing=PATIENT)
         await client.connect()
         calls = [asyncio.create_task(client.call("wait")) for _ in range(3)]
         assert await client.call("add", 1, 1) == 2
         os.kill(pid, end)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             ended = await asyncio.gather(*calls, return_exceptions=True)
         for one in ended:
             assert isinstance(one, ConnectionLostError)

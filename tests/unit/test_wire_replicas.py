@@ -37,7 +37,7 @@ TIMING = Timing(beat_s=0.05, silence_s=20)
 
 
 async def eventually(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (another side's state)
             await asyncio.sleep(0.002)
 
@@ -598,7 +598,7 @@ async def test_stopping_a_scorer_at_any_moment_leaves_nobody_waiting(
         for _ in range(steps):
             await asyncio.sleep(0)
         await scorer.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             for text, one in zip(texts, await waiting, strict=True):
                 assert one == score_of(text) or isinstance(one, RewardError)
         assert scorer.waiting == 0

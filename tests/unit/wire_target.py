@@ -12,6 +12,8 @@ from vbon.prompts import Prompt
 from vbon.trace_context import trace_headers
 
 QUICK = Timing(beat_s=0.02, silence_s=0.2)
+# For a side in another process, which a busy machine may leave without a core for some tenths of a second.
+PATIENT = Timing(beat_s=0.05, silence_s=1.0)
 
 
 class Target:
