@@ -14,7 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-FILE_ENV = "VBON_WORK_FILE"
+# Not with the prefix VBON_, whose unknown variables the service and others refuse.
+FILE_ENV = "WORK_REPORT_FILE"
 # Kinds that several commands report, or that one is told of before it begins.
 PROMPTS_SAMPLED, MEASURED_ANSWERS, LOAD_TEST = "sampled prompts", "measured answers", "load test"
 _EVERY_S = 1.0

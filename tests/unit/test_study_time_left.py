@@ -14,8 +14,10 @@ from rich.console import Console
 from service.loadtest import config as loadtest_config
 from service.loadtest.analysis import calibration
 from service.loadtest.config import LoadTestSettings
+from service.settings import ServiceSettings
 from training.configs import EvaluateConfig
 from vbon import work_report
+from vbon.config import Settings, load_settings
 from vbon.progress_bar import ProgressBar
 from vbon.study import work_to_come
 from vbon.study.config import StudyConfig
@@ -275,6 +277,15 @@ def test_the_time_left_is_told_once_a_minute_and_as_soon_as_it_is_known(
     assert all(line.startswith("left: ") for line in told)
     total_s = sum(planted_s(name) for name in PIECES)
     assert len(PIECES) <= len(told) <= total_s / 60 + 2 * len(PIECES)
+
+
+@pytest.mark.parametrize("settings_type", [ServiceSettings, LoadTestSettings, EvaluateConfig])
+def test_no_command_of_a_study_takes_the_variable_for_a_misspelt_setting(
+    settings_type: type[Settings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(FILE_ENV, str(tmp_path / "work.jsonl"))
+    needed = ["--policies", "ref=p", "--reward", "r"] if settings_type is ServiceSettings else []
+    assert load_settings(settings_type, needed, program="x")
 
 
 def test_bars_report_their_work_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
