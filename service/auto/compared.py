@@ -1,8 +1,7 @@
 """Measured settings beside each other for one kind of request, kept for the next requests of that kind.
 
-A table has up to a thousand settings. To look at all of them for each prompt takes tens of milliseconds of
-the event loop, in which nothing else is answered; what is equal for many prompts is therefore worked out
-once.
+A table has up to a thousand settings. To look at all of them for each prompt takes milliseconds of the event
+loop, in which nothing else is answered; what is equal for many prompts is therefore worked out once.
 """
 
 from __future__ import annotations

@@ -92,11 +92,12 @@ class PriceRouter:
 
     def _compared(self, usable: Usable, wish: Wish, failed: str | None) -> Compared:
         """The settings that can answer a request, of another policy than one that has failed, if any are."""
-        fitting = [one for one in usable.rows if self._fits(one, wish)]
+        samplings = _Samplings(wish)
+        fitting = [one for one in usable.rows if self._fits(one, wish, samplings.of(one.row))]
         # If all engines are dead, the request gets the error of the best setting's own.
         fitting = [one for one in fitting if self._is_alive(one)] or fitting
         fitting = [one for one in fitting if one.row.policy != failed] or fitting
-        rows = _sampled_alike(fitting, wish)
+        rows = _sampled_alike(fitting, wish, samplings)
         return Compared(rows, [self._option(one, wish) for one in rows])
 
     def fall_back(self, route: Route, wish: Wish) -> Route:
@@ -117,15 +118,14 @@ class PriceRouter:
             samples = 1 if request.mode.strategy.reranks else request.answers
             self.expected_tokens[label] += round(routing.expected.generated_tokens.mean * samples)
 
-    def _fits(self, usable: UsableRow, wish: Wish) -> bool:
-        """Tell whether a setting can make the answers that a request asks for."""
+    def _fits(self, usable: UsableRow, wish: Wish, sampling: Sampling) -> bool:
+        """Tell whether a setting can make the answers that a request asks for, with a sampling."""
         row, strategy, most = usable.row, usable.strategy, wish.most_candidates
         drawn = strategy.most_candidates(row.n) if strategy.reranks else wish.answers
         if most is not None and drawn > most:
             return False
         if strategy.reranks and min(row.n, drawn) < wish.answers:
             return False
-        sampling = _sampling(row, wish)
         if strategy.continues and _LOOKING_BACK & set(sampling.steering):
             return False
         policies = self._runtime.policies
@@ -233,15 +233,38 @@ def _sampling(row: MeasuredSetting, wish: Wish) -> Sampling:
     return replace(wish.sampling, **measured)
 
 
-def _sampled_alike(rows: Sequence[UsableRow], wish: Wish) -> Sequence[UsableRow]:
+class _Samplings:
+    """The samplings of one prompt by settings; most of a table share a few, each of which is made once."""
+
+    def __init__(self, wish: Wish) -> None:
+        self._wish = wish
+        self._made: dict[tuple[float, ...], tuple[Sampling, bool]] = {}
+
+    def of(self, row: MeasuredSetting) -> Sampling:
+        """The sampling of the prompt by a setting."""
+        return self._get(row)[0]
+
+    def is_measured(self, row: MeasuredSetting) -> bool:
+        """True if the distribution of a token is that of the measurement, as far as the request goes."""
+        return self._get(row)[1]
+
+    def _get(self, row: MeasuredSetting) -> tuple[Sampling, bool]:
+        key = (row.max_tokens, row.temperature, row.top_p, row.top_k)
+        if key not in self._made:
+            sampling = _sampling(row, self._wish)
+            self._made[key] = sampling, not _RESHAPING & set(_differences(row, sampling))
+        return self._made[key]
+
+
+def _sampled_alike(
+    rows: Sequence[UsableRow], wish: Wish, samplings: _Samplings
+) -> Sequence[UsableRow]:
     """The settings that were measured with the request's own sampling, if any were.
 
     Otherwise it is all of them; at temperature 0, where all candidates are the same, those of one candidate,
     if there are any.
     """
-    alike = [
-        one for one in rows if not _RESHAPING & set(_differences(one.row, _sampling(one.row, wish)))
-    ]
+    alike = [one for one in rows if samplings.is_measured(one.row)]
     if alike:
         return alike
     if wish.sampling.temperature == 0 and "temperature" in wish.chosen:
