@@ -134,7 +134,7 @@ class Admission(Admits):
             # Nobody can be admitted instead: before it came, nobody could be either.
             del self._waiting[place]
             self._queue.leave(place)
-            self._give_back(ask, 0)
+            self.give_back(ask, 0)
             raise error
         return lease
 
@@ -169,9 +169,10 @@ class Admission(Admits):
         lease.end()
         self._admit()
         if decoded is not None:
-            self._give_back(lease.ask, decoded)
+            self.give_back(lease.ask, decoded)
 
-    def _give_back(self, ask: Ask, decoded: int) -> None:
+    def give_back(self, ask: Ask, decoded: int) -> None:
+        """Give a caller back the tokens that were taken for a request and not decoded."""
         if ask.caller.name in self._buckets:
             self._buckets[ask.caller.name].give_back(ask.most_tokens - decoded, monotonic())
 

@@ -110,12 +110,25 @@ class AdmissionHost:
         if len(self._charged) > _MOST_AWAY:
             del self._charged[next(iter(self._charged))]
 
-    async def adopt(self, session: str, front_end: str, held: list[tuple[int, Ask]]) -> None:
-        """Count the requests that a front end runs already; it tells them once, before it asks."""
+    async def adopt(
+        self,
+        session: str,
+        front_end: str,
+        held: list[tuple[int, Ask]],
+        ended: list[tuple[int, Ask, int]],
+    ) -> None:
+        """Count the requests that a front end runs already; it tells them once, before it asks.
+
+        Args:
+            ended: those that ended while it was away, with the tokens that they decoded.
+        """
         leases = self._joined.get(session)
         if leases is None:
             return
         charged = self._charged.pop(front_end, frozenset())
+        for number, ask, decoded in ended:
+            if number in charged:
+                self._admission.give_back(ask, decoded)
         for number, ask in held:
             leases.adopt(number, ask, charged=number in charged)
         self._told.add(session)

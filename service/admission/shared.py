@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 # Seconds between two attempts to reach the host, and those that the start waits for the first one.
 AGAIN_S = 0.25
 FIRST_S = 5.0
+# Seconds after which fewer front ends are believed: at the start of a host they have not all joined yet.
+FEWER_S = 60.0
+# Requests that ended while the host was away, whose tokens it is told of when it is back.
+_MOST_ENDED = 4096
 # Time to retry of a request that one front end's share does not allow.
 SHARE_RETRY_S = 5.0
 
@@ -77,6 +81,8 @@ class SharedAdmission(Admits):
         self._connect, self._own, self._front_ends = connect, own, front_ends
         self._name, self._numbers = uuid4().hex, count(1)
         self._held: dict[int, Ask] = {}
+        self._ended: dict[int, tuple[Ask, int]] = {}
+        self._fewer: tuple[float, int] | None = None
         self._asking: dict[int, Ask] = {}
         self._backend: _Alone | _AtHost = _Alone(own(front_ends), front_ends)
         self._joining: asyncio.Task[None] | None = None
@@ -160,8 +166,14 @@ class SharedAdmission(Admits):
 
     def release(self, lease: Held, decoded: int | None) -> None:
         """Give back the places of a request that has ended; once, and then no more."""
-        if self._held.pop(lease.number, None) is not None:
-            self._backend.leave(lease.number, decoded, used=True)
+        if self._held.pop(lease.number, None) is None:
+            return
+        self._backend.leave(lease.number, decoded, used=True)
+        if not self.shared and decoded is not None:
+            # If the host has charged it, then as if it had decoded all that it may.
+            self._ended[lease.number] = lease.ask, decoded
+            if len(self._ended) > _MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
 
     def charge(self, tokens: int) -> None:
         """Charge the current caller for work that led to no answer, up to all it has left this minute."""
@@ -207,7 +219,7 @@ class SharedAdmission(Admits):
         host: _AtHost | None = None
         async with aclosing(link.stream("join", session, self._name)) as states:
             async for state in states:
-                self._front_ends = max(self._front_ends, state.front_ends)
+                self._learn_front_ends(state.front_ends)
                 if host is None:
                     host = _AtHost(link, session, state)
                     self._go_to(host)
@@ -216,8 +228,20 @@ class SharedAdmission(Admits):
                     told_s = monotonic()
                     host.keep_only([*self._held, *self._asking])
 
+    def _learn_front_ends(self, number: int) -> None:
+        """Take over the number of front ends; a smaller one after it has been smaller for some time."""
+        if number >= self._front_ends:
+            self._front_ends, self._fewer = number, None
+            return
+        since_s, most = self._fewer or (monotonic(), number)
+        self._fewer = since_s, max(most, number)
+        if monotonic() - since_s >= FEWER_S:
+            self._front_ends, self._fewer = self._fewer[1], None
+
     def _go_to(self, host: _AtHost) -> None:
-        host.adopt(self._name, list(self._held.items()))
+        ended = [(number, ask, decoded) for number, (ask, decoded) in self._ended.items()]
+        self._ended.clear()
+        host.adopt(self._name, list(self._held.items()), ended)
         before, self._backend = self._backend, host
         before.end()
         self._joined.set()
@@ -228,6 +252,7 @@ class SharedAdmission(Admits):
     def _go_alone(self) -> None:
         if not isinstance(self._backend, _AtHost):
             return
+        self._fewer = None
         alone = _Alone(self._own(self._front_ends), self._front_ends)
         for number, ask in self._held.items():
             alone.adopt(number, ask)
@@ -269,8 +294,13 @@ class _AtHost:
         except VbonError as error:
             raise GoneError from error
 
-    def adopt(self, front_end: str, held: list[tuple[int, Ask]]) -> None:
-        self._link.tell("adopt", self._session, front_end, held)
+    def adopt(
+        self,
+        front_end: str,
+        held: list[tuple[int, Ask]],
+        ended: list[tuple[int, Ask, int]],
+    ) -> None:
+        self._link.tell("adopt", self._session, front_end, held, ended)
 
     def leave(self, number: int, decoded: int | None, *, used: bool) -> None:
         self._link.tell("leave", self._session, number, decoded, used)

@@ -454,8 +454,9 @@ async def test_tokens_in_decoding_count_at_the_next_host() -> None:
 
 
 @pytest.mark.parametrize("noticed_by_host", [True, False])
+@pytest.mark.parametrize("decoded", [200, 50, 10])
 async def test_a_front_end_that_joins_again_is_charged_and_counted_once(
-    noticed_by_host: bool,
+    noticed_by_host: bool, decoded: int
 ) -> None:
     caller = Caller("eve", tokens_per_minute=600)
     async with running() as service:
@@ -471,7 +472,9 @@ async def test_a_front_end_that_joins_again_is_charged_and_counted_once(
             for answers in calls.values():
                 answers.put_nowait(("error", EngineDeadError("the connection is lost")))
         await eventually(lambda: not one.shared)
-        service.requests.leave(0, 200)  # while it is alone, so that this part stays charged
+        service.requests.leave(
+            0, decoded
+        )  # while it is alone: what was not decoded is given back later
         await eventually(lambda: one.shared)
         await settled()
         assert service.admission.running == 2
@@ -479,9 +482,27 @@ async def test_a_front_end_that_joins_again_is_charged_and_counted_once(
         service.requests.leave(1, 0)  # gives 200 back
         await settled()
         assert service.admission.running == 0
-        service.requests.come(2, other, caller, 1, max_tokens=395)
+        service.requests.come(2, other, caller, 1, max_tokens=605 - decoded)
         await settled()
-        assert service.requests.state[2] == "runs"
+        assert "has used up its 600 tokens" in service.requests.state[2][0]
+        service.requests.come(3, other, caller, 1, max_tokens=595 - decoded)
+        await settled()
+        assert service.requests.state[3] == "runs"
+
+
+async def test_the_number_of_front_ends_shrinks_after_some_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(shared, "monotonic", lambda: now_s[0])
+    one = SharedAdmission(_never, admission, front_ends=3)
+    seen = []
+    times = (0, 10, 20, 59, 60, 61, 100, 130, 189, 190)
+    for now_s[0], told in zip(times, (1, 2, 1, 1, 1, 1, 5, 4, 4, 4), strict=True):
+        one._learn_front_ends(told)
+        seen.append(one._front_ends)
+    # Two were there meanwhile, when less than a minute had passed since there were three.
+    assert seen == [3, 3, 3, 3, 2, 2, 5, 5, 5, 4]
 
 
 async def test_a_front_end_starts_without_its_host(monkeypatch: pytest.MonkeyPatch) -> None:
