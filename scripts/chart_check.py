@@ -265,6 +265,16 @@ def check(chart: helm.Chart, case: Manifest) -> Manifest:
     return {"error": None, "manifests": manifests, "problems": found}
 
 
+def _values_of(file: str) -> Manifest:
+    """The values in a file; ends the program if it cannot be read."""
+    try:
+        values: Manifest = helm.values_from_yaml(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, helm.HelmError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SystemExit(f"error: the values of {file} cannot be read: {why}") from error
+    return values
+
+
 def main() -> None:
     """Check the chart with the files of values that are named, or with the cases of standard input."""
     path, *files = sys.argv[1:]
@@ -272,9 +282,10 @@ def main() -> None:
         if files == ["--cases"]:
             json.dump([check(chart, case) for case in json.load(sys.stdin)], sys.stdout)
             return
-        cases = {
-            name: helm.values_from_yaml(Path(name).read_text(encoding="utf-8")) for name in files
-        } or {"defaults": {}, "fleet": {"fleet": {"enabled": True}}}
+        cases = {name: _values_of(name) for name in files} or {
+            "defaults": {},
+            "fleet": {"fleet": {"enabled": True}},
+        }
         failed = 0
         for name, values in cases.items():
             outcome = check(chart, {"values": values})

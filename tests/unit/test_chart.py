@@ -468,3 +468,12 @@ def test_a_budget_for_a_fleet_counts_pods_from_below(rendered: dict[str, Json]) 
     assert budget["selector"]["matchLabels"]["app.kubernetes.io/component"] == "worker"
     workers = [one["metadata"]["labels"] for one in pods(rendered["a fleet"])[1:]]
     assert all(budget["selector"]["matchLabels"].items() <= labels.items() for labels in workers)
+
+
+@pytest.mark.parametrize("file", ["nowhere.yaml", "."])
+def test_values_that_cannot_be_read_are_told_in_one_line(file: str) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "chart_check.py"), str(CHART), file]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert ended.returncode == 1
+    assert f"error: the values of {file} cannot be read: " in ended.stderr
+    assert "Traceback" not in ended.stderr
