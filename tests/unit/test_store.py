@@ -116,7 +116,8 @@ def postgres_programs() -> Path | None:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store without tables."""
     where = str(tmp_path / "runs.db")
     if request.param == "postgresql":
         where = request.getfixturevalue("postgres_url")
@@ -125,7 +126,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
             connection.exec_driver_sql("DROP SCHEMA public CASCADE")
             connection.exec_driver_sql("CREATE SCHEMA public")
         engine.dispose()
-    opened = open_store(where)
+    return where
+
+
+@pytest.fixture
+def store(empty: str) -> Iterator[Store]:
+    opened = open_store(empty)
     yield opened
     opened.close()
 
@@ -502,10 +508,15 @@ def test_what_a_url_asks_for_is_not_told() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
+def test_processes_may_open_a_new_store_at_once_and_all_write_to_it(empty: str) -> None:
+    """As front ends of a fleet that is deployed for the first time."""
     code = f"""
 import os, sys
-from service.store import list_runs, open_store
+from service.store import (
+    Preference, Shown, add_preference, list_runs, open_store, save_tune_run,
+)
+
+report = {{"status": "running", "question": {{"text": "q"}}, "trials_done": 1, "next_within_s": 1.0}}
 
 reading, writing = os.pipe()
 children = []
@@ -514,7 +525,13 @@ for _ in range(4):
     if child == 0:
         os.close(writing)
         os.read(reading, 1)  # until the parent lets all go
-        list_runs(open_store({str(tmp_path / "runs.db")!r}))
+        store = open_store({empty!r})
+        assert list_runs(store) == []
+        shown = Shown("bon", 4, "x", 1.0, "r")
+        for number in range(5):
+            add_preference(store, Preference("p", shown, Shown("ref", 1, "y", 0.0, "r"), "a"))
+            save_tune_run(store, f"{{os.getpid():010}}{{number:02}}", report)
+        store.close()
         os._exit(0)
     children.append(child)
 os.close(writing)
@@ -522,6 +539,11 @@ sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
 """
     ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+    opened = open_store(empty)
+    [rate] = human_win_rates(opened)
+    assert (rate.wins, rate.losses) == (20, 0)
+    assert len(list_tune_runs(opened)) == 20
+    opened.close()
 
 
 def test_threads_may_open_stores_at_once(tmp_path: Path) -> None:
