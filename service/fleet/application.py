@@ -33,6 +33,8 @@ from vbon.engine import Engine
 from vbon.engine.remote.server import is_remote
 from vbon.errors import CheckpointError, InvalidInputError
 
+# Seconds over which Serve takes the mean of the load; its default, and the least for short delays.
+_LOOK_BACK_S, _LEAST_LOOK_BACK_S = 30.0, 1.0
 # Calls that a replica takes at once: no limit, since front ends admit requests.
 _ONGOING = 100_000
 _REMEDY = "`serve status` tells why"
@@ -270,11 +272,17 @@ def _options(settings: FleetSettings, service: ServiceSettings, scale: Scale) ->
     }
     if scale.max_replicas is None:
         return options | {"num_replicas": scale.replicas}
+    # The load is its mean over this time, which each replica tells once in it.
+    look_back_s = min(_LOOK_BACK_S, max(_LEAST_LOOK_BACK_S, scale.upscale_delay_s))
     autoscaling = AutoscalingConfig(
         min_replicas=scale.min_replicas,
         initial_replicas=scale.replicas,
         max_replicas=scale.max_replicas,
         target_ongoing_requests=scale.target,
+        upscale_delay_s=scale.upscale_delay_s,
+        downscale_delay_s=scale.downscale_delay_s,
+        look_back_period_s=look_back_s,
+        metrics_interval_s=look_back_s / 3,
         policy=AutoscalingPolicy(policy_function=by_load),
     )
     return options | {"autoscaling_config": autoscaling}

@@ -25,6 +25,12 @@ class Scale(BaseModel):
         description="sequences (of a reward model: texts) decoding or waiting per replica, above which more "
         "replicas are started",
     )
+    upscale_delay_s: float = Field(
+        30.0, ge=0, description="seconds for which more replicas must be needed before they start"
+    )
+    downscale_delay_s: float = Field(
+        600.0, ge=0, description="seconds for which fewer replicas must be enough before some end"
+    )
     cpus: float = Field(1.0, ge=0, description="CPU cores that Ray reserves for a replica")
     gpus: float = Field(0.0, ge=0, description="GPUs of a replica")
 
