@@ -26,6 +26,7 @@ from service.distil.exposition import DistilMetrics
 from service.distil.live_rollout import LiveRollout
 from service.distil.rollout_metrics import RolloutMetrics
 from service.evaluation.preference_pairs import PendingPairs
+from service.held.forwarding import ForwardingMiddleware, Holder
 from service.hosted_loadtests.report_links import ReportLinks
 from service.hosted_loadtests.runs import LoadTestRuns
 from service.http.known_hosts import KnownHosts, KnownHostsMiddleware
@@ -34,7 +35,6 @@ from service.http.middleware import (
     JsonByDefaultMiddleware,
     RequestIdMiddleware,
 )
-from service.http.one_process import OneProcessMiddleware
 from service.http.security_headers import SecurityHeadersMiddleware
 from service.observability.access_log import AccessLogMiddleware, log_request
 from service.observability.tracing import open_tracing
@@ -60,7 +60,7 @@ from service.routes import (
 )
 from service.routes.errors import UnhandledErrorMiddleware, add_error_handlers
 from service.runtime.expected import serve_expected
-from service.runtime.reload import ModelBuilder, Reloader
+from service.runtime.reload import ModelBuilder, Reloader, Reloads
 from service.runtime.runtime import Runtime
 from service.schemas import ANY_ROUTE
 from service.store.async_store import AsyncStore
@@ -116,6 +116,8 @@ def create_app(
     on_failure: Callable[[], object] | None = None,
     rebuild: ModelBuilder | None = None,
     tracing: Tracing | None = None,
+    holder: Holder | None = None,
+    reloads: Reloads | None = None,
 ) -> FastAPI:
     """Build the application. Models load in the background while ``/healthz`` already answers.
 
@@ -125,6 +127,8 @@ def create_app(
         on_failure: called once if loading fails, so that a server can exit.
         rebuild: builds models for ``/admin/reload``, which answers 404 without it.
         tracing: exports spans; by default as the settings say.
+        holder: serves the requests whose state another process has; ``None`` if this one has it.
+        reloads: reloads models for ``/admin/reload``; by default those of this process, by ``rebuild``.
 
     Raises:
         DataError: the file of API keys, or that of measured settings, cannot be used.
@@ -160,9 +164,10 @@ def create_app(
             rebuild,
             on_ready,
             on_failure,
+            holder,
         ),
         responses=ANY_ROUTE,
-        middleware=_middleware(runtime, keyring, known, shedding, tracing),
+        middleware=_middleware(runtime, keyring, known, shedding, tracing, holder),
         # FastAPI's own pages load Swagger UI from another host; service/routes/page.py serves ours.
         docs_url=None,
         # A redirect would lead to the host that the request names.
@@ -172,7 +177,7 @@ def create_app(
     # service/routes/dependencies.py and request_state.py read these.
     app.state.runtime = runtime
     app.state.store = store
-    app.state.reloader = None if rebuild is None else Reloader(runtime, rebuild)
+    app.state.reloader = reloads or (None if rebuild is None else Reloader(runtime, rebuild))
     app.state.pending_pairs = PendingPairs()
     app.state.load_test_runs = load_test_runs
     app.state.report_links = ReportLinks()
@@ -220,6 +225,7 @@ def _lifespan(
     builder: ModelBuilder | None,
     on_ready: Callable[[], object] | None,
     on_failure: Callable[[], object] | None,
+    holder: Holder | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The application's lifespan: loads models in the background, and at the end stops everything."""
 
@@ -237,6 +243,8 @@ def _lifespan(
         if collector is not None:
             collector.start()
         by_price.table.start()
+        if holder is not None:
+            await holder.start(by_price)
         try:
             yield
         finally:
@@ -244,6 +252,8 @@ def _lifespan(
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await load_test_runs.close()
+            if holder is not None:
+                await holder.stop()
             await by_price.table.stop()
             if rollout is not None:
                 await rollout.stop()
@@ -315,6 +325,7 @@ def _middleware(
     known: KnownHosts,
     shedding: Shedding,
     tracing: Tracing | None,
+    holder: Holder | None,
 ) -> list[Middleware]:
     """The middleware, outermost first: a request passes from the top of the list to the bottom.
 
@@ -322,7 +333,7 @@ def _middleware(
     CORS headers are set outside of the error handling for the same reason.
     """
     settings = runtime.settings
-    auth, limits, workers = settings.auth, settings.limits, settings.workers
+    auth, limits = settings.auth, settings.limits
     stack = [Middleware(RequestIdMiddleware)]
     if settings.logs_access:
         stack.append(Middleware(AccessLogMiddleware))
@@ -346,7 +357,6 @@ def _middleware(
         Middleware(UnhandledErrorMiddleware),
         *([] if keyring else [Middleware(KnownHostsMiddleware, known=known)]),
         Middleware(ApiKeyMiddleware, keyring=keyring, open_metrics=auth.open_metrics),
-        *([Middleware(OneProcessMiddleware, workers=workers)] if workers > 1 else []),
         Middleware(
             BodyLimitMiddleware,
             max_bytes=limits.max_body_bytes,
@@ -354,4 +364,5 @@ def _middleware(
         ),
         Middleware(LoadSheddingMiddleware, shedding=shedding),
         Middleware(JsonByDefaultMiddleware),
+        *([] if holder is None else [Middleware(ForwardingMiddleware, holder=holder)]),
     ]

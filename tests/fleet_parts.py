@@ -102,7 +102,28 @@ class Fleet:
         finally:
             serve.shutdown()
 
-    def engine(self, policy: str) -> Any:
+    @contextmanager
+    def scaled(self) -> Iterator[str]:
+        """One more application on the same cluster, whose policy has one to three replicas; its name."""
+        from ray import serve
+
+        from service.fleet import app
+
+        scale = {"max_replicas": 3, "target": 8, "upscale_delay_s": 0.5, "downscale_delay_s": 1}
+        settings = FleetSettings(
+            service={"policies": {"ref": "fake:2"}, "reward": None, "store": None},
+            builder="tests.fleet_parts:FakeBuilder",
+            front_ends=SMALL,  # type: ignore[arg-type]
+            policies={"ref": scale | SMALL},  # type: ignore[dict-item]
+        )
+        name = "vbon-scaled"
+        serve.run(app(settings), name=name, route_prefix="/scaled")
+        try:
+            yield name
+        finally:
+            serve.delete(name)
+
+    def engine(self, policy: str, application: str = APPLICATION) -> Any:
         """An engine of this process over a policy's replicas."""
         from ray import serve
 
@@ -110,7 +131,7 @@ class Fleet:
         from service.wire.engine import WireEngine
 
         service = self.settings.service_settings
-        handle = serve.get_deployment_handle(f"Policy-{policy}", APPLICATION)
+        handle = serve.get_deployment_handle(f"Policy-{policy}", application)
         replicas = policy_replicas(handle, service)
         return WireEngine(replicas, policy, service.policies[policy], 60)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
@@ -30,6 +31,23 @@ Source = Literal["file", "store", "request"]
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class TableState:
+    """The table of one process, for others that use the same one.
+
+    Attributes:
+        version: counts the changes, so that a table that is set again is told.
+        table: its content; ``None`` if there is none.
+        known: false until the store, which may have one, was asked.
+    """
+
+    version: int
+    table: dict[str, Any] | None
+    source: Source
+    stored: bool
+    known: bool
+
+
 class TableInUse:
     """The table in use, and which of its rows describe what is served now.
 
@@ -37,6 +55,7 @@ class TableInUse:
         table: ``None`` if there is none.
         source: where it came from.
         stored: whether the store has it.
+        changed: set, and replaced by another one, when the state is another one.
     """
 
     def __init__(
@@ -63,8 +82,35 @@ class TableInUse:
         self._changing = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
         self._first_read = asyncio.Event()
+        self.changed = asyncio.Event()
+        self._version = 0
         if runtime.settings.auto.table is not None:
             self.table = read_table(Path(runtime.settings.auto.table).expanduser())
+
+    @property
+    def state(self) -> TableState:
+        """The table now, with where it came from."""
+        return TableState(
+            self._version,
+            None if self.table is None else self.table.model_dump(mode="json"),
+            self.source,
+            self.stored,
+            self._first_read.is_set(),
+        )
+
+    async def follow(self, state: TableState) -> None:
+        """Use the table of another process, which has checked it."""
+        try:
+            table = None if state.table is None else MeasuredTable.model_validate(state.table)
+        except ValidationError as error:
+            logger.warning("the table of another process cannot be used: %s", first_problem(error))
+            return
+        if table is not None:  # known before a request asks, because it may take seconds
+            await asyncio.to_thread(describe_hardware)
+        async with self._changing:
+            if table != self.table:
+                self._adopt(table, state.source)
+            self.source, self.stored = state.source, state.stored
 
     @property
     def concurrency(self) -> int | None:
@@ -90,6 +136,7 @@ class TableInUse:
             self._reading = asyncio.create_task(self._read(), name="read-auto-table")
         else:
             self._first_read.set()
+            self._tell_change()
 
     async def until_read(self) -> None:
         """Wait until the store has been asked once, and the hardware is known."""
@@ -159,6 +206,7 @@ class TableInUse:
                     await self._store.use(work)
                 then()
                 self.stored = self._store.where is not None and self.table is not None
+                self._tell_change()
 
         changing = asyncio.create_task(both(), name="change-auto-table")
         changing.add_done_callback(forget_failure)
@@ -186,6 +234,12 @@ class TableInUse:
             self._take(content)
         finally:
             self._first_read.set()
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        self._version += 1
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
 
     def _take(self, content: object) -> None:
         """Use a table of the store, unless that of the file was made later."""

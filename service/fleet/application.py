@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import FastAPI
@@ -13,13 +14,17 @@ from ray.serve.schema import LoggingConfig
 
 from service.admission.asks import Admits
 from service.app import create_app
+from service.auto.table_in_use import TableState
 from service.fleet.direct import DirectApp
 from service.fleet.found import FoundReplicas
 from service.fleet.limits import LimitsReplica, shared_admission
-from service.fleet.replicas import PolicyReplica, RewardReplica, open_builder
+from service.fleet.replicas import PolicyReplica, RewardReplica, WiredReplica, open_builder
 from service.fleet.router import TellingRouter
 from service.fleet.scaling import by_load
 from service.fleet.settings import FleetSettings, Scale
+from service.held.client import RemoteHolder
+from service.held.forwarding import Holder
+from service.held.hosted import HELD_REQUESTS, HeldRequests
 from service.observability.logs import set_up_logs
 from service.runtime.build import is_adapter
 from service.runtime.runtime import Runtime
@@ -39,14 +44,14 @@ _LOOK_BACK_S, _LEAST_LOOK_BACK_S = 30.0, 1.0
 _ONGOING = 100_000
 _REMEDY = "`serve status` tells why"
 
-# The host of the limits needs a few hundredths of a core.
-_LIMITS = Scale(cpus=0)
+# The host of the limits and the holder need a few hundredths of a core.
+_SMALL = Scale(cpus=0)
 
 Handles = dict[str, DeploymentHandle[Any]]
 
 
-class FrontEnd:
-    """The service's application, whose engines and scorers are the other deployments."""
+class _Front:
+    """A runtime of the service, whose engines and scorers are the other deployments."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
@@ -55,28 +60,29 @@ class FrontEnd:
         policies: Handles,
         scorers: Handles,
         limits: DeploymentHandle[Any] | None = None,
+        holder: DeploymentHandle[Any] | None = None,
     ) -> None:
         # The service's settings are those of the deployment, as in the other parts: this machine may have
         # other environment variables.
         self._settings, self._service = settings, service
-        self._policies, self._scorers, self._limits = policies, scorers, limits
+        self._policies, self._scorers = policies, scorers
+        self._limits, self._holder = limits, holder
         self._found: dict[str, FoundReplicas[EngineStates]] = {}
         self._runtime: Runtime | None = None
 
-    def __serve_build_asgi_app__(self) -> FastAPI | DirectApp:
+    def _build(self, holder: Holder | None = None) -> tuple[FastAPI, Runtime]:
         """Build the application in the replica's own process."""
         service = self._service
         set_up_logs(service)
-        self._runtime = Runtime(
+        admission = self._admission(service)
+        self._runtime = runtime = Runtime(
             service,
-            {name: self._engine(service, name) for name in service.policies},
+            {name: self._engine(service, name, admission) for name in service.policies},
             self._scorer("reward", service.reward),
             self._scorer("gold", service.gold),
-            admission=self._admission(service),
+            admission=admission,
         )
-        app = create_app(self._runtime, on_ready=keep_for_good)
-        port = self._settings.direct_port
-        return app if port is None else DirectApp(app, self._runtime, port)
+        return create_app(runtime, on_ready=keep_for_good, holder=holder), runtime
 
     async def check_health(self) -> None:
         """Fail if the models were not there at the start, so that Serve replaces this front end.
@@ -87,18 +93,12 @@ class FrontEnd:
         if self._runtime is not None and self._runtime.failure is not None:
             raise RuntimeError(f"start-up failed: {self._runtime.failure}")
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """The sequences of this front end that decode or wait."""
-        runtime = self._runtime
-        admission = None if runtime is None else runtime.admission
-        return {"load": 0.0 if admission is None else admission.own_running + admission.own_waiting}
-
     def _admission(self, service: ServiceSettings) -> Admits | None:
         if self._limits is None:
             return None
-        return shared_admission(self._limits, service, self._settings.front_ends.replicas)
+        return shared_admission(self._limits, service, _askers(self._settings))
 
-    def _engine(self, service: ServiceSettings, policy: str) -> Engine:
+    def _engine(self, service: ServiceSettings, policy: str, admission: Admits | None) -> Engine:
         path = service.policies[policy]
         handle = self._policies.get(policy)
         if handle is None:
@@ -107,7 +107,7 @@ class FrontEnd:
         # Adapters share the connections of their reference policy.
         replicas = self._found.get(handle.deployment_name)
         if replicas is None:
-            replicas = policy_replicas(handle, service)
+            replicas = policy_replicas(handle, service, admission)
             self._found[handle.deployment_name] = replicas
         return WireEngine(
             replicas,
@@ -127,16 +127,60 @@ class FrontEnd:
         return WireScorer(replicas, spec, self._settings.start_timeout_s, _REMEDY)
 
 
+class FrontEnd(_Front):
+    """The service's application, as it answers requests of clients."""
+
+    def __serve_build_asgi_app__(self) -> FastAPI | DirectApp:
+        """Build the application, which forwards what the holder has."""
+        holder = None
+        if self._holder is not None:
+            found = FoundReplicas[TableState](self._holder, "the holder", HELD_REQUESTS)
+            holder = RemoteHolder(found)
+        app, runtime = self._build(holder)
+        port = self._settings.direct_port
+        return app if port is None else DirectApp(app, runtime, port)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """The sequences of this front end that decode or wait."""
+        runtime = self._runtime
+        admission = None if runtime is None else runtime.admission
+        return {"load": 0.0 if admission is None else admission.own_running + admission.own_waiting}
+
+
+class HolderReplica(_Front, WiredReplica):
+    """The holder of what is in the memory of one process: load tests, pairs and the table of mode ``auto``.
+
+    It has an application of its own, which front ends reach over the wire.
+    """
+
+    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]  # Serve awaits it
+        await super().__init__(*args)
+        app, _ = self._build()
+        self._running = AsyncExitStack()
+        await self._running.enter_async_context(app.router.lifespan_context(app))
+        await self.serve_wire(HeldRequests(app), HELD_REQUESTS, self._service.limits.drain_s)
+
+    async def __del__(self) -> None:
+        """Finish what is under way, and end load tests, when Serve takes the replica down."""
+        await self.end_wire()
+        await self._running.aclose()
+
+
 def policy_replicas(
-    handle: DeploymentHandle[Any], service: ServiceSettings
+    handle: DeploymentHandle[Any], service: ServiceSettings, admission: Admits | None = None
 ) -> FoundReplicas[EngineStates]:
-    """The replicas of a policy's deployment."""
+    """The replicas of a policy's deployment.
+
+    Args:
+        admission: tells how much of the load is this front end's; ``None``: all of it.
+    """
     return FoundReplicas(
         handle,
         handle.deployment_name,
         ENGINES,
         capacity=service.engine.max_num_seqs,
         placement=service.engine.placement,
+        all_per_own=lambda: 1.0 if admission is None else admission.all_per_own,
     )
 
 
@@ -159,8 +203,8 @@ def parts(settings: FleetSettings) -> dict[str, Scale]:
         found["Reward"] = settings.reward
     if service.gold is not None and not is_remote(service.gold):
         found["Gold"] = settings.gold
-    if _shares_limits(settings):
-        found["Limits"] = _LIMITS
+    if _has_several(settings):
+        found["Limits"] = found["Holder"] = _SMALL
     return found
 
 
@@ -190,20 +234,29 @@ def build(settings: FleetSettings) -> Application:
         name="FrontEnd",
         **_options(settings, service, settings.front_ends),
     )
-    limits = _limits_deployment(settings, service) if _shares_limits(settings) else None
-    return front_end.bind(settings, service, policies, scorers, limits)
+    limits = holder = None
+    if _has_several(settings):
+        limits = _limits_deployment(settings, service)
+        held = serve.deployment(HolderReplica, name="Holder", **_telling(settings, service, _SMALL))
+        holder = held.bind(settings, service, policies, scorers, limits)
+    return front_end.bind(settings, service, policies, scorers, limits, holder)
 
 
-def _shares_limits(settings: FleetSettings) -> bool:
-    """True if there may be several front ends, whose limits one replica then holds."""
+def _askers(settings: FleetSettings) -> int:
+    """The processes that ask the host of the limits: the front ends and the holder."""
+    return settings.front_ends.replicas + 1
+
+
+def _has_several(settings: FleetSettings) -> bool:
+    """True if there may be several front ends: one replica then has their limits, and one what they hold."""
     return settings.front_ends.replicas > 1 or settings.front_ends.max_replicas is not None
 
 
 def _limits_deployment(settings: FleetSettings, service: ServiceSettings) -> Application:
     deployment = serve.deployment(
-        LimitsReplica, name="Limits", **_options(settings, service, _LIMITS)
+        LimitsReplica, name="Limits", **_options(settings, service, _SMALL)
     ).options(graceful_shutdown_timeout_s=5)
-    return deployment.bind(service, settings.front_ends.replicas)
+    return deployment.bind(service, _askers(settings))
 
 
 def _homes(settings: FleetSettings, service: ServiceSettings) -> dict[str, str]:
@@ -250,14 +303,15 @@ def _reward_deployment(settings: FleetSettings, service: ServiceSettings, which:
 def _replicas(
     kind: type, settings: FleetSettings, service: ServiceSettings, scale: Scale, *, name: str
 ) -> Deployment:
-    return serve.deployment(
-        kind,
-        name=name,
-        request_router_config=RequestRouterConfig(
-            request_router_class=f"{TellingRouter.__module__}.{TellingRouter.__name__}"
-        ),
-        **_options(settings, service, scale),
-    )
+    return serve.deployment(kind, name=name, **_telling(settings, service, scale))
+
+
+def _telling(settings: FleetSettings, service: ServiceSettings, scale: Scale) -> dict[str, Any]:
+    """The options of a part whose callers must know its replicas."""
+    router = f"{TellingRouter.__module__}.{TellingRouter.__name__}"
+    return _options(settings, service, scale) | {
+        "request_router_config": RequestRouterConfig(request_router_class=router)
+    }
 
 
 def _options(settings: FleetSettings, service: ServiceSettings, scale: Scale) -> dict[str, Any]:

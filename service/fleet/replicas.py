@@ -28,7 +28,7 @@ def open_builder(path: str, settings: ServiceSettings) -> ModelBuilder:
     return builder
 
 
-class _Replica:
+class WiredReplica:
     """A replica that serves an object over the wire."""
 
     _wire: WireServer | None = None
@@ -56,7 +56,7 @@ class _Replica:
             await self._wire.stop()
 
 
-class PolicyReplica(_Replica):
+class PolicyReplica(WiredReplica):
     """One engine of a policy, with the policies that are LoRA adapters on it."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -88,7 +88,7 @@ class PolicyReplica(_Replica):
         return {LOAD: float(sum(engine.unfinished for engine in self._engines.values()))}
 
 
-class RewardReplica(_Replica):
+class RewardReplica(WiredReplica):
     """One reward model, whose batches have texts of all front ends."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it

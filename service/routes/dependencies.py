@@ -17,7 +17,7 @@ from service.hosted_loadtests.results import LoadTestResults
 from service.hosted_loadtests.runs import LoadTestRuns
 from service.http.same_origin import require_same_origin
 from service.routes.request_state import get_runtime
-from service.runtime.reload import Reloader
+from service.runtime.reload import Reloads
 from service.runtime.runtime import Runtime
 from service.schemas.budget import GENERATIONS
 from service.store.async_store import AsyncStore
@@ -51,13 +51,13 @@ async def _report_links(request: Request) -> ReportLinks:
     return cast(ReportLinks, request.app.state.report_links)
 
 
-async def _reloader(request: Request) -> Reloader:
+async def _reloader(request: Request) -> Reloads:
     reloader = request.app.state.reloader
     if reloader is None:
         raise NotFoundError(
             "this server was built in code rather than from settings, so it cannot reload models"
         )
-    return cast(Reloader, reloader)
+    return cast(Reloads, reloader)
 
 
 async def _collector(request: Request) -> Collector:
@@ -107,7 +107,7 @@ RolloutDep = Annotated[LiveRollout, Depends(_rollout)]
 AutoDep = Annotated[LiveAuto, Depends(_auto)]
 TuneRunsDep = Annotated[TuneRuns, Depends(_tune_runs)]
 CollectorDep = Annotated[Collector, Depends(_collector)]
-ReloaderDep = Annotated[Reloader, Depends(_reloader)]
+ReloaderDep = Annotated[Reloads, Depends(_reloader)]
 PendingPairsDep = Annotated[PendingPairs, Depends(_pending_pairs)]
 LoadTestRunsDep = Annotated[LoadTestRuns, Depends(_load_test_runs)]
 LoadTestResultsDep = Annotated[LoadTestResults, Depends(_load_test_results)]

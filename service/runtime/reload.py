@@ -75,6 +75,20 @@ class ReloadResult:
     in_place: bool = False
 
 
+class Reloads(Protocol):
+    """Reloads models, of this process or of another one."""
+
+    async def reload(
+        self,
+        model: str,
+        *,
+        in_place: bool = False,
+        in_flight: InFlight = "finish",
+        limit_s: float | None = None,
+    ) -> ReloadResult:
+        """Load a model again, as :meth:`Reloader.reload`."""
+
+
 class Reloader:
     """Reloads one model at a time.
 

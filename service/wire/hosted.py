@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -34,6 +34,13 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 0.1
 
 State = TypeVar("State")
+
+# Counts the block as a use of an engine or scorer, which a reload waits for.
+Using = Callable[[object], AbstractAsyncContextManager[None]]
+
+
+def _uncounted(_: object) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +100,11 @@ class HostedEngines:
 
     Args:
         engines: may change while it is served, as a reload replaces an engine.
+        using: counts the calls of an engine.
     """
 
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
-        self._engines = engines
+    def __init__(self, engines: Mapping[str, Engine], using: Using = _uncounted) -> None:
+        self._engines, self._using = engines, using
 
     async def watch(self) -> AsyncGenerator[dict[str, EngineState], None]:
         """Yield the states of all engines, at once and whenever one changes."""
@@ -113,17 +121,23 @@ class HostedEngines:
 
     async def encode(self, policy: str, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, as :meth:`Engine.encode`."""
-        return await self._engines[policy].encode(prompt)
+        engine = self._engines[policy]
+        async with self._using(engine):
+            return await engine.encode(prompt)
 
     async def decode(self, policy: str, prompt_token_ids: list[int], token_ids: list[int]) -> str:
         """The text of token ids, as :meth:`Engine.decode`."""
-        return await self._engines[policy].decode(prompt_token_ids, token_ids)
+        engine = self._engines[policy]
+        async with self._using(engine):
+            return await engine.decode(prompt_token_ids, token_ids)
 
     async def find_calls(
         self, policy: str, candidate: Candidate, tools: list[dict[str, Any]]
     ) -> FoundCalls | None:
         """The calls of tools in a candidate, as :meth:`Engine.find_calls`."""
-        return await self._engines[policy].find_calls(candidate, tools)
+        engine = self._engines[policy]
+        async with self._using(engine):
+            return await engine.find_calls(candidate, tools)
 
     async def logprobs(
         self,
@@ -135,7 +149,10 @@ class HostedEngines:
     ) -> list[float]:
         """The log-probabilities of a completion, as :meth:`Engine.logprobs`."""
         engine = self._engines[policy]
-        return await engine.logprobs(prompt_token_ids, completion_token_ids, request_id, priority)
+        async with self._using(engine):
+            return await engine.logprobs(
+                prompt_token_ids, completion_token_ids, request_id, priority
+            )
 
     async def metrics(self, policy: str) -> list[MetricParts]:
         """The metrics of an engine, as :meth:`Engine.metrics`."""
@@ -160,7 +177,7 @@ class HostedEngines:
                 _one(engine, prompt_token_ids, sampling, index, f"{request_id}-{index}")
                 for index in indices
             )
-        async with aclosing(drawn) as candidates:
+        async with self._using(engine), aclosing(drawn) as candidates:
             async for candidate in candidates:
                 yield candidate
 
@@ -174,9 +191,11 @@ class HostedEngines:
     ) -> AsyncGenerator[Growth, None]:
         """Yield what is new of a sample while it grows."""
         before = Partial(index, "", (), None, () if sampling.logprobs else None)
-        async with aclosing(
-            self._engines[policy].stream(prompt_token_ids, sampling, index, request_id)
-        ) as partials:
+        engine = self._engines[policy]
+        async with (
+            self._using(engine),
+            aclosing(engine.stream(prompt_token_ids, sampling, index, request_id)) as partials,
+        ):
             async for partial in partials:
                 yield _growth(before, partial)
                 before = partial
@@ -218,10 +237,11 @@ class HostedScorer:
 
     Args:
         scorer: finds the scorer, which a reload may replace.
+        using: counts the calls of a scorer.
     """
 
-    def __init__(self, scorer: Callable[[], Scorer]) -> None:
-        self._scorer = scorer
+    def __init__(self, scorer: Callable[[], Scorer], using: Using = _uncounted) -> None:
+        self._scorer, self._using = scorer, using
 
     async def watch(self) -> AsyncGenerator[ScorerState, None]:
         """Yield the scorer's state, at once and whenever it changes."""
@@ -237,9 +257,10 @@ class HostedScorer:
     async def score(self, texts: list[tuple[Prompt, str]]) -> list[float | ErrorParts | None]:
         """The raw reward of each text, or its error."""
         scorer = self._scorer()
-        scores = await asyncio.gather(
-            *(scorer.score(prompt, text) for prompt, text in texts), return_exceptions=True
-        )
+        async with self._using(scorer):
+            scores = await asyncio.gather(
+                *(scorer.score(prompt, text) for prompt, text in texts), return_exceptions=True
+            )
         return [_error(one) if isinstance(one, BaseException) else one for one in scores]
 
 

@@ -1,4 +1,4 @@
-"""The sockets of the parent that its workers connect to."""
+"""The sockets that workers connect to: those of their parent, and one of a worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from service.wire.replicas import Address
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The parent's servers, in a directory that only its own user may enter.
+    """The servers, in a directory that only its own user may enter.
 
     Attributes:
         secret: the word that workers must know.
@@ -27,6 +27,16 @@ class Places:
     def limits(self) -> Address:
         """The server of the limits."""
         return self.of("limits")
+
+    @property
+    def reloads(self) -> Address:
+        """The server of reloads."""
+        return self.of("reloads")
+
+    @property
+    def holder(self) -> Address:
+        """The server of the worker that holds load tests, pairs and tables."""
+        return self.of("holder")
 
     @property
     def metrics(self) -> Address:

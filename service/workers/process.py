@@ -22,12 +22,20 @@ class WorkerProcess:
 
     Args:
         sock: the listening socket that all workers share.
+        holds: whether this one holds the load tests, pairs and tables of all workers.
     """
 
     def __init__(
-        self, name: str, settings: ServiceSettings, sock: socket.socket, places: Places
+        self,
+        name: str,
+        settings: ServiceSettings,
+        sock: socket.socket,
+        places: Places,
+        *,
+        holds: bool = False,
     ) -> None:
         self._name, self._settings, self._sock, self._places = name, settings, sock, places
+        self._holds = holds
         self._process: BaseProcess | None = None
         # The worker sees the end of this pipe close.
         self._lifeline: Connection | None = None
@@ -53,7 +61,7 @@ class WorkerProcess:
         # A daemon may have no children of its own, and a worker needs none.
         process = context.Process(
             target=run_worker,
-            args=(self._settings, self._sock, self._places, theirs),
+            args=(self._settings, self._sock, self._places, theirs, self._holds),
             name=self._name,
             daemon=True,
         )

@@ -10,7 +10,8 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 
 import uvicorn
 
@@ -18,8 +19,9 @@ from service.admission.host import AdmissionHost
 from service.app import create_app
 from service.auth.middleware import warn_if_open
 from service.http.open_files import raise_open_files_limit
-from service.runtime.build import build_runtime
+from service.runtime.build import RuntimeBuilder, build_runtime
 from service.runtime.limits import open_admission
+from service.runtime.reload import ModelBuilder, Reloader
 from service.runtime.runtime import Runtime
 from service.runtime.served_scorer import ServedScorer
 from service.runtime.supervisor import Supervisor
@@ -32,6 +34,7 @@ from service.workers.models import LocalModels
 from service.workers.pages import PAGES, MetricPages
 from service.workers.places import Places
 from service.workers.process import WorkerProcess
+from service.workers.reloads import RELOADS, HostedReloads
 from vbon.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
@@ -41,9 +44,14 @@ _END_S = 15.0
 
 
 def serve_with_workers(
-    settings: ServiceSettings, build: Callable[[ServiceSettings], Runtime] = build_runtime
+    settings: ServiceSettings,
+    build: Callable[[ServiceSettings], Runtime] = build_runtime,
+    builder: Callable[[ServiceSettings], ModelBuilder] = RuntimeBuilder,
 ) -> int:
     """Serve with several front ends until stopped; return the exit status, as with one.
+
+    Args:
+        builder: builds models for ``/admin/reload``.
 
     Raises:
         CheckpointError: a configured model is missing or of the wrong kind; raised before anything starts.
@@ -58,7 +66,7 @@ def serve_with_workers(
     warn_if_open(settings.host, settings.auth)
     with tempfile.TemporaryDirectory(prefix="vbon-") as directory, listening_socket(config) as sock:
         places = Places(directory, secrets.token_hex(16))
-        parent = _Parent(settings, runtime, sock, places)
+        parent = _Parent(settings, runtime, builder(settings), sock, places)
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             status = runner.run(parent.run())
     if parent.signal is not None:
@@ -84,14 +92,22 @@ class _Parent:
     """
 
     def __init__(
-        self, settings: ServiceSettings, runtime: Runtime, sock: socket.socket, places: Places
+        self,
+        settings: ServiceSettings,
+        runtime: Runtime,
+        builder: ModelBuilder,
+        sock: socket.socket,
+        places: Places,
     ) -> None:
         self.signal: signal.Signals | None = None
         self._settings, self._sock, self._places = settings, sock, places
         self._runtime = runtime
         self._models = LocalModels(runtime)
+        self._reloads = HostedReloads(runtime, Reloader(runtime, builder))
         self._workers = {
-            f"worker-{number}": WorkerProcess(f"vbon worker {number}", settings, sock, places)
+            f"worker-{number}": WorkerProcess(
+                f"vbon worker {number}", settings, sock, places, holds=number == 1
+            )
             for number in range(1, settings.workers + 1)
         }
         self._asked = asyncio.Event()
@@ -140,7 +156,7 @@ class _Parent:
         served = [
             WireServer(
                 places.engines.url,
-                HostedEngines(self._models.engines),
+                HostedEngines(self._models.engines, self._using),
                 ENGINES,
                 secret=places.secret,
             ),
@@ -150,12 +166,20 @@ class _Parent:
                 PAGES,
                 secret=places.secret,
             ),
+            WireServer(places.reloads.url, self._reloads, RELOADS, secret=places.secret),
             limits_server(places.limits.url, limits, places.secret),
         ]
-        for name, scorer in self._models.scorers.items():
-            hosted = HostedScorer(_always(scorer))
+        for name in self._models.scorers:
+            hosted = HostedScorer(partial(self._scorer, name), self._using)
             served.append(WireServer(places.of(name).url, hosted, SCORER, secret=places.secret))
         return served
+
+    def _scorer(self, name: str) -> ServedScorer:
+        return self._runtime.scorers[name]
+
+    def _using(self, part: object) -> AbstractAsyncContextManager[None]:
+        """Count a call of a worker as a use of an engine or scorer, which a reload waits for."""
+        return self._runtime.in_flight.track(None, "", (part,))
 
     def _supervisor(self) -> Supervisor:
         restarts = self._settings.restarts
@@ -196,7 +220,3 @@ class _Parent:
             logger.warning("a worker did not end in time and is killed")
         for worker in self._workers.values():
             worker.close()
-
-
-def _always(scorer: ServedScorer) -> Callable[[], ServedScorer]:
-    return lambda: scorer

@@ -13,10 +13,14 @@ from multiprocessing.connection import Connection
 from uuid import uuid4
 
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import Metric
 
 from service.admission.shared import SharedAdmission
 from service.app import create_app
+from service.auto.table_in_use import TableState
+from service.held.client import RemoteHolder
+from service.held.hosted import HELD_REQUESTS, HeldRequests
 from service.http.open_files import raise_open_files_limit
 from service.observability.logs import set_up_logs
 from service.runtime.build import RuntimeBuilder
@@ -25,7 +29,7 @@ from service.runtime.runtime import Runtime
 from service.runtime.served_scorer import ServedScorer
 from service.server import DrainingServer, keep_for_good, server_config
 from service.settings import ServiceSettings
-from service.wire import WireClient, WireError
+from service.wire import WireClient, WireError, WireServer
 from service.wire.engine import EngineStates, WireEngine
 from service.wire.hosted import ENGINES, SCORER, MetricParts, ScorerState
 from service.wire.limits import Place, limits_connector
@@ -33,6 +37,7 @@ from service.wire.replicas import FixedReplicas
 from service.wire.scorer import WireScorer
 from service.workers.pages import PAGES, PATIENCE_S
 from service.workers.places import Places
+from service.workers.reloads import ParentsReloads
 from vbon.child_output import ensure_standard_files
 from vbon.engine import Engine
 from vbon.engine.remote.server import is_remote
@@ -50,12 +55,17 @@ _BACKLOG = 2048
 
 
 def run_worker(
-    settings: ServiceSettings, sock: socket.socket, places: Places, lifeline: Connection
+    settings: ServiceSettings,
+    sock: socket.socket,
+    places: Places,
+    lifeline: Connection,
+    holds: bool = False,
 ) -> None:
     """Serve until the parent sends SIGTERM, or has ended.
 
     Args:
         lifeline: the end of a pipe that is closed when the parent ends.
+        holds: whether this worker holds the load tests, pairs and tables of all workers.
     """
     # A Ctrl-C in the terminal reaches the parent alone, which lets its workers drain.
     os.setsid()
@@ -68,13 +78,32 @@ def run_worker(
         server.should_exit = True
 
     # Only models at URLs can fail here: the parent starts a worker again, which asks their servers again.
-    app = create_app(runtime, on_ready=keep_for_good, on_failure=stop_server)
+    app = create_app(
+        runtime,
+        on_ready=keep_for_good,
+        on_failure=stop_server,
+        holder=None if holds else _holder(places),
+        reloads=ParentsReloads(places.reloads),
+    )
     reports = Reports(runtime, places)
     runtime.all_metrics = reports.sum
     config = server_config(settings, app, open_files)
     config.backlog = 1
-    server = _WorkerServer(config, runtime, reports, lifeline, places)
+    held = _held_server(app, places) if holds else None
+    server = _WorkerServer(config, runtime, reports, lifeline, places, held)
     server.run(sockets=[sock])
+
+
+def _holder(places: Places) -> RemoteHolder:
+    addresses = {"holder": places.holder}
+    return RemoteHolder(
+        FixedReplicas[TableState]("the worker that holds", HELD_REQUESTS, addresses)
+    )
+
+
+def _held_server(app: FastAPI, places: Places) -> WireServer:
+    target = HeldRequests(app)
+    return WireServer(places.holder.url, target, HELD_REQUESTS, secret=places.secret)
 
 
 def worker_runtime(settings: ServiceSettings, places: Places) -> Runtime:
@@ -180,8 +209,10 @@ class _WorkerServer(DrainingServer):
         reports: Reports,
         lifeline: Connection,
         places: Places,
+        held: WireServer | None,
     ) -> None:
         super().__init__(config, runtime)
+        self._held = held
         self._reports, self._lifeline, self._places = reports, lifeline, places
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -191,10 +222,18 @@ class _WorkerServer(DrainingServer):
             sock.listen(_BACKLOG)
         asyncio.get_running_loop().add_reader(self._lifeline.fileno(), self._be_orphaned)
         self._reports.start()
+        if self._held is not None:
+            await self._held.start()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Shut down, and stop reporting at the end."""
+        if self._held is not None:
+            await self._held.drain(
+                0.0 if self.force_exit else self._runtime.settings.limits.drain_s
+            )
         await super().shutdown(sockets)
+        if self._held is not None:
+            await self._held.stop()
         await self._reports.stop()
 
     def _be_orphaned(self) -> None:

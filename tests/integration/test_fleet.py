@@ -102,14 +102,12 @@ async def post(client: httpx.AsyncClient, body: dict[str, Any], mode: str = "bon
     return answer.json()
 
 
-async def loads(fleet: Fleet, policy: str = "ref") -> list[float]:
+async def loads(fleet: Fleet, policy: str = "ref", application: str = "vbon-test") -> list[float]:
     """The sequences that each replica of a policy decodes; none while one that died is still listed."""
     from ray import serve
     from ray.exceptions import RayActorError
 
-    from tests.fleet_parts import APPLICATION
-
-    handle = serve.get_deployment_handle(f"Policy-{policy}", APPLICATION)
+    handle = serve.get_deployment_handle(f"Policy-{policy}", application)
     try:
         found = await handle.broadcast("record_autoscaling_stats").results_async()
     except RayActorError:
@@ -388,7 +386,7 @@ async def test_limits_count_the_requests_of_all_front_ends(client: httpx.AsyncCl
     async with limits_seen() as state:
 
         async def all_joined() -> bool:  # a front end may have been killed before
-            return state().front_ends == 3
+            return state().front_ends == 4  # two front ends, the holder, and this one
 
         await eventually(all_joined)
         sent = [
@@ -421,9 +419,96 @@ async def test_a_killed_host_of_the_limits_costs_no_answer_and_is_replaced(
     async with limits_seen() as state:
 
         async def joined() -> bool:
-            return state().front_ends == 3 and state().running == 0
+            return state().front_ends == 4 and state().running == 0
 
         await eventually(joined)
+
+
+async def test_replicas_follow_the_load_and_those_that_leave_lose_no_request(fleet: Fleet) -> None:
+    sampling = Sampling(max_tokens=200, seed=5, ignore_eos=True)
+    with fleet.scaled() as application:
+        engine = fleet.engine("ref", application)
+        await engine.start()
+        ids = await engine.encode(Prompt(text="q" * 100))
+        busy = True
+
+        async def draw(samples: int, name: str) -> list[int]:
+            async with aclosing(engine.generate(ids, sampling, samples, name)) as candidates:
+                return sorted([candidate.index async for candidate in candidates])
+
+        async def keep_drawing(samples: int, name: str) -> int:
+            answered = 0
+            while busy:
+                assert await draw(samples, f"{name}-{answered}") == list(range(samples))
+                answered += 1
+            return answered
+
+        async def replicas(number: int) -> bool:
+            return len(await loads(fleet, application=application)) == number
+
+        assert await replicas(1)
+        # 32 sequences for a target of 8.
+        drawing = [asyncio.create_task(keep_drawing(8, f"burst-{place}")) for place in range(4)]
+        await eventually(lambda: replicas(3))
+        busy = False
+        assert min(await asyncio.gather(*drawing)) > 0
+        # One sequence at a time, at whichever replica, while two of the three leave.
+        busy = True
+        drawing = [asyncio.create_task(keep_drawing(1, "single"))]
+        await eventually(lambda: replicas(1))
+        busy = False
+        assert await drawing[0] > 0
+        await engine.stop()
+
+
+PAIR = {"prompt": "p", "sides": [{"mode": "ref"}, {"mode": "vbon"}], "max_tokens": 4}
+LOAD_TEST = {"modes": ["ref"], "concurrency": [1], "rounds": 20, "duration_s": 1, "warmup_s": 0}
+
+
+async def test_any_front_end_takes_verdicts_and_load_tests(client: httpx.AsyncClient) -> None:
+    for _ in range(6):
+        shown = await client.post("/preferences/pairs", json=PAIR)
+        assert shown.status_code == 200, shown.text
+        verdict = {"pair": shown.json()["pair"], "winner": "tie"}
+        assert (await client.post("/preferences", json=verdict)).status_code == 200
+        assert (await client.post("/preferences", json=verdict)).status_code == 404
+    begun = await client.post("/loadtests", json=LOAD_TEST)
+    assert begun.status_code == 202, begun.text
+    run = begun.json()["id"]
+    for _ in range(6):
+        assert (await client.get(f"/loadtests/{run}")).json()["state"] == "running"
+        assert (await client.post("/loadtests", json=LOAD_TEST)).status_code == 429
+
+    async def measured() -> bool:
+        status = (await client.get(f"/loadtests/{run}")).json()
+        assert status["state"] == "running", status
+        return bool(status["blocks_done"])
+
+    await eventually(measured)
+    assert (await client.delete(f"/loadtests/{run}")).status_code == 202
+
+    async def stopped() -> bool:
+        return bool((await client.get(f"/loadtests/{run}")).json()["state"] == "stopped")
+
+    await eventually(stopped)
+    link = (await client.post(f"/loadtests/{run}/report-link")).json()["url"]
+    assert {(await client.get(link)).status_code for _ in range(4)} == {200}
+
+
+async def test_a_killed_holder_is_replaced_and_others_go_on(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    answers = await all_answered(client, lambda: fleet.kill("Holder"), range(80, 84))
+    assert told(answers) == {200: 4}
+    seen = set()
+
+    async def back() -> bool:
+        answer = await client.post("/preferences/pairs", json=PAIR)
+        seen.add(answer.status_code)
+        return answer.status_code == 200
+
+    await eventually(back)
+    assert seen <= {200, 503}
 
 
 async def test_a_stream_whose_replica_dies_ends_with_an_error(fleet: Fleet) -> None:

@@ -18,10 +18,10 @@ import httpx
 import psutil
 import pytest
 
+from service.auth.keys import new_key, write_keys
 from service.bench.config import BenchSettings
 from service.bench.harness import Bench
 from service.bench.rows import ROWS
-from service.http.one_process import ROUTES
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import free_port
 from tests.workers_parts import DEADLY
@@ -184,20 +184,6 @@ async def test_limits_hold_over_all_workers(server: Server) -> None:
         )
 
 
-async def test_routes_that_need_one_process_say_so(server: Server) -> None:
-    await server.ready()
-    async with connection(server) as client:
-        for method, pattern, _ in ROUTES:
-            path = pattern.pattern.replace("[^/]+", "some-id")
-            if path == "/admin/reload":  # needs a key; see test_one_process.py
-                continue
-            answer = await client.request(method, path, json={})
-            assert answer.status_code == 501, (path, answer.text)
-            error = answer.json()["error"]
-            assert error["type"] == "needs_one_process"
-            assert "--workers 1" in error["message"]
-
-
 async def test_a_killed_worker_ends_its_own_requests_only_and_comes_back(server: Server) -> None:
     await server.ready()
     victim, other = server.workers()
@@ -256,6 +242,140 @@ async def test_a_dead_engine_is_restarted_for_all_workers(server: Server) -> Non
         assert seen <= {200, 503}
 
 
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
+    """A server with keys, and an admin's key."""
+    directory = tmp_path_factory.mktemp("keyed")
+    key, token = new_key("root", role="admin")
+    write_keys(directory / "keys.jsonl", [key])
+    with started(directory, auth={"keys_file": f"{directory}/keys.jsonl"}) as running:
+        yield running, token
+
+
+@asynccontextmanager
+async def admin(keyed: tuple[Server, str]) -> AsyncGenerator[httpx.AsyncClient, None]:
+    server, token = keyed
+    await server.ready()
+    async with connection(server) as client:
+        client.headers["authorization"] = f"Bearer {token}"
+        yield client
+
+
+async def test_any_worker_takes_a_verdict_on_any_pair(keyed: tuple[Server, str]) -> None:
+    pair = {"prompt": "p", "sides": [{"mode": "ref"}, {"mode": "bon", "n": 2}], "max_tokens": 4}
+    async with admin(keyed) as client:
+        for _ in range(6):
+            shown = await client.post("/preferences/pairs", json=pair)
+            assert shown.status_code == 200, shown.text
+            verdict = {"pair": shown.json()["pair"], "winner": "tie"}
+            assert (await client.post("/preferences", json=verdict)).status_code == 200
+            assert (await client.post("/preferences", json=verdict)).status_code == 404
+        [standing] = (await client.get("/preferences")).json()["standings"]
+        assert standing["ties"] == 6
+
+
+async def test_any_worker_shows_stops_and_keeps_a_load_test(keyed: tuple[Server, str]) -> None:
+    body = {"modes": ["ref"], "concurrency": [1], "rounds": 20, "duration_s": 1, "warmup_s": 0}
+    async with admin(keyed) as client:
+        begun = await client.post("/loadtests", json=body)
+        assert begun.status_code == 202, begun.text
+        run = begun.json()["id"]
+        for _ in range(6):
+            assert (await client.get(f"/loadtests/{run}")).json()["state"] == "running"
+            assert (await client.post("/loadtests", json=body)).status_code == 429
+
+        async def measured() -> bool:
+            status = (await client.get(f"/loadtests/{run}")).json()
+            assert status["state"] == "running", status
+            return bool(status["blocks_done"] >= 1)
+
+        await eventually(measured)
+        assert (await client.delete(f"/loadtests/{run}")).status_code == 202
+
+        async def stopped() -> bool:
+            status = (await client.get(f"/loadtests/{run}")).json()
+            return bool(status["state"] == "stopped")
+
+        await eventually(stopped)
+        link = (await client.post(f"/loadtests/{run}/report-link")).json()["url"]
+        for _ in range(4):
+            report = await client.get(link, headers={"authorization": ""})
+            assert report.status_code == 200
+            assert len((await client.get("/loadtests")).json()["runs"]) == 1
+
+
+async def test_a_reload_reaches_all_workers_and_interrupts_nobody(
+    keyed: tuple[Server, str],
+) -> None:
+    async with admin(keyed) as client:
+        sent = [asyncio.create_task(client.post("/generate?mode=bon", json=LONG)) for _ in range(3)]
+
+        async def running() -> bool:
+            page = (await client.get("/metrics")).text
+            return value(page, "vbon:num_sequences_running") == 24
+
+        await eventually(running)
+        reloaded = await client.post("/admin/reload", json={"model": "ref"})
+        assert reloaded.status_code == 200, reloaded.text
+        assert reloaded.json()["models"] == ["ref"]
+        # The engine before is stopped by now, which would have ended them with an error.
+        assert {(await one).status_code for one in sent} == {200}
+        unknown = await client.post("/admin/reload", json={"model": "x"})
+        assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "model")
+        scored = await client.post("/admin/reload", json={"model": "reward"})
+        assert scored.status_code == 200, scored.text
+        texts = {
+            (await client.post("/generate?mode=ref", json=BODY)).json()["text"] for _ in "1234"
+        }
+        assert len(texts) == 1
+
+        async def restarted() -> bool:  # the new engine is the one that is supervised
+            page = (await client.get("/metrics")).text
+            return value(page, 'vbon:restarts_total{part="ref"}') >= 1
+
+        await client.post("/generate?mode=ref", json={**BODY, "prompt": DEADLY, "n": 1})
+        await eventually(restarted)
+
+
+async def test_a_holder_that_is_killed_is_replaced_and_what_it_stored_stays(
+    keyed: tuple[Server, str],
+) -> None:
+    server, _ = keyed
+    body = {"modes": ["ref"], "concurrency": [1], "rounds": 20, "duration_s": 1, "warmup_s": 0}
+    async with admin(keyed) as client:
+        kept = len((await client.get("/loadtests")).json()["runs"])
+        run = (await client.post("/loadtests", json=body)).json()["id"]
+        [child] = [one for one in server.processes() if _runs(one) and _measures(one)]
+        assert child.ppid() in server.workers()
+        os.kill(child.ppid(), signal.SIGKILL)
+        seen = set()
+
+        async def forgotten() -> bool:
+            answer = await client.get(f"/loadtests/{run}")
+            seen.add(answer.status_code)
+            return answer.status_code == 404
+
+        await eventually(forgotten)
+        assert seen <= {200, 404, 503}
+        await eventually(lambda: asyncio.to_thread(lambda: not _runs(child)))
+        await server.ready()
+        assert len((await client.get("/loadtests")).json()["runs"]) == kept
+
+        async def begun() -> bool:  # the new worker is ready, and the other one connected to it
+            answer = await client.post("/loadtests", json=body)
+            assert answer.status_code in (202, 503), answer.text
+            return answer.status_code == 202
+
+        await eventually(begun)
+
+
+def _measures(one: psutil.Process) -> bool:
+    try:
+        return "service.loadtest" in one.cmdline()
+    except psutil.Error:
+        return False
+
+
 async def test_a_signal_lets_requests_finish_and_leaves_no_process(server: Server) -> None:
     """As of Ctrl-C: the whole group of the terminal gets the signal. It ends the module's server."""
     await server.ready()
@@ -290,7 +410,7 @@ async def test_workers_end_with_a_parent_that_is_killed(
     monkeypatch.setenv("TMPDIR", str(temporary))
     with started(tmp_path) as server:
         await server.ready()
-        assert len(list(temporary.glob("vbon-*/*"))) == 4
+        assert len(list(temporary.glob("vbon-*/*"))) == 6
         assert len(server.workers()) == 2
         os.kill(server.process.pid, signal.SIGKILL)
 

@@ -141,7 +141,7 @@ def test_a_scale_for_a_policy_without_replicas_of_its_own_is_refused(tmp_path: P
     # Several front ends have their limits in common.
     for scale in ({"replicas": 2}, {"max_replicas": 2}):
         several = FleetSettings(service=service, front_ends=scale)  # type: ignore[arg-type]
-        assert list(parts(several)) == ["FrontEnd", "Policy-ref", "Limits"]
+        assert list(parts(several)) == ["FrontEnd", "Policy-ref", "Limits", "Holder"]
 
 
 def test_front_ends_have_the_environment_of_the_deployment(

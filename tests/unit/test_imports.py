@@ -111,19 +111,22 @@ ROOMS = {
     "service.store vbon.distil vbon.measured",
     # service: programs
     "service.app": "service.admission service.auth service.auto service.distil service.evaluation "
-    "service.hosted_loadtests service.http service.observability service.page service.routes "
+    "service.held service.hosted_loadtests service.http service.observability service.page service.routes "
     "service.runtime service.schemas service.store",
     "service.server": "service.app service.auth service.http service.runtime service.settings",
     "service.client": "service.comparison service.settings",
     "service.comparison": "service.loadtest.analysis",
     # service: parts in other processes
     "service.wire": "service.admission service.context service.observability vbon.engine",
+    "service.held": "service.auto service.context service.http service.wire",
     # service: several front ends on one machine
-    "service.workers": "service.admission service.app service.auth service.http service.observability "
-    "service.runtime service.server service.settings service.wire vbon.engine vbon.engine.remote",
+    "service.workers": "service.admission service.app service.auth service.auto service.held service.http "
+    "service.observability service.runtime service.server service.settings service.wire vbon.engine "
+    "vbon.engine.remote",
     # service: a fleet on Ray Serve
-    "service.fleet": "service.admission service.app service.http service.observability service.runtime "
-    "service.server service.settings service.wire vbon.engine vbon.engine.remote",
+    "service.fleet": "service.admission service.app service.auto service.held service.http "
+    "service.observability service.runtime service.server service.settings service.wire vbon.engine "
+    "vbon.engine.remote",
     "service.fleet.bench": "service.app service.bench service.fleet service.http service.loadtest.load "
     "service.observability service.runtime service.server service.settings vbon.engine vbon.rewards",
     "service.fleet.commands": "service.fleet service.fleet.bench vbon.cli",
