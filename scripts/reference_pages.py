@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import BaseModel
 
 from service.app import create_app
+from service.schemas import neutral_fields
 from service.strategies import STRATEGIES
 from tests.unit.fakes import make_runtime
 from training.objectives import OBJECTIVES, objective_type
@@ -137,6 +138,33 @@ def _body(operation: dict[str, Any], spec: dict[str, Any]) -> str:
     return _table(("field of the body", "values", "default", "meaning"), rows) if rows else ""
 
 
+def openai_fields_page() -> str:
+    """Every field of OpenAI's and vLLM's APIs that is accepted only with values that change no answer."""
+    owners = {
+        "both": neutral_fields.COMMON,
+        "`/v1/completions`": neutral_fields.COMPLETION,
+        "`/v1/chat/completions`": neutral_fields.CHAT,
+        "a message": neutral_fields.MESSAGE,
+        "a part of its content": neutral_fields.PART,
+    }
+    rows = [
+        (f"`{name}`", owner, _neutral(row))
+        for owner, table in owners.items()
+        for name, row in table.items()
+    ]
+    return (
+        "# Fields without effect\n\nThese fields of [`/v1`](../openai.md) are accepted only with values that "
+        "change no answer; any other value is refused with 422 and the remedy.\n\n"
+        + _table(("field", "of", "values, besides null"), rows)
+    )
+
+
+def _neutral(row: neutral_fields.Neutral | neutral_fields.Label) -> str:
+    if isinstance(row, neutral_fields.Label):
+        return "any"
+    return ", ".join(f"`{json.dumps(value)}`" for value in row.values) or "only null"
+
+
 def metrics_page() -> str:
     """Every metric of the service itself, as `/metrics` describes it."""
     text = asyncio.run(_scraped())
@@ -207,6 +235,7 @@ PAGES = {
     "modes.md": modes_page,
     "objectives.md": objectives_page,
     "metrics.md": metrics_page,
+    "openai-fields.md": openai_fields_page,
 }
 
 

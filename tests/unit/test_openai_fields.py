@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -368,8 +369,13 @@ async def test_the_official_clients_chat_loop() -> None:
     assert found.choices[0].message.content
 
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
 def test_every_neutral_field_is_documented_with_its_values() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
+    document = runpy.run_path(str(SCRIPTS / "reference_pages.py"))["openai_fields_page"]()
+    prose = (SCRIPTS.parent / "docs" / "openai.md").read_text(encoding="utf-8")
+    assert "(reference/openai-fields.md)" in prose
     owners = {
         "both": COMMON,
         "`/v1/completions`": COMPLETION,
