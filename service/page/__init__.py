@@ -1,8 +1,8 @@
 """Files of the pages at ``/`` and ``/docs``, and the content security policy of those pages.
 
-The files are plain ES modules and style sheets, served unchanged from ``static/``; nothing is loaded from
-another host. A request can only name files that were listed when the first request came, so no path is ever
-built from a request.
+The files are plain ES modules and style sheets, served unchanged from ``static/`` and, for what reports need
+as well, from ``vbon/report_html/static/``; nothing is loaded from another host. A request can only name
+files that were listed when the first request came, so no path is ever built from a request.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ import mimetypes
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from vbon.report_html.bundle import STATIC as SHARED
+from vbon.report_html.bundle import chart_files
 
 STATIC = Path(__file__).parent / "static"
 INDEX, DOCS = "index.html", "docs.html"
@@ -55,6 +58,7 @@ def page_files() -> dict[str, Path]:
     found = {
         path.relative_to(STATIC).as_posix(): path for path in STATIC.rglob("*") if path.is_file()
     }
+    found |= {name: SHARED / name for name in chart_files()}
     return found | {name: path for name in _LIBRARIES if (path := _library(name)) is not None}
 
 

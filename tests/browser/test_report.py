@@ -1,15 +1,19 @@
-"""The report of a load test, opened as a file in a real browser."""
+"""The reports of a load test and of sweeps, opened as files in a real browser."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from playwright.async_api import expect
 
 from service.loadtest.report.write import html_page
 from service.loadtest.schema import LoadTestResult
 from tests.browser.visits import Visitor, assert_accessible, assert_fits
 from tests.unit.decided_runs import decided_run
+from tests.unit.test_report import cell, write_sweep
+from training.configs import ReportConfig
+from training.report.write import write_report
 
 SETTINGS = {"currency": "EUR", "price_per_hour": 2.0, "baseline": "ref", "quality_prompts": 12}
 HOSTILE = "</script><img src=x onerror=\"document.title='gone'\">"
@@ -64,3 +68,30 @@ async def test_a_run_that_compares_nothing_has_its_words_and_charts(
     await expect(page.get_by_role("note", name="Decision")).to_contain_text("Fine-tune.")
     await expect(page.get_by_role("region", name="Charts").get_by_role("img").first).to_be_visible()
     await assert_accessible(page)
+
+
+async def test_the_report_on_sweeps_hides_a_method_everywhere_and_keeps_texts_texts(
+    visitor: Visitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.report.plots.draw_sweeps", lambda *_: [])  # only the page is read
+    cells = [cell(HOSTILE, 4, 0, 0.8, 0.78), cell("kl-rl", 4, 0, 1.0, 0.77)]
+    sweep = write_sweep(tmp_path / "sweep", cells)
+    write_report(ReportConfig(sweeps=[sweep], out=tmp_path / "out"))
+    file = tmp_path / "out" / "report.html"
+    assert file.stat().st_size < 1e6
+    page = await visitor.open(file.as_uri(), width=360, height=740, dark=True)
+    chart = page.get_by_role("img", name="KL and win rate:")
+    await expect(chart.locator("path.point.dim")).to_have_count(1)  # kl-rl's, which vbon dominates
+    await chart.focus()
+    tip = page.locator(".xy-tip:visible")
+    for first in ("best-of-16", "best-of-8", "kl-rl", HOSTILE):  # from right to left
+        await page.keyboard.press("ArrowLeft")
+        await expect(tip.locator("p").first).to_contain_text(first)
+    await assert_fits(page)
+    await assert_accessible(page)
+    await page.get_by_role("group", name="Show").get_by_label("kl-rl").uncheck()
+    for plane in ("win rate", "gold win rate", "reward", "gold reward"):
+        chart = page.get_by_role("img", name=f"KL and {plane}:")
+        await expect(chart.locator("[data-variant]")).to_have_count(3)  # curve, band, one method
+        await expect(chart.locator('[data-variant="kl-rl"]')).to_have_count(0)
+    assert await page.title() == "Ways to distil best-of-N"

@@ -17,7 +17,7 @@ from tests.interpreter import run_command
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("service", "training", "vbon")
 HEAVY = (
-    "torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "plotly", "opentelemetry", "optuna",
+    "torch", "vllm", "transformers", "peft", "accelerate", "matplotlib", "opentelemetry", "optuna",
     "ray",
 )  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -85,14 +84,6 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> LoadTestResult:
     return run_virtually(whole_run(tmp_path_factory.mktemp("run")), *CLOCKED)
 
 
-def no_markup_in_plots(page: str) -> None:
-    """Check that plotly gets no foreign markup: it draws markup in names and texts, but not in ``meta``."""
-    for texts in re.findall(r'"(?:name|text|hovertext|title)":(\[[^\]]*\]|"[^"]*")', page):
-        for tag in ("script", "img", "svg", "iframe", "a href", "base", "math", "!--"):
-            assert f"\\u003c{tag}" not in texts.lower()
-            assert f"<{tag}" not in texts.lower()
-
-
 @pytest.mark.parametrize("attack", ALL)
 def test_texts_of_a_load_test_make_no_elements(result: LoadTestResult, attack: str) -> None:
     harmless = html_page(attacked(result, "x" * 9))
@@ -119,6 +110,4 @@ def test_texts_of_a_training_report_make_no_elements(
         write_report(ReportConfig(sweeps=sweeps, out=folder / "out"))
         return (folder / "out" / "report.html").read_text(encoding="utf-8")
 
-    told = page(attack)
-    assert Elements(told).found == Elements(page("x" * 7)).found
-    no_markup_in_plots(told)
+    assert Elements(page(attack)).found == Elements(page("x" * 7)).found

@@ -11,11 +11,12 @@ import pytest
 
 from service.auth.keys import new_key, write_keys
 from service.page import PAGE_POLICY, STATIC, page_files
-from service.page.bundle import bundle, json_for_script
 from tests.unit.fakes import make_runtime, serving
 from vbon import __file__ as package_file
+from vbon.report_html.bundle import STATIC as SHARED
+from vbon.report_html.bundle import bundle, chart_files, json_for_script
 
-SOURCES = sorted(path for path in STATIC.rglob("*") if path.is_file())
+SOURCES = sorted(path for path in [*STATIC.rglob("*"), *SHARED.iterdir()] if path.is_file())
 ROOT = Path(package_file).parents[1]
 SWAGGER = "swagger-ui-bundle.js"
 # Names of XML namespaces; nothing is loaded from these addresses.
@@ -25,8 +26,9 @@ NAMESPACES = {"http://www.w3.org/2000/svg"}
 def test_the_page_is_made_of_files_that_an_installed_package_has() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert '"service.page" = ["static/**/*"]' in text
+    assert '"vbon.report_html" = ["static/*", "templates/*"]' in text
     names = set(page_files())
-    assert {"index.html", "app.css", "app.js", "views/play.js", SWAGGER} <= names
+    assert {"index.html", "app.css", "app.js", "views/play.js", "charts.js", SWAGGER} <= names
 
 
 async def test_every_file_is_served_with_its_type_and_packed_where_that_helps() -> None:
@@ -160,7 +162,8 @@ def test_what_a_file_loads_is_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     # Behind a proxy that serves the page below a path, only relative addresses lead to its files.
     assert not re.findall(r"[\"'(]/page/", text)
-    folder = Path("/") if path.suffix == ".html" else Path("/page", path.relative_to(STATIC)).parent
+    base = SHARED if SHARED in path.parents else STATIC
+    folder = Path("/") if path.suffix == ".html" else Path("/page", path.relative_to(base)).parent
     pattern = r"(?:src|href)=\"(page/[^\"]+)|from \"([^\"]+)\"|new URL\(\"([\w./-]+\.\w+)\""
     names = [next(filter(None, found)) for found in re.findall(pattern, text)]
     assert (
@@ -184,9 +187,11 @@ def test_libraries_are_served_from_their_packages(name: str) -> None:
     assert "docs.js" in page_files()
 
 
-def test_a_bundle_has_each_module_once_before_what_imports_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_file_of_the_page_has_the_name_of_one_that_reports_share() -> None:
+    assert not {path.name for path in STATIC.iterdir()} & chart_files().keys()
+
+
+def test_a_bundle_has_each_module_once_before_what_imports_it() -> None:
     files = {
         "a.js": 'import { b, c as d } from "./b.js";\nimport { e } from "./x/e.js";\nd(b, e);\n',
         "b.js": 'import { e } from "./x/e.js";\nexport const b = e;\nexport function c() {}\n',
@@ -196,8 +201,7 @@ def test_a_bundle_has_each_module_once_before_what_imports_it(
         "other.js": 'import { g } from "./one.js";\nexport const f = g;\n',
     }
     contents = {name: text.encode() for name, text in files.items()}
-    monkeypatch.setattr("service.page.bundle.page_contents", lambda: contents)
-    found = bundle("a.js")
+    found = bundle("a.js", contents)
     order = [found.index(f"const module_{name}_js = ") for name in ("x_e", "b", "a")]
     assert order == sorted(order)
     assert found.count("class E {}") == 1
@@ -205,9 +209,9 @@ def test_a_bundle_has_each_module_once_before_what_imports_it(
     assert "return { E, e };" in found
     assert "export" not in found
     with pytest.raises(ValueError, match=r"star\.js: .import \* as b"):
-        bundle("star.js")
+        bundle("star.js", contents)
     with pytest.raises(ValueError, match=r"one\.js imports other\.js imports one\.js"):
-        bundle("one.js")
+        bundle("one.js", contents)
 
 
 def test_json_in_a_script_ends_no_element() -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from training.report.plots import CURVE_COLOUR, CURVE_NAME, Style, page_figure
+from training.report.plots import CURVE_COLOUR, CURVE_NAME, Style, page_chart
 from training.report.sweep_report import SweepReport
 from training.report.text import planes_of
 from training.sweep.records import Sweep, methods_of
-from vbon.report_html import plot_html, render_page
+from vbon.report_html import render_page
+from vbon.report_html.bundle import bundle, chart_files, json_for_script
 
 TEMPLATE = Path(__file__).parent / "templates" / "sweeps.html"
+SCRIPT = Path(__file__).parent / "static" / "sweeps.js"
 TITLE = "Ways to distil best-of-N"
 TERMS = (
     "Win rate: the share of comparisons with one sample of the reference policy that the answer wins "
@@ -34,12 +36,29 @@ def html_page(reports: Sequence[SweepReport], styles: Mapping[str, Style]) -> st
             "title": report.title,
             "summary": report.summary,
             "legend": _legend(report.sweep, styles) if report.sweep else [],
-            "plots": _plots(number, report.sweep, styles) if report.sweep else [],
+            "plots": _captions(number, report.sweep) if report.sweep else [],
             "tables": report.tables,
         }
         for number, report in enumerate(reports)
     ]
-    return render_page(TEMPLATE, {"title": TITLE, "terms": TERMS, "sections": sections})
+    charts = {
+        _chart_id(number, field): page_chart(report.sweep, field, styles)
+        for number, report in enumerate(reports)
+        if report.sweep
+        for field in planes_of(report.sweep)
+    }
+    files = chart_files() | {SCRIPT.name: SCRIPT.read_bytes()}
+    return render_page(
+        TEMPLATE,
+        {
+            "title": TITLE,
+            "terms": TERMS,
+            "sections": sections,
+            "style": Markup(files["charts.css"].decode()),
+            "script": Markup(bundle(SCRIPT.name, files)),
+            "chart_json": Markup(json_for_script(charts)),
+        },
+    )
 
 
 def _legend(sweep: Sweep, styles: Mapping[str, Style]) -> list[tuple[str, str, str]]:
@@ -55,20 +74,20 @@ def _legend(sweep: Sweep, styles: Mapping[str, Style]) -> list[tuple[str, str, s
     return [(name, colour, f"{glyph}\ufe0e") for name, colour, glyph in entries]
 
 
-def _plots(number: int, sweep: Sweep, styles: Mapping[str, Style]) -> list[tuple[Markup, str]]:
-    """The plot of each plane with its caption; the first plot of the page includes plotly's script."""
+def _chart_id(number: int, field: str) -> str:
+    return f"plot-{number}-{field}"
+
+
+def _captions(number: int, sweep: Sweep) -> list[tuple[str, str]]:
+    """The place of each plane's chart, with its caption."""
     return [
         (
-            plot_html(
-                page_figure(sweep, field, styles),
-                f"plot-{number}-{field}",
-                first=number == 0 and position == 0,
-            ),
+            _chart_id(number, field),
             f"KL and {label}. Grey: best-of-n at its KL upper bound. Bars: 95% intervals over prompts. "
             "Pale points: another point of the same seed has no more KL and no lower "
             f"{label}.",
         )
-        for position, (field, label) in enumerate(planes_of(sweep).items())
+        for field, label in planes_of(sweep).items()
     ]
 
 

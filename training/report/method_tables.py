@@ -43,7 +43,7 @@ def _curve_table(sweep: Sweep) -> ReportTable:
         title="Reference and best-of-n",
         caption="Mean [95% interval over prompts]. The KL of best-of-n is the upper bound "
         "log n - (n-1)/n, not its exact value. Powers of two; report.json has every measured n.",
-        columns=("", "KL, nats", *planes.values()),
+        columns=("method", "KL, nats", *planes.values()),
         rows=tuple(
             (
                 "reference" if row.n == 1 else f"best-of-{row.n}",

@@ -1,4 +1,4 @@
-"""Plots the frontier of sweeps: interactive figures for the page, and a picture for documents."""
+"""Plots the frontier of sweeps: charts for the page, and a picture for documents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-import plotly.graph_objects as go
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -18,15 +17,15 @@ from training.report.text import interval_text, planes_of
 from training.sweep.pareto import frontier_flags
 from training.sweep.records import CellRecord, Sweep
 from vbon.errors import ExportError
-from vbon.report_html.page import COLOURS, markup_safe
+from vbon.report_html.page import COLOURS
 
-# Plotly's symbol, matplotlib's marker, whether it is filled, and the legend's character.
+# The page's symbol, matplotlib's marker, whether it is filled, and the legend's character.
 MARKERS = (
     ("circle", "o", True, "●"), ("square", "s", True, "■"), ("diamond", "D", True, "◆"),
     ("triangle-up", "^", True, "▲"), ("triangle-down", "v", True, "▼"), ("star", "*", True, "★"),
-    ("cross", "P", True, "✚"), ("circle-open", "o", False, "○"), ("square-open", "s", False, "□"),
-    ("diamond-open", "D", False, "◇"), ("triangle-up-open", "^", False, "△"),
-    ("triangle-down-open", "v", False, "▽"), ("star-open", "*", False, "☆"),
+    ("cross", "P", True, "✚"), ("circle", "o", False, "○"), ("square", "s", False, "□"),
+    ("diamond", "D", False, "◇"), ("triangle-up", "^", False, "△"),
+    ("triangle-down", "v", False, "▽"), ("star", "*", False, "☆"),
     ("triangle-left", "<", True, "◀"),
 )  # fmt: skip
 CURVE_COLOUR = "#808080"
@@ -63,29 +62,22 @@ def method_styles(methods: Sequence[str]) -> dict[str, Style]:
     }
 
 
-def page_figure(sweep: Sweep, field: str, styles: Mapping[str, Style]) -> go.Figure:
-    """The plane (KL, ``field``) for the page; points that are not on their seed's frontier are dimmed.
+def page_chart(sweep: Sweep, field: str, styles: Mapping[str, Style]) -> dict[str, Any]:
+    """The plane (KL, ``field``) as ``charts.js`` draws it; points not on their seed's frontier are dimmed.
 
-    The ``meta`` of each trace is the name of its method, by which the page's legend hides it. Texts from
-    records are escaped, since plotly interprets markup in hover texts.
+    The name of each series is its method, by which the page's legend hides it.
     """
     label = planes_of(sweep)[field]
-    figure = go.Figure(layout={"template": "none"})
-    _add_curve(figure, sweep, field, label)
-    for method, cells, dimmed in _groups(sweep, field):
-        _add_method(figure, method, cells, field, label, styles[method], dimmed=dimmed)
-    figure.update_layout(
-        showlegend=False,
-        height=430,
-        autosize=True,
-        hovermode="closest",
-        margin={"l": 56, "r": 12, "t": 28, "b": 52},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        xaxis={"title": {"text": KL_LABEL}, "zeroline": False},
-        yaxis={"title": {"text": label}, "zeroline": False},
-    )
-    return figure
+    methods = [
+        _method_series(method, cells, field, label, styles[method], dimmed=dimmed)
+        for method, cells, dimmed in _groups(sweep, field)
+    ]
+    return {
+        "label": f"KL and {label}: {sweep.baseline.title}",
+        "x": {"label": KL_LABEL},
+        "y": {"label": label},
+        "series": [*_curve_series(sweep, field, label), *methods],
+    }
 
 
 def _n_label(n: int) -> str:
@@ -93,42 +85,25 @@ def _n_label(n: int) -> str:
     return f"n={n}" if n & (n - 1) == 0 else ""
 
 
-def _add_curve(figure: go.Figure, sweep: Sweep, field: str, label: str) -> None:
-    """Add best-of-n's curve over the band of its intervals."""
-    rows = sweep.curve_rows()
-    kl = [row.kl_nats.mean for row in rows]
-    values = [getattr(row, field) for row in rows]
-    figure.add_scatter(
-        x=kl + kl[::-1],
-        y=[v.high for v in values] + [v.low for v in values][::-1],
-        fill="toself",
-        fillcolor="rgba(128,128,128,0.2)",
-        line={"width": 0},
-        mode="lines",
-        hoverinfo="skip",
-        meta=CURVE_NAME,
-    )
-    figure.add_scatter(
-        x=kl,
-        y=[v.mean for v in values],
-        mode="lines+markers+text",
-        name=CURVE_NAME,
-        text=[_n_label(row.n) for row in rows],
-        textposition="bottom right",
-        meta=CURVE_NAME,
-        line={"color": CURVE_COLOUR},
-        marker={"color": CURVE_COLOUR, "size": 5},
-        hovertext=[
-            f"best-of-{row.n}<br>KL at most {row.kl_nats.mean:.3f} nats"
-            f"<br>{label} {interval_text(v, 3)}"
-            for row, v in zip(rows, values, strict=True)
-        ],
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
+def _curve_series(sweep: Sweep, field: str, label: str) -> list[dict[str, Any]]:
+    """Best-of-n's curve over the band of its intervals."""
+    points = []
+    for row in sweep.curve_rows():
+        value = getattr(row, field)
+        about = [f"best-of-{row.n}", f"KL at most {row.kl_nats.mean:.3f} nats"]
+        about.append(f"{label} {interval_text(value, 3)}")
+        ends = {"y_low": value.low, "y_high": value.high}
+        point = {"x": row.kl_nats.mean, "y": value.mean, "text": _n_label(row.n), "size": 0.7}
+        points.append(point | ends | {"about": "\n".join(about)})
+    series = {"name": CURVE_NAME, "colour": CURVE_COLOUR, "symbol": None, "line": None}
+    bare = [{key: p[key] for key in p if not key.startswith("y_")} for p in points]
+    return [
+        series | {"area": True, "points": points},
+        series | {"symbol": "circle", "line": "solid", "points": bare},
+    ]
 
 
-def _add_method(
-    figure: go.Figure,
+def _method_series(
     method: str,
     cells: Sequence[CellRecord],
     field: str,
@@ -136,44 +111,38 @@ def _add_method(
     style: Style,
     *,
     dimmed: bool,
-) -> None:
-    bars = {"type": "data", "symmetric": False, "thickness": 1, "width": 0}
-    kl = [cell.row.kl_nats for cell in cells if cell.row]
-    values = [getattr(cell.row, field) for cell in cells]
-    figure.add_scatter(
-        x=[k.mean for k in kl],
-        y=[v.mean for v in values],
-        mode="markers",
-        name=markup_safe(method),
-        meta=method,
-        error_x={
-            **bars,
-            "array": [k.high - k.mean for k in kl],
-            "arrayminus": [k.mean - k.low for k in kl],
-        },
-        error_y={
-            **bars,
-            "array": [v.high - v.mean for v in values],
-            "arrayminus": [v.mean - v.low for v in values],
-        },
-        marker={"color": style.colour, "symbol": style.symbol, "size": 10},
-        opacity=_DIMMED if dimmed else 1.0,
-        hovertext=[_hover_text(cell, field, label) for cell in cells],
-        hovertemplate="%{hovertext}<extra></extra>",
-    )
+) -> dict[str, Any]:
+    kind = " ".join(["" if style.filled else "open", "dim" if dimmed else ""]).strip()
+    points = []
+    for cell in cells:
+        assert cell.row is not None
+        kl, value = cell.row.kl_nats, getattr(cell.row, field)
+        points.append(
+            {
+                "x": kl.mean, "x_low": kl.low, "x_high": kl.high,
+                "y": value.mean, "y_low": value.low, "y_high": value.high,
+                "kind": kind, "about": _about(cell, field, label),
+            }
+        )  # fmt: skip
+    return {
+        "name": method,
+        "colour": style.colour,
+        "symbol": style.symbol,
+        "line": None,
+        "points": points,
+    }
 
 
-def _hover_text(cell: CellRecord, field: str, label: str) -> str:
+def _about(cell: CellRecord, field: str, label: str) -> str:
     assert cell.row is not None
     lines = [
-        f"<b>{markup_safe(cell.method)}</b>",
-        f"{markup_safe(cell.setting)}, seed {cell.seed}",
+        cell.method,
+        f"{cell.setting}, seed {cell.seed}",
         f"KL {interval_text(cell.row.kl_nats, 2)} nats",
         f"{label} {interval_text(getattr(cell.row, field), 3)}",
+        *([cell.checkpoint] if cell.checkpoint else []),
     ]
-    if cell.checkpoint:
-        lines.append(markup_safe(cell.checkpoint))
-    return "<br>".join(lines)
+    return "\n".join(lines)
 
 
 def _groups(sweep: Sweep, field: str) -> list[tuple[str, list[CellRecord], bool]]:

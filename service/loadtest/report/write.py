@@ -21,14 +21,14 @@ from service.loadtest.report.tables import (
     settings_table,
     throughput_table,
 )
-from service.loadtest.schema import LoadTestResult
+from service.loadtest.schema import LoadTestResult, ServedModel
 from service.page import page_contents
-from service.page.bundle import bundle, json_for_script
 from vbon.report_html import render_page
+from vbon.report_html.bundle import bundle, json_for_script
 from vbon.storage.atomic import write_text
 
 TEMPLATE = Path(__file__).parent / "templates" / "loadtest.html"
-_STYLES = ("app.css", "views/decide.css")
+_STYLES = ("app.css", "charts.css", "views/decide.css")
 RESULT, CSV, PAGE = "result.json", "cells.csv", "report.html"
 TITLE = "N times inference, or one fine-tune?"
 TERMS = (
@@ -97,18 +97,18 @@ def html_page(result: LoadTestResult) -> str:
             "terms": TERMS,
             "facts": _facts(result),
             "decision": result.decision or ["Nothing was measured."],
-            "warnings": grouped_warnings(result.warnings),
+            "warnings": grouped_warnings(result),
             "tables": [table for table in tables if table.rows],
             "style": Markup("\n".join(page_contents()[name].decode() for name in _STYLES)),
-            "script": Markup(bundle("report.js")),
+            "script": Markup(bundle("report.js", page_contents())),
             "decision_json": Markup(json_for_script(decision_data(result).model_dump(mode="json"))),
             "chart_json": Markup(json_for_script(charts)),
         },
     )
 
 
-def _facts(result: LoadTestResult) -> list[tuple[str, str]]:
-    """Models, machine, date and price: what a reader needs to know before any figure."""
+def _facts(result: LoadTestResult) -> list[tuple[str, str, str]]:
+    """Models, machine, date and price, each in short and in full: what a reader needs beside the verdict."""
     machine = result.provenance.get("machine") or {}
     models = [(policy.name, policy) for policy in result.server.policies]
     rewards = {
@@ -119,11 +119,20 @@ def _facts(result: LoadTestResult) -> list[tuple[str, str]]:
     models += [("reward model", model) for model in rewards.values()]
     if result.server.gold_model is not None:
         models.append(("gold reward model", result.server.gold_model))
-    facts = [(name, f"{model.path} ({model.revision})") for name, model in models]
-    facts.append(("measured", result.created))
+    facts = [
+        (name, _short(model), f"{model.path}, revision {model.revision}") for name, model in models
+    ]
+    facts.append(("measured", result.created[:16].replace("T", " "), result.created))
     if machine:
-        facts.append(("machine", ", ".join(str(value) for value in machine.values())))
+        told = ", ".join(str(value) for value in machine.values())
+        facts.append(("machine", told, told))
     settings = result.settings
-    facts.append(("price", f"{settings['price_per_hour']:g} {settings['currency']} per hour"))
-    facts.append(("prompts", str(result.prompts)))
+    price = f"{settings['price_per_hour']:g} {settings['currency']} per hour"
+    facts += [("price", price, price), ("prompts", str(result.prompts), str(result.prompts))]
     return facts
+
+
+def _short(model: ServedModel) -> str:
+    """The last part of a model's path and the start of its revision; the settings have both in full."""
+    name = model.path.rstrip("/").rpartition("/")[2]
+    return f"{name} @ {model.revision.removeprefix('sha256:')[:8]}"

@@ -11,6 +11,8 @@ export const SHAPES = {
   square: "M-4.5-4.5h9v9h-9z",
   diamond: "M0-6L6 0L0 6L-6 0z",
   "triangle-up": "M0-6L5.5 4.5H-5.5z",
+  "triangle-down": "M0 6L-5.5-4.5H5.5z",
+  "triangle-left": "M-6 0L4.5-5.5V5.5z",
   star: "M0-6.5L1.9-2.1L6.5-1.8L3 1.3L4.1 6L0 3.4L-4.1 6L-3 1.3L-6.5-1.8L-1.9-2.1z",
   cross: "M-2-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
   x: "M-4.5-6L0-1.5L4.5-6L6-4.5L1.5 0L6 4.5L4.5 6L0 1.5L-4.5 6L-6 4.5L-1.5 0L-6-4.5z",
