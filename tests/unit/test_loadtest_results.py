@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +22,7 @@ from scipy import stats
 from service.loadtest.analysis.compare import compare_runs
 from service.loadtest.analysis.text import number, signed
 from service.loadtest.analysis.warnings import cell_warnings
+from service.loadtest.config import LoadTestSettings
 from service.loadtest.report.charts import grouped_warnings
 from service.loadtest.report.terminal import print_result
 from service.loadtest.report.write import cells_csv, html_page
@@ -29,6 +31,7 @@ from tests.interpreter import run_command
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import CLOCKED, measure
 from tests.unit.virtual_clock import run_virtually
+from vbon.config import load_settings
 from vbon.maths.statistics import holm, joint_permutation, median_range, welch_interval
 
 HOSTILE = '</script><script>alert(1)</script><img src="http://evil.example/x.png" onerror=alert(2)>{{main}}'
@@ -144,16 +147,32 @@ def test_a_page_of_little_has_no_empty_parts(result: LoadTestResult) -> None:
     assert "Break-even</h3>" not in page
 
 
-def test_warnings_come_under_three_headings_and_none_is_lost() -> None:
+def test_warnings_come_in_three_groups_with_a_command_and_none_is_lost(
+    result: LoadTestResult,
+) -> None:
     warnings = [
         "The run was interrupted: 1 of 3 blocks were measured.",
         "Rewards were measured on only 3 prompts.",
         "The client was busy.",
     ]
-    groups = grouped_warnings([*warnings, *warnings])
+    given = {"modes": ["ref", "bon"], "n": [4, 8], "rounds": 7, "quality_prompts": 20}
+    changed = {"warnings": [*warnings, *warnings], "settings": result.settings | given}
+    groups = grouped_warnings(result.model_copy(update=changed))
     assert len(groups) == 3
-    assert sorted(text for _, texts in groups for text in texts) == sorted([*warnings, *warnings])
-    assert grouped_warnings([]) == []
+    assert sorted(text for one in groups for text in one.texts) == sorted([*warnings, *warnings])
+    asked = [read_command(one.command) for one in groups]
+    assert [(one.rounds, one.quality_prompts) for one in asked] == [(14, 64), (5, 80), (5, 64)]
+    assert {(one.url, *one.modes, *one.n) for one in asked} == {
+        (result.server.url, "ref", "bon", 4, 8)
+    }
+    assert grouped_warnings(result.model_copy(update={"warnings": []})) == []
+
+
+def read_command(command: str) -> LoadTestSettings:
+    """The settings that the command has; it fails on a flag that does not exist."""
+    words = shlex.split(command)
+    assert words[:3] == ["vbon", "loadtest", "run"]
+    return load_settings(LoadTestSettings, words[3:], program="vbon loadtest run")
 
 
 async def test_no_password_of_the_store_is_sent_around(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -264,10 +264,19 @@ def _interval_point(x: float, value: MeanInterval, about: str) -> Point:
     return Point(x, value.mean, y_low=value.low, y_high=value.high, about=about)
 
 
-def grouped_warnings(warnings: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Warnings under at most three headings, each of which says what to do."""
+@dataclass(frozen=True, slots=True)
+class WarningGroup:
+    """Warnings that the same command mends."""
+
+    heading: str
+    command: str
+    texts: list[str]
+
+
+def grouped_warnings(result: LoadTestResult) -> list[WarningGroup]:
+    """The run's warnings in at most three groups."""
     groups: dict[str, list[str]] = {heading: [] for heading in (_AGAIN, _QUALITY, _OTHER)}
-    for text in warnings:
+    for text in result.warnings:
         words = text.lower()
         if any(word in words for word in ("reward", "score", "prompt", "sampling", "trained")):
             groups[_QUALITY].append(text)
@@ -277,9 +286,28 @@ def grouped_warnings(warnings: Sequence[str]) -> list[tuple[str, list[str]]]:
             groups[_AGAIN].append(text)
         else:
             groups[_OTHER].append(text)
-    return [(heading, texts) for heading, texts in groups.items() if texts]
+    return [
+        WarningGroup(heading, _command(result, heading), texts)
+        for heading, texts in groups.items()
+        if texts
+    ]
 
 
-_AGAIN = "Speed: measure again, longer or with calibrated loads (vbon loadtest run --rounds 10)"
-_QUALITY = "Quality: score more answers, under the sampling of training (--quality-prompts 64)"
-_OTHER = "Client and setup"
+_AGAIN = "Speed: measure again, with more rounds at calibrated loads"
+_QUALITY = "Quality: score more answers"
+_OTHER = "Client and setup: send the load from another machine that has nothing else to do"
+
+
+def _command(result: LoadTestResult, heading: str) -> str:
+    """The load test of the same modes that mends what a heading says."""
+    settings = result.settings
+    words = ["vbon", "loadtest", "run", "--url", result.server.url]
+    if settings.get("modes"):
+        words += ["--modes", ",".join(settings["modes"])]
+    if settings.get("n"):
+        words += ["--n", ",".join(str(n) for n in settings["n"])]
+    if heading == _AGAIN:
+        words += ["--rounds", str(max(10, 2 * (settings.get("rounds") or 0)))]
+    elif heading == _QUALITY:
+        words += ["--quality-prompts", str(max(64, 4 * (settings.get("quality_prompts") or 0)))]
+    return shlex.join(words)

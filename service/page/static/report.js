@@ -25,7 +25,7 @@ function decide(found) {
   const costs = el("div", {});
   const figures = el("div", {});
   const card = el("section", { class: "card stack tight", "aria-label": "Cost" }, el("h2", {}, "What so many answers cost"), costs);
-  replace(place, words, figures, controls.node, card);
+  replace(place, el("div", { class: "first-screen" }, words, card), figures, controls.node);
 
   const draw = () => {
     const verdict = verdictOf(found, comparison.values);
