@@ -10,6 +10,7 @@ from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
 from vbon.prompts import render_for_reward
+from vbon.rewards.cpu_linear import use_onednn
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable
 from vbon.rewards.user_errors import describe
@@ -89,6 +90,8 @@ class ClassifierReward:
         self._pads = pad is not None and pad != tokenizer.eos_token_id
         if self._pads:
             self._model.config.pad_token_id = pad
+        if device == "cpu":
+            use_onednn(model)
 
     def load_tokenizer(self) -> None:
         """Load the tokenizer alone, which is all that :meth:`encode` needs.
