@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vbon.errors import CheckpointError, RewardError
 from vbon.prompts import render_for_reward
+from vbon.rewards.batches import BatchLimits, cut
 from vbon.rewards.cpu_linear import use_onednn
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable
@@ -18,6 +19,11 @@ from vbon.storage.checkpoints import check_checkpoint, has_changed, refuse_chang
 from vbon.storage.json_files import read_json_file
 
 _NO_LIMIT = 10**9
+
+# On a CPU, the widest activations of a batch of so many bytes stay in the cache, and a call without texts
+# takes as long as some dozens of tokens. On other devices calls are the dearest part.
+_CPU_BATCH_BYTES, _CPU_CALL_TOKENS = 12 * 2**20, 64
+_LEAST_BATCH_TOKENS = 512
 
 
 class ClassifierReward:
@@ -53,6 +59,7 @@ class ClassifierReward:
         self._tokenizer: Any = None
         self._max_length = 0
         self._pads = False
+        self._limits = BatchLimits(batch_size, _NO_LIMIT, _NO_LIMIT)
         self._isolate = TextIsolator(path, self._score_together)
 
     def load(self) -> None:
@@ -90,6 +97,7 @@ class ClassifierReward:
         self._pads = pad is not None and pad != tokenizer.eos_token_id
         if self._pads:
             self._model.config.pad_token_id = pad
+        self._limits = self._batch_limits()
         if device == "cpu":
             use_onednn(model)
 
@@ -188,19 +196,20 @@ class ClassifierReward:
             self._isolate.report(str(error))
             return None
 
-    def _batches(self, encoded: list[list[int]]) -> Iterator[list[int]]:
+    def _batch_limits(self) -> BatchLimits:
+        if self._model.device.type != "cpu":
+            return BatchLimits(self._batch_size, _NO_LIMIT, _NO_LIMIT, self._pads)
+        import torch
+
+        layers = [m for m in self._model.modules() if isinstance(m, torch.nn.Linear)]
+        widest = max((layer.out_features for layer in layers), default=1)
+        tokens = max(_LEAST_BATCH_TOKENS, _CPU_BATCH_BYTES // (4 * widest))
+        return BatchLimits(self._batch_size, tokens, _CPU_CALL_TOKENS, self._pads)
+
+    def _batches(self, encoded: list[list[int]]) -> list[list[int]]:
         scorable = [i for i, ids in enumerate(encoded) if 0 < len(ids) <= self._max_length]
-        scorable.sort(key=lambda i: len(encoded[i]))
-        batch: list[int] = []
-        for index in scorable:
-            full = len(batch) == self._batch_size
-            longer = bool(batch) and len(encoded[batch[0]]) != len(encoded[index])
-            if full or (longer and not self._pads):
-                yield batch
-                batch = []
-            batch.append(index)
-        if batch:
-            yield batch
+        batches = cut([len(encoded[i]) for i in scorable], self._limits)
+        return [[scorable[place] for place in batch] for batch in batches]
 
     def _logits(self, encoded: list[list[int]], batch: list[int]) -> list[float]:
         import torch
