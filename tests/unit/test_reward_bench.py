@@ -252,6 +252,39 @@ def test_without_any_side_the_bench_fails_with_the_reason(
         command._run(settings_of(sides=["worker"]))
 
 
+@pytest.mark.parametrize(
+    ("stored", "asked", "types", "told"),
+    [
+        ({"dtype": "float32"}, "auto", ["float32", "float32"], "worker float32, vllm float32"),
+        (
+            {"torch_dtype": "float32"},
+            "bfloat16",
+            ["float32", "bfloat16"],
+            "worker float32, vllm bfloat16; the sides compute with different types",
+        ),
+        ({}, "auto", ["as stored", "as stored"], "worker as stored, vllm as stored"),
+    ],
+)
+def test_the_type_of_each_side_is_told(
+    fakes: dict[str, FakeModel | Exception],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    stored: dict[str, str],
+    asked: Any,
+    types: list[str],
+    told: str,
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    fakes |= {"worker": FakeModel("worker"), "vllm": FakeModel("vllm")}
+    out = tmp_path / "bench.json"
+    settings = settings_of(
+        sides=["worker", "vllm"], reward=str(tmp_path), dtype=asked, json_file=out
+    )
+    assert command._run(settings) == 0
+    assert f"type: {told}\n" in capsys.readouterr().out
+    assert list(json.loads(out.read_text())["types"].values()) == types
+
+
 def test_only_a_classifier_can_be_measured() -> None:
     with pytest.raises(InvalidInputError, match="python:some:function is not a classifier"):
         classifier_of(settings_of(reward="python:some:function"))

@@ -14,7 +14,7 @@ from rich.table import Table
 from service.bench.figures import ratios
 from service.bench.rewards.cells import Cell, Contest
 from service.bench.rewards.config import RewardBenchSettings, SideName
-from service.bench.rewards.sides import classifier_of, started, threads_of
+from service.bench.rewards.sides import classifier_of, started, threads_of, types_of
 from vbon.errors import DataError, VbonError
 from vbon.maths.statistics import median_range
 from vbon.storage.atomic import write_json
@@ -56,6 +56,7 @@ async def run_reward_bench(settings: RewardBenchSettings) -> dict[str, Any]:
         **provenance(settings.model_dump(mode="json")),
         "reward_revision": classifier.revision,
         "threads": threads_of(settings),
+        "types": types_of(settings),
         "cores": os.cpu_count(),
         "load_average": {"lowest": min(loads), "highest": max(loads)},
         "excluded": contest.excluded,
@@ -160,6 +161,10 @@ def closing_lines(result: dict[str, Any]) -> list[str]:
         )
     peaks = [f"{name} {mib:.0f} MiB" for name, mib in result["peak_mib"].items() if mib is not None]
     lines.append(f"most resident memory: {', '.join(peaks) or 'unknown'}")
+    types = result["types"]
+    kinds = ", ".join(f"{name} {type_}" for name, type_ in types.items())
+    differ = "; the sides compute with different types" if len(set(types.values())) > 1 else ""
+    lines.append(f"type: {kinds}{differ}")
     load, cores = result["load_average"], result["cores"]
     busy = "busy" if load["highest"] > cores + 0.5 else "quiet"
     lines.append(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from service.bench.processes import (
@@ -28,6 +29,7 @@ from vbon.rewards.classifier import ClassifierReward
 from vbon.rewards.registry import classifier_path
 from vbon.rewards.worker import RewardWorker
 from vbon.storage.checkpoints import check_checkpoint
+from vbon.storage.json_files import read_json_file
 
 WORKER_TIMEOUT_S = 3600.0
 
@@ -79,6 +81,16 @@ def classifier_of(settings: RewardBenchSettings) -> ClassifierReward:
 def threads_of(settings: RewardBenchSettings) -> int:
     """CPU threads of each side."""
     return settings.threads or len(os.sched_getaffinity(0))
+
+
+def types_of(settings: RewardBenchSettings) -> dict[SideName, str]:
+    """The type that each side computes with; ``as stored`` if the checkpoint's config does not tell it."""
+    path = classifier_path(settings.reward) or settings.reward
+    file = Path(path) / "config.json"
+    config = read_json_file(file) if file.is_file() else {}
+    own = str(config.get("dtype") or config.get("torch_dtype") or "as stored")
+    theirs = own if settings.dtype == "auto" else settings.dtype
+    return {name: own if name == "worker" else theirs for name in settings.sides}
 
 
 def vllm_arguments(settings: RewardBenchSettings) -> dict[str, Any]:
