@@ -268,7 +268,9 @@ def takes_n(objective: str) -> bool:
 
 
 def _after(step: Step, seconds: float, rest: Sequence[Step], left: Span) -> str:
-    following = f"; next: {rest[0].title}; the study: {left}" if rest else ""
+    following = f"; next: {rest[0].title}" if rest else ""
+    if left.high_s is None or left.high_s >= _LOOK_S:
+        following += f"; left for the study: {left}"
     return f"{step.title}: {seconds:.0f} s{following}"
 
 
