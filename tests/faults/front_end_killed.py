@@ -9,7 +9,7 @@ import asyncio
 
 import psutil
 
-from tests.faults.service import Service
+from tests.faults.service import Service, lives
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 from tests.faults.told_to_stop import _living
@@ -44,5 +44,4 @@ async def _until_guarded(service: Service, limit_s: float = 60.0) -> None:
 
 
 def _guardians(service: Service) -> list[psutil.Process]:
-    found = service.children('b"done"')
-    return [one for one in found if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in service.children('b"done"') if lives(one)]

@@ -115,6 +115,14 @@ class Service:
             await asyncio.sleep(0.2)
 
 
+def lives(process: psutil.Process) -> bool:
+    """True unless a process has ended, waited for or not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it has ended between the two
+        return False
+
+
 Start = Callable[[list[str], Path], psutil.Popen]
 
 

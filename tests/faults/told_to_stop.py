@@ -7,7 +7,7 @@ import signal
 
 import httpx
 
-from tests.faults.service import Service
+from tests.faults.service import Service, lives
 from tests.faults.stage import Stage
 from tests.faults.tally import Tally
 
@@ -40,7 +40,7 @@ async def inject(stage: Stage) -> Tally:
     for response in await asyncio.gather(*asks):
         tally.add(response)
     begun = asyncio.get_running_loop().time()
-    status = await asyncio.to_thread(service.process.wait, 40)
+    status = await asyncio.to_thread(service.process.wait, 100)
     tally.notes.append(
         f"ended {asyncio.get_running_loop().time() - begun:.1f} s after the last answer"
     )
@@ -76,8 +76,8 @@ def _refused(late: httpx.Response | Exception) -> bool:
 
 
 async def _living(service: Service, children: list) -> float:
-    for _ in range(100):
-        living = [child for child in children if child.is_running() and child.status() != "zombie"]
+    for _ in range(600):
+        living = [child for child in children if lives(child)]
         if not living:
             break
         await asyncio.sleep(0.1)

@@ -18,6 +18,7 @@ import pytest
 
 from service.auth.keys import new_key, write_keys
 from service.runtime.runtime import Runtime
+from tests.faults.service import lives
 from tests.unit.fakes import make_runtime, served, serving
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtests import MARKUP, SHORT
@@ -199,7 +200,7 @@ async def test_nothing_is_left_of_a_program_that_is_killed(tmp_path: Path) -> No
         await true_of((out / "result.json").is_file)
         os.kill(parent.pid, signal.SIGKILL)
         await parent.wait()
-        await true_of(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+        await true_of(lambda: not lives(child))
     assert (out / "report.html").is_file()
 
 
@@ -208,7 +209,7 @@ def _child() -> psutil.Process:
     (found,) = [
         child
         for child in psutil.Process().children()
-        if child.status() != psutil.STATUS_ZOMBIE  # of another test in this process
+        if lives(child)  # not one of another test in this process, which has ended
         and "-m service.loadtest" in " ".join(child.cmdline())
     ]
     return found

@@ -22,6 +22,7 @@ from service.auth.keys import new_key, write_keys
 from service.bench.config import BenchSettings
 from service.bench.harness import Bench
 from service.bench.rows import ROWS
+from tests.faults.service import lives
 from tests.unit.fakes import make_runtime, serving
 from tests.unit.openai_imitation import free_port
 from tests.workers_parts import DEADLY
@@ -85,14 +86,7 @@ class Server:
 
     def all_gone(self) -> bool:
         self.process.poll()
-        return not any(_runs(one) for one in self.processes())
-
-
-def _runs(one: psutil.Process) -> bool:
-    try:
-        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        return not any(lives(one) for one in self.processes())
 
 
 @contextmanager
@@ -105,7 +99,7 @@ def started(directory: Path, **settings: Any) -> Iterator[Server]:
         raise
     finally:
         for one in server.processes():
-            if _runs(one):
+            if lives(one):
                 one.kill()
         server.process.wait()
 
@@ -345,7 +339,7 @@ async def test_a_holder_that_is_killed_is_replaced_and_what_it_stored_stays(
     async with admin(keyed) as client:
         kept = len((await client.get("/loadtests")).json()["runs"])
         run = (await client.post("/loadtests", json=body)).json()["id"]
-        [child] = [one for one in server.processes() if _runs(one) and _measures(one)]
+        [child] = [one for one in server.processes() if lives(one) and _measures(one)]
         assert child.ppid() in server.workers()
         os.kill(child.ppid(), signal.SIGKILL)
         seen = set()
@@ -357,7 +351,7 @@ async def test_a_holder_that_is_killed_is_replaced_and_what_it_stored_stays(
 
         await eventually(forgotten)
         assert seen <= {200, 404, 503}
-        await eventually(lambda: asyncio.to_thread(lambda: not _runs(child)))
+        await eventually(lambda: asyncio.to_thread(lambda: not lives(child)))
         await server.ready()
         assert len((await client.get("/loadtests")).json()["runs"]) == kept
 
