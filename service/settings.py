@@ -237,6 +237,12 @@ class RestartSettings(BaseModel):
         "one; the first attempt is made at once",
     )
     max_backoff_s: float = Field(60.0, gt=0, description="longest wait between attempts, seconds")
+    wait_s: float = Field(
+        30.0,
+        ge=0,
+        description="seconds that a request whose engine dies waits for it to be back, if nothing of its "
+        "answer was sent and its time limit allows; it is then begun again, once; 0: it gets 503 at once",
+    )
 
 
 class AuthSettings(BaseModel):

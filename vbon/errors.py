@@ -146,7 +146,13 @@ class EngineError(VbonError):
 
 
 class EngineDeadError(EngineError):
-    """The engine process of a policy has ended."""
+    """The engine process of a policy has ended.
+
+    Attributes:
+        again: whether the request may be begun again once an engine is back; not if several have died of it.
+    """
+
+    again: bool = True
 
 
 class CandidateCountError(EngineError):

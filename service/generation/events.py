@@ -53,9 +53,11 @@ class _Mailbox(Observer):
         self._put(partial)
 
     def finished(self, candidate: Candidate) -> None:
+        self.has_candidates = True
         self._put(candidate)
 
     def scored(self, candidate: ScoredCandidate) -> None:
+        self.has_candidates = True
         self._put(candidate)
 
     def wake(self) -> None:

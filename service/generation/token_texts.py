@@ -90,14 +90,17 @@ class _TextFinder(Observer):
         self._observer.admitted(admitted)
 
     def grown(self, partial: Partial) -> None:
+        self.has_tokens = True
         self._latest[partial.index] = partial
         if self._finding is None:
             self._finding = asyncio.create_task(self._find())
 
     def finished(self, candidate: Candidate) -> None:
+        self.has_candidates = True
         self._observer.finished(candidate)
 
     def scored(self, candidate: ScoredCandidate) -> None:
+        self.has_candidates = True
         self._observer.scored(candidate)
 
     async def finish(self) -> None:

@@ -44,6 +44,10 @@ class Metrics:
             "samples_continued",
             "Times that a streamed sample went on at another replica, after one had died.",
         )
+        self.begun_again = self._counter(
+            "requests_begun_again",
+            "Prompts whose engine died before anything was sent, and that were begun again.",
+        )
         self.unscored = self._counter(
             "unscored_candidates", "Candidates the reward model could not score."
         )

@@ -56,6 +56,9 @@ WAITING_PROMPTS = 64
 # Tokens that a second of a tokenizer or chat template counts as, if it led to nothing.
 TOKENS_PER_ENCODING_S = 100_000
 
+# Seconds after which an engine in another process is known to be dead, and between two looks at one.
+_DEATH_KNOWN_S, _LOOK_S = 0.25, 0.05
+
 # The mode under which failures of /v1/score are counted, which has none.
 SCORE = "score"
 
@@ -352,8 +355,8 @@ class Runtime:
         try:
             async with self.in_flight.track(limit_s, limit_name, models, request.spent_s):
                 changes = len(engine.info.replaced)
-                request, task = await self._encode(request, engine, progress)
-                outcome = await self._admit_and_decode(request, task, resources, progress)
+                left_s = limit_s - request.spent_s
+                request, outcome = await self._decode(request, resources, progress, left_s)
                 policy = engine.info
         except RequestTimeoutError as error:
             scoring = scorer is not None and scorer.used
@@ -419,6 +422,48 @@ class Runtime:
 
     def _other_engines(self, mode: Mode) -> tuple[Engine, ...]:
         return tuple(self.policies.values()) if mode.strategy.uses_policies else ()
+
+    async def _decode(
+        self,
+        asked: PromptRequest,
+        resources: Resources,
+        progress: PromptProgress,
+        limit_s: float,
+    ) -> tuple[PromptRequest, Outcome]:
+        """The outcome, and the request with what its strategy used.
+
+        If the engine dies before anything of the answer was sent, and is back in time, it is begun again.
+        """
+        begun_s = perf_counter()
+        try:
+            request, task = await self._encode(asked, resources.engine, progress)
+            return request, await self._admit_and_decode(request, task, resources, progress)
+        except EngineDeadError as error:
+            # The second attempt may take as long as the first one.
+            left_s = limit_s - 2 * (perf_counter() - begun_s)
+            if not error.again or not await self._is_back(asked, resources.engine, left_s):
+                raise
+            told = error.log_text or error
+            logger.warning("a request of mode %s is begun again: %s", asked.mode.name, told)
+        self.metrics.begun_again.labels(asked.mode.name).inc()
+        request, task = await self._encode(asked, resources.engine, progress)
+        return request, await self._admit_and_decode(request, task, resources, progress)
+
+    async def _is_back(self, request: PromptRequest, engine: Engine, limit_s: float) -> bool:
+        """Wait for an engine that has died; false if this request cannot wait, or it is not back in time."""
+        seen = request.observer.has_tokens or request.observer.has_candidates
+        wait_s = min(self.settings.restarts.wait_s, limit_s)
+        # Mode auto has other routes.
+        if seen or wait_s <= 0 or request.routing is not None or self.in_flight.closing:
+            return False
+        try:
+            async with asyncio.timeout(wait_s):
+                await asyncio.sleep(_DEATH_KNOWN_S)
+                while not engine.alive:  # noqa: ASYNC110  (another process's state)
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            return False
+        return not self.in_flight.closing
 
     async def _encode(
         self, request: PromptRequest, engine: Engine, progress: PromptProgress

@@ -33,10 +33,12 @@ class Observer:
     Attributes:
         follows_tokens: True if the observer uses :meth:`grown`; single samples are then streamed.
         has_tokens: True once it has been told tokens of an answer, which another model cannot go on with.
+        has_candidates: True once it has been told of candidates, which cannot be taken back.
     """
 
     follows_tokens: ClassVar[bool] = False
     has_tokens: bool = False
+    has_candidates: bool = False
 
     def admitted(self, admitted: Admitted) -> None:
         """The request was admitted and decoding starts."""

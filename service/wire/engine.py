@@ -370,6 +370,7 @@ class _Attempts:
     ) -> None:
         self._engine = engine
         self._tried: set[str] = set()
+        self._died: set[str] = set()
         self._deaths_left = deaths
         self.revision = revision
         self._chosen: str | None = None
@@ -404,6 +405,9 @@ class _Attempts:
             return
         if not replica.client.leaving:  # one that was told to end has not died of this call
             self._deaths_left -= 1
+            self._died.add(replica.name)
+        if len(self._died) >= ATTEMPTS and isinstance(error, EngineDeadError):
+            error.again = False
         if self._deaths_left == 0 or not self._engine._ready:
             raise error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import httpx
 import pytest
@@ -412,7 +412,8 @@ async def test_a_request_past_its_time_limit_is_told_and_aborted() -> None:
 @clocked
 async def test_a_dead_engine_is_503_and_drops_readiness(path: str) -> None:
     engine = FakeEngine("mortal", seconds_per_token=0.02)
-    runtime = make_runtime(engines={"ref": engine, "vbon": FakeEngine()})
+    engines = {"ref": engine, "vbon": FakeEngine()}
+    runtime = make_runtime(engines=engines, restarts={"wait_s": 0})
     async with serving(runtime) as (_, client):
         ready = await client.get(path)
         pending = asyncio.create_task(post(client, "bon"))
@@ -427,6 +428,79 @@ async def test_a_dead_engine_is_503_and_drops_readiness(path: str) -> None:
     assert (after.status_code, alive.status_code, other.status_code) == (503, 200, 503)
     assert "ref has died" in after.json()["error"]["message"]
     assert "retry-after" in other.headers
+
+
+@clocked
+@pytest.mark.parametrize("mode", ["bon", "vbon", "treebon", "speculative-rejection"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_nobody_has_seen_is_begun_again_once_its_engine_is_back(
+    mode: str, stream: bool
+) -> None:
+    engine = FakeEngine("mortal", seconds_per_token=0.02, endless=True)
+    dying = "vbon" if mode == "vbon" else "ref"
+    engines = {"ref": FakeEngine("other"), "vbon": FakeEngine("another"), dying: engine}
+    runtime = make_runtime(engines=engines)
+    async with serving(runtime) as (_, client):
+        body = {"prompt": "x", "n": 4, "max_tokens": 4, "seed": 1, "stream": stream}
+        expected = await client.post(f"/generate?mode={mode}", json=body)
+        pending = asyncio.create_task(client.post(f"/generate?mode={mode}", json=body))
+        await _until(lambda: engine.running, pending)
+        await engine.stop()
+        answer = await pending
+        metrics = (await client.get("/metrics")).text
+    assert answer.status_code == 200
+    texts = [json.loads(_last_data(one))["text"] for one in (expected.text, answer.text)]
+    assert texts[0] == texts[1]
+    assert f'vbon:requests_begun_again_total{{mode="{mode}"}} 1.0' in metrics
+    assert runtime.admission.own_running == 0
+
+
+async def _until(condition: Callable[[], object], pending: asyncio.Task[httpx.Response]) -> None:
+    while not condition():
+        assert not pending.done(), (await pending).text
+        await asyncio.sleep(0.001)
+
+
+def _last_data(text: str) -> str:
+    return text.rpartition("data: ")[2]
+
+
+@clocked
+async def test_what_cannot_be_begun_again_in_time_fails_with_the_engines_death() -> None:
+    class Gone(FakeEngine):
+        async def start(self) -> None:
+            if self.decoded_tokens:
+                raise CheckpointError("gone")
+            await super().start()
+
+    engine = Gone("mortal", seconds_per_token=0.02, endless=True)
+    runtime = make_runtime(engines={"ref": engine, "vbon": FakeEngine()})
+    async with serving(runtime) as (_, client):
+        for limits in ({"timeout_s": 0.5}, {"timeout_s": 5}):
+            engine._alive = True
+            pending = asyncio.create_task(post(client, "bon", max_tokens=9, **limits))
+            await _until(lambda: engine.running, pending)
+            engine.decoded_tokens = 1
+            await engine.stop()
+            failed = await pending
+            assert (failed.status_code, failed.json()["error"]["type"]) == (503, "engine_dead")
+
+
+@clocked
+async def test_what_was_seen_is_not_begun_again() -> None:
+    engine = FakeEngine("mortal", seconds_per_token=0.02, endless=True)
+    runtime = make_runtime(engines={"ref": engine, "vbon": engine})
+    async with serving(runtime) as (_, client):
+        body = {"prompt": "x", "max_tokens": 9, "stream": True}
+        pending = asyncio.create_task(client.post("/generate?mode=vbon", json=body))
+        await _until(lambda: engine.decoded_tokens, pending)
+        await asyncio.sleep(0.01)
+        await engine.stop()
+        text = (await pending).text
+        metrics = (await client.get("/metrics")).text
+    assert "event: token" in text
+    assert "engine_dead" in _last_data(text)
+    assert "requests_begun_again_total{" not in metrics
 
 
 @clocked

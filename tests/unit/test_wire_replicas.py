@@ -315,8 +315,9 @@ async def test_what_has_begun_goes_on_with_the_same_weights_only(tmp_path: Path)
 async def test_a_stream_without_a_first_token_begins_again_elsewhere(tmp_path: Path) -> None:
     async with dying(tmp_path, 0) as (engine, calls):
         async with aclosing(engine.stream([1] * 16, SAMPLING, 0, "x")) as partials:
-            with pytest.raises(EngineDeadError):  # the other one dies too
+            with pytest.raises(EngineDeadError) as died:  # the other one dies too
                 await anext(partials)
+        assert not died.value.again
         assert len(calls) == 2
 
 
@@ -375,8 +376,9 @@ async def test_what_an_engine_says_of_itself_is_known(tmp_path: Path) -> None:
         await eventually(lambda: engine.alive)
         host.die()
         await eventually(lambda: not engine.alive)
-        with pytest.raises(EngineDeadError, match="no replica runs"):
+        with pytest.raises(EngineDeadError, match="no replica runs") as died:
             await drawn(engine)
+        assert died.value.again
 
 
 async def test_a_start_without_replicas_tells_the_remedy(tmp_path: Path) -> None:
