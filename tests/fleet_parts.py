@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from service.fleet.bench.models import IdleBuilder
 from service.fleet.settings import FleetSettings
 from service.runtime.batching_scorer import BatchingScorer
 from tests.unit.fakes import FakeReward
+from vbon.engine import Engine
 from vbon.engine.fake import FakeEngine
 
 
@@ -33,6 +34,12 @@ class FakeBuilder(IdleBuilder):
     """Builds fragile engines and fake rewards."""
 
     engine = FragileEngine
+
+    def engines(self, policy: str, serving: Mapping[str, Engine]) -> dict[str, Engine]:
+        """The engine of a policy, whose revision is its path."""
+        found = super().engines(policy, serving)
+        found[policy].info = replace(found[policy].info, revision=found[policy].info.path)
+        return found
 
     def scorer(self, name: str) -> BatchingScorer:
         return BatchingScorer(FakeReward())
@@ -101,6 +108,16 @@ class Fleet:
             yield cls(f"http://127.0.0.1:{port}", f"http://127.0.0.1:{direct}", settings)
         finally:
             serve.shutdown()
+
+    def deploy(self, **service: Any) -> None:
+        """Deploy the same fleet with other settings of the service, while it runs."""
+        from ray import serve
+
+        from service.fleet import app
+
+        changed = self.settings.model_dump()
+        changed["service"] |= service
+        serve.run(app(changed), name=APPLICATION, route_prefix="/")
 
     @contextmanager
     def scaled(self) -> Iterator[str]:

@@ -324,6 +324,8 @@ def _options(settings: FleetSettings, service: ServiceSettings, scale: Scale) ->
         "logging_config": LoggingConfig(enable_access_log=False),
         "ray_actor_options": {"num_cpus": scale.cpus, "num_gpus": scale.gpus},
     }
+    if scale.surge_percent:
+        options["max_surge_percent"] = scale.surge_percent
     if scale.max_replicas is None:
         return options | {"num_replicas": scale.replicas}
     # The load is its mean over this time, which each replica tells once in it.

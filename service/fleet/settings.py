@@ -33,6 +33,13 @@ class Scale(BaseModel):
     )
     cpus: float = Field(1.0, ge=0, description="CPU cores that Ray reserves for a replica")
     gpus: float = Field(0.0, ge=0, description="GPUs of a replica")
+    surge_percent: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="replicas that a deployment may start before it ends those that they replace, in percent "
+        "of all, rounded up; the cluster must have room for them; 0: it ends them first",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Scale:

@@ -38,6 +38,7 @@ from service.settings import AUTO, ServiceSettings
 from service.strategies import Admitted, Outcome, Resources, Task, ranked
 from vbon.embedders import Embedder, open_embedder
 from vbon.engine import Engine, check_fits, clipped
+from vbon.engine.drawn_by import weights_noted
 from vbon.errors import (
     CandidateCountError,
     EngineDeadError,
@@ -356,8 +357,10 @@ class Runtime:
             async with self.in_flight.track(limit_s, limit_name, models, request.spent_s):
                 changes = len(engine.info.replaced)
                 left_s = limit_s - request.spent_s
-                request, outcome = await self._decode(request, resources, progress, left_s)
-                policy = engine.info
+                with weights_noted() as used:
+                    request, outcome = await self._decode(request, resources, progress, left_s)
+                drawn_by = used.get(id(engine), [engine.info])
+                policy = drawn_by[-1]
         except RequestTimeoutError as error:
             scoring = scorer is not None and scorer.used
             error.decoding = progress.admitted_s is not None and not scoring
@@ -379,7 +382,11 @@ class Runtime:
             total_ms=total_ms,
             reward_revision=None if scorer is None else scorer.revision,
             routing=request.routing,
-            earlier_revisions=policy.replaced[changes:],
+            earlier_revisions=tuple(
+                dict.fromkeys(
+                    (*(one.revision for one in drawn_by[:-1]), *policy.replaced[changes:])
+                )
+            ),
         )
         self._record(request, result, progress.arrived_s)
         if self.collect is not None and request.collected_as is not None:

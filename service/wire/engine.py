@@ -13,6 +13,7 @@ from service.wire.errors import ConnectionLostError, LeavingError, WireError
 from service.wire.hosted import EngineState, Growth
 from service.wire.replicas import Replica, Replicas, ReplicasInUse
 from vbon.engine.continuation import BrokenOffError, continued
+from vbon.engine.drawn_by import note_weights
 from vbon.engine.protocol import (
     Candidate,
     FoundCalls,
@@ -373,7 +374,7 @@ class _Attempts:
         self._died: set[str] = set()
         self._deaths_left = deaths
         self.revision = revision
-        self._chosen: str | None = None
+        self._chosen: ModelInfo | None = None
 
     def next(self, sequences: int = 1, token_ids: list[int] | None = None) -> Replica[EngineStates]:
         """The replica for the next attempt.
@@ -387,12 +388,15 @@ class _Attempts:
         if found is None:
             why = self._engine.trouble or f"no other replica serves its revision {self.revision}"
             raise EngineDeadError(f"{self._engine._owner}: {why}")
-        self._chosen = None if found.state is None else self._revision_of(found.state)
+        self._chosen = None if found.state is None else self._info_of(found.state)
         return found
 
     def keep_revision(self) -> None:
         """Let all further attempts be at replicas of the same revision, since some of the result has come."""
-        self.revision = self._chosen
+        if self._chosen is not None:
+            self.revision = self._chosen.revision
+            note_weights(self._engine, self._chosen)
+            self._chosen = None
 
     def failed(self, replica: Replica[EngineStates], error: EngineError | WireError) -> None:
         """Note a replica that has died, or takes no calls.
@@ -414,10 +418,10 @@ class _Attempts:
     def _fits(self, states: EngineStates) -> bool:
         if not self._engine._serves(states):
             return False
-        return self.revision in (None, self._revision_of(states))
+        return self.revision in (None, self._info_of(states).revision)
 
-    def _revision_of(self, states: EngineStates) -> str:
-        return states[self._engine._policy].info.revision
+    def _info_of(self, states: EngineStates) -> ModelInfo:
+        return states[self._engine._policy].info
 
 
 def _grown(before: Partial, growths: Sequence[Growth]) -> Partial:

@@ -526,3 +526,75 @@ async def test_a_stream_whose_replica_dies_ends_with_an_error(fleet: Fleet) -> N
     with pytest.raises(EngineDeadError, match="has died"):
         await watch()
     await engine.stop()
+
+
+# Changes while it is used
+
+
+class SteadyLoad:
+    """Requests of several modes, through the proxy and past it, one after another at each of some clients."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._over = asyncio.Event()
+        self.sent = 0
+        self.ended: Counter[str] = Counter()
+        self.revisions: Counter[str] = Counter()
+
+    async def client(self, url: str, mode: str, *, stream: bool) -> None:
+        body = {"prompt": "p" * 60, "n": 4, "max_tokens": 40, "ignore_eos": True, "stream": stream}
+        while not self._over.is_set():
+            self.sent += 1
+            # A connection for each, as of clients that come and go.
+            async with asyncio.timeout(60), httpx.AsyncClient(base_url=url, timeout=50) as client:
+                try:
+                    answer = await client.post(f"/generate?mode={mode}", json=body)
+                except httpx.HTTPError as error:
+                    self.ended[type(error).__name__] += 1
+                    continue
+            self._note(answer, stream=stream)
+
+    def _note(self, answer: httpx.Response, *, stream: bool) -> None:
+        assert answer.text
+        if answer.status_code != 200:
+            assert answer.status_code in CLEAR, answer.text
+            self.ended[f"{answer.status_code}"] += 1
+            return
+        text = answer.text.rpartition("data: ")[2] if stream else answer.text
+        found = json.loads(text)
+        if "error" in found:
+            assert found["error"]["message"]
+            self.ended["error event"] += 1
+            return
+        assert found["usage"]["returned_tokens"] == 40
+        self.ended["answered"] += 1
+        self.revisions[found["policy"]["revision"]] += 1
+
+    async def during(self, change: Callable[[], None]) -> None:
+        """Keep asking while something is changed, and a little longer."""
+        clients = [
+            asyncio.create_task(self.client(url, mode, stream=stream))
+            for url in (self._fleet.url, self._fleet.direct_url)
+            for mode, stream in (("bon", False), ("ref", True), ("ref", False))
+        ]
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(change)
+        await asyncio.sleep(1)
+        self._over.set()
+        await asyncio.gather(*clients)
+        assert self.ended.total() == self.sent
+
+
+async def test_a_rolling_upgrade_to_other_weights_under_load(
+    client: httpx.AsyncClient, fleet: Fleet
+) -> None:
+    """All parts are replaced, the front ends too, and every answer names the revision that drew it."""
+    load = SteadyLoad(fleet)
+    policies = {**fleet.settings.service["policies"], "ref": "fake:3"}
+    await load.during(lambda: fleet.deploy(policies=policies, default_n=3))
+    assert load.ended["answered"] > load.sent / 2, load.ended
+    assert set(load.revisions) == {"fake:2", "fake:3"}
+    await ready(client)
+    body = {key: value for key, value in BODY.items() if key != "n"}
+    answer = await post(client, body)
+    assert (answer["policy"]["revision"], answer["sampling"]["n"]) == ("fake:3", 3)
