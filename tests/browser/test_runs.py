@@ -127,6 +127,7 @@ async def test_a_load_test_grows_ends_and_opens_its_report_in_which_nothing_is_m
         await page.get_by_role("button", name="Delete it").click()
         await expect(past).to_have_count(1)
         await expect(past).to_contain_text(TAG)
+        await expect(page.get_by_role("region", name="The load test")).to_be_hidden()
         await assert_accessible(page)
 
 

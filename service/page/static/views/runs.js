@@ -192,6 +192,7 @@ class Runs {
       this.#shown = null;
       this.#figures.nothing();
     }
+    if (done && this.#current === id) this.#progress.hide();
     if (done) decision.refresh();
     return done;
   }

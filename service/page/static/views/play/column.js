@@ -39,6 +39,8 @@ export class Column {
     if (signal.aborted) return this.#stopped();
     this.#reset();
     this.#state("waiting", "accent");
+    const began = performance.now();
+    const clock = setInterval(() => (this.#parts.clock.textContent = `${number((performance.now() - began) / 1000)} s`), 1000);
     try {
       const path = `/generate?mode=${encodeURIComponent(this.#mode.name)}`;
       let answered = false;
@@ -51,6 +53,9 @@ export class Column {
       if (!(error instanceof ApiError)) throw error;
       if (error.type === "aborted") this.#stopped();
       else this.#failed(error);
+    } finally {
+      clearInterval(clock);
+      this.#parts.clock.textContent = "";
     }
     return undefined;
   }
@@ -145,6 +150,7 @@ export class Column {
     const asked = prompt ?? messages[0].content;
     const shown = asked.length > SHOWN_OF_PROMPT ? `…${asked.slice(-SHOWN_OF_PROMPT)}` : asked;
     const parts = {
+      clock: el("span", { class: "clock muted small", title: "since this mode was asked" }),
       state: el("span", { class: "badge" }),
       progress: el("progress", { class: "progress", hidden: true, "aria-label": "candidates scored" }),
       label: el("p", { class: "label muted small" }),
@@ -163,7 +169,7 @@ export class Column {
       el(
         "header", { class: "row apart" },
         el("div", { class: "row" }, el("h2", { id, title: this.#mode.description }, this.#mode.name), el("span", { class: "muted small" }, how)),
-        parts.state,
+        el("div", { class: "row" }, parts.clock, parts.state),
       ),
       parts.progress, el("div", {}, parts.answer, parts.label), parts.trouble, parts.facts, parts.candidates,
     );
