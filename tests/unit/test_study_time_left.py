@@ -358,3 +358,26 @@ def test_work_without_a_pace_has_the_bounds_of_its_step() -> None:
     works = [Work("a", 3), Work("b", 1, 5.0, 50.0)]
     assert paces.span(works) == Span(20.0, 65.0)
     assert paces.span([*works, Work("c", name="see")]) == Span(20.0, None, ("see",))
+
+
+@pytest.mark.parametrize(
+    ("loadtest", "planned_s"),
+    [
+        ({"concurrency": [1, 8]}, 5 * 2 * 3 * 6.0),  # ref, bon and vbon
+        ({"concurrency": 4, "rate": [2], "rounds": 1}, 2 * 3 * 6.0),
+        ({"concurrency": [4], "n": [4, 16]}, 5 * 4 * 6.0),  # best-of-4 and best-of-16
+        (
+            {"concurrency": [4], "modes": ["bon", "vbon"], "duration_s": 2, "warmup_s": 0},
+            5 * 2 * 2.0,
+        ),
+        ({"concurrency": [4], "rounds": "many"}, 5 * 3 * 6.0),  # its own command refuses it later
+    ],
+)
+def test_a_load_test_at_given_levels_has_a_plan(
+    loadtest: dict[str, object], planned_s: float, tmp_path: Path
+) -> None:
+    config = StudyConfig(
+        policy="p", reward="r", prompts=[tmp_path / "p"], out=tmp_path, loadtest=loadtest
+    )
+    work = work_to_come.WorkToCome(config, Paces(), ["ref", "bon", "vbon"]).of_measuring()[-1]
+    assert (work.kind, work.amount, work.low_s) == (LOAD_TEST, planned_s, planned_s)

@@ -57,18 +57,25 @@ class WorkToCome:
     def _load_test(self) -> Work:
         settings = self._config.loadtest
         rounds = _number(settings, "rounds", ROUNDS)
-        modes = settings.get("modes") or self._modes
+        variants = self._variants(settings)
         given = [*_listed(settings, "concurrency"), *_listed(settings, "rate")]
         if settings.get("requests") or settings.get("saturate"):
             return Work("unbounded load test", name=LOAD_TEST)
         if not given:  # a calibration chooses levels and lengths
-            blocks = rounds * LEVELS * len(modes)
+            blocks = rounds * LEVELS * variants
             return Work("calibrated load test", 1, blocks * LEAST_BLOCK_S, None, LOAD_TEST)
         block_s = _number(settings, "ramp_s", 0) + _number(settings, "warmup_s", WARMUP_S)
         block_s += _number(settings, "duration_s", BLOCK_S)
-        planned = rounds * len(given) * len(modes) * block_s
+        planned = rounds * len(given) * variants * block_s
         low, high = UNIT_BOUNDS_S[LOAD_TEST]
         return Work(LOAD_TEST, planned, low * planned, high * planned)
+
+    def _variants(self, settings: Mapping[str, Any]) -> int:
+        """Modes of one sample count once, the others once for each N."""
+        modes = _listed(settings, "modes") or self._modes
+        single = {"ref", *self._config.objectives}
+        values = max(1, len(_listed(settings, "n")))
+        return sum(1 if mode in single else values for mode in modes)
 
     def _prompts(self, part: str) -> int:
         try:
