@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -48,6 +49,21 @@ def test_tilted_weights_of_many_samples_are_those_of_the_best_of_n() -> None:
     tilted, best = curves.tilted_weights(rewards, 4), curves.selection_weights(rewards, 4)
     assert np.abs(tilted - best).sum() < 0.01
     assert (np.argsort(tilted[best > 0]) == np.argsort(best[best > 0])).all()
+
+
+@pytest.mark.parametrize("n", [1.5, 4.0, 4.5, 16.3])
+def test_tilted_weights_are_the_mean_power_of_f_for_any_n(n: float) -> None:
+    """F of the k-th smallest of m is Beta(k, m - k + 1); the mean of F^(n-1), times n/m, by integration."""
+    m, grid = 5, (np.arange(200_000) + 0.5) / 200_000
+    expected = [
+        n
+        / m
+        * np.mean(math.comb(m, k) * k * grid ** (k - 1) * (1 - grid) ** (m - k) * grid ** (n - 1))
+        for k in range(1, m + 1)
+    ]
+    found = curves.tilted_weights(np.arange(m, dtype=float), n)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found.sum() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("rewards", "n"), [(REWARDS, 0), (np.array([]), 2)])

@@ -80,7 +80,7 @@ def regularised(reward: torch.Tensor, beta: float) -> Exact:
     return value
 
 
-def exact_vbon(n: int, bound: str) -> Exact:
+def exact_vbon(n: float, bound: str) -> Exact:
     if bound == "exact":
         # minus KL(q || p_bon), summed; a text of no chance under p_bon has none in the toy
         def value(logits: torch.Tensor) -> torch.Tensor:
@@ -103,18 +103,18 @@ def exact_vbon(n: int, bound: str) -> Exact:
     return l1
 
 
-def log_weight(n: int, bound: str, floor: float | None) -> torch.Tensor:
+def log_weight(n: float, bound: str, floor: float | None) -> torch.Tensor:
     """log p_bon/p of every text by a bound, at least -floor."""
     exact = bon(P, n).log() - LOG_P
     weight = exact if bound == "exact" else math.log(n) + (n - 1) * STRICT.clamp(min=SMALLEST).log()
     return weight if floor is None else weight.clamp(min=-floor)
 
 
-def exact_floored_vbon(n: int, floor: float) -> Exact:
+def exact_floored_vbon(n: float, floor: float) -> Exact:
     return regularised(log_weight(n, "lower", floor) / (n - 1), 1 / (n - 1))
 
 
-def exact_cached_vbon(n: int, bound: str, weight: float, floor: float | None) -> Exact:
+def exact_cached_vbon(n: float, bound: str, weight: float, floor: float | None) -> Exact:
     """The on-policy part, and half of the squared residual under best-of-n, weighted; over N - 1."""
     target = log_weight(n, bound, floor)
 
@@ -259,6 +259,10 @@ case("vbon-sampled-kl", Vbon(**PLAIN | {"kl_estimator": "sampled"}), exact_vbon(
 case("vbon-no-baseline", Vbon(**PLAIN | {"baseline": "none"}), exact_vbon(3, "lower"))
 case("vbon-floor", Vbon(**PLAIN | {"floor_nats": 1.0}), exact_floored_vbon(3, 1.0))
 case("vbon-cached", Vbon(num_samples=3), exact_cached_vbon(3, "lower", 0.5, 6.0))
+case("vbon-aim", Vbon(num_samples=3, aim=3.7), exact_cached_vbon(3.7, "lower", 0.5, 6.0))
+for bound in ("lower", "l1"):
+    case(f"vbon-aim-{bound}", Vbon(**PLAIN | {"bound": bound, "aim": 4.5}), exact_vbon(4.5, bound))
+case("vbon-aim-exact", Vbon(**PLAIN | {"bound": "exact", "aim": 4}), exact_vbon(4, "exact"))
 case("vbon-cached-exact",
      Vbon(num_samples=3, bound="exact", cached_weight=0.3, floor_nats=None, kl_estimator="exact"),
      exact_cached_vbon(3, "exact", 0.3, None))  # fmt: skip
@@ -418,6 +422,46 @@ def test_the_bound_l1_has_no_optimum_to_regress_cached_samples_onto() -> None:
         Vbon(bound="l1", cached_weight=0.5)
     assert Vbon(bound="l1").samples_needed.cached is None
     assert Vbon(bound="exact").samples_needed.cached is not None
+
+
+@pytest.mark.parametrize("bound", ["lower", "exact", "l1"])
+def test_an_aim_is_the_n_of_everything_but_the_name(bound: str) -> None:
+    """A whole aim gives the very losses, samples and rates that this N gives."""
+    logits, losses = table(5), []
+    for objective in (Vbon(num_samples=5, bound=bound), Vbon(num_samples=4, aim=5, bound=bound)):
+        toy = Toy(torch.Generator().manual_seed(6), 2, 4)
+        losses.append(float(objective.loss(batch_for(objective, logits, toy))))
+        assert objective.peak_learning_rate() == pytest.approx(2e-4 * math.log(5))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[0] != 0
+    assert Vbon(num_samples=4, aim=5).label == "num_samples=4, aim=5.0"
+    assert "aim" not in Vbon().model_dump()
+
+
+def test_a_fractional_aim_is_the_power_of_f_in_the_target() -> None:
+    """p_bon/p is 4.5 F^3.5, or e^-6 where that is more; F by enumeration."""
+    everything = samples_of_texts(REFERENCE, torch.arange(len(TEXTS)), 1, REFERENCE, own=True)
+    below = torch.stack([P[r > REWARD].sum() for r in REWARD])
+    wanted = (4.5 * below**3.5).clamp(min=math.exp(-6)).float()
+    objective = Vbon(num_samples=4, aim=4.5)
+    torch.testing.assert_close(objective.log_weight(everything).exp(), wanted)
+    torch.testing.assert_close(
+        (3.5 * objective.sequence_reward(everything)).exp() * 4.5, wanted, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 4, "aim": 3.9}, "aim is 3.9, which is less than num_samples, 4"),
+        ({"num_samples": 4, "aim": 4.5, "bound": "exact"}, "the bound exact is a sum of N terms"),
+        ({"aim": math.inf}, "finite number"),
+        ({"aim": math.nan}, "finite number"),
+    ],
+)
+def test_an_aim_must_fit(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Vbon(**settings)
 
 
 @pytest.mark.parametrize("beta", [0.3, 1.0])

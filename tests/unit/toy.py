@@ -106,9 +106,11 @@ class Toy:
         """
         if choice.kind == "uniform":
             return self.pick(p, (self.groups * self.group_size,))
+        if choice.kind == "tilted":  # n may be a fraction
+            return self.pick(bon(p, choice.num_samples), (self.groups * self.group_size,))
         pairs = choice.kind == "best-worst"
         count = self.groups * self.group_size // (2 if pairs else 1)
-        subset = self.pick(p, (count, choice.num_samples))
+        subset = self.pick(p, (count, int(choice.num_samples)))
         best = subset.gather(1, REWARD[subset].argmax(1, keepdim=True))
         if not pairs:
             return best[:, 0]

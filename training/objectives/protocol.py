@@ -31,13 +31,13 @@ class CachedChoice:
     ``num_samples`` whose others are drawn anew. ``uniform``: any samples, without replacement.
 
     Attributes:
-        num_samples: N; not used by ``uniform``.
+        num_samples: N; not used by ``uniform``. Only ``tilted`` takes a fraction.
         ref_logprob: True if ``log p`` of the samples is needed. Without samples of the policy it is computed
             once per cache and stored; with them, the reference runs in each step and computes it there.
     """
 
     kind: CachedKind
-    num_samples: int = 1
+    num_samples: float = 1
     ref_logprob: bool = False
 
 

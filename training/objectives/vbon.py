@@ -32,6 +32,9 @@ is 0 for every y once q is p_bon. Two parts of the loss use this (derived here, 
   sample of each prompt, whose rank, and so log F^, is the same for every prompt and says nothing about F. The
   tilted choice has several, and log F^ correlates with log F (by .70 at M = N = 16, by .97 at M = 256).
 
+With ``aim``, N is a real number in all of this: F is uniform under p, so N F^(N-1) has a mean of 1 for any
+N >= 1, and p N F^(N-1) is a distribution. Only the exact sum needs a whole N.
+
 A sample whose log p_bon/p is below ``-floor_nats`` is treated as one at the floor. Such texts have at most
 e^-floor of p's probability in the target, but in a batch they dominate the variance: (N-1) log F has a
 standard deviation of N-1 nats under p.
@@ -43,7 +46,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from training.objectives.protocol import (
     CachedChoice,
@@ -97,6 +100,14 @@ class Vbon(BonSettings, RegularisedRL):
         description="log p_bon/p below minus this counts as minus this; `none` for no floor",
     )
 
+    # Left out of records where it is not given, so that outputs made before this setting existed still count.
+    aim: Annotated[FiniteFloat | None, NoneWord] = Field(
+        None,
+        exclude_if=lambda aim: aim is None,
+        description="N of the target, which may be a fraction and is at least --num-samples: a little more "
+        "makes up for the KL that a run does not reach; default: --num-samples",
+    )
+
     @model_validator(mode="after")
     def _target_that_is_known(self) -> Vbon:
         if self.bound == "l1" and self.cached_weight:
@@ -105,6 +116,27 @@ class Vbon(BonSettings, RegularisedRL):
                 "cached samples cannot be regressed onto it; leave it out, or choose another bound"
             )
         return self
+
+    @model_validator(mode="after")
+    def _aim_that_fits(self) -> Vbon:
+        if self.aim is None:
+            return self
+        if self.aim < self.num_samples:
+            raise ValueError(
+                f"aim is {self.aim:g}, which is less than num_samples, {self.num_samples}; lower num_samples "
+                "instead"
+            )
+        if self.bound == "exact" and self.aim != int(self.aim):
+            raise ValueError(
+                f"aim is {self.aim:g}, but the bound exact is a sum of N terms; give a whole number, or "
+                "choose the bound lower"
+            )
+        return self
+
+    @property
+    def target(self) -> float:
+        """N of the target: ``aim`` if it is given."""
+        return self.num_samples if self.aim is None else self.aim
 
     @property
     def cached_share(self) -> float:
@@ -116,21 +148,21 @@ class Vbon(BonSettings, RegularisedRL):
     @property
     def samples_needed(self) -> SamplesNeeded:
         """Samples of the policy, and tilted ones of the cache with ``log p`` if they have a weight."""
-        cached = CachedChoice("tilted", self.num_samples, ref_logprob=True)
+        cached = CachedChoice("tilted", self.target, ref_logprob=True)
         return SamplesNeeded(policy=True, cached=cached if self.cached_share else None)
 
     @property
     def kl_coefficient(self) -> float:
         """Weight of the KL, ``1 / (N-1)``."""
-        return 1.0 / (self.num_samples - 1)
+        return 1.0 / (self.target - 1)
 
     def peak_learning_rate(self) -> float:
         """Proportional to log N: the farther best-of-N is, the more noise its KL can bear (docs/log.md)."""
-        return 2e-4 * math.log(self.num_samples)
+        return 2e-4 * math.log(self.target)
 
     def sequence_reward(self, samples: Samples) -> torch.Tensor:
         """``log F^``, the L1 reward or the exact log-weight, each divided by N - 1."""
-        n = self.num_samples
+        n = self.target
         if self.bound == "l1":
             return (n * samples.log_cdf_B + (n + 2) * required(samples.ref_logprob_B)) / 2
         if self.bound == "exact":
@@ -141,9 +173,9 @@ class Vbon(BonSettings, RegularisedRL):
 
     def log_weight(self, samples: Samples) -> torch.Tensor:
         """``log p_bon(y)/p(y)`` in nats, by the bound ``lower`` or ``exact``, at least the floor."""
-        n = self.num_samples
+        n = self.target
         if self.bound == "exact":
-            weight = exact_log_weight(samples.log_cdf_B, required(samples.ref_logprob_B), n)
+            weight = exact_log_weight(samples.log_cdf_B, required(samples.ref_logprob_B), int(n))
         else:
             weight = math.log(n) + (n - 1) * samples.log_cdf_B
         return weight if self.floor_nats is None else weight.clamp(min=-self.floor_nats)

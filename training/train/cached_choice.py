@@ -25,8 +25,8 @@ def choose_indices(
     Raises:
         DataError: the prompt has too few samples.
     """
-    total = len(rewards)
-    needed = {"uniform": count, "tilted": 1}.get(choice.kind, choice.num_samples)
+    total, whole = len(rewards), int(choice.num_samples)
+    needed = {"uniform": count, "tilted": 1}.get(choice.kind, whole)
     if total < needed:
         raise DataError(
             f"a prompt has {total} cached samples where {needed} are needed; sample more, or lower "
@@ -35,13 +35,17 @@ def choose_indices(
     if choice.kind == "uniform":
         return [int(i) for i in rng.choice(total, count, replace=False)]
     if choice.kind in ("best", "tilted"):
-        weights = selection_weights if choice.kind == "best" else tilted_weights
-        cumulative = np.cumsum(weights(rewards, choice.num_samples))
+        weights = (
+            tilted_weights(rewards, choice.num_samples)
+            if choice.kind == "tilted"
+            else selection_weights(rewards, whole)
+        )
+        cumulative = np.cumsum(weights)
         points = (np.arange(count) + rng.random()) / count * cumulative[-1]
         picks = np.minimum(np.searchsorted(cumulative, points, side="right"), total - 1)
         return [int(i) for i in rng.permutation(picks)]
     pairs: list[int] = []
     for _ in range(count // 2):
-        subset = np.sort(rng.choice(total, choice.num_samples, replace=False))
+        subset = np.sort(rng.choice(total, whole, replace=False))
         pairs += [int(subset[np.argmax(rewards[subset])]), int(subset[np.argmin(rewards[subset])])]
     return pairs

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Float = NDArray[np.float64]
 
 
-def log_comb(total: int, chosen: int) -> float:
+def log_comb(total: float, chosen: float) -> float:
     """``log C(total, chosen)``; ``-inf`` if the binomial is zero."""
     if chosen < 0 or chosen > total:
         return -np.inf
@@ -59,14 +59,15 @@ def selection_matrix(total: int) -> Float:
     return weights
 
 
-def tilted_weights(rewards: Float, num_samples: int) -> Float:
+def tilted_weights(rewards: Float, num_samples: float) -> Float:
     """Probability that sample i is the best of n whose other n - 1 are drawn anew, shape ``(M,)``; sums to 1.
 
     It is ``n / M`` times the probability that n - 1 further samples are all below sample i. All orders of the
     M + n - 1 samples are equally likely, so for the k-th smallest of the M that is
     ``C(k + n - 2, n - 1) / C(M + n - 1, n - 1)``, which is E[F^(n-1)] given its rank (derived here, tested by
-    enumeration). Unlike :func:`selection_weights` it needs no M >= n, and with M = n it does not put
-    everything on one sample. For a large M both are alike. Ties go to the sample with the lower index.
+    enumeration), and which any real n has. Unlike :func:`selection_weights` it needs no M >= n, and with
+    M = n it does not put everything on one sample. For a large M both are alike. Ties go to the sample with
+    the lower index.
 
     Raises:
         ValueError: n is below 1, or there are no samples.
