@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.async_api import Locator, Page, expect
+from playwright.async_api import Locator, Page, Route, expect
 
 from tests.browser.visits import Visitor, assert_accessible, assert_fits, hosted
 from tests.unit.fakes import FakeReward, make_runtime, score_text
@@ -232,6 +232,36 @@ async def test_stop_stops_the_server_s_work(visitor: Visitor) -> None:
         await until(lambda: engines["ref"].running == engines["vbon"].running == 0)
         await expect(page.get_by_role("button", name="Stop")).to_be_hidden()
     assert (engines["ref"].aborted, engines["vbon"].aborted) == (17, 1)
+
+
+async def test_the_scoring_of_modes_that_need_none_is_no_part_of_their_latency(
+    visitor: Visitor,
+) -> None:
+    times = {"queue": 1.0, "decode": 20.0, "rerank": 300.0, "total": 321.0}
+
+    async def timed(route: Route) -> None:
+        body = {**route.request.post_data_json, "stream": False}
+        answer = await (await route.fetch(post_data=json.dumps(body))).json()
+        answer["timings_ms"] |= times
+        text = f"event: answer\ndata: {json.dumps(answer)}\n\n"
+        await route.fulfill(body=text, content_type="text/event-stream")
+
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url)
+        await page.route("**/generate?mode=*", timed)
+        await ask(page)
+        await done(page)
+        for mode, total, words in (
+            (
+                "ref",
+                "21 ms",
+                ["queue 1.0 ms", "decode 20 ms", "then scored for this page in 300 ms"],
+            ),
+            ("bon", "321 ms", ["queue 1.0 ms", "decode 20 ms", "rerank 300 ms"]),
+        ):
+            answered = column(page, mode)
+            await expect(answered.locator(".stats dd").nth(1)).to_have_text(total)
+            await expect(answered.locator(".timeline p span")).to_have_text(words)
 
 
 async def test_a_new_question_stops_the_one_before(visitor: Visitor) -> None:

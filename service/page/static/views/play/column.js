@@ -100,10 +100,16 @@ export class Column {
       this.#showCandidates();
       this.#candidates.finish(answer.candidates, answer.selected_index);
     }
-    replace(parts.facts, chosen(answer, this.#body.budget), facts(answer));
+    replace(parts.facts, chosen(answer, this.#body.budget), facts(answer, this.#times(answer)));
     this.#state("done", "good");
     const reward = answer.reward === null ? "no reward" : `reward ${number(answer.reward, 2)}`;
-    this.#announce(`${this.#mode.name}: answered, ${reward}, ${duration(answer.timings_ms.total)}`);
+    this.#announce(`${this.#mode.name}: answered, ${reward}, ${duration(this.#times(answer).total)}`);
+  }
+
+  /** A mode of one sample needs no score for its answer: the time that scoring took is told apart. */
+  #times({ timings_ms: ms }) {
+    if (reranks(this.#mode) || this.#mode.name === "auto") return ms;
+    return { ...ms, total: ms.total - ms.rerank, rerank: null, afterwards: ms.rerank };
   }
 
   /** Once only: putting it in its place again would take its scroll position. */
@@ -176,8 +182,8 @@ export class Column {
   }
 }
 
-function facts(answer) {
-  const { timings_ms: ms, usage, policy, reward, sampling_differences: differences } = answer;
+function facts(answer, ms) {
+  const { usage, policy, reward, sampling_differences: differences } = answer;
   const stat = (name, value, more) =>
     el("div", { title: more }, el("dt", {}, name), el("dd", {}, value, more && el("span", { class: "unseen" }, ` ${more}`)));
   return [
@@ -201,9 +207,9 @@ function facts(answer) {
 }
 
 /** Where the time went: a bar in parts, and the same in words. */
-function timeline({ queue, decode, rerank, total }) {
-  const parts = [["queue", queue], ["decode", decode], ["rerank", rerank]];
+function timeline({ queue, decode, rerank, total, afterwards = 0 }) {
+  const parts = [["queue", queue], ["decode", decode], ["rerank", rerank]].filter(([, ms]) => ms !== null);
   const pieces = parts.map(([name, ms]) => el("span", { class: name, vars: { "--share": String(ms / Math.max(total, 1e-9)) } }));
   const words = parts.map(([name, ms]) => el("span", { class: name }, `${name} ${duration(ms)}`));
-  return el("div", { class: "timeline" }, el("div", { class: "pieces", "aria-hidden": "true" }, pieces), el("p", { class: "row small muted" }, words));
+  return el("div", { class: "timeline" }, el("div", { class: "pieces", "aria-hidden": "true" }, pieces), el("p", { class: "row small muted" }, words, afterwards > 0 && el("span", {}, `then scored for this page in ${duration(afterwards)}`)));
 }
