@@ -140,14 +140,17 @@ class Reloader:
             )
         if self._lock.locked():
             raise BusyError("another model is being reloaded; try again when that has finished")
-        async with self._lock:
-            # A separate, shielded task: a client that disconnects must not interrupt a reload half-way.
-            if in_place and not self._is_adapter(model):
-                limit = self._runtime.settings.limits.drain_s if limit_s is None else limit_s
-                reloading = self._change_weights(model, in_flight, limit)
-            else:
-                reloading = self._reload(model)
-            return await asyncio.shield(asyncio.create_task(reloading, name="reload"))
+        # A separate, shielded task: a client that disconnects must not interrupt a reload half-way, nor let
+        # another one begin beside it.
+        await self._lock.acquire()
+        if in_place and not self._is_adapter(model):
+            limit = self._runtime.settings.limits.drain_s if limit_s is None else limit_s
+            reloading = self._change_weights(model, in_flight, limit)
+        else:
+            reloading = self._reload(model)
+        task = asyncio.create_task(reloading, name="reload")
+        task.add_done_callback(lambda _: self._lock.release())
+        return await asyncio.shield(task)
 
     def _is_adapter(self, model: str) -> bool:
         return model in self._runtime.policies and self._runtime.policies[model].info.adapter

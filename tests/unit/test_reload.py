@@ -13,13 +13,14 @@ import pytest
 
 from service.auth.keys import new_key, write_keys
 from service.runtime.batching_scorer import BatchingScorer
+from service.runtime.reload import Reloader
 from service.runtime.runtime import Runtime
 from tests.unit.fakes import FakeReward, make_runtime
 from tests.unit.fakes import serving as started
 from tests.unit.virtual_clock import virtually
 from vbon.engine import Engine
 from vbon.engine.fake import FakeEngine
-from vbon.errors import CheckpointError, NotReadyError
+from vbon.errors import BusyError, CheckpointError, NotReadyError
 
 clocked = virtually("service", "vbon", "tests.unit")
 
@@ -207,6 +208,29 @@ async def test_one_at_a_time_and_only_what_there_is(tmp_path: Path) -> None:
         assert (second.status_code, second.json()["error"]["type"]) == (409, "busy")
         assert (await first).status_code == 200
         await asyncio.gather(*users)
+
+
+@clocked
+async def test_a_caller_that_leaves_lets_no_other_reload_in_before_its_own_has_ended(
+    tmp_path: Path,
+) -> None:
+    """As the connection of a worker that dies, for which the parent reloads."""
+    async with serving(tmp_path) as service:
+        new = FakeEngine("second")
+        service.shelf.next = {"vbon": new}
+        user = asyncio.create_task(service.ask())
+        await asyncio.sleep(0.01)
+        reloader = Reloader(service.runtime, service.shelf)
+        left = asyncio.create_task(reloader.reload("vbon"))
+        await asyncio.sleep(0.01)
+        assert service.runtime.policies["vbon"] is new  # the old one is still used
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        with pytest.raises(BusyError):
+            await reloader.reload("reward")
+        await user
+        await asyncio.sleep(0.01)
+        assert (await reloader.reload("reward")).models == ("reward",)
 
 
 @clocked
