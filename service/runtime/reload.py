@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -95,10 +95,20 @@ class Reloader:
     The new model is loaded and warmed up beside the old one, so there must be memory for both. From then
     on new requests use it. The old model is stopped once the requests that use it have finished. In place,
     new weights are loaded into the running engine of a policy instead.
+
+    Args:
+        loaded: tells whether all models are loaded; by default as the runtime says.
     """
 
-    def __init__(self, runtime: Runtime, rebuild: ModelBuilder) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        rebuild: ModelBuilder,
+        *,
+        loaded: Callable[[], bool] | None = None,
+    ) -> None:
         self._runtime, self._rebuild = runtime, rebuild
+        self._loaded = loaded or (lambda: runtime.loaded)
         self._lock = asyncio.Lock()
 
     async def reload(
@@ -123,7 +133,8 @@ class Reloader:
                 checkpoint that is rolled out.
             ReloadRefusedError: the new model cannot be served, or not in place; the old one stays.
             BusyError: another reload is running.
-            NotReadyError: the requests in flight did not finish in time; the old weights stay.
+            NotReadyError: the models are loading, or the requests in flight did not finish in time; the old
+                weights stay.
             EngineDeadError: the engine is dead, or its old weights could not be put back.
         """
         runtime = self._runtime
@@ -137,6 +148,10 @@ class Reloader:
                 f"{model} is a checkpoint that is rolled out, and checkpoints never change; submit another "
                 "one at /distil/checkpoints",
                 field="model",
+            )
+        if not self._loaded():  # its start would fail, or begin supervision of a part a second time
+            raise NotReadyError(
+                "models are loading, or the service is stopping; try again when it is ready"
             )
         if self._lock.locked():
             raise BusyError("another model is being reloaded; try again when that has finished")

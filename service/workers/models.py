@@ -19,11 +19,13 @@ class LocalModels:
 
     Attributes:
         engines: by the name of their policy, as they are at each time.
+        loaded: true from the end of the start to the beginning of the stop.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self.engines = _LocalEngines(runtime)
+        self.loaded = False
         for name in list(runtime.supervisor.supervised):
             if name not in self.engines and name not in self.scorers:
                 del runtime.supervisor.supervised[name]
@@ -49,9 +51,11 @@ class LocalModels:
         for scorer in scorers.values():
             await scorer.warm_up()
         self._runtime.supervisor.start()
+        self.loaded = True
 
     async def stop(self) -> None:
         """Stop supervision, then the engines, then the scorers."""
+        self.loaded = False
         await self._runtime.supervisor.stop()
         await asyncio.gather(*(engine.stop() for engine in self.engines.values()))
         for scorer in self.scorers.values():

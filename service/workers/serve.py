@@ -103,7 +103,8 @@ class _Parent:
         self._settings, self._sock, self._places = settings, sock, places
         self._runtime = runtime
         self._models = LocalModels(runtime)
-        self._reloads = HostedReloads(runtime, Reloader(runtime, builder))
+        reloader = Reloader(runtime, builder, loaded=lambda: self._models.loaded)
+        self._reloads = HostedReloads(runtime, reloader)
         self._workers = {
             f"worker-{number}": WorkerProcess(
                 f"vbon worker {number}", settings, sock, places, holds=number == 1

@@ -20,7 +20,7 @@ from tests.unit.fakes import serving as started
 from tests.unit.virtual_clock import virtually
 from vbon.engine import Engine
 from vbon.engine.fake import FakeEngine
-from vbon.errors import BusyError, CheckpointError, NotReadyError
+from vbon.errors import BusyError, CheckpointError, InvalidInputError, NotReadyError
 
 clocked = virtually("service", "vbon", "tests.unit")
 
@@ -231,6 +231,18 @@ async def test_a_caller_that_leaves_lets_no_other_reload_in_before_its_own_has_e
         await user
         await asyncio.sleep(0.01)
         assert (await reloader.reload("reward")).models == ("reward",)
+
+
+@clocked
+async def test_a_reload_before_the_models_are_loaded_is_refused(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service:
+        loading = make_runtime()
+        reloader = Reloader(loading, service.shelf)
+        for model in ("vbon", "reward"):
+            with pytest.raises(NotReadyError, match="models are loading"):
+                await reloader.reload(model)
+            with pytest.raises(InvalidInputError):
+                await reloader.reload("nothing")
 
 
 @clocked

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 import uvicorn
 
+from service.runtime.reload import Reloader
 from service.settings import ServiceSettings
+from service.workers.models import LocalModels
+from service.workers.reloads import HostedReloads
 from service.workers.serve import listening_socket, serve_with_workers
 from tests.unit.fakes import make_runtime
-from vbon.errors import VbonError
+from tests.unit.test_reload import Shelf
+from vbon.errors import NotReadyError, VbonError
 
 
 def test_a_long_path_of_temporary_files_is_told_with_its_remedy(
@@ -45,3 +49,17 @@ async def test_answers_leave_at_once() -> None:
         assert await asyncio.wait_for(accepted, 60)
         writer.close()
         server.close()
+
+
+async def test_the_parent_reloads_nothing_before_its_models_are_loaded() -> None:
+    runtime = make_runtime()
+    models = LocalModels(runtime)
+    hosted = HostedReloads(runtime, Reloader(runtime, Shelf(), loaded=lambda: models.loaded))
+    with pytest.raises(NotReadyError, match="models are loading"):
+        await hosted.reload("reward", False, "finish", None)
+    await models.start()
+    done = await hosted.reload("reward", False, "finish", None)
+    assert done.now == "second"
+    await models.stop()
+    with pytest.raises(NotReadyError):
+        await hosted.reload("reward", False, "finish", None)
