@@ -31,7 +31,7 @@ from training.tune.config import TuneTrainingConfig
 from vbon.errors import DataError, ExportError, InvalidInputError
 from vbon.prompts import Prompt
 from vbon.tuning.axes import Range, Values
-from vbon.tuning.sole_search import leased, sole_search
+from vbon.tuning.sole_search import LEASE_S, leased, sole_search
 
 
 def space(**axes: Any) -> Space:
@@ -185,6 +185,53 @@ def test_a_storage_without_a_file_has_a_lease_that_ends_with_its_holder(
         pass
     holder.set_user_attr("vbon_holder", first | {"until": time.time() - 1})
     with leased(url, "a"):
+        pass
+
+
+def test_a_lease_that_another_search_took_meanwhile_is_neither_renewed_nor_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after a process was stopped for longer than its lease: a third search must not come between."""
+    monkeypatch.setattr("vbon.tuning.sole_search._SETTLE_S", 0.0)
+    monkeypatch.setattr("vbon.tuning.sole_search._RENEW_S", 0.01)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    with leased(url, "a"):
+        holder = optuna.load_study(study_name="a/lease", storage=url)
+        other = {"token": "another", "who": "pid 1 of elsewhere", "until": time.time() + 60}
+        holder.set_user_attr("vbon_holder", other)
+        for _ in range(2000):  # until the one that lost it has noticed
+            if caplog.records:
+                break
+            time.sleep(0.005)
+        assert "pid 1 of elsewhere" in caplog.text
+        assert holder.user_attrs["vbon_holder"] == other
+    assert holder.user_attrs["vbon_holder"] == other
+    # One whose holder has ended or died is taken again.
+    with leased(url, "b"):
+        holder = optuna.load_study(study_name="b/lease", storage=url)
+        holder.set_user_attr("vbon_holder", None)
+        for _ in range(2000):
+            if holder.user_attrs["vbon_holder"] is not None:
+                break
+            time.sleep(0.005)
+        assert holder.user_attrs["vbon_holder"] is not None
+
+
+def test_a_lease_holds_although_the_clocks_of_two_machines_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder has just renewed it, by a clock that is ahead of ours, or behind."""
+    monkeypatch.setattr("vbon.tuning.sole_search._SETTLE_S", 0.0)
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    holder = optuna.create_study(storage=url, study_name="a/lease")
+    other = {"token": "another", "who": "pid 1 of elsewhere"}
+    for ahead_s in (-50.0, 2.0, 50.0):
+        until = time.time() + ahead_s + LEASE_S
+        holder.set_user_attr("vbon_holder", other | {"until": until})
+        with pytest.raises(ExportError, match="pid 1 of elsewhere"), leased(url, "a"):
+            pass
+    holder.set_user_attr("vbon_holder", other | {"until": time.time() + 3600})
+    with leased(url, "a"):  # a clock that far ahead would hold it for an hour
         pass
 
 

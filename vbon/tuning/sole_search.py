@@ -6,6 +6,7 @@ lease in a study of its own, which its holder renews; that of a holder that died
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vbon.errors import ExportError
 from vbon.storage.database_urls import without_password
@@ -24,7 +25,10 @@ from vbon.tuning.studies import opened_storage
 if TYPE_CHECKING:
     import optuna
 
+logger = logging.getLogger(__name__)
+
 LEASE_S, _RENEW_S, _SETTLE_S = 90.0, 20.0, 0.5
+_CLOCKS_S = 60.0  # by which the clocks of two machines may differ
 _HOLDER = "vbon_holder"
 _REMEDY = "wait for it to end, or give another --storage"
 
@@ -65,39 +69,64 @@ def leased(storage: str, name: str) -> Iterator[None]:
     lease = opened_storage(f"{name}/lease", storage, None)
     token = uuid.uuid4().hex
     who = f"pid {os.getpid()} of {socket.gethostname()}"
-    _refuse_other(lease, token, storage)
-    _renew(lease, token, who)
-    time.sleep(_SETTLE_S)  # of two that found no holder, the one that wrote last stays
-    _refuse_other(lease, token, storage)
+    shown = without_password(storage)
+    _refuse_other(lease, token, shown)
     ended = threading.Event()
-
-    def keep() -> None:
-        while not ended.wait(_RENEW_S):
-            with suppress(Exception):  # the database is away, as the trials will say
-                _renew(lease, token, who)
-
-    keeper = threading.Thread(target=keep, name="renew-lease", daemon=True)
-    keeper.start()
+    keeper = threading.Thread(
+        target=_keep, args=(lease, token, who, shown, ended), name="renew-lease", daemon=True
+    )
     try:
+        _renew(lease, token, who)
+        time.sleep(_SETTLE_S)  # of two that found no holder, the one that wrote last stays
+        _refuse_other(lease, token, shown)
+        keeper.start()
         yield
     finally:
         ended.set()
-        keeper.join()
+        if keeper.is_alive():
+            keeper.join()
         with suppress(Exception):  # it runs out by itself
-            lease.set_user_attr(_HOLDER, None)
+            if (lease.user_attrs.get(_HOLDER) or {}).get("token") == token:
+                lease.set_user_attr(_HOLDER, None)
+
+
+def _keep(lease: optuna.Study, token: str, who: str, storage: str, ended: threading.Event) -> None:
+    """Renew a lease until the search has ended, but not one that another search has taken meanwhile."""
+    told = False
+    while not ended.wait(_RENEW_S):
+        with suppress(Exception):  # the database is away, as the trials will say
+            holder = _other_holder(lease, token)
+            if holder is None:
+                _renew(lease, token, who)
+            elif not told:
+                told = True
+                logger.warning(
+                    "another search (%s) has taken the storage %s, because this process did not renew its "
+                    "hold for %.0f s; stop one of the two, because each repeats the other's trials",
+                    holder["who"],
+                    storage,
+                    LEASE_S,
+                )
 
 
 def _renew(lease: optuna.Study, token: str, who: str) -> None:
     lease.set_user_attr(_HOLDER, {"token": token, "who": who, "until": time.time() + LEASE_S})
 
 
-def _refuse_other(lease: optuna.Study, token: str, storage: str) -> None:
-    holder = lease.user_attrs.get(_HOLDER)
+def _other_holder(lease: optuna.Study, token: str) -> dict[str, Any] | None:
+    """The holder of a lease, if that is another search and the lease has not run out."""
+    holder: dict[str, Any] | None = lease.user_attrs.get(_HOLDER)
     if holder is None or holder["token"] == token:
-        return
-    left = holder["until"] - time.time()
-    if 0 < left <= LEASE_S:
+        return None
+    # The clock of its machine may be ahead of ours; one that is ahead by hours must not hold for hours.
+    return holder if 0 < holder["until"] - time.time() <= LEASE_S + _CLOCKS_S else None
+
+
+def _refuse_other(lease: optuna.Study, token: str, storage: str) -> None:
+    holder = _other_holder(lease, token)
+    if holder is not None:
+        left = holder["until"] - time.time()
         raise ExportError(
-            f"another search uses the storage {without_password(storage)} ({holder['who']}); {_REMEDY}; if "
-            f"that process died, its hold ends in {left:.0f} s"
+            f"another search uses the storage {storage} ({holder['who']}); {_REMEDY}; if that process died, "
+            f"its hold ends in {left:.0f} s"
         )
