@@ -105,8 +105,12 @@ class AdmissionHost:
 
     def _end(self, front_end: str) -> None:
         session = self._sessions.pop(front_end)
-        self._told.discard(session)
-        self._charged[front_end] = self._joined.pop(session).end()
+        charged = self._joined.pop(session).end()
+        if session in self._told:
+            self._told.discard(session)
+        else:  # what was charged before is still to be told
+            charged |= self._charged.pop(front_end, frozenset())
+        self._charged[front_end] = charged
         if len(self._charged) > _MOST_AWAY:
             del self._charged[next(iter(self._charged))]
 
@@ -120,7 +124,8 @@ class AdmissionHost:
         """Count the requests that a front end runs already; it tells them once, before it asks.
 
         Args:
-            ended: those that ended while it was away, with the tokens that they decoded.
+            ended: those that ended last, with the tokens that they decoded; what the host has not been told
+                of them is made up for.
         """
         leases = self._joined.get(session)
         if leases is None:

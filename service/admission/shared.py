@@ -28,7 +28,7 @@ AGAIN_S = 0.25
 FIRST_S = 5.0
 # Seconds after which fewer front ends are believed: at the start of a host they have not all joined yet.
 FEWER_S = 60.0
-# Requests that ended while the host was away, whose tokens it is told of when it is back.
+# Requests that ended last, whose tokens the host is told of when this front end joins again.
 _MOST_ENDED = 4096
 # Time to retry of a request that one front end's share does not allow.
 SHARE_RETRY_S = 5.0
@@ -169,8 +169,9 @@ class SharedAdmission(Admits):
         if self._held.pop(lease.number, None) is None:
             return
         self._backend.leave(lease.number, decoded, used=True)
-        if not self.shared and decoded is not None:
-            # If the host has charged it, then as if it had decoded all that it may.
+        if decoded is not None and lease.ask.caller.tokens_per_minute is not None:
+            # The host may be away, or not hear of it on a connection that is about to end. If it has charged
+            # the request, then as if that had decoded all that it may.
             self._ended[lease.number] = lease.ask, decoded
             if len(self._ended) > _MOST_ENDED:
                 del self._ended[next(iter(self._ended))]
@@ -240,7 +241,6 @@ class SharedAdmission(Admits):
 
     def _go_to(self, host: _AtHost) -> None:
         ended = [(number, ask, decoded) for number, (ask, decoded) in self._ended.items()]
-        self._ended.clear()
         host.adopt(self._name, list(self._held.items()), ended)
         before, self._backend = self._backend, host
         before.end()

@@ -490,6 +490,57 @@ async def test_a_front_end_that_joins_again_is_charged_and_counted_once(
         assert service.requests.state[3] == "runs"
 
 
+async def test_tokens_are_given_back_though_the_host_never_heard_of_the_end() -> None:
+    """A connection that the network holds up takes messages to the grave for some seconds."""
+    caller = Caller("eve", tokens_per_minute=600)
+    async with running() as service:
+        one, other, _ = service.front_ends
+        for name in (0, 1):
+            service.requests.come(name, one, caller, 2, max_tokens=100)
+        await settled()
+        link = one._backend._link  # type: ignore[union-attr]
+        service.requests.leave(1, 0)  # is told: 200 are given back, once
+        await settled()
+        link.drops = lambda method, _: method == "leave"
+        service.requests.leave(0, 50)  # is not, and the front end believes that it is
+        await settled()
+        assert one.shared
+        link.close()
+        await eventually(lambda: not one.shared)
+        await eventually(lambda: one.shared)
+        await settled()
+        assert service.admission.running == 0
+        service.requests.come(2, other, caller, 1, max_tokens=555)
+        await settled()
+        assert "has used up its 600 tokens" in service.requests.state[2][0]
+        service.requests.come(3, other, caller, 1, max_tokens=545)
+        await settled()
+        assert service.requests.state[3] == "runs"
+
+
+async def test_a_connection_that_ends_before_it_was_used_forgets_no_charge() -> None:
+    caller = Caller("eve", tokens_per_minute=600)
+    async with running() as service:
+        one, other, _ = service.front_ends
+        service.requests.come(0, one, caller, 2, max_tokens=100)
+        await settled()
+        assert service.host is not None
+        one._backend._link.close()  # type: ignore[union-attr]
+        await eventually(lambda: not one.shared)
+        states = service.host.join("never told", one._name)
+        await anext(states)
+        await states.aclose()
+        await eventually(lambda: one.shared)
+        await settled()
+        assert service.admission.running == 2
+        service.requests.come(1, other, caller, 1, max_tokens=405)
+        await settled()
+        assert "has used up its 600 tokens" in service.requests.state[1][0]
+        service.requests.come(2, other, caller, 1, max_tokens=395)
+        await settled()
+        assert service.requests.state[2] == "runs"
+
+
 async def test_the_number_of_front_ends_shrinks_after_some_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
