@@ -63,13 +63,14 @@ ROOMS = {
     # vbon
     "vbon.__main__": "vbon.cli",
     "vbon.cli": "",
-    "vbon.embedders": "",
+    "vbon.embedders": "vbon.linear_layers",
     "vbon.engine": "",
     "vbon.engine.remote": "vbon.engine vbon.http",
     "vbon.engine.vllm": "vbon.engine",
     "vbon.http": "",
+    "vbon.linear_layers": "",
     "vbon.measured": "",
-    "vbon.rewards": "vbon.http",
+    "vbon.rewards": "vbon.http vbon.linear_layers",
     "vbon.demo": "vbon.cli",
     "vbon.distil": "vbon.rewards",
     "vbon.distil.checkpoint_commands": "vbon.cli vbon.distil",
@@ -159,7 +160,7 @@ ROOMS = {
     "training.objectives": "",
     "training.configs": "training.objectives vbon.engine vbon.engine.vllm",
     "training.outputs": "training.configs",
-    "training.rollouts": "training.configs vbon.engine vbon.engine.vllm",
+    "training.rollouts": "training.configs vbon.engine vbon.engine.vllm vbon.linear_layers",
     "training.cache": "training.cluster training.configs training.outputs training.rollouts vbon.engine "
     "vbon.engine.vllm vbon.rewards",
     "training.cluster": "",
@@ -175,7 +176,7 @@ ROOMS = {
     "training.tune": "training.cluster training.configs training.objectives training.sweep training.train "
     "vbon.cli vbon.measured vbon.tuning",
     "training.report": "training.configs training.sweep",
-    "training.bench": "training.configs training.rollouts training.train vbon.rewards",
+    "training.bench": "training.configs training.rollouts training.train vbon.linear_layers vbon.rewards",
     "training.__main__": "training.configs training.objectives training.train vbon.cli",
 }
 

@@ -6,7 +6,7 @@ that a machine that speeds up or slows down affects both.
 
 Our side trains ``kl-rl`` with TRL's beta. The two estimators differ: ours differentiates the exact KL
 at every position, TRL subtracts a sampled KL from the reward. The first step of every repeat is a
-warm-up and is not counted. Our policy multiplies matrices by :mod:`training.rollouts.products`, TRL's by
+warm-up and is not counted. Our policy multiplies matrices by :mod:`vbon.linear_layers`, TRL's by
 torch's own layers. :mod:`training.bench.trl` lists the TRL settings that are not its defaults.
 """
 

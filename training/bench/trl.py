@@ -27,8 +27,8 @@ from trl import RLOOConfig, RLOOTrainer
 
 from training.bench.steps import Step, synchronized_time
 from training.configs import BenchConfig
-from training.rollouts.products import use_stock_linear_layers
 from training.train.inputs import TrainingInputs
+from vbon.linear_layers import use_stock_linear_layers
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
 

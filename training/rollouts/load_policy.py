@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from training.rollouts.products import speed_up_linear_layers
 from vbon.errors import CheckpointError
+from vbon.linear_layers import speed_up_linear_layers
 from vbon.storage.checkpoints import Checkpoint, check_checkpoint
 from vbon.storage.model_shape import ModelShape, shape_of
 

@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from training.rollouts.products import FastLinear
 from training.rollouts.rollout import Rollout, positions
 from training.rollouts.shared_prompts import (
     SharedPrompts,
@@ -28,6 +27,7 @@ from training.rollouts.shared_prompts import (
     shared_prompts,
 )
 from training.rollouts.token_terms import Predictions, TokenTerms, token_logprobs, token_terms
+from vbon.linear_layers import FastLinear
 
 # Rows per forward pass. Rows of similar length go together, which wastes little on padding. On a CPU a
 # small pass fits into its cache; it is a fifth faster than 128 rows at once.

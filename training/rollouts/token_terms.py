@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from training.rollouts.products import product
+from vbon.linear_layers import product
 
 # Bytes of a chunk's logits. On a CPU a small chunk stays in its cache; a GPU needs larger products. A chunk
 # has at least as many tokens as make a product efficient, whatever the vocabulary.

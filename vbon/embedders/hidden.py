@@ -37,12 +37,15 @@ class HiddenStateEmbedder(ThreadedEmbedder):
         import torch
         from transformers import AutoModel, AutoTokenizer
 
+        from vbon.linear_layers import speed_up_linear_layers
+
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self._path)
             self._model = AutoModel.from_pretrained(self._path, use_safetensors=True, dtype="auto")
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"cannot load embedder {self.name}: {error}") from error
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        speed_up_linear_layers(self._model)
         tokens = np.random.default_rng(0).integers(
             len(self._tokenizer), size=(_RANDOM_TEXTS, _RANDOM_TOKENS)
         )

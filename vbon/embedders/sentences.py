@@ -47,6 +47,8 @@ class SentenceEmbedder(ThreadedEmbedder):
         import torch
         from transformers import AutoModel, AutoTokenizer
 
+        from vbon.linear_layers import speed_up_linear_layers
+
         directory = _directory_of(self._path, self.name)
         transformer = self._read_parts(directory)
         try:
@@ -57,6 +59,7 @@ class SentenceEmbedder(ThreadedEmbedder):
         if self._limit == _NO_LIMIT:
             self._limit = min(self._tokenizer.model_max_length, _NO_LIMIT)
         self._model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        speed_up_linear_layers(self._model)
 
     def compute(self, texts: list[str]) -> Float:
         """The sentence embeddings, shape ``(texts, dimensions)``; zeros for a text without tokens."""

@@ -11,7 +11,6 @@ from typing import Any
 from vbon.errors import CheckpointError, RewardError
 from vbon.prompts import render_for_reward
 from vbon.rewards.batches import BatchLimits, cut
-from vbon.rewards.cpu_linear import use_onednn
 from vbon.rewards.isolation import TextError, TextIsolator
 from vbon.rewards.protocol import RewardOptions, Scorable
 from vbon.rewards.user_errors import describe
@@ -71,6 +70,8 @@ class ClassifierReward:
         import torch
         from transformers import AutoModelForSequenceClassification
 
+        from vbon.linear_layers import speed_up_linear_layers
+
         if has_changed(self._checkpoint):  # a restart loads what is there now
             self._check()
         self.load_tokenizer()
@@ -98,8 +99,7 @@ class ClassifierReward:
         if self._pads:
             self._model.config.pad_token_id = pad
         self._limits = self._batch_limits()
-        if device == "cpu":
-            use_onednn(model)
+        speed_up_linear_layers(model)
 
     def load_tokenizer(self) -> None:
         """Load the tokenizer alone, which is all that :meth:`encode` needs.
