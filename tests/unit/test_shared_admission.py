@@ -533,6 +533,8 @@ async def test_a_connection_that_ends_before_it_was_used_forgets_no_charge() -> 
         await eventually(lambda: one.shared)
         await settled()
         assert service.admission.running == 2
+        service.requests.leave(0, 200)  # all that it might have
+        await settled()
         service.requests.come(1, other, caller, 1, max_tokens=405)
         await settled()
         assert "has used up its 600 tokens" in service.requests.state[1][0]
