@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,10 +12,11 @@ pytest.importorskip("torch")
 
 from training.configs import TrainConfig
 from training.evaluation.measure import Measurer
-from training.train import heldout
+from training.train import heldout, run
 from training.train.prepare import _trainer
 from vbon.errors import DataError
 from vbon.prompts import Prompt
+from vbon.work_report import FILE_ENV, MEASURED_ANSWERS, ReadingsFile
 
 pytestmark = pytest.mark.train
 
@@ -72,3 +74,30 @@ def test_prompts_that_cannot_be_read_fail_before_the_training() -> None:
     with pytest.raises(DataError, match="does not exist"):
         _trainer(spec, None)  # type: ignore[arg-type]
     assert made == []
+
+
+def test_steps_and_held_out_answers_are_foreseen_before_a_model_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program that knows the pace of answers only would take them for all of the training."""
+    spec = SimpleNamespace(
+        objective=SimpleNamespace(
+            title="vbon", label="8", samples_needed=SimpleNamespace(policy=1)
+        ),
+        config=SimpleNamespace(steps=60, warm_start_steps=50),
+        inputs=SimpleNamespace(heldout=[None] * 3, policy_samples=16, reference_samples=32),
+    )
+
+    def loads(_: Any) -> Any:
+        raise DataError("no model")
+
+    monkeypatch.setattr(run, "prepare_run", loads)
+    monkeypatch.setenv(FILE_ENV, str(tmp_path / "work.jsonl"))
+    with pytest.raises(DataError, match="no model"):
+        run._train_and_export(spec, None)  # type: ignore[arg-type]
+    read = list(ReadingsFile(tmp_path / "work.jsonl").new())
+    assert {(one.kind, one.done, one.total) for one in read} == {
+        ("warm-start steps of vbon 8", None, 50),
+        ("steps of vbon 8", None, 60),
+        (MEASURED_ANSWERS, None, 3 * (32 + 2 * 16)),
+    }

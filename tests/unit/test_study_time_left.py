@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import StringIO
@@ -256,6 +257,49 @@ def test_a_resumed_piece_counts_what_is_done_but_not_as_its_pace() -> None:
     assert paces.left((), 7.0).high_s is None  # a twentieth of the 20 that were left
     paces.read(Reading("x", 84, 100, 13.0))
     assert paces.left((), 13.0) == Span(32.0, 32.0)
+
+
+def test_a_start_that_takes_longer_than_known_takes_no_time_from_the_work_after_it() -> None:
+    """A service that starts, and compares, for longer than any before: the load test is still to come."""
+    paces = Paces({"start": [1, 40.0]})
+    works = [Work("start"), Work("load", 1, 100.0, 140.0)]
+    paces.begin("start", 0.0)
+    assert paces.left(works, 10.0) == Span(130.0, 170.0)
+    for now_s in (40.0, 200.0, 2000.0):
+        assert paces.left(works, now_s) == Span(100.0, 140.0)
+    # A step that is one work from its start to its end has no other.
+    whole = [Work("step", 1, 100.0, 140.0)]
+    assert [paces.left(whole, now_s) for now_s in (120.0, 200.0)] == [Span(0, 20.0), Span(0, 0)]
+
+
+def test_work_that_is_only_foreseen_is_not_all_that_a_step_does() -> None:
+    """A training foresees the answers of its model card before it loads models; steps come first."""
+    paces = Paces({"answers": [10, 5.0]})
+    works = [Work("step", 1, 100.0, 400.0)]
+    paces.begin("", 0.0)
+    paces.read(Reading("answers", None, 20, 2.0))
+    assert paces.left(works, 10.0) == Span(90.0, 390.0)
+    paces.read(Reading("steps", None, 60, 20.0))
+    paces.read(Reading("log p", 0, 4, 20.0))
+    paces.read(Reading("log p", 2, 4, 24.0))
+    assert paces.left(works, 24.0) == Span(4 + 10, None, ("steps",))
+
+
+def test_a_step_that_does_not_report_all_of_its_work_reports_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bars of one model would be taken for the whole step, whose other models have none yet."""
+    monkeypatch.setenv(FILE_ENV, "of a program around it")
+    monkeypatch.setattr("vbon.study.run.command", lambda *_: seen.append(os.environ.get(FILE_ENV)))
+    seen: list[str | None] = []
+    config = StudyConfig(corpus=["text.txt"], out=tmp_path, objectives=["vbon"])
+    time_left = TimeLeft(Paces(), ReadingsFile(tmp_path / "work.jsonl"), Console(file=StringIO()))
+    for step in Study(config).steps():
+        if step.name in ("models", "sample"):
+            with time_left.of(step, []):
+                step.run()
+    assert seen == [None, str(tmp_path / "work.jsonl")]
+    assert os.environ[FILE_ENV] == "of a program around it"
 
 
 def test_spans_are_worded_by_what_is_known() -> None:

@@ -120,7 +120,7 @@ def _reuse(spec: RunSpec, finished: FinishedRun, on_measured: OnMeasured | None)
 
 
 def _train_and_export(spec: RunSpec, on_measured: OnMeasured | None) -> FinishedRun:
-    _foresee_heldout(spec, measures_imitation=on_measured is None)
+    _foresee(spec, measures_imitation=on_measured is None)
     run = prepare_run(spec)
     try:
         # A sweep measures each of its many runs once, so it is not told what the on-policy steps changed.
@@ -160,7 +160,7 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
     run.history, run.imitated = list(resumed.get("history", [])), resumed.get("imitated")
     begun, total = time.perf_counter(), trainer.total_steps
     title = f"{objective.title} {objective.label}"
-    with ProgressBar(title, total, len(run.history), work=_work_of_steps(run)) as progress:
+    with ProgressBar(title, total, len(run.history), work=_work_of_steps(run.spec)) as progress:
         for step in range(len(run.history), total):
             if step == config.warm_start_steps > 0 and measures_imitation:
                 run.imitated = _imitated(run)
@@ -173,18 +173,19 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
     logger.info("trained %d steps in %.0f s", total, time.perf_counter() - begun)
 
 
-def _work_of_steps(run: ActiveRun) -> dict[str, int]:
+def _work_of_steps(spec: RunSpec) -> dict[str, int]:
     """Steps by kind of work: a step that imitates costs another time than one that samples."""
-    objective, options = run.spec.objective, run.trainer.options
-    title = f"{objective.title} {objective.label}"
+    title = f"{spec.objective.title} {spec.objective.label}"
     return {
-        f"warm-start steps of {title}": options.warm_start_steps,
-        f"steps of {title}": options.steps,
+        f"warm-start steps of {title}": spec.config.warm_start_steps,
+        f"steps of {title}": spec.config.steps,
     }
 
 
-def _foresee_heldout(spec: RunSpec, *, measures_imitation: bool) -> None:
-    """Tell how many answers the model card will take, for an estimate of the time left."""
+def _foresee(spec: RunSpec, *, measures_imitation: bool) -> None:
+    """Tell the steps and how many answers the model card will take, for an estimate of the time left."""
+    for kind, steps in _work_of_steps(spec).items():
+        foresee_work(kind, steps)
     inputs = spec.inputs
     policy_samples = inputs.policy_samples
     if measures_imitation and spec.config.warm_start_steps and spec.objective.samples_needed.policy:

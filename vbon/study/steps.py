@@ -50,7 +50,8 @@ class Step:
         run: does the work.
         work: what the step will do as far as that is known before it has begun, for the time left; called
             anew at each look, because earlier steps decide it.
-        start: kind of the work that the step does before it reports any.
+        start: kind of the work that the step does before it reports any; empty if the step does not report
+            all of its work, so that what it does report is left out.
     """
 
     name: str
@@ -83,12 +84,13 @@ class TimeLeft:
 
         watching = threading.Thread(target=watch, name="time-left", daemon=True)
         watching.start()
-        before = os.environ.get(FILE_ENV)
-        os.environ[FILE_ENV] = str(self._readings.path)
+        before = os.environ.pop(FILE_ENV, None)
+        if step.start:
+            os.environ[FILE_ENV] = str(self._readings.path)
         try:
             yield
         finally:
-            os.environ.pop(FILE_ENV)
+            os.environ.pop(FILE_ENV, None)
             if before is not None:
                 os.environ[FILE_ENV] = before
             ended.set()

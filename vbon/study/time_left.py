@@ -163,14 +163,17 @@ class Paces:
         """The time that the running step will still take.
 
         Args:
-            works: the work of the step, which counts until the step itself tells of any.
+            works: the work of the step, which counts until a piece of it has begun.
         """
-        if not self._pieces and not self._foreseen:
-            elapsed = now_s - self._begun_s
-            found = self.span(works)
-            high = None if found.high_s is None else max(0.0, found.high_s - elapsed)
-            return Span(max(0.0, found.low_s - elapsed), high, found.unmeasured)
-        return self.span(_bounded(kind, amount) for kind, amount in self._amounts().items())
+        if self._pieces:
+            return self.span(_bounded(kind, amount) for kind, amount in self._amounts().items())
+        whole = list(works)
+        # What has passed was spent on the start, however long that takes; without one, on the whole.
+        running = [work for work in whole if work.kind == self._start] or whole
+        found, elapsed = self.span(running), now_s - self._begun_s
+        high = None if found.high_s is None else max(0.0, found.high_s - elapsed)
+        left = Span(max(0.0, found.low_s - elapsed), high, found.unmeasured)
+        return left + self.span(work for work in whole if work not in running)
 
     def _amounts(self) -> Mapping[str, float]:
         """Units left by kind: of what has begun, and of what is foreseen."""
