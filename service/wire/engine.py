@@ -196,7 +196,7 @@ class WireEngine:
                             )
                         ) as candidates:
                             async for candidate in candidates:
-                                attempts.keep_revision()
+                                attempts.keep_revision(replica)
                                 missing.discard(candidate.index)
                                 self._unfinished -= 1
                                 yield candidate
@@ -258,7 +258,7 @@ class WireEngine:
                         )
                     ) as batches:
                         async for growths in batches:
-                            attempts.keep_revision()
+                            attempts.keep_revision(replica)
                             current = _grown(current, growths)
                             yield current
                 return
@@ -374,7 +374,8 @@ class _Attempts:
         self._died: set[str] = set()
         self._deaths_left = deaths
         self.revision = revision
-        self._chosen: ModelInfo | None = None
+        self._drawing: ModelInfo | None = None
+        self._noted = False
 
     def next(self, sequences: int = 1, token_ids: list[int] | None = None) -> Replica[EngineStates]:
         """The replica for the next attempt.
@@ -388,15 +389,25 @@ class _Attempts:
         if found is None:
             why = self._engine.trouble or f"no other replica serves its revision {self.revision}"
             raise EngineDeadError(f"{self._engine._owner}: {why}")
-        self._chosen = None if found.state is None else self._info_of(found.state)
+        self._drawing, self._noted = self._info_at(found), False
         return found
 
-    def keep_revision(self) -> None:
-        """Let all further attempts be at replicas of the same revision, since some of the result has come."""
-        if self._chosen is not None:
-            self.revision = self._chosen.revision
-            note_weights(self._engine, self._chosen)
-            self._chosen = None
+    def keep_revision(self, replica: Replica[EngineStates]) -> None:
+        """Let all further attempts be at replicas of the same revision, since some of the result has come.
+
+        Weights that have changed in place meanwhile are noted after those with which the call began.
+        """
+        self._note()
+        now, before = self._info_at(replica), self._drawing
+        if now is not None and before is not None and before.revision in now.replaced:
+            self._drawing, self._noted = now, False
+            self._note()
+
+    def _note(self) -> None:
+        if self._drawing is not None and not self._noted:
+            self._noted = True
+            self.revision = self._drawing.revision
+            note_weights(self._engine, self._drawing)
 
     def failed(self, replica: Replica[EngineStates], error: EngineError | WireError) -> None:
         """Note a replica that has died, or takes no calls.
@@ -419,6 +430,10 @@ class _Attempts:
         if not self._engine._serves(states):
             return False
         return self.revision in (None, self._info_of(states).revision)
+
+    def _info_at(self, replica: Replica[EngineStates]) -> ModelInfo | None:
+        states = replica.state
+        return None if states is None or not self._engine._has(states) else self._info_of(states)
 
     def _info_of(self, states: EngineStates) -> ModelInfo:
         return states[self._engine._policy].info

@@ -19,6 +19,7 @@ from service.wire.hosted import ENGINES, SCORER, HostedEngines, HostedScorer, Sc
 from service.wire.replicas import Address, FixedReplicas, Replicas
 from service.wire.scorer import WireScorer
 from vbon.engine import Engine, Sampling
+from vbon.engine.drawn_by import weights_noted
 from vbon.engine.fake import FakeEngine
 from vbon.engine.protocol import Candidate, Partial
 from vbon.errors import (
@@ -310,6 +311,27 @@ async def test_what_has_begun_goes_on_with_the_same_weights_only(tmp_path: Path)
         with pytest.raises(EngineDeadError, match="no other replica serves its revision"):
             await grown(engine, Sampling(max_tokens=6, temperature=0.0))
         assert len(engines[0].calls + engines[1].calls) == 1
+
+
+@pytest.mark.parametrize("replaced", [("old",), ()])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_weights_that_change_in_place_meanwhile_are_named_too(
+    tmp_path: Path, stream: bool, replaced: tuple[str, ...]
+) -> None:
+    """As where a worker's parent keeps requests; not where another engine takes the place of this one."""
+    fake = FakeEngine()
+    fake.info = replace(fake.info, revision="old")
+    async with engine_over(tmp_path, fake) as (engine, _):
+        fake._open.clear()
+        with weights_noted() as used:
+            drawing = asyncio.create_task(grown(engine, SAMPLING) if stream else drawn(engine))
+            await eventually(lambda: engine.unfinished)
+            fake.info = replace(fake.info, revision="new", replaced=replaced)
+            await eventually(lambda: engine.info.revision == "new")
+            fake._open.set()
+            await drawing
+        revisions = [info.revision for info in used[id(engine)]]
+        assert revisions == ["old", *(["new"] if replaced else [])]
 
 
 async def test_a_stream_without_a_first_token_begins_again_elsewhere(tmp_path: Path) -> None:
