@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -38,7 +38,7 @@ from service.settings import AUTO, ServiceSettings
 from service.strategies import Admitted, Outcome, Resources, Task, ranked
 from vbon.embedders import Embedder, open_embedder
 from vbon.engine import Engine, check_fits, clipped
-from vbon.engine.drawn_by import weights_noted
+from vbon.engine.drawn_by import forget_weights, weights_noted
 from vbon.errors import (
     CandidateCountError,
     EngineDeadError,
@@ -442,31 +442,41 @@ class Runtime:
         If the engine dies before anything of the answer was sent, and is back in time, it is begun again.
         """
         begun_s = perf_counter()
+
+        def patience_s(error: EngineDeadError) -> float:
+            # The second attempt may take as long as the first one.
+            return self._patience_s(asked, error, limit_s - 2 * (perf_counter() - begun_s))
+
         try:
             request, task = await self._encode(asked, resources.engine, progress)
-            return request, await self._admit_and_decode(request, task, resources, progress)
+            outcome = await self._admit_and_decode(request, task, resources, progress, patience_s)
+            return request, outcome
         except EngineDeadError as error:
-            # The second attempt may take as long as the first one.
-            left_s = limit_s - 2 * (perf_counter() - begun_s)
-            if not error.again or not await self._is_back(asked, resources.engine, left_s):
+            if not await self._is_back(resources.engine, patience_s(error)):
                 raise
             told = error.log_text or error
             logger.warning("a request of mode %s is begun again: %s", asked.mode.name, told)
         self.metrics.begun_again.labels(asked.mode.name).inc()
+        forget_weights()
         request, task = await self._encode(asked, resources.engine, progress)
         return request, await self._admit_and_decode(request, task, resources, progress)
 
-    async def _is_back(self, request: PromptRequest, engine: Engine, limit_s: float) -> bool:
-        """Wait for an engine that has died; false if this request cannot wait, or it is not back in time."""
+    def _patience_s(self, request: PromptRequest, error: EngineDeadError, left_s: float) -> float:
+        """Seconds that a request may wait for its dead engine; none if it cannot be begun again."""
         seen = request.observer.has_tokens or request.observer.has_candidates
-        wait_s = min(self.settings.restarts.wait_s, limit_s)
         # Mode auto has other routes.
-        if seen or wait_s <= 0 or request.routing is not None or self.in_flight.closing:
+        if not error.again or seen or request.routing is not None or self.in_flight.closing:
+            return 0.0
+        return min(self.settings.restarts.wait_s, left_s)
+
+    async def _is_back(self, engine: Engine, wait_s: float) -> bool:
+        """Wait for an engine that has died; false if it is not back in time, or a shutdown begins."""
+        if wait_s <= 0:
             return False
         try:
             async with asyncio.timeout(wait_s):
                 await asyncio.sleep(_DEATH_KNOWN_S)
-                while not engine.alive:  # noqa: ASYNC110  (another process's state)
+                while not engine.alive and not self.in_flight.closing:  # noqa: ASYNC110  (another process's)
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             return False
@@ -529,7 +539,12 @@ class Runtime:
         )
 
     async def _admit_and_decode(
-        self, request: PromptRequest, task: Task, resources: Resources, progress: PromptProgress
+        self,
+        request: PromptRequest,
+        task: Task,
+        resources: Resources,
+        progress: PromptProgress,
+        patience_s: Callable[[EngineDeadError], float] = lambda _: 0.0,
     ) -> Outcome:
         strategy, sampling = request.mode.strategy, request.sampling
         async with self.admission.enter(
@@ -547,7 +562,12 @@ class Runtime:
                     strategy.most_candidates(request.drawn),
                 )
             )
-            outcome = await strategy.run(task, resources)
+            try:
+                outcome = await strategy.run(task, resources)
+            except EngineDeadError as error:
+                if patience_s(error) > 0:
+                    entry.spent(0)  # it is charged when it is begun again
+                raise
             entry.spent(outcome.generated_tokens)
         return _with_answers(outcome, request)
 

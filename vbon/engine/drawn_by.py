@@ -35,3 +35,10 @@ def note_weights(engine: object, info: ModelInfo) -> None:
         infos = used.setdefault(id(engine), [])
         if info not in infos:
             infos.append(info)
+
+
+def forget_weights() -> None:
+    """Forget those of the current request so far, of whose candidates none is used."""
+    used = _used.get()
+    if used is not None:
+        used.clear()
