@@ -16,10 +16,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import httpx
 import numpy as np
 from pydantic import Field
 from rich.console import Console
 
+from service.client import ServerError
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.load.connection import ConnectionPool, ProtocolError
 from service.loadtest.load.server_description import request_headers
@@ -30,6 +32,7 @@ from vbon.config import PROMPT_FILE, Settings
 from vbon.errors import DataError, InvalidInputError
 from vbon.maths.intervals import MeanInterval, MedianRange
 from vbon.maths.statistics import bootstrap_mean, median_range
+from vbon.measured.target import parse_target
 from vbon.prompt_files import prompt_record, read_prompts
 from vbon.prompts import Prompt
 from vbon.storage.atomic import write_json
@@ -59,7 +62,7 @@ class AgainstPlainSettings(Settings):
     auto: bool = Field(
         False,
         description="compare mode auto instead, asked for the level of the run's target as reward; the "
-        "server needs the run's table (--apply), and for a target of gold --auto.gain gold",
+        "server needs the run's table (--apply), and for a target of gold --auto.gain gold, which is checked",
     )
     prompts: Path | None = Field(
         None,
@@ -121,7 +124,7 @@ def compare(settings: AgainstPlainSettings, console: Console) -> Comparison:
     """Measure both sides and print them.
 
     Raises:
-        DataError: the run has no recommendation.
+        DataError: the run has no recommendation, or mode auto would take the target for another reward.
         ServerError: the server cannot be reached, or serves other models.
     """
     record = _record(settings.run)
@@ -136,6 +139,8 @@ def compare(settings: AgainstPlainSettings, console: Console) -> Comparison:
     headers = request_headers(LoadTestSettings(url=settings.url, api_key_env=settings.api_key_env))
     served = describe(settings.url.rstrip("/").removesuffix("/v1"), headers)
     _check_same_models(record, served)
+    if settings.auto:
+        check_gain(served, record)
     found = asyncio.run(_compare(settings, served, asked, prompts))
     _print(console, found)
     if settings.json_file is not None:
@@ -207,16 +212,49 @@ def auto_asked(run: Path, record: dict[str, Any]) -> Asked:
     """
     path = run / _RECORD
     try:
-        level, target = record["level"], str(record["config"]["target"] or "")
-    except (KeyError, TypeError) as error:
+        level, target = record["level"], record["config"]["target"]
+        metric = None if target is None else parse_target(target).metric
+    except (KeyError, TypeError, InvalidInputError) as error:
         raise _damaged(path, error) from error
-    if not isinstance(level, int | float) or target.startswith("win-rate"):
+    if not isinstance(level, int | float) or metric not in ("reward", "gold"):
         raise DataError(
             f"{path} has no level of a reward that mode auto could be asked for; tune with --target "
             "'reward >= ...' or 'gold >= ...', or leave out --auto"
         )
     body = {"budget": {"reward": level}, "score": False}
     return Asked(f"mode auto for a reward of {level:.4g}", "/generate?mode=auto", body)
+
+
+def check_gain(
+    served: Served, record: dict[str, Any], transport: httpx.BaseTransport | None = None
+) -> None:
+    """Check that mode ``auto`` of the server weighs the reward that the target of a run names.
+
+    Raises:
+        DataError: it weighs the other one, or there is no table.
+        ServerError: the server cannot be reached.
+    """
+    headers = dict(served.headers)
+    try:
+        with httpx.Client(base_url=served.url, headers=headers, transport=transport) as client:
+            response = client.get("/auto/table")
+        found = response.json()
+        if response.status_code != 200:
+            raise DataError(f"mode auto cannot be compared: {found['error']['message']}")
+        gain = found["gain"]
+    except httpx.HTTPError as error:
+        raise ServerError(f"{served.url}/auto/table: {error or type(error).__name__}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServerError(
+            f"the answer of {served.url}/auto/table is not from this service"
+        ) from error
+    wanted = parse_target(record["config"]["target"]).metric
+    if gain != wanted:
+        words = {"gold": "gold reward"}
+        raise DataError(
+            f"mode auto of this server weighs the {words.get(gain, gain)}, and the target of the run is of "
+            f"the {words.get(wanted, wanted)}; start it with --auto.gain {wanted}"
+        )
 
 
 def _record(run: Path) -> dict[str, Any]:

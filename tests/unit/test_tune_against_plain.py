@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
@@ -15,6 +17,7 @@ from service.tune import against_plain
 from service.tune.against_plain import (
     AgainstPlainSettings,
     auto_asked,
+    check_gain,
     judging_prompts,
     setting_asked,
 )
@@ -102,6 +105,8 @@ def test_the_tuned_side_asks_for_the_setting_or_for_the_reward_of_the_target() -
             "no level of a reward .* or leave out --auto",
         ),
         ({"config": {"target": "win-rate >= 0.8"}}, "no level of a reward"),
+        ({"config": {"target": " win_rate>=0.8"}}, "no level of a reward"),
+        ({"config": {"target": "good enough"}}, "is not the record of `vbon tune`"),
         ({"config": None}, "is not the record of `vbon tune`"),
     ],
 )
@@ -109,6 +114,38 @@ def test_a_record_that_cannot_be_asked_for_says_why(record: dict[str, Any], word
     ask = setting_asked if "recommendation" in record else auto_asked
     with pytest.raises(DataError, match=words):
         ask(Path("run"), recommending(**record))
+
+
+@pytest.mark.parametrize(
+    ("target", "gain", "words"),
+    [
+        ("gold >= best-of-16", "gold", None),
+        ("reward >= 1", "reward", None),
+        ("gold >= 1", "reward", r"weighs the reward, .* start it with --auto\.gain gold"),
+        ("reward >= 1", "gold", r"weighs the gold reward, .* start it with --auto\.gain reward"),
+        ("reward >= 1", None, "this server has no table"),
+    ],
+)
+def test_a_level_is_not_asked_of_a_server_that_takes_it_for_another_reward(
+    target: str, gain: str | None, words: str | None
+) -> None:
+    """It would be met by another setting, whose figures would look like those of the run."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.path) == ("GET", "/auto/table")
+        assert request.headers["authorization"] == "Bearer key"
+        if gain is None:
+            message = {
+                "code": "not_found",
+                "message": "this server has no table of measured settings",
+            }
+            return httpx.Response(404, json={"error": message})
+        return httpx.Response(200, json={"gain": gain, "usable": 3})
+
+    served = replace(SERVED, headers={"Authorization": "Bearer key"})
+    record = recommending(config={"target": target})
+    with pytest.raises(DataError, match=words) if words else nullcontext():
+        check_gain(served, record, httpx.MockTransport(answer))
 
 
 @pytest.mark.parametrize("round_s", [math.inf, math.nan, 0.0])
