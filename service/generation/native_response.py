@@ -84,7 +84,7 @@ def generate_answer(plan: Plan, result: PromptResult) -> GenerateAnswer:
         usage=_usage(result),
         timings_ms=_timings(result),
         policy=model_ref(result.mode.policy, result.policy, result.earlier_revisions),
-        reward_model=scorer_ref("reward", result.scorer),
+        reward_model=scorer_ref("reward", result.scorer, result.reward_revision),
         routing=_routing(result.routing),
     )
 

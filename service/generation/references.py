@@ -60,8 +60,10 @@ def model_ref(name: str, info: ModelInfo, earlier: Sequence[str] = ()) -> ModelR
     )
 
 
-def scorer_ref(name: str, scorer: ServedScorer | None) -> ModelRef | None:
-    """A reward model's identity."""
+def scorer_ref(
+    name: str, scorer: ServedScorer | None, revision: str | None = None
+) -> ModelRef | None:
+    """A reward model's identity, by default with its revision now."""
     if scorer is None:
         return None
-    return ModelRef(name=name, path=scorer.name, revision=scorer.revision)
+    return ModelRef(name=name, path=scorer.name, revision=revision or scorer.revision)

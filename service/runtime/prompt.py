@@ -81,7 +81,8 @@ class PromptResult:
         scorer: the scorer in use at the time; ``None`` if none was available.
         sampling: the parameters used; a default ``max_tokens`` may have been lowered to what fits.
         num_samples: N; 1 for single-sample modes.
-        reward_revision: revision of the reward model when the prompt arrived.
+        reward_revision: revision of the reward model that scored, if the scorer tells it, and else when the
+            prompt arrived.
         routing: as that of the request.
         earlier_revisions: revisions of the policy before, since the request began: some tokens may be theirs.
     """

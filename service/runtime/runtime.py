@@ -14,6 +14,7 @@ from typing import Any
 from service.admission.admission import Admission
 from service.admission.asks import Admits
 from service.context.request_context import PromptProgress
+from service.context.scored_by import one_reward_model
 from service.runtime.batching_scorer import MeteredScorer
 from service.runtime.default_sampling import (
     DefaultSampling,
@@ -357,7 +358,7 @@ class Runtime:
             async with self.in_flight.track(limit_s, limit_name, models, request.spent_s):
                 changes = len(engine.info.replaced)
                 left_s = limit_s - request.spent_s
-                with weights_noted() as used:
+                with weights_noted() as used, one_reward_model() as kept:
                     request, outcome = await self._decode(request, resources, progress, left_s)
                 drawn_by = used.get(id(engine), [engine.info])
                 policy = drawn_by[-1]
@@ -380,7 +381,7 @@ class Runtime:
             queue_ms=(progress.admitted_s - progress.arrived_s) * 1e3,
             scoring_ms=0.0 if scorer is None else scorer.busy_s * 1e3,
             total_ms=total_ms,
-            reward_revision=None if scorer is None else scorer.revision,
+            reward_revision=None if scorer is None else kept.get(id(reward), scorer.revision),
             routing=request.routing,
             earlier_revisions=tuple(
                 dict.fromkeys(

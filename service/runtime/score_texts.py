@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+from service.context.scored_by import one_reward_model
 from service.runtime.runtime import Runtime
 from service.runtime.served_scorer import ServedScorer
 from vbon.concurrency import all_or_first_error
@@ -67,7 +68,8 @@ async def score_texts(
         runtime.admission.enter(len(pairs), max_tokens=1, field=field, unit="texts"),
     ):
         admitted_s = perf_counter()
-        rewards = await all_or_first_error(score(*pair) for pair in pairs)
+        with one_reward_model():
+            rewards = await all_or_first_error(score(*pair) for pair in pairs)
     total_s = perf_counter() - arrived_s
     runtime.metrics.scored(which, rewards, total_s)
     return ScoredTexts(scorer, rewards, (admitted_s - arrived_s) * 1e3, total_s * 1e3)

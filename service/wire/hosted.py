@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -25,7 +25,7 @@ from vbon.engine.protocol import (
     Partial,
     Sampling,
 )
-from vbon.errors import RewardError, VbonError
+from vbon.errors import RewardDeadError, RewardError, VbonError
 from vbon.prompts import Prompt
 
 logger = logging.getLogger(__name__)
@@ -232,6 +232,18 @@ class Scorer(Protocol):
         """The raw reward."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The raw reward of each text of a call, or its error.
+
+    Attributes:
+        revisions: of the reward model that scored each.
+    """
+
+    rewards: list[float | ErrorParts | None]
+    revisions: list[str]
+
+
 class HostedScorer:
     """A scorer, whose batches have texts of all clients.
 
@@ -242,29 +254,68 @@ class HostedScorer:
 
     def __init__(self, scorer: Callable[[], Scorer], using: Using = _uncounted) -> None:
         self._scorer, self._using = scorer, using
+        self._now = scorer()
+        self._before: Scorer | None = None
 
     async def watch(self) -> AsyncGenerator[ScorerState, None]:
         """Yield the scorer's state, at once and whenever it changes."""
 
         def state() -> ScorerState:
-            scorer = self._scorer()
+            scorer = self._latest()
             return ScorerState(scorer.name, scorer.revision, scorer.alive)
 
         async with aclosing(_changes(state)) as found:
             async for one in found:
                 yield one
 
-    async def score(self, texts: list[tuple[Prompt, str]]) -> list[float | ErrorParts | None]:
-        """The raw reward of each text, or its error."""
-        scorer = self._scorer()
-        async with self._using(scorer):
+    async def score(self, texts: list[tuple[Prompt, str]], revisions: list[str | None]) -> Scores:
+        """The raw reward of each text, or its error.
+
+        Args:
+            revisions: of the reward model that must score each text; ``None`` for any. The one that a reload
+                has replaced is used for as long as anybody else uses it.
+        """
+        scorers = [self._serving(revision) for revision in revisions]
+        async with AsyncExitStack() as stack:
+            for used in {id(one): one for one in scorers if one is not None}.values():
+                await stack.enter_async_context(self._using(used))
             scores = await asyncio.gather(
-                *(scorer.score(prompt, text) for prompt, text in texts), return_exceptions=True
+                *(
+                    _replaced() if scorer is None else scorer.score(prompt, text)
+                    for scorer, (prompt, text) in zip(scorers, texts, strict=True)
+                ),
+                return_exceptions=True,
             )
-        return [_error(one) if isinstance(one, BaseException) else one for one in scores]
+            served = ["" if one is None else one.revision for one in scorers]
+        return Scores(
+            [_error(one) if isinstance(one, BaseException) else one for one in scores], served
+        )
+
+    def _serving(self, revision: str | None) -> Scorer | None:
+        """The scorer of this revision; ``None`` if it has gone."""
+        now, before = self._latest(), self._before
+        if revision in (None, now.revision):
+            return now
+        return before if before is not None and before.revision == revision else None
+
+    def _latest(self) -> Scorer:
+        """The scorer now; the one before is forgotten when it has been stopped."""
+        now = self._scorer()
+        if now is not self._now:
+            self._before, self._now = self._now, now
+        if self._before is not None and not self._before.alive:
+            self._before = None
+        return now
 
 
 SCORER = interface_of(HostedScorer, "watch", "score", lasting=("watch",))
+
+
+async def _replaced() -> float | None:
+    raise RewardDeadError(
+        "the reward model was replaced while this request was scored, and rewards of two models cannot be "
+        "compared; send the request again"
+    )
 
 
 def _error(error: BaseException) -> ErrorParts:

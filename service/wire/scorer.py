@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import Context
+from dataclasses import dataclass
 from functools import partial
 
+from service.context.scored_by import kept_revisions
 from service.wire.errors import (
     ConnectionLostError,
     ErrorParts,
@@ -16,7 +18,7 @@ from service.wire.errors import (
     error_parts,
     rebuilt_error,
 )
-from service.wire.hosted import ScorerState
+from service.wire.hosted import ScorerState, Scores
 from service.wire.replicas import Replicas, ReplicasInUse
 from vbon.errors import RewardDeadError, RewardError
 from vbon.prompts import Prompt
@@ -30,7 +32,24 @@ _MOST_AT_ONCE, _MOST_CHARACTERS = 256, 2**23
 # meanwhile are the next call, which costs both processes less than a call for each.
 _CALLS_PER_REPLICA = 2
 
-_Waiting = tuple[Prompt, str, "asyncio.Future[float | None]", Mapping[str, str]]
+# A reward, and the revision of the model that gave it.
+_Scored = tuple[float | None, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A text that waits for its reward.
+
+    Attributes:
+        revision: of the model that must score it; ``None`` for any.
+        trace: the headers of the trace that its request belongs to.
+    """
+
+    prompt: Prompt
+    text: str
+    revision: str | None
+    future: asyncio.Future[_Scored]
+    trace: Mapping[str, str]
 
 
 class WireScorer:
@@ -38,7 +57,8 @@ class WireScorer:
 
     Completions that arrive while :data:`_CALLS_PER_REPLICA` calls are in flight form the next one. The
     replica makes its batches of the calls of all its clients; texts whose replica, or the reward model in it,
-    has died are sent once more, to another one.
+    has died are sent once more, to another one. The texts of one request are all scored by the same revision
+    (:mod:`service.context.scored_by`).
 
     Args:
         name: the reward model's name, as long as no replica has told it.
@@ -104,16 +124,25 @@ class WireScorer:
         """The raw reward, or ``None`` if the model cannot score this text.
 
         Raises:
-            RewardDeadError: no replica runs, or those that were asked died.
+            RewardDeadError: no replica runs, those that were asked died, or none has the model any more that
+                scored other texts of the request.
             RewardError: scoring failed.
         """
+        kept = kept_revisions()
+        while True:
+            reward, revision = await self._scored(prompt, completion, kept.get(id(self)))
+            # Other texts of the request may have been scored meanwhile, by another one.
+            if kept.setdefault(id(self), revision) == revision:
+                return reward
+
+    async def _scored(self, prompt: Prompt, completion: str, revision: str | None) -> _Scored:
         if not self.alive:
             raise RewardDeadError(f"no replica of {self._owner} runs; new ones are being started")
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[float | None] = loop.create_future()
+        future: asyncio.Future[_Scored] = loop.create_future()
         if not self._new:
             loop.call_soon(self._send, context=Context())
-        self._new.append((prompt, completion, future, trace_headers.get()))
+        self._new.append(_Waiting(prompt, completion, revision, future, trace_headers.get()))
         self.waiting += 1
         try:
             return await future
@@ -124,7 +153,7 @@ class WireScorer:
         """Send the completions whose requests have not been cancelled, as far as calls may be made."""
         replicas = len(self._replicas.ready(_is_alive))
         while self._new and len(self._calls) < _CALLS_PER_REPLICA * max(1, replicas):
-            waiting = [one for one in self._new if not one[2].done()]
+            waiting = [one for one in self._new if not one.future.done()]
             count = _fitting(waiting)
             batch, self._new = waiting[:count], waiting[count:]
             if batch:
@@ -146,53 +175,64 @@ class WireScorer:
             failed = error if known else RewardError(f"scoring failed: {type(error).__name__}")
             _fail(batch, failed)
             return
-        for (_, _, future, _), score in zip(batch, scores, strict=True):
-            if future.done():
+        for one, (score, revision) in zip(batch, scores, strict=True):
+            if one.future.done():
                 continue
             if isinstance(score, ErrorParts):
-                future.set_exception(rebuilt_error(score))
+                one.future.set_exception(rebuilt_error(score))
             else:
-                future.set_result(score)
+                one.future.set_result((score, revision))
 
-    async def _scores(self, batch: list[_Waiting]) -> list[float | ErrorParts | None]:
-        texts = [(prompt, completion) for prompt, completion, _, _ in batch]
-        traces = {id(trace): trace for _, _, _, trace in batch}
+    async def _scores(self, batch: list[_Waiting]) -> list[tuple[float | ErrorParts | None, str]]:
+        traces = {id(one.trace): one.trace for one in batch}
         trace_headers.set(next(iter(traces.values())) if len(traces) == 1 else NO_TRACE)
-        scores: list[float | ErrorParts | None] = [None] * len(texts)
-        left = list(range(len(texts)))
+        scores: list[tuple[float | ErrorParts | None, str]] = [(None, "")] * len(batch)
+        left = list(range(len(batch)))
         tried: set[str] = set()
         deaths = 0
         while left:
-            replica = self._replicas.choose(_is_alive, sequences=len(left), tried=tried)
+            usable = self._usable({batch[place].revision for place in left})
+            replica = self._replicas.choose(usable, sequences=len(left), tried=tried)
             if replica is None:
                 raise RewardDeadError(
                     f"no replica of {self._owner} runs; new ones are being started"
                 )
             tried.add(replica.name)
-            found: list[float | ErrorParts | None]
+            texts = [(batch[place].prompt, batch[place].text) for place in left]
+            revisions = [batch[place].revision for place in left]
             try:
                 with replica.load(len(left)):
-                    found = await replica.client.call("score", [texts[place] for place in left])
+                    found: Scores = await replica.client.call("score", texts, revisions)
             except LeavingError:
                 continue
             except ConnectionLostError as error:
                 dead = RewardDeadError(
                     f"the replica of {self._owner} that did this has died: {error}"
                 )
-                found = [error_parts(dead)] * len(left)
+                found = Scores([error_parts(dead)] * len(left), [""] * len(left))
             except WireError as error:
                 raise RewardError(f"{self._owner} failed: {error}") from error
-            if len(found) != len(left):
+            if not len(found.rewards) == len(found.revisions) == len(left):
                 raise RewardError(
-                    f"{self._owner} returned {len(found)} scores for {len(left)} texts"
+                    f"{self._owner} returned {len(found.rewards)} scores for {len(left)} texts"
                 )
-            for place, score in zip(left, found, strict=True):
+            for place, score in zip(
+                left, zip(found.rewards, found.revisions, strict=True), strict=True
+            ):
                 scores[place] = score
-            left = [place for place in left if _has_died(scores[place])]
+            left = [place for place in left if _has_died(scores[place][0])]
             deaths += 1
             if deaths == ATTEMPTS or not self.alive:
                 break
         return scores
+
+    def _usable(self, revisions: set[str | None]) -> Callable[[ScorerState], bool]:
+        """The condition for a replica: it has a revision that one of the texts must have, if there is one."""
+
+        def fits(state: ScorerState) -> bool:
+            return state.alive and state.revision in revisions
+
+        return fits if self._replicas.ready(fits) else _is_alive
 
     @property
     def _owner(self) -> str:
@@ -206,8 +246,8 @@ def _is_alive(state: ScorerState) -> bool:
 def _fitting(waiting: list[_Waiting]) -> int:
     """The number of these that fit into one call."""
     characters = 0
-    for count, (prompt, completion, _, _) in enumerate(waiting[:_MOST_AT_ONCE]):
-        characters += prompt.size + len(completion)
+    for count, one in enumerate(waiting[:_MOST_AT_ONCE]):
+        characters += one.prompt.size + len(one.text)
         if count and characters > _MOST_CHARACTERS:
             return count
     return min(len(waiting), _MOST_AT_ONCE)
@@ -218,6 +258,6 @@ def _has_died(score: float | ErrorParts | None) -> bool:
 
 
 def _fail(batch: list[_Waiting], error: Exception) -> None:
-    for _, _, future, _ in batch:
-        if not future.done():
-            future.set_exception(error)
+    for one in batch:
+        if not one.future.done():
+            one.future.set_exception(error)

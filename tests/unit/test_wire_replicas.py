@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import Metric
 
+from service.context.scored_by import one_reward_model
 from service.wire import Timing, WireServer
 from service.wire.engine import EngineStates, WireEngine
 from service.wire.hosted import ENGINES, SCORER, HostedEngines, HostedScorer, ScorerState
@@ -597,6 +598,58 @@ async def test_texts_of_concurrent_requests_are_scored_each_for_itself(tmp_path:
         assert scorer.waiting == 0
 
 
+class Revised(ListScorer):
+    """A reward model whose rewards tell its revision, after some time."""
+
+    def __init__(self, revision: str, scale: float) -> None:
+        super().__init__(lambda text: scale * len(text))
+        self.revision = revision
+
+    async def score(self, prompt: Prompt, completion: str) -> float | None:
+        await asyncio.sleep(0.001 * len(completion))
+        return await super().score(prompt, completion)
+
+
+async def test_the_texts_of_one_request_are_scored_by_one_reward_model(tmp_path: Path) -> None:
+    """While a fleet replaces one reward model by another, both are served."""
+    scorers = [Revised("old", 1.0), Revised("new", -1.0)]
+    texts = ["x" * n for n in (1, 2, 3, 4, 5, 6)]
+    async with scorer_over(tmp_path, *scorers) as (scorer, _):
+
+        async def request() -> list[float]:
+            with one_reward_model() as kept:
+                at_once = asyncio.create_task(all_scores(scorer, texts))
+                await asyncio.sleep(0.002)
+                found = await all_scores(scorer, texts) + await at_once
+            assert kept == {id(scorer): "old" if found[0] > 0 else "new"}
+            return found
+
+        for found in await asyncio.gather(*(request() for _ in range(12))):
+            assert [abs(one) for one in found] == 2 * [score_of(text) for text in texts]
+            assert len({one > 0 for one in found}) == 1, found
+        assert all(one.texts for one in scorers)
+
+
+async def test_a_request_mixes_no_rewards_when_the_reward_model_is_replaced_below_it(
+    tmp_path: Path,
+) -> None:
+    old, new = Revised("old", 1.0), Revised("new", -1.0)
+    now = [old]
+    async with hosts(tmp_path, SCORER, HostedScorer(lambda: now[0])) as found:
+        scorer = WireScorer(fixed(found, SCORER), "p", 20)
+        await scorer.start()
+        with one_reward_model():
+            assert await all_scores(scorer, ["a"]) == [1.0]
+            now[0] = new
+            assert await all_scores(scorer, ["bb"]) == [2.0]  # the old one still runs
+            old.alive = False
+            [failed] = await all_scores(scorer, ["ccc"])
+            assert type(failed) is RewardDeadError
+            assert "was replaced while this request was scored" in str(failed)
+        assert await all_scores(scorer, ["bb"]) == [-2.0]
+        await scorer.stop()
+
+
 async def test_traces_of_one_request_reach_the_replica_and_mixed_ones_do_not(
     tmp_path: Path,
 ) -> None:
@@ -696,7 +749,7 @@ async def test_a_call_for_scores_has_a_limited_size(tmp_path: Path) -> None:
         call = scorer._scores
 
         async def counted(batch: Any) -> Any:
-            sizes.append(sum(len(text) for _, text, _, _ in batch))
+            sizes.append(sum(len(one.text) for one in batch))
             return await call(batch)
 
         scorer._scores = counted  # type: ignore[method-assign]
