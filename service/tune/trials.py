@@ -17,7 +17,7 @@ from service.tune.drawing import Drawing
 from service.tune.setting import Setting, setting_of
 from service.tune.space import Space
 from vbon.tuning.axes import Range, Values, is_fixed, suggest
-from vbon.tuning.studies import ended_trials, opened_study, restart_interrupted
+from vbon.tuning.studies import ended_trials, opened_study, restart_interrupted, storage_url
 
 if TYPE_CHECKING:
     import optuna
@@ -53,7 +53,8 @@ class Trials:
 
     Args:
         asked: all that decides the figures; a storage that holds other trials is refused.
-        directory: that of the results, by which a copy of a run is told from it; None for none.
+        directory: that of the results. If it holds the storage, a copy of the run is told by it; a run whose
+            storage is elsewhere goes on from any directory.
 
     Raises:
         DataError: the storage is of another version or of another question, or cannot be opened.
@@ -76,7 +77,8 @@ class Trials:
             for place, name in enumerate([DRAWINGS, *space.live])
         }
         self.interrupted = sum(restart_interrupted(study) for study in self.studies.values())
-        self.run_id = _run_id(self.studies[DRAWINGS], directory)
+        holds_it = directory is not None and storage == storage_url(None, directory)
+        self.run_id = _run_id(self.studies[DRAWINGS], directory if holds_it else None)
 
     @property
     def done(self) -> int:

@@ -138,6 +138,19 @@ def test_a_copy_of_a_run_has_an_id_of_its_own_and_a_run_that_goes_on_or_was_move
     assert run_id(first.rename(tmp_path / "moved")) == known
 
 
+def test_a_run_whose_storage_is_elsewhere_goes_on_under_its_id_from_any_directory(
+    tmp_path: Path,
+) -> None:
+    """As with `--storage` and no `--out`, which makes a new directory at each start."""
+    ids = set()
+    for name in ("morning", "evening"):
+        out = tmp_path / name
+        out.mkdir()
+        url = f"sqlite:///{tmp_path / 'shared.db'}"
+        ids.add(Trials(space(), url, "random", 0, 1, {"asked": 1}, out).run_id)
+    assert len(ids) == 1
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_a_second_search_on_a_storage_is_refused_whatever_its_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
