@@ -192,6 +192,34 @@ async def test_parameters_that_look_back_are_drawn_again_or_refused(field: dict[
         await joined(replace(looking_back, seed=None), [5])
 
 
+async def test_what_several_replicas_have_died_of_is_not_begun_again_when_it_cannot_go_on() -> None:
+    died = EngineDeadError("died")
+    died.again = False
+
+    async def draw(ids: list[int], part: Sampling) -> AsyncGenerator[Partial, None]:
+        yield Partial(0, "a", (0,), None, (0.0,))
+        raise BrokenOffError(died)
+
+    sampling = replace(LONG, seed=None, presence_penalty=1)
+    with pytest.raises(EngineDeadError, match="looks back") as failed:
+        async for _ in continued(lambda *args: draw(*args), text_of, PROMPT, sampling, 0):
+            pass
+    assert not failed.value.again
+
+
+async def test_a_sample_whose_end_was_not_told_yet_does_not_go_on_after_it() -> None:
+    """Some servers tell the end in a message after the last token."""
+    sampling = replace(LONG, temperature=0, seed=None, min_tokens=4)
+    [*_, whole] = Model().whole(PROMPT, replace(sampling, min_tokens=12))
+    for place in range(12):
+        asked = replace(sampling, min_tokens=12, stop_token_ids=(whole.token_ids[place],))
+        [*_, last] = await joined(asked, [place + 1])
+        assert last.token_ids == whole.token_ids  # nothing ends it as early as that
+    asked = replace(sampling, min_tokens=4, stop_token_ids=(whole.token_ids[4],))
+    with pytest.raises(EngineDeadError, match="ends with one of stop_token_ids"):
+        await joined(asked, [5])
+
+
 async def test_without_token_ids_a_sample_cannot_go_on() -> None:
     async def draw(ids: list[int], part: Sampling) -> AsyncGenerator[Partial, None]:
         yield Partial(0, "a", (UNKNOWN_TOKEN,), None, (0.0,))

@@ -19,7 +19,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from vbon.engine.protocol import UNKNOWN_TOKEN, Partial, Sampling
-from vbon.errors import EngineError
+from vbon.errors import EngineDeadError, EngineError
 
 # Parameters whose effect depends on where a sample begins: what an engine continues is a prompt to it.
 LOOKING_BACK = ("response_format", "frequency_penalty", "presence_penalty")
@@ -107,7 +107,12 @@ async def _next_part(
     if looks_back:
         why = f"{looks_back[0]} without a seed looks back at its beginning"
         raise _cannot_go_on(error, why) from error
-    if len(seen.token_ids) >= sampling.max_tokens:
+    count = len(seen.token_ids)
+    if count > sampling.min_tokens and seen.token_ids[-1] in sampling.stop_token_ids:
+        raise _cannot_go_on(
+            error, "it ends with one of stop_token_ids, but has no known end"
+        ) from error
+    if count >= sampling.max_tokens:
         raise _cannot_go_on(error, "it has max_tokens tokens, but no known end") from error
     # An engine that looks for stop strings holds back what may be the beginning of one.
     text = await decode(prompt_token_ids, list(seen.token_ids))
@@ -121,6 +126,8 @@ def _cannot_go_on(error: EngineError, why: str) -> EngineError:
     told = f"; the sample cannot go on at another replica: {why}"
     found = type(error)(f"{error}{told}")
     found.log_text = None if error.log_text is None else f"{error.log_text}{told}"
+    if isinstance(found, EngineDeadError) and isinstance(error, EngineDeadError):
+        found.again = error.again
     return found
 
 
