@@ -224,7 +224,8 @@ class VariantCost(ResultPart):
     high: float = Field(description="price in the slowest round with an answer")
     rising: bool = Field(
         False,
-        description="throughput still rose at the highest level tried, so the price is an upper bound",
+        description="not fully loaded: throughput still rose at the highest level measured, or only one "
+        "level was measured, so the price is an upper bound",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from service.loadtest.analysis.calibration import (
     in_flight,
     planned_s,
 )
+from service.loadtest.analysis.full_load import load_remedy
 from service.loadtest.analysis.result import build_result
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.defaults import settled
 from service.loadtest.execute import _with_given_levels
 from service.loadtest.journal import Journal
+from service.loadtest.load.announcements import beforehand, calibration_words
 from service.loadtest.load.load_test import LoadTest
 from service.loadtest.load.server_description import choose_variants
 from service.loadtest.plan import Variant, planned_blocks
-from service.loadtest.report.tables import settings_table
+from service.loadtest.report.tables import quality_table, settings_table, summary_table
 from service.loadtest.schema import Calibration, LoadTestResult, ServerDescription
 from tests.unit.slow_server import SlowServer, listening
 from tests.unit.test_loadtest import CLOCKED, Quiet, _modes, settings_for
@@ -300,6 +303,77 @@ async def test_a_run_that_is_continued_keeps_its_calibration(tmp_path: Path) -> 
     assert quiet.plans[0][:2] == (6, 5)
     assert again.calibration == whole.calibration
     assert again.complete
+
+
+@virtually(*CLOCKED)
+async def test_a_calibrated_run_that_was_interrupted_says_to_go_on(tmp_path: Path) -> None:
+    """Its first block is that of one request in flight, whose price is only an upper bound."""
+    server = SlowServer(first_s=0.1, tokens=1, slots=8)
+    async with listening(server):
+        whole = await default_run(
+            server, tmp_path, Quiet(), modes=["ref"], rounds=1, quality_prompts=0
+        )
+        path = tmp_path / "journal.jsonl"
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-2]))
+        settings = LoadTestSettings.model_validate(whole.settings)
+        journal, _ = Journal.reopen(tmp_path)
+    result = build_result(settings, whole.server, [REF], [Prompt(text="a")], journal)
+    assert (result.blocks_done, result.costs[0].rising) == (1, True)
+    (warning,) = [one for one in result.warnings if "fully loaded" in one]
+    assert warning == (
+        "ref was not fully loaded: it was measured at one load level only (at 1 in flight), so its true cost "
+        "is lower. The run ended before its higher load levels were measured; the same command again "
+        "measures the rest."
+    )
+    for table in (summary_table(result), quality_table(result)):
+        assert any("at most" in text for text in table.rows[0])
+        assert "At most: not fully loaded (ref at 1 in flight)" in table.caption
+    assert (
+        "(it was not fully loaded at 1 in flight, so the true price is lower)" in result.decision[0]
+    )
+    for table in (summary_table(whole), quality_table(whole)):
+        assert "At most" not in table.caption
+
+
+@pytest.mark.parametrize(
+    ("settings", "flat", "reached", "said"),
+    [
+        ({}, True, False, "the same command again"),
+        ({"concurrency": [1, 8]}, None, False, "the same command again"),
+        ({"concurrency": [1, 8]}, None, True, "leave out --concurrency"),
+        ({"rate": [2.0]}, None, True, "leave out --rate"),
+        ({"concurrency": [8], "rate": [2.0]}, None, True, "leave out --concurrency and --rate"),
+        ({"max_in_flight": 64}, False, True, "--max-in-flight, now 64"),
+        ({}, True, True, "more rounds (--rounds)"),
+    ],
+)
+def test_the_remedy_names_only_flags_that_were_given(
+    settings: dict[str, Any], flat: bool | None, reached: bool, said: str
+) -> None:
+    calibration = None if flat is None else Calibration(probes=[], cells=[], flat=flat)
+    found = load_remedy(LoadTestSettings(**settings), calibration, reached=reached)
+    assert said in found
+    for flag in ("concurrency", "rate"):
+        assert not (f"leave out --{flag}" in found and flag not in settings)
+
+
+def test_time_beyond_the_limit_is_told_with_the_reason() -> None:
+    """Blocks of at least 2.5 answers may need longer than ``max_s``, which is then not a promise."""
+    variants = [REF, BON, VBON]
+    _, climb = climbed(server_of(16_000, variants, 128), variants)
+
+    def told(**changes: Any) -> list[str]:
+        settings = LoadTestSettings(**changes)
+        return list(calibration_words(calibrated(climb, settings), settings))
+
+    assert len(told(max_s=1000.0)) == 1
+    _, reason = told(max_s=15.0)
+    assert re.match(
+        r"All blocks need .*, longer than the 15 seconds of --max-s, because a block has to", reason
+    )
+    _, given = told(max_s=15.0, duration_s=9.0)
+    assert given.startswith("Blocks of 9 seconds (--duration-s) need")
+    assert "15 seconds (--max-s), or longer" in beforehand(LoadTestSettings(max_s=15.0))
 
 
 @virtually(*CLOCKED)

@@ -109,7 +109,9 @@ def test_throughput_that_still_rises_is_told(levels: dict[float, float], rising:
     assert found.rising == rising
     cost = cost_of("vbon", found, 1.0)
     assert cost.rising == rising
-    assert "so its true cost is lower" in rising_warning(cost)
+    warning = rising_warning(cost, len(levels), "give higher ones")
+    assert warning.endswith("so its true cost is lower. Give higher ones.")
+    assert ("still rose" in warning) == (len(levels) > 1)
 
 
 @pytest.mark.parametrize(

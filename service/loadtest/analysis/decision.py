@@ -189,11 +189,14 @@ def _no_pair(costs: list[VariantCost], cells: Sequence[CellResult], currency: st
     cheapest, *others = sorted(costs, key=lambda cost: cost.per_1000)
     close = [cost.variant for cost in others if cost.low <= cheapest.high]
     word = f"as cheap as {', '.join(close)} within the range over rounds" if close else "cheapest"
-    most = "at most " if cheapest.rising else ""
+    most, bound = "", ""
+    if cheapest.rising:
+        most = "at most "
+        bound = f" (it was not fully loaded {cheapest.source}, so the true price is lower)"
     first = (
         f"Not measured: whether to fine-tune. {cheapest.variant} is {word if others else 'priced'}: {most}"
-        f"{number(cheapest.per_1000)} {currency} per 1,000 answers. Measure a tuned checkpoint and a mode "
-        "that samples several candidates to see when fine-tuning pays."
+        f"{number(cheapest.per_1000)} {currency} per 1,000 answers{bound}. Measure a tuned checkpoint and a "
+        "mode that samples several candidates to see when fine-tuning pays."
     )
     return [first, *lines]
 

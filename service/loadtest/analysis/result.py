@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -22,6 +22,7 @@ from service.loadtest.analysis.calibration import calibration_of
 from service.loadtest.analysis.cell_results import cell_result
 from service.loadtest.analysis.decision import decide
 from service.loadtest.analysis.extension import extension_of, extension_words, rounds_of
+from service.loadtest.analysis.full_load import load_remedy
 from service.loadtest.analysis.intervals import Float
 from service.loadtest.analysis.quality import baseline_of, curve_matrix, curve_of, quality_of
 from service.loadtest.analysis.saturation_search import begun_searches, confirmed_rates
@@ -71,7 +72,11 @@ def build_result(
     settings = settled(settings, server, variants)
     calibration = calibration_of(journal) if settings.chooses_levels else None
     searched = _searched(settings, variants, journal) if settings.saturate else True
-    cells, done, planned = _cells(settings, variants, journal, calibration)
+    cells, done, planned, unreached = _cells(settings, variants, journal, calibration)
+    remedies = {
+        variant.label: load_remedy(settings, calibration, reached=variant.label not in unreached)
+        for variant in variants
+    }
     rows = _rows(variants, settings, journal)
     quality = _quality(settings, rows)
     prompts_of_curve, matrix = _curve(rows, gold=False)
@@ -92,6 +97,7 @@ def build_result(
         [_judged_by_gold(one) for one in quality] if by_gold else quality,
         saturation,
         gold if by_gold else (prompts_of_curve, matrix),
+        remedies,
         complete=not unfinished,
     )
     if by_gold:
@@ -122,7 +128,15 @@ def build_result(
         decision=decide(pairs, costs, quality, cells, saturation, settings.currency),
         warnings=result_warnings(settings, server, cells, quality, done, planned)
         + search_warnings(saturation)
-        + [rising_warning(cost) for cost in costs if cost.rising]
+        + [
+            rising_warning(
+                cost,
+                sum(cell.variant == cost.variant for cell in cells),
+                remedies[cost.variant],
+            )
+            for cost in costs
+            if cost.rising
+        ]
         + ([] if extension is None else [extension_words(extension)]),
         examples=_examples(prompts, rows),
     )
@@ -133,7 +147,8 @@ def _cells(
     variants: Sequence[Variant],
     journal: Journal,
     calibration: Calibration | None,
-) -> tuple[list[CellResult], int, int]:
+) -> tuple[list[CellResult], int, int, set[str]]:
+    """The cells, the blocks done and planned, and the variants of which not every level was measured."""
     rounds = rounds_of(settings, journal)
     blocks = planned_blocks(settings, variants, calibration, rounds)
     if settings.saturate:
@@ -155,7 +170,8 @@ def _cells(
         for cell in dict.fromkeys(block.cell for block in blocks)
         if records[cell.key]
     ]
-    return cells, sum(map(len, records.values())), len(blocks)
+    unreached = {block.cell.variant.label for block in blocks if not records[block.cell.key]}
+    return cells, sum(map(len, records.values())), len(blocks), unreached
 
 
 Rows = dict[str, tuple[ScoringPass, list[ScoredAnswer]]]
@@ -213,6 +229,7 @@ def _costs_and_pairs(
     quality: Sequence[Quality],
     saturation: Sequence[Saturation],
     curve: tuple[list[int], Float],
+    remedies: Mapping[str, str],
     *,
     complete: bool,
 ) -> tuple[list[VariantCost], list[BreakEven]]:
@@ -235,6 +252,7 @@ def _costs_and_pairs(
             sides[v.label],
             [cell for cell in cells if cell.variant == v.label],
             _is_adapter(v, server),
+            remedies[v.label],
         )
         for v in measured
     }

@@ -12,6 +12,7 @@ from math import inf, isinf
 from typing import Literal
 
 from service.loadtest.analysis.break_even import Capacity, MeasuredVariant, paired_prices
+from service.loadtest.analysis.full_load import GIVEN_LEVELS, load_reason
 from service.loadtest.analysis.text import number
 from service.loadtest.schema import BreakEven, CellResult
 
@@ -25,11 +26,15 @@ SAME_LOAD = 1.25  # factor within which sequences are the same load, since reque
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One variant of a pair with its cells; ``adapter``: served as an unmerged LoRA adapter."""
+    """One variant of a pair with its cells; ``adapter``: served as an unmerged LoRA adapter.
+
+    ``remedy`` says what to do if the variant was not fully loaded.
+    """
 
     measured: MeasuredVariant
     cells: Sequence[CellResult]
     adapter: bool = False
+    remedy: str = GIVEN_LEVELS
 
     @property
     def name(self) -> str:
@@ -137,8 +142,8 @@ def _saturated(side: Side) -> bool:
 
 def _unsaturated(side: Side) -> str:
     return (
-        f"{side.name} was not fully loaded, because its throughput still rose {side.capacity.source}: let a "
-        "calibration choose the levels (leave out --concurrency), or allow higher ones (--max-in-flight)"
+        f"{side.name} was not fully loaded, because {load_reason(side.capacity.source, len(side.levels))}: "
+        f"{side.remedy}"
     )
 
 

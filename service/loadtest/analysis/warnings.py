@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from service.loadtest.analysis.full_load import load_reason
 from service.loadtest.config import LoadTestSettings
 from service.loadtest.schema import CellResult, Quality, Saturation, ServerDescription, VariantCost
 
@@ -91,13 +92,16 @@ def sampling_warnings(
     return found
 
 
-def rising_warning(cost: VariantCost) -> str:
-    """The warning about a variant that was not fully loaded."""
+def rising_warning(cost: VariantCost, levels: int, remedy: str) -> str:
+    """The warning about a variant that was not fully loaded.
+
+    Args:
+        levels: the number of load levels at which it was measured.
+        remedy: the text of :func:`load_remedy`.
+    """
     return (
-        f"{cost.variant} was not fully loaded: its throughput still rose at the highest level tried "
-        f"({cost.source}), so its true cost is lower. Let a calibration choose the levels (leave out "
-        "--concurrency), or add higher ones; a single-sample mode needs N times as many requests in flight "
-        "as best-of-N."
+        f"{cost.variant} was not fully loaded: {load_reason(cost.source, levels)}, so its true cost is "
+        f"lower. {remedy[:1].upper()}{remedy[1:]}."
     )
 
 

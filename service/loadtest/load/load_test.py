@@ -181,7 +181,7 @@ class LoadTest:
             )
             self._journal.append("calibration", found.model_dump(mode="json"))
             self._calibration = found
-        for line in calibration_words(self._calibration):
+        for line in calibration_words(self._calibration, self._settings):
             self._progress.note(line)
         limit = self._settings.limit_s
         needed = planned_s(self._calibration, self._settings.rounds)

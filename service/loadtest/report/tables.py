@@ -143,6 +143,7 @@ def summary_table(result: LoadTestResult) -> ReportTable:
         "p95, ms",
     )
     caption = "Means [95% interval over prompts]; speed at the load with the most answers a second."
+    caption += _upper_bounds(result)
     return ReportTable("summary", "Each mode in a line", caption, columns, tuple(rows), None)
 
 
@@ -179,6 +180,7 @@ def quality_table(result: LoadTestResult) -> ReportTable:
         "ended; they are scored as they are. Costs at the highest throughput measured "
         "(cheapest to dearest round)."
     )
+    caption += _upper_bounds(result)
     columns = (
         "mode",
         "mean reward",
@@ -191,6 +193,17 @@ def quality_table(result: LoadTestResult) -> ReportTable:
         "throughput from",
     )
     return ReportTable("quality", "Reward and cost", caption, columns, tuple(rows), None)
+
+
+def _upper_bounds(result: LoadTestResult) -> str:
+    """A sentence that says why prices are "at most" what is shown; empty if none is."""
+    found = [f"{cost.variant} {cost.source}" for cost in result.costs if cost.rising]
+    if not found:
+        return ""
+    return (
+        f" At most: not fully loaded ({', '.join(found)}), so the true price is lower; the warnings say "
+        "what to do."
+    )
 
 
 def _gold_texts(one: Quality | None) -> tuple[str, str]:

@@ -172,7 +172,7 @@ export class Form {
     shown.textContent =
       `${counted(blocks, "block")} (${counted(variants, "variant")}, ${counted(levels, "load level")}, ` +
       `${counted(rounds, "round")}): ` +
-      (calibrated ? `half a minute to choose the levels, then about ${time} or less` : time) +
+      (calibrated ? `half a minute to choose the levels, then up to about ${time}, or longer if answers are slow` : time) +
       ", and some seconds to score" +
       (over ? `; this server allows ${number(this.#maxS)} s` : "");
     shown.classList.toggle("over", over);
