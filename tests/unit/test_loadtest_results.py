@@ -168,6 +168,40 @@ def test_warnings_come_in_three_groups_with_a_command_and_none_is_lost(
     assert grouped_warnings(result.model_copy(update={"warnings": []})) == []
 
 
+SAME: dict[str, Any] = {
+    "api": "openai", "api_key_env": "KEY", "modes": ["my-model"], "prompts": "my prompts.csv",
+    "prompt_column": "question", "encoding": "utf-8", "prompt_count": 200, "max_tokens": 7,
+    "temperature": 0.5, "ignore_eos": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "rounds", "scored"),
+    [
+        (SAME, 10, 256),
+        (SAME | {"rounds": 900, "quality_prompts": 100, "prompt_count": 100}, 1000, 400),
+        (SAME | {"prompts": None, "prompt_column": None, "prompt_words": "20:200"}, 10, 256),
+    ],
+)
+def test_the_command_asks_the_same_server_the_same_and_scores_more_prompts(
+    result: LoadTestResult, given: dict[str, Any], rounds: int, scored: int
+) -> None:
+    before = LoadTestSettings(**given)
+    warnings = ["The run was interrupted.", "Rewards were measured on few prompts."]
+    changed = {"warnings": warnings, "settings": before.model_dump(mode="json")}
+    again, more = (
+        read_command(one.command) for one in grouped_warnings(result.model_copy(update=changed))
+    )
+    for name in SAME.keys() - {"prompt_count"}:
+        assert getattr(again, name) == getattr(more, name) == getattr(before, name), name
+    assert (again.rounds, again.prompt_count) == (rounds, before.prompt_count)
+    assert min(more.quality_prompts, more.prompt_count) == scored
+    # The prompts of a load test of the page are gone with its directory.
+    hosted = changed["settings"] | {"supervised": True}
+    for one in grouped_warnings(result.model_copy(update=changed | {"settings": hosted})):
+        assert read_command(one.command).prompts is None
+
+
 def read_command(command: str) -> LoadTestSettings:
     """The settings that the command has; it fails on a flag that does not exist."""
     words = shlex.split(command)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.loadtest.analysis.text import number
+from service.loadtest.config import LoadTestSettings
 from service.loadtest.plan import BON
 from service.loadtest.report.tables import load_text
 from service.loadtest.schema import CellResult, LoadTestResult, Quality, ServedMode
@@ -298,16 +299,37 @@ _QUALITY = "Quality: score more answers"
 _OTHER = "Client and setup: send the load from another machine that has nothing else to do"
 
 
+# Settings with which the same is asked of the same server.
+_SAME = (
+    *("api", "api_key_env", "prompts", "prompt_column", "encoding", "prompt_words", "prompt_count"),
+    *("max_tokens", "temperature"),
+)
+_MOST_ROUNDS = 1000
+_FIELDS = LoadTestSettings.model_fields
+
+
 def _command(result: LoadTestResult, heading: str) -> str:
-    """The load test of the same modes that mends what a heading says."""
-    settings = result.settings
-    words = ["vbon", "loadtest", "run", "--url", result.server.url]
-    if settings.get("modes"):
-        words += ["--modes", ",".join(settings["modes"])]
-    if settings.get("n"):
-        words += ["--n", ",".join(str(n) for n in settings["n"])]
+    """The load test of the same modes and prompts that mends what a heading says."""
+    settings = dict(result.settings)
+    flags: dict[str, object] = {"url": result.server.url}
+    flags |= {name: ",".join(map(str, settings.get(name) or [])) for name in ("modes", "n")}
+    if settings.get("supervised"):  # a load test of the page, whose file of prompts is gone
+        settings |= {"prompts": None, "prompt_column": None, "encoding": None}
+    flags |= {name: settings[name] for name in _SAME if _is_chosen(name, settings.get(name))}
     if heading == _AGAIN:
-        words += ["--rounds", str(max(10, 2 * (settings.get("rounds") or 0)))]
+        flags["rounds"] = min(_MOST_ROUNDS, max(10, 2 * (settings.get("rounds") or 0)))
     elif heading == _QUALITY:
-        words += ["--quality-prompts", str(max(64, 4 * (settings.get("quality_prompts") or 0)))]
+        scored = max(64, 4 * (settings.get("quality_prompts") or 0))
+        flags["quality_prompts"] = scored
+        known = settings.get("prompt_count") or _FIELDS["prompt_count"].default
+        flags["prompt_count"] = max(known, scored)  # no more than are used can be scored
+    words = ["vbon", "loadtest", "run"]
+    for name, value in flags.items():
+        words += [f"--{name.replace('_', '-')}", str(value)] if value != "" else []
+    words += ["--ignore-eos"] if settings.get("ignore_eos") else []
     return shlex.join(words)
+
+
+def _is_chosen(name: str, value: object) -> bool:
+    """True if a setting is another than the default."""
+    return value is not None and value != _FIELDS[name].default
