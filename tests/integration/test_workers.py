@@ -353,9 +353,14 @@ async def test_a_holder_that_is_killed_is_replaced_and_what_it_stored_stays(
         assert seen <= {200, 404, 503}
         await eventually(lambda: asyncio.to_thread(lambda: not lives(child)))
         await server.ready()
+
+        async def listed() -> bool:  # the new worker is ready, and the other one connected to it
+            return (await client.get("/loadtests")).status_code == 200
+
+        await eventually(listed)
         assert len((await client.get("/loadtests")).json()["runs"]) == kept
 
-        async def begun() -> bool:  # the new worker is ready, and the other one connected to it
+        async def begun() -> bool:
             answer = await client.post("/loadtests", json=body)
             assert answer.status_code in (202, 503), answer.text
             return answer.status_code == 202
