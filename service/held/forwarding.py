@@ -25,7 +25,7 @@ class Holder(Protocol):
         """End the connection."""
 
     async def ask(self, asked: Asked) -> Answered:
-        """Let the holder answer a request; its work is aborted if this is cancelled.
+        """Let the holder answer a request, whose client has left if this is cancelled.
 
         Raises:
             NotReadyError: the holder cannot be reached.

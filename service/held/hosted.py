@@ -25,6 +25,7 @@ class HeldRequests:
 
     def __init__(self, app: FastAPI) -> None:
         self._app = app
+        self._serving: set[asyncio.Task[None]] = set()
         # The other front end has done what the middleware does. These two are FastAPI's own.
         inner = AsyncExitStackMiddleware(app.router)
         handlers = {k: v for k, v in app.exception_handlers.items() if k not in (500, Exception)}
@@ -39,7 +40,11 @@ class HeldRequests:
             await changed.wait()
 
     async def ask(self, asked: Asked) -> Answered:
-        """The answer to a request of a held route; cancelling it disconnects the client.
+        """The answer to a request of a held route.
+
+        Cancelling it disconnects the client: the route goes on unless it looks for that, as it does where no
+        request is forwarded. Otherwise half of a change could be made, such as a verdict that is stored while
+        its pair still waits for one.
 
         Raises:
             WireError: it is none.
@@ -67,12 +72,13 @@ class HeldRequests:
         current_request.set(context)
         body: list[bytes] = [asked.body]
         answer: dict[str, Any] = {"body": bytearray()}
-        never = asyncio.Event()
+        gone = asyncio.Event()
 
         async def receive() -> dict[str, Any]:
-            if not body:
-                await never.wait()
-            return {"type": "http.request", "body": body.pop(), "more_body": False}
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            await gone.wait()
+            return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -80,7 +86,13 @@ class HeldRequests:
             else:
                 answer["body"] += message.get("body", b"")
 
-        await self._inner(scope, receive, send)
+        serving = asyncio.create_task(self._inner(scope, receive, send))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+        try:
+            await asyncio.shield(serving)
+        finally:
+            gone.set()
         return Answered(
             answer["status"],
             [(bytes(name), bytes(value)) for name, value in answer["headers"]],

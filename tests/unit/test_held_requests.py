@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from service.held.forwarding import ForwardingMiddleware
 from service.held.hosted import HELD_REQUESTS, HeldRequests
 from service.held.requests import Answered, Asked
 from service.held.routes import is_held
+from service.store import add_preference
 from service.wire import WireError, WireServer
 from service.wire.replicas import Address, FixedReplicas
 from tests.unit.fakes import make_runtime
@@ -105,6 +107,50 @@ async def test_a_pair_and_its_verdict_pass_through_another_front_end(tmp_path: P
         assert wrong.status_code == 422
         # The verdict is in the store, which all read.
         assert len((await service.other.get("/preferences")).json()["standings"]) == 1
+
+
+async def test_a_client_that_leaves_while_its_verdict_is_stored_cannot_give_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with one process, where only routes that look for the client's end are cut short."""
+    storing, go_on = threading.Event(), threading.Event()
+
+    def slow(store: Any, verdict: Any) -> int:
+        storing.set()
+        assert go_on.wait(10)
+        return add_preference(store, verdict)
+
+    monkeypatch.setattr("service.routes.preferences.add_preference", slow)
+    async with two(tmp_path) as service:
+        shown = await service.other.post("/preferences/pairs", json=PAIR)
+        verdict = {"pair": shown.json()["pair"], "winner": "left"}
+        leaving = asyncio.create_task(service.other.post("/preferences", json=verdict))
+        assert await asyncio.to_thread(storing.wait, 10)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await asyncio.sleep(0.05)  # the holder learns of it
+        go_on.set()
+        again = await service.other.post("/preferences", json=verdict)
+        assert (again.status_code, again.json()["error"]["type"]) == (404, "not_found")
+        async with asyncio.timeout(10):
+            while not (await service.other.get("/preferences")).json()["standings"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        [standing] = (await service.other.get("/preferences")).json()["standings"]
+        assert standing["wins"] + standing["losses"] == 1
+
+
+async def test_a_client_that_leaves_ends_the_pair_that_is_drawn_for_it(tmp_path: Path) -> None:
+    async with two(tmp_path) as service:
+        runtime = service.held.state.runtime
+        runtime.policies["ref"]._seconds_per_token = 10.0
+        leaving = asyncio.create_task(service.other.post("/preferences/pairs", json=PAIR))
+        async with asyncio.timeout(10):
+            while not runtime.admission.running:  # noqa: ASYNC110  (another process's)
+                await asyncio.sleep(0.01)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+            while runtime.admission.running:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_without_a_holder_the_answer_is_503_and_others_go_on(tmp_path: Path) -> None:
