@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -443,6 +443,10 @@ class Runtime:
         If the engine dies before anything of the answer was sent, and is back in time, it is begun again.
         """
         begun_s = perf_counter()
+        engines = [
+            resources.engine,
+            *(one for one in self._other_engines(asked.mode) if one.alive),
+        ]
 
         def patience_s(error: EngineDeadError) -> float:
             # The second attempt may take as long as the first one.
@@ -453,7 +457,7 @@ class Runtime:
             outcome = await self._admit_and_decode(request, task, resources, progress, patience_s)
             return request, outcome
         except EngineDeadError as error:
-            if not await self._is_back(resources.engine, patience_s(error)):
+            if not await self._are_back(engines, patience_s(error)):
                 raise
             told = error.log_text or error
             logger.warning("a request of mode %s is begun again: %s", asked.mode.name, told)
@@ -465,23 +469,30 @@ class Runtime:
     def _patience_s(self, request: PromptRequest, error: EngineDeadError, left_s: float) -> float:
         """Seconds that a request may wait for its dead engine; none if it cannot be begun again."""
         seen = request.observer.has_tokens or request.observer.has_candidates
-        # Mode auto has other routes.
-        if not error.again or seen or request.routing is not None or self.in_flight.closing:
+        # Mode auto has another route in the place of a single sample.
+        elsewhere = request.routing is not None and not request.mode.strategy.reranks
+        if not error.again or seen or elsewhere or self.in_flight.closing:
             return 0.0
         return min(self.settings.restarts.wait_s, left_s)
 
-    async def _is_back(self, engine: Engine, wait_s: float) -> bool:
-        """Wait for an engine that has died; false if it is not back in time, or a shutdown begins."""
+    async def _are_back(self, engines: Sequence[Engine], wait_s: float) -> bool:
+        """Wait until engines, of which one has died, all live; false if they will not, or not in time."""
         if wait_s <= 0:
             return False
+
+        def may_come() -> bool:
+            served = self.policies.values()
+            left = any(not (one.alive or any(one is other for other in served)) for one in engines)
+            return not left and not self.in_flight.closing
+
         try:
             async with asyncio.timeout(wait_s):
                 await asyncio.sleep(_DEATH_KNOWN_S)
-                while not engine.alive and not self.in_flight.closing:  # noqa: ASYNC110  (another process's)
+                while may_come() and not all(one.alive for one in engines):  # noqa: ASYNC110
                     await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             return False
-        return not self.in_flight.closing
+        return may_come()
 
     async def _encode(
         self, request: PromptRequest, engine: Engine, progress: PromptProgress
