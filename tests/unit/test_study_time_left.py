@@ -15,6 +15,7 @@ from rich.console import Console
 from service.loadtest import config as loadtest_config
 from service.loadtest.analysis import calibration
 from service.loadtest.config import LoadTestSettings
+from service.loadtest.load.progress import TerminalProgress
 from service.settings import ServiceSettings
 from training.configs import EvaluateConfig
 from vbon import work_report
@@ -283,6 +284,39 @@ def test_work_that_is_only_foreseen_is_not_all_that_a_step_does() -> None:
     paces.read(Reading("log p", 0, 4, 20.0))
     paces.read(Reading("log p", 2, 4, 24.0))
     assert paces.left(works, 24.0) == Span(4 + 10, None, ("steps",))
+
+
+def test_scoring_between_the_blocks_of_a_load_test_is_not_their_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four blocks of 6 s, as planned, of which two come after 100 s of scoring; then two more."""
+    clock = [0.0]
+    monkeypatch.setattr(work_report.time, "monotonic", lambda: clock[0])
+    monkeypatch.setenv(FILE_ENV, str(tmp_path / "work.jsonl"))
+    file, paces = ReadingsFile(tmp_path / "work.jsonl"), Paces()
+    paces.begin("", 0.0)
+
+    def told() -> Span:
+        for reading in file.new():
+            paces.read(reading)
+        return paces.left((), clock[0])
+
+    progress = TerminalProgress(Console(file=StringIO()))
+    progress.begin("warming up", None)
+    progress.planned(4, 0, 24.0)
+    for left_s in (24.0, 18.0):
+        progress.begin("block", 6.0, left_s)
+        clock[0] += 6
+    assert told() == Span(18.0, 18.0)
+    progress.begin("scoring bon", None)
+    clock[0] += 100
+    for left_s in (12.0, 6.0):
+        progress.begin("block", 6.0, left_s)
+        assert told() == Span(left_s, left_s)
+        clock[0] += 6
+    progress.planned(6, 4, 12.0)  # the ranges over rounds were too wide
+    progress.begin("block", 6.0, 12.0)
+    assert told() == Span(12.0, 12.0)
 
 
 def test_a_step_that_does_not_report_all_of_its_work_reports_none(

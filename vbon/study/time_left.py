@@ -179,8 +179,9 @@ class Paces:
         """Units left by kind: of what has begun, and of what is foreseen."""
         found = dict(self._foreseen)
         for kind, pieces in self._pieces.items():
-            done = sum(piece.last.total - piece.left for piece in pieces)
-            found[kind] = max(found.get(kind, 0.0) - done, sum(piece.left for piece in pieces))
+            done = sum(piece.last.done or 0.0 for piece in pieces)
+            # What was left of a piece when another one began is in that one, or was given up.
+            found[kind] = max(found.get(kind, 0.0) - done, pieces[-1].left)
         return {kind: amount for kind, amount in found.items() if amount > 0}
 
 

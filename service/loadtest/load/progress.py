@@ -39,6 +39,7 @@ class TerminalProgress:
         self._what = ""
         self._answered = self._failed = 0
         self._planned_s: float | None = None
+        self._paused = False
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -57,7 +58,7 @@ class TerminalProgress:
         self._bar.update(self._task, total=blocks, completed=done)
         if done:
             self._console.print(f"continuing: {done} of {blocks} blocks were measured before")
-        self._planned_s = left_s
+        self._planned_s, self._paused = left_s, False
         if left_s:
             report_work(LOAD_TEST, 0.0, left_s, begins=True)
             self._console.print(f"{blocks - done} blocks take about {duration(left_s)}")
@@ -67,8 +68,7 @@ class TerminalProgress:
         self._what = what if seconds is None else f"{what} ({seconds:.3g} s)"
         left = "" if left_s is None else f"about {duration(left_s)} left"
         self._bar.update(self._task, left=left)
-        if left_s is not None and self._planned_s:
-            report_work(LOAD_TEST, self._planned_s - left_s, self._planned_s)
+        self._report(left_s)
         self._answered = self._failed = 0
         self._draw()
 
@@ -101,6 +101,17 @@ class TerminalProgress:
     def note(self, text: str) -> None:
         """Print a line."""
         self._console.print(escape(text), highlight=False)
+
+    def _report(self, left_s: float | None) -> None:
+        """Report the time of the blocks; anew after scoring or a probe, which are not in their pace."""
+        if left_s is None or not self._planned_s:
+            self._paused = True
+            return
+        if self._paused:
+            self._planned_s = left_s
+        done_s = self._planned_s - left_s
+        report_work(LOAD_TEST, done_s, self._planned_s, begins=self._paused)
+        self._paused = False
 
     def _draw(self) -> None:
         failed = f", {self._failed} failed" if self._failed else ""
