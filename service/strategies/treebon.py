@@ -21,7 +21,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from time import perf_counter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -40,12 +40,19 @@ from vbon.concurrency import all_or_first_error
 from vbon.engine import Candidate, Engine, FinishReason
 from vbon.errors import InvalidInputError
 
+# Bounds of the tree that an answer's details tell.
+MOST_BRANCHES, MOST_CHARACTERS = 128, 60
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:
     """A partial answer.
 
     Attributes:
+        place: its number among all branches drawn, in the order of the layers; -1 for the prompt.
+        parent: the place of the branch that it continues.
+        layer: the layer that drew it, from 1.
+        own_text: what it adds to its parent's text.
         logprobs: of each token, nats, as the engine tells them.
         finished: why it ended; ``None`` if it can be continued.
         worth: the implicit reward; 0 until it is computed.
@@ -55,6 +62,10 @@ class Branch:
     logprobs: tuple[float, ...]
     finished: FinishReason | None
     worth: float = 0.0
+    place: int = -1
+    parent: int = -1
+    layer: int = 0
+    own_text: str = ""
 
 
 class TreeBon(Strategy):
@@ -98,13 +109,21 @@ class TreeBon(Strategy):
         decoded = perf_counter()
         candidates = [await tree.candidate(i, leaf) for i, leaf in enumerate(leaves)]
         scored = await _score_all(candidates, task, scorer)
+        finished = perf_counter()
+        details = {
+            "layers": tree.layers,
+            "guide": self.guide,
+            "guide_tokens": tree.guide_tokens,
+            "branches": tree.told(MOST_BRANCHES),
+            "branches_left_out": max(0, len(tree.branches) - MOST_BRANCHES),
+        }
         return Outcome(
             highest(scored_only(scored)),
             scored,
             (decoded - started) * 1e3,
-            (perf_counter() - decoded) * 1e3,
+            (finished - decoded) * 1e3,
             tree.generated_tokens,
-            {"layers": tree.layers, "guide": self.guide, "guide_tokens": tree.guide_tokens},
+            details,
         )
 
     def _guide_engine(self, resources: Resources) -> Engine:
@@ -173,11 +192,16 @@ def implicit_reward(guide: Sequence[float], policy: Sequence[float]) -> float:
 
 
 class _Tree:
-    """Extends and ranks the branches of one task, and counts layers and tokens."""
+    """Extends and ranks the branches of one task, remembers them, and counts layers and tokens.
+
+    Attributes:
+        branches: all that were drawn, by place.
+    """
 
     def __init__(self, task: Task, engine: Engine, guide: Engine) -> None:
         self._task, self._engine, self._guide = task, engine, guide
-        self._drawn = 0
+        self.branches: list[Branch] = []
+        self._continued: set[int] = set()
         self.layers = 0
         self.generated_tokens = 0
         self.guide_tokens = 0
@@ -187,13 +211,19 @@ class _Tree:
     ) -> list[Branch]:
         """Draw ``children[i]`` continuations of branch i, each of at most ``tokens`` tokens."""
         self.layers += 1
-        ends = list(accumulate(children, initial=self._drawn))
+        self._continued.update(branch.place for branch in branches)
+        ends = list(accumulate(children, initial=len(self.branches)))
         grown = await all_or_first_error(
             self._extend(branch, count, tokens, first)
             for branch, count, first in zip(branches, children, ends[:-1], strict=True)
         )
-        self._drawn = ends[-1]
-        return [branch for group in grown for branch in group]
+        found = [
+            replace(child, place=place, parent=branch.place, layer=self.layers)
+            for branch, group, first in zip(branches, grown, ends[:-1], strict=True)
+            for place, child in enumerate(group, first)
+        ]
+        self.branches += found
+        return found
 
     async def _extend(
         self, branch: Branch, children: int, tokens: int, first_index: int
@@ -229,11 +259,15 @@ class _Tree:
             finished = "stop"
         elif len(ids) >= self._task.sampling.max_tokens:
             finished = "length"
-        return Branch(ids, branch.logprobs + (candidate.token_logprobs or ()), finished)
+        logprobs = branch.logprobs + (candidate.token_logprobs or ())
+        return Branch(ids, logprobs, finished, own_text=candidate.text)
 
     async def with_worth(self, branches: Sequence[Branch]) -> list[Branch]:
         """The same branches with their worth computed."""
-        return await all_or_first_error(self._with_worth(i, b) for i, b in enumerate(branches))
+        ranked = await all_or_first_error(self._with_worth(i, b) for i, b in enumerate(branches))
+        for branch in ranked:
+            self.branches[branch.place] = branch
+        return ranked
 
     async def _with_worth(self, index: int, branch: Branch) -> Branch:
         task = self._task
@@ -254,6 +288,28 @@ class _Tree:
                 task.sampling.priority,
             )
         return replace(branch, worth=implicit_reward(guided, own))
+
+    def told(self, most: int) -> list[dict[str, Any]]:
+        """The first branches as JSON values: a parent comes before its children, a leaf has its candidate."""
+        leaves = [branch.place for branch in self.branches if branch.finished is not None]
+        candidate = {place: index for index, place in enumerate(leaves)}
+        told = []
+        for branch in self.branches[:most]:
+            ended = branch.finished is not None
+            state = "kept" if branch.place in self._continued else "dropped"
+            told.append(
+                {
+                    "parent": branch.parent if branch.parent >= 0 else None,
+                    "layer": branch.layer,
+                    "tokens": len(branch.token_ids),
+                    "text": branch.own_text[:MOST_CHARACTERS],
+                    # JSON has no infinity, which a guide that excludes a token gives.
+                    "log_ratio": None if ended or not math.isfinite(branch.worth) else branch.worth,
+                    "state": "ended" if ended else state,
+                    "candidate": candidate.get(branch.place),
+                }
+            )
+        return told
 
     async def candidate(self, index: int, leaf: Branch) -> Candidate:
         """The candidate that a leaf makes."""

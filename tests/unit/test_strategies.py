@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections import Counter
 from typing import Any, ClassVar
@@ -696,6 +697,59 @@ async def test_a_finished_branch_is_a_leaf_whenever_it_finished(n: int, children
         layers |= {math.ceil(len(ids) / 3) for ids in stopped}
     assert most <= n
     assert len(layers) > 1
+
+
+async def test_a_tree_tells_which_of_its_branches_were_kept() -> None:
+    outcome, _ = await ask(
+        TreeBon(children=2, layer_tokens=5), n=8, max_tokens=20, engine=FakeEngine()
+    )
+    told = outcome.details["branches"]
+    assert outcome.details["branches_left_out"] == 0
+    layers = [[one for one in told if one["layer"] == layer] for layer in range(1, 5)]
+    assert [one for layer in layers for one in layer] == told
+    assert {one["state"] for one in told} == {"kept", "dropped", "ended"}
+    for layer, later in zip(layers, [*layers[1:], []], strict=True):
+        growing = [one for one in layer if one["state"] != "ended"]
+        kept = sorted(growing, key=lambda one: -one["log_ratio"])[: math.ceil(len(growing) / 2)]
+        assert [one for one in growing if one["state"] == "kept"] == [
+            one for one in growing if one in kept
+        ]
+        assert [told[place] for place in sorted({one["parent"] for one in later})] == [
+            one for one in layer if one["state"] == "kept"
+        ]
+        assert len(later) == len(growing)
+    leaves = [one for one in told if one["state"] == "ended"]
+    assert [one["candidate"] for one in leaves] == list(range(8))
+    for leaf, scored in zip(leaves, outcome.candidates, strict=True):
+        path = [leaf]
+        while path[0]["parent"] is not None:
+            path.insert(0, told[path[0]["parent"]])
+        assert "".join(one["text"] for one in path) == scored.candidate.text
+        assert leaf["tokens"] == len(scored.candidate.token_ids)
+        assert leaf["log_ratio"] is None
+
+
+async def test_the_tree_told_is_bounded_and_always_json() -> None:
+    class Excluding(FakeEngine):
+        """Gives every second answer a token of probability 0."""
+
+        async def logprobs(
+            self, prompt_token_ids: Any, ids: Any, request_id: str, priority: int = 0
+        ) -> list[float]:
+            return [-math.inf if ids[0] % 2 else -1.0] * len(ids)
+
+    outcome, _ = await ask(
+        TreeBon(children=2, layer_tokens=20),
+        n=40,
+        max_tokens=100,
+        engine=FakeEngine(endless=True),
+        guide=Excluding("excluding"),
+    )
+    told = outcome.details["branches"]
+    assert (len(told), outcome.details["branches_left_out"]) == (128, 5 * 40 - 128)
+    assert max(len(one["text"]) for one in told) == 60
+    assert None in [one["log_ratio"] for one in told if one["state"] == "dropped"]
+    json.dumps(told, allow_nan=False)
 
 
 async def test_tree_keeps_the_branches_that_the_guide_prefers() -> None:
