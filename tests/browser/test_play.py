@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,11 @@ def slow(seconds: float = 0.02, **options: Any) -> dict[str, FakeEngine]:
 
 def column(page: Page, mode: str) -> Locator:
     return page.locator(f".column[data-mode={mode}]")
+
+
+async def show_candidates(shown: Locator) -> None:
+    """Opens those of a column, which comes with the first of them."""
+    await shown.locator("summary", has_text=re.compile(r"^\d+ candidates?$")).click()
 
 
 async def open_ready(visitor: Visitor, url: str, **options: Any) -> Page:
@@ -178,6 +184,7 @@ async def test_candidates_come_with_their_rewards_and_the_highest_is_chosen(
         await ask(page, **{"N (candidates)": "12", "Max tokens": "40", "Seed": "3"})
         bon = column(page, "bon")
         rows = bon.locator(".candidate")
+        await show_candidates(bon)
         await expect(rows.nth(1)).to_be_visible()
         assert await rows.count() < 12, "they should come one by one"
         await expect(bon.locator("[data-mark=best]")).to_have_count(1)
@@ -216,6 +223,61 @@ async def test_candidates_come_with_their_rewards_and_the_highest_is_chosen(
     assert [int(index) for index in drawn] == list(range(12))
     for words in ("queue", "decode", "rerank", "policy ref, revision fake"):
         assert words in facts
+
+
+async def test_candidates_and_the_way_to_an_answer_are_shown_on_demand(visitor: Visitor) -> None:
+    ways = ("treebon", "speculative-rejection")
+    async with hosted(make_runtime(store="none")) as url:
+        page = await open_ready(visitor, url, width=390)
+        for mode in ("ref", "vbon", "bon"):
+            await page.get_by_label(mode, exact=True).uncheck()
+        await page.get_by_text("Other ways to choose among N").click()
+        for mode in ways:
+            await page.get_by_label(mode, exact=True).check()
+        await ask(page, **{"N (candidates)": "8", "Max tokens": "16", "Seed": "3"})
+        await done(page, 2)
+        tree, checks = (column(page, mode) for mode in ways)
+        for shown in (tree, checks):
+            await expect(shown.locator("details")).to_have_count(2)
+            await expect(shown.locator("details[open]")).to_have_count(0)
+            await expect(shown.locator("summary").first).to_have_text("8 candidates")
+            for summary in await shown.locator("summary").all():
+                await summary.press("Enter")
+        async with httpx.AsyncClient(base_url=url) as client:
+            body = {"prompt": PROMPT, "n": 8, "max_tokens": 16, "seed": 3}
+            asked = [
+                (await client.post("/generate", params={"mode": mode}, json=body)).json()
+                for mode in ways
+            ]
+        branches = asked[0]["details"]["branches"]
+        expected = Counter(one["state"] for one in branches)
+        expected.update(chosen=1, ended=-1)
+        await expect(tree.locator(".branch")).to_have_count(len(branches))
+        told = await tree.locator(".branch-state").all_inner_texts()
+        assert Counter(told) == expected
+        assert {"kept", "dropped"} <= expected.keys()
+        for state in ("kept", "dropped"):
+            texts = await tree.locator(
+                f".branch[data-state={state}] .branch-text"
+            ).all_inner_texts()
+            drawn = [one["text"].strip() for one in branches if one["state"] == state]
+            assert sorted(text.strip() for text in texts) == sorted(drawn)
+        # The branch that led to the answer contains it.
+        path = tree.locator(".tree > li", has=page.locator("[data-state=chosen]"))
+        await expect(path).to_have_count(1)
+        left = [
+            f"after {one['tokens']} tokens{one['left']} left"
+            for one in asked[1]["details"]["checks"]
+        ]
+        assert left
+        await expect(checks.locator(".steps li")).to_have_text(["at first8 left", *left])
+        await assert_fits(page)
+        await assert_accessible(page)
+        await checks.locator("summary").first.press("Enter")
+        await ask(page, "another", Seed="4")
+        await done(page, 2)
+        await expect(tree.locator("details[open]")).to_have_count(2)
+        await expect(checks.locator("details[open]")).to_have_count(1)
 
 
 async def test_stop_stops_the_server_s_work(visitor: Visitor) -> None:
@@ -386,6 +448,7 @@ async def test_text_of_models_and_users_is_never_markup(visitor: Visitor, tmp_pa
         await ask(page, prompt, **{"N (candidates)": "6", "Max tokens": "8"})
         await done(page)
         await expect(column(page, "ref").locator(".answer")).to_contain_text(INJECTIONS[0])
+        await show_candidates(column(page, "bon"))
         for text in INJECTIONS:
             await expect(
                 column(page, "bon").locator(".candidate-text", has_text=text).first
@@ -457,7 +520,9 @@ async def test_answers_are_accessible_and_fit(visitor: Visitor, width: int, dark
         await page.get_by_text("Other ways to choose among N").click()
         await page.get_by_label("soft-bon", exact=True).check()
         await ask(page, "word" * 50 if width == 360 else PROMPT, **{"Max tokens": "24"})
-        await page.locator(".column").nth(3).wait_for()
+        await done(page, 4)
+        for mode in ("bon", "soft-bon"):
+            await show_candidates(column(page, mode))
         await assert_fits(page)
         await assert_accessible(page)
 
@@ -493,6 +558,7 @@ async def test_the_real_engine_answers_and_is_judged(visitor: Visitor, real_url:
     await ask(page, **{"N (candidates)": "8", "Max tokens": "12", "Seed": "5"})
     await done(page)
     bon = column(page, "bon")
+    await show_candidates(bon)
     rewards = [float(text) for text in await bon.locator(".reward").all_inner_texts()]
     reward = await bon.locator(".stats dd").first.inner_text()
     assert len(rewards) == 8

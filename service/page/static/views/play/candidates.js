@@ -1,16 +1,18 @@
-// The candidates of one answer: a row each, with its reward as a bar.
+// The candidates of one answer, shown on demand: a row each, with its reward as a bar.
 
-import { el, number, replace } from "../../dom.js";
+import { counted, el, number, replace } from "../../dom.js";
+import { onDemand } from "./on_demand.js";
 
 export class Candidates {
   #rows = new Map(); // index -> {candidate, node}
   #list;
+  #count = el("span", {});
   #sorted = true;
   #best = null;
 
   constructor(name) {
     this.#list = el("ol", { class: "candidates", tabindex: 0, "aria-label": `candidates of ${name}` });
-    this.node = el("details", { class: "drawn", open: true }, el("summary", {}, "Candidates"), this.#tools(), this.#list);
+    this.node = onDemand(`${name}: candidates`, this.#count, this.#tools(), this.#list);
   }
 
   /** A candidate that has its reward, or has none; one seen before is brought up to date. */
@@ -19,6 +21,7 @@ export class Candidates {
     const made = { candidate, node: row(candidate) };
     this.#rows.set(candidate.index, made);
     this.#place(made);
+    this.#count.textContent = counted(this.#rows.size, "candidate");
   }
 
   /** The one with the highest reward so far. */

@@ -5,6 +5,7 @@ import { duration, el, freshId, number, replace } from "../../dom.js";
 import { Candidates } from "./candidates.js";
 import { chosen } from "./chosen.js";
 import { reranks } from "./form.js";
+import { growth } from "./growth.js";
 import { trouble } from "./trouble.js";
 
 const SHOWN_OF_PROMPT = 160;
@@ -100,7 +101,8 @@ export class Column {
       this.#showCandidates();
       this.#candidates.finish(answer.candidates, answer.selected_index);
     }
-    replace(parts.facts, chosen(answer, this.#body.budget), facts(answer, this.#times(answer)));
+    replace(parts.facts, facts(answer, this.#times(answer), chosen(answer, this.#body.budget)));
+    replace(parts.growth, growth(answer));
     this.#state("done", "good");
     const reward = answer.reward === null ? "no reward" : `reward ${number(answer.reward, 2)}`;
     this.#announce(`${this.#mode.name}: answered, ${reward}, ${duration(this.#times(answer).total)}`);
@@ -148,6 +150,7 @@ export class Column {
     parts.answer.classList.toggle("provisional", reranks(this.#mode));
     this.#candidates = reranks(this.#mode) ? new Candidates(this.#mode.name) : null;
     replace(parts.candidates);
+    replace(parts.growth);
   }
 
   #build() {
@@ -164,6 +167,7 @@ export class Column {
       facts: el("div", { class: "facts" }),
       trouble: el("div", {}),
       candidates: el("div", {}),
+      growth: el("div", {}),
     };
     parts.answer = el(
       "p", { class: "answer" }, el("span", { class: "muted" }, messages ? "" : shown), parts.text,
@@ -177,12 +181,13 @@ export class Column {
         el("div", { class: "row" }, el("h2", { id, title: this.#mode.description }, this.#mode.name), el("span", { class: "muted small" }, how)),
         el("div", { class: "row" }, parts.clock, parts.state),
       ),
-      parts.progress, el("div", {}, parts.answer, parts.label), parts.trouble, parts.facts, parts.candidates,
+      parts.progress, el("div", {}, parts.answer, parts.label), parts.trouble, parts.facts, parts.candidates, parts.growth,
     );
   }
 }
 
-function facts(answer, ms) {
+/** What decides between answers first: reward, time and tokens, and whether it was cut; then how it came about. */
+function facts(answer, ms, why) {
   const { usage, policy, reward, sampling_differences: differences } = answer;
   const stat = (name, value, more) =>
     el("div", { title: more }, el("dt", {}, name), el("dd", {}, value, more && el("span", { class: "unseen" }, ` ${more}`)));
@@ -196,6 +201,7 @@ function facts(answer, ms) {
     ),
     reward !== null && el("span", { class: "bar", "aria-hidden": "true" }, el("span", { vars: { "--reward": String(reward) } })),
     answer.finish_reason === "length" && el("p", {}, el("span", { class: "badge warn" }, "cut at the limit of tokens")),
+    why,
     timeline(ms),
     differences.length > 0 &&
       el("p", { class: "notice small differences" }, `Not as it was trained: ${differences.join("; ")}.`),
