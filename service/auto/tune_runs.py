@@ -85,8 +85,9 @@ class TuneRuns:
         content = report.model_dump(mode="json")
         if not await self._store.use(lambda store: save_tune_run(store, run_id, content)):
             raise BusyError(
-                f"run {run_id} has reported its end or a later start, which stays; if this is that later "
-                "start, the clock of its machine is behind: set it, and start the run again"
+                f"run {run_id} has reported its end or a later start, which stays; if this start is the "
+                "later one, the clocks of the two differ: set them, remove the run "
+                f"(DELETE /tune/runs/{run_id}), and start it again"
             )
 
     async def keep_table(self, run_id: str, table: MeasuredTable) -> None:
