@@ -55,7 +55,8 @@ async def _reloader(request: Request) -> Reloads:
     reloader = request.app.state.reloader
     if reloader is None:
         raise NotFoundError(
-            "this server was built in code rather than from settings, so it cannot reload models"
+            "this server cannot reload models; if it is a front end of a fleet, deploy it again with the new "
+            "paths, and if it was built in code, start it with `vbon serve`"
         )
     return cast(Reloads, reloader)
 

@@ -261,6 +261,18 @@ async def test_the_new_one_is_watched_and_the_old_no_longer(tmp_path: Path) -> N
 
 
 @clocked
+async def test_a_server_that_cannot_reload_tells_what_to_do_in_a_fleet(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    key, token = new_key("root", "admin")
+    write_keys(file, [key])
+    async with started(make_runtime(auth={"keys_file": str(file)})) as (_, client):
+        headers = {"authorization": f"Bearer {token}"}
+        refused = await client.post("/admin/reload", json={"model": "vbon"}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (404, "not_found")
+        assert "deploy it again" in refused.json()["error"]["message"]
+
+
+@clocked
 async def test_a_path_cannot_be_named(tmp_path: Path) -> None:
     async with serving(tmp_path) as service:
         body = {"model": "vbon", "path": "/etc"}
