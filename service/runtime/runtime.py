@@ -48,6 +48,7 @@ from vbon.errors import (
     PromptTooLongError,
     RequestTimeoutError,
     RewardDeadError,
+    VbonError,
 )
 from vbon.storage.training_record import TrainingRecord, read_training_record
 
@@ -448,7 +449,10 @@ class Runtime:
             *(one for one in self._other_engines(asked.mode) if one.alive),
         ]
 
-        def patience_s(error: EngineDeadError) -> float:
+        def patience_s(error: VbonError) -> float:
+            # One that is being started again is not ready.
+            if isinstance(error, NotReadyError) and all(one.alive for one in engines):
+                return 0.0
             # The second attempt may take as long as the first one.
             return self._patience_s(asked, error, limit_s - 2 * (perf_counter() - begun_s))
 
@@ -456,7 +460,7 @@ class Runtime:
             request, task = await self._encode(asked, resources.engine, progress)
             outcome = await self._admit_and_decode(request, task, resources, progress, patience_s)
             return request, outcome
-        except EngineDeadError as error:
+        except (EngineDeadError, NotReadyError) as error:
             if not await self._are_back(engines, patience_s(error)):
                 raise
             told = error.log_text or error
@@ -466,12 +470,13 @@ class Runtime:
         request, task = await self._encode(asked, resources.engine, progress)
         return request, await self._admit_and_decode(request, task, resources, progress)
 
-    def _patience_s(self, request: PromptRequest, error: EngineDeadError, left_s: float) -> float:
+    def _patience_s(self, request: PromptRequest, error: VbonError, left_s: float) -> float:
         """Seconds that a request may wait for its dead engine; none if it cannot be begun again."""
         seen = request.observer.has_tokens or request.observer.has_candidates
         # Mode auto has another route in the place of a single sample.
         elsewhere = request.routing is not None and not request.mode.strategy.reranks
-        if not error.again or seen or elsewhere or self.in_flight.closing:
+        deadly = isinstance(error, EngineDeadError) and not error.again
+        if deadly or seen or elsewhere or self.in_flight.closing:
             return 0.0
         return min(self.settings.restarts.wait_s, left_s)
 
@@ -556,7 +561,7 @@ class Runtime:
         task: Task,
         resources: Resources,
         progress: PromptProgress,
-        patience_s: Callable[[EngineDeadError], float] = lambda _: 0.0,
+        patience_s: Callable[[VbonError], float] = lambda _: 0.0,
     ) -> Outcome:
         strategy, sampling = request.mode.strategy, request.sampling
         async with self.admission.enter(
@@ -576,7 +581,7 @@ class Runtime:
             )
             try:
                 outcome = await strategy.run(task, resources)
-            except EngineDeadError as error:
+            except (EngineDeadError, NotReadyError) as error:
                 if patience_s(error) > 0:
                     entry.spent(0)  # it is charged when it is begun again
                 raise

@@ -155,3 +155,17 @@ async def test_best_of_n_that_mode_auto_has_chosen_is_begun_again_too(mode: str)
         else:
             with pytest.raises(EngineDeadError):
                 await answering
+
+
+@clocked
+async def test_what_waited_for_its_turn_when_the_engine_died_is_begun_again_too() -> None:
+    engine = FakeEngine("mortal", seconds_per_token=0.02, endless=True)
+    runtime = make_runtime(
+        engines={"ref": engine, "vbon": FakeEngine()}, limits={"running_sequences": 8}
+    )
+    async with serving(runtime) as (_, client):
+        pending = [asyncio.create_task(post(client, "bon")) for _ in range(3)]
+        await _until(lambda: runtime.admission.waiting == 16, pending[0])
+        await engine.stop()
+        answers = await asyncio.gather(*pending)
+        assert [one.status_code for one in answers] == [200] * 3, answers[-1].text
