@@ -130,8 +130,8 @@ def _continued(result: PromptResult) -> dict[str, str]:
     how = "their rests were drawn after the tokens that had come"
     if draws_again(result.sampling):
         how = "they were drawn again, and the tokens that had come were the same"
-    times = result.outcome.continued
-    return {"continued": f"{times} times a replica died, and samples went on at another one: {how}"}
+    times = "once" if result.outcome.continued == 1 else f"{result.outcome.continued} times"
+    return {"continued": f"{times} a replica died, and samples went on at another one: {how}"}
 
 
 def candidate_out(scored: ScoredCandidate, *, with_logprobs: bool) -> CandidateOut:
