@@ -135,7 +135,11 @@ class EngineState(BaseModel):
 
 
 class ServerState(BaseModel):
-    """The server while a load test runs."""
+    """The server while a load test runs.
+
+    With several front ends, candidates are those of all of them; sequences, restarts and candidates that wait
+    for their reward are those that the front end with the load test knows of.
+    """
 
     running: int = Field(description="candidates admitted")
     waiting: int = Field(description="candidates waiting for admission")
