@@ -141,8 +141,8 @@ class ModelRef(BaseModel):
     earlier_revisions: list[str] = Field(
         default=[],
         exclude_if=lambda revisions: not revisions,
-        description="only if the weights were changed in place while the request was in flight: the "
-        "revisions before `revision`, of which some of its tokens may be",
+        description="only if the weights were changed in place while the request was in flight, or replicas "
+        "of a fleet had different ones: the other revisions, of which some of its tokens may be",
     )
 
     @property

@@ -19,6 +19,7 @@ from service.wire.engine import EngineStates, WireEngine
 from service.wire.hosted import ENGINES, SCORER, HostedEngines, HostedScorer, ScorerState
 from service.wire.replicas import Address, FixedReplicas, Replicas
 from service.wire.scorer import WireScorer
+from tests.unit.fakes import make_runtime, serving
 from vbon.engine import Engine, Sampling
 from vbon.engine.drawn_by import weights_noted
 from vbon.engine.fake import FakeEngine
@@ -756,3 +757,23 @@ async def test_a_call_for_scores_has_a_limited_size(tmp_path: Path) -> None:
         texts = ["x" * 2**22] * 3
         assert await all_scores(scorer, texts) == [float(2**22)] * 3
         assert max(sizes) <= 2**23
+
+
+async def test_candidates_that_are_drawn_at_once_are_of_one_revision_and_all_are_named(
+    tmp_path: Path,
+) -> None:
+    engines = [FakeEngine(), FakeEngine()]
+    for one, revision in zip(engines, ("old", "new"), strict=True):
+        one.info = replace(one.info, revision=revision)
+    body = {"prompt": "x" * 16, "n": 8, "max_tokens": 12}
+    async with engine_over(tmp_path, *engines) as (engine, _):
+        engine._replicas._affinity = None  # so that streams of one request go to both
+        async with serving(make_runtime(engines={"ref": engine, "vbon": engine})) as (_, client):
+            for mode, number in (("bon", 1), ("speculative-rejection", 2)):
+                answer = (await client.post(f"/generate?mode={mode}", json=body)).json()
+                named = [
+                    *answer["policy"].get("earlier_revisions", []),
+                    answer["policy"]["revision"],
+                ]
+                assert len(named) == number
+                assert set(named) <= {"old", "new"}
