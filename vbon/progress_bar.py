@@ -82,6 +82,11 @@ class ProgressBar:
                 f"{self._title}: {self._done}/{self._total} {facts}", highlight=False
             )
 
+    def begin_again(self) -> None:
+        """Report that a part of the work begins only now, so that other work before it is not in its pace."""
+        self._begun &= self._ended
+        self._report()
+
     def _report(self) -> None:
         before, begins = 0, not self._begun
         for kind, total in self._parts.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ from training.configs import TrainConfig
 from training.evaluation.measure import Measurer
 from training.train import heldout, run
 from training.train.prepare import _trainer
+from vbon import work_report
 from vbon.errors import DataError
 from vbon.prompts import Prompt
+from vbon.study.time_left import Paces, Span
 from vbon.work_report import FILE_ENV, MEASURED_ANSWERS, ReadingsFile
 
 pytestmark = pytest.mark.train
@@ -101,3 +104,45 @@ def test_steps_and_held_out_answers_are_foreseen_before_a_model_is_loaded(
         ("steps of vbon 8", None, 60),
         (MEASURED_ANSWERS, None, 3 * (32 + 2 * 16)),
     }
+
+
+def test_the_measurement_between_imitation_and_sampling_is_not_in_the_pace_of_steps(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Two steps of 1 s, 500 s of measuring, and of four steps of 3 s the first."""
+
+    @dataclass
+    class Metrics:
+        loss: float = 0.0
+
+    clock, left = [0.0], []
+    file, paces = ReadingsFile(tmp_path / "work.jsonl"), Paces()
+    paces.begin("", 0.0)
+
+    def step(number: int) -> Metrics:
+        if number == 3:
+            for reading in file.new():
+                paces.read(reading)
+            left.append(paces.left((), clock[0]))
+        clock[0] += 1 if number < 2 else 3
+        return Metrics()
+
+    def imitated(_: Any) -> None:
+        clock[0] += 500
+
+    spec = SimpleNamespace(
+        objective=SimpleNamespace(title="vbon", label="8"),
+        config=SimpleNamespace(steps=4, warm_start_steps=2, replace=False, checkpoint_every=9),
+        identity={},
+    )
+    active = SimpleNamespace(
+        spec=spec, trainer=SimpleNamespace(total_steps=6, step=step), states=None, history=[]
+    )
+    monkeypatch.setenv(FILE_ENV, str(file.path))
+    monkeypatch.setattr(work_report.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(run, "resume", lambda *_, **__: {})
+    monkeypatch.setattr(run, "check_step", lambda *_: None)
+    monkeypatch.setattr(run, "_progress_line", lambda _: "")
+    monkeypatch.setattr(run, "_imitated", imitated)
+    run._take_steps(active, measures_imitation=True)  # type: ignore[arg-type]
+    assert left == [Span(9.0, 9.0)]

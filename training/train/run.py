@@ -164,6 +164,7 @@ def _take_steps(run: ActiveRun, *, measures_imitation: bool) -> None:
         for step in range(len(run.history), total):
             if step == config.warm_start_steps > 0 and measures_imitation:
                 run.imitated = _imitated(run)
+                progress.begin_again()
             metrics = trainer.step(step)
             check_step(run, step, metrics)
             run.history.append(asdict(metrics))

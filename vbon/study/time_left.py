@@ -128,6 +128,8 @@ class Paces:
         last = pieces[-1].last if pieces else None
         if last is None or last.total != reading.total or (last.done or 0.0) > reading.done:
             pieces.append(_Piece(reading, reading))
+        elif pieces[-1].amount == 0 and reading.done == last.done:  # it begins only now
+            pieces[-1] = _Piece(reading, reading)
         else:
             pieces[-1].last = reading
         if pieces[-1].counts:
