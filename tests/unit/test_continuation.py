@@ -192,6 +192,28 @@ async def test_parameters_that_look_back_are_drawn_again_or_refused(field: dict[
         await joined(replace(looking_back, seed=None), [5])
 
 
+@pytest.mark.parametrize("death", range(1, 11))
+async def test_a_server_that_sends_no_token_for_the_end_loses_no_text(death: int) -> None:
+    """Its last token has a text, and the end comes in a message of its own."""
+    prompt, sampling = [0, 2, 5, 0], Sampling(max_tokens=24, temperature=0)
+
+    async def draw(ids: list[int], part: Sampling) -> AsyncGenerator[Partial, None]:
+        steps = Model().whole(ids, part)
+        first = len(ids) == len(prompt)
+        for step in steps[:death] if first else steps[:-1]:
+            yield step
+        if first:
+            raise BrokenOffError(EngineDeadError("died"))
+        *_, before, last = steps
+        yield replace(before, text=last.text, finish_reason="stop")
+
+    [*_, expected] = whole = Model().whole(prompt, sampling)
+    assert (len(whole), expected.finish_reason) == (12, "stop")
+    [*_, last] = [one async for one in continued(draw, text_of, prompt, sampling, 0)]
+    assert last.token_ids == expected.token_ids[:-1]
+    assert last.text == expected.text
+
+
 async def test_what_several_replicas_have_died_of_is_not_begun_again_when_it_cannot_go_on() -> None:
     died = EngineDeadError("died")
     died.again = False

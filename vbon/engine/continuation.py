@@ -255,12 +255,19 @@ class _Rest(_Part):
         if self._settled is not None:
             text, length = self._settled
             return text + partial.text[length:]
-        text = await self._text_of(
-            partial.token_ids[: -1 if partial.finish_reason == "stop" else None]
-        )
+        text = await self._text_of(partial.token_ids)
+        if partial.finish_reason == "stop" and not self._last_has_text(partial, text):
+            text = await self._text_of(partial.token_ids[:-1])
         if len(partial.token_ids) >= _SETTLING_TOKENS:
             self._settled = text, len(partial.text)
         return text
+
+    def _last_has_text(self, partial: Partial, whole: str) -> bool:
+        """True if the last token of a part that has ended has a text, as where no token tells the end."""
+        ids = partial.token_ids
+        if not ids or ids[-1] in self.sampling.stop_token_ids:
+            return False
+        return bool(partial.text) and whole.endswith(partial.text)
 
     async def _text_of(self, token_ids: tuple[int, ...]) -> str:
         return await self._decode(self._prompt_token_ids, [*self._seen.token_ids, *token_ids])
