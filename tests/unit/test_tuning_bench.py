@@ -7,6 +7,7 @@ import gzip
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,20 @@ def test_samplers_that_take_no_number_of_first_trials_are_made_without_it(
     assert [startup_options(name, 4) for name in made] == [{}, {}, {}, {"n_startup_trials": 4}]
     study = opened_study("s", f"sqlite:///{tmp_path / 's.db'}", "plain", 0, 4, {})
     assert isinstance(study.sampler, Own)
+
+
+def test_a_function_that_passes_its_options_on_is_given_the_number_if_what_it_makes_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def tree(seed: int | None = None, **options: Any) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(seed=seed, **options)
+
+    def draws(seed: int | None = None, **options: Any) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.RandomSampler(seed=seed, **options)
+
+    made = {"tree": tree, "draws": draws}
+    monkeypatch.setattr("vbon.tuning.registry._factory", made.__getitem__)
+    assert [startup_options(name, 4) for name in made] == [{"n_startup_trials": 4}, {}]
 
 
 @pytest.mark.parametrize("kernel", ["matern-5/2", "ntk"])

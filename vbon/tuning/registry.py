@@ -136,7 +136,7 @@ def _factory(name: str) -> SamplerFactory:
 
 
 def _takes(factory: SamplerFactory, argument: str) -> bool:
-    """Tell whether a class or function has an argument, also one that its class passes on to a base class."""
+    """Tell whether a class or function has an argument, also one that it passes on to what it calls."""
     layers: list[Any] = [factory]
     if isinstance(factory, type):
         layers = [vars(base)["__init__"] for base in factory.__mro__ if "__init__" in vars(base)]
@@ -146,7 +146,13 @@ def _takes(factory: SamplerFactory, argument: str) -> bool:
             return True
         if all(one.kind is not one.VAR_KEYWORD for one in found.values()):
             return False
-    return False
+    if isinstance(factory, type):
+        return False
+    try:  # a function passes its further options on to something that only it knows
+        factory(seed=0, **{argument: 1})
+    except TypeError:
+        return False
+    return True
 
 
 def missing_package(name: str) -> tuple[str, str] | None:
