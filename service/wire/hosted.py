@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    aclosing,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -256,6 +263,7 @@ class HostedScorer:
         self._scorer, self._using = scorer, using
         self._now = scorer()
         self._before: Scorer | None = None
+        self._calls: Counter[int] = Counter()
 
     async def watch(self) -> AsyncGenerator[ScorerState, None]:
         """Yield the scorer's state, at once and whenever it changes."""
@@ -279,6 +287,7 @@ class HostedScorer:
         async with AsyncExitStack() as stack:
             for used in {id(one): one for one in scorers if one is not None}.values():
                 await stack.enter_async_context(self._using(used))
+                stack.enter_context(self._call_of(used))  # left before a reload may stop it
             scores = await asyncio.gather(
                 *(
                     _replaced() if scorer is None else scorer.score(prompt, text)
@@ -298,12 +307,22 @@ class HostedScorer:
             return now
         return before if before is not None and before.revision == revision else None
 
+    @contextmanager
+    def _call_of(self, scorer: Scorer) -> Iterator[None]:
+        self._calls[id(scorer)] += 1
+        try:
+            yield
+        finally:
+            self._calls[id(scorer)] -= 1
+            if not self._calls[id(scorer)]:
+                del self._calls[id(scorer)]
+
     def _latest(self) -> Scorer:
-        """The scorer now; the one before is forgotten when it has been stopped."""
+        """The scorer now; the one before is forgotten with its last call, since a reload stops it then."""
         now = self._scorer()
         if now is not self._now:
             self._before, self._now = self._now, now
-        if self._before is not None and not self._before.alive:
+        if self._before is not None and id(self._before) not in self._calls:
             self._before = None
         return now
 

@@ -641,9 +641,12 @@ async def test_a_request_mixes_no_rewards_when_the_reward_model_is_replaced_belo
         await scorer.start()
         with one_reward_model():
             assert await all_scores(scorer, ["a"]) == [1.0]
+            long = asyncio.create_task(all_scores(scorer, ["x" * 100]))
+            await asyncio.sleep(0.02)
             now[0] = new
-            assert await all_scores(scorer, ["bb"]) == [2.0]  # the old one still runs
-            old.alive = False
+            assert await all_scores(scorer, ["bb"]) == [2.0]  # the old one is in use
+            assert await long == [100.0]
+            # Nobody uses it any more, so that a reload stops it.
             [failed] = await all_scores(scorer, ["ccc"])
             assert type(failed) is RewardDeadError
             assert "was replaced while this request was scored" in str(failed)
