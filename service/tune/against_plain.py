@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -138,7 +138,7 @@ def compare(settings: AgainstPlainSettings, console: Console) -> Comparison:
         )
     headers = request_headers(LoadTestSettings(url=settings.url, api_key_env=settings.api_key_env))
     served = describe(settings.url.rstrip("/").removesuffix("/v1"), headers)
-    _check_same_models(record, served)
+    _check_same_models(settings.run, record, served)
     if settings.auto:
         check_gain(served, record)
     found = asyncio.run(_compare(settings, served, asked, prompts))
@@ -269,11 +269,13 @@ def _damaged(path: Path, error: Exception) -> DataError:
     return DataError(f"{path} is not the record of `vbon tune`: {error}")
 
 
-def _check_same_models(record: dict[str, Any], served: Served) -> None:
-    models = record["models"]
-    before = Served(
-        served.url, models["policies"], {}, {}, models["reward"], models["gold"], "", 1, 1.0, 1
-    )
+def _check_same_models(run: Path, record: dict[str, Any], served: Served) -> None:
+    try:
+        models = record["models"]
+        policies = dict(models["policies"])
+        before = replace(served, policies=policies, reward=models["reward"], gold=models["gold"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(run / _RECORD, error) from error
     how = before.changed_to(served)
     if how:
         raise changed(how)

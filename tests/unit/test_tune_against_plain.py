@@ -117,6 +117,14 @@ def test_a_record_that_cannot_be_asked_for_says_why(record: dict[str, Any], word
 
 
 @pytest.mark.parametrize(
+    "models", [None, {}, {"policies": {"ref": "a"}}, {"policies": 3, "reward": 1}]
+)
+def test_a_record_without_its_models_is_told(models: Any) -> None:
+    with pytest.raises(DataError, match=r"run/tune\.json is not the record of `vbon tune`"):
+        against_plain._check_same_models(Path("run"), {"models": models}, SERVED)
+
+
+@pytest.mark.parametrize(
     ("target", "gain", "words"),
     [
         ("gold >= best-of-16", "gold", None),
