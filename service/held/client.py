@@ -12,6 +12,11 @@ from service.wire.errors import LeavingError, WireError
 from service.wire.replicas import Replicas
 from vbon.errors import NotReadyError
 
+_STARTING = (
+    "the process that holds this server's load tests, pairs and tables is being started; ask again in some "
+    "seconds"
+)
+
 
 class RemoteHolder:
     """The holder in another process, whose table of mode ``auto`` this front end follows.
@@ -49,15 +54,12 @@ class RemoteHolder:
         """
         replica = self._replicas.choose()
         if replica is None:
-            raise NotReadyError(
-                "the process that holds this server's load tests, pairs and tables is being started; ask "
-                "again in some seconds"
-            )
+            raise NotReadyError(_STARTING)
         try:
             with replica.load(1):
                 found: Answered = await replica.client.call("ask", asked)
         except LeavingError as error:
-            raise NotReadyError(str(error)) from error
+            raise NotReadyError(_STARTING) from error
         except WireError as error:
             if replica.client.connected:
                 raise

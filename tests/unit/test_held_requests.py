@@ -163,6 +163,14 @@ async def test_without_a_holder_the_answer_is_503_and_others_go_on(tmp_path: Pat
         assert other.status_code == 200
 
 
+async def test_a_holder_that_is_about_to_end_is_told_with_what_to_do(tmp_path: Path) -> None:
+    async with two(tmp_path) as service:
+        service.server._leaving = True  # before the other front end has heard of it
+        answer = await service.other.post("/preferences/pairs", json=PAIR)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_ready")
+        assert "ask again in some seconds" in answer.json()["error"]["message"]
+
+
 async def test_other_front_ends_use_the_holder_s_table(tmp_path: Path) -> None:
     async with two(tmp_path) as service:
         table = service.held.state.auto.table
