@@ -192,6 +192,32 @@ async def test_parameters_that_look_back_are_drawn_again_or_refused(field: dict[
         await joined(replace(looking_back, seed=None), [5])
 
 
+@pytest.mark.parametrize("least", [0, 12])
+async def test_a_sample_whose_stop_string_has_come_does_not_go_on_after_it(least: int) -> None:
+    """It is the end, of which the server has not told yet, unless ``min_tokens`` forbids that."""
+    prompt, sampling = [0, 2, 5, 0], Sampling(max_tokens=12, temperature=0, stop=("bc",))
+    [*_, expected] = whole = Model().whole(prompt, replace(sampling, min_tokens=12))
+    assert (whole[9].text[-2:], whole[10].text[-3:]) == ("ca", "cab")  # one character is held back
+
+    async def draw(ids: list[int], part: Sampling) -> AsyncGenerator[Partial, None]:
+        if len(ids) > len(prompt):
+            yield Model().whole(ids, part)[-1]
+            return
+        # Its text is held back, as is all that may be the beginning of a stop string.
+        yield replace(whole[10], text=whole[9].text)
+        raise BrokenOffError(EngineDeadError("died"))
+
+    asked = replace(sampling, min_tokens=least)
+    partials = continued(draw, text_of, prompt, asked, 0)
+    if least:
+        [*_, last] = [one async for one in partials]
+        assert last.text == expected.text
+        return
+    with pytest.raises(EngineDeadError, match="completes a stop string"):
+        async for _ in partials:
+            pass
+
+
 @pytest.mark.parametrize("death", range(1, 11))
 async def test_a_server_that_sends_no_token_for_the_end_loses_no_text(death: int) -> None:
     """Its last token has a text, and the end comes in a message of its own."""

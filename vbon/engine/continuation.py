@@ -14,7 +14,7 @@ What another engine can still know decides how:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -118,6 +118,11 @@ async def _next_part(
     text = await decode(prompt_token_ids, list(seen.token_ids))
     if not text.startswith(seen.text):
         raise _cannot_go_on(error, "its tokens have another text there") from error
+    if count > sampling.min_tokens and any(stop in text for stop in sampling.stop):
+        before = await decode(prompt_token_ids, list(seen.token_ids[:-1]))
+        if _completed(sampling.stop, before, text) is not None:
+            why = "its last token completes a stop string, but it has no known end"
+            raise _cannot_go_on(error, why) from error
     return _Rest(prompt_token_ids, sampling, seen, text, decode)
 
 
@@ -233,7 +238,7 @@ class _Rest(_Part):
         seen, count = self._seen, len(partial.token_ids)
         self.decoded = count
         text, finish_reason = await self._whole_text(partial), partial.finish_reason
-        if self._stop_in(self._text, text) is not None:
+        if _completed(self._stop, self._text, text) is not None:
             end = await self._first_end(partial, text)
             if end is not None:
                 (count, text), finish_reason = end, "stop"
@@ -279,16 +284,17 @@ class _Rest(_Part):
             longer = whole
             if count < len(partial.token_ids):
                 longer = await self._text_of(partial.token_ids[:count])
-            begin = self._stop_in(text, longer)
+            begin = _completed(self._stop, text, longer)
             if begin is not None and count > self.sampling.min_tokens:
                 return count, longer[:begin]
             text = longer
         return None
 
-    def _stop_in(self, before: str, now: str) -> int | None:
-        """The place where a stop string begins that what is new in a text completes, if one does."""
-        for stop in self._stop:
-            begin = now.find(stop, max(0, len(before) - len(stop) + 1))
-            if begin >= 0:
-                return begin
-        return None
+
+def _completed(stops: Sequence[str], before: str, now: str) -> int | None:
+    """The place where a stop string begins that what is new in a text completes, if one does."""
+    for stop in stops:
+        begin = now.find(stop, max(0, len(before) - len(stop) + 1))
+        if begin >= 0:
+            return begin
+    return None
