@@ -178,7 +178,9 @@ async def test_treebon_compares_both_policies_at_temperature_1(
     engine, guide = Enumerated(sampled_logprobs=tells == "sampled"), Enumerated()
     task = Task(Prompt(text="a"), [1], sampling, 1, "request")
     told = token_logs((1, 2), sampling if tells == "sampled" else None)
-    [branch] = await _Tree(task, engine, guide).with_worth([Branch((1, 2), told, None)])
+    tree = _Tree(task, engine, guide)
+    tree.branches = [Branch((1, 2), told, None, place=0)]
+    [branch] = await tree.with_worth(tree.branches)
     assert branch.worth == pytest.approx(0.0, abs=1e-12)  # the guide is the same policy
 
 

@@ -41,6 +41,7 @@ READERS = {
     "vbon/distil/loop/run.py": "an estimate of when a round begins, which is only shown",
     "vbon/measured/table.py": "the date of a table",
     "vbon/storage/provenance.py": "the date of an output",
+    "vbon/tuning/sole_search.py": "the end of a lease, which processes of several machines compare",
 }
 WALL = {
     *(("time", name) for name in ("time", "time_ns")),

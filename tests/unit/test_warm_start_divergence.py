@@ -45,7 +45,11 @@ def active(
     losses: list[float], kl: float, warm: int, main_kl: float | None = 0.1, every: int = 1000
 ) -> Any:
     config = SimpleNamespace(
-        warm_start_steps=warm, max_kl=20.0, checkpoint_every=every, replace=False
+        warm_start_steps=warm,
+        steps=len(losses) - warm,
+        max_kl=20.0,
+        checkpoint_every=every,
+        replace=False,
     )
     states = SimpleNamespace(newest=lambda: None, save=lambda *_: None, clear=lambda: None)
     return SimpleNamespace(
