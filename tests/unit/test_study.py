@@ -23,7 +23,7 @@ from vbon.errors import DataError
 from vbon.prompt_files import read_prompts
 from vbon.report_html import ReportTable
 from vbon.study.config import StudyConfig
-from vbon.study.report import Findings, show_verdict
+from vbon.study.report import Findings, show_verdict, write_report
 from vbon.study.run import Study, run_study
 from vbon.study.split import PARTS, split_prompts, write_split
 from vbon.study.steps import STATE, Progress, Step, StepFailedError, without_null
@@ -286,12 +286,16 @@ def test_the_end_of_a_study_is_its_verdict_and_one_table(
     found = Findings(
         verdict=[f"Sentence {i} [bold]." for i in range(5)],
         warnings=[f"Warning {i}." for i in range(4)],
-        facts={},
+        facts={"policy": "p @ 1234"},
         quality=tables[0],
         speed=tables[1],
         serve="vbon serve",
     )
     monkeypatch.setattr("vbon.study.report.read_findings", lambda directory: found)
+    write_report(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(part in page for part in ("Sentence 4", "Warning 3.", "vbon serve", "p @ 1234"))
+    assert "The plots need JavaScript" not in page  # it has none
     console = Console(file=StringIO(), width=130)
     show_verdict(tmp_path, console, full=full)
     said = console.file.getvalue()  # type: ignore[attr-defined]

@@ -17,8 +17,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def render_page(template: Path, values: dict[str, Any]) -> str:
     """The HTML page of a template that extends ``page.html`` and may import ``parts.html``.
 
-    Every value is escaped, unless it is ``Markup``. ``page.html`` needs a ``title``, ``terms`` that explain
-    the figures, the charts' ``style`` and ``script``, and the charts as ``chart_json``.
+    Every value is escaped, unless it is ``Markup``. ``page.html`` needs a ``title`` and ``terms`` that
+    explain the figures. A page with charts also gives their ``style``, ``script`` and ``chart_json``.
 
     Raises:
         jinja2.UndefinedError: a value that the template uses is missing.
