@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from contextvars import Context
 
 from service.auto.live import LiveAuto
@@ -12,6 +13,9 @@ from service.wire.errors import LeavingError, WireError
 from service.wire.replicas import Replicas
 from vbon.errors import NotReadyError
 
+# Seconds in which a request waits for the connection to the holder, which is made anew after a start of
+# either process. The holder has not seen the request then, so it is asked once.
+_PATIENCE_S = 5.0
 _STARTING = (
     "the process that holds this server's load tests, pairs and tables is being started; ask again in some "
     "seconds"
@@ -23,10 +27,11 @@ class RemoteHolder:
 
     Args:
         replicas: the connections to it; it is the only replica.
+        patience_s: seconds in which a request waits for a connection.
     """
 
-    def __init__(self, replicas: Replicas[TableState]) -> None:
-        self._replicas = replicas
+    def __init__(self, replicas: Replicas[TableState], *, patience_s: float = _PATIENCE_S) -> None:
+        self._replicas, self._patience_s = replicas, patience_s
         self._auto: LiveAuto | None = None
         self._seen: TableState | None = None
         self._following: asyncio.Task[None] | None = None
@@ -52,6 +57,9 @@ class RemoteHolder:
             NotReadyError: it cannot be reached, or ended meanwhile.
             WireError: the answer is too large, or the request failed there.
         """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience_s):
+                await self._replicas.until(self._replicas.ready)
         replica = self._replicas.choose()
         if replica is None:
             raise NotReadyError(_STARTING)

@@ -355,10 +355,10 @@ async def test_a_holder_that_is_killed_is_replaced_and_what_it_stored_stays(
         await server.ready()
 
         async def listed() -> bool:  # the new worker is ready, and the other one connected to it
-            return (await client.get("/loadtests")).status_code == 200
+            answer = await client.get("/loadtests")
+            return answer.status_code == 200 and len(answer.json()["runs"]) == kept
 
         await eventually(listed)
-        assert len((await client.get("/loadtests")).json()["runs"]) == kept
 
         async def begun() -> bool:
             answer = await client.post("/loadtests", json=body)

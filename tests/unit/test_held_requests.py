@@ -63,12 +63,22 @@ def test_held_are_the_routes_whose_state_is_in_the_memory_of_one_process() -> No
 class TwoFrontEnds:
     """A holder and another front end, connected by the wire in one process."""
 
-    def __init__(self, held: Any, other: httpx.AsyncClient, server: WireServer, auto: LiveAuto):
+    def __init__(
+        self,
+        held: Any,
+        other: httpx.AsyncClient,
+        server: WireServer,
+        auto: LiveAuto,
+        replicas: FixedReplicas[TableState],
+    ) -> None:
         self.held, self.other, self.server, self.auto = held, other, server, auto
+        self.replicas = replicas
 
 
 @asynccontextmanager
-async def two(directory: Path, **settings: Any) -> AsyncGenerator[TwoFrontEnds, None]:
+async def two(
+    directory: Path, *, patience_s: float = 10, **settings: Any
+) -> AsyncGenerator[TwoFrontEnds, None]:
     store = f"{directory}/s.db"
     app = create_app(make_runtime(store=store, **settings))
     server = WireServer(f"ipc://{directory}/holder", HeldRequests(app), HELD_REQUESTS)
@@ -76,7 +86,8 @@ async def two(directory: Path, **settings: Any) -> AsyncGenerator[TwoFrontEnds, 
     replicas = FixedReplicas[TableState](
         "the holder", HELD_REQUESTS, {"holder": Address(server.address, server.secret)}
     )
-    front = create_app(make_runtime(store=store, **settings), holder=RemoteHolder(replicas))
+    holder = RemoteHolder(replicas, patience_s=patience_s)
+    front = create_app(make_runtime(store=store, **settings), holder=holder)
     transport = httpx.ASGITransport(front)
     async with (
         app.router.lifespan_context(app),
@@ -86,7 +97,7 @@ async def two(directory: Path, **settings: Any) -> AsyncGenerator[TwoFrontEnds, 
         async with asyncio.timeout(10):
             while (await other.get("/readyz")).status_code != 200 or not replicas.ready():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        yield TwoFrontEnds(app, other, server, front.state.auto)
+        yield TwoFrontEnds(app, other, server, front.state.auto, replicas)
     await server.stop()
 
 
@@ -154,13 +165,25 @@ async def test_a_client_that_leaves_ends_the_pair_that_is_drawn_for_it(tmp_path:
 
 
 async def test_without_a_holder_the_answer_is_503_and_others_go_on(tmp_path: Path) -> None:
-    async with two(tmp_path) as service:
+    async with two(tmp_path, patience_s=0.05) as service:
         await service.server.stop()
         answer = await service.other.post("/preferences/pairs", json=PAIR)
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "not_ready")
         assert int(answer.headers["retry-after"]) >= 1
         other = await service.other.post("/generate?mode=ref", json={"prompt": "p"})
         assert other.status_code == 200
+
+
+async def test_a_request_waits_for_the_connection_to_a_holder_that_is_started_again(
+    tmp_path: Path,
+) -> None:
+    async with two(tmp_path) as service:
+        service.replicas.set({})
+        asked = asyncio.create_task(service.other.post("/preferences/pairs", json=PAIR))
+        await asyncio.sleep(0.05)
+        assert not asked.done()
+        service.replicas.set({"again": Address(service.server.address, service.server.secret)})
+        assert (await asked).status_code == 200
 
 
 async def test_a_holder_that_is_about_to_end_is_told_with_what_to_do(tmp_path: Path) -> None:
