@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ TIMING = Timing(beat_s=0.1, silence_s=1.0)
 ROOT = Path(__file__).resolve().parents[1]
 # No interface has this address, so frames to it are dropped without a word.
 _NOBODY = "02:00:00:00:00:01"
+_MADE = itertools.count()
 
 
 def why_not() -> str | None:
@@ -57,9 +59,10 @@ class Apart:
     @contextmanager
     def made(cls) -> Iterator[Apart]:
         """Make a namespace; it is gone afterwards."""
-        pid = os.getpid()
-        subnet = f"10.213.{pid % 250}"
-        apart = cls(f"vbon-{pid}", f"vb{pid}a", f"vb{pid}b", f"{subnet}.1", f"{subnet}.2")
+        # A name of its own, since the kernel takes the interfaces of a deleted namespace away a moment later.
+        made = f"{os.getpid()}-{next(_MADE)}"
+        subnet = f"10.213.{os.getpid() % 250}"
+        apart = cls(f"vbon-{made}", f"vb{made}a", f"vb{made}b", f"{subnet}.1", f"{subnet}.2")
         _ip("netns", "add", apart.name)
         try:
             _ip("link", "add", apart.near, "type", "veth", "peer", apart.far, "netns", apart.name)
@@ -69,7 +72,9 @@ class Apart:
             _ip("-n", apart.name, "link", "set", apart.far, "up")
             yield apart
         finally:
-            _ip("netns", "del", apart.name)  # takes the pair of interfaces with it
+            # The namespace takes its end of the pair with it, a moment after its last process has gone.
+            subprocess.run(["ip", "link", "del", apart.near], check=False, capture_output=True)
+            _ip("netns", "del", apart.name)
 
     def cut(self, *, to: bool = True, back: bool = True) -> None:
         """Drop the packets of one or both directions from now on."""
