@@ -97,7 +97,6 @@ SLOW_FILES = (
     "test_loadtest_service.py",
     "test_overload_latency.py",
     "test_remote_engine.py",
-    "test_service_bench.py",
     "test_engine_args.py",
 )
 

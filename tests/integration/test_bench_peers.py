@@ -18,7 +18,7 @@ from service.bench.peers.row import DRIVER, SIDES, check_environment, check_side
 from service.bench.scorer_endpoint import scorer_endpoint
 from tests.unit.chat_imitation import WORDS, Engine, started_scorer
 from tests.unit.fakes import FakeReward, make_runtime
-from tests.unit.test_bench_contests import bench_of
+from tests.integration.test_bench_contests import bench_of
 from vbon.errors import InvalidInputError
 
 PEERS = Path(__file__).resolve().parents[2] / ".peers" / "bin" / "python"
