@@ -16,9 +16,9 @@ from service.bench.harness import listening
 from service.bench.peers import optillm_server
 from service.bench.peers.row import DRIVER, SIDES, check_environment, check_sides
 from service.bench.scorer_endpoint import scorer_endpoint
+from tests.integration.test_bench_contests import bench_of
 from tests.unit.chat_imitation import WORDS, Engine, started_scorer
 from tests.unit.fakes import FakeReward, make_runtime
-from tests.integration.test_bench_contests import bench_of
 from vbon.errors import InvalidInputError
 
 PEERS = Path(__file__).resolve().parents[2] / ".peers" / "bin" / "python"

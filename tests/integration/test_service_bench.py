@@ -22,8 +22,8 @@ from service.bench.run import _prompts, run_bench
 from service.bench.token_need import Spent, relative_need, tokens_needed
 from service.bench.wire import SideError
 from service.bench.workers import children, cpu_s
-from tests.unit.fakes import ChatEngine, make_runtime, served
 from tests.integration.test_bench_contests import bench_of
+from tests.unit.fakes import ChatEngine, make_runtime, served
 from vbon.errors import DataError, InvalidInputError
 from vbon.maths.intervals import MedianRange
 from vbon.prompts import Prompt
