@@ -34,7 +34,7 @@ async def inject(stage: Stage) -> Tally:
     async with imitation() as engine, scoring() as scorer:
         flags = (
             "--policies", f"ref={engine.url}", "--policies", f"vbon={engine.url}", "--reward", scorer.url,
-            "--engine.remote-timeout-s", "1.5", "--reward-timeout-s", "1.5",
+            "--engine.remote-timeout-s", "2.5", "--reward-timeout-s", "2.5",
             "--engine.remote-max-backoff-s", "0.5",
         )  # fmt: skip
         async with stage.serving(*flags, models=False) as service:
