@@ -13,9 +13,8 @@ pytest.importorskip("optuna_integration")
 
 from optuna.distributions import FloatDistribution  # noqa: E402
 
+from tests.unit.test_tuning_bench import asked_after_a_common_start  # noqa: E402
 from vbon.tuning import make_sampler  # noqa: E402
-from vbon.tuning.bench.problem import Measurement, Params, Problem  # noqa: E402
-from vbon.tuning.bench.run import run_study  # noqa: E402
 from vbon.tuning.botorch_sampler import _finite, qlognei_candidate  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -80,19 +79,7 @@ def test_the_same_seed_and_trials_give_the_same_proposal_in_another_process() ->
 def test_models_look_at_outcomes_from_the_first_evaluation_of_the_bench_after_the_start(
     sampler: str,
 ) -> None:
-    """Two studies differ in their outcomes alone; one point after the start they differ in what they ask."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    asked: dict[float, list[float]] = {}
-    for sign in (1.0, -1.0):
-        seen = asked[sign] = []
-
-        def ask(trial: optuna.Trial, seen: list[float] = seen) -> dict[str, float]:
-            seen.append(trial.suggest_float("x", 0, 1))
-            return {"x": seen[-1]}
-
-        def measure(params: Params, sign: float = sign) -> Measurement:
-            return Measurement(sign * params["x"])
-
-        run_study(Problem("line", "", ask, measure, -1.0, 9.0, 0.1), sampler, 0, 5, 4)
-    assert asked[1.0][:4] == asked[-1.0][:4]
-    assert asked[1.0][4] != asked[-1.0][4]
+    one, other = asked_after_a_common_start(sampler)
+    assert one[:4] == other[:4]
+    assert one[4] != other[4]

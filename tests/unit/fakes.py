@@ -26,6 +26,7 @@ from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 from tests.unit.listening import listening
 from vbon.engine.fake import FakeEngine
+from vbon.errors import CheckpointError
 from vbon.prompts import Prompt
 from vbon.rewards import Scorable
 
@@ -138,6 +139,15 @@ class ChatEngine(FakeEngine):
 
     async def encode(self, prompt: Prompt) -> list[int]:
         return [ord(character) for character in prompt.key]
+
+
+class Irreplaceable(FakeEngine):
+    """An engine that cannot be started again once ``decoded_tokens`` is set."""
+
+    async def start(self) -> None:
+        if self.decoded_tokens:
+            raise CheckpointError("gone")
+        await super().start()
 
 
 @dataclass

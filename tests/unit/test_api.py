@@ -14,7 +14,7 @@ from service.runtime.batching_scorer import BatchingScorer
 from service.runtime.runtime import Runtime
 from service.settings import ServiceSettings
 from service.strategies import STRATEGIES
-from tests.unit.fakes import FakeReward, make_runtime, score_text, serving
+from tests.unit.fakes import FakeReward, Irreplaceable, make_runtime, score_text, serving
 from tests.unit.virtual_clock import virtually
 from vbon.engine.fake import FakeEngine
 from vbon.errors import CheckpointError
@@ -467,13 +467,7 @@ def _last_data(text: str) -> str:
 
 @clocked
 async def test_what_cannot_be_begun_again_in_time_fails_with_the_engines_death() -> None:
-    class Gone(FakeEngine):
-        async def start(self) -> None:
-            if self.decoded_tokens:
-                raise CheckpointError("gone")
-            await super().start()
-
-    engine = Gone("mortal", seconds_per_token=0.02, endless=True)
+    engine = Irreplaceable("mortal", seconds_per_token=0.02, endless=True)
     runtime = make_runtime(engines={"ref": engine, "vbon": FakeEngine()})
     async with serving(runtime) as (_, client):
         for limits in ({"timeout_s": 0.5}, {"timeout_s": 5}):

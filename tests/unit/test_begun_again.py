@@ -14,13 +14,13 @@ import pytest
 from service.auth.keys import new_key, write_keys
 from service.runtime.prompt import PromptRequest
 from service.runtime.routing import Routing
-from tests.unit.fakes import make_runtime, serving
+from tests.unit.fakes import Irreplaceable, make_runtime, serving
 from tests.unit.test_api import BODY, _until, post
 from tests.unit.virtual_clock import virtually
 from vbon.engine.drawn_by import note_weights
 from vbon.engine.fake import FakeEngine
 from vbon.engine.protocol import Candidate, Sampling
-from vbon.errors import CheckpointError, EngineDeadError
+from vbon.errors import EngineDeadError
 from vbon.prompts import Prompt
 
 clocked = virtually("service", "vbon", "tests.unit")
@@ -72,13 +72,7 @@ async def test_a_request_that_is_begun_again_is_charged_to_its_key_once(tmp_path
 
 @clocked
 async def test_nobody_waits_for_an_engine_while_the_service_shuts_down() -> None:
-    class Gone(FakeEngine):
-        async def start(self) -> None:
-            if self.decoded_tokens:
-                raise CheckpointError("gone")
-            await super().start()
-
-    engine = Gone("mortal", seconds_per_token=0.02, endless=True)
+    engine = Irreplaceable("mortal", seconds_per_token=0.02, endless=True)
     runtime = make_runtime(engines={"ref": engine, "vbon": FakeEngine()})
     async with serving(runtime) as (_, client):
         pending = asyncio.create_task(post(client, "bon"))

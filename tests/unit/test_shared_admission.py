@@ -151,6 +151,18 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared, "AGAIN_S", 0.005)
 
 
+async def check_left(
+    service: Service, front_end: Any, caller: Caller, *, over: int, within: int
+) -> None:
+    """Check what a caller of 600 tokens a minute has left: fewer than ``over`` and at least ``within``."""
+    service.requests.come(98, front_end, caller, 1, max_tokens=over)
+    await settled()
+    assert "has used up its 600 tokens" in service.requests.state[98][0]
+    service.requests.come(99, front_end, caller, 1, max_tokens=within)
+    await settled()
+    assert service.requests.state[99] == "runs"
+
+
 @pytest.mark.parametrize("seed", range(12))
 async def test_front_ends_decide_as_one_admission_does(
     seed: int, monkeypatch: pytest.MonkeyPatch
@@ -482,12 +494,7 @@ async def test_a_front_end_that_joins_again_is_charged_and_counted_once(
         service.requests.leave(1, 0)  # gives 200 back
         await settled()
         assert service.admission.running == 0
-        service.requests.come(2, other, caller, 1, max_tokens=605 - decoded)
-        await settled()
-        assert "has used up its 600 tokens" in service.requests.state[2][0]
-        service.requests.come(3, other, caller, 1, max_tokens=595 - decoded)
-        await settled()
-        assert service.requests.state[3] == "runs"
+        await check_left(service, other, caller, over=605 - decoded, within=595 - decoded)
 
 
 async def test_tokens_are_given_back_though_the_host_never_heard_of_the_end() -> None:
@@ -510,12 +517,7 @@ async def test_tokens_are_given_back_though_the_host_never_heard_of_the_end() ->
         await eventually(lambda: one.shared)
         await settled()
         assert service.admission.running == 0
-        service.requests.come(2, other, caller, 1, max_tokens=555)
-        await settled()
-        assert "has used up its 600 tokens" in service.requests.state[2][0]
-        service.requests.come(3, other, caller, 1, max_tokens=545)
-        await settled()
-        assert service.requests.state[3] == "runs"
+        await check_left(service, other, caller, over=555, within=545)
 
 
 async def test_a_connection_that_ends_before_it_was_used_forgets_no_charge() -> None:
@@ -535,12 +537,7 @@ async def test_a_connection_that_ends_before_it_was_used_forgets_no_charge() -> 
         assert service.admission.running == 2
         service.requests.leave(0, 200)  # all that it might have
         await settled()
-        service.requests.come(1, other, caller, 1, max_tokens=405)
-        await settled()
-        assert "has used up its 600 tokens" in service.requests.state[1][0]
-        service.requests.come(2, other, caller, 1, max_tokens=395)
-        await settled()
-        assert service.requests.state[2] == "runs"
+        await check_left(service, other, caller, over=405, within=395)
 
 
 async def test_the_number_of_front_ends_shrinks_after_some_time(

@@ -146,13 +146,12 @@ def test_studies_of_a_seed_have_the_same_start_and_the_recommended_point_s_exact
     assert (regrets(never, "random", 3, 6, 5) == 9).all()
 
 
-# Of the others, tests/integration/test_tuning_botorch.py has it: what they import takes seconds.
-@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS.built_in) - {"qlognei", "sto-bnts"}))
-def test_models_look_at_outcomes_from_the_first_evaluation_after_the_start(sampler: str) -> None:
-    """Two studies differ in their outcomes alone; one point after the start they differ in what they ask."""
-    asked: dict[float, list[float]] = {}
+def asked_after_a_common_start(sampler: str) -> list[list[float]]:
+    """The points, 4 at the start and one more, that two studies ask for which differ in their outcomes."""
+    asked: list[list[float]] = []
     for sign in (1.0, -1.0):
-        seen = asked[sign] = []
+        seen: list[float] = []
+        asked.append(seen)
 
         def ask(trial: optuna.Trial, seen: list[float] = seen) -> dict[str, float]:
             seen.append(trial.suggest_float("x", 0, 1))
@@ -162,8 +161,15 @@ def test_models_look_at_outcomes_from_the_first_evaluation_after_the_start(sampl
             return Measurement(sign * params["x"])
 
         run_study(Problem("line", "", ask, measure, -1.0, 9.0, 0.1), sampler, 0, 5, 4)
-    assert asked[1.0][:4] == asked[-1.0][:4]
-    assert (asked[1.0][4] == asked[-1.0][4]) == (sampler == "random")
+    return asked
+
+
+# Of the others, tests/integration/test_tuning_botorch.py has it: what they import takes seconds.
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS.built_in) - {"qlognei", "sto-bnts"}))
+def test_models_look_at_outcomes_from_the_first_evaluation_after_the_start(sampler: str) -> None:
+    one, other = asked_after_a_common_start(sampler)
+    assert one[:4] == other[:4]
+    assert (one[4] == other[4]) == (sampler == "random")
 
 
 def test_samplers_that_take_no_number_of_first_trials_are_made_without_it(
