@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Not with the prefix VBON_, whose unknown variables the service and others refuse.
@@ -58,15 +58,9 @@ def _append(reading: Reading) -> None:
     # Of several processes (torchrun), only the first reports.
     if not path or os.environ.get("RANK", "0") != "0":
         return
-    line = {
-        "kind": reading.kind,
-        "done": reading.done,
-        "total": reading.total,
-        "at_s": reading.at_s,
-    }
     # An estimate is not worth a run: a full disk leaves it without this line.
     with suppress(OSError), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps(asdict(reading)) + "\n")
 
 
 class ReadingsFile:

@@ -12,7 +12,7 @@ const KNOWN = [
   "srbon-kl", "srbon-wd", "self-certainty", "majority-of-the-bests", "best-of-poisson", "corrected-bon",
 ];
 
-/** Colour variable and plotly symbol of a mode or of a variant such as `bon (N=16)`. */
+/** Colour variable and symbol of a mode or of a variant such as `bon (N=16)`. */
 export function styleOf(variant) {
   const mode = modeOf(variant);
   if (mode === "ref") return { series: GREY, symbol: "circle" };
